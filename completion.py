@@ -1,0 +1,204 @@
+"""The vocabulary: what is asked of a provider and what it answers, whatever its wire format.
+
+Rules that hold here: values only, no I/O; nothing of HTTP, of a face or of a provider. A call is a
+sequence of events, and `fold` turns them into a Completion, so streams and whole answers share one
+path. Events travel in batches (a list of what arrived together) so that one wake-up and one write
+serve many tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+Prompt: TypeAlias = str | tuple[int, ...]
+FinishReason: TypeAlias = Literal["stop", "length", "content_filter", "cancelled"]
+
+
+class Secret:
+    """A credential that can't be printed by accident: only `reveal()` gives the text."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret('***')"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What to generate, validated and face-neutral. None, () or {} means: not asked for.
+
+    A parameter equal to its no-op (n 1, best_of 1, penalties 0, top_p 1, empty logit_bias) is
+    stored as not asked for, so a target that lacks it can still serve the request.
+    """
+
+    prompts: tuple[Prompt, ...]
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    n: int | None = None
+    best_of: int | None = None
+    logprobs: int | None = None
+    """How many alternatives per token; 0 asks for the chosen token's alone."""
+    echo: bool = False
+    suffix: str | None = None
+    logit_bias: dict[str, float] = {}
+    user: str | None = None
+    stream: bool = False
+    extra: dict[str, Any] = {}
+    """Parameters that Sluice has no name for; sent to the provider as they are."""
+
+    @property
+    def choices(self) -> int:
+        """How many choices the answer has: prompts times n."""
+        return len(self.prompts) * (self.n or 1)
+
+
+class Logprobs(msgspec.Struct, frozen=True):
+    """OpenAI's legacy shape. The lists are parallel, an entry a token; a log probability is
+    natural; text_offset counts characters from the start of the choice's text."""
+
+    tokens: list[str] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] | None = None
+    text_offset: list[int] = []
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of one call. Cached and reasoning tokens are parts of input and output."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    source: Literal["provider", "estimate"] = "provider"
+
+    @property
+    def total_tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+
+class Started(msgspec.Struct, frozen=True):
+    """The provider accepted the call. The model is the one it says it runs, if it says."""
+
+    model: str | None = None
+    input_tokens: int | None = None
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """More text of one choice."""
+
+    index: int
+    text: str
+    logprobs: Logprobs | None = None
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """One choice is complete."""
+
+    index: int
+    reason: FinishReason
+
+
+class Used(msgspec.Struct, frozen=True):
+    """What the call has used so far; the last one counts."""
+
+    usage: Usage
+
+
+Event: TypeAlias = Started | Delta | Finished | Used
+Batch: TypeAlias = list[Event]
+
+
+class Choice(msgspec.Struct, frozen=True):
+    index: int
+    text: str
+    finish_reason: FinishReason | None
+    logprobs: Logprobs | None = None
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """A call's events, folded. usage is None when the provider told none."""
+
+    model: str | None
+    choices: tuple[Choice, ...]
+    usage: Usage | None
+    input_tokens: int | None = None
+
+
+def fold(events: Iterable[Event]) -> Completion:
+    """What a sequence of events amounts to; choices come in the order of their index."""
+    model: str | None = None
+    input_tokens: int | None = None
+    usage: Usage | None = None
+    texts: dict[int, list[str]] = {}
+    logprobs: dict[int, list[Logprobs]] = {}
+    reasons: dict[int, FinishReason] = {}
+    for event in events:
+        match event:
+            case Delta(index, text, part):
+                texts.setdefault(index, []).append(text)
+                if part is not None:
+                    logprobs.setdefault(index, []).append(part)
+            case Finished(index, reason):
+                reasons[index] = reason
+            case Started():
+                model = event.model or model
+                input_tokens = event.input_tokens
+            case Used():
+                usage = event.usage
+    choices = tuple(
+        Choice(
+            index,
+            "".join(texts.get(index, ())),
+            reasons.get(index),
+            join_logprobs(logprobs[index]) if index in logprobs else None,
+        )
+        for index in sorted(texts.keys() | reasons.keys())
+    )
+    return Completion(model, choices, usage, input_tokens)
+
+
+def join_logprobs(parts: list[Logprobs]) -> Logprobs:
+    """One Logprobs of several that follow each other."""
+    if len(parts) == 1:
+        return parts[0]
+    top = [part.top_logprobs for part in parts]
+    return Logprobs(
+        tokens=[token for part in parts for token in part.tokens],
+        token_logprobs=[value for part in parts for value in part.token_logprobs],
+        top_logprobs=(
+            None if all(t is None for t in top) else [entry for t in top for entry in t or []]
+        ),
+        text_offset=[offset for part in parts for offset in part.text_offset],
+    )
+
+
+def flatten(batches: Iterable[Batch]) -> Iterator[Event]:
+    """The events of some batches, one by one."""
+    for batch in batches:
+        yield from batch
+
+
+def estimate_tokens(text: str, pieces: int = 0) -> int:
+    """About how many tokens a text is, when nobody says: four UTF-8 bytes each, and at least
+    one for each piece that the provider sent it in."""
+    return max(pieces, -(-len(text.encode("utf-8", "surrogatepass")) // 4))

@@ -1,0 +1,141 @@
+"""What a provider is: a row of data, a target, and the functions that a dialect gives.
+
+Rules that hold here: pure values and protocols; no I/O, no clock, no environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Protocol
+
+import msgspec
+
+from completion import Batch, CompletionRequest, Secret
+from errors import UpstreamError
+
+
+class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A row: what a host is. `sluice.toml` can add rows and override fields of built-in ones."""
+
+    name: str
+    dialect: str = "openai"
+    base_url: str = ""
+    api_key_env: str | None = None
+    """The environment variable of its key; None: it needs none."""
+    completions: bool | tuple[str, ...] = False
+    """Which models have the legacy /completions: all, none, or those that match a glob.
+    The others are asked through /chat/completions, the prompt as one user message."""
+    cannot: tuple[str, ...] = ()
+    """Parameters (of CompletionRequest) that this host lacks although its dialect has them."""
+    models: tuple[str, ...] = ()
+    """Models worth listing; others work too."""
+    price_id: str | None = None
+    """Its name in genai-prices; None: the same as ours."""
+    free: bool = False
+    """Nobody bills for it: a cost of 0 rather than an unknown one."""
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Where a request goes: a row, the upstream's own model id, and the credential to use."""
+
+    provider: Provider
+    model: str
+    credential: Secret | None = None
+    byok: bool = False
+
+    @property
+    def name(self) -> str:
+        """The model's full name: provider/model."""
+        return f"{self.provider.name}/{self.model}"
+
+    @property
+    def legacy(self) -> bool:
+        """Whether this model is asked through the legacy /completions."""
+        has = self.provider.completions
+        if isinstance(has, bool):
+            return has
+        return any(fnmatchcase(self.model, pattern) for pattern in has)
+
+
+class Call(msgspec.Struct, frozen=True):
+    """What to send. The headers may hold a credential: never log them."""
+
+    method: str
+    url: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Dialect(Protocol):
+    """A wire format, as pure functions: bytes in, events out."""
+
+    def unsupported(self, target: Target) -> frozenset[str]:
+        """Parameters of CompletionRequest that can't be expressed for this target. Beside the
+        field names: "token_ids" (prompts of token ids), "echo_logprobs" (both together),
+        "prompt_list" (more than one prompt in a call)."""
+
+    def call(self, request: CompletionRequest, target: Target) -> Call:
+        """The HTTP request to make; `request.stream` chooses the mode."""
+
+    def events(self, chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
+        """Decode a streamed body: a batch for each chunk that completes one event or more.
+
+        Raises UpstreamError for an error in the stream, for what is not the format, and for a
+        body that ends without its terminal event.
+        """
+
+    def complete(self, body: bytes, request: CompletionRequest) -> Batch:
+        """Decode a whole JSON body. Raises UpstreamError likewise."""
+
+    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+        """What an answer other than 2xx means, by status and code. Header names are lower-case."""
+
+
+class Attempt(Protocol):
+    """One call to one target, under way."""
+
+    def events(self) -> Iterator[Batch]:
+        """Make the call and decode its answer. Raises SluiceError."""
+
+    def abort(self) -> None:
+        """End it from another thread, in any phase, at once; `events` then ends or raises
+        promptly. May be called more than once, and before `events`."""
+
+
+class Decoded(msgspec.Struct):
+    """A provider's error body, whatever its shape: OpenAI's {"error": {...}}, {"error": "text"},
+    {"detail": ...}, {"message": ...} or no JSON at all."""
+
+    message: str | None = None
+    code: str | None = None
+
+
+def decode_error_body(body: bytes) -> Decoded:
+    """The message and code in an error body; empty fields where there are none."""
+    try:
+        data = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return Decoded()
+    return decode_error(data)
+
+
+def decode_error(data: Any) -> Decoded:
+    """The same for a body that is decoded already."""
+    if isinstance(data, list) and data:  # some wrap it in a list
+        data = data[0]
+    if isinstance(data, dict):
+        for key in ("error", "detail", "message", "errors"):
+            if data.get(key):
+                data = data[key]
+                break
+    if isinstance(data, str):
+        return Decoded(message=data)
+    if not isinstance(data, dict):
+        return Decoded()
+    message = data.get("message") or data.get("msg")
+    code = data.get("code") or data.get("type") or data.get("status")
+    return Decoded(
+        message=message if isinstance(message, str) else None,
+        code=str(code) if isinstance(code, str | int) else None,
+    )
