@@ -17,6 +17,7 @@
     ├── RequestTooLarge 413 request_too_large
     ├── UnsupportedMediaType 415 unsupported_media_type
     ├── RateLimited 429 rate_limited
+    ├── ClientGone 499 client_gone (nobody is there to read it)
     ├── InternalError 500 internal_error
     ├── UpstreamError 502 provider_error
     │   └── UpstreamTimeout 504 provider_timeout
@@ -148,6 +149,15 @@ class RateLimited(SluiceError):
         self, message: str, *, retry_after: float, details: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__(message, details=details, headers=retry_headers(retry_after))
+
+
+class ClientGone(SluiceError):
+    """The client hung up before there was an answer; for the records only."""
+
+    status, code = 499, "client_gone"
+
+    def __init__(self) -> None:
+        super().__init__("The client closed the connection.")
 
 
 class InternalError(SluiceError):

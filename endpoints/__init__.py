@@ -1,0 +1,33 @@
+"""The HTTP faces, a blueprint a file. An endpoint knows no dialect, and a dialect no endpoint."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import msgspec
+from flask import Response, current_app, g
+
+from auth import KeyStore
+from config import Settings
+from gateway import Gateway
+
+
+class Services(NamedTuple):
+    """What the endpoints work with; app.py puts it together."""
+
+    settings: Settings
+    keys: KeyStore
+    gateway: Gateway
+
+
+def services() -> Services:
+    return cast(Services, current_app.extensions["sluice"])
+
+
+def request_id() -> str:
+    """The id of the current request: the client's, or one that we made."""
+    return cast(str, g.request_id)
+
+
+def json_response(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(data), status, headers=headers, mimetype="application/json")

@@ -32,6 +32,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Models worth listing; others work too."""
     price_id: str | None = None
     """Its name in genai-prices; None: the same as ours."""
+    ca_bundle: str | None = None
+    """A file of certificates to trust instead of the public ones."""
     free: bool = False
     """Nobody bills for it: a cost of 0 rather than an unknown one."""
 
@@ -101,6 +103,9 @@ class Attempt(Protocol):
     def abort(self) -> None:
         """End it from another thread, in any phase, at once; `events` then ends or raises
         promptly. May be called more than once, and before `events`."""
+
+    def close(self) -> None:
+        """Called by the thread that ran `events`, when it needs no more of them."""
 
 
 class Decoded(msgspec.Struct):

@@ -1,0 +1,43 @@
+# make run: set up and serve. make test: set up and check everything.
+# The README gives the commands behind each target, for machines without make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.requirements
+READY_DEV := .venv/.requirements-dev
+DOTENV := $(if $(wildcard .env),$(BIN)/dotenv run --no-override --,)
+
+.PHONY: run test format clean
+
+run: $(READY)
+	@$(DOTENV) $(BIN)/flask --app wsgi quickstart
+	@$(DOTENV) $(BIN)/gunicorn wsgi:app
+
+test: $(READY_DEV)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+format: $(READY_DEV)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Sluice needs Python 3.11 or newer. Install one and type: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "Python's venv module is missing. On Debian or Ubuntu type: sudo apt install python3-venv" >&2; exit 1; }
+	@echo "Setting up .venv (once)..."
+	@$(PYTHON) -m venv .venv
+
+$(READY): requirements.txt .venv/bin/python
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(READY_DEV): requirements-dev.txt requirements.txt .venv/bin/python
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@ $(READY)

@@ -1,0 +1,170 @@
+"""create_app: the only place where the parts are wired together."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import uuid
+from typing import Any
+
+from flask import Flask, Response, g, request
+from flask_cors import CORS
+from werkzeug.exceptions import HTTPException
+
+import cli
+import logs
+from auth import KeyStore
+from config import Settings
+from endpoints import (
+    Services,
+    body,
+    calls,
+    health,
+    json_response,
+    models,
+    native,
+    pages,
+    request_id,
+    services,
+)
+from errors import (
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    RequestTooLarge,
+    SluiceError,
+    UnsupportedMediaType,
+)
+from gateway import Gateway, Outcome
+from pricing import dollars
+from streams import Stream
+
+log = logging.getLogger("sluice.app")
+access = logging.getLogger("sluice.access")
+
+EXPOSED = ["X-Request-ID", "X-Stream-ID", "X-Sluice-Dropped", "X-RateLimit-Bypass", "Retry-After"]
+HTTP_ERRORS: dict[int, type[SluiceError]] = {
+    404: NotFound,
+    405: MethodNotAllowed,
+    413: RequestTooLarge,
+    415: UnsupportedMediaType,
+}
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The WSGI application. Raises ConfigError when its configuration can't be used."""
+    settings = settings or Settings.from_env()
+    logs.configure(settings.log_format, settings.log_level)
+    for warning in settings.warnings:
+        log.warning(warning)
+    app = Flask(__name__)
+    app.url_map.strict_slashes = False
+    app.extensions["sluice"] = Services(
+        settings, KeyStore(settings.keys_file, settings.keys), Gateway(settings, settled)
+    )
+    CORS(app, origins=list(settings.cors_origins), expose_headers=EXPOSED, max_age=86400)
+    for module in (native, models, health, pages):
+        app.register_blueprint(module.bp)
+    app.before_request(enter)
+    app.after_request(leave)
+    app.register_error_handler(SluiceError, error_response)
+    app.register_error_handler(HTTPException, http_error)
+    app.register_error_handler(Exception, unexpected)
+    cli.register(app)
+    return app
+
+
+def enter() -> None:
+    """A request comes in: name it, and bound how long its client may keep us waiting."""
+    g.began = time.monotonic()
+    sent = request.headers.get("X-Request-ID", "")
+    g.request_id = sent if body.ID.fullmatch(sent) else str(uuid.uuid4())
+    client = calls.client_socket()
+    if client is not None:
+        client.settimeout(services().settings.client_timeout)
+
+
+def leave(response: Response) -> Response:
+    """A response goes out. A call that was admitted is logged when it is settled."""
+    response.headers["X-Request-ID"] = g.request_id
+    client = calls.client_socket()
+    if client is not None:
+
+        def unbind() -> None:  # the server's own time-outs hold between requests
+            with contextlib.suppress(OSError):
+                client.settimeout(None)
+
+        response.call_on_close(unbind)
+    if "call" not in g:
+        log_request(response)
+    return response
+
+
+def log_request(response: Response) -> None:
+    level = logging.DEBUG if request.path in ("/health", "/ready") else logging.INFO
+    extra = {
+        "request_id": g.request_id,
+        "method": request.method,
+        "path": request.path[:200],
+        "status": response.status_code,
+        "duration_ms": round((time.monotonic() - g.began) * 1000, 1),
+    }
+    if "error_code" in g:
+        extra["code"] = g.error_code
+    access.log(level, "request", extra=extra)
+
+
+def settled(stream: Stream, outcome: Outcome) -> None:
+    """A call has ended: its line in the log."""
+    usage = outcome.usage
+    extra: dict[str, Any] = {
+        "request_id": stream.request_id,
+        "stream_id": stream.id,
+        "key_id": stream.key_id,
+        "status": outcome.status,
+        "provider": stream.target.provider.name,
+        "model": stream.target.model,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "usage_source": usage.source,
+        "cost_usd": dollars(outcome.cost),
+        "duration_ms": round(outcome.duration * 1000, 1),
+        "first_event_ms": outcome.first_event and round(outcome.first_event * 1000, 1),
+        "attempts": stream.attempts,
+        "end_reason": outcome.reason,
+    }
+    if outcome.error is not None:
+        extra["code"] = outcome.error.code
+    access.info("stream" if stream.request.stream else "completion", extra=extra)
+
+
+def error_response(error: SluiceError) -> Response:
+    g.error_code = error.code
+    return json_response(native.error_body(error, request_id()), error.status, error.headers)
+
+
+def http_error(error: HTTPException) -> Response:
+    """What Flask and werkzeug raise, as ours."""
+    kind = HTTP_ERRORS.get(error.code or 500)
+    if kind is None and (error.code or 500) >= 500:
+        return unexpected(error)
+    allowed = getattr(error, "valid_methods", None)
+    headers = {"Allow": ", ".join(sorted(allowed))} if allowed else {}
+    return error_response((kind or InvalidRequest)(http_message(error), headers=headers))
+
+
+def http_message(error: HTTPException) -> str:
+    if error.code == 404:
+        return f"Nothing is at {request.path[:200]}."
+    if error.code == 405:
+        return f"{request.path[:200]} doesn't take {request.method}."
+    return error.description or error.name
+
+
+def unexpected(error: Exception) -> Response:
+    """A defect of ours: the log has it, the client learns its id only."""
+    log.error("%s %s failed", request.method, request.path[:200], exc_info=error,
+              extra={"request_id": g.get("request_id")})  # fmt: skip
+    return error_response(InternalError())

@@ -1,0 +1,90 @@
+"""What both faces do with a call: start it for the current request, and answer with its stream."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from typing import Any
+
+import msgspec
+from flask import Response, g, request
+
+from auth import current_key
+from completion import Prompt
+from endpoints import body, request_id, services
+from errors import InvalidRequest
+from gateway import CallInProgress, Encoder
+
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+def start(
+    found: body.Parameters, prompts: tuple[Prompt, ...], extra: dict[str, Any]
+) -> CallInProgress:
+    """Admit a call and start it, for the caller of the current request. Raises SluiceError."""
+    call = services().gateway.open(
+        body.to_request(found, prompts, extra),
+        body.to_route(found),
+        key=current_key(),
+        request_id=request_id(),
+        stream_id=found.stream_id or header_stream_id() or str(uuid.uuid4()),
+        strict=request.headers.get("X-Sluice-Strict", "") == "1",
+        client=client_socket(),
+    )
+    g.call = call  # its line in the log is written when it is settled
+    return call
+
+
+def header_stream_id() -> str | None:
+    value = request.headers.get("X-Stream-ID")
+    if value is not None and not body.ID.fullmatch(value):
+        raise InvalidRequest(f"X-Stream-ID takes {body.TAKES['stream_id']}.", param="stream_id")
+    return value
+
+
+def client_socket() -> socket.socket | None:
+    """The connection that the request came on, where the server shows it."""
+    environ = request.environ
+    return environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+
+
+def headers(call: CallInProgress) -> dict[str, str]:
+    """The answer's headers that say what became of the request."""
+    found = {}
+    if call.stream.request.stream:
+        found["X-Stream-ID"] = call.stream.id
+    if call.stream.dropped:
+        found["X-Sluice-Dropped"] = ", ".join(call.stream.dropped)
+    if call.stream.target.byok:
+        found["X-RateLimit-Bypass"] = "BYOK API key used"
+    return found
+
+
+def sse_response(call: CallInProgress, encoder: Encoder) -> Response:
+    """The stream, of a call whose first event has come."""
+    answer = Response(
+        call.frames(encoder),
+        headers=STREAM_HEADERS | headers(call),
+        content_type="text/event-stream; charset=utf-8",
+    )
+    # A generator that is never started skips its `finally`.
+    answer.call_on_close(call.close)
+    return answer
+
+
+def frame(data: Any, event: str | None = None) -> bytes:
+    """One SSE frame. Line separators that common splitters take for a line's end are escaped."""
+    text = msgspec.json.encode(data)
+    if b"\xe2\x80" in text or b"\xc2\x85" in text:
+        for raw, escaped in SEPARATORS:
+            text = text.replace(raw, escaped)
+    head = b"event: " + event.encode() + b"\n" if event else b""
+    return head + b"data: " + text + b"\n\n"
+
+
+SEPARATORS = (
+    ("\u2028".encode(), b"\\u2028"),
+    ("\u2029".encode(), b"\\u2029"),
+    ("\u0085".encode(), b"\\u0085"),
+)
+DONE = b"data: [DONE]\n\n"

@@ -1,0 +1,65 @@
+"""Which models there are, in the native shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Blueprint, Response
+
+from auth import auth
+from endpoints import json_response, services
+from errors import ModelNotFound
+from pricing import ModelFacts, per_mtok
+from providers.base import Provider
+
+bp = Blueprint("models", __name__, url_prefix="/api/v1/models")
+
+
+@bp.get("")
+@auth.login_required
+def every_provider() -> Response:
+    return json_response([listed(row) for row in services().gateway.router.providers.values()])
+
+
+@bp.get("/<provider>")
+@auth.login_required
+def one_provider(provider: str) -> Response:
+    return json_response(listed(services().gateway.router.provider(provider)))
+
+
+@bp.get("/<provider>/<path:model>")
+@auth.login_required
+def one_model(provider: str, model: str) -> Response:
+    row = services().gateway.router.provider(provider)
+    for facts in services().gateway.prices.models(row):
+        if facts.id == model.rstrip("/"):
+            return json_response(described(row, facts))
+    raise ModelNotFound(f"Model {model[:100]!r} is not one that {row.name} is known to have.")
+
+
+def listed(row: Provider) -> dict[str, Any]:
+    gateway = services().gateway
+    return {
+        "name": row.name,
+        "enabled": gateway.router.enabled(row),
+        "text_completions": [described(row, facts) for facts in gateway.prices.models(row)],
+    }
+
+
+def described(row: Provider, facts: ModelFacts) -> dict[str, Any]:
+    """MODEL of the API reference; prices are USD per million tokens, null where unknown."""
+    price = facts.price
+    return {
+        "modelName": facts.id,
+        "name": facts.name or facts.id,
+        "provider": row.name,
+        "pricing": {
+            "input": per_mtok(price.input) if price else None,
+            "output": per_mtok(price.output) if price else None,
+            "unit": "per_million_tokens",
+        },
+        "specs": {"context_window": facts.context_window},
+        "capabilities": ["text_completion"],
+        "byok": row.api_key_env is not None,
+        "is_disabled": not services().gateway.router.enabled(row),
+    }

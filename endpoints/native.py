@@ -1,0 +1,272 @@
+"""The native face: completions, stop-stream, the caller's active streams, and the key exchange
+that the official client begins with."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from flask import Blueprint, Response
+
+from auth import auth, current_key, key_of, x_api_key
+from completion import Batch, Completion, Delta, Finished, FinishReason, Logprobs, Usage
+from endpoints import body, calls, json_response, services
+from errors import InvalidRequest, SluiceError, Unauthorized
+from gateway import Outcome
+from pricing import dollars
+from streams import Stream
+
+bp = Blueprint("native", __name__, url_prefix="/api/v1")
+
+FIELDS = (
+    *("prompt", "model", "provider", "stream", "temperature", "max_tokens", "top_p"),
+    *("frequency_penalty", "presence_penalty", "additional_params", "byok_api_key"),
+    *("stream_id", "fallbacks"),
+)
+
+
+@bp.post("/completions")
+@auth.login_required
+def completions() -> Response:
+    call = calls.start(*parse(body.read_object(services().settings.max_body)))
+    if call.stream.request.stream:
+        call.wait()
+        return calls.sse_response(call, Encoder(call.stream))
+    completion, outcome = call.result()
+    return json_response(answer(call.stream, completion, outcome), headers=calls.headers(call))
+
+
+@bp.post("/completions/stop-stream/<stream_id>")
+@auth.login_required
+def stop_stream(stream_id: str) -> Response:
+    services().gateway.streams.stop(current_key().id, stream_id)
+    return json_response({"success": True})
+
+
+@bp.get("/completions/streams")
+@auth.login_required
+def active_streams() -> Response:
+    return json_response([listed(s) for s in services().gateway.streams.of(current_key().id)])
+
+
+@bp.post("/auth/api-key")
+def exchange_key() -> Response:
+    """The official client trades its key for a token here; the token is the key."""
+    secret = x_api_key()
+    key_of(secret)
+    return json_response({"access_token": secret, "token_type": "bearer"})
+
+
+@bp.post("/auth/token")
+def refuse_token() -> Response:
+    """With a bad key the official client posts it here. The body is not read."""
+    raise Unauthorized(key_sent=True)
+
+
+def parse(data: dict[str, Any]) -> tuple[body.Parameters, tuple[str, ...], dict[str, Any]]:
+    """The parameters, the prompt, and what goes to the provider as it is. Raises
+    InvalidRequest."""
+    body.refuse_unknown(data, FIELDS, " Provider-specific fields go into additional_params.")
+    fields = {name: value for name, value in data.items() if value is not None}
+    if "prompt" not in fields:
+        raise InvalidRequest(f"prompt is missing; it takes {body.TAKES['prompt']}.", param="prompt")
+    prompt = fields.pop("prompt")
+    body.check("prompt", prompt, body.Text)
+    params = fields.pop("additional_params", {})
+    body.check("additional_params", params, dict[str, Any])
+    extra = body.merge_params(fields, params)
+    return body.parameters(fields), (prompt,), extra
+
+
+def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str, Any]:
+    """The body of a whole answer."""
+    first = completion.choices[0] if completion.choices else None
+    milliseconds = round(outcome.latency * 1000, 1)
+    found: dict[str, Any] = {
+        "request_id": stream.request_id,
+        "created_at": datetime.fromtimestamp(stream.opened_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "duration_ms": round(outcome.duration * 1000, 1),
+        "provider": stream.target.provider.name,
+        "model": stream.target.model,
+        "success": True,
+        "message": "",
+        "data": first.text if first else "",
+        "finish_reason": reason(outcome, first.finish_reason if first else None),
+        "usage": {
+            "tokens_prompt": outcome.usage.input_tokens,
+            "tokens_completion": outcome.usage.output_tokens,
+            "tokens_total": outcome.usage.total_tokens,
+            "cost": dollars(outcome.cost),
+            "latency": milliseconds,
+            **particulars(outcome.usage),
+        },
+    }
+    if len(completion.choices) > 1 or (first and first.logprobs):
+        found["choices"] = [
+            {
+                "text": choice.text,
+                "index": choice.index,
+                "finish_reason": reason(outcome, choice.finish_reason),
+                "logprobs": choice.logprobs,
+            }
+            for choice in completion.choices
+        ]
+    return found | remarks(stream)
+
+
+def reason(outcome: Outcome, told: FinishReason | None) -> FinishReason:
+    """A choice's finish reason; one that did not get to its end was stopped."""
+    return told or ("cancelled" if outcome.reason == "stopped" else "stop")
+
+
+def particulars(usage: Usage) -> dict[str, Any]:
+    """What there is to say of a usage beyond its sums."""
+    found: dict[str, Any] = {
+        name: count
+        for name in ("cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
+        if (count := getattr(usage, name))
+    }
+    if usage.source == "estimate":
+        found["source"] = "estimate"
+    return found
+
+
+def remarks(stream: Stream) -> dict[str, Any]:
+    """What applies to some answers only."""
+    found: dict[str, Any] = {}
+    if stream.target.byok:
+        found["byok_api_key"] = True
+    if stream.dropped:
+        found["warnings"] = [f"{stream.target.name} ignores {name}." for name in stream.dropped]
+    return found
+
+
+def listed(stream: Stream) -> dict[str, Any]:
+    """An entry of the list of active streams."""
+    return {
+        "stream_id": stream.id,
+        "provider": stream.target.provider.name,
+        "model": stream.target.model,
+        "started_at": datetime.fromtimestamp(stream.opened_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "input_tokens": stream.tally.input_tokens or 0,
+        "output_tokens": stream.tally.output_tokens,
+    }
+
+
+class Encoder:
+    """A stream's frames: usage_start, content, finish, usage_final, [DONE] or an error."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._begun = False
+        self._finished: set[int] = set()
+
+    def begin(self) -> bytes:
+        self._begun = True
+        target = self._stream.target
+        start = {
+            "type": "usage_start",
+            "request_id": self._stream.request_id,
+            "stream_id": self._stream.id,
+            "provider": target.provider.name,
+            "model": target.model,
+            "input_tokens": self._stream.tally.input_tokens or 0,
+        }
+        return calls.frame(start | remarks(self._stream), "usage_start")
+
+    def events(self, batch: Batch) -> bytes:
+        frames = [] if self._begun else [self.begin()]
+        for event in batch:
+            if isinstance(event, Delta):
+                frames.append(self._content(event.index, event.text, event.logprobs))
+            elif isinstance(event, Finished):
+                frames.append(self._finish(event.index, event.reason))
+        return b"".join(frames)
+
+    def end(self, outcome: Outcome) -> bytes:
+        frames = [] if self._begun else [self.begin()]
+        if outcome.error is None:
+            frames += [
+                self._finish(index, reason(outcome, None))
+                for index in range(self._stream.request.choices)
+                if index not in self._finished
+            ]
+        usage = outcome.usage
+        final = {
+            "type": "usage_final",
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "cost_usd": dollars(outcome.cost),
+            "latency_ms": round(outcome.latency * 1000, 1),
+        }
+        frames.append(
+            calls.frame(final | particulars(usage) | remarks(self._stream), "usage_final")
+        )
+        if outcome.error is None:
+            frames.append(calls.DONE)
+        else:
+            frames.append(calls.frame(error_frame(outcome.error, self._stream.request_id), "error"))
+        return b"".join(frames)
+
+    def _content(self, index: int, text: str, logprobs: Logprobs | None) -> bytes:
+        choice: dict[str, Any] = {
+            "text": text,
+            "delta": {"content": text},
+            "index": index,
+            "finish_reason": None,
+        }
+        if logprobs is not None:
+            choice["logprobs"] = logprobs
+        return calls.frame(
+            {
+                "type": "content",
+                "data": text,
+                "provider": self._stream.target.provider.name,
+                "choices": [choice],
+            }
+        )
+
+    def _finish(self, index: int, reason: FinishReason) -> bytes:
+        self._finished.add(index)
+        choice = {"text": "", "delta": {}, "index": index, "finish_reason": reason}
+        return calls.frame(
+            {
+                "type": "finish",
+                "provider": self._stream.target.provider.name,
+                "finish_reason": reason,
+                "choices": [choice],
+            }
+        )
+
+
+def detail(error: SluiceError, request_id: str) -> str:
+    """All that the official client shows of an error."""
+    return f"{error.message} (request_id {request_id})"
+
+
+def error_body(error: SluiceError, request_id: str) -> dict[str, Any]:
+    """The body of an error answer."""
+    return {
+        "success": False,
+        "request_id": request_id,
+        "error": error.code,
+        "code": error.code,
+        "message": error.message,
+        "status_code": error.status,
+        "details": error.details,
+        "detail": detail(error, request_id),
+        "data": "",
+    }
+
+
+def error_frame(error: SluiceError, request_id: str) -> dict[str, Any]:
+    """The last frame of a stream that failed."""
+    return {
+        "type": "error",
+        "error": detail(error, request_id),
+        "code": error.code,
+        "message": error.message,
+        "status_code": error.status,
+        "details": error.details,
+        "request_id": request_id,
+    }

@@ -1,0 +1,157 @@
+"""How gunicorn serves Sluice: one gevent worker, and a shutdown that cuts nobody silently.
+
+Rules that hold here: this file is loaded in the master, before gevent patches the worker, so it
+imports the standard library and config.py (itself standard library only) and nothing else:
+`import requests` here would make every https call recurse. A test holds it to that.
+"""
+
+import contextlib
+import fcntl
+import logging
+import resource
+import socket
+import sys
+import termios
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from config import DEFAULT_PORT, ConfigError, Settings
+
+try:
+    settings = Settings.from_env()
+except ConfigError as error:
+    sys.exit(f"sluice: {error}")
+
+SOCKETS_PER_STREAM = 2
+SPARE_CONNECTIONS = 5000  # idle ones beside the streams; at gunicorn's 1,000 they starve /ready
+INTERRUPT_DRAIN_S = 2.0
+WATCH_S = 0.1
+IDLE_S = 0.5
+FAREWELL_S = 2.0  # for the last events to reach their clients
+
+bind = f"0.0.0.0:{settings.port}" if settings.port else f"127.0.0.1:{DEFAULT_PORT}"
+workers = 1  # active streams are known to one process
+worker_class = "gevent"
+worker_connections = settings.max_streams + SPARE_CONNECTIONS
+graceful_timeout = int(settings.drain) + 5
+keepalive = 75  # longer than proxies and SDKs keep idle connections, so that they close first
+control_socket_disable = True
+forwarded_allow_ips = "127.0.0.1"
+logconfig_dict = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"sluice": {"()": "logs.formatter", "kind": settings.log_format}},
+    "handlers": {"error": {"class": "logging.StreamHandler", "formatter": "sluice"}},
+    "root": {"level": "WARNING", "handlers": ["error"]},
+    "loggers": {
+        "gunicorn.error": {"level": "INFO", "handlers": ["error"], "propagate": False},
+        "gunicorn.access": {"level": "WARNING", "handlers": [], "propagate": False},
+    },
+}
+
+log = logging.getLogger("gunicorn.error")
+
+
+def on_starting(server):
+    """Refuse what would not work, raise the limit of open files to what it may be."""
+    if server.cfg.workers != 1:
+        sys.exit(
+            f"sluice: {server.cfg.workers} workers were asked for; streams are known to one "
+            "process, so that stop-stream reaches each: use one worker (leave out -w)"
+        )
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    needed = SOCKETS_PER_STREAM * settings.max_streams + 100
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        log.warning(
+            "%d open files are allowed, and SLUICE_MAX_STREAMS=%d streams may need %d: "
+            "raise the limit (ulimit -Hn, LimitNOFILE) or lower SLUICE_MAX_STREAMS",
+            hard, settings.max_streams, needed,
+        )  # fmt: skip
+
+
+class Connections:
+    """The client connections of a gevent worker. On shutdown an idle one would keep the worker
+    from exiting until its keep-alive time is over, so it is shut down."""
+
+    def __init__(self):
+        self.idle_since = {}  # socket -> when its last request ended; None: one is being served
+
+    def track(self, handle):
+        def tracked(listener, client, address):
+            self.idle_since[client] = time.monotonic()
+            try:
+                return handle(listener, client, address)
+            finally:
+                del self.idle_since[client]
+
+        return tracked
+
+    def mark(self, client, idle_since):
+        if client in self.idle_since:
+            self.idle_since[client] = idle_since
+
+    def shut_idle(self):
+        """Those that have been idle for a moment, and on which no request is arriving."""
+        latest = time.monotonic() - IDLE_S
+        for client, since in list(self.idle_since.items()):
+            if since is not None and since < latest:
+                with contextlib.suppress(OSError):
+                    if not unread(client):
+                        client.shutdown(socket.SHUT_RDWR)
+
+
+def unread(client):
+    """How many bytes wait in a socket."""
+    return int.from_bytes(fcntl.ioctl(client.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+connections = Connections()
+
+
+def pre_request(_worker, request):
+    connections.mark(request.unreader.sock, None)
+
+
+def post_request(_worker, request, _environ, _response):
+    connections.mark(request.unreader.sock, time.monotonic())
+
+
+def post_worker_init(worker):
+    if worker_class_is_gevent(worker):
+        worker.handle = connections.track(worker.handle)
+    threading.Thread(target=watch, args=(worker,), name="watcher", daemon=True).start()
+
+
+def worker_class_is_gevent(worker):
+    return type(worker).__module__ == "gunicorn.workers.ggevent"
+
+
+def watch(worker):
+    """Nothing tells the app that its worker is to end (TERM, HUP, max_requests) but this."""
+    while worker.alive:
+        time.sleep(WATCH_S)
+    drain(worker, settings.drain)
+
+
+def worker_int(worker):
+    """Ctrl-C, or the master's QUIT: the same, in a hurry."""
+    drain(worker, INTERRUPT_DRAIN_S)
+
+
+def drain(worker, seconds):
+    """Let calls go on for a while, then end them with their error event; shut idle connections.
+    Requests that still arrive are served."""
+    gateway = worker.wsgi.extensions["sluice"].gateway
+    gateway.draining = True
+    patience = time.monotonic() + seconds
+    while len(gateway.streams) or connections.idle_since:
+        connections.shut_idle()
+        if time.monotonic() > patience + FAREWELL_S:
+            break
+        if time.monotonic() > patience:
+            gateway.streams.end_all()
+        time.sleep(WATCH_S)

@@ -1,0 +1,86 @@
+"""Log lines: JSON for machines, one line of words on a terminal.
+
+Rules that hold here: the standard library only (gunicorn's master uses the formatters too). What a
+line carries beside its message comes as `extra`, from FIELDS alone, so that no header, body or
+credential gets in by accident.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any
+
+FIELDS = (
+    "request_id", "stream_id", "key_id", "method", "path", "status", "code", "provider", "model",
+    "input_tokens", "output_tokens", "usage_source", "cost_usd", "duration_ms", "first_event_ms",
+    "attempts", "end_reason", "upstream_status", "upstream_code",
+)  # fmt: skip
+SHOWN = (
+    "method",
+    "path",
+    "status",
+    "code",
+    "provider",
+    "model",
+    "duration_ms",
+    "end_reason",
+    "request_id",
+)
+
+
+def fields(record: logging.LogRecord) -> dict[str, Any]:
+    """What the record carries beside its message."""
+    return {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {
+            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **fields(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """Words, for a person at a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        found = fields(record)
+        words = [
+            time.strftime("%H:%M:%S", time.localtime(record.created)),
+            record.levelname.lower(),
+            record.getMessage(),
+            *(f"{name}={found[name]}" for name in SHOWN if found.get(name) is not None),
+        ]
+        if "output_tokens" in found:
+            words.append(f"tokens={found['input_tokens']}+{found['output_tokens']}")
+        text = " ".join(words)
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+def formatter(kind: str) -> logging.Formatter:
+    """kind: json, text, or auto (text on a terminal)."""
+    text = kind == "text" or (kind == "auto" and sys.stderr.isatty())
+    return TextFormatter() if text else JsonFormatter()
+
+
+def configure(kind: str, level: str) -> None:
+    """Send our own lines to standard error. Other libraries' come too, from warnings up."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter(kind))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("sluice").setLevel(level.upper())

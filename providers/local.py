@@ -1,0 +1,324 @@
+"""The embedded provider: a toy model that makes a fresh checkout answer. No network, key, download.
+
+Rules that hold here: the clock decides when to work, never what is written. All work is one
+generator that passes often; `events` runs it in slices of 2 ms, one generator at a time, with the
+lock held for the slice only, never across a pause or a yield. Slices are booked one after the
+other with a pause between any two, so however many answers are under way, gevent's loop sees the
+network between slices. (A pause of 0 s would starve it.) The index is built on first use, in the
+same slices, by whoever has a turn.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from itertools import islice
+from typing import Final, TypeAlias
+
+import msgspec
+
+from completion import (
+    Batch,
+    CompletionRequest,
+    Delta,
+    Event,
+    Finished,
+    Logprobs,
+    Started,
+    Usage,
+    Used,
+    join_logprobs,
+)
+from errors import ModelNotFound, UnsupportedParameter
+from providers import ngram
+from providers.base import Target
+
+MODELS: Final = ("pydoc",)
+UNSUPPORTED: Final = frozenset({"suffix", "token_ids", "logit_bias", "echo_logprobs"})
+"""echo_logprobs: the model gives a word that it never saw no probability at all."""
+MOST_TOKENS: Final = 4096
+SLICE_S: Final = 0.002
+PAUSE_S: Final = 0.0005
+
+Piece: TypeAlias = tuple[str, Logprobs | None]
+Work: TypeAlias = Iterator[Event | None]
+"""Events in order; None: nothing yet, but a moment to look at the clock."""
+Choice: TypeAlias = Iterator[Delta | Finished | None]
+"""The same, of one choice."""
+
+
+class _Shared:
+    """The one model of the process. Only touched by who holds the turn."""
+
+    def __init__(self) -> None:
+        self._model: ngram.Model | None = None
+        self._build = _build()
+
+    def get(self) -> Generator[None, None, ngram.Model]:
+        """The model; yields while there is work to do on it."""
+        while self._model is None:
+            try:
+                self._model = next(self._build)
+            except BaseException:
+                self._build = _build()  # a broken generator can't go on: the next one starts anew
+                raise
+            yield
+        return self._model
+
+
+class _Turns:
+    """Who works when."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._free = 0.0
+
+    def book(self) -> float:
+        """When (monotonic time) the caller, who holds the lock, may work again: after everybody
+        who asked before, and a pause."""
+        start = max(time.monotonic() + PAUSE_S, self._free)
+        self._free = start + SLICE_S + PAUSE_S
+        return start
+
+
+def _build() -> Iterator[ngram.Model | None]:
+    from pydoc_data.topics import topics  # late: half a megabyte
+
+    yield None
+    yield from ngram.build(topics.values())
+
+
+_shared = _Shared()
+_turns = _Turns()
+
+
+class LocalAttempt:
+    """One answer of the embedded model: an Attempt (see providers.base)."""
+
+    def __init__(self, request: CompletionRequest, target: Target) -> None:
+        self._request = request
+        self._target = target
+        self._aborted = threading.Event()
+        self._input_tokens = 0
+        self._output_tokens = 0
+
+    def abort(self) -> None:
+        """End it, from any thread; within a slice."""
+        self._aborted.set()
+
+    def events(self) -> Iterator[Batch]:
+        """Generate. Each batch ends with the usage so far: the tokens of the prompts, and all that
+        were generated, also what a stop string cuts off or best_of leaves out.
+
+        Raises ModelNotFound, and UnsupportedParameter for prompts of token ids.
+        """
+        work = self._work(self._prompts())
+        ended = False
+        while not (ended or self._aborted.is_set()):
+            batch: Batch = []
+            with _turns.lock:
+                ended = _advance(work, batch)
+                start = 0.0 if ended else _turns.book()
+            if batch:
+                usage = Usage(input_tokens=self._input_tokens, output_tokens=self._output_tokens)
+                batch.append(Used(usage))
+                yield batch
+            if not ended:  # like a sleep, but an abort ends it
+                self._aborted.wait(max(PAUSE_S, start - time.monotonic()))
+
+    def _prompts(self) -> list[str]:
+        if self._target.model not in MODELS:
+            raise ModelNotFound(
+                f"Model {self._target.name!r} was not found. The embedded one is 'local/pydoc'.",
+                param="model",
+            )
+        prompts = [prompt for prompt in self._request.prompts if isinstance(prompt, str)]
+        if len(prompts) < len(self._request.prompts):
+            raise UnsupportedParameter(
+                f"{self._target.name} takes text, not token ids.", param="prompt"
+            )
+        return prompts
+
+    def _work(self, prompts: list[str]) -> Work:
+        tails = []
+        for prompt in prompts:
+            tail: deque[str] = deque(maxlen=ngram.ORDER)
+            for token in ngram.tokens(prompt):
+                tail.append(token)
+                self._input_tokens += 1
+                yield None
+            tails.append(tail)
+        yield Started(model=MODELS[0], input_tokens=self._input_tokens)
+        model = yield from _shared.get()
+        for number, prompt in enumerate(prompts):
+            yield from self._answer(model, prompt, model.context(tails[number]), number)
+
+    def _answer(self, model: ngram.Model, prompt: str, context: int, number: int) -> Work:
+        """All choices of one prompt."""
+        n, best_of = self._request.n or 1, self._request.best_of
+        tries = best_of or n
+        choices = [
+            self._choice(model, prompt, context, index)
+            for index in range(number * tries, (number + 1) * tries)
+        ]
+        if best_of is None:
+            for choice in choices:
+                yield from choice
+        else:
+            yield from self._best(choices, range(number * n, (number + 1) * n))
+
+    def _best(self, choices: list[Choice], indexes: range) -> Work:
+        """Of all choices those with the highest mean log probability, under these indexes."""
+        best: list[list[Delta | Finished]] = []
+        for choice in choices:
+            events = []
+            for event in choice:
+                if event is not None:
+                    events.append(event)
+                yield None
+            best = sorted([*best, events], key=_mean_logprob, reverse=True)[: len(indexes)]
+        for index, events in zip(indexes, best, strict=False):
+            for event in events:
+                if isinstance(event, Delta) and self._request.logprobs is None:
+                    yield Delta(index, event.text)
+                else:
+                    yield msgspec.structs.replace(event, index=index)
+
+    def _choice(self, model: ngram.Model, prompt: str, context: int, index: int) -> Choice:
+        request = self._request
+        limit = MOST_TOKENS if request.max_tokens is None else min(request.max_tokens, MOST_TOKENS)
+        before, offset = self._output_tokens, 0
+        if request.echo and prompt:
+            yield Delta(index, prompt)
+            offset = len(prompt)
+        pieces = islice(self._pieces(model, context, index, offset), limit)
+        stopped = yield from _deltas(index, pieces, tuple(filter(None, request.stop)))
+        full = self._output_tokens - before == limit
+        yield Finished(index, "length" if full and not stopped else "stop")
+
+    def _pieces(self, model: ngram.Model, context: int, index: int, offset: int) -> Iterator[Piece]:
+        """One token after another, with what the request and best_of want to know of it."""
+        request = self._request
+        alternatives = request.logprobs
+        if alternatives is None and request.best_of is not None:
+            alternatives = 0
+        source = _source(request.seed, index)
+        first = True
+        for before, token in ngram.walk(model, context, _sampling(request), source):
+            self._output_tokens += 1
+            text = model.texts[token]
+            logprobs = None
+            if alternatives is not None:
+                likely = model.probabilities(before, first=first)
+                logprobs = _logprobs(model, likely, token, alternatives, offset)
+                offset += len(text)
+                first = False
+            yield text, logprobs
+
+
+def _advance(work: Work, batch: Batch) -> bool:
+    """Work for a slice; whether that was the end."""
+    until = time.monotonic() + SLICE_S
+    for event in work:
+        if event is not None:
+            batch.append(event)
+        if time.monotonic() >= until:
+            return False
+    return True
+
+
+def _sampling(request: CompletionRequest) -> ngram.Sampling:
+    return ngram.Sampling(
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+    )
+
+
+def _source(seed: int | None, index: int) -> random.Random:
+    """A choice's own randomness: the same everywhere for a seed (text seeds don't use hash())."""
+    return random.Random(None if seed is None else f"{seed}/{index}")  # noqa: S311 - no secret
+
+
+def _logprobs(
+    model: ngram.Model, likely: dict[int, float], token: int, alternatives: int, offset: int
+) -> Logprobs:
+    """A token's entry: by the model's own probabilities, before temperature, top_p, penalties."""
+    top = None
+    if alternatives:
+        ranked = sorted(likely, key=likely.__getitem__, reverse=True)[:alternatives]
+        top = [{model.texts[t]: math.log(likely[t]) for t in dict.fromkeys([*ranked, token])}]
+    return Logprobs([model.texts[token]], [math.log(likely[token])], top, [offset])
+
+
+def _mean_logprob(events: list[Delta | Finished]) -> float:
+    """Per token that was sent; the lowest there is for none."""
+    values = [
+        value or 0.0
+        for event in events
+        if isinstance(event, Delta) and event.logprobs is not None
+        for value in event.logprobs.token_logprobs
+    ]
+    return sum(values) / len(values) if values else -math.inf
+
+
+def _deltas(
+    index: int, pieces: Iterator[Piece], stops: tuple[str, ...]
+) -> Generator[Delta | None, None, bool]:
+    """The pieces as deltas, up to the first stop string; whether there was one.
+
+    Tokens with text that could be the beginning of a stop string are held back.
+    """
+    held: list[Piece] = []
+    for piece in pieces:
+        if not stops:
+            yield Delta(index, *piece)
+            continue
+        held.append(piece)
+        sendable, found = cut("".join(text for text, _ in held), stops)
+        yield _joined(index, _take(held, sendable, part=found))
+        if found:
+            return True
+    yield _joined(index, held)
+    return False
+
+
+def cut(text: str, stops: tuple[str, ...]) -> tuple[int, bool]:
+    """How many characters of a text can be sent, and whether a stop string follows them.
+
+    If none does, what follows could become one.
+    """
+    found = [at for stop in stops if (at := text.find(stop)) >= 0]
+    if found:
+        return min(found), True
+    for at in range(len(text)):
+        rest = text[at:]
+        if any(stop.startswith(rest) for stop in stops):
+            return at, False
+    return len(text), False
+
+
+def _take(held: list[Piece], length: int, *, part: bool) -> list[Piece]:
+    """Take the pieces that fit into a length; with `part` also as much of the next as fits."""
+    taken = []
+    while held and length > 0:
+        text, logprobs = held[0]
+        if len(text) > length and not part:
+            break
+        taken.append((text[:length], logprobs))
+        length -= len(text)
+        del held[0]
+    return taken
+
+
+def _joined(index: int, pieces: list[Piece]) -> Delta | None:
+    if not pieces:
+        return None
+    known = [logprobs for _, logprobs in pieces if logprobs is not None]
+    text = "".join(text for text, _ in pieces)
+    return Delta(index, text, join_logprobs(known) if known else None)

@@ -1,0 +1,240 @@
+"""A toy language model: word n-grams with back-off over the reference text in every CPython.
+
+Rules that hold here: pure and deterministic; no clock, no lock, and randomness comes from the
+caller. Tokens are lossless: joined, they are the text again. A token is known by a small number;
+a context is the last three of them in one integer, the latest in the highest bits. The whole index
+is one sorted array of (context, next token) rows, so whatever follows a context of three, two or
+one tokens lies side by side, found by bisection, and drawing a row at random is drawing a token
+with the right probability.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from array import array
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, NamedTuple
+
+UNKNOWN, BREAK, END, FULL_STOP = range(4)
+SPECIAL: Final = ("", "\n\n", "<|endoftext|>", ".")
+"""The texts of those: a word never seen, a paragraph's end, the text's end, a full stop."""
+ORDER: Final = 3
+"""How many tokens a context remembers."""
+TRUST: Final = 0.75
+"""The weight of the longest context that was seen; one a token shorter gets the rest."""
+
+_BITS: Final = 16
+_NEXT: Final = (1 << _BITS) - 1
+_LATEST: Final = (ORDER - 1) * _BITS
+_START: Final = BREAK << _LATEST
+
+_TOKEN = re.compile(
+    r"\s*\n\s*"  # line ends and what surrounds them
+    r"|[^\S\n]*(?:\w+(?:[\u2019'.-]\w+)*(?:\(\))?|[^\w\s])"  # a word, name() or punctuation mark
+    r"|\s+"
+)
+_HEADING = re.compile(r"\n.+\n[*=~-]{4,}\n")
+_REMARK = re.compile(r" \([^()]*(?:\(\)[^()]*)*\)")
+_SENTENCE_END = re.compile(r"\. (?=[A-Z])")
+_PROSE = re.compile(r"[A-Z][\w ,.\u2019()-]*")
+_ODD = re.compile(r"\([^)]|\d\.\d| (?:-|[b-zB-HJ-Z][ ,]|import )|^(?:See|New|Changed|Deprecated) ")
+_FEWEST_SPACES: Final = 4
+
+
+def tokens(text: str) -> Iterator[str]:
+    """The tokens of any text: words and marks with their leading white space, line ends."""
+    return (match.group() for match in _TOKEN.finditer(text))
+
+
+def follow(context: int, token: int) -> int:
+    """The context after one more token."""
+    return token << _LATEST | context >> _BITS
+
+
+class Model(NamedTuple):
+    texts: list[str]
+    """What each token is as text, by number."""
+    numbers: dict[str, int]
+    rows: array[int]
+    """(context, next token) as 64-bit integers, sorted."""
+
+    def context(self, prompt: Iterable[str]) -> int:
+        """The context after a prompt's tokens; line ends of any kind count as a paragraph's."""
+        context = _START
+        for token in deque(prompt, ORDER):
+            number = BREAK if "\n" in token else self.numbers.get(token, UNKNOWN)
+            context = follow(context, number)
+        return context
+
+    def draw(self, context: int, source: random.Random) -> int:
+        """A token that may follow, as often as `probabilities` says."""
+        longest, shorter = self._spans(context)
+        low, high = longest if source.random() < TRUST else shorter
+        return self.rows[low + int(source.random() * (high - low))] & _NEXT
+
+    def probabilities(self, context: int, *, first: bool = False) -> dict[int, float]:
+        """The probability of every token that may follow; their sum is 1.
+
+        first: the answer begins here. It shall not be empty, so END becomes BREAK.
+        """
+        result: dict[int, float] = {}
+        for (low, high), trust in zip(self._spans(context), (TRUST, 1 - TRUST), strict=True):
+            for row in self.rows[low:high]:
+                token = row & _NEXT
+                result[token] = result.get(token, 0.0) + trust / (high - low)
+        if first and END in result:
+            result[BREAK] = result.get(BREAK, 0.0) + result.pop(END)
+        return result
+
+    def _spans(self, context: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Where the rows of the longest known context are, and those of the next shorter one.
+
+        Every context has rows when only its latest token is looked at: see `build`.
+        """
+        pair = self._span(context, 2, 0, len(self.rows))
+        if pair[0] == pair[1]:
+            single = self._span(context, 1, 0, len(self.rows))
+            return single, single
+        triple = self._span(context, 3, *pair)
+        return (triple if triple[0] < triple[1] else pair), pair
+
+    def _span(self, context: int, order: int, low: int, high: int) -> tuple[int, int]:
+        """The rows between low and high that agree with a context's latest `order` tokens."""
+        shift = (ORDER + 1 - order) * _BITS
+        key = context << _BITS >> shift << shift
+        low = bisect_left(self.rows, key, low, high)
+        return low, bisect_left(self.rows, key + (1 << shift), low, high)
+
+
+def build(texts: Iterable[str]) -> Iterator[Model | None]:
+    """Learn from texts; yields None now and then (a chance to rest) and then the model."""
+    numbers = {text: number for number, text in enumerate(SPECIAL)}
+    rows = [BREAK]  # after an unknown word comes a new paragraph
+    seen: set[str] = set()
+    for text in texts:
+        for section in _HEADING.split(text):
+            context = _START
+            for token in _TOKEN.findall("\n\n".join(_paragraphs(section, seen))):
+                number = numbers.setdefault(token, len(numbers))
+                rows.append(context << _BITS | number)
+                context = follow(context, number)
+            if context != _START:
+                rows.append(context << _BITS | END)
+            yield None
+    rows.sort()
+    yield None
+    yield Model(list(numbers), numbers, array("Q", rows))
+
+
+def _paragraphs(section: str, seen: set[str]) -> Iterator[str]:
+    """The prose of a section, without code, grammar, lists and what was `seen` elsewhere."""
+    for paragraph in section.replace('"', "").replace("*", "").split("\n\n"):
+        if paragraph in seen or not paragraph.rstrip().endswith("."):
+            continue
+        seen.add(paragraph)
+        line = _REMARK.sub("", " ".join(paragraph.split()).replace("- ", "-"))
+        kept = ". ".join(filter(_is_prose, _SENTENCE_END.split(line[:-1])))
+        if kept:
+            yield kept + "."
+
+
+def _is_prose(sentence: str) -> bool:
+    return (
+        sentence.count(" ") >= _FEWEST_SPACES
+        and _PROSE.fullmatch(sentence) is not None
+        and _ODD.search(sentence) is None
+    )
+
+
+class Sampling(NamedTuple):
+    """How to choose among the tokens that may follow: OpenAI's parameters and defaults."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+    @property
+    def penalized(self) -> bool:
+        return bool(self.presence_penalty or self.frequency_penalty)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the model's own probabilities hold."""
+        return self.temperature == 1 and self.top_p >= 1 and not self.penalized
+
+
+def shape(
+    probabilities: Mapping[int, float], counts: Mapping[int, int], sampling: Sampling
+) -> dict[int, float]:
+    """The probabilities to choose by: penalties, then temperature, then top_p.
+
+    counts: how often each token has been generated. The result has at least one token and its sum
+    is 1; temperature 0 leaves the likeliest token alone (the first one, if several are).
+    """
+    logits = {
+        token: math.log(probability) - _penalty(counts.get(token, 0), sampling)
+        for token, probability in probabilities.items()
+    }
+    best = max(logits, key=logits.__getitem__)
+    if sampling.temperature == 0:
+        return {best: 1.0}
+    weights = {
+        token: math.exp((logit - logits[best]) / sampling.temperature)
+        for token, logit in logits.items()
+    }
+    return _nucleus(weights, sampling.top_p)
+
+
+def _penalty(count: int, sampling: Sampling) -> float:
+    return sampling.presence_penalty * (count > 0) + sampling.frequency_penalty * count
+
+
+def _nucleus(weights: dict[int, float], top_p: float) -> dict[int, float]:
+    """The fewest tokens, likeliest first, that make up top_p of the whole; their sum is made 1."""
+    total = math.fsum(weights.values())
+    if top_p < 1:
+        kept: dict[int, float] = {}
+        wanted, reached = top_p * total, 0.0
+        for token in sorted(weights, key=weights.__getitem__, reverse=True):
+            kept[token] = weights[token]
+            reached += weights[token]
+            if reached >= wanted:
+                break
+        weights, total = kept, math.fsum(kept.values())
+    return {token: weight / total for token, weight in weights.items()}
+
+
+def walk(
+    model: Model, context: int, sampling: Sampling, source: random.Random
+) -> Iterator[tuple[int, int]]:
+    """Generate: (the context, the token that follows it) one after another, until the end.
+
+    Where a full stop is met again and no other way was open in between, the text would go round
+    for ever: it ends there.
+    """
+    counts: Counter[int] = Counter()
+    certain: set[int] = set()
+    while True:
+        if sampling.plain:
+            token = model.draw(context, source)
+        else:
+            now = model.probabilities(context, first=not counts)
+            weights = shape(now, counts, sampling)
+            (token,) = source.choices(tuple(weights), tuple(weights.values()))
+            if len(weights) > 1 or sampling.penalized:
+                certain.clear()
+            elif context >> _LATEST == FULL_STOP and context in certain:
+                return
+            certain.add(context)
+        if token == END:
+            if counts:
+                return
+            token = BREAK
+        yield context, token
+        counts[token] += 1
+        context = follow(context, token)

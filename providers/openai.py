@@ -1,0 +1,207 @@
+"""The OpenAI dialect: hosts with POST /completions (legacy), /chat/completions, or both.
+
+Rules that hold here: pure functions, after the protocol in base.py. What is sent is what was
+asked for and nothing else. An answer is whole when [DONE] came, or when the body ended and each
+choice asked for had its finish_reason; anything else is an UpstreamError, never a clean end.
+
+Which of the two endpoints answered is seen in the answer, not assumed: see openai_answer.py.
+
+Source: OpenAI API reference, "Completions" and "Chat" (read 2026-11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Any, Final
+
+import msgspec
+
+from completion import Batch, CompletionRequest
+from errors import UpstreamError
+from providers import sse
+from providers.base import Call, Target, decode_error_body
+from providers.openai_answer import Answer
+from providers.openai_chunk import NOT_JSON, garbage, reported, sample
+from providers.retry_after import retry_after
+
+SAMPLING: Final[tuple[str, ...]] = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "n",
+    "stop",
+    "seed",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "user",
+)
+"""Parameters with one name and meaning at both endpoints."""
+
+LEGACY_ONLY: Final[tuple[str, ...]] = ("logprobs", "echo", "best_of", "suffix")
+
+CHAT_LACKS: Final = frozenset(
+    {"suffix", "best_of", "token_ids", "echo", "echo_logprobs", "prompt_list"}
+)
+
+OURS: Final = frozenset({"model", "prompt", "messages", "stream", "stream_options"})
+"""What `extra` can't set, absent or not."""
+
+DONE: Final = b"[DONE]"
+SEEN: Final = 400
+"""Bytes of a body to remember, to show what came when it was no event stream."""
+
+
+def unsupported(target: Target) -> frozenset[str]:
+    """What this target can't be asked; see base.Dialect."""
+    lacks = frozenset(target.provider.cannot)
+    return lacks if target.legacy else lacks | CHAT_LACKS
+
+
+def call(request: CompletionRequest, target: Target) -> Call:
+    """The request to make. A chat target takes exactly one prompt, a text."""
+    headers = {
+        "Content-Type": "application/json",
+        "Accept": "text/event-stream" if request.stream else "application/json",
+        "Accept-Encoding": "identity",
+        "User-Agent": "sluice",
+    }
+    if target.credential is not None:
+        headers["Authorization"] = f"Bearer {target.credential.reveal()}"
+    path = "/completions" if target.legacy else "/chat/completions"
+    body = msgspec.json.encode(_body(request, target))
+    return Call("POST", target.provider.base_url.rstrip("/") + path, headers, body)
+
+
+def _body(request: CompletionRequest, target: Target) -> dict[str, Any]:
+    body: dict[str, Any] = {"model": target.model}
+    if target.legacy:
+        prompts = request.prompts
+        body["prompt"] = prompts[0] if len(prompts) == 1 else prompts
+        names = SAMPLING + LEGACY_ONLY
+    else:
+        (prompt,) = request.prompts
+        body["messages"] = [{"role": "user", "content": prompt}]
+        names = SAMPLING
+    for name in names:
+        value = getattr(request, name)
+        if _asked_for(value) and name not in target.provider.cannot:
+            body[name] = value
+    if not target.legacy and request.logprobs is not None:
+        body["logprobs"] = True
+        if request.logprobs:
+            body["top_logprobs"] = request.logprobs
+    if request.stream:
+        body["stream"] = True
+        body["stream_options"] = {"include_usage": True}
+    for name, value in request.extra.items():
+        if name not in OURS:
+            body.setdefault(name, value)
+    return body
+
+
+def _asked_for(value: Any) -> bool:
+    """0 is asked for; None, False, () and {} are not."""
+    return value is not None and value is not False and value != () and value != {}
+
+
+def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
+    """Decode a streamed body; see base.Dialect. Ends at [DONE] without asking for what follows.
+
+    A body that is one JSON value (a host that doesn't stream, or an error with status 200) is
+    decoded as such.
+    """
+    start, chunks = _start(iter(chunks))
+    if start in (b"{", b"["):
+        yield complete(_bounded(chunks), request)
+        return
+    seen = bytearray()
+    answer = Answer(request)
+    for frames in sse.decode(_remember(chunks, seen)):
+        batch: Batch = []
+        try:
+            done = _read(frames, answer, batch)
+        except UpstreamError:
+            if batch:  # what came before the error is the caller's all the same
+                yield batch
+            raise
+        if batch:
+            yield batch
+        if done:
+            return
+    if not answer.started:
+        raise garbage("The upstream ended the stream without an answer.", bytes(seen[:SEEN]))
+    answer.break_off()
+
+
+def _start(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """The first byte that isn't white space (none: empty), and the chunks, all of them."""
+    taken: list[bytes] = []
+    for chunk in chunks:
+        taken.append(chunk)
+        if start := chunk.lstrip()[:1]:
+            return start, chain(taken, chunks)
+    return b"", iter(taken)
+
+
+def _read(frames: list[sse.Frame], answer: Answer, batch: Batch) -> bool:
+    """Append the events of some frames; whether [DONE] was among them."""
+    for frame in frames:
+        data = frame.data
+        if data.lstrip().startswith(DONE):
+            answer.end(batch)
+            return True
+        if frame.event == "error":
+            raise _error_frame(data)
+        answer.read(data, batch)
+    return False
+
+
+def _error_frame(data: bytes) -> UpstreamError:
+    try:
+        return reported(msgspec.json.decode(data))
+    except NOT_JSON:
+        return reported(sample(data))
+
+
+def _remember(chunks: Iterator[bytes], seen: bytearray) -> Iterator[bytes]:
+    for chunk in chunks:
+        seen += chunk[:SEEN]
+        yield chunk
+        if len(seen) >= SEEN:
+            break
+    yield from chunks
+
+
+def _bounded(chunks: Iterable[bytes]) -> bytes:
+    body = bytearray()
+    for chunk in chunks:
+        body += chunk
+        if len(body) > sse.MAX_EVENT:
+            raise UpstreamError(f"The upstream sent a body of more than {sse.MAX_EVENT} bytes.")
+    return bytes(body)
+
+
+def complete(body: bytes, request: CompletionRequest) -> Batch:
+    """Decode a whole JSON body; see base.Dialect."""
+    answer = Answer(request)
+    batch: Batch = []
+    answer.read(body, batch)
+    if not answer.texts:
+        raise garbage("The upstream's answer holds no choices.", body)
+    answer.end(batch)
+    return batch
+
+
+def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+    """What an answer other than 2xx means; header names are in lower case."""
+    found = decode_error_body(body)
+    verb = "failed" if status >= 500 else "refused the call"
+    return UpstreamError(
+        f"The upstream {verb} with status {status}.",
+        upstream_status=status,
+        upstream_code=found.code,
+        upstream_message=found.message or sample(body) or None,
+        retry_after=retry_after(headers),
+    )

@@ -1,0 +1,177 @@
+"""The JSON of an OpenAI-compatible host, in all its spellings, as Structs.
+
+Rules that hold here: pure; only the fields that matter. JSON that fits the types is decoded once;
+what doesn't fit is decoded again with patience, a field of a wrong type counting as absent; only
+what isn't JSON, or isn't an object, is an error.
+
+Source: OpenAI API reference, "Completions" and "Chat", with their streaming objects; the xAI,
+DeepSeek, Groq, Mistral and OpenRouter references for what they add (read 2026-11).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+
+from errors import UpstreamError
+from providers.base import decode_error
+
+NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that don't fit."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+"""A number of tokens; what can't be one is junk."""
+
+
+class Details(msgspec.Struct):
+    cached_tokens: Count | None = None
+    cache_write_tokens: Count | None = None
+    reasoning_tokens: Count | None = None
+
+
+class Tokens(msgspec.Struct):
+    """`usage`."""
+
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
+    total_tokens: Count | None = None
+    prompt_cache_hit_tokens: Count | None = None
+    prompt_tokens_details: Details | None = None
+    completion_tokens_details: Details | None = None
+
+
+class Words(msgspec.Struct):
+    """`delta` of a chat chunk, `message` of a whole answer. Reasoning is not text."""
+
+    content: str | None = None
+
+
+class Choice(msgspec.Struct):
+    index: int = 0
+    text: str | None = None
+    delta: Words | None = None
+    message: Words | None = None
+    finish_reason: str | None = None
+    logprobs: Any = None
+    error: Any = None
+
+
+class Groq(msgspec.Struct):
+    usage: Tokens | None = None
+
+
+class Chunk(msgspec.Struct):
+    """A chunk of a stream, or a whole answer."""
+
+    model: str | None = None
+    choices: list[Choice] | None = None
+    usage: Tokens | None = None
+    error: Any = None
+    x_groq: Groq | None = None
+
+
+PARTS: Final[dict[str, type[msgspec.Struct]]] = {
+    "delta": Words,
+    "message": Words,
+    "usage": Tokens,
+    "prompt_tokens_details": Details,
+    "completion_tokens_details": Details,
+    "x_groq": Groq,
+}
+
+
+_typed = msgspec.json.Decoder(Chunk).decode
+_Kind = TypeVar("_Kind", bound=msgspec.Struct)
+
+
+def decode(data: bytes) -> Chunk:
+    """A chunk, or a whole body. Raises UpstreamError for what is not a JSON object."""
+    try:
+        return _typed(data)
+    except NOT_JSON:
+        return patiently(data)
+
+
+def patiently(data: bytes) -> Chunk:
+    """Decode what doesn't fit the types. The JSON may have NaN, lone surrogates and bytes that
+    are not UTF-8. No data at all is an empty chunk."""
+    if not data.strip():
+        return Chunk()
+    try:
+        value = json.loads(data.decode("utf-8-sig", "replace"))
+    except (ValueError, RecursionError):
+        raise garbage("The upstream sent something that is not JSON.", data) from None
+    if isinstance(value, list) and decode_error(value).message:
+        raise reported(value)
+    if not isinstance(value, dict):
+        raise garbage("The upstream sent JSON that is not an object.", data)
+    return salvage(value, Chunk)
+
+
+def salvage(value: dict[str, Any], kind: type[_Kind]) -> _Kind:
+    """A Struct of the fields that fit."""
+    kept: dict[str, Any] = {}
+    for field in msgspec.structs.fields(kind):
+        found = value.get(field.name)
+        if field.name in PARTS:
+            if isinstance(found, dict):
+                kept[field.name] = salvage(found, PARTS[field.name])
+        elif field.name == "choices":
+            if isinstance(found, list):
+                kept["choices"] = [salvage(c, Choice) for c in found if isinstance(c, dict)]
+        elif found is not None:
+            found = whole(joined(found) if field.name == "content" else found)
+            try:
+                kept[field.name] = msgspec.convert(found, field.type, strict=False)
+            except msgspec.ValidationError:
+                continue
+    return kind(**kept)
+
+
+def joined(content: Any) -> Any:
+    """Content may be a list of parts, of which those of type "text" are text (Mistral)."""
+    if not isinstance(content, list):
+        return content
+    parts = (part for part in content if isinstance(part, dict) and part.get("type") == "text")
+    return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+
+
+def reported(value: Any) -> UpstreamError:
+    """The error in a decoded object or text, whatever its shape. Its code may be an HTTP status."""
+    if isinstance(value, dict) and isinstance(value.get("message"), str) and not value.get("error"):
+        value = {"error": value}  # flat, as older vLLM: its code stands beside the message
+    found = decode_error(value)
+    code = found.code
+    status = int(code) if code and code.isdecimal() and len(code) == 3 else 0
+    return UpstreamError(
+        "The upstream reported an error instead of an answer.",
+        upstream_status=status if 400 <= status < 600 else None,
+        upstream_code=code,
+        upstream_message=found.message,
+    )
+
+
+def whole(value: Any) -> Any:
+    """The value with U+FFFD for each half of a surrogate pair, which UTF-8 can't express."""
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, list):
+        return [whole(item) for item in value]
+    if isinstance(value, dict):
+        return {whole(key): whole(item) for key, item in value.items()}
+    return value
+
+
+def garbage(message: str, data: bytes) -> UpstreamError:
+    """An error that shows what came."""
+    return UpstreamError(message, upstream_message=sample(data) or None)
+
+
+def sample(data: bytes) -> str:
+    """The first 80 characters or so, on one line and printable."""
+    text = " ".join(data[:400].decode("utf-8", "replace").split())
+    text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+    return text if len(text) <= 80 else text[:80] + "…"

@@ -1,0 +1,43 @@
+"""How long a provider asks to wait, read from the headers of its refusal.
+
+Rules that hold here: pure, and no clock: a date counts from the answer's own `date` header, which
+also spares us the difference between the two hosts' clocks.
+
+Source: RFC 9110, section 10.2.3 (seconds or a date); `retry-after-ms` is OpenAI's (read 2026-11).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait, 0 or more; None when the headers (names in lower case) don't say."""
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    seconds = _number(value)
+    if seconds is not None:
+        return seconds
+    return _between(headers.get("date"), value)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return max(0.0, number) if math.isfinite(number) else None
+
+
+def _between(start: str | None, end: str | None) -> float | None:
+    try:
+        return max(
+            0.0,
+            (parsedate_to_datetime(end or "") - parsedate_to_datetime(start or "")).total_seconds(),
+        )
+    except (ValueError, TypeError):  # TypeError: only one of them names its zone
+        return None

@@ -1,0 +1,156 @@
+"""Server-sent events: the bytes of a body in, events out.
+
+Rules that hold here: pure; the result depends on the bytes, never on where they were split; line
+and event are bounded in size. A body that breaks off in the middle of an event is not this
+module's to judge: what is unfinished is discarded, and the dialect, which knows what the last
+event must be, decides whether the answer is whole.
+
+Source: WHATWG HTML, section 9.2 "Server-sent events", "Interpreting an event stream"
+(read 2026-11). `id` and `retry` serve reconnection, which an answer has no use for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from errors import UpstreamError
+
+MAX_LINE = 1 << 20
+"""Bytes a line may have."""
+MAX_EVENT = 4 << 20
+"""Bytes the data of an event may have."""
+
+BOM = b"\xef\xbb\xbf"
+
+
+class Frame(msgspec.Struct, frozen=True, gc=False):
+    """One event. data is UTF-8 as it came: the specification asks for U+FFFD in the place of
+    what is not, and whoever decodes it does that."""
+
+    event: str
+    data: bytes
+
+
+def decode(chunks: Iterable[bytes]) -> Iterator[list[Frame]]:
+    """The events of a body: a list for each chunk that completes one or more.
+
+    It ends when the body does, dropping an event whose blank line never came. Raises UpstreamError
+    for a line above MAX_LINE or an event above MAX_EVENT, after what came before it.
+    """
+    pending = _Pending()
+    for text in _unix_lines(_without_bom(iter(chunks))):
+        frames: list[Frame] = []
+        try:
+            pending.feed(text, frames)
+        except UpstreamError:
+            if frames:
+                yield frames
+            raise
+        if frames:
+            yield frames
+
+
+class _Pending:
+    """The event under way: its fields so far, and the pieces of its unfinished line."""
+
+    __slots__ = ("data", "event", "pieces", "size", "unfinished")
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.unfinished = 0
+        self.forget()
+
+    def forget(self) -> None:
+        self.event = b""
+        self.data: list[bytes] = []
+        self.size = 0
+
+    def feed(self, text: bytes, frames: list[Frame]) -> None:
+        """Take more text, in which lines end with LF; append the events that it completes."""
+        if b"\n" not in text:
+            self.hold(text)
+            return
+        if self.pieces:
+            text = b"".join((*self.pieces, text))
+            self.pieces, self.unfinished = [], 0
+        begun = bool(self.data or self.event)
+        if begun:  # the line end before this text counts towards a blank line
+            text = b"\n" + text
+        blocks = text.split(b"\n\n")
+        tail = blocks.pop()
+        careful = len(text) > MAX_LINE
+        for block in blocks:
+            if block.startswith(b"data: ") and b"\n" not in block and not (begun or careful):
+                frames.append(Frame("message", block[6:]))
+            else:
+                self.take(block.split(b"\n"))
+                self.dispatch(frames)
+                begun = False
+        if tail:
+            *lines, rest = tail.split(b"\n")
+            self.take(lines)
+            self.hold(rest)
+
+    def hold(self, piece: bytes) -> None:
+        """Keep a piece of a line whose end has not come."""
+        self.unfinished += len(piece)
+        if self.unfinished > MAX_LINE:
+            raise _too_long("line", MAX_LINE)
+        self.pieces.append(piece)
+
+    def take(self, lines: list[bytes]) -> None:
+        """Take whole lines of the event. An empty one here is a blank line before its begin."""
+        for line in lines:
+            if len(line) > MAX_LINE:
+                raise _too_long("line", MAX_LINE)
+            name, _, value = line.partition(b":")
+            value = value.removeprefix(b" ")
+            if name == b"data":
+                self.size += len(value) + 1
+                if self.size > MAX_EVENT:
+                    raise _too_long("event", MAX_EVENT)
+                self.data.append(value)
+            elif name == b"event":
+                self.event = value
+
+    def dispatch(self, frames: list[Frame]) -> None:
+        """The blank line came: the event is complete. One without data is none."""
+        if self.data:
+            name = self.event.decode("utf-8", "replace") or "message"
+            frames.append(Frame(name, b"\n".join(self.data)))
+        self.forget()
+
+
+def _without_bom(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    start = b""
+    for chunk in chunks:
+        start += chunk
+        if not BOM.startswith(start):
+            yield start.removeprefix(BOM)
+            break
+        if start == BOM:
+            break
+    else:
+        yield start
+    yield from chunks
+
+
+def _unix_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same text with LF for each line end. A CR ends its line at once, without waiting for
+    what follows: a LF that opens the next chunk then belongs to it, and is swallowed."""
+    after_cr = False
+    for chunk in chunks:
+        if after_cr and chunk:
+            chunk = chunk.removeprefix(b"\n")
+            after_cr = False
+        if b"\r" in chunk:
+            after_cr = chunk.endswith(b"\r")
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if chunk:
+            yield chunk
+
+
+def _too_long(what: str, limit: int) -> UpstreamError:
+    return UpstreamError(f"The upstream sent a stream {what} of more than {limit} bytes.")

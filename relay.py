@@ -1,0 +1,158 @@
+"""The relay between a provider and a client: a mailbox, and a tally of what came.
+
+A reader puts batches of the provider's events into the mailbox; a writer takes them out and answers
+the client. Everything else that can happen to a call (stop, a client gone, a deadline, shutdown) is
+a message in the same mailbox, so it is decided in one place: the first End wins.
+Rules that hold here: plain threading, which runs under gevent and threads alike; nothing of HTTP,
+of a face or of a provider.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from enum import Enum
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from completion import Batch, Delta, Prompt, Started, Usage, Used, estimate_tokens
+from errors import SluiceError
+
+BACKLOG = 256 * 1024  # bytes of events that may wait for a slow client, about
+EVENT_WEIGHT = 64  # bytes that an event counts beside its text
+
+EndReason: TypeAlias = Literal[
+    "completed", "stopped", "client_gone", "provider_error", "deadline", "shutdown"
+]
+
+
+class End(msgspec.Struct, frozen=True):
+    """The last message of a call: why it ended, and what the client is told if that is a
+    failure."""
+
+    reason: EndReason
+    error: SluiceError | None = None
+
+
+class Nudge(Enum):
+    KEEP_ALIVE = "keep-alive"  # there was silence for a while
+    RELEASE = "release"  # the status line has been held back long enough
+
+
+Message: TypeAlias = Batch | End | Nudge
+
+
+class Mailbox:
+    """Messages for one writer. Batches wait for room, the others never do."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._messages: deque[Message] = deque()
+        self._backlog = 0
+        self._end: End | None = None
+
+    def put(self, batch: Batch, weight: int) -> bool:
+        """Add a batch, when the backlog has room for it. False: the call has ended."""
+        with self._changed:
+            while self._backlog > BACKLOG and self._end is None:
+                self._changed.wait()
+            if self._end is not None:
+                return False
+            self._messages.append(batch)
+            self._backlog += weight
+            self._changed.notify_all()
+            return True
+
+    def nudge(self, nudge: Nudge) -> None:
+        with self._changed:
+            if self._end is None and nudge not in self._messages:
+                self._messages.append(nudge)
+                self._changed.notify_all()
+
+    def end(self, end: End) -> bool:
+        """The call is over; the first End wins. Yet an answer that is complete but not yet
+        delivered can still be stopped: what waits is then dropped."""
+        with self._changed:
+            if self._end is not None:
+                undelivered = bool(self._messages) and self._end.reason == "completed"
+                if not undelivered or end.reason in ("completed", "provider_error", "deadline"):
+                    return False
+                self._messages.clear()
+            self._end = end
+            self._messages.append(end)
+            self._changed.notify_all()
+            return True
+
+    def take(self) -> list[Message]:
+        """All that has arrived; waits until there is something."""
+        with self._changed:
+            while not self._messages:
+                self._changed.wait()
+            taken = list(self._messages)
+            self._messages.clear()
+            if self._backlog > BACKLOG:
+                self._changed.notify_all()
+            self._backlog = 0
+            return taken
+
+    @property
+    def full(self) -> bool:
+        return self._backlog > BACKLOG
+
+
+class Tally:
+    """What a call has brought so far, kept by its reader: what the meter goes by, whatever the
+    client received of it."""
+
+    def __init__(self, prompts: tuple[Prompt, ...]) -> None:
+        self._prompts = prompts
+        self._started: Started | None = None
+        self._usage: Usage | None = None
+        self.pieces = 0
+        self._bytes = 0
+
+    def add(self, batch: Batch) -> int:
+        """Count a batch. Returns its weight in a mailbox, in bytes."""
+        before = self._bytes
+        for event in batch:
+            if isinstance(event, Delta):
+                text = event.text
+                self.pieces += 1
+                self._bytes += len(text) if text.isascii() else len(text.encode())
+            elif isinstance(event, Used):
+                self._usage = event.usage
+            elif isinstance(event, Started):
+                self._started = event
+        return self._bytes - before + EVENT_WEIGHT * len(batch)
+
+    @property
+    def input_tokens(self) -> int | None:
+        """As the provider tells them; None until it does."""
+        if self._usage is not None:
+            return self._usage.input_tokens
+        return self._started.input_tokens if self._started else None
+
+    @property
+    def output_tokens(self) -> int:
+        """So far; an estimate until the provider tells."""
+        return self._usage.output_tokens if self._usage else max(self.pieces, -(-self._bytes // 4))
+
+    def usage(self, *, failed: bool) -> Usage:
+        """What to account for. A provider that refused the call before it began bills nothing;
+        in any other case what it didn't tell is estimated."""
+        if self._usage is not None:
+            return self._usage
+        if failed and self._started is None:
+            return Usage()
+        told = self.input_tokens
+        return Usage(
+            input_tokens=told if told is not None else sum(map(prompt_tokens, self._prompts)),
+            output_tokens=self.output_tokens,
+            source="estimate",
+        )
+
+
+def prompt_tokens(prompt: Prompt) -> int:
+    """How many tokens a prompt has: counted if it is token ids, estimated if text."""
+    return estimate_tokens(prompt) if isinstance(prompt, str) else len(prompt)

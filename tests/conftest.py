@@ -1,0 +1,86 @@
+"""Fixtures that all tests share. The parts of Sluice are imported late, so that the tests of the
+harness need none of them, and a test that starts servers doesn't import them in vain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trustme
+
+from tests.fake_provider import FakeProvider
+from tests.live import Server, fake_rows, make_key, settings_files
+
+if TYPE_CHECKING:
+    from flask import Flask
+    from flask.testing import FlaskClient
+
+
+@pytest.fixture(scope="session")
+def fake_process() -> Iterator[FakeProvider]:
+    with FakeProvider.start() as fake:
+        yield fake
+
+
+@pytest.fixture
+def fake(fake_process: FakeProvider) -> FakeProvider:
+    """A fake provider that has forgotten other tests."""
+    fake_process.reset()
+    return fake_process
+
+
+@pytest.fixture(scope="session")
+def ca() -> trustme.CA:
+    """Signs the certificate of `tls_fake`; a client must be told to trust it."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls_fake(ca: trustme.CA, tmp_path: Path) -> Iterator[FakeProvider]:
+    """A fake provider that speaks TLS."""
+    path = tmp_path / "fake.pem"
+    path.write_bytes(ca.issue_cert("127.0.0.1", "localhost").private_key_and_cert_chain_pem.bytes())
+    with FakeProvider.start(tls=path) as fake:
+        yield fake
+
+
+@pytest.fixture(scope="session")
+def live_server(fake_process: FakeProvider) -> Iterator[Server]:
+    with Server(fake_rows(fake_process.base_url)) as server:
+        yield server
+
+
+@pytest.fixture
+def server(live_server: Server, fake: FakeProvider) -> Server:
+    """Sluice under gunicorn with gevent; its rows `fake` and `fakechat` lead to `fake`."""
+    return live_server
+
+
+@pytest.fixture
+def new_key() -> tuple[str, str]:
+    return make_key()
+
+
+@pytest.fixture
+def key(new_key: tuple[str, str]) -> str:
+    """The key that `app` knows."""
+    return new_key[0]
+
+
+@pytest.fixture
+def app(fake: FakeProvider, tmp_path: Path, new_key: tuple[str, str]) -> Flask:
+    """Sluice within the test's process; its rows `fake` and `fakechat` lead to `fake`."""
+    from app import create_app
+    from config import Settings
+
+    (tmp_path / "sluice.toml").write_text(fake_rows(fake.base_url))
+    (tmp_path / "keys.jsonl").touch(mode=0o600)
+    (tmp_path / "keys.jsonl").write_text(new_key[1])
+    return create_app(Settings.from_env(settings_files(tmp_path)))
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()

@@ -1,0 +1,443 @@
+"""The real thing, started as its user would start it, and a client that sees its timing.
+
+Rules that hold here: a server gets its settings from the test alone, never from the developer's
+environment; it listens on loopback; its files are in a directory that goes with it; and when it is
+stopped, no process of it is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import random
+import secrets
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
+
+ROOT = Path(__file__).resolve().parent.parent
+READY_TIMEOUT_S = 15.0
+POLL_S = 0.02
+
+Kind: TypeAlias = Literal["gevent", "gthread", "python", "flask"]
+
+FOREIGN_PREFIXES = ("SLUICE_", "FLASK_", "GUNICORN_")
+FOREIGN_NAMES = ("PORT", "WEB_CONCURRENCY", "REDIS_URL", "DATABASE_URL")
+"""Variables that would change a server, beside those that end with _API_KEY."""
+
+
+def fake_rows(base_url: str) -> str:
+    """sluice.toml rows that lead to a fake provider, once with legacy completions, once without."""
+    row = '[providers.{}]\ndialect = "openai"\nbase_url = "{}"\ncompletions = {}\n\n'
+    return row.format("fake", base_url, "true") + row.format("fakechat", base_url, "false")
+
+
+def make_key(name: str = "test", **fields: object) -> tuple[str, str]:
+    """A key's text, and its line in the key file; fields override the line's."""
+    text = f"sluice-{secrets.token_urlsafe(32)}"
+    line = {
+        "id": f"key_{secrets.token_urlsafe(9)}",
+        "name": name,
+        "hash": f"sha256:{hashlib.sha256(text.encode()).hexdigest()}",
+        "created": "2026-01-01T00:00:00Z",
+        "expires": None,
+        "disabled": False,
+        "tier": "standard",
+        "requests_per_minute": None,
+        "tokens_per_hour": None,
+        "budget_usd": None,
+        "models": ["*"],
+    }
+    return text, json.dumps(line | fields) + "\n"
+
+
+def settings_files(directory: Path) -> dict[str, str]:
+    """The variables that keep a Sluice's files in one directory."""
+    return {
+        "SLUICE_CONFIG": str(directory / "sluice.toml"),
+        "SLUICE_KEYS_FILE": str(directory / "keys.jsonl"),
+    }
+
+
+class Server:
+    """A Sluice under way: `with Server(fake_rows(fake.base_url)) as server: ...`
+
+    config: the text of its sluice.toml. kind: gunicorn as configured, gunicorn with threads,
+    `python wsgi.py` or `flask run`. env: more variables. args: more arguments of the command.
+    directory holds its files and its output.
+    """
+
+    def __init__(
+        self,
+        config: str = "",
+        *,
+        kind: Kind = "gevent",
+        env: Mapping[str, str] | None = None,
+        args: Sequence[str] = (),
+        threads: int = 16,
+        root: Path = ROOT,
+    ) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._kept = tempfile.TemporaryDirectory(prefix="sluice-test-")
+        self.directory = Path(self._kept.name)
+        (self.directory / "sluice.toml").write_text(config)
+        self.key = self.add_key()
+        self._env = self._environment() | dict(env or {})
+        self._command = [sys.executable, *_command(kind, self.port, threads, args)]
+        self._root = root
+
+    def start(self) -> Self:
+        """Launch it and wait until it takes work; raises RuntimeError with its output."""
+        with (self.directory / "output").open("ab") as output:
+            # A process group of its own: Ctrl-C is for the tests, and all of it can be found.
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=self._root,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+            )
+        try:
+            self.wait(self.is_ready, READY_TIMEOUT_S)
+        except BaseException as failure:
+            output_so_far = self.output()
+            self.stop()
+            if not isinstance(failure, TimeoutError):
+                raise
+            raise RuntimeError(f"{self._command} isn't ready:\n{output_so_far}") from None
+        return self
+
+    def stop(self, timeout: float = 10.0) -> int:
+        """End it by TERM, then by KILL; its exit status."""
+        self._process.terminate()
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(timeout)
+        self._end_orphans()
+        self._kept.cleanup()
+        return self._process.returncode
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """The master's, or the only process's."""
+        return self._process.pid
+
+    def worker_pids(self) -> list[int]:
+        return [p.pid for p in _processes() if p.parent == self.pid]
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def returncode(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll()
+
+    def is_ready(self) -> bool:
+        """Whether GET /ready is 200."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", "/ready")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def wait(self, condition: Callable[[], bool], timeout: float = 5.0) -> None:
+        """Wait for something to be so; TimeoutError when it isn't in time, or never will be."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline or self.returncode() is not None:
+                raise TimeoutError(f"not so after {timeout:g} s; output:\n{self.output()}")
+            time.sleep(POLL_S)
+
+    def output(self) -> str:
+        """What it wrote to stdout and stderr so far."""
+        return (self.directory / "output").read_text(errors="replace")
+
+    def add_key(self, name: str = "test", **fields: object) -> str:
+        """Add a key to its key file; the key's text."""
+        text, line = make_key(name, **fields)
+        path = self.directory / "keys.jsonl"
+        path.touch(mode=0o600)
+        with path.open("a") as file:
+            file.write(line)
+        return text
+
+    def client(self, **options: Any) -> RawClient:
+        return RawClient(self.port, key=self.key, **options)
+
+    def _environment(self) -> dict[str, str]:
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(FOREIGN_PREFIXES)
+            and not name.endswith("_API_KEY")
+            and name not in FOREIGN_NAMES
+        }
+        return kept | {
+            "PORT": str(self.port),
+            "PYTHONUNBUFFERED": "1",
+            "FLASK_SKIP_DOTENV": "1",  # a developer's .env holds real keys
+            **settings_files(self.directory),
+        }
+
+    def _end_orphans(self) -> None:
+        """Workers of a killed master end by themselves a moment later, or here."""
+        deadline = time.monotonic() + 2
+        while members := [p.pid for p in _processes() if p.group == self.pid]:
+            if time.monotonic() > deadline:
+                for pid in members:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            time.sleep(POLL_S)
+
+
+def _command(kind: Kind, port: int, threads: int, args: Sequence[str]) -> list[str]:
+    gunicorn = ["-m", "gunicorn", "-b", f"127.0.0.1:{port}"]
+    match kind:
+        case "gevent":
+            return [*gunicorn, *args, "wsgi:app"]
+        case "gthread":
+            return [*gunicorn, "-k", "gthread", "--threads", str(threads), *args, "wsgi:app"]
+        case "python":
+            return ["wsgi.py", *args]
+        case "flask":
+            return ["-m", "flask", "--app", "wsgi", "run", "--port", str(port), *args]
+
+
+def free_port() -> int:
+    """A port that is free, below those that outgoing connections take by themselves, so that none
+    of the tests' own connections takes it before the server does."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+class _Process(NamedTuple):
+    pid: int
+    parent: int
+    group: int
+
+
+def _processes() -> Iterator[_Process]:
+    """All that run, from /proc; not those that have ended and wait for their parent to notice."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent, group = path.read_text().rpartition(")")[2].split()[:3]
+            if state != "Z":
+                yield _Process(int(path.parent.name), int(parent), int(group))
+
+
+@dataclass(frozen=True)
+class Head:
+    """at: when it was complete, by time.monotonic()."""
+
+    at: float
+    status: int
+    headers: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One SSE frame. at: when it was complete. write: the number of the HTTP chunk, which is a
+    write of the server, that completed it."""
+
+    at: float
+    write: int
+    text: str
+
+    @property
+    def event(self) -> str | None:
+        return self._field("event: ")
+
+    @property
+    def data(self) -> str | None:
+        return self._field("data: ")
+
+    @property
+    def comment(self) -> str | None:
+        return self._field(": ")
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.data or "null")
+
+    def _field(self, prefix: str) -> str | None:
+        lines = [line for line in self.text.split("\n") if line.startswith(prefix)]
+        return "\n".join(line.removeprefix(prefix) for line in lines) if lines else None
+
+
+class RawClient:
+    """HTTP over a plain socket, read as slowly, and left as rudely, as a test wants.
+
+    timeout: seconds that any one read or write may take (TimeoutError). rcvbuf: bytes the kernel
+    may take in while the test doesn't read. An answer that breaks off raises EOFError.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        *,
+        key: str | None = None,
+        timeout: float = 10.0,
+        rcvbuf: int | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.key = key
+        self.sock = socket.socket()
+        if rcvbuf is not None:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
+        self.sock.settimeout(timeout)
+        try:
+            self.sock.connect(("127.0.0.1", port))
+            if tls:
+                self.sock = tls.wrap_socket(self.sock, server_hostname="127.0.0.1")
+        except BaseException:
+            self.sock.close()
+            raise
+        self._buffer = b""
+        self._headers: Mapping[str, str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        content: object = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Send a request, with the key if there is one. content: JSON; bytes go as they are."""
+        fields = {"Host": "127.0.0.1"}
+        if self.key:
+            fields["Authorization"] = f"Bearer {self.key}"
+        data = content if isinstance(content, bytes) else b""
+        if content is not None:
+            data = data or json.dumps(content).encode()
+            fields |= {"Content-Type": "application/json", "Content-Length": str(len(data))}
+        lines = [f"{name}: {value}" for name, value in (fields | dict(headers or {})).items()]
+        text = "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""])
+        self.send(text.encode("latin-1") + data)
+
+    def read_head(self) -> Head:
+        """The status and the headers, whose names are lower-case."""
+        status, *lines = self._until(b"\r\n\r\n").decode("latin-1").split("\r\n")
+        rows = (line.partition(": ") for line in lines)
+        self._headers = {name.lower(): value for name, _, value in rows}
+        self._frames = self._read_frames()
+        return Head(time.monotonic(), int(status.split()[1]), dict(self._headers))
+
+    def chunks(self) -> Iterator[bytes]:
+        """The body as it comes: its HTTP chunks, or what each read brings."""
+        if self._headers.get("transfer-encoding") == "chunked":
+            while size := int(self._until(b"\r\n"), 16):
+                yield self._exactly(size + 2)[:-2]
+            self._until(b"\r\n")
+        elif "content-length" in self._headers:
+            yield self._exactly(int(self._headers["content-length"]))
+        else:
+            with contextlib.suppress(EOFError):
+                while True:
+                    yield self._exactly(len(self._buffer) or 1)
+
+    def body(self) -> bytes:
+        return b"".join(self.chunks())
+
+    def json(self) -> Any:
+        return json.loads(self.body())
+
+    def frames(self) -> Iterator[Frame]:
+        """The body's SSE frames; may be left and taken up again."""
+        return self._frames
+
+    def frame(self) -> Frame:
+        """The next one."""
+        return next(self._frames)
+
+    def ended(self, timeout: float = 5.0) -> bool:
+        """Whether the server closes within that time; what it still sends is thrown away."""
+        deadline = time.monotonic() + timeout
+        try:
+            while (left := deadline - time.monotonic()) > 0:
+                self.sock.settimeout(left)
+                if not self.sock.recv(65536):
+                    return True
+        except ConnectionError:
+            return True
+        except TimeoutError:
+            pass
+        return False
+
+    def half_close(self) -> None:
+        """Say that nothing more will be sent (FIN), but go on reading."""
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Hang up with a RST."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    def close(self) -> None:
+        """Hang up with a FIN, which shutdown sends even where answers are left unread."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+
+    def _read_frames(self) -> Iterator[Frame]:
+        text = b""
+        for number, chunk in enumerate(self.chunks()):
+            *whole, text = (text + chunk).split(b"\n\n")
+            at = time.monotonic()
+            yield from (Frame(at, number, part.decode()) for part in whole)
+        if text:
+            raise EOFError(f"a frame breaks off: {text!r}")
+
+    def _until(self, mark: bytes) -> bytes:
+        while mark not in self._buffer:
+            self._fill()
+        found, _, self._buffer = self._buffer.partition(mark)
+        return found
+
+    def _exactly(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            self._fill()
+        found, self._buffer = self._buffer[:size], self._buffer[size:]
+        return found
+
+    def _fill(self) -> None:
+        data = self.sock.recv(65536)
+        if not data:
+            raise EOFError(f"the server closed after {self._buffer!r}")
+        self._buffer += data

@@ -1,0 +1,283 @@
+"""Every dialect against its fixtures: raw bytes in, the same answer out however they are cut.
+
+A fixture is a folder, tests/fixtures/<dialect>/<case>/, with some of
+
+    stream.*         a streamed body, as it came
+    body.json        a whole body
+    refusal.json     {"status", "headers"} of an answer other than 2xx; its body in refusal.body
+    request.json     fields of the CompletionRequest that asked (absent: one prompt, "Hi")
+    expect.json      the answer: {"model", "choices": [{"index", "text", "finish_reason",
+                     "logprobs"}], "usage": its fields other than 0, or null}; or
+                     {"error": {"message", "upstream_status", "upstream_code",
+                     "upstream_message", "retry_after"}, "before": the choices until then}
+
+Where stream and body are both there, one expectation serves both: that is the parity. To add a
+dialect, add a row to DIALECTS and its fixtures.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+
+import completion
+from completion import Completion, CompletionRequest, Event, Finished, flatten, fold
+from errors import UpstreamError
+from providers import openai
+from providers.base import Dialect
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+SMALL = 4096
+"""Bytes up to which a stream is cut at every place; a larger one at some SAMPLES of them."""
+SAMPLES = 500
+
+
+def blank_lines(stream: bytes) -> list[int]:
+    """Where the events of a stream of server-sent events end."""
+    return [match.end() for match in re.finditer(rb"(?:\r\n|\n|\r)(?:\r\n|\n|\r)", stream)]
+
+
+class Row(NamedTuple):
+    dialect: Dialect
+    event_ends: Callable[[bytes], list[int]] = blank_lines
+    last: bytes | None = None
+    """What marks the end of a stream: whatever follows it is ignored."""
+
+
+DIALECTS = {"openai": Row(openai, last=b"data: [DONE]\n\n")}
+
+GARBAGE = (b"\x00\xff garbage", b"data: {]\n\n", b'data: {"error":"late"}\n\n', b"\r\n" * 9)
+
+
+class Case(NamedTuple):
+    row: Row
+    folder: Path
+
+    @property
+    def request(self) -> CompletionRequest:
+        path = self.folder / "request.json"
+        fields = json.loads(path.read_text()) if path.exists() else {}
+        fields = {"prompts": ["Hi"], "stream": self.stream is not None, **fields}
+        return msgspec.convert(fields, CompletionRequest)
+
+    @property
+    def expected(self) -> dict[str, Any]:
+        expected: dict[str, Any] = json.loads((self.folder / "expect.json").read_text())
+        return expected
+
+    @property
+    def stream(self) -> bytes | None:
+        return next((path.read_bytes() for path in self.folder.glob("stream.*")), None)
+
+    @property
+    def body(self) -> bytes | None:
+        path = self.folder / "body.json"
+        return path.read_bytes() if path.exists() else None
+
+
+CASES = [
+    Case(row, folder)
+    for name, row in DIALECTS.items()
+    for folder in sorted((FIXTURES / name).iterdir())
+]
+
+
+def cases(holding: str) -> pytest.MarkDecorator:
+    """Run a test for each case with a file of this name."""
+    found = [case for case in CASES if list(case.folder.glob(holding))]
+    ids = [f"{case.folder.parent.name}/{case.folder.name}" for case in found]
+    return pytest.mark.parametrize("case", found, ids=ids)
+
+
+class Outcome(NamedTuple):
+    events: list[Event]
+    error: dict[str, Any] | None
+
+
+def told(error: UpstreamError) -> dict[str, Any]:
+    names = ("message", "upstream_status", "upstream_code", "upstream_message", "retry_after")
+    fields = {name: getattr(error, name) for name in names}
+    if fields["retry_after"] is None:
+        del fields["retry_after"]
+    return fields
+
+
+def outcome(case: Case, request: CompletionRequest, chunks: Iterable[bytes]) -> Outcome:
+    """What a stream amounts to, up to its end or its error."""
+    events: list[Event] = []
+    try:
+        for batch in case.row.dialect.events(chunks, request):
+            assert batch, "a batch without events wakes the reader for nothing"
+            events += batch
+    except UpstreamError as error:
+        return Outcome(events, told(error))
+    return Outcome(events, None)
+
+
+def shown(answer: Completion) -> dict[str, Any]:
+    """A Completion as expect.json has it."""
+    choices = [msgspec.to_builtins(choice) for choice in answer.choices]
+    for choice in choices:
+        if choice["logprobs"] is None:
+            del choice["logprobs"]
+    usage = answer.usage and {
+        name: value
+        for name, value in msgspec.to_builtins(answer.usage).items()
+        if value and name != "source"
+    }
+    return {"model": answer.model, "choices": choices, "usage": usage}
+
+
+def all_finished(events: list[Event], request: CompletionRequest) -> bool:
+    return len({event.index for event in events if isinstance(event, Finished)}) >= request.choices
+
+
+def places(stream: bytes) -> Iterable[int]:
+    """Where to cut: everywhere, or, in a large stream, here and there."""
+    step = 1 if len(stream) <= SMALL else max(1, len(stream) // SAMPLES)
+    return range(0, len(stream), step)
+
+
+@cache
+def stream_of(case: Case) -> bytes:
+    assert case.stream is not None
+    return case.stream
+
+
+@cases("stream.*")
+def test_a_stream_is_what_it_says(case: Case) -> None:
+    events, error = outcome(case, case.request, [stream_of(case)])
+    expected = case.expected
+    if "error" in expected:
+        assert error == expected["error"]
+        assert shown(fold(events))["choices"] == expected.get("before", [])
+    else:
+        assert error is None
+        assert shown(fold(events)) == expected
+
+
+@cases("body.json")
+def test_a_body_is_what_it_says(case: Case) -> None:
+    assert case.body is not None
+    expected = case.expected
+    try:
+        events = case.row.dialect.complete(case.body, case.request)
+    except UpstreamError as error:
+        assert told(error) == expected.get("error")
+    else:
+        assert shown(fold(events)) == expected
+
+
+@cases("refusal.json")
+def test_a_refusal_is_what_it_says(case: Case) -> None:
+    answer = json.loads((case.folder / "refusal.json").read_text())
+    body = (case.folder / "refusal.body").read_bytes()
+    error = case.row.dialect.error(answer["status"], answer["headers"], body)
+    assert told(error) == case.expected["error"]
+
+
+@cases("stream.*")
+def test_stream_and_body_agree(case: Case) -> None:
+    if case.body is None or "error" in case.expected:
+        return
+    streamed = fold(flatten(case.row.dialect.events([stream_of(case)], case.request)))
+    assert streamed == fold(case.row.dialect.complete(case.body, case.request))
+
+
+@cases("stream.*")
+def test_byte_by_byte(case: Case) -> None:
+    stream, request = stream_of(case), case.request
+    single = [stream[i : i + 1] for i in range(len(stream))]
+    assert outcome(case, request, single) == outcome(case, request, [stream])
+
+
+@cases("stream.*")
+def test_split_in_two_at_every_place(case: Case) -> None:
+    stream, request = stream_of(case), case.request
+    whole = outcome(case, request, [stream])
+    for place in places(stream):
+        assert outcome(case, request, [stream[:place], stream[place:]]) == whole, place
+
+
+@cases("stream.*")
+def test_empty_chunks_change_nothing(case: Case) -> None:
+    stream, request = stream_of(case), case.request
+    chunks = [part for line in stream.splitlines(keepends=True) for part in (b"", line, b"")]
+    assert outcome(case, request, chunks) == outcome(case, request, [stream])
+
+
+@cases("stream.*")
+def test_a_batch_for_each_chunk(case: Case) -> None:
+    """The events of a chunk come together, and before the next chunk is asked for."""
+    stream, request = stream_of(case), case.request
+    asked = 0
+
+    def chunks() -> Iterable[bytes]:
+        nonlocal asked
+        start = 0
+        for end in [*case.row.event_ends(stream), len(stream)]:
+            asked += 1
+            yield stream[start:end]
+            start = end
+
+    served = []
+    try:
+        for _ in case.row.dialect.events(chunks(), request):
+            served.append(asked)
+    except UpstreamError:
+        pass
+    assert served == sorted(set(served))
+
+
+@cases("stream.*")
+@pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
+def test_what_follows_the_end_is_ignored(case: Case, garbage: bytes) -> None:
+    stream, request, last = stream_of(case), case.request, case.row.last
+    if last is None or last not in stream:
+        return
+    stream = stream[: stream.index(last) + len(last)]
+    whole = outcome(case, request, [stream])
+    assert outcome(case, request, [stream + garbage]) == whole
+    assert outcome(case, request, [stream, garbage, garbage]) == whole
+
+
+@cases("stream.*")
+def test_a_truncated_stream_never_ends_well(case: Case) -> None:
+    """At no event's end and at no other byte, unless each choice had its finish_reason."""
+    stream, request = stream_of(case), case.request
+    whole = outcome(case, request, [stream])
+    for place in sorted({*case.row.event_ends(stream), *places(stream)} - {len(stream)}):
+        cut = outcome(case, request, [stream[:place]])
+        assert cut.events == whole.events[: len(cut.events)], place
+        if cut.error is None:
+            assert all_finished(cut.events, request) or cut == whole, place
+
+
+def test_each_dialect_has_fixtures_of_each_kind() -> None:
+    for name in DIALECTS:
+        for kind in ("stream.*", "body.json", "refusal.json"):
+            assert list((FIXTURES / name).glob(f"*/{kind}")), (name, kind)
+
+
+def test_each_fixture_is_used() -> None:
+    known = {"body.json", "request.json", "expect.json", "refusal.json", "refusal.body"}
+    for case in CASES:
+        files = {path.name for path in case.folder.iterdir()}
+        assert not {f for f in files - known if not f.startswith("stream.")}, case.folder
+        assert "expect.json" in files, case.folder
+        assert files & {"body.json", "refusal.json"} or case.stream is not None, case.folder
+
+
+def test_fixtures_know_the_vocabulary() -> None:
+    """A misspelt field in expect.json would compare unequal; in request.json it would be lost."""
+    names = set(completion.CompletionRequest.__struct_fields__)
+    for case in CASES:
+        path = case.folder / "request.json"
+        assert not path.exists() or set(json.loads(path.read_text())) <= names, case.folder

@@ -1,0 +1,724 @@
+"""auth.py and keys.py: the file, the store, the headers. Keys are made while the tests run."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from flask import Flask, jsonify
+from flask.testing import FlaskClient
+from flask.typing import ResponseReturnValue
+
+import auth
+import keys
+from auth import KeyStore
+from errors import SluiceError
+from keys import Key, KeyFileError
+
+ROOT = Path(__file__).parent.parent
+ALL_FIELDS = [
+    "id", "name", "hash", "created", "expires", "disabled",
+    "tier", "requests_per_minute", "tokens_per_hour", "budget_usd", "models",
+]  # fmt: skip
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "keys.jsonl"
+
+
+@pytest.fixture
+def store(path: Path, monkeypatch: pytest.MonkeyPatch) -> KeyStore:
+    """A store that looks at its file on every call."""
+    monkeypatch.setattr(auth, "LOOK_EVERY_S", 0)
+    return KeyStore(path)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def a_row(**changes: Any) -> dict[str, Any]:
+    """A new line's object, with changes; a value of ... takes the field away."""
+    row = json.loads(keys.new_line("someone", None, ("*",), "free")[0]) | changes
+    return {name: value for name, value in row.items() if value is not ...}
+
+
+def write(path: Path, *lines: object) -> None:
+    texts = (line if isinstance(line, str) else json.dumps(line) for line in lines)
+    path.write_text("".join(text + "\n" for text in texts))
+    path.chmod(0o600)
+
+
+# Keys
+
+
+def test_a_created_key_is_found_by_its_text_alone(store: KeyStore, path: Path) -> None:
+    key, secret = store.create("laptop")
+    assert secret.startswith("sk-sluice-")
+    assert len(secret) == len("sk-sluice-") + 43
+    assert store.find(secret) == store.get("laptop") == store.get(key.id) == key
+    assert store.all() == [key]
+    assert KeyStore(path).find(secret) == key
+    for wrong in ("", "sk-sluice-", secret[:-1], secret + "x", key.id, key.hash, "é", "\ud800"):
+        assert store.find(wrong) is None
+    assert store.find(secret + "x" * 1_000_000) is None
+
+
+def test_the_file_holds_the_documented_shape_and_no_secret(store: KeyStore, path: Path) -> None:
+    key, secret = store.create(
+        "ci", expires=timedelta(days=30), models=("openai/*", "local/*"), tier="standard"
+    )
+    (row,) = rows_of(path)
+    assert list(row) == ALL_FIELDS
+    assert row["hash"] == keys.fingerprint(secret) == key.hash
+    assert datetime.fromisoformat(row["expires"]) == key.expires == key.created + timedelta(days=30)
+    assert row["created"].endswith("Z")
+    assert len(row["created"]) == len("2026-01-01T00:00:00Z")
+    assert row["models"] == ["openai/*", "local/*"]
+    assert row["id"].startswith("key_")
+    assert len(row["id"]) == len("key_") + 12
+    everything = path.read_text() + repr(key)
+    assert secret.removeprefix("sk-sluice-") not in everything
+    assert key.hash not in repr(key)
+
+
+def test_the_file_and_its_lock_are_the_owners_alone(store: KeyStore, path: Path) -> None:
+    old = os.umask(0)
+    try:
+        store.create("a")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE((path.parent / "keys.jsonl.lock").stat().st_mode) == 0o600
+    assert sorted(file.name for file in path.parent.iterdir()) == ["keys.jsonl", "keys.jsonl.lock"]
+
+
+def test_disable_enable_delete(store: KeyStore) -> None:
+    key, secret = store.create("a")
+    other, other_secret = store.create("b")
+    assert store.update("a", disabled=True).status == "disabled"
+    assert store.find(secret) is None
+    assert store.update(key.id, disabled=False) == key
+    assert store.find(secret) == key
+    assert store.delete("a") == key
+    assert store.find(secret) is None
+    assert store.find(other_secret) == other
+    assert store.all() == [other]
+
+
+def test_expiry_is_looked_at_on_each_find(store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, secret = store.create("a", expires=timedelta(minutes=1))
+    assert store.find(secret) == key
+    later = datetime.now(UTC) + timedelta(minutes=2)
+    monkeypatch.setattr(keys, "datetime", SimpleNamespace(now=lambda _zone: later))
+    assert store.find(secret) is None
+    assert key.status == "expired"
+
+
+def test_expiry_can_be_an_instant_of_any_zone(store: KeyStore) -> None:
+    instant = datetime(2100, 1, 1, 2, 0, 0, 999, tzinfo=timezone(timedelta(hours=2)))
+    key, _ = store.create("a", expires=instant)
+    assert key.expires == datetime(2100, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"name": ""}, "name"),
+        ({"name": "x" * 101}, "name"),
+        ({"name": "\x1b[31m"}, "name"),
+        ({"name": "key_x"}, "key_"),
+        ({"name": "sk-sluice-x"}, "sk-sluice-"),
+        ({"name": "--yes"}, "begin"),
+        ({"name": " a"}, "space"),
+        ({"tier": "gold"}, "enterprise"),
+        ({"models": ()}, "openai/*"),
+        ({"models": ("a", "")}, "openai/*"),
+        ({"models": ("a\n",)}, "models"),
+        ({"expires": timedelta(0)}, "future"),
+        ({"expires": datetime(2020, 1, 1, tzinfo=UTC)}, "future"),
+        ({"expires": timedelta(days=9_000_000)}, "late"),
+        ({"name": "taken"}, "already"),
+    ],
+)
+def test_create_refuses(store: KeyStore, path: Path, arguments: dict[str, Any], word: str) -> None:
+    store.create("taken")
+    before = path.read_bytes()
+    with pytest.raises(KeyFileError) as caught:
+        store.create(**({"name": "a"} | arguments))
+    assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == before
+
+
+def test_unknown_and_ambiguous_names(store: KeyStore, path: Path) -> None:
+    one, two = a_row(), a_row()
+    write(path, one, two)
+    for change in (store.get, store.delete, lambda name: store.update(name, disabled=True)):
+        with pytest.raises(KeyFileError) as caught:
+            change("someone")
+        assert one["id"] in str(caught.value)
+        assert two["id"] in str(caught.value)
+        with pytest.raises(KeyFileError) as caught:
+            change("a-secret-by-mistake")
+        assert "a-secret" not in str(caught.value)
+    assert store.get(two["id"]).id == two["id"]
+
+
+@pytest.mark.parametrize(
+    ("globs", "model", "allowed"),
+    [
+        (["*"], "openai/gpt-4o", True),
+        (["openai/*"], "openai/gpt-4o", True),
+        (["openai/*"], "OpenAI/gpt-4o", False),
+        (["openai/*"], "xopenai/gpt-4o", False),
+        (["openai/*"], "openrouter/openai/gpt-4o", False),
+        (["local/*", "openai/gpt-4o"], "openai/gpt-4o", True),
+        (["local/*", "openai/gpt-4o"], "openai/gpt-4o-mini", False),
+        (["openai/gpt-?"], "openai/gpt-4", True),
+        ([], "openai/gpt-4", False),
+        (["*a" * 40], "a" * 5_000 + "b", False),
+    ],
+)
+def test_allows(globs: list[str], model: str, allowed: bool) -> None:
+    _, key = keys.read_line(json.dumps(a_row(models=globs)).encode())
+    assert auth.allows(key, model) is allowed
+
+
+# The file
+
+
+BROKEN: list[tuple[object, str]] = [
+    ("{", "not JSON"),
+    ("# a comment", "not JSON"),
+    ('{"a":NaN}', "not JSON"),
+    ("[" * 100_000, "not JSON"),
+    ('["a"]', "not a JSON object"),
+    ('"text"', "not a JSON object"),
+    *((a_row() | {name: ["\x00"]}, name) for name in ALL_FIELDS if name != "budget_usd"),
+    *((a_row(**{name: ...}), f"'{name}' is missing") for name in ALL_FIELDS),
+    (a_row(id="abc"), "id"),
+    (a_row(id="key_abc\n"), "id"),
+    (a_row(name=""), "name"),
+    (a_row(name="\x1b[2J"), "name"),
+    (a_row(hash="sha256:" + "A" * 64), "hash"),
+    (a_row(hash="sha256:" + "a" * 63), "hash"),
+    (a_row(created=None), "created"),
+    (a_row(created="yesterday"), "created"),
+    (a_row(created="2026-01-01T00:00:00"), "created"),
+    (a_row(created="2026-13-01T00:00:00Z"), "created"),
+    (a_row(expires="2026-01-01T00:00:00+02:00"), "expires"),
+    (a_row(disabled="no"), "disabled"),
+    (a_row(tier="gold"), "tier"),
+    (a_row(requests_per_minute=1.5), "requests_per_minute"),
+    (a_row(tokens_per_hour=-1), "tokens_per_hour"),
+    (a_row(budget_usd=-0.1), "budget_usd"),
+    (a_row(models="*"), "models"),
+    (a_row(models=[1]), "models"),
+]
+
+
+@pytest.mark.parametrize(("line", "what"), BROKEN)
+def test_a_broken_line_is_named_by_number_and_skipped(
+    path: Path, caplog: pytest.LogCaptureFixture, line: object, what: str
+) -> None:
+    good, later = a_row(name="good"), a_row(name="later")
+    write(path, good, line, "", later)
+    store = KeyStore(path)
+    assert [key.name for key in store.all()] == ["good", "later"]
+    (problem,) = store.problems()
+    assert problem.startswith("keys.jsonl line 2 is skipped: ")
+    assert what in problem
+    assert len(problem) < 100
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", problem)
+    ]
+    assert caplog.records[0].name == "sluice.auth"
+
+
+def test_bytes_that_are_not_utf8_are_a_broken_line(path: Path) -> None:
+    path.write_bytes(b'{"name":"\xff"}\n' + json.dumps(a_row()).encode())
+    store = KeyStore(path)
+    assert store.problems() == ["keys.jsonl line 1 is skipped: not JSON"]
+    assert len(store.all()) == 1
+
+
+def test_of_two_lines_with_one_id_or_hash_the_first_counts(path: Path) -> None:
+    first = a_row(name="first")
+    write(path, first, a_row(id=first["id"]), a_row(hash=first["hash"]))
+    store = KeyStore(path)
+    assert [key.name for key in store.all()] == ["first"]
+    assert [problem[:17] for problem in store.problems()] == [
+        "keys.jsonl line 2",
+        "keys.jsonl line 3",
+    ]
+
+
+def test_a_change_leaves_every_other_line_and_unknown_fields(store: KeyStore, path: Path) -> None:
+    mine = a_row(name="mine", later={"a": [1, 12345678901234567890123]}, budget_usd=2)
+    other = '  {"odd" :  "spacing"}\t'
+    write(path, other, mine, "", "{broken", "é")
+    lines = path.read_text().splitlines()
+    store.update("mine", disabled=True)
+    lines[1] = keys.write_line(mine | {"disabled": True}).decode()
+    assert path.read_text().splitlines() == lines
+    store.create("new")
+    assert path.read_text().splitlines()[:-1] == lines
+    store.delete("mine")
+    del lines[1]
+    assert path.read_text().splitlines()[:-1] == lines
+
+
+def test_a_file_from_an_editor_on_windows(path: Path, store: KeyStore) -> None:
+    text = "\ufeff" + json.dumps(a_row(name="a")) + "\r\n" + json.dumps(a_row(name="b"))
+    path.write_text(text, newline="")
+    assert [key.name for key in store.all()] == ["a", "b"]
+    store.create("c")
+    store.update("a", disabled=True)
+    assert [key.name for key in store.all()] == ["a", "b", "c"]
+    assert store.problems() == []
+
+
+def test_the_file_is_read_again_when_it_changes(
+    store: KeyStore, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert store.all() == []
+    other = KeyStore(path)
+    key, secret = other.create("a")
+    assert store.find(secret) == key
+    other.update("a", disabled=True)
+    assert store.find(secret) is None
+    path.write_text(path.read_text() + "{half a li")
+    assert store.get("a").disabled
+    assert len(store.problems()) == 1
+    assert caplog.messages == store.problems()
+    path.unlink()
+    assert store.all() == store.all() == []
+    assert caplog.messages[1:] == ["keys.jsonl is gone, and its keys with it"]
+    other.create("b")
+    assert [found.name for found in store.all()] == ["b"]
+
+
+def test_the_file_is_looked_at_four_times_a_second_at_most(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(auth, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    store = KeyStore(path)
+    _, secret = KeyStore(path).create("a")
+    clock[0] += 0.24
+    assert store.find(secret) is None
+    clock[0] += 0.02
+    assert store.find(secret) is not None
+
+
+def test_an_unchanged_file_is_not_read(store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, secret = store.create("a")
+    monkeypatch.setattr(Path, "read_bytes", lambda _path: pytest.fail("read"))
+    assert store.find(secret) == key
+
+
+def test_who_comes_during_a_look_has_the_keys_before_it(store: KeyStore) -> None:
+    key, secret = store.create("a")
+    with store._lock:
+        assert store.find(secret) == key
+
+
+def test_readers_never_miss_a_key_while_the_file_changes(store: KeyStore, path: Path) -> None:
+    key, secret = store.create("stays")
+    missed: list[str] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            if store.find(secret) != key:
+                missed.append("missed")
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    writer = KeyStore(path)
+    for number in range(10):
+        writer.create(f"k{number}")
+        writer.delete(f"k{number}")
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert missed == []
+
+
+def test_while_the_file_cannot_be_read_the_keys_stay(
+    store: KeyStore,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _, secret = store.create("a")
+    KeyStore(path).create("b")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", failing(errno.EACCES))
+        assert store.find(secret) is not None
+        assert store.find(secret) is not None
+        assert store.problems() == ["keys.jsonl can't be read: Permission denied"]
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert len(store.all()) == 2
+    assert store.problems() == []
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_not_a_regular_file_is_neither_read_nor_replaced(
+    path: Path, make: Callable[[Path], None]
+) -> None:
+    make(path)
+    store = KeyStore(path)
+    assert store.all() == []
+    assert store.problems() == ["keys.jsonl can't be read: not a regular file"]
+    with pytest.raises(KeyFileError, match="not a regular file"):
+        store.create("a")
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_that_others_can_read_is_warned_of_once_and_closed_on_writing(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "LOOK_EVERY_S", 0)
+    write(path, a_row())
+    path.chmod(0o644)
+    store = KeyStore(path)
+    write(path, a_row(), a_row(name="b"))
+    path.chmod(0o640)
+    assert len(store.all()) == 2
+    assert caplog.messages == ["others may read or write keys.jsonl: chmod 600 it"]
+    store.delete("b")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+# Writing
+
+
+def failing(code: int) -> Callable[..., Any]:
+    def fail(*_: object, **__: object) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("call", "code"),
+    [
+        ("os.write", errno.ENOSPC),
+        ("os.fsync", errno.ENOSPC),
+        ("os.open", errno.EROFS),
+        ("tempfile.mkstemp", errno.EACCES),
+        ("pathlib.Path.replace", errno.EIO),
+    ],
+)
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    store: KeyStore, path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+) -> None:
+    key, secret = store.create("a")
+    store.create("stays")
+    before = path.read_bytes()
+    for change in (lambda: store.create("b"), lambda: store.delete("a")):
+        with monkeypatch.context() as patch:
+            patch.setattr(call, failing(code))
+            with pytest.raises(KeyFileError) as caught:
+                change()
+        assert os.strerror(code) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert path.read_bytes() == before
+    assert {file.name for file in path.parent.iterdir()} == {"keys.jsonl", "keys.jsonl.lock"}
+    assert store.find(secret) == key
+
+
+def test_short_writes_are_continued(store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: whole(handle, data[:7]))
+    key, secret = store.create("a")
+    assert store.find(secret) == key
+
+
+def test_a_folder_that_cannot_be_synced_does_not_undo_the_change(
+    store: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "no")
+        whole(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    _, secret = store.create("a")
+    assert store.find(secret) is not None
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(KeyFileError, match="No such file or directory"):
+        KeyStore(tmp_path / "none" / "keys.jsonl").create("a")
+
+
+def test_a_link_stays_a_link(store: KeyStore, path: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    target = tmp_path / "real" / "k"
+    path.symlink_to(target)
+    key, secret = store.create("a")
+    assert path.is_symlink()
+    assert [row["id"] for row in rows_of(target)] == [key.id]
+    assert store.find(secret) == key
+    assert (tmp_path / "real" / "k.lock").exists()
+
+
+def test_the_files_owner_stays(
+    store: KeyStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root over a service's file: otherwise the service could no longer read it."""
+    store.create("a")
+    owners: list[tuple[int, int]] = []
+    mine = os.fstat
+
+    def fstat(handle: int) -> Any:
+        found = list(mine(handle))
+        found[stat.ST_UID] += 1
+        return os.stat_result(found)
+
+    monkeypatch.setattr(os, "fstat", fstat)
+    monkeypatch.setattr(os, "fchown", lambda _handle, uid, gid: owners.append((uid, gid)))
+    store.create("b")
+    assert owners == [(path.stat().st_uid, path.stat().st_gid)]
+    monkeypatch.setattr(os, "fchown", failing(errno.EPERM))
+    with pytest.raises(KeyFileError, match="Operation not permitted"):
+        store.create("c")
+    assert len(rows_of(path)) == 2
+
+
+WRITERS = """
+import multiprocessing
+import sys
+from pathlib import Path
+from auth import KeyStore
+
+def write(writer):
+    store = KeyStore(Path(sys.argv[1]))
+    return [store.create(f"{writer}-{number}")[1] for number in range(5)]
+
+with multiprocessing.get_context("fork").Pool(8) as pool:
+    print(*sum(pool.map(write, range(8), chunksize=1), []))
+"""
+
+
+def test_processes_that_write_at_once_lose_nothing(store: KeyStore, path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WRITERS, path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = done.stdout.split()
+    assert len({key.id for key in map(store.find, found) if key}) == 40
+    assert len(rows_of(path)) == 40
+    assert store.problems() == []
+
+
+# SLUICE_KEYS
+
+
+def test_keys_of_the_variable_are_found_and_cannot_be_changed(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "LOOK_EVERY_S", 0)
+    maker = KeyStore(tmp_path / "elsewhere")
+    fixed, secret = maker.create("fixed")
+    store = KeyStore(path, "\n" + maker.line("fixed") + "\n\nnonsense\n")
+    own, own_secret = store.create("own")
+    assert store.find(secret) == fixed
+    assert store.find(own_secret) == own
+    assert store.all() == [own, fixed]
+    assert (store.is_fixed(own), store.is_fixed(fixed)) == (False, True)
+    assert store.problems() == ["SLUICE_KEYS line 4 is skipped: not JSON"]
+    for change in (store.delete, lambda name: store.update(name, disabled=True)):
+        with pytest.raises(KeyFileError, match="SLUICE_KEYS"):
+            change("fixed")
+    with pytest.raises(KeyFileError, match="already"):
+        store.create("fixed")
+    path.unlink()
+    assert store.all() == [fixed]
+
+
+def test_of_one_key_in_both_places_the_files_counts(store: KeyStore, path: Path) -> None:
+    key, secret = store.create("a")
+    both = KeyStore(path, store.line("a"))
+    assert both.update("a", disabled=True).disabled
+    assert both.find(secret) is None
+    assert not both.is_fixed(key)
+    assert len(both.all()) == len(both.problems()) == 1
+
+
+# Requests
+
+
+@pytest.fixture
+def client(store: KeyStore) -> FlaskClient:
+    app = Flask(__name__)
+    app.extensions["sluice"] = SimpleNamespace(keys=store)
+
+    @app.errorhandler(SluiceError)
+    def encode(error: SluiceError) -> ResponseReturnValue:
+        return jsonify(code=error.code, message=error.message), error.status, error.headers
+
+    @app.route("/", methods=["GET", "POST", "OPTIONS"], provide_automatic_options=False)
+    @auth.auth.login_required
+    def index() -> ResponseReturnValue:
+        user = auth.auth.current_user()
+        return jsonify(name=user and user.name, presented=auth.presented_key())
+
+    @app.post("/x")
+    def exchange() -> ResponseReturnValue:
+        return jsonify(auth.key_of(auth.x_api_key()).name)
+
+    @app.get("/open")
+    def unguarded() -> ResponseReturnValue:
+        return jsonify(auth.current_key().name)
+
+    @app.get("/current")
+    @auth.auth.login_required
+    def current() -> ResponseReturnValue:
+        return jsonify(auth.current_key().name)
+
+    return app.test_client()
+
+
+@pytest.fixture
+def secret(store: KeyStore) -> str:
+    return store.create("laptop")[1]
+
+
+ACCEPTED: list[dict[str, str]] = [
+    {"Authorization": "Bearer KEY"},
+    {"Authorization": "bearer KEY"},
+    {"Authorization": "BEARER KEY"},
+    {"Authorization": " bEaReR   KEY "},
+    {"X-API-Key": "KEY"},
+    {"x-api-key": " KEY "},
+    {"X-API-Key": "KEY", "Authorization": ""},
+    {"X-API-Key": "wrong", "Authorization": "Bearer KEY"},
+]
+
+
+@pytest.mark.parametrize("headers", ACCEPTED)
+def test_a_good_key_is_accepted(client: FlaskClient, secret: str, headers: dict[str, str]) -> None:
+    sent = {name: value.replace("KEY", secret) for name, value in headers.items()}
+    answer = client.get("/", headers=sent)
+    assert answer.status_code == 200
+    assert answer.json == {"name": "laptop", "presented": secret}
+    assert client.get("/current", headers=sent).json == "laptop"
+
+
+REFUSED: list[tuple[dict[str, str], bool]] = [
+    ({}, False),
+    ({"Authorization": ""}, False),
+    ({"Authorization": "Bearer"}, False),
+    ({"Authorization": "Bearer "}, False),
+    ({"Authorization": "KEY"}, False),
+    ({"Authorization": "Basic KEY"}, False),
+    ({"Authorization": "Basic \xe9\xff"}, False),
+    ({"Authorization": "Basic !!!"}, False),
+    ({"Authorization": "Digest a=KEY"}, False),
+    ({"Authorization": "Basic KEY", "X-API-Key": "KEY"}, False),
+    ({"Authorization": "\xe9\xff"}, False),
+    ({"X-API-Key": "  "}, False),
+    ({"Authorization": "Bearer wrong"}, True),
+    ({"Authorization": "Bearer wrong", "X-API-Key": "KEY"}, True),
+    ({"Authorization": "Bearer KEY KEY"}, True),
+    ({"Authorization": "Bearer KEY, Bearer KEY"}, True),
+    ({"Authorization": "Bearer \xe9\xff\x80"}, True),
+    ({"Authorization": 'Bearer a="b", c=d'}, True),
+    ({"Authorization": "Bearer " + "x" * 1_000_000}, True),
+    ({"Authorization": "Bearer " + "a=b," * 250_000}, True),
+    ({"X-API-Key": "Bearer KEY"}, True),
+    ({"X-API-Key": "\xe9"}, True),
+]
+
+
+@pytest.mark.parametrize(("headers", "key_sent"), REFUSED)
+def test_anything_else_is_refused_in_the_same_words(
+    client: FlaskClient, secret: str, headers: dict[str, str], key_sent: bool
+) -> None:
+    sent = {name: value.replace("KEY", secret) for name, value in headers.items()}
+    answer = client.post("/", headers=sent)
+    assert answer.status_code == 401
+    assert answer.json == {
+        "code": "unauthorized",
+        "message": "A valid API key is needed: send it as 'Authorization: Bearer KEY'.",
+    }
+    challenge = 'Bearer realm="sluice"' + (', error="invalid_token"' if key_sent else "")
+    assert answer.headers["WWW-Authenticate"] == challenge
+
+
+def test_disabled_and_expired_keys_are_refused_like_unknown_ones(
+    client: FlaskClient, store: KeyStore, secret: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = {"Authorization": f"Bearer {secret}"}
+    unknown = client.get("/", headers={"Authorization": "Bearer unknown"})
+    store.update("laptop", disabled=True)
+    disabled = client.get("/", headers=headers)
+    store.delete("laptop")
+    _, short = store.create("short", expires=timedelta(hours=1))
+    later = datetime.now(UTC) + timedelta(hours=2)
+    monkeypatch.setattr(keys, "datetime", SimpleNamespace(now=lambda _zone: later))
+    expired = client.get("/", headers={"Authorization": f"Bearer {short}"})
+    for answer in (disabled, expired):
+        assert answer.status_code == 401
+        assert answer.data == unknown.data
+        assert answer.headers["WWW-Authenticate"] == unknown.headers["WWW-Authenticate"]
+
+
+def test_options_needs_no_key(client: FlaskClient) -> None:
+    assert client.options("/").json == {"name": None, "presented": None}
+
+
+def test_the_exchange_takes_x_api_key_alone(client: FlaskClient, secret: str) -> None:
+    assert client.post("/x", headers={"X-API-Key": secret}).json == "laptop"
+    both = {"X-API-Key": secret, "Authorization": "Bearer other"}
+    assert client.post("/x", headers=both).json == "laptop"
+    bearer = client.post("/x", headers={"Authorization": f"Bearer {secret}"})
+    assert bearer.status_code == 401
+    assert "invalid_token" not in bearer.headers["WWW-Authenticate"]
+    wrong = client.post("/x", headers={"X-API-Key": "wrong"})
+    assert wrong.status_code == 401
+    assert "invalid_token" in wrong.headers["WWW-Authenticate"]
+
+
+def test_without_login_required_there_is_no_current_key(client: FlaskClient, secret: str) -> None:
+    assert client.get("/open", headers={"X-API-Key": secret}).status_code == 401
+
+
+@pytest.fixture(autouse=True)
+def _nothing_logged_is_a_secret(
+    caplog: pytest.LogCaptureFixture,
+) -> Iterator[None]:
+    caplog.set_level(logging.DEBUG, "sluice")
+    yield
+    for record in caplog.records:
+        assert "sk-sluice-" not in record.getMessage()
+        assert "sha256:" not in record.getMessage()
+
+
+def test_a_key_made_in_code_has_the_defaults() -> None:
+    key = Key(id="key_x", name="x", hash="", created=datetime.now(UTC))
+    assert (key.tier, key.models, key.status) == ("unlimited", ("*",), "active")
+    assert auth.TIERS == ("free", "standard", "enterprise", "unlimited")

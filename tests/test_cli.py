@@ -1,0 +1,264 @@
+"""cli.py: flask keys ..., run as an operator would."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import Result
+from flask import Flask
+
+import auth
+import cli
+from auth import KeyStore
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KeyStore:
+    monkeypatch.setattr(auth, "LOOK_EVERY_S", 0)
+    return KeyStore(tmp_path / "keys.jsonl")
+
+
+class Runner:
+    def __init__(self, store: KeyStore) -> None:
+        self.app = Flask(__name__)
+        self.app.extensions["sluice"] = SimpleNamespace(keys=store)
+        cli.register(self.app)
+
+    def __call__(self, *arguments: str, text: str | None = None) -> Result:
+        return self.app.test_cli_runner().invoke(args=["keys", *arguments], input=text)
+
+    def ok(self, *arguments: str) -> str:
+        result = self(*arguments)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.ok(*arguments, "--json"))
+
+    def error(self, *arguments: str) -> str:
+        """The one line on stderr of a command that fails."""
+        result = self(*arguments)
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("Error: ")
+        return line
+
+
+@pytest.fixture
+def run(store: KeyStore) -> Runner:
+    return Runner(store)
+
+
+def test_create_prints_the_key_alone_on_stdout(run: Runner, store: KeyStore) -> None:
+    result = run("create", "--name", "laptop")
+    key = store.find(result.stdout.strip())
+    assert key is not None
+    assert key.name == "laptop"
+    assert "once" in result.stderr
+    assert len(result.output.splitlines()) == 2
+
+
+def test_create_json(run: Runner, store: KeyStore) -> None:
+    made = run.json(
+        "create", "--name", "ci", "--expires", "30d", "--models", "openai/*, local/*",
+        "--tier", "standard",
+    )  # fmt: skip
+    key = store.find(made["key"])
+    assert key is not None
+    assert made == {
+        "id": key.id,
+        "name": "ci",
+        "key": made["key"],
+        "created": made["created"],
+        "expires": made["expires"],
+        "disabled": False,
+        "tier": "standard",
+        "requests_per_minute": None,
+        "tokens_per_hour": None,
+        "budget_usd": None,
+        "models": ["openai/*", "local/*"],
+    }
+    assert list(made)[:3] == ["id", "name", "key"]
+    assert key.expires == key.created + timedelta(days=30)
+    assert made["expires"].endswith("Z")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90m", timedelta(minutes=90)),
+        ("12h", timedelta(hours=12)),
+        ("30d", timedelta(days=30)),
+        ("2w", timedelta(weeks=2)),
+        ("2100-01-31", datetime(2100, 1, 31, tzinfo=UTC)),
+        ("2100-01-31T12:30:00", datetime(2100, 1, 31, 12, 30, tzinfo=UTC)),
+        ("2100-01-31T12:30:00Z", datetime(2100, 1, 31, 12, 30, tzinfo=UTC)),
+        ("2100-01-31T12:30:00+02:00", datetime(2100, 1, 31, 10, 30, tzinfo=UTC)),
+    ],
+)
+def test_expires(run: Runner, text: str, expected: timedelta | datetime) -> None:
+    assert cli.parse_expires(text) == expected
+    run.ok("create", "--name", "a", "--expires", text)
+
+
+@pytest.mark.parametrize("text", ["", "30", "30y", "d", "-1d", "1.5d", "٣d", "1d1h", "tomorrow",
+                                  "2100-02-30", "9999999d"])  # fmt: skip
+def test_expires_that_says_nothing(run: Runner, store: KeyStore, text: str) -> None:
+    assert "30d" in run.error("create", "--name", "a", f"--expires={text}")
+    assert store.all() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--expires", "0d"], "future"),
+        (["--expires", "2020-01-01"], "future"),
+        (["--expires", "999999w"], "late"),
+        (["--tier", "gold"], "enterprise"),
+        (["--models", ""], "openai/*"),
+        (["--models", "a,,b"], "openai/*"),
+    ],
+)
+def test_create_refuses(run: Runner, store: KeyStore, arguments: list[str], word: str) -> None:
+    assert word in run.error("create", "--name", "a", *arguments)
+    assert store.all() == []
+
+
+def test_two_keys_cannot_have_one_name(run: Runner) -> None:
+    run.ok("create", "--name", "a")
+    assert "already" in run.error("create", "--name", "a")
+
+
+def test_list(run: Runner, store: KeyStore) -> None:
+    one, secret = store.create("laptop", models=("openai/*", "local/*"))
+    two, _ = store.create("a-longer-name", expires=timedelta(days=1))
+    store.update(two.id, disabled=True)
+    header, *lines = run.ok("list").splitlines()
+    assert header.split() == ["id", "name", "tier", "models", "created", "expires", "status"]
+    assert [line.split()[0] for line in lines] == [one.id, two.id]
+    assert lines[0].split()[-2:] == ["-", "active"]
+    assert lines[1].split()[-1] == "disabled"
+    for column in header.split():
+        at = header.index(f" {column}") if column != "id" else 0
+        assert all(at == 0 or line[at] == " " != line[at + 1] for line in lines)
+    rows = run.json("list")
+    assert [(row["id"], row["status"], row["source"]) for row in rows] == [
+        (one.id, "active", "file"),
+        (two.id, "disabled", "file"),
+    ]
+    everything = run("list").output + run("list", "--json").output
+    assert secret not in everything
+    assert "sha256" not in everything
+
+
+def test_list_of_nothing(run: Runner) -> None:
+    result = run("list")
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert "flask keys create" in result.stderr
+    assert run.json("list") == []
+
+
+def test_list_shows_what_is_wrong_with_the_file(run: Runner, store: KeyStore) -> None:
+    store.create("a")
+    store.path.write_text(store.path.read_text() + "{secret nonsense\n")
+    result = run("list", "--json")
+    assert len(json.loads(result.stdout)) == 1
+    assert result.stderr == "Warning: keys.jsonl line 2 is skipped: not JSON\n"
+
+
+def test_show(run: Runner, store: KeyStore) -> None:
+    key, secret = store.create("a", models=("openai/*", "local/*"))
+    lines = dict(line.split(None, 1) for line in run.ok("show", "a").splitlines())
+    assert lines["id"] == key.id
+    assert lines["models"] == "openai/*,local/*"
+    assert lines["expires"] == "-"
+    assert lines["disabled"] == "no"
+    assert lines["status"] == "active"
+    shown = run.json("show", key.id)
+    assert shown["name"] == "a"
+    for output in (run.ok("show", "a"), run.ok("show", "a", "--json")):
+        assert secret not in output
+        assert "sha256" not in output
+
+
+def test_show_line_is_fit_for_the_variable(run: Runner, store: KeyStore, tmp_path: Path) -> None:
+    key, secret = store.create("a")
+    line = run.ok("show", "a", "--line")
+    assert secret not in line
+    assert line == store.path.read_text()
+    assert KeyStore(tmp_path / "none", line).find(secret) == key
+    assert "not both" in run.error("show", "a", "--line", "--json")
+
+
+def test_disable_and_enable(run: Runner, store: KeyStore) -> None:
+    key, secret = store.create("a")
+    assert run.ok("disable", "a") == f"a ({key.id}) is disabled.\n"
+    assert store.find(secret) is None
+    assert run.ok("enable", key.id) == f"a ({key.id}) is enabled.\n"
+    assert store.find(secret) == key
+
+
+def test_enabling_an_expired_key_says_so(run: Runner, store: KeyStore) -> None:
+    store.create("a")
+    row = json.loads(store.path.read_text()) | {"expires": "2026-01-01T00:00:00Z"}
+    store.path.write_text(json.dumps(row))
+    assert run.json("show", "a")["status"] == "expired"
+    assert run.ok("enable", "a").endswith("is enabled, but expired.\n")
+
+
+def test_delete(run: Runner, store: KeyStore) -> None:
+    key, _ = store.create("a")
+    assert "--yes" in run.error("delete", "a")
+    assert store.all() == [key]
+    assert run.ok("delete", "a", "--yes") == f"a ({key.id}) is deleted.\n"
+    assert store.all() == []
+
+
+@pytest.mark.parametrize(("answer", "left"), [("n\n", 1), ("", 1), ("y\n", 0)])
+def test_delete_asks_in_a_terminal(
+    run: Runner, store: KeyStore, monkeypatch: pytest.MonkeyPatch, answer: str, left: int
+) -> None:
+    store.create("a")
+    monkeypatch.setattr(cli, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    result = run("delete", "a", text=answer)
+    assert result.exit_code == left
+    assert "Delete the key 'a' (key_" in result.stderr
+    assert len(store.all()) == left
+
+
+def test_keys_of_the_variable(tmp_path: Path, store: KeyStore) -> None:
+    store.create("fixed")
+    run = Runner(KeyStore(tmp_path / "other.jsonl", store.line("fixed")))
+    run.ok("create", "--name", "own")
+    header, own, fixed = run.ok("list").splitlines()
+    assert header.split()[-1] == "source"
+    assert own.split()[-1] == "file"
+    assert fixed.split()[-1] == "environment"
+    assert run.json("show", "fixed")["source"] == "environment"
+    for command in (["disable"], ["enable"], ["delete", "--yes"]):
+        assert "SLUICE_KEYS" in run.error(*command, "fixed")
+
+
+@pytest.mark.parametrize("command", [["show"], ["disable"], ["enable"], ["delete", "--yes"]])
+def test_an_unknown_name_is_one_line_that_does_not_repeat_it(
+    run: Runner, store: KeyStore, command: list[str]
+) -> None:
+    _, secret = store.create("a")
+    assert secret not in run.error(*command, secret)
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    run = Runner(KeyStore(tmp_path / "none" / "keys.jsonl"))
+    assert "No such file" in run.error("create", "--name", "a")
+
+
+def test_an_empty_list_of_models_shows_as_nothing() -> None:
+    values: list[object] = [[], True, None, 2.5]
+    assert [cli.cell(value) for value in values] == ["-", "yes", "-", "2.5"]

@@ -1,0 +1,20 @@
+"""The WSGI entry point: `gunicorn wsgi:app`, `flask --app wsgi run`, `python wsgi.py`."""
+
+from __future__ import annotations
+
+import sys
+
+from app import create_app
+from config import DEFAULT_PORT, ConfigError
+
+CANNOT_LOAD = 4  # gunicorn's master ends on this exit status instead of starting workers over
+
+try:
+    app = create_app()
+except ConfigError as error:
+    print(f"sluice: {error}", file=sys.stderr)
+    sys.exit(CANNOT_LOAD)
+
+if __name__ == "__main__":
+    port = app.extensions["sluice"].settings.port or DEFAULT_PORT
+    app.run(host="127.0.0.1", port=port, threaded=True)
