@@ -181,12 +181,14 @@ def join_logprobs(parts: list[Logprobs]) -> Logprobs:
     """One Logprobs of several that follow each other."""
     if len(parts) == 1:
         return parts[0]
-    top = [part.top_logprobs for part in parts]
+    top = [part.top_logprobs or [None] * len(part.tokens) for part in parts]
     return Logprobs(
         tokens=[token for part in parts for token in part.tokens],
         token_logprobs=[value for part in parts for value in part.token_logprobs],
         top_logprobs=(
-            None if all(t is None for t in top) else [entry for t in top for entry in t or []]
+            [entry for entries in top for entry in entries]
+            if any(part.top_logprobs is not None for part in parts)
+            else None
         ),
         text_offset=[offset for part in parts for offset in part.text_offset],
     )

@@ -264,6 +264,10 @@ MISLEADING = re.compile("validation|invalid format", re.IGNORECASE)
 """Words by which the official client takes a 400 for another error."""
 
 
+KEY_LIKE = re.compile(r"\b(?:sk|pk|xai|gsk|hf|nvapi|fw|csk|pplx|AIza)[-_][\w*.-]{6,}|Bearer \S+")
+"""What looks like a key, or like the part of one that providers show."""
+
+
 def said(text: str | None) -> str:
     return f": {text}" if text and not MISLEADING.search(text) else "."
 
@@ -274,7 +278,7 @@ def redacted(text: str | None, target: Target) -> str | None:
         return None
     if target.credential is not None:
         text = text.replace(target.credential.reveal(), "[key]")
-    return text[:1000]
+    return KEY_LIKE.sub("[key]", text[:1000])
 
 
 def shown(name: str) -> str:

@@ -127,13 +127,14 @@ def decode_error_body(body: bytes) -> Decoded:
 
 def decode_error(data: Any) -> Decoded:
     """The same for a body that is decoded already."""
-    if isinstance(data, list) and data:  # some wrap it in a list
-        data = data[0]
-    if isinstance(data, dict):
-        for key in ("error", "detail", "message", "errors"):
-            if data.get(key):
-                data = data[key]
+    for _ in range(3):  # some wrap it in a list, and FastAPI's {"detail": [...]} in both
+        if isinstance(data, list) and data:
+            data = data[0]
+        elif isinstance(data, dict):
+            inner = next((data[k] for k in ("error", "detail", "errors") if data.get(k)), None)
+            if inner is None:
                 break
+            data = inner
     if isinstance(data, str):
         return Decoded(message=data)
     if not isinstance(data, dict):

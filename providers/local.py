@@ -2,16 +2,18 @@
 
 Rules that hold here: the clock decides when to work, never what is written. All work is one
 generator that passes often; `events` runs it in slices of 2 ms, one generator at a time, with the
-lock held for the slice only, never across a pause or a yield. Slices are booked one after the
-other with a pause between any two, so however many answers are under way, gevent's loop sees the
-network between slices. (A pause of 0 s would starve it.) The index is built on first use, in the
-same slices, by whoever has a turn.
+lock held for a slice only, never across a pause or a yield. The first slice waits for nobody, so
+a short answer comes at once; later ones are booked one after the other with a pause between any
+two, so that gevent's loop sees the network between them, however many answers are under way. (A
+pause of 0 s would starve it; pauses of each answer's own let eight slices fall together.) The
+index is built on first use, in the same slices, by whoever has the turn.
 """
 
 from __future__ import annotations
 
 import math
 import random
+import sys
 import threading
 import time
 from collections import deque
@@ -47,8 +49,6 @@ PAUSE_S: Final = 0.0005
 Piece: TypeAlias = tuple[str, Logprobs | None]
 Work: TypeAlias = Iterator[Event | None]
 """Events in order; None: nothing yet, but a moment to look at the clock."""
-Choice: TypeAlias = Iterator[Delta | Finished | None]
-"""The same, of one choice."""
 
 
 class _Shared:
@@ -96,6 +96,11 @@ _shared = _Shared()
 _turns = _Turns()
 
 
+def unsupported(target: Target) -> frozenset[str]:
+    """What it can't be asked; see base.Dialect."""
+    return UNSUPPORTED.union(target.provider.cannot)
+
+
 class LocalAttempt:
     """One answer of the embedded model: an Attempt (see providers.base)."""
 
@@ -109,6 +114,9 @@ class LocalAttempt:
     def abort(self) -> None:
         """End it, from any thread; within a slice."""
         self._aborted.set()
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def events(self) -> Iterator[Batch]:
         """Generate. Each batch ends with the usage so far: the tokens of the prompts, and all that
@@ -132,10 +140,8 @@ class LocalAttempt:
 
     def _prompts(self) -> list[str]:
         if self._target.model not in MODELS:
-            raise ModelNotFound(
-                f"Model {self._target.name!r} was not found. The embedded one is 'local/pydoc'.",
-                param="model",
-            )
+            asked = self._target.name[:100]
+            raise ModelNotFound(f"Model {asked!r} was not found. Ask local/pydoc.", param="model")
         prompts = [prompt for prompt in self._request.prompts if isinstance(prompt, str)]
         if len(prompts) < len(self._request.prompts):
             raise UnsupportedParameter(
@@ -161,19 +167,17 @@ class LocalAttempt:
         """All choices of one prompt."""
         n, best_of = self._request.n or 1, self._request.best_of
         tries = best_of or n
-        choices = [
-            self._choice(model, prompt, context, index)
-            for index in range(number * tries, (number + 1) * tries)
-        ]
+        indexes = range(number * tries, (number + 1) * tries)
+        choices = [self._choice(model, prompt, context, index) for index in indexes]
         if best_of is None:
             for choice in choices:
                 yield from choice
         else:
             yield from self._best(choices, range(number * n, (number + 1) * n))
 
-    def _best(self, choices: list[Choice], indexes: range) -> Work:
+    def _best(self, choices: list[Work], indexes: range) -> Work:
         """Of all choices those with the highest mean log probability, under these indexes."""
-        best: list[list[Delta | Finished]] = []
+        best: list[list[Event]] = []
         for choice in choices:
             events = []
             for event in choice:
@@ -188,7 +192,7 @@ class LocalAttempt:
                 else:
                     yield msgspec.structs.replace(event, index=index)
 
-    def _choice(self, model: ngram.Model, prompt: str, context: int, index: int) -> Choice:
+    def _choice(self, model: ngram.Model, prompt: str, context: int, index: int) -> Work:
         request = self._request
         limit = MOST_TOKENS if request.max_tokens is None else min(request.max_tokens, MOST_TOKENS)
         before, offset = self._output_tokens, 0
@@ -206,17 +210,18 @@ class LocalAttempt:
         alternatives = request.logprobs
         if alternatives is None and request.best_of is not None:
             alternatives = 0
-        source = _source(request.seed, index)
-        first = True
-        for before, token in ngram.walk(model, context, _sampling(request), source):
+        # Its own randomness, the same everywhere: a seed that is text doesn't go through hash().
+        seed = None if request.seed is None else f"{request.seed}/{index}"
+        source = random.Random(seed)  # noqa: S311 - it keeps no secret
+        walk = ngram.walk(model, context, ngram.Sampling.of(request), source)
+        for place, (before, token) in enumerate(walk):
             self._output_tokens += 1
             text = model.texts[token]
             logprobs = None
             if alternatives is not None:
-                likely = model.probabilities(before, first=first)
-                logprobs = _logprobs(model, likely, token, alternatives, offset)
+                likely = model.probabilities(before, first=not place)
+                logprobs = model.logprobs(likely, token, alternatives, offset)
                 offset += len(text)
-                first = False
             yield text, logprobs
 
 
@@ -231,32 +236,7 @@ def _advance(work: Work, batch: Batch) -> bool:
     return True
 
 
-def _sampling(request: CompletionRequest) -> ngram.Sampling:
-    return ngram.Sampling(
-        temperature=1.0 if request.temperature is None else request.temperature,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        presence_penalty=request.presence_penalty or 0.0,
-        frequency_penalty=request.frequency_penalty or 0.0,
-    )
-
-
-def _source(seed: int | None, index: int) -> random.Random:
-    """A choice's own randomness: the same everywhere for a seed (text seeds don't use hash())."""
-    return random.Random(None if seed is None else f"{seed}/{index}")  # noqa: S311 - no secret
-
-
-def _logprobs(
-    model: ngram.Model, likely: dict[int, float], token: int, alternatives: int, offset: int
-) -> Logprobs:
-    """A token's entry: by the model's own probabilities, before temperature, top_p, penalties."""
-    top = None
-    if alternatives:
-        ranked = sorted(likely, key=likely.__getitem__, reverse=True)[:alternatives]
-        top = [{model.texts[t]: math.log(likely[t]) for t in dict.fromkeys([*ranked, token])}]
-    return Logprobs([model.texts[token]], [math.log(likely[token])], top, [offset])
-
-
-def _mean_logprob(events: list[Delta | Finished]) -> float:
+def _mean_logprob(events: list[Event]) -> float:
     """Per token that was sent; the lowest there is for none."""
     values = [
         value or 0.0
@@ -281,10 +261,10 @@ def _deltas(
             continue
         held.append(piece)
         sendable, found = cut("".join(text for text, _ in held), stops)
-        yield _joined(index, _take(held, sendable, part=found))
+        yield _release(index, held, sendable, part=found)
         if found:
             return True
-    yield _joined(index, held)
+    yield _release(index, held, sys.maxsize, part=False)
     return False
 
 
@@ -303,22 +283,16 @@ def cut(text: str, stops: tuple[str, ...]) -> tuple[int, bool]:
     return len(text), False
 
 
-def _take(held: list[Piece], length: int, *, part: bool) -> list[Piece]:
+def _release(index: int, held: list[Piece], length: int, *, part: bool) -> Delta | None:
     """Take the pieces that fit into a length; with `part` also as much of the next as fits."""
-    taken = []
-    while held and length > 0:
-        text, logprobs = held[0]
-        if len(text) > length and not part:
-            break
-        taken.append((text[:length], logprobs))
+    texts: list[str] = []
+    known: list[Logprobs] = []
+    while held and length > 0 and (part or len(held[0][0]) <= length):
+        text, logprobs = held.pop(0)
+        texts.append(text[:length])
         length -= len(text)
-        del held[0]
-    return taken
-
-
-def _joined(index: int, pieces: list[Piece]) -> Delta | None:
-    if not pieces:
+        if logprobs is not None:
+            known.append(logprobs)
+    if not texts:
         return None
-    known = [logprobs for _, logprobs in pieces if logprobs is not None]
-    text = "".join(text for text, _ in pieces)
-    return Delta(index, text, join_logprobs(known) if known else None)
+    return Delta(index, "".join(texts), join_logprobs(known) if known else None)

@@ -19,12 +19,14 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
+from completion import CompletionRequest, Logprobs
+
 UNKNOWN, BREAK, END, FULL_STOP = range(4)
 SPECIAL: Final = ("", "\n\n", "<|endoftext|>", ".")
 """The texts of those: a word never seen, a paragraph's end, the text's end, a full stop."""
 ORDER: Final = 3
 """How many tokens a context remembers."""
-TRUST: Final = 0.75
+TRUST: Final = 0.85
 """The weight of the longest context that was seen; one a token shorter gets the rest."""
 
 _BITS: Final = 16
@@ -38,10 +40,10 @@ _TOKEN = re.compile(
     r"|\s+"
 )
 _HEADING = re.compile(r"\n.+\n[*=~-]{4,}\n")
-_REMARK = re.compile(r" \([^()]*(?:\(\)[^()]*)*\)")
+_REMARK = re.compile(r" \([^()]+(?:\(\)[^()]*)*\)")
 _SENTENCE_END = re.compile(r"\. (?=[A-Z])")
 _PROSE = re.compile(r"[A-Z][\w ,.\u2019()-]*")
-_ODD = re.compile(r"\([^)]|\d\.\d| (?:-|[b-zB-HJ-Z][ ,]|import )|^(?:See|New|Changed|Deprecated) ")
+_ODD = re.compile(r"\([^)]| \(|  |\d\.\d| (?:-|[b-zB-HJ-Z][ ,]|import )|^(?:See|New|Changed) ")
 _FEWEST_SPACES: Final = 4
 
 
@@ -90,6 +92,20 @@ class Model(NamedTuple):
             result[BREAK] = result.get(BREAK, 0.0) + result.pop(END)
         return result
 
+    def logprobs(
+        self, likely: Mapping[int, float], token: int, alternatives: int, offset: int
+    ) -> Logprobs:
+        """The entry of one generated token, `offset` characters into its choice's text.
+
+        likely: what could have been there. alternatives: how many of those to name.
+        """
+        top: list[dict[str, float] | None] = []
+        if alternatives:
+            ranked = sorted(likely, key=likely.__getitem__, reverse=True)[:alternatives]
+            named = dict.fromkeys([*ranked, token])
+            top.append({self.texts[each]: math.log(likely[each]) for each in named})
+        return Logprobs([self.texts[token]], [math.log(likely[token])], top or None, [offset])
+
     def _spans(self, context: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Where the rows of the longest known context are, and those of the next shorter one.
 
@@ -132,11 +148,12 @@ def build(texts: Iterable[str]) -> Iterator[Model | None]:
 
 def _paragraphs(section: str, seen: set[str]) -> Iterator[str]:
     """The prose of a section, without code, grammar, lists and what was `seen` elsewhere."""
-    for paragraph in section.replace('"', "").replace("*", "").split("\n\n"):
+    for paragraph in section.split("\n\n"):
         if paragraph in seen or not paragraph.rstrip().endswith("."):
             continue
         seen.add(paragraph)
         line = _REMARK.sub("", " ".join(paragraph.split()).replace("- ", "-"))
+        line = line.replace('"', "").replace("*", "")
         kept = ". ".join(filter(_is_prose, _SENTENCE_END.split(line[:-1])))
         if kept:
             yield kept + "."
@@ -157,6 +174,16 @@ class Sampling(NamedTuple):
     top_p: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+
+    @classmethod
+    def of(cls, request: CompletionRequest) -> Sampling:
+        """What a request asks for."""
+        return cls(
+            1.0 if request.temperature is None else request.temperature,
+            1.0 if request.top_p is None else request.top_p,
+            request.presence_penalty or 0.0,
+            request.frequency_penalty or 0.0,
+        )
 
     @property
     def penalized(self) -> bool:

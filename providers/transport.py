@@ -22,6 +22,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from completion import Batch, CompletionRequest
 from errors import SluiceError, UpstreamError, UpstreamTimeout
@@ -71,7 +72,10 @@ class _AbortableConnection(HTTPConnection):
             else:
                 exchange.note(sock)
                 return sock
-        raise error or OSError(errno.EHOSTUNREACH, "no address")
+        if isinstance(error, TimeoutError):
+            raise ConnectTimeoutError(self, "connect timed out") from error
+        # Never the bare error: urllib3 takes a BrokenPipeError for a request that was sent.
+        raise NewConnectionError(self, f"connect failed: {error}") from error
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         if self.sock is not None:  # from the pool, or connected by the pool for TLS

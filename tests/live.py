@@ -76,7 +76,8 @@ class Server:
 
     config: the text of its sluice.toml. kind: gunicorn as configured, gunicorn with threads,
     `python wsgi.py` or `flask run`. env: more variables. args: more arguments of the command.
-    directory holds its files and its output.
+    directory: for its files and its output, kept when given (for a second start with the same
+    files); else a temporary one that goes when the server stops.
     """
 
     def __init__(
@@ -87,17 +88,20 @@ class Server:
         env: Mapping[str, str] | None = None,
         args: Sequence[str] = (),
         threads: int = 16,
-        root: Path = ROOT,
+        directory: Path | None = None,
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._kept = tempfile.TemporaryDirectory(prefix="sluice-test-")
-        self.directory = Path(self._kept.name)
+        self._cleanup = contextlib.ExitStack()
+        if directory is None:
+            temporary = tempfile.TemporaryDirectory(prefix="sluice-test-")
+            directory = Path(self._cleanup.enter_context(temporary))
+        self.directory = directory
+        self._output = ""
         (self.directory / "sluice.toml").write_text(config)
         self.key = self.add_key()
         self._env = self._environment() | dict(env or {})
         self._command = [sys.executable, *_command(kind, self.port, threads, args)]
-        self._root = root
 
     def start(self) -> Self:
         """Launch it and wait until it takes work; raises RuntimeError with its output."""
@@ -105,7 +109,7 @@ class Server:
             # A process group of its own: Ctrl-C is for the tests, and all of it can be found.
             self._process = subprocess.Popen(
                 self._command,
-                cwd=self._root,
+                cwd=ROOT,
                 env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -131,7 +135,8 @@ class Server:
             self._process.kill()
             self._process.wait(timeout)
         self._end_orphans()
-        self._kept.cleanup()
+        self._output = self.output()
+        self._cleanup.close()
         return self._process.returncode
 
     def __enter__(self) -> Self:
@@ -175,8 +180,9 @@ class Server:
             time.sleep(POLL_S)
 
     def output(self) -> str:
-        """What it wrote to stdout and stderr so far."""
-        return (self.directory / "output").read_text(errors="replace")
+        """What it wrote to stdout and stderr so far; also after it has stopped."""
+        path = self.directory / "output"
+        return path.read_text(errors="replace") if path.exists() else self._output
 
     def add_key(self, name: str = "test", **fields: object) -> str:
         """Add a key to its key file; the key's text."""
