@@ -24,6 +24,7 @@ from endpoints import (
     json_response,
     models,
     native,
+    openai,
     pages,
     request_id,
     services,
@@ -65,7 +66,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         settings, KeyStore(settings.keys_file, settings.keys), Gateway(settings, settled)
     )
     CORS(app, origins=list(settings.cors_origins), expose_headers=EXPOSED, max_age=86400)
-    for module in (native, models, health, pages):
+    for module in (native, openai, models, health, pages):
         app.register_blueprint(module.bp)
     app.before_request(enter)
     app.after_request(leave)
@@ -142,7 +143,8 @@ def settled(stream: Stream, outcome: Outcome) -> None:
 
 def error_response(error: SluiceError) -> Response:
     g.error_code = error.code
-    return json_response(native.error_body(error, request_id()), error.status, error.headers)
+    face = openai if request.path.startswith("/v1/") else native
+    return json_response(face.error_body(error, request_id()), error.status, error.headers)
 
 
 def http_error(error: HTTPException) -> Response:

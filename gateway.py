@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -30,6 +31,7 @@ from errors import (
 )
 from keys import Key, allows
 from providers.base import Attempt, Target
+from providers.fanout import FanOut
 from providers.transport import Aborted, HttpAttempt, Transport
 from relay import End, EndReason, Message, Nudge
 from routing import Candidate, Route, Router, candidates, public_error, retryable
@@ -175,6 +177,8 @@ class Gateway:
             for batch in batches:
                 if not stream.put(batch):
                     return None
+            if stream.expired is not None:  # an aborted attempt may just end
+                return stream.expired
             stream.end("completed")
         except Aborted:
             return stream.expired
@@ -186,9 +190,20 @@ class Gateway:
             attempt.close()
 
     def _start(self, candidate: Candidate) -> Attempt:
-        target, request = candidate.target, candidate.request
+        request, target = candidate.request, candidate.target
+        if not candidate.split:
+            return self._make(request, target)
+        return FanOut(
+            [
+                partial(self._make, msgspec.structs.replace(request, prompts=(prompt,)), target)
+                for prompt in request.prompts
+            ],
+            request.n or 1,
+        )
+
+    def _make(self, request: CompletionRequest, target: Target) -> Attempt:
         if target.provider.dialect == "local":
-            from providers.local import LocalAttempt  # its index is only built where it is used
+            from providers.local import LocalAttempt  # loaded where it is used
 
             return LocalAttempt(request, target)
         dialect = providers.dialect(target.provider.dialect)

@@ -60,6 +60,8 @@ class Candidate(msgspec.Struct, frozen=True):
     """Hints that it can't honour, by name."""
     echo: bool = False
     """The prompt is put before the text by us."""
+    split: bool = False
+    """Each prompt is a call of its own."""
 
 
 class Router:
@@ -70,15 +72,15 @@ class Router:
         self.providers = providers.rows(settings.providers)
         self._default = settings.default_model
         self._environ = settings.environ
-        self._aliases = {name: alias(name, value) for name, value in settings.aliases.items()}
-        for name, models in (*self._aliases.items(), ("SLUICE_DEFAULT_MODEL", (self._default,))):
+        self.aliases = {name: alias(name, value) for name, value in settings.aliases.items()}
+        for name, models in (*self.aliases.items(), ("SLUICE_DEFAULT_MODEL", (self._default,))):
             for model in models:
                 self._check_name(name, model)
 
     def _check_name(self, where: str, model: str) -> None:
         name, _, rest = model.partition("/")
         if (name not in self.providers or not rest) and (
-            where in self._aliases or model not in self._aliases
+            where in self.aliases or model not in self.aliases
         ):
             raise ConfigError(f"{where}: {model!r} is no model of this server (provider/model)")
 
@@ -112,8 +114,8 @@ class Router:
         return targets
 
     def _expand(self, model: str, provider: str | None) -> list[tuple[Provider, str]]:
-        if provider is None and model in self._aliases:
-            return [pair for name in self._aliases[model] for pair in self._expand(name, None)]
+        if provider is None and model in self.aliases:
+            return [pair for name in self.aliases[model] for pair in self._expand(name, None)]
         if provider is not None:
             model = model.removeprefix(f"{provider}/")
             return [(self.provider(provider), model)]
@@ -162,9 +164,11 @@ def candidates(
 
 def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidate:
     """The request as one target can honour it. Raises UnsupportedParameter."""
-    lacking = wanted(request) & providers.dialect(target.provider.dialect).unsupported(target)
-    echo = "echo" in lacking and "echo_logprobs" not in wanted(request)
-    refused = lacking - HINTS - ({"echo"} if echo else set())
+    asked = wanted(request)
+    lacking = asked & providers.dialect(target.provider.dialect).unsupported(target)
+    echo = "echo" in lacking and "echo_logprobs" not in asked
+    split = "prompt_list" in lacking
+    refused = lacking - HINTS - {"prompt_list"} - ({"echo"} if echo else set())
     dropped = tuple(sorted(lacking & HINTS))
     for name in sorted(refused) + (list(dropped) if strict else []):
         raise UnsupportedParameter(
@@ -175,12 +179,11 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
     if echo or dropped:
         without: dict[str, Any] = {name: EMPTY.get(name) for name in dropped}
         request = msgspec.structs.replace(request, **without, **({"echo": False} if echo else {}))
-    return Candidate(target, request, dropped, echo)
+    return Candidate(target, request, dropped, echo, split)
 
 
 PARAMETER_WORDS = {
     "token_ids": "A prompt of token ids",
-    "prompt_list": "More than one prompt",
     "echo_logprobs": "echo together with logprobs",
 }
 EMPTY: Mapping[str, Any] = {"logit_bias": {}}

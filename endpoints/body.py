@@ -86,6 +86,8 @@ TAKES = {
     "suffix": "a string",
     "logit_bias": "an object of token ids to numbers from -100 to 100",
     "user": "a string",
+    "stream_options": "an object",
+    "include_usage": "true or false",
 }
 NAMES = frozenset(Parameters.__struct_fields__)
 FIELDS = {field.name: field.type for field in msgspec.structs.fields(Parameters)}

@@ -12,7 +12,6 @@ from flask import Response, g, request
 from auth import current_key
 from completion import Prompt
 from endpoints import body, request_id, services
-from errors import InvalidRequest
 from gateway import CallInProgress, Encoder
 
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -22,12 +21,14 @@ def start(
     found: body.Parameters, prompts: tuple[Prompt, ...], extra: dict[str, Any]
 ) -> CallInProgress:
     """Admit a call and start it, for the caller of the current request. Raises SluiceError."""
+    if found.byok_api_key is None:
+        found.byok_api_key = header("X-Provider-API-Key", "byok_api_key")
     call = services().gateway.open(
         body.to_request(found, prompts, extra),
         body.to_route(found),
         key=current_key(),
         request_id=request_id(),
-        stream_id=found.stream_id or header_stream_id() or str(uuid.uuid4()),
+        stream_id=found.stream_id or header("X-Stream-ID", "stream_id") or str(uuid.uuid4()),
         strict=request.headers.get("X-Sluice-Strict", "") == "1",
         client=client_socket(),
     )
@@ -35,10 +36,11 @@ def start(
     return call
 
 
-def header_stream_id() -> str | None:
-    value = request.headers.get("X-Stream-ID")
-    if value is not None and not body.ID.fullmatch(value):
-        raise InvalidRequest(f"X-Stream-ID takes {body.TAKES['stream_id']}.", param="stream_id")
+def header(name: str, field: str) -> str | None:
+    """A header that stands for a field of the body. Raises InvalidRequest as the field would."""
+    value = request.headers.get(name)
+    if value is not None:
+        body.check(field, value, body.FIELDS[field])
     return value
 
 

@@ -203,6 +203,8 @@ def shape(
     counts: how often each token has been generated. The result has at least one token and its sum
     is 1; temperature 0 leaves the likeliest token alone (the first one, if several are).
     """
+    if sampling.temperature == 0 and not sampling.penalized:
+        return {max(probabilities, key=probabilities.__getitem__): 1.0}
     logits = {
         token: math.log(probability) - _penalty(counts.get(token, 0), sampling)
         for token, probability in probabilities.items()

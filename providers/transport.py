@@ -37,7 +37,7 @@ READ_SIZE = 64 * 1024
 FAREWELL_S = 0.05  # for the last bytes of a body whose meaning is complete already
 
 
-class Aborted(Exception):  # noqa: N818 - an outcome that was asked for, not an error
+class Aborted(Exception):
     """The exchange was aborted; nobody waits for its result."""
 
 

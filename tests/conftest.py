@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
-from tests.fake_provider import FakeProvider
+from tests.fake import FakeProvider
 from tests.live import Server, fake_rows, make_key, settings_files
 
 if TYPE_CHECKING:

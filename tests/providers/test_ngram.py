@@ -7,11 +7,11 @@ import random
 from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
+from pydoc_data.topics import topics
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydoc_data.topics import topics
 
 from providers import ngram
 from providers.ngram import BREAK, END, UNKNOWN, Model, Sampling, follow, shape, tokens, walk
@@ -65,7 +65,7 @@ def write(model: Model, prompt: str, seed: str = "", at_most: int = 4096, **how:
 # Tokens
 
 
-@given(st.text() | st.text("ab’'.-() \n\t\r_1é"))
+@given(st.text() | st.text("ab\u2019'.-() \n\t\r_1é"))
 def test_tokens_are_lossless(text: str) -> None:
     found = list(tokens(text))
     assert "".join(found) == text
@@ -73,8 +73,21 @@ def test_tokens_are_lossless(text: str) -> None:
 
 
 def test_tokens_are_words_marks_and_line_ends() -> None:
-    assert list(tokens("It’s  len() of sys.path,\t(ok).\n \nYes ")) == [
-        *("It’s", "  len()", " of", " sys.path", ",", "\t(", "ok", ")", ".", "\n \n", "Yes", " "),
+    assert list(tokens("It\u2019s  len() of sys.path,\t(ok).\n \nYes ")) == [
+        *(
+            "It\u2019s",
+            "  len()",
+            " of",
+            " sys.path",
+            ",",
+            "\t(",
+            "ok",
+            ")",
+            ".",
+            "\n \n",
+            "Yes",
+            " ",
+        ),
     ]
 
 
@@ -82,8 +95,10 @@ def test_tokens_are_words_marks_and_line_ends() -> None:
 
 
 def test_only_prose_is_learned(toy: Model) -> None:
-    assert "".join(toy.texts[len(ngram.SPECIAL) :]) == "The small bird sings a song psalm cat sees"
-    assert after(toy, "The small") == pytest.approx({" bird": 2 / 3, " cat": 1 / 3})
+    assert (
+        "".join(toy.texts[len(ngram.SPECIAL) :]) == "The small bird sings a song psalm The cat sees"
+    )
+    assert after(toy, "zebra small") == pytest.approx({" bird": 2 / 3, " cat": 1 / 3})
 
 
 def test_a_paragraph_is_learned_once() -> None:
@@ -212,8 +227,10 @@ def test_temperature_0_and_top_p_0_leave_the_likeliest(probabilities: dict[int, 
     best = max(probabilities, key=probabilities.__getitem__)
     greedy = shape(probabilities, {}, Sampling(temperature=0))
     assert greedy == {best: 1.0}
-    assert shape(probabilities, {}, Sampling(top_p=0)) == greedy
-    assert shape(probabilities, {}, Sampling(top_p=1e-9)) == greedy
+    for how in (Sampling(top_p=0), Sampling(top_p=1e-9), Sampling(0, presence_penalty=1)):
+        ((token, weight),) = shape(probabilities, {}, how).items()
+        assert weight == 1
+        assert probabilities[token] == pytest.approx(probabilities[best])
 
 
 @given(distributions, st.floats(0.01, 0.99))
@@ -281,21 +298,23 @@ def test_greedy_text_does_not_go_round_for_ever() -> None:
 
 
 def test_a_frequency_penalty_brings_variety(pydoc: Model) -> None:
-    def commonest(penalty: float) -> int:
-        text = write(pydoc, "The", "1", 300, temperature=0.5, frequency_penalty=penalty)
-        return Counter(tokens(text)).most_common(1)[0][1]
+    def variety(penalty: float) -> float:
+        texts = [
+            write(pydoc, "The", str(seed), 60, frequency_penalty=penalty) for seed in range(20)
+        ]
+        found = [list(tokens(text)) for text in texts]
+        return sum(len(set(each)) for each in found) / sum(map(len, found))
 
-    assert commonest(2) < commonest(-0.2)
+    assert variety(2) > variety(0) > variety(-2)
 
 
 def test_logprobs_name_the_alternatives_and_the_token(toy: Model) -> None:
-    likely = toy.probabilities(toy.context(["The", " small"]))
+    likely = toy.probabilities(toy.context(["zebra", " small"]))
     cat = toy.numbers[" cat"]
     entry = toy.logprobs(likely, cat, 1, 7)
     assert entry.tokens == [" cat"]
     assert entry.token_logprobs == pytest.approx([math.log(1 / 3)])
-    assert entry.top_logprobs == [
-        pytest.approx({" bird": math.log(2 / 3), " cat": math.log(1 / 3)})
-    ]
+    (alternatives,) = entry.top_logprobs or [None]
+    assert alternatives == pytest.approx({" bird": math.log(2 / 3), " cat": math.log(1 / 3)})
     assert entry.text_offset == [7]
     assert toy.logprobs(likely, cat, 0, 0).top_logprobs is None

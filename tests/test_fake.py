@@ -13,9 +13,9 @@ import pytest
 import requests
 import trustme
 
-from tests import fake_provider as fp
-from tests.fake_provider import FakeProvider
-from tests.live import RawClient
+from tests import fake as fp
+from tests.fake import FakeProvider
+from tests.raw_client import RawClient
 
 CLOSING_NOTICED_WITHIN_S = 0.02
 PATH = "/v1/completions"

@@ -1,0 +1,270 @@
+"""The OpenAI face: completions, stop-stream and models, as the openai SDKs expect them.
+
+Source: OpenAI API reference, "Completions" and "Models" (read 2026-11).
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from flask import Blueprint, Response
+
+from auth import auth, current_key
+from completion import (
+    Batch,
+    Completion,
+    Delta,
+    Finished,
+    FinishReason,
+    Logprobs,
+    Prompt,
+    Usage,
+)
+from endpoints import body, calls, json_response, services
+from errors import InvalidRequest, ModelNotFound, SluiceError
+from gateway import Outcome
+from pricing import dollars
+from streams import Stream
+
+bp = Blueprint("openai", __name__, url_prefix="/v1")
+
+MOST_PROMPTS = 2048
+ERROR_TYPES = {
+    401: "authentication_error",
+    402: "insufficient_quota",
+    403: "permission_error",
+    429: "rate_limit_error",
+}
+
+
+@bp.post("/completions")
+@auth.login_required
+def completions() -> Response:
+    found, prompts, extra, include_usage = parse(body.read_object(services().settings.max_body))
+    call = calls.start(found, prompts, extra)
+    if call.stream.request.stream:
+        call.wait()
+        return calls.sse_response(call, Encoder(call.stream, include_usage=include_usage))
+    completion, outcome = call.result()
+    return json_response(answer(call.stream, completion, outcome), headers=calls.headers(call))
+
+
+@bp.post("/completions/stop-stream/<stream_id>")
+@auth.login_required
+def stop_stream(stream_id: str) -> Response:
+    services().gateway.streams.stop(current_key().id, stream_id)
+    return json_response({"success": True})
+
+
+@bp.get("/models")
+@auth.login_required
+def models() -> Response:
+    gateway = services().gateway
+    names = [*gateway.router.aliases]
+    for row in gateway.router.providers.values():
+        if gateway.router.enabled(row):
+            names += [f"{row.name}/{facts.id}" for facts in gateway.prices.models(row)]
+    return json_response({"object": "list", "data": [described(name) for name in names]})
+
+
+@bp.get("/models/<path:model>")
+@auth.login_required
+def model(model: str) -> Response:
+    gateway = services().gateway
+    name, _, rest = model.rstrip("/").partition("/")
+    row = gateway.router.providers.get(name)
+    known = row is not None and any(f.id == rest for f in gateway.prices.models(row))
+    if not known and name not in gateway.router.aliases:
+        raise ModelNotFound(f"Model {model[:100]!r} was not found.", param="model")
+    return json_response(described(model.rstrip("/")))
+
+
+def described(name: str) -> dict[str, Any]:
+    """A model in OpenAI's shape. When it was made is not known."""
+    owner = name.partition("/")[0] if "/" in name else "sluice"
+    return {"id": name, "object": "model", "created": 0, "owned_by": owner}
+
+
+def parse(
+    data: dict[str, Any],
+) -> tuple[body.Parameters, tuple[Prompt, ...], dict[str, Any], bool]:
+    """The parameters, the prompts, what goes to the provider as it is, and whether a stream ends
+    with its usage. Raises InvalidRequest."""
+    fields = {name: value for name, value in data.items() if value is not None}
+    if "prompt" not in fields:
+        raise InvalidRequest(f"prompt is missing; it takes {PROMPT_TAKES}.", param="prompt")
+    prompts = read_prompts(fields.pop("prompt"))
+    options = fields.pop("stream_options", {})
+    body.check("stream_options", options, dict[str, Any])
+    include_usage = options.get("include_usage") or False
+    body.check("include_usage", include_usage, bool)
+    params = fields.pop("additional_params", {})
+    body.check("additional_params", params, dict[str, Any])
+    extra = body.merge_params(fields, params)
+    for name in [name for name in fields if name not in body.NAMES]:
+        if name in body.BEYOND_PARAMS:
+            raise InvalidRequest(f"Unknown field: {name}.", param=name)
+        extra[name] = fields.pop(name)
+    return body.parameters(fields), prompts, extra, include_usage
+
+
+PROMPT_TAKES = "a string, a list of strings, a list of token ids, or a list of such lists"
+
+
+def read_prompts(value: Any) -> tuple[Prompt, ...]:
+    """Raises InvalidRequest."""
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list) and 0 < len(value) <= MOST_PROMPTS:
+        if all(isinstance(item, str) for item in value):
+            return tuple(value)
+        if is_token_ids(value):
+            return (tuple(value),)
+        if all(isinstance(item, list) and item and is_token_ids(item) for item in value):
+            return tuple(tuple(item) for item in value)
+    raise InvalidRequest(
+        f"prompt: got {body.shown('prompt', value)}; it takes {PROMPT_TAKES}.", param="prompt"
+    )
+
+
+def is_token_ids(items: list[Any]) -> bool:
+    return all(type(item) is int and item >= 0 for item in items)
+
+
+def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str, Any]:
+    """The body of a whole answer."""
+    choices = [
+        choice(c.index, c.text, reason(outcome, c.finish_reason), c.logprobs)
+        for c in completion.choices
+    ]
+    missing = set(range(stream.request.choices)) - {c.index for c in completion.choices}
+    if outcome.reason == "stopped":
+        choices += [choice(index, "", "cancelled", None) for index in sorted(missing)]
+    return {
+        "id": f"cmpl-{uuid.uuid4().hex}",
+        "object": "text_completion",
+        "created": int(stream.opened_at),
+        "model": stream.target.name,
+        "choices": sorted(choices, key=lambda c: int(c["index"])),
+        "usage": usage_of(outcome),
+        **({"byok_api_key": True} if stream.target.byok else {}),
+    }
+
+
+def reason(outcome: Outcome, told: FinishReason | None) -> FinishReason:
+    return told or ("cancelled" if outcome.reason == "stopped" else "stop")
+
+
+def choice(
+    index: int, text: str, reason: FinishReason | None, logprobs: Logprobs | None
+) -> dict[str, Any]:
+    """OpenAI has no word for a stopped choice, so the SDKs get "stop" and ours stands beside."""
+    found: dict[str, Any] = {
+        "text": text,
+        "index": index,
+        "logprobs": logprobs,
+        "finish_reason": "stop" if reason == "cancelled" else reason,
+    }
+    if reason == "cancelled":
+        found["native_finish_reason"] = reason
+    return found
+
+
+def usage_of(outcome: Outcome) -> dict[str, Any]:
+    usage = outcome.usage
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.total_tokens,
+        "cost": dollars(outcome.cost),
+        **usage_details(usage),
+    }
+
+
+def usage_details(usage: Usage) -> dict[str, Any]:
+    """What there is to say beyond the sums."""
+    found: dict[str, Any] = {}
+    if usage.cache_read_tokens or usage.cache_write_tokens:
+        found["prompt_tokens_details"] = {
+            "cached_tokens": usage.cache_read_tokens,
+            "cache_write_tokens": usage.cache_write_tokens,
+        }
+    if usage.reasoning_tokens:
+        found["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    if usage.source == "estimate":
+        found["source"] = "estimate"
+    return found
+
+
+class Encoder:
+    """A stream's chunks, then [DONE] or an error."""
+
+    def __init__(self, stream: Stream, *, include_usage: bool) -> None:
+        self._stream = stream
+        self._include_usage = include_usage
+        self._id = f"cmpl-{uuid.uuid4().hex}"
+        self._finished: set[int] = set()
+        self._released = False
+
+    def begin(self) -> bytes:
+        self._released = True
+        return b": the model has not begun yet\n\n"
+
+    def events(self, batch: Batch) -> bytes:
+        frames = [self._late_remarks()] if self._released else []
+        for event in batch:
+            if isinstance(event, Delta):
+                frames.append(self._chunk(choice(event.index, event.text, None, event.logprobs)))
+            elif isinstance(event, Finished):
+                frames.append(self._finish(event.index, event.reason))
+        return b"".join(frames)
+
+    def end(self, outcome: Outcome) -> bytes:
+        if outcome.error is not None:
+            return calls.frame(error_body(outcome.error, self._stream.request_id))
+        frames = [
+            self._finish(index, reason(outcome, None))
+            for index in range(self._stream.request.choices)
+            if index not in self._finished
+        ]
+        if self._include_usage:
+            frames.append(calls.frame(self._shape([]) | {"usage": usage_of(outcome)}))
+        return b"".join([*frames, calls.DONE])
+
+    def _late_remarks(self) -> bytes:
+        """What stands in a header when the target is known before the status line goes out."""
+        self._released = False
+        dropped = ", ".join(self._stream.dropped)
+        return f": X-Sluice-Dropped: {dropped}\n\n".encode() if dropped else b""
+
+    def _finish(self, index: int, reason: FinishReason) -> bytes:
+        self._finished.add(index)
+        return self._chunk(choice(index, "", reason, None))
+
+    def _chunk(self, choice: dict[str, Any]) -> bytes:
+        return calls.frame(self._shape([choice]))
+
+    def _shape(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": "text_completion",
+            "created": int(self._stream.opened_at),
+            "model": self._stream.target.name,
+            "choices": choices,
+        }
+
+
+def error_body(error: SluiceError, request_id: str) -> dict[str, Any]:
+    """The body of an error answer, and the last frame of a stream that failed."""
+    server = "server_error" if error.status >= 500 else "invalid_request_error"
+    found: dict[str, Any] = {
+        "message": error.message,
+        "type": ERROR_TYPES.get(error.status, server),
+        "param": error.param,
+        "code": error.code,
+        "request_id": request_id,
+    }
+    if error.details is not None:
+        found["details"] = error.details
+    return {"error": found}

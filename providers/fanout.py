@@ -1,0 +1,134 @@
+"""Several prompts for a target that takes one a call: a call each, and their events as one.
+
+Rules that hold here: at most AT_ONCE calls at a time; a bounded queue, so that a slow client slows
+the providers down too; the first failure ends them all.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+import msgspec
+
+from completion import Batch, Delta, Event, Finished, Started, Usage, Used
+from providers.base import Attempt
+
+AT_ONCE = 8
+QUEUE_SIZE = 32
+
+Item: TypeAlias = tuple[int, Batch | BaseException | None]
+"""Which call, and events of it, its failure, or None: it is complete."""
+
+
+class FanOut:
+    """An Attempt made of several. makers: a function for each prompt that makes its attempt.
+    n: choices a prompt; those of prompt p are numbered from p * n."""
+
+    def __init__(self, makers: Sequence[Callable[[], Attempt]], n: int) -> None:
+        self._attempts = [make() for make in makers]
+        self._waiting = deque(enumerate(self._attempts))
+        self._merge = Merge(len(makers), n)
+        self._changed = threading.Condition()
+        self._items: deque[Item] = deque()
+        self._ended = False
+
+    def events(self) -> Iterator[Batch]:
+        for _ in range(min(AT_ONCE, len(self._attempts))):
+            threading.Thread(target=self._work, daemon=True).start()
+        unfinished = len(self._attempts)
+        while unfinished and (taken := self._take()) is not None:
+            number, item = taken
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                unfinished -= 1
+            elif batch := self._merge.add(number, item):
+                yield batch
+
+    def abort(self) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        for attempt in self._attempts:
+            attempt.abort()
+
+    def close(self) -> None:
+        """Each worker closes its own attempt."""
+        self.abort()
+
+    def _take(self) -> Item | None:
+        with self._changed:
+            while not self._items and not self._ended:
+                self._changed.wait()
+            if self._ended:
+                return None
+            self._changed.notify_all()
+            return self._items.popleft()
+
+    def _put(self, number: int, item: Batch | BaseException | None) -> bool:
+        with self._changed:
+            while len(self._items) >= QUEUE_SIZE and not self._ended:
+                self._changed.wait()
+            if self._ended:
+                return False
+            self._items.append((number, item))
+            self._changed.notify_all()
+            return True
+
+    def _work(self) -> None:
+        """Make one call after another, while there are any."""
+        wanted = True
+        while wanted and self._waiting:
+            try:
+                number, attempt = self._waiting.popleft()
+            except IndexError:  # another worker took the last one
+                return
+            try:
+                wanted = all(self._put(number, batch) for batch in attempt.events())
+                wanted = wanted and self._put(number, None)
+            except BaseException as failure:  # noqa: BLE001 - `events` raises it, where it is heard
+                wanted = False
+                self._put(number, failure)
+            finally:
+                attempt.close()
+
+
+class Merge:
+    """The events of several calls as those of one."""
+
+    def __init__(self, calls: int, n: int) -> None:
+        self._n = n
+        self._usages: list[Usage | None] = [None] * calls
+        self._started = False
+
+    def add(self, number: int, batch: Batch) -> Batch:
+        """A call's events, renumbered. Usage is told when all calls have told theirs."""
+        merged: Batch = []
+        for event in batch:
+            if isinstance(event, Started):
+                if not self._started:
+                    self._started = True
+                    merged.append(Started(event.model))
+            elif isinstance(event, Used):
+                self._usages[number] = event.usage
+                merged += self._sum()
+            else:
+                merged.append(self._renumber(number, event))
+        return merged
+
+    def _renumber(self, number: int, event: Delta | Finished) -> Event:
+        return msgspec.structs.replace(event, index=number * self._n + event.index)
+
+    def _sum(self) -> Batch:
+        usages = [usage for usage in self._usages if usage is not None]
+        if len(usages) < len(self._usages):
+            return []
+        counts = {
+            name: sum(getattr(usage, name) for usage in usages)
+            for name in Usage.__struct_fields__
+            if name != "source"
+        }
+        return [Used(Usage(**counts))]
