@@ -126,14 +126,21 @@ def flag(name: str, text: str) -> bool:
 
 
 def existing_file(name: str, text: str) -> Path:
-    path = Path(text).expanduser()
-    if not path.is_file():
+    path = file_path(name, text)
+    try:
+        found = path.is_file()
+    except OSError as error:
+        raise ConfigError(f"{name} is {text!r}, and that can't be read: {error.strerror}") from None
+    if not found:
         raise ConfigError(f"{name} is {text!r}, and there is no such file")
     return path
 
 
-def file_path(_name: str, text: str) -> Path:
-    return Path(text).expanduser()
+def file_path(name: str, text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{name} is {text!r}, and there is no such home directory") from None
 
 
 def words(_name: str, text: str) -> tuple[str, ...]:

@@ -122,6 +122,7 @@ class Gateway:
 
     def settle(self, stream: Stream, end: End, status: int) -> Outcome:
         """Account for a call that has ended, and forget it."""
+        self.streams.remove(stream)
         usage = stream.tally.usage(failed=end.reason == "provider_error")
         now = time.monotonic()
         outcome = Outcome(
@@ -134,7 +135,6 @@ class Gateway:
             first_event=stream.first_event and stream.first_event - stream.opened,
             status=status,
         )
-        self.streams.remove(stream)
         try:
             self._settled(stream, outcome)
         except Exception:  # the client's answer doesn't depend on our records' format
@@ -144,7 +144,11 @@ class Gateway:
     def _cost(self, target: Target, usage: Usage) -> int | None:
         if target.byok:
             return 0
-        price = self.prices.of(target)
+        try:
+            price = self.prices.of(target)
+        except Exception:  # a price list that is out of order is no reason to lose the record
+            log.exception("pricing failed", extra={"model": target.name})
+            return None
         return None if price is None else pricing.cost(usage, price)
 
     def _read(self, stream: Stream, chosen: list[Candidate]) -> None:
@@ -251,21 +255,28 @@ class CallInProgress:
     def frames(self, encoder: Encoder) -> Iterator[bytes]:
         """The stream in a face's format, a write a yield."""
         messages, self._waiting = self._waiting, []
+        begun = False
         try:
             while True:
                 out = []
                 for message in messages:
                     if isinstance(message, list):
+                        begun = True
                         out.append(encoder.events(message))
                     elif isinstance(message, End):
                         outcome = self._settle(message)
                         out.append(encoder.end(outcome))
                         yield b"".join(out)
                         return
-                    else:
-                        out.append(KEEP_ALIVE if message is Nudge.KEEP_ALIVE else encoder.begin())
-                yield b"".join(out)
-                self.stream.last_write = time.monotonic()
+                    elif message is Nudge.KEEP_ALIVE:
+                        out.append(KEEP_ALIVE)
+                    elif not begun:  # a release may come behind the first event
+                        begun = True
+                        out.append(encoder.begin())
+                data = b"".join(out)
+                yield data
+                if data:  # events that a face doesn't show are silence
+                    self.stream.last_write = time.monotonic()
                 messages = self.stream.mailbox.take()
         finally:
             self.close()

@@ -65,9 +65,16 @@ class TextFormatter(logging.Formatter):
             *(f"{name}={found[name]}" for name in SHOWN if found.get(name) is not None),
         ]
         if "output_tokens" in found:
-            words.append(f"tokens={found['input_tokens']}+{found['output_tokens']}")
-        text = " ".join(words)
+            words.append(f"tokens={found.get('input_tokens', 0)}+{found['output_tokens']}")
+        text = one_line(" ".join(words))
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+def one_line(text: str) -> str:
+    """Text from outside without what would begin another line or steer a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def formatter(kind: str) -> logging.Formatter:

@@ -64,7 +64,8 @@ FREE = Price(Rate(0), Rate(0))
 
 
 def cost(usage: Usage, price: Price) -> int:
-    """Nano-dollars for a call, rounded up: a token is never given away by rounding."""
+    """Nano-dollars for a call, rounded up: a token is never given away by rounding. A call without
+    a token was refused, and costs nothing."""
     size = usage.input_tokens
     read, write = usage.cache_read_tokens, usage.cache_write_tokens
     total = (
@@ -73,7 +74,7 @@ def cost(usage: Usage, price: Price) -> int:
         + write * (price.cache_write or price.input).at(size)
         + usage.output_tokens * price.output.at(size)
     )
-    return -(-total // MTOK) + price.per_call
+    return -(-total // MTOK) + (price.per_call if usage.total_tokens else 0)
 
 
 def dollars(nano: int | None) -> float | None:

@@ -97,6 +97,10 @@ class Mailbox:
             return taken
 
     @property
+    def ended_by(self) -> EndReason | None:
+        return self._end.reason if self._end else None
+
+    @property
     def full(self) -> bool:
         return self._backlog > BACKLOG
 
@@ -105,8 +109,10 @@ class Tally:
     """What a call has brought so far, kept by its reader: what the meter goes by, whatever the
     client received of it."""
 
-    def __init__(self, prompts: tuple[Prompt, ...]) -> None:
+    def __init__(self, prompts: tuple[Prompt, ...], echoes: int = 0) -> None:
+        """echoes: how often each prompt stands in the answer; that text is not output."""
         self._prompts = prompts
+        self._echoed = echoes * sum(size(p) for p in prompts if isinstance(p, str))
         self._started: Started | None = None
         self._usage: Usage | None = None
         self.pieces = 0
@@ -117,9 +123,8 @@ class Tally:
         before = self._bytes
         for event in batch:
             if isinstance(event, Delta):
-                text = event.text
                 self.pieces += 1
-                self._bytes += len(text) if text.isascii() else len(text.encode())
+                self._bytes += size(event.text)
             elif isinstance(event, Used):
                 self._usage = event.usage
             elif isinstance(event, Started):
@@ -136,7 +141,9 @@ class Tally:
     @property
     def output_tokens(self) -> int:
         """So far; an estimate until the provider tells."""
-        return self._usage.output_tokens if self._usage else max(self.pieces, -(-self._bytes // 4))
+        if self._usage is not None:
+            return self._usage.output_tokens
+        return max(self.pieces, -(-(self._bytes - self._echoed) // 4))
 
     def usage(self, *, failed: bool) -> Usage:
         """What to account for. A provider that refused the call before it began bills nothing;
@@ -151,6 +158,11 @@ class Tally:
             output_tokens=self.output_tokens,
             source="estimate",
         )
+
+
+def size(text: str) -> int:
+    """In bytes of UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def prompt_tokens(prompt: Prompt) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import socket
 import sys
 import threading
@@ -51,7 +52,7 @@ class Stream:
         self.target = target
         self.dropped: tuple[str, ...] = ()
         self.mailbox = Mailbox()
-        self.tally = Tally(request.prompts)
+        self.tally = Tally(request.prompts, echoes=(request.n or 1) if request.echo else 0)
         self.attempts = 0
         self.opened_at = time.time()
         self.opened = self.last_event = self.last_write = time.monotonic()
@@ -72,10 +73,10 @@ class Stream:
             if self._ended:
                 return False
             self._attempt, self.target, self.dropped = attempt, target, dropped
-        self.attempts += 1
-        self.expired = None
-        self.attempt_began = self.last_event = time.monotonic()
-        return True
+            self.attempts += 1
+            self.expired = None
+            self.attempt_began = self.last_event = time.monotonic()
+            return True
 
     def put(self, batch: Batch) -> bool:
         """The reader has events. Waits for a slow client. False: the call has ended."""
@@ -106,16 +107,23 @@ class Stream:
             self.end("deadline", UpstreamTimeout("total", self._timeouts.total))
         elif self.expired is not None:  # an abort should have ended the attempt: it hangs in DNS
             self.end("deadline", self.expired)
-        elif overdue := self._overdue(now):
-            self.expired = overdue
-            if self._attempt is not None:
-                self._attempt.abort()  # the reader goes on to a fallback, if there is one
-        else:
+        elif not self._expire(now):
             if self.first_event is None and now - self.opened >= self._hold:
+                self._hold = math.inf  # once
                 self.mailbox.nudge(Nudge.RELEASE)
             if now - self.last_write >= self._keepalive:
                 self.last_write = now
                 self.mailbox.nudge(Nudge.KEEP_ALIVE)
+
+    def _expire(self, now: float) -> bool:
+        """Abort the attempt under way if it is overdue; the reader goes on to a fallback, if there
+        is one. Under the lock it can't: what is aborted is the attempt that was overdue."""
+        with self._lock:
+            overdue, attempt = self._overdue(now), self._attempt
+            self.expired = overdue
+        if overdue is not None and attempt is not None:
+            attempt.abort()
+        return overdue is not None
 
     def _overdue(self, now: float) -> UpstreamTimeout | None:
         if self.first_event is None:
@@ -145,11 +153,12 @@ class Streams:
                 raise StreamExists(stream.id)
             if len(self._active) >= self._limit:
                 raise Unavailable("Too many calls are under way. Try again in a moment.")
+            if self._sweeper is None:
+                sweeper = threading.Thread(target=self._sweep, name="sweeper", daemon=True)
+                sweeper.start()
+                self._sweeper = sweeper
             self._active[place] = stream
             self._stopped.pop(place, None)
-            if self._sweeper is None:
-                self._sweeper = threading.Thread(target=self._sweep, name="sweeper", daemon=True)
-                self._sweeper.start()
 
     def remove(self, stream: Stream) -> None:
         with self._lock:
@@ -161,11 +170,11 @@ class Streams:
         place = (key_id, stream_id)
         with self._lock:
             stream = self._active.get(place)
-            known = self._stopped.get(place, 0.0) > time.monotonic() - REMEMBER_STOPPED_S
+            known = self._stopped.get(place, -math.inf) > time.monotonic() - REMEMBER_STOPPED_S
         if stream is not None and stream.end("stopped"):
             with self._lock:
                 self._stopped[place] = time.monotonic()
-        elif not known:
+        elif not known and (stream is None or stream.mailbox.ended_by != "stopped"):
             raise StreamNotFound("No active stream has this id. It may have ended by itself.")
 
     def of(self, key_id: str) -> list[Stream]:

@@ -2,11 +2,10 @@
 
 Rules that hold here: the clock decides when to work, never what is written. All work is one
 generator that passes often; `events` runs it in slices of 2 ms, one generator at a time, with the
-lock held for a slice only, never across a pause or a yield. The first slice waits for nobody, so
-a short answer comes at once; later ones are booked one after the other with a pause between any
-two, so that gevent's loop sees the network between them, however many answers are under way. (A
-pause of 0 s would starve it; pauses of each answer's own let eight slices fall together.) The
-index is built on first use, in the same slices, by whoever has the turn.
+lock held for a slice only, never across a pause or a yield. A first slice waits for nobody, so a
+short answer comes at once; later ones are booked one after the other with a pause between any
+two, so that gevent's loop sees the network between them. (A pause of 0 s would starve it; if each
+answer took its own pause, the slices would fall together.) The index is built in slices as well.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Final, TypeAlias
 
 import msgspec
@@ -71,16 +70,23 @@ class _Shared:
 
 
 class _Turns:
-    """Who works when."""
+    """Who works when, in monotonic time. Its methods are for who holds the lock."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self._free = 0.0
+        self._rested = 0.0
 
-    def book(self) -> float:
-        """When (monotonic time) the caller, who holds the lock, may work again: after everybody
-        who asked before, and a pause."""
-        start = max(time.monotonic() + PAUSE_S, self._free)
+    def too_soon(self) -> bool:
+        """Whether somebody has just worked: slices fall together when the machine is held up."""
+        return time.monotonic() < self._rested
+
+    def book(self, *, worked: bool) -> float:
+        """When the caller may work (again): after everybody who asked before, and a pause."""
+        now = time.monotonic()
+        if worked:
+            self._rested = now + PAUSE_S / 2  # timers may fire a little early
+        start = max(now + PAUSE_S, self._free)
         self._free = start + SLICE_S + PAUSE_S
         return start
 
@@ -102,7 +108,7 @@ def unsupported(target: Target) -> frozenset[str]:
 
 
 class LocalAttempt:
-    """One answer of the embedded model: an Attempt (see providers.base)."""
+    """An Attempt (see base): one call of the embedded model."""
 
     def __init__(self, request: CompletionRequest, target: Target) -> None:
         self._request = request
@@ -125,16 +131,17 @@ class LocalAttempt:
         Raises ModelNotFound, and UnsupportedParameter for prompts of token ids.
         """
         work = self._work(self._prompts())
-        ended = False
+        booked = ended = False
         while not (ended or self._aborted.is_set()):
             batch: Batch = []
             with _turns.lock:
-                ended = _advance(work, batch)
-                start = 0.0 if ended else _turns.book()
+                may_work = not (booked and _turns.too_soon())
+                ended = may_work and _advance(work, batch)
+                start = 0.0 if ended else _turns.book(worked=may_work)
+                booked = True
             if batch:
                 usage = Usage(input_tokens=self._input_tokens, output_tokens=self._output_tokens)
-                batch.append(Used(usage))
-                yield batch
+                yield [*batch, Used(usage)]
             if not ended:  # like a sleep, but an abort ends it
                 self._aborted.wait(max(PAUSE_S, start - time.monotonic()))
 
@@ -144,9 +151,7 @@ class LocalAttempt:
             raise ModelNotFound(f"Model {asked!r} was not found. Ask local/pydoc.", param="model")
         prompts = [prompt for prompt in self._request.prompts if isinstance(prompt, str)]
         if len(prompts) < len(self._request.prompts):
-            raise UnsupportedParameter(
-                f"{self._target.name} takes text, not token ids.", param="prompt"
-            )
+            raise UnsupportedParameter("Token ids can't be had here.", param="prompt")
         return prompts
 
     def _work(self, prompts: list[str]) -> Work:
@@ -169,11 +174,8 @@ class LocalAttempt:
         tries = best_of or n
         indexes = range(number * tries, (number + 1) * tries)
         choices = [self._choice(model, prompt, context, index) for index in indexes]
-        if best_of is None:
-            for choice in choices:
-                yield from choice
-        else:
-            yield from self._best(choices, range(number * n, (number + 1) * n))
+        best = range(number * n, (number + 1) * n)
+        yield from chain(*choices) if best_of is None else self._best(choices, best)
 
     def _best(self, choices: list[Work], indexes: range) -> Work:
         """Of all choices those with the highest mean log probability, under these indexes."""
@@ -201,8 +203,8 @@ class LocalAttempt:
             offset = len(prompt)
         pieces = islice(self._pieces(model, context, index, offset), limit)
         stopped = yield from _deltas(index, pieces, tuple(filter(None, request.stop)))
-        full = self._output_tokens - before == limit
-        yield Finished(index, "length" if full and not stopped else "stop")
+        ended = stopped or self._output_tokens - before < limit
+        yield Finished(index, "stop" if ended else "length")
 
     def _pieces(self, model: ngram.Model, context: int, index: int, offset: int) -> Iterator[Piece]:
         """One token after another, with what the request and best_of want to know of it."""
@@ -293,6 +295,5 @@ def _release(index: int, held: list[Piece], length: int, *, part: bool) -> Delta
         length -= len(text)
         if logprobs is not None:
             known.append(logprobs)
-    if not texts:
-        return None
-    return Delta(index, "".join(texts), join_logprobs(known) if known else None)
+    logprobs = join_logprobs(known) if known else None
+    return Delta(index, "".join(texts), logprobs) if texts else None

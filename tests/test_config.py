@@ -1,0 +1,308 @@
+"""config.py: what the environment and sluice.toml may say, and how a mistake in them is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import config
+from config import DEFAULT_PORT, VARIABLES, ConfigError, Settings, Timeouts, did_you_mean
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder without a sluice.toml."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def read(**environ: str) -> Settings:
+    return Settings.from_env(environ)
+
+
+def refusal(**environ: str) -> str:
+    """The line that says why a configuration can't be used."""
+    with pytest.raises(ConfigError) as caught:
+        read(**environ)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+# The environment
+
+
+def test_nothing_needs_to_be_set() -> None:
+    assert read() == dataclasses.replace(Settings(), environ={})
+    assert Settings().timeouts == Timeouts(connect=10, first_event=300, idle=120, total=1800)
+    assert DEFAULT_PORT == 8000
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "field", "value"),
+    [
+        ("SLUICE_KEYS_FILE", "/etc/keys", "keys_file", Path("/etc/keys")),
+        ("SLUICE_KEYS_FILE", "~/keys", "keys_file", Path.home() / "keys"),
+        ("SLUICE_KEYS", " {}\n{} ", "keys", " {}\n{} "),
+        ("SLUICE_DEFAULT_MODEL", " openai/gpt-4o ", "default_model", "openai/gpt-4o"),
+        ("SLUICE_MAX_BODY", "2048", "max_body", 2048),
+        ("SLUICE_MAX_STREAMS", " 7 ", "max_streams", 7),
+        ("SLUICE_KEEPALIVE_S", "1.5", "keepalive", 1.5),
+        ("SLUICE_FIRST_EVENT_WAIT_S", "0", "first_event_wait", 0.0),
+        ("SLUICE_CLIENT_TIMEOUT_S", "5", "client_timeout", 5.0),
+        ("SLUICE_DRAIN_S", "0", "drain", 0.0),
+        ("SLUICE_STRICT", "1", "strict", True),
+        ("SLUICE_STRICT", "Yes", "strict", True),
+        ("SLUICE_STRICT", "false", "strict", False),
+        ("SLUICE_CORS_ORIGINS", "https://a.example, https://b.example,", "cors_origins",
+         ("https://a.example", "https://b.example")),
+        ("SLUICE_LOG_FORMAT", "JSON", "log_format", "json"),
+        ("SLUICE_LOG_LEVEL", " debug", "log_level", "debug"),
+        ("PORT", "8080", "port", 8080),
+        ("WEB_CONCURRENCY", "1", "workers", 1),
+    ],
+)  # fmt: skip
+def test_a_variable_sets_its_field_and_no_other(
+    name: str, text: str, field: str, value: Any
+) -> None:
+    expected = dataclasses.replace(Settings(), **{field: value}, environ={name: text})
+    assert read(**{name: text}) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("SLUICE_CONNECT_TIMEOUT_S", "connect"),
+        ("SLUICE_FIRST_EVENT_TIMEOUT_S", "first_event"),
+        ("SLUICE_IDLE_TIMEOUT_S", "idle"),
+        ("SLUICE_TOTAL_TIMEOUT_S", "total"),
+    ],
+)
+def test_time_outs_have_a_place_of_their_own(name: str, field: str) -> None:
+    assert read(**{name: "2.5"}).timeouts == dataclasses.replace(Timeouts(), **{field: 2.5})
+
+
+@pytest.mark.parametrize("variable", VARIABLES, ids=lambda variable: variable.name)
+def test_a_blank_variable_is_not_set(variable: config.Variable) -> None:
+    assert read(**{variable.name: " \t"}) == dataclasses.replace(
+        Settings(), environ={variable.name: " \t"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("SLUICE_MAX_BODY", "1k", "SLUICE_MAX_BODY is '1k'; it takes a whole number"),
+        ("SLUICE_MAX_BODY", "1023", "SLUICE_MAX_BODY is '1023'; it takes 1024 to 1073741824"),
+        ("SLUICE_MAX_STREAMS", "0", "SLUICE_MAX_STREAMS is '0'; it takes 1 to 100000"),
+        ("SLUICE_MAX_STREAMS", "1.5", "SLUICE_MAX_STREAMS is '1.5'; it takes a whole number"),
+        ("SLUICE_KEEPALIVE_S", "0", "SLUICE_KEEPALIVE_S is '0'; it takes 1 to 86400"),
+        ("SLUICE_KEEPALIVE_S", "soon", "SLUICE_KEEPALIVE_S is 'soon'; it takes seconds"),
+        ("SLUICE_IDLE_TIMEOUT_S", "nan", "SLUICE_IDLE_TIMEOUT_S is 'nan'; it takes 1 to 86400"),
+        ("SLUICE_IDLE_TIMEOUT_S", "inf", "SLUICE_IDLE_TIMEOUT_S is 'inf'; it takes 1 to 86400"),
+        ("SLUICE_STRICT", "maybe", "SLUICE_STRICT is 'maybe'; it takes 1 or 0"),
+        ("SLUICE_LOG_FORMAT", "xml",
+         "SLUICE_LOG_FORMAT is 'xml'; it takes one of: auto, json, text"),
+        ("PORT", "0", "PORT is '0'; it takes 1 to 65535"),
+        ("PORT", "9" * 5000, "it takes a whole number"),
+        ("SLUICE_CONFIG", "none.toml", "SLUICE_CONFIG is 'none.toml', and there is no such file"),
+        ("SLUICE_CONFIG", "x" * 5000, "and that can't be read: File name too long"),
+        ("SLUICE_CONFIG", "~no-such-user/x", "and there is no such home directory"),
+        ("SLUICE_KEYS_FILE", "~no-such-user/x", "and there is no such home directory"),
+        ("SLUICE_MAX_STREAM", "1",
+         "SLUICE_MAX_STREAM is not a setting; did you mean SLUICE_MAX_STREAMS?"),
+        ("SLUICE_QQQQ", "", "SLUICE_QQQQ is not a setting"),
+    ],
+)  # fmt: skip
+def test_a_mistake_stops_the_start_with_a_line_that_says_what_to_change(
+    name: str, text: str, says: str
+) -> None:
+    assert says in refusal(**{name: text})
+
+
+def test_the_names_of_others_are_no_business_of_ours() -> None:
+    assert read(sluice_odd="1", PATH="/bin", OPENAI_API_KEY="k").environ["OPENAI_API_KEY"] == "k"
+
+
+@given(st.sampled_from(VARIABLES), st.text(st.characters(exclude_characters="\0"), max_size=20))
+def test_any_text_is_a_value_or_a_line_that_names_the_variable(
+    variable: config.Variable, text: str
+) -> None:
+    try:
+        variable.parse(variable.name, text)
+    except ConfigError as error:
+        assert str(error).startswith(f"{variable.name} is {text!r}")
+
+
+@given(st.integers(1, 100_000))
+def test_every_number_in_its_range_is_taken(number: int) -> None:
+    assert config.whole(1, 100_000)("N", str(number)) == number
+
+
+@given(st.floats())
+def test_seconds_are_finite_and_in_their_range(number: float) -> None:
+    parse = config.seconds(0.5, 10)
+    if 0.5 <= number <= 10:
+        assert parse("S", str(number)) == number
+        assert math.isfinite(number)
+    else:
+        with pytest.raises(ConfigError):
+            parse("S", str(number))
+
+
+def test_the_environment_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.environ", {"PORT": "8123"})
+    assert Settings.from_env().port == 8123
+
+
+def test_settings_are_copied_and_frozen() -> None:
+    environ = {"PORT": "8123"}
+    settings = Settings.from_env(environ)
+    environ["PORT"] = "1"
+    assert settings.environ == {"PORT": "8123"}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.port = 1  # type: ignore[misc]
+
+
+def test_a_printed_configuration_shows_no_key() -> None:
+    shown = repr(read(SLUICE_KEYS='{"hash": "sha256:abc"}', OPENAI_API_KEY="sk-secret"))
+    assert "sha256:abc" not in shown
+    assert "sk-secret" not in shown
+
+
+def test_every_variable_has_a_field() -> None:
+    fields = {field.name for field in dataclasses.fields(Settings)}
+    assert set(config.TIMEOUT_FIELDS) == {field.name for field in dataclasses.fields(Timeouts)}
+    assert {v.field for v in VARIABLES} <= fields | set(config.TIMEOUT_FIELDS)
+    assert len({v.name for v in VARIABLES}) == len({v.field for v in VARIABLES}) == len(VARIABLES)
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "silence"),
+    [(Timeouts(first_event=5, idle=9), 9), (Timeouts(first_event=9, idle=5), 9)],
+)
+def test_the_longest_silence_is_the_longer_one(timeouts: Timeouts, silence: float) -> None:
+    assert timeouts.longest_silence == silence
+
+
+# Warnings
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        ({}, []),
+        ({"WEB_CONCURRENCY": "1"}, []),
+        ({"WEB_CONCURRENCY": "4"}, ["WEB_CONCURRENCY=4 is ignored"]),
+        ({"DYNO": "web.1"}, ["SLUICE_KEYS"]),
+        ({"DYNO": "web.1", "DATABASE_URL": "postgres://"}, []),
+        ({"DYNO": "web.1", "WEB_CONCURRENCY": "2"}, ["SLUICE_KEYS", "WEB_CONCURRENCY=2"]),
+    ],
+)
+def test_what_the_operator_should_know_is_a_line_each(
+    environ: dict[str, str], says: list[str]
+) -> None:
+    warnings = read(**environ).warnings
+    assert len(warnings) == len(says)
+    for warning, words in zip(warnings, says, strict=True):
+        assert words in warning
+        assert "\n" not in warning
+
+
+# sluice.toml
+
+TABLES = """
+[providers.sim]
+base_url = "http://127.0.0.1:9100/v1"
+
+[aliases]
+fast = ["openai/gpt-4o-mini"]
+
+[prices."sim/sim-1"]
+input_per_mtok = 1.0
+output_per_mtok = 2
+"""
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_tables_are_those_of_the_named_file_or_of_the_one_that_is_there(
+    elsewhere: Path, named: bool
+) -> None:
+    path = elsewhere / ("mine.toml" if named else "sluice.toml")
+    path.write_text(TABLES)
+    settings = read(SLUICE_CONFIG=str(path)) if named else read()
+    assert settings.config_file == (path if named else None)
+    assert settings.providers == {"sim": {"base_url": "http://127.0.0.1:9100/v1"}}
+    assert settings.aliases == {"fast": ["openai/gpt-4o-mini"]}
+    assert settings.prices == {"sim/sim-1": {"input_per_mtok": 1.0, "output_per_mtok": 2}}
+
+
+def test_the_named_file_alone_counts(elsewhere: Path) -> None:
+    (elsewhere / "sluice.toml").write_text(TABLES)
+    (elsewhere / "empty.toml").touch()
+    assert read(SLUICE_CONFIG="empty.toml").providers == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"[providers", "sluice.toml can't be read: "),
+        (b"\xff", "sluice.toml can't be read: "),
+        (b"[provider.x]", "sluice.toml: [provider] is not a table; did you mean providers?"),
+        (b"[zzz]", "sluice.toml: [zzz] is not a table"),
+        (b"aliases = 1", "sluice.toml: aliases must be a table, [aliases]"),
+        (b"[[providers]]", "sluice.toml: providers must be a table, [providers]"),
+        (b"[providers]\nx = 1",
+         'sluice.toml: providers.x must be a table, [providers."x"]'),
+        (b'[prices]\n"a/b" = 1', 'sluice.toml: prices.a/b must be a table, [prices."a/b"]'),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_file_is_told_in_a_line(elsewhere: Path, text: bytes, says: str) -> None:
+    (elsewhere / "sluice.toml").write_bytes(text)
+    assert says in refusal()
+
+
+def test_a_folder_in_its_place_is_told_too(elsewhere: Path) -> None:
+    (elsewhere / "sluice.toml").mkdir()
+    assert "can't be read" in refusal()
+
+
+def test_the_example_is_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = read(SLUICE_CONFIG=str(ROOT / "sluice.example.toml"))
+    assert settings.providers
+    assert settings.aliases
+    assert settings.prices
+
+
+# What others rely on
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "words"),
+    [("porvider", ("provider", "model"), "; did you mean provider?"), ("zzz", ("provider",), "")],
+)
+def test_the_nearest_name_is_offered(name: str, known: tuple[str, ...], words: str) -> None:
+    assert did_you_mean(name, known) == words
+
+
+def test_it_loads_with_the_standard_library_alone() -> None:
+    """gunicorn's master imports it before gevent patches anything."""
+    code = (
+        "import sys; before = set(sys.modules); import config; "
+        "loaded = {name.partition('.')[0] for name in set(sys.modules) - before}; "
+        "print(*(loaded - set(sys.stdlib_module_names) - {'config'}))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == ""

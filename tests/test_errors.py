@@ -1,0 +1,188 @@
+"""errors.py: each class knows its status and code, and says nothing that misleads a client."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import errors
+from errors import (
+    NO_RETRY,
+    InternalError,
+    RateLimited,
+    SluiceError,
+    StreamExists,
+    Unauthorized,
+    Unavailable,
+    UpstreamError,
+    UpstreamTimeout,
+    retry_headers,
+)
+
+
+def tree(root: type[SluiceError], depth: int = 0) -> list[tuple[int, type[SluiceError]]]:
+    """Each class of the tree and how deep it hangs, its children in the order of definition."""
+    found = [(depth, root)]
+    for child in root.__subclasses__():
+        if child.__module__ == "errors":
+            found += tree(child, depth + 1)
+    return found
+
+
+CLASSES = [kind for _, kind in tree(SluiceError)]
+
+
+def test_the_docstring_draws_the_tree_as_it_is() -> None:
+    drawn = []
+    for line in (errors.__doc__ or "").splitlines():
+        if found := re.match(r"    ([│├└─ ]*)([A-Z]\w+)(?: (\d{3}) (\w+))?", line):
+            drawn.append((len(found[1]) // 4, found[2], found[3], found[4]))
+    assert drawn[0] == (0, "SluiceError", None, None)
+    real = [(depth, k.__name__, str(k.status), k.code) for depth, k in tree(SluiceError)[1:]]
+    assert sorted(drawn[1:]) == sorted(real)
+
+
+def test_a_code_means_one_status_and_one_class() -> None:
+    codes = [kind.code for kind in CLASSES if kind is not SluiceError]
+    assert sorted(codes) == sorted(set(codes))
+    assert all(re.fullmatch(r"[a-z_]+", code) for code in codes)
+
+
+def test_an_error_that_nobody_classified_is_ours() -> None:
+    assert (SluiceError.status, SluiceError.code) == (500, "internal_error")
+
+
+def test_an_error_carries_what_its_client_is_told() -> None:
+    error = errors.InvalidRequest(
+        "n: got 0.", param="n", details={"least": 1}, headers={"Allow": "GET"}
+    )
+    assert (str(error), error.message, error.param) == ("n: got 0.", "n: got 0.", "n")
+    assert (error.details, error.headers) == ({"least": 1}, {"Allow": "GET"})
+    plain = errors.InvalidRequest("No.")
+    assert (plain.param, plain.details, plain.headers) == (None, None, {})
+
+
+def test_headers_that_were_given_are_copied() -> None:
+    given_headers = {"Allow": "GET"}
+    error = errors.InvalidRequest("No.", headers=given_headers)
+    error.headers["More"] = "1"
+    assert given_headers == {"Allow": "GET"}
+    StreamExists("s").headers["More"] = "1"
+    assert NO_RETRY == {"x-should-retry": "false"}
+
+
+@pytest.mark.parametrize(
+    ("key_sent", "challenge"),
+    [
+        (False, 'Bearer realm="sluice"'),
+        (True, 'Bearer realm="sluice", error="invalid_token"'),
+    ],
+)
+def test_who_sent_a_bad_key_is_challenged_otherwise_but_told_the_same(
+    key_sent: bool, challenge: str
+) -> None:
+    error = Unauthorized(key_sent=key_sent)
+    assert error.headers == {"WWW-Authenticate": challenge}
+    assert error.message == Unauthorized(key_sent=not key_sent).message
+
+
+@pytest.mark.parametrize(
+    ("seconds", "headers"),
+    [
+        (-1, {"Retry-After": "1"}),
+        (0, {"Retry-After": "1"}),
+        (0.2, {"Retry-After": "1"}),
+        (1.2, {"Retry-After": "2"}),
+        (60, {"Retry-After": "60"}),
+        (60.1, {"Retry-After": "61", "x-should-retry": "false"}),
+        (86400, {"Retry-After": "86400", "x-should-retry": "false"}),
+    ],
+)
+def test_a_wait_is_told_in_whole_seconds_and_a_long_one_is_not_slept_out(
+    seconds: float, headers: dict[str, str]
+) -> None:
+    assert retry_headers(seconds) == headers
+    assert RateLimited("Slow.", retry_after=seconds).headers == headers
+    assert Unavailable("Away.", retry_after=seconds).headers == headers
+
+
+@given(st.floats(-1e6, 1e9))
+def test_a_wait_is_never_shorter_than_asked_nor_a_second_longer(seconds: float) -> None:
+    told = int(retry_headers(seconds)["Retry-After"])
+    assert told >= 1
+    assert told >= seconds
+    assert told < max(1, math.ceil(seconds)) + 1
+
+
+def test_a_rate_limit_carries_its_particulars() -> None:
+    assert RateLimited("Slow.", retry_after=1, details={"limit": 3}).details == {"limit": 3}
+
+
+def test_a_stream_that_exists_is_named_and_not_tried_again() -> None:
+    error = StreamExists("abc")
+    assert "'abc'" in error.message
+    assert error.param == "stream_id"
+    assert error.headers == NO_RETRY
+
+
+def test_unavailable_asks_for_a_second() -> None:
+    assert Unavailable("Away.").headers == {"Retry-After": "1"}
+
+
+def test_an_internal_error_shows_nothing_of_the_inside() -> None:
+    assert "request id" in InternalError().message
+    assert InternalError().details is None
+
+
+def test_a_failing_provider_s_words_are_kept_apart_from_ours() -> None:
+    error = UpstreamError(
+        "The upstream failed.",
+        upstream_status=500,
+        upstream_code="boom",
+        upstream_message="it broke",
+        retry_after=2.5,
+    )
+    assert error.message == "The upstream failed."
+    told = (error.upstream_status, error.upstream_code, error.upstream_message, error.retry_after)
+    assert told == (500, "boom", "it broke", 2.5)
+
+
+@pytest.mark.parametrize(
+    ("phase", "words", "headers"),
+    [
+        ("connect", "did not accept the connection within 1.5 s", {}),
+        ("first_event", "did not begin to answer within 1.5 s", {}),
+        ("idle", "fell silent within 1.5 s", {}),
+        ("total", "did not finish within 1.5 s", NO_RETRY),
+    ],
+)
+def test_a_time_out_names_its_phase_and_only_the_total_forbids_another_call(
+    phase: str, words: str, headers: dict[str, str]
+) -> None:
+    error = UpstreamTimeout(phase, 1.5)
+    assert words in error.message
+    assert error.phase == phase
+    assert error.details == {"phase": phase, "seconds": 1.5}
+    assert error.headers == headers
+    assert error.upstream_status is None
+
+
+FIXED_WORDS = [
+    Unauthorized(key_sent=True),
+    StreamExists("s"),
+    errors.ClientGone(),
+    InternalError(),
+    *(UpstreamTimeout(phase, 1) for phase in ("connect", "first_event", "idle", "total")),
+]
+
+
+@pytest.mark.parametrize("error", FIXED_WORDS, ids=lambda error: type(error).__name__)
+def test_words_by_which_the_official_client_chooses_are_only_where_they_belong(
+    error: SluiceError,
+) -> None:
+    for word in ("model", "provider", "validation"):
+        assert word not in error.message.lower()

@@ -1,0 +1,298 @@
+"""pricing.py: what tokens cost, in whole nano-dollars."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pricing
+from completion import Usage
+from config import ConfigError
+from pricing import FREE, MTOK, NANO, Price, Prices, Rate, cost, dollars, per_mtok
+from providers import BUILT_IN
+from providers.base import Provider, Target
+
+LOCAL = next(row for row in BUILT_IN if row.name == "local")
+OPENAI = next(row for row in BUILT_IN if row.name == "openai")
+UNKNOWN = Provider(name="sim", base_url="http://127.0.0.1:1/v1")
+
+RATES = st.integers(0, 100 * NANO)
+TOKENS = st.integers(0, 10_000_000)
+
+
+@st.composite
+def rates(draw: st.DrawFn) -> Rate:
+    """A rate that doesn't fall where its tiers begin."""
+    base = draw(RATES)
+    tiers = draw(st.lists(st.tuples(TOKENS, RATES), max_size=3))
+    starts = sorted(start for start, _ in tiers)
+    steps = sorted(base + more for _, more in tiers)
+    return Rate(base, tuple(zip(starts, steps, strict=True)))
+
+
+@st.composite
+def usages(draw: st.DrawFn) -> Usage:
+    """Cached tokens are parts of the input."""
+    read, write, other, output = (draw(TOKENS) for _ in range(4))
+    return Usage(read + write + other, output, cache_read_tokens=read, cache_write_tokens=write)
+
+
+PRICES = st.builds(
+    Price,
+    input=rates(),
+    output=rates(),
+    cache_read=st.none() | rates(),
+    cache_write=st.none() | rates(),
+    per_call=st.integers(0, NANO),
+)
+
+
+def more(usage: Usage, **tokens: int) -> Usage:
+    fields = {name: getattr(usage, name) for name in usage.__struct_fields__}
+    return Usage(**{**fields, **{name: fields[name] + count for name, count in tokens.items()}})
+
+
+# cost
+
+
+@given(usages(), PRICES)
+def test_a_cost_is_a_whole_number_and_never_negative(usage: Usage, price: Price) -> None:
+    found = cost(usage, price)
+    assert isinstance(found, int)
+    assert found >= 0
+
+
+@given(usages(), PRICES, TOKENS)
+def test_more_tokens_never_cost_less(usage: Usage, price: Price, count: int) -> None:
+    assert cost(more(usage, output_tokens=count), price) >= cost(usage, price)
+    assert cost(more(usage, input_tokens=count), price) >= cost(usage, price)
+
+
+@given(usages(), PRICES)
+def test_rounding_gives_nothing_away_and_takes_less_than_a_nano_dollar(
+    usage: Usage, price: Price
+) -> None:
+    size, read, write = usage.input_tokens, usage.cache_read_tokens, usage.cache_write_tokens
+    exact = Decimal(
+        (size - read - write) * price.input.at(size)
+        + read * (price.cache_read or price.input).at(size)
+        + write * (price.cache_write or price.input).at(size)
+        + usage.output_tokens * price.output.at(size)
+    ) / MTOK + (price.per_call if usage.total_tokens else 0)
+    assert 0 <= cost(usage, price) - exact < 1
+
+
+@pytest.mark.parametrize(
+    ("usage", "price", "nano"),
+    [
+        (Usage(8, 18), Price(Rate(150_000_000), Rate(600_000_000)), 12_000),
+        (Usage(1, 0), Price(Rate(1), Rate(1)), 1),
+        (Usage(), Price(Rate(NANO), Rate(NANO)), 0),
+        (Usage(1_000_000, 1_000_000), FREE, 0),
+        (Usage(1, 0), Price(Rate(0), Rate(0), per_call=5_000_000), 5_000_000),
+        (Usage(10, 0, cache_read_tokens=4), Price(Rate(MTOK), Rate(0)), 10),
+        (Usage(10, 0, cache_read_tokens=4), Price(Rate(MTOK), Rate(0), Rate(0)), 6),
+        (Usage(10, 0, cache_write_tokens=4), Price(Rate(MTOK), Rate(0), None, Rate(2 * MTOK)), 14),
+        (Usage(3, 0, cache_read_tokens=9), Price(Rate(MTOK), Rate(0), Rate(0)), 0),
+        (Usage(3, 2, reasoning_tokens=2), Price(Rate(MTOK), Rate(MTOK)), 5),
+    ],
+)
+def test_what_some_calls_cost(usage: Usage, price: Price, nano: int) -> None:
+    assert cost(usage, price) == nano
+
+
+def test_a_call_that_was_refused_costs_nothing_even_where_a_call_has_a_price() -> None:
+    assert cost(Usage(), Price(Rate(1), Rate(1), per_call=5)) == 0
+
+
+@pytest.mark.parametrize(("tokens", "rate"), [(0, 1), (200, 1), (201, 2), (500, 2), (501, 3)])
+def test_a_long_input_changes_the_rate_of_all_its_tokens(tokens: int, rate: int) -> None:
+    assert Rate(1, ((200, 2), (500, 3))).at(tokens) == rate
+
+
+def test_numbers_for_people() -> None:
+    assert dollars(None) is None
+    assert dollars(2_850) == 2.85e-06
+    assert dollars(0) == 0
+    assert per_mtok(Rate(150_000_000)) == 0.15
+
+
+# Prices
+
+
+def test_the_price_in_sluice_toml_wins() -> None:
+    tables = {"openai/gpt-4o-mini": {"input_per_mtok": 1, "output_per_mtok": 2.5}}
+    price = Prices(tables).of(Target(OPENAI, "gpt-4o-mini"))
+    assert price == Price(Rate(1_000_000_000), Rate(2_500_000_000))
+
+
+def test_a_free_provider_may_be_given_a_price() -> None:
+    tables = {"local/pydoc": {"input_per_mtok": 1, "output_per_mtok": 1}}
+    assert Prices({}).price(LOCAL, "pydoc") == FREE
+    assert Prices(tables).price(LOCAL, "pydoc") == Price(Rate(NANO), Rate(NANO))
+
+
+def test_all_four_rates_may_be_set_exactly() -> None:
+    table = {
+        "input_per_mtok": 0.1,
+        "output_per_mtok": 0.7,
+        "cache_read_per_mtok": 0.03,
+        "cache_write_per_mtok": 0,
+    }
+    price = Prices({"sim/m": table}).price(UNKNOWN, "m")
+    rates = (Rate(100_000_000), Rate(700_000_000), Rate(30_000_000), Rate(0))
+    assert price == Price(*rates)
+
+
+@given(st.decimals(0, 10_000, places=9))
+def test_a_rate_of_sluice_toml_is_read_without_loss(number: Decimal) -> None:
+    table = {"input_per_mtok": float(number), "output_per_mtok": 0}
+    price = pricing.from_table("sim/m", table)
+    assert price.input.base == int(Decimal(str(float(number))) * NANO)
+    assert abs(per_mtok(price.input) - float(number)) < 1e-8
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ({}, "input_per_mtok and output_per_mtok are needed"),
+        ({"input_per_mtok": 1}, "input_per_mtok and output_per_mtok are needed"),
+        ({"input": 1}, "input is not known; it takes input_per_mtok, output_per_mtok"),
+        ({"input_per_mtok": "1"}, "input_per_mtok is '1'; it takes USD per million tokens"),
+        ({"input_per_mtok": True}, "input_per_mtok is True;"),
+        ({"input_per_mtok": -1}, "input_per_mtok is -1;"),
+        ({"input_per_mtok": float("nan")}, "input_per_mtok is nan;"),
+        ({"input_per_mtok": float("inf")}, "input_per_mtok is inf;"),
+    ],
+)
+def test_a_mistake_in_a_price_names_its_place(table: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Prices({"sim/m": table})
+    assert str(caught.value).startswith('sluice.toml, [prices."sim/m"]: ')
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("model", ["no-such-model-at-all", ""])
+@pytest.mark.parametrize("provider", [OPENAI, UNKNOWN], ids=lambda row: row.name)
+def test_a_price_that_nobody_knows_is_unknown_and_not_zero(provider: Provider, model: str) -> None:
+    assert Prices({}).price(provider, model) is None
+
+
+def test_a_known_price_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    prices = Prices({})
+    first = prices.price(OPENAI, "gpt-4o-mini")
+    assert first is not None
+    assert 0 < first.input.base < first.output.base
+    assert first.cache_read is not None
+    assert first.cache_read.base < first.input.base
+    monkeypatch.setattr(pricing, "find", None)
+    assert prices.price(OPENAI, "gpt-4o-mini") is first
+
+
+def test_a_row_may_be_called_otherwise_in_the_data() -> None:
+    row = Provider(name="mine", base_url="http://127.0.0.1:1/v1", price_id="openai")
+    prices = Prices({})
+    assert prices.price(row, "gpt-4o-mini") == prices.price(OPENAI, "gpt-4o-mini")
+
+
+def test_names_that_callers_make_up_don_t_fill_the_memory() -> None:
+    prices = Prices({})
+    prices._found = {("x", str(number)): lambda: None for number in range(10_000)}
+    assert prices.price(UNKNOWN, "one-more") is None
+    assert len(prices._found) == 10_000
+
+
+def test_prices_that_depend_on_the_time_are_read_at_each_call() -> None:
+    """Every such model of the data: the price comes, and is read anew."""
+    from genai_prices.data_snapshot import get_snapshot
+
+    dated = [
+        (provider.id, info.id)
+        for provider in get_snapshot().providers
+        for info in provider.models
+        if isinstance(info.prices, list)
+    ]
+    assert dated
+    looked_up = [pricing.find(*place)() for place in dated]
+    assert any(price is not None for price in looked_up)
+
+
+def test_every_price_of_the_data_can_be_read() -> None:
+    from genai_prices.data_snapshot import get_snapshot
+
+    for provider in get_snapshot().providers:
+        for info in provider_models(provider.id):
+            price = pricing.find(provider.id, info.id)()
+            assert price is None or cost(Usage(1000, 1000), price) >= 0
+
+
+def provider_models(price_id: str) -> list[Any]:
+    return list(pricing.known_models(price_id))[:3]
+
+
+@pytest.mark.parametrize(
+    ("data", "price"),
+    [
+        ({}, None),
+        ({"requests_kcount": Decimal(5)}, None),
+        ({"input_mtok": Decimal(1)}, Price(Rate(NANO), Rate(0))),
+        ({"output_mtok": Decimal("0.5")}, Price(Rate(0), Rate(NANO // 2))),
+        (
+            {"input_mtok": Decimal(1), "output_mtok": Decimal(2), "requests_kcount": Decimal(5)},
+            Price(Rate(NANO), Rate(2 * NANO), per_call=5_000_000),
+        ),
+        (
+            {"input_mtok": Decimal(1), "cache_read_mtok": Decimal(0)},
+            Price(Rate(NANO), Rate(0), Rate(0)),
+        ),
+        (
+            {"input_mtok": Decimal(1), "cache_write_mtok": Decimal(2)},
+            Price(Rate(NANO), Rate(0), None, Rate(2 * NANO)),
+        ),
+    ],
+)
+def test_how_the_data_is_read(data: dict[str, Any], price: Price | None) -> None:
+    from genai_prices.types import ModelPrice
+
+    assert pricing.from_data(ModelPrice(**data)) == price
+
+
+def test_tiers_of_the_data_are_read() -> None:
+    from genai_prices.types import Tier, TieredPrices
+
+    tiered = TieredPrices(base=Decimal(1), tiers=[Tier(start=200_000, price=Decimal(2))])
+    assert pricing.rate(tiered) == Rate(NANO, ((200_000, 2 * NANO),))
+    assert pricing.rate(None) is None
+
+
+# Models
+
+
+def test_the_models_of_a_row_come_first_and_need_not_be_known() -> None:
+    row = Provider(name="openai", base_url="http://127.0.0.1:1/v1", models=("mine", "gpt-4o-mini"))
+    found = Prices({}).models(row)
+    assert [facts.id for facts in found[:2]] == ["mine", "gpt-4o-mini"]
+    assert (found[0].name, found[0].context_window, found[0].price) == (None, None, None)
+    assert found[1].context_window == 128_000
+    assert found[1].price is not None
+    ids = [facts.id for facts in found]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_host_that_the_data_doesn_t_know_has_the_models_of_its_row_alone() -> None:
+    assert Prices({}).models(UNKNOWN) == []
+    assert [facts.id for facts in Prices({}).models(LOCAL)] == ["pydoc"]
+
+
+def test_models_that_write_no_text_and_those_being_retired_are_not_listed() -> None:
+    from genai_prices.data_snapshot import get_snapshot
+
+    listed = {facts.id for facts in Prices({}).models(OPENAI)}
+    (data,) = [provider for provider in get_snapshot().providers if provider.id == "openai"]
+    assert listed < {info.id for info in data.models}
+    assert not listed & {info.id for info in data.models if info.deprecated}
+    assert not any("embedding" in name for name in listed)
