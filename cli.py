@@ -1,4 +1,4 @@
-"""The operator's commands: flask keys ..., flask quickstart
+"""The operator's commands: flask keys ..., flask providers, flask quickstart.
 
 Rules that hold here: a key's text is printed by `create` alone; a hash only by `show --line`. What
 can't be done is one line on stderr and exit code 1. With --json, stdout is one JSON value.
@@ -21,6 +21,8 @@ from flask.cli import AppGroup, with_appcontext
 from auth import KeyStore
 from config import DEFAULT_PORT, Settings
 from keys import FIELDS, TIERS, Key, KeyFileError
+from providers import BUILT_IN, missing
+from providers.base import Provider
 
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 EXAMPLE = """\
@@ -50,6 +52,7 @@ def register(app: Flask) -> None:
     """Adds the commands to an app whose extensions["sluice"].keys is its KeyStore."""
     app.cli.add_command(keys)
     app.cli.add_command(quickstart)
+    app.cli.add_command(list_providers)
 
 
 @click.command("quickstart")
@@ -160,6 +163,41 @@ def delete(id_or_name: str, yes: bool) -> None:
             raise click.ClickException("Nobody can be asked here: add --yes to delete the key.")
         click.confirm(f"Delete the key {key.name!r} ({key.id}) for good?", abort=True, err=True)
     report(store().delete(key.id), "deleted")
+
+
+@click.command("providers")
+@click.option("--markdown", is_flag=True, help="Print the table of docs/providers.md.")
+@with_appcontext
+def list_providers(markdown: bool) -> None:
+    """Show the hosts that Sluice knows, and which of them are enabled."""
+    if markdown:
+        click.echo(provider_table(BUILT_IN))
+        return
+    router = current_app.extensions["sluice"].gateway.router
+    rows = [
+        (row.name, cell(router.enabled(row)), cell(missing(row, {})), row.base_url)
+        for row in router.providers.values()
+    ]
+    click.echo(table([("name", "enabled", "variables", "base_url"), *rows]))
+
+
+def provider_table(rows: Iterable[Provider]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| provider | variables | legacy completions | can't |", "|---|---|---|---|"]
+    for row in rows:
+        if row.dialect == "local":
+            continue
+        needed = ", ".join(f"`{name}`" for name in missing(row, {})) or "-"
+        cells = (f"`{row.name}`", needed, legacy(row), ", ".join(row.cannot) or "-")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def legacy(row: Provider) -> str:
+    """Which of a row's models are asked through the legacy completions."""
+    if isinstance(row.completions, bool):
+        return "all" if row.completions else "none"
+    return ", ".join(f"`{pattern}`" for pattern in row.completions)
 
 
 def store() -> KeyStore:

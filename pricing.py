@@ -21,7 +21,7 @@ from config import ConfigError
 from providers.base import Provider, Target
 
 if TYPE_CHECKING:
-    from genai_prices.types import ModelInfo, ModelPrice
+    from genai_prices.types import ModelPrice
 
 NANO = 1_000_000_000
 MTOK = 1_000_000
@@ -115,16 +115,16 @@ class Prices:
 
     def models(self, provider: Provider) -> list[ModelFacts]:
         """The models of a provider that are known to complete text, those of its row first."""
-        listed = {info.id: info for info in known_models(provider.price_id or provider.name)}
-        names = [*provider.models, *(name for name in listed if name not in provider.models)]
+        known = {facts.id: facts for facts in known_models(provider.price_id or provider.name)}
+        rows = {
+            name: known.get(name) or ModelFacts(name, price=self.price(provider, name))
+            for name in provider.models
+        }
         return [
-            ModelFacts(
-                name,
-                listed[name].name if name in listed else None,
-                listed[name].context_window if name in listed else None,
-                self.price(provider, name),
-            )
-            for name in names
+            msgspec.structs.replace(facts, price=self._own[name])
+            if (name := f"{provider.name}/{facts.id}") in self._own
+            else facts
+            for facts in (rows | known).values()
         ]
 
 
@@ -143,16 +143,16 @@ def find(price_id: str, model: str) -> Callable[[], Price | None]:
     return lambda: from_data(info.get_prices(datetime.now(UTC)))
 
 
-def known_models(price_id: str) -> Iterator[ModelInfo]:
+def known_models(price_id: str) -> Iterator[ModelFacts]:
     """The text models of a provider in the data, those that are being retired left out."""
     from genai_prices.data_snapshot import get_snapshot
 
     for provider in get_snapshot().providers:
         if provider.id == price_id:
             for info in provider.models:
-                priced = from_data(info.get_prices(datetime.now(UTC)))
-                if priced is not None and priced.output.base and not info.deprecated:
-                    yield info
+                price = from_data(info.get_prices(datetime.now(UTC)))
+                if price is not None and price.output.base and not info.deprecated:
+                    yield ModelFacts(info.id, info.name, info.context_window, price)
 
 
 def from_data(data: ModelPrice) -> Price | None:

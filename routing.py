@@ -69,7 +69,7 @@ class Router:
 
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigError: an alias or the default model that leads nowhere."""
-        self.providers = providers.rows(settings.providers)
+        self.providers = providers.rows(settings.providers, settings.environ)
         self._default = settings.default_model
         self._environ = settings.environ
         self.aliases = {name: alias(name, value) for name, value in settings.aliases.items()}
@@ -86,7 +86,7 @@ class Router:
 
     def enabled(self, provider: Provider) -> bool:
         """Whether it can be called without the caller's own key."""
-        return provider.api_key_env is None or bool(self._environ.get(provider.api_key_env))
+        return not providers.missing(provider, self._environ)
 
     def provider(self, name: str) -> Provider:
         """Raises ProviderNotFound."""
@@ -106,36 +106,41 @@ class Router:
         missing: SluiceError | None = None
         for provider, model in dict.fromkeys(names):
             try:
-                targets.append(self._target(provider, model, route.byok_api_key))
+                targets.append(self._target(self.provider(provider), model, route.byok_api_key))
             except ProviderNotFound as error:
                 missing = missing or error
         if not targets:
             raise missing or ModelNotFound("Model: none was named.")
         return targets
 
-    def _expand(self, model: str, provider: str | None) -> list[tuple[Provider, str]]:
+    def _expand(self, model: str, provider: str | None) -> list[tuple[str, str]]:
+        """(provider, its model) pairs. Raises ProviderNotFound, ModelNotFound."""
         if provider is None and model in self.aliases:
             return [pair for name in self.aliases[model] for pair in self._expand(name, None)]
         if provider is not None:
             model = model.removeprefix(f"{provider}/")
-            return [(self.provider(provider), model)]
+            return [(self.provider(provider).name, model)]
         name, slash, rest = model.partition("/")
         if not slash or not rest:
             raise ModelNotFound(
                 f"Model {shown(model)} was not found. Write where it runs before its name: "
                 "local/pydoc, openai/gpt-4o-mini."
             )
-        return [(self.provider(name), rest)]
+        return [(self.provider(name).name, rest)]
 
     def _target(self, row: Provider, model: str, byok: Secret | None) -> Target:
-        if byok is not None:
-            return Target(row, model, byok, byok=True)
-        if not self.enabled(row):
+        needed = providers.missing(row, self._environ, byok=byok is not None)
+        if needed:
+            own = (
+                ", or you send your own key as byok_api_key" if needed == [row.api_key_env] else ""
+            )
             raise ProviderNotFound(
                 f"Provider {row.name!r} is not enabled on this server: its operator sets "
-                f"{row.api_key_env}, or you send your own key as byok_api_key."
+                f"{' and '.join(needed)}{own}."
             )
-        key = self._environ.get(row.api_key_env) if row.api_key_env else None
+        if byok is not None:
+            return Target(row, model, byok, byok=True)
+        key = self._environ[row.api_key_env].strip() if row.api_key_env else None
         return Target(row, model, Secret(key) if key else None)
 
 

@@ -2,34 +2,164 @@
 
 An OpenAI-compatible host is a row here (or in sluice.toml) and no code; another wire format is one
 module with the functions of `base.Dialect`. Rules that hold here: data, and imports on demand.
+Rows were checked against the hosts' own references and SDKs in 2026-11; docs/providers.md says how.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import msgspec
 
 from config import ConfigError, did_you_mean
 from providers.base import Dialect, Provider
 
-DIALECTS = {"openai": "providers.openai", "local": "providers.local"}
+DIALECTS: Final = {"openai": "providers.openai", "local": "providers.local"}
 
-BUILT_IN = (
+OPENAI_LEGACY: Final = ("gpt-3.5-turbo-instruct*", "davinci-002", "babbage-002", "ft:*-002:*")
+MODERN: Final = {"max_tokens": "max_completion_tokens"}
+PENALTIES: Final = ("frequency_penalty", "presence_penalty")
+
+BUILT_IN: Final = (
     Provider(name="local", dialect="local", models=("pydoc",), free=True),
     Provider(
         name="openai",
         base_url="https://api.openai.com/v1",
         api_key_env="OPENAI_API_KEY",
-        completions=("gpt-3.5-turbo-instruct*", "davinci-002", "babbage-002", "ft:*-002:*"),
+        completions=OPENAI_LEGACY,
+        chat_names=MODERN,
     ),
-    Provider(name="ollama", base_url="http://127.0.0.1:11434/v1", completions=True),
-    Provider(name="vllm", base_url="http://127.0.0.1:8000/v1", completions=True),
-    Provider(name="llamacpp", base_url="http://127.0.0.1:8080/v1", completions=True),
+    Provider(  # deployments have names of their own: set `completions` for legacy ones
+        name="azure",
+        base_url="{AZURE_OPENAI_ENDPOINT}/openai/v1",
+        api_key_env="AZURE_OPENAI_API_KEY",
+        key_header="api-key",
+        completions=("gpt-35-turbo-instruct*", *OPENAI_LEGACY),
+        chat_names=MODERN,
+    ),
+    Provider(
+        name="deepseek",
+        base_url="https://api.deepseek.com",
+        api_key_env="DEEPSEEK_API_KEY",
+        cannot=("n", "seed", "logit_bias", "user"),
+    ),
+    Provider(  # its legacy endpoint is documented for models that it has since retired
+        name="xai",
+        base_url="https://api.x.ai/v1",
+        api_key_env="XAI_API_KEY",
+        cannot=("logit_bias",),
+        chat_names=MODERN,
+        price_id="x-ai",
+    ),
+    Provider(
+        name="mistral",
+        base_url="https://api.mistral.ai/v1",
+        api_key_env="MISTRAL_API_KEY",
+        cannot=("logprobs", "logit_bias", "user"),
+        chat_names={"seed": "random_seed"},
+        stream_options={},
+    ),
+    Provider(  # in China: base_url = "https://dashscope.aliyuncs.com/compatible-mode/v1"
+        name="qwen",
+        base_url="https://dashscope-intl.aliyuncs.com/compatible-mode/v1",
+        api_key_env="DASHSCOPE_API_KEY",
+        cannot=("frequency_penalty", "logit_bias", "user"),
+        models=("qwen-plus", "qwen3-max"),
+    ),
+    Provider(
+        name="huggingface",
+        base_url="https://router.huggingface.co/v1",
+        api_key_env="HF_TOKEN",
+        cannot=("n", "logit_bias", "user"),
+        models=("openai/gpt-oss-120b:groq",),
+    ),
+    Provider(
+        name="groq",
+        base_url="https://api.groq.com/openai/v1",
+        api_key_env="GROQ_API_KEY",
+        cannot=("n", "logprobs", "logit_bias", *PENALTIES),
+        chat_names=MODERN,
+        stream_options={},
+    ),
+    Provider(
+        name="together",
+        base_url="https://api.together.ai/v1",
+        api_key_env="TOGETHER_API_KEY",
+        completions=True,
+        cannot=("best_of", "suffix", "user", "prompt_list", "token_ids"),
+        stream_options={},
+    ),
+    Provider(
+        name="fireworks",
+        base_url="https://api.fireworks.ai/inference/v1",
+        api_key_env="FIREWORKS_API_KEY",
+        completions=True,
+        cannot=("best_of", "suffix"),
+        stream_options={},
+    ),
+    Provider(  # has a legacy endpoint outside its specification; not every upstream serves it
+        name="openrouter",
+        base_url="https://openrouter.ai/api/v1",
+        api_key_env="OPENROUTER_API_KEY",
+        cannot=("n",),
+    ),
+    Provider(
+        name="cerebras",
+        base_url="https://api.cerebras.ai/v1",
+        api_key_env="CEREBRAS_API_KEY",
+        completions=True,
+        cannot=("suffix", "logit_bias", *PENALTIES),
+        chat_names=MODERN,
+    ),
+    Provider(
+        name="nvidia",
+        base_url="https://integrate.api.nvidia.com/v1",
+        api_key_env="NVIDIA_API_KEY",
+        models=("meta/llama-3.3-70b-instruct",),
+    ),
+    Provider(  # said to have closed this endpoint in 2026-09; kept for those who still have it
+        name="perplexity",
+        base_url="https://api.perplexity.ai",
+        api_key_env="PERPLEXITY_API_KEY",
+        cannot=("seed", "logit_bias", "user"),
+        stream_options={},
+    ),
+    Provider(
+        name="ollama",
+        base_url="http://127.0.0.1:11434/v1",
+        completions=True,
+        cannot=(
+            *("n", "best_of", "echo", "logprobs", "logit_bias", "user"),
+            *("prompt_list", "token_ids"),
+        ),
+    ),
+    Provider(
+        name="vllm",
+        base_url="http://127.0.0.1:8000/v1",
+        completions=True,
+        cannot=("best_of", "suffix", "user"),
+        # Usage in each chunk: what a stopped stream used is then exact.
+        stream_options={"include_usage": True, "continuous_usage_stats": True},
+    ),
+    Provider(
+        name="llamacpp",
+        base_url="http://127.0.0.1:8080/v1",
+        completions=True,
+        cannot=("best_of", "suffix", "echo", "user"),
+    ),
+    Provider(
+        name="lmstudio",
+        base_url="http://127.0.0.1:1234/v1",
+        completions=True,
+        cannot=("n", "best_of", "echo", "logprobs", "user", "suffix"),
+    ),
 )
+
+PLACEHOLDER: Final = re.compile(r"\{([A-Z][A-Z0-9_]*)\}")
 
 
 @cache
@@ -38,26 +168,45 @@ def dialect(name: str) -> Dialect:
     return cast(Dialect, import_module(DIALECTS[name]))
 
 
-def rows(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Provider]:
-    """The built-in rows, with those of sluice.toml over them. Raises ConfigError."""
+def rows(
+    tables: Mapping[str, Mapping[str, Any]], environ: Mapping[str, str]
+) -> dict[str, Provider]:
+    """The built-in rows, with those of sluice.toml over them, and the environment's values in
+    their URLs. Raises ConfigError."""
     known = {row.name: row for row in BUILT_IN}
     for name, table in tables.items():
         base = msgspec.to_builtins(known[name]) if name in known else {}
         try:
-            row = msgspec.convert({**base, **table, "name": name}, Provider)
+            known[name] = msgspec.convert({**base, **table, "name": name}, Provider)
         except msgspec.ValidationError as error:
             raise ConfigError(f"sluice.toml, [providers.{name}]: {error}") from None
-        known[name] = check(row)
-    return known
+    return {name: check(fill_in(row, environ)) for name, row in known.items()}
+
+
+def fill_in(row: Provider, environ: Mapping[str, str]) -> Provider:
+    """Put variables into the URL; one that isn't set stays, and keeps the row disabled."""
+    url = PLACEHOLDER.sub(
+        lambda match: environ.get(match[1], "").strip().rstrip("/") or match[0], row.base_url
+    )
+    return msgspec.structs.replace(row, base_url=url.rstrip("/"))
+
+
+def missing(row: Provider, environ: Mapping[str, str], *, byok: bool = False) -> list[str]:
+    """The variables that the row can't be called without, and that aren't set."""
+    names = PLACEHOLDER.findall(row.base_url)
+    if row.api_key_env and not byok and not environ.get(row.api_key_env, "").strip():
+        names.append(row.api_key_env)
+    return names
 
 
 def check(row: Provider) -> Provider:
     where = f"sluice.toml, [providers.{row.name}]"
-    if not row.name.replace("-", "").replace("_", "").isalnum():
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", row.name):
         raise ConfigError(f"{where}: a name has letters, digits, - and _")
     if row.dialect not in DIALECTS:
         near = did_you_mean(row.dialect, list(DIALECTS))
         raise ConfigError(f"{where}: dialect {row.dialect!r} is not known{near}")
-    if row.dialect != "local" and not row.base_url.startswith(("http://", "https://")):
+    url = row.base_url
+    if row.dialect != "local" and not url.startswith(("http://", "https://", "{")):
         raise ConfigError(f"{where}: base_url must begin with http:// or https://")
-    return msgspec.structs.replace(row, base_url=row.base_url.rstrip("/"))
+    return row

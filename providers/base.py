@@ -21,19 +21,28 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     name: str
     dialect: str = "openai"
     base_url: str = ""
+    """{NAME} in it is an environment variable; {model} the model, quoted."""
+    query: str = ""
+    """What follows the path's question mark, if anything."""
     api_key_env: str | None = None
     """The environment variable of its key; None: it needs none."""
+    key_header: str = "Authorization"
+    """Where the key goes: Authorization takes it as a bearer's, another header as it is."""
+    ca_bundle: str | None = None
+    """A file of certificates to trust instead of the public ones."""
     completions: bool | tuple[str, ...] = False
     """Which models have the legacy /completions: all, none, or those that match a glob.
     The others are asked through /chat/completions, the prompt as one user message."""
     cannot: tuple[str, ...] = ()
     """Parameters (of CompletionRequest) that this host lacks although its dialect has them."""
+    chat_names: dict[str, str] = {}
+    """What /chat/completions calls a parameter, where that isn't our name for it."""
+    stream_options: dict[str, Any] = msgspec.field(default_factory=lambda: {"include_usage": True})
+    """Sent with a stream; empty: the host doesn't take them, and tells usage or not."""
     models: tuple[str, ...] = ()
     """Models worth listing; others work too."""
     price_id: str | None = None
     """Its name in genai-prices; None: the same as ours."""
-    ca_bundle: str | None = None
-    """A file of certificates to trust instead of the public ones."""
     free: bool = False
     """Nobody bills for it: a cost of 0 rather than an unknown one."""
 

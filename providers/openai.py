@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 
@@ -68,33 +69,45 @@ def call(request: CompletionRequest, target: Target) -> Call:
         "User-Agent": "sluice",
     }
     if target.credential is not None:
-        headers["Authorization"] = f"Bearer {target.credential.reveal()}"
-    path = "/completions" if target.legacy else "/chat/completions"
+        key = target.credential.reveal()
+        name = target.provider.key_header
+        headers[name] = f"Bearer {key}" if name == "Authorization" else key
     body = msgspec.json.encode(_body(request, target))
-    return Call("POST", target.provider.base_url.rstrip("/") + path, headers, body)
+    return Call("POST", _url(target), headers, body)
+
+
+def _url(target: Target) -> str:
+    provider = target.provider
+    base = provider.base_url.rstrip("/").replace("{model}", quote(target.model, safe=""))
+    path = "/completions" if target.legacy else "/chat/completions"
+    return f"{base}{path}?{provider.query}" if provider.query else base + path
 
 
 def _body(request: CompletionRequest, target: Target) -> dict[str, Any]:
     body: dict[str, Any] = {"model": target.model}
+    theirs: Mapping[str, str]
     if target.legacy:
         prompts = request.prompts
         body["prompt"] = prompts[0] if len(prompts) == 1 else prompts
         names = SAMPLING + LEGACY_ONLY
+        theirs = {}
     else:
         (prompt,) = request.prompts
         body["messages"] = [{"role": "user", "content": prompt}]
         names = SAMPLING
+        theirs = target.provider.chat_names
     for name in names:
         value = getattr(request, name)
         if _asked_for(value) and name not in target.provider.cannot:
-            body[name] = value
+            body[theirs.get(name, name)] = value
     if not target.legacy and request.logprobs is not None:
         body["logprobs"] = True
         if request.logprobs:
             body["top_logprobs"] = request.logprobs
     if request.stream:
         body["stream"] = True
-        body["stream_options"] = {"include_usage": True}
+        if target.provider.stream_options:
+            body["stream_options"] = target.provider.stream_options
     for name, value in request.extra.items():
         if name not in OURS:
             body.setdefault(name, value)

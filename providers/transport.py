@@ -53,9 +53,7 @@ class _AbortableConnection(HTTPConnection):
         exchange = self.exchange = _opening.exchange
         deadline = time.monotonic() + float(self.timeout)  # type: ignore[arg-type]
         error: OSError | None = None
-        for family, kind, proto, _, address in socket.getaddrinfo(
-            self._dns_host, self.port, type=socket.SOCK_STREAM
-        ):
+        for family, kind, proto, _, address in self._addresses():
             sock = socket.socket(family, kind, proto)
             try:
                 for option in self.socket_options or ():
@@ -63,6 +61,7 @@ class _AbortableConnection(HTTPConnection):
                 sock.settimeout(max(0.001, deadline - time.monotonic()))
                 exchange.note(sock, connecting=True)
                 sock.connect(address)
+                exchange.note(sock)
             except OSError as failure:
                 error = failure
                 sock.close()
@@ -70,12 +69,17 @@ class _AbortableConnection(HTTPConnection):
                 sock.close()
                 raise
             else:
-                exchange.note(sock)
                 return sock
         if isinstance(error, TimeoutError):
             raise ConnectTimeoutError(self, "connect timed out") from error
         # Never the bare error: urllib3 takes a BrokenPipeError for a request that was sent.
         raise NewConnectionError(self, f"connect failed: {error}") from error
+
+    def _addresses(self) -> list[Any]:
+        try:
+            return socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as failure:  # UnicodeError: no host could be called that
+            raise NewConnectionError(self, f"no address: {failure}") from failure
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         if self.sock is not None:  # from the pool, or connected by the pool for TLS
@@ -92,7 +96,11 @@ class _AbortableTLSConnection(_AbortableConnection, HTTPSConnection):
         # The TLS socket takes the descriptor over and appears only after its handshake; until
         # then a duplicate reaches the same connection.
         self.duplicate = sock.dup()
-        _opening.exchange.note(self.duplicate, connecting=True)
+        try:
+            _opening.exchange.note(self.duplicate, connecting=True)
+        except Aborted:
+            sock.close()
+            raise
         return sock
 
     def connect(self) -> None:
@@ -185,6 +193,8 @@ class Exchange:
                 )
         finally:
             _opening.exchange = None
+        if self._aborted:  # headers that an abort cut off look like whole ones
+            raise Aborted
         return self._response.status_code
 
     def chunks(self) -> Iterator[bytes]:
@@ -194,6 +204,8 @@ class Exchange:
             with self._failures():
                 chunk = self._response.raw.read1(READ_SIZE, decode_content=True)
             if not chunk:
+                if self._aborted:  # where the connection's end is the body's
+                    raise Aborted
                 return
             yield chunk
 
@@ -281,6 +293,8 @@ class Exchange:
 
     def _explain(self, failure: Exception) -> UpstreamError:
         timed_out = _caused_by(failure, TimeoutError, urllib3.exceptions.TimeoutError)
+        if _caused_by(failure, NewConnectionError):  # which is a TimeoutError by inheritance alone
+            timed_out = False
         if self._response is None and self._connecting:
             if timed_out:
                 return UpstreamTimeout("connect", self._timeouts.connect)
@@ -336,6 +350,7 @@ def _caused_by(failure: BaseException | None, *kinds: type[BaseException]) -> bo
             return False
         if isinstance(failure, kinds):
             return True
-        inner = next((arg for arg in failure.args if isinstance(arg, BaseException)), None)
-        failure = inner or getattr(failure, "reason", None) or failure.__cause__
+        # An SSLError's reason is a text.
+        inner = (*failure.args, getattr(failure, "reason", None), failure.__cause__)
+        failure = next((part for part in inner if isinstance(part, BaseException)), None)
     return False

@@ -37,13 +37,29 @@ def ca() -> trustme.CA:
     return trustme.CA()
 
 
-@pytest.fixture
-def tls_fake(ca: trustme.CA, tmp_path: Path) -> Iterator[FakeProvider]:
-    """A fake provider that speaks TLS."""
-    path = tmp_path / "fake.pem"
+@pytest.fixture(scope="session")
+def tls_fake_process(
+    ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FakeProvider]:
+    path = tmp_path_factory.mktemp("tls") / "fake.pem"
     path.write_bytes(ca.issue_cert("127.0.0.1", "localhost").private_key_and_cert_chain_pem.bytes())
     with FakeProvider.start(tls=path) as fake:
         yield fake
+
+
+@pytest.fixture
+def tls_fake(tls_fake_process: FakeProvider) -> FakeProvider:
+    """A fake provider that speaks TLS, and has forgotten other tests."""
+    tls_fake_process.reset()
+    return tls_fake_process
+
+
+@pytest.fixture(scope="session")
+def ca_bundle(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file by which a client trusts `tls_fake`."""
+    path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    ca.cert_pem.write_to_path(str(path))
+    return str(path)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 import pytest
 
+from cli import provider_table
+from providers import BUILT_IN
+from providers.base import Provider
 from tests.live import Server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,3 +68,13 @@ def test_every_link_leads_somewhere() -> None:
     for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_the_table_of_providers_is_the_rows() -> None:
+    assert provider_table(BUILT_IN) in (ROOT / "docs/providers.md").read_text()
+
+
+def test_every_field_of_a_row_is_documented() -> None:
+    text = (ROOT / "docs/providers.md").read_text()
+    documented = set(re.findall(r"^\| `(\w+)` \| [^`|]*[a-z]", text, re.MULTILINE))
+    assert set(Provider.__struct_fields__) - {"name"} <= documented

@@ -1,13 +1,16 @@
-"""The transport against a fake upstream, over TCP and TLS, with plain threads. (Under gevent the live
-tests drive it.)"""
+"""The transport against a fake upstream, over TCP and TLS, with plain threads.
+
+Under gevent the live tests drive it.
+"""
 
 from __future__ import annotations
 
+import gc
 import gzip
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -41,13 +44,11 @@ class Upstream(NamedTuple):
 
 
 @pytest.fixture(params=["tcp", "tls"])
-def upstream(request: pytest.FixtureRequest, ca: trustme.CA, tmp_path: Path) -> Upstream:
+def upstream(request: pytest.FixtureRequest, ca_bundle: str) -> Upstream:
     """The fake over TCP, and over TLS."""
     if request.param == "tcp":
         return Upstream(request.getfixturevalue("fake"), None)
-    trusted = tmp_path / "ca.pem"
-    ca.cert_pem.write_to_path(str(trusted))
-    return Upstream(request.getfixturevalue("tls_fake"), str(trusted))
+    return Upstream(request.getfixturevalue("tls_fake"), ca_bundle)
 
 
 def make(
@@ -84,7 +85,7 @@ class Reading:
                 self.exchange.open()
                 for chunk in self.exchange.chunks():
                     self.body += chunk
-            except Exception as failure:
+            except Exception as failure:  # noqa: BLE001 - the test sees it
                 self.failure = failure
             self.ended_at = time.monotonic()
 
@@ -167,14 +168,17 @@ def test_abort_within_the_handshake(transport: Transport) -> None:
         assert best_of(TRIES, WITHIN_S, once) < WITHIN_S
 
 
+# CPython's ssl leaves a socket to the garbage collector that is shut down as it is being wrapped.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl.SSLSocket")
 def test_abort_at_any_moment(upstream: Upstream, transport: Transport) -> None:
-    """Also between two phases: wherever it strikes, the exchange ends, and so does the connection."""
+    """Also between two phases: wherever it strikes, the exchange and its connection end."""
     upstream.fake.default(SILENT)
     for number in range(40):
         reading = Reading(to(upstream, transport))
         time.sleep(number * 0.0002)
         reading.exchange.abort()
         assert isinstance(reading.end(), Aborted)
+    gc.collect()
     upstream.fake.wait(lambda counts: counts.open == 0)
 
 
@@ -377,14 +381,12 @@ def test_a_certificate_that_is_not_trusted(transport: Transport, tls_fake: FakeP
 
 
 def test_a_certificate_for_another_host(
-    transport: Transport, ca: trustme.CA, tmp_path: Path
+    transport: Transport, ca: trustme.CA, ca_bundle: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "other.pem").write_bytes(
-        ca.issue_cert("other.example").private_key_and_cert_chain_pem.bytes()
-    )
-    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    certificate = ca.issue_cert("other.example").private_key_and_cert_chain_pem
+    certificate.write_to_path(str(tmp_path / "other.pem"))
     with FakeProvider.start(tls=tmp_path / "other.pem") as other:
-        failure = failure_of(make(transport, other.origin, ca_bundle=str(tmp_path / "ca.pem")))
+        failure = failure_of(make(transport, other.origin, ca_bundle=ca_bundle))
     assert "TLS" in failure.message
 
 
@@ -411,7 +413,6 @@ def test_a_body_that_breaks_off(upstream: Upstream, transport: Transport, how: s
 
 SPOILT = {
     "closed": [fp.close()],
-    "within_headers": [fp.send(b"HTTP/1.1 200 OK\r\nContent-Ty"), fp.close()],
     "no_http": [fp.send(b"SSH-2.0-OpenSSH_9.6\r\n"), fp.close()],
 }
 

@@ -1,0 +1,46 @@
+"""Tokens per second of the embedded model, and how long its first tokens take.
+
+usage: local_speed.py
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from completion import CompletionRequest, Delta  # noqa: E402
+from providers import BUILT_IN  # noqa: E402
+from providers.base import Target  # noqa: E402
+
+TARGET = Target(BUILT_IN[0], "pydoc")
+
+
+def run(**fields: object) -> tuple[float, int, float]:
+    """Seconds to the first token, tokens, seconds in all."""
+    from providers.local import LocalAttempt
+
+    request = CompletionRequest(prompts=("The best way to open a file is",), **fields)  # type: ignore[arg-type]
+    began, first, count = time.perf_counter(), 0.0, 0
+    for batch in LocalAttempt(request, TARGET).events():
+        found = sum(isinstance(event, Delta) for event in batch)
+        if found and not count:
+            first = time.perf_counter() - began
+        count += found
+    return first, count, time.perf_counter() - began
+
+
+def main() -> None:
+    first, _, _ = run(max_tokens=10)
+    print(f"first ever token {1000 * first:.1f} ms")
+    for fields in ({}, {"temperature": 0.7, "top_p": 0.9}, {"logprobs": 2}, {"stop": ("zzz",)}):
+        runs = [run(max_tokens=4096, n=20, seed=seed, **fields) for seed in range(3)]
+        speed = sum(r[1] for r in runs) / sum(r[2] for r in runs)
+        worst = max(r[0] for r in runs)
+        print(f"{fields!s:40} {speed:9.0f} tokens/s, first token within {1000 * worst:.1f} ms")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""How long from a stop, or a client's hang-up, until the provider's connection is closed.
+
+usage: stop_latency.py [ROUNDS]     (200 a phase; hang-ups: a tenth of it)
+Starts simllm and the gateway as its user would (gunicorn with gevent), and prints milliseconds.
+What the upstream saw is polled from its counters each half millisecond.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.fake import blackhole  # noqa: E402
+from tests.live import Server, free_port  # noqa: E402
+
+PHASES = {
+    "connecting": {"model": "dead/m"},
+    "before headers": {"model": "sim/m", "sim_ttft_ms": 60000, "stream": False},
+    "silent": {"model": "sim/m", "sim_tokens": 1000, "sim_interval_ms": 30000},
+    "flowing": {"model": "sim/m", "sim_tokens": 100000, "sim_interval_ms": 2},
+}
+
+
+class Upstream:
+    """simllm, and its count of connections that were closed on it."""
+
+    def __init__(self, folder: Path) -> None:
+        binary = folder / "simllm"
+        source = ROOT / "bench" / "simllm.c"
+        subprocess.run(["gcc", "-O2", "-w", "-o", binary, source], check=True)
+        self.port = free_port()
+        self.process = subprocess.Popen([binary, str(self.port)])
+        time.sleep(0.3)
+        self.connection = http.client.HTTPConnection("127.0.0.1", self.port)
+
+    def stats(self) -> dict[str, int]:
+        self.connection.request("GET", "/stats")
+        found: dict[str, int] = json.load(self.connection.getresponse())
+        return found
+
+    def wait(self, name: str, least: int, seconds: float = 5) -> float:
+        """When the counter got there."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if self.stats()[name] >= least:
+                return time.monotonic()
+            time.sleep(0.0005)
+        raise TimeoutError(f"{name} never got to {least}")
+
+
+def begin(server: Server, fields: dict[str, object], stream_id: str) -> socket.socket:
+    body = {"prompt": "x", "stream": True, "stream_id": stream_id, **fields}
+    params = {name: body.pop(name) for name in list(body) if name.startswith("sim_")}
+    data = json.dumps(body | {"additional_params": params}).encode()
+    head = (
+        f"POST /api/v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
+    client = socket.create_connection(("127.0.0.1", server.port))
+    client.sendall(head.encode() + data)
+    return client
+
+
+def measure_stop(server: Server, upstream: Upstream, phase: str, rounds: int) -> None:
+    control = http.client.HTTPConnection("127.0.0.1", server.port)
+    closed, ended = [], []
+    for number in range(rounds):
+        before = upstream.stats()
+        client = begin(server, PHASES[phase], f"s{number}")
+        if phase == "connecting":
+            time.sleep(0.05)
+        else:
+            upstream.wait("requests", before["requests"] + 1)
+            time.sleep(0.02)
+        finish = []
+        reader = threading.Thread(target=lambda c=client, f=finish: f.append(read_end(c)))
+        reader.start()
+        stopped = time.monotonic()
+        control.request(
+            "POST",
+            f"/api/v1/completions/stop-stream/s{number}",
+            headers={"Authorization": f"Bearer {server.key}"},
+        )
+        if phase != "connecting":
+            closed.append(upstream.wait("aborted", before["aborted"] + 1) - stopped)
+        answer = control.getresponse()
+        answer.read()
+        assert answer.status == 200, answer.status
+        reader.join(5)
+        ended.append(finish[0] - stopped)
+        client.close()
+    show(f"stop, {phase}: upstream closed", closed)
+    show(f"stop, {phase}: client has its end", ended)
+
+
+def measure_gone(server: Server, upstream: Upstream, phase: str, rounds: int) -> None:
+    closed = []
+    for number in range(rounds):
+        before = upstream.stats()
+        client = begin(server, PHASES[phase], f"g{number}")
+        upstream.wait("requests", before["requests"] + 1)
+        time.sleep(0.02 + 0.9 * (number / rounds))  # at every point of the sweep
+        gone = time.monotonic()
+        client.close()
+        closed.append(upstream.wait("aborted", before["aborted"] + 1) - gone)
+    show(f"client gone, {phase}: upstream closed", closed)
+
+
+def read_end(client: socket.socket) -> float:
+    """When the answer was complete."""
+    data = b""
+    while not (data.endswith(b"0\r\n\r\n") or data.endswith(b"}")):
+        data = (data + client.recv(65536))[-4096:]
+    return time.monotonic()
+
+
+def show(what: str, seconds: list[float]) -> None:
+    if seconds:
+        ms = sorted(1000 * value for value in seconds)
+        p50, p99 = statistics.median(ms), ms[min(len(ms) - 1, int(0.99 * len(ms)))]
+        print(f"{what:45} n {len(ms):4}  p50 {p50:7.1f}  p99 {p99:7.1f}  max {ms[-1]:7.1f} ms")
+
+
+def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    with tempfile.TemporaryDirectory() as folder, blackhole() as dead:
+        upstream = Upstream(Path(folder))
+        rows = "".join(
+            f'[providers.{name}]\nbase_url = "{url}"\ncompletions = true\n'
+            for name, url in (("sim", f"http://127.0.0.1:{upstream.port}/v1"), ("dead", dead))
+        )
+        try:
+            with Server(rows) as server:
+                for phase in PHASES:
+                    measure_stop(server, upstream, phase, rounds)
+                for phase in ("before headers", "silent", "flowing"):
+                    measure_gone(server, upstream, phase, max(1, rounds // 10))
+        finally:
+            upstream.process.terminate()
+            upstream.process.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,911 @@
+"""The OpenAI face as its clients see it: bodies and streams to the byte, with a provider that plays
+what a test writes.
+
+Rules that hold here: the provider is replaced where the gateway makes an attempt, so that all else
+is the real path; ids and times, which differ each time, are replaced before a comparison.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from app import create_app
+from completion import (
+    Batch,
+    CompletionRequest,
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    Logprobs,
+    Started,
+    Usage,
+    Used,
+)
+from config import Settings
+from endpoints import Services
+from errors import (
+    ByokRejected,
+    ClientGone,
+    InsufficientCredits,
+    InternalError,
+    InvalidRequest,
+    ModelForbidden,
+    ModelNotFound,
+    RateLimited,
+    RequestTimeout,
+    RequestTooLarge,
+    SluiceError,
+    StreamExists,
+    Unavailable,
+    UnsupportedMediaType,
+    UnsupportedParameter,
+    UpstreamError,
+    UpstreamTimeout,
+)
+from gateway import Gateway
+from providers.base import Target
+from relay import Nudge
+from tests.live import make_key, settings_files
+
+WAIT_S = 5.0
+PATH = "/v1/completions"
+STOP = "/v1/completions/stop-stream/mine"
+CONFIG = """
+[providers.fake]
+base_url = "http://127.0.0.1:1/v1"
+completions = true
+
+[providers.fakechat]
+base_url = "http://127.0.0.1:1/v1"
+models = ["listed", "maker/listed"]
+
+[providers.dull]
+base_url = "http://127.0.0.1:1/v1"
+completions = true
+cannot = ["seed", "user"]
+
+[providers.keyed]
+base_url = "http://127.0.0.1:1/v1"
+api_key_env = "KEYED_API_KEY"
+models = ["hidden"]
+
+[aliases]
+fast = ["fake/m", "fakechat/m"]
+"team/best" = "fake/m"
+
+[prices."fake/m"]
+input_per_mtok = 1.0
+output_per_mtok = 2.0
+"""
+
+Line: TypeAlias = Batch | SluiceError | Callable[[], object] | None
+"""What an attempt does next: brings events, fails, has something done, or waits for its abort."""
+
+
+class Attempt:
+    """Plays a script; see providers.base.Attempt."""
+
+    def __init__(self, script: Sequence[Line]) -> None:
+        self._script = script
+        self._aborted = threading.Event()
+
+    def events(self) -> Iterator[Batch]:
+        for line in self._script:
+            if isinstance(line, SluiceError):
+                raise line
+            if line is None:
+                assert self._aborted.wait(WAIT_S)
+            elif isinstance(line, list):
+                yield line
+            else:
+                line()
+            if self._aborted.is_set():
+                return
+
+    def abort(self) -> None:
+        self._aborted.set()
+
+    def close(self) -> None:
+        pass
+
+
+class Upstream:
+    """All providers. `scripts` are for the next attempts; the last one serves all later ones."""
+
+    def __init__(self) -> None:
+        self.scripts: list[Sequence[Line]] = [answer("Hello")]
+        self.requests: list[CompletionRequest] = []
+        self.targets: list[Target] = []
+        self._lock = threading.Lock()
+
+    def play(self, *script: Line) -> None:
+        self.scripts = [script]
+
+    def make(self, request: CompletionRequest, target: Target) -> Attempt:
+        with self._lock:
+            self.requests.append(request)
+            self.targets.append(target)
+            return Attempt(self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0])
+
+    @property
+    def request(self) -> CompletionRequest:
+        """The only one."""
+        [request] = self.requests
+        return request
+
+
+def answer(*texts: str, reason: FinishReason = "stop", usage: Usage | None = None) -> list[Line]:
+    """A choice's text in pieces, its end, and its usage."""
+    used = Used(usage or Usage(input_tokens=3, output_tokens=5))
+    return [[Started()], *([Delta(0, text)] for text in texts), [Finished(0, reason), used]]
+
+
+@pytest.fixture
+def upstream(monkeypatch: pytest.MonkeyPatch) -> Upstream:
+    upstream = Upstream()
+    monkeypatch.setattr(
+        Gateway, "_make", lambda _gateway, request, target: upstream.make(request, target)
+    )
+    return upstream
+
+
+@pytest.fixture
+def app(tmp_path: Path, new_key: tuple[str, str]) -> Flask:
+    (tmp_path / "sluice.toml").write_text(CONFIG)
+    (tmp_path / "keys.jsonl").touch(mode=0o600)
+    (tmp_path / "keys.jsonl").write_text(new_key[1])
+    return create_app(Settings.from_env({**settings_files(tmp_path), "SLUICE_MAX_BODY": "20000"}))
+
+
+@pytest.fixture
+def face(app: Flask, key: str, upstream: Upstream) -> Face:
+    return Face(app, key)
+
+
+class Face:
+    """The OpenAI face of one server, for one key."""
+
+    def __init__(self, app: Flask, key: str) -> None:
+        self.app = app
+        self.headers = {"Authorization": f"Bearer {key}"}
+
+    @property
+    def gateway(self) -> Gateway:
+        services: Services = self.app.extensions["sluice"]
+        return services.gateway
+
+    def ask(self, headers: dict[str, str] | None = None, **fields: Any) -> TestResponse:
+        body = {"model": "fake/m", "prompt": "Say it"} | fields
+        client: FlaskClient = self.app.test_client()
+        return client.post(PATH, json=body, headers=self.headers | (headers or {}))
+
+    def get(self, path: str) -> TestResponse:
+        return self.app.test_client().get(path, headers=self.headers)
+
+    def stream(self, headers: dict[str, str] | None = None, **fields: Any) -> str:
+        """A stream's text, which must be a 200, with its id and time replaced."""
+        answer = self.ask(headers, stream=True, **fields)
+        assert answer.status_code == 200, answer.text
+        return plain(answer.text)
+
+    def stop(self) -> None:
+        """Stop the call `mine`."""
+        answer = self.app.test_client().post(STOP, headers=self.headers)
+        assert (answer.status_code, answer.json) == (200, {"success": True})
+
+    def release(self) -> None:
+        """The status line has been held back long enough: what the sweeper says."""
+        [stream] = self.gateway.streams._snapshot()
+        stream.mailbox.nudge(Nudge.RELEASE)
+
+
+def plain(text: str) -> str:
+    """Text without what differs each time."""
+    text = re.sub(r'"id":"cmpl-[0-9a-f]{32}"', '"id":"ID"', text)
+    return re.sub(r'"created":\d{10}\b', '"created":0', text)
+
+
+def chunk(text: str, finish: str = "null", index: int = 0, more: str = "", model: str = "m") -> str:
+    choice = f'{{"text":"{text}","index":{index},"logprobs":null,"finish_reason":{finish}{more}}}'
+    return shape(f"[{choice}]", model=model)
+
+
+def shape(choices: str, more: str = "", model: str = "m") -> str:
+    head = f'"id":"ID","object":"text_completion","created":0,"model":"fake/{model}"'
+    return f'data: {{{head},"choices":{choices}{more}}}\n\n'
+
+
+END = '"stop"'
+CANCELLED = ',"native_finish_reason":"cancelled"'
+DONE = "data: [DONE]\n\n"
+USED = '"prompt_tokens":3,"completion_tokens":5,"total_tokens":8,"cost":1.3e-05'
+
+
+def chunks(text: str) -> list[Any]:
+    """The JSON of a stream's data lines, without [DONE]."""
+    data = [line[6:] for line in text.split("\n") if line.startswith("data: ")]
+    return [json.loads(item) for item in data if item != "[DONE]"]
+
+
+# Whole answers
+
+
+def test_a_whole_answer_to_the_byte(face: Face) -> None:
+    answer = face.ask()
+    assert plain(answer.text) == (
+        '{"id":"ID","object":"text_completion","created":0,"model":"fake/m","choices":[{"text":'
+        '"Hello","index":0,"logprobs":null,"finish_reason":"stop"}],"usage":{' + USED + "}}"
+    )
+    assert answer.status_code == 200
+    assert answer.content_type == "application/json"
+    assert re.fullmatch(r"[0-9a-f-]{36}", answer.headers["X-Request-ID"])
+    assert not {"X-Stream-ID", "X-Sluice-Dropped", "X-RateLimit-Bypass"} & {*answer.headers.keys()}
+
+
+def test_usage_tells_what_there_is_to_tell(face: Face, upstream: Upstream) -> None:
+    usage = Usage(9, 5, cache_read_tokens=4, cache_write_tokens=2, reasoning_tokens=3)
+    upstream.play(*answer("a", usage=usage))
+    told = face.ask(model="fakechat/m").get_json()["usage"]
+    assert told == {
+        "prompt_tokens": 9,
+        "completion_tokens": 5,
+        "total_tokens": 14,
+        "cost": None,
+        "prompt_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 2},
+        "completion_tokens_details": {"reasoning_tokens": 3},
+    }
+
+
+def test_usage_that_nobody_told_is_called_an_estimate(face: Face, upstream: Upstream) -> None:
+    upstream.play([Started()], [Delta(0, "12345678"), Finished(0, "stop")])
+    told = face.ask(prompt="123456789").get_json()["usage"]
+    assert told["source"] == "estimate"
+    assert (told["prompt_tokens"], told["completion_tokens"]) == (3, 2)
+
+
+def test_choices_come_in_order_with_their_own_reasons(face: Face, upstream: Upstream) -> None:
+    events: Batch = [Started(), Delta(1, "b"), Delta(0, "a"), Finished(1, "length")]
+    upstream.play(events, [Finished(0, "content_filter")])
+    choices = face.ask(n=2).get_json()["choices"]
+    assert [(c["index"], c["text"], c["finish_reason"]) for c in choices] == [
+        (0, "a", "content_filter"),
+        (1, "b", "length"),
+    ]
+
+
+def test_logprobs_have_openais_shape(face: Face, upstream: Upstream) -> None:
+    told = Logprobs(["a"], [-0.5], [{"a": -0.5, "b": -1.5}], [0])
+    upstream.play([Started(), Delta(0, "a", told), Finished(0, "stop")])
+    expected = {
+        "tokens": ["a"],
+        "token_logprobs": [-0.5],
+        "top_logprobs": [{"a": -0.5, "b": -1.5}],
+        "text_offset": [0],
+    }
+    assert face.ask(logprobs=2).get_json()["choices"][0]["logprobs"] == expected
+    assert chunks(face.stream(logprobs=2))[0]["choices"][0]["logprobs"] == expected
+    assert upstream.requests[0].logprobs == 2
+
+
+def test_a_stopped_whole_answer_has_what_there_is(face: Face, upstream: Upstream) -> None:
+    upstream.play([Started(), Delta(0, "Half")], face.stop, None)
+    answer = face.ask(stream_id="mine", n=2)
+    assert answer.status_code == 200
+    cancelled = {"finish_reason": "stop", "native_finish_reason": "cancelled", "logprobs": None}
+    assert answer.get_json()["choices"] == [
+        {"text": "Half", "index": 0, **cancelled},
+        {"text": "", "index": 1, **cancelled},
+    ]
+    assert answer.get_json()["usage"]["source"] == "estimate"
+
+
+def test_own_key_is_used_and_costs_nothing(face: Face, upstream: Upstream) -> None:
+    in_body = face.ask(byok_api_key="my-own")
+    in_header = face.ask({"X-Provider-API-Key": "my-own"})
+    both = face.ask({"X-Provider-API-Key": "other"}, byok_api_key="my-own")
+    for reply, target in zip((in_body, in_header, both), upstream.targets, strict=True):
+        assert reply.headers["X-RateLimit-Bypass"] == "BYOK API key used"
+        assert reply.get_json()["byok_api_key"] is True
+        assert reply.get_json()["usage"]["cost"] == 0
+        assert target.credential is not None
+        assert target.credential.reveal() == "my-own"
+        assert "my-own" not in reply.text
+
+
+def test_an_own_key_opens_a_provider_that_is_not_enabled(face: Face) -> None:
+    assert face.ask(model="keyed/x").status_code == 404
+    assert face.ask(model="keyed/x", byok_api_key="my-own").status_code == 200
+
+
+# Prompts
+
+PROMPTS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "string": ("Say it", ("Say it",)),
+    "empty": ("", ("",)),
+    "list_of_one": (["Say it"], ("Say it",)),
+    "list": (["a", "b"], ("a", "b")),
+    "token_ids": ([1, 0, 50256], ((1, 0, 50256),)),
+    "list_of_token_ids": ([[1, 2], [3]], ((1, 2), (3,))),
+    "list_of_one_list": ([[1]], ((1,),)),
+}
+
+
+@pytest.mark.parametrize(("prompt", "prompts"), PROMPTS.values(), ids=PROMPTS.keys())
+def test_every_shape_of_prompt(
+    face: Face, upstream: Upstream, prompt: Any, prompts: tuple[Any, ...]
+) -> None:
+    assert face.ask(prompt=prompt).status_code == 200
+    assert upstream.request.prompts == prompts
+
+
+NO_PROMPTS = [
+    *([], [[]], ["a", 1], [1, "a"], [[1], "a"], [[1], []], [[1], 2], [1.5], [-1], [True], [[False]]),
+    *(5, True, {}, {"text": "a"}, [None], [["a"]], [[1.0]], ["a"] * 2049),
+]
+
+
+@pytest.mark.parametrize("prompt", NO_PROMPTS, ids=lambda prompt: str(prompt)[:20])
+def test_what_is_no_prompt_is_refused(face: Face, upstream: Upstream, prompt: Any) -> None:
+    answer = face.ask(prompt=prompt)
+    error = answer.get_json()["error"]
+    assert answer.status_code == 400
+    assert (error["param"], error["code"]) == ("prompt", "invalid_request")
+    assert error["message"].startswith("prompt: got ")
+    assert "a string, a list of strings, a list of token ids" in error["message"]
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("body", [{"model": "fake/m"}, {"model": "fake/m", "prompt": None}])
+def test_a_prompt_is_needed(face: Face, body: dict[str, Any]) -> None:
+    answer = face.app.test_client().post(PATH, json=body, headers=face.headers)
+    error = answer.get_json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "prompt")
+    assert error["message"].startswith("prompt is missing")
+
+
+def test_choices_are_numbered_by_prompt_times_n(face: Face, upstream: Upstream) -> None:
+    upstream.play(
+        [Started(), *(Delta(index, f"t{index}") for index in range(4))],
+        [Finished(index, "stop") for index in range(4)],
+    )
+    choices = face.ask(prompt=["a", "b"], n=2).get_json()["choices"]
+    assert [(c["index"], c["text"]) for c in choices] == [(i, f"t{i}") for i in range(4)]
+    assert upstream.request.choices == 4
+
+
+def test_a_prompt_each_for_a_target_without_lists(face: Face, upstream: Upstream) -> None:
+    upstream.play([Started(), Delta(0, "x"), Delta(1, "y")], *both_end())
+    body = face.ask(model="fakechat/m", prompt=["a", "b"], n=2).get_json()
+    assert [(c["index"], c["text"]) for c in body["choices"]] == [*enumerate("xyxy")]
+    assert body["usage"]["prompt_tokens"] == 6
+    assert body["usage"]["completion_tokens"] == 10
+    assert sorted(request.prompts for request in upstream.requests) == [("a",), ("b",)]
+
+
+def both_end() -> list[Line]:
+    ends: list[Event] = [Finished(0, "stop"), Finished(1, "stop"), Used(Usage(3, 5))]
+    return [ends]
+
+
+def test_a_prompt_list_is_echoed_where_the_target_cannot(face: Face, upstream: Upstream) -> None:
+    body = face.ask(model="fakechat/m", prompt=["Say it. ", "Now. "], echo=True).get_json()
+    assert [c["text"] for c in body["choices"]] == ["Say it. Hello", "Now. Hello"]
+    assert not any(request.echo for request in upstream.requests)
+
+
+def test_token_ids_are_refused_where_they_cannot_be_had(face: Face) -> None:
+    answer = face.ask(model="fakechat/m", prompt=[1, 2])
+    error = answer.get_json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "unsupported_parameter")
+    assert error["message"] == "A prompt of token ids can't be had from fakechat/m."
+
+
+# Parameters
+
+ALL = {
+    "best_of": 3,
+    "echo": True,
+    "frequency_penalty": 0.5,
+    "logit_bias": {"50256": -100},
+    "logprobs": 0,
+    "max_tokens": 7,
+    "n": 2,
+    "presence_penalty": -0.5,
+    "seed": 0,
+    "suffix": "end",
+    "temperature": 0,
+    "top_p": 0.5,
+    "user": "somebody",
+}
+
+
+def test_every_parameter_arrives(face: Face, upstream: Upstream) -> None:
+    assert face.ask(**ALL, stop=["a", "b"]).status_code == 200
+    found = upstream.request
+    assert {name: getattr(found, name) for name in ALL} == ALL
+    assert found.stop == ("a", "b")
+    assert found.extra == {}
+    assert not found.stream
+
+
+NO_OPS: dict[str, Any] = {
+    "n": 1,
+    "best_of": 1,
+    "frequency_penalty": 0,
+    "presence_penalty": 0.0,
+    "top_p": 1,
+    "echo": False,
+    "logit_bias": {},
+    "suffix": "",
+    "stop": [],
+    "user": "",
+    "stream": False,
+}
+
+
+@pytest.mark.parametrize("name", [*NO_OPS, "all"])
+def test_a_no_op_counts_as_absent(face: Face, upstream: Upstream, name: str) -> None:
+    fields = NO_OPS if name == "all" else {name: NO_OPS[name]}
+    answer = face.ask({"X-Sluice-Strict": "1"}, model="fakechat/m", **fields)
+    assert answer.status_code == 200, answer.text
+    assert upstream.request == CompletionRequest(prompts=("Say it",))
+
+
+def test_null_counts_as_absent(face: Face, upstream: Upstream) -> None:
+    names = [*ALL, "stop", "stream", "stream_options", "provider", "byok_api_key", "stream_id"]
+    nulls: dict[str, Any] = dict.fromkeys([*names, "fallbacks", "additional_params", "top_k"])
+    assert face.ask(**nulls).status_code == 200
+    assert upstream.request == CompletionRequest(prompts=("Say it",))
+
+
+def test_langchain_is_understood(face: Face, upstream: Upstream) -> None:
+    text = face.stream(
+        model="fakechat/m",
+        prompt=["Say it"],
+        **{"temperature": 0.7, "top_p": 1, "n": 1, "frequency_penalty": 0, "presence_penalty": 0},
+        **{"logit_bias": None, "logprobs": None, "seed": None, "best_of": 1, "max_tokens": 256},
+    )
+    assert "".join(c["choices"][0]["text"] for c in chunks(text)) == "Hello"
+    assert upstream.request == CompletionRequest(
+        prompts=("Say it",), temperature=0.7, max_tokens=256, stream=True
+    )
+
+
+@pytest.mark.parametrize("stop", ["\n", ["\n"], ["a", "b", "c", "d"]])
+def test_stop_is_one_or_up_to_four(face: Face, upstream: Upstream, stop: str | list[str]) -> None:
+    assert face.ask(stop=stop).status_code == 200
+    assert upstream.request.stop == tuple(stop)
+
+
+WRONG: dict[str, Any] = {
+    "best_of": 0,
+    "byok_api_key": "two words",
+    "echo": "yes",
+    "fallbacks": "fake/m",
+    "frequency_penalty": 2.1,
+    "logit_bias": {"1": 101},
+    "logprobs": -1,
+    "max_tokens": 0,
+    "model": 7,
+    "n": 129,
+    "presence_penalty": "high",
+    "provider": "",
+    "seed": 1.5,
+    "stop": ["a"] * 5,
+    "stream": 1,
+    "stream_id": "a b",
+    "stream_options": True,
+    "suffix": ["end"],
+    "temperature": 2.1,
+    "top_p": 0,
+    "user": 5,
+    "additional_params": [],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_value_is_named(face: Face, upstream: Upstream, name: str) -> None:
+    answer = face.ask(**{name: WRONG[name]})
+    error = answer.get_json()["error"]
+    assert answer.status_code == 400
+    assert (error["param"], error["type"]) == (name, "invalid_request_error")
+    assert error["message"].startswith(f"{name}: got ")
+    assert "two words" not in answer.text
+    assert upstream.requests == []
+
+
+def test_include_usage_is_true_or_false(face: Face) -> None:
+    answer = face.ask(stream=True, stream_options={"include_usage": "yes"})
+    assert answer.status_code == 400
+    assert answer.get_json()["error"]["param"] == "include_usage"
+
+
+def test_best_of_is_at_least_n(face: Face) -> None:
+    assert face.ask(n=3, best_of=2).get_json()["error"]["param"] == "best_of"
+
+
+def test_unknown_fields_go_to_the_provider(face: Face, upstream: Upstream) -> None:
+    params = {"guided_regex": "a+", "seed": 7, "stop": "x"}
+    fields = {"top_k": 40, "ignore_eos": True, "additional_params": params}
+    assert face.ask(**fields).status_code == 200
+    assert upstream.request.extra == {"top_k": 40, "ignore_eos": True, "guided_regex": "a+"}
+    assert (upstream.request.seed, upstream.request.stop) == (7, ("x",))
+
+
+TRANSPORT = ["messages", "api_key", "headers", "base_url", "url", "timeout", "extra_body"]
+
+
+@pytest.mark.parametrize("name", [*TRANSPORT, "extra_headers", "extra_query"])
+def test_what_would_steer_the_transport_is_refused(
+    face: Face, upstream: Upstream, name: str
+) -> None:
+    for fields in ({name: "x"}, {"additional_params": {name: "x"}}):
+        answer = face.ask(**fields)
+        assert answer.status_code == 400
+        assert answer.get_json()["error"]["param"] == name
+    assert upstream.requests == []
+
+
+def test_one_field_in_two_places_with_two_values_is_refused(face: Face) -> None:
+    assert face.ask(seed=1, additional_params={"seed": 1}).status_code == 200
+    answer = face.ask(seed=1, additional_params={"seed": 2})
+    assert (answer.status_code, answer.get_json()["error"]["param"]) == (400, "seed")
+
+
+def test_provider_and_fallbacks_lead_the_way(face: Face, upstream: Upstream) -> None:
+    down = UpstreamError("down", upstream_status=503)
+    upstream.scripts = [[down], answer("there")]
+    body = face.ask(model="fakechat/m", provider="fakechat", fallbacks=["fake/other"]).get_json()
+    assert (body["model"], body["choices"][0]["text"]) == ("fake/other", "there")
+    assert [target.name for target in upstream.targets] == ["fakechat/m", "fake/other"]
+
+
+# Streams
+
+
+def test_a_stream_to_the_byte(face: Face, upstream: Upstream) -> None:
+    upstream.play(*answer("Hel", "lo"))
+    reply = face.ask(stream=True, stream_id="mine")
+    assert plain(reply.text) == chunk("Hel") + chunk("lo") + chunk("", END) + DONE
+    assert reply.content_type == "text/event-stream; charset=utf-8"
+    assert reply.headers["Cache-Control"] == "no-cache"
+    assert reply.headers["X-Accel-Buffering"] == "no"
+    assert reply.headers["X-Stream-ID"] == "mine"
+    assert len({c["id"] for c in chunks(reply.text)}) == 1
+
+
+def test_a_stream_with_its_usage_to_the_byte(face: Face) -> None:
+    usage = shape("[]", ',"usage":{' + USED + "}")
+    text = face.stream(stream_options={"include_usage": True})
+    assert text == chunk("Hello") + chunk("", END) + usage + DONE
+    assert "usage" not in face.stream(stream_options={"include_usage": False})
+
+
+def test_line_separators_are_escaped(face: Face, upstream: Upstream) -> None:
+    upstream.play(*answer("a\u2028b\u2029c\u0085d\u00e9"))
+    text = face.stream()
+    assert "a\\u2028b\\u2029c\\u0085d\u00e9" in text
+    assert chunks(text)[0]["choices"][0]["text"] == "a\u2028b\u2029c\u0085d\u00e9"
+
+
+def test_choices_of_a_stream_are_numbered(face: Face, upstream: Upstream) -> None:
+    upstream.play([Started(), Delta(1, "b"), Delta(0, "a")], [Finished(0, "stop")])
+    text = face.stream(n=2)
+    expected = [chunk("b", index=1), chunk("a"), chunk("", END), chunk("", END, index=1), DONE]
+    assert text == "".join(expected)
+
+
+def test_prompts_of_a_stream_are_numbered(face: Face, upstream: Upstream) -> None:
+    text = face.stream(
+        model="fakechat/m", prompt=["a", "b", "c"], stream_options={"include_usage": True}
+    )
+    *parts, last = chunks(text)
+    for index in range(3):
+        mine = [c for part in parts for c in part["choices"] if c["index"] == index]
+        assert [(c["text"], c["finish_reason"]) for c in mine] == [("Hello", None), ("", "stop")]
+    assert last["choices"] == []
+    assert (last["usage"]["prompt_tokens"], last["usage"]["completion_tokens"]) == (9, 15)
+
+
+def test_stopped_before_the_first_text(face: Face, upstream: Upstream) -> None:
+    upstream.play(face.stop, None)
+    usage = '"prompt_tokens":2,"completion_tokens":0,"total_tokens":2,"cost":2e-06'
+    text = face.stream(stream_id="mine", stream_options={"include_usage": True})
+    assert text == (
+        chunk("", END, more=CANCELLED)
+        + shape("[]", f',"usage":{{{usage},"source":"estimate"}}')
+        + DONE
+    )
+
+
+def test_stopped_before_the_first_text_each_choice_ends(face: Face, upstream: Upstream) -> None:
+    upstream.play(face.stop, None)
+    ends = [chunk("", END, index=index, more=CANCELLED) for index in range(4)]
+    assert face.stream(stream_id="mine", n=2, prompt=["a", "b"]) == "".join(ends) + DONE
+
+
+def test_stopped_after_some_text(face: Face, upstream: Upstream) -> None:
+    upstream.play([Started(), Delta(0, "Half")], face.stop, None)
+    text = face.stream(stream_id="mine")
+    assert text == chunk("Half") + chunk("", END, more=CANCELLED) + DONE
+
+
+def test_stopped_when_one_choice_was_complete(face: Face, upstream: Upstream) -> None:
+    upstream.play([Started(), Delta(0, "a"), Finished(0, "length")], face.stop, None)
+    text = face.stream(stream_id="mine", n=2)
+    ends = chunk("", '"length"') + chunk("", END, index=1, more=CANCELLED)
+    assert text == chunk("a") + ends + DONE
+
+
+def test_stopped_while_several_prompts_flow(face: Face, upstream: Upstream) -> None:
+    upstream.scripts = [[[Started(), Delta(0, "a")], face.stop, None], [None]]
+    text = face.stream(stream_id="mine", model="fakechat/m", prompt=["x", "y", "z"])
+    last = {c["choices"][0]["index"]: c["choices"][0] for c in chunks(text)}
+    assert [last[index]["native_finish_reason"] for index in range(3)] == ["cancelled"] * 3
+    assert text.endswith(DONE)
+
+
+def test_a_failure_before_a_stream_is_an_http_error(face: Face, upstream: Upstream) -> None:
+    upstream.play([], InvalidRequest("No.", param="prompt"))
+    reply = face.ask({"X-Request-ID": "r-1"}, stream=True)
+    assert (reply.status_code, reply.content_type) == (400, "application/json")
+    assert reply.get_json() == {"error": error("No.", "invalid_request", param="prompt")}
+
+
+def test_a_failure_during_a_stream_is_its_last_frame(face: Face, upstream: Upstream) -> None:
+    upstream.play([Started(), Delta(0, "Half")], Unavailable("Later."))
+    text = face.stream({"X-Request-ID": "r-1"}, stream_options={"include_usage": True})
+    told = '"type":"server_error","param":null,"code":"unavailable","request_id":"r-1"'
+    assert text == chunk("Half") + f'data: {{"error":{{"message":"Later.",{told}}}}}\n\n'
+
+
+def test_a_failure_after_the_status_line_is_the_only_frame(face: Face, upstream: Upstream) -> None:
+    upstream.play(face.release, Unavailable("Later."))
+    text = face.stream()
+    assert [*chunks(text)[0]] == ["error"]
+    assert "[DONE]" not in text
+    assert '"choices"' not in text
+
+
+def error(message: str, code: str, kind: str = "invalid_request_error", **more: Any) -> Any:
+    base = {"message": message, "type": kind, "param": None, "code": code, "request_id": "r-1"}
+    return base | more
+
+
+# What can't be had
+
+
+def test_what_is_dropped_is_named_in_a_header(face: Face, upstream: Upstream) -> None:
+    for stream in (False, True):
+        reply = face.ask(model="dull/m", seed=7, user="me", temperature=0.5, stream=stream)
+        assert reply.status_code == 200
+        assert reply.headers["X-Sluice-Dropped"] == "seed, user"
+        assert ": X-Sluice" not in reply.text
+    for request in upstream.requests:
+        assert (request.seed, request.user, request.temperature) == (None, None, 0.5)
+
+
+def test_what_is_dropped_is_refused_when_strict(face: Face, upstream: Upstream) -> None:
+    reply = face.ask({"X-Sluice-Strict": "1"}, model="dull/m", seed=7, user="me")
+    told = reply.get_json()["error"]
+    assert (reply.status_code, told["code"], told["param"]) == (400, "unsupported_parameter", "seed")
+    assert told["message"] == "seed can't be had from dull/m."
+    assert told["details"] == {"parameter": "seed", "target": "dull/m"}
+    assert upstream.requests == []
+    assert face.ask({"X-Sluice-Strict": "0"}, model="dull/m", seed=7).status_code == 200
+
+
+def test_what_is_dropped_late_is_named_in_a_comment(face: Face, upstream: Upstream) -> None:
+    down = UpstreamError("down", upstream_status=503)
+    upstream.scripts = [[face.release, wait_for_release, down], answer("Hello")]
+    reply = face.ask(model="fake/m", fallbacks=["dull/m"], seed=7, stream=True)
+    begin, comment, *rest = reply.text.split("\n\n")
+    assert begin.startswith(": ")
+    assert comment == ": X-Sluice-Dropped: seed"
+    assert [line[:6] for line in rest] == ["data: "] * 3 + [""]
+    assert {c["model"] for c in chunks(reply.text)} == {"dull/m"}
+    assert "X-Sluice-Dropped" not in reply.headers
+
+
+def wait_for_release() -> None:
+    """Give the writer time to send the status line."""
+    threading.Event().wait(0.05)
+
+
+def test_nothing_is_said_of_nothing_dropped(face: Face, upstream: Upstream) -> None:
+    upstream.play(face.release, *answer("Hello"))
+    begin, *rest = face.stream().split("\n\n")
+    assert begin.startswith(": ")
+    assert not any(line.startswith(":") for line in rest)
+
+
+def test_what_changes_the_result_is_refused(face: Face) -> None:
+    for fields in ({"suffix": "x"}, {"best_of": 2}, {"echo": True, "logprobs": 1}):
+        reply = face.ask(model="fakechat/m", **fields)
+        assert reply.status_code == 400
+        assert reply.get_json()["error"]["code"] == "unsupported_parameter"
+    fitting = face.ask(model="fakechat/m", suffix="x", fallbacks=["fake/m"])
+    assert fitting.get_json()["model"] == "fake/m"
+
+
+# Errors
+
+INVALID, SERVER = "invalid_request_error", "server_error"
+FAILURES: dict[str, tuple[SluiceError, int, str, dict[str, str]]] = {
+    "invalid": (InvalidRequest("m", param="n"), 400, INVALID, {}),
+    "unsupported": (UnsupportedParameter("m"), 400, INVALID, {}),
+    "credits": (InsufficientCredits("m"), 402, "insufficient_quota", {}),
+    "forbidden": (ModelForbidden("m"), 403, "permission_error", {}),
+    "byok": (ByokRejected("m"), 403, "permission_error", {}),
+    "model": (ModelNotFound("m"), 404, INVALID, {}),
+    "timeout": (RequestTimeout("m"), 408, INVALID, {}),
+    "exists": (StreamExists("s"), 409, INVALID, {"x-should-retry": "false"}),
+    "large": (RequestTooLarge("m"), 413, INVALID, {}),
+    "media": (UnsupportedMediaType("m"), 415, INVALID, {}),
+    "rate": (RateLimited("m", retry_after=2.2), 429, "rate_limit_error", {"Retry-After": "3"}),
+    "gone": (ClientGone(), 499, INVALID, {}),
+    "internal": (InternalError(), 500, SERVER, {}),
+    "upstream": (UpstreamError("m"), 502, SERVER, {}),
+    "unavailable": (Unavailable("m"), 503, SERVER, {"Retry-After": "1"}),
+    "idle": (UpstreamTimeout("idle", 5), 504, SERVER, {}),
+    "total": (UpstreamTimeout("total", 5), 504, SERVER, {"x-should-retry": "false"}),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_the_body_of_an_error(face: Face, upstream: Upstream, name: str) -> None:
+    failure, status, kind, headers = FAILURES[name]
+    upstream.play(failure)
+    reply = face.ask({"X-Request-ID": "r-1"})
+    found = reply.get_json()["error"]
+    assert reply.status_code == status
+    assert reply.headers["X-Request-ID"] == "r-1"
+    assert {key: reply.headers.get(key) for key in headers} == headers
+    more = {"details": found["details"]} if "details" in found else {}
+    assert found == error(
+        failure.message, failure.code, kind, param=failure.param, **more
+    )  # and nothing else
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_the_same_body_within_a_stream(face: Face, upstream: Upstream, name: str) -> None:
+    failure, _, kind, _ = FAILURES[name]
+    upstream.play([Started(), Delta(0, "a")], failure)
+    text = face.stream({"X-Request-ID": "r-1"})
+    found = chunks(text)[-1]["error"]
+    assert (found["type"], found["code"], found["request_id"]) == (kind, failure.code, "r-1")
+    assert "[DONE]" not in text
+
+
+def test_without_a_key_nothing_is_said(face: Face, upstream: Upstream) -> None:
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"X-API-Key": "wrong"}):
+        for method, path in (("POST", PATH), ("POST", STOP), ("GET", "/v1/models/fast")):
+            reply = face.app.test_client().open(path, method=method, json={}, headers=headers)
+            found = reply.get_json()["error"]
+            assert (reply.status_code, found["type"]) == (401, "authentication_error")
+            assert (found["code"], found["param"]) == ("unauthorized", None)
+            sent = ', error="invalid_token"' if headers else ""
+            assert reply.headers["WWW-Authenticate"] == f'Bearer realm="sluice"{sent}'
+    assert upstream.requests == []
+
+
+def test_a_key_may_be_limited_to_models(app: Flask, upstream: Upstream, tmp_path: Path) -> None:
+    key, line = make_key(models=["fake/*"])
+    (tmp_path / "keys.jsonl").write_text(line)
+    app.extensions["sluice"].keys._look()
+    face = Face(app, key)
+    reply = face.ask(model="fakechat/m")
+    assert (reply.status_code, reply.get_json()["error"]["type"]) == (403, "permission_error")
+    assert reply.get_json()["error"]["param"] == "model"
+    assert face.ask(model="fakechat/m", fallbacks=["fake/m"]).get_json()["model"] == "fake/m"
+
+
+def test_what_is_not_there(face: Face) -> None:
+    for model, code in (
+        ("nobody/m", "provider_not_found"),
+        ("bare", "model_not_found"),
+        ("keyed/hidden", "provider_not_found"),
+    ):
+        reply = face.ask(model=model)
+        found = reply.get_json()["error"]
+        assert (reply.status_code, found["type"], found["code"]) == (404, INVALID, code)
+
+
+def test_errors_below_v1_have_the_faces_shape(face: Face) -> None:
+    for method, path, status, code in (
+        ("GET", "/v1/nothing", 404, "not_found"),
+        ("GET", PATH, 405, "method_not_allowed"),
+        ("DELETE", "/v1/models", 405, "method_not_allowed"),
+        ("POST", "/v1/completions/stop-stream/unknown", 404, "stream_not_found"),
+    ):
+        reply = face.app.test_client().open(path, method=method, headers=face.headers)
+        found = reply.get_json()["error"]
+        assert (reply.status_code, found["type"], found["code"]) == (status, INVALID, code)
+        assert ("Allow" in reply.headers) == (status == 405)
+
+
+BODIES: dict[str, tuple[bytes, str, int]] = {
+    "empty": (b"", "application/json", 400),
+    "broken": (b'{"prompt": ', "application/json", 400),
+    "a_list": (b"[]", "application/json", 400),
+    "not_utf8": (b'{"prompt": "\xff"}', "application/json", 400),
+    "too_deep": (b'{"a":' + b"[" * 5000, "application/json", 400),
+    "too_large": (b'{"prompt": "' + b"a" * 20000 + b'"}', "application/json", 413),
+    "text": (b'{"prompt": "a"}', "text/plain", 415),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_body_that_is_none(face: Face, name: str) -> None:
+    data, kind, status = BODIES[name]
+    reply = face.app.test_client().post(PATH, data=data, content_type=kind, headers=face.headers)
+    assert (reply.status_code, reply.get_json()["error"]["type"]) == (status, INVALID)
+
+
+def test_an_id_that_is_active_is_refused(face: Face, upstream: Upstream) -> None:
+    replies: list[TestResponse] = []
+    upstream.play(lambda: replies.append(face.ask(stream_id="mine")), *answer("a"))
+    assert face.ask(stream_id="mine").status_code == 200
+    [second] = replies
+    assert (second.status_code, second.headers["x-should-retry"]) == (409, "false")
+    assert second.get_json()["error"]["param"] == "stream_id"
+
+
+# Models
+
+
+def test_the_list_of_models(face: Face) -> None:
+    reply = face.get("/v1/models").get_json()
+    assert reply["object"] == "list"
+    found = {model["id"]: model for model in reply["data"]}
+    assert found["fast"] == model("fast", "sluice")
+    assert found["local/pydoc"] == model("local/pydoc", "local")
+    assert found["fakechat/maker/listed"] == model("fakechat/maker/listed", "fakechat")
+    assert "keyed/hidden" not in found
+    assert len(found) == len(reply["data"])
+
+
+def model(name: str, owner: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": owner}
+
+
+def test_each_listed_model_can_be_looked_up(face: Face) -> None:
+    for listed in face.get("/v1/models").get_json()["data"]:
+        for path in (f"/v1/models/{listed['id']}", f"/v1/models/{listed['id']}/"):
+            reply = face.get(path)
+            assert (reply.status_code, reply.get_json()) == (200, listed), path
+
+
+@pytest.mark.parametrize("name", ["nobody", "fake", "fakechat/other", "nobody/m", "fast/m"])
+def test_a_model_that_is_not_listed_is_not_found(face: Face, name: str) -> None:
+    reply = face.get(f"/v1/models/{name}")
+    found = reply.get_json()["error"]
+    assert (reply.status_code, found["code"], found["param"]) == (404, "model_not_found", "model")
+
+
+def test_an_alias_serves_as_a_model(face: Face, upstream: Upstream) -> None:
+    upstream.scripts = [[UpstreamError("down", upstream_status=503)], answer("there")]
+    assert face.ask(model="fast").get_json()["model"] == "fakechat/m"
+
+
+def test_trailing_slashes(face: Face, upstream: Upstream) -> None:
+    body = {"model": "fake/m", "prompt": "a", "stream_id": "mine"}
+    upstream.play([Started(), Delta(0, "a")], lambda: slash(face), None)
+    reply = face.app.test_client().post(f"{PATH}/", json=body, headers=face.headers)
+    assert reply.get_json()["choices"][0]["native_finish_reason"] == "cancelled"
+    assert face.get("/v1/models/").status_code == 200
+
+
+def slash(face: Face) -> None:
+    assert face.app.test_client().post(f"{STOP}/", headers=face.headers).status_code == 200

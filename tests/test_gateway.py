@@ -1,0 +1,910 @@
+"""gateway.py: the path of a call, with a fake provider at the one seam, Gateway._start.
+
+`Scripted` and `play` serve the tests of the endpoints too.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+
+import pytest
+
+from completion import (
+    Batch,
+    Completion,
+    CompletionRequest,
+    Delta,
+    Event,
+    Finished,
+    Secret,
+    Started,
+    Usage,
+    Used,
+)
+from config import Settings, Timeouts
+from errors import (
+    ClientGone,
+    InternalError,
+    InvalidRequest,
+    ModelForbidden,
+    ModelNotFound,
+    RateLimited,
+    SluiceError,
+    StreamExists,
+    Unavailable,
+    UnsupportedParameter,
+    UpstreamError,
+    UpstreamTimeout,
+)
+from gateway import KEEP_ALIVE, CallInProgress, Gateway, Outcome, echoed, permitted, raise_for
+from keys import Key
+from providers.base import Attempt, Target
+from providers.fanout import FanOut
+from providers.local import LocalAttempt
+from providers.transport import Aborted, HttpAttempt
+from relay import End, EndReason, Nudge
+from routing import Candidate, Route
+from streams import Stream
+
+LONG_S = 5.0
+ROWS: dict[str, dict[str, Any]] = {
+    name: {"base_url": "http://127.0.0.1:1/v1", "completions": True, "cannot": cannot}
+    for name, cannot in (("sim", []), ("other", []), ("poor", ["echo", "seed", "suffix",
+                                                                "prompt_list"]))
+}  # fmt: skip
+PRICES = {"sim/m": {"input_per_mtok": 1, "output_per_mtok": 2}}
+
+Step: TypeAlias = "Batch | BaseException | Callable[[], object]"
+
+
+class Scripted(Attempt):
+    """An attempt that does what its steps say: a batch is events, an exception is raised, a
+    function is called. `wait` as a step waits until the attempt is aborted."""
+
+    def __init__(self, *steps: Step, just_ends: bool = False) -> None:
+        self.steps = list(steps)
+        self.aborts = 0
+        self.closes = 0
+        self.reached = threading.Event()
+        """It waits."""
+        self._just_ends = just_ends
+        self._aborted = threading.Event()
+
+    def events(self) -> Iterator[Batch]:
+        for step in self.steps:
+            if isinstance(step, list):
+                yield step
+            elif isinstance(step, BaseException):
+                raise step
+            elif step is wait:
+                self.reached.set()
+                self._aborted.wait(LONG_S)
+                if self._just_ends:
+                    return
+                raise Aborted
+            else:
+                step()
+
+    def abort(self) -> None:
+        self.aborts += 1
+        self._aborted.set()
+
+    def close(self) -> None:
+        self.closes += 1
+
+
+def wait() -> None:
+    """As a step: until the attempt is aborted."""
+
+
+def play(monkeypatch: pytest.MonkeyPatch, *attempts: Attempt) -> list[Candidate]:
+    """Let the next calls of any gateway meet these attempts, in turn. Returns the list of what
+    they are asked, which fills as they are."""
+    waiting, asked = list(attempts), []
+
+    def start(_gateway: Gateway, candidate: Candidate) -> Attempt:
+        asked.append(candidate)
+        return waiting.pop(0)
+
+    monkeypatch.setattr(Gateway, "_start", start)
+    return asked
+
+
+def a_key(**fields: Any) -> Key:
+    defaults = {
+        "id": "key_1",
+        "name": "test",
+        "hash": "sha256:" + "0" * 64,
+        "created": datetime(2026, 1, 1, tzinfo=UTC),
+    }
+    return Key(**{**defaults, **fields})
+
+
+class Records:
+    """What `settled` was told."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.outcomes: list[Outcome] = []
+        self.streams: list[Stream] = []
+        self._failure = failure
+
+    def __call__(self, stream: Stream, outcome: Outcome) -> None:
+        self.streams.append(stream)
+        self.outcomes.append(outcome)
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def only(self) -> Outcome:
+        (outcome,) = self.outcomes
+        return outcome
+
+
+class Words:
+    """An encoder whose frames are words."""
+
+    def begin(self) -> bytes:
+        return b"begin "
+
+    def events(self, batch: Batch) -> bytes:
+        return b"".join(event.text.encode() + b" " for event in batch if isinstance(event, Delta))
+
+    def end(self, outcome: Outcome) -> bytes:
+        return outcome.reason.encode()
+
+
+@pytest.fixture
+def records() -> Records:
+    return Records()
+
+
+@pytest.fixture
+def gateway(records: Records) -> Gateway:
+    return a_gateway(records)
+
+
+def a_gateway(records: Records, **settings: Any) -> Gateway:
+    return Gateway(Settings(providers=ROWS, prices=PRICES, **settings), records)
+
+
+def open_call(
+    gateway: Gateway, model: str = "sim/m", *fallbacks: str, byok: str | None = None, **fields: Any
+) -> CallInProgress:
+    key = fields.pop("key", a_key())
+    strict = fields.pop("strict", False)
+    request = CompletionRequest(**{"prompts": ("Hi there",), "stream": True, **fields})
+    route = Route(
+        model=model, fallbacks=fallbacks, byok_api_key=Secret(byok) if byok is not None else None
+    )
+    return gateway.open(request, route, key=key, request_id="r-1", stream_id="s-1", strict=strict)
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    until = time.monotonic() + LONG_S
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.001)
+    return condition()
+
+
+HELLO: Batch = [Started("m-up", 8), Delta(0, "Hello")]
+REST: Batch = [Delta(0, " there"), Finished(0, "stop"), Used(Usage(8, 3))]
+BROKEN = UpstreamError("It broke.", upstream_status=500)
+
+
+# Whole answers
+
+
+def test_an_answer_is_what_its_events_amount_to(
+    gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = Scripted(HELLO, REST)
+    play(monkeypatch, attempt)
+    call = open_call(gateway, stream=False)
+    completion, outcome = call.result()
+    assert [choice.text for choice in completion.choices] == ["Hello there"]
+    assert completion.usage == Usage(8, 3)
+    assert outcome is records.only
+    assert (outcome.reason, outcome.status, outcome.error) == ("completed", 200, None)
+    assert (outcome.usage, outcome.cost) == (Usage(8, 3), 8_000 + 6_000)
+    assert outcome.first_event is not None
+    assert 0 <= outcome.first_event <= outcome.duration
+    assert 0 <= outcome.latency <= outcome.duration
+    assert (attempt.aborts, attempt.closes) == (0, 1)
+    assert len(gateway.streams) == 0
+
+
+def test_an_answer_that_was_stopped_is_what_there_is(
+    gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = Scripted(HELLO, wait)
+    play(monkeypatch, attempt)
+    call = open_call(gateway, stream=False)
+    assert attempt.reached.wait(LONG_S)
+    gateway.streams.stop("key_1", "s-1")
+    completion, outcome = call.result()
+    assert completion.choices[0].text == "Hello"
+    assert (outcome.reason, outcome.status) == ("stopped", 200)
+    assert outcome.usage == Usage(8, 2, source="estimate")
+    assert records.only is outcome
+    assert attempt.aborts == 1
+
+
+@pytest.mark.parametrize(
+    ("failure", "told", "status"),
+    [
+        (BROKEN, UpstreamError, 502),
+        (UpstreamError("Slow.", upstream_status=429, retry_after=3), RateLimited, 429),
+        (UpstreamError("No.", upstream_status=400), InvalidRequest, 400),
+        (UpstreamTimeout("connect", 1), UpstreamTimeout, 504),
+        (ModelNotFound("Model 'x' was not found."), ModelNotFound, 404),
+        (RuntimeError("the inside"), InternalError, 500),
+        (MemoryError(), InternalError, 500),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_failure_before_the_first_event_is_raised_as_what_it_means(
+    gateway: Gateway,
+    records: Records,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: Exception,
+    told: type[SluiceError],
+    status: int,
+    stream: bool,
+) -> None:
+    attempt = Scripted(failure)
+    play(monkeypatch, attempt)
+    call = open_call(gateway, stream=stream)
+    with pytest.raises(told) as caught:
+        call.wait() if stream else call.result()
+    outcome = records.only
+    assert outcome.error is caught.value
+    assert (outcome.reason, outcome.status) == ("provider_error", status)
+    assert (outcome.usage, outcome.cost, outcome.first_event) == (Usage(), 0, None)
+    assert eventually(lambda: attempt.closes == 1)
+    assert "the inside" not in caught.value.message
+
+
+def test_a_client_that_hangs_up_on_a_whole_answer_stops_its_provider(
+    gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = Scripted(wait)
+    play(monkeypatch, attempt)
+    call = open_call(gateway, stream=False)
+    assert attempt.reached.wait(LONG_S)
+    call.stream.end("client_gone")
+    with pytest.raises(ClientGone):
+        call.result()
+    assert (records.only.reason, records.only.status) == ("client_gone", 499)
+    assert attempt.aborts == 1
+
+
+# Streams
+
+
+def frames(call: CallInProgress) -> Iterator[bytes]:
+    call.wait()
+    return call.frames(Words())
+
+
+def test_a_stream_is_its_events_and_an_end(
+    gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, Scripted(HELLO, REST))
+    call = open_call(gateway)
+    assert b"".join(frames(call)) == b"Hello  there completed"
+    assert (records.only.reason, records.only.usage) == ("completed", Usage(8, 3))
+    call.close()
+    assert len(records.outcomes) == 1
+
+
+def test_what_has_arrived_is_one_write(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(monkeypatch, Scripted(HELLO, REST))
+    call = open_call(gateway)
+    assert eventually(lambda: call.stream.mailbox.ended_by == "completed")
+    assert list(frames(call)) == [b"Hello  there completed"]
+
+
+def test_a_failure_after_the_first_event_is_the_stream_s_own_end(
+    gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    play(monkeypatch, Scripted(HELLO, lambda: go_on.wait(LONG_S), BROKEN))
+    found = frames(open_call(gateway))
+    assert next(found) == b"Hello "
+    go_on.set()
+    assert list(found) == [b"provider_error"]
+    outcome = records.only
+    assert (outcome.reason, outcome.status) == ("provider_error", 200)
+    assert isinstance(outcome.error, UpstreamError)
+    assert outcome.usage == Usage(8, 2, source="estimate")
+
+
+def test_a_failure_that_comes_together_with_the_first_event_is_too(
+    gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, Scripted(HELLO, BROKEN))
+    call = open_call(gateway)
+    assert eventually(lambda: call.stream.mailbox.ended_by == "provider_error")
+    assert list(frames(call)) == [b"Hello provider_error"]
+    assert records.only.status == 200
+
+
+def test_the_status_line_goes_out_before_the_first_event_when_it_was_held_long_enough(
+    gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    play(monkeypatch, Scripted(lambda: go_on.wait(LONG_S), BROKEN))
+    call = open_call(gateway)
+    call.stream.mailbox.nudge(Nudge.KEEP_ALIVE)  # says nothing yet: there is no stream
+    call.stream.mailbox.nudge(Nudge.RELEASE)
+    found = frames(call)
+    assert next(found) == b"begin "
+    go_on.set()
+    assert list(found) == [b"provider_error"]
+    assert records.only.status == 200
+
+
+@pytest.mark.parametrize(
+    ("nudges", "expected"),
+    [
+        ([[Nudge.RELEASE], [Nudge.RELEASE]], [b"begin ", b"", b"Hello completed"]),
+        ([[Nudge.RELEASE], [Nudge.KEEP_ALIVE]], [b"begin ", KEEP_ALIVE, b"Hello completed"]),
+    ],
+)
+def test_a_stream_begins_once(
+    gateway: Gateway,
+    monkeypatch: pytest.MonkeyPatch,
+    nudges: list[list[Nudge]],
+    expected: list[bytes],
+) -> None:
+    go_on = threading.Event()
+    play(monkeypatch, Scripted(lambda: go_on.wait(LONG_S), HELLO))
+    call = open_call(gateway)
+    call.stream.mailbox.nudge(nudges[0][0])
+    found = frames(call)
+    written = [next(found)]
+    for (nudge,) in nudges[1:]:
+        call.stream.mailbox.nudge(nudge)
+        written.append(next(found))
+    go_on.set()
+    written.append(b"".join(found))
+    assert written == expected
+
+
+def test_a_release_behind_the_first_event_begins_nothing(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = Scripted(HELLO, wait)
+    play(monkeypatch, attempt)
+    call = open_call(gateway)
+    assert attempt.reached.wait(LONG_S)
+    call.stream.mailbox.nudge(Nudge.RELEASE)
+    found = frames(call)
+    assert next(found) == b"Hello "
+    gateway.streams.stop("key_1", "s-1")
+    assert list(found) == [b"stopped"]
+
+
+def test_events_that_a_face_doesn_t_show_are_silence(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A provider that only counts must not keep the comments from its client."""
+    second = threading.Event()
+    attempt = Scripted(HELLO, lambda: second.wait(LONG_S), [Used(Usage(8, 9))], wait)
+    play(monkeypatch, attempt)
+    call = open_call(gateway)
+    found = frames(call)
+    assert next(found) == b"Hello "
+    second.set()
+    assert attempt.reached.wait(LONG_S)
+    assert next(found) == b""
+    wrote = call.stream.last_write
+    call.stream.mailbox.nudge(Nudge.KEEP_ALIVE)
+    assert next(found) == KEEP_ALIVE
+    assert call.stream.last_write == wrote
+    call.stream.mailbox.nudge(Nudge.KEEP_ALIVE)
+    assert next(found) == KEEP_ALIVE
+    assert call.stream.last_write > wrote
+    call.close()
+
+
+def test_a_stream_that_was_stopped_before_its_first_event_has_an_end(
+    gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = Scripted(wait)
+    play(monkeypatch, attempt)
+    call = open_call(gateway)
+    assert attempt.reached.wait(LONG_S)
+    gateway.streams.stop("key_1", "s-1")
+    assert list(frames(call)) == [b"stopped"]
+    assert (records.only.reason, records.only.status) == ("stopped", 200)
+
+
+# However it ends, it is settled once
+
+
+def read_on(call: CallInProgress, found: Iterator[bytes]) -> None:
+    list(found)
+
+
+def close_the_generator(call: CallInProgress, found: Any) -> None:
+    found.close()
+
+
+def never_start_it(call: CallInProgress, found: Iterator[bytes]) -> None:
+    call.close()
+
+
+def stop(call: CallInProgress, found: Iterator[bytes]) -> None:
+    call._gateway.streams.stop("key_1", "s-1")
+    list(found)
+
+
+def shut_down(call: CallInProgress, found: Iterator[bytes]) -> None:
+    call._gateway.streams.end_all()
+    list(found)
+
+
+def run_out_of_time(call: CallInProgress, found: Iterator[bytes]) -> None:
+    call.stream.look(call.stream.opened + 1801)
+    list(found)
+
+
+def fall_silent(call: CallInProgress, found: Iterator[bytes]) -> None:
+    call.stream.look(call.stream.last_event + 121)
+    list(found)
+
+
+def break_the_encoder(call: CallInProgress, found: Iterator[bytes]) -> None:
+    def fail(*_: object) -> bytes:
+        raise ZeroDivisionError
+
+    encoder = Words()
+    encoder.events = encoder.end = fail  # type: ignore[method-assign, assignment]
+    call.stream.mailbox.put(HELLO, 1)
+    with pytest.raises(ZeroDivisionError):
+        list(call.frames(encoder))
+
+
+def everything_at_once(call: CallInProgress, found: Iterator[bytes]) -> None:
+    call.stream.end("stopped")
+    call.stream.end("client_gone")
+    call.stream.end("shutdown", Unavailable("Later."))
+    list(found)
+    call.close()
+    call.close()
+
+
+ENDS: list[tuple[Callable[[CallInProgress, Iterator[bytes]], None], EndReason, int]] = [
+    (close_the_generator, "client_gone", 499),
+    (never_start_it, "client_gone", 499),
+    (stop, "stopped", 200),
+    (shut_down, "shutdown", 200),
+    (run_out_of_time, "deadline", 200),
+    (fall_silent, "deadline", 200),
+    (break_the_encoder, "client_gone", 499),
+    (everything_at_once, "stopped", 200),
+]
+
+
+@pytest.mark.parametrize(("end", "reason", "status"), ENDS, ids=lambda v: getattr(v, "__name__", v))
+@pytest.mark.parametrize("just_ends", [True, False])
+@pytest.mark.parametrize("failure", [None, OSError("disk full")])
+def test_a_call_under_way_is_settled_once_whatever_ends_it(
+    monkeypatch: pytest.MonkeyPatch,
+    end: Callable[[CallInProgress, Iterator[bytes]], None],
+    reason: EndReason,
+    status: int,
+    just_ends: bool,
+    failure: Exception | None,
+) -> None:
+    records = Records(failure)
+    gateway = a_gateway(records)
+    attempt = Scripted(HELLO, wait, just_ends=just_ends)
+    play(monkeypatch, attempt)
+    call = open_call(gateway)
+    found = frames(call)
+    if end not in (never_start_it, break_the_encoder):
+        assert next(found) == b"Hello "
+    assert attempt.reached.wait(LONG_S)
+    end(call, found)
+    assert (records.only.reason, records.only.status) == (reason, status)
+    assert records.only.usage == Usage(8, 2, source="estimate")
+    assert records.streams == [call.stream]
+    assert len(gateway.streams) == 0
+    assert attempt.aborts >= 1
+    assert eventually(lambda: attempt.closes == 1)
+    call.close()
+    assert len(records.outcomes) == 1
+
+
+def test_records_that_can_t_be_written_don_t_cost_the_answer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway = a_gateway(Records(OSError("disk full")))
+    play(monkeypatch, Scripted(HELLO, REST))
+    completion, outcome = open_call(gateway, stream=False).result()
+    assert completion.choices[0].text == "Hello there"
+    assert outcome.reason == "completed"
+    (record,) = [record for record in caplog.records if record.message == "settling failed"]
+    assert record.__dict__["request_id"] == "r-1"
+
+
+def test_a_price_list_out_of_order_doesn_t_cost_the_record(
+    gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Target) -> None:
+        raise ArithmeticError
+
+    play(monkeypatch, Scripted(HELLO, REST))
+    monkeypatch.setattr(gateway.prices, "of", fail)
+    open_call(gateway, stream=False).result()
+    assert (records.only.cost, records.only.usage) == (None, Usage(8, 3))
+    assert len(gateway.streams) == 0
+
+
+def test_a_defect_in_an_attempt_is_logged_with_the_request_s_id(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    play(monkeypatch, Scripted(RuntimeError("the inside")))
+    with pytest.raises(InternalError):
+        open_call(gateway).wait()
+    (record,) = [record for record in caplog.records if record.message == "a call failed inside"]
+    assert record.levelno == logging.ERROR
+    assert record.__dict__["request_id"] == "r-1"
+
+
+def test_a_call_that_ends_before_its_attempt_begins_makes_none(
+    gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = Scripted(HELLO)
+    begin, begun = threading.Event(), threading.Event()
+
+    def start(_gateway: Gateway, _candidate: Candidate) -> Attempt:
+        begun.set()
+        begin.wait(LONG_S)
+        return attempt
+
+    monkeypatch.setattr(Gateway, "_start", start)
+    call = open_call(gateway)
+    assert begun.wait(LONG_S)
+    gateway.streams.stop("key_1", "s-1")
+    begin.set()
+    assert list(frames(call)) == [b"stopped"]
+    assert eventually(lambda: attempt.closes == 1)
+    assert (call.stream.attempts, call.stream.first_event) == (0, None)
+
+
+def test_a_reader_that_may_go_on_after_the_end_finds_that_it_may_not(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    attempt = Scripted(HELLO, lambda: go_on.wait(LONG_S), REST, RuntimeError("not reached"))
+    play(monkeypatch, attempt)
+    found = frames(open_call(gateway))
+    next(found)
+    gateway.streams.stop("key_1", "s-1")
+    go_on.set()
+    assert list(found) == [b"stopped"]
+    assert eventually(lambda: attempt.closes == 1)
+
+
+# Fallbacks
+
+
+def test_the_next_target_is_tried_when_the_one_before_is_in_trouble(
+    gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = [Scripted(BROKEN), Scripted(UpstreamError("Gone."))]
+    asked = play(monkeypatch, *broken, Scripted(HELLO, REST))
+    call = open_call(gateway, "other/a", "other/b", "sim/m", stream=False)
+    completion, outcome = call.result()
+    assert completion.choices[0].text == "Hello there"
+    assert [candidate.target.name for candidate in asked] == ["other/a", "other/b", "sim/m"]
+    assert (call.stream.attempts, call.stream.target.name) == (3, "sim/m")
+    assert outcome.cost == 14_000
+    assert outcome is records.only
+    assert [attempt.closes for attempt in broken] == [1, 1]
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 422])
+def test_a_refusal_that_others_would_repeat_is_final(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    asked = play(monkeypatch, Scripted(UpstreamError("No.", upstream_status=status)))
+    with pytest.raises(SluiceError) as caught:
+        open_call(gateway, "sim/m", "other/m").wait()
+    assert len(asked) == 1
+    assert (caught.value.details or {})["upstream_status"] == status
+
+
+def test_an_answer_that_has_begun_is_not_begun_elsewhere(
+    gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = play(monkeypatch, Scripted(HELLO, BROKEN))
+    assert b"".join(frames(open_call(gateway, "sim/m", "other/m"))) == b"Hello provider_error"
+    assert len(asked) == 1
+    assert records.only.status == 200
+
+
+def test_the_last_failure_is_told(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = UpstreamError("Slow.", upstream_status=429, retry_after=3)
+    play(monkeypatch, Scripted(BROKEN), Scripted(last))
+    with pytest.raises(RateLimited) as caught:
+        open_call(gateway, "sim/m", "other/m").wait()
+    assert "other" in caught.value.message
+
+
+@pytest.mark.parametrize("just_ends", [True, False])
+def test_a_target_that_is_late_is_left_for_the_next(
+    gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch, just_ends: bool
+) -> None:
+    late = Scripted(wait, just_ends=just_ends)
+    play(monkeypatch, late, Scripted(HELLO, REST))
+    call = open_call(gateway, "sim/m", "other/m")
+    assert late.reached.wait(LONG_S)
+    call.stream.look(call.stream.attempt_began + 301)
+    assert b"".join(frames(call)) == b"Hello  there completed"
+    assert records.only.reason == "completed"
+    assert late.aborts == 1
+
+
+@pytest.mark.parametrize("just_ends", [True, False])
+def test_when_all_are_late_it_is_a_deadline(
+    gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch, just_ends: bool
+) -> None:
+    late = Scripted(wait, just_ends=just_ends)
+    play(monkeypatch, late)
+    call = open_call(gateway)
+    assert late.reached.wait(LONG_S)
+    call.stream.look(call.stream.attempt_began + 301)
+    with pytest.raises(UpstreamTimeout) as caught:
+        call.wait()
+    assert caught.value.phase == "first_event"
+    assert (caught.value.details or {})["provider"] == "sim"
+    assert (records.only.reason, records.only.status) == ("deadline", 504)
+    assert records.only.usage == Usage(2, 0, source="estimate")
+
+
+def test_a_failure_of_the_second_is_not_the_lateness_of_the_first(
+    gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = Scripted(wait)
+    play(monkeypatch, late, Scripted(BROKEN))
+    call = open_call(gateway, "sim/m", "other/m")
+    assert late.reached.wait(LONG_S)
+    call.stream.look(call.stream.attempt_began + 301)
+    with pytest.raises(UpstreamError, match=r"It broke\."):
+        call.wait()
+    assert records.only.reason == "provider_error"
+
+
+def test_a_failure_of_a_late_attempt_is_its_lateness(
+    gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    late = Scripted(lambda: go_on.wait(LONG_S), BROKEN)
+    play(monkeypatch, late)
+    call = open_call(gateway)
+    assert eventually(lambda: call.stream.attempts == 1)
+    call.stream.look(call.stream.attempt_began + 301)
+    go_on.set()
+    with pytest.raises(UpstreamTimeout):
+        call.wait()
+    assert records.only.reason == "deadline"
+
+
+# Admission
+
+
+@pytest.mark.parametrize("byok", [None, "sk-own"])
+def test_what_a_call_costs(
+    gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch, byok: str | None
+) -> None:
+    play(monkeypatch, Scripted(HELLO, REST), Scripted(HELLO, REST))
+    open_call(gateway, stream=False, byok=byok).result()
+    open_call(gateway, "sim/of-unknown-price", stream=False, byok=byok).result()
+    costs = [outcome.cost for outcome in records.outcomes]
+    assert costs == ([14_000, None] if byok is None else [0, 0])
+
+
+def test_an_id_that_is_active_is_refused(
+    gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, Scripted(wait))
+    call = open_call(gateway)
+    with pytest.raises(StreamExists):
+        open_call(gateway)
+    assert records.outcomes == []
+    call.close()
+
+
+def test_one_call_too_many_is_refused(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = a_gateway(records, max_streams=1)
+    play(monkeypatch, Scripted(wait), Scripted(HELLO, REST))
+    call = open_call(gateway)
+    with pytest.raises(Unavailable):
+        open_call(gateway, key=a_key(id="key_2"))
+    call.close()
+    open_call(gateway, stream=False).result()
+
+
+def test_a_system_without_threads_left_is_overloaded(
+    gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, Scripted(HELLO, REST))
+    open_call(gateway, stream=False).result()
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(Unavailable):
+            open_call(gateway)
+    assert len(gateway.streams) == 0
+    assert len(records.outcomes) == 1
+
+
+@pytest.mark.parametrize(
+    ("models", "expected"),
+    [
+        (("*",), ["sim/m", "other/m"]),
+        (("other/*",), ["other/m"]),
+        (("sim/m", "other/x"), ["sim/m"]),
+    ],
+)
+def test_a_key_is_led_to_what_it_may_use(
+    gateway: Gateway, models: tuple[str, ...], expected: list[str]
+) -> None:
+    targets = gateway.router.targets(Route(model="sim/m", fallbacks=("other/m",)))
+    assert [target.name for target in permitted(a_key(models=models), targets)] == expected
+
+
+@pytest.mark.parametrize("models", [(), ("sim/x",), ("SIM/M",)])
+def test_a_key_that_may_use_none_is_told_which(gateway: Gateway, models: tuple[str, ...]) -> None:
+    with pytest.raises(ModelForbidden) as caught:
+        open_call(gateway, key=a_key(models=models))
+    assert "sim/m" in caught.value.message
+    assert caught.value.param == "model"
+    assert len(gateway.streams) == 0
+
+
+@pytest.mark.parametrize("by_server", [True, False])
+def test_strictness_is_the_server_s_or_the_caller_s(
+    records: Records, monkeypatch: pytest.MonkeyPatch, by_server: bool
+) -> None:
+    play(monkeypatch, Scripted(HELLO, REST))
+    gateway = a_gateway(records, strict=by_server)
+    with pytest.raises(UnsupportedParameter):
+        open_call(gateway, "poor/m", seed=7, strict=not by_server)
+    lenient = a_gateway(records)
+    call = open_call(lenient, "poor/m", seed=7)
+    assert b"completed" in b"".join(frames(call))
+    assert call.stream.dropped == ("seed",)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_only_a_stream_is_kept_alive_and_released(
+    records: Records, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    gateway = a_gateway(records, timeouts=Timeouts(first_event=1e9, total=1e9))
+    attempt = Scripted(wait)
+    play(monkeypatch, attempt)
+    call = open_call(gateway, stream=stream)
+    assert attempt.reached.wait(LONG_S)
+    call.stream.look(call.stream.opened + 86400)
+    call.stream.end("stopped")
+    nudges: list[Any] = [Nudge.RELEASE, Nudge.KEEP_ALIVE] if stream else []
+    assert call.stream.mailbox.take() == [*nudges, End("stopped")]
+    call.close()
+
+
+# What a target is asked
+
+
+def candidate(gateway: Gateway, model: str, *prompts: str, **more: Any) -> Candidate:
+    (target,) = gateway.router.targets(Route(model=model))
+    return Candidate(target, CompletionRequest(prompts=prompts), **more)
+
+
+@pytest.mark.parametrize(
+    ("model", "split", "kind"),
+    [
+        ("local/pydoc", False, LocalAttempt),
+        ("sim/m", False, HttpAttempt),
+        ("sim/m", True, FanOut),
+        ("local/pydoc", True, FanOut),
+    ],
+)
+def test_a_target_is_called_by_its_dialect(
+    gateway: Gateway, model: str, split: bool, kind: type[Attempt]
+) -> None:
+    attempt = gateway._start(candidate(gateway, model, "a", "b", split=split))
+    assert type(attempt) is kind
+    attempt.close()
+
+
+def test_the_embedded_model_answers(gateway: Gateway, records: Records) -> None:
+    completion, outcome = open_call(
+        gateway, "local/pydoc", stream=False, max_tokens=3, temperature=0.0
+    ).result()
+    assert completion.choices[0].text
+    assert outcome.usage.output_tokens == 3
+    assert (outcome.usage.source, outcome.cost) == ("provider", 0)
+
+
+def test_an_echo_that_a_target_lacks_is_put_before_its_text(
+    gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = play(monkeypatch, Scripted(HELLO, REST))
+    completion, _ = open_call(gateway, "poor/m", stream=False, echo=True).result()
+    assert completion.choices[0].text == "Hi thereHello there"
+    assert asked[0].request.echo is False
+    assert records.only.usage == Usage(8, 3)
+
+
+def test_an_echo_is_not_metered_as_output(
+    gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The provider tells no usage, and it didn't write the prompt."""
+    play(monkeypatch, Scripted([Started(), Delta(0, "abcd" * 10), Finished(0, "stop")]))
+    open_call(gateway, "poor/m", stream=False, echo=True, prompts=("p" * 400,)).result()
+    assert records.only.usage == Usage(100, 10, source="estimate")
+
+
+STARTED = Started("m", 3)
+ONE: Event = Delta(0, "one")
+
+
+@pytest.mark.parametrize(
+    ("fields", "batches", "expected"),
+    [
+        ({}, [], []),
+        ({}, [[ONE], [ONE]], [[Delta(0, "Hi"), ONE], [ONE]]),
+        ({}, [[STARTED, ONE]], [[STARTED, Delta(0, "Hi"), ONE]]),
+        ({}, [[STARTED], [ONE]], [[STARTED, Delta(0, "Hi")], [ONE]]),
+        ({"n": 2}, [[ONE]], [[Delta(0, "Hi"), Delta(1, "Hi"), ONE]]),
+        ({"prompts": ("a", "b")}, [[ONE]], [[Delta(0, "a"), Delta(1, "b"), ONE]]),
+        ({"prompts": ("a", "b"), "n": 2}, [[ONE]],
+         [[Delta(0, "a"), Delta(1, "a"), Delta(2, "b"), Delta(3, "b"), ONE]]),
+        ({"prompts": ((1, 2), "b")}, [[ONE]], [[Delta(1, "b"), ONE]]),
+        ({"prompts": ((1, 2),)}, [[ONE], [ONE]], [[ONE], [ONE]]),
+    ],
+)  # fmt: skip
+def test_each_prompt_is_echoed_once_before_its_choices(
+    fields: dict[str, Any], batches: list[Batch], expected: list[Batch]
+) -> None:
+    request = CompletionRequest(**{"prompts": ("Hi",), **fields})
+    assert list(echoed(iter(batches), request)) == expected
+
+
+# The end
+
+
+@pytest.mark.parametrize("reason", ["completed", "stopped"])
+def test_an_end_without_a_failure_raises_nothing(reason: EndReason) -> None:
+    raise_for(End(reason))
+
+
+def test_an_end_with_one_raises_it() -> None:
+    with pytest.raises(UpstreamError):
+        raise_for(End("provider_error", BROKEN))
+    with pytest.raises(ClientGone):
+        raise_for(End("client_gone"))
+
+
+def test_a_completion_s_usage_may_be_unknown_while_its_outcome_s_never_is(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, Scripted([Started(), Delta(0, "abcde"), Finished(0, "length")]))
+    completion, outcome = open_call(gateway, stream=False).result()
+    assert isinstance(completion, Completion)
+    assert completion.usage is None
+    assert outcome.usage == Usage(2, 2, source="estimate")

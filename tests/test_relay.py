@@ -1,0 +1,308 @@
+"""relay.py: the mailbox between two threads, and the tally of what came."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import relay
+from completion import Batch, Delta, Finished, Prompt, Started, Usage, Used
+from errors import InternalError
+from relay import BACKLOG, EVENT_WEIGHT, End, EndReason, Mailbox, Nudge, Tally, prompt_tokens, size
+
+A: Batch = [Delta(0, "a")]
+B: Batch = [Delta(0, "b")]
+REASONS: tuple[EndReason, ...] = (
+    "completed", "stopped", "client_gone", "provider_error", "deadline", "shutdown",
+)  # fmt: skip
+FROM_OUTSIDE = ("stopped", "client_gone", "shutdown")
+LONG_S = 5.0
+SHORT_S = 0.03
+
+
+class Beside:
+    """Something that may wait, in a thread of its own: `waits` says whether it does."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.result: object = None
+        self._work = work
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self.result = self._work()
+
+    @property
+    def waits(self) -> bool:
+        self._thread.join(SHORT_S)
+        return self._thread.is_alive()
+
+    def done(self) -> object:
+        """Its result, which must come now."""
+        self._thread.join(LONG_S)
+        assert not self._thread.is_alive()
+        return self.result
+
+
+# The mailbox
+
+
+def test_messages_are_taken_all_at_once_and_in_order() -> None:
+    mailbox = Mailbox()
+    assert mailbox.put(A, 1)
+    mailbox.nudge(Nudge.KEEP_ALIVE)
+    assert mailbox.put(B, 1)
+    assert mailbox.end(End("completed"))
+    assert mailbox.take() == [A, Nudge.KEEP_ALIVE, B, End("completed")]
+
+
+def test_who_takes_waits_until_there_is_something() -> None:
+    mailbox = Mailbox()
+    taker = Beside(mailbox.take)
+    assert taker.waits
+    mailbox.put(A, 1)
+    assert taker.done() == [A]
+
+
+@pytest.mark.parametrize("message", [Nudge.RELEASE, End("stopped")])
+def test_whatever_comes_wakes_the_taker(message: Nudge | End) -> None:
+    mailbox = Mailbox()
+    taker = Beside(mailbox.take)
+    if isinstance(message, End):
+        mailbox.end(message)
+    else:
+        mailbox.nudge(message)
+    assert taker.done() == [message]
+
+
+def test_a_nudge_is_not_repeated_while_it_waits() -> None:
+    mailbox = Mailbox()
+    for nudge in (Nudge.KEEP_ALIVE, Nudge.RELEASE, Nudge.KEEP_ALIVE):
+        mailbox.nudge(nudge)
+    assert mailbox.take() == [Nudge.KEEP_ALIVE, Nudge.RELEASE]
+    mailbox.nudge(Nudge.KEEP_ALIVE)
+    assert mailbox.take() == [Nudge.KEEP_ALIVE]
+
+
+def test_nothing_comes_after_the_end() -> None:
+    mailbox = Mailbox()
+    mailbox.end(End("stopped"))
+    mailbox.nudge(Nudge.KEEP_ALIVE)
+    assert not mailbox.put(A, 1)
+    assert mailbox.take() == [End("stopped")]
+
+
+@pytest.mark.parametrize("first", REASONS)
+@pytest.mark.parametrize("second", REASONS)
+def test_the_first_end_wins(first: EndReason, second: EndReason) -> None:
+    """Once what came before it is delivered, nothing changes it."""
+    mailbox = Mailbox()
+    mailbox.put(A, 1)
+    error = InternalError()
+    assert mailbox.end(End(first, error))
+    assert mailbox.take() == [A, End(first, error)]
+    assert not mailbox.end(End(second))
+    assert mailbox.ended_by == first
+
+
+@pytest.mark.parametrize("first", REASONS)
+@pytest.mark.parametrize("second", REASONS)
+def test_only_an_answer_that_is_complete_but_undelivered_can_still_be_ended_otherwise(
+    first: EndReason, second: EndReason
+) -> None:
+    mailbox = Mailbox()
+    mailbox.put(A, 1)
+    mailbox.end(End(first))
+    changed = first == "completed" and second in FROM_OUTSIDE
+    assert mailbox.end(End(second)) is changed
+    assert mailbox.take() == ([End(second)] if changed else [A, End(first)])
+    assert mailbox.ended_by == (second if changed else first)
+
+
+def test_what_came_before_a_stop_is_still_delivered() -> None:
+    mailbox = Mailbox()
+    mailbox.put(A, 1)
+    mailbox.end(End("stopped"))
+    assert mailbox.take() == [A, End("stopped")]
+
+
+def test_a_call_under_way_was_ended_by_nothing() -> None:
+    assert Mailbox().ended_by is None
+
+
+def test_a_full_mailbox_makes_the_reader_wait_until_it_is_emptied() -> None:
+    mailbox = Mailbox()
+    assert mailbox.put(A, BACKLOG)
+    assert not mailbox.full
+    assert mailbox.put(A, 1)
+    assert mailbox.full
+    reader = Beside(lambda: mailbox.put(B, 1))
+    assert reader.waits
+    assert mailbox.take() == [A, A]
+    assert reader.done() is True
+    assert not mailbox.full
+    assert mailbox.take() == [B]
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_an_end_lets_the_waiting_reader_go(reason: EndReason) -> None:
+    mailbox = Mailbox()
+    mailbox.put(A, BACKLOG + 1)
+    reader = Beside(lambda: mailbox.put(B, 1))
+    assert reader.waits
+    mailbox.end(End(reason))
+    assert reader.done() is False
+    assert mailbox.take() == [A, End(reason)]
+
+
+def test_nudges_and_ends_never_wait_for_room() -> None:
+    mailbox = Mailbox()
+    mailbox.put(A, BACKLOG + 1)
+    mailbox.nudge(Nudge.KEEP_ALIVE)
+    mailbox.end(End("deadline"))
+    assert mailbox.take() == [A, Nudge.KEEP_ALIVE, End("deadline")]
+
+
+def test_nothing_is_lost_or_reordered_between_two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "BACKLOG", 50)
+    mailbox = Mailbox()
+    sent: list[Batch] = [[Delta(0, str(number))] for number in range(500)]
+
+    def read() -> bool:
+        accepted = all(mailbox.put(batch, 20) for batch in sent)
+        return mailbox.end(End("completed")) and accepted
+
+    reader = Beside(read)
+    received: list[relay.Message] = []
+    most = 0
+    while End("completed") not in received:
+        taken = mailbox.take()
+        most = max(most, len(taken))
+        received += taken
+    assert reader.done() is True
+    assert received == [*sent, End("completed")]
+    assert most <= 4  # three of 20 bytes exceed 50; and the end
+
+
+def test_of_many_ends_at_once_one_is_first() -> None:
+    for _ in range(50):
+        mailbox = Mailbox()
+        gate = threading.Barrier(4)
+
+        def end(reason: EndReason, mailbox: Mailbox = mailbox, gate: threading.Barrier = gate
+                ) -> bool:  # fmt: skip
+            gate.wait(LONG_S)
+            return mailbox.end(End(reason))
+
+        threads = [
+            Beside(lambda r=reason: end(r))  # type: ignore[misc]
+            for reason in ("stopped", "client_gone", "deadline", "shutdown")
+        ]
+        assert [thread.done() for thread in threads].count(True) == 1
+        assert len(mailbox.take()) == 1
+
+
+# The tally
+
+
+@pytest.mark.parametrize(
+    ("batch", "weight"),
+    [
+        ([], 0),
+        ([Started("m", 3)], EVENT_WEIGHT),
+        ([Delta(0, "abc")], EVENT_WEIGHT + 3),
+        ([Delta(0, "\N{EURO SIGN}"), Finished(0, "stop")], 2 * EVENT_WEIGHT + 3),
+        ([Delta(0, "\ud800")], EVENT_WEIGHT + 3),
+    ],
+)
+def test_a_batch_weighs_its_text_and_something_an_event(batch: Batch, weight: int) -> None:
+    assert Tally(("Hi",)).add(batch) == weight
+
+
+def tally_of(*events: Started | Delta | Finished | Used, prompts: tuple[Prompt, ...] = ("Hi",),
+             echoes: int = 0) -> Tally:  # fmt: skip
+    tally = Tally(prompts, echoes)
+    tally.add(list(events))
+    return tally
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_what_the_provider_tells_counts_and_its_last_word_most(failed: bool) -> None:
+    told = Usage(5, 9, cache_read_tokens=2)
+    tally = tally_of(Started("m", 4), Used(Usage(5, 1)), Delta(0, "x" * 100), Used(told))
+    assert tally.usage(failed=failed) is told
+    assert (tally.input_tokens, tally.output_tokens) == (5, 9)
+
+
+def test_a_refused_call_used_nothing() -> None:
+    assert tally_of().usage(failed=True) == Usage()
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_what_a_call_that_began_used_is_estimated_from_what_came(failed: bool) -> None:
+    tally = tally_of(Started("m", 7), Delta(0, "abcdefgh"), Delta(0, "i"), Finished(0, "stop"))
+    assert tally.usage(failed=failed) == Usage(7, 3, source="estimate")
+
+
+def test_a_call_that_was_ended_before_it_began_is_estimated_too() -> None:
+    tally = tally_of(prompts=("abcdefgh", (1, 2, 3)))
+    assert tally.usage(failed=False) == Usage(2 + 3, 0, source="estimate")
+    assert tally.input_tokens is None
+    assert tally.output_tokens == 0
+
+
+def test_a_start_that_tells_no_input_leaves_it_to_the_estimate() -> None:
+    tally = tally_of(Started("m"), prompts=("abcdefgh",))
+    assert tally.input_tokens is None
+    assert tally.usage(failed=True) == Usage(2, 0, source="estimate")
+
+
+def test_an_input_of_nothing_is_told_all_the_same() -> None:
+    assert tally_of(Started("m", 0)).usage(failed=False) == Usage(0, 0, source="estimate")
+
+
+@pytest.mark.parametrize(("echoes", "tokens"), [(1, 2), (2, 2), (0, 7)])
+def test_a_prompt_that_is_echoed_is_no_output(echoes: int, tokens: int) -> None:
+    """Twenty bytes of prompt for each echo, and eight of answer."""
+    prompt = "p" * 20
+    echo = [Delta(index, prompt) for index in range(max(1, echoes))]
+    tally = tally_of(*echo, Delta(0, "a" * 8), prompts=(prompt,), echoes=echoes)
+    assert tally.output_tokens == max(tokens, len(echo) + 1)
+
+
+@given(st.lists(st.text(max_size=10), max_size=20), st.integers(0, 3))
+def test_an_estimate_is_never_less_than_the_pieces_nor_negative(
+    texts: list[str], echoes: int
+) -> None:
+    tally = Tally(("a long enough prompt",), echoes)
+    for text in texts:
+        tally.add([Delta(0, text)])
+    assert tally.pieces == len(texts)
+    assert tally.output_tokens >= len(texts)
+    assert tally.usage(failed=False).output_tokens == tally.output_tokens
+
+
+@pytest.mark.parametrize(("prompt", "tokens"), [("", 0), ("abcde", 2), ((), 0), ((5, 6, 7), 3)])
+def test_token_ids_are_counted_and_texts_estimated(prompt: Prompt, tokens: int) -> None:
+    assert prompt_tokens(prompt) == tokens
+
+
+@given(st.text())
+def test_a_size_is_in_bytes(text: str) -> None:
+    assert size(text) == len(text.encode("utf-8", "surrogatepass"))
+
+
+def test_waiting_costs_no_time() -> None:
+    """A reader that waits sleeps; it doesn't ask again and again."""
+    mailbox = Mailbox()
+    taker = Beside(mailbox.take)
+    began = time.process_time()
+    assert taker.waits
+    assert time.process_time() - began < SHORT_S / 2
+    mailbox.end(End("stopped"))
+    taker.done()

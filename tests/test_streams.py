@@ -1,0 +1,610 @@
+"""streams.py: one call and what may happen to it, the registry, stop, and clients that hang up."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import streams
+from completion import CompletionRequest, Delta, Started, Usage, Used
+from config import Timeouts
+from errors import InternalError, StreamExists, StreamNotFound, Unavailable, UpstreamTimeout
+from providers import BUILT_IN
+from providers.base import Attempt, Target
+from relay import BACKLOG, End, EndReason, Nudge
+from streams import Stream, Streams, hung_up, shut
+
+FOREVER = float("inf")
+TARGET = Target(BUILT_IN[0], "pydoc")
+OTHER = Target(BUILT_IN[1], "gpt-4o-mini")
+TIMEOUTS = Timeouts(connect=1, first_event=30, idle=20, total=100)
+LONG_S = 5.0
+
+
+class Quiet(Attempt):
+    """An attempt that counts how often it was aborted."""
+
+    def __init__(self) -> None:
+        self.aborts = 0
+
+    def events(self) -> Iterator[Any]:
+        return iter(())
+
+    def abort(self) -> None:
+        self.aborts += 1
+
+    def close(self) -> None:
+        pass
+
+
+def a_stream(**changes: Any) -> Stream:
+    fields: dict[str, Any] = {
+        "stream_id": "s-1",
+        "key_id": "key_1",
+        "request_id": "r-1",
+        "timeouts": TIMEOUTS,
+        "keepalive": FOREVER,
+        "hold": FOREVER,
+        "request": CompletionRequest(prompts=("Hi",), stream=True),
+        **changes,
+    }
+    return Stream(fields.pop("request"), TARGET, **fields)
+
+
+def under_way(**changes: Any) -> tuple[Stream, Quiet]:
+    """A stream whose first attempt has begun."""
+    stream, attempt = a_stream(**changes), Quiet()
+    assert stream.attach(attempt, TARGET, ())
+    return stream, attempt
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    until = time.monotonic() + LONG_S
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.001)
+    return condition()
+
+
+# One call
+
+
+def test_an_attempt_says_where_the_call_is_now() -> None:
+    stream = a_stream()
+    assert stream.attach(Quiet(), OTHER, ("seed",))
+    assert (stream.target, stream.dropped, stream.attempts) == (OTHER, ("seed",), 1)
+    assert stream.attach(Quiet(), TARGET, ())
+    assert (stream.target, stream.dropped, stream.attempts) == (TARGET, (), 2)
+
+
+def test_no_attempt_begins_once_the_call_has_ended() -> None:
+    stream = a_stream()
+    stream.end("stopped")
+    assert not stream.attach(Quiet(), OTHER, ("seed",))
+    assert (stream.target, stream.dropped, stream.attempts) == (TARGET, (), 0)
+
+
+def test_events_are_counted_whether_or_not_anybody_takes_them() -> None:
+    stream, _ = under_way()
+    assert stream.first_event is None
+    assert stream.put([Started("m", 3), Delta(0, "abcde")])
+    first = stream.first_event
+    assert first is not None
+    stream.end("stopped")
+    assert not stream.put([Delta(0, "f"), Used(Usage(3, 9))])
+    assert stream.first_event == first
+    assert stream.tally.usage(failed=False) == Usage(3, 9)
+
+
+@pytest.mark.parametrize(
+    "reason", ["completed", "stopped", "client_gone", "provider_error", "deadline", "shutdown"]
+)
+def test_every_end_but_completion_closes_the_provider_s_connection(reason: EndReason) -> None:
+    stream, attempt = under_way()
+    assert stream.end(reason)
+    assert attempt.aborts == (0 if reason == "completed" else 1)
+    assert stream.mailbox.take() == [End(reason)]
+
+
+def test_an_end_before_any_attempt_has_nothing_to_close() -> None:
+    stream, error = a_stream(), InternalError()
+    assert stream.end("shutdown", error)
+    assert not stream.end("stopped")
+    assert stream.mailbox.take() == [End("shutdown", error)]
+
+
+def test_only_the_attempt_under_way_is_aborted() -> None:
+    stream, first = under_way()
+    second = Quiet()
+    stream.attach(second, OTHER, ())
+    stream.end("stopped")
+    assert (first.aborts, second.aborts) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "echoed"), [({}, 0), ({"echo": True}, 1), ({"echo": True, "n": 3}, 3)]
+)
+def test_an_echo_is_no_output_of_the_model(fields: dict[str, Any], echoed: int) -> None:
+    stream = a_stream(request=CompletionRequest(prompts=("p" * 400,), **fields))
+    stream.put([Delta(index, "p" * 400) for index in range(max(1, echoed))])
+    assert stream.tally.output_tokens == (echoed or 100)
+
+
+# What time does to it
+
+
+def test_in_time_nothing_happens() -> None:
+    stream, attempt = under_way()
+    stream.look(stream.opened + 29)
+    stream.put([Delta(0, "x")])
+    stream.look(stream.last_event + 19)
+    assert stream.mailbox.take() == [[Delta(0, "x")]]
+    assert stream.expired is None
+    assert attempt.aborts == 0
+
+
+def test_a_late_first_event_ends_the_attempt_and_not_yet_the_call() -> None:
+    stream, attempt = under_way()
+    stream.look(stream.attempt_began + 31)
+    assert stream.expired is not None
+    assert (stream.expired.phase, stream.expired.details) == (
+        "first_event",
+        {"phase": "first_event", "seconds": 30},
+    )
+    assert attempt.aborts == 1
+    assert stream.mailbox.ended_by is None
+
+
+def test_a_fallback_has_its_own_time() -> None:
+    stream, first = under_way()
+    stream.look(stream.attempt_began + 31)
+    second = Quiet()
+    assert stream.attach(second, OTHER, ())
+    assert stream.expired is None
+    stream.look(stream.attempt_began + 29)
+    assert (first.aborts, second.aborts) == (1, 0)
+    assert stream.mailbox.ended_by is None
+
+
+def test_an_attempt_that_doesn_t_end_when_it_is_aborted_ends_the_call() -> None:
+    stream, attempt = under_way()
+    stream.look(stream.attempt_began + 31)
+    expired = stream.expired
+    stream.look(stream.attempt_began + 32)
+    assert stream.mailbox.take() == [End("deadline", expired)]
+    assert attempt.aborts == 2
+
+
+def test_a_call_whose_reader_never_began_ends_too() -> None:
+    stream = a_stream()
+    stream.look(stream.opened + 31)
+    stream.look(stream.opened + 32)
+    assert stream.mailbox.ended_by == "deadline"
+
+
+def test_a_silence_between_events_is_bounded_apart_from_the_first() -> None:
+    stream, attempt = under_way()
+    stream.put([Delta(0, "x")])
+    stream.look(stream.last_event + 21)
+    assert stream.expired is not None
+    assert stream.expired.phase == "idle"
+    assert attempt.aborts == 1
+
+
+def test_a_provider_that_waits_for_a_slow_client_isn_t_silent() -> None:
+    stream, attempt = under_way()
+    stream.put([Delta(0, "x" * BACKLOG)])
+    assert stream.mailbox.full
+    stream.look(stream.last_event + 21)
+    assert attempt.aborts == 0
+    stream.mailbox.take()
+    stream.look(stream.last_event + 21)
+    assert attempt.aborts == 1
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_the_whole_call_is_bounded_fallbacks_included(begun: bool) -> None:
+    stream, _ = under_way()
+    attempt = Quiet()
+    stream.attach(attempt, OTHER, ())
+    if begun:
+        stream.put([Delta(0, "x")])
+        stream.mailbox.take()
+    stream.look(stream.opened + 101)
+    (end,) = stream.mailbox.take()
+    assert isinstance(end, End)
+    assert end.reason == "deadline"
+    assert isinstance(end.error, UpstreamTimeout)
+    assert end.error.phase == "total"
+    assert attempt.aborts == 1
+
+
+def test_a_complete_answer_that_a_slow_client_has_not_fetched_stays_complete() -> None:
+    stream, _ = under_way()
+    stream.put([Delta(0, "x")])
+    stream.end("completed")
+    for later in (21, 22, 101, 1000):
+        stream.look(stream.last_event + later)
+    assert stream.mailbox.take() == [[Delta(0, "x")], End("completed")]
+
+
+def test_the_status_line_is_released_once_when_it_was_held_long_enough() -> None:
+    stream, _ = under_way(hold=10)
+    stream.look(stream.opened + 9)
+    stream.look(stream.opened + 10)
+    assert stream.mailbox.take() == [Nudge.RELEASE]
+    stream.look(stream.opened + 11)
+    stream.end("stopped")
+    assert stream.mailbox.take() == [End("stopped")]
+
+
+def test_nothing_is_released_once_the_first_event_has_come() -> None:
+    stream, _ = under_way(hold=10)
+    stream.put([Delta(0, "x")])
+    stream.look(stream.opened + 11)
+    assert stream.mailbox.take() == [[Delta(0, "x")]]
+
+
+def test_silence_towards_the_client_is_broken_at_intervals() -> None:
+    stream, _ = under_way(keepalive=15)
+    for seconds, nudged in [(14, False), (15, True), (16, False), (29, False), (30, True)]:
+        stream.look(stream.opened + seconds)
+        assert drained(stream) == ([Nudge.KEEP_ALIVE] if nudged else [])
+
+
+def drained(stream: Stream) -> list[Any]:
+    """What is in the mailbox; nothing, if it is empty."""
+    stream.mailbox.nudge(Nudge.RELEASE)
+    return [message for message in stream.mailbox.take() if message is not Nudge.RELEASE]
+
+
+def test_a_write_puts_the_next_comment_off() -> None:
+    stream, _ = under_way(keepalive=15)
+    stream.last_write = stream.opened + 10
+    stream.look(stream.opened + 24)
+    assert drained(stream) == []
+    stream.look(stream.opened + 25)
+    assert drained(stream) == [Nudge.KEEP_ALIVE]
+
+
+# The registry
+
+
+def test_a_key_sees_its_own_calls_oldest_first() -> None:
+    registry = Streams(10)
+    first, second = a_stream(stream_id="a"), a_stream(stream_id="b")
+    foreign = a_stream(stream_id="a", key_id="key_2")
+    for stream in (first, foreign, second):
+        registry.add(stream)
+    assert registry.of("key_1") == [first, second]
+    assert registry.of("key_2") == [foreign]
+    assert registry.of("key_3") == []
+    assert len(registry) == 3
+    registry.remove(first)
+    registry.remove(first)
+    assert registry.of("key_1") == [second]
+    assert len(registry) == 2
+
+
+def test_an_id_is_taken_as_long_as_its_call_is_active() -> None:
+    registry, stream = Streams(10), a_stream()
+    registry.add(stream)
+    with pytest.raises(StreamExists):
+        registry.add(a_stream())
+    registry.remove(stream)
+    registry.add(a_stream())
+
+
+def test_too_many_calls_are_refused_until_one_ends() -> None:
+    registry, stream = Streams(2), a_stream(stream_id="a")
+    registry.add(stream)
+    registry.add(a_stream(stream_id="b"))
+    with pytest.raises(Unavailable) as caught:
+        registry.add(a_stream(stream_id="c"))
+    assert caught.value.headers == {"Retry-After": "1"}
+    assert len(registry) == 2
+    registry.remove(stream)
+    registry.add(a_stream(stream_id="c"))
+
+
+def test_a_registry_that_can_t_watch_takes_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    registry = Streams(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            registry.add(a_stream())
+    assert len(registry) == 0
+    registry.add(a_stream())
+
+
+# Stop
+
+
+def test_a_stopped_call_ends_at_once() -> None:
+    registry = Streams(10)
+    stream, attempt = under_way()
+    registry.add(stream)
+    registry.stop("key_1", "s-1")
+    assert stream.mailbox.take() == [End("stopped")]
+    assert attempt.aborts == 1
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_stopping_again_is_the_same_for_a_minute(
+    monkeypatch: pytest.MonkeyPatch, removed: bool
+) -> None:
+    clock = Clock(monkeypatch)
+    registry, stream = Streams(10), a_stream()
+    registry.add(stream)
+    registry.stop("key_1", "s-1")
+    if removed:
+        registry.remove(stream)
+    clock.now += 59
+    registry.stop("key_1", "s-1")
+    clock.now += 2
+    if removed:
+        with pytest.raises(StreamNotFound):
+            registry.stop("key_1", "s-1")
+    else:
+        registry.stop("key_1", "s-1")
+
+
+class Clock:
+    """The time as streams.py sees it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        seen = SimpleNamespace(monotonic=lambda: self.now, time=time.time, sleep=time.sleep)
+        monkeypatch.setattr(streams, "time", seen)
+
+
+@pytest.mark.parametrize(("key_id", "stream_id"), [("key_1", "other"), ("key_2", "s-1")])
+def test_an_unknown_call_and_another_key_s_are_not_told_apart(key_id: str, stream_id: str) -> None:
+    registry, stream = Streams(10), a_stream()
+    registry.add(stream)
+    with pytest.raises(StreamNotFound) as caught:
+        registry.stop(key_id, stream_id)
+    assert caught.value.message == "No active stream has this id. It may have ended by itself."
+    assert stream.mailbox.ended_by is None
+
+
+@pytest.mark.parametrize("reason", ["provider_error", "deadline", "client_gone", "shutdown"])
+def test_a_call_that_ended_by_itself_can_t_be_stopped(reason: EndReason) -> None:
+    registry, stream = Streams(10), a_stream()
+    registry.add(stream)
+    stream.end(reason)
+    with pytest.raises(StreamNotFound):
+        registry.stop("key_1", "s-1")
+
+
+def test_a_complete_but_undelivered_answer_can_still_be_stopped() -> None:
+    registry = Streams(10)
+    stream, _ = under_way()
+    registry.add(stream)
+    stream.put([Delta(0, "x")])
+    stream.end("completed")
+    registry.stop("key_1", "s-1")
+    assert stream.mailbox.take() == [End("stopped")]
+
+
+def test_a_delivered_answer_can_t() -> None:
+    registry = Streams(10)
+    stream, _ = under_way()
+    registry.add(stream)
+    stream.end("completed")
+    stream.mailbox.take()
+    with pytest.raises(StreamNotFound):
+        registry.stop("key_1", "s-1")
+
+
+def test_a_new_call_with_an_old_id_has_not_been_stopped() -> None:
+    registry, old = Streams(10), a_stream()
+    registry.add(old)
+    registry.stop("key_1", "s-1")
+    registry.remove(old)
+    new = a_stream()
+    registry.add(new)
+    new.end("completed")
+    new.mailbox.take()
+    with pytest.raises(StreamNotFound):
+        registry.stop("key_1", "s-1")
+
+
+def test_of_two_who_stop_at_once_both_succeed() -> None:
+    """Also when the second comes before the first has noted that it was the first."""
+    registry, stream = Streams(10), a_stream()
+    registry.add(stream)
+    stream.end("stopped")
+    registry.stop("key_1", "s-1")
+
+
+def test_shutdown_ends_all_calls_with_a_reason_to_come_back() -> None:
+    registry = Streams(10)
+    calls = [a_stream(stream_id=name) for name in "abc"]
+    for stream in calls:
+        registry.add(stream)
+    registry.end_all()
+    for stream in calls:
+        (end,) = stream.mailbox.take()
+        assert isinstance(end, End)
+        assert end.reason == "shutdown"
+        assert isinstance(end.error, Unavailable)
+
+
+# The sweeper
+
+
+def test_the_sweeper_looks_at_every_call_and_forgets_old_stops(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(streams, "SWEEP_S", 0.001)
+    monkeypatch.setattr(streams, "REMEMBER_STOPPED_S", 0.0)
+
+    def fail(now: float) -> None:
+        raise OSError("odd")
+
+    registry = Streams(10)
+    odd, late, stopped = (a_stream(stream_id=name, request_id=name) for name in ("a", "b", "c"))
+    odd.look = fail  # type: ignore[method-assign]
+    late.opened -= 1000
+    with caplog.at_level(logging.ERROR, "sluice.streams"):
+        for stream in (odd, late, stopped):
+            registry.add(stream)
+        registry.stop("key_1", "c")
+        assert eventually(lambda: late.mailbox.ended_by == "deadline")
+        assert eventually(lambda: registry._stopped == {})
+        registry.remove(odd)
+    found = [record for record in caplog.records if record.message == "sweep failed"]
+    assert found
+    assert {record.__dict__["request_id"] for record in found} == {"a"}
+
+
+def test_one_sweeper_serves_all_calls() -> None:
+    registry = Streams(10)
+    registry.add(a_stream(stream_id="a"))
+    sweeper = registry._sweeper
+    registry.add(a_stream(stream_id="b"))
+    assert registry._sweeper is sweeper
+    assert sweeper is not None
+    assert sweeper.daemon
+
+
+# Clients that hang up
+
+
+def tcp_pair(family: socket.AddressFamily = socket.AF_INET) -> tuple[socket.socket, socket.socket]:
+    """A server's end and a client's."""
+    with socket.create_server(("127.0.0.1" if family == socket.AF_INET else "::1", 0),
+                              family=family) as listener:  # fmt: skip
+        client = socket.create_connection(listener.getsockname()[:2])
+        server, _ = listener.accept()
+    return server, client
+
+
+def unix_pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX)
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def half_close(sock: socket.socket) -> None:
+    sock.shutdown(socket.SHUT_WR)
+
+
+def say_goodbye(sock: socket.socket) -> None:
+    sock.sendall(b"GET / HTTP/1.1")
+    sock.close()
+
+
+PAIRS = [tcp_pair, unix_pair]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_client_that_waits_or_sends_on_is_there(
+    pair: Callable[[], tuple[socket.socket, socket.socket]],
+) -> None:
+    server, client = pair()
+    with closing(server), closing(client):
+        server.settimeout(7)
+        assert not hung_up(server)
+        client.sendall(b"GET / HTTP/1.1")
+        assert not hung_up(server)
+        assert server.gettimeout() == 7
+        assert server.recv(100) == b"GET / HTTP/1.1"
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("leave", [socket.socket.close, half_close])
+def test_a_client_that_closes_even_its_half_is_gone(
+    pair: Callable[[], tuple[socket.socket, socket.socket]], leave: Callable[[socket.socket], None]
+) -> None:
+    server, client = pair()
+    with closing(server), closing(client):
+        server.settimeout(7)
+        leave(client)
+        assert eventually(lambda: hung_up(server))
+        assert server.gettimeout() == 7
+
+
+@pytest.mark.parametrize("leave", [reset, say_goodbye])
+def test_over_tcp_a_reset_counts_and_so_does_an_end_behind_bytes(
+    leave: Callable[[socket.socket], None],
+) -> None:
+    server, client = tcp_pair()
+    with closing(server):
+        leave(client)
+        assert eventually(lambda: hung_up(server))
+
+
+def test_ipv6_is_tcp_too() -> None:
+    try:
+        server, client = tcp_pair(socket.AF_INET6)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with closing(server), closing(client):
+        assert not hung_up(server)
+        half_close(client)
+        assert eventually(lambda: hung_up(server))
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_socket_that_we_closed_has_nobody_at_its_end(
+    pair: Callable[[], tuple[socket.socket, socket.socket]],
+) -> None:
+    server, client = pair()
+    client.close()
+    server.close()
+    assert hung_up(server)
+    shut(server)
+
+
+@pytest.mark.parametrize("leave", [socket.socket.close, half_close, reset])
+def test_where_tcp_tells_nothing_a_peek_does(
+    monkeypatch: pytest.MonkeyPatch, leave: Callable[[socket.socket], None]
+) -> None:
+    monkeypatch.setattr(streams.sys, "platform", "darwin")
+    server, client = tcp_pair()
+    with closing(server), closing(client):
+        assert not hung_up(server)
+        leave(client)
+        assert eventually(lambda: hung_up(server))
+
+
+def test_a_socket_that_can_t_be_peeked_at_is_taken_for_alive() -> None:
+    class Tls(socket.socket):
+        def recv(self, *_: Any) -> bytes:
+            raise ValueError("non-zero flags not allowed in calls to recv() on SSLSocket")
+
+    with Tls(socket.AF_UNIX) as server:
+        server.settimeout(7)
+        assert not hung_up(server)
+        assert server.gettimeout() == 7
+
+
+def test_the_call_of_a_client_that_hung_up_ends_and_its_writer_wakes() -> None:
+    server, client = tcp_pair()
+    stream, attempt = under_way(client=server)
+    with closing(server):
+        stream.look(stream.opened)
+        assert stream.mailbox.ended_by is None
+        client.close()
+        assert eventually(lambda: hung_up(server))
+        stream.look(stream.opened)
+        assert stream.mailbox.take() == [End("client_gone")]
+        assert attempt.aborts == 1
+        with pytest.raises(OSError, match="Broken pipe"):
+            server.send(b"x")
