@@ -72,12 +72,13 @@ def models() -> Response:
 @auth.login_required
 def model(model: str) -> Response:
     gateway = services().gateway
-    name, _, rest = model.rstrip("/").partition("/")
+    wanted = model.rstrip("/")
+    name, _, rest = wanted.partition("/")
     row = gateway.router.providers.get(name)
     known = row is not None and any(f.id == rest for f in gateway.prices.models(row))
-    if not known and name not in gateway.router.aliases:
-        raise ModelNotFound(f"Model {model[:100]!r} was not found.", param="model")
-    return json_response(described(model.rstrip("/")))
+    if not known and wanted not in gateway.router.aliases:
+        raise ModelNotFound(f"Model {wanted[:100]!r} was not found.", param="model")
+    return json_response(described(wanted))
 
 
 def described(name: str) -> dict[str, Any]:
@@ -223,7 +224,8 @@ class Encoder:
     def end(self, outcome: Outcome) -> bytes:
         if outcome.error is not None:
             return calls.frame(error_body(outcome.error, self._stream.request_id))
-        frames = [
+        frames = [self._late_remarks()] if self._released else []
+        frames += [
             self._finish(index, reason(outcome, None))
             for index in range(self._stream.request.choices)
             if index not in self._finished

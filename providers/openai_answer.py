@@ -120,9 +120,14 @@ class Answer:
 
     def end(self, batch: Batch) -> None:
         """The host said that this is all: [DONE], or the end of a JSON body. Some never give a
-        finish_reason. Fewer choices than asked for (a host that ignores n) are what came."""
+        finish_reason. Raises UpstreamError for a host that ignored n, too: its row should say
+        that it can't."""
         if not self.finished and not any(self.texts.values()):
             raise UpstreamError("The upstream ended its answer without a word.")
+        if len(self.texts) < self.choices:
+            raise UpstreamError(
+                f"The upstream gave {len(self.texts)} of the {self.choices} choices asked for."
+            )
         batch.extend(
             Finished(index, "stop") for index in sorted(self.texts) if index not in self.finished
         )

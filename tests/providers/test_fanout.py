@@ -1,0 +1,441 @@
+"""Several prompts for a target that takes one a call: how many at once, in which order, and that
+none is left when it ends, however it ends.
+
+Rules that hold here: attempts are played by the tests, and block until their abort or until the
+test lets them go on; nothing waits for longer than WAIT_S.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from completion import (
+    Batch,
+    Completion,
+    Delta,
+    Event,
+    Finished,
+    Logprobs,
+    Started,
+    Usage,
+    Used,
+    flatten,
+    fold,
+)
+from errors import RateLimited, SluiceError, UpstreamError
+from providers.fanout import AT_ONCE, QUEUE_SIZE, FanOut, Merge
+from providers.transport import Aborted
+
+WAIT_S = 5.0
+PROMPT_S = 0.5  # what is prompt, on a busy machine
+
+
+class Attempt:
+    """Brings its batches; then fails, or ends, or (with `hold`) waits for its abort.
+
+    gate: nothing comes before it is set. hush: an aborted attempt just ends, as `local` does;
+    else it raises, as one over HTTP does.
+    """
+
+    def __init__(
+        self,
+        batches: Sequence[Batch] = (),
+        *,
+        failure: BaseException | None = None,
+        hold: bool = False,
+        hush: bool = False,
+        gate: threading.Event | None = None,
+    ) -> None:
+        self._batches = batches
+        self._failure = failure
+        self._hold = hold
+        self._hush = hush
+        self._gate = gate
+        self._aborted = threading.Event()
+        self._lock = threading.Lock()
+        self.started = self.brought = self.aborts = self.closes = 0
+        self.threads: set[str] = set()
+
+    def events(self) -> Iterator[Batch]:
+        self.started += 1
+        self.threads.add(threading.current_thread().name)
+        self._wait(self._gate)
+        for batch in self._batches:
+            self._check()
+            self.brought += 1
+            yield batch
+        if self._failure is not None:
+            raise self._failure
+        if self._hold:
+            self._wait(self._aborted)
+        self._check()
+
+    def abort(self) -> None:
+        with self._lock:
+            self.aborts += 1
+        self._aborted.set()
+
+    def close(self) -> None:
+        self.threads.add(threading.current_thread().name)
+        with self._lock:
+            self.closes += 1
+
+    @property
+    def running(self) -> bool:
+        return self.started > 0 and not self.closes
+
+    def _wait(self, event: threading.Event | None) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while event is not None and not event.wait(0.002) and not self._aborted.is_set():
+            assert time.monotonic() < deadline
+        self._check()
+
+    def _check(self) -> None:
+        if self._aborted.is_set() and not self._hush:
+            raise Aborted
+
+
+def said(text: str, usage: Usage | None = None) -> list[Batch]:
+    """What an attempt brings for one choice."""
+    used: list[Event] = [] if usage is None else [Used(usage)]
+    return [[Started("m", 3)], [Delta(0, text)], [Finished(0, "stop"), *used]]
+
+
+def fan(attempts: Sequence[Attempt], n: int = 1) -> FanOut:
+    def maker(attempt: Attempt) -> Callable[[], Attempt]:
+        return lambda: attempt
+
+    return FanOut([maker(attempt) for attempt in attempts], n)
+
+
+def texts(completion: Completion) -> list[tuple[int, str]]:
+    return [(choice.index, choice.text) for choice in completion.choices]
+
+
+def wait(condition: Callable[[], bool], timeout: float = WAIT_S) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    wait(lambda: set(threading.enumerate()) <= before)
+
+
+class Reader:
+    """Reads a fan-out in a thread of its own, as the gateway does."""
+
+    def __init__(self, fanout: FanOut) -> None:
+        self.events: list[Event] = []
+        self.failure: BaseException | None = None
+        self.ended_at = 0.0
+        self._fanout = fanout
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            for batch in self._fanout.events():
+                self.events += batch
+        except (SluiceError, Aborted) as failure:
+            self.failure = failure
+        finally:
+            self.ended_at = time.monotonic()
+            self._fanout.close()
+
+    def join(self) -> None:
+        self._thread.join(WAIT_S)
+        assert not self._thread.is_alive()
+
+
+# Numbering and usage
+
+
+@pytest.mark.parametrize("count", [1, 2, AT_ONCE, AT_ONCE + 1, 40])
+def test_each_prompts_answer_stands_at_its_place(count: int) -> None:
+    fanout = fan([Attempt(said(f"t{number}")) for number in range(count)])
+    completion = fold(flatten(fanout.events()))
+    fanout.close()
+    assert texts(completion) == [(number, f"t{number}") for number in range(count)]
+    assert {choice.finish_reason for choice in completion.choices} == {"stop"}
+
+
+def test_choices_are_numbered_by_prompt_times_n() -> None:
+    def answer(name: str) -> list[Batch]:
+        deltas: Batch = [Delta(2, f"{name}2"), Delta(0, f"{name}0"), Delta(1, f"{name}1")]
+        return [[Started()], deltas, [Finished(index, "length") for index in range(3)]]
+
+    completion = fold(flatten(fan([Attempt(answer("a")), Attempt(answer("b"))], n=3).events()))
+    assert texts(completion) == [*enumerate(["a0", "a1", "a2", "b0", "b1", "b2"])]
+    assert [choice.finish_reason for choice in completion.choices] == ["length"] * 6
+
+
+def test_a_merge_keeps_what_else_an_event_says() -> None:
+    told = Logprobs(["a"], [-1.0], None, [0])
+    merge = Merge(3, 2)
+    assert merge.add(2, [Delta(1, "a", told)]) == [Delta(5, "a", told)]
+    assert merge.add(0, [Finished(1, "content_filter")]) == [Finished(1, "content_filter")]
+
+
+def test_the_call_starts_once() -> None:
+    merge = Merge(2, 1)
+    # One prompt's input tokens are not the sum.
+    assert merge.add(1, [Started("m", 3), Delta(0, "a")]) == [Started("m"), Delta(1, "a")]
+    assert merge.add(0, [Started("m", 4)]) == []
+
+
+def test_usage_is_the_sum_of_all() -> None:
+    merge = Merge(3, 1)
+    assert merge.add(0, [Used(Usage(1, 2, 3, 4, 5))]) == []
+    assert merge.add(2, [Used(Usage(10, 20, 30, 40, 50))]) == []
+    assert merge.add(1, [Used(Usage(100, 200))]) == [Used(Usage(111, 222, 33, 44, 55))]
+
+
+def test_the_last_word_of_each_on_usage_counts() -> None:
+    merge = Merge(2, 1)
+    merge.add(0, [Used(Usage(1, 1)), Used(Usage(1, 2))])
+    assert merge.add(1, [Used(Usage(5, 1))]) == [Used(Usage(6, 3))]
+    assert merge.add(0, [Used(Usage(1, 9))]) == [Used(Usage(6, 10))]
+
+
+def test_usage_is_not_told_when_one_did_not_tell() -> None:
+    fanout = fan([Attempt(said("a", Usage(1, 2))), Attempt(said("b"))])
+    assert fold(flatten(fanout.events())).usage is None
+
+
+def test_no_batch_is_empty() -> None:
+    quiet: list[Batch] = [[Started()], [Used(Usage(1, 1))], [Delta(0, "a"), Finished(0, "stop")]]
+    assert all(fan([Attempt(quiet), Attempt(quiet)]).events())
+
+
+# How many at once
+
+
+def test_at_most_eight_at_once() -> None:
+    gates = [threading.Event() for _ in range(20)]
+    attempts = [Attempt(said("a"), gate=gate) for gate in gates]
+    reader = Reader(fan(attempts))
+    for done, gate in enumerate(gates):
+        expected = min(AT_ONCE, len(attempts) - done)
+        wait(lambda expected=expected: sum(a.running for a in attempts) == expected)  # type: ignore[misc]
+        assert sum(bool(attempt.started) for attempt in attempts) == min(20, done + AT_ONCE)
+        gate.set()
+    reader.join()
+    assert len({choice.index for choice in fold(reader.events).choices}) == 20
+    assert [attempt.started for attempt in attempts] == [1] * 20
+
+
+def test_no_more_threads_than_prompts() -> None:
+    attempts = [Attempt(said("a"), hold=True) for _ in range(3)]
+    before = threading.active_count()
+    fanout = fan(attempts)
+    assert threading.active_count() == before  # nothing is called before it is asked for
+    reader = Reader(fanout)
+    wait(lambda: all(attempt.running for attempt in attempts))
+    assert threading.active_count() == before + 1 + 3
+    fanout.abort()
+    reader.join()
+
+
+def test_a_quick_prompt_does_not_wait_for_a_slow_one() -> None:
+    gate = threading.Event()
+    slow, quick = Attempt(said("slow"), gate=gate), Attempt(said("quick"))
+    reader = Reader(fan([slow, *[quick] * 1]))
+    wait(lambda: Finished(1, "stop") in reader.events)
+    assert not any(isinstance(e, Delta) and e.index == 0 for e in reader.events)
+    gate.set()
+    reader.join()
+    assert texts(fold(reader.events)) == [(0, "slow"), (1, "quick")]
+
+
+# Failure
+
+
+@pytest.mark.parametrize("count", [2, AT_ONCE, 30])
+def test_the_first_failure_ends_them_all(count: int) -> None:
+    failure = UpstreamError("down", upstream_status=503)
+    attempts = [Attempt(said("a"), hold=True) for _ in range(count - 1)]
+    attempts.insert(1, Attempt(failure=failure))
+    reader = Reader(fan(attempts))
+    reader.join()
+    assert reader.failure is failure
+    wait(lambda: not any(attempt.running for attempt in attempts))
+    assert all(attempt.aborts for attempt in attempts)
+    assert [a.closes for a in attempts] == [a.started for a in attempts]
+
+
+def test_what_came_before_a_failure_is_delivered() -> None:
+    failing = Attempt([[Started()], [Delta(0, "half")]], failure=UpstreamError("down"))
+    reader = Reader(fan([failing, Attempt(hold=True)]))
+    reader.join()
+    assert reader.events == [Started(), Delta(0, "half")]
+
+
+def test_a_later_prompts_failure_counts_too() -> None:
+    failure = RateLimited("Slowly.", retry_after=1)
+    attempts = [Attempt(said("a")) for _ in range(20)]
+    reader = Reader(fan([*attempts, Attempt(failure=failure)]))
+    reader.join()
+    assert reader.failure is failure
+
+
+def test_the_first_of_several_failures_is_told() -> None:
+    first, second = UpstreamError("first"), UpstreamError("second")
+    gate = threading.Event()
+    late = Attempt(failure=second, gate=gate)
+    reader = Reader(fan([late, Attempt(failure=first)]))
+    reader.join()
+    gate.set()
+    assert reader.failure is first
+
+
+def test_a_defect_is_raised_where_it_is_heard() -> None:
+    fanout = fan([Attempt(failure=KeyError("ours")), Attempt(hold=True)])
+    with pytest.raises(KeyError):
+        list(fanout.events())
+    fanout.close()
+
+
+def test_a_maker_that_fails_fails_at_once() -> None:
+    def refuse() -> Attempt:
+        raise UpstreamError("no")
+
+    with pytest.raises(UpstreamError):
+        FanOut([lambda: Attempt(hold=True), refuse], 1)
+
+
+# Abort and close
+
+
+@pytest.mark.parametrize("hush", [False, True])
+@pytest.mark.parametrize("count", [1, 5, 30])
+def test_an_abort_ends_it_at_once(count: int, *, hush: bool) -> None:
+    attempts = [Attempt(said("a"), hold=True, hush=hush) for _ in range(count)]
+    fanout = fan(attempts)
+    reader = Reader(fanout)
+    busy = min(count, AT_ONCE)
+    wait(lambda: sum(isinstance(e, Finished) for e in reader.events) == busy)
+    began = time.monotonic()
+    fanout.abort()
+    reader.join()
+    assert reader.ended_at - began < PROMPT_S
+    assert reader.failure is None
+    wait(lambda: not any(attempt.running for attempt in attempts), PROMPT_S)
+    assert sum(attempt.started for attempt in attempts) == busy
+    assert all(attempt.aborts for attempt in attempts)
+    assert [a.closes for a in attempts] == [a.started for a in attempts]
+
+
+def test_an_abort_before_it_began() -> None:
+    attempts = [Attempt(said("a")) for _ in range(3)]
+    fanout = fan(attempts)
+    fanout.abort()
+    assert list(fanout.events()) == []
+    fanout.close()
+    assert all(attempt.aborts for attempt in attempts)
+
+
+def test_an_abort_while_a_reader_is_slow() -> None:
+    attempts = [Attempt([[Delta(0, "a")]] * 1000) for _ in range(4)]
+    fanout = fan(attempts)
+    events = fanout.events()
+    next(events)
+    fanout.abort()
+    assert list(events) == []
+    fanout.close()
+    assert [attempt.closes for attempt in attempts] == [1] * 4 or wait_closed(attempts)
+
+
+def wait_closed(attempts: Sequence[Attempt]) -> bool:
+    wait(lambda: not any(attempt.running for attempt in attempts))
+    return True
+
+
+def test_an_abort_at_any_moment() -> None:
+    """Including those between two steps: nothing hangs, nothing is closed twice or never."""
+    for step in range(60):
+        attempts = [Attempt(said("a")) for _ in range(12)]
+        fanout = fan(attempts)
+        reader = Reader(fanout)
+        time.sleep(step * 0.00005)
+        fanout.abort()
+        reader.join()
+        wait_closed(attempts)
+        assert [a.closes for a in attempts] == [a.started for a in attempts]
+
+
+def test_an_abort_from_several_threads_at_once() -> None:
+    attempts = [Attempt(hold=True) for _ in range(20)]
+    fanout = fan(attempts)
+    reader = Reader(fanout)
+    aborters = [threading.Thread(target=fanout.abort) for _ in range(5)]
+    for thread in aborters:
+        thread.start()
+    reader.join()
+    for thread in aborters:
+        thread.join(WAIT_S)
+    wait_closed(attempts)
+
+
+def test_a_reader_that_stops_reading_closes_them() -> None:
+    attempts = [Attempt([[Delta(0, "a")]] * 1000) for _ in range(3)]
+    fanout = fan(attempts)
+    for _ in fanout.events():
+        break
+    fanout.close()
+    wait_closed(attempts)
+    assert [a.closes for a in attempts] == [a.started for a in attempts]
+
+
+def test_each_is_closed_by_the_thread_that_ran_it_once() -> None:
+    attempts = [Attempt(said("a")) for _ in range(20)]
+    fanout = fan(attempts)
+    list(fanout.events())
+    fanout.close()
+    fanout.close()
+    wait(lambda: all(attempt.closes for attempt in attempts))
+    assert [attempt.closes for attempt in attempts] == [1] * 20
+    assert [len(attempt.threads) for attempt in attempts] == [1] * 20
+
+
+# A slow reader
+
+
+def test_a_slow_reader_slows_the_providers() -> None:
+    attempts = [Attempt([[Delta(0, "a")]] * 500) for _ in range(AT_ONCE)]
+    fanout = fan(attempts)
+    events = fanout.events()
+    taken = [next(events)]
+    most = QUEUE_SIZE + AT_ONCE
+
+    def settled() -> int:
+        """How much they have brought, once no more comes."""
+        before = -1
+        while (now := sum(attempt.brought for attempt in attempts)) > before:
+            before = now
+            time.sleep(0.05)
+        return now
+
+    assert settled() <= len(taken) + most
+    taken += [next(events) for _ in range(100)]
+    assert len(taken) < settled() <= len(taken) + most
+    taken += events
+    assert len(taken) == 500 * AT_ONCE
+    fanout.close()
+
+
+def test_order_within_a_choice_is_kept() -> None:
+    batches: list[Batch] = [[Delta(0, f"{number} ")] for number in range(200)]
+    fanout = fan([Attempt(batches) for _ in range(10)])
+    expected = "".join(f"{number} " for number in range(200))
+    completion = fold(flatten(fanout.events()))
+    assert texts(completion) == [(number, expected) for number in range(10)]
+    fanout.close()

@@ -1,0 +1,269 @@
+"""The house's rules, read from its source: which module may import which, and how long it may be.
+
+A new module needs a line in LAYERS. LONG_MODULES and LONG_FUNCTIONS may only shrink.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("endpoints", "providers")
+MOST_MODULE_LINES = 300
+MOST_FUNCTION_LINES = 40
+
+LAYERS: dict[int, tuple[str, ...]] = {
+    7: ("wsgi",),
+    6: ("app",),
+    5: (
+        *("endpoints", "endpoints.body", "endpoints.calls", "endpoints.health", "endpoints.models"),
+        *("endpoints.native", "endpoints.openai", "endpoints.pages", "cli"),
+    ),
+    4: ("gateway",),
+    3: ("auth", "relay", "routing", "streams"),
+    2: ("providers", "providers.fanout", "providers.local", "providers.transport"),
+    1: (
+        *("providers.base", "providers.logprobs", "providers.ngram", "providers.openai"),
+        *("providers.openai_answer", "providers.openai_chunk", "providers.retry_after"),
+        *("providers.sse", "config", "keys", "logs", "pricing"),
+    ),
+    0: ("completion", "errors"),
+}
+LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
+DIALECTS = frozenset(module for module in LAYER if module.startswith("providers."))
+
+LONG_MODULES = {
+    "gateway": "the path and its writer; the writer may move out",
+    "providers.transport": "one thing",
+}
+LONG_FUNCTIONS: dict[str, str] = {}
+
+
+def path_of(module: str) -> Path:
+    plain = ROOT / (module.replace(".", "/") + ".py")
+    return plain if plain.exists() else ROOT / module.replace(".", "/") / "__init__.py"
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = sorted(
+    name_of(path)
+    for path in (*ROOT.glob("*.py"), *(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py")))
+    if "." not in path.stem  # gunicorn.conf.py is no module
+)  # fmt: skip
+
+
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(path_of(module).read_text(encoding="utf-8"))
+
+
+def running(node: ast.AST) -> Iterator[ast.AST]:
+    """A tree's nodes but those that are there for the type checker alone."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            for other in child.orelse:
+                yield from running(other)
+        else:
+            yield from running(child)
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """The full names of what a module imports; `from a import b` is a.b if that is a module of
+    ours, else a."""
+    found: set[str] = set()
+    for node in running(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            base = node.module or ""
+            inner = {f"{base}.{alias.name}" for alias in node.names} & set(MODULES)
+            found |= inner
+            if len(inner) < len(node.names):
+                found.add(base)
+    return found
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    return frozenset(imported(tree_of(module)))
+
+
+def ours(module: str) -> frozenset[str]:
+    return imports(module) & frozenset(MODULES)
+
+
+def packages(module: str) -> set[str]:
+    """The top-level names of what a module imports."""
+    return {name.partition(".")[0] for name in imports(module)}
+
+
+def names_in(tree: ast.AST) -> set[str]:
+    """Every dotted name that is written in a tree."""
+    return {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+
+def functions(module: str) -> dict[str, int]:
+    """The lines of each function, by its name within the module."""
+    found: dict[str, int] = {}
+
+    def visit(node: ast.AST, place: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            inner = place
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                inner = f"{place}.{child.name}"
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                found[inner] = (child.end_lineno or 0) - child.lineno + 1
+            visit(child, inner)
+
+    visit(tree_of(module), module)
+    return found
+
+
+# The layers
+
+
+def test_every_module_has_one_layer_and_every_layer_s_module_is_there() -> None:
+    listed = [module for modules in LAYERS.values() for module in modules]
+    assert sorted(listed) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_downward_or_sideways(module: str) -> None:
+    upward = {name for name in ours(module) if LAYER.get(name, 0) > LAYER.get(module, 99)}
+    assert upward == set()
+
+
+def test_there_is_no_cycle() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path, module))
+        if module not in done:
+            for name in sorted(ours(module) - {module}):
+                visit(name, (*path, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+# The nevers
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_flask_is_for_the_endpoints_and_above_and_for_auth(module: str) -> None:
+    if LAYER.get(module, 0) < 5 and module != "auth":
+        assert not {name for name in packages(module) if name.startswith(("flask", "werkzeug"))}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_the_transport_touches_the_network(module: str) -> None:
+    if module != "providers.transport":
+        assert not packages(module) & {"requests", "urllib3", "http", "httpx", "aiohttp"}
+        assert not imports(module) & {"urllib", "urllib.request"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_config_sees_the_environment(module: str) -> None:
+    if module != "config":
+        written = names_in(tree_of(module))
+        assert not written & {"os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv"}
+        assert not {
+            alias.name
+            for node in ast.walk(tree_of(module))
+            if isinstance(node, ast.ImportFrom) and node.module == "os"
+            for alias in node.names
+        }
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_gevent_is_named_nowhere(module: str) -> None:
+    assert "gevent" not in packages(module)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("endpoints")])
+def test_an_endpoint_knows_no_dialect(module: str) -> None:
+    assert ours(module) & DIALECTS <= {"providers.base"}
+
+
+@pytest.mark.parametrize("module", sorted(DIALECTS | {"providers"}))
+def test_a_provider_knows_no_endpoint(module: str) -> None:
+    assert not {name for name in ours(module) if name.startswith("endpoints")}
+
+
+@pytest.mark.parametrize("module", LAYERS[0])
+def test_the_vocabulary_stands_on_its_own(module: str) -> None:
+    assert packages(module) <= set(sys.stdlib_module_names) | {"msgspec"} | set(LAYERS[0])
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if "." not in m])
+def test_no_name_of_ours_shadows_another(module: str) -> None:
+    assert module not in sys.stdlib_module_names
+    assert module not in packages_distributions()
+
+
+def test_gunicorn_s_configuration_imports_the_standard_library_and_config_alone() -> None:
+    """It is loaded in the master, before gevent patches the worker."""
+    tree = ast.parse((ROOT / "gunicorn.conf.py").read_text(encoding="utf-8"))
+    found = {name.partition(".")[0] for name in imported(tree)}
+    assert found - set(sys.stdlib_module_names) == {"config"}
+    assert not names_in(tree) & {"os.environ", "os.getenv"}
+
+
+# How long things are
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_long_module_is_asking_to_be_split(module: str) -> None:
+    lines = len(path_of(module).read_text(encoding="utf-8").splitlines())
+    assert (lines > MOST_MODULE_LINES) is (module in LONG_MODULES), f"{lines} lines"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_long_function_is_too(module: str) -> None:
+    found = functions(module)
+    long = {name for name, lines in found.items() if lines > MOST_FUNCTION_LINES}
+    assert long == {name for name in LONG_FUNCTIONS if name in found}
+
+
+def test_what_may_be_long_is_there() -> None:
+    there = {name for module in MODULES for name in functions(module)}
+    assert set(LONG_MODULES) <= set(MODULES)
+    assert set(LONG_FUNCTIONS) <= there
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_opens_with_a_comment_that_says_what_it_is_for(module: str) -> None:
+    assert ast.get_docstring(tree_of(module))
+
+
+# The reading itself
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import os.path", {"os.path"}),
+        ("from providers import sse", {"providers.sse"}),
+        ("from providers import sse, rows", {"providers.sse", "providers"}),
+        ("def f():\n    from config import Settings", {"config"}),
+        ("if TYPE_CHECKING:\n    import gevent\nelse:\n    import json", {"json"}),
+        ("if typing.TYPE_CHECKING:\n    import gevent", set()),
+        ("try:\n    import gevent\nexcept ImportError:\n    pass", {"gevent"}),
+    ],
+)
+def test_imports_are_found_wherever_they_stand(source: str, found: set[str]) -> None:
+    assert imported(ast.parse(source)) == found
