@@ -64,11 +64,18 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     extra: dict[str, Any] = {}
     """Parameters that Sluice has no name for; sent to the provider as they are."""
+    openai_extra: dict[str, Any] = {}
+    """The same from the OpenAI face's top level; for OpenAI-compatible hosts alone."""
 
     @property
     def choices(self) -> int:
         """How many choices the answer has: prompts times n."""
         return len(self.prompts) * (self.n or 1)
+
+
+def asked_for(value: Any) -> bool:
+    """Whether a request's field asks for something: 0 does; None, False, () and {} don't."""
+    return value is not None and value is not False and value != () and value != {}
 
 
 class Logprobs(msgspec.Struct, frozen=True):

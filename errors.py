@@ -219,10 +219,14 @@ class UpstreamTimeout(UpstreamError):
             self.headers.update(NO_RETRY)
 
 
+def whole_seconds(seconds: float) -> int:
+    """A wait as Retry-After has it: whole seconds, at least 1."""
+    return max(1, math.ceil(seconds))
+
+
 def retry_headers(seconds: float) -> dict[str, str]:
-    """Retry-After in whole seconds, at least 1; a long one also asks SDKs not to sleep it out."""
-    whole = max(1, math.ceil(seconds))
-    headers = {"Retry-After": str(whole)}
-    if whole > LONGEST_RETRY_S:
+    """Retry-After; a long one also asks SDKs not to sleep it out."""
+    headers = {"Retry-After": str(whole_seconds(seconds))}
+    if seconds > LONGEST_RETRY_S:
         headers.update(NO_RETRY)
     return headers

@@ -28,6 +28,7 @@ from errors import (
     SluiceError,
     Unavailable,
     UpstreamError,
+    UpstreamTimeout,
 )
 from keys import Key, allows
 from providers.base import Attempt, Target
@@ -123,7 +124,7 @@ class Gateway:
     def settle(self, stream: Stream, end: End, status: int) -> Outcome:
         """Account for a call that has ended, and forget it."""
         self.streams.remove(stream)
-        usage = stream.tally.usage(failed=end.reason == "provider_error")
+        usage = stream.tally.usage(failed=end.reason == "provider_error" or unreached(end.error))
         now = time.monotonic()
         outcome = Outcome(
             reason=end.reason,
@@ -160,9 +161,9 @@ class Gateway:
                     return
                 last = number == len(chosen) or stream.first_event is not None
                 if last or not retryable(failure):
+                    late = isinstance(failure, UpstreamTimeout)  # the sweeper's or the transport's
                     if isinstance(failure, UpstreamError):
                         failure = public_error(failure, candidate.target)
-                    late = stream.expired is not None
                     stream.end("deadline" if late else "provider_error", failure)
                     return
         except Exception:
@@ -304,6 +305,11 @@ def raise_for(end: End) -> None:
         raise end.error
     if end.reason == "client_gone":
         raise ClientGone
+
+
+def unreached(error: SluiceError | None) -> bool:
+    """Whether the provider never had the call."""
+    return isinstance(error, UpstreamTimeout) and error.phase == "connect"
 
 
 def permitted(key: Key, targets: list[Target]) -> list[Target]:

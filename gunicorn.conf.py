@@ -120,7 +120,14 @@ def post_request(_worker, request, _environ, _response):
     connections.mark(request.unreader.sock, time.monotonic())
 
 
+def tells_news(record):
+    """Not a traceback for a client that blocked for too long: its call's line says client_gone."""
+    late = record.exc_info and isinstance(record.exc_info[1], TimeoutError)
+    return not (late and record.msg == "Socket error processing request.")
+
+
 def post_worker_init(worker):
+    log.addFilter(tells_news)
     if worker_class_is_gevent(worker):
         worker.handle = connections.track(worker.handle)
     threading.Thread(target=watch, args=(worker,), name="watcher", daemon=True).start()

@@ -10,12 +10,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
 import providers
-from completion import CompletionRequest, Secret
+from completion import CompletionRequest, Secret, asked_for
 from config import ConfigError, Settings
 from errors import (
     NO_RETRY,
@@ -29,11 +29,15 @@ from errors import (
     UnsupportedParameter,
     UpstreamError,
     UpstreamTimeout,
+    whole_seconds,
 )
 from providers.base import Provider, Target
 
 HINTS = frozenset(
-    ("seed", "logit_bias", "frequency_penalty", "presence_penalty", "user", "temperature", "top_p")
+    (
+        *("seed", "logit_bias", "frequency_penalty", "presence_penalty", "user"),
+        *("temperature", "top_p", "extra", "openai_extra"),
+    )
 )
 """Parameters without which the answer is still an answer to the request."""
 
@@ -99,9 +103,11 @@ class Router:
 
     def targets(self, route: Route) -> list[Target]:
         """The targets to try, in order; at least one. Raises ProviderNotFound, ModelNotFound."""
-        names = self._expand(route.model or self._default, route.provider)
+        names = self._expand(route.model, route.provider)
         for fallback in route.fallbacks:
             names += self._expand(fallback, None)
+        if route.byok_api_key is not None:  # a caller's key is for one host, never for another
+            names = [pair for pair in names if pair[0] == names[0][0]]
         targets = []
         missing: SluiceError | None = None
         for provider, model in dict.fromkeys(names):
@@ -109,24 +115,30 @@ class Router:
                 targets.append(self._target(self.provider(provider), model, route.byok_api_key))
             except ProviderNotFound as error:
                 missing = missing or error
-        if not targets:
-            raise missing or ModelNotFound("Model: none was named.")
+        if missing is not None and not targets:
+            raise missing
         return targets
 
-    def _expand(self, model: str, provider: str | None) -> list[tuple[str, str]]:
+    def _expand(self, model: str | None, provider: str | None) -> list[tuple[str, str]]:
         """(provider, its model) pairs. Raises ProviderNotFound, ModelNotFound."""
-        if provider is None and model in self.aliases:
-            return [pair for name in self.aliases[model] for pair in self._expand(name, None)]
-        if provider is not None:
-            model = model.removeprefix(f"{provider}/")
-            return [(self.provider(provider).name, model)]
-        name, slash, rest = model.partition("/")
-        if not slash or not rest:
+        model = model or self._default
+        if provider is None:
+            return [self._split(name) for name in self.aliases.get(model, (model,))]
+        row = self.provider(provider)
+        name = model.removeprefix(f"{provider}/")
+        if not name or (model == self._default and name == model):
+            raise ModelNotFound(f"Model: say which one of {row.name}'s it is.", param="model")
+        return [(row.name, name)]
+
+    def _split(self, model: str) -> tuple[str, str]:
+        name, _, rest = model.partition("/")
+        if not rest:
             raise ModelNotFound(
                 f"Model {shown(model)} was not found. Write where it runs before its name: "
-                "local/pydoc, openai/gpt-4o-mini."
+                "local/pydoc, openai/gpt-4o-mini.",
+                param="model",
             )
-        return [(self.provider(name).name, rest)]
+        return self.provider(name).name, rest
 
     def _target(self, row: Provider, model: str, byok: Secret | None) -> Target:
         needed = providers.missing(row, self._environ, byok=byok is not None)
@@ -169,29 +181,57 @@ def candidates(
 
 def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidate:
     """The request as one target can honour it. Raises UnsupportedParameter."""
+    check_limits(request, target)
     asked = wanted(request)
     lacking = asked & providers.dialect(target.provider.dialect).unsupported(target)
     echo = "echo" in lacking and "echo_logprobs" not in asked
     split = "prompt_list" in lacking
-    refused = lacking - HINTS - {"prompt_list"} - ({"echo"} if echo else set())
-    dropped = tuple(sorted(lacking & HINTS))
-    for name in sorted(refused) + (list(dropped) if strict else []):
-        raise UnsupportedParameter(
-            f"{PARAMETER_WORDS.get(name, name)} can't be had from {target.name}.",
-            param=name,
-            details={"parameter": name, "target": target.name},
-        )
-    if echo or dropped:
-        without: dict[str, Any] = {name: EMPTY.get(name) for name in dropped}
-        request = msgspec.structs.replace(request, **without, **({"echo": False} if echo else {}))
+    hints = lacking & HINTS
+    for name in sorted(lacking - HINTS - {"prompt_list"} - ({"echo"} if echo else set())):
+        unsupported(name, PARAMETER_WORDS.get(name, name), target)
+    dropped = names_of(request, hints)
+    if strict and dropped:
+        unsupported(dropped[0], dropped[0], target)
+    changes: dict[str, Any] = {name: EMPTY.get(name) for name in hints}
+    if echo:
+        changes["echo"] = False
+    if changes:
+        request = msgspec.structs.replace(request, **changes)
     return Candidate(target, request, dropped, echo, split)
+
+
+def check_limits(request: CompletionRequest, target: Target) -> None:
+    """Raises UnsupportedParameter for a value above what the host takes."""
+    for name, most in target.provider.limits.items():
+        value = getattr(request, name)
+        amount = len(value) if isinstance(value, tuple) else value
+        if amount is not None and amount > most:
+            unsupported(name, f"{name} above {most:g}", target)
+
+
+def unsupported(name: str, words: str, target: Target) -> NoReturn:
+    raise UnsupportedParameter(
+        f"{words} can't be had from {target.name}.",
+        param=name,
+        details={"parameter": name, "target": target.name},
+    )
+
+
+def names_of(request: CompletionRequest, hints: frozenset[str]) -> tuple[str, ...]:
+    """The hints by the names that the caller gave them."""
+    names: set[str] = set()
+    for hint in hints:
+        names |= getattr(request, hint).keys() if hint in BAGS else {hint}
+    return tuple(sorted(names))
 
 
 PARAMETER_WORDS = {
     "token_ids": "A prompt of token ids",
     "echo_logprobs": "echo together with logprobs",
 }
-EMPTY: Mapping[str, Any] = {"logit_bias": {}}
+BAGS = frozenset(("extra", "openai_extra"))
+"""Parameters whose names are the caller's."""
+EMPTY: Mapping[str, Any] = {"logit_bias": {}, "extra": {}, "openai_extra": {}}
 
 
 def wanted(request: CompletionRequest) -> frozenset[str]:
@@ -199,8 +239,7 @@ def wanted(request: CompletionRequest) -> frozenset[str]:
     names = {
         name
         for name in request.__struct_fields__
-        if name not in ("prompts", "stream", "extra")
-        and getattr(request, name) not in (None, (), {}, False)
+        if name not in ("prompts", "stream") and asked_for(getattr(request, name))
     }
     if any(not isinstance(prompt, str) for prompt in request.prompts):
         names.add("token_ids")
@@ -242,7 +281,8 @@ def public_error(error: UpstreamError, target: Target) -> SluiceError:
         message = f"The account at {target.provider.name} has no credit left."
         return failure(message, details, NO_RETRY)
     if status == 429:
-        return rate_limited(error.retry_after or DEFAULT_RETRY_S, target, details)
+        wait = DEFAULT_RETRY_S if error.retry_after is None else error.retry_after
+        return rate_limited(wait, target, details)
     return failure(error.message, details, {})
 
 
@@ -256,7 +296,7 @@ def refused_key(target: Target, details: dict[str, Any]) -> SluiceError:
 def rate_limited(seconds: float, target: Target, details: dict[str, Any]) -> RateLimited:
     more = {"limit_type": "provider", "limit": None, "reset_time": None, "retry_after": seconds}
     return RateLimited(
-        f"{target.provider.name} is limiting calls. Try again in {max(1, round(seconds))} s.",
+        f"{target.provider.name} is limiting calls. Try again in {whole_seconds(seconds)} s.",
         retry_after=seconds,
         details={**details, **more},
     )

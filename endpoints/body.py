@@ -183,6 +183,8 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], hint: str = "") -
     known = list(known)
     for name in names:
         if name not in known:
+            if name in NAMES:
+                raise InvalidRequest(f"{name} goes into additional_params here.", param=name)
             near = difflib.get_close_matches(name, known, n=1)
             more = f" Did you mean {near[0]}?" if near else hint
             label = name if len(name) <= 100 else name[:100] + "..."
@@ -207,7 +209,10 @@ def merge_params(fields: dict[str, Any], params: dict[str, Any]) -> dict[str, An
 
 
 def to_request(
-    found: Parameters, prompts: tuple[Prompt, ...], extra: dict[str, Any]
+    found: Parameters,
+    prompts: tuple[Prompt, ...],
+    extra: dict[str, Any],
+    openai_extra: dict[str, Any] | None = None,
 ) -> CompletionRequest:
     """The face-neutral request. What equals its no-op counts as not asked for."""
     stop = (found.stop,) if isinstance(found.stop, str) else tuple(found.stop or ())
@@ -229,6 +234,7 @@ def to_request(
         user=found.user or None,
         stream=bool(found.stream),
         extra=extra,
+        openai_extra=openai_extra or {},
     )
 
 

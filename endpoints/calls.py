@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import socket
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from flask import Response, g, request
 
 from auth import current_key
-from completion import Prompt
-from endpoints import body, request_id, services
-from gateway import CallInProgress, Encoder
+from completion import Completion, CompletionRequest, FinishReason
+from endpoints import body, json_response, request_id, services
+from gateway import CallInProgress, Encoder, Outcome
+from streams import Stream
 
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-def start(
-    found: body.Parameters, prompts: tuple[Prompt, ...], extra: dict[str, Any]
-) -> CallInProgress:
+def start(found: body.Parameters, wanted: CompletionRequest) -> CallInProgress:
     """Admit a call and start it, for the caller of the current request. Raises SluiceError."""
     if found.byok_api_key is None:
         found.byok_api_key = header("X-Provider-API-Key", "byok_api_key")
     call = services().gateway.open(
-        body.to_request(found, prompts, extra),
+        wanted,
         body.to_route(found),
         key=current_key(),
         request_id=request_id(),
@@ -62,16 +62,35 @@ def headers(call: CallInProgress) -> dict[str, str]:
     return found
 
 
-def sse_response(call: CallInProgress, encoder: Encoder) -> Response:
-    """The stream, of a call whose first event has come."""
-    answer = Response(
+def respond(
+    call: CallInProgress,
+    encoder: Encoder,
+    answer: Callable[[Stream, Completion, Outcome], dict[str, Any]],
+) -> Response:
+    """The answer to a call, in a face's format: a stream, or a body. Raises SluiceError."""
+    if not call.stream.request.stream:
+        completion, outcome = call.result()
+        return json_response(answer(call.stream, completion, outcome), headers=headers(call))
+    call.wait()
+    response = Response(
         call.frames(encoder),
         headers=STREAM_HEADERS | headers(call),
         content_type="text/event-stream; charset=utf-8",
     )
     # A generator that is never started skips its `finally`.
-    answer.call_on_close(call.close)
-    return answer
+    response.call_on_close(call.close)
+    return response
+
+
+def stop(stream_id: str) -> Response:
+    """Stop one of the caller's calls. Raises StreamNotFound."""
+    services().gateway.streams.stop(current_key().id, stream_id)
+    return json_response({"success": True})
+
+
+def reason(outcome: Outcome, told: FinishReason | None) -> FinishReason:
+    """A choice's finish reason; one that did not get to its end was stopped."""
+    return told or ("cancelled" if outcome.reason == "stopped" else "stop")
 
 
 def frame(data: Any, event: str | None = None) -> bytes:

@@ -9,7 +9,16 @@ from typing import Any
 from flask import Blueprint, Response
 
 from auth import auth, current_key, key_of, x_api_key
-from completion import Batch, Completion, Delta, Finished, FinishReason, Logprobs, Usage
+from completion import (
+    Batch,
+    Completion,
+    CompletionRequest,
+    Delta,
+    Finished,
+    FinishReason,
+    Logprobs,
+    Usage,
+)
 from endpoints import body, calls, json_response, services
 from errors import InvalidRequest, SluiceError, Unauthorized
 from gateway import Outcome
@@ -29,18 +38,13 @@ FIELDS = (
 @auth.login_required
 def completions() -> Response:
     call = calls.start(*parse(body.read_object(services().settings.max_body)))
-    if call.stream.request.stream:
-        call.wait()
-        return calls.sse_response(call, Encoder(call.stream))
-    completion, outcome = call.result()
-    return json_response(answer(call.stream, completion, outcome), headers=calls.headers(call))
+    return calls.respond(call, Encoder(call.stream), answer)
 
 
 @bp.post("/completions/stop-stream/<stream_id>")
 @auth.login_required
 def stop_stream(stream_id: str) -> Response:
-    services().gateway.streams.stop(current_key().id, stream_id)
-    return json_response({"success": True})
+    return calls.stop(stream_id)
 
 
 @bp.get("/completions/streams")
@@ -63,9 +67,8 @@ def refuse_token() -> Response:
     raise Unauthorized(key_sent=True)
 
 
-def parse(data: dict[str, Any]) -> tuple[body.Parameters, tuple[str, ...], dict[str, Any]]:
-    """The parameters, the prompt, and what goes to the provider as it is. Raises
-    InvalidRequest."""
+def parse(data: dict[str, Any]) -> tuple[body.Parameters, CompletionRequest]:
+    """Raises InvalidRequest."""
     body.refuse_unknown(data, FIELDS, " Provider-specific fields go into additional_params.")
     fields = {name: value for name, value in data.items() if value is not None}
     if "prompt" not in fields:
@@ -75,7 +78,8 @@ def parse(data: dict[str, Any]) -> tuple[body.Parameters, tuple[str, ...], dict[
     params = fields.pop("additional_params", {})
     body.check("additional_params", params, dict[str, Any])
     extra = body.merge_params(fields, params)
-    return body.parameters(fields), (prompt,), extra
+    found = body.parameters(fields)
+    return found, body.to_request(found, (prompt,), extra)
 
 
 def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str, Any]:
@@ -91,7 +95,7 @@ def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str
         "success": True,
         "message": "",
         "data": first.text if first else "",
-        "finish_reason": reason(outcome, first.finish_reason if first else None),
+        "finish_reason": calls.reason(outcome, first.finish_reason if first else None),
         "usage": {
             "tokens_prompt": outcome.usage.input_tokens,
             "tokens_completion": outcome.usage.output_tokens,
@@ -106,17 +110,12 @@ def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str
             {
                 "text": choice.text,
                 "index": choice.index,
-                "finish_reason": reason(outcome, choice.finish_reason),
+                "finish_reason": calls.reason(outcome, choice.finish_reason),
                 "logprobs": choice.logprobs,
             }
             for choice in completion.choices
         ]
     return found | remarks(stream)
-
-
-def reason(outcome: Outcome, told: FinishReason | None) -> FinishReason:
-    """A choice's finish reason; one that did not get to its end was stopped."""
-    return told or ("cancelled" if outcome.reason == "stopped" else "stop")
 
 
 def particulars(usage: Usage) -> dict[str, Any]:
@@ -187,7 +186,7 @@ class Encoder:
         frames = [] if self._begun else [self.begin()]
         if outcome.error is None:
             frames += [
-                self._finish(index, reason(outcome, None))
+                self._finish(index, calls.reason(outcome, None))
                 for index in range(self._stream.request.choices)
                 if index not in self._finished
             ]

@@ -10,10 +10,11 @@ from typing import Any
 
 from flask import Blueprint, Response
 
-from auth import auth, current_key
+from auth import auth
 from completion import (
     Batch,
     Completion,
+    CompletionRequest,
     Delta,
     Finished,
     FinishReason,
@@ -41,20 +42,15 @@ ERROR_TYPES = {
 @bp.post("/completions")
 @auth.login_required
 def completions() -> Response:
-    found, prompts, extra, include_usage = parse(body.read_object(services().settings.max_body))
-    call = calls.start(found, prompts, extra)
-    if call.stream.request.stream:
-        call.wait()
-        return calls.sse_response(call, Encoder(call.stream, include_usage=include_usage))
-    completion, outcome = call.result()
-    return json_response(answer(call.stream, completion, outcome), headers=calls.headers(call))
+    found, wanted, include_usage = parse(body.read_object(services().settings.max_body))
+    call = calls.start(found, wanted)
+    return calls.respond(call, Encoder(call.stream, include_usage=include_usage), answer)
 
 
 @bp.post("/completions/stop-stream/<stream_id>")
 @auth.login_required
 def stop_stream(stream_id: str) -> Response:
-    services().gateway.streams.stop(current_key().id, stream_id)
-    return json_response({"success": True})
+    return calls.stop(stream_id)
 
 
 @bp.get("/models")
@@ -87,11 +83,8 @@ def described(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": owner}
 
 
-def parse(
-    data: dict[str, Any],
-) -> tuple[body.Parameters, tuple[Prompt, ...], dict[str, Any], bool]:
-    """The parameters, the prompts, what goes to the provider as it is, and whether a stream ends
-    with its usage. Raises InvalidRequest."""
+def parse(data: dict[str, Any]) -> tuple[body.Parameters, CompletionRequest, bool]:
+    """The third: whether a stream ends with its usage. Raises InvalidRequest."""
     fields = {name: value for name, value in data.items() if value is not None}
     if "prompt" not in fields:
         raise InvalidRequest(f"prompt is missing; it takes {PROMPT_TAKES}.", param="prompt")
@@ -103,11 +96,12 @@ def parse(
     params = fields.pop("additional_params", {})
     body.check("additional_params", params, dict[str, Any])
     extra = body.merge_params(fields, params)
-    for name in [name for name in fields if name not in body.NAMES]:
+    others = {name: fields.pop(name) for name in list(fields) if name not in body.NAMES}
+    for name in others:
         if name in body.BEYOND_PARAMS:
             raise InvalidRequest(f"Unknown field: {name}.", param=name)
-        extra[name] = fields.pop(name)
-    return body.parameters(fields), prompts, extra, include_usage
+    found = body.parameters(fields)
+    return found, body.to_request(found, prompts, extra, others), include_usage
 
 
 PROMPT_TAKES = "a string, a list of strings, a list of token ids, or a list of such lists"
@@ -136,7 +130,7 @@ def is_token_ids(items: list[Any]) -> bool:
 def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str, Any]:
     """The body of a whole answer."""
     choices = [
-        choice(c.index, c.text, reason(outcome, c.finish_reason), c.logprobs)
+        choice(c.index, c.text, calls.reason(outcome, c.finish_reason), c.logprobs)
         for c in completion.choices
     ]
     missing = set(range(stream.request.choices)) - {c.index for c in completion.choices}
@@ -151,10 +145,6 @@ def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str
         "usage": usage_of(outcome),
         **({"byok_api_key": True} if stream.target.byok else {}),
     }
-
-
-def reason(outcome: Outcome, told: FinishReason | None) -> FinishReason:
-    return told or ("cancelled" if outcome.reason == "stopped" else "stop")
 
 
 def choice(
@@ -226,7 +216,7 @@ class Encoder:
             return calls.frame(error_body(outcome.error, self._stream.request_id))
         frames = [self._late_remarks()] if self._released else []
         frames += [
-            self._finish(index, reason(outcome, None))
+            self._finish(index, calls.reason(outcome, None))
             for index in range(self._stream.request.choices)
             if index not in self._finished
         ]

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any, Final, cast
 
 import msgspec
@@ -169,7 +170,7 @@ def dialect(name: str) -> Dialect:
 
 
 def rows(
-    tables: Mapping[str, Mapping[str, Any]], environ: Mapping[str, str]
+    tables: Mapping[str, Mapping[str, Any]], environ: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Provider]:
     """The built-in rows, with those of sluice.toml over them, and the environment's values in
     their URLs. Raises ConfigError."""

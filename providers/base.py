@@ -15,6 +15,17 @@ from completion import Batch, CompletionRequest, Secret
 from errors import UpstreamError
 
 
+class Family(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Some of a host's models that differ from the rest."""
+
+    models: tuple[str, ...]
+    """Globs."""
+    cannot: tuple[str, ...] = ()
+    """Parameters that these models lack or refuse."""
+    chat_names: dict[str, str] = {}
+    """What /chat/completions calls a parameter for them."""
+
+
 class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A row: what a host is. `sluice.toml` can add rows and override fields of built-in ones."""
 
@@ -35,8 +46,12 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     The others are asked through /chat/completions, the prompt as one user message."""
     cannot: tuple[str, ...] = ()
     """Parameters (of CompletionRequest) that this host lacks although its dialect has them."""
+    limits: dict[str, float] = {}
+    """The greatest value of a parameter that it takes; of `stop`, how many."""
     chat_names: dict[str, str] = {}
     """What /chat/completions calls a parameter, where that isn't our name for it."""
+    families: tuple[Family, ...] = ()
+    """Models that differ from the rest."""
     stream_options: dict[str, Any] = msgspec.field(default_factory=lambda: {"include_usage": True})
     """Sent with a stream; empty: the host doesn't take them, and tells usage or not."""
     models: tuple[str, ...] = ()
@@ -66,7 +81,29 @@ class Target(msgspec.Struct, frozen=True):
         has = self.provider.completions
         if isinstance(has, bool):
             return has
-        return any(fnmatchcase(self.model, pattern) for pattern in has)
+        return matches(self.model, has)
+
+    @property
+    def cannot(self) -> frozenset[str]:
+        """Parameters that the host or this model lacks."""
+        found = frozenset(self.provider.cannot)
+        return found.union(*(family.cannot for family in self._families()))
+
+    @property
+    def chat_names(self) -> dict[str, str]:
+        """What /chat/completions calls a parameter for this model."""
+        found = dict(self.provider.chat_names)
+        for family in self._families():
+            found |= family.chat_names
+        return found
+
+    def _families(self) -> list[Family]:
+        return [f for f in self.provider.families if matches(self.model, f.models)]
+
+
+def matches(model: str, globs: Iterable[str]) -> bool:
+    """Whether a model's name is like one of the globs."""
+    return any(fnmatchcase(model, glob) for glob in globs)
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -82,9 +119,9 @@ class Dialect(Protocol):
     """A wire format, as pure functions: bytes in, events out."""
 
     def unsupported(self, target: Target) -> frozenset[str]:
-        """Parameters of CompletionRequest that can't be expressed for this target. Beside the
-        field names: "token_ids" (prompts of token ids), "echo_logprobs" (both together),
-        "prompt_list" (more than one prompt in a call)."""
+        """Parameters of CompletionRequest that can't be had from this target, `target.cannot`
+        among them. Beside the field names: "token_ids" (prompts of token ids), "echo_logprobs"
+        (both together), "prompt_list" (more than one prompt in a call)."""
 
     def call(self, request: CompletionRequest, target: Target) -> Call:
         """The HTTP request to make; `request.stream` chooses the mode."""

@@ -39,7 +39,9 @@ from providers import ngram
 from providers.base import Target
 
 MODELS: Final = ("pydoc",)
-UNSUPPORTED: Final = frozenset({"suffix", "token_ids", "logit_bias", "echo_logprobs"})
+UNSUPPORTED: Final = frozenset(
+    {"suffix", "token_ids", "logit_bias", "echo_logprobs", "extra", "openai_extra"}
+)
 """echo_logprobs: the model gives a word that it never saw no probability at all."""
 MOST_TOKENS: Final = 4096
 SLICE_S: Final = 0.002

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from completion import Batch, CompletionRequest
+from completion import Batch, CompletionRequest, asked_for
 from errors import UpstreamError
 from providers import sse
 from providers.base import Call, Target, decode_error_body
@@ -56,8 +56,7 @@ SEEN: Final = 400
 
 def unsupported(target: Target) -> frozenset[str]:
     """What this target can't be asked; see base.Dialect."""
-    lacks = frozenset(target.provider.cannot)
-    return lacks if target.legacy else lacks | CHAT_LACKS
+    return target.cannot if target.legacy else target.cannot | CHAT_LACKS
 
 
 def call(request: CompletionRequest, target: Target) -> Call:
@@ -95,10 +94,10 @@ def _body(request: CompletionRequest, target: Target) -> dict[str, Any]:
         (prompt,) = request.prompts
         body["messages"] = [{"role": "user", "content": prompt}]
         names = SAMPLING
-        theirs = target.provider.chat_names
+        theirs = target.chat_names
     for name in names:
         value = getattr(request, name)
-        if _asked_for(value) and name not in target.provider.cannot:
+        if asked_for(value) and name not in target.cannot:
             body[theirs.get(name, name)] = value
     if not target.legacy and request.logprobs is not None:
         body["logprobs"] = True
@@ -108,15 +107,10 @@ def _body(request: CompletionRequest, target: Target) -> dict[str, Any]:
         body["stream"] = True
         if target.provider.stream_options:
             body["stream_options"] = target.provider.stream_options
-    for name, value in request.extra.items():
+    for name, value in (request.openai_extra | request.extra).items():
         if name not in OURS:
             body.setdefault(name, value)
     return body
-
-
-def _asked_for(value: Any) -> bool:
-    """0 is asked for; None, False, () and {} are not."""
-    return value is not None and value is not False and value != () and value != {}
 
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests import fake as fp
+from tests.fake import FakeProvider
 from tests.live import Server
 from tests.raw_client import Frame, RawClient
 
@@ -117,6 +118,15 @@ def closed_after(request: fp.Request, since: float) -> float:
     assert (request.closed_by, request.outcome) == ("peer", "aborted")
     assert request.closed_at is not None
     return request.closed_at - since
+
+
+def wait_blocked(fake: FakeProvider) -> int:
+    """Wait until nobody takes what the fake sends; how many bytes it has sent by then."""
+    before = -1
+    while (sent := fake.requests[0].bytes_sent) > before:
+        before = sent
+        time.sleep(0.3)
+    return sent
 
 
 def resident(pid: int) -> int:

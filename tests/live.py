@@ -159,6 +159,13 @@ class Server:
         """None while it runs."""
         return self._process.poll()
 
+    def wait_exit(self, timeout: float = 5.0) -> int:
+        """Wait for it to end by itself; its exit status."""
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"it runs after {timeout:g} s:\n{self.output()}") from None
+
     def is_ready(self) -> bool:
         """Whether GET /ready is 200."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)

@@ -264,7 +264,8 @@ def test_a_failure_before_the_first_event_is_raised_as_what_it_means(
         call.wait() if stream else call.result()
     outcome = records.only
     assert outcome.error is caught.value
-    assert (outcome.reason, outcome.status) == ("provider_error", status)
+    reason = "deadline" if told is UpstreamTimeout else "provider_error"
+    assert (outcome.reason, outcome.status) == (reason, status)
     assert (outcome.usage, outcome.cost, outcome.first_event) == (Usage(), 0, None)
     assert eventually(lambda: attempt.closes == 1)
     assert "the inside" not in caught.value.message

@@ -148,7 +148,7 @@ def test_a_stream_is_stopped_whose_client_does_not_read(server: Server, fake: Fa
     fake.script([*BEGUN, fp.repeat(EVENT.data * 100)])
     with server.client(rcvbuf=4096) as client:
         stream_id = begin_stream(client)
-        wait_blocked(fake)
+        calls.wait_blocked(fake)
         answer = stop(server, stream_id)
         assert answer.status == 200
         assert answer.took < 1
@@ -156,14 +156,6 @@ def test_a_stream_is_stopped_whose_client_does_not_read(server: Server, fake: Fa
         assert closed_after(request, answer.sent_at) < 1
         read_cancelled_stream(client, begun=True)
     assert calls.settled(server, stream_id)["end_reason"] == "stopped"
-
-
-def wait_blocked(fake: FakeProvider) -> None:
-    """Wait until what the fake sends is no longer taken."""
-    before = -1
-    while (sent := fake.requests[0].bytes_sent) > before:
-        before = sent
-        time.sleep(0.3)
 
 
 def test_what_was_stopped_is_accounted_for(server: Server, fake: FakeProvider) -> None:

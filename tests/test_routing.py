@@ -57,7 +57,7 @@ def names(found: list[Target]) -> list[str]:
 
 
 def a_target(provider: str = "sim", *, key: str | None = None, byok: bool = False) -> Target:
-    row = providers.rows(ROWS)[provider]
+    row = providers.rows(ROWS, {})[provider]
     return Target(row, "m-1", Secret(key) if key else None, byok)
 
 
@@ -211,7 +211,8 @@ def test_a_provider_s_name_is_no_model_of_it() -> None:
     ("fields", "expected"),
     [
         ({}, set()),
-        ({"stream": True, "extra": {"top_k": 1}}, set()),
+        ({"stream": True}, set()),
+        ({"extra": {"top_k": 1}, "openai_extra": {"x": 1}}, {"extra", "openai_extra"}),
         ({"max_tokens": 1, "temperature": 0.5, "top_p": 0.5}, {"max_tokens", "temperature",
                                                                "top_p"}),
         ({"stop": ("a",), "seed": 7, "n": 2}, {"stop", "seed", "n"}),

@@ -412,7 +412,14 @@ def test_token_ids_are_refused() -> None:
 
 def test_what_it_lacks_is_declared() -> None:
     assert local.MODELS == ("pydoc",)
-    assert {"suffix", "token_ids", "logit_bias", "echo_logprobs"} == local.UNSUPPORTED
+    assert {
+        "suffix",
+        "token_ids",
+        "logit_bias",
+        "echo_logprobs",
+        "extra",
+        "openai_extra",
+    } == local.UNSUPPORTED
     row = Provider(name="local", dialect="local", cannot=("n",))
     assert local.unsupported(Target(row, "pydoc")) == local.UNSUPPORTED | {"n"}
 

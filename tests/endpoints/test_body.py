@@ -1,0 +1,527 @@
+"""endpoints/body.py: any JSON value is a field's value, or a sentence that names the field."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterator
+from typing import Any, cast
+
+import msgspec
+import pytest
+from flask import Flask
+from hypothesis import given
+from hypothesis import strategies as st
+from werkzeug.exceptions import ClientDisconnected
+
+from completion import CompletionRequest, Secret
+from endpoints import body, native
+from endpoints.body import NAMES, NEVER_SHOWN, TAKES, Parameters, kind_of, shown
+from errors import (
+    InvalidRequest,
+    RequestTimeout,
+    RequestTooLarge,
+    SluiceError,
+    UnsupportedMediaType,
+)
+
+KEY_TEXT = st.text("abcdefgh0123456789", min_size=16, max_size=40).map("sk-".__add__)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(10**40), 10**40)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=80)
+)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+NATIVE_FIELDS = st.sampled_from(native.FIELDS)
+
+number = st.floats
+
+
+def optional(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.none() | values
+
+
+TEXT = st.text(min_size=1, max_size=10)
+VALID: dict[str, st.SearchStrategy[Any]] = {
+    "model": TEXT,
+    "provider": TEXT,
+    "fallbacks": st.lists(TEXT, max_size=8),
+    "byok_api_key": st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1),
+    "stream_id": st.from_regex(r"\A[A-Za-z0-9_.:-]{1,128}\Z"),
+    "stream": st.booleans(),
+    "temperature": number(0, 2) | st.integers(0, 2),
+    "max_tokens": st.integers(1, 2**31 - 1),
+    "top_p": number(0, 1, exclude_min=True),
+    "frequency_penalty": number(-2, 2) | st.integers(-2, 2),
+    "presence_penalty": number(-2, 2),
+    "stop": TEXT | st.lists(TEXT, max_size=4),
+    "seed": st.integers(-(2**63), 2**63 - 1),
+    "n": st.integers(1, 128),
+    "logprobs": st.integers(0, 20),
+    "echo": st.booleans(),
+    "suffix": st.text(max_size=5),
+    "logit_bias": st.dictionaries(TEXT, number(-100, 100), max_size=3),
+    "user": st.text(max_size=5),
+}
+"""best_of depends on n, and is tested apart."""
+
+
+def read(data: dict[str, Any]) -> CompletionRequest:
+    """A native body as the request that it means."""
+    found, request = native.parse(data)
+    body.to_route(found)
+    return request
+
+
+# Any value of any field
+
+
+@given(NATIVE_FIELDS, JSON)
+def test_any_value_is_a_request_or_a_sentence_that_helps(name: str, value: Any) -> None:
+    data = {"prompt": "Hi", name: value}
+    try:
+        read(data)
+    except InvalidRequest as error:
+        message = error.message
+        assert type(error) is InvalidRequest
+        if name == "additional_params" and isinstance(value, dict):
+            assert error.param in value
+        elif value is None:
+            assert name == "prompt"
+            assert message == f"prompt is missing; it takes {TAKES['prompt']}."
+        else:
+            assert error.param == name
+            assert message == f"{name}: got {shown(name, value)}; it takes {TAKES[name]}."
+        assert len(message) < 400
+
+
+@given(st.sampled_from(sorted(NAMES)), JSON)
+def test_a_name_that_stands_in_additional_params_is_checked_like_the_field(
+    name: str, value: Any
+) -> None:
+    """Whichever place a value stands in, it is taken or refused."""
+    if name in body.BEYOND_PARAMS or name not in native.FIELDS:
+        return
+
+    def outcome(data: dict[str, Any]) -> object:
+        try:
+            return native.parse({"prompt": "Hi"} | data)
+        except InvalidRequest as error:
+            return error.message
+
+    assert outcome({"additional_params": {name: value}}) == outcome({name: value})
+
+
+@given(st.dictionaries(st.text(max_size=12) | NATIVE_FIELDS, JSON, max_size=5))
+def test_any_object_is_a_request_or_an_invalid_one(data: dict[str, Any]) -> None:
+    try:
+        read(data)
+    except InvalidRequest as error:
+        assert error.message
+        assert error.param is not None
+
+
+@given(KEY_TEXT, st.sampled_from(["list", "object", "space", "accent", "number"]))
+def test_a_key_of_a_wrong_kind_is_not_shown(secret: str, wrong: str) -> None:
+    value: Any = {
+        "list": [secret],
+        "object": {secret: secret},
+        "space": f"{secret} {secret}",
+        "accent": f"{secret}\u00e9",
+        "number": 10**30,
+    }[wrong]
+    with pytest.raises(InvalidRequest) as caught:
+        read({"prompt": "Hi", "byok_api_key": value})
+    assert caught.value.param == "byok_api_key"
+    assert secret not in caught.value.message
+    assert str(10**30) not in caught.value.message
+    assert kind_of(value) in caught.value.message
+
+
+@given(st.fixed_dictionaries({}, optional={name: optional(VALID[name]) for name in VALID}))
+def test_a_valid_value_is_taken_as_it_is(fields: dict[str, Any]) -> None:
+    """Through JSON, and back out of the request and the route."""
+    data = json.loads(json.dumps(fields))
+    found = body.parameters({name: v for name, v in data.items() if v is not None})
+    request, route = body.to_request(found, ("Hi",), {"top_k": 1}), body.to_route(found)
+    there = {name: value for name, value in fields.items() if value is not None}
+    no_op = {
+        "top_p": 1, "n": 1, "frequency_penalty": 0, "presence_penalty": 0,
+        "logit_bias": {}, "suffix": "", "user": "", "echo": False, "stream": False,
+    }  # fmt: skip
+    for name in set(VALID) - {"model", "provider", "fallbacks", "byok_api_key", "stream_id"}:
+        value = there.get(name)
+        got = getattr(request, name)
+        if value is None or (name in no_op and value == no_op[name]):
+            assert got in (None, (), {}, False)
+        elif name == "stop":
+            assert got == ((value,) if isinstance(value, str) else tuple(value))
+        else:
+            assert got == value
+    assert (request.prompts, request.extra) == (("Hi",), {"top_k": 1})
+    assert (route.model, route.provider) == (there.get("model"), there.get("provider"))
+    assert route.fallbacks == tuple(there.get("fallbacks") or ())
+    own = there.get("byok_api_key")
+    assert route.byok_api_key == (Secret(own) if own else None)
+    assert found.stream_id == there.get("stream_id")
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("prompt", ["a", " ", "\u2028"], ["", 5, ["a"], {"a": 1}, True]),
+        ("model", ["m"], ["", 5, ["m"]]),
+        ("provider", ["p"], ["", 5]),
+        ("fallbacks", [[], ["a"] * 8], ["a", ["a"] * 9, [""], [5], {}]),
+        ("stream_id", ["a", "A-b_c.d:9", "a" * 128], ["", "a b", "a" * 129, "a\n", "\u00e9", 5]),
+        ("stream", [True, False], ["true", 1, 0, []]),
+        ("temperature", [0, 2, 0.5, -0.0], [-0.1, 2.1, "1", True, 10**400]),
+        ("max_tokens", [1, 2**31 - 1], [0, -1, 2**31, 1.0, "5", True, 10**30]),
+        ("top_p", [1, 0.001, 1e-300], [0, 0.0, 1.1, -1, "x"]),
+        ("frequency_penalty", [-2, 2, 0], [-2.1, 2.1, "x", False]),
+        ("presence_penalty", [-2, 2, 0], [-2.1, 2.1, [], {}]),
+        ("additional_params", [{}, {"top_k": 1}], [[], "x", 5, True]),
+        ("byok_api_key", ["sk-1", "a" * 300], ["", "a b", "\u00e9", "a\n", 5]),
+    ],
+)
+def test_where_a_field_s_values_end(name: str, good: list[Any], bad: list[Any]) -> None:
+    for value in good:
+        read({"prompt": "Hi"} | {name: value})
+    for value in bad:
+        with pytest.raises(InvalidRequest) as caught:
+            read({"prompt": "Hi"} | {name: value})
+        assert caught.value.param == name
+        assert TAKES[name] in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("stop", ["a", ["a"] * 4, []], ["", ["a"] * 5, [""], 5]),
+        ("seed", [0, -(2**63), 2**63 - 1], [2**63, -(2**63) - 1, 1.5, "1"]),
+        ("n", [1, 128], [0, 129, 1.0]),
+        ("best_of", [1, 128], [0, 129]),
+        ("logprobs", [0, 20], [-1, 21, True]),
+        ("echo", [True, False], [0, "yes"]),
+        ("suffix", ["", "x"], [5]),
+        ("logit_bias", [{}, {"50256": -100}], [{"5": 101}, {"5": "x"}, []]),
+        ("user", ["", "u"], [5]),
+    ],
+)
+def test_where_the_values_end_of_what_only_additional_params_take(
+    name: str, good: list[Any], bad: list[Any]
+) -> None:
+    for value in good:
+        read({"prompt": "Hi", "additional_params": {name: value}})
+    for value in bad:
+        with pytest.raises(InvalidRequest) as caught:
+            read({"prompt": "Hi", "additional_params": {name: value}})
+        assert caught.value.param == name
+        assert TAKES[name] in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "fine"),
+    [
+        ({"best_of": 2}, True),
+        ({"best_of": 2, "n": 2}, True),
+        ({"best_of": 1}, True),
+        ({"best_of": 2, "n": 3}, False),
+        ({"best_of": 1, "n": 2}, False),
+    ],
+)
+def test_the_best_of_fewer_than_n_can_t_be_had(fields: dict[str, Any], fine: bool) -> None:
+    if fine:
+        assert body.parameters(dict(fields)).best_of == fields["best_of"]
+        return
+    with pytest.raises(InvalidRequest) as caught:
+        body.parameters(dict(fields))
+    assert caught.value.param == "best_of"
+
+
+def test_the_first_field_that_is_wrong_is_named() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        body.parameters({"n": 1, "temperature": "hot", "max_tokens": 0})
+    assert caught.value.param == "temperature"
+
+
+def test_every_field_says_what_it_takes() -> None:
+    assert set(TAKES) >= NAMES | set(native.FIELDS)
+    assert set(native.FIELDS) - {"prompt", "additional_params"} <= NAMES
+    assert NEVER_SHOWN <= NAMES
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("temprature", "Unknown field: temprature. Did you mean temperature?"),
+        ("maxtokens", "Unknown field: maxtokens. Did you mean max_tokens?"),
+        ("zzz", "Unknown field: zzz. Provider-specific fields go into additional_params."),
+        ("x" * 300, f"Unknown field: {'x' * 100}...."),
+    ],
+)
+@pytest.mark.parametrize("value", [1, None])
+def test_an_unknown_field_is_named_with_the_nearest_known_one(
+    name: str, says: str, value: Any
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        native.parse({"prompt": "Hi", name: value})
+    assert caught.value.message.startswith(says)
+    assert caught.value.param == (name if len(name) < 100 else "x" * 100 + "...")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=[pytest.mark.xfail(reason="it resembles top_p")] * (name == "stop")
+        )
+        for name in sorted(NAMES - set(native.FIELDS))
+    ],
+)
+def test_a_name_that_only_additional_params_take_is_sent_there(name: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        native.parse({"prompt": "Hi", name: 1})
+    assert "additional_params" in caught.value.message
+
+
+@pytest.mark.parametrize("name", sorted(body.BEYOND_PARAMS))
+@pytest.mark.parametrize("value", [1, None])
+def test_additional_params_can_t_set_what_is_not_theirs(name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        native.parse({"prompt": "Hi", "additional_params": {name: value}})
+    assert caught.value.message == f"additional_params can't set {name}."
+    assert caught.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "params", "extra", "merged"),
+    [
+        ({}, {"top_k": 1, "x": None}, {"top_k": 1, "x": None}, {}),
+        ({}, {"seed": 7}, {}, {"seed": 7}),
+        ({}, {"seed": None}, {}, {}),
+        ({"top_p": 0.5}, {"top_p": 0.5}, {}, {"top_p": 0.5}),
+        ({"top_p": 0.5}, {"top_p": None}, {}, {"top_p": 0.5}),
+        ({"n": 2}, {"n": 2.0, "y": []}, {"y": []}, {"n": 2}),
+    ],
+)
+def test_known_names_become_fields_and_the_rest_is_sent_as_it_is(
+    fields: dict[str, Any], params: dict[str, Any], extra: dict[str, Any], merged: dict[str, Any]
+) -> None:
+    assert body.merge_params(fields, params) == extra
+    assert fields == merged
+
+
+def test_two_places_with_different_values_are_a_conflict() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        body.merge_params({"top_p": 0.5}, {"top_p": 0.6})
+    assert caught.value.param == "top_p"
+    assert "top_p stands in the body and in additional_params" in caught.value.message
+
+
+# Showing
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("hot", '"hot"'),
+        ("x" * 100, '"' + "x" * 59 + "... (a string of 100 characters)"),
+        (5, "5"),
+        (True, "true"),
+        (None, "null"),
+        ([], "[]"),
+        ({}, "{}"),
+        ([1, 2], "a list of 2"),
+        ({"a": 1}, "an object"),
+        (1e300, "1e300"),
+        (10**99, "1" + "0" * 59 + "... (a number)"),
+    ],
+)
+def test_a_value_is_shown_short(value: Any, words: str) -> None:
+    assert shown("temperature", value) == words
+
+
+@given(JSON)
+def test_every_value_can_be_shown_and_has_a_kind(value: Any) -> None:
+    assert len(shown("x", value)) <= 60 + len("... (a string of 99999 characters)")
+    assert kind_of(value)
+    assert shown("byok_api_key", value) == kind_of(value)
+
+
+# Reading
+
+
+def reading(flask: Flask, data: bytes, limit: int = 1000, **options: Any) -> Any:
+    options = {"content_type": "application/json", **options}
+    with flask.test_request_context(method="POST", data=data, **options):
+        return body.read_object(limit)
+
+
+@pytest.fixture(scope="module")
+def flask() -> Flask:
+    return Flask(__name__)
+
+
+@given(st.dictionaries(st.text(max_size=5), JSON, max_size=4))
+def test_an_object_is_read_as_it_is(data: dict[str, Any]) -> None:
+    text = json.dumps(data).encode()
+    assert reading(Flask(__name__), text, len(text)) == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["application/json", "application/json; charset=utf-8", "Application/JSON", None, "",
+     "application/vnd.api+json"],
+)  # fmt: skip
+def test_json_by_any_name_or_none_is_taken(flask: Flask, kind: str | None) -> None:
+    assert reading(flask, b"{}", content_type=kind) == {}
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "a/b"])
+def test_another_kind_is_refused_by_name(flask: Flask, kind: str) -> None:
+    with pytest.raises(UnsupportedMediaType) as caught:
+        reading(flask, b"{}", content_type=kind)
+    assert kind in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "The body is empty. It takes a JSON object."),
+        (b" \n", "The body is empty."),
+        (b"{", "The body is not JSON: "),
+        (b"{'a': 1}", "The body is not JSON: "),
+        (b'{"a": NaN}', "The body is not JSON: "),
+        (b'{"a": 1} x', "The body is not JSON: "),
+        (b'{"a": "\xff"}', "The body is not UTF-8 at byte "),
+        (b'{"a": "\xed\xa0\x80"}', "The body is not UTF-8 at byte "),
+        (b'{"a": "\\ud800"}', "The body is not JSON: "),
+        (b'{"a": ' + b"9" * 900 + b"}", "The body is "),
+        (b"[" * 900, "The body is "),
+        (b"[]", "The body is a list of 0. It takes a JSON object."),
+        (b"null", "The body is null."),
+        (b"5", "The body is a number."),
+        (b"true", "The body is true."),
+        (b'"prompt"', "The body is a string of 6 characters."),
+    ],
+)
+def test_what_is_no_json_object_is_told_why(flask: Flask, data: bytes, says: str) -> None:
+    try:
+        found = reading(flask, data)
+    except InvalidRequest as error:
+        assert error.message.startswith(says)
+    else:
+        assert data[6:7] == b"9", "only the long number may be one"
+        assert isinstance(found, dict)
+
+
+def test_deep_nesting_is_refused(flask: Flask) -> None:
+    with pytest.raises(InvalidRequest, match="nested too deeply"):
+        reading(flask, b'{"a":' * 50_000, limit=10**6)
+
+
+@pytest.mark.parametrize(("size", "fits"), [(999, True), (1000, True), (1001, False)])
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_may_have_as_many_bytes_as_the_limit_says(
+    flask: Flask, size: int, fits: bool, announced: bool
+) -> None:
+    data = b'{"a":"' + b"x" * (size - 8) + b'"}'
+    options: dict[str, Any] = {"content_type": "application/json"}
+    if not announced:
+        options |= {"content_length": 0, "environ_overrides": {"wsgi.input_terminated": True}}
+        options["headers"] = {"Transfer-Encoding": "chunked"}
+    stream = io.BytesIO(data)
+    with flask.test_request_context(method="POST", input_stream=stream, **options) as context:
+        if announced:
+            context.request.environ["CONTENT_LENGTH"] = str(size)
+        else:
+            context.request.environ.pop("CONTENT_LENGTH", None)
+        if fits:
+            assert len(body.read_object(1000)["a"]) == size - 8
+        else:
+            with pytest.raises(RequestTooLarge, match="larger than 1000 bytes"):
+                body.read_object(1000)
+    assert stream.read() == b"", "the rest is taken"
+
+
+class Feed:
+    """A request's stream: chunks, then an exception or more chunks."""
+
+    def __init__(self, *items: bytes | Exception, forever: bytes = b"") -> None:
+        self.items: Iterator[bytes | Exception] = iter(items)
+        self.forever = forever
+        self.taken = 0
+
+    def read(self, size: int) -> bytes:
+        item = next(self.items, self.forever)
+        if isinstance(item, Exception):
+            raise item
+        self.taken += len(item)
+        return item
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        (TimeoutError("timed out"), RequestTimeout),
+        (ConnectionResetError("reset"), InvalidRequest),
+        (ClientDisconnected(), InvalidRequest),
+    ],
+)
+def test_a_body_that_doesn_t_come_is_told(
+    flask: Flask, monkeypatch: pytest.MonkeyPatch, failure: Exception, kind: type[SluiceError]
+) -> None:
+    with flask.test_request_context(method="POST", content_type="application/json") as context:
+        monkeypatch.setattr(type(context.request), "stream", Feed(b"{", failure))
+        with pytest.raises(kind):
+            body.read_object(1000)
+
+
+def test_the_rest_of_a_large_body_is_taken_up_to_a_bound(
+    flask: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = Feed(forever=b"x" * 1_000_000)
+    gone = Feed(b"x" * 2000, ConnectionResetError("reset"))
+    slow = Feed(forever=b"x" * 2000)
+    for feed, most in ((endless, 18_000_000), (gone, 2000), (slow, 2000)):
+        with flask.test_request_context(method="POST", content_type="application/json") as context:
+            monkeypatch.setattr(type(context.request), "stream", feed)
+            if feed is slow:
+                monkeypatch.setattr(body, "DRAIN_S", -1.0)
+            with pytest.raises(RequestTooLarge):
+                body.read_object(1000)
+        assert feed.taken <= most
+
+
+# Ids
+
+
+@given(st.from_regex(body.ID, fullmatch=True))
+def test_an_id_of_the_alphabet_is_one(text: str) -> None:
+    assert body.parameters({"stream_id": text}).stream_id == text
+
+
+@given(st.text(max_size=20))
+def test_an_id_is_safe_in_a_header_and_in_a_path(text: str) -> None:
+    if body.ID.fullmatch(text):
+        assert text.isascii()
+        assert not set(text) & set("/\\ \r\n%?#\"'")
+
+
+def test_a_struct_and_its_copy_of_types_agree() -> None:
+    assert set(body.FIELDS) == set(Parameters.__struct_fields__)
+    for name, kind in body.FIELDS.items():
+        assert msgspec.convert(None, cast(Any, kind)) is None, name
+    assert not math.isnan(body.DRAIN_S)

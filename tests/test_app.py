@@ -1,0 +1,471 @@
+"""app.py and wsgi.py: how the parts are wired, what every answer has, and what is logged of it.
+
+`make_app` serves the tests of the endpoints too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import runpy
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask, abort
+from flask.testing import FlaskClient
+from werkzeug.exceptions import BadGateway, ImATeapot
+from werkzeug.test import TestResponse
+
+import app as app_module
+from app import EXPOSED, create_app
+from completion import Delta, Finished, Started, Usage, Used
+from config import Settings
+from errors import UpstreamError
+from gateway import Gateway
+from keys import new_line
+from tests.test_gateway import ROWS, Scripted, play
+
+ROOT = Path(__file__).parent.parent
+UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+PRICES = {"sim/m": {"input_per_mtok": 1, "output_per_mtok": 2}}
+
+
+def make_key(name: str = "test", **fields: Any) -> tuple[str, str]:
+    """A key's line, and its text."""
+    line, secret = new_line(name, fields.pop("expires", None), fields.pop("models", ("*",)), "free")
+    return json.dumps(json.loads(line) | fields) + "\n", secret
+
+
+class Site:
+    """An app within the test's process, with a key, whose logging is left alone."""
+
+    def __init__(self, directory: Path, **settings: Any) -> None:
+        line, self.secret = make_key()
+        fields = {
+            "keys_file": directory / "keys.jsonl",
+            "keys": line,
+            "providers": {**ROWS, "locked": {**ROWS["sim"], "api_key_env": "LOCKED_KEY"}},
+            "prices": PRICES,
+            **settings,
+        }
+        if fields["keys"] != line:
+            fields["keys"] = line + fields["keys"]
+        self.app = create_app(Settings(**fields))
+        self.client: FlaskClient = self.app.test_client()
+
+    @property
+    def gateway(self) -> Gateway:
+        found: Gateway = self.app.extensions["sluice"].gateway
+        return found
+
+    @property
+    def bearer(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.secret}"}
+
+    def get(self, path: str, **headers: str) -> TestResponse:
+        return self.client.get(path, headers=self.bearer | headers)
+
+    def post(
+        self, body: Any = None, path: str = "/api/v1/completions", **options: Any
+    ) -> TestResponse:
+        headers = self.bearer | options.pop("headers", {})
+        return self.client.post(path, json=body, headers=headers, **options)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    return make_app(tmp_path, monkeypatch)
+
+
+def make_app(directory: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Site:
+    monkeypatch.setattr(app_module.logs, "configure", lambda *_: None)
+    return Site(directory, **settings)
+
+
+def hello() -> Scripted:
+    return Scripted([Started("m-up", 8), Delta(0, "Hello"), Finished(0, "stop"), Used(Usage(8, 1))])
+
+
+PROMPT = {"prompt": "Hi", "model": "sim/m"}
+
+# The request's id
+
+
+@pytest.mark.parametrize("sent", ["r-1", "a" * 128, "A.b_c:d-9"])
+def test_an_id_that_looks_like_one_is_kept(site: Site, sent: str) -> None:
+    for path in ("/", "/nothing", "/api/v1/models"):
+        answer = site.client.get(path, headers={"X-Request-ID": sent})
+        assert answer.headers["X-Request-ID"] == sent
+
+
+@pytest.mark.parametrize("sent", [None, "", "a b", "a" * 129, "\u00e9", "a/b", "a;b"])
+def test_any_other_is_replaced(site: Site, sent: str | None) -> None:
+    headers = {} if sent is None else {"X-Request-ID": sent}
+    first, second = (site.client.get("/", headers=headers).headers["X-Request-ID"] for _ in "ab")
+    assert first != second
+    assert re.fullmatch(UUID, first)
+
+
+def test_an_error_s_body_and_header_name_the_same_request(site: Site) -> None:
+    answer = site.client.get("/nothing")
+    assert answer.json is not None
+    assert answer.json["request_id"] == answer.headers["X-Request-ID"]
+    assert answer.json["request_id"] in answer.json["detail"]
+
+
+# What Flask raises
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code", "allow"),
+    [
+        ("GET", "/nothing", 404, "not_found", None),
+        ("POST", "/api/v1/nothing", 404, "not_found", None),
+        ("GET", "/api/v1/completions", 405, "method_not_allowed", {"POST", "OPTIONS"}),
+        ("DELETE", "/health", 405, "method_not_allowed", {"GET", "HEAD", "OPTIONS"}),
+        ("PUT", "/v1/completions", 405, "method_not_allowed", {"POST", "OPTIONS"}),
+    ],
+)
+def test_what_isn_t_there_or_isn_t_taken_is_an_error_as_any_other(
+    site: Site, method: str, path: str, status: int, code: str, allow: set[str] | None
+) -> None:
+    answer = site.client.open(path, method=method)
+    body = answer.json
+    assert (answer.status_code, answer.mimetype) == (status, "application/json")
+    assert body is not None
+    found = body["error"] if path.startswith("/v1/") else body
+    assert found["code"] == code
+    assert path in found["message"]
+    allowed = answer.headers.get("Allow")
+    assert (set(allowed.split(", ")) if allowed else None) == allow
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/nothing", "/v1/models/none/such"])
+def test_the_openai_face_has_errors_of_its_own(site: Site, path: str) -> None:
+    answer = site.get(path)
+    assert answer.json is not None
+    assert set(answer.json) == {"error"}
+    assert answer.json["error"]["type"] == "invalid_request_error"
+
+
+def test_a_long_path_is_not_repeated_in_full(site: Site) -> None:
+    answer = site.client.get("/" + "x" * 5000)
+    assert len(answer.data) < 1000
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "code"),
+    [
+        (ZeroDivisionError("the inside"), 500, "internal_error"),
+        (BadGateway("the inside"), 500, "internal_error"),
+        (ImATeapot(), 400, "invalid_request"),
+        (UpstreamError("It broke."), 502, "provider_error"),
+    ],
+)
+def test_what_an_endpoint_raises_is_told_as_ours_and_a_defect_only_by_its_id(
+    site: Site,
+    caplog: pytest.LogCaptureFixture,
+    failure: Exception,
+    status: int,
+    code: str,
+) -> None:
+    def fail() -> str:
+        raise failure
+
+    site.app.add_url_rule("/fail", view_func=fail)
+    answer = site.client.get("/fail", headers={"X-Request-ID": "r-1"})
+    assert answer.status_code == status
+    assert answer.json is not None
+    assert answer.json["code"] == code
+    assert b"the inside" not in answer.data
+    logged = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(logged) == (1 if status == 500 else 0)
+    for record in logged:
+        assert record.getMessage() == "GET /fail failed"
+        assert record.__dict__["request_id"] == "r-1"
+        assert record.exc_info is not None
+
+
+def test_an_http_error_without_words_says_its_name(site: Site) -> None:
+    site.app.add_url_rule("/fail", view_func=lambda: abort(400, description=""))
+    answer = site.client.get("/fail")
+    assert answer.json is not None
+    assert answer.json["message"] == "Bad Request"
+
+
+# The log
+
+
+class Kept(logging.Handler):
+    """A handler that keeps the records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture
+def lines() -> Iterator[list[logging.LogRecord]]:
+    """What is written to the access log."""
+    handler, level = Kept(), app_module.access.level
+    app_module.access.addHandler(handler)
+    app_module.access.setLevel(logging.DEBUG)
+    yield handler.records
+    app_module.access.removeHandler(handler)
+    app_module.access.setLevel(level)
+
+
+def carried(record: logging.LogRecord) -> dict[str, Any]:
+    return app_module.logs.fields(record)
+
+
+@pytest.mark.parametrize(
+    ("path", "level", "status", "code"),
+    [
+        ("/", "INFO", 200, None),
+        ("/health", "DEBUG", 200, None),
+        ("/ready", "DEBUG", 200, None),
+        ("/nothing", "INFO", 404, "not_found"),
+        ("/api/v1/models", "INFO", 401, "unauthorized"),
+    ],
+)
+def test_a_request_is_a_line(
+    site: Site, lines: list[logging.LogRecord], path: str, level: str, status: int, code: str | None
+) -> None:
+    site.client.get(path, headers={"X-Request-ID": "r-1"})
+    (line,) = lines
+    found = carried(line)
+    assert (line.levelname, line.getMessage()) == (level, "request")
+    assert found.pop("duration_ms") >= 0
+    expected = {"request_id": "r-1", "method": "GET", "path": path, "status": status}
+    assert found == expected | ({"code": code} if code else {})
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_call_is_one_line_written_when_it_is_settled(
+    site: Site, lines: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    play(monkeypatch, hello())
+    headers = {"X-Request-ID": "r-1", "X-Stream-ID": "s-1"}
+    site.post({**PROMPT, "stream": stream}, headers=headers)
+    (line,) = lines
+    assert line.getMessage() == ("stream" if stream else "completion")
+    found = carried(line)
+    assert found.pop("key_id").startswith("key_")
+    for name in ("duration_ms", "first_event_ms"):
+        assert found.pop(name) >= 0
+    assert found == {
+        "request_id": "r-1",
+        "stream_id": "s-1",
+        "status": 200,
+        "provider": "sim",
+        "model": "m",
+        "input_tokens": 8,
+        "output_tokens": 1,
+        "usage_source": "provider",
+        "cost_usd": 1e-05,
+        "attempts": 1,
+        "end_reason": "completed",
+    }
+
+
+def test_a_call_that_failed_says_why(
+    site: Site, lines: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, Scripted(UpstreamError("It broke.", upstream_status=500)))
+    assert site.post(PROMPT).status_code == 502
+    (line,) = lines
+    found = carried(line)
+    told = (found["status"], found["code"], found["end_reason"], found["first_event_ms"])
+    assert told == (502, "provider_error", "provider_error", None)
+
+
+def test_a_call_that_was_never_admitted_is_a_plain_line(
+    site: Site, lines: list[logging.LogRecord]
+) -> None:
+    site.post({"prompt": ""})
+    (line,) = lines
+    assert (line.getMessage(), carried(line)["code"]) == ("request", "invalid_request")
+
+
+def test_nothing_that_is_logged_is_a_key_a_prompt_or_an_answer(
+    site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, hello(), Scripted(RuntimeError("inside")))
+    with caplog.at_level(logging.DEBUG):
+        for _ in range(2):
+            site.post({**PROMPT, "prompt": "my words", "byok_api_key": "sk-own-key"})
+        site.post({"prompt": 5, "byok_api_key": "sk-own-key"})
+    text = "\n".join(app_module.logs.JsonFormatter().format(record) for record in caplog.records)
+    assert "completion" in text
+    for secret in (site.secret, "sk-own-key", "my words", "Hello"):
+        assert secret not in text
+
+
+# Sockets, settings
+
+
+def test_the_client_s_time_is_bounded_while_its_request_lasts(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, client = socket.socketpair()
+    seen: list[float | None] = []
+    site.app.add_url_rule("/seen", view_func=lambda: str(seen.append(server.gettimeout())))
+    with server, client:
+        for name in ("gunicorn.socket", "werkzeug.socket"):
+            server.settimeout(7)
+            answer = site.client.get("/seen", environ_overrides={name: server})
+            answer.close()
+            assert server.gettimeout() is None
+    assert seen == [30, 30]
+    answer = site.client.get("/health", environ_overrides={"gunicorn.socket": None})
+    assert answer.status_code == 200
+
+
+def test_a_client_that_is_gone_when_its_answer_is_ready_troubles_nobody(site: Site) -> None:
+    server, client = socket.socketpair()
+    site.app.add_url_rule("/gone", view_func=lambda: str(server.close()))
+    with client:
+        answer = site.client.get("/gone", environ_overrides={"gunicorn.socket": server})
+        answer.close()
+        assert answer.status_code == 200
+
+
+def test_warnings_of_the_configuration_are_said_at_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_app(tmp_path, monkeypatch, warnings=("Mind the gap.",))
+    assert "Mind the gap." in [record.getMessage() for record in caplog.records]
+
+
+def test_the_logging_is_set_up_as_the_settings_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(app_module.logs, "configure", lambda *what: asked.append(what))
+    create_app(Settings(keys_file=tmp_path / "keys", log_format="text", log_level="error"))
+    assert asked == [("text", "error")]
+
+
+def test_without_settings_it_reads_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_module.logs, "configure", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.environ", {"SLUICE_DEFAULT_MODEL": "local/other"})
+    settings = create_app().extensions["sluice"].settings
+    assert settings.default_model == "local/other"
+
+
+def test_the_operator_s_commands_are_there(site: Site) -> None:
+    assert {"keys", "quickstart"} <= set(site.app.cli.commands)
+
+
+def test_the_root_says_what_this_is(site: Site) -> None:
+    answer = site.client.get("/")
+    assert answer.json == {"name": "sluice", "version": "0.1.0", "docs": "docs/api.md"}
+
+
+def test_expired_keys_for_the_endpoints_tests_are_made_so() -> None:
+    line, _ = make_key(expires=datetime(2099, 1, 1, tzinfo=UTC))
+    assert json.loads(line)["expires"] == "2099-01-01T00:00:00Z"
+    line, _ = make_key(expires=timedelta(days=1), disabled=True)
+    assert json.loads(line)["disabled"] is True
+
+
+# CORS
+
+ORIGIN = "https://app.example"
+
+
+@pytest.mark.parametrize(
+    ("origins", "allowed"),
+    [
+        (("*",), ORIGIN),
+        ((ORIGIN,), ORIGIN),
+        (("https://other.example", ORIGIN), ORIGIN),
+        (("https://other.example",), None),
+        (("https://appXexample",), None),
+        ((), None),
+    ],
+)
+@pytest.mark.parametrize("path", ["/api/v1/completions", "/v1/completions", "/nothing"])
+def test_pages_of_the_allowed_origins_may_call_and_no_others(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    origins: tuple[str, ...],
+    allowed: str | None,
+    path: str,
+) -> None:
+    site = make_app(tmp_path, monkeypatch, cors_origins=origins)
+    answer = site.client.post(path, headers={"Origin": ORIGIN})
+    assert answer.status_code in (401, 404)
+    assert answer.headers.get("Access-Control-Allow-Origin") == allowed
+    if allowed is not None:
+        assert origins == (ORIGIN,) or "Origin" in answer.headers["Vary"]
+        exposed = answer.headers["Access-Control-Expose-Headers"]
+        assert set(exposed.split(", ")) == set(EXPOSED)
+        assert "Access-Control-Allow-Credentials" not in answer.headers
+
+
+def test_a_preflight_needs_no_key(site: Site) -> None:
+    answer = site.client.options(
+        "/api/v1/completions",
+        headers={
+            "Origin": ORIGIN,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization, content-type, x-stream-id",
+        },
+    )
+    assert answer.status_code == 200
+    assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
+    assert "POST" in answer.headers["Access-Control-Allow-Methods"]
+    for name in ("authorization", "content-type", "x-stream-id"):
+        assert name in answer.headers["Access-Control-Allow-Headers"].lower()
+    assert answer.headers["Access-Control-Max-Age"] == "86400"
+
+
+# wsgi.py
+
+
+@pytest.fixture
+def from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A process with nothing set, in an empty folder."""
+    monkeypatch.setattr(app_module.logs, "configure", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.environ", {})
+    return monkeypatch
+
+
+@pytest.mark.usefixtures("from_the_start")
+def test_the_entry_point_has_an_app() -> None:
+    assert isinstance(runpy.run_path(str(ROOT / "wsgi.py"))["app"], Flask)
+
+
+def test_a_configuration_that_can_t_be_used_is_one_line_and_a_status_that_ends_gunicorn(
+    from_the_start: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from_the_start.setattr("os.environ", {"PORT": "high"})
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(ROOT / "wsgi.py"))
+    assert caught.value.code == 4
+    assert capsys.readouterr().err == "sluice: PORT is 'high'; it takes a whole number\n"
+
+
+@pytest.mark.parametrize(("environ", "port"), [({}, 8000), ({"PORT": "8123"}, 8123)])
+def test_it_serves_on_the_loopback_when_it_is_run(
+    from_the_start: pytest.MonkeyPatch, environ: dict[str, str], port: int
+) -> None:
+    asked: list[dict[str, Any]] = []
+    from_the_start.setattr("os.environ", environ)
+    from_the_start.setattr(Flask, "run", lambda _self, **options: asked.append(options))
+    runpy.run_path(str(ROOT / "wsgi.py"), run_name="__main__")
+    assert asked == [{"host": "127.0.0.1", "port": port, "threaded": True}]

@@ -1,0 +1,627 @@
+"""The relay in the real server: clients that hang up or don't read, providers that fail or fall
+silent, deadlines, and what the server bears while streams are under way."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tests import calls
+from tests import fake as fp
+from tests.calls import BEGUN, EVENT, ask, begin_stream, closed_after, complete, kinds, settled
+from tests.fake import FakeProvider
+from tests.live import Server, fake_rows, make_key
+from tests.raw_client import Frame, RawClient
+
+GONE_WITHIN_S = 1.5
+LIMITS_S = {"connect": 0.7, "first_event": 1, "idle": 1, "total": 3}
+MAX_BODY = 8192
+MAX_STREAMS = 9
+HELD = [*BEGUN, fp.hold()]
+CHAT, LEGACY = "/v1/chat/completions", "/v1/completions"
+
+
+@pytest.fixture(scope="module")
+def quick_server(
+    fake_process: FakeProvider, tls_fake_process: FakeProvider, ca_bundle: str
+) -> Iterator[Server]:
+    rows = fake_rows(fake_process.base_url)
+    rows += calls.toml_row("tls", tls_fake_process.base_url, ca_bundle=ca_bundle)
+    rows += calls.toml_row("refused", "http://127.0.0.1:1/v1")
+    env = {
+        "SLUICE_KEEPALIVE_S": "1",
+        "SLUICE_FIRST_EVENT_WAIT_S": "1",
+        "SLUICE_CLIENT_TIMEOUT_S": "2",
+        "SLUICE_MAX_BODY": str(MAX_BODY),
+        "SLUICE_MAX_STREAMS": str(MAX_STREAMS),
+    }
+    with Server(rows, env=env) as server:
+        yield server
+        assert "Traceback" not in server.output()
+
+
+@pytest.fixture
+def server(quick_server: Server, fake: FakeProvider) -> Server:
+    """Held back for a second, a comment after a second, and a client may block for two. Rows:
+    `fake`, `fakechat`, `tls`, and `refused`, whose connects fail."""
+    return quick_server
+
+
+@pytest.fixture(scope="module")
+def impatient_server(fake_process: FakeProvider) -> Iterator[Server]:
+    env = {
+        "SLUICE_CONNECT_TIMEOUT_S": "0.7",
+        "SLUICE_FIRST_EVENT_TIMEOUT_S": "1",
+        "SLUICE_IDLE_TIMEOUT_S": "1",
+        "SLUICE_TOTAL_TIMEOUT_S": "3",
+        "SLUICE_CLIENT_TIMEOUT_S": "1",
+    }
+    with fp.blackhole() as dead:
+        rows = fake_rows(fake_process.base_url) + calls.toml_row("dead", dead)
+        with Server(rows, env=env) as server:
+            yield server
+            assert "Traceback" not in server.output()
+
+
+@pytest.fixture
+def impatient(impatient_server: Server, fake: FakeProvider) -> Server:
+    """A first event within a second, the next within another, and three in all. Rows: `fake`,
+    `fakechat`, and `dead`, whose connects hang."""
+    return impatient_server
+
+
+# Clients that go away
+
+
+def pipeline_and_close(client: RawClient) -> None:
+    """What it sent ahead of its FIN is left unread while its call is under way."""
+    client.request("GET", "/health")
+    client.half_close()
+
+
+HANG_UPS: dict[str, Callable[[RawClient], None]] = {
+    "close": RawClient.close,
+    "reset": RawClient.reset,
+    "half_close": RawClient.half_close,
+    "pipeline_and_close": pipeline_and_close,
+}
+UNDER_WAY: dict[str, tuple[bool, Sequence[fp.Step]]] = {
+    "flowing": (True, [*BEGUN, fp.repeat(EVENT.data, 0.05)]),
+    "silent": (True, HELD),
+    "before-headers": (True, [fp.hold()]),
+    "before-text": (True, [*fp.sse([], done=False, complete=False), fp.hold()]),
+    "unary": (False, [fp.hold()]),
+    "unary-body": (False, [fp.head(200, {"Content-Length": "9"}), fp.send(b"{"), fp.hold()]),
+}
+
+
+@pytest.mark.parametrize("how", HANG_UPS)
+def test_a_client_that_hangs_up_is_noticed(server: Server, fake: FakeProvider, how: str) -> None:
+    with ExitStack() as stack:
+        clients = []
+        for number, (name, (stream, steps)) in enumerate(UNDER_WAY.items(), 1):
+            clients.append(stack.enter_context(server.client()))
+            fake.script(steps)
+            ask(clients[-1], stream=stream, stream_id=f"{how}-{name}")
+            fake.wait_requests(number)
+        time.sleep(0.2)
+        before = time.monotonic()
+        for client in clients:
+            HANG_UPS[how](client)
+        requests = fake.wait_closed(len(clients))
+        delays = [closed_after(request, before) for request in requests]
+        assert min(delays) >= 0
+        assert max(delays) < GONE_WITHIN_S
+        if how.startswith("half"):
+            assert all(client.ended() for client in clients)
+    for name in UNDER_WAY:
+        line = settled(server, f"{how}-{name}")
+        assert (line["end_reason"], line["status"]) == ("client_gone", 499)
+    calls.wait_active(server, 0)
+
+
+def test_a_client_that_hangs_up_ends_local_work(server: Server) -> None:
+    with server.client() as client:
+        stream_id = begin_stream(client, model="local/pydoc", additional_params={"n": 128})
+    before = time.monotonic()
+    calls.wait_active(server, 0)
+    assert time.monotonic() - before < GONE_WITHIN_S
+    assert settled(server, stream_id)["end_reason"] == "client_gone"
+
+
+def test_a_client_that_does_not_read(server: Server, fake: FakeProvider) -> None:
+    [worker] = server.worker_pids()
+    fake.script([*BEGUN, fp.repeat(EVENT.data * 100)])
+    with server.client(rcvbuf=4096) as client:
+        stream_id = begin_stream(client)
+        before = calls.resident(worker)
+        blocked_at = calls.wait_blocked(fake)
+        assert calls.resident(worker) - before < 30_000_000
+        [request] = fake.wait_closed()
+        assert request.bytes_sent - blocked_at < 1_000_000
+        assert request.closed_by == "peer"
+        assert settled(server, stream_id)["end_reason"] == "client_gone"
+
+
+def test_a_client_that_reads_slowly_gets_all(server: Server, fake: FakeProvider) -> None:
+    """It may take longer than a client may block, as long as it goes on."""
+    texts = ["x" * 20_000] * 200
+    fake.script(fp.sse(fp.chunks(texts)))
+    with server.client(rcvbuf=4096) as client:
+        ask(client, stream=True)
+        client.read_head()
+        size, until = 0, time.monotonic() + 2.5
+        for chunk in client.chunks():
+            size += len(chunk)
+            if time.monotonic() < until:
+                time.sleep(0.05)
+    assert size > 4_000_000
+    assert chunk.endswith(b"data: [DONE]\n\n")
+
+
+# Silence, and the status line
+
+
+def test_before_the_first_event_the_status_is_released_once_then_comments_come(
+    server: Server, fake: FakeProvider
+) -> None:
+    fake.script([fp.gate("on"), *fp.sse(fp.chunks(["late"]))])
+    with server.client() as client:
+        before = time.monotonic()
+        ask(client, stream=True)
+        head = client.read_head()
+        assert head.status == 200
+        assert 0.9 < head.at - before < 3
+        frames = [client.frame() for _ in range(3)]
+        fake.open("on")
+        frames += list(client.frames())
+    assert kinds(frames[:3]) == ["usage_start", "comment", "comment"]
+    assert frames[2].text == ": keep-alive"
+    assert 0.5 < frames[2].at - frames[1].at < 2.5
+    assert without_comments(frames)[1:] == ["content", "finish", "usage_final", "DONE"]
+
+
+def without_comments(frames: Sequence[Frame]) -> list[str]:
+    return [kind for kind in kinds(frames) if kind != "comment"]
+
+
+def test_comments_come_when_a_stream_falls_silent(server: Server, fake: FakeProvider) -> None:
+    fake.script([*BEGUN, fp.gate("on"), *(fp.event(f) for f in fp.chunks(["!"])), fp.last_chunk()])
+    with server.client() as client:
+        begin_stream(client)
+        frames = [client.frame() for _ in range(2)]
+        assert kinds(frames) == ["comment", "comment"]
+        fake.open("on")
+        frames = list(client.frames())
+    assert without_comments(frames) == ["content", "finish", "usage_final", "DONE"]
+
+
+def test_no_comments_come_while_it_flows(server: Server, fake: FakeProvider) -> None:
+    fake.script(fp.sse(fp.chunks(["a"] * 8), interval=0.25))
+    with server.client() as client:
+        ask(client, stream=True)
+        client.read_head()
+        assert "comment" not in kinds(list(client.frames()))
+
+
+def test_a_refusal_within_the_wait_is_a_real_status(server: Server, fake: FakeProvider) -> None:
+    fake.script([fp.sleep(0.5), *fp.error(429, headers={"Retry-After": "7"})])
+    with server.client() as client:
+        ask(client, stream=True)
+        head, answer = client.read_head(), client.json()
+    assert (head.status, head.headers["retry-after"]) == (429, "7")
+    assert (answer["code"], answer["success"]) == ("rate_limited", False)
+    assert head.headers["content-type"] == "application/json"
+
+
+FAILURES = {
+    "refused": [fp.gate("on"), *fp.error(500)],
+    "dies_before_headers": [fp.gate("on"), fp.close()],
+    "dies_after_headers": [*fp.sse([], done=False, complete=False), fp.gate("on"), fp.close()],
+    "dies_after_text": [*BEGUN, fp.gate("on"), fp.close()],
+    "is_reset": [*BEGUN, fp.gate("on"), fp.reset()],
+    "ends_too_early": [*BEGUN, fp.gate("on"), fp.last_chunk()],
+    "sends_an_error": [*BEGUN, fp.gate("on"), fp.event({"error": {"message": "oh", "code": 500}})],
+}
+
+
+def test_after_the_status_a_failure_is_a_frame(server: Server, fake: FakeProvider) -> None:
+    with ExitStack() as stack:
+        clients = {}
+        for number, (name, steps) in enumerate(FAILURES.items(), 1):
+            clients[name] = stack.enter_context(server.client())
+            fake.script(steps)
+            ask(clients[name], stream=True)
+            fake.wait_requests(number)
+        for client in clients.values():
+            assert client.read_head().status == 200
+        fake.open("on")
+        for name, client in clients.items():
+            frames = list(client.frames())
+            assert_failed(frames, name)
+            assert frames[-1].json["code"] == "provider_error", name
+
+
+def assert_failed(frames: Sequence[Frame], name: str = "") -> None:
+    """The stream ends with usage_final and an error."""
+    found = without_comments(frames)
+    assert found[0] == "usage_start" or found[0] == "content", name
+    assert found[-2:] == ["usage_final", "error"], name
+    assert not {"finish", "DONE", "error"} & set(found[:-1]), name
+    error = frames[-1]
+    assert error.event == "error"
+    assert error.json["request_id"] in error.json["error"]
+
+
+# What goes out
+
+
+def test_frames_are_whole_and_gathered(server: Server, fake: FakeProvider) -> None:
+    texts = [f"{number} " for number in range(500)]
+    data = b"".join(step.data for step in [*map(fp.event, fp.chunks(texts)), fp.event("[DONE]")])
+    fake.script([*fp.sse([], done=False, complete=False), fp.send(data), fp.last_chunk()])
+    with server.client() as client:
+        ask(client, stream=True)
+        client.read_head()
+        chunks = list(client.chunks())
+    assert all(chunk.endswith(b"\n\n") for chunk in chunks)
+    frames = [
+        json.loads(part[6:]) for part in b"".join(chunks).split(b"\n\n") if b'"content"' in part
+    ]
+    assert [frame["data"] for frame in frames] == texts
+    assert len(chunks) < 250
+
+
+def test_frames_that_arrive_in_one_chunk_leave_in_one_write(
+    server: Server, fake: FakeProvider
+) -> None:
+    raw = b"".join(f"data: {json.dumps(frame)}\n\n".encode() for frame in fp.chunks(["a"] * 200))
+    fake.script([*fp.sse([], done=False, complete=False), fp.event(raw), fp.last_chunk()])
+    with server.client() as client:
+        ask(client, stream=True)
+        client.read_head()
+        frames = list(client.frames())
+    assert kinds(frames).count("content") == 200
+    assert len({frame.write for frame in frames}) <= 4
+
+
+def test_line_separators_are_escaped(server: Server, fake: FakeProvider) -> None:
+    text = "a\u2028b\u2029c\u0085d\r\ne\u000bf"
+    fake.script(fp.sse(fp.chunks([text])))
+    with server.client() as client:
+        ask(client, stream=True)
+        client.read_head()
+        body = client.body().decode()
+    [line] = [line for line in body.splitlines() if '"content"' in line]
+    assert json.loads(line.removeprefix("data: "))["data"] == text
+
+
+# Fallbacks
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("first", ["500", "429", "broken", "cut_off", "refused"])
+def test_a_fallback_serves_when_the_first_fails(
+    server: Server, fake: FakeProvider, first: str, *, stream: bool
+) -> None:
+    fake.script(
+        {
+            "500": fp.error(500),
+            "429": fp.error(429),
+            "broken": [fp.close()],
+            "cut_off": [fp.head(200, {"Content-Length": "9"}), fp.close()],
+            "refused": [],
+        }[first],
+        path=LEGACY,
+    )
+    model = "refused/m" if first == "refused" else "fake/m"
+    assert served_by(server, fake, model, stream=stream) == "fakechat"
+
+
+def served_by(server: Server, fake: FakeProvider, model: str, *, stream: bool) -> str:
+    """The provider that answers a call whose fallback is `fakechat`."""
+    good = fp.sse(fp.chunks(["hi"], chat=True)) if stream else fp.answer(fp.body("hi", chat=True))
+    fake.script(good, path=CHAT)
+    if not stream:
+        answer = complete(server, model=model, fallbacks=["fakechat/other"])
+        assert (answer["data"], answer["model"]) == ("hi", "other")
+        return str(answer["provider"])
+    with server.client() as client:
+        ask(client, stream=True, model=model, fallbacks=["fakechat/other"])
+        assert client.read_head().status == 200
+        start, content, *_ = client.frames()
+    assert (content.json["data"], start.json["model"]) == ("hi", "other")
+    assert start.json["provider"] == content.json["provider"]
+    return str(content.json["provider"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fallback_serves_when_the_first_is_silent(
+    impatient: Server, fake: FakeProvider, *, stream: bool
+) -> None:
+    fake.script([fp.hold()], path=LEGACY)
+    assert served_by(impatient, fake, "fake/m", stream=stream) == "fakechat"
+    assert fake.wait_closed()[0].closed_by == "peer"
+
+
+def test_a_fallback_serves_after_the_status_went_out(server: Server, fake: FakeProvider) -> None:
+    fake.script([fp.gate("on"), *fp.error(500)], path=LEGACY)
+    fake.script(fp.sse(fp.chunks(["hi"], chat=True)), path=CHAT)
+    with server.client() as client:
+        ask(client, stream=True, fallbacks=["fakechat/other"])
+        assert client.read_head().status == 200
+        fake.open("on")
+        frames = list(client.frames())
+    assert without_comments(frames) == ["usage_start", "content", "finish", "usage_final", "DONE"]
+    [content] = [frame for frame in frames if '"content"' in (frame.data or "")]
+    assert content.json["provider"] == "fakechat"
+
+
+def test_a_refusal_of_the_request_itself_is_final(server: Server, fake: FakeProvider) -> None:
+    fake.default(fp.error(400))
+    with server.client() as client:
+        ask(client, fallbacks=["fakechat/m"])
+        assert client.read_head().status == 400
+        client.body()
+    assert fake.counts.received == 1
+
+
+def test_no_fallback_follows_once_text_has_come(server: Server, fake: FakeProvider) -> None:
+    fake.script([*BEGUN, fp.close()])
+    with server.client() as client:
+        ask(client, stream=True, fallbacks=["fakechat/m"])
+        client.read_head()
+        assert_failed(list(client.frames()))
+    assert fake.counts.received == 1
+
+
+# Deadlines
+
+
+LATE: dict[tuple[str, bool], Sequence[fp.Step]] = {
+    ("first_event", True): [fp.hold()],
+    ("first_event", False): [fp.hold()],
+    ("idle", True): HELD,
+    ("total", True): [*BEGUN, fp.repeat(EVENT.data, 0.05)],
+}
+
+
+def test_deadlines(impatient: Server, fake: FakeProvider) -> None:
+    with ExitStack() as stack:
+        clients = {("connect", False): stack.enter_context(impatient.client())}
+        ask(clients["connect", False], model="dead/m", stream_id="connect-False")
+        for number, ((phase, stream), steps) in enumerate(LATE.items(), 1):
+            client = clients[phase, stream] = stack.enter_context(impatient.client())
+            fake.script(steps)
+            ask(client, stream=stream, stream_id=f"{phase}-{stream}")
+            fake.wait_requests(number)
+        before = time.monotonic()
+        for (phase, stream), client in clients.items():
+            error = read_failure(client)
+            assert (error["code"], error["status_code"]) == ("provider_timeout", 504)
+            assert error["details"]["phase"] == phase
+            limit = LIMITS_S[phase]
+            assert limit - 0.5 < time.monotonic() - before < limit + 2
+            assert settled(impatient, f"{phase}-{stream}")["end_reason"] == "deadline"
+    requests = fake.wait_closed(len(LATE))
+    assert {request.closed_by for request in requests} == {"peer"}
+
+
+def test_the_total_deadline_counts_all_attempts(impatient: Server, fake: FakeProvider) -> None:
+    fake.default([fp.hold()])
+    with impatient.client() as client:
+        before = time.monotonic()
+        ask(client, stream=True, fallbacks=[f"fake/{number}" for number in range(8)])
+        head = client.read_head()
+        assert (head.status, head.headers["x-should-retry"]) == (504, "false")
+        assert client.json()["details"]["phase"] == "total"
+        assert 2.5 < head.at - before < 5
+    fake.wait(lambda counts: counts.open == 0)
+    assert 2 <= fake.counts.received <= 4
+
+
+def read_failure(client: RawClient) -> Any:
+    """What a call that fails tells, before or after its status."""
+    head = client.read_head()
+    if head.status != 200:
+        error = client.json()
+        assert (error["success"], error["status_code"]) == (False, head.status)
+        return error
+    frames = list(client.frames())
+    assert_failed(frames)
+    return frames[-1].json
+
+
+# Limits
+
+
+def test_too_many_calls_at_once(server: Server, fake: FakeProvider) -> None:
+    fake.default(HELD)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(server.client()) for _ in range(MAX_STREAMS)]
+        for client in clients:
+            begin_stream(client)
+        with server.client() as one_more:
+            ask(one_more, stream=True)
+            head, answer = one_more.read_head(), one_more.json()
+            assert (head.status, answer["code"]) == (503, "unavailable")
+            assert int(head.headers["retry-after"]) >= 1
+            assert calls.get(server, "/ready").status == 200
+            clients[0].close()
+            calls.wait_active(server, MAX_STREAMS - 1)
+            begin_stream(one_more)
+
+
+def test_the_key_file_is_read_again(server: Server, fake: FakeProvider) -> None:
+    fake.default(fp.answer(fp.body("x")))
+    path = server.directory / "keys.jsonl"
+    original = path.read_text()
+    text, line = make_key("coming and going")
+    listing = f"{calls.COMPLETIONS}/streams"
+    assert calls.get(server, listing, text).status == 401
+    path.write_text(original + line)
+    server.wait(lambda: calls.get(server, listing, text).status == 200, 1)
+    disabled = json.dumps(json.loads(line) | {"disabled": True}) + "\n"
+    path.write_text(original + disabled)
+    server.wait(lambda: calls.get(server, listing, text).status == 401, 1)
+    path.write_text(original)
+
+
+@pytest.mark.parametrize("size", [MAX_BODY + 1, 1_000_000, 20_000_000])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_is_too_large(server: Server, size: int, *, chunked: bool) -> None:
+    with server.client() as client:
+        send_body(client, b" " * size, size, chunked=chunked)
+        head, answer = client.read_head(), client.json()
+        assert (head.status, answer["code"]) == (413, "request_too_large")
+        client.request("GET", "/health")
+        assert client.read_head().status == 200
+
+
+def send_body(client: RawClient, data: bytes, length: int, *, chunked: bool) -> None:
+    """Send a completion's request with these bytes of its body."""
+    if chunked:
+        headers = {"Transfer-Encoding": "chunked", "Content-Type": "application/json"}
+        data = b"%x\r\n%s\r\n" % (len(data), data) + (b"0\r\n\r\n" if len(data) == length else b"")
+    else:
+        headers = {"Content-Length": str(length), "Content-Type": "application/json"}
+    client.request("POST", calls.COMPLETIONS, None, headers)
+    client.send(data)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_at_the_limit(server: Server, fake: FakeProvider, *, chunked: bool) -> None:
+    fake.script(fp.answer(fp.body("x")))
+    data = json.dumps({"model": "fake/m", "prompt": "x"}).encode().ljust(MAX_BODY)
+    with server.client() as client:
+        send_body(client, data, MAX_BODY, chunked=chunked)
+        assert client.read_head().status == 200
+        client.body()
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_does_not_arrive(impatient: Server, *, chunked: bool) -> None:
+    with impatient.client() as client:
+        before = time.monotonic()
+        send_body(client, b'{"prompt":', 1000, chunked=chunked)
+        head, answer = client.read_head(), client.json()
+        assert 0.9 < head.at - before < 3
+        assert (head.status, answer["code"]) == (408, "request_timeout")
+        assert client.ended()
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_breaks_off(server: Server, *, chunked: bool) -> None:
+    with server.client() as client:
+        send_body(client, b'{"prompt":', 1000, chunked=chunked)
+        client.half_close()
+        assert client.read_head().status == 400
+        client.body()
+        assert client.ended()
+
+
+# Headers
+
+
+@pytest.mark.parametrize(
+    "value", ["a b", "a\rX-Evil: 1", "a\n X-Evil: 1", "a\tb", "\xe9", "a" * 129, "<script>", ""]
+)
+def test_a_request_id_that_is_odd_is_replaced(server: Server, value: str) -> None:
+    with server.client() as client:
+        client.request("GET", "/health", headers={"X-Request-ID": value})
+        head = client.read_head()
+    assert "x-evil" not in head.headers
+    if head.status == 200:
+        assert head.headers["x-request-id"] != value
+        assert re.fullmatch(r"[A-Za-z0-9_.:-]{1,128}", head.headers["x-request-id"])
+    else:
+        assert head.status == 400
+
+
+def test_a_request_id_that_is_fit_is_kept(server: Server) -> None:
+    with server.client() as client:
+        client.request("GET", "/health", headers={"X-Request-ID": "my.id_1:2-3"})
+        assert client.read_head().headers["x-request-id"] == "my.id_1:2-3"
+
+
+ODD_IDS = ["a b", "a\r\nX-Evil: 1", "a\n", "\u2028", "a" * 129, "", "a/b", "é"]
+
+
+@pytest.mark.parametrize("value", ODD_IDS)
+def test_a_stream_id_that_is_odd_is_refused(server: Server, fake: FakeProvider, value: str) -> None:
+    with server.client() as client:
+        ask(client, stream=True, stream_id=value)
+        head, answer = client.read_head(), client.json()
+        assert (head.status, answer["code"]) == (400, "invalid_request")
+        assert {"x-evil", "x-stream-id"}.isdisjoint(head.headers)
+        if value.isascii() and value.isprintable() and value:
+            content = {"model": "fake/m", "prompt": "x", "stream": True}
+            client.request("POST", calls.COMPLETIONS, content, {"X-Stream-ID": value})
+            assert client.read_head().status == 400
+    assert fake.requests == []
+
+
+# TLS upstream, under gevent
+
+
+def test_a_tls_upstream_answers(server: Server, tls_fake: FakeProvider) -> None:
+    tls_fake.script(fp.answer(fp.body("secure")))
+    tls_fake.script(fp.sse(fp.chunks(["se", "cure"])))
+    assert complete(server, model="tls/m")["data"] == "secure"
+    with server.client() as client:
+        ask(client, stream=True, model="tls/m")
+        client.read_head()
+        assert without_comments(list(client.frames())).count("content") == 2
+    assert [request.connection for request in tls_fake.requests] == [1, 1]
+
+
+def test_a_tls_upstream_is_left_when_the_client_goes(
+    server: Server, tls_fake: FakeProvider
+) -> None:
+    tls_fake.script(HELD)
+    with server.client() as client:
+        begin_stream(client, model="tls/m")
+        before = time.monotonic()
+    [request] = tls_fake.wait_closed()
+    assert closed_after(request, before) < GONE_WITHIN_S
+
+
+# What others notice
+
+
+def test_others_are_served_beside_local_streams(server: Server) -> None:
+    done = threading.Event()
+    with ExitStack() as stack:
+        clients = [stack.enter_context(server.client()) for _ in range(8)]
+        for client in clients:
+            begin_stream(client, model="local/pydoc", additional_params={"n": 128})
+        readers = [threading.Thread(target=read_until, args=(client, done)) for client in clients]
+        for reader in readers:
+            reader.start()
+        delays = sorted(health_delay(server) for _ in range(200))
+        done.set()
+        for reader in readers:
+            reader.join()
+    assert delays[-2] < 0.25, delays[-10:]
+
+
+def read_until(client: RawClient, done: threading.Event) -> None:
+    for _ in client.frames():
+        if done.is_set():
+            return
+    pytest.fail("it ended too early")
+
+
+def health_delay(server: Server) -> float:
+    with server.client() as client:
+        before = time.monotonic()
+        client.request("GET", "/health")
+        assert client.read_head().status == 200
+        return time.monotonic() - before

@@ -1,0 +1,154 @@
+"""The public surface, pinned: what users build on changes only when a line here changes too."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from flask import Flask
+
+import config
+import errors
+import logs
+from config import Settings
+from errors import SluiceError
+from providers import BUILT_IN
+
+ROOT = Path(__file__).parent.parent
+
+ROUTES = {
+    ("GET", "/"),
+    ("GET", "/api/v1/completions/streams"),
+    ("GET", "/api/v1/models"),
+    ("GET", "/api/v1/models/<provider>"),
+    ("GET", "/api/v1/models/<provider>/<path:model>"),
+    ("GET", "/health"),
+    ("GET", "/ready"),
+    ("GET", "/static/<path:filename>"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/<path:model>"),
+    ("POST", "/api/v1/auth/api-key"),
+    ("POST", "/api/v1/auth/token"),
+    ("POST", "/api/v1/completions"),
+    ("POST", "/api/v1/completions/stop-stream/<stream_id>"),
+    ("POST", "/v1/completions"),
+    ("POST", "/v1/completions/stop-stream/<stream_id>"),
+}
+
+CODES = {
+    "InvalidRequest": (400, "invalid_request"),
+    "UnsupportedParameter": (400, "unsupported_parameter"),
+    "Unauthorized": (401, "unauthorized"),
+    "InsufficientCredits": (402, "insufficient_credits"),
+    "ModelForbidden": (403, "model_forbidden"),
+    "ByokRejected": (403, "byok_rejected"),
+    "NotFound": (404, "not_found"),
+    "ProviderNotFound": (404, "provider_not_found"),
+    "ModelNotFound": (404, "model_not_found"),
+    "StreamNotFound": (404, "stream_not_found"),
+    "MethodNotAllowed": (405, "method_not_allowed"),
+    "RequestTimeout": (408, "request_timeout"),
+    "StreamExists": (409, "stream_exists"),
+    "RequestTooLarge": (413, "request_too_large"),
+    "UnsupportedMediaType": (415, "unsupported_media_type"),
+    "RateLimited": (429, "rate_limited"),
+    "ClientGone": (499, "client_gone"),
+    "SluiceError": (500, "internal_error"),
+    "InternalError": (500, "internal_error"),
+    "UpstreamError": (502, "provider_error"),
+    "Unavailable": (503, "unavailable"),
+    "UpstreamTimeout": (504, "provider_timeout"),
+}
+
+VARIABLES = {
+    "PORT",
+    "SLUICE_CLIENT_TIMEOUT_S",
+    "SLUICE_CONFIG",
+    "SLUICE_CONNECT_TIMEOUT_S",
+    "SLUICE_CORS_ORIGINS",
+    "SLUICE_DEFAULT_MODEL",
+    "SLUICE_DRAIN_S",
+    "SLUICE_FIRST_EVENT_TIMEOUT_S",
+    "SLUICE_FIRST_EVENT_WAIT_S",
+    "SLUICE_IDLE_TIMEOUT_S",
+    "SLUICE_KEEPALIVE_S",
+    "SLUICE_KEYS",
+    "SLUICE_KEYS_FILE",
+    "SLUICE_LOG_FORMAT",
+    "SLUICE_LOG_LEVEL",
+    "SLUICE_MAX_BODY",
+    "SLUICE_MAX_STREAMS",
+    "SLUICE_STRICT",
+    "SLUICE_TOTAL_TIMEOUT_S",
+    "WEB_CONCURRENCY",
+}
+
+LOG_FIELDS = {
+    "attempts",
+    "code",
+    "cost_usd",
+    "duration_ms",
+    "end_reason",
+    "first_event_ms",
+    "input_tokens",
+    "key_id",
+    "method",
+    "model",
+    "output_tokens",
+    "path",
+    "provider",
+    "request_id",
+    "status",
+    "stream_id",
+    "upstream_code",
+    "upstream_status",
+    "usage_source",
+}
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flask:
+    import app
+
+    monkeypatch.setattr(app.logs, "configure", lambda *_: None)
+    return app.create_app(Settings(keys_file=tmp_path / "keys.jsonl"))
+
+
+def classes(root: type[SluiceError]) -> set[type[SluiceError]]:
+    """A class of the tree, and all below it that errors.py defines."""
+    below = (classes(kind) for kind in root.__subclasses__() if kind.__module__ == "errors")
+    return {root}.union(*below)
+
+
+def test_the_routes(app: Flask) -> None:
+    found = {
+        (method, rule.rule)
+        for rule in app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+    assert found == ROUTES
+
+
+def test_the_error_codes() -> None:
+    found = {kind.__name__: (kind.status, kind.code) for kind in classes(errors.SluiceError)}
+    assert found == CODES
+
+
+def test_the_environment_variables() -> None:
+    assert {variable.name for variable in config.VARIABLES} == VARIABLES
+
+
+def test_the_fields_of_a_log_line() -> None:
+    assert set(logs.FIELDS) == LOG_FIELDS
+    assert len(logs.FIELDS) == len(LOG_FIELDS)
+
+
+def test_the_reference_of_the_configuration_names_every_variable_and_no_other() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    documented = Counter(re.findall(r"^\| `([A-Z][A-Z0-9_]*)` \|", text, re.MULTILINE))
+    keys = {row.api_key_env for row in BUILT_IN if row.api_key_env is not None}
+    in_urls = {name for row in BUILT_IN for name in re.findall(r"\{([A-Z0-9_]+)\}", row.base_url)}
+    assert set(documented) == VARIABLES | keys | in_urls
+    assert set(documented.values()) == {1}
