@@ -207,11 +207,11 @@ class Gateway:
         )
 
     def _make(self, request: CompletionRequest, target: Target) -> Attempt:
-        if target.provider.dialect == "local":
+        if target.dialect == "local":
             from providers.local import LocalAttempt  # loaded where it is used
 
             return LocalAttempt(request, target)
-        dialect = providers.dialect(target.provider.dialect)
+        dialect = providers.dialect(target.dialect)
         return HttpAttempt(self._transport, dialect, request, target, self.settings.timeouts)
 
 

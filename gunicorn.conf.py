@@ -6,6 +6,7 @@ imports the standard library and config.py (itself standard library only) and no
 """
 
 import contextlib
+import errno
 import fcntl
 import logging
 import resource
@@ -121,9 +122,11 @@ def post_request(_worker, request, _environ, _response):
 
 
 def tells_news(record):
-    """Not a traceback for a client that blocked for too long: its call's line says client_gone."""
-    late = record.exc_info and isinstance(record.exc_info[1], TimeoutError)
-    return not (late and record.msg == "Socket error processing request.")
+    """Not a traceback for a connection that was given up, because its client blocked for too long
+    or because we shut it down: gunicorn takes that for an error, and the call has its own line."""
+    failure = record.exc_info and record.exc_info[1]
+    given_up = isinstance(failure, TimeoutError) or getattr(failure, "errno", 0) == errno.EBADF
+    return not (given_up and record.msg == "Socket error processing request.")
 
 
 def post_worker_init(worker):

@@ -31,7 +31,7 @@ from errors import (
     UpstreamTimeout,
     whole_seconds,
 )
-from providers.base import Provider, Target
+from providers.base import Provider, Target, matches
 
 HINTS = frozenset(
     (
@@ -181,9 +181,12 @@ def candidates(
 
 def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidate:
     """The request as one target can honour it. Raises UnsupportedParameter."""
+    fim = target.provider.fim
+    if request.suffix and fim and matches(target.model, fim.models):
+        target = msgspec.structs.replace(target, fim=fim)
     check_limits(request, target)
     asked = wanted(request)
-    lacking = asked & providers.dialect(target.provider.dialect).unsupported(target)
+    lacking = asked & providers.dialect(target.dialect).unsupported(target)
     echo = "echo" in lacking and "echo_logprobs" not in asked
     split = "prompt_list" in lacking
     hints = lacking & HINTS
@@ -202,7 +205,7 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
 
 def check_limits(request: CompletionRequest, target: Target) -> None:
     """Raises UnsupportedParameter for a value above what the host takes."""
-    for name, most in target.provider.limits.items():
+    for name, most in target.limits.items():
         value = getattr(request, name)
         amount = len(value) if isinstance(value, tuple) else value
         if amount is not None and amount > most:

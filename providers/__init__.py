@@ -17,13 +17,31 @@ from typing import Any, Final, cast
 import msgspec
 
 from config import ConfigError, did_you_mean
-from providers.base import Dialect, Provider
+from providers.base import Dialect, Family, Fim, Provider
 
-DIALECTS: Final = {"openai": "providers.openai", "local": "providers.local"}
+DIALECTS: Final = {
+    "openai": "providers.openai",
+    "infill": "providers.infill",
+    "local": "providers.local",
+}
 
-OPENAI_LEGACY: Final = ("gpt-3.5-turbo-instruct*", "davinci-002", "babbage-002", "ft:*-002:*")
 MODERN: Final = {"max_tokens": "max_completion_tokens"}
 PENALTIES: Final = ("frequency_penalty", "presence_penalty")
+OPENAI_LEGACY: Final = ("gpt-3.5-turbo-instruct*", "davinci-002", "babbage-002", "ft:*-002:*")
+OPENAI_FAMILIES: Final = (
+    Family(models=("gpt-3.5-turbo-instruct*",), limits={"logprobs": 5}),
+    Family(
+        models=("davinci-002", "babbage-002", "ft:*-002:*"),
+        cannot=("suffix",),
+        limits={"logprobs": 5},
+    ),
+    Family(  # reasoning models refuse what would steer the sampling
+        models=("o[1-9]*", "gpt-5*", "gpt-6*"),
+        unless=("gpt-5-chat*",),
+        cannot=("temperature", "top_p", "logprobs", "logit_bias", *PENALTIES),
+    ),
+    Family(models=("o3*", "o4-mini*"), cannot=("stop",)),
+)
 
 BUILT_IN: Final = (
     Provider(name="local", dialect="local", models=("pydoc",), free=True),
@@ -33,6 +51,7 @@ BUILT_IN: Final = (
         api_key_env="OPENAI_API_KEY",
         completions=OPENAI_LEGACY,
         chat_names=MODERN,
+        families=OPENAI_FAMILIES,
     ),
     Provider(  # deployments have names of their own: set `completions` for legacy ones
         name="azure",
@@ -41,19 +60,31 @@ BUILT_IN: Final = (
         key_header="api-key",
         completions=("gpt-35-turbo-instruct*", *OPENAI_LEGACY),
         chat_names=MODERN,
+        families=OPENAI_FAMILIES,
     ),
     Provider(
         name="deepseek",
         base_url="https://api.deepseek.com",
         api_key_env="DEEPSEEK_API_KEY",
         cannot=("n", "seed", "logit_bias", "user"),
+        fim=Fim(
+            path="/beta/completions",
+            cannot=(
+                *("n", "best_of", "seed", "logit_bias", "user"),
+                *("prompt_list", "token_ids"),
+            ),
+        ),
     ),
     Provider(  # its legacy endpoint is documented for models that it has since retired
         name="xai",
         base_url="https://api.x.ai/v1",
         api_key_env="XAI_API_KEY",
         cannot=("logit_bias",),
+        limits={"logprobs": 8},
         chat_names=MODERN,
+        families=(
+            Family(models=("grok-4*",), unless=("*non-reasoning*",), cannot=("stop", *PENALTIES)),
+        ),
         price_id="x-ai",
     ),
     Provider(
@@ -61,8 +92,18 @@ BUILT_IN: Final = (
         base_url="https://api.mistral.ai/v1",
         api_key_env="MISTRAL_API_KEY",
         cannot=("logprobs", "logit_bias", "user"),
+        limits={"temperature": 1.5},
         chat_names={"seed": "random_seed"},
         stream_options={},
+        fim=Fim(
+            path="/fim/completions",
+            models=("codestral*",),
+            cannot=(
+                *("n", "best_of", "logprobs", "echo", "logit_bias", "user", *PENALTIES),
+                *("prompt_list", "token_ids"),
+            ),
+            names={"seed": "random_seed"},
+        ),
     ),
     Provider(  # in China: base_url = "https://dashscope.aliyuncs.com/compatible-mode/v1"
         name="qwen",
@@ -76,6 +117,7 @@ BUILT_IN: Final = (
         base_url="https://router.huggingface.co/v1",
         api_key_env="HF_TOKEN",
         cannot=("n", "logit_bias", "user"),
+        limits={"logprobs": 5},
         models=("openai/gpt-oss-120b:groq",),
     ),
     Provider(
@@ -100,6 +142,7 @@ BUILT_IN: Final = (
         api_key_env="FIREWORKS_API_KEY",
         completions=True,
         cannot=("best_of", "suffix"),
+        limits={"logprobs": 5},
         stream_options={},
     ),
     Provider(  # has a legacy endpoint outside its specification; not every upstream serves it
@@ -114,6 +157,7 @@ BUILT_IN: Final = (
         api_key_env="CEREBRAS_API_KEY",
         completions=True,
         cannot=("suffix", "logit_bias", *PENALTIES),
+        limits={"temperature": 1.5},
         chat_names=MODERN,
     ),
     Provider(
@@ -151,6 +195,7 @@ BUILT_IN: Final = (
         base_url="http://127.0.0.1:8080/v1",
         completions=True,
         cannot=("best_of", "suffix", "echo", "user"),
+        fim=Fim(path="/infill", dialect="infill"),
     ),
     Provider(
         name="lmstudio",

@@ -20,10 +20,27 @@ class Family(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     models: tuple[str, ...]
     """Globs."""
+    unless: tuple[str, ...] = ()
+    """Globs of those that don't belong to it after all."""
     cannot: tuple[str, ...] = ()
     """Parameters that these models lack or refuse."""
+    limits: dict[str, float] = {}
     chat_names: dict[str, str] = {}
-    """What /chat/completions calls a parameter for them."""
+
+    def has(self, model: str) -> bool:
+        return matches(model, self.models) and not matches(model, self.unless)
+
+
+class Fim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a host fills in the middle: requests with a suffix go there."""
+
+    path: str
+    """After base_url."""
+    models: tuple[str, ...] = ("*",)
+    dialect: str = ""
+    """Empty: the host's own."""
+    cannot: tuple[str, ...] = ()
+    names: dict[str, str] = {}
 
 
 class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,6 +69,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What /chat/completions calls a parameter, where that isn't our name for it."""
     families: tuple[Family, ...] = ()
     """Models that differ from the rest."""
+    fim: Fim | None = None
+    """Where requests with a suffix go, where it isn't /completions."""
     stream_options: dict[str, Any] = msgspec.field(default_factory=lambda: {"include_usage": True})
     """Sent with a stream; empty: the host doesn't take them, and tells usage or not."""
     models: tuple[str, ...] = ()
@@ -69,6 +88,8 @@ class Target(msgspec.Struct, frozen=True):
     model: str
     credential: Secret | None = None
     byok: bool = False
+    fim: Fim | None = None
+    """Set where this call fills in the middle."""
 
     @property
     def name(self) -> str:
@@ -76,29 +97,46 @@ class Target(msgspec.Struct, frozen=True):
         return f"{self.provider.name}/{self.model}"
 
     @property
+    def dialect(self) -> str:
+        """The name of the dialect that it speaks."""
+        return (self.fim and self.fim.dialect) or self.provider.dialect
+
+    @property
     def legacy(self) -> bool:
-        """Whether this model is asked through the legacy /completions."""
+        """Whether this model is asked in the manner of the legacy /completions."""
         has = self.provider.completions
-        if isinstance(has, bool):
-            return has
+        if self.fim or isinstance(has, bool):
+            return bool(self.fim or has)
         return matches(self.model, has)
 
     @property
     def cannot(self) -> frozenset[str]:
         """Parameters that the host or this model lacks."""
-        found = frozenset(self.provider.cannot)
-        return found.union(*(family.cannot for family in self._families()))
+        own = self.fim.cannot if self.fim else self.provider.cannot
+        return frozenset(own).union(*(family.cannot for family in self._families()))
 
     @property
-    def chat_names(self) -> dict[str, str]:
-        """What /chat/completions calls a parameter for this model."""
+    def limits(self) -> dict[str, float]:
+        """The greatest value of a parameter; of `stop`, how many."""
+        found = dict(self.provider.limits)
+        for family in self._families():
+            found |= family.limits
+        return found
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """What the host calls a parameter, where that isn't our name for it."""
+        if self.fim:
+            return self.fim.names
+        if self.legacy:
+            return {}
         found = dict(self.provider.chat_names)
         for family in self._families():
             found |= family.chat_names
         return found
 
     def _families(self) -> list[Family]:
-        return [f for f in self.provider.families if matches(self.model, f.models)]
+        return [family for family in self.provider.families if family.has(self.model)]
 
 
 def matches(model: str, globs: Iterable[str]) -> bool:

@@ -12,6 +12,7 @@ Source: OpenAI API reference, "Completions" and "Chat" (read 2026-11).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from itertools import chain
 from typing import Any, Final
 from urllib.parse import quote
@@ -61,7 +62,13 @@ def unsupported(target: Target) -> frozenset[str]:
 
 def call(request: CompletionRequest, target: Target) -> Call:
     """The request to make. A chat target takes exactly one prompt, a text."""
-    headers = {
+    body = msgspec.json.encode(_body(request, target))
+    return Call("POST", _url(target), headers(request, target), body)
+
+
+def headers(request: CompletionRequest, target: Target) -> dict[str, str]:
+    """The headers of a call, the credential among them."""
+    found = {
         "Content-Type": "application/json",
         "Accept": "text/event-stream" if request.stream else "application/json",
         "Accept-Encoding": "identity",
@@ -70,34 +77,33 @@ def call(request: CompletionRequest, target: Target) -> Call:
     if target.credential is not None:
         key = target.credential.reveal()
         name = target.provider.key_header
-        headers[name] = f"Bearer {key}" if name == "Authorization" else key
-    body = msgspec.json.encode(_body(request, target))
-    return Call("POST", _url(target), headers, body)
+        found[name] = f"Bearer {key}" if name == "Authorization" else key
+    return found
 
 
 def _url(target: Target) -> str:
     provider = target.provider
     base = provider.base_url.rstrip("/").replace("{model}", quote(target.model, safe=""))
     path = "/completions" if target.legacy else "/chat/completions"
+    if target.fim:
+        path = target.fim.path
     return f"{base}{path}?{provider.query}" if provider.query else base + path
 
 
 def _body(request: CompletionRequest, target: Target) -> dict[str, Any]:
     body: dict[str, Any] = {"model": target.model}
-    theirs: Mapping[str, str]
     if target.legacy:
         prompts = request.prompts
         body["prompt"] = prompts[0] if len(prompts) == 1 else prompts
         names = SAMPLING + LEGACY_ONLY
-        theirs = {}
     else:
         (prompt,) = request.prompts
         body["messages"] = [{"role": "user", "content": prompt}]
         names = SAMPLING
-        theirs = target.chat_names
+    theirs, lacks = target.names, target.cannot
     for name in names:
         value = getattr(request, name)
-        if asked_for(value) and name not in target.cannot:
+        if asked_for(value) and name not in lacks:
             body[theirs.get(name, name)] = value
     if not target.legacy and request.logprobs is not None:
         body["logprobs"] = True
@@ -125,21 +131,11 @@ def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batc
         return
     seen = bytearray()
     answer = Answer(request)
-    for frames in sse.decode(_remember(chunks, seen)):
-        batch: Batch = []
-        try:
-            done = _read(frames, answer, batch)
-        except UpstreamError:
-            if batch:  # what came before the error is the caller's all the same
-                yield batch
-            raise
-        if batch:
-            yield batch
-        if done:
-            return
-    if not answer.started:
-        raise garbage("The upstream ended the stream without an answer.", bytes(seen[:SEEN]))
-    answer.break_off()
+    ended = yield from sse.batches(_remember(chunks, seen), partial(_read, answer))
+    if not ended:
+        if not answer.started:
+            raise garbage("The upstream ended the stream without an answer.", bytes(seen[:SEEN]))
+        answer.break_off()
 
 
 def _start(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
@@ -152,16 +148,14 @@ def _start(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
     return b"", iter(taken)
 
 
-def _read(frames: list[sse.Frame], answer: Answer, batch: Batch) -> bool:
-    """Append the events of some frames; whether [DONE] was among them."""
-    for frame in frames:
-        data = frame.data
-        if data.lstrip().startswith(DONE):
-            answer.end(batch)
-            return True
-        if frame.event == "error":
-            raise _error_frame(data)
-        answer.read(data, batch)
+def _read(answer: Answer, frame: sse.Frame, batch: Batch) -> bool:
+    """Append the events of a frame; whether it was [DONE]."""
+    if frame.data.lstrip().startswith(DONE):
+        answer.end(batch)
+        return True
+    if frame.event == "error":
+        raise _error_frame(frame.data)
+    answer.read(frame.data, batch)
     return False
 
 

@@ -11,10 +11,11 @@ Source: WHATWG HTML, section 9.2 "Server-sent events", "Interpreting an event st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 import msgspec
 
+from completion import Batch
 from errors import UpstreamError
 
 MAX_LINE = 1 << 20
@@ -154,3 +155,27 @@ def _unix_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 def _too_long(what: str, limit: int) -> UpstreamError:
     return UpstreamError(f"The upstream sent a stream {what} of more than {limit} bytes.")
+
+
+def batches(
+    chunks: Iterable[bytes], read: Callable[[Frame, Batch], bool]
+) -> Generator[Batch, None, bool]:
+    """A batch for each chunk that brings one event or more; returns whether the end was told.
+
+    read: appends a frame's events to a batch, and says whether that was the end; nothing after it
+    is asked for. When it raises UpstreamError, what came before is delivered first: it is the
+    caller's all the same.
+    """
+    for frames in decode(chunks):
+        batch: Batch = []
+        try:
+            ended = any(read(frame, batch) for frame in frames)
+        except UpstreamError:
+            if batch:
+                yield batch
+            raise
+        if batch:
+            yield batch
+        if ended:
+            return True
+    return False

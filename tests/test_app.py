@@ -21,8 +21,8 @@ from flask.testing import FlaskClient
 from werkzeug.exceptions import BadGateway, ImATeapot
 from werkzeug.test import TestResponse
 
-import app as app_module
-from app import EXPOSED, create_app
+import logs
+from app import EXPOSED, access, create_app
 from completion import Delta, Finished, Started, Usage, Used
 from config import Settings
 from errors import UpstreamError
@@ -83,7 +83,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 
 def make_app(directory: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Site:
-    monkeypatch.setattr(app_module.logs, "configure", lambda *_: None)
+    monkeypatch.setattr(logs, "configure", lambda *_: None)
     return Site(directory, **settings)
 
 
@@ -215,16 +215,16 @@ class Kept(logging.Handler):
 @pytest.fixture
 def lines() -> Iterator[list[logging.LogRecord]]:
     """What is written to the access log."""
-    handler, level = Kept(), app_module.access.level
-    app_module.access.addHandler(handler)
-    app_module.access.setLevel(logging.DEBUG)
+    handler, level = Kept(), access.level
+    access.addHandler(handler)
+    access.setLevel(logging.DEBUG)
     yield handler.records
-    app_module.access.removeHandler(handler)
-    app_module.access.setLevel(level)
+    access.removeHandler(handler)
+    access.setLevel(level)
 
 
 def carried(record: logging.LogRecord) -> dict[str, Any]:
-    return app_module.logs.fields(record)
+    return logs.fields(record)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_nothing_that_is_logged_is_a_key_a_prompt_or_an_answer(
         for _ in range(2):
             site.post({**PROMPT, "prompt": "my words", "byok_api_key": "sk-own-key"})
         site.post({"prompt": 5, "byok_api_key": "sk-own-key"})
-    text = "\n".join(app_module.logs.JsonFormatter().format(record) for record in caplog.records)
+    text = "\n".join(logs.JsonFormatter().format(record) for record in caplog.records)
     assert "completion" in text
     for secret in (site.secret, "sk-own-key", "my words", "Hello"):
         assert secret not in text
@@ -318,7 +318,12 @@ def test_the_client_s_time_is_bounded_while_its_request_lasts(
 ) -> None:
     server, client = socket.socketpair()
     seen: list[float | None] = []
-    site.app.add_url_rule("/seen", view_func=lambda: str(seen.append(server.gettimeout())))
+
+    def note() -> str:
+        seen.append(server.gettimeout())
+        return ""
+
+    site.app.add_url_rule("/seen", view_func=note)
     with server, client:
         for name in ("gunicorn.socket", "werkzeug.socket"):
             server.settimeout(7)
@@ -332,7 +337,12 @@ def test_the_client_s_time_is_bounded_while_its_request_lasts(
 
 def test_a_client_that_is_gone_when_its_answer_is_ready_troubles_nobody(site: Site) -> None:
     server, client = socket.socketpair()
-    site.app.add_url_rule("/gone", view_func=lambda: str(server.close()))
+
+    def lose() -> str:
+        server.close()
+        return ""
+
+    site.app.add_url_rule("/gone", view_func=lose)
     with client:
         answer = site.client.get("/gone", environ_overrides={"gunicorn.socket": server})
         answer.close()
@@ -350,7 +360,7 @@ def test_the_logging_is_set_up_as_the_settings_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, str]] = []
-    monkeypatch.setattr(app_module.logs, "configure", lambda *what: asked.append(what))
+    monkeypatch.setattr(logs, "configure", lambda *what: asked.append(what))
     create_app(Settings(keys_file=tmp_path / "keys", log_format="text", log_level="error"))
     assert asked == [("text", "error")]
 
@@ -358,7 +368,7 @@ def test_the_logging_is_set_up_as_the_settings_say(
 def test_without_settings_it_reads_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app_module.logs, "configure", lambda *_: None)
+    monkeypatch.setattr(logs, "configure", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.environ", {"SLUICE_DEFAULT_MODEL": "local/other"})
     settings = create_app().extensions["sluice"].settings
@@ -439,7 +449,7 @@ def test_a_preflight_needs_no_key(site: Site) -> None:
 @pytest.fixture
 def from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A process with nothing set, in an empty folder."""
-    monkeypatch.setattr(app_module.logs, "configure", lambda *_: None)
+    monkeypatch.setattr(logs, "configure", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.environ", {})
     return monkeypatch

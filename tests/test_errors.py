@@ -37,10 +37,8 @@ CLASSES = [kind for _, kind in tree(SluiceError)]
 
 
 def test_the_docstring_draws_the_tree_as_it_is() -> None:
-    drawn = []
-    for line in (errors.__doc__ or "").splitlines():
-        if found := re.match(r"    ([│├└─ ]*)([A-Z]\w+)(?: (\d{3}) (\w+))?", line):
-            drawn.append((len(found[1]) // 4, found[2], found[3], found[4]))
+    line = re.compile(r"^    ([│├└─ ]*)([A-Z]\w+)(?: (\d{3}) (\w+))?", re.MULTILINE)
+    drawn = [(len(f[1]) // 4, f[2], f[3], f[4]) for f in line.finditer(errors.__doc__ or "")]
     assert drawn[0] == (0, "SluiceError", None, None)
     real = [(depth, k.__name__, str(k.status), k.code) for depth, k in tree(SluiceError)[1:]]
     assert sorted(drawn[1:]) == sorted(real)

@@ -150,6 +150,19 @@ def test_a_client_that_does_not_read(server: Server, fake: FakeProvider) -> None
         assert settled(server, stream_id)["end_reason"] == "client_gone"
 
 
+@pytest.mark.parametrize("how", ["close", "reset", "half_close"])
+def test_a_client_that_does_not_read_hangs_up(server: Server, fake: FakeProvider, how: str) -> None:
+    fake.script([*BEGUN, fp.repeat(EVENT.data * 100)])
+    with server.client(rcvbuf=4096) as client:
+        stream_id = begin_stream(client)
+        calls.wait_blocked(fake)
+        before = time.monotonic()
+        HANG_UPS[how](client)
+        [request] = fake.wait_closed()
+        assert closed_after(request, before) < GONE_WITHIN_S
+        assert settled(server, stream_id)["end_reason"] == "client_gone"
+
+
 def test_a_client_that_reads_slowly_gets_all(server: Server, fake: FakeProvider) -> None:
     """It may take longer than a client may block, as long as it goes on."""
     texts = ["x" * 20_000] * 200

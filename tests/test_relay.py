@@ -137,15 +137,15 @@ def test_a_call_under_way_was_ended_by_nothing() -> None:
 
 def test_a_full_mailbox_makes_the_reader_wait_until_it_is_emptied() -> None:
     mailbox = Mailbox()
-    assert mailbox.put(A, BACKLOG)
-    assert not mailbox.full
-    assert mailbox.put(A, 1)
-    assert mailbox.full
+    full = []
+    for weight in (BACKLOG, 1):
+        assert mailbox.put(A, weight)
+        full.append(mailbox.full)
     reader = Beside(lambda: mailbox.put(B, 1))
     assert reader.waits
     assert mailbox.take() == [A, A]
     assert reader.done() is True
-    assert not mailbox.full
+    assert [*full, mailbox.full] == [False, True, False]
     assert mailbox.take() == [B]
 
 

@@ -94,9 +94,10 @@ def test_no_attempt_begins_once_the_call_has_ended() -> None:
 
 def test_events_are_counted_whether_or_not_anybody_takes_them() -> None:
     stream, _ = under_way()
-    assert stream.first_event is None
+    before = stream.first_event
     assert stream.put([Started("m", 3), Delta(0, "abcde")])
     first = stream.first_event
+    assert before is None
     assert first is not None
     stream.end("stopped")
     assert not stream.put([Delta(0, "f"), Used(Usage(3, 9))])
@@ -576,7 +577,7 @@ def test_a_socket_that_we_closed_has_nobody_at_its_end(
 def test_where_tcp_tells_nothing_a_peek_does(
     monkeypatch: pytest.MonkeyPatch, leave: Callable[[socket.socket], None]
 ) -> None:
-    monkeypatch.setattr(streams.sys, "platform", "darwin")
+    monkeypatch.setattr("streams.sys.platform", "darwin")
     server, client = tcp_pair()
     with closing(server), closing(client):
         assert not hung_up(server)

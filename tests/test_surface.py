@@ -12,6 +12,7 @@ from flask import Flask
 import config
 import errors
 import logs
+from app import create_app
 from config import Settings
 from errors import SluiceError
 from providers import BUILT_IN
@@ -110,10 +111,8 @@ LOG_FIELDS = {
 
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flask:
-    import app
-
-    monkeypatch.setattr(app.logs, "configure", lambda *_: None)
-    return app.create_app(Settings(keys_file=tmp_path / "keys.jsonl"))
+    monkeypatch.setattr(logs, "configure", lambda *_: None)
+    return create_app(Settings(keys_file=tmp_path / "keys.jsonl"))
 
 
 def classes(root: type[SluiceError]) -> set[type[SluiceError]]:

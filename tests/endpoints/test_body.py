@@ -11,7 +11,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 from flask import Flask
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from werkzeug.exceptions import ClientDisconnected
 
@@ -81,26 +81,32 @@ def read(data: dict[str, Any]) -> CompletionRequest:
     return request
 
 
+def refusal(data: dict[str, Any]) -> InvalidRequest | None:
+    """Why it means none; None: it does."""
+    try:
+        read(data)
+    except InvalidRequest as error:
+        return error
+    return None
+
+
 # Any value of any field
 
 
 @given(NATIVE_FIELDS, JSON)
 def test_any_value_is_a_request_or_a_sentence_that_helps(name: str, value: Any) -> None:
-    data = {"prompt": "Hi", name: value}
-    try:
-        read(data)
-    except InvalidRequest as error:
-        message = error.message
-        assert type(error) is InvalidRequest
-        if name == "additional_params" and isinstance(value, dict):
-            assert error.param in value
-        elif value is None:
-            assert name == "prompt"
-            assert message == f"prompt is missing; it takes {TAKES['prompt']}."
-        else:
-            assert error.param == name
-            assert message == f"{name}: got {shown(name, value)}; it takes {TAKES[name]}."
-        assert len(message) < 400
+    error = refusal({"prompt": "Hi", name: value})
+    if error is None:
+        return
+    assert type(error) is InvalidRequest
+    assert len(error.message) < 400
+    if name == "additional_params" and isinstance(value, dict):
+        assert error.param in value
+    elif value is None:
+        assert error.message == f"prompt is missing; it takes {TAKES['prompt']}."
+    else:
+        assert error.param == name
+        assert error.message == f"{name}: got {shown(name, value)}; it takes {TAKES[name]}."
 
 
 @given(st.sampled_from(sorted(NAMES)), JSON)
@@ -120,13 +126,11 @@ def test_a_name_that_stands_in_additional_params_is_checked_like_the_field(
     assert outcome({"additional_params": {name: value}}) == outcome({name: value})
 
 
+@settings(max_examples=50)
 @given(st.dictionaries(st.text(max_size=12) | NATIVE_FIELDS, JSON, max_size=5))
 def test_any_object_is_a_request_or_an_invalid_one(data: dict[str, Any]) -> None:
-    try:
-        read(data)
-    except InvalidRequest as error:
-        assert error.message
-        assert error.param is not None
+    error = refusal(data)
+    assert error is None or (error.message and error.param is not None)
 
 
 @given(KEY_TEXT, st.sampled_from(["list", "object", "space", "accent", "number"]))
@@ -281,15 +285,7 @@ def test_an_unknown_field_is_named_with_the_nearest_known_one(
     assert caught.value.param == (name if len(name) < 100 else "x" * 100 + "...")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name, marks=[pytest.mark.xfail(reason="it resembles top_p")] * (name == "stop")
-        )
-        for name in sorted(NAMES - set(native.FIELDS))
-    ],
-)
+@pytest.mark.parametrize("name", sorted(NAMES - set(native.FIELDS)))
 def test_a_name_that_only_additional_params_take_is_sent_there(name: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         native.parse({"prompt": "Hi", name: 1})
@@ -369,15 +365,19 @@ def reading(flask: Flask, data: bytes, limit: int = 1000, **options: Any) -> Any
         return body.read_object(limit)
 
 
-@pytest.fixture(scope="module")
+READER = Flask(__name__)
+
+
+@pytest.fixture
 def flask() -> Flask:
-    return Flask(__name__)
+    return READER
 
 
+@settings(max_examples=30)
 @given(st.dictionaries(st.text(max_size=5), JSON, max_size=4))
 def test_an_object_is_read_as_it_is(data: dict[str, Any]) -> None:
     text = json.dumps(data).encode()
-    assert reading(Flask(__name__), text, len(text)) == json.loads(text)
+    assert reading(READER, text, len(text)) == json.loads(text)
 
 
 @pytest.mark.parametrize(
@@ -408,7 +408,6 @@ def test_another_kind_is_refused_by_name(flask: Flask, kind: str) -> None:
         (b'{"a": "\xff"}', "The body is not UTF-8 at byte "),
         (b'{"a": "\xed\xa0\x80"}', "The body is not UTF-8 at byte "),
         (b'{"a": "\\ud800"}', "The body is not JSON: "),
-        (b'{"a": ' + b"9" * 900 + b"}", "The body is "),
         (b"[" * 900, "The body is "),
         (b"[]", "The body is a list of 0. It takes a JSON object."),
         (b"null", "The body is null."),
@@ -418,13 +417,9 @@ def test_another_kind_is_refused_by_name(flask: Flask, kind: str) -> None:
     ],
 )
 def test_what_is_no_json_object_is_told_why(flask: Flask, data: bytes, says: str) -> None:
-    try:
-        found = reading(flask, data)
-    except InvalidRequest as error:
-        assert error.message.startswith(says)
-    else:
-        assert data[6:7] == b"9", "only the long number may be one"
-        assert isinstance(found, dict)
+    with pytest.raises(InvalidRequest) as caught:
+        reading(flask, data)
+    assert caught.value.message.startswith(says)
 
 
 def test_deep_nesting_is_refused(flask: Flask) -> None:

@@ -31,7 +31,7 @@ import pytest
 import completion
 from completion import Completion, CompletionRequest, Event, Finished, flatten, fold
 from errors import UpstreamError
-from providers import openai
+from providers import infill, openai
 from providers.base import Dialect
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -52,7 +52,10 @@ class Row(NamedTuple):
     """What marks the end of a stream: whatever follows it is ignored."""
 
 
-DIALECTS = {"openai": Row(openai, last=b"data: [DONE]\n\n")}
+DIALECTS = {
+    "openai": Row(openai, last=b"data: [DONE]\n\n"),
+    "infill": Row(infill),
+}
 
 GARBAGE = (b"\x00\xff garbage", b"data: {]\n\n", b'data: {"error":"late"}\n\n', b"\r\n" * 9)
 

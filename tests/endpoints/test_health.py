@@ -1,0 +1,37 @@
+"""endpoints/health.py: alive, and taking work; needs no key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.test_app import Site, make_app
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    return make_app(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("draining", [True, False])
+def test_it_is_alive_as_long_as_it_answers(site: Site, draining: bool) -> None:
+    site.gateway.draining = draining
+    answer = site.client.get("/health")
+    assert (answer.status_code, answer.json) == (200, {"status": "ok"})
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_it_is_ready_until_it_drains(site: Site, slash: str) -> None:
+    answer = site.client.get("/ready" + slash)
+    assert (answer.status_code, answer.json) == (200, {"status": "ready"})
+    site.gateway.draining = True
+    answer = site.client.get("/ready" + slash)
+    assert (answer.status_code, answer.json) == (503, {"status": "draining"})
+    assert answer.headers["Retry-After"] == "1"
+
+
+def test_work_that_still_comes_while_it_drains_is_taken(site: Site) -> None:
+    site.gateway.draining = True
+    answer = site.post({"prompt": "Hi", "max_tokens": 1})
+    assert answer.status_code == 200

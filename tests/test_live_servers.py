@@ -1,0 +1,258 @@
+"""Each way to start Sluice: the same small script runs on each, and each refuses to start on what
+it can't use, in one clear line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import pytest
+
+from tests import calls
+from tests import fake as fp
+from tests.calls import BEGUN, EVENT, ask, begin_stream, closed_after, complete, kinds, settled
+from tests.fake import FakeProvider
+from tests.live import ROOT, Kind, Server, fake_rows, settings_files
+from tests.raw_client import RawClient
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+GONE_WITHIN_S = 1.5
+HELD = [*BEGUN, fp.hold()]
+
+
+@pytest.fixture(scope="module")
+def every(fake_process: FakeProvider) -> Iterator[dict[Kind, Server]]:
+    with ExitStack() as stack:
+        rows = fake_rows(fake_process.base_url)
+        env = {"SLUICE_CLIENT_TIMEOUT_S": "2"}
+        servers = {kind: stack.enter_context(Server(rows, kind=kind, env=env)) for kind in KINDS}
+        yield servers
+        # Werkzeug's own server shows one for a client that doesn't read.
+        assert "Traceback" not in servers["gevent"].output() + servers["gthread"].output()
+
+
+@pytest.fixture(params=KINDS)
+def server(request: pytest.FixtureRequest, every: dict[Kind, Server], fake: FakeProvider) -> Server:
+    """Each kind of server in turn."""
+    return every[request.param]
+
+
+def test_whole_answers(server: Server, fake: FakeProvider) -> None:
+    fake.script(fp.answer(fp.body("hi")))
+    answer = complete(server)
+    assert (answer["data"], answer["provider"], answer["finish_reason"]) == ("hi", "fake", "stop")
+    assert complete(server, model="local/pydoc", max_tokens=3)["usage"]["tokens_completion"] == 3
+
+
+def test_streams(server: Server, fake: FakeProvider) -> None:
+    rest = [*map(fp.event, fp.chunks(["b"])), fp.event("[DONE]"), fp.last_chunk()]
+    fake.script([*BEGUN, fp.gate("on"), *rest])
+    with server.client() as client:
+        ask(client, stream=True)
+        client.read_head()
+        frames = [client.frame(), client.frame()]  # before there is more
+        fake.open("on")
+        frames += list(client.frames())
+    assert kinds(frames) == ["usage_start", "content", "content", "finish", "usage_final", "DONE"]
+
+
+def test_stop(server: Server, fake: FakeProvider) -> None:
+    fake.script(HELD)
+    fake.script([fp.hold()])
+    with server.client() as stream, server.client() as unary:
+        stream_id = begin_stream(stream)
+        ask(unary, stream_id="unary")
+        fake.wait_requests(2)
+        before = time.monotonic()
+        assert calls.stop(server, stream_id).json == {"success": True}
+        assert calls.stop(server, "unary").json == {"success": True}
+        assert kinds(list(stream.frames())) == ["finish", "usage_final", "DONE"]
+        unary.read_head()
+        assert unary.json()["finish_reason"] == "cancelled"
+    assert max(closed_after(request, before) for request in fake.wait_closed(2)) < 1
+
+
+PLANS: dict[str, tuple[bool, Sequence[fp.Step]]] = {
+    "flowing": (True, [*BEGUN, fp.repeat(EVENT.data, 0.05)]),
+    "silent": (True, HELD),
+    "unary": (False, [fp.hold()]),
+}
+
+
+@pytest.mark.parametrize("how", ["close", "reset", "half_close"])
+def test_clients_that_hang_up_are_noticed(
+    every: dict[Kind, Server], fake: FakeProvider, how: str
+) -> None:
+    with ExitStack() as stack:
+        clients = []
+        for server, (name, (stream, steps)) in product(every.values(), PLANS.items()):
+            clients.append(stack.enter_context(server.client()))
+            fake.script(steps)
+            ask(clients[-1], stream=stream, stream_id=f"{how}-{name}")
+            fake.wait_requests(len(clients))
+        before = time.monotonic()
+        for client in clients:
+            getattr(RawClient, how)(client)
+        requests = fake.wait_closed(len(clients))
+    assert max(closed_after(request, before) for request in requests) < GONE_WITHIN_S
+    for server, name in product(every.values(), PLANS):
+        assert settled(server, f"{how}-{name}")["end_reason"] == "client_gone"
+
+
+def test_clients_that_do_not_read_are_given_up(
+    every: dict[Kind, Server], fake: FakeProvider
+) -> None:
+    fake.default([*BEGUN, fp.repeat(EVENT.data * 100)])
+    with ExitStack() as stack:
+        ids = {}
+        for kind, server in every.items():
+            client = stack.enter_context(server.client(rcvbuf=4096))
+            ids[kind] = begin_stream(client)
+        requests = fake.wait_closed(len(every), timeout=15)
+        assert {request.closed_by for request in requests} == {"peer"}
+        for kind, server in every.items():
+            assert settled(server, ids[kind])["end_reason"] == "client_gone"
+
+
+def test_bodies_that_do_not_arrive(every: dict[Kind, Server]) -> None:
+    with ExitStack() as stack:
+        clients = {kind: stack.enter_context(server.client()) for kind, server in every.items()}
+        for client in clients.values():
+            client.request("POST", calls.COMPLETIONS, None, {"Content-Length": "9"})
+        found = {kind: client.read_head().status for kind, client in clients.items()}
+    # Werkzeug's own server shows a time-out as a body that ended.
+    assert found == {"gevent": 408, "gthread": 408, "python": 400, "flask": 400}
+
+
+def test_a_connection_serves_again(server: Server, fake: FakeProvider) -> None:
+    """Where the server keeps it open; then also after a pause beyond the client's time-out."""
+    fake.default(fp.sse(fp.chunks(["a"])))
+    with server.client() as client:
+        ask(client, stream=True)
+        head = client.read_head()
+        list(client.frames())
+        if head.headers.get("connection") == "close":
+            assert client.ended()
+            return
+        ask(client, stream=True)
+        assert client.read_head().status == 200
+        assert len(list(client.frames())) == 5
+
+
+# Starts
+
+
+class Start(NamedTuple):
+    status: int | None
+    output: str
+
+
+COMMANDS: dict[str, list[str]] = {
+    "gevent": ["-m", "gunicorn", "-b", "127.0.0.1:0", "wsgi:app"],
+    "gthread": ["-m", "gunicorn", "-b", "127.0.0.1:0", "-k", "gthread", "wsgi:app"],
+    "python": ["wsgi.py"],
+    "flask": ["-m", "flask", "--app", "wsgi", "run", "--port", "0"],
+}
+BAD_ROW = '[providers.x]\nbase_url = "http://127.0.0.1"\nbase_uri = "y"\n'
+REFUSED: dict[str, tuple[Mapping[str, str], str, str]] = {
+    "an_unknown_name": ({"SLUICE_DRIAN_S": "3"}, "", "SLUICE_DRIAN_S is not a setting"),
+    "a_malformed_value": ({"SLUICE_DRAIN_S": "soon"}, "", "SLUICE_DRAIN_S is 'soon'"),
+    "a_bad_row": ({}, BAD_ROW, "[providers.x]"),
+    "no_toml": ({}, "[providers", "can't be read"),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_a_start_is_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, reason: str
+) -> None:
+    env, config, message = REFUSED[reason]
+    running = {}
+    for kind, command in COMMANDS.items():
+        directory = tmp_path_factory.mktemp(kind)
+        (directory / "sluice.toml").write_text(config)
+        running[kind] = launch(command, settings_files(directory) | dict(env))
+    for kind, process in running.items():
+        output, _ = process.communicate(timeout=20)
+        assert process.returncode not in (0, None), kind
+        assert "Traceback" not in output, (kind, output)
+        [line] = [line for line in output.splitlines() if message in line]
+        assert line.startswith("sluice: "), (kind, line)
+
+
+def launch(command: list[str], env: Mapping[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "FLASK_SKIP_DOTENV": "1", **env},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        process_group=0,
+    )
+
+
+@pytest.mark.parametrize("kind", ["gevent", "gthread"])
+def test_two_workers_are_refused_in_one_line(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "sluice.toml").touch()
+    process = launch([*COMMANDS[kind], "-w", "2"], settings_files(tmp_path))
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode != 0
+    assert "Traceback" not in output
+    [line] = [line for line in output.splitlines() if line.startswith("sluice: ")]
+    assert "2 workers" in line
+    assert "use one worker" in line
+
+
+def test_warnings_at_start(fake: FakeProvider) -> None:
+    env = {"WEB_CONCURRENCY": "2", "DYNO": "web.1"}
+    with Server(fake_rows(fake.base_url), env=env) as server:
+        assert len(server.worker_pids()) == 1
+        warnings = [line for line in calls.log_lines(server) if line["level"] == "warning"]
+    texts = [line["message"] for line in warnings]
+    assert len([text for text in texts if "WEB_CONCURRENCY=2 is ignored" in text]) == 1
+    assert len([text for text in texts if "DYNO" in text and "DATABASE_URL" in text]) == 1
+
+
+def test_no_warnings_without_a_reason(every: dict[Kind, Server]) -> None:
+    own = [line for line in calls.log_lines(every["gevent"]) if line["logger"].startswith("sluice")]
+    assert {line["level"] for line in own} <= {"info"}
+
+
+LOAD = """
+import json, runpy, sys
+before = set(sys.modules)
+conf = runpy.run_path("gunicorn.conf.py")
+print(json.dumps([conf["bind"], sorted(set(sys.modules) - before)]))
+"""
+
+
+def load_conf(env: Mapping[str, str]) -> tuple[str, set[str]]:
+    """What gunicorn.conf.py binds, and the modules that it imports."""
+    process = launch(["-c", LOAD], env)
+    output, _ = process.communicate(timeout=20)
+    bind, modules = json.loads(output)
+    return bind, {name.partition(".")[0] for name in modules}
+
+
+def test_the_configuration_of_gunicorn_imports_only_what_it_may() -> None:
+    _, modules = load_conf({})
+    assert modules - set(sys.stdlib_module_names) <= {"config"}
+    assert "ssl" not in modules
+
+
+@pytest.mark.parametrize(
+    ("env", "bind"), [({}, "127.0.0.1:8000"), ({"PORT": "8123"}, "0.0.0.0:8123")]
+)
+def test_port_binds_all_interfaces(env: dict[str, str], bind: str) -> None:
+    """Where a platform sets it, as its router comes from outside; else loopback alone."""
+    assert load_conf(env)[0] == bind
