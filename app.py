@@ -15,6 +15,7 @@ from werkzeug.exceptions import HTTPException
 import cli
 import logs
 from auth import KeyStore
+from call import Outcome
 from config import Settings
 from endpoints import (
     Services,
@@ -38,7 +39,7 @@ from errors import (
     SluiceError,
     UnsupportedMediaType,
 )
-from gateway import Gateway, Outcome
+from gateway import Gateway
 from pricing import dollars
 from streams import Stream
 
@@ -81,7 +82,8 @@ def enter() -> None:
     """A request comes in: name it, and bound how long its client may keep us waiting."""
     g.began = time.monotonic()
     sent = request.headers.get("X-Request-ID", "")
-    g.request_id = sent if body.ID.fullmatch(sent) else str(uuid.uuid4())
+    good = body.ID.fullmatch(sent) and calls.without_secrets(sent) == sent
+    g.request_id = sent if good else str(uuid.uuid4())
     client = calls.client_socket()
     if client is not None:
         client.settimeout(services().settings.client_timeout)
@@ -108,7 +110,7 @@ def log_request(response: Response) -> None:
     extra = {
         "request_id": g.request_id,
         "method": request.method,
-        "path": request.path[:200],
+        "path": calls.without_secrets(request.path[:200]),
         "status": response.status_code,
         "duration_ms": round((time.monotonic() - g.began) * 1000, 1),
     }
@@ -143,6 +145,9 @@ def settled(stream: Stream, outcome: Outcome) -> None:
 
 def error_response(error: SluiceError) -> Response:
     g.error_code = error.code
+    error.message = calls.without_secrets(error.message)
+    error.param = calls.without_secrets(error.param)
+    error.details = calls.without_secrets(error.details)
     face = openai if request.path.startswith("/v1/") else native
     return json_response(face.error_body(error, request_id()), error.status, error.headers)
 
@@ -159,7 +164,7 @@ def http_error(error: HTTPException) -> Response:
 
 def http_message(error: HTTPException) -> str:
     if error.code == 404:
-        return f"Nothing is at {request.path[:200]}."
+        return "Nothing is at this path."  # to name it could say "model" to the official client
     if error.code == 405:
         return f"{request.path[:200]} doesn't take {request.method}."
     return error.description or error.name
@@ -167,6 +172,7 @@ def http_message(error: HTTPException) -> str:
 
 def unexpected(error: Exception) -> Response:
     """A defect of ours: the log has it, the client learns its id only."""
-    log.error("%s %s failed", request.method, request.path[:200], exc_info=error,
-              extra={"request_id": g.get("request_id")})  # fmt: skip
+    path = calls.without_secrets(request.path[:200])
+    extra = {"request_id": g.get("request_id")}
+    log.error("%s %s failed", request.method, path, exc_info=error, extra=extra)
     return error_response(InternalError())

@@ -31,6 +31,7 @@ ModelNotFound says "Model", only ProviderNotFound says "Provider", no 400 says "
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -230,3 +231,15 @@ def retry_headers(seconds: float) -> dict[str, str]:
     if seconds > LONGEST_RETRY_S:
         headers.update(NO_RETRY)
     return headers
+
+
+KEY_LIKE = re.compile(
+    r"\b(?:(?:sk|pk|rk|xai|gsk|hf|nvapi|fw|csk|pplx)[-_]|AIza|ABSK)[\w*.-]{8,}"
+    r"|\bBearer\s+[^\s'\"]+"
+)
+"""What looks like a key, ours or a provider's, or like the part of one that providers show."""
+
+
+def mask(text: str) -> str:
+    """The text without what looks like a key."""
+    return KEY_LIKE.sub("[key]", text)

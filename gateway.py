@@ -13,16 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Protocol
 
 import msgspec
 
 import pricing
 import providers
-from completion import Batch, Completion, CompletionRequest, Delta, Event, Started, Usage, fold
+from call import CallInProgress, Outcome
+from completion import Batch, CompletionRequest, Delta, Started, Usage
 from config import Settings
 from errors import (
-    ClientGone,
     InternalError,
     ModelForbidden,
     SluiceError,
@@ -30,46 +29,19 @@ from errors import (
     UpstreamError,
     UpstreamTimeout,
 )
+from failures import public_error, retryable
+from fidelity import Candidate, candidates
 from keys import Key, allows
 from providers.base import Attempt, Target
 from providers.fanout import FanOut
 from providers.transport import Aborted, HttpAttempt, Transport
-from relay import End, EndReason, Message, Nudge
-from routing import Candidate, Route, Router, candidates, public_error, retryable
+from relay import End
+from routing import Route, Router
 from streams import Stream, Streams
 
 log = logging.getLogger("sluice.gateway")
 
-KEEP_ALIVE = b": keep-alive\n\n"
 FOREVER = float("inf")
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """What a call came to. Durations are seconds, the cost nano-dollars (None: unknown)."""
-
-    reason: EndReason
-    error: SluiceError | None
-    usage: Usage
-    cost: int | None
-    duration: float
-    latency: float
-    """The provider's part of the duration."""
-    first_event: float | None
-    status: int
-    """The HTTP status that the client saw."""
-
-
-class Encoder(Protocol):
-    """How a face writes a stream. Each returns whole frames."""
-
-    def begin(self) -> bytes:
-        """What a stream begins with; at least a comment, so that the status line goes out."""
-
-    def events(self, batch: Batch) -> bytes:
-        """Some events; begins the stream when it has not begun."""
-
-    def end(self, outcome: Outcome) -> bytes:
-        """The last frames, whatever ended it."""
 
 
 class Gateway:
@@ -119,7 +91,7 @@ class Gateway:
         except RuntimeError:  # the system has no thread left
             self.streams.remove(stream)
             raise Unavailable("Too many calls are under way. Try again in a moment.") from None
-        return CallInProgress(self, stream)
+        return CallInProgress(stream, self.settle)
 
     def settle(self, stream: Stream, end: End, status: int) -> Outcome:
         """Account for a call that has ended, and forget it."""
@@ -172,8 +144,9 @@ class Gateway:
 
     def _attempt(self, stream: Stream, candidate: Candidate) -> SluiceError | None:
         """One attempt at one target. None: the call has ended; otherwise what went wrong."""
-        attempt = self._start(candidate)
+        attempt: Attempt | None = None
         try:
+            attempt = self._start(candidate)
             if not stream.attach(attempt, candidate.target, candidate.dropped):
                 return None
             batches = attempt.events()
@@ -192,7 +165,8 @@ class Gateway:
         else:
             return None
         finally:
-            attempt.close()
+            if attempt is not None:
+                attempt.close()
 
     def _start(self, candidate: Candidate) -> Attempt:
         request, target = candidate.request, candidate.target
@@ -213,103 +187,6 @@ class Gateway:
             return LocalAttempt(request, target)
         dialect = providers.dialect(target.dialect)
         return HttpAttempt(self._transport, dialect, request, target, self.settings.timeouts)
-
-
-class CallInProgress:
-    """An admitted call, for its writer: either `result`, or `wait` and then `frames`."""
-
-    def __init__(self, gateway: Gateway, stream: Stream) -> None:
-        self.stream = stream
-        self._gateway = gateway
-        self._waiting: list[Message] = []
-        self._begun = False
-        self._lock = threading.Lock()
-        self._outcome: Outcome | None = None
-
-    def result(self) -> tuple[Completion, Outcome]:
-        """The whole answer, of a call that was stopped too. Raises SluiceError."""
-        events: list[Event] = []
-        try:
-            while True:
-                for message in self.stream.mailbox.take():
-                    if isinstance(message, list):
-                        events += message
-                    elif isinstance(message, End):
-                        outcome = self._settle(message)
-                        raise_for(message)
-                        return fold(events), outcome
-        finally:
-            self.close()
-
-    def wait(self) -> None:
-        """Hold the status line back: until the first event, a failure (raised), or long enough."""
-        while not self._waiting:
-            for message in self.stream.mailbox.take():
-                if message is Nudge.KEEP_ALIVE:
-                    continue
-                if isinstance(message, End) and not self._waiting and message.error:
-                    self._settle(message)
-                    raise_for(message)
-                self._waiting.append(message)
-        self._begun = True
-
-    def frames(self, encoder: Encoder) -> Iterator[bytes]:
-        """The stream in a face's format, a write a yield."""
-        messages, self._waiting = self._waiting, []
-        begun = False
-        try:
-            while True:
-                out = []
-                for message in messages:
-                    if isinstance(message, list):
-                        begun = True
-                        out.append(encoder.events(message))
-                    elif isinstance(message, End):
-                        outcome = self._settle(message)
-                        out.append(encoder.end(outcome))
-                        yield b"".join(out)
-                        return
-                    elif message is Nudge.KEEP_ALIVE:
-                        out.append(KEEP_ALIVE)
-                    elif not begun:  # a release may come behind the first event
-                        begun = True
-                        out.append(encoder.begin())
-                data = b"".join(out)
-                yield data
-                if data:  # events that a face doesn't show are silence
-                    self.stream.last_write = time.monotonic()
-                messages = self.stream.mailbox.take()
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        """The writer is done. If the call has not ended, its client must have gone."""
-        if self._outcome is None:
-            self.stream.end("client_gone")
-            self._settle(End("client_gone"))
-
-    def _settle(self, end: End) -> Outcome:
-        with self._lock:
-            if self._outcome is None:
-                status = 200
-                if end.reason == "client_gone":
-                    status = ClientGone.status
-                elif end.error is not None and not self._begun:
-                    status = end.error.status
-                self._outcome = self._gateway.settle(self.stream, end, status)
-            return self._outcome
-
-
-def raise_for(end: End) -> None:
-    if end.error is not None:
-        raise end.error
-    if end.reason == "client_gone":
-        raise ClientGone
-
-
-def unreached(error: SluiceError | None) -> bool:
-    """Whether the provider never had the call."""
-    return isinstance(error, UpstreamTimeout) and error.phase == "connect"
 
 
 def permitted(key: Key, targets: list[Target]) -> list[Target]:
@@ -335,3 +212,8 @@ def echoed(batches: Iterator[Batch], request: CompletionRequest) -> Iterator[Bat
             batch = head + prompts + [event for event in batch if not isinstance(event, Started)]
             prompts = []
         yield batch
+
+
+def unreached(error: SluiceError | None) -> bool:
+    """Whether the provider never had the call."""
+    return isinstance(error, UpstreamTimeout) and error.phase == "connect"

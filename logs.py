@@ -1,8 +1,9 @@
 """Log lines: JSON for machines, one line of words on a terminal.
 
-Rules that hold here: the standard library only (gunicorn's master uses the formatters too). What a
-line carries beside its message comes as `extra`, from FIELDS alone, so that no header, body or
-credential gets in by accident.
+Rules that hold here: the standard library and errors.py only (gunicorn's master uses the formatters
+too). What a line carries beside its message comes as `extra`, from FIELDS alone, so that no header,
+body or credential gets in by accident; what looks like a key is masked all the same, because other
+people's messages (gunicorn's on a bad header, for one) come through here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import logging
 import sys
 import time
 from typing import Any
+
+from errors import mask
 
 FIELDS = (
     "request_id", "stream_id", "key_id", "method", "path", "status", "code", "provider", "model",
@@ -50,7 +53,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return mask(json.dumps(line, default=str))
 
 
 class TextFormatter(logging.Formatter):

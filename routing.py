@@ -1,49 +1,25 @@
-"""Where a request goes: model name -> targets, what each can honour, and what its failure means.
+"""Where a request goes: model name -> targets.
 
-Rules that hold here: no I/O. A parameter that a target can't honour is never dropped in silence:
-what would change the result refuses the target, what can be done exactly is emulated, a hint is
-dropped by name.
+Rules that hold here: no I/O. A caller's own key goes to the first target's host alone, never to
+another's.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
 import providers
-from completion import CompletionRequest, Secret, asked_for
+from completion import Secret
 from config import ConfigError, Settings
 from errors import (
-    NO_RETRY,
-    ByokRejected,
-    InvalidRequest,
     ModelNotFound,
     ProviderNotFound,
-    RateLimited,
-    RequestTooLarge,
     SluiceError,
-    UnsupportedParameter,
-    UpstreamError,
-    UpstreamTimeout,
-    whole_seconds,
 )
-from providers.base import Provider, Target, matches
-
-HINTS = frozenset(
-    (
-        *("seed", "logit_bias", "frequency_penalty", "presence_penalty", "user"),
-        *("temperature", "top_p", "extra", "openai_extra"),
-    )
-)
-"""Parameters without which the answer is still an answer to the request."""
-
-RETRYABLE = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
-EXHAUSTED = frozenset(("insufficient_quota", "billing_hard_limit_reached"))
-DEFAULT_RETRY_S = 5.0
+from providers.base import Provider, Target
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,19 +29,6 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     provider: str | None = None
     fallbacks: tuple[str, ...] = ()
     byok_api_key: Secret | None = None
-
-
-class Candidate(msgspec.Struct, frozen=True):
-    """A target, and the request as it can honour it."""
-
-    target: Target
-    request: CompletionRequest
-    dropped: tuple[str, ...] = ()
-    """Hints that it can't honour, by name."""
-    echo: bool = False
-    """The prompt is put before the text by us."""
-    split: bool = False
-    """Each prompt is a call of its own."""
 
 
 class Router:
@@ -161,175 +124,6 @@ def alias(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(models, list) or not models or not all(isinstance(m, str) for m in models):
         raise ConfigError(f"sluice.toml, [aliases]: {name} takes a model or a list of models")
     return tuple(models)
-
-
-def candidates(
-    request: CompletionRequest, targets: list[Target], *, strict: bool
-) -> list[Candidate]:
-    """Those targets that can honour the request. Raises UnsupportedParameter when none can."""
-    fitting = []
-    refusal: UnsupportedParameter | None = None
-    for target in targets:
-        try:
-            fitting.append(fit(request, target, strict=strict))
-        except UnsupportedParameter as error:
-            refusal = refusal or error
-    if not fitting and refusal is not None:
-        raise refusal
-    return fitting
-
-
-def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidate:
-    """The request as one target can honour it. Raises UnsupportedParameter."""
-    fim = target.provider.fim
-    if request.suffix and fim and matches(target.model, fim.models):
-        target = msgspec.structs.replace(target, fim=fim)
-    check_limits(request, target)
-    asked = wanted(request)
-    lacking = asked & providers.dialect(target.dialect).unsupported(target)
-    echo = "echo" in lacking and "echo_logprobs" not in asked
-    split = "prompt_list" in lacking
-    hints = lacking & HINTS
-    for name in sorted(lacking - HINTS - {"prompt_list"} - ({"echo"} if echo else set())):
-        unsupported(name, PARAMETER_WORDS.get(name, name), target)
-    dropped = names_of(request, hints)
-    if strict and dropped:
-        unsupported(dropped[0], dropped[0], target)
-    changes: dict[str, Any] = {name: EMPTY.get(name) for name in hints}
-    if echo:
-        changes["echo"] = False
-    if changes:
-        request = msgspec.structs.replace(request, **changes)
-    return Candidate(target, request, dropped, echo, split)
-
-
-def check_limits(request: CompletionRequest, target: Target) -> None:
-    """Raises UnsupportedParameter for a value above what the host takes."""
-    for name, most in target.limits.items():
-        value = getattr(request, name)
-        amount = len(value) if isinstance(value, tuple) else value
-        if amount is not None and amount > most:
-            unsupported(name, f"{name} above {most:g}", target)
-
-
-def unsupported(name: str, words: str, target: Target) -> NoReturn:
-    raise UnsupportedParameter(
-        f"{words} can't be had from {target.name}.",
-        param=name,
-        details={"parameter": name, "target": target.name},
-    )
-
-
-def names_of(request: CompletionRequest, hints: frozenset[str]) -> tuple[str, ...]:
-    """The hints by the names that the caller gave them."""
-    names: set[str] = set()
-    for hint in hints:
-        names |= getattr(request, hint).keys() if hint in BAGS else {hint}
-    return tuple(sorted(names))
-
-
-PARAMETER_WORDS = {
-    "token_ids": "A prompt of token ids",
-    "echo_logprobs": "echo together with logprobs",
-}
-BAGS = frozenset(("extra", "openai_extra"))
-"""Parameters whose names are the caller's."""
-EMPTY: Mapping[str, Any] = {"logit_bias": {}, "extra": {}, "openai_extra": {}}
-
-
-def wanted(request: CompletionRequest) -> frozenset[str]:
-    """The parameters that a request asks for, by the names that `Dialect.unsupported` uses."""
-    names = {
-        name
-        for name in request.__struct_fields__
-        if name not in ("prompts", "stream") and asked_for(getattr(request, name))
-    }
-    if any(not isinstance(prompt, str) for prompt in request.prompts):
-        names.add("token_ids")
-    if len(request.prompts) > 1:
-        names.add("prompt_list")
-    if request.logprobs is not None:
-        names.add("logprobs")
-        if request.echo:
-            names.add("echo_logprobs")
-    return frozenset(names)
-
-
-def retryable(error: SluiceError) -> bool:
-    """Whether another target may do better: the call broke, or its provider is in trouble."""
-    if not isinstance(error, UpstreamError):
-        return False
-    return error.upstream_status is None or error.upstream_status in RETRYABLE
-
-
-def public_error(error: UpstreamError, target: Target) -> SluiceError:
-    """What the client is told of a provider's failure, by status and code."""
-    status = error.upstream_status
-    details = {"provider": target.provider.name, "model": target.model, "upstream_status": status}
-    if status in (401, 403):  # its words may hold part of a key
-        return refused_key(target, details)
-    text = redacted(error.upstream_message, target)
-    details |= {"upstream_code": error.upstream_code, "upstream_message": text}
-    if isinstance(error, UpstreamTimeout):
-        error.details = {**(error.details or {}), **details}
-        return error
-    if status == 404:
-        return ModelNotFound(
-            f"Model {target.name!r} was not found.", param="model", details=details
-        )
-    if status in (400, 413, 422):
-        kind = RequestTooLarge if status == 413 else InvalidRequest
-        return kind(f"{target.name} refused the request{said(text)}", details=details)
-    if status == 402 or error.upstream_code in EXHAUSTED:
-        message = f"The account at {target.provider.name} has no credit left."
-        return failure(message, details, NO_RETRY)
-    if status == 429:
-        wait = DEFAULT_RETRY_S if error.retry_after is None else error.retry_after
-        return rate_limited(wait, target, details)
-    return failure(error.message, details, {})
-
-
-def refused_key(target: Target, details: dict[str, Any]) -> SluiceError:
-    where = target.provider.name
-    if target.byok:
-        return ByokRejected(f"{where} refused your own key (byok_api_key).", details=details)
-    return failure(f"{where} refused this server's key for it.", details, NO_RETRY)
-
-
-def rate_limited(seconds: float, target: Target, details: dict[str, Any]) -> RateLimited:
-    more = {"limit_type": "provider", "limit": None, "reset_time": None, "retry_after": seconds}
-    return RateLimited(
-        f"{target.provider.name} is limiting calls. Try again in {whole_seconds(seconds)} s.",
-        retry_after=seconds,
-        details={**details, **more},
-    )
-
-
-def failure(message: str, details: dict[str, Any], headers: dict[str, str]) -> UpstreamError:
-    error = UpstreamError(message)
-    error.details, error.headers = details, dict(headers)
-    return error
-
-
-MISLEADING = re.compile("validation|invalid format", re.IGNORECASE)
-"""Words by which the official client takes a 400 for another error."""
-
-
-KEY_LIKE = re.compile(r"\b(?:sk|pk|xai|gsk|hf|nvapi|fw|csk|pplx|AIza)[-_][\w*.-]{6,}|Bearer \S+")
-"""What looks like a key, or like the part of one that providers show."""
-
-
-def said(text: str | None) -> str:
-    return f": {text}" if text and not MISLEADING.search(text) else "."
-
-
-def redacted(text: str | None, target: Target) -> str | None:
-    """A provider's words without the credential that it was sent, and not too many of them."""
-    if text is None:
-        return None
-    if target.credential is not None:
-        text = text.replace(target.credential.reveal(), "[key]")
-    return KEY_LIKE.sub("[key]", text[:1000])
 
 
 def shown(name: str) -> str:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import msgspec
-from flask import request
+from flask import g, request
 from msgspec import Meta
 from werkzeug.exceptions import ClientDisconnected
 
@@ -122,6 +122,7 @@ def read_object(max_body: int) -> dict[str, Any]:
         raise InvalidRequest(f"The body is {what}. It takes a JSON object.") from None
     if not isinstance(data, dict):
         raise InvalidRequest(f"The body is {kind_of(data)}. It takes a JSON object.")
+    g.byok_api_key = data.get("byok_api_key")
     return data
 
 

@@ -6,16 +6,20 @@ import socket
 import uuid
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from flask import Response, g, request
 
-from auth import current_key
+from auth import current_key, presented_key, x_api_key
+from call import CallInProgress, Encoder, Outcome
 from completion import Completion, CompletionRequest, FinishReason
 from endpoints import body, json_response, request_id, services
-from gateway import CallInProgress, Encoder, Outcome
+from errors import InvalidRequest
 from streams import Stream
 
+SHORTEST_SECRET = 8
+MOST_NAMES, MOST_OF_A_NAME = 20, 64
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -23,17 +27,43 @@ def start(found: body.Parameters, wanted: CompletionRequest) -> CallInProgress:
     """Admit a call and start it, for the caller of the current request. Raises SluiceError."""
     if found.byok_api_key is None:
         found.byok_api_key = header("X-Provider-API-Key", "byok_api_key")
+    stream_id = found.stream_id or header("X-Stream-ID", "stream_id") or str(uuid.uuid4())
+    if without_secrets(stream_id) != stream_id:
+        raise InvalidRequest("stream_id holds a key; it is shown and logged.", param="stream_id")
     call = services().gateway.open(
         wanted,
         body.to_route(found),
         key=current_key(),
         request_id=request_id(),
-        stream_id=found.stream_id or header("X-Stream-ID", "stream_id") or str(uuid.uuid4()),
+        stream_id=stream_id,
         strict=request.headers.get("X-Sluice-Strict", "") == "1",
         client=client_socket(),
     )
     g.call = call  # its line in the log is written when it is settled
     return call
+
+
+def secrets() -> list[str]:
+    """The keys that the current request holds, good or not: none may come back in an answer or
+    get into a log, wherever else in the request it stands."""
+    found = (
+        presented_key(),
+        x_api_key(),
+        request.headers.get("X-Provider-API-Key"),
+        g.get("byok_api_key"),
+    )
+    return [text for text in found if isinstance(text, str) and len(text) >= SHORTEST_SECRET]
+
+
+def without_secrets(value: Any) -> Any:
+    """Text, or a tree of objects with text in it, with the request's keys masked."""
+    if isinstance(value, str):
+        for secret in secrets():
+            value = value.replace(secret, "[key]")
+        return value
+    if isinstance(value, dict):
+        return {name: without_secrets(item) for name, item in value.items()}
+    return value
 
 
 def header(name: str, field: str) -> str | None:
@@ -56,10 +86,16 @@ def headers(call: CallInProgress) -> dict[str, str]:
     if call.stream.request.stream:
         found["X-Stream-ID"] = call.stream.id
     if call.stream.dropped:
-        found["X-Sluice-Dropped"] = ", ".join(call.stream.dropped)
+        found["X-Sluice-Dropped"] = dropped_names(call.stream)
     if call.stream.target.byok:
         found["X-RateLimit-Bypass"] = "BYOK API key used"
     return found
+
+
+def dropped_names(stream: Stream) -> str:
+    """The names of the hints that the target can't honour, fit for a header. Some are the
+    caller's own, so what is odd in them is percent-encoded."""
+    return ", ".join(quote(name[:MOST_OF_A_NAME], safe="") for name in stream.dropped[:MOST_NAMES])
 
 
 def respond(

@@ -59,7 +59,7 @@ def described(row: Provider, facts: ModelFacts) -> dict[str, Any]:
             "unit": "per_million_tokens",
         },
         "specs": {"context_window": facts.context_window},
-        "capabilities": ["text_completion"],
+        "capabilities": [],
         "byok": row.api_key_env is not None,
         "is_disabled": not services().gateway.router.enabled(row),
     }

@@ -3,12 +3,14 @@ that the official client begins with."""
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
 from flask import Blueprint, Response
 
 from auth import auth, current_key, key_of, x_api_key
+from call import Outcome
 from completion import (
     Batch,
     Completion,
@@ -21,7 +23,6 @@ from completion import (
 )
 from endpoints import body, calls, json_response, services
 from errors import InvalidRequest, SluiceError, Unauthorized
-from gateway import Outcome
 from pricing import dollars
 from streams import Stream
 
@@ -238,9 +239,21 @@ class Encoder:
         )
 
 
+MISLEADING = re.compile("validation|invalid format", re.IGNORECASE)
+"""Words by which the official client takes a 400 for another error. They can be a provider's, or
+the caller's own value."""
+
+
+def worded(error: SluiceError) -> str:
+    """The message, without words that mean something else to the official client."""
+    if error.status != InvalidRequest.status:
+        return error.message
+    return MISLEADING.sub(lambda found: found[0][0] + "...", error.message)
+
+
 def detail(error: SluiceError, request_id: str) -> str:
     """All that the official client shows of an error."""
-    return f"{error.message} (request_id {request_id})"
+    return f"{worded(error)} (request_id {request_id})"
 
 
 def error_body(error: SluiceError, request_id: str) -> dict[str, Any]:
@@ -250,7 +263,7 @@ def error_body(error: SluiceError, request_id: str) -> dict[str, Any]:
         "request_id": request_id,
         "error": error.code,
         "code": error.code,
-        "message": error.message,
+        "message": worded(error),
         "status_code": error.status,
         "details": error.details,
         "detail": detail(error, request_id),
@@ -264,7 +277,7 @@ def error_frame(error: SluiceError, request_id: str) -> dict[str, Any]:
         "type": "error",
         "error": detail(error, request_id),
         "code": error.code,
-        "message": error.message,
+        "message": worded(error),
         "status_code": error.status,
         "details": error.details,
         "request_id": request_id,

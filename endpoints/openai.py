@@ -11,6 +11,7 @@ from typing import Any
 from flask import Blueprint, Response
 
 from auth import auth
+from call import Outcome
 from completion import (
     Batch,
     Completion,
@@ -24,7 +25,6 @@ from completion import (
 )
 from endpoints import body, calls, json_response, services
 from errors import InvalidRequest, ModelNotFound, SluiceError
-from gateway import Outcome
 from pricing import dollars
 from streams import Stream
 
@@ -227,7 +227,7 @@ class Encoder:
     def _late_remarks(self) -> bytes:
         """What stands in a header when the target is known before the status line goes out."""
         self._released = False
-        dropped = ", ".join(self._stream.dropped)
+        dropped = calls.dropped_names(self._stream)
         return f": X-Sluice-Dropped: {dropped}\n\n".encode() if dropped else b""
 
     def _finish(self, index: int, reason: FinishReason) -> bytes:

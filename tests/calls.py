@@ -123,7 +123,7 @@ def closed_after(request: fp.Request, since: float) -> float:
 def wait_blocked(fake: FakeProvider) -> int:
     """Wait until nobody takes what the fake sends; how many bytes it has sent by then."""
     before = -1
-    while (sent := fake.requests[0].bytes_sent) > before:
+    while (sent := sum(request.bytes_sent for request in fake.requests)) > before:
         before = sent
         time.sleep(0.3)
     return sent

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from call import KEEP_ALIVE, CallInProgress, Outcome, raise_for
 from completion import (
     Batch,
     Completion,
@@ -41,14 +42,15 @@ from errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from gateway import KEEP_ALIVE, CallInProgress, Gateway, Outcome, echoed, permitted, raise_for
+from fidelity import Candidate
+from gateway import Gateway, echoed, permitted
 from keys import Key
 from providers.base import Attempt, Target
 from providers.fanout import FanOut
 from providers.local import LocalAttempt
 from providers.transport import Aborted, HttpAttempt
 from relay import End, EndReason, Nudge
-from routing import Candidate, Route
+from routing import Route
 from streams import Stream
 
 LONG_S = 5.0
@@ -443,12 +445,12 @@ def never_start_it(call: CallInProgress, found: Iterator[bytes]) -> None:
 
 
 def stop(call: CallInProgress, found: Iterator[bytes]) -> None:
-    call._gateway.streams.stop("key_1", "s-1")
+    call.stream.end("stopped")
     list(found)
 
 
 def shut_down(call: CallInProgress, found: Iterator[bytes]) -> None:
-    call._gateway.streams.end_all()
+    call.stream.end("shutdown", Unavailable("The server is shutting down."))
     list(found)
 
 

@@ -1,5 +1,5 @@
-"""Real clients against the real server: the openai SDK (both kinds), the official `indoxhub` client,
-and plain HTTP as LangChain speaks it.
+"""Real clients against the real server: the openai SDK (both kinds), the official client
+`indoxhub`, and plain HTTP as LangChain speaks it.
 
 Rules that hold here: the clients are used as their own documentation says; how often they call is
 counted where it counts, at the provider; no client retries unless a test is about that.
@@ -253,7 +253,7 @@ REFUSED: dict[str, tuple[Create, type[openai.APIStatusError], str, str | None]] 
         "suffix",
     ),
     "provider": ({"model": "nobody/m"}, openai.NotFoundError, "provider_not_found", None),
-    "model": ({"model": "bare"}, openai.NotFoundError, "model_not_found", None),
+    "model": ({"model": "bare"}, openai.NotFoundError, "model_not_found", "model"),
     "large": ({"prompt": "a" * 1_100_000}, openai.APIStatusError, "request_too_large", None),
 }
 
@@ -264,8 +264,9 @@ def test_openai_what_we_refuse(
     client: OpenAI, fake: FakeProvider, name: str, *, stream: bool
 ) -> None:
     fields, kind, code, param = REFUSED[name]
+    body: dict[str, Any] = {"model": "fake/m", "prompt": "a", "stream": stream}
     with pytest.raises(kind) as caught:
-        client.completions.create(**({"model": "fake/m", "prompt": "a", "stream": stream} | fields))
+        client.completions.create(**(body | fields))
     assert (caught.value.code, caught.value.param) == (code, param)
     assert fake.requests == []
 
@@ -316,7 +317,9 @@ def test_openai_waits_as_long_as_it_is_told(server: Server, fake: FakeProvider) 
     assert (raw.retries_taken, raw.parse().choices[0].text) == (1, "Hello")
 
 
-@pytest.mark.parametrize(("status", "kind"), [(429, openai.RateLimitError), (500, openai.InternalServerError)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("status", "kind"), [(429, openai.RateLimitError), (500, openai.InternalServerError)]
+)
 def test_openai_gives_up_after_its_retries(
     server: Server, fake: FakeProvider, status: int, kind: type[openai.APIStatusError]
 ) -> None:
@@ -356,9 +359,9 @@ def test_openai_does_not_retry_an_id_that_is_active(server: Server, fake: FakePr
     fake.default([*BEGUN, fp.hold()])
     body = {"stream_id": "mine"}
     with sdk(server, max_retries=3) as client:
-        with client.completions.create(model="fake/m", prompt="a", stream=True, extra_body=body):
-            with pytest.raises(openai.ConflictError) as caught:
-                client.completions.create(model="fake/m", prompt="a", extra_body=body)
+        stream = client.completions.create(model="fake/m", prompt="a", stream=True, extra_body=body)
+        with stream, pytest.raises(openai.ConflictError) as caught:
+            client.completions.create(model="fake/m", prompt="a", extra_body=body)
         assert caught.value.response.request.headers["x-stainless-retry-count"] == "0"
         assert (caught.value.code, caught.value.param) == ("stream_exists", "stream_id")
         client.post(f"{STOPS[0][3:]}mine", cast_to=object)
@@ -553,9 +556,7 @@ def test_async_openai_a_cancelled_task_ends_the_call(server: Server, fake: FakeP
 
     async def ask() -> None:
         async with async_sdk(server) as client:
-            task = asyncio.create_task(
-                client.completions.create(model="fake/m", prompt="a")  # type: ignore[arg-type]
-            )
+            task = asyncio.create_task(client.completions.create(model="fake/m", prompt="a"))
             await asyncio.to_thread(fake.wait_requests)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -616,9 +617,7 @@ def test_hub_a_stream(official: indoxhub.Client, fake: FakeProvider) -> None:
 
 
 @pytest.mark.parametrize("path", STOPS)
-def test_hub_stop(
-    server: Server, official: indoxhub.Client, fake: FakeProvider, path: str
-) -> None:
+def test_hub_stop(server: Server, official: indoxhub.Client, fake: FakeProvider, path: str) -> None:
     fake.script([*BEGUN, fp.hold()])
     chunks = official.completion("a", model="fake/m", stream=True, stream_id="mine")
     assert [next(chunks)["type"] for _ in range(2)] == ["usage_start", "content"]
@@ -754,7 +753,7 @@ def test_hub_a_stream_that_breaks_raises(
     chunks = official.completion("a", model="fake/m", stream=True)
     kinds = [next(chunks)["type"] for _ in range(3)]
     assert kinds == ["usage_start", "content", "usage_final"]
-    with pytest.raises(indoxhub.APIError, match="API error during streaming: .*request_id"):
+    with pytest.raises(indoxhub.APIError, match=r"API error during streaming: .*request_id"):
         next(chunks)
 
 
@@ -785,11 +784,15 @@ def bearer(server: Server) -> dict[str, str]:
 
 
 def post(
-    server: Server, path: str, body: dict[str, Any], *, stream: bool = False, **headers: str
+    server: Server,
+    path: str,
+    body: dict[str, Any],
+    headers: dict[str, str] | None = None,
+    *,
+    stream: bool = False,
 ) -> requests.Response:
-    return requests.post(
-        server.url + path, json=body, headers=bearer(server) | headers, stream=stream, timeout=10
-    )
+    sent = bearer(server) | (headers or {})
+    return requests.post(server.url + path, json=body, headers=sent, stream=stream, timeout=10)
 
 
 LANGCHAIN: dict[str, Any] = {
@@ -811,7 +814,7 @@ LANGCHAIN: dict[str, Any] = {
 
 def test_langchain_asks(server: Server, fake: FakeProvider) -> None:
     fake.script(fp.answer(fp.body("Hello", chat=True)))
-    answer = post(server, FACES[0], LANGCHAIN, **{"X-Sluice-Strict": "1"})
+    answer = post(server, FACES[0], LANGCHAIN, {"X-Sluice-Strict": "1"})
     assert (answer.status_code, answer.json()["choices"][0]["text"]) == (200, "Hello")
     assert fake.requests[0].json == {
         "model": "m",

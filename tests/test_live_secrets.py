@@ -11,6 +11,7 @@ that of auth/api-key, which gives its caller's key back.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import re
 import secrets
@@ -91,13 +92,14 @@ class Hunt:
         return self.call(face, body, headers).status_code
 
     def raw(self, data: bytes) -> bytes:
-        """Send bytes and keep what comes, until the server closes."""
+        """Send bytes and keep what comes, until the server closes or says no more."""
         with RawClient(self.server.port, timeout=3) as client:
             client.send(data)
             parts = []
             with suppress(TimeoutError, ConnectionError):
                 while part := client.sock.recv(65536):
                     parts.append(part)
+                    client.sock.settimeout(0.2)
         answer = b"".join(parts)
         self.keep(f"answer to {data[:30]!r}", answer.decode("latin-1"))
         return answer
@@ -357,16 +359,16 @@ WRONG: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-@pytest.mark.parametrize("stream", [False, True])
 def test_in_a_wrong_field(
-    hunt: Hunt, fake: FakeProvider, known: tuple[str, dict[str, str]], name: str, *, stream: bool
+    hunt: Hunt, fake: FakeProvider, known: tuple[str, dict[str, str]], name: str
 ) -> None:
     secret, headers = known
-    fake.default(fp.sse(fp.chunks(["Hello"])) if stream else fp.answer(fp.body("Hello")))
     fields = json.loads(json.dumps(WRONG[name]).replace("KEY", secret))
     for face in FACES:
-        status = hunt.ask(face, headers, **({"stream": stream} | fields))
-        assert status in (200, 400, 404, 502), status
+        fake.default(fp.answer(fp.body("Hello")))
+        assert hunt.ask(face, headers, **fields) in (200, 400, 404)
+        fake.default(fp.sse(fp.chunks(["Hello"])))
+        assert hunt.ask(face, headers, **({"stream": True} | fields)) in (200, 400, 404)
     hunt.check()
 
 
@@ -388,7 +390,7 @@ def test_in_headers_that_name_things(
 ) -> None:
     secret, headers = known
     fake.default(fp.answer(fp.body("Hello")))
-    for name in ("X-Stream-ID", "X-Request-ID", "X-Sluice-Strict", "User-Agent", "Origin"):
+    for name in ("X-Stream-ID", "X-Request-ID", "X-Sluice-Strict", "User-Agent"):
         for value in (secret, f"/{secret}"):
             for stream in (False, True):
                 hunt.ask(face, {**headers, name: value}, stream=stream)
@@ -397,9 +399,7 @@ def test_in_headers_that_name_things(
 
 
 @pytest.mark.parametrize("face", FACES)
-def test_in_a_content_type(
-    hunt: Hunt, known: tuple[str, dict[str, str]], face: str
-) -> None:
+def test_in_a_content_type(hunt: Hunt, known: tuple[str, dict[str, str]], face: str) -> None:
     secret, headers = known
     for value in (secret, f"text/{secret}", f"application/json; charset={secret}"):
         assert hunt.call(face, {}, {**headers, "Content-Type": value}).status_code in (400, 415)
@@ -509,35 +509,33 @@ def test_in_what_a_provider_refuses_with(
     content = saying(name, secret)
     for number, status in enumerate(STATUSES):
         fake.script(fp.error(status, content, headers))
-        answer = hunt.ask(FACES[number % 2], stream=number % 3 == 0, **own)
-        assert answer >= 400
+        assert hunt.ask(FACES[number % 2], stream=number % 3 == 0, **own) >= 400
     fake.script(fp.error(302, content, headers))
     assert hunt.ask(OPENAI, **own) == 502
     hunt.check()
 
 
-@pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("name", SAYINGS)
 def test_in_what_a_provider_says_instead_of_an_answer(
-    hunt: Hunt, fake: FakeProvider, own: dict[str, str], name: str, face: str
+    hunt: Hunt, fake: FakeProvider, own: dict[str, str], name: str
 ) -> None:
     """With status 200: as a whole body, and before and after a stream's first text."""
+    faces = itertools.cycle(FACES)
     secret = sent_key(hunt, own)
     content = saying(name, secret)
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
-    fake.script(fp.answer(content))
-    assert hunt.ask(face, **own) == 502
-    fake.script(fp.answer(content))
-    hunt.ask(face, stream=True, **own)
+    for stream in (False, False, True, True):
+        fake.script(fp.answer(content))
+        assert hunt.ask(next(faces), stream=stream, **own) == 502
     for before in (fp.sse([], done=False, complete=False), BEGUN):
         for frame in (
             b"data: " + data + b"\n\n",
             b"event: error\ndata: " + data + b"\n\n",
             b"data: " + data + b"\n\n: " + secret.encode() + b"\n\n",
-            secret.encode() + b": " + data + b"\n\n",
+            b"data: " + data[: len(data) - 20] + b"\n\n",
         ):
             fake.script([*before, fp.event(frame), fp.last_chunk()])
-            hunt.ask(face, stream=True, **own)
+            hunt.ask(next(faces), stream=True, **own)
     hunt.check()
 
 
@@ -557,15 +555,12 @@ def test_in_a_providers_answer_beside_its_text(hunt: Hunt, fake: FakeProvider) -
 
 
 @pytest.mark.parametrize("model", ["dead/m", "refused/m", "nowhere/m", "curly/m", "lines/m"])
-def test_in_calls_that_never_reach_a_provider(
-    hunt: Hunt, own: dict[str, str], model: str
-) -> None:
+def test_in_calls_that_never_reach_a_provider(hunt: Hunt, own: dict[str, str], model: str) -> None:
     """`curly` and `lines` have keys that no header can hold."""
     for face in FACES:
-        for stream in (False, True):
-            status = hunt.ask(face, model=model, stream=stream, **own)
-            reached = bool(own) and model in ("curly/m", "lines/m")
-            assert status == 400 if reached else status >= 500
+        status = hunt.ask(face, model=model, stream=face == OPENAI, **own)
+        reached = bool(own) and model in ("curly/m", "lines/m")
+        assert status == 400 if reached else status >= 500
     hunt.check()
 
 
@@ -588,9 +583,8 @@ def test_in_calls_that_go_wrong(
 ) -> None:
     secret = sent_key(hunt, own).encode()
     fake.default([step._replace(data=step.data.replace(b"KEY", secret)) for step in steps])
-    for face in FACES[: 1 if name == "mute" else 2]:
-        for stream in (False, True)[name == "mute" :]:
-            assert hunt.ask(face, stream=stream, **own) in (502, 504)
+    for face in [OPENAI] if name == "mute" else FACES:
+        assert hunt.ask(face, stream=face == OPENAI, **own) in (502, 504)
     hunt.check()
 
 

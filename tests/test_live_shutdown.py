@@ -103,7 +103,7 @@ def test_ctrl_c_ends_streams_in_a_hurry(fake: FakeProvider) -> None:
         assert_shut_down(list(client.frames()))
         [request] = fake.wait_closed()
         assert INTERRUPT_DRAIN_S - 0.1 < closed_after(request, before) < INTERRUPT_DRAIN_S + 1
-        assert server.wait_exit(2) == 0
+        assert server.wait_exit(EXIT_S) == 0
 
 
 def test_ctrl_c_without_calls_ends_at_once(fake: FakeProvider) -> None:

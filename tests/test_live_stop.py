@@ -21,16 +21,22 @@ TRIES = 5
 
 
 @pytest.fixture(scope="module")
-def started(fake_process: FakeProvider) -> Iterator[Server]:
+def started(
+    fake_process: FakeProvider, tls_fake_process: FakeProvider, ca_bundle: str
+) -> Iterator[Server]:
     with fp.blackhole() as dead:
         rows = fake_rows(fake_process.base_url) + calls.toml_row("dead", dead)
+        rows += calls.toml_row("tlsdead", dead.replace("http", "https"))
+        rows += calls.toml_row("tls", tls_fake_process.base_url, ca_bundle=ca_bundle)
         with Server(rows + calls.toml_row("refused", "http://127.0.0.1:1")) as server:
             yield server
+            assert "Traceback" not in server.output()
 
 
 @pytest.fixture
 def server(started: Server, fake: FakeProvider) -> Server:
-    """With rows `dead`, whose connects hang, and `refused`, whose connects fail."""
+    """With rows `dead` and `tlsdead`, whose connects hang, `refused`, whose connects fail, and
+    `tls`, which leads to `tls_fake`."""
     return started
 
 
@@ -57,6 +63,10 @@ PHASES = {
     "chat": Phase([fp.hold()], model="fakechat/m"),
     "local": Phase(model="local/pydoc", params={"best_of": 128}),
     "local_flowing": Phase(model="local/pydoc", text=True, params={"n": 128}),
+    "tls_before_headers": Phase([fp.hold()], model="tls/m"),
+    "tls_silent": Phase([*BEGUN, fp.hold()], model="tls/m", text=True),
+    "tls_flowing": Phase([*BEGUN, fp.repeat(EVENT.data, 0.005)], model="tls/m", text=True),
+    "tls_connecting": Phase(model="tlsdead/m"),
     "fallback_not_yet_called": Phase([fp.hold()], fallbacks=("fakechat/m", "dead/m")),
     "fallback_in_progress": Phase([fp.hold()], model="refused/m", fallbacks=("fake/m",)),
     "unary_connecting": Phase(model="dead/m", stream=False),
@@ -67,9 +77,12 @@ PHASES = {
 
 
 @pytest.mark.parametrize("name", PHASES)
-def test_a_call_is_stopped_in_any_phase(server: Server, fake: FakeProvider, name: str) -> None:
+def test_a_call_is_stopped_in_any_phase(
+    server: Server, fake: FakeProvider, tls_fake: FakeProvider, name: str
+) -> None:
     phase = PHASES[name]
-    assert calls.best_of(TRIES, WITHIN_S, lambda: stop_once(server, fake, phase)) < WITHIN_S
+    called = tls_fake if phase.model == "tls/m" else fake
+    assert calls.best_of(TRIES, WITHIN_S, lambda: stop_once(server, called, phase)) < WITHIN_S
     assert active(server) == []
 
 

@@ -17,7 +17,7 @@ PYDOC = {
     "provider": "local",
     "pricing": {"input": 0.0, "output": 0.0, "unit": "per_million_tokens"},
     "specs": {"context_window": None},
-    "capabilities": ["text_completion"],
+    "capabilities": [],
     "byok": False,
     "is_disabled": False,
 }

@@ -149,7 +149,8 @@ class Upstream:
 def answer(*texts: str, reason: FinishReason = "stop", usage: Usage | None = None) -> list[Line]:
     """A choice's text in pieces, its end, and its usage."""
     used = Used(usage or Usage(input_tokens=3, output_tokens=5))
-    return [[Started()], *([Delta(0, text)] for text in texts), [Finished(0, reason), used]]
+    deltas: list[Line] = [[Delta(0, text)] for text in texts]
+    return [[Started()], *deltas, [Finished(0, reason), used]]
 
 
 @pytest.fixture
@@ -355,7 +356,19 @@ def test_every_shape_of_prompt(
 
 
 NO_PROMPTS = [
-    *([], [[]], ["a", 1], [1, "a"], [[1], "a"], [[1], []], [[1], 2], [1.5], [-1], [True], [[False]]),
+    *(
+        [],
+        [[]],
+        ["a", 1],
+        [1, "a"],
+        [[1], "a"],
+        [[1], []],
+        [[1], 2],
+        [1.5],
+        [-1],
+        [True],
+        [[False]],
+    ),
     *(5, True, {}, {"text": "a"}, [None], [["a"]], [[1.0]], ["a"] * 2049),
 ]
 
@@ -476,11 +489,10 @@ def test_null_counts_as_absent(face: Face, upstream: Upstream) -> None:
 
 def test_langchain_is_understood(face: Face, upstream: Upstream) -> None:
     text = face.stream(
-        model="fakechat/m",
-        prompt=["Say it"],
-        **{"temperature": 0.7, "top_p": 1, "n": 1, "frequency_penalty": 0, "presence_penalty": 0},
-        **{"logit_bias": None, "logprobs": None, "seed": None, "best_of": 1, "max_tokens": 256},
-    )
+        model="fakechat/m", prompt=["Say it"], temperature=0.7, top_p=1, n=1, best_of=1,
+        frequency_penalty=0, presence_penalty=0, logit_bias=None, logprobs=None, seed=None,
+        max_tokens=256,
+    )  # fmt: skip
     assert "".join(c["choices"][0]["text"] for c in chunks(text)) == "Hello"
     assert upstream.request == CompletionRequest(
         prompts=("Say it",), temperature=0.7, max_tokens=256, stream=True
@@ -542,9 +554,13 @@ def test_best_of_is_at_least_n(face: Face) -> None:
 
 def test_unknown_fields_go_to_the_provider(face: Face, upstream: Upstream) -> None:
     params = {"guided_regex": "a+", "seed": 7, "stop": "x"}
-    fields = {"top_k": 40, "ignore_eos": True, "additional_params": params}
+    fields: dict[str, Any] = {"top_k": 40, "ignore_eos": True, "additional_params": params}
     assert face.ask(**fields).status_code == 200
-    assert upstream.request.extra == {"top_k": 40, "ignore_eos": True, "guided_regex": "a+"}
+    sent = upstream.request
+    assert (sent.openai_extra, sent.extra) == (
+        {"top_k": 40, "ignore_eos": True},
+        {"guided_regex": "a+"},
+    )
     assert (upstream.request.seed, upstream.request.stop) == (7, ("x",))
 
 
@@ -704,7 +720,11 @@ def test_what_is_dropped_is_named_in_a_header(face: Face, upstream: Upstream) ->
 def test_what_is_dropped_is_refused_when_strict(face: Face, upstream: Upstream) -> None:
     reply = face.ask({"X-Sluice-Strict": "1"}, model="dull/m", seed=7, user="me")
     told = reply.get_json()["error"]
-    assert (reply.status_code, told["code"], told["param"]) == (400, "unsupported_parameter", "seed")
+    assert (reply.status_code, told["code"], told["param"]) == (
+        400,
+        "unsupported_parameter",
+        "seed",
+    )
     assert told["message"] == "seed can't be had from dull/m."
     assert told["details"] == {"parameter": "seed", "target": "dull/m"}
     assert upstream.requests == []
@@ -731,6 +751,28 @@ def test_what_is_dropped_late_is_named_when_stopped_too(face: Face, upstream: Up
     assert comment == ": X-Sluice-Dropped: seed"
     assert '"native_finish_reason":"cancelled"' in end
     assert done == "data: [DONE]"
+
+
+ODD_NAMES = ["snow\u2603", "caf\u00e9", "a\r\nX-Odd: 1", 'a\n\ndata: {"odd":1}', "a" * 5000]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", ODD_NAMES, ids=lambda name: ascii(name)[:12])
+def test_an_odd_name_is_dropped_in_good_order(face: Face, name: str, *, stream: bool) -> None:
+    reply = face.ask(model="local/pydoc", max_tokens=1, stream=stream, **{name: 1})
+    assert reply.status_code in (200, 400)
+    dropped = reply.headers.get("X-Sluice-Dropped", "")
+    assert dropped.isascii()
+    assert dropped.isprintable()
+    assert len(dropped) < 2000
+    assert "X-Odd" not in reply.headers
+    assert len(face.gateway.streams) == 0
+
+
+def test_an_odd_name_is_no_frame(face: Face, upstream: Upstream) -> None:
+    upstream.scripts = [[face.release, UpstreamError("down", upstream_status=503)], answer("a")]
+    reply = face.ask(stream=True, fallbacks=["local/pydoc"], **{'a\n\ndata: {"odd":1}': 1})
+    assert '\ndata: {"odd"' not in reply.text
 
 
 def test_nothing_is_said_of_nothing_dropped(face: Face, upstream: Upstream) -> None:

@@ -31,7 +31,7 @@ import pytest
 import completion
 from completion import Completion, CompletionRequest, Event, Finished, flatten, fold
 from errors import UpstreamError
-from providers import infill, openai
+from providers import anthropic, cohere, infill, openai
 from providers.base import Dialect
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -55,6 +55,8 @@ class Row(NamedTuple):
 DIALECTS = {
     "openai": Row(openai, last=b"data: [DONE]\n\n"),
     "infill": Row(infill),
+    "anthropic": Row(anthropic, last=b'data: {"type":"message_stop"}\n\n'),
+    "cohere": Row(cohere, last=b"data: [DONE]\n\n"),
 }
 
 GARBAGE = (b"\x00\xff garbage", b"data: {]\n\n", b'data: {"error":"late"}\n\n', b"\r\n" * 9)

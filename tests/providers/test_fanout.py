@@ -221,6 +221,7 @@ def test_no_batch_is_empty() -> None:
 
 
 def test_at_most_eight_at_once() -> None:
+    assert AT_ONCE == 8
     gates = [threading.Event() for _ in range(20)]
     attempts = [Attempt(said("a"), gate=gate) for gate in gates]
     reader = Reader(fan(attempts))

@@ -1,0 +1,98 @@
+"""What a provider's failure means to the client, by status and code, and whether another target may
+do better.
+
+Rules that hold here: never by prose. A provider's words are shown without what looks like a key,
+and not at all where it refused one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from errors import (
+    NO_RETRY,
+    ByokRejected,
+    InvalidRequest,
+    ModelNotFound,
+    RateLimited,
+    RequestTooLarge,
+    SluiceError,
+    UpstreamError,
+    UpstreamTimeout,
+    mask,
+    whole_seconds,
+)
+from providers.base import Target
+
+RETRYABLE = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
+EXHAUSTED = frozenset(("insufficient_quota", "billing_hard_limit_reached"))
+DEFAULT_RETRY_S = 5.0
+
+
+def retryable(error: SluiceError) -> bool:
+    """Whether another target may do better: the call broke, or its provider is in trouble."""
+    if not isinstance(error, UpstreamError):
+        return False
+    return error.upstream_status is None or error.upstream_status in RETRYABLE
+
+
+def public_error(error: UpstreamError, target: Target) -> SluiceError:
+    """What the client is told of a provider's failure, by status and code."""
+    status = error.upstream_status
+    details = {"provider": target.provider.name, "model": target.model, "upstream_status": status}
+    if status in (401, 403):  # its words may hold part of a key
+        return refused_key(target, details)
+    text = redacted(error.upstream_message, target)
+    details |= {"upstream_code": error.upstream_code, "upstream_message": text}
+    if isinstance(error, UpstreamTimeout):
+        error.details = {**(error.details or {}), **details}
+        return error
+    if status == 404:
+        return ModelNotFound(
+            f"Model {target.name!r} was not found.", param="model", details=details
+        )
+    if status in (400, 413, 422):
+        kind = RequestTooLarge if status == 413 else InvalidRequest
+        return kind(f"{target.name} refused the request{said(text)}", details=details)
+    if status == 402 or error.upstream_code in EXHAUSTED:
+        message = f"The account at {target.provider.name} has no credit left."
+        return failure(message, details, NO_RETRY)
+    if status == 429:
+        wait = DEFAULT_RETRY_S if error.retry_after is None else error.retry_after
+        return rate_limited(wait, target, details)
+    return failure(error.message, details, {})
+
+
+def refused_key(target: Target, details: dict[str, Any]) -> SluiceError:
+    where = target.provider.name
+    if target.byok:
+        return ByokRejected(f"{where} refused your own key (byok_api_key).", details=details)
+    return failure(f"{where} refused this server's key for it.", details, NO_RETRY)
+
+
+def rate_limited(seconds: float, target: Target, details: dict[str, Any]) -> RateLimited:
+    more = {"limit_type": "provider", "limit": None, "reset_time": None, "retry_after": seconds}
+    return RateLimited(
+        f"{target.provider.name} is limiting calls. Try again in {whole_seconds(seconds)} s.",
+        retry_after=seconds,
+        details={**details, **more},
+    )
+
+
+def failure(message: str, details: dict[str, Any], headers: dict[str, str]) -> UpstreamError:
+    error = UpstreamError(message)
+    error.details, error.headers = details, dict(headers)
+    return error
+
+
+def said(text: str | None) -> str:
+    return f": {text}" if text else "."
+
+
+def redacted(text: str | None, target: Target) -> str | None:
+    """A provider's words without the credential that it was sent, and not too many of them."""
+    if text is None:
+        return None
+    if target.credential is not None:
+        text = text.replace(target.credential.reveal(), "[key]")
+    return mask(text[:1000])

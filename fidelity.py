@@ -1,0 +1,134 @@
+"""What a target can honour of a request.
+
+Rules that hold here: a parameter that can't be had is never dropped in silence. What would change
+the result refuses the target; what can be done exactly is emulated; a hint is dropped by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import msgspec
+
+import providers
+from completion import CompletionRequest, asked_for
+from errors import UnsupportedParameter
+from providers.base import Target, matches
+
+HINTS = frozenset(
+    (
+        *("seed", "logit_bias", "frequency_penalty", "presence_penalty", "user"),
+        *("temperature", "top_p", "extra", "openai_extra"),
+    )
+)
+"""Parameters without which the answer is still an answer to the request."""
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A target, and the request as it can honour it."""
+
+    target: Target
+    request: CompletionRequest
+    dropped: tuple[str, ...] = ()
+    """Hints that it can't honour, by name."""
+    echo: bool = False
+    """The prompt is put before the text by us."""
+    split: bool = False
+    """Each prompt is a call of its own."""
+
+
+def candidates(
+    request: CompletionRequest, targets: list[Target], *, strict: bool
+) -> list[Candidate]:
+    """Those targets that can honour the request. Raises UnsupportedParameter when none can."""
+    fitting = []
+    refusal: UnsupportedParameter | None = None
+    for target in targets:
+        try:
+            fitting.append(fit(request, target, strict=strict))
+        except UnsupportedParameter as error:
+            refusal = refusal or error
+    if not fitting and refusal is not None:
+        raise refusal
+    return fitting
+
+
+def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidate:
+    """The request as one target can honour it. Raises UnsupportedParameter."""
+    fim = target.provider.fim
+    if request.suffix and fim and matches(target.model, fim.models):
+        target = msgspec.structs.replace(target, fim=fim)
+    check_limits(request, target)
+    asked = wanted(request)
+    lacking = asked & providers.dialect(target.dialect).unsupported(target)
+    echo = "echo" in lacking and "echo_logprobs" not in asked
+    split = "prompt_list" in lacking
+    hints = lacking & HINTS
+    emulated = {"prompt_list"} | ({"echo"} if echo or "echo_logprobs" in lacking else set())
+    for name in sorted(lacking - HINTS - emulated):
+        unsupported(name, PARAMETER_WORDS.get(name, name), target)
+    dropped = names_of(request, hints)
+    if strict and dropped:
+        unsupported(dropped[0], dropped[0], target)
+    changes: dict[str, Any] = {name: EMPTY.get(name) for name in hints}
+    if echo:
+        changes["echo"] = False
+    if changes:
+        request = msgspec.structs.replace(request, **changes)
+    return Candidate(target, request, dropped, echo, split)
+
+
+def check_limits(request: CompletionRequest, target: Target) -> None:
+    """Raises UnsupportedParameter for a value above what the host takes."""
+    for name, most in target.limits.items():
+        value = getattr(request, name)
+        amount = len(value) if isinstance(value, tuple) else value
+        if amount is not None and amount > most:
+            unsupported(name, f"{name} above {most:g}", target)
+
+
+def unsupported(name: str, words: str, target: Target) -> NoReturn:
+    field = FIELDS.get(name, name)
+    raise UnsupportedParameter(
+        f"{words} can't be had from {target.name}.",
+        param=field,
+        details={"parameter": field, "target": target.name},
+    )
+
+
+def names_of(request: CompletionRequest, hints: frozenset[str]) -> tuple[str, ...]:
+    """The hints by the names that the caller gave them."""
+    names: set[str] = set()
+    for hint in hints:
+        names |= getattr(request, hint).keys() if hint in BAGS else {hint}
+    return tuple(sorted(names))
+
+
+PARAMETER_WORDS = {
+    "token_ids": "A prompt of token ids",
+    "echo_logprobs": "echo together with logprobs",
+}
+FIELDS = {"token_ids": "prompt", "echo_logprobs": "logprobs"}
+"""The field of a request that a name stands for, where it is none itself."""
+BAGS = frozenset(("extra", "openai_extra"))
+"""Parameters whose names are the caller's."""
+EMPTY: Mapping[str, Any] = {"logit_bias": {}, "extra": {}, "openai_extra": {}}
+
+
+def wanted(request: CompletionRequest) -> frozenset[str]:
+    """The parameters that a request asks for, by the names that `Dialect.unsupported` uses."""
+    names = {
+        name
+        for name in request.__struct_fields__
+        if name not in ("prompts", "stream") and asked_for(getattr(request, name))
+    }
+    if any(not isinstance(prompt, str) for prompt in request.prompts):
+        names.add("token_ids")
+    if len(request.prompts) > 1:
+        names.add("prompt_list")
+    if request.logprobs is not None:
+        names.add("logprobs")
+        if request.echo:
+            names.add("echo_logprobs")
+    return frozenset(names)

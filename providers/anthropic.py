@@ -1,0 +1,73 @@
+"""The Anthropic dialect: POST /messages.
+
+Rules that hold here: pure functions, after the protocol in base.py. What is sent is what was asked
+for, and max_tokens, which the API requires; it counts the thinking too, of the models that think,
+as the newer ones do unless told not to. What an answer means is in anthropic_answer.py.
+
+Source: Anthropic API reference, "Messages" and "Errors" (read 2026-11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from completion import Batch, CompletionRequest
+from errors import UpstreamError
+from providers import openai, plain_chat
+from providers.anthropic_answer import Answer, whole
+from providers.base import Call, Target
+
+VERSION: Final = "2023-06-01"
+MAX_TOKENS: Final = 4096
+"""Sent where the caller leaves it open."""
+
+NAMES: Final = {
+    "max_tokens": "max_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "stop": "stop_sequences",
+}
+LACKS: Final = plain_chat.LACKS | {"seed", "frequency_penalty", "presence_penalty"}
+
+
+def unsupported(target: Target) -> frozenset[str]:
+    """What this target can't be asked; see base.Dialect."""
+    return LACKS | target.cannot
+
+
+def call(request: CompletionRequest, target: Target) -> Call:
+    """The request to make: exactly one prompt, a text."""
+    body = plain_chat.body(request, target, NAMES)
+    body.setdefault("max_tokens", MAX_TOKENS)
+    if request.user is not None and "user" not in target.cannot:
+        body["metadata"] = {"user_id": request.user}
+    address = plain_chat.url(target, "/messages")
+    return Call("POST", address, _headers(request, target), msgspec.json.encode(body))
+
+
+def _headers(request: CompletionRequest, target: Target) -> dict[str, str]:
+    """The key goes to x-api-key, unless the row names another header."""
+    headers = openai.headers(request, target) | {"anthropic-version": VERSION}
+    bearer = headers.pop("Authorization", None)
+    if bearer:
+        headers["x-api-key"] = bearer.removeprefix("Bearer ")
+    return headers
+
+
+def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
+    """Decode a streamed body; see base.Dialect."""
+    return plain_chat.events(chunks, Answer().read, partial(complete, request=request))
+
+
+def complete(body: bytes, request: CompletionRequest) -> Batch:  # noqa: ARG001
+    """Decode a whole JSON body; see base.Dialect."""
+    return whole(body)
+
+
+def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+    """What an answer other than 2xx means; header names are in lower case."""
+    return openai.error(status, headers, body)

@@ -1,0 +1,152 @@
+"""The Bedrock dialect: Amazon Bedrock's Converse and ConverseStream.
+
+Rules that hold here: pure functions, after the protocol in base.py. By default the key is a Bedrock
+API key, sent as a bearer's; signing with SigV4 is sigv4.py's. What an answer means is in
+bedrock_answer.py.
+
+Of `extra`, what Converse knows (guardrailConfig, performanceConfig, ...) stands at the top,
+inferenceConfig and additionalModelRequestFields are merged in depth, and the rest, being the
+model's own, goes into additionalModelRequestFields.
+
+Source: Amazon Bedrock API reference, Converse, ConverseStream, their errors, and the service's
+model (read 2026-11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, Final
+from urllib.parse import quote
+
+import msgspec
+
+from completion import Batch, CompletionRequest, asked_for
+from errors import UpstreamError
+from providers import bodies, eventstream, openai
+from providers.base import Call, Target
+from providers.bedrock_answer import Answer, failure
+from providers.extra import fill
+from providers.openai_chunk import NOT_JSON, garbage, sample
+from providers.retry_after import retry_after
+
+CONFIG: Final = {
+    "max_tokens": "maxTokens",
+    "temperature": "temperature",
+    "top_p": "topP",
+    "stop": "stopSequences",
+}
+"""Our parameters, and what inferenceConfig calls them."""
+
+LACKS: Final = openai.CHAT_LACKS | frozenset(
+    (
+        *("n", "logprobs", "seed", "logit_bias", "user", "openai_extra"),
+        *("frequency_penalty", "presence_penalty"),
+    )
+)
+
+OURS: Final = frozenset(("messages", "modelId"))
+"""What `extra` can't set, absent or not."""
+
+AT_TOP: Final = frozenset(
+    (
+        *("additionalModelResponseFieldPaths", "guardrailConfig", "outputConfig"),
+        *("performanceConfig", "promptVariables", "requestMetadata", "serviceTier", "system"),
+        *("toolConfig", "inferenceConfig", "additionalModelRequestFields"),
+    )
+)
+"""The fields of a request to Converse, but for ours."""
+
+FRAMES: Final = "application/vnd.amazon.eventstream"
+
+
+def unsupported(target: Target) -> frozenset[str]:
+    """What it can't be asked; see base.Dialect."""
+    return target.cannot | LACKS
+
+
+def call(request: CompletionRequest, target: Target) -> Call:
+    """The request to make; it has exactly one prompt, a text."""
+    headers = openai.headers(request, target)
+    if request.stream:
+        headers["Accept"] = FRAMES
+    body = msgspec.json.encode(_body(request, target))
+    return Call("POST", _url(target, stream=request.stream), headers, body)
+
+
+def _url(target: Target, *, stream: bool) -> str:
+    provider = target.provider
+    path = "converse-stream" if stream else "converse"
+    url = f"{provider.base_url.rstrip('/')}/model/{quote(target.model, safe='')}/{path}"
+    return f"{url}?{provider.query}" if provider.query else url
+
+
+def _body(request: CompletionRequest, target: Target) -> dict[str, Any]:
+    (prompt,) = request.prompts
+    lacks = target.cannot
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": [{"text": prompt}]}]}
+    config = {
+        theirs: value
+        for ours, theirs in CONFIG.items()
+        if asked_for(value := getattr(request, ours)) and ours not in lacks
+    }
+    if config:
+        body["inferenceConfig"] = config
+    for name, value in request.extra.items():
+        if name in AT_TOP:
+            fill(body, {name: value})
+        elif name not in OURS:
+            fill(body, {"additionalModelRequestFields": {name: value}})
+    return body
+
+
+def events(
+    chunks: Iterable[bytes],
+    request: CompletionRequest,  # noqa: ARG001
+) -> Iterator[Batch]:
+    """Decode a streamed body; see base.Dialect. Ends at the metadata that follows messageStop
+    without asking for what comes after it.
+
+    A body that is one JSON object (a host that doesn't stream, or an error with status 200) is
+    decoded as such.
+    """
+    first, chunks = bodies.peek(chunks)
+    if first == b"{":
+        yield from bodies.told(partial(Answer().read_whole, bodies.join(chunks)))
+        return
+    if first != b"\0":  # of a length below 16 MiB
+        start = bodies.beginning(chunks)
+        raise garbage("The upstream ended the stream without an answer.", start)
+    answer = Answer()
+    for frames in eventstream.decode(chunks):
+        yield from bodies.told(partial(_read, answer, frames))
+        if answer.ended:
+            return
+    answer.break_off()
+
+
+def _read(answer: Answer, frames: list[eventstream.Frame], batch: Batch) -> None:
+    for frame in frames:
+        answer.read(frame, batch)
+
+
+def complete(body: bytes, request: CompletionRequest) -> Batch:  # noqa: ARG001
+    """Decode a whole JSON body; see base.Dialect."""
+    batch: Batch = []
+    Answer().read_whole(body, batch)
+    return batch
+
+
+def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+    """What an answer other than 2xx means; header names are in lower case."""
+    try:
+        value = msgspec.json.decode(body)
+    except NOT_JSON:
+        value = None
+    verb = "failed" if status >= 500 else "refused the call"
+    message = f"The upstream {verb} with status {status}."
+    found = failure(message, value, headers.get("x-amzn-errortype"), status)
+    if found.upstream_message is None:
+        found.upstream_message = sample(body) or None
+    found.retry_after = retry_after(headers)
+    return found

@@ -1,0 +1,144 @@
+"""What dialects share that have one path, take a prompt as one user message, and answer it with
+one choice in a stream whose last event says that it is the last.
+
+Rules that hold here: pure; what is sent is what was asked for and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Any, Final
+
+import msgspec
+
+from completion import Batch, CompletionRequest, asked_for
+from errors import UpstreamError
+from providers import openai, sse
+from providers.base import Target, decode_error
+from providers.openai_chunk import NOT_JSON, garbage, reported, sample
+
+LACKS: Final = openai.CHAT_LACKS | {"n", "logprobs", "logit_bias", "openai_extra"}
+"""Parameters that none of these dialects has."""
+
+OURS: Final = frozenset({"model", "messages", "stream"})
+"""What `extra` can't set, absent or not."""
+
+SEEN: Final = 400
+"""Bytes of a body to remember, to show what came when it was no event stream."""
+
+
+def url(target: Target, path: str) -> str:
+    """The address of a path under the host's base_url."""
+    provider = target.provider
+    address = provider.base_url.rstrip("/") + path
+    return f"{address}?{provider.query}" if provider.query else address
+
+
+def body(request: CompletionRequest, target: Target, names: Mapping[str, str]) -> dict[str, Any]:
+    """What to send. names: our name of a parameter -> the dialect's.
+
+    Raises ValueError unless there is exactly one prompt.
+    """
+    (prompt,) = request.prompts
+    found: dict[str, Any] = {
+        "model": target.model,
+        "messages": [{"role": "user", "content": prompt}],
+    }
+    lacks = target.cannot
+    for name, theirs in names.items():
+        value = getattr(request, name)
+        if asked_for(value) and name not in lacks:
+            found[theirs] = value
+    if request.stream:
+        found["stream"] = True
+    for name, value in request.extra.items():
+        if name not in OURS:
+            found.setdefault(name, value)
+    return found
+
+
+def events(
+    chunks: Iterable[bytes],
+    read: Callable[[sse.Frame, Batch], bool],
+    complete: Callable[[bytes], Batch],
+) -> Iterator[Batch]:
+    """Decode a streamed body; see base.Dialect.
+
+    read: as in sse.batches. complete: decodes a whole body, for a host that sends one JSON object
+    where a stream was asked for, be it an answer or an error.
+    """
+    start, chunks = _start(iter(chunks))
+    if start in (b"{", b"["):
+        yield complete(_bounded(chunks))
+        return
+    seen = bytearray()
+    answered = False
+    frames = sse.batches(_remember(chunks, seen), read)
+    while True:
+        try:
+            batch = next(frames)
+        except StopIteration as stop:
+            ended: bool = stop.value
+            break
+        answered = True
+        yield batch
+    if not answered:
+        raise garbage("The upstream ended the stream without an answer.", bytes(seen[:SEEN]))
+    if not ended:
+        raise broken_off()
+
+
+def broken_off() -> UpstreamError:
+    """An answer whose last event never came."""
+    return UpstreamError("The upstream's answer ended before its end.")
+
+
+def failure(data: bytes, statuses: Mapping[str, int]) -> UpstreamError:
+    """The error in some data, of whatever shape. statuses: the HTTP status that a code stands for
+    when it comes with a status of 200."""
+    try:
+        found = reported(msgspec.json.decode(data))
+    except NOT_JSON:
+        found = reported(sample(data))
+    found.upstream_status = found.upstream_status or statuses.get(found.upstream_code or "")
+    return found
+
+
+def refuse_error(data: bytes, statuses: Mapping[str, int]) -> None:
+    """Raise the error in an object that is no answer: it has an error, or a message, such as
+    {"detail": "..."}. Others mean nothing to us."""
+    try:
+        value = msgspec.json.decode(data)
+    except NOT_JSON:
+        return
+    if isinstance(value, dict) and (value.get("error") or decode_error(value).message):
+        raise failure(data, statuses)
+
+
+def _start(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """The first byte that isn't white space (none: empty), and the chunks, all of them."""
+    taken: list[bytes] = []
+    for chunk in chunks:
+        taken.append(chunk)
+        if start := chunk.lstrip()[:1]:
+            return start, chain(taken, chunks)
+    return b"", iter(taken)
+
+
+def _remember(chunks: Iterator[bytes], seen: bytearray) -> Iterator[bytes]:
+    for chunk in chunks:
+        seen += chunk[:SEEN]
+        yield chunk
+        if len(seen) >= SEEN:
+            break
+    yield from chunks
+
+
+def _bounded(chunks: Iterable[bytes]) -> bytes:
+    found = bytearray()
+    for chunk in chunks:
+        found += chunk
+        if len(found) > sse.MAX_EVENT:
+            raise UpstreamError(f"The upstream sent a body of more than {sse.MAX_EVENT} bytes.")
+    return bytes(found)

@@ -1,0 +1,154 @@
+"""failures.py: what a provider's failure is told as."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from errors import (
+    ByokRejected,
+    InternalError,
+    InvalidRequest,
+    ModelNotFound,
+    RateLimited,
+    RequestTooLarge,
+    SluiceError,
+    UpstreamError,
+    UpstreamTimeout,
+)
+from failures import public_error, retryable
+from tests.test_routing import a_target
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        *((UpstreamError("", upstream_status=status), True)
+          for status in (None, 408, 409, 425, 429, 500, 502, 503, 504, 529)),
+        *((UpstreamError("", upstream_status=status), False)
+          for status in (400, 401, 402, 403, 404, 413, 422, 501)),
+        *((UpstreamTimeout(phase, 1), True) for phase in ("connect", "first_event", "idle")),
+        (InvalidRequest(""), False),
+        (InternalError(), False),
+    ],
+)  # fmt: skip
+def test_another_target_is_tried_where_it_may_do_better(error: SluiceError, expected: bool) -> None:
+    assert retryable(error) is expected
+
+
+NO_RETRY = {"x-should-retry": "false"}
+RETRY_IN_5 = {"Retry-After": "5"}
+
+
+@pytest.mark.parametrize(
+    ("failure", "byok", "kind", "headers", "says"),
+    [
+        ({"upstream_status": 400}, False, InvalidRequest, {}, "sim/m-1 refused the request."),
+        ({"upstream_status": 422, "upstream_message": "n is odd"}, False, InvalidRequest, {},
+         "sim/m-1 refused the request: n is odd"),
+        ({"upstream_status": 400, "upstream_message": "Validation failed"}, False, InvalidRequest,
+         {}, "sim/m-1 refused the request: Validation failed"),
+        ({"upstream_status": 413}, False, RequestTooLarge, {}, "sim/m-1 refused the request."),
+        ({"upstream_status": 401}, False, UpstreamError, NO_RETRY,
+         "sim refused this server's key for it."),
+        ({"upstream_status": 403}, False, UpstreamError, NO_RETRY, "sim refused this server's key"),
+        ({"upstream_status": 401}, True, ByokRejected, {}, "sim refused your own key"),
+        ({"upstream_status": 403}, True, ByokRejected, {}, "sim refused your own key"),
+        ({"upstream_status": 402}, False, UpstreamError, NO_RETRY, "sim has no credit left."),
+        ({"upstream_status": 429, "upstream_code": "insufficient_quota"}, False, UpstreamError,
+         NO_RETRY, "sim has no credit left."),
+        ({"upstream_status": 404, "upstream_message": "provider says no"}, False, ModelNotFound,
+         {}, "Model 'sim/m-1' was not found."),
+        ({"upstream_status": 429}, False, RateLimited, RETRY_IN_5, "Try again in 5 s."),
+        ({"upstream_status": 429, "retry_after": 90}, False, RateLimited,
+         {"Retry-After": "90", **NO_RETRY}, "Try again in 90 s."),
+        ({"upstream_status": 429, "retry_after": 0.2}, False, RateLimited, {"Retry-After": "1"},
+         "Try again in 1 s."),
+        ({"upstream_status": 500}, False, UpstreamError, {}, "It broke."),
+        ({"upstream_status": None}, False, UpstreamError, {}, "It broke."),
+        ({"upstream_status": 418}, False, UpstreamError, {}, "It broke."),
+    ],
+)  # fmt: skip
+def test_a_provider_s_failure_is_told_by_its_status_and_code(
+    failure: dict[str, Any],
+    byok: bool,
+    kind: type[SluiceError],
+    headers: dict[str, str],
+    says: str,
+) -> None:
+    error = public_error(UpstreamError("It broke.", **failure), a_target(byok=byok, key="k-1"))
+    assert type(error) is kind
+    assert says in error.message
+    assert error.headers == headers
+    assert error.details is not None
+    assert error.details["provider"] == "sim"
+    assert error.details["model"] == "m-1"
+    assert error.details["upstream_status"] == failure["upstream_status"]
+
+
+def test_a_provider_that_asks_for_no_wait_is_taken_at_its_word() -> None:
+    failure = UpstreamError("It broke.", upstream_status=429, retry_after=0)
+    assert public_error(failure, a_target()).headers == {"Retry-After": "1"}
+
+
+def test_a_wait_is_the_same_in_the_message_and_in_the_header() -> None:
+    failure = UpstreamError("It broke.", upstream_status=429, retry_after=1.4)
+    error = public_error(failure, a_target())
+    assert f"in {error.headers['Retry-After']} s" in error.message
+
+
+def test_a_rate_limit_has_the_particulars_that_every_429_has() -> None:
+    failure = UpstreamError("It broke.", upstream_status=429, retry_after=2, upstream_code="rpm")
+    assert public_error(failure, a_target()).details == {
+        "provider": "sim",
+        "model": "m-1",
+        "upstream_status": 429,
+        "upstream_code": "rpm",
+        "upstream_message": None,
+        "limit_type": "provider",
+        "limit": None,
+        "reset_time": None,
+        "retry_after": 2,
+    }
+
+
+def test_a_time_out_says_where_and_stays_one() -> None:
+    error = public_error(UpstreamTimeout("idle", 3), a_target())
+    assert isinstance(error, UpstreamTimeout)
+    assert error.details == {
+        "phase": "idle",
+        "seconds": 3,
+        "provider": "sim",
+        "model": "m-1",
+        "upstream_status": None,
+        "upstream_code": None,
+        "upstream_message": None,
+    }
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 413, 422, 429, 500, None])
+@pytest.mark.parametrize("byok", [True, False])
+def test_no_failure_shows_the_credential_or_what_looks_like_one(
+    status: int | None, byok: bool
+) -> None:
+    words = "You sent word-of-mine, and Bearer abc.def; the account's is sk-proj-****wxyz12."
+    failure = UpstreamError("It broke.", upstream_status=status, upstream_message=words)
+    error = public_error(failure, a_target(key="word-of-mine", byok=byok))
+    for text in (error.message, repr(error.details)):
+        for part in ("word-of-mine", "abc.def", "wxyz12"):
+            assert part not in text
+
+
+@pytest.mark.parametrize("status", [400, 404, 422, 500])
+def test_a_provider_s_words_are_cut(status: int) -> None:
+    failure = UpstreamError("It broke.", upstream_status=status, upstream_message="x" * 5000)
+    error = public_error(failure, a_target())
+    assert error.details is not None
+    assert error.details["upstream_message"] == "x" * 1000
+    assert len(error.message) < 1200
+
+
+def test_a_target_without_a_credential_has_nothing_to_hide() -> None:
+    failure = UpstreamError("It broke.", upstream_status=400, upstream_message="plain words")
+    assert public_error(failure, a_target()).message.endswith(": plain words")

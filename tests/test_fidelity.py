@@ -1,0 +1,139 @@
+"""fidelity.py: what a target can honour of a request, and what becomes of the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import fidelity
+import providers
+from completion import CompletionRequest
+from errors import UnsupportedParameter
+from fidelity import Candidate, candidates, fit, wanted
+from providers.base import Target
+from tests.test_routing import ROWS, a_request, a_target
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, set()),
+        ({"stream": True}, set()),
+        ({"extra": {"top_k": 1}, "openai_extra": {"x": 1}}, {"extra", "openai_extra"}),
+        ({"max_tokens": 1, "temperature": 0.5, "top_p": 0.5}, {"max_tokens", "temperature",
+                                                               "top_p"}),
+        ({"stop": ("a",), "seed": 7, "n": 2}, {"stop", "seed", "n"}),
+        ({"logprobs": 0}, {"logprobs"}),
+        ({"logprobs": 2, "echo": True}, {"logprobs", "echo", "echo_logprobs"}),
+        ({"echo": True}, {"echo"}),
+        ({"logit_bias": {"5": 1.0}, "user": "u"}, {"logit_bias", "user"}),
+        ({"prompts": ((1, 2),)}, {"token_ids"}),
+        ({"prompts": ("a", "b")}, {"prompt_list"}),
+        ({"prompts": ("a", (1,))}, {"prompt_list", "token_ids"}),
+    ],
+)  # fmt: skip
+def test_what_a_request_asks_for(fields: dict[str, Any], expected: set[str]) -> None:
+    assert wanted(a_request(**fields)) == expected
+
+
+@pytest.mark.parametrize("field", ["seed", "temperature"])
+def test_zero_is_asked_for(field: str) -> None:
+    assert wanted(a_request(**{field: 0})) == {field}
+
+
+@pytest.mark.parametrize(
+    ("fields", "candidate"),
+    [
+        ({}, {}),
+        ({"seed": 7}, {"dropped": ("seed",)}),
+        ({"user": "u", "seed": 7, "logit_bias": {"5": 1.0}, "max_tokens": 3},
+         {"dropped": ("logit_bias", "seed", "user")}),
+        ({"echo": True}, {"echo": True}),
+        ({"prompts": ("a", "b")}, {"split": True}),
+        ({"prompts": ("a", "b"), "echo": True, "seed": 7},
+         {"split": True, "echo": True, "dropped": ("seed",)}),
+    ],
+)  # fmt: skip
+def test_what_a_poor_target_lacks_is_dropped_by_name_or_emulated(
+    fields: dict[str, Any], candidate: dict[str, Any]
+) -> None:
+    request, target = a_request(**fields), a_target("poor")
+    found = fit(request, target, strict=False)
+    gone = {*candidate.get("dropped", ()), *(["echo"] if candidate.get("echo") else [])}
+    kept = a_request(**{name: value for name, value in fields.items() if name not in gone})
+    assert found == Candidate(target, kept, **candidate)
+
+
+@pytest.mark.parametrize(
+    ("fields", "strict", "param", "says"),
+    [
+        ({"suffix": "s"}, False, "suffix", "suffix can't be had from poor/m-1."),
+        ({"seed": 7}, True, "seed", "seed can't be had from poor/m-1."),
+        ({"user": "u", "seed": 7}, True, "seed", "seed can't be had"),
+        ({"seed": 7, "suffix": "s"}, True, "suffix", "suffix can't be had"),
+    ],
+)
+def test_what_would_change_the_result_is_refused_and_in_strict_mode_a_hint_too(
+    fields: dict[str, Any], strict: bool, param: str, says: str
+) -> None:
+    with pytest.raises(UnsupportedParameter) as caught:
+        fit(a_request(**fields), a_target("poor"), strict=strict)
+    assert says in caught.value.message
+    assert caught.value.param == param
+    assert caught.value.details == {"parameter": param, "target": "poor/m-1"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"prompts": ((1, 2),)}, "A prompt of token ids can't be had from"),
+        ({"echo": True, "logprobs": 1}, "echo together with logprobs can't be had from"),
+    ],
+)
+def test_what_has_no_name_of_its_own_is_described(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(UnsupportedParameter) as caught:
+        fit(a_request(**fields), a_target("local"), strict=False)
+    assert caught.value.message.startswith(says)
+
+
+def test_parameters_that_sluice_has_no_name_for_are_dropped_by_the_caller_s_names() -> None:
+    request = a_request(extra={"top_k": 1}, openai_extra={"ignore_eos": True})
+    found = fit(request, a_target("local"), strict=False)
+    assert found == Candidate(a_target("local"), a_request(), ("ignore_eos", "top_k"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"n": 2, "stop": ("a",)}, None),
+        ({"n": 3}, "n above 2 can't be had from limited/m-1."),
+        ({"stop": ("a", "b")}, "stop above 1 can't be had from limited/m-1."),
+    ],
+)
+def test_a_value_above_what_a_host_takes_is_refused(
+    fields: dict[str, Any], says: str | None
+) -> None:
+    row = {**ROWS["sim"], "limits": {"n": 2, "stop": 1}}
+    target = Target(providers.rows({"limited": row}, {})["limited"], "m-1")
+    if says is None:
+        assert fit(a_request(**fields), target, strict=False).request == a_request(**fields)
+        return
+    with pytest.raises(UnsupportedParameter) as caught:
+        fit(a_request(**fields), target, strict=False)
+    assert says in caught.value.message
+
+
+def test_targets_that_can_t_honour_a_request_are_skipped() -> None:
+    request, poor, rich = a_request(suffix="s"), a_target("poor"), a_target("sim")
+    assert [c.target for c in candidates(request, [poor, rich, poor], strict=False)] == [rich]
+
+
+def test_a_request_that_none_can_honour_is_refused_in_the_words_of_the_first() -> None:
+    first, second = a_target("poor"), Target(a_target("poor").provider, "m-2")
+    with pytest.raises(UnsupportedParameter, match="poor/m-1"):
+        candidates(a_request(suffix="s"), [first, second], strict=False)
+
+
+def test_every_hint_is_a_parameter() -> None:
+    assert set(CompletionRequest.__struct_fields__) >= fidelity.HINTS
