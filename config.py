@@ -32,13 +32,14 @@ class Timeouts:
     events, and in all."""
 
     connect: float = 10
-    first_event: float = 300
+    first_event: float = 600
     idle: float = 120
     total: float = 1800
 
     @property
     def longest_silence(self) -> float:
-        return max(self.first_event, self.idle)
+        """When the transport gives up by itself, should nobody else have: a little later."""
+        return max(self.first_event, self.idle) + 5
 
 
 @dataclass(frozen=True)

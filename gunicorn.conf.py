@@ -15,7 +15,9 @@ import sys
 import termios
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -40,7 +42,6 @@ worker_connections = settings.max_streams + SPARE_CONNECTIONS
 graceful_timeout = int(settings.drain) + 5
 keepalive = 75  # longer than proxies and SDKs keep idle connections, so that they close first
 control_socket_disable = True
-forwarded_allow_ips = "127.0.0.1"
 logconfig_dict = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -56,7 +57,7 @@ logconfig_dict = {
 log = logging.getLogger("gunicorn.error")
 
 
-def on_starting(server):
+def on_starting(server: Any) -> None:
     """Refuse what would not work, raise the limit of open files to what it may be."""
     if server.cfg.workers != 1:
         sys.exit(
@@ -74,15 +75,19 @@ def on_starting(server):
         )  # fmt: skip
 
 
+Handle = Callable[[Any, Any, Any], Any]
+
+
 class Connections:
     """The client connections of a gevent worker. On shutdown an idle one would keep the worker
     from exiting until its keep-alive time is over, so it is shut down."""
 
-    def __init__(self):
-        self.idle_since = {}  # socket -> when its last request ended; None: one is being served
+    def __init__(self) -> None:
+        # By socket: when its last request ended; None while one is being served.
+        self.idle_since: dict[Any, float | None] = {}
 
-    def track(self, handle):
-        def tracked(listener, client, address):
+    def track(self, handle: Handle) -> Handle:
+        def tracked(listener: Any, client: Any, address: Any) -> Any:
             self.idle_since[client] = time.monotonic()
             try:
                 return handle(listener, client, address)
@@ -91,11 +96,11 @@ class Connections:
 
         return tracked
 
-    def mark(self, client, idle_since):
+    def mark(self, client: Any, idle_since: float | None) -> None:
         if client in self.idle_since:
             self.idle_since[client] = idle_since
 
-    def shut_idle(self):
+    def shut_idle(self) -> None:
         """Those that have been idle for a moment, and on which no request is arriving."""
         latest = time.monotonic() - IDLE_S
         for client, since in list(self.idle_since.items()):
@@ -105,7 +110,7 @@ class Connections:
                         client.shutdown(socket.SHUT_RDWR)
 
 
-def unread(client):
+def unread(client: Any) -> int:
     """How many bytes wait in a socket."""
     return int.from_bytes(fcntl.ioctl(client.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
 
@@ -113,15 +118,15 @@ def unread(client):
 connections = Connections()
 
 
-def pre_request(_worker, request):
+def pre_request(_worker: Any, request: Any) -> None:
     connections.mark(request.unreader.sock, None)
 
 
-def post_request(_worker, request, _environ, _response):
+def post_request(_worker: Any, request: Any, _environ: Any, _response: Any) -> None:
     connections.mark(request.unreader.sock, time.monotonic())
 
 
-def tells_news(record):
+def tells_news(record: logging.LogRecord) -> bool:
     """Not a traceback for a connection that was given up, because its client blocked for too long
     or because we shut it down: gunicorn takes that for an error, and the call has its own line."""
     failure = record.exc_info and record.exc_info[1]
@@ -129,30 +134,32 @@ def tells_news(record):
     return not (given_up and record.msg == "Socket error processing request.")
 
 
-def post_worker_init(worker):
+def post_worker_init(worker: Any) -> None:
     log.addFilter(tells_news)
     if worker_class_is_gevent(worker):
         worker.handle = connections.track(worker.handle)
+    # Now, because under gevent it would hold up every stream of the process.
+    worker.wsgi.extensions["sluice"].gateway.prices.load()
     threading.Thread(target=watch, args=(worker,), name="watcher", daemon=True).start()
 
 
-def worker_class_is_gevent(worker):
+def worker_class_is_gevent(worker: Any) -> bool:
     return type(worker).__module__ == "gunicorn.workers.ggevent"
 
 
-def watch(worker):
+def watch(worker: Any) -> None:
     """Nothing tells the app that its worker is to end (TERM, HUP, max_requests) but this."""
     while worker.alive:
         time.sleep(WATCH_S)
     drain(worker, settings.drain)
 
 
-def worker_int(worker):
+def worker_int(worker: Any) -> None:
     """Ctrl-C, or the master's QUIT: the same, in a hurry."""
     drain(worker, INTERRUPT_DRAIN_S)
 
 
-def drain(worker, seconds):
+def drain(worker: Any, seconds: float) -> None:
     """Let calls go on for a while, then end them with their error event; shut idle connections.
     Requests that still arrive are served."""
     gateway = worker.wsgi.extensions["sluice"].gateway

@@ -2,8 +2,8 @@
 micro-dollar).
 
 Prices are those of the genai-prices package, whose data ships with it, overridden by sluice.toml.
-Rules that hold here: no floats in a sum; the package is loaded at the first price, not at start; a
-row that was looked up is kept. Time-dependent prices are read at each call.
+Rules that hold here: no floats in a sum; the package is loaded by `Prices.load` or at the first
+price, not on import; a row that was looked up is kept. Time-dependent prices are read at each call.
 """
 
 from __future__ import annotations
@@ -94,6 +94,10 @@ class Prices:
         """tables: [prices."provider/model"] of sluice.toml. Raises ConfigError."""
         self._own = {name: from_table(name, table) for name, table in tables.items()}
         self._found: dict[tuple[str, str], Callable[[], Price | None]] = {}
+
+    def load(self) -> None:
+        """Load the price data, which takes a fraction of a second, before anybody waits for it."""
+        find("openai", "gpt-4o-mini")
 
     def of(self, target: Target) -> Price | None:
         """None: unknown."""

@@ -11,9 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from completion import CompletionRequest, Delta  # noqa: E402
-from providers import BUILT_IN  # noqa: E402
-from providers.base import Target  # noqa: E402
+from completion import CompletionRequest, Delta
+from providers import BUILT_IN
+from providers.base import Target
 
 TARGET = Target(BUILT_IN[0], "pydoc")
 

@@ -120,7 +120,7 @@ def measure_gone(server: Server, upstream: Upstream, phase: str, rounds: int) ->
 def read_end(client: socket.socket) -> float:
     """When the answer was complete."""
     data = b""
-    while not (data.endswith(b"0\r\n\r\n") or data.endswith(b"}")):
+    while not (data.endswith((b"0\r\n\r\n", b"}"))):
         data = (data + client.recv(65536))[-4096:]
     return time.monotonic()
 

@@ -140,7 +140,9 @@ def read_body(limit: int) -> bytes:
             parts.append(chunk)
     except TimeoutError:
         raise RequestTimeout("The body did not arrive in time.") from None
-    except (OSError, ClientDisconnected):
+    except (OSError, ClientDisconnected) as error:
+        if isinstance(error.__context__, TimeoutError):  # werkzeug's own server hides it
+            raise RequestTimeout("The body did not arrive in time.") from None
         raise InvalidRequest("The body ended before its end.") from None
     return b"".join(parts)
 

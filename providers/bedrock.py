@@ -128,6 +128,8 @@ def events(
 def _read(answer: Answer, frames: list[eventstream.Frame], batch: Batch) -> None:
     for frame in frames:
         answer.read(frame, batch)
+        if answer.ended:
+            break
 
 
 def complete(body: bytes, request: CompletionRequest) -> Batch:  # noqa: ARG001

@@ -215,21 +215,25 @@ class Answer:
 
         Raises UpstreamError where that can't be all.
         """
+        blocked = self.blocked and not self.texts
+        if not blocked:
+            self.refuse_less(whole=whole)
         self.tell_usage(batch)
-        if self.blocked and not self.texts:
+        if blocked:
             batch.extend(Finished(index, "content_filter") for index in range(self.choices))
-            return
-        if whole and len(self.texts) < self.choices:
-            raise UpstreamError(
-                f"The upstream gave {len(self.texts)} of the {self.choices} choices asked for."
-            )
-        if whole and not self.reasons and not any(self.texts.values()):
-            raise UpstreamError("The upstream ended its answer without a word.")
-        if not whole and len(self.reasons) < self.choices:
-            raise UpstreamError("The upstream's answer ended before its end.")
         batch.extend(
             Finished(index, self.reasons.get(index, "stop")) for index in sorted(self.texts)
         )
+
+    def refuse_less(self, *, whole: bool) -> None:
+        if not whole and len(self.reasons) < self.choices:
+            raise UpstreamError("The upstream's answer ended before its end.")
+        if len(self.texts) < self.choices:
+            raise UpstreamError(
+                f"The upstream gave {len(self.texts)} of the {self.choices} choices asked for."
+            )
+        if not self.reasons and not any(self.texts.values()):
+            raise UpstreamError("The upstream ended its answer without a word.")
 
 
 def usage_of(tokens: Tokens) -> Usage | None:

@@ -740,7 +740,7 @@ def test_hub_a_providers_words_do_not_mislead_it(
     """It takes a 400 with "validation" in it for another error, a 404 with "provider" too."""
     words = {"error": {"message": "validation of the provider failed: invalid format"}}
     fake.script(fp.error(400, words))
-    expect(official, indoxhub.InvalidParametersError, "fake/m refused the request.", {})
+    expect(official, indoxhub.InvalidParametersError, "fake/m refused the request", {})
     fake.script(fp.error(404, words))
     expect(official, indoxhub.ModelNotFoundError, "Model 'fake/m' was not found", {})
 

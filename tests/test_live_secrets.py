@@ -178,7 +178,11 @@ def started(fake_process: FakeProvider, operators: dict[str, str]) -> Iterator[H
                 ("nowhere", "http://nowhere.invalid", "FAKE"),
             )
         )
-        with Server(rows + "[providers.vllm]\ncompletions = false\n", env=env) as server:
+        # Its key goes out in a header where it doesn't stand behind the word Bearer.
+        rows += calls.toml_row(
+            "bare", fake_process.base_url, api_key_env="LINES_API_KEY", key_header="api-key"
+        )
+        with Server(rows, env=env) as server:
             yield Hunt(server, operators)
 
 
@@ -554,12 +558,12 @@ def test_in_a_providers_answer_beside_its_text(hunt: Hunt, fake: FakeProvider) -
 # Calls that fail, and calls that end
 
 
-@pytest.mark.parametrize("model", ["dead/m", "refused/m", "nowhere/m", "curly/m", "lines/m"])
-def test_in_calls_that_never_reach_a_provider(hunt: Hunt, own: dict[str, str], model: str) -> None:
-    """`curly` and `lines` have keys that no header can hold."""
+@pytest.mark.parametrize("name", ["dead", "refused", "nowhere", "curly", "lines", "bare"])
+def test_in_calls_that_never_reach_a_provider(hunt: Hunt, own: dict[str, str], name: str) -> None:
+    """`curly`, `lines` and `bare` have keys that no header can hold."""
     for face in FACES:
-        status = hunt.ask(face, model=model, stream=face == OPENAI, **own)
-        reached = bool(own) and model in ("curly/m", "lines/m")
+        status = hunt.ask(face, model=f"{name}/m", stream=face == OPENAI, **own)
+        reached = bool(own) and name in ("curly", "lines", "bare")
         assert status == 400 if reached else status >= 500
     hunt.check()
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
 import auth
+from call import Outcome
 from completion import (
     Batch,
     Delta,
@@ -32,7 +33,6 @@ from errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from call import Outcome
 from tests.test_app import PROMPT, UUID, Site, hello, make_app, make_key
 from tests.test_gateway import LONG_S, Scripted, play, wait
 

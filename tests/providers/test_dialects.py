@@ -31,8 +31,9 @@ import pytest
 import completion
 from completion import Completion, CompletionRequest, Event, Finished, flatten, fold
 from errors import UpstreamError
-from providers import anthropic, cohere, infill, openai
+from providers import anthropic, bedrock, cohere, google, infill, openai
 from providers.base import Dialect
+from tests import frames
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 SMALL = 4096
@@ -57,6 +58,8 @@ DIALECTS = {
     "infill": Row(infill),
     "anthropic": Row(anthropic, last=b'data: {"type":"message_stop"}\n\n'),
     "cohere": Row(cohere, last=b"data: [DONE]\n\n"),
+    "google": Row(google),
+    "bedrock": Row(bedrock, event_ends=frames.ends),
 }
 
 GARBAGE = (b"\x00\xff garbage", b"data: {]\n\n", b'data: {"error":"late"}\n\n', b"\r\n" * 9)
