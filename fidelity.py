@@ -62,6 +62,7 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
     check_limits(request, target)
     asked = wanted(request)
     lacking = asked & providers.dialect(target.dialect).unsupported(target)
+    lacking |= frozenset([name for name in target.exclusive if name in asked][1:])
     echo = "echo" in lacking and "echo_logprobs" not in asked
     split = "prompt_list" in lacking
     hints = lacking & HINTS

@@ -21,6 +21,8 @@ from providers.base import Dialect, Family, Fim, Provider
 
 DIALECTS: Final = {
     "openai": "providers.openai",
+    "anthropic": "providers.anthropic",
+    "cohere": "providers.cohere",
     "infill": "providers.infill",
     "local": "providers.local",
 }
@@ -52,6 +54,41 @@ BUILT_IN: Final = (
         completions=OPENAI_LEGACY,
         chat_names=MODERN,
         families=OPENAI_FAMILIES,
+    ),
+    Provider(
+        name="anthropic",
+        dialect="anthropic",
+        base_url="https://api.anthropic.com/v1",
+        api_key_env="ANTHROPIC_API_KEY",
+        limits={"temperature": 1},
+        families=(
+            Family(  # these refuse what would steer the sampling
+                models=(
+                    *("claude-opus-4-[78]*", "claude-opus-[5-9]*", "claude-sonnet-[5-9]*"),
+                    *("claude-haiku-[5-9]*", "claude-fable-*", "claude-mythos-*"),
+                ),
+                cannot=("temperature", "top_p"),
+            ),
+            Family(
+                models=("claude-*-4-[156]", "claude-*-4-[156]-*"),
+                exclusive=("temperature", "top_p"),
+            ),
+        ),
+        models=("claude-opus-5-5", "claude-sonnet-5-5", "claude-haiku-5-5"),
+    ),
+    Provider(
+        name="cohere",
+        dialect="cohere",
+        base_url="https://api.cohere.com/v2",
+        api_key_env="COHERE_API_KEY",
+        limits={
+            "temperature": 1,
+            "top_p": 0.99,
+            "stop": 5,
+            "frequency_penalty": 1,
+            "presence_penalty": 1,
+        },
+        models=("command-a-plus-05-2026", "command-a-03-2025"),
     ),
     Provider(  # deployments have names of their own: set `completions` for legacy ones
         name="azure",

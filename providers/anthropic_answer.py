@@ -67,7 +67,6 @@ class Block(msgspec.Struct):
 class Message(msgspec.Struct):
     """A whole answer, and what a stream begins with; or an error."""
 
-    type: str | None = None
     model: str | None = None
     content: list[Block] | None = None
     stop_reason: str | None = None
@@ -101,9 +100,7 @@ _MESSAGE: Final = msgspec.json.Decoder(Message)
 def whole(body: bytes) -> Batch:
     """The events of a whole answer. Raises UpstreamError for an error, and for what is none."""
     message = patient.decode(body, _MESSAGE)
-    if message.type == "error" or message.error:
-        raise failure(body, STATUSES)
-    if message.content is None:
+    if message.content is None or message.error:
         refuse_error(body, STATUSES)
         raise garbage("The upstream's answer holds no content.", body)
     answer = Answer()

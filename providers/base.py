@@ -24,6 +24,8 @@ class Family(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Globs of those that don't belong to it after all."""
     cannot: tuple[str, ...] = ()
     """Parameters that these models lack or refuse."""
+    exclusive: tuple[str, ...] = ()
+    """Parameters of which these models take one at a time."""
     limits: dict[str, float] = {}
     chat_names: dict[str, str] = {}
 
@@ -114,6 +116,11 @@ class Target(msgspec.Struct, frozen=True):
         """Parameters that the host or this model lacks."""
         own = self.fim.cannot if self.fim else self.provider.cannot
         return frozenset(own).union(*(family.cannot for family in self._families()))
+
+    @property
+    def exclusive(self) -> tuple[str, ...]:
+        """Parameters of which this model takes one at a time."""
+        return tuple(name for family in self._families() for name in family.exclusive)
 
     @property
     def limits(self) -> dict[str, float]:

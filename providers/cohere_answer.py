@@ -112,7 +112,7 @@ def read(frame: sse.Frame, batch: Batch) -> bool:
     elif kind == "message-end":
         end(chunk.delta or Change(), batch)
         return True
-    elif kind == "error":
+    elif kind == "error" or chunk.error:
         raise failure(frame.data, {})
     elif chunk.type is None:
         refuse_error(frame.data, {})

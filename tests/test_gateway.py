@@ -652,7 +652,7 @@ def test_a_target_that_is_late_is_left_for_the_next(
     play(monkeypatch, late, Scripted(HELLO, REST))
     call = open_call(gateway, "sim/m", "other/m")
     assert late.reached.wait(LONG_S)
-    call.stream.look(call.stream.attempt_began + 301)
+    call.stream.look(call.stream.attempt_began + 601)
     assert b"".join(frames(call)) == b"Hello  there completed"
     assert records.only.reason == "completed"
     assert late.aborts == 1
@@ -666,7 +666,7 @@ def test_when_all_are_late_it_is_a_deadline(
     play(monkeypatch, late)
     call = open_call(gateway)
     assert late.reached.wait(LONG_S)
-    call.stream.look(call.stream.attempt_began + 301)
+    call.stream.look(call.stream.attempt_began + 601)
     with pytest.raises(UpstreamTimeout) as caught:
         call.wait()
     assert caught.value.phase == "first_event"
@@ -682,7 +682,7 @@ def test_a_failure_of_the_second_is_not_the_lateness_of_the_first(
     play(monkeypatch, late, Scripted(BROKEN))
     call = open_call(gateway, "sim/m", "other/m")
     assert late.reached.wait(LONG_S)
-    call.stream.look(call.stream.attempt_began + 301)
+    call.stream.look(call.stream.attempt_began + 601)
     with pytest.raises(UpstreamError, match=r"It broke\."):
         call.wait()
     assert records.only.reason == "provider_error"
@@ -696,7 +696,7 @@ def test_a_failure_of_a_late_attempt_is_its_lateness(
     play(monkeypatch, late)
     call = open_call(gateway)
     assert eventually(lambda: call.stream.attempts == 1)
-    call.stream.look(call.stream.attempt_began + 301)
+    call.stream.look(call.stream.attempt_began + 601)
     go_on.set()
     with pytest.raises(UpstreamTimeout):
         call.wait()

@@ -1,0 +1,374 @@
+"""The Bedrock dialect: what is sent, what can't be, and what fixtures can't show. Where botocore is
+installed, its own serializer and parser are asked whether they agree."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from completion import (
+    CompletionRequest,
+    Delta,
+    Finished,
+    FinishReason,
+    Secret,
+    Started,
+    Usage,
+    Used,
+    flatten,
+    fold,
+)
+from errors import UpstreamError
+from providers import bedrock
+from providers.base import Call, Dialect, Provider, Target
+from providers.bedrock_answer import FAILURES, REASONS, STATUSES
+from tests.frames import event, exception, frame
+
+HOST = "https://bedrock-runtime.us-east-1.amazonaws.com"
+ROW = Provider(name="bedrock", dialect="bedrock", base_url=HOST)
+MODEL = "us.anthropic.claude-haiku-4-5-20251001-v1:0"
+ARN = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/abc123"
+TARGET = Target(ROW, MODEL, Secret("test-credential"))
+FIXTURES = Path(__file__).parent.parent / "fixtures" / "bedrock"
+
+EVERYTHING: dict[str, Any] = {
+    "max_tokens": 5,
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "stop": ("\n", "END"),
+}
+CONFIG = {"maxTokens": 5, "temperature": 0.5, "topP": 0.9, "stopSequences": ["\n", "END"]}
+GUARD = {"guardrailIdentifier": "g", "guardrailVersion": "1"}
+
+
+def request(**fields: Any) -> CompletionRequest:
+    return CompletionRequest(**{"prompts": ("Hi",), **fields})
+
+
+def body(target: Target = TARGET, **fields: Any) -> dict[str, Any]:
+    decoded: dict[str, Any] = json.loads(bedrock.call(request(**fields), target).body)
+    assert decoded.pop("messages") == [{"role": "user", "content": [{"text": "Hi"}]}]
+    return decoded
+
+
+BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "nothing asked": ({}, {}),
+    "a stream is asked for by the path": ({"stream": True}, {}),
+    "everything": (EVERYTHING, {"inferenceConfig": CONFIG}),
+    **{
+        name: ({name: EVERYTHING[name]}, {"inferenceConfig": {theirs: CONFIG[theirs]}})
+        for name, theirs in bedrock.CONFIG.items()
+    },
+    "zero is a value": ({"temperature": 0.0}, {"inferenceConfig": {"temperature": 0.0}}),
+    "empty means absent": ({"stop": (), "extra": {}}, {}),
+    "what it lacks": ({"n": 2, "seed": 1, "echo": True, "logprobs": 1, "user": "u"}, {}),
+    "extra that Converse knows": (
+        {"extra": {"guardrailConfig": GUARD, "performanceConfig": {"latency": "optimized"}}},
+        {"guardrailConfig": GUARD, "performanceConfig": {"latency": "optimized"}},
+    ),
+    "extra that the model knows": (
+        {"extra": {"top_k": 4, "thinking": {"type": "disabled"}}},
+        {"additionalModelRequestFields": {"top_k": 4, "thinking": {"type": "disabled"}}},
+    ),
+    "both ways at once": (
+        {"extra": {"top_k": 4, "additionalModelRequestFields": {"top_k": 5, "x": None}}},
+        {"additionalModelRequestFields": {"top_k": 4, "x": None}},
+    ),
+    "inferenceConfig in extra": (
+        {"top_p": 0.9, "extra": {"inferenceConfig": {"topP": 0.1, "maxTokens": 5}}},
+        {"inferenceConfig": {"topP": 0.9, "maxTokens": 5}},
+    ),
+    "extra can't set what is ours": ({"extra": {"messages": [], "modelId": "x"}}, {}),
+}
+
+
+@pytest.mark.parametrize(("fields", "expected"), BODIES.values(), ids=BODIES)
+def test_the_body_holds_what_was_asked_for(
+    fields: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert body(**fields) == expected
+
+
+def test_what_the_model_cannot_take_is_not_sent() -> None:
+    row = Provider(name="b", base_url=HOST, cannot=("temperature",))
+    assert body(Target(row, "m"), temperature=1.0, top_p=0.5) == {"inferenceConfig": {"topP": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("model", "quoted"),
+    [
+        (MODEL, "us.anthropic.claude-haiku-4-5-20251001-v1%3A0"),
+        (ARN, ARN.replace(":", "%3A").replace("/", "%2F")),
+        ("a b?c#d", "a%20b%3Fc%23d"),
+        ("..", ".."),
+    ],
+)
+def test_the_url(model: str, quoted: str) -> None:
+    for base in (HOST, HOST + "/"):
+        target = Target(Provider(name="bedrock", base_url=base), model)
+        whole = bedrock.call(request(), target)
+        assert (whole.method, whole.url) == ("POST", f"{HOST}/model/{quoted}/converse")
+        streamed = bedrock.call(request(stream=True), target)
+        assert streamed.url == f"{HOST}/model/{quoted}/converse-stream"
+
+
+def test_a_row_s_query_is_kept() -> None:
+    target = Target(Provider(name="b", base_url=HOST, query="a=1"), "m")
+    assert bedrock.call(request(), target).url == f"{HOST}/model/m/converse?a=1"
+
+
+def test_the_headers() -> None:
+    headers = bedrock.call(request(), TARGET).headers
+    assert headers["Authorization"] == "Bearer test-credential"
+    assert headers["Accept"] == "application/json"
+    streamed = bedrock.call(request(stream=True), TARGET).headers
+    assert streamed["Accept"] == "application/vnd.amazon.eventstream"
+    assert "Authorization" not in bedrock.call(request(), Target(ROW, "m")).headers
+
+
+def test_what_it_lacks() -> None:
+    lacks = {"suffix", "best_of", "token_ids", "echo", "echo_logprobs", "prompt_list", "n"}
+    lacks |= {"logprobs", "seed", "logit_bias", "user", "openai_extra"}
+    lacks |= {"frequency_penalty", "presence_penalty"}
+    assert bedrock.unsupported(TARGET) == lacks
+    row = Provider(name="b", base_url=HOST, cannot=("stop",))
+    assert bedrock.unsupported(Target(row, "m")) == lacks | {"stop"}
+
+
+def test_it_is_a_dialect() -> None:
+    dialect: Dialect = bedrock
+    assert dialect
+
+
+# What it answers
+
+START = event("messageStart", {"role": "assistant"})
+HELLO = event("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": "Hello"}})
+USAGE = {"inputTokens": 8, "outputTokens": 2, "totalTokens": 10}
+METADATA = event("metadata", {"usage": USAGE})
+
+
+def stop(word: str | None) -> bytes:
+    return event("messageStop", {"stopReason": word})
+
+
+def ended(word: str | None) -> FinishReason | None:
+    stream = START + HELLO + stop(word) + METADATA
+    (choice,) = fold(flatten(bedrock.events([stream], request(stream=True)))).choices
+    return choice.finish_reason
+
+
+@pytest.mark.parametrize("word", sorted(REASONS))
+def test_a_stop_reason_is_translated(word: str) -> None:
+    assert ended(word) == REASONS[word]
+
+
+@pytest.mark.parametrize("word", ["end_turn", "stop_sequence", "tool_use", "something_new", None])
+def test_any_other_is_an_end(word: str | None) -> None:
+    assert ended(word) == "stop"
+
+
+@pytest.mark.parametrize("word", sorted(FAILURES))
+def test_an_end_that_was_none(word: str) -> None:
+    with pytest.raises(UpstreamError) as raised:
+        ended(word)
+    assert raised.value.upstream_code == word
+
+
+def test_the_events_of_a_frame_come_with_it() -> None:
+    chunks = [START, HELLO, stop("end_turn"), METADATA]
+    assert list(bedrock.events(chunks, request(stream=True))) == [
+        [Started()],
+        [Delta(0, "Hello")],
+        [Finished(0, "stop")],
+        [Used(Usage(input_tokens=8, output_tokens=2))],
+    ]
+
+
+def test_nothing_is_asked_for_after_the_metadata() -> None:
+    def chunks() -> Iterator[bytes]:
+        yield START + HELLO + stop("end_turn") + METADATA
+        raise AssertionError
+
+    assert len(list(bedrock.events(chunks(), request(stream=True)))) == 1
+
+
+@pytest.mark.parametrize(
+    "rest", [METADATA[:20], METADATA[:1], b""], ids=["half a frame", "a byte", "nothing"]
+)
+def test_usage_that_never_came_is_left_to_be_estimated(rest: bytes) -> None:
+    stream = START + HELLO + stop("end_turn") + rest
+    answer = fold(flatten(bedrock.events([stream], request(stream=True))))
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is None
+
+
+@pytest.mark.parametrize("kind", sorted(STATUSES))
+def test_a_type_of_error_has_a_status(kind: str) -> None:
+    with pytest.raises(UpstreamError) as raised:
+        list(bedrock.events([START + exception(kind, {"message": "x"})], request(stream=True)))
+    assert raised.value.upstream_status == STATUSES[kind]
+    assert raised.value.upstream_code == kind
+    for header in (kind, f"{kind}:http://internal.example/", f"com.example#{kind}"):
+        error = bedrock.error(418, {"x-amzn-errortype": header}, b"{}")
+        assert (error.upstream_status, error.upstream_code) == (STATUSES[kind], kind)
+
+
+@pytest.mark.parametrize("original", [200, "500", None, 99])
+def test_an_original_status_that_is_none(original: Any) -> None:
+    failed = exception("modelStreamErrorException", {"originalStatusCode": original})
+    with pytest.raises(UpstreamError) as raised:
+        list(bedrock.events([failed], request(stream=True)))
+    assert raised.value.upstream_status == 424
+
+
+def test_an_exception_of_no_type() -> None:
+    with pytest.raises(UpstreamError) as raised:
+        list(bedrock.events([frame({":message-type": "exception"}, b"[]")], request(stream=True)))
+    assert (raised.value.upstream_status, raised.value.upstream_code) == (None, None)
+
+
+def test_a_body_in_one_piece_has_a_limit() -> None:
+    with pytest.raises(UpstreamError, match="more than"):
+        list(bedrock.events([b"{", *[b" " * (1 << 20)] * 5], request(stream=True)))
+
+
+# What botocore says to it
+
+
+class Raw:
+    """A body as botocore's parsers read it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def stream(self, **_: Any) -> Iterator[bytes]:
+        yield self._data
+
+    def close(self) -> None:
+        pass
+
+
+class Peer:
+    """botocore's client, which sends nothing: it serializes a call, and parses what it is given."""
+
+    def __init__(self) -> None:
+        session = pytest.importorskip("botocore.session", reason="botocore is optional")
+        found = session.Session()
+        found.set_credentials("AKIDEXAMPLE", "not-a-secret")
+        self.client = found.create_client("bedrock-runtime", "us-east-1", endpoint_url=HOST)
+        self.client.meta.events.register("before-send", self._answer)
+        self.sent: list[Any] = []
+        self.data = b""
+        self.kind = ""
+
+    def _answer(self, request: Any, **_: Any) -> Any:
+        from botocore.awsrequest import AWSResponse
+
+        class Response(AWSResponse):  # type: ignore[misc]
+            content = self.data
+
+        self.sent.append(request)
+        return Response(request.url, 200, {"content-type": self.kind}, Raw(self.data))
+
+    def whole(self, data: bytes, **call: Any) -> Any:
+        self.data, self.kind = data, "application/json"
+        return self.client.converse(**call)
+
+    def streamed(self, data: bytes, **call: Any) -> list[Any]:
+        self.data, self.kind = data, "application/vnd.amazon.eventstream"
+        return list(self.client.converse_stream(**call)["stream"])
+
+    def call(self) -> Any:
+        return self.sent.pop()
+
+
+@pytest.fixture(scope="module")
+def peer() -> Peer:
+    return Peer()
+
+
+ANSWER = b'{"output": {"message": {"role": "assistant", "content": []}}, "stopReason": "end_turn"}'
+KNOWN: dict[str, Any] = {
+    "guardrailConfig": GUARD,
+    "performanceConfig": {"latency": "optimized"},
+    "requestMetadata": {"a": "b"},
+    "serviceTier": {"type": "flex"},
+    "system": [{"text": "Be brief."}],
+    "additionalModelRequestFields": {"top_k": 4},
+    "additionalModelResponseFieldPaths": ["/stop_sequence"],
+    "promptVariables": {"a": {"text": "b"}},
+}
+
+
+@pytest.mark.parametrize("model", [MODEL, ARN])
+@pytest.mark.parametrize("stream", [False, True])
+def test_botocore_sends_the_same(peer: Peer, model: str, stream: bool) -> None:
+    asked = request(**EVERYTHING, stream=stream, extra=KNOWN)
+    ours: Call = bedrock.call(asked, Target(ROW, model))
+    call = {
+        "modelId": model,
+        "messages": [{"role": "user", "content": [{"text": "Hi"}]}],
+        "inferenceConfig": CONFIG,
+        **KNOWN,
+    }
+    peer.streamed(b"", **call) if stream else peer.whole(ANSWER, **call)
+    theirs = peer.call()
+    assert (ours.method, ours.url) == (theirs.method, theirs.url)
+    assert json.loads(ours.body) == json.loads(theirs.body)
+
+
+ANSWERED = [
+    folder
+    for folder in sorted(FIXTURES.iterdir())
+    if "error" not in json.loads((folder / "expect.json").read_text())
+    and not any(
+        word in folder.name for word in ("odd", "unknown", "surrogates", "after_", "instead")
+    )
+]
+"""Not those whose bytes botocore, being stricter, refuses."""
+
+
+def text_of(blocks: list[dict[str, Any]]) -> str:
+    cited = [block.get("citationsContent", {}).get("content", []) for block in blocks]
+    pieces = zip(blocks, cited, strict=True)
+    return "".join(
+        block.get("text", "") + "".join(piece["text"] for piece in inner) for block, inner in pieces
+    )
+
+
+def said(text: str, reason: str, usage: dict[str, int]) -> dict[str, Any]:
+    """What botocore read, in the words of an expect.json."""
+    counts = {
+        "input_tokens": sum(
+            usage.get(name, 0)
+            for name in ("inputTokens", "cacheReadInputTokens", "cacheWriteInputTokens")
+        ),
+        "output_tokens": usage.get("outputTokens", 0),
+        "cache_read_tokens": usage.get("cacheReadInputTokens", 0),
+        "cache_write_tokens": usage.get("cacheWriteInputTokens", 0),
+    }
+    choice = {"index": 0, "text": text, "finish_reason": REASONS.get(reason, "stop")}
+    told = {name: count for name, count in counts.items() if count}
+    return {"model": None, "choices": [choice], "usage": told or None}
+
+
+@pytest.mark.parametrize("folder", ANSWERED, ids=lambda folder: folder.name)
+def test_botocore_reads_the_same(peer: Peer, folder: Path) -> None:
+    call = {"modelId": MODEL, "messages": []}
+    expected = json.loads((folder / "expect.json").read_text())
+    if (folder / "body.json").exists():
+        answer = peer.whole((folder / "body.json").read_bytes(), **call)
+        text = text_of(answer["output"]["message"]["content"])
+        assert said(text, answer["stopReason"], answer.get("usage", {})) == expected
+    if (folder / "stream.bin").exists():
+        events = peer.streamed((folder / "stream.bin").read_bytes(), **call)
+        merged = {name: value for each in events for name, value in each.items()}
+        deltas = [e["contentBlockDelta"]["delta"] for e in events if "contentBlockDelta" in e]
+        text = "".join(delta.get("text", "") for delta in deltas)
+        usage = merged.get("metadata", {}).get("usage", {})
+        assert said(text, merged["messageStop"]["stopReason"], usage) == expected
