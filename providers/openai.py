@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from itertools import chain
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -21,7 +20,7 @@ import msgspec
 
 from completion import Batch, CompletionRequest, asked_for
 from errors import UpstreamError
-from providers import sse
+from providers import bodies, sse
 from providers.base import Call, Target, decode_error_body
 from providers.openai_answer import Answer
 from providers.openai_chunk import NOT_JSON, garbage, reported, sample
@@ -51,8 +50,6 @@ OURS: Final = frozenset({"model", "prompt", "messages", "stream", "stream_option
 """What `extra` can't set, absent or not."""
 
 DONE: Final = b"[DONE]"
-SEEN: Final = 400
-"""Bytes of a body to remember, to show what came when it was no event stream."""
 
 
 def unsupported(target: Target) -> frozenset[str]:
@@ -125,27 +122,17 @@ def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batc
     A body that is one JSON value (a host that doesn't stream, or an error with status 200) is
     decoded as such.
     """
-    start, chunks = _start(iter(chunks))
+    start, chunks = bodies.peek(chunks)
     if start in (b"{", b"["):
-        yield complete(_bounded(chunks), request)
+        yield complete(bodies.join(chunks), request)
         return
-    seen = bytearray()
+    seen = bodies.Seen()
     answer = Answer(request)
-    ended = yield from sse.batches(_remember(chunks, seen), partial(_read, answer))
+    ended = yield from sse.batches(seen.watch(chunks), partial(_read, answer))
     if not ended:
         if not answer.started:
-            raise garbage("The upstream ended the stream without an answer.", bytes(seen[:SEEN]))
+            raise garbage("The upstream ended the stream without an answer.", seen.start)
         answer.break_off()
-
-
-def _start(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
-    """The first byte that isn't white space (none: empty), and the chunks, all of them."""
-    taken: list[bytes] = []
-    for chunk in chunks:
-        taken.append(chunk)
-        if start := chunk.lstrip()[:1]:
-            return start, chain(taken, chunks)
-    return b"", iter(taken)
 
 
 def _read(answer: Answer, frame: sse.Frame, batch: Batch) -> bool:
@@ -164,24 +151,6 @@ def _error_frame(data: bytes) -> UpstreamError:
         return reported(msgspec.json.decode(data))
     except NOT_JSON:
         return reported(sample(data))
-
-
-def _remember(chunks: Iterator[bytes], seen: bytearray) -> Iterator[bytes]:
-    for chunk in chunks:
-        seen += chunk[:SEEN]
-        yield chunk
-        if len(seen) >= SEEN:
-            break
-    yield from chunks
-
-
-def _bounded(chunks: Iterable[bytes]) -> bytes:
-    body = bytearray()
-    for chunk in chunks:
-        body += chunk
-        if len(body) > sse.MAX_EVENT:
-            raise UpstreamError(f"The upstream sent a body of more than {sse.MAX_EVENT} bytes.")
-    return bytes(body)
 
 
 def complete(body: bytes, request: CompletionRequest) -> Batch:

@@ -7,14 +7,13 @@ Rules that hold here: pure; what is sent is what was asked for and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain
 from typing import Any, Final
 
 import msgspec
 
 from completion import Batch, CompletionRequest, asked_for
 from errors import UpstreamError
-from providers import openai, sse
+from providers import bodies, openai, sse
 from providers.base import Target, decode_error
 from providers.openai_chunk import NOT_JSON, garbage, reported, sample
 
@@ -23,9 +22,6 @@ LACKS: Final = openai.CHAT_LACKS | {"n", "logprobs", "logit_bias", "openai_extra
 
 OURS: Final = frozenset({"model", "messages", "stream"})
 """What `extra` can't set, absent or not."""
-
-SEEN: Final = 400
-"""Bytes of a body to remember, to show what came when it was no event stream."""
 
 
 def url(target: Target, path: str) -> str:
@@ -68,13 +64,13 @@ def events(
     read: as in sse.batches. complete: decodes a whole body, for a host that sends one JSON object
     where a stream was asked for, be it an answer or an error.
     """
-    start, chunks = _start(iter(chunks))
+    start, chunks = bodies.peek(chunks)
     if start in (b"{", b"["):
-        yield complete(_bounded(chunks))
+        yield complete(bodies.join(chunks))
         return
-    seen = bytearray()
+    seen = bodies.Seen()
     answered = False
-    frames = sse.batches(_remember(chunks, seen), read)
+    frames = sse.batches(seen.watch(chunks), read)
     while True:
         try:
             batch = next(frames)
@@ -84,7 +80,7 @@ def events(
         answered = True
         yield batch
     if not answered:
-        raise garbage("The upstream ended the stream without an answer.", bytes(seen[:SEEN]))
+        raise garbage("The upstream ended the stream without an answer.", seen.start)
     if not ended:
         raise broken_off()
 
@@ -114,31 +110,3 @@ def refuse_error(data: bytes, statuses: Mapping[str, int]) -> None:
         return
     if isinstance(value, dict) and (value.get("error") or decode_error(value).message):
         raise failure(data, statuses)
-
-
-def _start(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
-    """The first byte that isn't white space (none: empty), and the chunks, all of them."""
-    taken: list[bytes] = []
-    for chunk in chunks:
-        taken.append(chunk)
-        if start := chunk.lstrip()[:1]:
-            return start, chain(taken, chunks)
-    return b"", iter(taken)
-
-
-def _remember(chunks: Iterator[bytes], seen: bytearray) -> Iterator[bytes]:
-    for chunk in chunks:
-        seen += chunk[:SEEN]
-        yield chunk
-        if len(seen) >= SEEN:
-            break
-    yield from chunks
-
-
-def _bounded(chunks: Iterable[bytes]) -> bytes:
-    found = bytearray()
-    for chunk in chunks:
-        found += chunk
-        if len(found) > sse.MAX_EVENT:
-            raise UpstreamError(f"The upstream sent a body of more than {sse.MAX_EVENT} bytes.")
-    return bytes(found)
