@@ -21,8 +21,9 @@ from flask.cli import AppGroup, with_appcontext
 from auth import KeyStore
 from config import DEFAULT_PORT, Settings
 from keys import FIELDS, TIERS, Key, KeyFileError
-from providers import BUILT_IN, missing
+from providers import missing
 from providers.base import Provider
+from providers.rows import BUILT_IN
 
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 EXAMPLE = """\

@@ -17,6 +17,9 @@ Prompt: TypeAlias = str | tuple[int, ...]
 FinishReason: TypeAlias = Literal["stop", "length", "content_filter", "cancelled"]
 
 
+LEAST_PIECE = 8
+
+
 class Secret:
     """A credential that can't be printed by accident: only `reveal()` gives the text."""
 
@@ -36,6 +39,23 @@ class Secret:
 
     def __hash__(self) -> int:
         return hash(self._text)
+
+    def hidden_in(self, text: str) -> str:
+        """The text with [key] for each piece of this of LEAST_PIECE characters or more: what
+        others quote may be masked, or cut."""
+        size = min(LEAST_PIECE, len(self._text))
+        pieces = {self._text[at : at + size] for at in range(len(self._text) - size + 1)}
+        kept, at = [], 0
+        while at < len(text):
+            if text[at : at + size] not in pieces:
+                kept.append(text[at])
+                at += 1
+                continue
+            while text[at : at + size] in pieces:
+                at += 1
+            kept.append("[key]")
+            at += size - 1
+        return "".join(kept)
 
 
 class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):

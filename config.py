@@ -35,11 +35,13 @@ class Timeouts:
     first_event: float = 600
     idle: float = 120
     total: float = 1800
+    grace: float = 5
+    """How much later the transport gives up by itself, should nobody else have."""
 
     @property
     def longest_silence(self) -> float:
-        """When the transport gives up by itself, should nobody else have: a little later."""
-        return max(self.first_event, self.idle) + 5
+        """When the transport gives up by itself."""
+        return max(self.first_event, self.idle) + self.grace
 
 
 @dataclass(frozen=True)

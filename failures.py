@@ -24,7 +24,7 @@ from errors import (
 )
 from providers.base import Target
 
-RETRYABLE = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
+RETRYABLE = frozenset((408, 409, 424, 425, 429, 500, 502, 503, 504, 529))
 EXHAUSTED = frozenset(("insufficient_quota", "billing_hard_limit_reached"))
 DEFAULT_RETRY_S = 5.0
 
@@ -43,7 +43,8 @@ def public_error(error: UpstreamError, target: Target) -> SluiceError:
     if status in (401, 403):  # its words may hold part of a key
         return refused_key(target, details)
     text = redacted(error.upstream_message, target)
-    details |= {"upstream_code": error.upstream_code, "upstream_message": text}
+    code = redacted(error.upstream_code, target)
+    details |= {"upstream_code": code, "upstream_message": text}
     if isinstance(error, UpstreamTimeout):
         error.details = {**(error.details or {}), **details}
         return error
@@ -94,5 +95,5 @@ def redacted(text: str | None, target: Target) -> str | None:
     if text is None:
         return None
     if target.credential is not None:
-        text = text.replace(target.credential.reveal(), "[key]")
+        text = target.credential.hidden_in(text)
     return mask(text[:1000])

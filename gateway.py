@@ -186,7 +186,9 @@ class Gateway:
 
             return LocalAttempt(request, target)
         dialect = providers.dialect(target.dialect)
-        return HttpAttempt(self._transport, dialect, request, target, self.settings.timeouts)
+        signer = providers.signer(target.provider)
+        timeouts = self.settings.timeouts
+        return HttpAttempt(self._transport, dialect, request, target, timeouts, signer)
 
 
 def permitted(key: Key, targets: list[Target]) -> list[Target]:

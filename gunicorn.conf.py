@@ -136,11 +136,26 @@ def tells_news(record: logging.LogRecord) -> bool:
 
 def post_worker_init(worker: Any) -> None:
     log.addFilter(tells_news)
+    worker.handle_error = wordless(worker.handle_error)
     if worker_class_is_gevent(worker):
         worker.handle = connections.track(worker.handle)
     # Now, because under gevent it would hold up every stream of the process.
     worker.wsgi.extensions["sluice"].gateway.prices.load()
     threading.Thread(target=watch, args=(worker,), name="watcher", daemon=True).start()
+
+
+def wordless(handle_error: Callable[..., None]) -> Callable[..., None]:
+    """gunicorn quotes what it can't parse, keys and all, in its log and its answer; of an error
+    of its parser it is to say no more than the name."""
+
+    def handle(request: Any, client: Any, address: Any, error: Exception) -> None:
+        kind = type(error)
+        if kind.__module__ == "gunicorn.http.errors":
+            said = {"__str__": lambda _: kind.__name__}
+            error.__class__ = type(kind.__name__, (kind,), said)
+        handle_error(request, client, address, error)
+
+    return handle
 
 
 def worker_class_is_gevent(worker: Any) -> bool:

@@ -93,4 +93,5 @@ def configure(kind: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings quote headers
     logging.getLogger("sluice").setLevel(level.upper())

@@ -12,8 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from completion import CompletionRequest, Delta
-from providers import BUILT_IN
 from providers.base import Target
+from providers.rows import BUILT_IN
 
 TARGET = Target(BUILT_IN[0], "pydoc")
 

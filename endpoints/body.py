@@ -24,6 +24,7 @@ from errors import (
     InvalidRequest,
     RequestTimeout,
     RequestTooLarge,
+    SluiceError,
     UnsupportedMediaType,
 )
 from routing import Route
@@ -144,6 +145,10 @@ def read_body(limit: int) -> bytes:
         if isinstance(error.__context__, TimeoutError):  # werkzeug's own server hides it
             raise RequestTimeout("The body did not arrive in time.") from None
         raise InvalidRequest("The body ended before its end.") from None
+    except SluiceError:
+        raise
+    except Exception:  # noqa: BLE001 - the server's own, which quotes what is badly framed
+        raise InvalidRequest("The body could not be read to its end.") from None
     return b"".join(parts)
 
 

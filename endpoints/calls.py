@@ -13,7 +13,7 @@ from flask import Response, g, request
 
 from auth import current_key, presented_key, x_api_key
 from call import CallInProgress, Encoder, Outcome
-from completion import Completion, CompletionRequest, FinishReason
+from completion import Completion, CompletionRequest, FinishReason, Secret
 from endpoints import body, json_response, request_id, services
 from errors import InvalidRequest
 from streams import Stream
@@ -28,8 +28,15 @@ def start(found: body.Parameters, wanted: CompletionRequest) -> CallInProgress:
     if found.byok_api_key is None:
         found.byok_api_key = header("X-Provider-API-Key", "byok_api_key")
     stream_id = found.stream_id or header("X-Stream-ID", "stream_id") or str(uuid.uuid4())
-    if without_secrets(stream_id) != stream_id:
-        raise InvalidRequest("stream_id holds a key; it is shown and logged.", param="stream_id")
+    refuse_secrets(
+        {
+            "stream_id": stream_id,
+            "model": found.model or "",
+            "provider": found.provider or "",
+            "fallbacks": "\n".join(found.fallbacks or ()),
+            "a field's name": "\n".join((*wanted.extra, *wanted.openai_extra)),
+        }
+    )
     call = services().gateway.open(
         wanted,
         body.to_route(found),
@@ -41,6 +48,14 @@ def start(found: body.Parameters, wanted: CompletionRequest) -> CallInProgress:
     )
     g.call = call  # its line in the log is written when it is settled
     return call
+
+
+def refuse_secrets(shown: dict[str, str]) -> None:
+    """Raises InvalidRequest where what is shown and logged holds a key of this request."""
+    everything = "\n".join(shown.values())
+    if without_secrets(everything) != everything:
+        name = next((n for n, text in shown.items() if without_secrets(text) != text), "a field")
+        raise InvalidRequest(f"{name} holds a key; it is shown and logged.")
 
 
 def secrets() -> list[str]:
@@ -59,7 +74,7 @@ def without_secrets(value: Any) -> Any:
     """Text, or a tree of objects with text in it, with the request's keys masked."""
     if isinstance(value, str):
         for secret in secrets():
-            value = value.replace(secret, "[key]")
+            value = Secret(secret).hidden_in(value)
         return value
     if isinstance(value, dict):
         return {name: without_secrets(item) for name, item in value.items()}
@@ -108,11 +123,15 @@ def respond(
         completion, outcome = call.result()
         return json_response(answer(call.stream, completion, outcome), headers=headers(call))
     call.wait()
-    response = Response(
-        call.frames(encoder),
-        headers=STREAM_HEADERS | headers(call),
-        content_type="text/event-stream; charset=utf-8",
-    )
+    try:
+        response = Response(
+            call.frames(encoder),
+            headers=STREAM_HEADERS | headers(call),
+            content_type="text/event-stream; charset=utf-8",
+        )
+    except BaseException:  # else it would stay active for ever
+        call.close()
+        raise
     # A generator that is never started skips its `finally`.
     response.call_on_close(call.close)
     return response

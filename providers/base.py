@@ -58,6 +58,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The environment variable of its key; None: it needs none."""
     key_header: str = "Authorization"
     """Where the key goes: Authorization takes it as a bearer's, another header as it is."""
+    sign: str = ""
+    """How its calls are signed ("sigv4"), where that takes the place of a key in a header."""
     ca_bundle: str | None = None
     """A file of certificates to trust instead of the public ones."""
     completions: bool | tuple[str, ...] = False
@@ -158,6 +160,14 @@ class Call(msgspec.Struct, frozen=True):
     url: str
     headers: dict[str, str]
     body: bytes
+
+
+class Signer(Protocol):
+    """What signs a call that is about to be sent; it may see the clock and the network."""
+
+    def sign(self, call: Call, target: Target) -> Call:
+        """The call with its signature. One that has a credential, a caller's own key, stays as it
+        is. Raises SluiceError."""
 
 
 class Dialect(Protocol):

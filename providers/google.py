@@ -7,8 +7,8 @@ asked for had a finishReason, or the prompt was blocked; anything else is an Ups
 Of `extra`, what is a field of generationConfig goes there, generationConfig itself is merged in
 depth, and the rest (safetySettings, systemInstruction, cachedContent, ...) stands at the top.
 
-Source: Gemini API reference, models.generateContent, models.streamGenerateContent and
-GenerationConfig; the types of Google's own SDK (read 2026-11).
+Source: the types and converters of Google's own SDK, python-genai of 2026-08, and its issue threads
+(read 2026-11).
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from completion import Batch, CompletionRequest
 from errors import SluiceError, UpstreamError, UpstreamTimeout
-from providers.base import Call, Dialect, Target
+from providers.base import Call, Dialect, Signer, Target
 
 if TYPE_CHECKING:
     from config import Timeouts
@@ -162,7 +162,7 @@ class Exchange:
         self, adapter: HTTPAdapter, call: Call, timeouts: Timeouts, ca_bundle: str | None = None
     ) -> None:
         self._adapter = adapter
-        self._call = call
+        self.call = call
         self._timeouts = timeouts
         self._verify = ca_bundle or True
         self._lock = threading.Lock()
@@ -273,12 +273,15 @@ class Exchange:
                 self._socket = None
 
     def _prepared(self) -> requests.PreparedRequest:
+        for name, value in self.call.headers.items():  # what http.client raises quotes the value
+            if not (value.isascii() and value.isprintable()):
+                raise UpstreamError(f"{name} holds what no header can: is the key set right?")
         prepared = requests.PreparedRequest()
-        prepared.method = self._call.method
-        prepared.url = self._call.url
-        prepared.headers = requests.structures.CaseInsensitiveDict(self._call.headers)
-        prepared.headers["Content-Length"] = str(len(self._call.body))
-        prepared.body = self._call.body
+        prepared.method = self.call.method
+        prepared.url = self.call.url
+        prepared.headers = requests.structures.CaseInsensitiveDict(self.call.headers)
+        prepared.headers["Content-Length"] = str(len(self.call.body))
+        prepared.body = self.call.body
         return prepared
 
     @contextlib.contextmanager
@@ -319,14 +322,19 @@ class HttpAttempt:
         request: CompletionRequest,
         target: Target,
         timeouts: Timeouts,
+        signer: Signer | None = None,
     ) -> None:
         self._dialect = dialect
         self._request = request
+        self._target = target
+        self._signer = signer
         self._exchange = transport.exchange(
             dialect.call(request, target), timeouts, target.provider.ca_bundle
         )
 
     def events(self) -> Iterator[Batch]:
+        if self._signer is not None:  # not before: a signature ages while a call waits
+            self._exchange.call = self._signer.sign(self._exchange.call, self._target)
         status = self._exchange.open()
         if not 200 <= status < 300:
             body = self._exchange.read_error()

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import pytest
 
 from cli import provider_table
-from providers import BUILT_IN
 from providers.base import Provider
+from providers.rows import BUILT_IN
 from tests.live import Server
 
 ROOT = Path(__file__).resolve().parent.parent

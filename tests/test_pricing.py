@@ -13,8 +13,8 @@ import pricing
 from completion import Usage
 from config import ConfigError
 from pricing import FREE, MTOK, NANO, Price, Prices, Rate, cost, dollars, per_mtok
-from providers import BUILT_IN
 from providers.base import Provider, Target
+from providers.rows import BUILT_IN
 
 LOCAL = next(row for row in BUILT_IN if row.name == "local")
 OPENAI = next(row for row in BUILT_IN if row.name == "openai")

@@ -18,8 +18,8 @@ import streams
 from completion import CompletionRequest, Delta, Started, Usage, Used
 from config import Timeouts
 from errors import InternalError, StreamExists, StreamNotFound, Unavailable, UpstreamTimeout
-from providers import BUILT_IN
 from providers.base import Attempt, Target
+from providers.rows import BUILT_IN
 from relay import BACKLOG, End, EndReason, Nudge
 from streams import Stream, Streams, hung_up, shut
 

@@ -15,7 +15,7 @@ import logs
 from app import create_app
 from config import Settings
 from errors import SluiceError
-from providers import BUILT_IN
+from providers.rows import BUILT_IN
 
 ROOT = Path(__file__).parent.parent
 

@@ -325,7 +325,7 @@ def test_a_host_that_does_not_resolve(transport: Transport, host: str) -> None:
     assert failure.message == "The upstream could not be reached."
 
 
-SHORT = Timeouts(connect=0.2, first_event=0.2, idle=0.2)
+SHORT = Timeouts(connect=0.2, first_event=0.2, idle=0.2, grace=0)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])

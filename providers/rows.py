@@ -1,0 +1,253 @@
+"""The rows of the hosts that Sluice knows.
+
+An OpenAI-compatible host is a row here, or in sluice.toml, and no code. Rules that hold here: data.
+Rows were checked against the hosts' own references and SDKs in 2026-11; docs/providers.md says how.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from providers.base import Family, Fim, Provider
+
+MODERN: Final = {"max_tokens": "max_completion_tokens"}
+PENALTIES: Final = ("frequency_penalty", "presence_penalty")
+OPENAI_LEGACY: Final = ("gpt-3.5-turbo-instruct*", "davinci-002", "babbage-002", "ft:*-002:*")
+OPENAI_FAMILIES: Final = (
+    Family(models=("gpt-3.5-turbo-instruct*",), limits={"logprobs": 5}),
+    Family(
+        models=("davinci-002", "babbage-002", "ft:*-002:*"),
+        cannot=("suffix",),
+        limits={"logprobs": 5},
+    ),
+    Family(  # reasoning models refuse what would steer the sampling
+        models=("o[1-9]*", "gpt-5*", "gpt-6*"),
+        unless=("gpt-5-chat*",),
+        cannot=("temperature", "top_p", "logprobs", "logit_bias", *PENALTIES),
+    ),
+    Family(models=("o3*", "o4-mini*"), cannot=("stop",)),
+)
+CLAUDE_UNSTEERED: Final = (  # these refuse what would steer the sampling
+    *("claude-opus-4-[78]*", "claude-opus-[5-9]*", "claude-sonnet-[5-9]*"),
+    *("claude-haiku-[5-9]*", "claude-fable-*", "claude-mythos-*"),
+)
+CLAUDE_EITHER: Final = ("claude-*-4-[156]", "claude-*-4-[156]-*")
+
+BUILT_IN: Final = (
+    Provider(name="local", dialect="local", models=("pydoc",), free=True),
+    Provider(
+        name="openai",
+        base_url="https://api.openai.com/v1",
+        api_key_env="OPENAI_API_KEY",
+        completions=OPENAI_LEGACY,
+        chat_names=MODERN,
+        families=OPENAI_FAMILIES,
+    ),
+    Provider(
+        name="anthropic",
+        dialect="anthropic",
+        base_url="https://api.anthropic.com/v1",
+        api_key_env="ANTHROPIC_API_KEY",
+        limits={"temperature": 1},
+        families=(
+            Family(models=CLAUDE_UNSTEERED, cannot=("temperature", "top_p")),
+            Family(models=CLAUDE_EITHER, exclusive=("temperature", "top_p")),
+        ),
+        models=("claude-opus-5-5", "claude-sonnet-5-5", "claude-haiku-5-5"),
+    ),
+    Provider(
+        name="cohere",
+        dialect="cohere",
+        base_url="https://api.cohere.com/v2",
+        api_key_env="COHERE_API_KEY",
+        limits={
+            "temperature": 1,
+            "top_p": 0.99,
+            "stop": 5,
+            "frequency_penalty": 1,
+            "presence_penalty": 1,
+        },
+        models=("command-a-plus-05-2026", "command-a-03-2025"),
+    ),
+    Provider(  # the Gemini API
+        name="google",
+        dialect="google",
+        base_url="https://generativelanguage.googleapis.com/v1beta",
+        api_key_env="GEMINI_API_KEY",
+        key_header="x-goog-api-key",
+        limits={"n": 8, "stop": 5, "logprobs": 20},
+        families=(
+            Family(models=("*",), unless=("*gemini-2.0-*",), cannot=PENALTIES),
+            Family(models=("*gemini-3*",), cannot=("logprobs",)),
+        ),
+        models=("gemini-2.5-flash",),
+    ),
+    Provider(  # with AWS credentials in the place of an API key: sign = "sigv4"
+        name="bedrock",
+        dialect="bedrock",
+        base_url="https://bedrock-runtime.{AWS_REGION}.amazonaws.com",
+        api_key_env="AWS_BEARER_TOKEN_BEDROCK",
+        limits={"temperature": 1},
+        families=(
+            Family(
+                models=tuple(f"*anthropic.{glob}" for glob in CLAUDE_UNSTEERED),
+                cannot=("temperature", "top_p"),
+            ),
+            Family(
+                models=tuple(f"*anthropic.{glob}" for glob in CLAUDE_EITHER),
+                exclusive=("temperature", "top_p"),
+            ),
+        ),
+        price_id="aws",
+    ),
+    Provider(  # deployments have names of their own: set `completions` for legacy ones
+        name="azure",
+        base_url="{AZURE_OPENAI_ENDPOINT}/openai/v1",
+        api_key_env="AZURE_OPENAI_API_KEY",
+        key_header="api-key",
+        completions=("gpt-35-turbo-instruct*", *OPENAI_LEGACY),
+        chat_names=MODERN,
+        families=OPENAI_FAMILIES,
+    ),
+    Provider(
+        name="deepseek",
+        base_url="https://api.deepseek.com",
+        api_key_env="DEEPSEEK_API_KEY",
+        cannot=("n", "seed", "logit_bias", "user"),
+        fim=Fim(
+            path="/beta/completions",
+            cannot=(
+                *("n", "best_of", "seed", "logit_bias", "user"),
+                *("prompt_list", "token_ids"),
+            ),
+        ),
+    ),
+    Provider(  # its legacy endpoint is documented for models that it has since retired
+        name="xai",
+        base_url="https://api.x.ai/v1",
+        api_key_env="XAI_API_KEY",
+        cannot=("logit_bias",),
+        limits={"logprobs": 8},
+        chat_names=MODERN,
+        families=(
+            Family(models=("grok-4*",), unless=("*non-reasoning*",), cannot=("stop", *PENALTIES)),
+        ),
+        price_id="x-ai",
+    ),
+    Provider(
+        name="mistral",
+        base_url="https://api.mistral.ai/v1",
+        api_key_env="MISTRAL_API_KEY",
+        cannot=("logprobs", "logit_bias", "user"),
+        limits={"temperature": 1.5},
+        chat_names={"seed": "random_seed"},
+        stream_options={},
+        fim=Fim(
+            path="/fim/completions",
+            models=("codestral*",),
+            cannot=(
+                *("n", "best_of", "logprobs", "echo", "logit_bias", "user", *PENALTIES),
+                *("prompt_list", "token_ids"),
+            ),
+            names={"seed": "random_seed"},
+        ),
+    ),
+    Provider(  # in China: base_url = "https://dashscope.aliyuncs.com/compatible-mode/v1"
+        name="qwen",
+        base_url="https://dashscope-intl.aliyuncs.com/compatible-mode/v1",
+        api_key_env="DASHSCOPE_API_KEY",
+        cannot=("frequency_penalty", "logit_bias", "user"),
+        models=("qwen-plus", "qwen3-max"),
+    ),
+    Provider(
+        name="huggingface",
+        base_url="https://router.huggingface.co/v1",
+        api_key_env="HF_TOKEN",
+        cannot=("n", "logit_bias", "user"),
+        limits={"logprobs": 5},
+        models=("openai/gpt-oss-120b:groq",),
+    ),
+    Provider(
+        name="groq",
+        base_url="https://api.groq.com/openai/v1",
+        api_key_env="GROQ_API_KEY",
+        cannot=("n", "logprobs", "logit_bias", *PENALTIES),
+        chat_names=MODERN,
+        stream_options={},
+    ),
+    Provider(
+        name="together",
+        base_url="https://api.together.ai/v1",
+        api_key_env="TOGETHER_API_KEY",
+        completions=True,
+        cannot=("best_of", "suffix", "user", "prompt_list", "token_ids"),
+        stream_options={},
+    ),
+    Provider(
+        name="fireworks",
+        base_url="https://api.fireworks.ai/inference/v1",
+        api_key_env="FIREWORKS_API_KEY",
+        completions=True,
+        cannot=("best_of", "suffix"),
+        limits={"logprobs": 5},
+        stream_options={},
+    ),
+    Provider(  # has a legacy endpoint outside its specification; not every upstream serves it
+        name="openrouter",
+        base_url="https://openrouter.ai/api/v1",
+        api_key_env="OPENROUTER_API_KEY",
+        cannot=("n",),
+    ),
+    Provider(
+        name="cerebras",
+        base_url="https://api.cerebras.ai/v1",
+        api_key_env="CEREBRAS_API_KEY",
+        completions=True,
+        cannot=("suffix", "logit_bias", *PENALTIES),
+        limits={"temperature": 1.5},
+        chat_names=MODERN,
+    ),
+    Provider(
+        name="nvidia",
+        base_url="https://integrate.api.nvidia.com/v1",
+        api_key_env="NVIDIA_API_KEY",
+        models=("meta/llama-3.3-70b-instruct",),
+    ),
+    Provider(  # said to have closed this endpoint in 2026-09; kept for those who still have it
+        name="perplexity",
+        base_url="https://api.perplexity.ai",
+        api_key_env="PERPLEXITY_API_KEY",
+        cannot=("seed", "logit_bias", "user"),
+        stream_options={},
+    ),
+    Provider(
+        name="ollama",
+        base_url="http://127.0.0.1:11434/v1",
+        completions=True,
+        cannot=(
+            *("n", "best_of", "echo", "logprobs", "logit_bias", "user"),
+            *("prompt_list", "token_ids"),
+        ),
+    ),
+    Provider(
+        name="vllm",
+        base_url="http://127.0.0.1:8000/v1",
+        completions=True,
+        cannot=("best_of", "suffix", "user"),
+        # Usage in each chunk: what a stopped stream used is then exact.
+        stream_options={"include_usage": True, "continuous_usage_stats": True},
+    ),
+    Provider(
+        name="llamacpp",
+        base_url="http://127.0.0.1:8080/v1",
+        completions=True,
+        cannot=("best_of", "suffix", "echo", "user"),
+        fim=Fim(path="/infill", dialect="infill"),
+    ),
+    Provider(
+        name="lmstudio",
+        base_url="http://127.0.0.1:1234/v1",
+        completions=True,
+        cannot=("n", "best_of", "echo", "logprobs", "user", "suffix"),
+    ),
+)
