@@ -17,7 +17,7 @@ test: $(READY_DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest $(PYTEST_FLAGS)
 
 format: $(READY_DEV)
 	$(BIN)/ruff format .

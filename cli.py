@@ -18,11 +18,12 @@ import msgspec
 from flask import Flask, current_app
 from flask.cli import AppGroup, with_appcontext
 
+import fidelity
 from auth import KeyStore
 from config import DEFAULT_PORT, Settings
 from keys import FIELDS, TIERS, Key, KeyFileError
 from providers import missing
-from providers.base import Provider
+from providers.base import Provider, Target
 from providers.rows import BUILT_IN
 
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -183,19 +184,28 @@ def list_providers(markdown: bool) -> None:
 
 
 def provider_table(rows: Iterable[Provider]) -> str:
-    """The rows as a Markdown table."""
-    lines = ["| provider | variables | legacy completions | can't |", "|---|---|---|---|"]
+    """The rows as a Markdown table: what a first model of each can't do by itself."""
+    lines = [
+        "| provider | variables | a model | legacy completions | emulated | dropped | refused |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
-        if row.dialect == "local":
-            continue
-        needed = ", ".join(f"`{name}`" for name in missing(row, {})) or "-"
-        cells = (f"`{row.name}`", needed, legacy(row), ", ".join(row.cannot) or "-")
+        model = row.models[0] if row.models else "any"
+        cells = (
+            f"`{row.name}`",
+            ", ".join(f"`{name}`" for name in missing(row, {})) or "-",
+            f"`{model}`",
+            legacy(row),
+            *(", ".join(names) or "-" for names in fidelity.shortcomings(Target(row, model))),
+        )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def legacy(row: Provider) -> str:
     """Which of a row's models are asked through the legacy completions."""
+    if row.dialect != "openai":
+        return "-"
     if isinstance(row.completions, bool):
         return "all" if row.completions else "none"
     return ", ".join(f"`{pattern}`" for pattern in row.completions)

@@ -133,3 +133,18 @@ def wanted(request: CompletionRequest) -> frozenset[str]:
         if request.echo:
             names.add("echo_logprobs")
     return frozenset(names)
+
+
+EMULATED = frozenset(("echo", "prompt_list"))
+NO_PARAMETERS = frozenset(("extra", "openai_extra"))
+
+
+def shortcomings(target: Target) -> tuple[list[str], list[str], list[str]]:
+    """Parameters that a target lacks: those emulated, those dropped by name, those refused. All
+    others it has."""
+    lacks = providers.dialect(target.dialect).unsupported(target) - NO_PARAMETERS
+    fim = target.provider.fim
+    if fim is not None and matches(target.model, fim.models):
+        lacks -= {"suffix"}
+    refused = lacks - EMULATED - HINTS
+    return sorted(lacks & EMULATED), sorted(lacks & HINTS), sorted(refused)

@@ -42,6 +42,10 @@ BUILT_IN: Final = (
         completions=OPENAI_LEGACY,
         chat_names=MODERN,
         families=OPENAI_FAMILIES,
+        models=(
+            "gpt-4.1-mini",
+            "gpt-5.4-mini",
+        ),
     ),
     Provider(
         name="anthropic",
@@ -99,6 +103,7 @@ BUILT_IN: Final = (
             ),
         ),
         price_id="aws",
+        models=("anthropic.claude-haiku-4-5-20251001-v1:0",),
     ),
     Provider(  # deployments have names of their own: set `completions` for legacy ones
         name="azure",
@@ -121,6 +126,7 @@ BUILT_IN: Final = (
                 *("prompt_list", "token_ids"),
             ),
         ),
+        models=("deepseek-flash",),
     ),
     Provider(  # its legacy endpoint is documented for models that it has since retired
         name="xai",
@@ -133,6 +139,7 @@ BUILT_IN: Final = (
             Family(models=("grok-4*",), unless=("*non-reasoning*",), cannot=("stop", *PENALTIES)),
         ),
         price_id="x-ai",
+        models=("grok-4.3",),
     ),
     Provider(
         name="mistral",
@@ -150,6 +157,10 @@ BUILT_IN: Final = (
                 *("prompt_list", "token_ids"),
             ),
             names={"seed": "random_seed"},
+        ),
+        models=(
+            "mistral-small-latest",
+            "codestral-latest",
         ),
     ),
     Provider(  # in China: base_url = "https://dashscope.aliyuncs.com/compatible-mode/v1"
@@ -174,6 +185,7 @@ BUILT_IN: Final = (
         cannot=("n", "logprobs", "logit_bias", *PENALTIES),
         chat_names=MODERN,
         stream_options={},
+        models=("openai/gpt-oss-20b",),
     ),
     Provider(
         name="together",
@@ -182,6 +194,7 @@ BUILT_IN: Final = (
         completions=True,
         cannot=("best_of", "suffix", "user", "prompt_list", "token_ids"),
         stream_options={},
+        models=("openai/gpt-oss-120b",),
     ),
     Provider(
         name="fireworks",
@@ -191,12 +204,14 @@ BUILT_IN: Final = (
         cannot=("best_of", "suffix"),
         limits={"logprobs": 5},
         stream_options={},
+        models=("accounts/fireworks/models/gpt-oss-120b",),
     ),
     Provider(  # has a legacy endpoint outside its specification; not every upstream serves it
         name="openrouter",
         base_url="https://openrouter.ai/api/v1",
         api_key_env="OPENROUTER_API_KEY",
         cannot=("n",),
+        models=("openai/gpt-5.4-mini",),
     ),
     Provider(
         name="cerebras",
@@ -206,6 +221,7 @@ BUILT_IN: Final = (
         cannot=("suffix", "logit_bias", *PENALTIES),
         limits={"temperature": 1.5},
         chat_names=MODERN,
+        models=("gpt-oss-120b",),
     ),
     Provider(
         name="nvidia",
@@ -219,6 +235,7 @@ BUILT_IN: Final = (
         api_key_env="PERPLEXITY_API_KEY",
         cannot=("seed", "logit_bias", "user"),
         stream_options={},
+        models=("sonar-pro",),
     ),
     Provider(
         name="ollama",
