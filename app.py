@@ -61,7 +61,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     logs.configure(settings.log_format, settings.log_level)
     for warning in settings.warnings:
         log.warning(warning)
-    app = Flask(__name__)
+    app = Flask(__name__, static_folder=None)
     app.url_map.strict_slashes = False
     app.extensions["sluice"] = Services(
         settings, KeyStore(settings.keys_file, settings.keys), Gateway(settings, settled)
@@ -140,6 +140,8 @@ def settled(stream: Stream, outcome: Outcome) -> None:
     }
     if outcome.error is not None:
         extra["code"] = outcome.error.code
+        details = outcome.error.details or {}
+        extra |= {name: details[name] for name in logs.UPSTREAM if details.get(name) is not None}
     access.info("stream" if stream.request.stream else "completion", extra=extra)
 
 

@@ -25,6 +25,10 @@ HINTS = frozenset(
 """Parameters without which the answer is still an answer to the request."""
 
 
+EMULATED = frozenset(("echo", "prompt_list"))
+"""Parameters that are done exactly where a target lacks them."""
+
+
 class Candidate(msgspec.Struct, frozen=True):
     """A target, and the request as it can honour it."""
 
@@ -59,16 +63,16 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
     fim = target.provider.fim
     if request.suffix and fim and matches(target.model, fim.models):
         target = msgspec.structs.replace(target, fim=fim)
-    check_limits(request, target)
     asked = wanted(request)
     lacking = asked & providers.dialect(target.dialect).unsupported(target)
     lacking |= frozenset([name for name in target.exclusive if name in asked][1:])
-    echo = "echo" in lacking and "echo_logprobs" not in asked
+    echo = "echo" in lacking and asked.isdisjoint(("echo_logprobs", "token_ids"))
     split = "prompt_list" in lacking
     hints = lacking & HINTS
-    emulated = {"prompt_list"} | ({"echo"} if echo or "echo_logprobs" in lacking else set())
-    for name in sorted(lacking - HINTS - emulated):
+    kept = EMULATED if echo or "echo_logprobs" in lacking else EMULATED - {"echo"}
+    for name in sorted(lacking - HINTS - kept):
         unsupported(name, PARAMETER_WORDS.get(name, name), target)
+    check_limits(request, target, hints)
     dropped = names_of(request, hints)
     if strict and dropped:
         unsupported(dropped[0], dropped[0], target)
@@ -80,9 +84,11 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
     return Candidate(target, request, dropped, echo, split)
 
 
-def check_limits(request: CompletionRequest, target: Target) -> None:
-    """Raises UnsupportedParameter for a value above what the host takes."""
+def check_limits(request: CompletionRequest, target: Target, hints: frozenset[str]) -> None:
+    """Raises UnsupportedParameter for a value above what the host takes; hints are left out."""
     for name, most in target.limits.items():
+        if name in hints:
+            continue
         value = getattr(request, name)
         amount = len(value) if isinstance(value, tuple) else value
         if amount is not None and amount > most:
@@ -135,14 +141,10 @@ def wanted(request: CompletionRequest) -> frozenset[str]:
     return frozenset(names)
 
 
-EMULATED = frozenset(("echo", "prompt_list"))
-NO_PARAMETERS = frozenset(("extra", "openai_extra"))
-
-
 def shortcomings(target: Target) -> tuple[list[str], list[str], list[str]]:
     """Parameters that a target lacks: those emulated, those dropped by name, those refused. All
     others it has."""
-    lacks = providers.dialect(target.dialect).unsupported(target) - NO_PARAMETERS
+    lacks = providers.dialect(target.dialect).unsupported(target) - BAGS
     fim = target.provider.fim
     if fim is not None and matches(target.model, fim.models):
         lacks -= {"suffix"}

@@ -35,7 +35,7 @@ from keys import Key, allows
 from providers.base import Attempt, Target
 from providers.fanout import FanOut
 from providers.transport import Aborted, HttpAttempt, Transport
-from relay import End
+from relay import End, prompt_tokens
 from routing import Route, Router
 from streams import Stream, Streams
 
@@ -96,7 +96,8 @@ class Gateway:
     def settle(self, stream: Stream, end: End, status: int) -> Outcome:
         """Account for a call that has ended, and forget it."""
         self.streams.remove(stream)
-        usage = stream.tally.usage(failed=end.reason == "provider_error" or unreached(end.error))
+        unsent = not stream.attempts or unreached(end.error)
+        usage = stream.tally.usage(failed=unsent or end.reason == "provider_error")
         now = time.monotonic()
         outcome = Outcome(
             reason=end.reason,
@@ -177,6 +178,7 @@ class Gateway:
                 partial(self._make, msgspec.structs.replace(request, prompts=(prompt,)), target)
                 for prompt in request.prompts
             ],
+            [prompt_tokens(prompt) for prompt in request.prompts],
             request.n or 1,
         )
 

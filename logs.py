@@ -21,6 +21,7 @@ FIELDS = (
     "input_tokens", "output_tokens", "usage_source", "cost_usd", "duration_ms", "first_event_ms",
     "attempts", "end_reason", "upstream_status", "upstream_code",
 )  # fmt: skip
+UPSTREAM = ("upstream_status", "upstream_code")
 SHOWN = (
     "method",
     "path",
@@ -53,7 +54,10 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return mask(json.dumps(line, default=str))
+        # Before it is JSON: there a mask would eat the backslash of a quote.
+        return json.dumps(
+            {n: mask(v) if isinstance(v, str) else v for n, v in line.items()}, default=str
+        )
 
 
 class TextFormatter(logging.Formatter):
@@ -69,8 +73,10 @@ class TextFormatter(logging.Formatter):
         ]
         if "output_tokens" in found:
             words.append(f"tokens={found.get('input_tokens', 0)}+{found['output_tokens']}")
-        text = one_line(" ".join(words))
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+        text = one_line(mask(" ".join(words)))
+        if record.exc_info:
+            text += "\n" + mask(self.formatException(record.exc_info))
+        return text
 
 
 def one_line(text: str) -> str:

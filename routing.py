@@ -84,12 +84,12 @@ class Router:
 
     def _expand(self, model: str | None, provider: str | None) -> list[tuple[str, str]]:
         """(provider, its model) pairs. Raises ProviderNotFound, ModelNotFound."""
-        model = model or self._default
+        wanted = model or self._default
         if provider is None:
-            return [self._split(name) for name in self.aliases.get(model, (model,))]
+            return [self._split(name) for name in self.aliases.get(wanted, (wanted,))]
         row = self.provider(provider)
-        name = model.removeprefix(f"{provider}/")
-        if not name or (model == self._default and name == model):
+        name = wanted.removeprefix(f"{provider}/")
+        if not name or (model is None and name == wanted):
             raise ModelNotFound(f"Model: say which one of {row.name}'s it is.", param="model")
         return [(row.name, name)]
 

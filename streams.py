@@ -161,8 +161,11 @@ class Streams:
             self._stopped.pop(place, None)
 
     def remove(self, stream: Stream) -> None:
+        place = (stream.key_id, stream.id)
         with self._lock:
-            self._active.pop((stream.key_id, stream.id), None)
+            self._active.pop(place, None)
+            if stream.mailbox.ended_by == "stopped":
+                self._stopped[place] = time.monotonic()
 
     def stop(self, key_id: str, stream_id: str) -> None:
         """Stop one of the key's calls, in whatever state it is. Again within a minute: the same.
@@ -171,10 +174,11 @@ class Streams:
         with self._lock:
             stream = self._active.get(place)
             known = self._stopped.get(place, -math.inf) > time.monotonic() - REMEMBER_STOPPED_S
-        if stream is not None and stream.end("stopped"):
-            with self._lock:
-                self._stopped[place] = time.monotonic()
-        elif not known and (stream is None or stream.mailbox.ended_by != "stopped"):
+        if stream is None:
+            stopped = known
+        else:
+            stopped = stream.end("stopped") or stream.mailbox.ended_by == "stopped"
+        if not stopped:
             raise StreamNotFound("No active stream has this id. It may have ended by itself.")
 
     def of(self, key_id: str) -> list[Stream]:

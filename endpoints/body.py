@@ -35,6 +35,7 @@ DRAIN_BYTES = 16 * 1024 * 1024  # of a body that is too large, so that its sende
 DRAIN_S = 5.0
 
 Text = Annotated[str, Meta(min_length=1)]
+Name = Annotated[str, Meta(min_length=1, max_length=512)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 StreamId = Annotated[str, Meta(pattern=rf"\A{ID.pattern}\Z")]
 
@@ -42,9 +43,9 @@ StreamId = Annotated[str, Meta(pattern=rf"\A{ID.pattern}\Z")]
 class Parameters(msgspec.Struct, kw_only=True):
     """Every named field of a completion's body but its prompt."""
 
-    model: Text | None = None
-    provider: Text | None = None
-    fallbacks: Annotated[list[Text], Meta(max_length=8)] | None = None
+    model: Name | None = None
+    provider: Name | None = None
+    fallbacks: Annotated[list[Name], Meta(max_length=8)] | None = None
     byok_api_key: Annotated[str, Meta(min_length=1, pattern=r"\A[\x21-\x7e]+\Z")] | None = None
     stream_id: StreamId | None = None
     stream: bool | None = None
@@ -66,8 +67,8 @@ class Parameters(msgspec.Struct, kw_only=True):
 
 TAKES = {
     "prompt": "a string that is not empty",
-    "model": "a string, like local/pydoc",
-    "provider": "a string, like openai",
+    "model": "a string of 1 to 512 characters, like local/pydoc",
+    "provider": "a string of 1 to 512 characters, like openai",
     "fallbacks": "a list of at most 8 models",
     "byok_api_key": "a key of printable ASCII characters",
     "stream_id": "1 to 128 of A-Z a-z 0-9 . _ : -",

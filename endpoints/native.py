@@ -85,7 +85,7 @@ def parse(data: dict[str, Any]) -> tuple[body.Parameters, CompletionRequest]:
 
 def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str, Any]:
     """The body of a whole answer."""
-    first = completion.choices[0] if completion.choices else None
+    first = next((c for c in completion.choices if c.index == 0), None)
     milliseconds = round(outcome.latency * 1000, 1)
     found: dict[str, Any] = {
         "request_id": stream.request_id,
@@ -106,7 +106,7 @@ def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str
             **particulars(outcome.usage),
         },
     }
-    if len(completion.choices) > 1 or (first and first.logprobs):
+    if stream.request.choices > 1 or (first and first.logprobs):
         found["choices"] = [
             {
                 "text": choice.text,

@@ -25,12 +25,15 @@ Item: TypeAlias = tuple[int, Batch | BaseException | None]
 
 class FanOut:
     """An Attempt made of several. makers: a function for each prompt that makes its attempt.
-    n: choices a prompt; those of prompt p are numbered from p * n."""
+    sizes: about how many tokens each prompt has. n: choices a prompt; those of prompt p are
+    numbered from p * n."""
 
-    def __init__(self, makers: Sequence[Callable[[], Attempt]], n: int) -> None:
+    def __init__(
+        self, makers: Sequence[Callable[[], Attempt]], sizes: Sequence[int], n: int
+    ) -> None:
         self._attempts = [make() for make in makers]
         self._waiting = deque(enumerate(self._attempts))
-        self._merge = Merge(len(makers), n)
+        self._merge = Merge(sizes, n)
         self._changed = threading.Condition()
         self._items: deque[Item] = deque()
         self._ended = False
@@ -99,19 +102,22 @@ class FanOut:
 class Merge:
     """The events of several calls as those of one."""
 
-    def __init__(self, calls: int, n: int) -> None:
+    def __init__(self, sizes: Sequence[int], n: int) -> None:
+        self._sizes = sizes
         self._n = n
-        self._usages: list[Usage | None] = [None] * calls
-        self._started = False
+        self._usages: list[Usage | None] = [None] * len(sizes)
+        self._begun: dict[int, int] = {}
+        """Input tokens of the calls that began: told, or about."""
 
     def add(self, number: int, batch: Batch) -> Batch:
-        """A call's events, renumbered. Usage is told when all calls have told theirs."""
+        """A call's events, renumbered. Usage is told when all calls have told theirs; until then
+        the input is that of the calls that began, so that the others are not paid for."""
         merged: Batch = []
         for event in batch:
             if isinstance(event, Started):
-                if not self._started:
-                    self._started = True
-                    merged.append(Started(event.model))
+                size = event.input_tokens
+                self._begun[number] = self._sizes[number] if size is None else size
+                merged.append(Started(event.model, sum(self._begun.values())))
             elif isinstance(event, Used):
                 self._usages[number] = event.usage
                 merged += self._sum()

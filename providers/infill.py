@@ -83,8 +83,9 @@ def call(request: CompletionRequest, target: Target) -> Call:
         if name not in body
     }
     root = target.provider.base_url.rstrip("/").removesuffix("/v1")
+    path = target.fim.path if target.fim else "/infill"
     headers = openai.headers(request, target)
-    return Call("POST", f"{root}/infill", headers, msgspec.json.encode(body))
+    return Call("POST", root + path, headers, msgspec.json.encode(body))
 
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:  # noqa: ARG001

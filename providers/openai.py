@@ -74,7 +74,7 @@ def headers(request: CompletionRequest, target: Target) -> dict[str, str]:
     if target.credential is not None:
         key = target.credential.reveal()
         name = target.provider.key_header
-        found[name] = f"Bearer {key}" if name == "Authorization" else key
+        found[name] = f"Bearer {key}" if name.lower() == "authorization" else key
     return found
 
 

@@ -27,7 +27,6 @@ ROUTES = {
     ("GET", "/api/v1/models/<provider>/<path:model>"),
     ("GET", "/health"),
     ("GET", "/ready"),
-    ("GET", "/static/<path:filename>"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/<path:model>"),
     ("POST", "/api/v1/auth/api-key"),

@@ -110,7 +110,7 @@ def fan(attempts: Sequence[Attempt], n: int = 1) -> FanOut:
     def maker(attempt: Attempt) -> Callable[[], Attempt]:
         return lambda: attempt
 
-    return FanOut([maker(attempt) for attempt in attempts], n)
+    return FanOut([maker(attempt) for attempt in attempts], [1] * len(attempts), n)
 
 
 def texts(completion: Completion) -> list[tuple[int, str]]:
@@ -181,27 +181,26 @@ def test_choices_are_numbered_by_prompt_times_n() -> None:
 
 def test_a_merge_keeps_what_else_an_event_says() -> None:
     told = Logprobs(["a"], [-1.0], None, [0])
-    merge = Merge(3, 2)
+    merge = Merge([1, 1, 1], 2)
     assert merge.add(2, [Delta(1, "a", told)]) == [Delta(5, "a", told)]
     assert merge.add(0, [Finished(1, "content_filter")]) == [Finished(1, "content_filter")]
 
 
-def test_the_call_starts_once() -> None:
-    merge = Merge(2, 1)
-    # One prompt's input tokens are not the sum.
-    assert merge.add(1, [Started("m", 3), Delta(0, "a")]) == [Started("m"), Delta(1, "a")]
-    assert merge.add(0, [Started("m", 4)]) == []
+def test_the_input_is_that_of_the_calls_that_began() -> None:
+    merge = Merge([10, 20, 40], 1)
+    assert merge.add(1, [Started("m", 3), Delta(0, "a")]) == [Started("m", 3), Delta(1, "a")]
+    assert merge.add(0, [Started("m")]) == [Started("m", 13)]
 
 
 def test_usage_is_the_sum_of_all() -> None:
-    merge = Merge(3, 1)
+    merge = Merge([1, 1, 1], 1)
     assert merge.add(0, [Used(Usage(1, 2, 3, 4, 5))]) == []
     assert merge.add(2, [Used(Usage(10, 20, 30, 40, 50))]) == []
     assert merge.add(1, [Used(Usage(100, 200))]) == [Used(Usage(111, 222, 33, 44, 55))]
 
 
 def test_the_last_word_of_each_on_usage_counts() -> None:
-    merge = Merge(2, 1)
+    merge = Merge([1, 1], 1)
     merge.add(0, [Used(Usage(1, 1)), Used(Usage(1, 2))])
     assert merge.add(1, [Used(Usage(5, 1))]) == [Used(Usage(6, 3))]
     assert merge.add(0, [Used(Usage(1, 9))]) == [Used(Usage(6, 10))]
@@ -278,10 +277,10 @@ def test_the_first_failure_ends_them_all(count: int) -> None:
 
 
 def test_what_came_before_a_failure_is_delivered() -> None:
-    failing = Attempt([[Started()], [Delta(0, "half")]], failure=UpstreamError("down"))
+    failing = Attempt([[Started(None, 1)], [Delta(0, "half")]], failure=UpstreamError("down"))
     reader = Reader(fan([failing, Attempt(hold=True)]))
     reader.join()
-    assert reader.events == [Started(), Delta(0, "half")]
+    assert reader.events == [Started(None, 1), Delta(0, "half")]
 
 
 def test_a_later_prompts_failure_counts_too() -> None:
@@ -314,7 +313,7 @@ def test_a_maker_that_fails_fails_at_once() -> None:
         raise UpstreamError("no")
 
     with pytest.raises(UpstreamError):
-        FanOut([lambda: Attempt(hold=True), refuse], 1)
+        FanOut([lambda: Attempt(hold=True), refuse], [1, 1], 1)
 
 
 # Abort and close
