@@ -81,7 +81,11 @@ def quickstart() -> None:
     "--models", default="*", show_default=True, help="What it may use: 'openai/*,local/*'."
 )
 @click.option(
-    "--tier", default="unlimited", show_default=True, metavar="|".join(TIERS), help="Its limits."
+    "--tier",
+    default="unlimited",
+    show_default=True,
+    metavar="|".join(TIERS),
+    help="Kept with the key; not enforced yet.",
 )
 @as_json
 def create(name: str, expires: str | None, models: str, tier: str, as_json: bool) -> None:

@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, cast
 
 import msgspec
 
+from completion import CompletionRequest
 from config import ConfigError, did_you_mean
 from providers.base import Dialect, Provider, Signer
 from providers.rows import BUILT_IN
@@ -80,18 +82,48 @@ def missing(row: Provider, environ: Mapping[str, str], *, byok: bool = False) ->
     return names
 
 
+PARAMETERS: Final = frozenset(CompletionRequest.__struct_fields__) - {"prompts", "stream"}
+PSEUDO: Final = frozenset(("token_ids", "prompt_list", "echo_logprobs"))
+"""What `Dialect.unsupported` names beside the fields of a request."""
+COUNTED: Final = frozenset(
+    ("max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty")
+) | {"n", "best_of", "logprobs", "stop"}
+"""Parameters that can have a limit."""
+
+
 def check(row: Provider) -> Provider:
+    """Raises ConfigError for a row that would fail, or mean something else, at its first call."""
     where = f"sluice.toml, [providers.{row.name}]"
     if not re.fullmatch(r"[A-Za-z0-9_-]+", row.name):
         raise ConfigError(f"{where}: a name has letters, digits, - and _")
-    if row.dialect not in DIALECTS:
-        near = did_you_mean(row.dialect, list(DIALECTS))
-        raise ConfigError(f"{where}: dialect {row.dialect!r} is not known{near}")
+    for name in (row.dialect, *((row.fim.dialect,) if row.fim and row.fim.dialect else ())):
+        if name not in DIALECTS:
+            near = did_you_mean(name, list(DIALECTS))
+            raise ConfigError(f"{where}: dialect {name!r} is not known{near}")
     check_signer(row, where)
-    url = row.base_url
-    if row.dialect != "local" and not url.startswith(("http://", "https://", "{")):
-        raise ConfigError(f"{where}: base_url must begin with http:// or https://")
+    check_names(row, where)
+    if row.dialect != "local" and not row.base_url.startswith(("http://", "https://", "{")):
+        raise ConfigError(
+            f"{where}: base_url must begin with http:// or https://, not {row.base_url}"
+        )
+    if row.ca_bundle and not Path(row.ca_bundle).is_file():
+        raise ConfigError(f"{where}: ca_bundle is {row.ca_bundle!r}, and there is no such file")
     return row
+
+
+def check_names(row: Provider, where: str) -> None:
+    """A misspelt parameter would be sent all the same."""
+    lacks = [*row.cannot, *(row.fim.cannot if row.fim else ())]
+    limited, renamed = [*row.limits], [*row.chat_names, *(row.fim.names if row.fim else ())]
+    for family in row.families:
+        lacks += [*family.cannot, *family.exclusive]
+        limited += family.limits
+        renamed += family.chat_names
+    for names, known in ((lacks, PARAMETERS | PSEUDO), (limited, COUNTED), (renamed, PARAMETERS)):
+        for name in names:
+            if name not in known:
+                near = did_you_mean(name, sorted(known))
+                raise ConfigError(f"{where}: {name!r} is no parameter{near}")
 
 
 def check_signer(row: Provider, where: str) -> None:

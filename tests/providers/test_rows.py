@@ -1,0 +1,87 @@
+"""The rows: what sluice.toml and the environment make of them, and which can't be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import providers
+from config import ConfigError
+from providers.base import Provider
+from providers.rows import BUILT_IN
+
+URL = "http://127.0.0.1:1/v1"
+
+
+def test_the_built_in_rows_can_be_used() -> None:
+    assert list(providers.rows({})) == [row.name for row in BUILT_IN]
+
+
+def test_a_table_overrides_the_fields_that_it_names() -> None:
+    row = providers.rows({"ollama": {"base_url": "http://10.0.0.5:11434/v1/"}})["ollama"]
+    assert (row.base_url, row.completions) == ("http://10.0.0.5:11434/v1", True)
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ({"base_ulr": URL}, "base_ulr"),
+        ({"base_url": 7}, "base_url"),
+        ({"base_url": "ftp://x"}, "http://"),
+        ({"base_url": ""}, "http://"),
+        ({"base_url": URL, "dialect": "opnai"}, "did you mean openai"),
+        ({"base_url": URL, "cannot": ["sed"]}, "did you mean seed"),
+        ({"base_url": URL, "limits": {"temprature": 1}}, "did you mean temperature"),
+        ({"base_url": URL, "limits": {"user": 1}}, "'user'"),
+        ({"base_url": URL, "limits": {"temperature": "1"}}, "limits"),
+        ({"base_url": URL, "chat_names": {"max_token": "x"}}, "did you mean max_tokens"),
+        ({"base_url": URL, "families": [{"models": ["*"], "cannot": ["stp"]}]}, "stop"),
+        ({"base_url": URL, "families": [{"models": ["*"], "exclusive": ["top_b"]}]}, "top_p"),
+        ({"base_url": URL, "families": [{"cannot": ["stop"]}]}, "models"),
+        ({"base_url": URL, "fim": {"path": "/x", "dialect": "zzz"}}, "'zzz'"),
+        ({"base_url": URL, "fim": {"path": "/x", "cannot": ["nn"]}}, "'nn'"),
+        ({"base_url": URL, "ca_bundle": "/nowhere/ca.pem"}, "no such file"),
+        ({"base_url": URL, "sign": "sigv5"}, "did you mean sigv4"),
+    ],
+)
+def test_a_row_that_would_fail_stops_the_start(table: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        providers.rows({"mine": table})
+    message = str(caught.value)
+    assert "[providers.mine]" in message
+    assert says in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "a\n"])
+def test_a_name_is_plain(name: str) -> None:
+    with pytest.raises(ConfigError):
+        providers.rows({name: {"base_url": URL}})
+
+
+def test_a_url_takes_variables_and_keeps_its_row_disabled_without_them() -> None:
+    bare, filled = (
+        providers.rows({}, environ)["azure"]
+        for environ in ({}, {"AZURE_OPENAI_ENDPOINT": "https://me.openai.azure.com/"})
+    )
+    assert filled.base_url == "https://me.openai.azure.com/openai/v1"
+    assert providers.missing(bare, {}) == ["AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_API_KEY"]
+    assert providers.missing(filled, {"AZURE_OPENAI_API_KEY": "x"}) == []
+    assert providers.missing(filled, {}, byok=True) == []
+
+
+def test_a_file_of_certificates_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    path.touch()
+    row = providers.rows({"mine": {"base_url": URL, "ca_bundle": str(path)}})["mine"]
+    assert row.ca_bundle == str(path)
+
+
+def test_a_row_whose_calls_are_signed_needs_no_key() -> None:
+    pytest.importorskip("botocore")
+    row = providers.rows({"bedrock": {"sign": "sigv4"}}, {"AWS_REGION": "us-east-1"})["bedrock"]
+    assert providers.missing(row, {}) == []
+    assert providers.signer(row) is not None
+    assert providers.signer(Provider(name="x")) is None
