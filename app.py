@@ -28,6 +28,7 @@ from endpoints import (
     openai,
     pages,
     request_id,
+    secrecy,
     services,
 )
 from errors import (
@@ -82,7 +83,7 @@ def enter() -> None:
     """A request comes in: name it, and bound how long its client may keep us waiting."""
     g.began = time.monotonic()
     sent = request.headers.get("X-Request-ID", "")
-    good = body.ID.fullmatch(sent) and calls.without_secrets(sent) == sent
+    good = body.ID.fullmatch(sent) and secrecy.without_secrets(sent) == sent
     g.request_id = sent if good else str(uuid.uuid4())
     client = calls.client_socket()
     if client is not None:
@@ -110,7 +111,7 @@ def log_request(response: Response) -> None:
     extra = {
         "request_id": g.request_id,
         "method": request.method,
-        "path": calls.without_secrets(request.path[:200]),
+        "path": secrecy.without_secrets(request.path[:200]),
         "status": response.status_code,
         "duration_ms": round((time.monotonic() - g.began) * 1000, 1),
     }
@@ -147,9 +148,9 @@ def settled(stream: Stream, outcome: Outcome) -> None:
 
 def error_response(error: SluiceError) -> Response:
     g.error_code = error.code
-    error.message = calls.without_secrets(error.message)
-    error.param = calls.without_secrets(error.param)
-    error.details = calls.without_secrets(error.details)
+    error.message = secrecy.without_secrets(error.message)
+    error.param = secrecy.without_secrets(error.param)
+    error.details = secrecy.without_secrets(error.details)
     face = openai if request.path.startswith("/v1/") else native
     return json_response(face.error_body(error, request_id()), error.status, error.headers)
 
@@ -174,7 +175,7 @@ def http_message(error: HTTPException) -> str:
 
 def unexpected(error: Exception) -> Response:
     """A defect of ours: the log has it, the client learns its id only."""
-    path = calls.without_secrets(request.path[:200])
+    path = secrecy.without_secrets(request.path[:200])
     extra = {"request_id": g.get("request_id")}
     log.error("%s %s failed", request.method, path, exc_info=error, extra=extra)
     return error_response(InternalError())

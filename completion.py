@@ -40,10 +40,10 @@ class Secret:
     def __hash__(self) -> int:
         return hash(self._text)
 
-    def hidden_in(self, text: str) -> str:
-        """The text with [key] for each piece of this of LEAST_PIECE characters or more: what
-        others quote may be masked, or cut."""
-        size = min(LEAST_PIECE, len(self._text))
+    def hidden_in(self, text: str, least: int = LEAST_PIECE) -> str:
+        """The text with [key] for each piece of this of `least` characters or more: what others
+        quote may be masked, or cut."""
+        size = min(least, len(self._text))
         pieces = {self._text[at : at + size] for at in range(len(self._text) - size + 1)}
         kept, at = [], 0
         while at < len(text):

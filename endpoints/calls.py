@@ -11,14 +11,12 @@ from urllib.parse import quote
 import msgspec
 from flask import Response, g, request
 
-from auth import current_key, presented_key, x_api_key
+from auth import current_key
 from call import CallInProgress, Encoder, Outcome
-from completion import Completion, CompletionRequest, FinishReason, Secret
-from endpoints import body, json_response, request_id, services
-from errors import InvalidRequest
+from completion import Completion, CompletionRequest, FinishReason
+from endpoints import body, json_response, request_id, secrecy, services
 from streams import Stream
 
-SHORTEST_SECRET = 8
 MOST_NAMES, MOST_OF_A_NAME = 20, 64
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -28,7 +26,7 @@ def start(found: body.Parameters, wanted: CompletionRequest) -> CallInProgress:
     if found.byok_api_key is None:
         found.byok_api_key = header("X-Provider-API-Key", "byok_api_key")
     stream_id = found.stream_id or header("X-Stream-ID", "stream_id") or str(uuid.uuid4())
-    refuse_secrets(
+    secrecy.refuse_secrets(
         {
             "stream_id": stream_id,
             "model": found.model or "",
@@ -48,37 +46,6 @@ def start(found: body.Parameters, wanted: CompletionRequest) -> CallInProgress:
     )
     g.call = call  # its line in the log is written when it is settled
     return call
-
-
-def refuse_secrets(shown: dict[str, str]) -> None:
-    """Raises InvalidRequest where what is shown and logged holds a key of this request."""
-    everything = "\n".join(shown.values())
-    if without_secrets(everything) != everything:
-        name = next((n for n, text in shown.items() if without_secrets(text) != text), "a field")
-        raise InvalidRequest(f"{name} holds a key; it is shown and logged.")
-
-
-def secrets() -> list[str]:
-    """The keys that the current request holds, good or not: none may come back in an answer or
-    get into a log, wherever else in the request it stands."""
-    found = (
-        presented_key(),
-        x_api_key(),
-        request.headers.get("X-Provider-API-Key"),
-        g.get("byok_api_key"),
-    )
-    return [text for text in found if isinstance(text, str) and len(text) >= SHORTEST_SECRET]
-
-
-def without_secrets(value: Any) -> Any:
-    """Text, or a tree of objects with text in it, with the request's keys masked."""
-    if isinstance(value, str):
-        for secret in secrets():
-            value = Secret(secret).hidden_in(value)
-        return value
-    if isinstance(value, dict):
-        return {name: without_secrets(item) for name, item in value.items()}
-    return value
 
 
 def header(name: str, field: str) -> str | None:

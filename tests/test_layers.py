@@ -27,7 +27,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     6: ("app",),
     5: (
         *("endpoints", "endpoints.body", "endpoints.calls", "endpoints.health", "endpoints.models"),
-        *("endpoints.native", "endpoints.openai", "endpoints.pages", "cli"),
+        *("endpoints.native", "endpoints.openai", "endpoints.pages", "endpoints.secrecy", "cli"),
     ),
     4: ("gateway", "call"),
     3: ("auth", "failures", "fidelity", "relay", "routing", "streams"),
