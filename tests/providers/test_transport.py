@@ -27,6 +27,9 @@ from tests.calls import BEGUN, EVENT, best_of
 from tests.fake import FakeProvider
 from tests.live import free_port
 
+# CPython's ssl leaves a socket to the garbage collector that is shut down as it is being wrapped.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl.SSLSocket")
+
 WITHIN_S = 0.05  # from an abort until the reader's end, and until the peer sees the close
 TRIES = 5
 PATIENT = Timeouts(connect=5, first_event=5, idle=5)
@@ -44,11 +47,13 @@ class Upstream(NamedTuple):
 
 
 @pytest.fixture(params=["tcp", "tls"])
-def upstream(request: pytest.FixtureRequest, ca_bundle: str) -> Upstream:
+def upstream(request: pytest.FixtureRequest, ca_bundle: str) -> Iterator[Upstream]:
     """The fake over TCP, and over TLS."""
     if request.param == "tcp":
-        return Upstream(request.getfixturevalue("fake"), None)
-    return Upstream(request.getfixturevalue("tls_fake"), ca_bundle)
+        yield Upstream(request.getfixturevalue("fake"), None)
+        return
+    yield Upstream(request.getfixturevalue("tls_fake"), ca_bundle)
+    gc.collect()  # here, not in some other test: see pytestmark
 
 
 def make(
@@ -168,8 +173,6 @@ def test_abort_within_the_handshake(transport: Transport) -> None:
         assert best_of(TRIES, WITHIN_S, once) < WITHIN_S
 
 
-# CPython's ssl leaves a socket to the garbage collector that is shut down as it is being wrapped.
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl.SSLSocket")
 def test_abort_at_any_moment(upstream: Upstream, transport: Transport) -> None:
     """Also between two phases: wherever it strikes, the exchange and its connection end."""
     upstream.fake.default(SILENT)
