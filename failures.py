@@ -94,6 +94,7 @@ def redacted(text: str | None, target: Target) -> str | None:
     """A provider's words without the credential that it was sent, and not too many of them."""
     if text is None:
         return None
+    text = text[:4000]  # before it is looked through: a message can be megabytes
     if target.credential is not None:
         text = target.credential.hidden_in(text)
     return mask(text[:1000])

@@ -33,6 +33,8 @@ SPARE_CONNECTIONS = 5000  # idle ones beside the streams; at gunicorn's 1,000 th
 INTERRUPT_DRAIN_S = 2.0
 WATCH_S = 0.1
 IDLE_S = 0.5
+DRAIN_BODY_S, DRAIN_BODY_BYTES = 5.0, 16 * 1024 * 1024
+WORK_S, REST_S = 0.005, 0.0005
 FAREWELL_S = 2.0  # for the last events to reach their clients
 
 bind = f"0.0.0.0:{settings.port}" if settings.port else f"127.0.0.1:{DEFAULT_PORT}"
@@ -122,8 +124,40 @@ def pre_request(_worker: Any, request: Any) -> None:
     connections.mark(request.unreader.sock, None)
 
 
-def post_request(_worker: Any, request: Any, _environ: Any, _response: Any) -> None:
-    connections.mark(request.unreader.sock, time.monotonic())
+def post_request(worker: Any, request: Any, _environ: Any, _response: Any) -> None:
+    client = request.unreader.sock
+    if worker_class_is_gevent(worker):
+        # What is there already is read without a wait, and while nobody waits nobody else works.
+        if not request.should_close() and not drained(request, client):
+            request.force_close()
+        with contextlib.suppress(OSError):
+            if request.unreader.buf.getbuffer().nbytes or unread(client):
+                time.sleep(REST_S)
+    connections.mark(client, time.monotonic())
+
+
+def drained(request: Any, client: Any) -> bool:
+    """Take what the endpoint left of the body, bounded: gunicorn would take it without an end.
+    Whether that was all; else the connection can't serve another request."""
+    until, room, rest_at = time.monotonic() + DRAIN_BODY_S, DRAIN_BODY_BYTES, 0.0
+    if getattr(request.body, "failed", False):
+        return False
+    try:
+        while room > 0 and (now := time.monotonic()) < until:
+            client.settimeout(until - now)
+            data = request.body.read(1024)
+            if not data:
+                return True
+            room -= len(data)
+            if now > rest_at:
+                time.sleep(REST_S)
+                rest_at = now + WORK_S
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, it is the last request on this connection
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            client.settimeout(None)
+    return False
 
 
 def tells_news(record: logging.LogRecord) -> bool:

@@ -19,6 +19,7 @@ from flask import g, request
 from msgspec import Meta
 from werkzeug.exceptions import ClientDisconnected
 
+from breath import Breath
 from completion import CompletionRequest, Prompt, Secret
 from errors import (
     InvalidRequest,
@@ -30,7 +31,7 @@ from errors import (
 from routing import Route
 
 ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-READ_SIZE = 64 * 1024
+READ_SIZE = 4 * 1024  # a body can come in chunks of a byte, 3 us each
 DRAIN_BYTES = 16 * 1024 * 1024  # of a body that is too large, so that its sender hears why
 DRAIN_S = 5.0
 
@@ -46,7 +47,9 @@ class Parameters(msgspec.Struct, kw_only=True):
     model: Name | None = None
     provider: Name | None = None
     fallbacks: Annotated[list[Name], Meta(max_length=8)] | None = None
-    byok_api_key: Annotated[str, Meta(min_length=1, pattern=r"\A[\x21-\x7e]+\Z")] | None = None
+    byok_api_key: (
+        Annotated[str, Meta(min_length=1, max_length=8192, pattern=r"\A[\x21-\x7e]+\Z")] | None
+    ) = None
     stream_id: StreamId | None = None
     stream: bool | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
@@ -134,8 +137,10 @@ def read_body(limit: int) -> bytes:
         too_large(limit)
     parts: list[bytes] = []
     room = limit
+    breath = Breath()
     try:
         while chunk := request.stream.read(min(READ_SIZE, room + 1)):
+            breath.take()
             room -= len(chunk)
             if room < 0:
                 too_large(limit)
@@ -156,8 +161,10 @@ def read_body(limit: int) -> bytes:
 def too_large(limit: int) -> NoReturn:
     """Take the rest of the body, bounded, or some clients see a broken pipe and not the answer."""
     room, until = DRAIN_BYTES, time.monotonic() + DRAIN_S
+    breath = Breath()
     with suppress(OSError, ClientDisconnected):
         while room > 0 and time.monotonic() < until and (chunk := request.stream.read(READ_SIZE)):
+            breath.take()
             room -= len(chunk)
     raise RequestTooLarge(f"The body is larger than {limit} bytes.")
 

@@ -31,6 +31,7 @@ from streams import Stream
 bp = Blueprint("openai", __name__, url_prefix="/v1")
 
 MOST_PROMPTS = 2048
+MOST_CHOICES = 2048
 ERROR_TYPES = {
     401: "authentication_error",
     402: "insufficient_quota",
@@ -101,6 +102,12 @@ def parse(data: dict[str, Any]) -> tuple[body.Parameters, CompletionRequest, boo
         if name in body.BEYOND_PARAMS:
             raise InvalidRequest(f"Unknown field: {name}.", param=name)
     found = body.parameters(fields)
+    tries = max(found.n or 1, found.best_of or 1)
+    if len(prompts) * tries > MOST_CHOICES:
+        raise InvalidRequest(
+            f"{len(prompts)} prompts with {tries} choices each are more than {MOST_CHOICES}.",
+            param="n",
+        )
     return found, body.to_request(found, prompts, extra, others), include_usage
 
 

@@ -31,17 +31,17 @@ class FanOut:
     def __init__(
         self, makers: Sequence[Callable[[], Attempt]], sizes: Sequence[int], n: int
     ) -> None:
-        self._attempts = [make() for make in makers]
-        self._waiting = deque(enumerate(self._attempts))
+        self._waiting = deque(enumerate(makers))  # made when its turn comes: it holds a body
+        self._running: set[Attempt] = set()
         self._merge = Merge(sizes, n)
         self._changed = threading.Condition()
         self._items: deque[Item] = deque()
         self._ended = False
 
     def events(self) -> Iterator[Batch]:
-        for _ in range(min(AT_ONCE, len(self._attempts))):
+        unfinished = len(self._waiting)
+        for _ in range(min(AT_ONCE, unfinished)):
             threading.Thread(target=self._work, daemon=True).start()
-        unfinished = len(self._attempts)
         while unfinished and (taken := self._take()) is not None:
             number, item = taken
             if isinstance(item, BaseException):
@@ -55,7 +55,9 @@ class FanOut:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-        for attempt in self._attempts:
+            self._waiting.clear()
+            running = list(self._running)
+        for attempt in running:
             attempt.abort()
 
     def close(self) -> None:
@@ -84,11 +86,8 @@ class FanOut:
     def _work(self) -> None:
         """Make one call after another, while there are any."""
         wanted = True
-        while wanted and self._waiting:
-            try:
-                number, attempt = self._waiting.popleft()
-            except IndexError:  # another worker took the last one
-                return
+        while wanted and (begun := self._begin()) is not None:
+            number, attempt = begun
             try:
                 wanted = all(self._put(number, batch) for batch in attempt.events())
                 wanted = wanted and self._put(number, None)
@@ -96,7 +95,24 @@ class FanOut:
                 wanted = False
                 self._put(number, failure)
             finally:
+                with self._changed:
+                    self._running.discard(attempt)
                 attempt.close()
+
+    def _begin(self) -> tuple[int, Attempt] | None:
+        """The next call, made but not begun; None when there is none or all has ended."""
+        with self._changed:
+            if self._ended or not self._waiting:
+                return None
+            number, make = self._waiting.popleft()
+            try:
+                attempt = make()
+            except Exception as failure:  # noqa: BLE001 - likewise
+                self._items.append((number, failure))
+                self._changed.notify_all()
+                return None
+            self._running.add(attempt)
+            return number, attempt
 
 
 class Merge:

@@ -123,10 +123,10 @@ def salvage(value: dict[str, Any], kind: type[_Kind]) -> _Kind:
             if isinstance(found, list):
                 kept["choices"] = [salvage(c, Choice) for c in found if isinstance(c, dict)]
         elif found is not None:
-            found = whole(joined(found) if field.name == "content" else found)
             try:
+                found = whole(joined(found) if field.name == "content" else found)
                 kept[field.name] = msgspec.convert(found, field.type, strict=False)
-            except msgspec.ValidationError:
+            except (msgspec.ValidationError, RecursionError):
                 continue
     return kind(**kept)
 

@@ -12,6 +12,8 @@ import math
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
+MOST_S = 1e9
+
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait, 0 or more; None when the headers (names in lower case) don't say."""
@@ -30,7 +32,7 @@ def _number(text: str | None) -> float | None:
         number = float(text or "")
     except ValueError:
         return None
-    return max(0.0, number) if math.isfinite(number) else None
+    return min(max(0.0, number), MOST_S) if math.isfinite(number) else None
 
 
 def _between(start: str | None, end: str | None) -> float | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import http.client
 import socket
 import threading
 import time
@@ -24,6 +25,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
+from breath import Breath
 from completion import Batch, CompletionRequest
 from errors import SluiceError, UpstreamError, UpstreamTimeout
 from providers.base import Call, Dialect, Signer, Target
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 MAX_BODY = 64 * 1024 * 1024  # of a whole answer; more is no completion
 MAX_ERROR_BODY = 64 * 1024
 READ_SIZE = 64 * 1024
+MAX_INTERIM = 32
 FAREWELL_S = 0.05  # for the last bytes of a body whose meaning is complete already
 
 
@@ -44,9 +47,24 @@ class Aborted(Exception):
 _opening = threading.local()  # .exchange: the one that this thread is opening
 
 
+class _Answer(http.client.HTTPResponse):
+    """Not for ever "100 Continue"; other interim answers (103 Early Hints) are skipped too."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        for _ in range(MAX_INTERIM):
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if not 100 <= status < 200:
+                return version, status, reason
+            if status == http.client.SWITCHING_PROTOCOLS:  # and its connection is no HTTP any more
+                break
+            http.client.parse_headers(self.fp)
+        raise http.client.BadStatusLine("only interim answers")
+
+
 class _AbortableConnection(HTTPConnection):
     """Notes its socket on the exchange that it serves."""
 
+    response_class = _Answer
     exchange: Exchange | None = None
 
     def _new_conn(self) -> socket.socket:
@@ -200,14 +218,18 @@ class Exchange:
     def chunks(self) -> Iterator[bytes]:
         """The body as it arrives. Raises as `open`."""
         assert self._response is not None  # noqa: S101
+        breath = Breath()
         while True:
+            asked = time.monotonic()
             with self._failures():
                 chunk = self._response.raw.read1(READ_SIZE, decode_content=True)
+            waited = time.monotonic() - asked
             if not chunk:
                 if self._aborted:  # where the connection's end is the body's
                     raise Aborted
                 return
             yield chunk
+            breath.take(waited)
 
     def read(self, limit: int = MAX_BODY) -> bytes:
         """The whole body, at most `limit` bytes. Raises as `open`, and UpstreamError above it."""

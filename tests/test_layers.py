@@ -33,7 +33,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     3: ("auth", "failures", "fidelity", "relay", "routing", "streams"),
     2: ("providers", *CALLERS),
     1: ("config", "keys", "logs", "pricing"),
-    0: ("completion", "errors"),
+    0: ("breath", "completion", "errors"),
 }
 
 LONG_MODULES = {
