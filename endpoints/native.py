@@ -89,7 +89,7 @@ def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str
     milliseconds = round(outcome.latency * 1000, 1)
     found: dict[str, Any] = {
         "request_id": stream.request_id,
-        "created_at": datetime.fromtimestamp(stream.opened_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "created_at": opened_at(stream),
         "duration_ms": round(outcome.duration * 1000, 1),
         "provider": stream.target.provider.name,
         "model": stream.target.model,
@@ -141,13 +141,18 @@ def remarks(stream: Stream) -> dict[str, Any]:
     return found
 
 
+def opened_at(stream: Stream) -> str:
+    """When the call came in, in UTC."""
+    return datetime.fromtimestamp(stream.opened_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def listed(stream: Stream) -> dict[str, Any]:
     """An entry of the list of active streams."""
     return {
         "stream_id": stream.id,
         "provider": stream.target.provider.name,
         "model": stream.target.model,
-        "started_at": datetime.fromtimestamp(stream.opened_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "started_at": opened_at(stream),
         "input_tokens": stream.tally.input_tokens or 0,
         "output_tokens": stream.tally.output_tokens,
     }
