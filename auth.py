@@ -13,30 +13,34 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, Unpack
 
 from flask import current_app, g, request
 from flask_httpauth import HTTPTokenAuth
 from werkzeug.datastructures import Authorization
 
 from errors import Unauthorized
-from keys import (
-    TIERS,
-    Key,
-    KeyFileError,
+from keyfile import (
     View,
-    allows,
-    fingerprint,
     locked,
-    new_line,
-    read_line,
     read_view,
     regular,
     replace,
     split_lines,
     write_line,
+)
+from keys import (
+    TIERS,
+    Key,
+    KeyFileError,
+    Terms,
+    allows,
+    changed,
+    fingerprint,
+    new_row,
+    read_row,
 )
 
 __all__ = [
@@ -106,32 +110,26 @@ class KeyStore:
         view = self._fresh()
         return [self._trouble, *view.problems] if self._trouble else list(view.problems)
 
-    def create(
-        self,
-        name: str,
-        *,
-        expires: timedelta | datetime | None = None,
-        models: tuple[str, ...] = ("*",),
-        tier: str = "unlimited",
-    ) -> tuple[Key, str]:
+    def create(self, name: str, **terms: Unpack[Terms]) -> tuple[Key, str]:
         """A new key, and its text: the only time that it is known. Raises KeyFileError."""
-        new, secret = new_line(name, expires, models, tier)
+        new, secret = new_row(name, terms)
 
         def add(view: View, rows: list[bytes]) -> Key:
             if any(line.key.name == name for line in view.lines):
                 raise KeyFileError(f"There is a key called {name!r} already.")
-            rows.append(new)
-            return read_line(new)[1]
+            rows.append(write_line(new))
+            return read_row(new)
 
         return self._rewrite(add), secret
 
-    def update(self, id_or_name: str, *, disabled: bool) -> Key:
-        """The key as it is now. Raises KeyFileError."""
+    def update(self, id_or_name: str, **terms: Unpack[Terms]) -> Key:
+        """The key as it is now; what isn't named stays. Raises KeyFileError."""
 
         def change(view: View, rows: list[bytes]) -> Key:
             line = view.pick_changeable(id_or_name)
-            rows[line.at] = write_line({**line.row, "disabled": disabled})
-            return read_line(rows[line.at])[1]
+            new = changed(line.row, terms, datetime.now(UTC))
+            rows[line.at] = write_line(new)
+            return read_row(new)
 
         return self._rewrite(change)
 

@@ -1,41 +1,72 @@
-"""A key and the file of keys: what a line says, what a set of lines means, how a file is replaced.
+"""A key: who it is, what it may use and spend, and how one is made.
 
-Rules that hold here: a key's text is never kept, only its SHA-256. What is said about a line is
-its number and a field, never its content. Nothing is remembered between calls (auth.KeyStore
-does that).
+Rules that hold here: a key's text is never kept, only its SHA-256. What is said about a row is a
+field, never its content. A restriction whose name is misspelt must not be a restriction lifted.
 """
 
 from __future__ import annotations
 
-import codecs
-import errno
-import fcntl
 import hashlib
-import json
-import os
 import secrets
-import stat
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypedDict, get_args
 
 import msgspec
 from msgspec import Meta
 
 Tier: TypeAlias = Literal["free", "standard", "enterprise", "unlimited"]
+Period: TypeAlias = Literal["total", "day", "month"]
 Status: TypeAlias = Literal["active", "disabled", "expired"]
 Instant: TypeAlias = Annotated[datetime, Meta(tz=True)]
+Count: TypeAlias = Annotated[int, Meta(ge=0)]
 Row: TypeAlias = dict[str, Any]
 
 TIERS: tuple[Tier, ...] = get_args(Tier)
+PERIODS: tuple[Period, ...] = get_args(Period)
 SECRET_PREFIX = "sk-sluice-"  # noqa: S105
 ID_PREFIX = "key_"
-VARIABLE = "SLUICE_KEYS"
+LATER_FIELDS = ("budget_period",)
+"""Earlier versions didn't write these: a row without them has their defaults."""
+NEARLY = 0.75
+"""How alike a field's name and another must be for the other to count as a misspelling."""
+MOST_COUNT = 10**12
+MOST_USD = 10**9
+"""More than anyone means, and little enough for every counter."""
+
+
+class Limits(NamedTuple):
+    """What a key may use. None: no limit; 0: nothing."""
+
+    requests_per_minute: int | None = None
+    tokens_per_hour: int | None = None
+
+
+LIMITS: Mapping[Tier, Limits] = MappingProxyType(
+    {
+        "free": Limits(10, 10_000),
+        "standard": Limits(60, 100_000),
+        "enterprise": Limits(500, 1_000_000),
+        "unlimited": Limits(),
+    }
+)
+
+
+class Terms(TypedDict, total=False):
+    """What can be chosen for a key, as Key has it, but for `expires`: a duration from now too."""
+
+    expires: timedelta | datetime | None
+    disabled: bool
+    tier: str
+    requests_per_minute: int | None
+    tokens_per_hour: int | None
+    budget_usd: float | None
+    budget_period: str
+    models: tuple[str, ...]
 
 
 class KeyFileError(Exception):
@@ -47,7 +78,8 @@ class BrokenLine(Exception):
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """A caller. Instants are UTC; a limit of None is the tier's; models are globs."""
+    """A caller. Instants are UTC; a count of None is the tier's, a budget of None is no limit, and
+    a budget's days and months are of UTC; models are globs."""
 
     id: Annotated[str, Meta(pattern=r"\Akey_[A-Za-z0-9_-]{1,64}\Z")]
     name: Annotated[str, Meta(min_length=1, max_length=100)]
@@ -56,9 +88,10 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     expires: Instant | None = None
     disabled: bool = False
     tier: Tier = "unlimited"
-    requests_per_minute: Annotated[int, Meta(ge=0)] | None = None
-    tokens_per_hour: Annotated[int, Meta(ge=0)] | None = None
+    requests_per_minute: Count | None = None
+    tokens_per_hour: Count | None = None
     budget_usd: Annotated[float, Meta(ge=0)] | None = None
+    budget_period: Period = "total"
     models: tuple[str, ...] = ("*",)
 
     def __repr__(self) -> str:
@@ -71,46 +104,30 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
             return "disabled"
         return "active" if self.expires is None or datetime.now(UTC) < self.expires else "expired"
 
+    @property
+    def limits(self) -> Limits:
+        """The tier's, or this key's own where it has some."""
+        tier = LIMITS[self.tier]
+        return Limits(
+            limit(self.requests_per_minute, tier.requests_per_minute),
+            limit(self.tokens_per_hour, tier.tokens_per_hour),
+        )
+
+    @property
+    def budget_nano(self) -> int | None:
+        """The budget in whole nano-dollars; None: no limit."""
+        if self.budget_usd is None:
+            return None
+        # By its decimal text: 0.1 is 100,000,000 and not what the float nearest to it comes to.
+        return int(min(Decimal(str(self.budget_usd)), Decimal(MOST_USD)).scaleb(9))
+
 
 FIELDS = msgspec.structs.fields(Key)
+NAMES = frozenset(field.name for field in FIELDS)
 
 
-class Line(NamedTuple):
-    """A good line: at which index, its key, its whole object, whether it is SLUICE_KEYS's."""
-
-    at: int
-    key: Key
-    row: Row
-    fixed: bool
-
-
-class View(NamedTuple):
-    """All keys at one moment, those of the file first."""
-
-    lines: tuple[Line, ...] = ()
-    by_hash: Mapping[str, Key] = MappingProxyType({})
-    problems: tuple[str, ...] = ()
-
-    def pick(self, id_or_name: str) -> Line:
-        """The one line that is meant. Raises KeyFileError."""
-        found = [line for line in self.lines if line.key.id == id_or_name]
-        found = found or [line for line in self.lines if line.key.name == id_or_name]
-        if not found:
-            # What was asked for isn't repeated: by mistake it may be a key's text.
-            raise KeyFileError("No key has this id or name; 'flask keys list' shows them all.")
-        if len(found) > 1:
-            ids = ", ".join(line.key.id for line in found)
-            raise KeyFileError(f"More than one key is called {id_or_name!r}; use an id: {ids}.")
-        return found[0]
-
-    def pick_changeable(self, id_or_name: str) -> Line:
-        """The same, if it is the file's. Raises KeyFileError."""
-        line = self.pick(id_or_name)
-        if line.fixed:
-            raise KeyFileError(
-                f"The key {line.key.name!r} comes from {VARIABLE}; change that variable instead."
-            )
-        return line
+def limit(own: int | None, tier: int | None) -> int | None:
+    return tier if own is None else min(own, MOST_COUNT)
 
 
 def allows(key: Key, model: str) -> bool:
@@ -123,45 +140,58 @@ def fingerprint(secret: str) -> str:
     return "sha256:" + hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def new_line(
-    name: str, expires: timedelta | datetime | None, models: tuple[str, ...], tier: str
-) -> tuple[bytes, str]:
-    """A new key's line, and its text: the only time that it is known. Raises KeyFileError."""
-    check_new(name, models, tier)
-    secret = SECRET_PREFIX + secrets.token_urlsafe(32)
-    created = datetime.now(UTC).replace(microsecond=0)
-    row = {
-        "id": ID_PREFIX + secrets.token_urlsafe(9),
-        "name": name,
-        "hash": fingerprint(secret),
-        "created": as_text(created),
-        "expires": as_text(expiry(created, expires)),
-        "disabled": False,
-        "tier": tier,
-        "requests_per_minute": None,
-        "tokens_per_hour": None,
-        "budget_usd": None,
-        "models": list(models),
-    }
-    line = write_line(row)
-    try:
-        read_line(line)
-    except BrokenLine as error:
-        raise KeyFileError(f"This can't be a key: {error}.") from None
-    return line, secret
-
-
-def check_new(name: str, models: tuple[str, ...], tier: str) -> None:
-    """What a key may not be called or allow. Raises KeyFileError."""
+def new_row(name: str, terms: Terms) -> tuple[Row, str]:
+    """A new key's row, and its text: the only time that it is known. Raises KeyFileError."""
     if name.startswith((ID_PREFIX, SECRET_PREFIX, "-")) or name != name.strip():
         raise KeyFileError(
             f"A name can't begin with {ID_PREFIX!r}, {SECRET_PREFIX!r} or '-', "
             "nor begin or end with a space."
         )
-    if tier not in TIERS:
+    secret = SECRET_PREFIX + secrets.token_urlsafe(32)
+    created = datetime.now(UTC).replace(microsecond=0)
+    key = Key(
+        id=ID_PREFIX + secrets.token_urlsafe(9),
+        name=name,
+        hash=fingerprint(secret),
+        created=created,
+    )
+    row = {field.name: getattr(key, field.name) for field in FIELDS}
+    row |= {"created": as_text(created), "models": list(key.models)}
+    return changed(row, terms, created), secret
+
+
+def changed(row: Row, terms: Terms, now: datetime) -> Row:
+    """A key's row with other terms, all else as it is. Raises KeyFileError."""
+    check(terms)
+    new: Row = {**row, **terms}
+    if "expires" in terms:
+        new["expires"] = as_text(expiry(now, terms["expires"]))
+    if "models" in terms:
+        new["models"] = list(terms["models"])
+    if "budget_period" in terms and new["budget_usd"] is None:
+        raise KeyFileError("A budget's period says nothing without a budget.")
+    try:
+        read_row(new)
+    except BrokenLine as error:
+        raise KeyFileError(f"This can't be a key: {error}.") from None
+    return new
+
+
+def check(terms: Terms) -> None:
+    """What can't be chosen, though a field may be it. Raises KeyFileError."""
+    if terms.get("tier", "free") not in TIERS:
         raise KeyFileError(f"The tier must be one of {', '.join(TIERS)}.")
+    if terms.get("budget_period", "total") not in PERIODS:
+        raise KeyFileError(f"The budget's period must be one of {', '.join(PERIODS)}.")
+    models = terms.get("models", ("*",))
     if not models or "" in models:
         raise KeyFileError("The models must be names or patterns, such as 'openai/*'.")
+    for count in (terms.get("requests_per_minute"), terms.get("tokens_per_hour")):
+        if count is not None and not 0 <= count <= MOST_COUNT:
+            raise KeyFileError(f"A limit must be from 0 to {MOST_COUNT:,}.")
+    budget = terms.get("budget_usd")
+    if budget is not None and not 0 <= budget <= MOST_USD:
+        raise KeyFileError(f"A budget must be from 0 to {MOST_USD:,} US dollars.")
 
 
 def expiry(created: datetime, expires: timedelta | datetime | None) -> datetime | None:
@@ -183,53 +213,28 @@ def as_text(instant: datetime | None) -> str | None:
     return None if instant is None else instant.replace(tzinfo=None).isoformat() + "Z"
 
 
-def read_view(data: bytes, name: str, fixed: bytes) -> View:
-    """The keys in a file's bytes and in SLUICE_KEYS; of two with one id or hash, the first."""
-    lines: list[Line] = []
-    problems: list[str] = []
-    taken: set[str] = set()
-    for where, text, is_fixed in ((name, data, False), (VARIABLE, fixed, True)):
-        for index, raw in enumerate(split_lines(text)):
-            if not raw.strip():
-                continue
-            try:
-                row, key = read_line(raw)
-                if not taken.isdisjoint((key.id, key.hash)):
-                    raise BrokenLine("its id or hash is an earlier line's")
-            except BrokenLine as error:
-                problems.append(f"{where} line {index + 1} is skipped: {error}")
-                continue
-            taken |= {key.id, key.hash}
-            lines.append(Line(index, key, row, is_fixed))
-    return View(tuple(lines), {line.key.hash: line.key for line in lines}, tuple(problems))
-
-
-def split_lines(data: bytes) -> list[bytes]:
-    """Without line ends; the end of the last line doesn't begin another."""
-    data = data.removeprefix(codecs.BOM_UTF8)
-    return data.removesuffix(b"\n").split(b"\n") if data else []
-
-
-def read_line(raw: bytes) -> tuple[Row, Key]:
-    """A line's object and its key. Every field must be there: a restriction whose name is
-    misspelt must not be a restriction lifted. Raises BrokenLine."""
-    try:
-        row = msgspec.json.decode(raw)
-    except (ValueError, RecursionError):
-        raise BrokenLine("not JSON") from None
-    if not isinstance(row, dict):
-        raise BrokenLine("not a JSON object")
+def read_row(row: Row) -> Key:
+    """A row's key. Every field must be there, but for LATER_FIELDS. Raises BrokenLine."""
     values: Row = {}
     for field in FIELDS:
-        if field.name not in row:
+        if field.name in row:
+            values[field.name] = value_of(field, row[field.name])
+        elif field.name not in LATER_FIELDS:
             raise BrokenLine(f"{field.name!r} is missing")
-        try:
-            values[field.name] = msgspec.convert(row[field.name], field.type)
-        except msgspec.ValidationError:
-            raise BrokenLine(f"{field.name!r} is wrong") from None
-        if not is_sound(values[field.name]):
-            raise BrokenLine(f"{field.name!r} is wrong")
-    return row, Key(**values)
+        elif get_close_matches(field.name, map(str.casefold, row.keys() - NAMES), 1, NEARLY):
+            raise BrokenLine(f"{field.name!r} is misspelt")
+    return Key(**values)
+
+
+def value_of(field: msgspec.structs.FieldInfo, value: object) -> object:
+    """A field's value. Raises BrokenLine."""
+    try:
+        found = msgspec.convert(value, field.type)
+    except msgspec.ValidationError:
+        found = ...
+    if found is ... or not is_sound(found):
+        raise BrokenLine(f"{field.name!r} is wrong")
+    return found
 
 
 def is_sound(value: object) -> bool:
@@ -242,58 +247,3 @@ def is_sound(value: object) -> bool:
         case datetime():
             return value.utcoffset() == timedelta(0)
     return True
-
-
-def write_line(row: Row) -> bytes:
-    text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8", "surrogatepass")
-
-
-def regular(path: Path) -> os.stat_result:
-    """A file's status. Raises OSError: a pipe hangs its reader, a device must not be replaced."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "not a regular file")
-    return found
-
-
-@contextmanager
-def locked(target: Path) -> Iterator[None]:
-    """Holds the lock beside a file, against other processes. Raises OSError."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    lock = os.open(target.with_name(target.name + ".lock"), flags, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
-
-
-def replace(target: Path, data: bytes) -> None:
-    """Gives a file new content, whole or not at all; mode 0600, the owner stays.
-
-    Raises OSError, also where the owner can't stay: a replacement would lock them out.
-    """
-    old = target.stat() if target.exists() else None
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        try:
-            if old is not None and old.st_uid != os.fstat(handle).st_uid:
-                os.fchown(handle, old.st_uid, old.st_gid)
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(handle, rest) :]
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        Path(name).replace(target)
-    except BaseException:
-        Path(name).unlink()
-        raise
-    # From here on the change is there; only whether a power cut spares it is open.
-    with suppress(OSError):
-        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

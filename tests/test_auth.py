@@ -1,4 +1,4 @@
-"""auth.py and keys.py: the file, the store, the headers. Keys are made while the tests run."""
+"""auth.py, keys.py, keyfile.py: the file, the store, the headers. Keys are made in the tests."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ from flask.testing import FlaskClient
 from flask.typing import ResponseReturnValue
 
 import auth
+import keyfile
 import keys
 from auth import KeyStore
 from errors import SluiceError
-from keys import Key, KeyFileError
+from keys import Key, KeyFileError, Limits
 
 ROOT = Path(__file__).parent.parent
 ALL_FIELDS = [
     "id", "name", "hash", "created", "expires", "disabled",
-    "tier", "requests_per_minute", "tokens_per_hour", "budget_usd", "models",
+    "tier", "requests_per_minute", "tokens_per_hour", "budget_usd", "budget_period", "models",
 ]  # fmt: skip
+OLD_FIELDS = [name for name in ALL_FIELDS if name != "budget_period"]
+PREVIOUS = ROOT / "tests/fixtures/upgrade/v1/keys.jsonl"
 
 
 @pytest.fixture
@@ -52,7 +55,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def a_row(**changes: Any) -> dict[str, Any]:
     """A new line's object, with changes; a value of ... takes the field away."""
-    row = json.loads(keys.new_line("someone", None, ("*",), "free")[0]) | changes
+    row = keys.new_row("someone", {"tier": "free"})[0] | changes
     return {name: value for name, value in row.items() if value is not ...}
 
 
@@ -152,6 +155,16 @@ def test_expiry_can_be_an_instant_of_any_zone(store: KeyStore) -> None:
         ({"expires": datetime(2020, 1, 1, tzinfo=UTC)}, "future"),
         ({"expires": timedelta(days=9_000_000)}, "late"),
         ({"name": "taken"}, "already"),
+        ({"requests_per_minute": -1}, "from 0 to"),
+        ({"tokens_per_hour": 10**12 + 1}, "from 0 to"),
+        ({"tokens_per_hour": 1.5}, "tokens_per_hour"),
+        ({"requests_per_minute": True}, "requests_per_minute"),
+        *(
+            ({"budget_usd": usd}, "US dollars")
+            for usd in (-0.01, 1e10, float("nan"), float("inf"), -float("inf"))
+        ),
+        ({"budget_usd": 1, "budget_period": "week"}, "month"),
+        ({"budget_period": "day"}, "without a budget"),
     ],
 )
 def test_create_refuses(store: KeyStore, path: Path, arguments: dict[str, Any], word: str) -> None:
@@ -194,8 +207,134 @@ def test_unknown_and_ambiguous_names(store: KeyStore, path: Path) -> None:
     ],
 )
 def test_allows(globs: list[str], model: str, allowed: bool) -> None:
-    _, key = keys.read_line(json.dumps(a_row(models=globs)).encode())
-    assert auth.allows(key, model) is allowed
+    assert auth.allows(keys.read_row(a_row(models=globs)), model) is allowed
+
+
+# Limits
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"tier": "free"}, (10, 10_000)),
+        ({"tier": "standard"}, (60, 100_000)),
+        ({"tier": "enterprise"}, (500, 1_000_000)),
+        ({"tier": "unlimited"}, (None, None)),
+        ({"tier": "free", "requests_per_minute": 20}, (20, 10_000)),
+        ({"tier": "free", "tokens_per_hour": 0}, (10, 0)),
+        ({"tier": "unlimited", "requests_per_minute": 0}, (0, None)),
+        ({"tier": "enterprise", "tokens_per_hour": 10**30}, (500, 10**12)),
+    ],
+)
+def test_limits_are_the_tiers_or_the_keys_own(
+    fields: dict[str, Any], expected: tuple[int | None, int | None]
+) -> None:
+    assert keys.read_row(a_row(**fields)).limits == Limits(*expected)
+
+
+@pytest.mark.parametrize(
+    ("usd", "nano"),
+    [
+        (None, None),
+        (0, 0),
+        (5, 5_000_000_000),
+        (0.1, 100_000_000),
+        (0.29, 290_000_000),
+        (1.1, 1_100_000_000),
+        (1e-9, 1),
+        (1.9e-9, 1),
+        (1e-300, 0),
+        (123456.789012345, 123_456_789_012_345),
+        (1e9, 10**18),
+        (1e300, 10**18),
+        (10**30, 10**18),
+    ],
+)
+def test_a_budget_in_nano_dollars_is_exact(usd: float | None, nano: int | None) -> None:
+    found = keys.read_row(a_row(budget_usd=usd)).budget_nano
+    assert found == nano
+    assert type(found) is type(nano)
+
+
+def test_a_change_of_the_terms_keeps_what_is_not_named(store: KeyStore, path: Path) -> None:
+    store.create("mine", models=("local/*",), tier="free", budget_usd=5.0, budget_period="day")
+    (before,) = rows_of(path)
+    store.update("mine", tier="standard", requests_per_minute=0)
+    assert rows_of(path) == [before | {"tier": "standard", "requests_per_minute": 0}]
+    store.update("mine", budget_usd=None)
+    key = store.update("mine", expires=timedelta(days=1), requests_per_minute=None)
+    assert key.limits == keys.LIMITS["standard"]
+    assert (key.budget_nano, key.budget_period) == (None, "day")
+    assert key.expires is not None
+    assert store.update("mine", expires=None).expires is None
+    after = path.read_bytes()
+    for terms in ({"tier": "gold"}, {"tokens_per_hour": -1}, {"budget_period": "month"}):
+        with pytest.raises(KeyFileError):
+            store.update("mine", **terms)
+    assert path.read_bytes() == after
+
+
+# The previous version's file
+
+
+def test_a_file_of_the_previous_version_is_read_with_nothing_lost(path: Path) -> None:
+    path.write_bytes(PREVIOUS.read_bytes())
+    store = KeyStore(path)
+    rows = [json.loads(line) for line in PREVIOUS.read_text().splitlines() if line]
+    found = store.all()
+    assert store.problems() == []
+    for row, key in zip(rows, found, strict=True):
+        assert keys.fingerprint(f"made-up-text-of-{row['name']}") == key.hash
+        assert {name: keys_own(key, name) for name in OLD_FIELDS} == {
+            name: row[name] for name in OLD_FIELDS
+        }
+        assert key.budget_period == "total"
+    assert [key.status for key in found] == [
+        "active", "active", "active", "disabled", "expired", "active",
+    ]  # fmt: skip
+    assert store.find("made-up-text-of-batch") == found[2]
+    assert found[2].limits == Limits(600, 0)
+    assert [key.budget_nano for key in found[1:3]] == [500_000_000, 25_000_000_000]
+
+
+def keys_own(key: Key, name: str) -> Any:
+    """A field of a key as a line has it."""
+    value = getattr(key, name)
+    if isinstance(value, datetime):
+        return keys.as_text(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize(
+    ("at", "change"),
+    [
+        (1, lambda store: store.update("trial", budget_period="month")),
+        (1, lambda store: store.update("trial", tier="standard")),
+        (3, lambda store: store.update("left-the-team", disabled=False)),
+        (6, lambda store: store.update("büro", budget_usd=7.5)),
+    ],
+)
+def test_a_change_keeps_the_bytes_of_the_previous_version_s_lines(
+    store: KeyStore, path: Path, at: int, change: Callable[[KeyStore], Key]
+) -> None:
+    path.write_bytes(PREVIOUS.read_bytes())
+    before = path.read_bytes().splitlines()
+    key = change(store)
+    after = path.read_bytes().splitlines()
+    assert before[:at] + before[at + 1 :] == after[:at] + after[at + 1 :]
+    old, new = json.loads(before[at]), json.loads(after[at])
+    assert old.keys() <= new.keys()
+    (term,) = (name for name, value in new.items() if name not in old or old[name] != value)
+    assert new[term] == getattr(key, term)
+    assert store.get(key.id) == key
+
+
+def test_other_unknown_fields_are_kept(store: KeyStore, path: Path) -> None:
+    own = {"budget_owner": "x", "period": 1, "team": 2, "budget_perod": 3}
+    write(path, a_row(**own))
+    assert len(store.all()) == 1, "where the field is there, its neighbour is no misspelling"
+    store.update("someone", tier="standard")
+    assert rows_of(path)[0] | own == rows_of(path)[0]
 
 
 # The file
@@ -209,7 +348,14 @@ BROKEN: list[tuple[object, str]] = [
     ('["a"]', "not a JSON object"),
     ('"text"', "not a JSON object"),
     *((a_row() | {name: ["\x00"]}, name) for name in ALL_FIELDS if name != "budget_usd"),
-    *((a_row(**{name: ...}), f"'{name}' is missing") for name in ALL_FIELDS),
+    *((a_row(**{name: ...}), f"'{name}' is missing") for name in OLD_FIELDS),
+    *(
+        (a_row(budget_period=..., **{name: "day"}), "'budget_period' is misspelt")
+        for name in ("budget_perod", "budgetPeriod", "Budget-Period", "bugdet_period")
+    ),
+    (a_row(budget_period="week"), "budget_period"),
+    (a_row(budget_period=None), "budget_period"),
+    ('{"budget_usd":1e400}', "not JSON"),
     (a_row(id="abc"), "id"),
     (a_row(id="key_abc\n"), "id"),
     (a_row(name=""), "name"),
@@ -273,7 +419,7 @@ def test_a_change_leaves_every_other_line_and_unknown_fields(store: KeyStore, pa
     write(path, other, mine, "", "{broken", "é")
     lines = path.read_text().splitlines()
     store.update("mine", disabled=True)
-    lines[1] = keys.write_line(mine | {"disabled": True}).decode()
+    lines[1] = keyfile.write_line(mine | {"disabled": True}).decode()
     assert path.read_text().splitlines() == lines
     store.create("new")
     assert path.read_text().splitlines()[:-1] == lines
@@ -722,3 +868,11 @@ def test_a_key_made_in_code_has_the_defaults() -> None:
     key = Key(id="key_x", name="x", hash="", created=datetime.now(UTC))
     assert (key.tier, key.models, key.status) == ("unlimited", ("*",), "active")
     assert auth.TIERS == ("free", "standard", "enterprise", "unlimited")
+
+
+def test_the_documented_table_of_tiers_is_the_tiers() -> None:
+    table = (ROOT / "docs/keys.md").read_text()
+    for tier, (requests, tokens) in keys.LIMITS.items():
+        shown = ("any" if limit is None else f"{limit:,}" for limit in (requests, tokens))
+        assert f"| `{tier}` | {' | '.join(shown)} |\n" in table
+    assert tuple(keys.LIMITS) == auth.TIERS

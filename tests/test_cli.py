@@ -1,8 +1,9 @@
-"""cli.py: flask keys ..., run as an operator would."""
+"""cli/: flask keys ..., run as an operator would."""
 
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,14 @@ from flask import Flask
 
 import auth
 import cli
+import cli.keys
 from auth import KeyStore
+from cli.providers import provider_table
+from cli.shared import cell, parse_duration
+from config import Settings
+from keys import LIMITS
+from providers.rows import BUILT_IN
+from routing import Router
 
 
 @pytest.fixture
@@ -26,11 +34,18 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KeyStore:
 class Runner:
     def __init__(self, store: KeyStore) -> None:
         self.app = Flask(__name__)
-        self.app.extensions["sluice"] = SimpleNamespace(keys=store)
+        router = Router(Settings())
+        self.app.extensions["sluice"] = SimpleNamespace(
+            keys=store, settings=Settings(), gateway=SimpleNamespace(router=router)
+        )
         cli.register(self.app)
 
     def __call__(self, *arguments: str, text: str | None = None) -> Result:
-        return self.app.test_cli_runner().invoke(args=["keys", *arguments], input=text)
+        return self.plain("keys", *arguments, text=text)
+
+    def plain(self, *arguments: str, text: str | None = None) -> Result:
+        """A command of any group."""
+        return self.app.test_cli_runner().invoke(args=arguments, input=text)
 
     def ok(self, *arguments: str) -> str:
         result = self(*arguments)
@@ -82,6 +97,7 @@ def test_create_json(run: Runner, store: KeyStore) -> None:
         "requests_per_minute": None,
         "tokens_per_hour": None,
         "budget_usd": None,
+        "budget_period": "total",
         "models": ["openai/*", "local/*"],
     }
     assert list(made)[:3] == ["id", "name", "key"]
@@ -103,7 +119,7 @@ def test_create_json(run: Runner, store: KeyStore) -> None:
     ],
 )
 def test_expires(run: Runner, text: str, expected: timedelta | datetime) -> None:
-    assert cli.parse_expires(text) == expected
+    assert cli.keys.parse_expires(text) == expected
     run.ok("create", "--name", "a", "--expires", text)
 
 
@@ -123,11 +139,94 @@ def test_expires_that_says_nothing(run: Runner, store: KeyStore, text: str) -> N
         (["--tier", "gold"], "enterprise"),
         (["--models", ""], "openai/*"),
         (["--models", "a,,b"], "openai/*"),
+        *(
+            ([option, text], word)
+            for option in ("--requests-per-minute", "--tokens-per-hour")
+            for text, word in (
+                ("-1", "whole number"),
+                ("1.5", "whole number"),
+                ("nan", "whole number"),
+                ("1e3", "whole number"),
+                ("٣", "whole number"),
+                ("", "whole number"),
+                ("none", "whole number"),
+                ("9" * 5000, "whole number"),
+                ("9" * 20, "from 0 to"),
+            )
+        ),
+        *(
+            (["--budget", text], "US dollars")
+            for text in (
+                "-1",
+                "nan",
+                "inf",
+                "1e400",
+                "9" * 400,
+                "$5",
+                "1,5",
+                "",
+                "tier",
+                "0.0000000001",
+                "1000000000.01",
+            )
+        ),
+        (["--budget", "1", "--budget-period", "week"], "month"),
+        (["--budget-period", "day"], "without a budget"),
     ],
 )
 def test_create_refuses(run: Runner, store: KeyStore, arguments: list[str], word: str) -> None:
     assert word in run.error("create", "--name", "a", *arguments)
     assert store.all() == []
+
+
+def test_create_with_limits(run: Runner, store: KeyStore) -> None:
+    made = run.json(
+        "create", "--name", "a", "--tier", "free", "--requests-per-minute", "0",
+        "--tokens-per-hour", "5000", "--budget", "0.1", "--budget-period", "month",
+    )  # fmt: skip
+    key = store.get("a")
+    assert (made["requests_per_minute"], made["tokens_per_hour"]) == tuple(key.limits) == (0, 5000)
+    assert (made["budget_usd"], made["budget_period"]) == (0.1, "month")
+    assert key.budget_nano == 100_000_000
+
+
+def test_change(run: Runner, store: KeyStore) -> None:
+    before, _ = store.create("a", tier="free", models=("local/*",), requests_per_minute=3)
+    store.create("b")
+    other = store.path.read_text().splitlines()[1]
+    assert run.ok("change", "a", "--budget", "5", "--budget-period", "day") == (
+        f"a ({before.id}) is changed.\n"
+    )
+    assert run.ok("change", before.id, "--tier", "standard", "--models", "x/*,y/*")
+    assert run.ok("change", "a", "--expires", "2100-01-31")
+    key = store.get("a")
+    assert (key.budget_nano, key.budget_period) == (5_000_000_000, "day")
+    assert (tuple(key.limits), key.models) == ((3, 100_000), ("x/*", "y/*"))
+    assert (key.expires, key.created) == (datetime(2100, 1, 31, tzinfo=UTC), before.created)
+    run.ok("change", "a", "--requests-per-minute", "tier", "--budget", "none", "--expires", "none")
+    key = store.get("a")
+    assert (key.limits, key.budget_nano, key.expires) == (LIMITS["standard"], None, None)
+    assert store.path.read_text().splitlines()[1] == other
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ([], "Nothing to change"),
+        (["--budget", "nan"], "US dollars"),
+        (["--budget", "1e400"], "US dollars"),
+        (["--requests-per-minute", "-5"], "whole number"),
+        (["--tier", "gold"], "enterprise"),
+        (["--budget-period", "day"], "without a budget"),
+        (["--expires", "2020-01-01"], "future"),
+        (["--models", ""], "openai/*"),
+    ],
+)
+def test_change_refuses(run: Runner, store: KeyStore, arguments: list[str], word: str) -> None:
+    store.create("a")
+    before = store.path.read_bytes()
+    assert word in run.error("change", "a", *arguments)
+    assert store.path.read_bytes() == before
 
 
 def test_two_keys_cannot_have_one_name(run: Runner) -> None:
@@ -140,7 +239,9 @@ def test_list(run: Runner, store: KeyStore) -> None:
     two, _ = store.create("a-longer-name", expires=timedelta(days=1))
     store.update(two.id, disabled=True)
     header, *lines = run.ok("list").splitlines()
-    assert header.split() == ["id", "name", "tier", "models", "created", "expires", "status"]
+    assert header.split() == [
+        "id", "name", "tier", "req/min", "tokens/h", "budget", "models", "expires", "status",
+    ]  # fmt: skip
     assert [line.split()[0] for line in lines] == [one.id, two.id]
     assert lines[0].split()[-2:] == ["-", "active"]
     assert lines[1].split()[-1] == "disabled"
@@ -155,6 +256,23 @@ def test_list(run: Runner, store: KeyStore) -> None:
     everything = run("list").output + run("list", "--json").output
     assert secret not in everything
     assert "sha256" not in everything
+
+
+def test_list_shows_the_limits_that_hold_and_stays_narrow(run: Runner, store: KeyStore) -> None:
+    expires = datetime(2100, 1, 31, 12, tzinfo=UTC)
+    store.create("free", tier="free", budget_usd=0.25, budget_period="month", expires=expires)
+    store.create("own", tier="standard", requests_per_minute=0, budget_usd=5.0)
+    store.create("n" * 100, models=("m" * 100,), budget_usd=1e9)
+    store.create("nano", budget_usd=1e-9)
+    _, *lines = run.ok("list").splitlines()
+    assert [line.split()[2:8] for line in lines] == [
+        ["free", "10", "10000", "$0.25/month", "*", "2100-01-31"],
+        ["standard", "0", "100000", "$5", "*", "-"],
+        ["unlimited", "-", "-", "$1000000000", "m" * 21 + "...", "-"],
+        ["unlimited", "-", "-", "$0.000000001", "*", "-"],
+    ]
+    store.delete("n" * 100)
+    assert max(map(len, run.ok("list").splitlines())) <= 100
 
 
 def test_list_of_nothing(run: Runner) -> None:
@@ -186,6 +304,28 @@ def test_show(run: Runner, store: KeyStore) -> None:
     for output in (run.ok("show", "a"), run.ok("show", "a", "--json")):
         assert secret not in output
         assert "sha256" not in output
+
+
+def test_show_tells_the_tiers_limits_from_the_keys_own(run: Runner, store: KeyStore) -> None:
+    store.create("a", tier="free", requests_per_minute=0)
+    lines = dict(line.split(None, 1) for line in run.ok("show", "a").splitlines())
+    assert lines["requests_per_minute"] == "0"
+    assert lines["tokens_per_hour"] == "10000 (the tier's)"
+    assert (lines["budget_usd"], lines["budget_period"]) == ("-", "total")
+    shown = run.json("show", "a")
+    assert shown["limits"] == {"requests_per_minute": 0, "tokens_per_hour": 10_000}
+    assert shown["tokens_per_hour"] is None
+    store.update("a", tier="unlimited", requests_per_minute=None)
+    assert run.ok("show", "a").count("(the tier's)") == 0
+
+
+@pytest.mark.parametrize("command", ["create", "change"])
+def test_help_has_a_line_on_each_term(run: Runner, command: str) -> None:
+    text = run.ok(command, "--help")
+    for option in ("expires", "models", "tier", "requests-per-minute", "tokens-per-hour",
+                   "budget", "budget-period"):  # fmt: skip
+        assert f"  --{option} " in text
+    assert "not enforced" not in text
 
 
 def test_show_line_is_fit_for_the_variable(run: Runner, store: KeyStore, tmp_path: Path) -> None:
@@ -226,7 +366,9 @@ def test_delete_asks_in_a_terminal(
     run: Runner, store: KeyStore, monkeypatch: pytest.MonkeyPatch, answer: str, left: int
 ) -> None:
     store.create("a")
-    monkeypatch.setattr(cli, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    monkeypatch.setattr(
+        cli.keys, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True))
+    )
     result = run("delete", "a", text=answer)
     assert result.exit_code == left
     assert "Delete the key 'a' (key_" in result.stderr
@@ -242,11 +384,13 @@ def test_keys_of_the_variable(tmp_path: Path, store: KeyStore) -> None:
     assert own.split()[-1] == "file"
     assert fixed.split()[-1] == "environment"
     assert run.json("show", "fixed")["source"] == "environment"
-    for command in (["disable"], ["enable"], ["delete", "--yes"]):
+    for command in (["disable"], ["enable"], ["change", "--tier=free"], ["delete", "--yes"]):
         assert "SLUICE_KEYS" in run.error(*command, "fixed")
 
 
-@pytest.mark.parametrize("command", [["show"], ["disable"], ["enable"], ["delete", "--yes"]])
+@pytest.mark.parametrize(
+    "command", [["show"], ["disable"], ["enable"], ["change", "--tier=free"], ["delete", "--yes"]]
+)
 def test_an_unknown_name_is_one_line_that_does_not_repeat_it(
     run: Runner, store: KeyStore, command: list[str]
 ) -> None:
@@ -261,4 +405,38 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 def test_an_empty_list_of_models_shows_as_nothing() -> None:
     values: list[object] = [[], True, None, 2.5]
-    assert [cli.cell(value) for value in values] == ["-", "yes", "-", "2.5"]
+    assert [cell(value) for value in values] == ["-", "yes", "-", "2.5"]
+
+
+@pytest.mark.parametrize("text", ["", "1", "d", "1.5d", "-1d", "1y", "1234567d", "2030-01-01"])
+def test_what_is_no_duration(text: str) -> None:
+    assert parse_duration("90m") == timedelta(minutes=90)
+    with pytest.raises(ValueError):
+        parse_duration(text)
+
+
+# The other commands
+
+
+def test_quickstart_makes_a_first_key_once(run: Runner, store: KeyStore) -> None:
+    first = run.plain("quickstart")
+    (secret,) = set(re.findall(r"sk-sluice-[\w-]+", first.stdout))
+    assert store.find(secret) == store.get("first")
+    assert first.stdout.count(secret) == 2
+    again = run.plain("quickstart")
+    assert "YOUR_KEY" in again.stdout
+    assert "http://127.0.0.1:8000" in again.stdout
+    assert len(store.all()) == 1
+
+
+def test_quickstart_where_nothing_can_be_written(tmp_path: Path) -> None:
+    result = Runner(KeyStore(tmp_path / "none" / "keys.jsonl")).plain("quickstart")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "No such file" in result.stderr
+
+
+def test_providers(run: Runner) -> None:
+    header, *lines = run.plain("providers").stdout.splitlines()
+    assert header.split() == ["name", "enabled", "variables", "base_url"]
+    assert {line.split()[0] for line in lines} == {row.name for row in BUILT_IN}
+    assert run.plain("providers", "--markdown").stdout == provider_table(BUILT_IN) + "\n"

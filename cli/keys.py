@@ -1,0 +1,273 @@
+"""flask keys ...: create, list and change the keys that callers use.
+
+Rules that hold here: a key's text is printed by `create` alone; a hash only by `show --line`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, TypeVar, cast
+
+import click
+import msgspec
+from flask import current_app
+from flask.cli import AppGroup
+
+from auth import KeyStore
+from cli.shared import as_json, cell, parse_duration, parse_instant, table, to_json
+from keys import FIELDS, PERIODS, TIERS, Key, KeyFileError, Terms
+
+LONGEST_CELL = 24
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+class KeysGroup(AppGroup):
+    """Commands on keys; what the store refuses is a line on stderr."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyFileError as error:
+            raise click.ClickException(str(error)) from None
+
+
+keys = KeysGroup("keys", help="Create, list and change the keys that callers use.")
+which = click.argument("id_or_name", metavar="ID_OR_NAME")
+
+OWN = "In place of the tier's; tier: the tier's again."
+TERMS = (
+    click.option(
+        "--expires", metavar="WHEN", help="90m, 12h, 30d, 2w, an ISO date or time (UTC), or none."
+    ),
+    click.option("--models", metavar="LIST", help="What it may use: 'openai/*,local/*'."),
+    click.option("--tier", metavar="|".join(TIERS), help="The limits that it has."),
+    click.option("--requests-per-minute", metavar="N", help=OWN),
+    click.option("--tokens-per-hour", metavar="N", help=OWN),
+    click.option(
+        "--budget", "budget_usd", metavar="USD", help="What it may spend, or none: no budget."
+    ),
+    click.option(
+        "--budget-period",
+        metavar="|".join(PERIODS),
+        help="When the budget begins anew (UTC); total: never.",
+    ),
+)
+
+
+def with_terms(command: C) -> C:
+    """Gives a command the options of TERMS."""
+    for option in reversed(TERMS):
+        command = option(command)
+    return command
+
+
+@keys.command("create")
+@click.option("--name", required=True, help="What to call it; no two keys share a name.")
+@with_terms
+@as_json
+def create(name: str, as_json: bool, **chosen: str | None) -> None:
+    """Make a key and print it, this once.
+
+    Without options it is of the tier unlimited, may use every model, and never expires.
+    """
+    key, secret = store().create(name, **parse_terms(chosen))
+    if as_json:
+        fields = public(key)
+        click.echo(
+            to_json({"id": fields.pop("id"), "name": fields.pop("name"), "key": secret} | fields)
+        )
+        return
+    click.echo(secret)
+    click.echo("Keep it now: it is shown only once.", err=True)
+
+
+@keys.command("change")
+@which
+@with_terms
+def change(id_or_name: str, **chosen: str | None) -> None:
+    """Change what a key may do; what isn't named stays."""
+    terms = parse_terms(chosen)
+    if not terms:
+        raise click.ClickException("Nothing to change: see 'flask keys change --help'.")
+    report(store().update(id_or_name, **terms), "changed")
+
+
+@keys.command("list")
+@as_json
+def list_keys(as_json: bool) -> None:
+    """Show all keys, and what is wrong with the file."""
+    for problem in store().problems():
+        click.echo(f"Warning: {problem}", err=True)
+    found = store().all()
+    if as_json:
+        click.echo(to_json([described(key) for key in found]))
+        return
+    if not found:
+        click.echo("There are no keys yet: 'flask keys create --name NAME' makes one.", err=True)
+        return
+    rows = [in_short(key) for key in found]
+    columns = list(rows[0])
+    if all(store().is_fixed(key) is False for key in found):
+        columns.remove("source")
+    click.echo(table([columns, *([row[name] for name in columns] for row in rows)]))
+
+
+@keys.command("show")
+@which
+@as_json
+@click.option("--line", is_flag=True, help="Print its line, with the hash, for SLUICE_KEYS.")
+def show(id_or_name: str, as_json: bool, line: bool) -> None:
+    """Show one key."""
+    if as_json and line:
+        raise click.ClickException("Choose --json or --line, not both.")
+    if line:
+        click.echo(store().line(id_or_name))
+        return
+    key = store().get(id_or_name)
+    fields = described(key)
+    if as_json:
+        click.echo(to_json(fields))
+        return
+    for name, value in fields.pop("limits").items():
+        of_tier = value is not None and fields[name] is None
+        fields[name] = f"{value} (the tier's)" if of_tier else value
+    click.echo(table([name, cell(value)] for name, value in fields.items()))
+
+
+@keys.command("disable")
+@which
+def disable(id_or_name: str) -> None:
+    """Refuse a key until it is enabled again."""
+    report(store().update(id_or_name, disabled=True), "disabled")
+
+
+@keys.command("enable")
+@which
+def enable(id_or_name: str) -> None:
+    """Accept a disabled key again."""
+    key = store().update(id_or_name, disabled=False)
+    report(key, "enabled, but expired" if key.status == "expired" else "enabled")
+
+
+@keys.command("delete")
+@which
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def delete(id_or_name: str, yes: bool) -> None:
+    """Remove a key for good."""
+    key = store().get(id_or_name)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.ClickException("Nobody can be asked here: add --yes to delete the key.")
+        click.confirm(f"Delete the key {key.name!r} ({key.id}) for good?", abort=True, err=True)
+    report(store().delete(key.id), "deleted")
+
+
+def store() -> KeyStore:
+    found: KeyStore = current_app.extensions["sluice"].keys
+    return found
+
+
+def report(key: Key, state: str) -> None:
+    click.echo(f"{key.name} ({key.id}) is {state}.")
+
+
+def parse_terms(chosen: Mapping[str, str | None]) -> Terms:
+    """What the options of TERMS say; those that aren't given are left out."""
+    found = {name: PARSERS[name](text) for name, text in chosen.items() if text is not None}
+    return cast(Terms, found)
+
+
+def parse_expires(text: str) -> timedelta | datetime | None:
+    if text == "none":
+        return None
+    with suppress(ValueError):
+        return parse_duration(text)
+    try:
+        return parse_instant(text)
+    except ValueError:
+        raise click.ClickException(
+            "--expires takes a duration such as 90m, 12h, 30d or 2w, "
+            "a date or time such as 2030-01-31 or 2030-01-31T12:00:00Z, or none."
+        ) from None
+
+
+def parse_models(text: str) -> tuple[str, ...]:
+    return tuple(glob.strip() for glob in text.split(","))
+
+
+def parse_count(text: str) -> int | None:
+    if text == "tier":
+        return None
+    if not re.fullmatch("[0-9]{1,99}", text):
+        raise click.ClickException("A limit is a whole number, or the word tier: the tier's own.")
+    return int(text)
+
+
+def parse_budget(text: str) -> float | None:
+    """US dollars, to the nano-dollar."""
+    if text == "none":
+        return None
+    if not re.fullmatch(r"[0-9]{1,99}(\.[0-9]{1,9})?", text):
+        raise click.ClickException("--budget takes US dollars such as 5 or 0.25, or none.")
+    return float(text)
+
+
+PARSERS: Mapping[str, Callable[[str], object]] = {
+    "expires": parse_expires,
+    "models": parse_models,
+    "tier": str,
+    "requests_per_minute": parse_count,
+    "tokens_per_hour": parse_count,
+    "budget_usd": parse_budget,
+    "budget_period": str,
+}
+
+
+def public(key: Key) -> dict[str, Any]:
+    """A key's fields as a line has them, without the hash."""
+    return {
+        field.name: msgspec.to_builtins(getattr(key, field.name))
+        for field in FIELDS
+        if field.name != "hash"
+    }
+
+
+def described(key: Key) -> dict[str, Any]:
+    """The same, with the limits that hold, its status (active, disabled, expired) and source
+    (file, environment)."""
+    source = "environment" if store().is_fixed(key) else "file"
+    limits = key.limits._asdict()
+    return public(key) | {"limits": limits, "status": key.status, "source": source}
+
+
+def in_short(key: Key) -> dict[str, str]:
+    """A key's row of the list."""
+    return {
+        "id": key.id,
+        "name": shortened(key.name),
+        "tier": key.tier,
+        "req/min": cell(key.limits.requests_per_minute),
+        "tokens/h": cell(key.limits.tokens_per_hour),
+        "budget": budget(key),
+        "models": shortened(cell(key.models)),
+        "expires": cell(key.expires and key.expires.date()),
+        "status": key.status,
+        "source": "environment" if store().is_fixed(key) else "file",
+    }
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 3] + "..."
+
+
+def budget(key: Key) -> str:
+    """US dollars and how often: $5, $0.25/day."""
+    if key.budget_nano is None:
+        return "-"
+    usd = Decimal(key.budget_nano).scaleb(-9).normalize()
+    return f"${usd:f}" + ("" if key.budget_period == "total" else f"/{key.budget_period}")

@@ -1,0 +1,59 @@
+"""flask providers: the hosts that Sluice knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import click
+from flask import current_app
+from flask.cli import with_appcontext
+
+import fidelity
+from cli.shared import cell, table
+from providers import missing
+from providers.base import Provider, Target
+from providers.rows import BUILT_IN
+
+
+@click.command("providers")
+@click.option("--markdown", is_flag=True, help="Print the table of docs/providers.md.")
+@with_appcontext
+def list_providers(markdown: bool) -> None:
+    """Show the hosts that Sluice knows, and which of them are enabled."""
+    if markdown:
+        click.echo(provider_table(BUILT_IN))
+        return
+    router = current_app.extensions["sluice"].gateway.router
+    rows = [
+        (row.name, cell(router.enabled(row)), cell(missing(row, {})), row.base_url)
+        for row in router.providers.values()
+    ]
+    click.echo(table([("name", "enabled", "variables", "base_url"), *rows]))
+
+
+def provider_table(rows: Iterable[Provider]) -> str:
+    """The rows as a Markdown table: what a first model of each can't do by itself."""
+    lines = [
+        "| provider | variables | a model | legacy completions | emulated | dropped | refused |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        model = row.models[0] if row.models else "any"
+        cells = (
+            f"`{row.name}`",
+            ", ".join(f"`{name}`" for name in missing(row, {})) or "-",
+            f"`{model}`",
+            legacy(row),
+            *(", ".join(names) or "-" for names in fidelity.shortcomings(Target(row, model))),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def legacy(row: Provider) -> str:
+    """Which of a row's models are asked through the legacy completions."""
+    if row.dialect != "openai":
+        return "-"
+    if isinstance(row.completions, bool):
+        return "all" if row.completions else "none"
+    return ", ".join(f"`{pattern}`" for pattern in row.completions)
