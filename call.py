@@ -124,6 +124,8 @@ class CallInProgress:
             self._settle(End("client_gone"))
 
     def _settle(self, end: End) -> Outcome:
+        if end.reason == "client_gone":  # what its provider brings for nobody counts
+            self.stream.drained()
         with self._lock:
             if self._outcome is None:
                 status = 200

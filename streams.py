@@ -1,7 +1,8 @@
 """Active streams: the registry, stop, and what time and the network do to a call.
 
 A call (a stream or a unary one) is active from its admission until it is settled. Whatever ends it
-from outside goes through `Stream.end`, which posts the End and closes the provider's connection.
+from outside goes through `Stream.end`, which posts the End and closes the provider's connection;
+or, when the client has gone and the policy is to drain, lets the reader go on for a while.
 Rules that hold here: plain threading, which runs under gevent and threads alike; nothing of HTTP,
 of a face or of a provider; no lock is held while anything waits.
 """
@@ -15,9 +16,11 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 
-from completion import Batch, CompletionRequest
+from completion import Batch, CompletionRequest, Usage
 from config import Timeouts
+from drain import CANCEL, Disconnect, Drain
 from errors import SluiceError, StreamExists, StreamNotFound, Unavailable, UpstreamTimeout
 from providers.base import Attempt, Target
 from relay import End, EndReason, Mailbox, Nudge, Tally
@@ -39,14 +42,19 @@ class Stream:
         *,
         stream_id: str,
         key_id: str,
+        endpoint: str,
         request_id: str,
         timeouts: Timeouts,
         keepalive: float,
         hold: float,
         client: socket.socket | None = None,
+        disconnect: Disconnect = CANCEL,
+        cost: Callable[[Target, Usage], int | None] = lambda *_: None,
     ) -> None:
+        """cost: what a usage costs there, in nano-dollars; None: unknown."""
         self.id = stream_id
         self.key_id = key_id
+        self.endpoint = endpoint
         self.request_id = request_id
         self.request = request
         self.target = target
@@ -59,13 +67,13 @@ class Stream:
         self.attempt_began = self.opened
         self.first_event: float | None = None
         self.expired: UpstreamTimeout | None = None
-        self._timeouts = timeouts
-        self._keepalive = keepalive
-        self._hold = hold
-        self._client = client
+        self._timeouts, self._client = timeouts, client
+        self._keepalive, self._hold = keepalive, hold
         self._lock = threading.Lock()
         self._attempt: Attempt | None = None
         self._ended = False
+        self._disconnect, self._cost = disconnect, cost
+        self.drain: Drain | None = None
 
     def attach(self, attempt: Attempt, target: Target, dropped: tuple[str, ...]) -> bool:
         """The reader begins an attempt at a target. False: the call has ended, don't."""
@@ -83,24 +91,66 @@ class Stream:
         self.last_event = time.monotonic()
         if self.first_event is None:
             self.first_event = self.last_event
-        accepted = self.mailbox.put(batch, self.tally.add(batch))
+        accepted = self.mailbox.put(batch, self.tally.add(batch)) or self._drains_on()
         self.last_event = time.monotonic()
         return accepted
 
     def end(self, reason: EndReason, error: SluiceError | None = None) -> bool:
-        """The call is over. Returns whether it was this that ended it. The provider's connection
-        is closed at once, whatever it is doing."""
-        first = self.mailbox.end(End(reason, error))
-        with self._lock:
+        """The call is over, or its drain. Returns whether it was this that ended it. The provider's
+        connection is closed at once, whatever it is doing, unless a drain begins."""
+        end = End(reason, error)
+        drain = self._new_drain() if reason == "client_gone" else None
+        with self._lock:  # the reader, once it is turned away, must find the drain
+            read = self.mailbox.ended_by == "completed"
+            first = self.mailbox.end(end)
             self._ended = True
             attempt = self._attempt
-        if attempt is not None and reason != "completed":
-            attempt.abort()
+            if begins := first and not read and attempt is not None and drain is not None:
+                self.drain = drain
+            drain = self.drain
+        if drain is not None and not begins:
+            first = reason != "client_gone" and drain.end(end)
+        if attempt is not None:
+            if begins:
+                attempt.wind_up()
+            elif reason != "completed" and (first or drain is None):
+                attempt.abort()
         return first
+
+    def _new_drain(self) -> Drain | None:
+        policy = self.target.provider.disconnect or self._disconnect.policy
+        return Drain(self._disconnect, self._spent) if policy == "drain" else None
+
+    def _spent(self) -> int | None:
+        return self._cost(self.target, self.tally.usage(failed=False))
+
+    def _drains_on(self) -> bool:
+        """Whether the reader goes on although the call has ended."""
+        with self._lock:
+            drain = self.drain
+        return drain is not None and drain.goes_on()
+
+    def reader_left(self) -> None:
+        """The reader is through, however the call ended."""
+        if self.drain is not None:
+            self.drain.end(End("completed"))
+
+    def drained(self) -> None:
+        """Wait for the end of the drain, if there is one."""
+        if self.drain is not None and not self.drain.wait():
+            self.end("deadline")
+
+    @property
+    def stopped(self) -> bool:
+        """Whether stop-stream ended it, or its drain."""
+        by = self.drain.ended_by if self.drain else None
+        return "stopped" in (self.mailbox.ended_by, by and by.reason)
 
     def look(self, now: float) -> None:
         """What time and the network did to this call; the sweeper asks each second."""
-        if self._client is not None and hung_up(self._client):
+        if self.drain is not None:
+            self._look_at_drain(self.drain, now)
+        elif self._client is not None and hung_up(self._client):
             self.end("client_gone")
             shut(self._client)  # a writer that is blocked in send wakes
         elif now - self.opened > self._timeouts.total:
@@ -114,6 +164,10 @@ class Stream:
             if now - self.last_write >= self._keepalive:
                 self.last_write = now
                 self.mailbox.nudge(Nudge.KEEP_ALIVE)
+
+    def _look_at_drain(self, drain: Drain, now: float) -> None:
+        if now > min(drain.until, self.opened + self._timeouts.total) or self._overdue(now):
+            self.end("deadline")
 
     def _expire(self, now: float) -> bool:
         """Abort the attempt under way if it is overdue; the reader goes on to a fallback, if there
@@ -131,7 +185,7 @@ class Stream:
             late = now - self.attempt_began > limit
             return UpstreamTimeout("first_event", limit) if late else None
         limit = self._timeouts.idle
-        late = now - self.last_event > limit and not self.mailbox.full
+        late = now - self.last_event > limit and not (self.mailbox.full and self.drain is None)
         return UpstreamTimeout("idle", limit) if late else None
 
 
@@ -164,7 +218,7 @@ class Streams:
         place = (stream.key_id, stream.id)
         with self._lock:
             self._active.pop(place, None)
-            if stream.mailbox.ended_by == "stopped":
+            if stream.stopped:
                 self._stopped[place] = time.monotonic()
 
     def stop(self, key_id: str, stream_id: str) -> None:
@@ -174,11 +228,7 @@ class Streams:
         with self._lock:
             stream = self._active.get(place)
             known = self._stopped.get(place, -math.inf) > time.monotonic() - REMEMBER_STOPPED_S
-        if stream is None:
-            stopped = known
-        else:
-            stopped = stream.end("stopped") or stream.mailbox.ended_by == "stopped"
-        if not stopped:
+        if not (known if stream is None else stream.end("stopped") or stream.stopped):
             raise StreamNotFound("No active stream has this id. It may have ended by itself.")
 
     def of(self, key_id: str) -> list[Stream]:

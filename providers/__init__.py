@@ -35,6 +35,7 @@ DIALECTS: Final = {
 SIGNERS: Final = {"sigv4": "providers.sigv4"}
 SIGNERS_NEED: Final = {"sigv4": ("botocore", "requirements-bedrock.txt")}
 
+POLICIES: Final = ("", "cancel", "drain")
 PLACEHOLDER: Final = re.compile(r"\{([A-Z][A-Z0-9_]*)\}")
 
 
@@ -100,6 +101,8 @@ def check(row: Provider) -> Provider:
         if name not in DIALECTS:
             near = did_you_mean(name, list(DIALECTS))
             raise ConfigError(f"{where}: dialect {name!r} is not known{near}")
+    if row.disconnect not in POLICIES:
+        raise ConfigError(f"{where}: disconnect is {row.disconnect!r}; it takes cancel or drain")
     check_signer(row, where)
     check_names(row, where)
     if row.dialect != "local" and not row.base_url.startswith(("http://", "https://", "{")):

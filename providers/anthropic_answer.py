@@ -151,6 +151,10 @@ class Answer:
         self.tokens = message.usage or Tokens()
         # Those who don't know yet say 0, which no prompt has.
         batch.append(Started(message.model or None, input_of(self.tokens) or None))
+        usage = usage_of(self.tokens)
+        if usage and (usage.cache_read_tokens or usage.cache_write_tokens):
+            # They have prices of their own, also in an answer that is stopped.
+            batch.append(Used(msgspec.structs.replace(usage, output_tokens=0, source="estimate")))
 
     def begin_block(self, chunk: Chunk, batch: Batch) -> None:
         """Text begins empty at Anthropic's own; at other hosts it need not."""

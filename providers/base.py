@@ -83,6 +83,9 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Its name in genai-prices; None: the same as ours."""
     free: bool = False
     """Nobody bills for it: a cost of 0 rather than an unknown one."""
+    disconnect: str = ""
+    """What becomes of a call whose client has gone: "cancel" closes its connection at once, "drain"
+    reads on, within bounds; empty: what the settings say."""
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -204,6 +207,9 @@ class Attempt(Protocol):
     def abort(self) -> None:
         """End it from another thread, in any phase, at once; `events` then ends or raises
         promptly. May be called more than once, and before `events`."""
+
+    def wind_up(self) -> None:
+        """Nobody waits for it any more: begin nothing new, finish what has begun."""
 
     def close(self) -> None:
         """Called by the thread that ran `events`, when it needs no more of them."""

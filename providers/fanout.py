@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -23,31 +23,39 @@ Item: TypeAlias = tuple[int, Batch | BaseException | None]
 """Which call, and events of it, its failure, or None: it is complete."""
 
 
+class Count(Protocol):
+    """What keeps count of one call: what its provider told, and an estimate of the rest."""
+
+    def add(self, batch: Batch) -> object: ...
+    def usage(self, *, failed: bool) -> Usage: ...
+
+
 class FanOut:
     """An Attempt made of several. makers: a function for each prompt that makes its attempt.
-    sizes: about how many tokens each prompt has. n: choices a prompt; those of prompt p are
-    numbered from p * n."""
+    counts: what counts it, for each prompt. n: choices a prompt; those of prompt p are numbered
+    from p * n."""
 
     def __init__(
-        self, makers: Sequence[Callable[[], Attempt]], sizes: Sequence[int], n: int
+        self, makers: Sequence[Callable[[], Attempt]], counts: Sequence[Count], n: int
     ) -> None:
         self._waiting = deque(enumerate(makers))  # made when its turn comes: it holds a body
         self._running: set[Attempt] = set()
-        self._merge = Merge(sizes, n)
+        self._merge = Merge(counts, n)
         self._changed = threading.Condition()
         self._items: deque[Item] = deque()
+        self._unfinished = len(self._waiting)
         self._ended = False
 
     def events(self) -> Iterator[Batch]:
-        unfinished = len(self._waiting)
-        for _ in range(min(AT_ONCE, unfinished)):
+        for _ in range(min(AT_ONCE, self._unfinished)):
             threading.Thread(target=self._work, daemon=True).start()
-        while unfinished and (taken := self._take()) is not None:
+        while (taken := self._take()) is not None:
             number, item = taken
             if isinstance(item, BaseException):
                 raise item
             if item is None:
-                unfinished -= 1
+                with self._changed:
+                    self._unfinished -= 1
             elif batch := self._merge.add(number, item):
                 yield batch
 
@@ -60,15 +68,23 @@ class FanOut:
         for attempt in running:
             attempt.abort()
 
+    def wind_up(self) -> None:
+        """Prompts whose turn has not come stay unasked."""
+        with self._changed:
+            self._unfinished -= len(self._waiting)
+            self._merge.calls -= len(self._waiting)
+            self._waiting.clear()
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Each worker closes its own attempt."""
         self.abort()
 
     def _take(self) -> Item | None:
         with self._changed:
-            while not self._items and not self._ended:
+            while not self._items and self._unfinished and not self._ended:
                 self._changed.wait()
-            if self._ended:
+            if self._ended or not self._unfinished:
                 return None
             self._changed.notify_all()
             return self._items.popleft()
@@ -118,39 +134,40 @@ class FanOut:
 class Merge:
     """The events of several calls as those of one."""
 
-    def __init__(self, sizes: Sequence[int], n: int) -> None:
-        self._sizes = sizes
+    def __init__(self, counts: Sequence[Count], n: int) -> None:
+        self.calls = len(counts)
+        self._counts = counts
         self._n = n
-        self._usages: list[Usage | None] = [None] * len(sizes)
-        self._begun: dict[int, int] = {}
-        """Input tokens of the calls that began: told, or about."""
+        self._usages: dict[int, Usage] = {}
+        self._sums = dict.fromkeys(COUNTED, 0)
+        self._exact = 0
 
     def add(self, number: int, batch: Batch) -> Batch:
-        """A call's events, renumbered. Usage is told when all calls have told theirs; until then
-        the input is that of the calls that began, so that the others are not paid for."""
+        """A call's events, renumbered. When it tells its usage, that of all calls that began is
+        told: an estimate until it is known of each."""
+        self._count(number, batch)
         merged: Batch = []
         for event in batch:
             if isinstance(event, Started):
-                size = event.input_tokens
-                self._begun[number] = self._sizes[number] if size is None else size
-                merged.append(Started(event.model, sum(self._begun.values())))
-            elif isinstance(event, Used):
-                self._usages[number] = event.usage
-                merged += self._sum()
-            else:
+                merged.append(Started(event.model, self._sums["input_tokens"]))
+            elif not isinstance(event, Used):
                 merged.append(self._renumber(number, event))
+        if any(isinstance(event, Used) for event in batch):
+            exact = self._exact == self.calls
+            merged.append(Used(Usage(**self._sums, source="provider" if exact else "estimate")))
         return merged
 
     def _renumber(self, number: int, event: Delta | Finished) -> Event:
         return msgspec.structs.replace(event, index=number * self._n + event.index)
 
-    def _sum(self) -> Batch:
-        usages = [usage for usage in self._usages if usage is not None]
-        if len(usages) < len(self._usages):
-            return []
-        counts = {
-            name: sum(getattr(usage, name) for usage in usages)
-            for name in Usage.__struct_fields__
-            if name != "source"
-        }
-        return [Used(Usage(**counts))]
+    def _count(self, number: int, batch: Batch) -> None:
+        self._counts[number].add(batch)
+        before = self._usages.get(number, NOTHING)
+        now = self._usages[number] = self._counts[number].usage(failed=False)
+        for name in COUNTED:
+            self._sums[name] += getattr(now, name) - getattr(before, name)
+        self._exact += (now.source == "provider") - (before.source == "provider")
+
+
+NOTHING: Final = Usage(source="estimate")
+COUNTED: Final = [name for name in Usage.__struct_fields__ if name != "source"]

@@ -3,8 +3,9 @@
 Rules that hold here: pure; a chunk of a stream and a whole answer are the same object, so both take
 one path. A candidate's end is told when the body is at its own: some hosts put a finishReason on
 every chunk, and text that follows one is text all the same; the last one counts. Usage may come
-with every chunk; the last counts. One that doesn't tell the output yet, although text came, is
-held until the end: it would make a stopped stream look free. Thoughts are not text.
+with every chunk; the last counts, and comes after the chunk's text, which it includes. One that
+doesn't tell the output yet, although text came, is held until the end: it would make a stopped
+stream look free. Thoughts are not text.
 
 Source: Gemini API reference, GenerateContentResponse, and the types of Google's own SDK (read
 2026-11).
@@ -119,10 +120,7 @@ _decoder = msgspec.json.Decoder(Chunk)
 class Answer:
     """One answer, as far as it has come."""
 
-    __slots__ = (
-        *("blocked", "choices", "held", "logprobs", "readers", "reasons", "started", "texts"),
-        "usage",
-    )
+    __slots__ = ("blocked", "choices", "held", "logprobs", "readers", "reasons", "started", "texts")
 
     def __init__(self, request: CompletionRequest) -> None:
         self.choices = request.choices
@@ -133,7 +131,6 @@ class Answer:
         self.texts: dict[int, bool] = {}
         """The candidates that began, and whether text of theirs came."""
         self.reasons: dict[int, FinishReason] = {}
-        self.usage: Usage | None = None
         self.held: Usage | None = None
 
     def read(self, data: bytes, batch: Batch) -> None:
@@ -205,9 +202,9 @@ class Answer:
             self.tell_usage(batch)
 
     def tell_usage(self, batch: Batch) -> None:
-        if self.held is not None and self.held != self.usage:
-            self.usage = self.held
+        if self.held is not None:
             batch.append(Used(self.held))
+            self.held = None
 
     def end(self, batch: Batch, *, whole: bool) -> None:
         """The body is at its end. whole: it was one JSON body, which can't have been cut off, so

@@ -123,6 +123,9 @@ class LocalAttempt:
         """End it, from any thread; within a slice."""
         self._aborted.set()
 
+    def wind_up(self) -> None:
+        """Nothing is left to begin."""
+
     def close(self) -> None:
         """Nothing is held."""
 

@@ -132,7 +132,10 @@ def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batc
     if not ended:
         if not answer.started:
             raise garbage("The upstream ended the stream without an answer.", seen.start)
-        answer.break_off()
+        rest: Batch = []
+        answer.break_off(rest)
+        if rest:
+            yield rest
 
 
 def _read(answer: Answer, frame: sse.Frame, batch: Batch) -> bool:

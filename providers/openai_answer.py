@@ -48,7 +48,7 @@ NOT_YET: Final = frozenset({"", "null"})
 class Answer:
     """One answer, as far as it has come."""
 
-    __slots__ = ("choices", "finished", "logprobs", "readers", "started", "texts")
+    __slots__ = ("choices", "finished", "held", "logprobs", "readers", "started", "texts")
 
     def __init__(self, request: CompletionRequest) -> None:
         self.choices = request.choices
@@ -58,6 +58,7 @@ class Answer:
         self.texts: dict[int, bool] = {}
         """The choices that began, and whether text of theirs came."""
         self.finished: set[int] = set()
+        self.held: Usage | None = None
 
     def read(self, data: bytes, batch: Batch) -> None:
         """Decode a chunk, or a whole body, and append its events.
@@ -79,7 +80,15 @@ class Answer:
                 self.read_choice(choice, batch)
         tokens = chunk.usage or (chunk.x_groq and chunk.x_groq.usage)
         if tokens and (usage := usage_of(tokens)):
-            batch.append(Used(usage))
+            self.held = usage
+            # Beside one of several choices it may be that choice's alone (vLLM).
+            if self.choices == 1 or not chunk.choices:
+                self.tell_usage(batch)
+
+    def tell_usage(self, batch: Batch) -> None:
+        if self.held is not None:
+            batch.append(Used(self.held))
+            self.held = None
 
     def read_choice(self, choice: Choice, batch: Batch) -> None:
         # Some hosts count tokens in `index`; with one choice it has nothing to tell.
@@ -128,14 +137,16 @@ class Answer:
             raise UpstreamError(
                 f"The upstream gave {len(self.texts)} of the {self.choices} choices asked for."
             )
+        self.tell_usage(batch)
         batch.extend(
             Finished(index, "stop") for index in sorted(self.texts) if index not in self.finished
         )
 
-    def break_off(self) -> None:
+    def break_off(self, batch: Batch) -> None:
         """The body ended and nothing in it said so: all right only if each choice is finished."""
         if len(self.finished) < self.choices:
             raise UpstreamError("The upstream's answer ended before its end.")
+        self.tell_usage(batch)
 
 
 def usage_of(tokens: Tokens) -> Usage | None:

@@ -34,7 +34,7 @@ CLAUDE_UNSTEERED: Final = (  # these refuse what would steer the sampling
 CLAUDE_EITHER: Final = ("claude-*-4-[156]", "claude-*-4-[156]-*")
 
 BUILT_IN: Final = (
-    Provider(name="local", dialect="local", models=("pydoc",), free=True),
+    Provider(name="local", dialect="local", models=("pydoc",), free=True, disconnect="cancel"),
     Provider(
         name="openai",
         base_url="https://api.openai.com/v1",

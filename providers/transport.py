@@ -369,6 +369,9 @@ class HttpAttempt:
     def abort(self) -> None:
         self._exchange.abort()
 
+    def wind_up(self) -> None:
+        pass
+
     def close(self) -> None:
         self._exchange.close()
 

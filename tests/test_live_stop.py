@@ -11,7 +11,7 @@ import pytest
 
 from tests import calls
 from tests import fake as fp
-from tests.calls import BEGUN, EVENT, active, ask, begin_stream, closed_after, stop
+from tests.calls import BEGUN, EVENT, active, ask, begin_stream, closed_after, settled, stop
 from tests.fake import FakeProvider
 from tests.live import Server, fake_rows
 from tests.raw_client import RawClient
@@ -186,6 +186,21 @@ def test_what_was_stopped_is_accounted_for(server: Server, fake: FakeProvider) -
     assert (line["end_reason"], line["status"], line["output_tokens"]) == ("stopped", 200, 4)
 
 
+def test_usage_in_every_chunk_makes_it_exact(server: Server, fake: FakeProvider) -> None:
+    told: list[dict[str, Any]] = fp.chunks(["Hello", "word "], finish=None)
+    for made, chunk in enumerate(told, 11):
+        chunk["usage"] = {"prompt_tokens": 7, "completion_tokens": made}
+    fake.script([*fp.sse(told, done=False, complete=False), fp.hold()])
+    with server.client() as client:
+        stream_id = begin_stream(client)
+        client.frame()
+        assert stop(server, stream_id).status == 200
+        final = next(frame for frame in client.frames() if "input_tokens" in frame.json)
+    assert (final.json["input_tokens"], final.json["output_tokens"]) == (7, 12)
+    assert "source" not in final.json
+    assert settled(server, stream_id)["usage_source"] == "provider"
+
+
 def test_a_stop_may_be_repeated(server: Server, fake: FakeProvider) -> None:
     fake.script([*BEGUN, fp.hold()])
     with server.client() as client:
@@ -264,6 +279,7 @@ def test_an_id_that_is_active_is_refused(
         assert first.frame().json["data"] == "word "
         assert len(fake.requests) == 1
         assert stop(server, "same").status == 200
+    calls.wait_active(server, 0)
 
 
 def test_an_id_is_free_again_when_its_call_has_ended(server: Server, fake: FakeProvider) -> None:

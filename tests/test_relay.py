@@ -239,6 +239,50 @@ def test_what_the_provider_tells_counts_and_its_last_word_most(failed: bool) -> 
     assert (tally.input_tokens, tally.output_tokens) == (5, 9)
 
 
+@pytest.mark.parametrize("failed", [True, False])
+def test_output_since_the_provider_s_last_word_is_estimated(failed: bool) -> None:
+    told = Usage(5, 9, cache_read_tokens=2)
+    tally = tally_of(Delta(0, "x" * 100), Used(told), Delta(0, "abcdefgh"), Delta(0, "i"))
+    assert tally.usage(failed=failed) == Usage(5, 9 + 3, cache_read_tokens=2, source="estimate")
+    assert tally.output_tokens == 12
+    tally.add([Used(Usage(5, 13))])
+    assert tally.usage(failed=failed) == Usage(5, 13)
+
+
+def test_a_provider_that_tells_its_input_alone_doesn_t_work_for_nothing() -> None:
+    tally = tally_of(Started("m"), Used(Usage(5, 0)), *[Delta(0, "ab")] * 6, Finished(0, "stop"))
+    assert tally.usage(failed=False) == Usage(5, 6, source="estimate")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "since"),
+    [("", "p" * 20 + "a" * 8, 2), ("p" * 12, "p" * 8 + "a" * 8, 2), ("p" * 20, "a" * 8, 2),
+     ("p" * 20 + "a" * 8, "", 0)],
+)  # fmt: skip
+def test_an_echo_is_no_output_before_a_usage_or_after_it(
+    before: str, after: str, since: int
+) -> None:
+    tally = Tally(("p" * 20,), echoes=1)
+    for text in (before, None, after):
+        tally.add([Used(Usage(5, 1))] if text is None else [Delta(0, text)] if text else [])
+    assert tally.output_tokens == 1 + since
+
+
+@given(st.lists(st.one_of(st.text(max_size=9), st.integers(0, 99)), max_size=20),
+       st.integers(0, 2))  # fmt: skip
+def test_what_is_told_is_exact_until_text_comes(steps: list[str | int], echoes: int) -> None:
+    tally = Tally(("a prompt",), echoes)
+    for step in steps:
+        tally.add([Delta(0, step) if isinstance(step, str) else Used(Usage(3, step))])
+    told = [step for step in steps if isinstance(step, int)]
+    usage = tally.usage(failed=False)
+    exact = bool(steps) and isinstance(steps[-1], int)
+    assert usage.source == ("provider" if exact else "estimate")
+    assert usage.output_tokens >= (told[-1] if told else 0)
+    if exact:
+        assert usage == Usage(3, told[-1])
+
+
 def test_a_refused_call_used_nothing() -> None:
     assert tally_of().usage(failed=True) == Usage()
 

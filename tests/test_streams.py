@@ -12,11 +12,13 @@ from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 import streams
 from completion import CompletionRequest, Delta, Started, Usage, Used
 from config import Timeouts
+from drain import Disconnect
 from errors import InternalError, StreamExists, StreamNotFound, Unavailable, UpstreamTimeout
 from providers.base import Attempt, Target
 from providers.rows import BUILT_IN
@@ -31,16 +33,19 @@ LONG_S = 5.0
 
 
 class Quiet(Attempt):
-    """An attempt that counts how often it was aborted."""
+    """An attempt that counts how often it was aborted and wound up."""
 
     def __init__(self) -> None:
-        self.aborts = 0
+        self.aborts = self.wound_up = 0
 
     def events(self) -> Iterator[Any]:
         return iter(())
 
     def abort(self) -> None:
         self.aborts += 1
+
+    def wind_up(self) -> None:
+        self.wound_up += 1
 
     def close(self) -> None:
         pass
@@ -50,6 +55,7 @@ def a_stream(**changes: Any) -> Stream:
     fields: dict[str, Any] = {
         "stream_id": "s-1",
         "key_id": "key_1",
+        "endpoint": "/v1/completions",
         "request_id": "r-1",
         "timeouts": TIMEOUTS,
         "keepalive": FOREVER,
@@ -137,6 +143,172 @@ def test_an_echo_is_no_output_of_the_model(fields: dict[str, Any], echoed: int) 
     stream = a_stream(request=CompletionRequest(prompts=("p" * 400,), **fields))
     stream.put([Delta(index, "p" * 400) for index in range(max(1, echoed))])
     assert stream.tally.output_tokens == (echoed or 100)
+
+
+# A client that has gone
+
+DRAIN = Disconnect("drain", seconds=30, cost=1000)
+WHOLE: list[Any] = [Delta(0, "b"), Used(Usage(3, 9))]
+
+
+def row(disconnect: str) -> Target:
+    return Target(msgspec.structs.replace(BUILT_IN[1], disconnect=disconnect), "m")
+
+
+def draining(**changes: Any) -> tuple[Stream, Quiet]:
+    """A stream whose client has gone."""
+    stream, attempt = a_stream(**{"disconnect": DRAIN, **changes}), Quiet()
+    assert stream.attach(attempt, row(""), ())
+    assert stream.put([Started("m", 3), Delta(0, "a")])
+    assert stream.end("client_gone")
+    return stream, attempt
+
+
+@pytest.mark.parametrize(
+    ("default", "own", "drains"),
+    [
+        ("cancel", "", False),
+        ("drain", "", True),
+        ("cancel", "drain", True),
+        ("drain", "cancel", False),
+    ],
+)
+def test_the_policy_is_the_row_s_or_the_default(default: str, own: str, drains: bool) -> None:
+    stream, attempt = a_stream(disconnect=Disconnect(default)), Quiet()
+    stream.attach(attempt, row(own), ())
+    assert stream.end("client_gone")
+    assert (attempt.aborts, attempt.wound_up) == ((0, 1) if drains else (1, 0))
+    assert stream.put([Delta(0, "a")]) is drains
+    assert stream.mailbox.take() == [End("client_gone")]
+
+
+def test_a_drain_counts_and_keeps_nothing() -> None:
+    stream, attempt = draining()
+    assert stream.put(WHOLE)
+    assert not stream.end("client_gone")
+    assert attempt.aborts == 0
+    assert stream.tally.usage(failed=False) == Usage(3, 9)
+    assert stream.mailbox.take() == [[Started("m", 3), Delta(0, "a")], End("client_gone")]
+
+
+def test_a_reader_that_waits_for_room_drains_when_its_client_goes() -> None:
+    stream, attempt = under_way(disconnect=DRAIN)
+    stream.attach(attempt, row(""), ())
+    stream.put([Delta(0, "x" * BACKLOG)])
+    results: list[bool] = []
+    reader = threading.Thread(target=lambda: results.append(stream.put(WHOLE)))
+    reader.start()
+    stream.end("client_gone")
+    reader.join(LONG_S)
+    assert results == [True]
+    assert stream.put([Delta(0, "x" * BACKLOG)])
+
+
+@pytest.mark.parametrize("reason", ["stopped", "shutdown", "deadline"])
+def test_a_drain_is_ended_from_outside(reason: EndReason) -> None:
+    stream, attempt = draining()
+    assert stream.end(reason)
+    assert not stream.end(reason)
+    assert attempt.aborts == 1
+    assert not stream.put(WHOLE)
+    stream.drained()
+    assert stream.mailbox.ended_by == "client_gone"
+    assert stream.stopped is (reason == "stopped")
+
+
+def test_its_end_is_waited_for() -> None:
+    stream, attempt = draining()
+    threading.Timer(0.02, stream.end, ["completed"]).start()
+    began = time.monotonic()
+    stream.drained()
+    assert 0.01 < time.monotonic() - began < LONG_S
+    assert attempt.aborts == 0
+    assert stream.drain is not None
+    assert stream.drain.ended_by == End("completed")
+
+
+def test_so_is_that_of_a_reader_that_left_without_a_word() -> None:
+    stream, _ = draining()
+    stream.reader_left()
+    stream.drained()
+
+
+def test_a_drain_whose_time_is_up_is_aborted() -> None:
+    stream, attempt = draining(disconnect=Disconnect("drain", seconds=0.01))
+    stream.drained()
+    assert attempt.aborts == 1
+    assert not stream.put(WHOLE)
+
+
+def test_a_drain_that_costs_too_much_ends() -> None:
+    stream, _ = draining(cost=lambda target, usage: usage.output_tokens * 400)
+    assert stream.put([Delta(0, "b")])
+    assert stream.put([Delta(0, "c")])
+    assert not stream.put([Delta(0, "d")])
+
+
+@pytest.mark.parametrize(
+    ("begun", "seconds", "ended"),
+    [(True, 19, False), (True, 21, True), (False, 29, False), (False, 31, True)],
+)
+@pytest.mark.parametrize("full", [True, False])
+def test_a_silence_ends_a_drain(begun: bool, seconds: float, ended: bool, full: bool) -> None:
+    stream, attempt = under_way(disconnect=Disconnect("drain", seconds=1000))
+    stream.attach(attempt, row(""), ())
+    if begun:
+        stream.put([Delta(0, "x" * BACKLOG if full else "x")])
+    stream.end("client_gone")
+    stream.look(stream.last_event + seconds)
+    assert attempt.aborts == int(ended)
+
+
+@pytest.mark.parametrize(("seconds", "ended"), [(98, False), (101, True)])
+def test_so_does_the_whole_call_s_time(seconds: float, ended: bool) -> None:
+    stream, attempt = draining(disconnect=Disconnect("drain", seconds=1000))
+    stream.last_event = stream.opened + seconds
+    stream.look(stream.opened + seconds)
+    assert attempt.aborts == int(ended)
+
+
+def test_and_its_own_time_if_nobody_waits_for_it() -> None:
+    stream, attempt = draining(disconnect=Disconnect("drain", seconds=2))
+    stream.look(time.monotonic() + 3)
+    assert attempt.aborts == 1
+
+
+def test_nothing_is_drained_that_never_began_or_is_complete() -> None:
+    early = a_stream(disconnect=DRAIN)
+    early.end("client_gone")
+    assert not early.attach(Quiet(), row("drain"), ())
+    complete, attempt = under_way(disconnect=DRAIN)
+    complete.put([Delta(0, "x")])
+    complete.end("completed")
+    assert complete.end("client_gone")
+    for stream in (early, complete):
+        assert stream.drain is None
+        stream.drained()
+    assert attempt.wound_up == 0
+
+
+def test_a_stop_before_the_disconnect_stays_one() -> None:
+    stream, attempt = under_way(disconnect=DRAIN)
+    stream.end("stopped")
+    assert not stream.end("client_gone")
+    assert attempt.aborts >= 1
+    assert stream.drain is None
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_a_drain_is_stopped_by_its_id_and_again(removed: bool) -> None:
+    registry = Streams(10)
+    stream, attempt = draining()
+    registry.add(stream)
+    assert registry.of("key_1") == [stream]
+    registry.stop("key_1", "s-1")
+    if removed:
+        registry.remove(stream)
+    registry.stop("key_1", "s-1")
+    assert attempt.aborts >= 1
 
 
 # What time does to it

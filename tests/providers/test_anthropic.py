@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ from errors import UpstreamError
 from providers import anthropic, sse
 from providers.anthropic_answer import REASONS, STATUSES, Tokens, usage_of
 from providers.base import Dialect, Family, Provider, Target
+from relay import Tally
 
 ROW = Provider(
     name="anthropic",
@@ -243,7 +245,7 @@ def test_a_stopped_stream_has_its_exact_input() -> None:
     with pytest.raises(UpstreamError):
         list(anthropic.events([start], request()))
     first = next(anthropic.events([start, delta("a")], request()))
-    assert first == [Started("m", 2469)]
+    assert first == [Started("m", 2469), Used(Usage(2469, 0, 2048, 400, source="estimate"))]
 
 
 def test_nothing_is_asked_for_after_the_end() -> None:
@@ -389,3 +391,23 @@ def test_deeply_nested_json_is_an_error() -> None:
     for name, words in ((b"message_start", "not JSON"), (b"error", "reported an error")):
         with pytest.raises(UpstreamError, match=words):
             list(anthropic.events([b"event: " + name + b"\ndata: " + deep + b"\n\n"], request()))
+
+
+@pytest.mark.parametrize("text", [True, False])
+@pytest.mark.parametrize("cached", [{}, {"cache_read_input_tokens": 40}])
+def test_the_input_of_an_answer_that_is_stopped_is_exact(
+    text: bool, cached: dict[str, int]
+) -> None:
+    usage = {"input_tokens": 21, "output_tokens": 1, **cached}
+    frames: list[dict[str, Any]] = [{"type": "message_start", "message": {"usage": usage}}]
+    if text:
+        delta = {"type": "text_delta", "text": "abcdefgh"}
+        frames.append({"type": "content_block_delta", "delta": delta})
+    chunks = (f"data: {json.dumps(frame)}\n\n".encode() for frame in frames)
+    tally = Tally(("Hi",))
+    with suppress(UpstreamError):  # here it breaks off
+        for batch in anthropic.events(chunks, CompletionRequest(prompts=("Hi",), stream=True)):
+            tally.add(batch)
+    used = tally.usage(failed=False)
+    read = sum(cached.values())
+    assert used == Usage(21 + read, 2 * text, cache_read_tokens=read, source="estimate")

@@ -33,6 +33,7 @@ from completion import Completion, CompletionRequest, Event, Finished, flatten, 
 from errors import UpstreamError
 from providers import anthropic, bedrock, cohere, google, infill, openai
 from providers.base import Dialect
+from relay import Tally
 from tests import frames
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -198,6 +199,18 @@ def test_stream_and_body_agree(case: Case) -> None:
         return
     streamed = fold(flatten(case.row.dialect.events([stream_of(case)], case.request)))
     assert streamed == fold(case.row.dialect.complete(case.body, case.request))
+
+
+@cases("stream.*")
+def test_what_a_whole_answer_used_is_as_the_provider_told_it(case: Case) -> None:
+    """No text comes after the last usage, nor is usage told twice for the same text."""
+    events, error = outcome(case, case.request, [stream_of(case)])
+    usage = fold(events).usage
+    if error is None and usage is not None:
+        tally = Tally(case.request.prompts)
+        tally.add(events)
+        assert tally.usage(failed=False) == usage
+        assert usage.source == "provider"
 
 
 @cases("stream.*")

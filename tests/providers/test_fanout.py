@@ -11,7 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
+import msgspec
 import pytest
 
 from completion import (
@@ -30,6 +32,7 @@ from completion import (
 from errors import RateLimited, SluiceError, UpstreamError
 from providers.fanout import AT_ONCE, QUEUE_SIZE, FanOut, Merge
 from providers.transport import Aborted
+from relay import Tally
 
 WAIT_S = 5.0
 PROMPT_S = 0.5  # what is prompt, on a busy machine
@@ -80,6 +83,9 @@ class Attempt:
             self.aborts += 1
         self._aborted.set()
 
+    def wind_up(self) -> None:
+        pass
+
     def close(self) -> None:
         self.threads.add(threading.current_thread().name)
         with self._lock:
@@ -110,7 +116,12 @@ def fan(attempts: Sequence[Attempt], n: int = 1) -> FanOut:
     def maker(attempt: Attempt) -> Callable[[], Attempt]:
         return lambda: attempt
 
-    return FanOut([maker(attempt) for attempt in attempts], [1] * len(attempts), n)
+    return FanOut([maker(attempt) for attempt in attempts], counts(len(attempts)), n)
+
+
+def counts(count: int) -> list[Tally]:
+    """Of prompts of ten tokens each."""
+    return [Tally(("p" * 40,)) for _ in range(count)]
 
 
 def texts(completion: Completion) -> list[tuple[int, str]]:
@@ -181,34 +192,57 @@ def test_choices_are_numbered_by_prompt_times_n() -> None:
 
 def test_a_merge_keeps_what_else_an_event_says() -> None:
     told = Logprobs(["a"], [-1.0], None, [0])
-    merge = Merge([1, 1, 1], 2)
+    merge = Merge(counts(3), 2)
     assert merge.add(2, [Delta(1, "a", told)]) == [Delta(5, "a", told)]
     assert merge.add(0, [Finished(1, "content_filter")]) == [Finished(1, "content_filter")]
 
 
 def test_the_input_is_that_of_the_calls_that_began() -> None:
-    merge = Merge([10, 20, 40], 1)
+    merge = Merge(counts(3), 1)
     assert merge.add(1, [Started("m", 3), Delta(0, "a")]) == [Started("m", 3), Delta(1, "a")]
     assert merge.add(0, [Started("m")]) == [Started("m", 13)]
 
 
+def about(*tokens: Any) -> Batch:
+    return [Used(msgspec.structs.replace(Usage(*tokens), source="estimate"))]
+
+
 def test_usage_is_the_sum_of_all() -> None:
-    merge = Merge([1, 1, 1], 1)
-    assert merge.add(0, [Used(Usage(1, 2, 3, 4, 5))]) == []
-    assert merge.add(2, [Used(Usage(10, 20, 30, 40, 50))]) == []
+    merge = Merge(counts(3), 1)
+    assert merge.add(0, [Used(Usage(1, 2, 3, 4, 5))]) == about(1, 2, 3, 4, 5)
+    assert merge.add(2, [Used(Usage(10, 20, 30, 40, 50))]) == about(11, 22, 33, 44, 55)
     assert merge.add(1, [Used(Usage(100, 200))]) == [Used(Usage(111, 222, 33, 44, 55))]
 
 
 def test_the_last_word_of_each_on_usage_counts() -> None:
-    merge = Merge([1, 1], 1)
+    merge = Merge(counts(2), 1)
     merge.add(0, [Used(Usage(1, 1)), Used(Usage(1, 2))])
     assert merge.add(1, [Used(Usage(5, 1))]) == [Used(Usage(6, 3))]
     assert merge.add(0, [Used(Usage(1, 9))]) == [Used(Usage(6, 10))]
 
 
-def test_usage_is_not_told_when_one_did_not_tell() -> None:
+def test_what_some_did_not_tell_is_estimated() -> None:
+    merge = Merge(counts(2), 1)
+    merge.add(0, [Started(), Delta(0, "a" * 20)])
+    assert merge.add(1, [Delta(0, "b"), Used(Usage(5, 1))]) == [
+        Delta(1, "b"), *about(10 + 5, 5 + 1)
+    ]  # fmt: skip
+    assert merge.add(0, [Used(Usage(8, 6))]) == [Used(Usage(13, 7))]
+    merge.add(0, [Delta(0, "a" * 20)])
+    assert merge.add(1, [Used(Usage(5, 1))]) == about(13, 7 + 5)
+
+
+def test_an_echo_is_no_output_here_either() -> None:
+    merge = Merge([Tally(("p" * 40,), echoes=1) for _ in range(2)], 1)
+    merge.add(0, [Delta(0, "p" * 40 + "a" * 8)])
+    assert merge.add(1, [Used(Usage(10, 3))]) == about(20, 2 + 3)
+
+
+def test_usage_is_an_estimate_when_one_did_not_tell() -> None:
     fanout = fan([Attempt(said("a", Usage(1, 2))), Attempt(said("b"))])
-    assert fold(flatten(fanout.events())).usage is None
+    usage = fold(flatten(fanout.events())).usage
+    assert usage is not None
+    assert usage.source == "estimate"
 
 
 def test_no_batch_is_empty() -> None:
@@ -315,14 +349,41 @@ def test_a_maker_that_fails_ends_them_all() -> None:
     def refuse() -> Attempt:
         raise UpstreamError("no")
 
-    fanout = FanOut([lambda: other, refuse], [1, 1], 1)
+    fanout = FanOut([lambda: other, refuse], counts(2), 1)
     with pytest.raises(UpstreamError):
         list(fanout.events())
     fanout.close()
     wait_closed([other])
 
 
-# Abort and close
+# Wind-up, abort and close
+
+
+@pytest.mark.parametrize("count", [1, AT_ONCE, AT_ONCE + 5])
+def test_a_wind_up_lets_those_finish_that_began(count: int) -> None:
+    gate = threading.Event()
+    attempts = [Attempt(said("a", Usage(1, 2)), gate=gate) for _ in range(count)]
+    fanout = fan(attempts)
+    reader = Reader(fanout)
+    begun = min(count, AT_ONCE)
+    wait(partial(has_started, attempts, begun))
+    fanout.wind_up()
+    fanout.wind_up()
+    gate.set()
+    reader.join()
+    assert reader.failure is None
+    completion = fold(reader.events)
+    assert len(completion.choices) == begun
+    assert completion.usage == Usage(begun, 2 * begun)
+    assert has_started(attempts, begun)
+
+
+def test_a_wind_up_before_the_start_leaves_nothing_to_do() -> None:
+    attempt = Attempt(said("a"))
+    fanout = fan([attempt])
+    fanout.wind_up()
+    assert list(fanout.events()) == []
+    assert attempt.started == 0
 
 
 @pytest.mark.parametrize("hush", [False, True])

@@ -260,7 +260,7 @@ def used(prompt: int, output: int) -> Used:
     return Used(Usage(input_tokens=prompt, output_tokens=output))
 
 
-def test_usage_is_told_when_it_changes_and_tells_the_output() -> None:
+def test_usage_is_told_after_the_text_that_it_counts() -> None:
     stream = [
         sse({"usageMetadata": usage(8)}),
         sse({"candidates": [candidate("a")], "usageMetadata": usage(8)}),
@@ -272,7 +272,7 @@ def test_usage_is_told_when_it_changes_and_tells_the_output() -> None:
         [Started(None, 8), used(8, 0)],
         [Delta(0, "a")],
         [Delta(0, "b"), used(8, 2)],
-        [Delta(0, "c")],
+        [Delta(0, "c"), used(8, 2)],
         [used(8, 3)],
         [Finished(0, "stop")],
     ]

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from completion import (
+    Batch,
     CompletionRequest,
     Delta,
     Finished,
@@ -458,3 +459,45 @@ def test_a_deeply_nested_error_event_is_an_error() -> None:
     data = b"event: error\ndata: " + b"[" * 100_000 + b"\n\n"
     with pytest.raises(UpstreamError, match="reported an error"):
         list(openai.events([data], request()))
+
+
+# Usage in every chunk
+
+
+def counted(index: int, text: str, made: int, **more: Any) -> dict[str, Any]:
+    choices = [{"index": index, "text": text, "finish_reason": None} | more]
+    return {"model": "m", "choices": choices, **usage_told(made)}
+
+
+def usage_told(made: int) -> dict[str, Any]:
+    return {"usage": {"prompt_tokens": 4, "completion_tokens": made}}
+
+
+def streamed(frames: list[dict[str, Any]], n: int, *, done: bool = True) -> Batch:
+    lines = [b"data: " + json.dumps(frame).encode() + b"\n\n" for frame in frames]
+    lines += [b"data: [DONE]\n\n"] if done else []
+    request = CompletionRequest(prompts=("Hi",), n=n, stream=True)
+    return list(flatten(openai.events(lines, request)))
+
+
+def used(events: Batch) -> list[int]:
+    return [event.usage.output_tokens for event in events if isinstance(event, Used)]
+
+
+def test_of_one_choice_it_comes_after_each_text() -> None:
+    events = streamed([counted(0, "a", 1), counted(0, "b", 2, finish_reason="stop")], 1)
+    assert [type(event) for event in events] == [Started, Delta, Used, Delta, Finished, Used]
+    assert used(events) == [1, 2]
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_beside_one_of_several_choices_it_may_be_that_one_s_alone(done: bool) -> None:
+    frames = [
+        counted(0, "a", 1),
+        counted(1, "b", 1),
+        counted(0, "c", 2, finish_reason="stop"),
+        counted(1, "d", 2, finish_reason="stop"),
+    ]
+    last = {"model": "m", "choices": [], **usage_told(4)}
+    assert used(streamed([*frames, last], 2, done=done)) == [4]
+    assert used(streamed(frames, 2, done=done)) == [2]  # so it must have been that of all

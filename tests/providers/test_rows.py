@@ -44,6 +44,7 @@ def test_a_table_overrides_the_fields_that_it_names() -> None:
         ({"base_url": URL, "fim": {"path": "/x", "cannot": ["nn"]}}, "'nn'"),
         ({"base_url": URL, "ca_bundle": "/nowhere/ca.pem"}, "no such file"),
         ({"base_url": URL, "sign": "sigv5"}, "did you mean sigv4"),
+        ({"base_url": URL, "disconnect": "wait"}, "it takes cancel or drain"),
     ],
 )
 def test_a_row_that_would_fail_stops_the_start(table: dict[str, Any], says: str) -> None:
@@ -53,6 +54,17 @@ def test_a_row_that_would_fail_stops_the_start(table: dict[str, Any], says: str)
     assert "[providers.mine]" in message
     assert says in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("policy", ["", "cancel", "drain"])
+def test_a_row_says_what_becomes_of_a_call_whose_client_has_gone(policy: str) -> None:
+    found = providers.rows({"mine": {"base_url": URL, "disconnect": policy}})
+    assert (found["mine"].disconnect, found["openai"].disconnect) == (policy, "")
+
+
+def test_where_usage_can_be_had_in_every_chunk_it_is_asked_for() -> None:
+    asked = providers.rows({})["vllm"].stream_options
+    assert asked == {"include_usage": True, "continuous_usage_stats": True}
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "a\n"])

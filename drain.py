@@ -1,0 +1,64 @@
+"""What becomes of a call whose client has gone: cancelled at once, or drained.
+
+A drain reads on and counts, for nobody, so that the bill is exact, where a provider would charge
+for the rest of its answer anyway. Rules that hold here: it is bounded in time and money; whatever
+ends it first counts.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from relay import End
+
+
+class Disconnect(msgspec.Struct, frozen=True):
+    """The policy, and how far a drain may go."""
+
+    policy: str = "cancel"
+    """cancel or drain; for the rows that don't say."""
+    seconds: float = 30
+    cost: int = 50_000_000
+    """Nano-dollars from the disconnect on, as far as they are known."""
+
+
+CANCEL: Final = Disconnect()
+
+
+class Drain:
+    """A drain under way. One thread reads, one waits, any may end it."""
+
+    def __init__(self, bounds: Disconnect, spent: Callable[[], int | None]) -> None:
+        """spent: what the call has cost so far, in nano-dollars; None: unknown."""
+        self.until = time.monotonic() + bounds.seconds
+        self._cost = bounds.cost
+        self._spent = spent
+        self._before = spent()
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self.ended_by: End | None = None
+
+    def goes_on(self) -> bool:
+        """Whether its reader may read on."""
+        if self._over.is_set() or time.monotonic() > self.until:
+            return False
+        spent = self._spent()
+        return spent is None or self._before is None or spent - self._before <= self._cost
+
+    def end(self, end: End) -> bool:
+        """Returns whether it was this that ended it."""
+        with self._lock:
+            if self.ended_by is not None:
+                return False
+            self.ended_by = end
+        self._over.set()
+        return True
+
+    def wait(self) -> bool:
+        """Wait for its end. False: its time is up."""
+        return self._over.wait(max(0.0, self.until - time.monotonic()))
