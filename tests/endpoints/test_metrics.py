@@ -1,0 +1,220 @@
+"""endpoints/metrics.py: who may read the metrics, in which format, and what counts among them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from werkzeug.test import TestResponse
+
+from completion import Delta, Started
+from errors import UpstreamError
+from metrics import OTHER, REASONS
+from tests.test_app import PROMPT, Site, hello, make_app, make_key
+from tests.test_gateway import Scripted, play, wait
+
+TOKEN = "a-token-for-the-scraper"
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    return make_app(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A site whose metrics need a token."""
+    return make_app(tmp_path, monkeypatch, metrics_token=TOKEN)
+
+
+def scrape(site: Site, **headers: str) -> TestResponse:
+    return site.client.get("/metrics", headers=headers)
+
+
+def requests(site: Site) -> list[tuple[str, str, str, str, float]]:
+    """Endpoint, provider, model, status and count of each series of sluice_requests_total."""
+    names = ("endpoint", "provider", "model", "status")
+    return [
+        (*(sample.labels[name] for name in names), sample.value)
+        for metric in site.app.extensions["sluice"].metrics.registry.collect()
+        for sample in metric.samples
+        if sample.name == "sluice_requests_total"
+    ]
+
+
+def value(site: Site, name: str, **labels: str) -> Any:
+    return site.app.extensions["sluice"].metrics.registry.get_sample_value(name, labels)
+
+
+# Who may read them
+
+
+def test_without_a_token_they_are_open(site: Site) -> None:
+    answer = scrape(site)
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert b"\nsluice_streams_active 0.0\n" in answer.data
+
+
+def test_openmetrics_is_there_for_who_asks(site: Site) -> None:
+    answer = scrape(site, Accept="application/openmetrics-text; version=1.0.0")
+    assert answer.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert answer.data.endswith(b"# EOF\n")
+
+
+@pytest.mark.parametrize("scheme", ["Bearer ", "bearer  "])
+def test_with_one_it_opens_them(closed: Site, scheme: str) -> None:
+    assert scrape(closed, Authorization=scheme + TOKEN).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": ""},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer "},
+        {"Authorization": TOKEN},
+        {"Authorization": f"Basic {TOKEN}"},
+        {"Authorization": f"Bearer {TOKEN[:-1]}"},
+        {"Authorization": f"Bearer {TOKEN}x"},
+        {"Authorization": "Bearer \u00e9\u00ff"},
+        {"X-API-Key": TOKEN},
+    ],
+)
+def test_and_nothing_else_does(closed: Site, headers: dict[str, str]) -> None:
+    answer = scrape(closed, **headers)
+    assert answer.status_code == 401
+    assert answer.json is not None
+    assert answer.json["code"] == "unauthorized"
+    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+    assert b"sluice_" not in answer.data
+
+
+def test_nor_does_a_key(closed: Site) -> None:
+    assert closed.get("/metrics").status_code == 401
+
+
+def test_the_token_is_in_no_log_and_no_answer(
+    closed: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        answers = [
+            scrape(closed, Authorization=f"Bearer {TOKEN}", **{"X-Request-ID": TOKEN}),
+            scrape(closed, Authorization=f"Basic {TOKEN}"),
+            closed.client.get("/metrics", query_string={"token": TOKEN}),
+        ]
+    assert TOKEN not in "".join(str(record.__dict__) for record in caplog.records)
+    assert TOKEN not in "".join(str(answer.headers) + answer.text for answer in answers)
+    assert TOKEN not in repr(closed.app.extensions["sluice"].settings)
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/metrics/"])
+def test_no_page_of_another_origin_may_read_them(site: Site, path: str) -> None:
+    """They may be open to whoever reaches the port; a browser inside reaches it for anyone."""
+    for method in ("GET", "OPTIONS"):
+        headers = {"Origin": "https://app.example", "Access-Control-Request-Method": "GET"}
+        answer = site.client.open(path, method=method, headers=headers)
+        assert not [name for name, _ in answer.headers if name.startswith("Access-Control")]
+
+
+# What counts
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_call_counts_once_when_it_has_ended(
+    site: Site, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    play(monkeypatch, hello())
+    site.post({**PROMPT, "stream": stream}).get_data()
+    assert requests(site) == [("/api/v1/completions", "sim", "m", "200", 1)]
+    assert value(site, "sluice_streams_ended_total", reason="completed") == 1
+    assert value(site, "sluice_tokens_total", direction="input") == 8
+    assert value(site, "sluice_tokens_total", direction="output") == 1
+    assert value(site, "sluice_cost_dollars_total") == 1e-05
+    assert value(site, "sluice_streams_active") == 0
+
+
+def test_a_call_counts_under_the_path_of_its_face(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, hello())
+    site.post(PROMPT, "/v1/completions/")
+    assert requests(site) == [("/v1/completions", "sim", "m", "200", 1)]
+
+
+def test_a_call_under_way_shows(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(monkeypatch, Scripted([Started("m"), Delta(0, "Hello")], wait))
+    answer = site.post({**PROMPT, "stream": True}, buffered=False)
+    chunks = iter(answer.response)
+    next(chunks)
+    assert value(site, "sluice_streams_active") == 1
+    assert requests(site) == []
+    answer.close()
+    assert value(site, "sluice_streams_active") == 0
+    assert requests(site) == [("/api/v1/completions", "sim", "m", "499", 1)]
+    assert value(site, "sluice_streams_ended_total", reason="client_gone") == 1
+
+
+def test_a_model_that_its_provider_doesn_t_have_gets_no_label(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, *(Scripted(UpstreamError("No.", upstream_status=404)) for _ in range(3)))
+    for number in range(3):
+        answer = site.post({"prompt": "Hi", "model": f"sim/made-up-{number}"})
+        assert answer.status_code == 404
+    assert requests(site) == [("/api/v1/completions", "sim", OTHER, "404", 3)]
+
+
+def test_a_priced_model_has_one_before_it_is_served(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, Scripted(UpstreamError("It broke.", upstream_status=500)))
+    site.post(PROMPT)
+    assert requests(site) == [("/api/v1/completions", "sim", "m", "502", 1)]
+
+
+def test_what_becomes_no_call_counts_under_its_route(site: Site) -> None:
+    site.post({"prompt": ""})
+    site.post({"prompt": "Hi", "model": "nowhere/m"})
+    site.get("/api/v1/models/sim")
+    site.get("/api/v1/models/none")
+    site.client.get("/v1/models")
+    for path in ("/nothing", "/nor/this"):
+        site.get(path)
+    site.client.delete("/v1/completions")
+    assert requests(site) == [
+        ("/api/v1/completions", "", "", "400", 1),
+        ("/api/v1/completions", "", "", "404", 1),
+        ("/api/v1/models/<provider>", "", "", "200", 1),
+        ("/api/v1/models/<provider>", "", "", "404", 1),
+        ("/v1/models", "", "", "401", 1),
+        (OTHER, "", "", "404", 2),
+        (OTHER, "", "", "405", 1),
+    ]
+    assert [value(site, "sluice_streams_ended_total", reason=r) for r in REASONS] == [0] * 6
+
+
+def test_what_machines_ask_all_day_does_not(site: Site) -> None:
+    for path in ("/health", "/ready", "/ready/", "/metrics"):
+        site.client.get(path)
+    site.client.options(
+        "/v1/completions",
+        headers={"Origin": "https://a.example", "Access-Control-Request-Method": "POST"},
+    )
+    assert requests(site) == []
+
+
+def test_what_a_quota_refuses_counts_by_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line, secret = make_key("slow", requests_per_minute=1)
+    site = make_app(tmp_path, monkeypatch, keys=line)
+    play(monkeypatch, hello())
+    headers = {"Authorization": f"Bearer {secret}"}
+    assert [site.post(PROMPT, headers=headers).status_code for _ in range(2)] == [200, 429]
+    assert value(site, "sluice_quota_rejections_total", limit="requests") == 1
+    assert ("/api/v1/completions", "", "", "429", 1) in requests(site)

@@ -1,0 +1,275 @@
+"""metrics.py: what is counted, under which labels, and that these stay few."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
+from prometheus_client.parser import text_string_to_metric_families as prometheus
+
+import metrics
+from completion import Usage
+from metrics import LIMITS, LONGEST_MODEL, MOST_MODELS, OTHER, REASONS, Metrics
+from relay import EndReason
+
+ROOT = Path(__file__).parent.parent
+PATH = "/v1/completions"
+
+
+def make(**options: Any) -> Metrics:
+    return Metrics(**{"streams_active": lambda: 0, "ledger_queue": lambda: 0, **options})
+
+
+def end(target: Metrics, model: str, reason: str = "completed", **fields: Any) -> None:
+    """A call has ended."""
+    call = {
+        "endpoint": PATH,
+        "provider": "sim",
+        "status": 200,
+        "usage": Usage(3, 2),
+        "cost": 1,
+        **fields,
+    }
+    target.ended(model=model, reason=reason, **call)
+
+
+def value(target: Metrics, name: str, **labels: str) -> float | None:
+    return target.registry.get_sample_value(name, labels)
+
+
+def series(target: Metrics, name: str = "sluice_requests_total") -> list[dict[str, str]]:
+    """The labels of each series of a metric."""
+    found = (sample for metric in target.registry.collect() for sample in metric.samples)
+    return [sample.labels for sample in found if sample.name == name]
+
+
+def models(target: Metrics) -> set[str]:
+    return {labels["model"] for labels in series(target)}
+
+
+def families() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The type and labels of each of our metrics, by the name that a query has."""
+    target = make()
+    end(target, "m")
+    return {
+        sample.name: (metric.type, tuple(sample.labels))
+        for metric in target.registry.collect()
+        for sample in metric.samples
+        if sample.name.startswith("sluice_")
+    }
+
+
+# What is counted
+
+
+def test_a_call_that_ended_counts_once_everywhere() -> None:
+    target = make()
+    end(target, "m", usage=Usage(30, 12), cost=1_500_000_000)
+    end(target, "m", usage=Usage(5, 1), cost=1)
+    end(target, "m", "client_gone", status=499, usage=Usage(1, 0), cost=None)
+    labels = {"endpoint": PATH, "provider": "sim", "model": "m"}
+    assert value(target, "sluice_requests_total", **labels, status="200") == 2
+    assert value(target, "sluice_requests_total", **labels, status="499") == 1
+    assert value(target, "sluice_streams_ended_total", reason="completed") == 2
+    assert value(target, "sluice_streams_ended_total", reason="client_gone") == 1
+    assert value(target, "sluice_tokens_total", direction="input") == 36
+    assert value(target, "sluice_tokens_total", direction="output") == 13
+    assert value(target, "sluice_cost_dollars_total") == 1.500000001
+
+
+def test_a_request_that_became_no_call_has_no_provider() -> None:
+    target = make()
+    target.answered("/api/v1/models", 200)
+    target.answered(None, 404)
+    empty = {"provider": "", "model": ""}
+    assert series(target) == [
+        {"endpoint": "/api/v1/models", **empty, "status": "200"},
+        {"endpoint": OTHER, **empty, "status": "404"},
+    ]
+    assert value(target, "sluice_streams_ended_total", reason="completed") == 0
+
+
+def test_the_ledger_s_troubles_and_a_quota_s_refusals_count() -> None:
+    target = make()
+    target.rejected("tokens")
+    target.unrecorded()
+    for _ in range(2):
+        target.ledger_failed()
+    assert value(target, "sluice_quota_rejections_total", limit="tokens") == 1
+    assert value(target, "sluice_ledger_unrecorded_total") == 1
+    assert value(target, "sluice_ledger_errors_total") == 2
+
+
+def test_what_is_now_is_asked_at_each_scrape() -> None:
+    now = [3]
+    target = make(streams_active=lambda: now[0], ledger_queue=lambda: now[0] + 1)
+    assert value(target, "sluice_streams_active") == 3
+    now[0] = 5
+    assert value(target, "sluice_streams_active") == 5
+    assert value(target, "sluice_ledger_queue") == 6
+
+
+def test_what_can_happen_is_there_from_the_start_with_nothing_counted() -> None:
+    target = make()
+    expected = {
+        "sluice_streams_ended_total": [{"reason": reason} for reason in REASONS],
+        "sluice_quota_rejections_total": [{"limit": limit} for limit in LIMITS],
+        "sluice_tokens_total": [{"direction": "input"}, {"direction": "output"}],
+        "sluice_cost_dollars_total": [{}],
+        "sluice_ledger_errors_total": [{}],
+        "sluice_ledger_unrecorded_total": [{}],
+    }
+    for name, labels in expected.items():
+        assert series(target, name) == labels
+        assert [value(target, name, **each) for each in labels] == [0] * len(labels)
+
+
+def test_the_reasons_are_those_that_a_call_ends_for() -> None:
+    assert set(REASONS) == set(get_args(EndReason))
+    with pytest.raises(KeyError):
+        end(make(), "m", "tired")
+
+
+def test_two_apps_in_a_process_count_apart() -> None:
+    first, second = make(), make()
+    first.unrecorded()
+    assert value(first, "sluice_ledger_unrecorded_total") == 1
+    assert value(second, "sluice_ledger_unrecorded_total") == 0
+
+
+def test_threads_lose_no_count() -> None:
+    target = make()
+
+    def work() -> None:
+        for _ in range(500):
+            end(target, "m")
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert value(target, "sluice_tokens_total", direction="input") == 6000
+    assert [labels["model"] for labels in series(target)] == ["m"]
+
+
+# The bound on models
+
+
+@pytest.mark.parametrize("reason", [reason for reason in REASONS if reason != "completed"])
+def test_a_model_that_was_never_served_has_no_label(reason: str) -> None:
+    target = make()
+    for number in range(3):
+        end(target, f"made-up-{number}", reason, status=404)
+    labels = {"endpoint": PATH, "provider": "sim", "model": OTHER, "status": "404"}
+    assert series(target) == [labels]
+    assert value(target, "sluice_requests_total", **labels) == 3
+
+
+def test_once_it_was_served_its_failures_have_it_too() -> None:
+    target = make()
+    end(target, "m", "provider_error", status=502)
+    end(target, "m")
+    end(target, "m", "provider_error", status=502)
+    assert [(labels["model"], labels["status"]) for labels in series(target)] == [
+        (OTHER, "502"),
+        ("m", "200"),
+        ("m", "502"),
+    ]
+
+
+def test_only_the_first_have_one() -> None:
+    target = make()
+    for number in range(MOST_MODELS + 50):
+        end(target, f"m-{number}")
+    assert models(target) == {OTHER, *(f"m-{number}" for number in range(MOST_MODELS))}
+    end(target, "m-0", "stopped", status=201)
+    end(target, "m-0", provider="twin")
+    assert {"endpoint": PATH, "provider": "sim", "model": "m-0", "status": "201"} in series(target)
+    assert {"endpoint": PATH, "provider": "twin", "model": OTHER, "status": "200"} in series(target)
+    assert len(series(target)) == MOST_MODELS + 3
+
+
+def test_what_the_server_s_own_configuration_names_always_has_one() -> None:
+    target = make()
+    target.know(["sim/mine", "alias"])
+    for number in range(MOST_MODELS + 1):
+        end(target, f"m-{number}")
+    assert "mine" not in models(target)
+    end(target, "mine", "provider_error", status=502)
+    assert models(target) == {"mine", OTHER, *(f"m-{number}" for number in range(MOST_MODELS))}
+
+
+@pytest.mark.parametrize("model", ["x" * (LONGEST_MODEL + 1), "a\nb", "\ud800", "\x1b[31m"])
+def test_a_name_that_is_long_or_can_t_be_shown_has_none(model: str) -> None:
+    target = make()
+    end(target, model)
+    assert models(target) == {OTHER}
+    assert target.render("")[0].isascii()
+
+
+def test_a_name_with_quotes_is_one_value() -> None:
+    target = make()
+    name = 'a"} 1\\n\u00e9'
+    end(target, name)
+    text = target.render("")[0].decode()
+    shown = {s.labels.get("model") for family in prometheus(text) for s in family.samples}
+    assert name in shown
+
+
+# The text
+
+SCRAPER = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,"
+    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("", "text/plain; version=0.0.4; charset=utf-8"),
+        ("*/*", "text/plain; version=0.0.4; charset=utf-8"),
+        ("text/plain", "text/plain; version=0.0.4; charset=utf-8"),
+        ("text/plain;version=1.0.0", "text/plain; version=1.0.0; charset=utf-8"),
+        ("application/openmetrics-text", "application/openmetrics-text; version=1.0.0"),
+        (SCRAPER, "application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        ("application/openmetrics-text; version=abc", "text/plain; version=0.0.4"),
+        ("application/openmetrics-text;version=2.sk-1234", "text/plain; version=0.0.4"),
+        ('application/openmetrics-text;version="1.0.0"', "text/plain; version=0.0.4"),
+        (f"text/plain;version={'9' * 5000}.0.0", "text/plain; version=0.0.4"),
+    ],
+)
+def test_the_format_is_the_one_that_is_asked_for(accept: str, kind: str) -> None:
+    target = make()
+    end(target, "m")
+    text, content_type = target.render(accept)
+    assert content_type.startswith(kind)
+    openly = kind.startswith("application/openmetrics-text")
+    assert text.endswith(b"# EOF\n") == openly
+    parse = openmetrics if openly else prometheus
+    names = {sample.name for family in parse(text.decode()) for sample in family.samples}
+    assert set(families()) <= names
+    assert not [name for name in names if name.endswith("_created")]
+
+
+def test_the_process_shows_too() -> None:
+    text = make().render("")[0].decode()
+    assert "python_info{" in text
+    assert "python_gc_collections_total{" in text
+
+
+def test_the_documentation_has_every_metric_and_no_other() -> None:
+    text = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(sluice_\w+)` \| (\w+) \|([^|]*)\| [^|]+ \|$", text, re.MULTILINE)
+    documented = {name: (kind, tuple(re.findall(r"\w+", labels))) for name, kind, labels in rows}
+    assert documented == families()
+    assert len(rows) == len(documented)
+    assert set(re.findall(r"sluice_\w+_total|sluice_\w+_queue", text)) <= set(documented)
+    assert f"first {metrics.MOST_MODELS} do" in text
+    assert f"up to {metrics.LONGEST_MODEL} characters" in text
