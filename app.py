@@ -6,6 +6,8 @@ import contextlib
 import logging
 import time
 import uuid
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from flask import Flask, Response, g, request
@@ -13,10 +15,12 @@ from flask_cors import CORS
 from werkzeug.exceptions import HTTPException
 
 import cli
+import endpoints.metrics
 import logs
 from auth import KeyStore
 from call import Outcome
 from config import Settings
+from database import database_url
 from endpoints import (
     Services,
     body,
@@ -30,6 +34,7 @@ from endpoints import (
     request_id,
     secrecy,
     services,
+    usage,
 )
 from errors import (
     InternalError,
@@ -41,13 +46,22 @@ from errors import (
     UnsupportedMediaType,
 )
 from gateway import Gateway
+from keys import Key
+from ledger import Ledger
+from metrics import LIMITS, Metrics
 from pricing import dollars
+from quota import RATE_PARTS, Quota
 from streams import Stream
 
 log = logging.getLogger("sluice.app")
 access = logging.getLogger("sluice.access")
 
-EXPOSED = ["X-Request-ID", "X-Stream-ID", "X-Sluice-Dropped", "X-RateLimit-Bypass", "Retry-After"]
+EXPOSED = [
+    *("X-Request-ID", "X-Stream-ID", "X-Sluice-Dropped", "X-RateLimit-Bypass", "Retry-After"),
+    *(f"x-ratelimit-{what}-{kind}" for kind in ("requests", "tokens") for what in RATE_PARTS),
+]
+NOT_METRICS = r"/(?!metrics/?$).*"
+"""Pages of other origins may read anything but the metrics, which may need no key."""
 HTTP_ERRORS: dict[int, type[SluiceError]] = {
     404: NotFound,
     405: MethodNotAllowed,
@@ -64,11 +78,15 @@ def create_app(settings: Settings | None = None) -> Flask:
         log.warning(warning)
     app = Flask(__name__, static_folder=None)
     app.url_map.strict_slashes = False
-    app.extensions["sluice"] = Services(
-        settings, KeyStore(settings.keys_file, settings.keys), Gateway(settings, settled)
+    app.extensions["sluice"] = wire(settings)
+    CORS(
+        app,
+        resources=[NOT_METRICS],
+        origins=list(settings.cors_origins),
+        expose_headers=EXPOSED,
+        max_age=86400,
     )
-    CORS(app, origins=list(settings.cors_origins), expose_headers=EXPOSED, max_age=86400)
-    for module in (native, openai, models, health, pages):
+    for module in (native, openai, models, usage, health, endpoints.metrics, pages):
         app.register_blueprint(module.bp)
     app.before_request(enter)
     app.after_request(leave)
@@ -77,6 +95,25 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_error_handler(Exception, unexpected)
     cli.register(app)
     return app
+
+
+def wire(settings: Settings) -> Services:
+    """The parts. Raises ConfigError."""
+    metrics = Metrics(
+        streams_active=lambda: len(gateway.streams), ledger_queue=lambda: ledger.queue
+    )
+    ledger = Ledger(
+        database_url(settings.database_url, settings.database),
+        required=settings.ledger_required,
+        failed=metrics.ledger_failed,
+        unrecorded=metrics.unrecorded,
+    )
+    quota = Quota(settings.reserve_tokens)
+    gateway = Gateway(settings, quota, ledger, partial(settled, metrics))
+    aliased = chain.from_iterable(gateway.router.aliases.values())
+    metrics.know([settings.default_model, *settings.prices, *aliased])
+    keys = KeyStore(settings.keys_file, settings.keys)
+    return Services(settings, keys, gateway, quota, ledger, metrics)
 
 
 def enter() -> None:
@@ -93,6 +130,7 @@ def enter() -> None:
 def leave(response: Response) -> Response:
     """A response goes out. A call that was admitted is logged when it is settled."""
     response.headers["X-Request-ID"] = g.request_id
+    response.headers.update(rate_headers())
     client = calls.client_socket()
     if client is not None:
 
@@ -103,7 +141,18 @@ def leave(response: Response) -> Response:
         response.call_on_close(unbind)
     if "call" not in g:
         log_request(response)
+        endpoints.metrics.count(response)
     return response
+
+
+def rate_headers() -> dict[str, str]:
+    """What the caller's limits have left."""
+    key = g.get("flask_httpauth_user")
+    if not isinstance(key, Key):
+        return {}
+    if "call" in g and g.call.stream.target.byok:
+        return {"X-RateLimit-Bypass": "BYOK API key used"}
+    return services().quota.headers(key)
 
 
 def log_request(response: Response) -> None:
@@ -120,9 +169,18 @@ def log_request(response: Response) -> None:
     access.log(level, "request", extra=extra)
 
 
-def settled(stream: Stream, outcome: Outcome) -> None:
-    """A call has ended: its line in the log."""
+def settled(metrics: Metrics, stream: Stream, outcome: Outcome) -> None:
+    """A call has ended: its line in the log, its share of the metrics."""
     usage = outcome.usage
+    metrics.ended(
+        stream.endpoint,
+        stream.target.provider.name,
+        stream.target.model,
+        outcome.status,
+        outcome.reason,
+        usage,
+        outcome.cost,
+    )
     extra: dict[str, Any] = {
         "request_id": stream.request_id,
         "stream_id": stream.id,
@@ -148,6 +206,9 @@ def settled(stream: Stream, outcome: Outcome) -> None:
 
 def error_response(error: SluiceError) -> Response:
     g.error_code = error.code
+    limit = (error.details or {}).get("limit_type")
+    if limit in LIMITS:
+        services().metrics.rejected(limit)
     error.message = secrecy.without_secrets(error.message)
     error.param = secrecy.without_secrets(error.param)
     error.details = secrecy.without_secrets(error.details)

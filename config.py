@@ -13,6 +13,7 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -46,11 +47,16 @@ class Timeouts:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that can be set. Durations are seconds, sizes bytes."""
+    """Everything that can be set. Durations are seconds, sizes bytes, money nano-dollars."""
 
     config_file: Path | None = None
     keys_file: Path = Path("keys.jsonl")
     keys: str = field(default="", repr=False)
+    database: Path = Path("sluice.db")
+    database_url: str = field(default="", repr=False)
+    """Postgres, in the place of the file."""
+    ledger_required: bool = True
+    reserve_tokens: int = 1024
     default_model: str = "local/pydoc"
     max_body: int = 1024 * 1024
     max_streams: int = 1000
@@ -58,11 +64,15 @@ class Settings:
     first_event_wait: float = 10
     client_timeout: float = 30
     drain: float = 25
+    disconnect: str = "cancel"
+    disconnect_time: float = 30
+    disconnect_cost: int = 50_000_000
     timeouts: Timeouts = Timeouts()
     strict: bool = False
     cors_origins: tuple[str, ...] = ("*",)
     log_format: str = "auto"
     log_level: str = "info"
+    metrics_token: str = field(default="", repr=False)
     port: int | None = None
     workers: int = 1
     providers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -108,6 +118,21 @@ def seconds(least: float, most: float) -> Callable[[str, str], float]:
 
     def parse(name: str, text: str) -> float:
         return check_range(name, text, convert(name, text, float, "seconds"), least, most)
+
+    return parse
+
+
+def dollars(least: int, most: int) -> Callable[[str, str], int]:
+    """A parser of dollars in a range, to nano-dollars."""
+
+    def parse(name: str, text: str) -> int:
+        try:
+            amount = Decimal(text.strip())
+        except InvalidOperation:
+            raise ConfigError(f"{name} is {text!r}; it takes dollars") from None
+        if not amount.is_finite() or not least <= amount <= most:
+            raise ConfigError(f"{name} is {text!r}; it takes {least} to {most}")
+        return int(amount * 10**9)
 
     return parse
 
@@ -185,6 +210,10 @@ VARIABLES = (
     Variable("SLUICE_CONFIG", "config_file", existing_file),
     Variable("SLUICE_KEYS_FILE", "keys_file", file_path),
     Variable("SLUICE_KEYS", "keys", untouched),
+    Variable("SLUICE_DATABASE", "database", file_path),
+    Variable("DATABASE_URL", "database_url", untouched),
+    Variable("SLUICE_LEDGER_REQUIRED", "ledger_required", flag),
+    Variable("SLUICE_RESERVE_TOKENS", "reserve_tokens", whole(1, 1_000_000)),
     Variable("SLUICE_DEFAULT_MODEL", "default_model", plain),
     Variable("SLUICE_MAX_BODY", "max_body", whole(1024, 1 << 30)),
     Variable("SLUICE_MAX_STREAMS", "max_streams", whole(1, 100_000)),
@@ -192,6 +221,9 @@ VARIABLES = (
     Variable("SLUICE_FIRST_EVENT_WAIT_S", "first_event_wait", seconds(0, DAY)),
     Variable("SLUICE_CLIENT_TIMEOUT_S", "client_timeout", seconds(1, DAY)),
     Variable("SLUICE_DRAIN_S", "drain", seconds(0, DAY)),
+    Variable("SLUICE_DISCONNECT", "disconnect", one_of("cancel", "drain")),
+    Variable("SLUICE_DISCONNECT_S", "disconnect_time", seconds(0, DAY)),
+    Variable("SLUICE_DISCONNECT_USD", "disconnect_cost", dollars(0, 1000)),
     Variable("SLUICE_CONNECT_TIMEOUT_S", "connect", seconds(0.1, DAY)),
     Variable("SLUICE_FIRST_EVENT_TIMEOUT_S", "first_event", seconds(1, DAY)),
     Variable("SLUICE_IDLE_TIMEOUT_S", "idle", seconds(1, DAY)),
@@ -200,6 +232,7 @@ VARIABLES = (
     Variable("SLUICE_CORS_ORIGINS", "cors_origins", words),
     Variable("SLUICE_LOG_FORMAT", "log_format", one_of("auto", "json", "text")),
     Variable("SLUICE_LOG_LEVEL", "log_level", one_of("debug", "info", "warning", "error")),
+    Variable("SLUICE_METRICS_TOKEN", "metrics_token", plain),
     Variable("PORT", "port", whole(1, 65535)),
     Variable("WEB_CONCURRENCY", "workers", whole(1, 1024)),
 )
@@ -241,7 +274,7 @@ def start_warnings(environ: Mapping[str, str], workers: int) -> list[str]:
     if environ.get("DYNO") and not environ.get("DATABASE_URL"):
         found.append(
             "DYNO is set and DATABASE_URL is not: this disk is not kept between restarts, "
-            "so put the key lines into SLUICE_KEYS"
+            "so put the key lines into SLUICE_KEYS, and add a Postgres for the ledger"
         )
     if workers > 1:
         found.append(

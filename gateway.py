@@ -16,11 +16,11 @@ from functools import partial
 
 import msgspec
 
-import pricing
 import providers
 from call import CallInProgress, Outcome
-from completion import Batch, CompletionRequest, Delta, Started, Usage
+from completion import Batch, CompletionRequest, Delta, Started
 from config import Settings
+from drain import Disconnect
 from errors import (
     InternalError,
     ModelForbidden,
@@ -32,10 +32,14 @@ from errors import (
 from failures import public_error, retryable
 from fidelity import Candidate, candidates
 from keys import Key, allows
+from ledger import Ledger
+from meter import Bill, Meter
+from pricing import Prices
 from providers.base import Attempt, Target
 from providers.fanout import FanOut
 from providers.transport import Aborted, HttpAttempt, Transport
-from relay import End, prompt_tokens
+from quota import Quota
+from relay import End, Tally
 from routing import Route, Router
 from streams import Stream, Streams
 
@@ -48,14 +52,22 @@ class Gateway:
     """One per process: the router, the prices, the active streams and the connections."""
 
     def __init__(
-        self, settings: Settings, settled: Callable[[Stream, Outcome], None] = lambda *_: None
+        self,
+        settings: Settings,
+        quota: Quota,
+        ledger: Ledger,
+        settled: Callable[[Stream, Outcome], None] = lambda *_: None,
     ) -> None:
         """settled: called once for each call, at its end. Raises ConfigError."""
         self.settings = settings
         self.router = Router(settings)
-        self.prices = pricing.Prices(settings.prices)
+        self.prices = Prices(settings.prices)
+        self._meter = Meter(self.prices, quota, ledger)
         self.streams = Streams(settings.max_streams)
         self.draining = False
+        self._disconnect = Disconnect(
+            settings.disconnect, settings.disconnect_time, settings.disconnect_cost
+        )
         self._transport = Transport(settings.max_streams)
         self._settled = settled
 
@@ -65,65 +77,77 @@ class Gateway:
         route: Route,
         *,
         key: Key,
+        endpoint: str,
         request_id: str,
         stream_id: str,
         strict: bool = False,
         client: socket.socket | None = None,
     ) -> CallInProgress:
-        """Admit a call and start it. Raises SluiceError when it can't be."""
-        targets = permitted(key, self.router.targets(route))
-        chosen = candidates(request, targets, strict=strict or self.settings.strict)
+        """Admit a call and start it; on return it is in the ledger. endpoint: the path that it came
+        in by. Raises SluiceError when it can't be."""
+        chosen = self._choose(request, route, key, strict=strict)
         stream = Stream(
             request,
             chosen[0].target,
             stream_id=stream_id,
             key_id=key.id,
+            endpoint=endpoint,
             request_id=request_id,
             timeouts=self.settings.timeouts,
             keepalive=self.settings.keepalive if request.stream else FOREVER,
             hold=self.settings.first_event_wait if request.stream else FOREVER,
             client=client,
+            disconnect=self._disconnect,
+            cost=self._meter.cost,
         )
         self.streams.add(stream)
+        try:
+            bill = self._meter.open(key, stream, chosen)
+        except BaseException:
+            self.streams.remove(stream)
+            raise
+        self._start_reader(stream, chosen)
+        return CallInProgress(stream, partial(self.settle, bill))
+
+    def _choose(
+        self, request: CompletionRequest, route: Route, key: Key, *, strict: bool
+    ) -> list[Candidate]:
+        """The targets to try, in order, with what each can honour. Raises SluiceError."""
+        targets = permitted(key, self.router.targets(route))
+        fitting = candidates(request, targets, strict=strict or self.settings.strict)
+        return self._meter.payable(key, fitting)
+
+    def _start_reader(self, stream: Stream, chosen: list[Candidate]) -> None:
         reader = threading.Thread(target=self._read, args=(stream, chosen), daemon=True)
         try:
             reader.start()
         except RuntimeError:  # the system has no thread left
-            self.streams.remove(stream)
-            raise Unavailable("Too many calls are under way. Try again in a moment.") from None
-        return CallInProgress(stream, self.settle)
+            busy = Unavailable("Too many calls are under way. Try again in a moment.")
+            stream.end("provider_error", busy)
 
-    def settle(self, stream: Stream, end: End, status: int) -> Outcome:
+    def settle(self, bill: Bill, stream: Stream, end: End, status: int) -> Outcome:
         """Account for a call that has ended, and forget it."""
-        self.streams.remove(stream)
-        unsent = not stream.attempts or unreached(end.error)
-        usage = stream.tally.usage(failed=unsent or end.reason == "provider_error")
+        last = (stream.drain and stream.drain.ended_by) or end
+        unsent = not stream.attempts or unreached(last.error)
+        usage = stream.tally.usage(failed=unsent or last.reason == "provider_error")
         now = time.monotonic()
         outcome = Outcome(
             reason=end.reason,
             error=end.error,
             usage=usage,
-            cost=self._cost(stream.target, usage),
+            cost=self._meter.cost(stream.target, usage),
             duration=now - stream.opened,
             latency=now - stream.attempt_began,
             first_event=stream.first_event and stream.first_event - stream.opened,
             status=status,
         )
-        try:
-            self._settled(stream, outcome)
-        except Exception:  # the client's answer doesn't depend on our records' format
-            log.exception("settling failed", extra={"request_id": stream.request_id})
+        for settle in (partial(self._meter.settle, bill), self._settled):
+            try:
+                settle(stream, outcome)
+            except Exception:  # the client's answer doesn't depend on our records' format
+                log.exception("settling failed", extra={"request_id": stream.request_id})
+        self.streams.remove(stream)
         return outcome
-
-    def _cost(self, target: Target, usage: Usage) -> int | None:
-        if target.byok:
-            return 0
-        try:
-            price = self.prices.of(target)
-        except Exception:  # a price list that is out of order is no reason to lose the record
-            log.exception("pricing failed", extra={"model": target.name})
-            return None
-        return None if price is None else pricing.cost(usage, price)
 
     def _read(self, stream: Stream, chosen: list[Candidate]) -> None:
         """The reader: try the candidates in turn, until one has begun to answer."""
@@ -133,7 +157,7 @@ class Gateway:
                 if failure is None:
                     return
                 last = number == len(chosen) or stream.first_event is not None
-                if last or not retryable(failure):
+                if last or stream.drain is not None or not retryable(failure):
                     late = isinstance(failure, UpstreamTimeout)  # the sweeper's or the transport's
                     if isinstance(failure, UpstreamError):
                         failure = public_error(failure, candidate.target)
@@ -142,6 +166,8 @@ class Gateway:
         except Exception:
             log.exception("a call failed inside", extra={"request_id": stream.request_id})
             stream.end("provider_error", InternalError())
+        finally:
+            stream.reader_left()
 
     def _attempt(self, stream: Stream, candidate: Candidate) -> SluiceError | None:
         """One attempt at one target. None: the call has ended; otherwise what went wrong."""
@@ -173,13 +199,14 @@ class Gateway:
         request, target = candidate.request, candidate.target
         if not candidate.split:
             return self._make(request, target)
+        n = request.n or 1
         return FanOut(
             [
                 partial(self._make, msgspec.structs.replace(request, prompts=(prompt,)), target)
                 for prompt in request.prompts
             ],
-            [prompt_tokens(prompt) for prompt in request.prompts],
-            request.n or 1,
+            [Tally((prompt,), echoes=n if request.echo else 0) for prompt in request.prompts],
+            n,
         )
 
     def _make(self, request: CompletionRequest, target: Target) -> Attempt:

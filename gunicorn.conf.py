@@ -35,6 +35,7 @@ WATCH_S = 0.1
 IDLE_S = 0.5
 DRAIN_BODY_S, DRAIN_BODY_BYTES = 5.0, 16 * 1024 * 1024
 WORK_S, REST_S = 0.005, 0.0005
+CANNOT_LOAD = 4  # the master ends on this exit status instead of starting workers over
 FAREWELL_S = 2.0  # for the last events to reach their clients
 
 bind = f"0.0.0.0:{settings.port}" if settings.port else f"127.0.0.1:{DEFAULT_PORT}"
@@ -173,9 +174,26 @@ def post_worker_init(worker: Any) -> None:
     worker.handle_error = wordless(worker.handle_error)
     if worker_class_is_gevent(worker):
         worker.handle = connections.track(worker.handle)
+    services = worker.wsgi.extensions["sluice"]
     # Now, because under gevent it would hold up every stream of the process.
-    worker.wsgi.extensions["sluice"].gateway.prices.load()
+    services.gateway.prices.load()
+    open_ledger(worker, services.ledger)
     threading.Thread(target=watch, args=(worker,), name="watcher", daemon=True).start()
+
+
+def open_ledger(worker: Any, ledger: Any) -> None:
+    """A first worker without a ledger is a mistake in the settings; a later one waits for it."""
+    try:
+        ledger.start()
+    except ConfigError as error:
+        log.error("%s", error)
+        if worker.age == 1 and settings.ledger_required:
+            sys.exit(CANNOT_LOAD)
+
+
+def worker_exit(_server: Any, worker: Any) -> None:
+    if getattr(worker, "wsgi", None) is not None:  # it may have failed to load
+        worker.wsgi.extensions["sluice"].ledger.close()
 
 
 def wordless(handle_error: Callable[..., None]) -> Callable[..., None]:

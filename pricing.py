@@ -40,6 +40,10 @@ class Rate(msgspec.Struct, frozen=True):
                 rate = tier
         return rate
 
+    @property
+    def most(self) -> int:
+        return max(self.base, *(rate for _, rate in self.tiers), 0)
+
 
 class Price(msgspec.Struct, frozen=True):
     """What one model costs. Cached input without a rate of its own costs as other input."""
@@ -75,6 +79,14 @@ def cost(usage: Usage, price: Price) -> int:
         + usage.output_tokens * price.output.at(size)
     )
     return -(-total // MTOK) + (price.per_call if usage.total_tokens else 0)
+
+
+def ceiling(price: Price, input_tokens: int, output_tokens: int) -> int:
+    """Nano-dollars that a call with so many tokens can't exceed, whatever is cached and whichever
+    tier it falls into."""
+    inputs = (price.input, price.cache_read, price.cache_write)
+    dearest = max(rate.most for rate in inputs if rate is not None)
+    return -(-(input_tokens * dearest + output_tokens * price.output.most) // MTOK) + price.per_call
 
 
 def dollars(nano: int | None) -> float | None:

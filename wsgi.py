@@ -16,5 +16,11 @@ except ConfigError as error:
     sys.exit(CANNOT_LOAD)
 
 if __name__ == "__main__":
-    port = app.extensions["sluice"].settings.port or DEFAULT_PORT
+    services = app.extensions["sluice"]
+    try:
+        services.ledger.start()
+    except ConfigError as error:
+        if services.settings.ledger_required:
+            sys.exit(f"sluice: {error}")
+    port = services.settings.port or DEFAULT_PORT
     app.run(host="127.0.0.1", port=port, threaded=True)

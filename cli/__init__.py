@@ -1,4 +1,4 @@
-"""The operator's commands: flask keys, providers, quickstart.
+"""The operator's commands: flask keys, usage, ledger, providers, quickstart.
 
 What they share is in cli.shared: this module imports the commands, so they can't import it.
 """
@@ -10,12 +10,14 @@ from flask import Flask
 from cli.keys import keys as keys_group
 from cli.providers import list_providers
 from cli.quickstart import quickstart as quickstart_command
+from cli.usage import ledger_group, usage_group
 
 COMMANDS = (
     keys_group,
     list_providers,
     quickstart_command,
-    # cli.usage's groups `usage` and `ledger`: add them here when the module is there.
+    usage_group,
+    ledger_group,
 )
 
 

@@ -10,6 +10,9 @@ from flask import Response, current_app, g
 from auth import KeyStore
 from config import Settings
 from gateway import Gateway
+from ledger import Ledger
+from metrics import Metrics
+from quota import Quota
 
 
 class Services(NamedTuple):
@@ -18,6 +21,9 @@ class Services(NamedTuple):
     settings: Settings
     keys: KeyStore
     gateway: Gateway
+    quota: Quota
+    ledger: Ledger
+    metrics: Metrics
 
 
 def services() -> Services:

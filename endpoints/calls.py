@@ -39,6 +39,7 @@ def start(found: body.Parameters, wanted: CompletionRequest) -> CallInProgress:
         wanted,
         body.to_route(found),
         key=current_key(),
+        endpoint=str(request.url_rule),
         request_id=request_id(),
         stream_id=stream_id,
         strict=request.headers.get("X-Sluice-Strict", "") == "1",
@@ -69,8 +70,6 @@ def headers(call: CallInProgress) -> dict[str, str]:
         found["X-Stream-ID"] = call.stream.id
     if call.stream.dropped:
         found["X-Sluice-Dropped"] = dropped_names(call.stream)
-    if call.stream.target.byok:
-        found["X-RateLimit-Bypass"] = "BYOK API key used"
     return found
 
 

@@ -18,4 +18,6 @@ def health() -> Response:
 def ready() -> Response:
     if services().gateway.draining:
         return json_response({"status": "draining"}, 503, {"Retry-After": "1"})
+    if not services().ledger.available:
+        return json_response({"status": "the ledger is away"}, 503, {"Retry-After": "1"})
     return json_response({"status": "ready"})

@@ -12,10 +12,14 @@ import trustme
 
 from tests.fake import FakeProvider
 from tests.live import Server, fake_rows, make_key, settings_files
+from tests.postgres import CantRunError, Postgres
 
 if TYPE_CHECKING:
     from flask import Flask
     from flask.testing import FlaskClient
+
+# So that what they assert shows its values, as in a test.
+pytest.register_assert_rewrite("tests.books", "tests.proofs")
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +76,33 @@ def live_server(fake_process: FakeProvider) -> Iterator[Server]:
 def server(live_server: Server, fake: FakeProvider) -> Server:
     """Sluice under gunicorn with gevent; its rows `fake` and `fakechat` lead to `fake`."""
     return live_server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    try:
+        with Postgres() as server:
+            yield server
+    except CantRunError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """An empty PostgreSQL database, as DATABASE_URL has it."""
+    name, url = postgres.new_database()
+    yield url
+    postgres.drop(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind that the ledger knows, as SQLAlchemy has it."""
+    from database import database_url
+
+    if request.param == "sqlite":
+        return database_url(None, tmp_path / "sluice.db")
+    return database_url(request.getfixturevalue("postgres_url"), tmp_path)
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def make_key(name: str = "test", **fields: object) -> tuple[str, str]:
         "created": "2026-01-01T00:00:00Z",
         "expires": None,
         "disabled": False,
-        "tier": "standard",
+        "tier": "unlimited",
         "requests_per_minute": None,
         "tokens_per_hour": None,
         "budget_usd": None,
@@ -67,6 +67,7 @@ def settings_files(directory: Path) -> dict[str, str]:
     return {
         "SLUICE_CONFIG": str(directory / "sluice.toml"),
         "SLUICE_KEYS_FILE": str(directory / "keys.jsonl"),
+        "SLUICE_DATABASE": str(directory / "sluice.db"),
     }
 
 

@@ -27,7 +27,7 @@ from completion import Delta, Finished, Started, Usage, Used
 from config import Settings
 from errors import UpstreamError
 from gateway import Gateway
-from keys import new_line
+from keys import new_row
 from tests.test_gateway import ROWS, Scripted, play
 
 ROOT = Path(__file__).parent.parent
@@ -37,8 +37,9 @@ PRICES = {"sim/m": {"input_per_mtok": 1, "output_per_mtok": 2}}
 
 def make_key(name: str = "test", **fields: Any) -> tuple[str, str]:
     """A key's line, and its text."""
-    line, secret = new_line(name, fields.pop("expires", None), fields.pop("models", ("*",)), "free")
-    return json.dumps(json.loads(line) | fields) + "\n", secret
+    models, expires = fields.pop("models", ("*",)), fields.pop("expires", None)
+    row, secret = new_row(name, {"models": models, "expires": expires})
+    return json.dumps(row | fields) + "\n", secret
 
 
 class Site:
@@ -48,6 +49,7 @@ class Site:
         line, self.secret = make_key()
         fields = {
             "keys_file": directory / "keys.jsonl",
+            "database": directory / "sluice.db",
             "keys": line,
             "providers": {**ROWS, "locked": {**ROWS["sim"], "api_key_env": "LOCKED_KEY"}},
             "prices": PRICES,

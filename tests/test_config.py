@@ -66,8 +66,13 @@ def test_nothing_needs_to_be_set() -> None:
         ("SLUICE_STRICT", "false", "strict", False),
         ("SLUICE_CORS_ORIGINS", "https://a.example, https://b.example,", "cors_origins",
          ("https://a.example", "https://b.example")),
+        ("SLUICE_DISCONNECT", "Drain", "disconnect", "drain"),
+        ("SLUICE_DISCONNECT_S", "2.5", "disconnect_time", 2.5),
+        ("SLUICE_DISCONNECT_USD", " 0.07", "disconnect_cost", 70_000_000),
+        ("SLUICE_DISCONNECT_USD", "1e-9", "disconnect_cost", 1),
         ("SLUICE_LOG_FORMAT", "JSON", "log_format", "json"),
         ("SLUICE_LOG_LEVEL", " debug", "log_level", "debug"),
+        ("SLUICE_METRICS_TOKEN", " t0ken ", "metrics_token", "t0ken"),
         ("PORT", "8080", "port", 8080),
         ("WEB_CONCURRENCY", "1", "workers", 1),
     ],
@@ -110,6 +115,11 @@ def test_a_blank_variable_is_not_set(variable: config.Variable) -> None:
         ("SLUICE_KEEPALIVE_S", "soon", "SLUICE_KEEPALIVE_S is 'soon'; it takes seconds"),
         ("SLUICE_IDLE_TIMEOUT_S", "nan", "SLUICE_IDLE_TIMEOUT_S is 'nan'; it takes 1 to 86400"),
         ("SLUICE_IDLE_TIMEOUT_S", "inf", "SLUICE_IDLE_TIMEOUT_S is 'inf'; it takes 1 to 86400"),
+        ("SLUICE_DISCONNECT", "wait",
+         "SLUICE_DISCONNECT is 'wait'; it takes one of: cancel, drain"),
+        ("SLUICE_DISCONNECT_USD", "5c", "SLUICE_DISCONNECT_USD is '5c'; it takes dollars"),
+        ("SLUICE_DISCONNECT_USD", "nan", "SLUICE_DISCONNECT_USD is 'nan'; it takes 0 to 1000"),
+        ("SLUICE_DISCONNECT_USD", "-1", "SLUICE_DISCONNECT_USD is '-1'; it takes 0 to 1000"),
         ("SLUICE_STRICT", "maybe", "SLUICE_STRICT is 'maybe'; it takes 1 or 0"),
         ("SLUICE_LOG_FORMAT", "xml",
          "SLUICE_LOG_FORMAT is 'xml'; it takes one of: auto, json, text"),
@@ -177,8 +187,10 @@ def test_settings_are_copied_and_frozen() -> None:
 
 
 def test_a_printed_configuration_shows_no_key() -> None:
-    shown = repr(read(SLUICE_KEYS='{"hash": "sha256:abc"}', OPENAI_API_KEY="sk-secret"))
+    keys = '{"hash": "sha256:abc"}'
+    shown = repr(read(SLUICE_KEYS=keys, OPENAI_API_KEY="sk-secret", SLUICE_METRICS_TOKEN="t0ken"))
     assert "sha256:abc" not in shown
+    assert "t0ken" not in shown
     assert "sk-secret" not in shown
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from cli import provider_table
+from cli.providers import provider_table
 from providers.base import Provider
 from providers.rows import BUILT_IN
 from tests.live import Server

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import pytest
 
@@ -28,6 +28,7 @@ from completion import (
     Used,
 )
 from config import Settings, Timeouts
+from entries import Claim, Entry, Settlement
 from errors import (
     ClientGone,
     InternalError,
@@ -45,10 +46,12 @@ from errors import (
 from fidelity import Candidate
 from gateway import Gateway, echoed, permitted
 from keys import Key
+from ledger import Ledger
 from providers.base import Attempt, Target
 from providers.fanout import FanOut
 from providers.local import LocalAttempt
 from providers.transport import Aborted, HttpAttempt
+from quota import Quota
 from relay import End, EndReason, Nudge
 from routing import Route
 from streams import Stream
@@ -74,6 +77,7 @@ class Scripted(Attempt):
         self.closes = 0
         self.reached = threading.Event()
         """It waits."""
+        self.wound_up = False
         self._just_ends = just_ends
         self._aborted = threading.Event()
 
@@ -95,6 +99,9 @@ class Scripted(Attempt):
     def abort(self) -> None:
         self.aborts += 1
         self._aborted.set()
+
+    def wind_up(self) -> None:
+        self.wound_up = True
 
     def close(self) -> None:
         self.closes += 1
@@ -147,6 +154,16 @@ class Records:
         return outcome
 
 
+class Pages:
+    """A ledger without a database."""
+
+    def open(self, entry: Entry, claim: Claim | None) -> bool:
+        return True
+
+    def settle(self, settlement: Settlement) -> None:
+        return
+
+
 class Words:
     """An encoder whose frames are words."""
 
@@ -171,7 +188,8 @@ def gateway(records: Records) -> Gateway:
 
 
 def a_gateway(records: Records, **settings: Any) -> Gateway:
-    return Gateway(Settings(providers=ROWS, prices=PRICES, **settings), records)
+    found = Settings(providers=ROWS, prices=PRICES, **settings)
+    return Gateway(found, Quota(found.reserve_tokens), cast(Ledger, Pages()), records)
 
 
 def open_call(
@@ -183,7 +201,15 @@ def open_call(
     route = Route(
         model=model, fallbacks=fallbacks, byok_api_key=Secret(byok) if byok is not None else None
     )
-    return gateway.open(request, route, key=key, request_id="r-1", stream_id="s-1", strict=strict)
+    return gateway.open(
+        request,
+        route,
+        key=key,
+        endpoint="/v1/completions",
+        request_id="r-1",
+        stream_id="s-1",
+        strict=strict,
+    )
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
@@ -527,6 +553,83 @@ def test_a_call_under_way_is_settled_once_whatever_ends_it(
     assert len(records.outcomes) == 1
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_drain_is_settled_once_when_it_is_over(
+    records: Records, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    gateway = a_gateway(records, disconnect="drain")
+    go_on, waits = threading.Event(), threading.Event()
+    attempt = Scripted(HELLO, waits.set, lambda: go_on.wait(LONG_S), REST)
+    play(monkeypatch, attempt)
+    call = open_call(gateway, stream=stream)
+    assert waits.wait(LONG_S)
+    call.stream.end("client_gone")
+    closing = [threading.Thread(target=call.close) for _ in range(2)]
+    for thread in closing:
+        thread.start()
+    time.sleep(0.03)
+    assert records.outcomes == []
+    assert gateway.streams.of("key_1") == [call.stream]
+    go_on.set()
+    for thread in closing:
+        thread.join(LONG_S)
+    outcome = records.only
+    assert (outcome.reason, outcome.status) == ("client_gone", 499)
+    assert (outcome.usage, outcome.cost) == (Usage(8, 3), 14_000)
+    assert (attempt.aborts, attempt.closes, attempt.wound_up) == (0, 1, True)
+    assert len(gateway.streams) == 0
+
+
+@pytest.mark.parametrize("status", [503, 400])
+def test_no_fallback_is_tried_for_a_client_that_has_gone(
+    records: Records, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    gateway = a_gateway(records, disconnect="drain")
+    go_on = threading.Event()
+    failure = UpstreamError("No.", upstream_status=status)
+    asked = play(monkeypatch, Scripted(lambda: go_on.wait(LONG_S), failure))
+    call = open_call(gateway, "sim/m", "other/m")
+    assert eventually(lambda: call.stream.attempts == 1)
+    call.stream.end("client_gone")
+    go_on.set()
+    call.close()
+    assert len(asked) == 1
+    assert (records.only.reason, records.only.error) == ("client_gone", None)
+    assert records.only.usage == Usage()
+
+
+@pytest.mark.parametrize("end", ["stopped", "shutdown"])
+def test_a_drain_that_is_ended_is_settled_at_once(
+    records: Records, monkeypatch: pytest.MonkeyPatch, end: EndReason
+) -> None:
+    gateway = a_gateway(records, disconnect="drain")
+    attempt = Scripted(HELLO, wait)
+    play(monkeypatch, attempt)
+    call = open_call(gateway)
+    found = frames(call)
+    assert next(found) == b"Hello "
+    assert attempt.reached.wait(LONG_S)
+    threading.Timer(0.02, call.stream.end, [end]).start()
+    found.close()  # type: ignore[attr-defined]
+    assert (records.only.reason, records.only.status) == ("client_gone", 499)
+    assert records.only.usage == Usage(8, 2, source="estimate")
+    assert attempt.aborts == 1
+
+
+def test_a_drain_may_cost_so_much(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token of output costs 2,000 nano-dollars."""
+    gateway = a_gateway(records, disconnect="drain", disconnect_cost=4000)
+    go_on = threading.Event()
+    more: list[Step] = [[Delta(0, "more")] for _ in range(5)]
+    play(monkeypatch, Scripted(HELLO, lambda: go_on.wait(LONG_S), *more))
+    call = open_call(gateway)
+    call.wait()
+    call.stream.end("client_gone")
+    go_on.set()
+    call.close()
+    assert records.only.usage == Usage(8, 1 + 1 + 3, source="estimate")
+
+
 def test_records_that_can_t_be_written_don_t_cost_the_answer(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -750,9 +853,9 @@ def test_a_system_without_threads_left_is_overloaded(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         with pytest.raises(Unavailable):
-            open_call(gateway)
+            open_call(gateway, stream=False).result()
     assert len(gateway.streams) == 0
-    assert len(records.outcomes) == 1
+    assert [outcome.status for outcome in records.outcomes] == [200, 503]
 
 
 @pytest.mark.parametrize(

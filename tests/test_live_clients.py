@@ -606,6 +606,18 @@ def test_hub_extra_arguments(official: indoxhub.Client, fake: FakeProvider) -> N
     }  # fmt: skip
 
 
+def test_hub_usage(official: indoxhub.Client, fake: FakeProvider) -> None:
+    before = official.get_usage()
+    fake.script(fp.answer(fp.body("Hello", usage=(3, 5))))
+    official.completion("Say it", model="fake/m", max_tokens=5)
+    after = official.get_usage()
+    assert after["total_requests"] == before["total_requests"] + 1
+    assert after["total_tokens"]["total"] == before["total_tokens"]["total"] + 8
+    assert after["remaining_credits"] is None
+    assert "fake/m" in after["models"]
+    assert after["daily_usage"][-1]["requests"] >= 1
+
+
 def test_hub_a_stream(official: indoxhub.Client, fake: FakeProvider) -> None:
     fake.script(fp.sse(fp.chunks(["Hel", "lo \u2028\u0085", "you"], usage=(3, 5))))
     start, *content, finish, final = official.completion("a", model="fake/m", stream=True)

@@ -16,6 +16,7 @@ from app import create_app
 from config import Settings
 from errors import SluiceError
 from providers.rows import BUILT_IN
+from tests.test_metrics import families
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,6 +27,7 @@ ROUTES = {
     ("GET", "/api/v1/models/<provider>"),
     ("GET", "/api/v1/models/<provider>/<path:model>"),
     ("GET", "/health"),
+    ("GET", "/metrics"),
     ("GET", "/ready"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/<path:model>"),
@@ -69,6 +71,9 @@ VARIABLES = {
     "SLUICE_CONNECT_TIMEOUT_S",
     "SLUICE_CORS_ORIGINS",
     "SLUICE_DEFAULT_MODEL",
+    "SLUICE_DISCONNECT",
+    "SLUICE_DISCONNECT_S",
+    "SLUICE_DISCONNECT_USD",
     "SLUICE_DRAIN_S",
     "SLUICE_FIRST_EVENT_TIMEOUT_S",
     "SLUICE_FIRST_EVENT_WAIT_S",
@@ -80,6 +85,7 @@ VARIABLES = {
     "SLUICE_LOG_LEVEL",
     "SLUICE_MAX_BODY",
     "SLUICE_MAX_STREAMS",
+    "SLUICE_METRICS_TOKEN",
     "SLUICE_STRICT",
     "SLUICE_TOTAL_TIMEOUT_S",
     "WEB_CONCURRENCY",
@@ -105,6 +111,18 @@ LOG_FIELDS = {
     "upstream_code",
     "upstream_status",
     "usage_source",
+}
+
+METRICS = {
+    "sluice_cost_dollars_total": (),
+    "sluice_ledger_errors_total": (),
+    "sluice_ledger_queue": (),
+    "sluice_ledger_unrecorded_total": (),
+    "sluice_quota_rejections_total": ("limit",),
+    "sluice_requests_total": ("endpoint", "provider", "model", "status"),
+    "sluice_streams_active": (),
+    "sluice_streams_ended_total": ("reason",),
+    "sluice_tokens_total": ("direction",),
 }
 
 
@@ -141,6 +159,10 @@ def test_the_environment_variables() -> None:
 def test_the_fields_of_a_log_line() -> None:
     assert set(logs.FIELDS) == LOG_FIELDS
     assert len(logs.FIELDS) == len(LOG_FIELDS)
+
+
+def test_the_metrics() -> None:
+    assert {name: labels for name, (_, labels) in families().items()} == METRICS
 
 
 def test_the_reference_of_the_configuration_names_every_variable_and_no_other() -> None:

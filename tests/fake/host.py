@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any, Self, cast
@@ -65,6 +65,11 @@ class FakeProvider:
     def script(self, steps: Sequence[Step], path: str | None = None) -> None:
         """Answer the next request (to that path) so."""
         self._control("script", steps, path)
+
+    def named(self, scripts: Mapping[str, Sequence[Step]]) -> None:
+        """Answer requests whose prompt's first word is such a name so, however often they come;
+        "NAME PATH" is for that path alone."""
+        self._control("named", scripts)
 
     def default(self, steps: Sequence[Step]) -> None:
         """Answer requests that no script waits for so."""

@@ -16,7 +16,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from io import BufferedReader
 from multiprocessing.connection import Connection
@@ -62,6 +62,7 @@ class _Server:
             for connection in self.connections.values():
                 connection.end("us", time.monotonic())
             self.scripts: list[tuple[Sequence[Step], str | None]] = []
+            self.named: dict[str, Sequence[Step]] = {}
             self.fallback: Sequence[Step] = ()
             self.faults: list[Fault] = []
             self.opened: set[str] = set()
@@ -100,7 +101,13 @@ class _Server:
                 if path in (None, request.path):
                     del self.scripts[number]
                     return steps
+            if self.named and (steps := self.script_of(request)):
+                return steps
             return self.fallback or error(400, f"no script for {request.method} {request.path}")
+
+    def script_of(self, request: Request) -> Sequence[Step]:
+        name = request.prompt.partition(" ")[0]
+        return self.named.get(f"{name} {request.path}") or self.named.get(name, ())
 
     def do_port(self) -> int:
         return int(self.listener.getsockname()[1])
@@ -108,6 +115,10 @@ class _Server:
     def do_script(self, steps: Sequence[Step], path: str | None) -> None:
         with self.lock:
             self.scripts.append((steps, path))
+
+    def do_named(self, scripts: Mapping[str, Sequence[Step]]) -> None:
+        with self.lock:
+            self.named |= scripts
 
     def do_default(self, steps: Sequence[Step]) -> None:
         self.fallback = steps
@@ -198,6 +209,8 @@ class _Connection:
 
     def do_send(self, step: Step) -> None:
         self.send(step.data)
+        if step.usage is not None and self.request is not None:
+            self.request.usage = step.usage
 
     def do_drip(self, step: Step) -> None:
         for byte in step.data:

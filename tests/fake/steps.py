@@ -21,16 +21,18 @@ Outcome: TypeAlias = Literal["active", "finished", "aborted"]
 
 
 class Step(NamedTuple):
-    """One thing that a script does. seconds: how long, or how long between."""
+    """One thing that a script does. seconds: how long, or how long between. usage: the tokens,
+    prompt and completion, that the data reports."""
 
     kind: str
     data: bytes = b""
     seconds: float = 0.0
     name: str = ""
+    usage: tuple[int, int] | None = None
 
 
-def send(data: bytes) -> Step:
-    return Step("send", data)
+def send(data: bytes, usage: tuple[int, int] | None = None) -> Step:
+    return Step("send", data, usage=usage)
 
 
 def drip(data: bytes, every: float) -> Step:
@@ -92,7 +94,7 @@ def answer(
     """A whole answer; content: bytes as they are, anything else as JSON."""
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
     base = {"Content-Type": "application/json", "Content-Length": str(len(data))}
-    return [head(status, base | dict(headers or {})), send(data)]
+    return [head(status, base | dict(headers or {})), send(data, reported(content))]
 
 
 def error(
@@ -106,10 +108,17 @@ def error(
 
 def event(frame: object, *, chunked: bool = True) -> Step:
     """One SSE frame. bytes: as they are; str: the data line's text; anything else: its JSON."""
+    usage = reported(frame)
     if not isinstance(frame, bytes):
         text = frame if isinstance(frame, str) else json.dumps(frame, separators=(",", ":"))
         frame = f"data: {text}\n\n".encode()
-    return send(b"%x\r\n%s\r\n" % (len(frame), frame) if chunked else frame)
+    return send(b"%x\r\n%s\r\n" % (len(frame), frame) if chunked else frame, usage)
+
+
+def reported(content: object) -> tuple[int, int] | None:
+    """The tokens that a JSON in OpenAI's shape reports, prompt and completion."""
+    usage = content.get("usage") if isinstance(content, dict) else None
+    return usage and (usage["prompt_tokens"], usage["completion_tokens"])
 
 
 def last_chunk() -> Step:
@@ -188,7 +197,8 @@ def _object(kind: str, choices: list[Any], usage: tuple[int, int] | None) -> dic
 @dataclass
 class Request:
     """closed_at, closed_by: the end of the connection, noted on the last request that it carried.
-    outcome: aborted when the peer closed before the script's end."""
+    outcome: aborted when the peer closed before the script's end. usage: the tokens, prompt and
+    completion, that were reported to it last."""
 
     connection: int
     method: str
@@ -202,6 +212,16 @@ class Request:
     closed_by: By | None = None
     outcome: Outcome = "active"
     bytes_sent: int = 0
+    usage: tuple[int, int] | None = None
+
+    @property
+    def prompt(self) -> str:
+        """What a completion or a chat of one message asks; empty where it is neither."""
+        try:
+            asked = self.json
+            return str(asked["messages"][0]["content"] if "messages" in asked else asked["prompt"])
+        except (ValueError, LookupError, TypeError):
+            return ""
 
     @property
     def json(self) -> Any:

@@ -1,0 +1,220 @@
+"""What the caller has used: sums, also as a table, and the latest requests one by one. A caller
+sees the use of its own key alone."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import re
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+from flask import Blueprint, Response, request
+from sqlalchemy import Connection, RowMapping
+
+import usage
+from auth import auth, current_key
+from endpoints import json_response, services
+from entries import left_of
+from errors import InvalidRequest
+from keys import Key
+from pricing import dollars
+from quota import budget_of
+from usage import Scope, Sums
+
+bp = Blueprint("usage", __name__, url_prefix="/api/v1/user")
+
+GROUPS = ("day", "model", "provider", "endpoint")
+FORMATS = {"json": "application/json", "csv": "text/csv"}
+MOST_ROWS, SOME_ROWS = 100, 20
+ID = re.compile("[0-9a-f]{30}")
+TAKES = {
+    "start_date": "a day such as 2026-01-31, or a moment such as 2026-01-31T12:00:00Z",
+    "end_date": "a day such as 2026-01-31, or a moment such as 2026-01-31T12:00:00Z",
+    "group_by": " or ".join((", ".join(GROUPS[:-1]), GROUPS[-1])),
+    "format": "json or csv",
+    "limit": f"an integer from 1 to {MOST_ROWS}",
+    "cursor": "next_cursor of an answer",
+}
+
+
+@bp.get("/usage")
+@auth.login_required
+def show_usage() -> Response:
+    asked = parameters("start_date", "end_date", "group_by", "format")
+    key = current_key()
+    scope = Scope(key.id, day(asked, "start_date"), day(asked, "end_date"))
+    if scope.first_day and scope.last_day and scope.first_day > scope.last_day:
+        raise InvalidRequest("start_date is after end_date.", param="start_date")
+    by = one_of(asked, "group_by", GROUPS)
+    form = one_of(asked, "format", FORMATS) or accepted()
+    ledger = services().ledger
+    if by is None and form == "json":
+        return varied(json_response(ledger.read(lambda found: whole(found, key, scope))))
+    by = by or "day"
+    rows = ledger.read(lambda found: usage.grouped(found, scope, by))
+    return varied(table(by, rows) if form == "csv" else json_response(listed(by, rows)))
+
+
+@bp.get("/requests")
+@auth.login_required
+def show_requests() -> Response:
+    asked = parameters("limit", "cursor")
+    limit, before = row_limit(asked), id_of_cursor(asked)
+    key = current_key()
+    # One more than asked for, which says whether there is a next page.
+    rows = services().ledger.read(lambda found: usage.latest(found, key.id, before, limit + 1))
+    more = len(rows) > limit
+    return json_response(
+        {
+            "data": [described(row) for row in rows[:limit]],
+            "next_cursor": cursor_of(rows[limit - 1]["id"]) if more else None,
+        }
+    )
+
+
+def whole(connection: Connection, key: Key, scope: Scope) -> dict[str, Any]:
+    """Everything at once; costs are USD. remaining_credits is what is left of the key's budget in
+    its period, null without a budget."""
+    sums = usage.summary(connection, scope, GROUPS)
+    total = usage.as_json(Sums.of(sums["provider"].values()))
+    budget = budget_of(key)
+    left = None if budget is None else max(0, left_of(connection, key.id, budget))
+    return {
+        "total_requests": total.pop("requests"),
+        "total_cost": total.pop("cost"),
+        "remaining_credits": dollars(left),
+        "total_tokens": total.pop("tokens"),
+        **total,
+        "endpoints": {name: usage.as_json(found) for name, found in sums["endpoint"].items()},
+        "providers": {name: usage.as_json(found) for name, found in sums["provider"].items()},
+        "models": {name: usage.as_json(found) for name, found in sums["model"].items()},
+        "daily_usage": [{"date": d} | usage.as_json(found) for d, found in sums["day"].items()],
+    }
+
+
+def listed(by: str, rows: dict[str, Sums]) -> dict[str, Any]:
+    return {
+        "group_by": by,
+        "data": [{"name": name} | usage.as_json(sums) for name, sums in rows.items()],
+        "total": usage.as_json(Sums.of(rows.values())),
+    }
+
+
+def table(by: str, rows: dict[str, Sums]) -> Response:
+    text = usage.as_csv([by], (([name], sums) for name, sums in rows.items()))
+    attachment = f'attachment; filename="usage-by-{by}.csv"'
+    return Response(text, mimetype="text/csv", headers={"Content-Disposition": attachment})
+
+
+def described(row: RowMapping) -> dict[str, Any]:
+    """A row of the ledger. While it is open, tokens and cost are those of its input, estimated."""
+    counts = usage.tokens(row["input_tokens"], row["output_tokens"])
+    parts = {
+        name: row[f"{name}_tokens"]
+        for name in ("cache_read", "cache_write", "reasoning")
+        if row[f"{name}_tokens"]
+    }
+    return {
+        **{name: row[name] for name in ("id", "request_id", "stream_id")},
+        "started_at": moment(row["started_us"]),
+        "ended_at": moment(row["ended_us"]),
+        **{name: row[name] for name in ("endpoint", "provider", "model")},
+        "stream": row["streamed"],
+        **{name: row[name] for name in ("byok", "status", "end_reason", "error_code")},
+        "tokens": counts | parts,
+        "usage_source": row["usage_source"],
+        "cost": dollars(row["cost_nano"]),
+        "attempts": row["attempts"],
+        "duration_ms": milliseconds(row["duration_us"]),
+        "latency_ms": milliseconds(row["latency_us"]),
+        "first_event_ms": milliseconds(row["first_event_us"]),
+    }
+
+
+def moment(microseconds: int | None) -> str | None:
+    """In UTC: 2026-01-31T12:00:00.123Z."""
+    if microseconds is None:
+        return None
+    found = datetime.fromtimestamp(microseconds / 1_000_000, UTC).replace(tzinfo=None)
+    return found.isoformat(timespec="milliseconds") + "Z"
+
+
+def milliseconds(microseconds: int | None) -> float | None:
+    return None if microseconds is None else round(microseconds / 1000, 1)
+
+
+def parameters(*known: str) -> dict[str, str]:
+    """The query's parameters; an empty one counts as absent. Raises InvalidRequest on one that
+    isn't known, or is there twice."""
+    for name, values in request.args.lists():
+        label = name if len(name) <= 100 else name[:100] + "..."
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            more = f"Did you mean {near[0]}?" if near else f"This takes {', '.join(known)}."
+            raise InvalidRequest(f"Unknown parameter: {label}. {more}", param=label)
+        if len(values) > 1:
+            raise InvalidRequest(f"{name} is given {len(values)} times.", param=name)
+    return {name: value for name, value in request.args.items() if value}
+
+
+def refuse(name: str, value: str) -> NoReturn:
+    got = value if len(value) <= 60 else value[:60] + "..."
+    raise InvalidRequest(f"{name}: got {got!r}; it takes {TAKES[name]}.", param=name)
+
+
+def day(asked: dict[str, str], name: str) -> str | None:
+    """The UTC day of a day or moment; a moment without a zone is UTC. Raises InvalidRequest."""
+    text = asked.get(name)
+    if text is None:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+        return (found.astimezone(UTC) if found.tzinfo else found).date().isoformat()
+    except (ValueError, OverflowError):
+        refuse(name, text)
+
+
+def one_of(asked: dict[str, str], name: str, choices: Any) -> str | None:
+    value = asked.get(name)
+    if value is not None and value not in choices:
+        refuse(name, value)
+    return value
+
+
+def row_limit(asked: dict[str, str]) -> int:
+    text = asked.get("limit", str(SOME_ROWS))
+    if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= MOST_ROWS:
+        refuse("limit", text)
+    return int(text)
+
+
+def cursor_of(id_: str) -> str:
+    return base64.urlsafe_b64encode(id_.encode()).decode()
+
+
+def id_of_cursor(asked: dict[str, str]) -> str | None:
+    """The id of the last row of the page before. Raises InvalidRequest."""
+    text = asked.get("cursor")
+    if text is None:
+        return None
+    try:
+        found = base64.b64decode(text, altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):  # also what isn't ASCII, or isn't UTF-8 inside
+        found = ""
+    if not ID.fullmatch(found):
+        refuse("cursor", text)
+    return found
+
+
+def accepted() -> str:
+    """The format that the client's Accept header likes best; JSON where it has no preference."""
+    kind = request.accept_mimetypes.best_match(FORMATS.values(), default=FORMATS["json"])
+    return "csv" if kind == FORMATS["csv"] else "json"
+
+
+def varied(response: Response) -> Response:
+    """What is sent depends on what is accepted."""
+    response.vary.add("Accept")
+    return response

@@ -1,0 +1,129 @@
+"""A PostgreSQL server for the tests: a child process of theirs, in a directory that goes with it.
+
+It listens on a socket file alone. Its programs come with the `pgserver` package, whose own way to
+start them is not used: as root that adds a user to the system, opens the directories above its
+files to everybody, and leaves the server behind when the tests are killed. This one is told when
+they die, where there is `setpriv` (Linux).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Self
+
+READY_TIMEOUT_S = 20.0
+POLL_S = 0.05
+
+
+class CantRunError(Exception):
+    """Why PostgreSQL can't run here."""
+
+
+class Postgres:
+    """`with Postgres() as postgres: ...`; raises CantRunError where it can't run."""
+
+    def __init__(self) -> None:
+        self._programs = programs()
+        # Root may not run it; a directory of /tmp is open to whoever does, and its path is short
+        # enough for a socket's.
+        self._user = "nobody" if os.geteuid() == 0 else None
+        self._databases = 0
+
+    def __enter__(self) -> Self:
+        self._directory = Path(tempfile.mkdtemp(prefix="sluice-pg-", dir="/tmp"))
+        try:
+            if self._user is not None:
+                shutil.chown(self._directory, self._user)
+            self._initialize()
+            self._launch()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        process = getattr(self, "_process", None)
+        if process is not None and process.poll() is None:
+            process.send_signal(signal.SIGINT)  # "fast": it ends its sessions, then itself
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGQUIT)  # at once; it kills its children
+                process.wait(10)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def new_database(self) -> tuple[str, str]:
+        """The name and the URL of an empty database."""
+        self._databases += 1
+        name = f"test_{self._databases}"
+        self.execute(f"CREATE DATABASE {name}")
+        return name, f"postgresql://postgres@/{name}?host={self._directory}"
+
+    def drop(self, name: str) -> None:
+        self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    def execute(self, statement: str) -> None:
+        import psycopg
+
+        url = f"postgresql://postgres@/postgres?host={self._directory}"
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    def _initialize(self) -> None:
+        options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
+        data = self._directory / "data"
+        command: list[str | Path] = [self._programs / "initdb", "-D", data, *options]
+        try:
+            done = subprocess.run(
+                command,
+                cwd=self._directory,
+                user=self._user,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        except OSError as error:  # such as a path that `nobody` may not enter
+            raise CantRunError(f"initdb can't be run: {error}") from None
+        if done.returncode:
+            raise CantRunError(f"initdb failed: {done.stderr.strip()}")
+
+    def _launch(self) -> None:
+        settings = ("listen_addresses=", f"unix_socket_directories={self._directory}", "fsync=off")
+        options = [word for setting in settings for word in ("-c", setting)]
+        follow = ["setpriv", "--pdeathsig", "INT"] if shutil.which("setpriv") else []
+        with (self._directory / "output").open("wb") as output:
+            self._process = subprocess.Popen(
+                [*follow, self._programs / "postgres", "-D", self._directory / "data", *options],
+                cwd=self._directory,
+                user=self._user,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                process_group=0,  # Ctrl-C is for the tests
+            )
+        until = time.monotonic() + READY_TIMEOUT_S
+        while not self._is_ready():
+            if self._process.poll() is not None or time.monotonic() > until:
+                said = (self._directory / "output").read_text(errors="replace")
+                raise CantRunError(f"postgres isn't ready:\n{said[-2000:]}")
+            time.sleep(POLL_S)
+
+    def _is_ready(self) -> bool:
+        command: list[str | Path] = [self._programs / "pg_isready", "-q", "-h", self._directory]
+        return subprocess.run(command, timeout=10, check=False).returncode == 0
+
+
+def programs() -> Path:
+    """Where PostgreSQL's programs are. Raises CantRunError."""
+    package = importlib.util.find_spec("pgserver")  # importing it has side effects
+    if package is None or package.origin is None:
+        raise CantRunError("pgserver isn't installed")
+    return Path(package.origin).parent / "pginstall" / "bin"

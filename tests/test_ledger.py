@@ -1,0 +1,765 @@
+"""ledger.py: one row for each call, on disk when it is said to be, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, func, select, text
+
+import ledger as ledger_module
+import owners
+from completion import Usage
+from config import ConfigError
+from errors import InsufficientCredits, Unavailable
+from ledger import Ledger
+from schema import day_of, requests
+from tests.ledgers import (
+    LONG_S,
+    Outage,
+    a_claim,
+    a_ledger,
+    a_settlement,
+    an_entry,
+    at_once,
+    break_after_commit,
+    busy,
+    commits,
+    connected,
+    days,
+    rows,
+)
+
+ROOT = Path(__file__).parent.parent
+ODD = {"model": "\ud800"}
+"""No database can store this."""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "RETRY_S", 0.02)
+
+
+class Count:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self) -> None:
+        self.calls += 1
+
+
+@pytest.fixture
+def ledger(ledger_url: str) -> Iterator[Ledger]:
+    with a_ledger(ledger_url) as found:
+        yield found
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'sluice.db'}"
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    until = time.monotonic() + LONG_S
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.005)
+    return condition()
+
+
+# A row
+
+
+def test_a_call_s_row_is_there_when_it_is_opened_and_complete_when_it_is_settled(
+    ledger: Ledger, ledger_url: str
+) -> None:
+    entry = an_entry()
+    assert ledger.open(entry) is True
+    (row,) = rows(ledger_url)
+    assert {name: row[name] for name in entry.__struct_fields__} == {
+        name: getattr(entry, name) for name in entry.__struct_fields__
+    }
+    assert (row["ended_us"], row["status"], row["end_reason"], row["output_tokens"]) == (
+        *(None, None, None),
+        0,
+    )
+    assert days(ledger_url) == []
+
+    usage = Usage(9, 4, 2, 1, 3, source="estimate")
+    settlement = a_settlement(entry, provider="other", model="n", usage=usage, error_code="x")
+    ledger.settle(settlement)
+    (row,) = rows(ledger_url)
+    named = ("provider", "model", "status", "end_reason", "error_code", "cost_nano", "attempts",
+             "ended_us", "duration_us", "latency_us", "first_event_us")  # fmt: skip
+    assert {name: row[name] for name in named} == {n: getattr(settlement, n) for n in named}
+    tokens = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens",
+              "reasoning_tokens")  # fmt: skip
+    assert {name: row[name] for name in tokens} == {n: getattr(usage, n) for n in tokens}
+    assert (row["usage_source"], row["reserved_nano"]) == ("estimate", 0)
+    assert days(ledger_url) == [
+        {
+            "key_id": "key_1",
+            "day": day_of(entry.started_us),
+            "provider": "other",
+            "model": "n",
+            "endpoint": "/v1/completions",
+            "requests": 1,
+            "input_tokens": 9,
+            "output_tokens": 4,
+            "cost_nano": 110,
+            "unpriced": 0,
+        }
+    ]
+
+
+def test_a_call_is_settled_once_however_often_it_is_said(ledger: Ledger, ledger_url: str) -> None:
+    entry = an_entry()
+    ledger.open(entry)
+    ledger.settle(a_settlement(entry))
+    with busy(ledger) as go_on:  # twice within a group, too
+        threads = [
+            threading.Thread(target=ledger.settle, args=(a_settlement(entry, cost_nano=5),))
+            for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        assert eventually(lambda: ledger.queue == 2)
+        go_on()
+        for thread in threads:
+            thread.join(LONG_S)
+    assert [row["cost_nano"] for row in rows(ledger_url)] == [110]
+    assert [day["requests"] for day in days(ledger_url)] == [1]
+
+
+def test_what_was_never_opened_isn_t_settled(ledger: Ledger, ledger_url: str) -> None:
+    ledger.settle(a_settlement(an_entry()))
+    assert (rows(ledger_url), days(ledger_url)) == ([], [])
+
+
+# Groups
+
+
+def gathered(ledger: Ledger, *works: Callable[[], object]) -> list[object]:
+    """What some calls give that become one group."""
+    results: list[object] = []
+    with busy(ledger) as go_on:
+        thread = threading.Thread(target=lambda: results.extend(at_once(*works)))
+        thread.start()
+        assert eventually(lambda: ledger.queue == len(works))
+        go_on()
+        thread.join(LONG_S)
+    return results
+
+
+def test_many_who_wait_share_a_transaction(ledger: Ledger, ledger_url: str) -> None:
+    entries = [an_entry(key_id=f"key_{number % 3}") for number in range(40)]
+    ledger.start()
+    done = commits(ledger._writer)
+    assert gathered(ledger, *(partial(ledger.open, entry) for entry in entries)) == [True] * 40
+    assert len(done) == 2, "the one that kept the writer busy, and the group"
+    gathered(ledger, *(partial(ledger.settle, a_settlement(entry)) for entry in entries))
+    assert len(done) == 4
+    assert sum(day["requests"] for day in days(ledger_url)) == 40
+    assert [row["ended_us"] is None for row in rows(ledger_url)] == [False] * 40
+
+
+def test_nobody_is_told_before_the_group_is_on_disk(ledger: Ledger, ledger_url: str) -> None:
+    """Each looks as another process would, the moment it is told."""
+    ledger.start()
+
+    def call() -> bool:
+        entry = an_entry()
+        ledger.open(entry)
+        opened = entry.id in {row["id"] for row in rows(ledger_url) if row["ended_us"] is None}
+        ledger.settle(a_settlement(entry))
+        return opened and entry.id in {row["id"] for row in rows(ledger_url) if row["ended_us"]}
+
+    assert at_once(*[call] * 8) == [True] * 8
+
+
+def test_an_odd_row_spoils_no_other(ledger_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    failed = Count()
+    with a_ledger(ledger_url, failed=failed) as ledger:
+        ledger.start()
+        good = [an_entry() for _ in range(5)]
+        found = gathered(
+            ledger, partial(ledger.open, an_entry(**ODD)), *(partial(ledger.open, e) for e in good)
+        )
+        assert isinstance(found[0], Unavailable)
+        assert found[1:] == [True] * 5
+        odd = a_settlement(good[0], usage=Usage(2**70))
+        gathered(
+            ledger,
+            partial(ledger.settle, odd),
+            *(partial(ledger.settle, a_settlement(entry)) for entry in good[1:]),
+        )
+        assert ledger.available
+    settled = {row["id"]: row["ended_us"] is not None for row in rows(ledger_url)}
+    assert settled == {entry.id: entry is not good[0] for entry in good}
+    assert [day["requests"] for day in days(ledger_url)] == [4]
+    assert failed.calls == 2
+    assert caplog.text.count("is lost") == 2
+
+
+# Away
+
+
+def test_while_the_database_is_away_no_call_is_accepted(
+    sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    failed = Count()
+    with a_ledger(sqlite_url, failed=failed) as ledger:
+        ledger.start()
+        outage = Outage(ledger._writer)
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                ledger.open(an_entry())
+        assert not ledger.available
+        assert failed.calls >= 1
+        for ask in (ledger.write, ledger.read):
+            outage_of_reader = Outage(ledger._reader)
+            with pytest.raises(Unavailable):
+                ask(lambda _: None)
+            outage_of_reader.on = False
+        outage.on = False
+        assert eventually(lambda: ledger.available)
+        assert ledger.open(an_entry())
+    assert len(rows(sqlite_url)) == 1
+    told = [record.getMessage() for record in caplog.records if record.name == "sluice.ledger"]
+    assert told.count("the ledger is away: connection refused") == 1
+    assert told.count("the ledger is back") == 1
+
+
+def test_who_may_go_on_without_a_ledger_does_unless_a_budget_needs_it(sqlite_url: str) -> None:
+    unrecorded = Count()
+    with a_ledger(sqlite_url, required=False, unrecorded=unrecorded) as ledger:
+        ledger.start()
+        Outage(ledger._writer)
+        assert [ledger.open(an_entry()) for _ in range(2)] == [False, False]
+        assert ledger.available
+        assert unrecorded.calls == 2
+        with pytest.raises(Unavailable):
+            ledger.open(an_entry(), a_claim(1000, 1))
+        assert unrecorded.calls == 2
+
+
+def test_what_ends_meanwhile_is_kept_and_written_once(ledger: Ledger, ledger_url: str) -> None:
+    entries = [an_entry() for _ in range(5)]
+    for entry in entries:
+        ledger.open(entry)
+    outage = Outage(ledger._writer)
+    for entry in entries:
+        began = time.monotonic()
+        ledger.settle(a_settlement(entry))
+        assert time.monotonic() - began < 2, "a client waits for this"
+    assert eventually(lambda: ledger.queue == 5 and outage.tries > 5)
+    outage.on = False
+    assert eventually(lambda: ledger.queue == 0 and ledger.available)
+    assert [row["cost_nano"] for row in rows(ledger_url)] == [110] * 5
+    assert [day["requests"] for day in days(ledger_url)] == [5]
+
+
+def test_what_is_refused_meanwhile_takes_no_memory(sqlite_url: str) -> None:
+    with a_ledger(sqlite_url) as ledger:
+        ledger.start()
+        outage = Outage(ledger._writer)
+        for _ in range(200):
+            with pytest.raises(Unavailable):
+                ledger.open(an_entry())
+        assert ledger.queue <= 1
+        outage.on = False
+    assert rows(sqlite_url) == []
+
+
+def test_a_writer_that_hangs_is_away_too(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call would else wait in vain, and leave its steps behind."""
+    monkeypatch.setattr(ledger_module, "WAIT_S", 0.05)
+    with a_ledger(sqlite_url) as ledger:
+        ledger.start()
+        with busy(ledger):
+            for _ in range(50):
+                with pytest.raises(Unavailable):
+                    ledger.open(an_entry())
+            assert not ledger.available
+            assert ledger.queue <= 2
+        assert eventually(lambda: ledger.available)
+        assert ledger.open(an_entry())
+    assert len(rows(sqlite_url)) == 1
+
+
+def test_a_call_that_waited_in_vain_is_withdrawn(
+    ledger: Ledger, ledger_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.start()
+    monkeypatch.setattr(ledger_module, "WAIT_S", 0.05)
+    with busy(ledger), pytest.raises(Unavailable):
+        ledger.open(an_entry())
+    ledger.write(lambda _: None)
+    assert rows(ledger_url) == []
+
+
+def test_a_disk_that_is_locked_by_others_is_away_until_they_are_done(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("database.BUSY_MS", 20)
+    with a_ledger(sqlite_url) as ledger:
+        entry = an_entry()
+        ledger.open(entry)
+        with connected(sqlite_url):
+            with pytest.raises(Unavailable):
+                ledger.open(an_entry())
+            ledger.settle(a_settlement(entry))
+        assert eventually(lambda: ledger.available and ledger.queue == 0)
+    assert [row["ended_us"] is None for row in rows(sqlite_url)] == [False]
+
+
+@pytest.mark.parametrize("content", [b"this is no database\n" * 500, b"SQLite format 3\0" * 500])
+def test_a_file_that_is_no_database_is_told_at_once(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "sluice.db"
+    path.write_bytes(content)
+    ledger = Ledger(f"sqlite:///{path}")
+    (failure,) = at_once(ledger.start)
+    assert isinstance(failure, ConfigError)
+    assert "can't be opened" in str(failure)
+    (failure,) = at_once(lambda: ledger.open(an_entry()))
+    assert isinstance(failure, Unavailable)
+    assert path.read_bytes() == content
+    ledger.close()
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("the inside"), MemoryError(), KeyError(1)])
+def test_nothing_ends_the_pump(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    with a_ledger(sqlite_url) as ledger:
+        ledger.start()
+        entry = an_entry()
+        ledger.open(entry)
+        beat = ledger._presence.beat
+        failing = [True]
+
+        def odd(connection: Connection) -> None:
+            if failing:
+                raise failure
+            beat(connection)
+
+        monkeypatch.setattr(ledger._presence, "beat", odd)
+        ledger._tend_at = 0.0
+        ledger.settle(a_settlement(entry))
+        assert not ledger.available
+        failing.clear()
+        assert eventually(lambda: ledger.available)
+        assert ledger.open(an_entry())
+    assert len(rows(sqlite_url)) == 2
+    assert [day["requests"] for day in days(sqlite_url)] == [1]
+
+
+def test_a_database_that_takes_no_writes_loses_no_row(
+    postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a fail-over to a replica."""
+    from database import database_url
+
+    url = database_url(postgres_url, Path())
+    with a_ledger(url) as ledger:
+        entry = an_entry()
+        ledger.open(entry)
+
+        def set_to(mode: str) -> None:
+            with connected(url) as connection:
+                connection.execute(text("SET TRANSACTION READ WRITE"))
+                name = connection.execute(text("SELECT current_database()")).scalar()
+                connection.execute(
+                    text(f"ALTER DATABASE {name} SET default_transaction_read_only = {mode}")
+                )
+
+        set_to("on")
+        ledger._writer._thread.run(ledger._writer._drop)  # a setting of new connections
+        ledger.settle(a_settlement(entry))
+        assert not ledger.available
+        with pytest.raises(Unavailable):
+            ledger.open(an_entry())
+        with connected_read_write(url) as connection:
+            name = connection.execute(text("SELECT current_database()")).scalar()
+            connection.execute(text(f"ALTER DATABASE {name} RESET default_transaction_read_only"))
+        assert eventually(lambda: ledger.available and ledger.queue == 0)
+    assert "is lost" not in caplog.text
+    assert [row["cost_nano"] for row in rows(url)] == [110]
+
+
+def connected_read_write(url: str) -> Any:
+    from database import make_engine
+
+    return make_engine(url + "&options=-c%20default_transaction_read_only%3Doff").begin()
+
+
+# A commit that nobody heard of
+
+
+@pytest.mark.parametrize("claim", [None, a_claim(1000, 800), a_claim(1000, 1, 5000)], ids=repr)
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_commit_that_nobody_heard_of_counts_once(
+    ledger: Ledger, ledger_url: str, claim: Any, times: int
+) -> None:
+    """times 1: done again at once. 2: taken for away; done again when it is back."""
+    ledger.start()
+    entry = an_entry()
+    broken = break_after_commit(ledger._writer, times)
+    if times == 1:
+        assert ledger.open(entry, claim)
+        (row,) = rows(ledger_url)
+        assert row["reserved_nano"] == (min(claim.most_nano, 1000) if claim else 0)
+    else:
+        with pytest.raises(Unavailable):
+            ledger.open(entry, claim)
+        assert eventually(lambda: ledger.available and ledger.queue == 0)
+        assert rows(ledger_url) == [], "a call that was refused has no row"
+        ledger.open(entry, claim)
+    assert len(broken) == times
+    broken.clear()
+    ledger.settle(a_settlement(entry))
+    assert eventually(lambda: ledger.available and ledger.queue == 0)
+    assert len(broken) == times
+    assert [row["cost_nano"] for row in rows(ledger_url)] == [110]
+    assert [(day["requests"], day["cost_nano"]) for day in days(ledger_url)] == [(1, 110)]
+
+
+# The end
+
+
+def test_closing_writes_what_waits(ledger_url: str) -> None:
+    entry = an_entry()
+    with a_ledger(ledger_url) as ledger:
+        ledger.open(entry)
+        with busy(ledger) as go_on:
+            settling = threading.Thread(target=ledger.settle, args=(a_settlement(entry),))
+            settling.start()
+            assert eventually(lambda: ledger.queue == 1)
+            closing = threading.Thread(target=ledger.close)
+            closing.start()
+            go_on()
+            closing.join(LONG_S)
+            assert [row["ended_us"] is None for row in rows(ledger_url)] == [False]
+            settling.join(LONG_S)
+        ledger.close()  # again
+
+
+def test_a_ledger_that_was_closed_says_so(sqlite_url: str) -> None:
+    ledger = Ledger(sqlite_url)
+    ledger.start()
+    ledger.close()
+    began = time.monotonic()
+    found = at_once(
+        lambda: ledger.open(an_entry()),
+        lambda: ledger.write(lambda _: None),
+        lambda: ledger.read(lambda _: None),
+    )
+    assert [type(failure) for failure in found] == [Unavailable] * 3
+    assert time.monotonic() - began < 2
+
+
+def test_closing_what_was_never_used_does_nothing(tmp_path: Path) -> None:
+    Ledger(f"sqlite:///{tmp_path / 'sluice.db'}").close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_file_is_left_but_the_database(sqlite_url: str, tmp_path: Path) -> None:
+    with a_ledger(sqlite_url) as ledger:
+        ledger.open(an_entry())
+        assert ledger.read(lambda c: c.execute(select(func.count()).select_from(requests)).scalar())
+    left = {path.name for path in tmp_path.rglob("*")}
+    assert left == {"sluice.db", "sluice.db.owners"}
+
+
+# Reading and changing
+
+
+def test_a_query_at_first_makes_the_tables(ledger: Ledger) -> None:
+    count = select(func.count()).select_from(requests)
+    assert at_once(*[lambda: ledger.read(lambda c: c.execute(count).scalar())] * 20) == [0] * 20
+
+
+def test_a_query_that_fails_fails_alone(ledger: Ledger) -> None:
+    with pytest.raises(Unavailable):
+        ledger.read(lambda c: c.execute(text("SELECT no_such_column FROM requests")))
+    with pytest.raises(KeyError):
+        ledger.read(lambda _: {}["x"])
+    assert ledger.read(lambda c: c.execute(text("SELECT 1")).scalar()) == 1
+    assert ledger.available
+
+
+def test_a_change_is_whole_or_not_at_all(ledger: Ledger, ledger_url: str) -> None:
+    ledger.open(an_entry())
+
+    def half(connection: Connection) -> None:
+        connection.execute(requests.delete())
+        raise KeyError("half")
+
+    with pytest.raises(KeyError):
+        ledger.write(half)
+    assert len(rows(ledger_url)) == 1
+    assert ledger.write(lambda c: c.execute(requests.delete()).rowcount) == 1
+    assert rows(ledger_url) == []
+    assert ledger.available
+
+
+# Budgets
+
+
+def outcomes(found: list[Any]) -> tuple[int, int]:
+    """How many were accepted, and how many refused."""
+    refused = [one for one in found if isinstance(one, InsufficientCredits)]
+    accepted = [one for one in found if one is True]
+    assert len(refused) + len(accepted) == len(found), found
+    return len(accepted), len(refused)
+
+
+def reserved(url: str) -> list[int]:
+    return sorted(row["reserved_nano"] for row in rows(url) if row["ended_us"] is None)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize(
+    ("claim", "accepted", "held"),
+    [
+        (a_claim(1000, 300), 3, [300] * 3),
+        (a_claim(1000, 0, 300), 4, [100, 300, 300, 300]),
+        (a_claim(1000, 1001), 0, []),
+        (a_claim(0, 0, 1), 0, []),
+        (a_claim(0, 0), 20, [0] * 20),
+    ],
+)
+def test_a_budget_isn_t_beaten_by_many_at_once(
+    ledger: Ledger, ledger_url: str, claim: Any, accepted: int, held: list[int], grouped: bool
+) -> None:
+    ledger.start()
+    works = [partial(ledger.open, an_entry(), claim) for _ in range(20)]
+    found = gathered(ledger, *works) if grouped else at_once(*works)
+    assert outcomes(found) == (accepted, 20 - accepted)
+    assert reserved(ledger_url) == held
+    assert ledger.open(an_entry(key_id="key_2"), a_claim(1000, 1000)), "a budget of its own"
+
+
+def test_nor_by_two_processes(ledger: Ledger, ledger_url: str) -> None:
+    """Calls come and go: at no moment is more settled and held than there is."""
+    limit, most = 20_000, 1_000
+    ledger.start()
+
+    def caller(mine: Ledger, number: int) -> int:
+        accepted = 0
+        for turn in range(6):
+            entry = an_entry()
+            try:
+                mine.open(entry, a_claim(limit, most))
+            except InsufficientCredits:
+                continue
+            accepted += 1
+            if (number + turn) % 3:
+                mine.settle(a_settlement(entry, cost_nano=(number * 37 + turn) % most))
+        return accepted
+
+    with a_ledger(ledger_url) as other:
+        other.start()
+        found = at_once(
+            *(partial(caller, [ledger, other][number % 2], number) for number in range(12))
+        )
+    assert all(isinstance(count, int) for count in found), found
+    spent = sum(day["cost_nano"] for day in days(ledger_url))
+    open_now = sum(reserved(ledger_url))
+    assert 0 < spent + open_now <= limit
+    assert limit - spent - open_now < most, "all of it can be used"
+    assert sum(count for count in found if isinstance(count, int)) == len(rows(ledger_url))
+
+
+def test_a_budget_that_changes_meanwhile_counts_what_the_old_one_let_in(
+    ledger: Ledger, ledger_url: str
+) -> None:
+    ledger.start()
+    old, new = a_claim(1000, 600), a_claim(1100, 600)
+    found = gathered(
+        ledger, *(partial(ledger.open, an_entry(), claim) for claim in (old, new, old, new))
+    )
+    assert outcomes(found) == (1, 3)
+    assert reserved(ledger_url) == [600]
+
+
+def test_a_day_s_budget_is_whole_again_the_next_day(ledger: Ledger) -> None:
+    yesterday = an_entry(started_us=1_767_225_599_999_999)
+    for since, start in (("2025-12-31", yesterday), ("2026-01-01", an_entry())):
+        assert ledger.open(start, a_claim(1000, 900, since=since))
+        with pytest.raises(InsufficientCredits):
+            ledger.open(an_entry(), a_claim(1000, 900, since=since))
+        ledger.settle(a_settlement(start, cost_nano=900))
+        with pytest.raises(InsufficientCredits):
+            ledger.open(an_entry(), a_claim(1000, 900, since=since))
+    with pytest.raises(InsufficientCredits):
+        ledger.open(an_entry(), a_claim(1801, 2))
+
+
+# Processes that end
+
+PROCESS = """
+import sys, time
+import ledger, owners
+from tests.ledgers import an_entry
+ledger.TEND_S, owners.DEAD_AFTER_S = 0.1, float(sys.argv[3])
+book = ledger.Ledger(sys.argv[1])
+for number in range(3):
+    assert book.open(an_entry(request_id=sys.argv[2], cost_nano=50))
+print("opened", flush=True)
+time.sleep(60)
+"""
+DEAD_AFTER_S = 0.6
+
+
+def a_process(url: str, name: str) -> subprocess.Popen[str]:
+    """Another process, with three open rows."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROCESS, url, name, str(DEAD_AFTER_S)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "opened\n"
+    return process
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait(LONG_S)
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def test_the_rows_of_the_dead_are_closed_and_those_of_the_living_are_not(
+    ledger_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ledger_module, "TEND_S", 0.1)
+    monkeypatch.setattr(owners, "DEAD_AFTER_S", DEAD_AFTER_S)
+    dead, living = a_process(ledger_url, "dead"), a_process(ledger_url, "living")
+    try:
+        dead.send_signal(signal.SIGKILL)
+        dead.wait(LONG_S)
+        with a_ledger(ledger_url) as ledger, a_ledger(ledger_url) as another:
+            mine = an_entry(request_id="mine")
+            ledger.start()
+            another.start()
+            ledger.open(mine)
+
+            def closed() -> list[str]:
+                return [row["request_id"] for row in rows(ledger_url) if row["ended_us"]]
+
+            assert eventually(lambda: len(closed()) == 3)
+            time.sleep(2 * DEAD_AFTER_S)
+            assert closed() == ["dead"] * 3
+            ended = [row for row in rows(ledger_url) if row["ended_us"]]
+            assert {
+                (row["end_reason"], row["status"], row["cost_nano"], row["usage_source"])
+                for row in ended
+            } == {("interrupted", 500, 50, "estimate")}
+            assert [(day["requests"], day["cost_nano"]) for day in days(ledger_url)] == [(3, 150)]
+            ledger.settle(a_settlement(mine))
+            end(living)
+            assert eventually(lambda: len(closed()) == 7)
+    finally:
+        for process in (dead, living):
+            end(process)
+    assert [(day["requests"], day["cost_nano"]) for day in days(ledger_url)] == [(7, 410)]
+    assert "calls of a process that has ended are closed as interrupted" in caplog.text
+
+
+# Under gevent, as gunicorn runs it
+
+GREENLETS = """
+from gevent import monkey
+monkey.patch_all()
+import json, sys, threading, time
+import gevent, ledger
+from errors import InsufficientCredits
+from ledger import Ledger
+from tests.ledgers import Outage, a_claim, a_settlement, an_entry
+
+ledger.RETRY_S = 0.02
+book = Ledger(sys.argv[1])
+book.start()
+longest, over = 0.0, False
+
+def tick():
+    global longest
+    while not over:
+        began = time.perf_counter()
+        time.sleep(0.001)
+        longest = max(longest, time.perf_counter() - began)
+
+def call(number):
+    entry = an_entry(key_id=f"key_{number % 2}")
+    try:
+        book.open(entry, a_claim(100_000, 1_000) if number % 2 else None)
+    except InsufficientCredits:
+        return "refused"
+    if number % 10 == 0:
+        book.read(lambda connection: None)
+    book.settle(a_settlement(entry, cost_nano=1_000))
+    return "settled"
+
+def slow(connection):
+    import _thread
+    lock = _thread.allocate_lock()
+    real = monkey.get_original("time", "sleep")
+    real(0.3)
+
+ticker = threading.Thread(target=tick); ticker.start()
+book.write(slow)
+stall = longest
+jobs = [gevent.spawn(call, number) for number in range(400)]
+gevent.joinall(jobs, timeout=30)
+results = [job.value for job in jobs]
+entry = an_entry(key_id="key_away")
+book.open(entry)
+outage = Outage(book._writer)
+book.settle(a_settlement(entry))
+outage.on = False
+until = time.monotonic() + 10
+while not book.available and time.monotonic() < until:
+    time.sleep(0.01)
+over = True
+print(json.dumps({
+    "settled": results.count("settled"), "refused": results.count("refused"),
+    "stall": stall, "available": book.available, "queue": book.queue,
+}), flush=True)
+book.close()
+"""
+
+
+def test_greenlets_use_it_as_threads_do_and_a_commit_holds_up_none(ledger_url: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", GREENLETS, ledger_url],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    stall = found.pop("stall")
+    assert found == {"settled": 300, "refused": 100, "available": True, "queue": 0}
+    assert stall < 0.15, "a transaction of 0.3 s went on meanwhile"
+    assert sum(day["cost_nano"] for day in days(ledger_url) if day["key_id"] == "key_1") == 100_000
+    assert sum(day["requests"] for day in days(ledger_url)) == len(rows(ledger_url)) == 301
+    assert all(row["ended_us"] for row in rows(ledger_url))
+    logging.getLogger("sluice.ledger")
