@@ -15,7 +15,13 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+)
 from sqlalchemy.pool import NullPool
 
 from config import ConfigError
@@ -60,14 +66,13 @@ class Link:
     def __init__(
         self,
         url: str,
-        name: str,
         *,
         writes: bool = False,
         connected: Callable[[Connection], None] = lambda _: None,
     ) -> None:
         """connected: called on each new connection, in a transaction of its own."""
         self._engine = make_engine(url, writes=writes)
-        self._thread = NativeThread(name)
+        self._thread = NativeThread()
         self._connected = connected
         self._connection: Connection | None = None
 
@@ -85,26 +90,27 @@ class Link:
                 connection = self._connection or self._connect()
                 with connection.begin():
                     return work(connection)
-            except (OperationalError, InterfaceError, OSError) as failure:
-                self._drop()
-                if last:
-                    raise Away(said(failure)) from failure
             except Away:
                 raise
-            except BaseException:
+            except BaseException as failure:
                 self._drop()  # nobody knows what state it is in
-                raise
+                if not is_away(failure):
+                    raise
+                if last:
+                    raise Away(said(failure)) from failure
         raise AssertionError  # pragma: no cover - the loop returns or raises
 
     def _connect(self) -> Connection:
-        self._connection = self._engine.connect()
         try:
-            with self._connection.begin():
-                self._connected(self._connection)
-        except ConfigError as failure:
+            connection = self._connection = self._engine.connect()
+            with connection.begin():
+                self._connected(connection)
+        except Exception as failure:  # such as a right that is missing
+            if is_away(failure):
+                raise
             self._drop()
-            raise Away(str(failure)) from failure
-        return self._connection
+            raise Away(said(failure)) from failure
+        return connection
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -113,7 +119,14 @@ class Link:
             connection.close()
 
 
-def said(failure: Exception) -> str:
+def is_away(failure: BaseException) -> bool:
+    """Whether it is the database that failed, and not what was asked of it. A file that is damaged
+    or no database is a DatabaseError and none of its kinds."""
+    known = isinstance(failure, OperationalError | InterfaceError | OSError)
+    return known or type(failure) is DatabaseError
+
+
+def said(failure: BaseException) -> str:
     """What the database or the system said, on one line, without the statement."""
     text = str(failure.orig if isinstance(failure, DBAPIError) else failure)
     return " ".join(text.split())[:300]
@@ -122,7 +135,9 @@ def said(failure: Exception) -> str:
 def make_engine(url: str, *, writes: bool = False) -> Engine:
     if not url.startswith("sqlite"):
         return create_engine(url, poolclass=NullPool, connect_args=POSTGRES, hide_parameters=True)
-    engine = create_engine(url, poolclass=NullPool, hide_parameters=True)
+    # Its native thread may be the thread of whoever asks, one at a time.
+    arguments = {"check_same_thread": False}
+    engine = create_engine(url, poolclass=NullPool, connect_args=arguments, hide_parameters=True)
     path = Path(engine.url.database or "")
     begin = "BEGIN IMMEDIATE" if writes else "BEGIN"
 

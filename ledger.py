@@ -78,8 +78,8 @@ class Ledger:
         self._presence: Presence = (
             LockFile(self.path, self._owner) if self.path else Heartbeat(self._owner)
         )
-        self._writer = Link(url, "ledger-writer", writes=True, connected=self._connected)
-        self._reader = Link(url, "ledger-reader")
+        self._writer = Link(url, writes=True, connected=self._connected)
+        self._reader = Link(url)
         self._lock = threading.Lock()
         self._wanted = threading.Event()
         self._next = Group()
@@ -255,7 +255,14 @@ class Ledger:
     def _tend(self) -> None:
         """Say that this process is alive, and close the open rows of those that are not. Raises
         Away."""
-        closed = self._writer.run(self._look_around)
+        closed = 0
+        try:
+            closed = self._writer.run(self._look_around)
+        except Away:
+            raise
+        except Exception:  # one odd row must not end the pump
+            log.exception("the rows of processes that have ended can't be closed")
+            self._failed()
         if closed:  # said here: a log's lock is not for the native thread
             log.warning("%d calls of a process that has ended are closed as interrupted", closed)
         self._tend_at = time.monotonic() + TEND_S

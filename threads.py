@@ -5,8 +5,8 @@ it would hold up every stream of the process. This is the one place that names g
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -14,17 +14,15 @@ T = TypeVar("T")
 
 
 class NativeThread:
-    """One thread of the system's, whose work is done in the order that it came in. What it runs
-    must not wait for a greenlet."""
+    """One piece of work at a time. Where threads are greenlets it is done in a thread of the
+    system's, else in the caller's own. It must not wait for a greenlet."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._pool: Any = None
 
     def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The work's result; other threads and greenlets go on meanwhile. Raises what it raises."""
-        if self._pool is None:  # late: made before a fork it would be the parent's
-            self._pool = _pool(self._name)
 
         def guarded() -> tuple[T | None, BaseException | None]:
             try:
@@ -32,16 +30,20 @@ class NativeThread:
             except BaseException as failure:  # noqa: BLE001 - gevent's pool would print it as well
                 return None, failure
 
-        result, failure = self._pool.submit(guarded).result()
+        with self._lock:
+            if not greenlets():
+                return work(*args, **kwargs)
+            if self._pool is None:  # late: made before a fork it would be the parent's
+                from gevent.threadpool import ThreadPoolExecutor
+
+                self._pool = ThreadPoolExecutor(max_workers=1)
+            result, failure = self._pool.submit(guarded).result()
         if failure is not None:
             raise failure
         return result  # type: ignore[no-any-return]
 
 
-def _pool(name: str) -> Any:
+def greenlets() -> bool:
+    """Whether a thread of the threading module is a greenlet."""
     monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("threading"):
-        from gevent.threadpool import ThreadPoolExecutor as GeventExecutor
-
-        return GeventExecutor(max_workers=1)
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+    return monkey is not None and monkey.is_module_patched("threading")
