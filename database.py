@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
     ArgumentError,
-    DatabaseError,
+    DataError,
     DBAPIError,
-    InterfaceError,
-    OperationalError,
+    IntegrityError,
+    NotSupportedError,
 )
 from sqlalchemy.pool import NullPool
 
@@ -33,6 +33,11 @@ BUSY_MS = 3_000
 """How long SQLite waits for another process's transaction."""
 POSTGRES = {
     "connect_timeout": 5,
+    # A network that swallows everything: else a commit would wait for a quarter of an hour.
+    "keepalives_idle": 10,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
     "options": "-c statement_timeout=30000 -c lock_timeout=5000",
     "application_name": "sluice",
 }
@@ -47,7 +52,8 @@ def database_url(variable: str | None, path: Path) -> str:
     """SQLAlchemy's URL of the database: Postgres if DATABASE_URL is set (Heroku's postgres:// too),
     else the SQLite file. Raises ConfigError."""
     if not variable:
-        return f"sqlite:///{path.absolute()}"
+        found = URL.create("sqlite", database=str(path.absolute()))
+        return found.render_as_string()
     url, count = re.subn(
         r"^postgres(ql)?(\+psycopg)?://", "postgresql+psycopg://", variable.strip()
     )
@@ -120,16 +126,17 @@ class Link:
 
 
 def is_away(failure: BaseException) -> bool:
-    """Whether it is the database that failed, and not what was asked of it. A file that is damaged
-    or no database is a DatabaseError and none of its kinds."""
-    known = isinstance(failure, OperationalError | InterfaceError | OSError)
-    return known or type(failure) is DatabaseError
+    """Whether it is the database that failed, and not the values that it was given: it can't be
+    reached, is damaged or full, takes no writes (a replica), lacks a right or a table."""
+    if isinstance(failure, DataError | IntegrityError | NotSupportedError):
+        return False
+    return isinstance(failure, DBAPIError | OSError)
 
 
 def said(failure: BaseException) -> str:
     """What the database or the system said, on one line, without the statement."""
     text = str(failure.orig if isinstance(failure, DBAPIError) else failure)
-    return " ".join(text.split())[:300]
+    return " ".join(text.split())[:300] or type(failure).__name__
 
 
 def make_engine(url: str, *, writes: bool = False) -> Engine:

@@ -111,6 +111,7 @@ def write(connection: Connection, owner: str, steps: Sequence[Step]) -> None:
     lock_budgets(connection, openings)
     settle(connection, [step for step in steps if isinstance(step, Settlement)])
     open_rows(connection, owner, openings)
+    withdrawn += [opening.entry.id for opening in openings if opening.refusal]
     if withdrawn:
         still_open = requests.c.id.in_(withdrawn) & requests.c.ended_us.is_(None)
         connection.execute(delete(requests).where(still_open))
@@ -123,35 +124,41 @@ def lock_budgets(connection: Connection, openings: Iterable[Opening]) -> None:
             connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(key_id))))
 
 
-def open_rows(connection: Connection, owner: str, openings: Iterable[Opening]) -> None:
+def open_rows(connection: Connection, owner: str, openings: Sequence[Opening]) -> None:
+    ours = [opening.entry.id for opening in openings if opening.claim]
     left: dict[tuple[str, Budget], int] = {}
+    taken: dict[str, int] = defaultdict(int)  # by key, whose budget may have changed within a group
     rows = []
     for opening in openings:
         reserved = 0
         if opening.claim is not None:
-            place = (opening.entry.key_id, opening.claim.budget)
+            key_id = opening.entry.key_id
+            place = (key_id, opening.claim.budget)
             if place not in left:
-                left[place] = left_of(connection, *place)
-            opening.refusal = refusal(opening.claim, left[place])
+                left[place] = left_of(connection, *place, but=ours)
+            room = left[place] - taken[key_id]
+            opening.refusal = refusal(opening.claim, room)
             if opening.refusal is not None:
                 continue
-            reserved = min(opening.claim.most_nano, max(0, left[place]))
-            left[place] -= reserved
+            reserved = min(opening.claim.most_nano, max(0, room))
+            taken[key_id] += reserved
         rows.append(open_row(opening.entry, owner, reserved))
     if rows:
         connection.execute(insertion(connection.dialect.name), rows)
 
 
-def left_of(connection: Connection, key_id: str, budget: Budget) -> int:
-    """What neither a settled call nor an open one has taken of a budget, in nano-dollars."""
+def left_of(connection: Connection, key_id: str, budget: Budget, but: Sequence[str] = ()) -> int:
+    """What neither a settled call nor an open one has taken of a budget, in nano-dollars. but:
+    rows that don't count; they are there when their commit was lost, and are asked for again."""
     spent = select(func.sum(daily.c.cost_nano)).where(daily.c.key_id == key_id)
     if budget.since_day is not None:
         spent = spent.where(daily.c.day >= budget.since_day)
     held = select(func.sum(requests.c.reserved_nano)).where(
-        requests.c.key_id == key_id, requests.c.ended_us.is_(None)
+        requests.c.key_id == key_id, requests.c.ended_us.is_(None), requests.c.id.not_in(but)
     )
-    taken = (int(connection.execute(query).scalar() or 0) for query in (spent, held))
-    return budget.limit_nano - sum(taken)
+    # One statement: what another process settles between two would be in neither.
+    both = select(spent.scalar_subquery(), held.scalar_subquery())
+    return budget.limit_nano - sum(int(part or 0) for part in connection.execute(both).one())
 
 
 def refusal(claim: Claim, left: int) -> InsufficientCredits | None:

@@ -88,7 +88,9 @@ class Ledger:
         self._pump: threading.Thread | None = None
         self._trouble = ""
         self._tend_at = 0.0
+        self._ready = False
         self._closing = False
+        self._ended = False
 
     @property
     def available(self) -> bool:
@@ -116,6 +118,7 @@ class Ledger:
         if not self._trouble:
             opening = Opening(entry, claim)
             if not self._submit(opening).done.wait(WAIT_S):
+                self._note("it has not answered")  # until it does, nobody else waits in vain
                 self._submit(Withdrawal(entry.id))
             elif opening.refusal is not None:
                 raise opening.refusal
@@ -134,8 +137,9 @@ class Ledger:
 
     def read(self, query: Callable[[Connection], T]) -> T:
         """What a query gives. Raises Unavailable."""
-        if self._pump is None:
+        if not self._ready:
             self.write(lambda _: None)  # so that there are tables
+            self._ready = True
         try:
             return self._reader.run(query)
         except (Away, SQLAlchemyError) as failure:
@@ -170,6 +174,8 @@ class Ledger:
 
     def _submit(self, *steps: Step, task: Callable[[], None] | None = None) -> Group:
         with self._lock:
+            if self._ended:
+                raise Unavailable("This process is about to end. Try again.")
             group = self._next
             group.steps += steps
             if task is not None:
@@ -190,7 +196,11 @@ class Ledger:
                 self._wanted.wait(TEND_S)
             self._wanted.clear()
             self._turn()
+        with self._lock:
+            self._ended = True
         self._turn()
+        if self._late:
+            log.error("the ledger is away: %d steps are not written", len(self._late))
         with contextlib.suppress(Away):
             self._writer.run(self._presence.end)
         self._writer.close()

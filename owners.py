@@ -17,7 +17,7 @@ from typing import Protocol
 
 from sqlalchemy import Connection, delete, select, update
 
-from schema import owners
+from schema import now_us, owners
 
 DEAD_AFTER_S = 60.0
 OPEN = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -53,9 +53,14 @@ class LockFile:
             self._sweep()
             # Under its own name only when it is locked: else it could be taken for a dead one's.
             early = self._folder / f".{self._me}"
-            self._held = os.open(early, OPEN | os.O_CREAT, 0o600)
-            fcntl.flock(self._held, fcntl.LOCK_EX)
-            early.rename(self._folder / self._me)
+            held = os.open(early, OPEN | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                early.rename(self._folder / self._me)
+            except OSError:
+                os.close(held)
+                raise
+            self._held = held
 
     def beat(self, _connection: Connection) -> None:
         return
@@ -98,11 +103,13 @@ class Heartbeat:
     def begin(self, connection: Connection) -> None:
         self._seen.clear()  # while the database was away, nobody could say a thing
         connection.execute(delete(owners).where(owners.c.id == self._me))
-        connection.execute(owners.insert().values(id=self._me, beats=0))
+        # Not from 0: who looks now and then could see the same number each time.
+        connection.execute(owners.insert().values(id=self._me, beats=now_us()))
 
     def beat(self, connection: Connection) -> None:
         mine = update(owners).where(owners.c.id == self._me)
-        connection.execute(mine.values(beats=owners.c.beats + 1))
+        if not connection.execute(mine.values(beats=owners.c.beats + 1)).rowcount:
+            self.begin(connection)  # it had stood still for so long that it was taken for dead
 
     def is_dead(self, connection: Connection, owner: str) -> bool:
         beat = connection.execute(select(owners.c.beats).where(owners.c.id == owner)).scalar()

@@ -71,6 +71,7 @@ requests = Table(
 Index("requests_of_key", requests.c.key_id, requests.c.id)
 Index(
     "requests_open",
+    requests.c.ended_us,  # or SQLite may take the other one for it
     requests.c.key_id,
     sqlite_where=requests.c.ended_us.is_(None),
     postgresql_where=requests.c.ended_us.is_(None),

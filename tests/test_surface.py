@@ -26,6 +26,8 @@ ROUTES = {
     ("GET", "/api/v1/models"),
     ("GET", "/api/v1/models/<provider>"),
     ("GET", "/api/v1/models/<provider>/<path:model>"),
+    ("GET", "/api/v1/user/requests"),
+    ("GET", "/api/v1/user/usage"),
     ("GET", "/health"),
     ("GET", "/metrics"),
     ("GET", "/ready"),
