@@ -58,6 +58,7 @@ access = logging.getLogger("sluice.access")
 
 EXPOSED = [
     *("X-Request-ID", "X-Stream-ID", "X-Sluice-Dropped", "X-RateLimit-Bypass", "Retry-After"),
+    "Content-Disposition",
     *(f"x-ratelimit-{what}-{kind}" for kind in ("requests", "tokens") for what in RATE_PARTS),
 ]
 NOT_METRICS = r"/(?!metrics/?$).*"

@@ -14,15 +14,7 @@ from functools import cache
 from typing import Any, TypeAlias
 
 import msgspec
-from sqlalchemy import (
-    Connection,
-    Update,
-    bindparam,
-    delete,
-    func,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Update, bindparam, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from completion import Usage
@@ -132,8 +124,7 @@ def open_rows(connection: Connection, owner: str, openings: Sequence[Opening]) -
     for opening in openings:
         reserved = 0
         if opening.claim is not None:
-            key_id = opening.entry.key_id
-            place = (key_id, opening.claim.budget)
+            place = (key_id := opening.entry.key_id, opening.claim.budget)
             if place not in left:
                 left[place] = left_of(connection, *place, but=ours)
             room = left[place] - taken[key_id]
@@ -260,10 +251,8 @@ def roll_up(connection: Connection, settlements: Iterable[Settlement]) -> None:
     sums: dict[tuple[str, ...], list[int]] = defaultdict(lambda: [0] * len(COUNTS))
     for settlement in settlements:
         entry, usage, cost = settlement.entry, settlement.usage, settlement.cost_nano
-        place = (
-            *(entry.key_id, day_of(entry.started_us)),
-            *(settlement.provider, settlement.model, entry.endpoint),
-        )
+        target = (settlement.provider, settlement.model)
+        place = (entry.key_id, day_of(entry.started_us), *target, entry.endpoint)
         more = (1, usage.input_tokens, usage.output_tokens, cost or 0, int(cost is None))
         sums[place] = [old + new for old, new in zip(sums[place], more, strict=True)]
     if sums:  # in order, or two processes could wait for each other
@@ -276,11 +265,8 @@ def roll_up(connection: Connection, settlements: Iterable[Settlement]) -> None:
 
 
 def owners_of_open(connection: Connection) -> list[str]:
-    return list(
-        connection.execute(
-            select(requests.c.owner).where(requests.c.ended_us.is_(None)).distinct()
-        ).scalars()
-    )
+    still_open = select(requests.c.owner).where(requests.c.ended_us.is_(None))
+    return list(connection.execute(still_open.distinct()).scalars())
 
 
 def interrupt(connection: Connection, owner: str) -> int:

@@ -33,6 +33,7 @@ SPARE_CONNECTIONS = 5000  # idle ones beside the streams; at gunicorn's 1,000 th
 INTERRUPT_DRAIN_S = 2.0
 WATCH_S = 0.1
 IDLE_S = 0.5
+FRESH_S = 2.0  # a connection's first request may take as much longer, on a busy machine
 DRAIN_BODY_S, DRAIN_BODY_BYTES = 5.0, 16 * 1024 * 1024
 WORK_S, REST_S = 0.005, 0.0005
 CANNOT_LOAD = 4  # the master ends on this exit status instead of starting workers over
@@ -91,7 +92,7 @@ class Connections:
 
     def track(self, handle: Handle) -> Handle:
         def tracked(listener: Any, client: Any, address: Any) -> Any:
-            self.idle_since[client] = time.monotonic()
+            self.idle_since[client] = time.monotonic() + FRESH_S
             try:
                 return handle(listener, client, address)
             finally:

@@ -107,7 +107,8 @@ class Ledger:
         try:
             self.write(lambda _: None)
         except Unavailable:
-            raise ConfigError(f"the ledger can't be opened: {self._trouble}") from None
+            where = f" ({self.path})" if self.path else ""
+            raise ConfigError(f"the ledger can't be opened{where}: {self._trouble}") from None
 
     def open(self, entry: Entry, claim: Claim | None = None) -> bool:
         """Open a call's row; on return it is on disk. False: the call goes on without a row.

@@ -9,6 +9,7 @@ I/O; the `limits` package counts; a refused request takes nothing.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -59,25 +60,29 @@ class Quota:
         self._storage = MemoryStorage()
         self._requests = MovingWindowRateLimiter(self._storage)
         self._tokens = SlidingWindowCounterRateLimiter(self._storage)
+        # Two threads at once can lose each other's first count of a window in that storage.
+        self._lock = threading.RLock()
 
     def admit(self, key: Key, demand: Demand) -> Hold | None:
         """Count a request and reserve its tokens. Raises RateLimited."""
         limits = key.limits
         hold = None
-        if limits.tokens_per_hour is not None:  # first, because it can be given back
-            hold = self._reserve_tokens(key, limits.tokens_per_hour, demand)
-        if limits.requests_per_minute is not None:
-            item = RateLimitItemPerMinute(limits.requests_per_minute)
-            if not self._requests.hit(item, key.id):
-                self.settle(hold, 0)
-                raise self._too_many(key, limits.requests_per_minute)
+        with self._lock:
+            if limits.tokens_per_hour is not None:  # first, because it can be given back
+                hold = self._reserve_tokens(key, limits.tokens_per_hour, demand)
+            if limits.requests_per_minute is not None:
+                item = RateLimitItemPerMinute(limits.requests_per_minute)
+                if not self._requests.hit(item, key.id):
+                    self.settle(hold, 0)
+                    raise self._too_many(key, limits.requests_per_minute)
         return hold
 
     def settle(self, hold: Hold | None, tokens: int) -> None:
         """Count what a call did use in the place of what it had reserved."""
         if hold is not None and time.time() < hold.until:
             # Not a hit: that counts in the window of now, and nothing at all above the limit.
-            self._storage.incr(hold.window, 2 * HOUR, tokens - hold.tokens)
+            with self._lock:
+                self._storage.incr(hold.window, 2 * HOUR, tokens - hold.tokens)
 
     def headers(self, key: Key) -> dict[str, str]:
         """The x-ratelimit headers as of now, for the limits that the key has."""
@@ -85,11 +90,13 @@ class Quota:
         limits = key.limits
         if limits.requests_per_minute is not None:
             minute = RateLimitItemPerMinute(limits.requests_per_minute)
-            stats = self._requests.get_window_stats(minute, key.id)
+            with self._lock:
+                stats = self._requests.get_window_stats(minute, key.id)
             found |= rate_headers("requests", minute.amount, *stats[::-1])
         if limits.tokens_per_hour is not None:
             hour = RateLimitItemPerHour(limits.tokens_per_hour)
-            _, left = self._tokens.get_window_stats(hour, key.id)
+            with self._lock:
+                _, left = self._tokens.get_window_stats(hour, key.id)
             found |= rate_headers("tokens", hour.amount, left, next_hour())
         return found
 
@@ -149,12 +156,12 @@ def limited(kind: str, what: str, limit: int, wait: float) -> RateLimited:
     """The refusal of a limit that has room again in `wait` seconds."""
     wait = max(1.0, wait)
     return RateLimited(
-        f"This key's limit of {what} is reached. Try again in {wait:.0f} s.",
+        f"This key's limit of {what} is reached. Try again in {math.ceil(wait)} s.",
         retry_after=wait,
         details={
             "limit_type": kind,
             "limit": limit,
-            "reset_time": instant(time.time() + wait),
+            "reset_time": instant(math.ceil(time.time() + wait)),
             "retry_after": round(wait, 1),
         },
     )
@@ -174,15 +181,15 @@ def never(kind: str, message: str, limit: int) -> RateLimited:
 
 def demand_of(request: CompletionRequest) -> Demand:
     """The tokens that a request may use."""
-    beside = size(request.suffix or "")
+    count = len(request.prompts)
+    suffix = size(request.suffix or "")
     unknown = [bag for bag in (request.extra, request.openai_extra) if bag]
-    most = sum(size(p) if isinstance(p, str) else len(p) for p in request.prompts) + beside
-    tries = len(request.prompts) * max(request.n or 1, request.best_of or 1)
+    prompts = sum(size(p) if isinstance(p, str) else len(p) for p in request.prompts)
+    beside = suffix + TEMPLATE_TOKENS + len(msgspec.json.encode(unknown))  # with each prompt
+    tries = count * max(request.n or 1, request.best_of or 1)
     return Demand(
-        input=sum(map(prompt_tokens, request.prompts)) + -(-beside // 4),
-        most_input=most
-        + TEMPLATE_TOKENS * len(request.prompts)
-        + len(msgspec.json.encode(unknown)),
+        input=sum(map(prompt_tokens, request.prompts)) + count * -(-suffix // 4),
+        most_input=prompts + count * beside,
         output=None if request.max_tokens is None else request.max_tokens * tries,
         loose=bool(unknown),
     )

@@ -116,7 +116,8 @@ def total(usages: Iterable[tuple[int, int]]) -> tuple[int, int]:
 
 def assert_whole_answers_are_recorded(load: Load, found: Mapping[str, Row]) -> None:
     """Each answer that its client got in full has its settled row, with what the answer told."""
-    whole = [sent for sent in load.sent if sent.whole and sent.kind.reason]
+    accepted = (sent for sent in load.sent if sent.kind.reason)
+    whole = [sent for sent in accepted if sent.whole and sent.status == sent.kind.status]
     assert whole
     assert [sent for sent in whole if sent.id not in found] == []
     assert [d for sent in whole if (d := differences(sent, found[sent.id]))] == []

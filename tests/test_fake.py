@@ -322,3 +322,37 @@ def test_nothing_is_left_running() -> None:
         os.kill(fake.pid, 0)
     with pytest.raises(ConnectionRefusedError):
         RawClient(fake.port)
+
+
+def test_named_scripts(fake: FakeProvider) -> None:
+    told = fp.answer(fp.body("told", usage=(4, 6)))
+    fake.named({"first": told, f"first {PATH}x": fp.error(503)})
+    fake.default(fp.answer(fp.body("other", usage=None)))
+    for prompt, path, text in (("first r1", PATH, "told"), ("second", PATH, "other")):
+        with RawClient(fake.port) as client:
+            client.request("POST", path, {"prompt": prompt})
+            assert client.read_head().status == 200
+            assert client.json()["choices"][0]["text"] == text
+    with RawClient(fake.port) as client:
+        client.request("POST", f"{PATH}x", {"messages": [{"role": "user", "content": "first"}]})
+        assert client.read_head().status == 503
+    assert [request.usage for request in fake.requests] == [(4, 6), None, None]
+    assert [request.prompt for request in fake.requests] == ["first r1", "second", "first"]
+
+
+def test_the_usage_that_was_reported_last_is_noted(fake: FakeProvider) -> None:
+    first, second = (frame | told(n) for n, frame in enumerate(fp.chunks(["a", "b"], finish=None)))
+    fake.default([*fp.sse([first], done=False, complete=False), fp.gate("more"), fp.event(second)])
+    with RawClient(fake.port) as client:
+        ask(client)
+        assert client.read_head().status == 200
+        assert client.frame().json == first
+        assert fake.requests[0].usage == (0, 1)
+        fake.open("more")
+        assert client.frame().json == second
+        fake.wait_closed()
+        assert fake.requests[0].usage == (1, 2)
+
+
+def told(n: int) -> dict[str, dict[str, int]]:
+    return {"usage": {"prompt_tokens": n, "completion_tokens": n + 1, "total_tokens": 2 * n + 1}}

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from tests import calls, mixture, proofs
 from tests import fake as fp
-from tests import mixture, proofs
-from tests.books import ledger_of, open_rows
+from tests.books import ledger_of, open_rows, rows
 from tests.fake import FakeProvider
 from tests.live import Server
 from tests.load import NATIVE, Kind, Load, Sent, play
@@ -55,6 +57,34 @@ def test_what_a_killed_worker_answered_in_full_is_recorded(fake: FakeProvider) -
                 kill_worker(server)
         proofs.wait_settled(server, ledger_of(server))
         proofs.assert_survived(load, ledger_of(server), fake.requests, kills=KILLS)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_no_answer_is_whole_before_it_is_recorded(fake: FakeProvider, *, stream: bool) -> None:
+    """A worker that can't write yet withholds the end; killed then, it has told its client nothing
+    that isn't in the ledger."""
+    whole = fp.answer(fp.body("x"))
+    parts = mixture.begun(calls.EVENT, fp.gate("end"), *map(fp.event, fp.chunks(["!"])))
+    with serve(fake) as (server, keys):
+        kind = Kind("held", [*parts, fp.last_chunk()] if stream else [fp.gate("end"), *whole])
+        kind = kind._replace(stream=stream)
+        fake.named({"held": kind.steps})
+        sent = Sent(kind, NATIVE)
+        caller = threading.Thread(target=play, args=(server, keys["main"], sent))
+        caller.start()
+        fake.wait_requests()
+        with closing(sqlite3.connect(ledger_of(server), isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            fake.open("end")
+            caller.join(BETWEEN_S)
+            assert not sent.done
+            [pid] = server.worker_pids()
+            os.kill(pid, signal.SIGKILL)
+            caller.join()
+        assert not sent.whole
+        server.wait(lambda: not open_rows(ledger_of(server)), 15)
+        [row] = rows(ledger_of(server))
+        assert row["end_reason"] == "interrupted"
 
 
 def kill_worker(server: Server) -> None:

@@ -1,0 +1,247 @@
+"""database.py: the URL, and a connection that one uses at a time and that is mended."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+import database
+from config import ConfigError
+from database import Away, Link, database_url, make_engine, said
+from tests.ledgers import at_once, break_after_commit
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    ("variable", "url"),
+    [
+        ("postgres://u:p@h:5432/d", "postgresql+psycopg://u:p@h:5432/d"),
+        ("postgresql://u:p@h/d", "postgresql+psycopg://u:p@h/d"),
+        ("postgresql+psycopg://h/d", "postgresql+psycopg://h/d"),
+        (" postgres://h/d?sslmode=require\n", "postgresql+psycopg://h/d?sslmode=require"),
+        ("postgresql://u:p%40ss@h/d", "postgresql+psycopg://u:p%40ss@h/d"),
+        ("", "sqlite:////data/sluice.db"),
+        (None, "sqlite:////data/sluice.db"),
+    ],
+)
+def test_where_the_ledger_is(variable: str | None, url: str) -> None:
+    assert database_url(variable, Path("/data/sluice.db")) == url
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        f"mysql://u:{SECRET}@h/d",
+        f"postgresql+psycopg2://u:{SECRET}@h/d",
+        f"postgres://u:{SECRET}@h:port/d",
+        f"u:{SECRET}@h/d",
+        "sqlite:///x.db",
+    ],
+)
+def test_a_url_that_can_t_be_is_told_without_its_password(variable: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        database_url(variable, Path("sluice.db"))
+    assert str(caught.value).startswith("DATABASE_URL takes postgresql://")
+    assert SECRET not in repr(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a b.db", "50%.db", "a#b.db", "ü.db"])
+def test_a_file_may_be_called_anything(tmp_path: Path, name: str) -> None:
+    link = Link(database_url(None, tmp_path / name), writes=True)
+    link.run(lambda connection: connection.execute(text("CREATE TABLE t (x INT)")))
+    link.close()
+    assert name in {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_file_is_ours_alone_and_what_is_committed_is_on_disk(tmp_path: Path) -> None:
+    path = tmp_path / "sluice.db"
+    link = Link(f"sqlite:///{path}", writes=True)
+
+    def pragmas(connection: Connection) -> list[Any]:
+        names = ("journal_mode", "synchronous", "busy_timeout")
+        return [connection.execute(text(f"PRAGMA {name}")).scalar() for name in names]
+
+    assert link.run(pragmas) == ["wal", 2, database.BUSY_MS]
+    link.run(lambda connection: connection.execute(text("CREATE TABLE t (x INT)")))
+    modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("sluice.db", "sluice.db-wal", "sluice.db-shm"), 0o600)
+    link.close()
+
+
+# A link
+
+
+@pytest.fixture
+def link(ledger_url: str) -> Iterator[Link]:
+    found = Link(ledger_url, writes=True)
+    found.run(lambda connection: connection.execute(text("CREATE TABLE t (x BIGINT PRIMARY KEY)")))
+    yield found
+    found.close()
+
+
+def insert(connection: Connection, number: int = 1) -> int:
+    connection.execute(text("INSERT INTO t VALUES (:x)"), {"x": number})
+    return number
+
+
+def count(connection: Connection) -> int:
+    return int(connection.execute(text("SELECT count(*) FROM t")).scalar_one())
+
+
+def test_work_is_a_transaction(link: Link) -> None:
+    assert link.run(insert) == 1
+
+    def half(connection: Connection) -> None:
+        insert(connection, 2)
+        raise KeyError("half")
+
+    with pytest.raises(KeyError):
+        link.run(half)
+    assert link.run(count) == 1
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        insert,
+        lambda connection: insert(connection, 2**70),
+        lambda connection: connection.execute(text("SELECT :x"), {"x": "\ud800"}),
+    ],
+    ids=["twice", "too large", "no text"],
+)
+def test_an_odd_value_is_no_outage(link: Link, work: Any) -> None:
+    link.run(insert)
+    with pytest.raises((DBAPIError, ArithmeticError, ValueError)):
+        link.run(work)
+    assert link.run(count) == 1
+
+
+def test_a_connection_is_kept(link: Link) -> None:
+    seen = [link.run(lambda connection: connection) for _ in range(3)]
+    assert seen[0] is seen[1] is seen[2]
+
+
+def test_callers_take_turns(link: Link) -> None:
+    inside, most = [0], [0]
+    gate = threading.Lock()
+
+    def work(connection: Connection) -> int:
+        with gate:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        found = count(connection)
+        with gate:
+            inside[0] -= 1
+        return found
+
+    assert at_once(*[lambda: link.run(work)] * 16) == [0] * 16
+    assert most == [1]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_work_is_done_again_once_when_the_connection_breaks(link: Link, times: int) -> None:
+    tries = []
+
+    def work(connection: Connection) -> None:
+        tries.append(connection)
+        connection.execute(text("DELETE FROM t"))
+
+    broken = break_after_commit(link, times)
+    if times == 1:
+        link.run(work)
+    else:
+        with pytest.raises(Away, match="server closed the connection"):
+            link.run(work)
+    assert [len(tries), len({id(one) for one in tries})] == ([2, 2] if times == 1 else [1, 1])
+    assert len(broken) == times, "the second breaks while it is prepared"
+    assert link.run(count) == 0
+
+
+def test_what_is_said_of_an_outage_is_a_line_without_statement_or_password(
+    tmp_path: Path,
+) -> None:
+    for url in (
+        f"sqlite:///{tmp_path}/none/x.db",
+        f"sqlite:///{tmp_path}",
+        f"postgresql+psycopg://u:{SECRET}@127.0.0.1:1/d",
+    ):
+        link = Link(url)
+        with pytest.raises(Away) as caught:
+            link.run(count)
+        told = str(caught.value)
+        assert told
+        assert "\n" not in told
+        assert "SELECT" not in told
+        assert SECRET not in told
+        link.close()
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (OSError(), "OSError"),
+        (TimeoutError("too\nlate"), "too late"),
+        (ConfigError("x" * 900), "x" * 300),
+        (DBAPIError("SELECT 1", {}, sqlite3.OperationalError("disk  full")), "disk full"),
+    ],
+)
+def test_there_is_always_something_to_say(failure: Exception, words: str) -> None:
+    assert said(failure) == words
+
+
+def test_tables_that_are_missing_are_an_outage_and_not_an_odd_value(link: Link) -> None:
+    link.run(lambda connection: connection.execute(text("DROP TABLE t")))
+    with pytest.raises(Away):
+        link.run(insert)
+    link.run(lambda connection: connection.execute(text("CREATE TABLE t (x BIGINT PRIMARY KEY)")))
+    assert link.run(insert) == 1
+
+
+def test_each_new_connection_is_prepared_and_one_that_can_t_be_is_away(ledger_url: str) -> None:
+    prepared: list[Connection] = []
+    refused = [True]
+
+    def prepare(connection: Connection) -> None:
+        if refused:
+            raise ConfigError("not this one")
+        prepared.append(connection)
+
+    link = Link(ledger_url, connected=prepare)
+    with pytest.raises(Away, match="not this one"):
+        link.run(lambda _: None)
+    refused.clear()
+    link.run(lambda _: None)
+    link.run(lambda _: None)
+    link.close()
+    link.run(lambda _: None)
+    assert len(prepared) == 2
+    link.close()
+
+
+def test_a_writer_s_transactions_don_t_overlap(tmp_path: Path) -> None:
+    """Begun with a read, two could both read and then not write."""
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    first = make_engine(url, writes=True)
+    with first.begin() as connection:
+        connection.execute(text("CREATE TABLE t (x INT)"))
+    links = [Link(url, writes=True) for _ in range(4)]
+
+    def increase(connection: Connection) -> None:
+        found = connection.execute(text("SELECT count(*) FROM t")).scalar_one()
+        connection.execute(text("INSERT INTO t VALUES (:x)"), {"x": found})
+
+    at_once(*(lambda one=one: [one.run(increase) for _ in range(20)] for one in links))
+    with first.begin() as connection:
+        found = connection.execute(text("SELECT x FROM t ORDER BY x")).scalars().all()
+    assert found == list(range(80))
+    for one in links:
+        one.close()
+    first.dispose()

@@ -1,0 +1,174 @@
+"""owners.py: who lives, who is dead, and that nobody is taken for the wrong one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, create_engine, select
+
+import owners
+import schema
+from owners import DEAD_AFTER_S, Heartbeat, LockFile
+
+
+@pytest.fixture
+def connection() -> Iterator[Connection]:
+    engine = create_engine("sqlite://")
+    with engine.begin() as found:
+        schema.metadata.create_all(found)
+        yield found
+    engine.dispose()
+
+
+# Locked files
+
+
+def a_file(tmp_path: Path, name: str) -> LockFile:
+    return LockFile(tmp_path / "sluice.db", name)
+
+
+def names(tmp_path: Path) -> set[str]:
+    return {path.name for path in (tmp_path / "sluice.db.owners").iterdir()}
+
+
+def test_a_lock_says_who_lives(tmp_path: Path, connection: Connection) -> None:
+    one, other = a_file(tmp_path, "one"), a_file(tmp_path, "other")
+    assert one.is_dead(connection, "other"), "it was never there"
+    for presence in (one, other):
+        presence.begin(connection)
+        presence.begin(connection)
+        presence.beat(connection)
+    assert not one.is_dead(connection, "other")
+    assert not other.is_dead(connection, "one")
+    assert (tmp_path / "sluice.db.owners").stat().st_mode & 0o777 == 0o700
+    other.end(connection)
+    other.end(connection)
+    assert one.is_dead(connection, "other")
+    assert names(tmp_path) == {"one"}
+    one.end(connection)
+    assert names(tmp_path) == set()
+
+
+def test_what_the_dead_left_is_swept_and_the_living_keep_theirs(
+    tmp_path: Path, connection: Connection
+) -> None:
+    living, dead, new = (a_file(tmp_path, name) for name in ("living", "dead", "new"))
+    living.begin(connection)
+    dead.begin(connection)
+    assert dead._held is not None
+    os.close(dead._held)  # as the system does it
+    assert living.is_dead(connection, "dead")
+    new.begin(connection)
+    assert names(tmp_path) == {"living", "new"}
+    assert new.is_dead(connection, "dead")
+    for presence in (living, new):
+        presence.end(connection)
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/dev/fd").iterdir())
+
+
+def test_a_beginning_that_fails_is_begun_again(
+    tmp_path: Path, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would live on without its name, and be taken for dead."""
+    one, other = a_file(tmp_path, "one"), a_file(tmp_path, "other")
+    opened = open_files()
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "rename", full)
+        with pytest.raises(OSError, match="No space"):
+            one.begin(connection)
+    assert other.is_dead(connection, "one")
+    assert open_files() == opened
+    one.begin(connection)
+    assert not other.is_dead(connection, "one")
+    one.end(connection)
+
+
+# Rows that change
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(owners, "time", found)
+    return found
+
+
+def beats(connection: Connection) -> dict[str, int]:
+    return {row.id: row.beats for row in connection.execute(select(schema.owners))}
+
+
+def test_who_stands_still_for_long_enough_is_dead(connection: Connection, clock: Clock) -> None:
+    one, other = Heartbeat("one"), Heartbeat("other")
+    one.begin(connection)
+    other.begin(connection)
+    for _ in range(5):
+        assert not one.is_dead(connection, "other")
+        clock.now += DEAD_AFTER_S - 1
+        other.beat(connection)
+    assert not one.is_dead(connection, "other")
+    clock.now += DEAD_AFTER_S - 1
+    assert not one.is_dead(connection, "other")
+    clock.now += 1
+    assert one.is_dead(connection, "other")
+    assert set(beats(connection)) == {"one"}
+    assert one.is_dead(connection, "other"), "still"
+
+
+def test_who_stood_still_and_goes_on_is_known_again(connection: Connection, clock: Clock) -> None:
+    """Its later calls aren't closed over and over, while it serves them."""
+    one, other = Heartbeat("one"), Heartbeat("other")
+    one.begin(connection)
+    other.begin(connection)
+    one.is_dead(connection, "other")
+    clock.now += DEAD_AFTER_S
+    assert one.is_dead(connection, "other")
+    other.beat(connection)
+    assert not one.is_dead(connection, "other")
+
+
+def test_who_connects_again_and_again_isn_t_taken_for_dead(
+    connection: Connection, clock: Clock
+) -> None:
+    one, other = Heartbeat("one"), Heartbeat("other")
+    one.begin(connection)
+    for _ in range(10):
+        other.begin(connection)
+        assert not one.is_dead(connection, "other")
+        clock.now += DEAD_AFTER_S / 2
+
+
+def test_who_was_away_itself_judges_nobody_at_once(connection: Connection, clock: Clock) -> None:
+    one, other = Heartbeat("one"), Heartbeat("other")
+    other.begin(connection)
+    one.begin(connection)
+    assert not one.is_dead(connection, "other")
+    clock.now += 10 * DEAD_AFTER_S
+    one.begin(connection)
+    assert not one.is_dead(connection, "other")
+
+
+def test_who_ends_is_gone(connection: Connection, clock: Clock) -> None:
+    one, other = Heartbeat("one"), Heartbeat("other")
+    for presence in (one, other):
+        presence.begin(connection)
+    other.end(connection)
+    assert one.is_dead(connection, "other")
+    assert set(beats(connection)) == {"one"}
