@@ -9,13 +9,14 @@ against what is settled and what other open rows hold: nothing comes in between.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from importlib import import_module
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import msgspec
-from sqlalchemy import Connection, Update, bindparam, delete, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Dialect, bindparam, delete, func, select, update
 
 from completion import Usage
 from errors import InsufficientCredits
@@ -134,8 +135,7 @@ def open_rows(connection: Connection, owner: str, openings: Sequence[Opening]) -
             reserved = min(opening.claim.most_nano, max(0, room))
             taken[key_id] += reserved
         rows.append(open_row(opening.entry, owner, reserved))
-    if rows:
-        connection.execute(insertion(connection.dialect.name), rows)
+    execute(connection, insertion, rows)
 
 
 def left_of(connection: Connection, key_id: str, budget: Budget, but: Sequence[str] = ()) -> int:
@@ -171,35 +171,36 @@ def refusal(claim: Claim, left: int) -> InsufficientCredits | None:
     )
 
 
+AT_FIRST = {
+    **dict.fromkeys(("output_tokens", "cache_read_tokens", "cache_write_tokens"), 0),
+    "reasoning_tokens": 0,
+    "usage_source": "estimate",
+    "attempts": 0,
+}
+
+
 def open_row(entry: Entry, owner: str, reserved: int) -> dict[str, Any]:
     return {
         **msgspec.structs.asdict(entry),
+        **AT_FIRST,
         "owner": owner,
         "reserved_nano": reserved,
-        "output_tokens": 0,
-        "cache_read_tokens": 0,
-        "cache_write_tokens": 0,
-        "reasoning_tokens": 0,
-        "usage_source": "estimate",
-        "attempts": 0,
     }
 
 
 def settle(connection: Connection, settlements: Sequence[Settlement]) -> None:
-    if not settlements:
-        return
-    rows = [settled_row(settlement) for settlement in settlements]
-    closing = closing_statement()
-    if len(rows) > 1:
-        with connection.begin_nested() as attempt:
-            if connection.execute(closing, rows).rowcount == len(rows):
-                roll_up(connection, settlements)
-                return
-            attempt.rollback()
+    rows = list(map(settled_row, settlements))
+    if len(rows) > 1:  # all at once; in the rare case that one is settled already, one by one
+        connection.exec_driver_sql("SAVEPOINT several")
+        if execute(connection, closing_statement, rows) == len(rows):
+            connection.exec_driver_sql("RELEASE SAVEPOINT several")
+            roll_up(connection, settlements)
+            return
+        connection.exec_driver_sql("ROLLBACK TO SAVEPOINT several")
     closed = [
         settlement
         for settlement, row in zip(settlements, rows, strict=True)
-        if connection.execute(closing, row).rowcount
+        if execute(connection, closing_statement, [row])
     ]
     roll_up(connection, closed)
 
@@ -218,33 +219,56 @@ COUNTED = (
 def settled_row(settlement: Settlement) -> dict[str, Any]:
     row = {name: getattr(settlement, name) for name in COPIED}
     row |= {name: getattr(settlement.usage, name) for name in COUNTED}
-    row["usage_source"] = settlement.usage.source
+    row |= {"usage_source": settlement.usage.source, "reserved_nano": 0}
     row["row"] = settlement.entry.id
     return row
 
 
-@cache
-def closing_statement() -> Update:
-    values: dict[str, Any] = {n: bindparam(n) for n in (*COPIED, *COUNTED, "usage_source")}
+def closing_statement(_dialect: str) -> Any:
+    names = (*COPIED, *COUNTED, "usage_source", "reserved_nano")
     mine = (requests.c.id == bindparam("row")) & requests.c.ended_us.is_(None)
-    return update(requests).where(mine).values(reserved_nano=0, **values)
+    return update(requests).where(mine).values({n: bindparam(n) for n in names})
 
 
-@cache
 def insertion(dialect: str) -> Any:
-    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    return insert(requests).on_conflict_do_nothing()
+    insert = inserter(dialect)(requests)
+    names = (*Entry.__struct_fields__, *AT_FIRST, "owner", "reserved_nano")
+    return insert.values({n: bindparam(n) for n in names}).on_conflict_do_nothing()
 
 
 COUNTS = ("requests", "input_tokens", "output_tokens", "cost_nano", "unpriced")
 
 
-@cache
 def addition(dialect: str) -> Any:
     """Adds to the rows of the roll-up, or makes them."""
-    insert = (postgresql.insert if dialect == "postgresql" else sqlite.insert)(daily)
+    insert = inserter(dialect)(daily)
     more = {name: daily.c[name] + insert.excluded[name] for name in COUNTS}
     return insert.on_conflict_do_update(index_elements=list(daily.primary_key), set_=more)
+
+
+def inserter(dialect: str) -> Any:
+    """The database's own INSERT, which knows ON CONFLICT. Its package is loaded on first use."""
+    return import_module(f"sqlalchemy.dialects.{dialect}").insert
+
+
+def execute(
+    connection: Connection, statement: Callable[[str], Any], rows: Iterable[dict[str, Any]]
+) -> int:
+    """Run a statement for each of some rows. Returns how many rows it has touched."""
+    text, parameters = prepared(statement, connection.dialect)
+    several = list(map(parameters, rows))
+    return connection.exec_driver_sql(text, several).rowcount if several else 0
+
+
+@cache
+def prepared(
+    statement: Callable[[str], Any], dialect: Dialect
+) -> tuple[str, Callable[[dict[str, Any]], Any]]:
+    """A statement's text, and what makes its parameters of a row: prepared once, because it costs
+    more than to execute it."""
+    compiled = statement(dialect.name).compile(dialect=dialect)
+    order = compiled.positiontup
+    return str(compiled), itemgetter(*order) if order else dict
 
 
 def roll_up(connection: Connection, settlements: Iterable[Settlement]) -> None:
@@ -261,7 +285,7 @@ def roll_up(connection: Connection, settlements: Iterable[Settlement]) -> None:
             dict(zip(names, (*place, *counts), strict=True))
             for place, counts in sorted(sums.items())
         ]
-        connection.execute(addition(connection.dialect.name), rows)
+        execute(connection, addition, rows)
 
 
 def owners_of_open(connection: Connection) -> list[str]:

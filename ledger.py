@@ -47,6 +47,9 @@ WAIT_S = 10.0
 """How long a call waits for its group; above SQLite's own wait for another process."""
 TEND_S = 15.0
 RETRY_S = 1.0
+GATHER_S, GATHER_CALLS = 0.008, 8
+"""With so many calls under way a group waits for others so long: a transaction costs as much as the
+rows of a dozen calls."""
 
 
 class Group:
@@ -87,6 +90,7 @@ class Ledger:
         """What could not be committed and has to be."""
         self._pump: threading.Thread | None = None
         self._trouble = ""
+        self._under_way = 0  # about: it only says whether to wait for others pays
         self._tend_at = 0.0
         self._ready = False
         self._closing = False
@@ -124,6 +128,7 @@ class Ledger:
             elif opening.refusal is not None:
                 raise opening.refusal
             elif not opening.failed:
+                self._under_way += 1
                 return True
         if self._required or claim is not None:
             raise Unavailable("The ledger can't be written now, so no call is accepted. Try again.")
@@ -132,6 +137,7 @@ class Ledger:
 
     def settle(self, settlement: Settlement) -> None:
         """Close a call's row; on return it is on disk, or the ledger is away and it is kept."""
+        self._under_way -= 1
         group = self._submit(settlement)
         if not self._trouble:
             group.done.wait(WAIT_S)
@@ -193,8 +199,8 @@ class Ledger:
         while not self._closing:
             if self._trouble:
                 time.sleep(RETRY_S)
-            else:
-                self._wanted.wait(TEND_S)
+            elif self._wanted.wait(TEND_S) and self._under_way >= GATHER_CALLS:
+                time.sleep(GATHER_S)
             self._wanted.clear()
             self._turn()
         with self._lock:

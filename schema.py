@@ -11,7 +11,8 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import date, timedelta
+from functools import lru_cache
 
 from sqlalchemy import (
     BigInteger,
@@ -32,6 +33,9 @@ from sqlalchemy import (
 from config import ConfigError
 
 MIGRATION_LOCK = 0x51_1CE
+
+EPOCH = date(1970, 1, 1)
+DAY_US = 86_400_000_000
 
 metadata = MetaData()
 
@@ -130,7 +134,12 @@ def now_us() -> int:
 
 def day_of(moment_us: int) -> str:
     """The UTC day of a moment: 2026-01-31."""
-    return datetime.fromtimestamp(moment_us / 1_000_000, UTC).date().isoformat()
+    return _day(moment_us // DAY_US)
+
+
+@lru_cache(maxsize=64)
+def _day(days: int) -> str:
+    return (EPOCH + timedelta(days)).isoformat()
 
 
 def migrate(connection: Connection) -> None:

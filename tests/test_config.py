@@ -54,6 +54,11 @@ def test_nothing_needs_to_be_set() -> None:
         ("SLUICE_KEYS_FILE", "/etc/keys", "keys_file", Path("/etc/keys")),
         ("SLUICE_KEYS_FILE", "~/keys", "keys_file", Path.home() / "keys"),
         ("SLUICE_KEYS", " {}\n{} ", "keys", " {}\n{} "),
+        ("SLUICE_DATABASE", "/data/ledger.db", "database", Path("/data/ledger.db")),
+        ("SLUICE_DATABASE", "~/ledger.db", "database", Path.home() / "ledger.db"),
+        ("DATABASE_URL", "postgres://u:p@h/d", "database_url", "postgres://u:p@h/d"),
+        ("SLUICE_LEDGER_REQUIRED", "0", "ledger_required", False),
+        ("SLUICE_RESERVE_TOKENS", "1", "reserve_tokens", 1),
         ("SLUICE_DEFAULT_MODEL", " openai/gpt-4o ", "default_model", "openai/gpt-4o"),
         ("SLUICE_MAX_BODY", "2048", "max_body", 2048),
         ("SLUICE_MAX_STREAMS", " 7 ", "max_streams", 7),
@@ -111,6 +116,9 @@ def test_a_blank_variable_is_not_set(variable: config.Variable) -> None:
         ("SLUICE_MAX_BODY", "1023", "SLUICE_MAX_BODY is '1023'; it takes 1024 to 1073741824"),
         ("SLUICE_MAX_STREAMS", "0", "SLUICE_MAX_STREAMS is '0'; it takes 1 to 100000"),
         ("SLUICE_MAX_STREAMS", "1.5", "SLUICE_MAX_STREAMS is '1.5'; it takes a whole number"),
+        ("SLUICE_LEDGER_REQUIRED", "no way", "SLUICE_LEDGER_REQUIRED is 'no way'; it takes 1 or 0"),
+        ("SLUICE_RESERVE_TOKENS", "0", "SLUICE_RESERVE_TOKENS is '0'; it takes 1 to 1000000"),
+        ("SLUICE_DATABASE", "~no-such-user/x", "and there is no such home directory"),
         ("SLUICE_KEEPALIVE_S", "0", "SLUICE_KEEPALIVE_S is '0'; it takes 1 to 86400"),
         ("SLUICE_KEEPALIVE_S", "soon", "SLUICE_KEEPALIVE_S is 'soon'; it takes seconds"),
         ("SLUICE_IDLE_TIMEOUT_S", "nan", "SLUICE_IDLE_TIMEOUT_S is 'nan'; it takes 1 to 86400"),
@@ -188,7 +196,9 @@ def test_settings_are_copied_and_frozen() -> None:
 
 def test_a_printed_configuration_shows_no_key() -> None:
     keys = '{"hash": "sha256:abc"}'
-    shown = repr(read(SLUICE_KEYS=keys, OPENAI_API_KEY="sk-secret", SLUICE_METRICS_TOKEN="t0ken"))
+    variables = {"OPENAI_API_KEY": "sk-secret", "DATABASE_URL": "postgres://u:hunter2@h/d"}
+    shown = repr(read(SLUICE_KEYS=keys, SLUICE_METRICS_TOKEN="t0ken", **variables))
+    assert "hunter2" not in shown
     assert "sha256:abc" not in shown
     assert "t0ken" not in shown
     assert "sk-secret" not in shown

@@ -230,6 +230,15 @@ def test_a_refusal_says_how_much_there_was_and_is() -> None:
     )
 
 
+def test_a_call_that_costs_nothing_holds_nothing_of_a_budget_that_is_overspent() -> None:
+    with memory() as connection:
+        spent, free = an_entry(), an_entry()
+        write(connection, ME, [Opening(spent, a_claim(1000, 1000))])
+        write(connection, ME, [a_settlement(spent, cost_nano=1500)])
+        write(connection, ME, [Opening(free, a_claim(1000, 0))])
+        assert left_of(connection, "key_1", Budget(1000)) == -500
+
+
 @pytest.mark.parametrize(
     ("since", "left"), [(None, 700), ("2025-12-31", 700), ("2026-01-01", 800), ("2026-01-02", 850)]
 )

@@ -474,6 +474,9 @@ def test_no_file_is_left_but_the_database(sqlite_url: str, tmp_path: Path) -> No
 def test_a_query_at_first_makes_the_tables(ledger: Ledger) -> None:
     count = select(func.count()).select_from(requests)
     assert at_once(*[lambda: ledger.read(lambda c: c.execute(count).scalar())] * 20) == [0] * 20
+    done = commits(ledger._writer)
+    assert ledger.read(lambda c: c.execute(count).scalar()) == 0
+    assert done == [], "the writer is left alone from then on"
 
 
 def test_a_query_that_fails_fails_alone(ledger: Ledger) -> None:

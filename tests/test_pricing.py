@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import pricing
 from completion import Usage
 from config import ConfigError
-from pricing import FREE, MTOK, NANO, Price, Prices, Rate, cost, dollars, per_mtok
+from pricing import FREE, MTOK, NANO, Price, Prices, Rate, ceiling, cost, dollars, per_mtok
 from providers.base import Provider, Target
 from providers.rows import BUILT_IN
 
@@ -84,6 +84,42 @@ def test_rounding_gives_nothing_away_and_takes_less_than_a_nano_dollar(
         + usage.output_tokens * price.output.at(size)
     ) / MTOK + (price.per_call if usage.total_tokens else 0)
     assert 0 <= cost(usage, price) - exact < 1
+
+
+@st.composite
+def any_rates(draw: st.DrawFn) -> Rate:
+    """Its tiers may be cheaper than where they begin."""
+    tiers = draw(st.lists(st.tuples(TOKENS, RATES), max_size=3))
+    return Rate(draw(RATES), tuple(sorted(tiers)))
+
+
+@given(usages(), TOKENS, TOKENS, st.data())
+def test_no_call_costs_more_than_its_ceiling(
+    usage: Usage, more_input: int, more_output: int, data: st.DataObject
+) -> None:
+    kinds: dict[str, st.SearchStrategy[Any]] = {
+        **{name: any_rates() for name in ("input", "output")},
+        **{name: st.none() | any_rates() for name in ("cache_read", "cache_write")},
+    }
+    price = data.draw(st.builds(Price, **kinds, per_call=st.integers(0, NANO)))
+    most = ceiling(price, usage.input_tokens + more_input, usage.output_tokens + more_output)
+    assert isinstance(most, int)
+    assert cost(usage, price) <= most
+
+
+@pytest.mark.parametrize(
+    ("price", "nano"),
+    [
+        (Price(Rate(MTOK), Rate(2 * MTOK)), 10 + 14),
+        (Price(Rate(MTOK), Rate(2 * MTOK), Rate(0), Rate(3 * MTOK)), 30 + 14),
+        (Price(Rate(MTOK, ((200, 4 * MTOK),)), Rate(0)), 40),
+        (Price(Rate(MTOK), Rate(MTOK, ((200, 4 * MTOK),)), per_call=5), 10 + 28 + 5),
+        (Price(Rate(1), Rate(0)), 1),
+        (FREE, 0),
+    ],
+)
+def test_the_ceiling_of_a_call_with_10_and_7_tokens(price: Price, nano: int) -> None:
+    assert ceiling(price, 10, 7) == nano
 
 
 @pytest.mark.parametrize(

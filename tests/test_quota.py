@@ -1,0 +1,491 @@
+"""quota.py: what a key may use, by a clock that the tests set."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from fractions import Fraction
+from math import floor
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import quota as quota_module
+from completion import CompletionRequest
+from entries import Budget, Claim
+from errors import RateLimited
+from keys import LIMITS, Key
+from pricing import FREE, MTOK, Price, Rate
+from quota import HOUR, TEMPLATE_TOKENS, Demand, Hold, Quota, budget_of, demand_of, wait_for
+from tests.ledgers import at_once
+from tests.test_gateway import a_key
+
+START = 1_800_000_000.0
+"""The clock hour that begins then is the first of the tests."""
+RESERVE = 1024
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(time, "time", found)
+    return found
+
+
+@pytest.fixture
+def quota(clock: Clock) -> Iterator[Quota]:
+    found = Quota(RESERVE)
+    yield found
+    found._storage.timer.join()
+
+
+def demand(tokens: int, output: int | None = 0, **more: Any) -> Demand:
+    return Demand(tokens, tokens, output, **more)
+
+
+def refused(quota: Quota, key: Key, wanted: Demand) -> RateLimited:
+    with pytest.raises(RateLimited) as caught:
+        quota.admit(key, wanted)
+    return caught.value
+
+
+def remaining(quota: Quota, key: Key, kind: str = "tokens") -> int:
+    return int(quota.headers(key)[f"x-ratelimit-remaining-{kind}"])
+
+
+def by_tokens(limit: int, **more: Any) -> Key:
+    return a_key(tokens_per_hour=limit, **more)
+
+
+# Requests per minute
+
+
+@pytest.mark.parametrize("tier", ["free", "standard", "enterprise"])
+def test_a_tier_s_requests_are_counted_over_the_last_minute(
+    quota: Quota, clock: Clock, tier: Any
+) -> None:
+    key = a_key(tier=tier)
+    limit = LIMITS[key.tier].requests_per_minute
+    assert limit is not None
+    for _ in range(limit):
+        quota.admit(key, demand(1))
+        clock.now += 10 / limit
+    error = refused(quota, key, demand(1))
+    assert error.details is not None
+    assert error.details["limit_type"] == "requests"
+    assert error.details["limit"] == limit
+    assert error.details["retry_after"] == pytest.approx(50, abs=0.1)
+    assert error.headers["Retry-After"] in ("50", "51")
+    clock.now += 49
+    refused(quota, key, demand(1))
+    clock.now += 1.01
+    quota.admit(key, demand(1))
+    refused(quota, key, demand(1))
+
+
+def test_an_unlimited_key_is_never_refused_and_has_no_headers(quota: Quota) -> None:
+    key = a_key()
+    for _ in range(2000):
+        assert quota.admit(key, demand(10**9)) is None
+    assert quota.headers(key) == {}
+
+
+def test_keys_don_t_share(quota: Quota) -> None:
+    one, other = (by_tokens(10, id=name, requests_per_minute=1) for name in ("key_a", "key_b"))
+    for key in (one, other):
+        quota.admit(key, demand(10))
+    assert remaining(quota, one, "requests") == remaining(quota, other, "requests") == 0
+
+
+def test_a_request_that_is_one_too_many_takes_no_tokens(quota: Quota, clock: Clock) -> None:
+    key = by_tokens(100, requests_per_minute=1)
+    quota.admit(key, demand(30))
+    for _ in range(5):
+        error = refused(quota, key, demand(30))
+        assert error.details is not None
+        assert error.details["limit_type"] == "requests"
+    assert remaining(quota, key) == 70
+
+
+def test_a_call_that_has_too_many_tokens_is_no_request(quota: Quota) -> None:
+    key = by_tokens(100, requests_per_minute=1)
+    refused(quota, key, demand(101))
+    assert remaining(quota, key, "requests") == 1
+    quota.admit(key, demand(100))
+
+
+# Tokens per hour
+
+CALLS = st.lists(
+    st.tuples(
+        st.integers(0, 2 * HOUR),  # seconds after the one before
+        st.integers(1, 60),  # input
+        st.integers(0, 60),  # max_tokens
+        st.integers(0, 2 * HOUR),  # seconds that it takes
+        st.integers(0, 150),  # tokens used
+    ),
+    max_size=25,
+)
+
+
+class Account:
+    """Each clock hour has a sum; the last hour is this one and a share of the one before. A call
+    counts in the hour that it began in, unless it ends more than an hour later."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.hours: dict[int, int] = defaultdict(int)
+
+    def left(self, moment: int) -> set[int]:
+        """What may be left: a float may come to a little less than a whole number."""
+        hour, passed = divmod(moment, HOUR)
+        count = self.hours[hour] + Fraction(self.hours[hour - 1] * (HOUR - passed), HOUR)
+        return {max(0, self.limit - floor(float(count) + slip)) for slip in (-1e-6, 1e-6)}
+
+
+@given(CALLS)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_tokens_are_counted_as_a_simple_account_would(
+    monkeypatch: pytest.MonkeyPatch, calls: list[tuple[int, int, int, int, int]]
+) -> None:
+    clock, key, account = Clock(), by_tokens(200), Account(200)
+    monkeypatch.setattr(time, "time", clock)
+    quota, moment = Quota(RESERVE), int(START)
+    running: list[tuple[int, int, Hold, int]] = []
+    for pause, tokens, output, lasts, used in calls:
+        moment += pause
+        for end, began, hold, use in sorted(running, key=lambda call: call[0]):
+            if end <= moment:
+                clock.now = end
+                quota.settle(hold, use)
+                if end < began + HOUR:
+                    account.hours[began // HOUR] += use - hold.tokens
+        running = [call for call in running if call[0] > moment]
+        clock.now = moment
+        left = remaining(quota, key)
+        assert left in account.left(moment)
+        if tokens + output > left:
+            refused(quota, key, demand(tokens, output))
+            continue
+        taken = quota.admit(key, demand(tokens, output))
+        assert taken is not None
+        assert taken.tokens == tokens + output
+        account.hours[moment // HOUR] += tokens + output
+        running.append((moment + lasts, moment, taken, used))
+    quota._storage.timer.join()
+
+
+@pytest.mark.parametrize(
+    ("used", "left"), [(100, 900), (40, 960), (0, 1000), (130, 870), (5000, 0)]
+)
+def test_what_a_call_did_use_counts_and_not_what_it_reserved(
+    quota: Quota, used: int, left: int
+) -> None:
+    key = by_tokens(1000)
+    hold = quota.admit(key, demand(60, 40))
+    assert remaining(quota, key) == 900
+    quota.settle(hold, used)
+    assert remaining(quota, key) == left
+    quota.settle(None, used)
+    assert remaining(quota, key) == left
+
+
+def test_a_call_is_settled_in_the_window_that_it_began_in(quota: Quota, clock: Clock) -> None:
+    key = by_tokens(1000)
+    clock.now = START + HOUR - 10
+    hold = quota.admit(key, demand(800))
+    clock.now = START + HOUR + HOUR / 2
+    assert remaining(quota, key) == 600, "half of the window before"
+    quota.settle(hold, 200)
+    assert remaining(quota, key) == 900
+    clock.now = START + 2 * HOUR
+    assert remaining(quota, key) == 1000
+
+
+def test_a_call_that_outlasts_its_windows_changes_no_other(quota: Quota, clock: Clock) -> None:
+    key = by_tokens(1000)
+    hold = quota.admit(key, demand(800))
+    clock.now += 2 * HOUR + 1
+    quota.admit(key, demand(300))
+    quota.settle(hold, 0)
+    quota.settle(hold, 5000)
+    assert remaining(quota, key) == 700
+
+
+@pytest.mark.parametrize("step", [-86_400, -HOUR, -1, 1, HOUR, 86_400])
+def test_a_clock_that_is_set_makes_no_one_a_gift(quota: Quota, clock: Clock, step: float) -> None:
+    key = by_tokens(1000, requests_per_minute=100)
+    holds = [quota.admit(key, demand(100)) for _ in range(5)]
+    clock.now += step
+    for hold in holds:
+        quota.settle(hold, 0)
+    assert remaining(quota, key) <= 1000
+    quota.admit(key, demand(1000 - (1000 - remaining(quota, key))))
+    refused(quota, key, demand(1))
+
+
+def test_a_limit_that_changes_begins_anew_and_old_calls_settle_on_their_own(quota: Quota) -> None:
+    old, new = by_tokens(1000), by_tokens(500)
+    hold = quota.admit(old, demand(900))
+    quota.admit(new, demand(500))
+    quota.settle(hold, 0)
+    assert (remaining(quota, new), remaining(quota, old)) == (0, 1000)
+    refused(quota, new, demand(1))
+
+
+@pytest.mark.parametrize(
+    ("spent", "tokens", "reserved"),
+    [
+        (0, 10, 10 + RESERVE),
+        (4000, 10, 1000),
+        (4000, 990, 1000),
+        (4000, 999, 1000),
+    ],
+)
+def test_without_max_tokens_a_call_reserves_what_is_left_at_most(
+    quota: Quota, spent: int, tokens: int, reserved: int
+) -> None:
+    key = by_tokens(5000)
+    quota.admit(key, demand(spent))
+    hold = quota.admit(key, demand(tokens, None))
+    assert hold is not None
+    assert hold.tokens == reserved
+
+
+def test_without_max_tokens_there_must_be_room_for_one(quota: Quota) -> None:
+    key = by_tokens(5000)
+    quota.admit(key, demand(4000))
+    error = refused(quota, key, demand(1000, None))
+    assert "Retry-After" in error.headers
+
+
+@pytest.mark.parametrize(
+    ("key", "wanted", "kind"),
+    [
+        (by_tokens(0), demand(0, 1), "tokens"),
+        (by_tokens(0), demand(0, None), "tokens"),
+        (by_tokens(100), demand(60, 41), "tokens"),
+        (by_tokens(100), demand(100, None), "tokens"),
+        (a_key(requests_per_minute=0), demand(1), "requests"),
+    ],
+)
+def test_what_no_waiting_helps_says_so(quota: Quota, key: Key, wanted: Demand, kind: str) -> None:
+    error = refused(quota, key, wanted)
+    assert "Retry-After" not in error.headers
+    assert error.headers["x-should-retry"] == "false"
+    assert error.details is not None
+    assert error.details["limit_type"] == kind
+    assert error.details["reset_time"] is error.details["retry_after"] is None
+
+
+# How long to wait
+
+
+@given(st.integers(1, 5000), st.data())
+def test_the_wait_is_as_long_as_it_must_be(limit: int, data: st.DataObject) -> None:
+    before, current = (data.draw(st.integers(0, limit)) for _ in range(2))
+    room = data.draw(st.integers(0, limit))
+    rest = data.draw(st.floats(0, HOUR))
+
+    def counted(after: float) -> float:
+        if after < rest:
+            return before * (rest - after) / HOUR + current
+        return current * max(0.0, 1 - (after - rest) / HOUR)
+
+    wait = wait_for(room, before, current, rest)
+    assert 0 <= wait <= 2 * HOUR
+    assert counted(wait) <= room + 1e-6 * limit
+    shorter = [wait * part for part in (0, 0.25, 0.5, 0.9)] if wait > 1 else []
+    assert all(counted(after) > room - 1e-6 * limit for after in shorter)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, HOUR), st.integers(1, 100)), min_size=1, max_size=12),
+    st.integers(1, 100),
+)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_who_waits_as_long_as_was_said_is_let_in(
+    monkeypatch: pytest.MonkeyPatch, calls: list[tuple[float, int]], last: int
+) -> None:
+    clock, key = Clock(), by_tokens(100)
+    monkeypatch.setattr(time, "time", clock)
+    quota = Quota(RESERVE)
+    for pause, tokens in [*calls, (0.0, last)]:
+        clock.now += pause
+        try:
+            quota.admit(key, demand(tokens))
+        except RateLimited as error:
+            refusal = error
+        else:
+            continue
+        assert refusal.details is not None
+        until = datetime.fromisoformat(refusal.details["reset_time"]).timestamp()
+        assert -0.06 <= until - (clock.now + refusal.details["retry_after"]) < 1.06
+        clock.now += int(refusal.headers["Retry-After"])
+        quota.admit(key, demand(tokens))
+    quota._storage.timer.join()
+
+
+# Headers
+
+
+def test_headers_say_what_is_left_and_until_when(quota: Quota, clock: Clock) -> None:
+    key = a_key(tier="standard")
+    clock.now = START + 600
+    full = quota.headers(key)
+    assert full["x-ratelimit-remaining-requests"] == full["x-ratelimit-limit-requests"] == "60"
+    quota.admit(key, demand(70, 30))
+    clock.now += 20
+    quota.admit(key, demand(400))
+    assert quota.headers(key) == {
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-remaining-requests": "58",
+        "x-ratelimit-reset-requests": "40s",
+        "x-ratelimit-limit-tokens": "100000",
+        "x-ratelimit-remaining-tokens": "99500",
+        "x-ratelimit-reset-tokens": "49m40s",
+    }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (-3, "0s"), (0.2, "1s"), (59, "59s"), (59.5, "1m0s"), (360, "6m0s")],
+)
+def test_a_duration_reads_as_openai_s(seconds: float, text: str) -> None:
+    assert quota_module.duration(seconds) == text
+
+
+# Many at once
+
+
+@pytest.mark.parametrize("output", [10, None])
+def test_many_at_once_never_reserve_more_than_there_is(output: int | None) -> None:
+    """Again and again, for each begins with the first count of a window."""
+    quota = Quota(10)
+    for turn in range(20):
+        key = by_tokens(205, id=f"key_{turn}", requests_per_minute=40)
+
+        def call(key: Key = key) -> int:
+            hold = quota.admit(key, demand(10, output))
+            quota.headers(key)
+            assert hold is not None
+            return hold.tokens
+
+        found = at_once(*[call] * 50)
+        reserved = [tokens for tokens in found if isinstance(tokens, int)]
+        assert all(isinstance(one, int | RateLimited) for one in found), found
+        assert sum(reserved) <= 205
+        assert len(reserved) >= 10, "and nobody is refused for others' sake"
+        assert remaining(quota, key) == 205 - sum(reserved)
+
+
+def test_many_who_settle_at_once_lose_nothing() -> None:
+    quota, key = Quota(10), by_tokens(10**6)
+    holds = [quota.admit(key, demand(100)) for _ in range(200)]
+    gate = threading.Barrier(20)
+
+    def settle(number: int) -> None:
+        gate.wait()
+        for hold in holds[number::20]:
+            quota.settle(hold, 33)
+
+    at_once(*(lambda number=number: settle(number) for number in range(20)))
+    assert remaining(quota, key) == 10**6 - 200 * 33
+
+
+# What a request may use
+
+
+def asked(**fields: Any) -> CompletionRequest:
+    return CompletionRequest(**{"prompts": ("Hello there!",), **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens", "most", "output"),
+    [
+        ({}, 3, 12, None),
+        ({"max_tokens": 0}, 3, 12, 0),
+        ({"max_tokens": 7}, 3, 12, 7),
+        ({"max_tokens": 7, "n": 3}, 3, 12, 21),
+        ({"max_tokens": 7, "n": 2, "best_of": 5}, 3, 12, 35),
+        ({"max_tokens": 7, "prompts": ("abcd", "ab")}, 2, 6, 14),
+        ({"max_tokens": 7, "n": 2, "prompts": ("abcd", "ab")}, 2, 6, 28),
+        ({"prompts": ((1, 2, 3), (4,))}, 4, 4, None),
+        ({"prompts": ("ü" * 4,)}, 2, 8, None),
+        ({"suffix": "12345"}, 3 + 2, 12 + 5, None),
+        ({"suffix": "12345", "prompts": ("abcd", "ab")}, 2 + 4, 6 + 10, None),
+        ({"prompts": ("",)}, 0, 0, None),
+    ],
+)
+def test_what_a_request_may_use(
+    fields: dict[str, Any], tokens: int, most: int, output: int | None
+) -> None:
+    request = asked(**fields)
+    nothing_else = len("[]") + TEMPLATE_TOKENS
+    assert demand_of(request) == Demand(
+        tokens, most + nothing_else * len(request.prompts), output, loose=False
+    )
+
+
+@pytest.mark.parametrize("bag", ["extra", "openai_extra"])
+def test_what_sluice_has_no_name_for_may_be_input_and_may_ask_for_more(bag: str) -> None:
+    system = {"system": "x" * 5000}
+    found = demand_of(asked(prompts=("a", "b"), max_tokens=1, **{bag: system}))
+    assert found.loose
+    assert found.most_input > 2 * 5000, "it goes with each of the prompts"
+
+
+DEAR, CHEAP = Price(Rate(2 * MTOK), Rate(3 * MTOK)), Price(Rate(MTOK), Rate(5 * MTOK))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "prices", "least", "most"),
+    [
+        (demand(10, 7), [DEAR], 20 + 21, 20 + 21),
+        (demand(10, 7), [DEAR, CHEAP], 10 + 35, 10 + 35),
+        (demand(10, None), [DEAR], 20, 20 + 3 * RESERVE),
+        (demand(10, 7, loose=True), [DEAR], 20 + 21, 20 + 3 * RESERVE),
+        (demand(10, 5000, loose=True), [DEAR], 20 + 15000, 20 + 15000),
+        (demand(10, None), [FREE], 0, 0),
+    ],
+)
+def test_what_a_call_may_take_of_a_budget(
+    quota: Quota, wanted: Demand, prices: list[Price], least: int, most: int
+) -> None:
+    assert quota.claim(a_key(), wanted, prices) is None
+    claim = quota.claim(a_key(budget_usd=1.5), wanted, prices)
+    assert claim == Claim(Budget(1_500_000_000), least, max(least, most))
+
+
+@pytest.mark.parametrize(
+    ("period", "since"), [("total", None), ("day", "2026-03-15"), ("month", "2026-03-01")]
+)
+def test_a_budget_s_days_and_months_are_of_utc(
+    monkeypatch: pytest.MonkeyPatch, period: Any, since: str | None
+) -> None:
+    class Now(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Now:
+            return cls(2026, 3, 15, 0, 0, 1, tzinfo=UTC).astimezone(tz)
+
+    monkeypatch.setattr(quota_module, "datetime", Now)
+    assert budget_of(a_key(budget_usd=0.1, budget_period=period)) == Budget(100_000_000, since)
+    assert budget_of(a_key(budget_usd=0)) == Budget(0)
+    assert budget_of(a_key()) is None
