@@ -20,7 +20,6 @@ import logs
 from auth import KeyStore
 from call import Outcome
 from config import Settings
-from database import database_url
 from endpoints import (
     Services,
     body,
@@ -48,6 +47,7 @@ from errors import (
 from gateway import Gateway
 from keys import Key
 from ledger import Ledger
+from ledger.database import database_url
 from metrics import LIMITS, Metrics
 from pricing import dollars
 from quota import RATE_PARTS, Quota

@@ -13,15 +13,15 @@ import msgspec
 
 from call import Outcome
 from completion import Usage
-from entries import Claim, Entry, Settlement
 from errors import ModelForbidden
 from fidelity import Candidate
 from keys import Key
 from ledger import Ledger
+from ledger.entries import Claim, Entry, Settlement
+from ledger.schema import new_id, now_us
 from pricing import Price, Prices, cost
 from providers.base import Target
 from quota import Demand, Hold, Quota, budget_of, demand_of
-from schema import new_id, now_us
 from streams import Stream
 
 log = logging.getLogger("sluice.meter")

@@ -20,9 +20,9 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
 
 from completion import CompletionRequest
-from entries import Budget, Claim
 from errors import NO_RETRY, RateLimited
 from keys import Key
+from ledger.entries import Budget, Claim
 from pricing import Price, ceiling
 from relay import prompt_tokens, size
 

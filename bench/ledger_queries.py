@@ -23,12 +23,11 @@ from sqlalchemy import Connection, Engine, event
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import schema  # noqa: E402
-import upkeep  # noqa: E402
-import usage  # noqa: E402
-from database import database_url, make_engine  # noqa: E402
-from entries import COUNTS, Budget, left_of  # noqa: E402
-from usage import Scope  # noqa: E402
+from ledger import schema, upkeep, usage  # noqa: E402
+from ledger.database import database_url, make_engine  # noqa: E402
+from ledger.entries import Budget  # noqa: E402
+from ledger.usage import Scope  # noqa: E402
+from ledger.writing import COUNTS, left_of  # noqa: E402
 
 ROUNDS = 9
 DAYS = 365

@@ -16,15 +16,13 @@ import click
 from flask import current_app
 from flask.cli import AppGroup
 
-import upkeep
-import usage
 from cli.keys import store
 from cli.shared import as_json, parse_duration, parse_instant, table, to_json
 from errors import SluiceError
 from keys import KeyFileError
-from ledger import Ledger
-from schema import now_us
-from usage import Scope, Sums
+from ledger import Ledger, upkeep, usage
+from ledger.schema import now_us
+from ledger.usage import Scope, Sums
 
 BATCH = 2_000
 """Rows that are pruned in one transaction: some 20 ms, in which no call can begin or end."""

@@ -13,15 +13,15 @@ from typing import Any, NoReturn
 from flask import Blueprint, Response, request
 from sqlalchemy import Connection, RowMapping
 
-import usage
 from auth import auth, current_key
 from endpoints import json_response, services
-from entries import left_of
 from errors import InvalidRequest
 from keys import Key
+from ledger import usage
+from ledger.usage import Scope, Sums
+from ledger.writing import left_of
 from pricing import dollars
 from quota import budget_of
-from usage import Scope, Sums
 
 bp = Blueprint("usage", __name__, url_prefix="/api/v1/user")
 

@@ -98,7 +98,7 @@ def postgres_url(postgres: Postgres) -> Iterator[str]:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database of each kind that the ledger knows, as SQLAlchemy has it."""
-    from database import database_url
+    from ledger.database import database_url
 
     if request.param == "sqlite":
         return database_url(None, tmp_path / "sluice.db")

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, event, select
 
 from completion import Usage
-from database import Away, Link, make_engine
-from entries import Budget, Claim, Entry, Settlement
 from ledger import Ledger
-from schema import daily, metadata, new_id, now_us, requests
+from ledger.database import Away, Link, make_engine
+from ledger.entries import Budget, Claim, Entry, Settlement
+from ledger.schema import daily, metadata, new_id, now_us, requests
 
 T = TypeVar("T")
 LONG_S = 10.0

@@ -10,11 +10,10 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-import entries
-import schema
 from completion import Usage
-from database import make_engine
-from entries import Entry, Opening, Settlement
+from ledger import schema, writing
+from ledger.database import make_engine
+from ledger.entries import Entry, Opening, Settlement
 
 OWNER = "owner"
 
@@ -53,7 +52,7 @@ def entry(when: str, **fields: Any) -> Entry:
 
 def open_row(connection: Connection, when: str, **fields: Any) -> Entry:
     made = entry(when, **fields)
-    entries.write(connection, OWNER, [Opening(made)])
+    writing.write(connection, OWNER, [Opening(made)])
     return made
 
 
@@ -86,4 +85,4 @@ def settle(connection: Connection, made: Entry, **fields: Any) -> None:
         "latency_us": 450_000,
         "first_event_us": 100_000,
     }
-    entries.write(connection, OWNER, [Settlement(**values | fields)])
+    writing.write(connection, OWNER, [Settlement(**values | fields)])

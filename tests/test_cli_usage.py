@@ -16,9 +16,9 @@ from sqlalchemy import update
 
 import cli.usage
 from auth import KeyStore
-from database import database_url
 from ledger import Ledger
-from schema import requests
+from ledger.database import database_url
+from ledger.schema import requests
 from tests.rows import connected, open_row, settled_row
 
 NAME = "laptop"

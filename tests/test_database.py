@@ -1,4 +1,4 @@
-"""database.py: the URL, and a connection that one uses at a time and that is mended."""
+"""ledger/database.py: the URL, and a connection that one uses at a time and that is mended."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-import database
 from config import ConfigError
-from database import Away, Link, database_url, make_engine, said
+from ledger import database
+from ledger.database import Away, Link, database_url, make_engine, said
 from tests.ledgers import at_once, break_after_commit
 
 SECRET = "hunter2"

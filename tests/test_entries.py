@@ -1,4 +1,4 @@
-"""entries.py: what a group of steps leaves behind, also when it is written twice."""
+"""ledger/entries.py: what a group of steps leaves behind, also when it is written twice."""
 
 from __future__ import annotations
 
@@ -13,23 +13,12 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, create_engine, event, func, select
 from sqlalchemy.pool import StaticPool
 
-import schema
 from completion import Usage
-from database import database_url, make_engine
-from entries import (
-    Budget,
-    Claim,
-    Entry,
-    Opening,
-    Step,
-    Withdrawal,
-    interrupt,
-    left_of,
-    owners_of_open,
-    refusal,
-    write,
-)
-from schema import daily, day_of, first_id, requests
+from ledger import schema
+from ledger.database import database_url, make_engine
+from ledger.entries import Budget, Claim, Entry, Opening, Step, Withdrawal
+from ledger.schema import daily, day_of, first_id, requests
+from ledger.writing import interrupt, left_of, owners_of_open, refusal, write
 from tests.ledgers import a_claim, a_settlement, an_entry, connected
 
 ME = "me"

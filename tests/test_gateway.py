@@ -28,7 +28,6 @@ from completion import (
     Used,
 )
 from config import Settings, Timeouts
-from entries import Claim, Entry, Settlement
 from errors import (
     ClientGone,
     InternalError,
@@ -47,6 +46,7 @@ from fidelity import Candidate
 from gateway import Gateway, echoed, permitted
 from keys import Key
 from ledger import Ledger
+from ledger.entries import Claim, Entry, Settlement
 from providers.base import Attempt, Target
 from providers.fanout import FanOut
 from providers.local import LocalAttempt

@@ -1,4 +1,4 @@
-"""ledger.py: one row for each call, on disk when it is said to be, whatever happens meanwhile."""
+"""ledger/__init__.py: one row for each call, on disk when it is said to be, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from sqlalchemy import Connection, func, select, text
 from sqlalchemy.engine import make_url
 
 import ledger as ledger_module
-import owners
 from completion import Usage
 from config import ConfigError
-from database import database_url
 from errors import InsufficientCredits, Unavailable
-from ledger import Ledger
-from schema import day_of, requests
+from ledger import Ledger, owners
+from ledger.database import database_url
+from ledger.schema import day_of, requests
 from tests.ledgers import (
     LONG_S,
     Outage,

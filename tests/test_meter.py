@@ -9,10 +9,10 @@ import pytest
 
 from call import Outcome
 from completion import CompletionRequest, Secret, Usage
-from entries import Claim, Entry, Settlement
 from errors import InsufficientCredits, ModelForbidden, RateLimited, Unavailable
 from fidelity import Candidate
 from ledger import Ledger
+from ledger.entries import Claim, Entry, Settlement
 from meter import Meter, storable
 from pricing import Prices
 from providers.base import Provider, Target

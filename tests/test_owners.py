@@ -1,4 +1,4 @@
-"""owners.py: who lives, who is dead, and that nobody is taken for the wrong one."""
+"""ledger/owners.py: who lives, who is dead, and that nobody is taken for the wrong one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, create_engine, select
 
-import owners
-import schema
-from owners import DEAD_AFTER_S, Heartbeat, LockFile
+from ledger import owners, schema
+from ledger.owners import DEAD_AFTER_S, Heartbeat, LockFile
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 import quota as quota_module
 from completion import CompletionRequest
-from entries import Budget, Claim
 from errors import RateLimited
 from keys import LIMITS, Key
+from ledger.entries import Budget, Claim
 from pricing import FREE, MTOK, Price, Rate
 from quota import HOUR, TEMPLATE_TOKENS, Demand, Hold, Quota, budget_of, demand_of, wait_for
 from tests.ledgers import at_once

@@ -1,4 +1,4 @@
-"""schema.py: ids and days, and how a database comes to have the tables of this version."""
+"""ledger/schema.py: ids and days, and how a database comes to have the tables of this version."""
 
 from __future__ import annotations
 
@@ -15,9 +15,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy import Connection, inspect, select, text
 
-import schema
 from config import ConfigError
-from schema import daily, day_of, facts, first_id, metadata, migrate, new_id, now_us, requests
+from ledger import schema
+from ledger.schema import (
+    daily,
+    day_of,
+    facts,
+    first_id,
+    metadata,
+    migrate,
+    new_id,
+    now_us,
+    requests,
+)
 from tests.ledgers import a_ledger, an_entry, at_once, days, rows
 
 ROOT = Path(__file__).parent.parent
@@ -252,7 +262,7 @@ def test_the_tables_of_a_newer_version_are_left_alone(
 
 
 def test_migrating_is_part_of_the_caller_s_transaction(ledger_url: str) -> None:
-    from database import make_engine
+    from ledger.database import make_engine
 
     engine = make_engine(ledger_url, writes=True)
     with engine.connect() as connection:

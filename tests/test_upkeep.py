@@ -1,4 +1,4 @@
-"""upkeep.py: the check, on ledgers that add up and ledgers that don't; pruning; copies."""
+"""ledger/upkeep.py: the check, on ledgers that add up and ledgers that don't; pruning; copies."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, delete, func, select, update
 
-import upkeep
-from database import database_url
-from schema import daily, facts, first_id, requests
+from ledger import upkeep
+from ledger.database import database_url
+from ledger.schema import daily, facts, first_id, requests
 from tests.rows import at, connected, entry, open_row, settle, settled_row
 
 NOON, DAY = at("2026-01-31T12:00:00"), "2026-01-31"

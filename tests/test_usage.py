@@ -1,4 +1,4 @@
-"""usage.py: sums over the roll-up and the latest rows, on both databases."""
+"""ledger/usage.py: sums over the roll-up and the latest rows, on both databases."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Connection
 
-import usage
+from ledger import usage
+from ledger.usage import GROUPS, Scope, Sums
 from tests.rows import connected, open_row, settled_row
-from usage import GROUPS, Scope, Sums
 
 CHAT = "/v1/completions"
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from database import database_url
 from errors import Unavailable
+from ledger.database import database_url
 from tests.rows import connected, entry, settle, settled_row
 from tests.test_app import PROMPT, Site, hello, make_app, make_key
 from tests.test_gateway import play

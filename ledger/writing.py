@@ -1,4 +1,4 @@
-"""What is written of a call, and the transaction that writes many at once.
+"""The transaction that writes many steps at once.
 
 Rules that hold here: whatever is done twice counts once (a row is opened if it isn't there, settled
 if it is open, and only what was settled is added to the roll-up), so that a group whose commit
@@ -13,88 +13,19 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib import import_module
 from operator import itemgetter
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Dialect, bindparam, delete, func, select, update
 
 from completion import Usage
 from errors import InsufficientCredits
+from ledger.entries import Budget, Claim, Entry, Opening, Settlement, Step, Withdrawal
+from ledger.schema import daily, day_of, now_us, requests
 from pricing import dollars
-from schema import daily, day_of, now_us, requests
 
 INTERRUPTED = "interrupted"
 INTERRUPTED_STATUS = 500
-
-
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """A call as it is opened. The tokens and the cost are estimates of its input; they stay when
-    its process dies. model: the target's own name for it."""
-
-    id: str
-    request_id: str
-    stream_id: str
-    key_id: str
-    endpoint: str
-    provider: str
-    model: str
-    streamed: bool
-    byok: bool
-    started_us: int
-    input_tokens: int
-    cost_nano: int | None
-
-
-class Budget(msgspec.Struct, frozen=True):
-    """What a key may spend from a UTC day on (None: ever), in nano-dollars."""
-
-    limit_nano: int
-    since_day: str | None = None
-
-
-class Claim(msgspec.Struct, frozen=True):
-    """What a call takes of a budget while it is open: `most`, or what is left of the budget if
-    that is at least `least`. Nano-dollars."""
-
-    budget: Budget
-    least_nano: int
-    most_nano: int
-
-
-class Opening(msgspec.Struct):
-    entry: Entry
-    claim: Claim | None = None
-    refusal: InsufficientCredits | None = None
-    """Set when the budget had no room: there is no row then."""
-    failed: bool = False
-    """Set when the row could not be written."""
-
-
-class Settlement(msgspec.Struct, frozen=True, kw_only=True):
-    """How a call ended, and what it came to."""
-
-    entry: Entry
-    provider: str
-    model: str
-    status: int
-    end_reason: str
-    error_code: str | None
-    usage: Usage
-    cost_nano: int | None
-    attempts: int
-    ended_us: int
-    duration_us: int
-    latency_us: int
-    first_event_us: int | None
-
-
-class Withdrawal(msgspec.Struct, frozen=True):
-    """A call that was refused after its row may have been written."""
-
-    id: str
-
-
-Step: TypeAlias = Opening | Settlement | Withdrawal
 
 
 def write(connection: Connection, owner: str, steps: Sequence[Step]) -> None:

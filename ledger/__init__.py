@@ -23,22 +23,13 @@ from sqlalchemy import Connection
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-import schema
 from config import ConfigError
-from database import Away, Link
-from entries import (
-    Claim,
-    Entry,
-    Opening,
-    Settlement,
-    Step,
-    Withdrawal,
-    interrupt,
-    owners_of_open,
-    write,
-)
 from errors import Unavailable
-from owners import Heartbeat, LockFile, Presence
+from ledger import schema
+from ledger.database import Away, Link
+from ledger.entries import Claim, Entry, Opening, Settlement, Step, Withdrawal
+from ledger.owners import Heartbeat, LockFile, Presence
+from ledger.writing import interrupt, owners_of_open, write
 
 log = logging.getLogger("sluice.ledger")
 T = TypeVar("T")

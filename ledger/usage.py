@@ -23,9 +23,9 @@ from sqlalchemy import (
     union_all,
 )
 
-from entries import COUNTS
+from ledger.schema import daily, requests
+from ledger.writing import COUNTS
 from pricing import NANO, dollars
-from schema import daily, requests
 
 GROUPS: dict[str, tuple[ColumnElement[str], ...]] = {
     "day": (daily.c.day,),

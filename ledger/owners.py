@@ -17,7 +17,7 @@ from typing import Protocol
 
 from sqlalchemy import Connection, delete, select, update
 
-from schema import now_us, owners
+from ledger.schema import now_us, owners
 
 DEAD_AFTER_S = 60.0
 OPEN = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
