@@ -1,4 +1,4 @@
-"""ledger/__init__.py: one row for each call, on disk when it is said to be, whatever happens meanwhile."""
+"""ledger: one row for each call, on disk when it is said to be, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -312,7 +312,7 @@ def test_a_call_that_waited_in_vain_is_withdrawn(
 def test_a_disk_that_is_locked_by_others_is_away_until_they_are_done(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("database.BUSY_MS", 20)
+    monkeypatch.setattr("ledger.database.BUSY_MS", 20)
     with a_ledger(sqlite_url) as ledger:
         entry = an_entry()
         ledger.open(entry)
@@ -599,7 +599,8 @@ def test_a_day_s_budget_is_whole_again_the_next_day(ledger: Ledger) -> None:
 
 PROCESS = """
 import sys, time
-import ledger, owners
+import ledger
+from ledger import owners
 from tests.ledgers import an_entry
 ledger.TEND_S, owners.DEAD_AFTER_S = 0.1, float(sys.argv[3])
 book = ledger.Ledger(sys.argv[1])
