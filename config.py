@@ -12,7 +12,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -44,6 +44,13 @@ class Timeouts:
         """When the transport gives up by itself."""
         return max(self.first_event, self.idle) + self.grace
 
+    def overridden(self, own: Mapping[str, float], within: Mapping[str, float]) -> Timeouts:
+        """With a provider's own limits, and none above what the caller wants at most."""
+        if not (own or within):
+            return self
+        limits = {name: own.get(name, getattr(self, name)) for name in TIMEOUT_FIELDS}
+        return replace(self, **{n: min(v, within.get(n, v)) for n, v in limits.items()})
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -68,6 +75,11 @@ class Settings:
     disconnect_time: float = 30
     disconnect_cost: int = 50_000_000
     timeouts: Timeouts = Timeouts()
+    retries: int = 2
+    queue: int = 100
+    queue_time: float = 10
+    per_key: int | None = None
+    continue_streams: bool = False
     strict: bool = False
     cors_origins: tuple[str, ...] = ("*",)
     log_format: str = "auto"
@@ -217,6 +229,11 @@ VARIABLES = (
     Variable("SLUICE_DEFAULT_MODEL", "default_model", plain),
     Variable("SLUICE_MAX_BODY", "max_body", whole(1024, 1 << 30)),
     Variable("SLUICE_MAX_STREAMS", "max_streams", whole(1, 100_000)),
+    Variable("SLUICE_QUEUE", "queue", whole(0, 100_000)),
+    Variable("SLUICE_QUEUE_S", "queue_time", seconds(0, DAY)),
+    Variable("SLUICE_MAX_STREAMS_PER_KEY", "per_key", whole(1, 100_000)),
+    Variable("SLUICE_RETRIES", "retries", whole(0, 10)),
+    Variable("SLUICE_CONTINUE", "continue_streams", flag),
     Variable("SLUICE_KEEPALIVE_S", "keepalive", seconds(1, DAY)),
     Variable("SLUICE_FIRST_EVENT_WAIT_S", "first_event_wait", seconds(0, DAY)),
     Variable("SLUICE_CLIENT_TIMEOUT_S", "client_timeout", seconds(1, DAY)),

@@ -93,6 +93,8 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     duration_us: int
     latency_us: int
     first_event_us: int | None
+    tries: str | None = None
+    """Of more than one attempt: what each came to, as JSON."""
 
 
 class Withdrawal(msgspec.Struct, frozen=True):
@@ -207,7 +209,7 @@ def settle(connection: Connection, settlements: Sequence[Settlement]) -> None:
 
 
 COPIED = (
-    *("provider", "model", "status", "end_reason", "error_code", "cost_nano", "attempts"),
+    *("provider", "model", "status", "end_reason", "error_code", "cost_nano", "attempts", "tries"),
     *("ended_us", "duration_us", "latency_us", "first_event_us"),
 )
 COUNTED = (

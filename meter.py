@@ -22,7 +22,7 @@ from pricing import Price, Prices, cost
 from providers.base import Target
 from quota import Demand, Hold, Quota, budget_of, demand_of
 from schema import new_id, now_us
-from streams import Stream
+from stream import Stream
 
 log = logging.getLogger("sluice.meter")
 MICRO = 1_000_000
@@ -128,6 +128,7 @@ def settlement(entry: Entry, stream: Stream, outcome: Outcome) -> Settlement:
         usage=outcome.usage,
         cost_nano=outcome.cost,
         attempts=stream.attempts,
+        tries=msgspec.json.encode(outcome.tries).decode() if len(outcome.tries) > 1 else None,
         ended_us=max(now, entry.started_us),  # a clock may be set back
         duration_us=round(outcome.duration * MICRO),
         latency_us=round(outcome.latency * MICRO),

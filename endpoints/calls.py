@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import uuid
 from collections.abc import Callable
@@ -14,8 +15,10 @@ from flask import Response, g, request
 from auth import current_key
 from call import CallInProgress, Encoder, Outcome
 from completion import Completion, CompletionRequest, FinishReason
+from config import TIMEOUT_FIELDS
 from endpoints import body, json_response, request_id, secrecy, services
-from streams import Stream
+from errors import InvalidRequest
+from stream import Stream
 
 MOST_NAMES, MOST_OF_A_NAME = 20, 64
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -43,10 +46,33 @@ def start(found: body.Parameters, wanted: CompletionRequest) -> CallInProgress:
         request_id=request_id(),
         stream_id=stream_id,
         strict=request.headers.get("X-Sluice-Strict", "") == "1",
+        continues=request.headers.get("X-Sluice-Continue", "") == "1",
+        within=time_limits(request.headers.get("X-Sluice-Timeout", "")),
         client=client_socket(),
     )
     g.call = call  # its line in the log is written when it is settled
     return call
+
+
+def time_limits(text: str) -> dict[str, float]:
+    """X-Sluice-Timeout: seconds for all of the call ("30"), or for some of its parts
+    ("first_event=5, idle=2.5"). Raises InvalidRequest."""
+    found = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = part.rpartition("=")
+        name = name.strip() or "total"
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = 0
+        if name not in TIMEOUT_FIELDS or not 0 < seconds < math.inf:
+            raise InvalidRequest(
+                f"X-Sluice-Timeout: got {text[:60]!r}; it takes seconds, or some of "
+                f"{', '.join(f'{field}=SECONDS' for field in TIMEOUT_FIELDS)}.",
+                param="X-Sluice-Timeout",
+            )
+        found[name] = seconds
+    return found
 
 
 def header(name: str, field: str) -> str | None:

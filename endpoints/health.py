@@ -20,4 +20,5 @@ def ready() -> Response:
         return json_response({"status": "draining"}, 503, {"Retry-After": "1"})
     if not services().ledger.available:
         return json_response({"status": "the ledger is away"}, 503, {"Retry-After": "1"})
-    return json_response({"status": "ready"})
+    cooling = {name: round(seconds, 1) for name, seconds in services().gateway.cooling().items()}
+    return json_response({"status": "ready"} | ({"cooling": cooling} if cooling else {}))

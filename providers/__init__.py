@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from completion import CompletionRequest
-from config import ConfigError, did_you_mean
+from config import DAY, TIMEOUT_FIELDS, ConfigError, did_you_mean
 from providers.base import Dialect, Provider, Signer
 from providers.rows import BUILT_IN
 
@@ -103,6 +103,12 @@ def check(row: Provider) -> Provider:
             raise ConfigError(f"{where}: dialect {name!r} is not known{near}")
     if row.disconnect not in POLICIES:
         raise ConfigError(f"{where}: disconnect is {row.disconnect!r}; it takes cancel or drain")
+    for name, limit in row.timeouts.items():
+        if name not in TIMEOUT_FIELDS or not 0 < limit <= DAY:
+            raise ConfigError(
+                f"{where}: timeouts takes seconds of {', '.join(TIMEOUT_FIELDS)}, "
+                f"not {name} = {limit}"
+            )
     check_signer(row, where)
     check_names(row, where)
     if row.dialect != "local" and not row.base_url.startswith(("http://", "https://", "{")):

@@ -281,9 +281,7 @@ def test_what_is_refused_meanwhile_takes_no_memory(sqlite_url: str) -> None:
     assert rows(sqlite_url) == []
 
 
-def test_a_writer_that_hangs_is_away_too(
-    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_writer_that_hangs_is_away_too(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each call would else wait in vain, and leave its steps behind."""
     monkeypatch.setattr(ledger_module, "WAIT_S", 0.05)
     with a_ledger(sqlite_url) as ledger:

@@ -23,7 +23,8 @@ from errors import InternalError, StreamExists, StreamNotFound, Unavailable, Ups
 from providers.base import Attempt, Target
 from providers.rows import BUILT_IN
 from relay import BACKLOG, End, EndReason, Nudge
-from streams import Stream, Streams, hung_up, shut
+from stream import Stream, hung_up, shut
+from streams import Streams
 
 FOREVER = float("inf")
 TARGET = Target(BUILT_IN[0], "pydoc")
