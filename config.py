@@ -12,10 +12,12 @@ import difflib
 import os
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+
+from timeouts import TIMEOUT_FIELDS, Timeouts
 
 VERSION = "0.1.0"
 DEFAULT_PORT = 8000
@@ -25,31 +27,6 @@ T = TypeVar("T")
 
 class ConfigError(Exception):
     """The configuration can't be used; the message is one line that says what to change."""
-
-
-@dataclass(frozen=True)
-class Timeouts:
-    """Seconds that a call to a provider may take: to connect, until its first event, between two
-    events, and in all."""
-
-    connect: float = 10
-    first_event: float = 600
-    idle: float = 120
-    total: float = 1800
-    grace: float = 5
-    """How much later the transport gives up by itself, should nobody else have."""
-
-    @property
-    def longest_silence(self) -> float:
-        """When the transport gives up by itself."""
-        return max(self.first_event, self.idle) + self.grace
-
-    def overridden(self, own: Mapping[str, float], within: Mapping[str, float]) -> Timeouts:
-        """With a provider's own limits, and none above what the caller wants at most."""
-        if not (own or within):
-            return self
-        limits = {name: own.get(name, getattr(self, name)) for name in TIMEOUT_FIELDS}
-        return replace(self, **{n: min(v, within.get(n, v)) for n, v in limits.items()})
 
 
 @dataclass(frozen=True)
@@ -74,7 +51,7 @@ class Settings:
     disconnect: str = "cancel"
     disconnect_time: float = 30
     disconnect_cost: int = 50_000_000
-    timeouts: Timeouts = Timeouts()
+    timeouts: Timeouts = field(default_factory=Timeouts)
     retries: int = 2
     queue: int = 100
     queue_time: float = 10
@@ -253,7 +230,6 @@ VARIABLES = (
     Variable("PORT", "port", whole(1, 65535)),
     Variable("WEB_CONCURRENCY", "workers", whole(1, 1024)),
 )
-TIMEOUT_FIELDS = ("connect", "first_event", "idle", "total")
 TABLES = ("providers", "aliases", "prices")
 
 

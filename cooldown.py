@@ -8,6 +8,7 @@ only what a provider failed at counts, never what it refused.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -19,10 +20,11 @@ from providers.base import Target
 FAILURES = 5
 WINDOW_S, WINDOW_CALLS, WINDOW_SHARE = 60.0, 20, 0.5
 FIRST_S, LONGEST_S = 10.0, 120.0
-PROBE_S = 15.0
-"""A probe that hasn't come back by then is forgotten, and another may go."""
+PROBE_S, PROBE_PAUSE_S = 15.0, 1.0
+"""A probe that hasn't come back by then is forgotten, and another may go; what the others are told
+to wait meanwhile."""
 MOST = 10_000
-"""Targets in trouble that are remembered; their names are callers'."""
+"""Targets in trouble that are remembered, the latest; their names are callers'."""
 
 
 class Trouble:
@@ -34,26 +36,31 @@ class Trouble:
         """When its last calls ended, and whether well."""
         self.until = 0.0
         """When it has cooled down; 0: it isn't cooling down."""
-        self.probed = 0.0
+        self.probed = -math.inf
         self.length = FIRST_S
 
-    def wait(self, now: float) -> float:
+    def left(self, now: float) -> float:
         if not self.until:
             return 0.0
         if now < self.until:
             return self.until - now
-        if now < self.probed + PROBE_S:
-            return 1.0
-        self.probed = now
-        return 0.0
+        return PROBE_PAUSE_S if now < self.probed + PROBE_S else 0.0
+
+    def enter(self, now: float) -> float:
+        left = self.left(now)
+        if self.until and not left:
+            self.probed = now
+        return left
 
     def failed(self, now: float) -> None:
         self.recent.append((now, False))
         self.failures += 1
+        if now < self.until:  # it was under way before
+            return
         if self.until:
             self.length = min(self.length * 2, LONGEST_S)
         if self.until or self.failures >= FAILURES or self._mostly_bad(now):
-            self.until, self.probed = now + self.length, 0.0
+            self.until, self.probed = now + self.length, -math.inf
 
     def succeeded(self, now: float) -> None:
         self.recent.append((now, True))
@@ -78,22 +85,29 @@ class Cooldowns:
         self._limited: dict[Place, float] = {}
         """By credential: until when its host's 429 holds."""
 
-    def wait(self, target: Target) -> float:
-        """Seconds that a target is to be left alone. 0: it may be called; of one that was in
-        trouble, as its probe."""
+    def left(self, target: Target) -> float:
+        """Seconds that a target is to be left alone. 0: it may be called."""
+        return self._look(target, Trouble.left)
+
+    def enter(self, target: Target) -> float:
+        """The same, by one who calls it if it may be called: of one that was in trouble, as its
+        probe, while all others wait."""
+        return self._look(target, Trouble.enter)
+
+    def _look(self, target: Target, ask: Callable[[Trouble, float], float]) -> float:
         if target.byok or not (self._troubles or self._limited):
             return 0.0
         with self._lock:
             now = self._clock()
-            limited = self._limited.get(key_of(target), 0.0) - now
+            limited = self._limited.get(key_of(target), -math.inf) - now
             trouble = self._troubles.get(place_of(target))
             if limited > 0 or trouble is None:
                 return max(0.0, limited)
-            return trouble.wait(now)
+            return ask(trouble, now)
 
     def is_limited(self, target: Target) -> bool:
         """Whether it is its credential that is to be left alone."""
-        return self._limited.get(key_of(target), 0.0) > self._clock()
+        return self._limited.get(key_of(target), -math.inf) > self._clock()
 
     def succeeded(self, target: Target) -> None:
         """It answered, were it to refuse what was asked."""
@@ -113,16 +127,18 @@ class Cooldowns:
         if target.byok:
             return
         with self._lock:
-            if len(self._troubles) < MOST:
-                self._troubles.setdefault(place, Trouble())
-            if place in self._troubles:
-                self._troubles[place].failed(self._clock())
+            if place not in self._troubles:
+                if len(self._troubles) >= MOST:
+                    del self._troubles[next(iter(self._troubles))]
+                self._troubles[place] = Trouble()
+            self._troubles[place].failed(self._clock())
 
     def limited(self, target: Target, seconds: float) -> None:
         """It asked this credential to wait."""
         if not target.byok:
             with self._lock:
-                self._limited[key_of(target)] = self._clock() + min(seconds, LONGEST_S)
+                until = self._clock() + min(seconds, LONGEST_S)
+                self._limited[key_of(target)] = max(until, self._limited.get(key_of(target), until))
 
     def cooling(self) -> dict[Place, float]:
         """Seconds that each target, or credential, still cools down."""

@@ -75,17 +75,16 @@ class Gateway:
         within: Mapping[str, float] = NO_LIMITS,
         client: socket.socket | None = None,
     ) -> CallInProgress:
-        """Admit a call and start it; on return it is in the ledger. endpoint: the path that it came
-        in by. continues: another call may go on where a stream breaks off. within: what the caller
-        wants at most, by the names of Timeouts' fields. Raises SluiceError when it can't be."""
+        """Admit a call and start it; on return it is in the ledger. endpoint: the path it came in
+        by. continues: another call may go on where it breaks off. within: what the caller wants at
+        most, by Timeouts' fields. Raises SluiceError."""
         chosen = self._choose(request, route, key, strict=strict)
+        names = {"stream_id": stream_id, "request_id": request_id, "endpoint": endpoint}
         stream = Stream(
             request,
             chosen[0].target,
-            stream_id=stream_id,
+            **names,
             key_id=key.id,
-            endpoint=endpoint,
-            request_id=request_id,
             timeouts=self.settings.timeouts,
             within=within,
             keepalive=self.settings.keepalive if request.stream else FOREVER,
@@ -96,19 +95,23 @@ class Gateway:
         )
         if (continues or self.settings.continue_streams) and continuable(request):
             stream.text = []
-        self.streams.add(stream)
+        bill = self._admit(key, stream, chosen)
+        self._start_reader(stream, chosen)
+        return CallInProgress(stream, partial(self.settle, bill))
+
+    def _admit(self, key: Key, stream: Stream, chosen: list[Candidate]) -> Bill:
+        self.streams.add(stream, key.max_streams)
         try:
-            bill = self._meter.open(key, stream, chosen)
+            return self._meter.open(key, stream, chosen)
         except BaseException:
             self.streams.remove(stream)
             raise
-        self._start_reader(stream, chosen)
-        return CallInProgress(stream, partial(self.settle, bill))
 
     def cooling(self) -> dict[str, float]:
         """Seconds for which a model, or a provider's key, is left alone, by name."""
         return {
-            f"{provider}/{model}" if model else f"{provider} (key {number})": seconds
+            (f"{provider}/{model}" if model else provider)
+            + (f" (key {number})" if number > 1 or not model else ""): seconds
             for (provider, model, number), seconds in self.reader.cooldowns.cooling().items()
         }
 
@@ -131,9 +134,10 @@ class Gateway:
     def settle(self, bill: Bill, stream: Stream, end: End, status: int) -> Outcome:
         """Account for a call that has ended, and forget it."""
         now = time.monotonic()
-        usages = usages_of(stream, (stream.drain and stream.drain.ended_by) or end)
+        ended_by = (stream.drain and stream.drain.ended_by) or end
+        usages = usages_of(stream, ended_by)
         costs = [
-            self._meter.cost(leg.target, usage)
+            self._meter.cost(leg.target, usage) if usage.total_tokens else 0
             for leg, usage in zip(stream.legs, usages, strict=True)
         ]
         outcome = Outcome(
@@ -172,13 +176,15 @@ def permitted(key: Key, targets: list[Target]) -> list[Target]:
 
 
 def usages_of(stream: Stream, end: End) -> list[Usage]:
-    """What each attempt used. One that failed before it began bills nothing."""
-    last = len(stream.legs) - 1
+    """What each attempt used. One that failed before it began bills nothing, unless it was late:
+    then its provider was at work."""
     return [
         leg.tally.usage(
-            failed=number < last or unreached(end.error) or end.reason == "provider_error"
+            failed=(unreached(end.error) or end.reason == "provider_error")
+            if leg.failure is None
+            else (unreached(leg.failure) or not isinstance(leg.failure, UpstreamTimeout))
         )
-        for number, leg in enumerate(stream.legs)
+        for leg in stream.legs
     ]
 
 

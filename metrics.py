@@ -48,7 +48,11 @@ class Metrics(Collector):
     """One app's metrics, in a registry of their own, beside those of the process."""
 
     def __init__(
-        self, *, streams_active: Callable[[], int], ledger_queue: Callable[[], int]
+        self,
+        *,
+        streams_active: Callable[[], int],
+        ledger_queue: Callable[[], int],
+        cooling: Callable[[], int],
     ) -> None:
         """The functions are called at each scrape: they neither wait nor raise."""
         self.registry = CollectorRegistry()

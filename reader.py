@@ -8,7 +8,6 @@ but for a continuation, once, that the caller asked for; never past the call's d
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from functools import partial
 from itertools import groupby
@@ -17,7 +16,6 @@ import msgspec
 
 import providers
 from completion import Batch, CompletionRequest, Delta, Started
-from config import Timeouts
 from cooldown import Cooldowns
 from errors import (
     InternalError,
@@ -34,13 +32,11 @@ from providers.base import Attempt, Target
 from providers.fanout import FanOut
 from providers.transport import Aborted, HttpAttempt, Transport
 from relay import Nudge, Tally
-from retries import LONGEST_ASKED_S, RetryBudget, delay, worth_it
+from retries import LONGEST_ASKED_S, RetryBudget, asked, delay, limits, worth_it
 from stream import Stream
+from timeouts import Timeouts
 
 log = logging.getLogger("sluice.reader")
-
-UNTOLD_WAIT_S = 1.0
-"""What a 429 that doesn't say how long asks for."""
 
 
 class Reader:
@@ -61,9 +57,7 @@ class Reader:
                 failure = self._continue(stream, chosen, failure)
             if failure is not None:
                 late = isinstance(failure, UpstreamTimeout)  # the sweeper's or the transport's
-                if isinstance(failure, UpstreamError):
-                    failure = public_error(failure, stream.target)
-                stream.end("deadline" if late else "provider_error", failure)
+                stream.end("deadline" if late else "provider_error", told(stream, failure))
         except Exception:
             log.exception("a call failed inside", extra={"request_id": stream.request_id})
             stream.end("provider_error", InternalError())
@@ -83,29 +77,33 @@ class Reader:
         return failure
 
     def _model(self, stream: Stream, group: list[Candidate], *, last: bool) -> SluiceError | None:
-        """Try one model, with one key after another, a few times."""
+        """Try one model a few times: after a 429 with another key at once, else after a while."""
         failure: SluiceError | None = None
-        self._budget.called(group[0].target.provider.name)
-        for number in range(1 + self._retries):
-            candidate, cooling = self._pick(group)
-            if failure is None and cooling:
-                return self._left_alone(candidate.target, cooling)
-            if cooling and not last:
-                cooling = math.inf  # another model needs no patience
-            if failure and not self._may_retry(stream, candidate.target, number, failure, cooling):
-                return failure
+        among, fresh, retries = group, group, 0
+        while True:
+            candidate, cooling = self._pick(among)
+            if cooling:
+                return failure or self._left_alone(candidate.target, cooling)
+            if failure is None:
+                self._budget.called(candidate.target)
             failure = self._attempt(stream, candidate)
-            self._learn(candidate.target, failure)
-            if failure is None or final(stream, failure) or not worth_it(failure):
+            self._learn(stream, candidate.target, failure)
+            if failure is None or final(stream, failure):
                 return failure
-        return failure
+            fresh = [other for other in fresh if other is not candidate]
+            if limits(failure) and not all(self.cooldowns.left(other.target) for other in fresh):
+                among = fresh
+                continue
+            among, retries = group, retries + 1
+            if not self._may_retry(stream, group, retries, failure, last=last):
+                return failure
 
     def _pick(self, group: list[Candidate]) -> tuple[Candidate, float]:
         """The first that isn't cooling down; else the one that is ready soonest, and in how many
         seconds."""
         waits = []
         for candidate in group:
-            wait = self.cooldowns.wait(candidate.target)
+            wait = self.cooldowns.enter(candidate.target)
             if not wait:
                 return candidate, 0.0
             waits.append((candidate, wait))
@@ -120,22 +118,33 @@ class Reader:
         )
 
     def _may_retry(
-        self, stream: Stream, target: Target, number: int, failure: SluiceError, cooling: float
+        self,
+        stream: Stream,
+        group: list[Candidate],
+        number: int,
+        failure: SluiceError,
+        *,
+        last: bool,
     ) -> bool:
         """Wait for retry `number`, if there may be one. False: not, or the call has ended."""
-        another_key = not cooling and isinstance(failure, UpstreamError) and limits(failure)
-        wait = 0.0 if another_key else delay(number, failure)
+        if number > self._retries or not worth_it(failure) or (asked(failure) and not last):
+            return False  # another model needs no patience
+        cooling = min(self.cooldowns.left(candidate.target) for candidate in group)
+        if cooling and not limits(failure):  # what is in trouble isn't waited for
+            return False
+        wait = delay(number, failure)
         if wait is None or max(wait, cooling) > min(LONGEST_ASKED_S, stream.time_left):
             return False
-        return self._budget.take(target.provider.name) and stream.pause(max(wait, cooling))
+        return self._budget.take(group[0].target) and stream.pause(max(wait, cooling))
 
-    def _learn(self, target: Target, failure: SluiceError | None) -> None:
+    def _learn(self, stream: Stream, target: Target, failure: SluiceError | None) -> None:
         """What an attempt says about its target's health."""
         if failure is None:
             return  # it was well with its first event, or the call was ended
-        if isinstance(failure, UpstreamError) and limits(failure):
-            wait = UNTOLD_WAIT_S if failure.retry_after is None else failure.retry_after
-            self.cooldowns.limited(target, wait)
+        if limits(failure):
+            self.cooldowns.limited(target, asked(failure))
+        elif isinstance(failure, UpstreamTimeout) and stream.impatient(failure):
+            return
         elif retryable(failure):
             self.cooldowns.failed(target)
         else:
@@ -146,15 +155,15 @@ class Reader:
     ) -> SluiceError | None:
         """Go on from the text so far, once. None: the call has ended; otherwise what is to be told
         of the failure, the first one if the second is no better."""
-        if stream.drain is not None or not retryable(failure):
+        if stream.drain is not None or stream.ended or not retryable(failure):
             return failure
         for candidate in continuations(stream, chosen):
-            if self.cooldowns.wait(candidate.target) or stream.time_left <= 0:
+            if stream.time_left <= 0 or self.cooldowns.enter(candidate.target):
                 continue
             stream.continued = True
             stream.mailbox.nudge(Nudge.CONTINUED)
             second = self._attempt(stream, candidate)
-            self._learn(candidate.target, second)
+            self._learn(stream, candidate.target, second)
             return None if second is None else failure
         return failure
 
@@ -162,10 +171,12 @@ class Reader:
         """One attempt at one target. None: the call has ended; otherwise what went wrong."""
         attempt: Attempt | None = None
         failure: SluiceError | None = None
+        attached = False
         try:
             attempt = self._start(candidate, stream.timeouts_at(candidate.target))
             prompts = candidate.request.prompts
-            if not stream.attach(attempt, candidate.target, candidate.dropped, prompts):
+            attached = stream.attach(attempt, candidate.target, candidate.dropped, prompts)
+            if not attached:
                 return None
             failure = self._relay(stream, attempt, candidate)
         except Aborted:
@@ -175,7 +186,8 @@ class Reader:
         finally:
             if attempt is not None:
                 attempt.close()
-        stream.detach(failure)
+        if attached:
+            stream.detach(failure)
         return failure
 
     def _relay(self, stream: Stream, attempt: Attempt, candidate: Candidate) -> SluiceError | None:
@@ -224,17 +236,23 @@ def final(stream: Stream, failure: SluiceError) -> bool:
     """Whether nothing else is to be tried: the client has seen a part, or gone, or the request
     itself was refused."""
     passing = retryable(failure) or isinstance(failure, RateLimited | Unavailable)
-    return not passing or stream.first_event is not None or stream.drain is not None
+    return not passing or stream.first_event is not None or stream.ended
 
 
-def limits(failure: UpstreamError) -> bool:
-    return failure.upstream_status == 429
+def told(stream: Stream, failure: SluiceError) -> SluiceError:
+    """What the client is told, by the target that it is of: its words may hold that one's key."""
+    if not isinstance(failure, UpstreamError):
+        return failure
+    found = (leg.target for leg in stream.legs if leg.failure is failure)
+    return public_error(failure, next(found, stream.target))
 
 
 def continuations(stream: Stream, chosen: list[Candidate]) -> Iterator[Candidate]:
     """The candidates that go on from a text, with what is left to do: those that complete it as it
     stands, which chat models don't."""
     text = "".join(stream.text or ())
+    if not text or ends_in_a_stop(text, stream.request):
+        return
     for candidate in chosen:
         request, prompt = candidate.request, candidate.request.prompts[0]
         if not candidate.target.legacy or not isinstance(prompt, str):
@@ -251,9 +269,18 @@ def continuations(stream: Stream, chosen: list[Candidate]) -> Iterator[Candidate
 
 
 def continuable(request: CompletionRequest) -> bool:
-    """Whether another call could go on with its text: one choice, as plain text."""
+    """Whether another call could go on with its text: one choice, as plain text. What a host's own
+    parameters would mean for a second call (a grammar, a least length) nobody knows."""
     plain = request.logprobs is None and not request.echo and request.suffix is None
-    return request.stream and request.choices == 1 and plain and isinstance(request.prompts[0], str)
+    ours = not (request.extra or request.openai_extra)
+    single = request.choices == 1 and isinstance(request.prompts[0], str)
+    return request.stream and single and plain and ours
+
+
+def ends_in_a_stop(text: str, request: CompletionRequest) -> bool:
+    """Whether the text ends with the beginning of a stop sequence: what goes on from there can't
+    see it as one."""
+    return any(text.endswith(stop[:n]) for stop in request.stop or () for n in range(1, len(stop)))
 
 
 def echoed(batches: Iterator[Batch], request: CompletionRequest) -> Iterator[Batch]:

@@ -130,8 +130,9 @@ class Router:
 
 
 def credentials(text: str) -> list[Secret | None]:
-    """The keys in a variable, separated by commas."""
-    return [Secret(key.strip()) for key in text.split(",") if key.strip()]
+    """The keys in a variable, separated by commas; one that stands there twice counts once."""
+    keys = dict.fromkeys(key.strip() for key in text.split(","))
+    return [Secret(key) for key in keys if key]
 
 
 def alias(name: str, value: Any) -> tuple[str, ...]:

@@ -9,25 +9,21 @@ of a face or of a provider; no lock is held while anything waits.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from completion import Batch, CompletionRequest, Delta, Prompt, Usage
-from config import Timeouts
+from completion import Batch, CompletionRequest, Delta, Finished, Prompt, Usage
 from drain import CANCEL, Disconnect, Drain
 from errors import SluiceError, UpstreamTimeout
+from hangup import hung_up, shut
 from providers.base import Attempt, Target
 from relay import End, EndReason, Mailbox, Nudge, Tally
-
-TCP_ESTABLISHED = 1
-
+from timeouts import Timeouts
 
 NO_LIMITS: Final[Mapping[str, float]] = MappingProxyType({})
 
@@ -68,31 +64,24 @@ class Stream:
         """timeouts: the server's; rows may have their own. within: what the caller wants at most,
         by the names of Timeouts' fields. cost: what a usage costs there, in nano-dollars; None:
         unknown."""
-        self.id = stream_id
-        self.key_id = key_id
-        self.endpoint = endpoint
-        self.request_id = request_id
-        self.request = request
-        self.target = target
+        self.id, self.key_id, self.endpoint = stream_id, key_id, endpoint
+        self.request_id, self.request, self.target = request_id, request, target
         self.dropped: tuple[str, ...] = ()
         self.mailbox = Mailbox()
         self.legs: list[Leg] = []
         self.opened_at = time.time()
         self.opened = self.last_event = self.last_write = time.monotonic()
         self.continued = False
-        self.text: list[str] | None = None
-        """What came of the text so far; None: nobody will need it."""
-        self.turn = threading.Event()
-        """Set when a call that waits for its turn has it, or has ended."""
+        self.text: list[str] | None = None  # so far, for a continuation; None: there will be none
+        self.turn = threading.Event()  # set when a call that waits for its turn has it, or ended
         self.first_event: float | None = None
         self.expired: UpstreamTimeout | None = None
         self._server_timeouts, self._within, self._client = timeouts, within, client
         self._timeouts = self.timeouts_at(target)
         self._keepalive, self._hold = keepalive, hold
-        self._lock = threading.Lock()
+        self._lock, self._over = threading.Lock(), threading.Event()
         self._attempt: Attempt | None = None
         self._ended = False
-        self._over = threading.Event()
         self._disconnect, self._cost = disconnect, cost
         self.drain: Drain | None = None
 
@@ -114,9 +103,19 @@ class Stream:
         """Of all attempts, so far."""
         return sum(leg.tally.output_tokens for leg in self.legs)
 
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
     def timeouts_at(self, target: Target) -> Timeouts:
         """What holds for a call to that target."""
         return self._server_timeouts.overridden(target.provider.timeouts, self._within)
+
+    def impatient(self, timeout: UpstreamTimeout) -> bool:
+        """Whether it was the caller's own limit that passed, below the provider's."""
+        own = self._server_timeouts.overridden(self.target.provider.timeouts, NO_LIMITS)
+        limit: float = getattr(own, timeout.phase)
+        return self._within.get(timeout.phase, math.inf) < limit
 
     @property
     def time_left(self) -> float:
@@ -150,9 +149,11 @@ class Stream:
             return True
 
     def detach(self, failure: SluiceError | None) -> None:
-        """The attempt is over."""
+        """The attempt is over. Until the next one begins there is nothing that could be late."""
         leg = self.legs[-1]
-        leg.ended, leg.failure = time.monotonic(), failure
+        with self._lock:
+            leg.ended, leg.failure = time.monotonic(), failure
+            self._attempt = self.expired = None
 
     def put(self, batch: Batch) -> bool:
         """The reader has events. Waits for a slow client. False: the call has ended."""
@@ -163,6 +164,8 @@ class Stream:
             self.first_event = self.first_event or self.last_event
         if self.text is not None:
             self.text += [event.text for event in batch if isinstance(event, Delta)]
+            if any(isinstance(event, Finished) for event in batch):
+                self.text = None
         accepted = self.mailbox.put(batch, leg.tally.add(batch)) or self._drains_on()
         self.last_event = time.monotonic()
         return accepted
@@ -255,7 +258,7 @@ class Stream:
 
     def _overdue(self, now: float) -> UpstreamTimeout | None:
         leg = self.legs[-1] if self.legs else None
-        if leg is None:  # it waits for its turn
+        if leg is None or leg.ended is not None:  # it waits: for its turn, or to try again
             return None
         if leg.first_event is None:
             limit = self._timeouts.first_event
@@ -264,33 +267,3 @@ class Stream:
         limit = self._timeouts.idle
         late = now - self.last_event > limit and not (self.mailbox.full and self.drain is None)
         return UpstreamTimeout("idle", limit) if late else None
-
-
-def hung_up(client: socket.socket) -> bool:
-    """Whether the client closed its connection, or its half of it. Never waits, takes no byte."""
-    try:
-        if sys.platform == "linux" and client.family in (socket.AF_INET, socket.AF_INET6):
-            # Works on TLS sockets, and behind pipelined bytes.
-            state = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-            return state[0] != TCP_ESTABLISHED
-        return _at_end(client)
-    except OSError:  # closed
-        return True
-
-
-def _at_end(client: socket.socket) -> bool:
-    """The same where there is no TCP_INFO: peek, which can't see an end behind other bytes."""
-    timeout = client.gettimeout()
-    client.settimeout(0)
-    try:
-        return client.recv(1, socket.MSG_PEEK) == b""
-    except (BlockingIOError, InterruptedError, ValueError):  # ValueError: a TLS socket can't
-        return False
-    finally:
-        client.settimeout(timeout)
-
-
-def shut(client: socket.socket) -> None:
-    """Shut a socket down that may be closed already."""
-    with contextlib.suppress(OSError):
-        client.shutdown(socket.SHUT_RDWR)

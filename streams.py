@@ -20,6 +20,8 @@ log = logging.getLogger("sluice.streams")
 
 REMEMBER_STOPPED_S = 60.0
 SWEEP_S = 1.0
+SHARE = 0.8
+"""The part of all calls that one key may have, so that there is room for the others."""
 
 
 class Streams:
@@ -27,9 +29,9 @@ class Streams:
 
     def __init__(self, limit: int, *, queue: int = 0, per_key: int | None = None) -> None:
         """limit: how many may be under way at once; queue: how many more may wait for that;
-        per_key: how many of both one key may have."""
+        per_key: how many of both one key may have; None: SHARE of them."""
         self._limit, self._queue_size = limit, queue
-        self._per_key = limit + queue if per_key is None else per_key
+        self._per_key = max(1, int(SHARE * (limit + queue))) if per_key is None else per_key
         self._lock = threading.Lock()
         self._active: dict[tuple[str, str], Stream] = {}
         self._of_key: Counter[str] = Counter()
@@ -38,17 +40,18 @@ class Streams:
         self._stopped: dict[tuple[str, str], float] = {}
         self._sweeper: threading.Thread | None = None
 
-    def add(self, stream: Stream) -> None:
-        """Raises StreamExists (409); RateLimited (429) when its key has too many; Unavailable (503)
-        when all have."""
+    def add(self, stream: Stream, share: int | None = None) -> None:
+        """share: how many its key may have, if that is its own. Raises StreamExists (409);
+        RateLimited (429) when its key has too many; Unavailable (503) when all have."""
         place = (stream.key_id, stream.id)
+        share = self._per_key if share is None else share
         with self._lock:
             if place in self._active:
                 raise StreamExists(stream.id)
             if len(self._active) >= self._limit + self._queue_size:
                 raise too_many()
-            if self._of_key[stream.key_id] >= self._per_key:
-                raise too_many_of_key(self._per_key)
+            if self._of_key[stream.key_id] >= share:
+                raise too_many_of_key(share)
             if self._sweeper is None:
                 sweeper = threading.Thread(target=self._sweep, name="sweeper", daemon=True)
                 sweeper.start()
@@ -61,29 +64,36 @@ class Streams:
         """Wait until the stream may begin, in the order of arrival; at most `patience` seconds.
         False: it may not, or has ended meanwhile."""
         with self._lock:
+            if not self._may_begin(stream):
+                return False
             if len(self._running) < self._limit and not self._waiting:
                 self._running.add(stream)
                 return True
             self._waiting.append(stream)
         stream.turn.wait(patience)
         with self._lock:
-            if stream in self._running:
-                return True
-            self._waiting.remove(stream)
-            return False
+            if stream in self._waiting:
+                self._waiting.remove(stream)
+            return stream in self._running
+
+    def _may_begin(self, stream: Stream) -> bool:
+        """Whether it is still there: one that was removed would never give its turn back."""
+        return not stream.ended and self._active.get((stream.key_id, stream.id)) is stream
 
     def remove(self, stream: Stream) -> None:
         place = (stream.key_id, stream.id)
         with self._lock:
-            if self._active.pop(place, None) is not None:
+            if self._active.get(place) is stream:
+                del self._active[place]
                 self._of_key[stream.key_id] -= 1
                 if not self._of_key[stream.key_id]:
                     del self._of_key[stream.key_id]
             self._running.discard(stream)
             while self._waiting and len(self._running) < self._limit:
                 following = self._waiting.popleft()
-                self._running.add(following)
-                following.turn.set()
+                if self._may_begin(following):
+                    self._running.add(following)
+                    following.turn.set()
             if stream.stopped:
                 self._stopped[place] = time.monotonic()
 

@@ -19,9 +19,10 @@ from typing import Any, Final, cast
 import msgspec
 
 from completion import CompletionRequest
-from config import DAY, TIMEOUT_FIELDS, ConfigError, did_you_mean
+from config import DAY, ConfigError, did_you_mean
 from providers.base import Dialect, Provider, Signer
 from providers.rows import BUILT_IN
+from timeouts import TIMEOUT_FIELDS
 
 DIALECTS: Final = {
     "openai": "providers.openai",
@@ -78,7 +79,7 @@ def fill_in(row: Provider, environ: Mapping[str, str]) -> Provider:
 def missing(row: Provider, environ: Mapping[str, str], *, byok: bool = False) -> list[str]:
     """The variables that the row can't be called without, and that aren't set."""
     names = PLACEHOLDER.findall(row.base_url)
-    if row.api_key_env and not byok and not environ.get(row.api_key_env, "").strip():
+    if row.api_key_env and not byok and not environ.get(row.api_key_env, "").strip(", \t\r\n"):
         names.append(row.api_key_env)
     return names
 

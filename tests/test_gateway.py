@@ -27,7 +27,7 @@ from completion import (
     Usage,
     Used,
 )
-from config import Settings, Timeouts
+from config import Settings
 from entries import Claim, Entry, Settlement
 from errors import (
     ClientGone,
@@ -56,6 +56,7 @@ from reader import Reader, echoed
 from relay import End, EndReason, Nudge
 from routing import Route
 from stream import Stream
+from timeouts import Timeouts
 
 LONG_S = 5.0
 ROWS: dict[str, dict[str, Any]] = {
@@ -679,7 +680,7 @@ def test_a_call_that_ends_before_its_attempt_begins_makes_none(
     attempt = Scripted(HELLO)
     begin, begun = threading.Event(), threading.Event()
 
-    def start(_gateway: Gateway, _candidate: Candidate) -> Attempt:
+    def start(_reader: Reader, _candidate: Candidate, _timeouts: Timeouts) -> Attempt:
         begun.set()
         begin.wait(LONG_S)
         return attempt
@@ -839,7 +840,7 @@ def test_an_id_that_is_active_is_refused(
 
 
 def test_one_call_too_many_is_refused(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
-    gateway = a_gateway(records, max_streams=1)
+    gateway = a_gateway(records, max_streams=1, queue=0)
     play(monkeypatch, Scripted(wait), Scripted(HELLO, REST))
     call = open_call(gateway)
     with pytest.raises(Unavailable):

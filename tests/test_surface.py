@@ -26,6 +26,8 @@ ROUTES = {
     ("GET", "/api/v1/models"),
     ("GET", "/api/v1/models/<provider>"),
     ("GET", "/api/v1/models/<provider>/<path:model>"),
+    ("GET", "/api/v1/user/requests"),
+    ("GET", "/api/v1/user/usage"),
     ("GET", "/health"),
     ("GET", "/metrics"),
     ("GET", "/ready"),
@@ -69,6 +71,7 @@ VARIABLES = {
     "SLUICE_CLIENT_TIMEOUT_S",
     "SLUICE_CONFIG",
     "SLUICE_CONNECT_TIMEOUT_S",
+    "SLUICE_CONTINUE",
     "SLUICE_CORS_ORIGINS",
     "SLUICE_DEFAULT_MODEL",
     "SLUICE_DISCONNECT",
@@ -85,7 +88,11 @@ VARIABLES = {
     "SLUICE_LOG_LEVEL",
     "SLUICE_MAX_BODY",
     "SLUICE_MAX_STREAMS",
+    "SLUICE_MAX_STREAMS_PER_KEY",
     "SLUICE_METRICS_TOKEN",
+    "SLUICE_QUEUE",
+    "SLUICE_QUEUE_S",
+    "SLUICE_RETRIES",
     "SLUICE_STRICT",
     "SLUICE_TOTAL_TIMEOUT_S",
     "WEB_CONCURRENCY",
@@ -114,6 +121,7 @@ LOG_FIELDS = {
 }
 
 METRICS = {
+    "sluice_cooldown": (),
     "sluice_cost_dollars_total": (),
     "sluice_ledger_errors_total": (),
     "sluice_ledger_queue": (),
