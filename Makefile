@@ -1,4 +1,4 @@
-# make run: set up and serve. make test: set up and check everything.
+# make run: set up and serve. make test: set up and check everything. make soak: ten minutes of load.
 # The README gives the commands behind each target, for machines without make.
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ READY := .venv/.requirements
 READY_DEV := .venv/.requirements-dev
 DOTENV := $(if $(wildcard .env),$(BIN)/dotenv run --no-override --,)
 
-.PHONY: run test format clean
+.PHONY: run test soak format clean
 
 run: $(READY)
 	@$(DOTENV) $(BIN)/flask --app wsgi quickstart
@@ -18,6 +18,9 @@ test: $(READY_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest $(PYTEST_FLAGS)
+
+soak: $(READY_DEV)
+	$(BIN)/python -m tests.soak $(SOAK_FLAGS)
 
 format: $(READY_DEV)
 	$(BIN)/ruff format .

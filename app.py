@@ -51,13 +51,14 @@ from ledger.database import database_url
 from metrics import LIMITS, Metrics
 from pricing import dollars
 from quota import RATE_PARTS, Quota
-from streams import Stream
+from stream import Stream
 
 log = logging.getLogger("sluice.app")
 access = logging.getLogger("sluice.access")
 
 EXPOSED = [
-    *("X-Request-ID", "X-Stream-ID", "X-Sluice-Dropped", "X-RateLimit-Bypass", "Retry-After"),
+    *("X-Request-ID", "X-Stream-ID", "X-Sluice-Dropped", "X-Sluice-Attempts"),
+    *("X-RateLimit-Bypass", "Retry-After"),
     "Content-Disposition",
     *(f"x-ratelimit-{what}-{kind}" for kind in ("requests", "tokens") for what in RATE_PARTS),
 ]
@@ -101,7 +102,9 @@ def create_app(settings: Settings | None = None) -> Flask:
 def wire(settings: Settings) -> Services:
     """The parts. Raises ConfigError."""
     metrics = Metrics(
-        streams_active=lambda: len(gateway.streams), ledger_queue=lambda: ledger.queue
+        streams_active=lambda: len(gateway.streams),
+        ledger_queue=lambda: ledger.queue,
+        cooling=lambda: len(gateway.cooling()),
     )
     ledger = Ledger(
         database_url(settings.database_url, settings.database),
@@ -132,6 +135,8 @@ def leave(response: Response) -> Response:
     """A response goes out. A call that was admitted is logged when it is settled."""
     response.headers["X-Request-ID"] = g.request_id
     response.headers.update(rate_headers())
+    if "call" in g:
+        response.headers["X-Sluice-Attempts"] = str(g.call.stream.attempts)
     client = calls.client_socket()
     if client is not None:
 

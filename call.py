@@ -16,9 +16,27 @@ import msgspec
 from completion import Batch, Completion, Event, Usage, fold
 from errors import ClientGone, SluiceError
 from relay import End, EndReason, Message, Nudge
-from streams import Stream
+from stream import Stream
 
-KEEP_ALIVE = b": keep-alive\n\n"
+COMMENTS = {
+    Nudge.KEEP_ALIVE: b": keep-alive\n\n",
+    Nudge.CONTINUED: b": the call broke off, and another one goes on from here\n\n",
+}
+
+
+class Try(msgspec.Struct, frozen=True):
+    """One attempt, as the ledger keeps it. key: which of the operator's. status: the provider's,
+    when it failed. cost_nano: None if unknown."""
+
+    provider: str
+    model: str
+    key: int
+    code: str | None
+    status: int | None
+    input_tokens: int
+    output_tokens: int
+    cost_nano: int | None
+    duration_us: int
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -34,6 +52,8 @@ class Outcome(msgspec.Struct, frozen=True):
     first_event: float | None
     status: int
     """The HTTP status that the client saw."""
+    tries: tuple[Try, ...] = ()
+    """Its attempts."""
 
 
 class Encoder(Protocol):
@@ -80,7 +100,7 @@ class CallInProgress:
         """Hold the status line back: until the first event, a failure (raised), or long enough."""
         while not self._waiting:
             for message in self.stream.mailbox.take():
-                if message is Nudge.KEEP_ALIVE:
+                if message is Nudge.KEEP_ALIVE:  # there is no stream yet
                     continue
                 if isinstance(message, End) and not self._waiting and message.error:
                     self._settle(message)
@@ -104,8 +124,8 @@ class CallInProgress:
                         out.append(encoder.end(outcome))
                         yield b"".join(out)
                         return
-                    elif message is Nudge.KEEP_ALIVE:
-                        out.append(KEEP_ALIVE)
+                    elif message in COMMENTS:
+                        out.append(COMMENTS[message])
                     elif not begun:  # a release may come behind the first event
                         begun = True
                         out.append(encoder.begin())

@@ -123,6 +123,15 @@ class Usage(msgspec.Struct, frozen=True):
         return self.input_tokens + self.output_tokens
 
 
+def total(usages: Iterable[Usage]) -> Usage:
+    """The usage of several calls as one's; an estimate where one of them is."""
+    several = list(usages)
+    counts = (name for name in Usage.__struct_fields__ if name != "source")
+    sums = {name: sum(getattr(usage, name) for usage in several) for name in counts}
+    estimated = any(usage.source == "estimate" and usage.total_tokens for usage in several)
+    return Usage(**sums, source="estimate" if estimated else "provider")
+
+
 class Started(msgspec.Struct, frozen=True):
     """The provider accepted the call. The model is the one it says it runs, if it says."""
 

@@ -17,6 +17,8 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from timeouts import TIMEOUT_FIELDS, Timeouts
+
 VERSION = "0.1.0"
 DEFAULT_PORT = 8000
 
@@ -25,24 +27,6 @@ T = TypeVar("T")
 
 class ConfigError(Exception):
     """The configuration can't be used; the message is one line that says what to change."""
-
-
-@dataclass(frozen=True)
-class Timeouts:
-    """Seconds that a call to a provider may take: to connect, until its first event, between two
-    events, and in all."""
-
-    connect: float = 10
-    first_event: float = 600
-    idle: float = 120
-    total: float = 1800
-    grace: float = 5
-    """How much later the transport gives up by itself, should nobody else have."""
-
-    @property
-    def longest_silence(self) -> float:
-        """When the transport gives up by itself."""
-        return max(self.first_event, self.idle) + self.grace
 
 
 @dataclass(frozen=True)
@@ -67,7 +51,12 @@ class Settings:
     disconnect: str = "cancel"
     disconnect_time: float = 30
     disconnect_cost: int = 50_000_000
-    timeouts: Timeouts = Timeouts()
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    retries: int = 2
+    queue: int = 100
+    queue_time: float = 10
+    per_key: int | None = None
+    continue_streams: bool = False
     strict: bool = False
     cors_origins: tuple[str, ...] = ("*",)
     log_format: str = "auto"
@@ -217,6 +206,11 @@ VARIABLES = (
     Variable("SLUICE_DEFAULT_MODEL", "default_model", plain),
     Variable("SLUICE_MAX_BODY", "max_body", whole(1024, 1 << 30)),
     Variable("SLUICE_MAX_STREAMS", "max_streams", whole(1, 100_000)),
+    Variable("SLUICE_QUEUE", "queue", whole(0, 100_000)),
+    Variable("SLUICE_QUEUE_S", "queue_time", seconds(0, DAY)),
+    Variable("SLUICE_MAX_STREAMS_PER_KEY", "per_key", whole(1, 100_000)),
+    Variable("SLUICE_RETRIES", "retries", whole(0, 10)),
+    Variable("SLUICE_CONTINUE", "continue_streams", flag),
     Variable("SLUICE_KEEPALIVE_S", "keepalive", seconds(1, DAY)),
     Variable("SLUICE_FIRST_EVENT_WAIT_S", "first_event_wait", seconds(0, DAY)),
     Variable("SLUICE_CLIENT_TIMEOUT_S", "client_timeout", seconds(1, DAY)),
@@ -236,7 +230,6 @@ VARIABLES = (
     Variable("PORT", "port", whole(1, 65535)),
     Variable("WEB_CONCURRENCY", "workers", whole(1, 1024)),
 )
-TIMEOUT_FIELDS = ("connect", "first_event", "idle", "total")
 TABLES = ("providers", "aliases", "prices")
 
 

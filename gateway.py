@@ -11,37 +11,27 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from functools import partial
 
-import msgspec
-
-import providers
-from call import CallInProgress, Outcome
-from completion import Batch, CompletionRequest, Delta, Started
+from call import CallInProgress, Outcome, Try
+from completion import CompletionRequest, Usage, total
 from config import Settings
 from drain import Disconnect
-from errors import (
-    InternalError,
-    ModelForbidden,
-    SluiceError,
-    Unavailable,
-    UpstreamError,
-    UpstreamTimeout,
-)
-from failures import public_error, retryable
+from errors import ModelForbidden, SluiceError, Unavailable, UpstreamError, UpstreamTimeout
 from fidelity import Candidate, candidates
 from keys import Key, allows
 from ledger import Ledger
 from meter import Bill, Meter
 from pricing import Prices
-from providers.base import Attempt, Target
-from providers.fanout import FanOut
-from providers.transport import Aborted, HttpAttempt, Transport
+from providers.base import Target
+from providers.transport import Transport
 from quota import Quota
-from relay import End, Tally
+from reader import Reader, continuable
+from relay import End
 from routing import Route, Router
-from streams import Stream, Streams
+from stream import NO_LIMITS, Leg, Stream
+from streams import Streams, too_many
 
 log = logging.getLogger("sluice.gateway")
 
@@ -63,12 +53,12 @@ class Gateway:
         self.router = Router(settings)
         self.prices = Prices(settings.prices)
         self._meter = Meter(self.prices, quota, ledger)
-        self.streams = Streams(settings.max_streams)
+        self.streams = Streams(settings.max_streams, queue=settings.queue, per_key=settings.per_key)
         self.draining = False
         self._disconnect = Disconnect(
             settings.disconnect, settings.disconnect_time, settings.disconnect_cost
         )
-        self._transport = Transport(settings.max_streams)
+        self.reader = Reader(Transport(settings.max_streams), settings.retries)
         self._settled = settled
 
     def open(
@@ -81,33 +71,49 @@ class Gateway:
         request_id: str,
         stream_id: str,
         strict: bool = False,
+        continues: bool = False,
+        within: Mapping[str, float] = NO_LIMITS,
         client: socket.socket | None = None,
     ) -> CallInProgress:
-        """Admit a call and start it; on return it is in the ledger. endpoint: the path that it came
-        in by. Raises SluiceError when it can't be."""
+        """Admit a call and start it; on return it is in the ledger. endpoint: the path it came in
+        by. continues: another call may go on where it breaks off. within: what the caller wants at
+        most, by Timeouts' fields. Raises SluiceError."""
         chosen = self._choose(request, route, key, strict=strict)
+        names = {"stream_id": stream_id, "request_id": request_id, "endpoint": endpoint}
         stream = Stream(
             request,
             chosen[0].target,
-            stream_id=stream_id,
+            **names,
             key_id=key.id,
-            endpoint=endpoint,
-            request_id=request_id,
             timeouts=self.settings.timeouts,
+            within=within,
             keepalive=self.settings.keepalive if request.stream else FOREVER,
             hold=self.settings.first_event_wait if request.stream else FOREVER,
             client=client,
             disconnect=self._disconnect,
             cost=self._meter.cost,
         )
-        self.streams.add(stream)
+        if (continues or self.settings.continue_streams) and continuable(request):
+            stream.text = []
+        bill = self._admit(key, stream, chosen)
+        self._start_reader(stream, chosen)
+        return CallInProgress(stream, partial(self.settle, bill))
+
+    def _admit(self, key: Key, stream: Stream, chosen: list[Candidate]) -> Bill:
+        self.streams.add(stream, key.max_streams)
         try:
-            bill = self._meter.open(key, stream, chosen)
+            return self._meter.open(key, stream, chosen)
         except BaseException:
             self.streams.remove(stream)
             raise
-        self._start_reader(stream, chosen)
-        return CallInProgress(stream, partial(self.settle, bill))
+
+    def cooling(self) -> dict[str, float]:
+        """Seconds for which a model, or a provider's key, is left alone, by name."""
+        return {
+            (f"{provider}/{model}" if model else provider)
+            + (f" (key {number})" if number > 1 or not model else ""): seconds
+            for (provider, model, number), seconds in self.reader.cooldowns.cooling().items()
+        }
 
     def _choose(
         self, request: CompletionRequest, route: Route, key: Key, *, strict: bool
@@ -127,17 +133,21 @@ class Gateway:
 
     def settle(self, bill: Bill, stream: Stream, end: End, status: int) -> Outcome:
         """Account for a call that has ended, and forget it."""
-        last = (stream.drain and stream.drain.ended_by) or end
-        unsent = not stream.attempts or unreached(last.error)
-        usage = stream.tally.usage(failed=unsent or last.reason == "provider_error")
         now = time.monotonic()
+        ended_by = (stream.drain and stream.drain.ended_by) or end
+        usages = usages_of(stream, ended_by)
+        costs = [
+            self._meter.cost(leg.target, usage) if usage.total_tokens else 0
+            for leg, usage in zip(stream.legs, usages, strict=True)
+        ]
         outcome = Outcome(
             reason=end.reason,
             error=end.error,
-            usage=usage,
-            cost=self._meter.cost(stream.target, usage),
+            usage=total(usages),
+            cost=None if None in costs else sum(filter(None, costs)),
+            tries=tuple(map(tried, stream.legs, usages, costs)),
             duration=now - stream.opened,
-            latency=now - stream.attempt_began,
+            latency=now - (stream.legs[-1].began if stream.legs else stream.opened),
             first_event=stream.first_event and stream.first_event - stream.opened,
             status=status,
         )
@@ -150,74 +160,11 @@ class Gateway:
         return outcome
 
     def _read(self, stream: Stream, chosen: list[Candidate]) -> None:
-        """The reader: try the candidates in turn, until one has begun to answer."""
-        try:
-            for number, candidate in enumerate(chosen, 1):
-                failure = self._attempt(stream, candidate)
-                if failure is None:
-                    return
-                last = number == len(chosen) or stream.first_event is not None
-                if last or stream.drain is not None or not retryable(failure):
-                    late = isinstance(failure, UpstreamTimeout)  # the sweeper's or the transport's
-                    if isinstance(failure, UpstreamError):
-                        failure = public_error(failure, candidate.target)
-                    stream.end("deadline" if late else "provider_error", failure)
-                    return
-        except Exception:
-            log.exception("a call failed inside", extra={"request_id": stream.request_id})
-            stream.end("provider_error", InternalError())
-        finally:
-            stream.reader_left()
-
-    def _attempt(self, stream: Stream, candidate: Candidate) -> SluiceError | None:
-        """One attempt at one target. None: the call has ended; otherwise what went wrong."""
-        attempt: Attempt | None = None
-        try:
-            attempt = self._start(candidate)
-            if not stream.attach(attempt, candidate.target, candidate.dropped):
-                return None
-            batches = attempt.events()
-            if candidate.echo:
-                batches = echoed(batches, candidate.request)
-            for batch in batches:
-                if not stream.put(batch):
-                    return None
-            if stream.expired is not None:  # an aborted attempt may just end
-                return stream.expired
-            stream.end("completed")
-        except Aborted:
-            return stream.expired
-        except SluiceError as failure:
-            return stream.expired or failure
+        if self.streams.await_turn(stream, self.settings.queue_time):
+            self.reader.run(stream, chosen)
         else:
-            return None
-        finally:
-            if attempt is not None:
-                attempt.close()
-
-    def _start(self, candidate: Candidate) -> Attempt:
-        request, target = candidate.request, candidate.target
-        if not candidate.split:
-            return self._make(request, target)
-        n = request.n or 1
-        return FanOut(
-            [
-                partial(self._make, msgspec.structs.replace(request, prompts=(prompt,)), target)
-                for prompt in request.prompts
-            ],
-            [Tally((prompt,), echoes=n if request.echo else 0) for prompt in request.prompts],
-            n,
-        )
-
-    def _make(self, request: CompletionRequest, target: Target) -> Attempt:
-        if target.dialect == "local":
-            from providers.local import LocalAttempt  # loaded where it is used
-
-            return LocalAttempt(request, target)
-        dialect = providers.dialect(target.dialect)
-        signer = providers.signer(target.provider)
-        timeouts = self.settings.timeouts
-        return HttpAttempt(self._transport, dialect, request, target, timeouts, signer)
+            stream.end("provider_error", too_many())
+            stream.reader_left()
 
 
 def permitted(key: Key, targets: list[Target]) -> list[Target]:
@@ -228,23 +175,34 @@ def permitted(key: Key, targets: list[Target]) -> list[Target]:
     return found
 
 
-def echoed(batches: Iterator[Batch], request: CompletionRequest) -> Iterator[Batch]:
-    """Put each prompt before its choices' text: echo, for targets that lack it."""
-    n = request.n or 1
-    prompts: Batch = [
-        Delta(prompt_index * n + choice, prompt)
-        for prompt_index, prompt in enumerate(request.prompts)
-        if isinstance(prompt, str)
-        for choice in range(n)
+def usages_of(stream: Stream, end: End) -> list[Usage]:
+    """What each attempt used. One that failed before it began bills nothing, unless it was late:
+    then its provider was at work."""
+    return [
+        leg.tally.usage(
+            failed=(unreached(end.error) or end.reason == "provider_error")
+            if leg.failure is None
+            else (unreached(leg.failure) or not isinstance(leg.failure, UpstreamTimeout))
+        )
+        for leg in stream.legs
     ]
-    for batch in batches:
-        if prompts:
-            head = [event for event in batch if isinstance(event, Started)]
-            batch = head + prompts + [event for event in batch if not isinstance(event, Started)]
-            prompts = []
-        yield batch
 
 
 def unreached(error: SluiceError | None) -> bool:
     """Whether the provider never had the call."""
     return isinstance(error, UpstreamTimeout) and error.phase == "connect"
+
+
+def tried(leg: Leg, usage: Usage, cost: int | None) -> Try:
+    failure = leg.failure
+    return Try(
+        provider=leg.target.provider.name,
+        model=leg.target.model,
+        key=leg.target.key_number,
+        code=None if failure is None else failure.code,
+        status=failure.upstream_status if isinstance(failure, UpstreamError) else None,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cost_nano=cost,
+        duration_us=round(((leg.ended or time.monotonic()) - leg.began) * 1_000_000),
+    )

@@ -42,8 +42,9 @@ FAREWELL_S = 2.0  # for the last events to reach their clients
 bind = f"0.0.0.0:{settings.port}" if settings.port else f"127.0.0.1:{DEFAULT_PORT}"
 workers = 1  # active streams are known to one process
 worker_class = "gevent"
-worker_connections = settings.max_streams + SPARE_CONNECTIONS
+worker_connections = settings.max_streams + settings.queue + SPARE_CONNECTIONS
 graceful_timeout = int(settings.drain) + 5
+http_parser = "python"  # the other, where it is installed, takes folded headers
 keepalive = 75  # longer than proxies and SDKs keep idle connections, so that they close first
 control_socket_disable = True
 logconfig_dict = {
@@ -70,7 +71,7 @@ def on_starting(server: Any) -> None:
         )
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    needed = SOCKETS_PER_STREAM * settings.max_streams + 100
+    needed = SOCKETS_PER_STREAM * settings.max_streams + settings.queue + 100
     if hard != resource.RLIM_INFINITY and hard < needed:
         log.warning(
             "%d open files are allowed, and SLUICE_MAX_STREAMS=%d streams may need %d: "
@@ -141,19 +142,22 @@ def post_request(worker: Any, request: Any, _environ: Any, _response: Any) -> No
 def drained(request: Any, client: Any) -> bool:
     """Take what the endpoint left of the body, bounded: gunicorn would take it without an end.
     Whether that was all; else the connection can't serve another request."""
-    until, room, rest_at = time.monotonic() + DRAIN_BODY_S, DRAIN_BODY_BYTES, 0.0
+    from overdue import overdue  # not before gevent has patched what it stands on
+
+    room, rest_at = DRAIN_BODY_BYTES, 0.0
     if getattr(request.body, "failed", False):
         return False
     try:
-        while room > 0 and (now := time.monotonic()) < until:
-            client.settimeout(until - now)
-            data = request.body.read(1024)
-            if not data:
-                return True
-            room -= len(data)
-            if now > rest_at:
-                time.sleep(REST_S)
-                rest_at = now + WORK_S
+        client.settimeout(DRAIN_BODY_S)
+        with overdue.within(client, DRAIN_BODY_S):
+            while room > 0:
+                data = request.body.read(1024)
+                if not data:
+                    return True
+                room -= len(data)
+                if (now := time.monotonic()) > rest_at:
+                    time.sleep(REST_S)
+                    rest_at = now + WORK_S
     except Exception:  # noqa: BLE001 - whatever is wrong with it, it is the last request on this connection
         return False
     finally:

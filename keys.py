@@ -30,7 +30,7 @@ TIERS: tuple[Tier, ...] = get_args(Tier)
 PERIODS: tuple[Period, ...] = get_args(Period)
 SECRET_PREFIX = "sk-sluice-"  # noqa: S105
 ID_PREFIX = "key_"
-LATER_FIELDS = ("budget_period",)
+LATER_FIELDS = ("budget_period", "max_streams")
 """Earlier versions didn't write these: a row without them has their defaults."""
 NEARLY = 0.75
 """How alike a field's name and another must be for the other to count as a misspelling."""
@@ -66,6 +66,7 @@ class Terms(TypedDict, total=False):
     tokens_per_hour: int | None
     budget_usd: float | None
     budget_period: str
+    max_streams: int | None
     models: tuple[str, ...]
 
 
@@ -79,7 +80,8 @@ class BrokenLine(Exception):
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
     """A caller. Instants are UTC; a count of None is the tier's, a budget of None is no limit, and
-    a budget's days and months are of UTC; models are globs."""
+    a budget's days and months are of UTC; max_streams (calls at once) of None is the server's share
+    of a key; models are globs."""
 
     id: Annotated[str, Meta(pattern=r"\Akey_[A-Za-z0-9_-]{1,64}\Z")]
     name: Annotated[str, Meta(min_length=1, max_length=100)]
@@ -92,6 +94,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_hour: Count | None = None
     budget_usd: Annotated[float, Meta(ge=0)] | None = None
     budget_period: Period = "total"
+    max_streams: Annotated[int, Meta(ge=1)] | None = None
     models: tuple[str, ...] = ("*",)
 
     def __repr__(self) -> str:
@@ -189,6 +192,9 @@ def check(terms: Terms) -> None:
     for count in (terms.get("requests_per_minute"), terms.get("tokens_per_hour")):
         if count is not None and not 0 <= count <= MOST_COUNT:
             raise KeyFileError(f"A limit must be from 0 to {MOST_COUNT:,}.")
+    streams = terms.get("max_streams")
+    if streams is not None and not 1 <= streams <= MOST_COUNT:
+        raise KeyFileError(f"The streams at once must be from 1 to {MOST_COUNT:,}.")
     budget = terms.get("budget_usd")
     if budget is not None and not 0 <= budget <= MOST_USD:
         raise KeyFileError(f"A budget must be from 0 to {MOST_USD:,} US dollars.")

@@ -22,7 +22,7 @@ from ledger.schema import new_id, now_us
 from pricing import Price, Prices, cost
 from providers.base import Target
 from quota import Demand, Hold, Quota, budget_of, demand_of
-from streams import Stream
+from stream import Stream
 
 log = logging.getLogger("sluice.meter")
 MICRO = 1_000_000
@@ -68,7 +68,7 @@ class Meter:
             if not stream.target.byok:
                 hold = self._quota.admit(key, demand)
                 undo.callback(self._quota.settle, hold, 0)
-                claim = self._claim(key, demand, candidates)
+                claim = self._claim(key, demand, candidates, continued=stream.text is not None)
             recorded = self._ledger.open(entry, claim)
             undo.pop_all()
         return Bill(entry, hold, recorded)
@@ -93,9 +93,13 @@ class Meter:
             log.exception("pricing failed", extra={"model": target.name})
             return None
 
-    def _claim(self, key: Key, demand: Demand, candidates: list[Candidate]) -> Claim | None:
-        prices = (self._price(candidate.target) for candidate in candidates)
-        return self._quota.claim(key, demand, [price for price in prices if price is not None])
+    def _claim(
+        self, key: Key, demand: Demand, candidates: list[Candidate], *, continued: bool
+    ) -> Claim | None:
+        prices = [self._price(candidate.target) for candidate in candidates]
+        known = [price for price in prices if price is not None]
+        models = len({candidate.target.name for candidate in candidates})  # each may be late
+        return self._quota.claim(key, demand, known, times=models, continued=continued)
 
     def _entry(self, stream: Stream, demand: Demand) -> Entry:
         target = stream.target
@@ -128,6 +132,7 @@ def settlement(entry: Entry, stream: Stream, outcome: Outcome) -> Settlement:
         usage=outcome.usage,
         cost_nano=outcome.cost,
         attempts=stream.attempts,
+        tries=msgspec.json.encode(outcome.tries).decode() if len(outcome.tries) > 1 else None,
         ended_us=max(now, entry.started_us),  # a clock may be set back
         duration_us=round(outcome.duration * MICRO),
         latency_us=round(outcome.latency * MICRO),

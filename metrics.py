@@ -48,7 +48,11 @@ class Metrics(Collector):
     """One app's metrics, in a registry of their own, beside those of the process."""
 
     def __init__(
-        self, *, streams_active: Callable[[], int], ledger_queue: Callable[[], int]
+        self,
+        *,
+        streams_active: Callable[[], int],
+        ledger_queue: Callable[[], int],
+        cooling: Callable[[], int],
     ) -> None:
         """The functions are called at each scrape: they neither wait nor raise."""
         self.registry = CollectorRegistry()
@@ -64,6 +68,7 @@ class Metrics(Collector):
         tokens = self._counter("tokens", "Tokens of the calls that have ended.", "direction")
         self._input, self._output = tokens.labels("input"), tokens.labels("output")
         self._cost = self._counter("cost_dollars", "What the calls that have ended cost, in USD.")
+        self._gauge("cooldown", "Targets and keys that are left alone for a while.", cooling)
         self._gauge("ledger_queue", "Writes that wait for the ledger.", ledger_queue)
         rejected = self._counter("quota_rejections", "Requests that a quota refused.", "limit")
         self._rejected = {limit: rejected.labels(limit) for limit in LIMITS}

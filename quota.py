@@ -28,6 +28,7 @@ from relay import prompt_tokens, size
 
 MINUTE, HOUR = 60, 3600
 RATE_PARTS = ("limit", "remaining", "reset")
+BYTES_PER_TOKEN = 4  # about; what a model wrote, as another one's tokenizer has it at the worst
 TEMPLATE_TOKENS = 64
 """What a host's chat template adds to a prompt, at the very most."""
 
@@ -100,9 +101,18 @@ class Quota:
             found |= rate_headers("tokens", hour.amount, left, next_hour())
         return found
 
-    def claim(self, key: Key, demand: Demand, prices: Iterable[Price]) -> Claim | None:
+    def claim(
+        self,
+        key: Key,
+        demand: Demand,
+        prices: Iterable[Price],
+        *,
+        times: int = 1,
+        continued: bool = False,
+    ) -> Claim | None:
         """What the call may take of the key's budget, at the highest of the prices; None when the
-        key has no budget."""
+        key has no budget. times: how many providers may charge for the prompt; continued: for one
+        more call, whose prompt is what came so far, too."""
         budget = budget_of(key)
         if budget is None:
             return None
@@ -110,7 +120,15 @@ class Quota:
         if demand.loose:
             most = max(most, self._reserve)
         costs = [
-            [ceiling(price, demand.most_input, size) for size in (least, most)] for price in prices
+            [
+                ceiling(
+                    price,
+                    demand.most_input * (times + continued) + BYTES_PER_TOKEN * size * continued,
+                    size,
+                )
+                for size in (least, most)
+            ]
+            for price in prices
         ]
         return Claim(budget, *map(max, zip(*costs, strict=True)))
 

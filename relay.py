@@ -37,6 +37,7 @@ class End(msgspec.Struct, frozen=True):
 
 class Nudge(Enum):
     KEEP_ALIVE = "keep-alive"  # there was silence for a while
+    CONTINUED = "continued"  # another call goes on where one broke off
     RELEASE = "release"  # the status line has been held back long enough
 
 

@@ -7,6 +7,9 @@ another's.
 from __future__ import annotations
 
 import difflib
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -39,6 +42,7 @@ class Router:
         self.providers = providers.rows(settings.providers, settings.environ)
         self._default = settings.default_model
         self._environ = settings.environ
+        self._turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
         self.aliases = {name: alias(name, value) for name, value in settings.aliases.items()}
         for name, models in (*self.aliases.items(), ("SLUICE_DEFAULT_MODEL", (self._default,))):
             for model in models:
@@ -75,7 +79,7 @@ class Router:
         missing: SluiceError | None = None
         for provider, model in dict.fromkeys(names):
             try:
-                targets.append(self._target(self.provider(provider), model, route.byok_api_key))
+                targets += self._keyed(self.provider(provider), model, route.byok_api_key)
             except ProviderNotFound as error:
                 missing = missing or error
         if missing is not None and not targets:
@@ -103,7 +107,9 @@ class Router:
             )
         return self.provider(name).name, rest
 
-    def _target(self, row: Provider, model: str, byok: Secret | None) -> Target:
+    def _keyed(self, row: Provider, model: str, byok: Secret | None) -> list[Target]:
+        """A model as a target for each of the operator's keys, another first each time. Raises
+        ProviderNotFound."""
         needed = providers.missing(row, self._environ, byok=byok is not None)
         if needed:
             own = (
@@ -114,9 +120,19 @@ class Router:
                 f"{' and '.join(needed)}{own}."
             )
         if byok is not None:
-            return Target(row, model, byok, byok=True)
-        key = self._environ[row.api_key_env].strip() if row.api_key_env else None
-        return Target(row, model, Secret(key) if key else None)
+            return [Target(row, model, byok, byok=True)]
+        keys = credentials(self._environ[row.api_key_env]) if row.api_key_env else [None]
+        targets = [Target(row, model, key, key_number=n) for n, key in enumerate(keys, 1)]
+        if len(targets) == 1:
+            return targets
+        first = next(self._turns[row.name]) % len(targets)
+        return targets[first:] + targets[:first]
+
+
+def credentials(text: str) -> list[Secret | None]:
+    """The keys in a variable, separated by commas; one that stands there twice counts once."""
+    keys = dict.fromkeys(key.strip() for key in text.split(","))
+    return [Secret(key) for key in keys if key]
 
 
 def alias(name: str, value: Any) -> tuple[str, ...]:

@@ -56,6 +56,9 @@ TERMS = (
         metavar="|".join(PERIODS),
         help="When the budget begins anew (UTC); total: never.",
     ),
+    click.option(
+        "--max-streams", metavar="N", help="Calls at once; share: what the server gives each key."
+    ),
 )
 
 
@@ -208,6 +211,16 @@ def parse_count(text: str) -> int | None:
     return int(text)
 
 
+def parse_streams(text: str) -> int | None:
+    if text == "share":
+        return None
+    if not re.fullmatch("[0-9]{1,99}", text):
+        raise click.ClickException(
+            "--max-streams takes a whole number, or the word share: what the server gives each key."
+        )
+    return int(text)
+
+
 def parse_budget(text: str) -> float | None:
     """US dollars, to the nano-dollar."""
     if text == "none":
@@ -225,6 +238,7 @@ PARSERS: Mapping[str, Callable[[str], object]] = {
     "tokens_per_hour": parse_count,
     "budget_usd": parse_budget,
     "budget_period": str,
+    "max_streams": parse_streams,
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import socket
 import uuid
 from collections.abc import Callable
@@ -15,9 +17,12 @@ from auth import current_key
 from call import CallInProgress, Encoder, Outcome
 from completion import Completion, CompletionRequest, FinishReason
 from endpoints import body, json_response, request_id, secrecy, services
-from streams import Stream
+from errors import InvalidRequest
+from stream import Stream
+from timeouts import TIMEOUT_FIELDS
 
 MOST_NAMES, MOST_OF_A_NAME = 20, 64
+SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?")
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -43,10 +48,31 @@ def start(found: body.Parameters, wanted: CompletionRequest) -> CallInProgress:
         request_id=request_id(),
         stream_id=stream_id,
         strict=request.headers.get("X-Sluice-Strict", "") == "1",
+        continues=request.headers.get("X-Sluice-Continue", "") == "1",
+        within=time_limits(request.headers.get("X-Sluice-Timeout", "")),
         client=client_socket(),
     )
     g.call = call  # its line in the log is written when it is settled
     return call
+
+
+def time_limits(text: str) -> dict[str, float]:
+    """X-Sluice-Timeout: seconds for all of the call ("30"), or for some of its parts
+    ("first_event=5, idle=2.5"). Raises InvalidRequest."""
+    found: dict[str, float] = {}
+    for part in text.split(",") if text.strip() else ():
+        name, equals, value = part.rpartition("=")
+        name = name.strip() if equals else "total"
+        seconds = float(value) if SECONDS.fullmatch(value.strip()) else 0
+        if name not in TIMEOUT_FIELDS or name in found or not 0 < seconds < math.inf:
+            # What was sent isn't repeated: by mistake it may be a key.
+            raise InvalidRequest(
+                "X-Sluice-Timeout takes seconds above 0 for all of the call, or some of "
+                f"{', '.join(f'{field}=SECONDS' for field in TIMEOUT_FIELDS)}.",
+                param="X-Sluice-Timeout",
+            )
+        found[name] = seconds
+    return found
 
 
 def header(name: str, field: str) -> str | None:

@@ -6,6 +6,8 @@ from flask import Blueprint, Response
 
 from endpoints import json_response, services
 
+MOST_COOLING, MOST_OF_A_NAME = 100, 128
+
 bp = Blueprint("health", __name__)
 
 
@@ -20,4 +22,6 @@ def ready() -> Response:
         return json_response({"status": "draining"}, 503, {"Retry-After": "1"})
     if not services().ledger.available:
         return json_response({"status": "the ledger is away"}, 503, {"Retry-After": "1"})
-    return json_response({"status": "ready"})
+    found = sorted(services().gateway.cooling().items())[:MOST_COOLING]
+    cooling = {name[:MOST_OF_A_NAME]: round(seconds, 1) for name, seconds in found}
+    return json_response({"status": "ready"} | ({"cooling": cooling} if cooling else {}))

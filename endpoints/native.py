@@ -24,7 +24,7 @@ from completion import (
 from endpoints import body, calls, json_response, services
 from errors import InvalidRequest, SluiceError, Unauthorized
 from pricing import dollars
-from streams import Stream
+from stream import Stream
 
 bp = Blueprint("native", __name__, url_prefix="/api/v1")
 
@@ -154,7 +154,7 @@ def listed(stream: Stream) -> dict[str, Any]:
         "model": stream.target.model,
         "started_at": opened_at(stream),
         "input_tokens": stream.tally.input_tokens or 0,
-        "output_tokens": stream.tally.output_tokens,
+        "output_tokens": stream.output_tokens,
     }
 
 
@@ -203,6 +203,7 @@ class Encoder:
             "output_tokens": usage.output_tokens,
             "cost_usd": dollars(outcome.cost),
             "latency_ms": round(outcome.latency * 1000, 1),
+            "attempts": self._stream.attempts,
         }
         frames.append(
             calls.frame(final | particulars(usage) | remarks(self._stream), "usage_final")
@@ -234,14 +235,13 @@ class Encoder:
     def _finish(self, index: int, reason: FinishReason) -> bytes:
         self._finished.add(index)
         choice = {"text": "", "delta": {}, "index": index, "finish_reason": reason}
-        return calls.frame(
-            {
-                "type": "finish",
-                "provider": self._stream.target.provider.name,
-                "finish_reason": reason,
-                "choices": [choice],
-            }
-        )
+        finish = {
+            "type": "finish",
+            "provider": self._stream.target.provider.name,
+            "finish_reason": reason,
+            "choices": [choice],
+        }
+        return calls.frame(finish | ({"continued": True} if self._stream.continued else {}))
 
 
 MISLEADING = re.compile("validation|invalid format", re.IGNORECASE)

@@ -26,7 +26,7 @@ from completion import (
 from endpoints import body, calls, json_response, services
 from errors import InvalidRequest, ModelNotFound, SluiceError
 from pricing import dollars
-from streams import Stream
+from stream import Stream
 
 bp = Blueprint("openai", __name__, url_prefix="/v1")
 
@@ -239,7 +239,8 @@ class Encoder:
 
     def _finish(self, index: int, reason: FinishReason) -> bytes:
         self._finished.add(index)
-        return self._chunk(choice(index, "", reason, None))
+        more = {"continued": True} if self._stream.continued else {}
+        return self._chunk(choice(index, "", reason, None) | more)
 
     def _chunk(self, choice: dict[str, Any]) -> bytes:
         return calls.frame(self._shape([choice]))

@@ -10,6 +10,7 @@ import re
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
+import msgspec
 from flask import Blueprint, Response, request
 from sqlalchemy import Connection, RowMapping
 
@@ -127,10 +128,24 @@ def described(row: RowMapping) -> dict[str, Any]:
         "usage_source": row["usage_source"],
         "cost": dollars(row["cost_nano"]),
         "attempts": row["attempts"],
+        **({"tries": tries(row["tries"])} if row["tries"] else {}),
         "duration_ms": milliseconds(row["duration_us"]),
         "latency_ms": milliseconds(row["latency_us"]),
         "first_event_ms": milliseconds(row["first_event_us"]),
     }
+
+
+def tries(text: str) -> list[dict[str, Any]]:
+    """What each of several attempts came to."""
+    return [
+        {
+            **{name: found[name] for name in ("provider", "model", "code", "status")},
+            "tokens": usage.tokens(found["input_tokens"], found["output_tokens"]),
+            "cost": dollars(found["cost_nano"]),
+            "duration_ms": milliseconds(found["duration_us"]),
+        }
+        for found in msgspec.json.decode(text)
+    ]
 
 
 def moment(microseconds: int | None) -> str | None:

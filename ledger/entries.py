@@ -72,6 +72,8 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     duration_us: int
     latency_us: int
     first_event_us: int | None
+    tries: str | None = None
+    """Of more than one attempt: what each came to, as JSON."""
 
 
 class Withdrawal(msgspec.Struct, frozen=True):

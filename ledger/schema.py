@@ -70,6 +70,7 @@ requests = Table(
     Column("duration_us", BigInteger),
     Column("latency_us", BigInteger),  # the provider's part
     Column("first_event_us", BigInteger),
+    Column("tries", Text),  # JSON of the attempts, where there was more than one; since version 2
     sqlite_with_rowid=False,
 )
 Index("requests_of_key", requests.c.key_id, requests.c.id)
@@ -112,7 +113,12 @@ facts = Table(
     Column("value", Text, nullable=False),
 )
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = ()
+
+def add_tries(connection: Connection) -> None:
+    connection.exec_driver_sql("ALTER TABLE requests ADD COLUMN tries TEXT")
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (add_tries,)
 """What turns version 1 into 2, 2 into 3, and so on."""
 
 VERSION = 1 + len(MIGRATIONS)

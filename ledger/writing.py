@@ -137,7 +137,7 @@ def settle(connection: Connection, settlements: Sequence[Settlement]) -> None:
 
 
 COPIED = (
-    *("provider", "model", "status", "end_reason", "error_code", "cost_nano", "attempts"),
+    *("provider", "model", "status", "end_reason", "error_code", "cost_nano", "attempts", "tries"),
     *("ended_us", "duration_us", "latency_us", "first_event_us"),
 )
 COUNTED = (

@@ -19,9 +19,10 @@ from typing import Any, Final, cast
 import msgspec
 
 from completion import CompletionRequest
-from config import ConfigError, did_you_mean
+from config import DAY, ConfigError, did_you_mean
 from providers.base import Dialect, Provider, Signer
 from providers.rows import BUILT_IN
+from timeouts import TIMEOUT_FIELDS
 
 DIALECTS: Final = {
     "openai": "providers.openai",
@@ -78,7 +79,7 @@ def fill_in(row: Provider, environ: Mapping[str, str]) -> Provider:
 def missing(row: Provider, environ: Mapping[str, str], *, byok: bool = False) -> list[str]:
     """The variables that the row can't be called without, and that aren't set."""
     names = PLACEHOLDER.findall(row.base_url)
-    if row.api_key_env and not byok and not environ.get(row.api_key_env, "").strip():
+    if row.api_key_env and not byok and not environ.get(row.api_key_env, "").strip(", \t\r\n"):
         names.append(row.api_key_env)
     return names
 
@@ -103,6 +104,12 @@ def check(row: Provider) -> Provider:
             raise ConfigError(f"{where}: dialect {name!r} is not known{near}")
     if row.disconnect not in POLICIES:
         raise ConfigError(f"{where}: disconnect is {row.disconnect!r}; it takes cancel or drain")
+    for name, limit in row.timeouts.items():
+        if name not in TIMEOUT_FIELDS or not 0 < limit <= DAY:
+            raise ConfigError(
+                f"{where}: timeouts takes seconds of {', '.join(TIMEOUT_FIELDS)}, "
+                f"not {name} = {limit}"
+            )
     check_signer(row, where)
     check_names(row, where)
     if row.dialect != "local" and not row.base_url.startswith(("http://", "https://", "{")):

@@ -81,6 +81,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Models worth listing; others work too."""
     price_id: str | None = None
     """Its name in genai-prices; None: the same as ours."""
+    timeouts: dict[str, float] = {}
+    """Its own instead of the server's: seconds of connect, first_event, idle, total."""
     free: bool = False
     """Nobody bills for it: a cost of 0 rather than an unknown one."""
     disconnect: str = ""
@@ -95,6 +97,8 @@ class Target(msgspec.Struct, frozen=True):
     model: str
     credential: Secret | None = None
     byok: bool = False
+    key_number: int = 1
+    """Which of the operator's keys for the provider the credential is."""
     fim: Fim | None = None
     """Set where this call fills in the middle."""
 

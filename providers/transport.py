@@ -31,7 +31,7 @@ from errors import SluiceError, UpstreamError, UpstreamTimeout
 from providers.base import Call, Dialect, Signer, Target
 
 if TYPE_CHECKING:
-    from config import Timeouts
+    from timeouts import Timeouts
 
 MAX_BODY = 64 * 1024 * 1024  # of a whole answer; more is no completion
 MAX_ERROR_BODY = 64 * 1024

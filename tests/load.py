@@ -30,7 +30,8 @@ class Kind(NamedTuple):
     """steps: what its provider does. reason: why it ends; None: it is refused, and has no row.
     status: the answer's, and the row's. act: what its client does, once there is text. exact:
     whether its usage is what its provider told, and not an estimate. key: the name of one. more:
-    fields of its body; None takes one out. weight: how often it comes, beside the others."""
+    fields of its body; None takes one out. weight: how often it comes, beside the others. after:
+    seconds that its client waits at most, by chance, before it acts."""
 
     name: str
     steps: Sequence[fp.Step] = ()
@@ -44,11 +45,13 @@ class Kind(NamedTuple):
     attempts: int = 1
     more: Mapping[str, Any] = NOTHING
     weight: int = 10
+    after: float = 0.0
 
 
 class Sent:
     """A call that was made. status: what its client saw; None where it saw none. whole: it has got
-    its answer in full. usage: the tokens, in and out, that the answer told."""
+    its answer in full. error: the code of one within a stream. usage: the tokens, in and out, that
+    the answer told."""
 
     def __init__(self, kind: Kind, path: str) -> None:
         self.kind, self.path = kind, path
@@ -58,6 +61,7 @@ class Sent:
         self.answer: Any = None
         self.whole = False
         self.done = False
+        self.error: str | None = None
         self.usage: tuple[int, int] | None = None
         self.failure = ""
 
@@ -114,7 +118,7 @@ def play(server: Server, key: str, sent: Sent) -> Sent:
             headers = {"X-Request-ID": sent.id, "X-Stream-ID": sent.id}
             client.request("POST", sent.path, body(sent), headers)
             if kind.act == "leave" and not kind.stream:
-                time.sleep(0.2)
+                time.sleep(0.2 + random.uniform(0, kind.after))
                 return sent
             head = client.read_head()
             sent.status, sent.headers = head.status, head.headers
@@ -146,8 +150,11 @@ def read_stream(server: Server, key: str, client: RawClient, sent: Sent) -> None
             sent.done = True
         elif frame.data is not None:
             sent.usage = told(frame.json) or sent.usage
+            sent.error = failed(frame.json)
             if not begun and has_text(frame):
                 begun = True
+                if sent.kind.act != "read":
+                    time.sleep(random.uniform(0, sent.kind.after))
                 if sent.kind.act == "leave":
                     return
                 if sent.kind.act == "stop":
@@ -157,6 +164,13 @@ def read_stream(server: Server, key: str, client: RawClient, sent: Sent) -> None
 
 def has_text(frame: Frame) -> bool:
     return any(choice.get("text") for choice in frame.json.get("choices", ()))
+
+
+def failed(told: dict[str, Any]) -> str | None:
+    """The code of the error that a frame of either face is."""
+    error = told.get("error")
+    code = error["code"] if isinstance(error, dict) else error and told["code"]
+    return code and str(code)
 
 
 def told(answer: dict[str, Any]) -> tuple[int, int] | None:

@@ -53,6 +53,7 @@ class Site:
             "keys": line,
             "providers": {**ROWS, "locked": {**ROWS["sim"], "api_key_env": "LOCKED_KEY"}},
             "prices": PRICES,
+            "retries": 0,
             **settings,
         }
         if fields["keys"] != line:

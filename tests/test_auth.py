@@ -26,14 +26,15 @@ import keyfile
 import keys
 from auth import KeyStore
 from errors import SluiceError
-from keys import Key, KeyFileError, Limits
+from keys import LATER_FIELDS, Key, KeyFileError, Limits
 
 ROOT = Path(__file__).parent.parent
 ALL_FIELDS = [
     "id", "name", "hash", "created", "expires", "disabled",
-    "tier", "requests_per_minute", "tokens_per_hour", "budget_usd", "budget_period", "models",
+    "tier", "requests_per_minute", "tokens_per_hour", "budget_usd", "budget_period",
+    "max_streams", "models",
 ]  # fmt: skip
-OLD_FIELDS = [name for name in ALL_FIELDS if name != "budget_period"]
+OLD_FIELDS = [name for name in ALL_FIELDS if name not in LATER_FIELDS]
 PREVIOUS = ROOT / "tests/fixtures/upgrade/v1/keys.jsonl"
 
 
@@ -164,6 +165,8 @@ def test_expiry_can_be_an_instant_of_any_zone(store: KeyStore) -> None:
             for usd in (-0.01, 1e10, float("nan"), float("inf"), -float("inf"))
         ),
         ({"budget_usd": 1, "budget_period": "week"}, "month"),
+        ({"max_streams": 0}, "from 1"),
+        ({"max_streams": 10**12 + 1}, "from 1"),
         ({"budget_period": "day"}, "without a budget"),
     ],
 )
@@ -353,6 +356,8 @@ BROKEN: list[tuple[object, str]] = [
         (a_row(budget_period=..., **{name: "day"}), "'budget_period' is misspelt")
         for name in ("budget_perod", "budgetPeriod", "Budget-Period", "bugdet_period")
     ),
+    (a_row(max_streams=..., max_stream=5), "'max_streams' is misspelt"),
+    *((a_row(max_streams=wrong), "max_streams") for wrong in (0, -1, 1.5, "5", True)),
     (a_row(budget_period="week"), "budget_period"),
     (a_row(budget_period=None), "budget_period"),
     ('{"budget_usd":1e400}', "not JSON"),

@@ -98,6 +98,7 @@ def test_create_json(run: Runner, store: KeyStore) -> None:
         "tokens_per_hour": None,
         "budget_usd": None,
         "budget_period": "total",
+        "max_streams": None,
         "models": ["openai/*", "local/*"],
     }
     assert list(made)[:3] == ["id", "name", "key"]
@@ -183,10 +184,12 @@ def test_create_with_limits(run: Runner, store: KeyStore) -> None:
     made = run.json(
         "create", "--name", "a", "--tier", "free", "--requests-per-minute", "0",
         "--tokens-per-hour", "5000", "--budget", "0.1", "--budget-period", "month",
+        "--max-streams", "7",
     )  # fmt: skip
     key = store.get("a")
     assert (made["requests_per_minute"], made["tokens_per_hour"]) == tuple(key.limits) == (0, 5000)
     assert (made["budget_usd"], made["budget_period"]) == (0.1, "month")
+    assert made["max_streams"] == key.max_streams == 7
     assert key.budget_nano == 100_000_000
 
 
@@ -203,6 +206,10 @@ def test_change(run: Runner, store: KeyStore) -> None:
     assert (key.budget_nano, key.budget_period) == (5_000_000_000, "day")
     assert (tuple(key.limits), key.models) == ((3, 100_000), ("x/*", "y/*"))
     assert (key.expires, key.created) == (datetime(2100, 1, 31, tzinfo=UTC), before.created)
+    run.ok("change", "a", "--max-streams", "3")
+    assert store.get("a").max_streams == 3
+    run.ok("change", "a", "--max-streams", "share")
+    assert store.get("a").max_streams is None
     run.ok("change", "a", "--requests-per-minute", "tier", "--budget", "none", "--expires", "none")
     key = store.get("a")
     assert (key.limits, key.budget_nano, key.expires) == (LIMITS["standard"], None, None)

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import config
-from config import DEFAULT_PORT, VARIABLES, ConfigError, Settings, Timeouts, did_you_mean
+from config import DEFAULT_PORT, VARIABLES, ConfigError, Settings, did_you_mean
+from timeouts import TIMEOUT_FIELDS, Timeouts
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,6 +63,11 @@ def test_nothing_needs_to_be_set() -> None:
         ("SLUICE_DEFAULT_MODEL", " openai/gpt-4o ", "default_model", "openai/gpt-4o"),
         ("SLUICE_MAX_BODY", "2048", "max_body", 2048),
         ("SLUICE_MAX_STREAMS", " 7 ", "max_streams", 7),
+        ("SLUICE_QUEUE", "0", "queue", 0),
+        ("SLUICE_QUEUE_S", "2.5", "queue_time", 2.5),
+        ("SLUICE_MAX_STREAMS_PER_KEY", "1", "per_key", 1),
+        ("SLUICE_RETRIES", "0", "retries", 0),
+        ("SLUICE_CONTINUE", "1", "continue_streams", True),
         ("SLUICE_KEEPALIVE_S", "1.5", "keepalive", 1.5),
         ("SLUICE_FIRST_EVENT_WAIT_S", "0", "first_event_wait", 0.0),
         ("SLUICE_CLIENT_TIMEOUT_S", "5", "client_timeout", 5.0),
@@ -115,6 +121,11 @@ def test_a_blank_variable_is_not_set(variable: config.Variable) -> None:
         ("SLUICE_MAX_BODY", "1k", "SLUICE_MAX_BODY is '1k'; it takes a whole number"),
         ("SLUICE_MAX_BODY", "1023", "SLUICE_MAX_BODY is '1023'; it takes 1024 to 1073741824"),
         ("SLUICE_MAX_STREAMS", "0", "SLUICE_MAX_STREAMS is '0'; it takes 1 to 100000"),
+        ("SLUICE_QUEUE", "-1", "SLUICE_QUEUE is '-1'; it takes 0 to 100000"),
+        ("SLUICE_MAX_STREAMS_PER_KEY", "0",
+         "SLUICE_MAX_STREAMS_PER_KEY is '0'; it takes 1 to 100000"),
+        ("SLUICE_RETRIES", "11", "SLUICE_RETRIES is '11'; it takes 0 to 10"),
+        ("SLUICE_CONTINUE", "maybe", "SLUICE_CONTINUE is 'maybe'; it takes 1 or 0"),
         ("SLUICE_MAX_STREAMS", "1.5", "SLUICE_MAX_STREAMS is '1.5'; it takes a whole number"),
         ("SLUICE_LEDGER_REQUIRED", "no way", "SLUICE_LEDGER_REQUIRED is 'no way'; it takes 1 or 0"),
         ("SLUICE_RESERVE_TOKENS", "0", "SLUICE_RESERVE_TOKENS is '0'; it takes 1 to 1000000"),
@@ -207,8 +218,8 @@ def test_a_printed_configuration_shows_no_key() -> None:
 def test_every_variable_has_a_field() -> None:
     fields = {field.name for field in dataclasses.fields(Settings)}
     timeouts = {field.name for field in dataclasses.fields(Timeouts)}
-    assert set(config.TIMEOUT_FIELDS) == timeouts - {"grace"}
-    assert {v.field for v in VARIABLES} <= fields | set(config.TIMEOUT_FIELDS)
+    assert set(TIMEOUT_FIELDS) == timeouts - {"grace"}
+    assert {v.field for v in VARIABLES} <= fields | set(TIMEOUT_FIELDS)
     assert len({v.name for v in VARIABLES}) == len({v.field for v in VARIABLES}) == len(VARIABLES)
 
 
@@ -327,9 +338,28 @@ def test_it_loads_with_the_standard_library_alone() -> None:
     code = (
         "import sys; before = set(sys.modules); import config; "
         "loaded = {name.partition('.')[0] for name in set(sys.modules) - before}; "
-        "print(*(loaded - set(sys.stdlib_module_names) - {'config'}))"
+        "print(*(loaded - set(sys.stdlib_module_names) - {'config', 'timeouts'}))"
     )
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert found.stdout.strip() == ""
+
+
+OWN, MOST = {"connect": 2.0, "total": 4000.0}, {"total": 30.0, "idle": 500.0}
+
+
+@pytest.mark.parametrize(
+    ("own", "within", "expected"),
+    [
+        ({}, {}, Timeouts()),
+        (OWN, {}, Timeouts(connect=2, total=4000)),
+        ({}, MOST, Timeouts(total=30)),
+        (OWN, MOST, Timeouts(connect=2, total=30)),
+        ({"first_event": 5.0}, {"first_event": 6.0}, Timeouts(first_event=5)),
+    ],
+)
+def test_a_row_s_own_limits_hold_and_a_caller_s_only_downward(
+    own: dict[str, float], within: dict[str, float], expected: Timeouts
+) -> None:
+    assert Timeouts().overridden(own, within) == expected

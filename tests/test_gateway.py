@@ -1,4 +1,4 @@
-"""gateway.py: the path of a call, with a fake provider at the one seam, Gateway._start.
+"""gateway.py: the path of a call, with a fake provider at the one seam, Reader._start.
 
 `Scripted` and `play` serve the tests of the endpoints too.
 """
@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, cast
 
 import pytest
 
-from call import KEEP_ALIVE, CallInProgress, Outcome, raise_for
+from call import COMMENTS, CallInProgress, Outcome, raise_for
 from completion import (
     Batch,
     Completion,
@@ -27,7 +27,7 @@ from completion import (
     Usage,
     Used,
 )
-from config import Settings, Timeouts
+from config import Settings
 from errors import (
     ClientGone,
     InternalError,
@@ -43,7 +43,7 @@ from errors import (
     UpstreamTimeout,
 )
 from fidelity import Candidate
-from gateway import Gateway, echoed, permitted
+from gateway import Gateway, permitted
 from keys import Key
 from ledger import Ledger
 from ledger.entries import Claim, Entry, Settlement
@@ -52,9 +52,11 @@ from providers.fanout import FanOut
 from providers.local import LocalAttempt
 from providers.transport import Aborted, HttpAttempt
 from quota import Quota
+from reader import Reader, echoed
 from relay import End, EndReason, Nudge
 from routing import Route
-from streams import Stream
+from stream import Stream
+from timeouts import Timeouts
 
 LONG_S = 5.0
 ROWS: dict[str, dict[str, Any]] = {
@@ -116,11 +118,11 @@ def play(monkeypatch: pytest.MonkeyPatch, *attempts: Attempt) -> list[Candidate]
     they are asked, which fills as they are."""
     waiting, asked = list(attempts), []
 
-    def start(_gateway: Gateway, candidate: Candidate) -> Attempt:
+    def start(_reader: Reader, candidate: Candidate, _timeouts: Timeouts) -> Attempt:
         asked.append(candidate)
         return waiting.pop(0)
 
-    monkeypatch.setattr(Gateway, "_start", start)
+    monkeypatch.setattr(Reader, "_start", start)
     return asked
 
 
@@ -164,6 +166,9 @@ class Pages:
         return
 
 
+QUIET = COMMENTS[Nudge.KEEP_ALIVE]
+
+
 class Words:
     """An encoder whose frames are words."""
 
@@ -188,7 +193,7 @@ def gateway(records: Records) -> Gateway:
 
 
 def a_gateway(records: Records, **settings: Any) -> Gateway:
-    found = Settings(providers=ROWS, prices=PRICES, **settings)
+    found = Settings(providers=ROWS, prices=PRICES, **{"retries": 0} | settings)
     return Gateway(found, Quota(found.reserve_tokens), cast(Ledger, Pages()), records)
 
 
@@ -383,7 +388,10 @@ def test_the_status_line_goes_out_before_the_first_event_when_it_was_held_long_e
     ("nudges", "expected"),
     [
         ([[Nudge.RELEASE], [Nudge.RELEASE]], [b"begin ", b"", b"Hello completed"]),
-        ([[Nudge.RELEASE], [Nudge.KEEP_ALIVE]], [b"begin ", KEEP_ALIVE, b"Hello completed"]),
+        (
+            [[Nudge.RELEASE], [Nudge.KEEP_ALIVE]],
+            [b"begin ", QUIET, b"Hello completed"],
+        ),
     ],
 )
 def test_a_stream_begins_once(
@@ -435,10 +443,10 @@ def test_events_that_a_face_doesn_t_show_are_silence(
     assert next(found) == b""
     wrote = call.stream.last_write
     call.stream.mailbox.nudge(Nudge.KEEP_ALIVE)
-    assert next(found) == KEEP_ALIVE
+    assert next(found) == QUIET
     assert call.stream.last_write == wrote
     call.stream.mailbox.nudge(Nudge.KEEP_ALIVE)
-    assert next(found) == KEEP_ALIVE
+    assert next(found) == QUIET
     assert call.stream.last_write > wrote
     call.close()
 
@@ -672,12 +680,12 @@ def test_a_call_that_ends_before_its_attempt_begins_makes_none(
     attempt = Scripted(HELLO)
     begin, begun = threading.Event(), threading.Event()
 
-    def start(_gateway: Gateway, _candidate: Candidate) -> Attempt:
+    def start(_reader: Reader, _candidate: Candidate, _timeouts: Timeouts) -> Attempt:
         begun.set()
         begin.wait(LONG_S)
         return attempt
 
-    monkeypatch.setattr(Gateway, "_start", start)
+    monkeypatch.setattr(Reader, "_start", start)
     call = open_call(gateway)
     assert begun.wait(LONG_S)
     gateway.streams.stop("key_1", "s-1")
@@ -832,7 +840,7 @@ def test_an_id_that_is_active_is_refused(
 
 
 def test_one_call_too_many_is_refused(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
-    gateway = a_gateway(records, max_streams=1)
+    gateway = a_gateway(records, max_streams=1, queue=0)
     play(monkeypatch, Scripted(wait), Scripted(HELLO, REST))
     call = open_call(gateway)
     with pytest.raises(Unavailable):
@@ -932,7 +940,8 @@ def candidate(gateway: Gateway, model: str, *prompts: str, **more: Any) -> Candi
 def test_a_target_is_called_by_its_dialect(
     gateway: Gateway, model: str, split: bool, kind: type[Attempt]
 ) -> None:
-    attempt = gateway._start(candidate(gateway, model, "a", "b", split=split))
+    asked = candidate(gateway, model, "a", "b", split=split)
+    attempt = gateway.reader._start(asked, Timeouts())
     assert type(attempt) is kind
     attempt.close()
 

@@ -31,17 +31,17 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("endpoints.metrics", "endpoints.usage"),
         *("cli", "cli.keys", "cli.providers", "cli.quickstart", "cli.shared", "cli.usage"),
     ),
-    4: ("gateway", "call", "meter"),
+    4: ("gateway", "call", "meter", "reader"),
     3: (
-        *("auth", "drain", "failures", "fidelity", "ledger", "quota", "relay", "routing"),
-        *("streams", "ledger.upkeep", "ledger.usage"),
+        *("auth", "cooldown", "drain", "failures", "fidelity", "ledger", "quota", "relay"),
+        *("retries", "routing", "stream", "streams", "ledger.upkeep", "ledger.usage"),
     ),
     2: ("providers", *CALLERS),
     1: (
-        *("config", "keyfile", "keys", "logs", "metrics", "pricing"),
+        *("config", "hangup", "keyfile", "keys", "logs", "metrics", "pricing"),
         *(f"ledger.{name}" for name in ("database", "entries", "owners", "schema", "writing")),
     ),
-    0: ("breath", "completion", "errors", "threads"),
+    0: ("breath", "completion", "errors", "overdue", "threads", "timeouts"),
 }
 
 LONG_MODULES = {

@@ -41,6 +41,8 @@ def quick_server(
         "SLUICE_CLIENT_TIMEOUT_S": "2",
         "SLUICE_MAX_BODY": str(MAX_BODY),
         "SLUICE_MAX_STREAMS": str(MAX_STREAMS),
+        "SLUICE_MAX_STREAMS_PER_KEY": str(MAX_STREAMS),
+        "SLUICE_QUEUE": "0",
     }
     with Server(rows, env=env) as server:
         yield server

@@ -17,7 +17,7 @@ from meter import Meter, storable
 from pricing import Prices
 from providers.base import Provider, Target
 from quota import Quota
-from streams import Stream
+from stream import Stream
 from tests.test_gateway import a_key
 
 SIM = Provider(name="sim", base_url="http://127.0.0.1:1/v1")

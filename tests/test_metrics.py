@@ -21,7 +21,8 @@ PATH = "/v1/completions"
 
 
 def make(**options: Any) -> Metrics:
-    return Metrics(**{"streams_active": lambda: 0, "ledger_queue": lambda: 0, **options})
+    asked = dict.fromkeys(("streams_active", "ledger_queue", "cooling"), lambda: 0)
+    return Metrics(**{**asked, **options})
 
 
 def end(target: Metrics, model: str, reason: str = "completed", **fields: Any) -> None:

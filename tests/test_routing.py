@@ -193,3 +193,35 @@ def test_the_caller_s_own_key_goes_to_one_provider_alone() -> None:
 def test_a_provider_s_name_is_no_model_of_it() -> None:
     with pytest.raises(ModelNotFound):
         router().targets(Route(model="sim/", provider="sim"))
+
+
+# Several keys
+
+
+def keyed(text: str, route: Route | None = None) -> list[list[Target]]:
+    """What four calls in a row lead to."""
+    found = router({"LOCKED_KEY": text})
+    return [found.targets(route or Route(model="locked/m")) for _ in range(4)]
+
+
+@pytest.mark.parametrize("text", ["a,b,c", " a , b,c,", ",a,,b,c,a"])
+def test_keys_take_turns_and_each_is_a_target(text: str) -> None:
+    found = keyed(text)
+    turns = [[target.key_number for target in targets] for targets in found]
+    assert turns == [[1, 2, 3], [2, 3, 1], [3, 1, 2], [1, 2, 3]]
+    credentials = {(t.key_number, t.credential) for targets in found for t in targets}
+    assert credentials == {(1, Secret("a")), (2, Secret("b")), (3, Secret("c"))}
+
+
+def test_one_key_is_one_target_and_a_caller_s_own_has_no_turns() -> None:
+    assert [len(targets) for targets in keyed("a")] == [1] * 4
+    own = keyed("a,b", Route(model="locked/m", byok_api_key=Secret("mine")))
+    assert [t.credential for targets in own for t in targets] == [Secret("mine")] * 4
+
+
+@pytest.mark.parametrize("text", ["", " ", ",", " , ,\t"])
+def test_commas_alone_are_no_key(text: str) -> None:
+    found = router({"LOCKED_KEY": text})
+    assert not found.enabled(found.provider("locked"))
+    with pytest.raises(ProviderNotFound):
+        found.targets(Route(model="locked/m"))

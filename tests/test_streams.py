@@ -17,13 +17,22 @@ import pytest
 
 import streams
 from completion import CompletionRequest, Delta, Started, Usage, Used
-from config import Timeouts
 from drain import Disconnect
-from errors import InternalError, StreamExists, StreamNotFound, Unavailable, UpstreamTimeout
+from errors import (
+    InternalError,
+    RateLimited,
+    StreamExists,
+    StreamNotFound,
+    Unavailable,
+    UpstreamTimeout,
+)
+from hangup import hung_up, shut
 from providers.base import Attempt, Target
 from providers.rows import BUILT_IN
 from relay import BACKLOG, End, EndReason, Nudge
-from streams import Stream, Streams, hung_up, shut
+from stream import Stream
+from streams import Streams
+from timeouts import Timeouts
 
 FOREVER = float("inf")
 TARGET = Target(BUILT_IN[0], "pydoc")
@@ -140,7 +149,7 @@ def test_only_the_attempt_under_way_is_aborted() -> None:
     ("fields", "echoed"), [({}, 0), ({"echo": True}, 1), ({"echo": True, "n": 3}, 3)]
 )
 def test_an_echo_is_no_output_of_the_model(fields: dict[str, Any], echoed: int) -> None:
-    stream = a_stream(request=CompletionRequest(prompts=("p" * 400,), **fields))
+    stream, _ = under_way(request=CompletionRequest(prompts=("p" * 400,), **fields))
     stream.put([Delta(index, "p" * 400) for index in range(max(1, echoed))])
     assert stream.tally.output_tokens == (echoed or 100)
 
@@ -357,9 +366,11 @@ def test_an_attempt_that_doesn_t_end_when_it_is_aborted_ends_the_call() -> None:
 
 
 def test_a_call_whose_reader_never_began_ends_too() -> None:
+    """Or one that waits for its turn: not for a first event, but for all of its time."""
     stream = a_stream()
     stream.look(stream.opened + 31)
-    stream.look(stream.opened + 32)
+    assert stream.mailbox.ended_by is None
+    stream.look(stream.opened + 101)
     assert stream.mailbox.ended_by == "deadline"
 
 
@@ -477,7 +488,7 @@ def test_an_id_is_taken_as_long_as_its_call_is_active() -> None:
 
 
 def test_too_many_calls_are_refused_until_one_ends() -> None:
-    registry, stream = Streams(2), a_stream(stream_id="a")
+    registry, stream = Streams(2, per_key=9), a_stream(stream_id="a")
     registry.add(stream)
     registry.add(a_stream(stream_id="b"))
     with pytest.raises(Unavailable) as caught:
@@ -499,6 +510,191 @@ def test_a_registry_that_can_t_watch_takes_no_call(monkeypatch: pytest.MonkeyPat
             registry.add(a_stream())
     assert len(registry) == 0
     registry.add(a_stream())
+
+
+# Whose turn it is
+
+
+class Queue:
+    """A registry of one place, and the calls that wait for it, each in a thread."""
+
+    def __init__(self, size: int = 9, limit: int = 1) -> None:
+        self.registry = Streams(limit, queue=size, per_key=99)
+        self.begun: list[str] = []
+        self.refused: list[str] = []
+        self.threads: list[threading.Thread] = []
+
+    def enter(self, name: str, patience: float = LONG_S) -> Stream:
+        """A call comes, and stands in the queue (or has begun) when this returns."""
+        stream = a_stream(stream_id=name)
+        self.registry.add(stream)
+        before = len(self.begun) + len(self.refused) + len(self.registry._waiting)
+        thread = threading.Thread(target=self._wait, args=(stream, patience))
+        thread.start()
+        self.threads.append(thread)
+        assert eventually(
+            lambda: len(self.begun) + len(self.refused) + len(self.registry._waiting) > before
+        )
+        return stream
+
+    def _wait(self, stream: Stream, patience: float) -> None:
+        granted = self.registry.await_turn(stream, patience)
+        (self.begun if granted else self.refused).append(stream.id)
+
+    def settle(self) -> None:
+        for thread in self.threads:
+            thread.join(LONG_S)
+            assert not thread.is_alive()
+
+
+def test_calls_begin_in_the_order_of_their_arrival() -> None:
+    queue = Queue()
+    calls = [queue.enter(name) for name in "abcd"]
+    for number, stream in enumerate(calls, 1):
+        assert eventually(lambda: len(queue.begun) == number)  # noqa: B023
+        queue.registry.remove(stream)
+    queue.settle()
+    assert queue.begun == list("abcd")
+    assert (queue.registry._running, len(queue.registry)) == (set(), 0)
+
+
+def test_one_that_waits_too_long_leaves_the_queue() -> None:
+    queue = Queue()
+    first, late = queue.enter("a"), queue.enter("b", patience=0.01)
+    assert eventually(lambda: queue.refused == ["b"])
+    third = queue.enter("c")
+    queue.registry.remove(late)
+    assert queue.begun == ["a"]
+    queue.registry.remove(first)
+    queue.settle()
+    assert queue.begun == ["a", "c"]
+    queue.registry.remove(third)
+    assert queue.registry._running == set()
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_a_turn_of_one_that_has_ended_is_passed_on(removed: bool) -> None:
+    """Also when its writer is done with it before its reader wakes."""
+    queue = Queue()
+    first = queue.enter("a")
+    gone = a_stream(stream_id="b")
+    queue.registry.add(gone)
+    queue.registry._waiting.append(gone)  # its reader has not woken yet
+    third = queue.enter("c")
+    gone.end("stopped")
+    if removed:
+        queue.registry.remove(gone)
+    queue.registry.remove(first)
+    queue.settle()
+    assert queue.begun == ["a", "c"]
+    queue.registry.remove(gone)
+    queue.registry.remove(third)
+    assert (queue.registry._running, len(queue.registry._waiting)) == (set(), 0)
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_a_reader_that_comes_when_its_call_is_over_takes_no_turn(removed: bool) -> None:
+    registry, stream = Streams(1), a_stream()
+    registry.add(stream)
+    stream.end("stopped")
+    if removed:
+        registry.remove(stream)
+    assert not registry.await_turn(stream, LONG_S)
+    assert registry._running == set()
+
+
+def test_one_that_is_granted_its_turn_as_it_gives_up_has_it() -> None:
+    registry = Streams(1, queue=1, per_key=9)
+    first, second = a_stream(stream_id="a"), a_stream(stream_id="b")
+    for stream in (first, second):
+        registry.add(stream)
+    assert registry.await_turn(first, 0)
+
+    def give_up(patience: float) -> bool:
+        registry.remove(first)
+        return False
+
+    second.turn.wait = give_up  # type: ignore[method-assign, assignment]
+    assert registry.await_turn(second, 1)
+    assert registry._running == {second}
+
+
+def test_a_call_that_waits_can_be_stopped_and_is_kept_alive() -> None:
+    queue = Queue()
+    queue.enter("a")
+    waiting = a_stream(stream_id="b", keepalive=15, hold=10)
+    queue.registry.add(waiting)
+    thread = threading.Thread(target=queue._wait, args=(waiting, LONG_S))
+    thread.start()
+    waiting.look(waiting.opened + 16)
+    assert waiting.mailbox.take() == [Nudge.RELEASE, Nudge.KEEP_ALIVE]
+    began = time.monotonic()
+    queue.registry.stop("key_1", "b")
+    thread.join(LONG_S)
+    assert time.monotonic() - began < 1
+    assert queue.refused == ["b"]
+    queue.registry.remove(queue.registry.of("key_1")[0])
+
+
+def test_many_that_come_and_go_at_once_leave_nothing_behind() -> None:
+    """A place that leaks would be a call fewer, for ever."""
+    registry = Streams(3, queue=1000, per_key=2000)
+    most, under = 0, 0
+    lock = threading.Lock()
+
+    def live(number: int) -> None:
+        nonlocal most, under
+        stream = a_stream(stream_id=f"s-{number}")
+        registry.add(stream)
+        if number % 3 == 0:
+            threading.Timer(0.002 * (number % 5), stream.end, ["stopped"]).start()
+        if registry.await_turn(stream, 0.001 * (number % 7) if number % 2 else LONG_S):
+            with lock:
+                under += 1
+                most = max(most, under)
+            time.sleep(0.001)
+            with lock:
+                under -= 1
+        registry.remove(stream)
+
+    threads = [threading.Thread(target=live, args=(number,)) for number in range(150)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG_S)
+        assert not thread.is_alive()
+    assert most <= 3
+    assert (registry._running, len(registry._waiting), len(registry)) == (set(), 0, 0)
+    assert registry._of_key == {}
+
+
+@pytest.mark.parametrize(
+    ("limit", "queue", "per_key", "own", "share"),
+    [
+        (10, 0, None, None, 8),
+        (10, 10, None, None, 16),
+        (1, 0, None, None, 1),
+        (10, 10, 3, None, 3),
+        (10, 10, 3, 5, 5),
+        (10, 10, None, 2, 2),
+    ],
+)
+def test_a_key_has_a_share_of_the_places(
+    limit: int, queue: int, per_key: int | None, own: int | None, share: int
+) -> None:
+    registry = Streams(limit, queue=queue, per_key=per_key)
+    calls = [a_stream(stream_id=f"s-{number}") for number in range(share)]
+    for stream in calls:
+        registry.add(stream, own)
+    if share < limit + queue:
+        with pytest.raises(RateLimited) as caught:
+            registry.add(a_stream(stream_id="more"), own)
+        assert caught.value.headers == {"Retry-After": "1"}
+        details = caught.value.details or {}
+        assert (details["limit_type"], details["limit"]) == ("concurrency", share)
+        registry.add(a_stream(key_id="key_2"))
+        registry.remove(calls[0])
+        registry.add(a_stream(stream_id="more"), own)
 
 
 # Stop
@@ -749,7 +945,7 @@ def test_a_socket_that_we_closed_has_nobody_at_its_end(
 def test_where_tcp_tells_nothing_a_peek_does(
     monkeypatch: pytest.MonkeyPatch, leave: Callable[[socket.socket], None]
 ) -> None:
-    monkeypatch.setattr("streams.sys.platform", "darwin")
+    monkeypatch.setattr("hangup.sys.platform", "darwin")
     server, client = tcp_pair()
     with closing(server), closing(client):
         assert not hung_up(server)

@@ -72,6 +72,7 @@ VARIABLES = {
     "SLUICE_CLIENT_TIMEOUT_S",
     "SLUICE_CONFIG",
     "SLUICE_CONNECT_TIMEOUT_S",
+    "SLUICE_CONTINUE",
     "SLUICE_CORS_ORIGINS",
     "SLUICE_DATABASE",
     "SLUICE_DEFAULT_MODEL",
@@ -90,8 +91,12 @@ VARIABLES = {
     "SLUICE_LOG_LEVEL",
     "SLUICE_MAX_BODY",
     "SLUICE_MAX_STREAMS",
+    "SLUICE_MAX_STREAMS_PER_KEY",
     "SLUICE_METRICS_TOKEN",
+    "SLUICE_QUEUE",
+    "SLUICE_QUEUE_S",
     "SLUICE_RESERVE_TOKENS",
+    "SLUICE_RETRIES",
     "SLUICE_STRICT",
     "SLUICE_TOTAL_TIMEOUT_S",
     "WEB_CONCURRENCY",
@@ -120,6 +125,7 @@ LOG_FIELDS = {
 }
 
 METRICS = {
+    "sluice_cooldown": (),
     "sluice_cost_dollars_total": (),
     "sluice_ledger_errors_total": (),
     "sluice_ledger_queue": (),

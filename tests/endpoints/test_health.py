@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cooldown import FAILURES
+from routing import Route
 from tests.test_app import Site, make_app
 
 
@@ -35,3 +37,18 @@ def test_work_that_still_comes_while_it_drains_is_taken(site: Site) -> None:
     site.gateway.draining = True
     answer = site.post({"prompt": "Hi", "max_tokens": 1})
     assert answer.status_code == 200
+
+
+def test_what_cools_down_is_named(site: Site) -> None:
+    cooldowns = site.gateway.reader.cooldowns
+    (target,) = site.gateway.router.targets(Route(model="sim/" + "m" * 500))
+    for _ in range(FAILURES):
+        cooldowns.failed(target)
+    cooldowns.limited(target, 30)
+    answer = site.client.get("/ready")
+    assert answer.status_code == 200
+    assert answer.json is not None
+    cooling = answer.json["cooling"]
+    assert set(cooling) == {("sim/" + "m" * 500)[:128], "sim (key 1)"}
+    assert all(0 < seconds <= 30 for seconds in cooling.values())
+    assert "sluice_cooldown 2.0" in site.client.get("/metrics").text

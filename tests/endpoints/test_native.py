@@ -323,7 +323,7 @@ def finish(reason: str, index: int = 0) -> str:
 def usage_final(output: int = 1, cost: float | None = 1e-05, **more: Any) -> str:
     fields = {
         "type": "usage_final", "input_tokens": 8, "output_tokens": output, "cost_usd": cost,
-        "latency_ms": "MS",
+        "latency_ms": "MS", "attempts": 1,
     }  # fmt: skip
     return frame(fields | more, "usage_final").replace('"MS"', "MS")
 
@@ -712,7 +712,7 @@ def test_a_model_that_the_key_may_not_use_is_forbidden(
 
 
 def test_one_call_too_many_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    site = make_app(tmp_path, monkeypatch, max_streams=1)
+    site = make_app(tmp_path, monkeypatch, max_streams=1, queue=0)
     attempt = Scripted(wait)
     play(monkeypatch, attempt)
     thread, _ = in_thread(lambda: stream(site))

@@ -56,6 +56,7 @@ from errors import (
 )
 from gateway import Gateway
 from providers.base import Target
+from reader import Reader
 from relay import Nudge
 from tests.live import make_key, settings_files
 
@@ -157,7 +158,7 @@ def answer(*texts: str, reason: FinishReason = "stop", usage: Usage | None = Non
 def upstream(monkeypatch: pytest.MonkeyPatch) -> Upstream:
     upstream = Upstream()
     monkeypatch.setattr(
-        Gateway, "_make", lambda _gateway, request, target: upstream.make(request, target)
+        Reader, "_make", lambda _reader, request, target, timeouts: upstream.make(request, target)
     )
     return upstream
 
@@ -167,7 +168,11 @@ def app(tmp_path: Path, new_key: tuple[str, str]) -> Flask:
     (tmp_path / "sluice.toml").write_text(CONFIG)
     (tmp_path / "keys.jsonl").touch(mode=0o600)
     (tmp_path / "keys.jsonl").write_text(new_key[1])
-    return create_app(Settings.from_env({**settings_files(tmp_path), "SLUICE_MAX_BODY": "20000"}))
+    return create_app(
+        Settings.from_env(
+            {**settings_files(tmp_path), "SLUICE_MAX_BODY": "20000", "SLUICE_RETRIES": "0"}
+        )
+    )
 
 
 @pytest.fixture

@@ -71,6 +71,11 @@ class FakeProvider:
         "NAME PATH" is for that path alone."""
         self._control("named", scripts)
 
+    def placed(self, scripts: Mapping[str, Sequence[Sequence[Step]]]) -> None:
+        """Answer requests to paths under /NAME/ with the next of its scripts, and with the last
+        one again and again."""
+        self._control("placed", scripts)
+
     def default(self, steps: Sequence[Step]) -> None:
         """Answer requests that no script waits for so."""
         self._control("default", steps)
@@ -83,6 +88,10 @@ class FakeProvider:
     def open(self, name: str) -> None:
         """Let scripts pass the gate of that name, now and later."""
         self._control("open", name)
+
+    def forget(self) -> None:
+        """Forget the requests that were answered, which a long run would heap up."""
+        self._control("forget")
 
     def reset(self) -> None:
         """Forget scripts, gates and requests, and close all connections."""

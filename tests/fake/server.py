@@ -63,6 +63,7 @@ class _Server:
                 connection.end("us", time.monotonic())
             self.scripts: list[tuple[Sequence[Step], str | None]] = []
             self.named: dict[str, Sequence[Step]] = {}
+            self.placed: dict[str, list[Sequence[Step]]] = {}
             self.fallback: Sequence[Step] = ()
             self.faults: list[Fault] = []
             self.opened: set[str] = set()
@@ -101,9 +102,13 @@ class _Server:
                 if path in (None, request.path):
                     del self.scripts[number]
                     return steps
-            if self.named and (steps := self.script_of(request)):
+            if steps := self.script_at(request.path) or self.script_of(request):
                 return steps
             return self.fallback or error(400, f"no script for {request.method} {request.path}")
+
+    def script_at(self, path: str) -> Sequence[Step]:
+        waiting = self.placed.get(path.split("/", 2)[1], [])
+        return waiting.pop(0) if len(waiting) > 1 else waiting[0] if waiting else ()
 
     def script_of(self, request: Request) -> Sequence[Step]:
         name = request.prompt.partition(" ")[0]
@@ -120,6 +125,10 @@ class _Server:
         with self.lock:
             self.named |= scripts
 
+    def do_placed(self, scripts: Mapping[str, Sequence[Sequence[Step]]]) -> None:
+        with self.lock:
+            self.placed |= {name: list(waiting) for name, waiting in scripts.items()}
+
     def do_default(self, steps: Sequence[Step]) -> None:
         self.fallback = steps
 
@@ -131,6 +140,10 @@ class _Server:
         with self.lock:
             self.opened.add(name)
             self.lock.notify_all()
+
+    def do_forget(self) -> None:
+        with self.lock:
+            self.requests = [request for request in self.requests if request.outcome == "active"]
 
     def do_requests(self) -> list[Request]:
         with self.lock:

@@ -45,6 +45,10 @@ def test_a_table_overrides_the_fields_that_it_names() -> None:
         ({"base_url": URL, "ca_bundle": "/nowhere/ca.pem"}, "no such file"),
         ({"base_url": URL, "sign": "sigv5"}, "did you mean sigv4"),
         ({"base_url": URL, "disconnect": "wait"}, "it takes cancel or drain"),
+        ({"base_url": URL, "timeouts": {"read": 5}}, "not read = 5"),
+        ({"base_url": URL, "timeouts": {"idle": 0}}, "not idle = 0"),
+        ({"base_url": URL, "timeouts": {"total": 86401}}, "not total = 86401"),
+        ({"base_url": URL, "timeouts": {"total": "5"}}, "timeouts"),
     ],
 )
 def test_a_row_that_would_fail_stops_the_start(table: dict[str, Any], says: str) -> None:

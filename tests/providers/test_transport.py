@@ -18,7 +18,6 @@ from typing import NamedTuple
 import pytest
 import trustme
 
-from config import Timeouts
 from errors import SluiceError, UpstreamError, UpstreamTimeout
 from providers.base import Call
 from providers.transport import MAX_ERROR_BODY, Aborted, Exchange, Transport
@@ -26,6 +25,7 @@ from tests import fake as fp
 from tests.calls import BEGUN, EVENT, best_of
 from tests.fake import FakeProvider
 from tests.live import free_port
+from timeouts import Timeouts
 
 # CPython's ssl leaves a socket to the garbage collector that is shut down as it is being wrapped.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl.SSLSocket")

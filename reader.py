@@ -1,0 +1,300 @@
+"""The provider's side of a call: attempt after attempt, until one has begun to answer.
+
+A target is tried again, after a while, when it failed in a way that may pass; then the next one is
+tried. Rules that hold here: nothing is tried again once the client has seen a part of the answer,
+but for a continuation, once, that the caller asked for; never past the call's deadline.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+from itertools import groupby
+
+import msgspec
+
+import providers
+from completion import Batch, CompletionRequest, Delta, Started
+from cooldown import Cooldowns
+from errors import (
+    InternalError,
+    RateLimited,
+    SluiceError,
+    Unavailable,
+    UpstreamError,
+    UpstreamTimeout,
+    whole_seconds,
+)
+from failures import public_error, rate_limited, retryable
+from fidelity import Candidate
+from providers.base import Attempt, Target
+from providers.fanout import FanOut
+from providers.transport import Aborted, HttpAttempt, Transport
+from relay import Nudge, Tally
+from retries import LONGEST_ASKED_S, RetryBudget, asked, delay, limits, worth_it
+from stream import Stream
+from timeouts import Timeouts
+
+log = logging.getLogger("sluice.reader")
+
+
+class Reader:
+    """One per process: what it knows of the providers' health, and the connections."""
+
+    def __init__(self, transport: Transport, retries: int) -> None:
+        """retries: how often one target is tried again."""
+        self.cooldowns = Cooldowns()
+        self._transport = transport
+        self._retries = retries
+        self._budget = RetryBudget()
+
+    def run(self, stream: Stream, chosen: list[Candidate]) -> None:
+        """Make the call, of which the stream gets all: its events, and its end."""
+        try:
+            failure = self._all(stream, chosen)
+            if failure is not None and stream.text:
+                failure = self._continue(stream, chosen, failure)
+            if failure is not None:
+                late = isinstance(failure, UpstreamTimeout)  # the sweeper's or the transport's
+                stream.end("deadline" if late else "provider_error", told(stream, failure))
+        except Exception:
+            log.exception("a call failed inside", extra={"request_id": stream.request_id})
+            stream.end("provider_error", InternalError())
+        finally:
+            stream.reader_left()
+
+    def _all(self, stream: Stream, chosen: list[Candidate]) -> SluiceError | None:
+        """Try the models in turn. None: the call has ended; otherwise what went wrong last."""
+        failure: SluiceError | None = None
+        models = [list(group) for _, group in groupby(chosen, lambda c: c.target.name)]
+        for number, group in enumerate(models, 1):
+            found = self._model(stream, group, last=number == len(models))
+            if found is None or final(stream, found):
+                return found
+            if failure is None or isinstance(found, UpstreamError):
+                failure = found
+        return failure
+
+    def _model(self, stream: Stream, group: list[Candidate], *, last: bool) -> SluiceError | None:
+        """Try one model a few times: after a 429 with another key at once, else after a while."""
+        failure: SluiceError | None = None
+        among, fresh, retries = group, group, 0
+        while True:
+            candidate, cooling = self._pick(among)
+            if cooling:
+                return failure or self._left_alone(candidate.target, cooling)
+            if failure is None:
+                self._budget.called(candidate.target)
+            failure = self._attempt(stream, candidate)
+            self._learn(stream, candidate.target, failure)
+            if failure is None or final(stream, failure):
+                return failure
+            fresh = [other for other in fresh if other is not candidate]
+            if limits(failure) and not all(self.cooldowns.left(other.target) for other in fresh):
+                among = fresh
+                continue
+            among, retries = group, retries + 1
+            if not self._may_retry(stream, group, retries, failure, last=last):
+                return failure
+
+    def _pick(self, group: list[Candidate]) -> tuple[Candidate, float]:
+        """The first that isn't cooling down; else the one that is ready soonest, and in how many
+        seconds."""
+        waits = []
+        for candidate in group:
+            wait = self.cooldowns.enter(candidate.target)
+            if not wait:
+                return candidate, 0.0
+            waits.append((candidate, wait))
+        return min(waits, key=lambda found: found[1])
+
+    def _left_alone(self, target: Target, seconds: float) -> SluiceError:
+        if self.cooldowns.is_limited(target):
+            return rate_limited(seconds, target, {"provider": target.provider.name})
+        return Unavailable(
+            f"{target.name} is in trouble, and is left alone for {whole_seconds(seconds)} s.",
+            retry_after=seconds,
+        )
+
+    def _may_retry(
+        self,
+        stream: Stream,
+        group: list[Candidate],
+        number: int,
+        failure: SluiceError,
+        *,
+        last: bool,
+    ) -> bool:
+        """Wait for retry `number`, if there may be one. False: not, or the call has ended."""
+        if number > self._retries or not worth_it(failure) or (asked(failure) and not last):
+            return False  # another model needs no patience
+        cooling = min(self.cooldowns.left(candidate.target) for candidate in group)
+        if cooling and not limits(failure):  # what is in trouble isn't waited for
+            return False
+        wait = delay(number, failure)
+        if wait is None or max(wait, cooling) > min(LONGEST_ASKED_S, stream.time_left):
+            return False
+        return self._budget.take(group[0].target) and stream.pause(max(wait, cooling))
+
+    def _learn(self, stream: Stream, target: Target, failure: SluiceError | None) -> None:
+        """What an attempt says about its target's health."""
+        if failure is None:
+            return  # it was well with its first event, or the call was ended
+        if limits(failure):
+            self.cooldowns.limited(target, asked(failure))
+        elif isinstance(failure, UpstreamTimeout) and stream.impatient(failure):
+            return
+        elif retryable(failure):
+            self.cooldowns.failed(target)
+        else:
+            self.cooldowns.succeeded(target)
+
+    def _continue(
+        self, stream: Stream, chosen: list[Candidate], failure: SluiceError
+    ) -> SluiceError | None:
+        """Go on from the text so far, once. None: the call has ended; otherwise what is to be told
+        of the failure, the first one if the second is no better."""
+        if stream.drain is not None or stream.ended or not retryable(failure):
+            return failure
+        for candidate in continuations(stream, chosen):
+            if stream.time_left <= 0 or self.cooldowns.enter(candidate.target):
+                continue
+            stream.continued = True
+            stream.mailbox.nudge(Nudge.CONTINUED)
+            second = self._attempt(stream, candidate)
+            self._learn(stream, candidate.target, second)
+            return None if second is None else failure
+        return failure
+
+    def _attempt(self, stream: Stream, candidate: Candidate) -> SluiceError | None:
+        """One attempt at one target. None: the call has ended; otherwise what went wrong."""
+        attempt: Attempt | None = None
+        failure: SluiceError | None = None
+        attached = False
+        try:
+            attempt = self._start(candidate, stream.timeouts_at(candidate.target))
+            prompts = candidate.request.prompts
+            attached = stream.attach(attempt, candidate.target, candidate.dropped, prompts)
+            if not attached:
+                return None
+            failure = self._relay(stream, attempt, candidate)
+        except Aborted:
+            failure = stream.expired
+        except SluiceError as error:
+            failure = stream.expired or error
+        finally:
+            if attempt is not None:
+                attempt.close()
+        if attached:
+            stream.detach(failure)
+        return failure
+
+    def _relay(self, stream: Stream, attempt: Attempt, candidate: Candidate) -> SluiceError | None:
+        """Pass on what an attempt brings. Raises what it raises."""
+        batches = attempt.events()
+        if candidate.echo:
+            batches = echoed(batches, candidate.request)
+        heard = False
+        for batch in batches:
+            if not heard:
+                heard = True
+                self.cooldowns.succeeded(candidate.target)
+            if not stream.put(batch):
+                return None
+        if stream.expired is not None:  # an aborted attempt may just end
+            return stream.expired
+        stream.end("completed")
+        return None
+
+    def _start(self, candidate: Candidate, timeouts: Timeouts) -> Attempt:
+        request, target = candidate.request, candidate.target
+        make = partial(self._make, target=target, timeouts=timeouts)
+        if not candidate.split:
+            return make(request)
+        n = request.n or 1
+        return FanOut(
+            [
+                partial(make, msgspec.structs.replace(request, prompts=(prompt,)))
+                for prompt in request.prompts
+            ],
+            [Tally((prompt,), echoes=n if request.echo else 0) for prompt in request.prompts],
+            n,
+        )
+
+    def _make(self, request: CompletionRequest, target: Target, timeouts: Timeouts) -> Attempt:
+        if target.dialect == "local":
+            from providers.local import LocalAttempt  # loaded where it is used
+
+            return LocalAttempt(request, target)
+        dialect = providers.dialect(target.dialect)
+        signer = providers.signer(target.provider)
+        return HttpAttempt(self._transport, dialect, request, target, timeouts, signer)
+
+
+def final(stream: Stream, failure: SluiceError) -> bool:
+    """Whether nothing else is to be tried: the client has seen a part, or gone, or the request
+    itself was refused."""
+    passing = retryable(failure) or isinstance(failure, RateLimited | Unavailable)
+    return not passing or stream.first_event is not None or stream.ended
+
+
+def told(stream: Stream, failure: SluiceError) -> SluiceError:
+    """What the client is told, by the target that it is of: its words may hold that one's key."""
+    if not isinstance(failure, UpstreamError):
+        return failure
+    found = (leg.target for leg in stream.legs if leg.failure is failure)
+    return public_error(failure, next(found, stream.target))
+
+
+def continuations(stream: Stream, chosen: list[Candidate]) -> Iterator[Candidate]:
+    """The candidates that go on from a text, with what is left to do: those that complete it as it
+    stands, which chat models don't."""
+    text = "".join(stream.text or ())
+    if not text or ends_in_a_stop(text, stream.request):
+        return
+    for candidate in chosen:
+        request, prompt = candidate.request, candidate.request.prompts[0]
+        if not candidate.target.legacy or not isinstance(prompt, str):
+            continue
+        left = request.max_tokens
+        if left is not None:
+            left -= stream.output_tokens
+            if left < 1:
+                continue
+        yield msgspec.structs.replace(
+            candidate,
+            request=msgspec.structs.replace(request, prompts=(prompt + text,), max_tokens=left),
+        )
+
+
+def continuable(request: CompletionRequest) -> bool:
+    """Whether another call could go on with its text: one choice, as plain text. What a host's own
+    parameters would mean for a second call (a grammar, a least length) nobody knows."""
+    plain = request.logprobs is None and not request.echo and request.suffix is None
+    ours = not (request.extra or request.openai_extra)
+    single = request.choices == 1 and isinstance(request.prompts[0], str)
+    return request.stream and single and plain and ours
+
+
+def ends_in_a_stop(text: str, request: CompletionRequest) -> bool:
+    """Whether the text ends with the beginning of a stop sequence: what goes on from there can't
+    see it as one."""
+    return any(text.endswith(stop[:n]) for stop in request.stop or () for n in range(1, len(stop)))
+
+
+def echoed(batches: Iterator[Batch], request: CompletionRequest) -> Iterator[Batch]:
+    """Put each prompt before its choices' text: echo, for targets that lack it."""
+    n = request.n or 1
+    prompts: Batch = [
+        Delta(prompt_index * n + choice, prompt)
+        for prompt_index, prompt in enumerate(request.prompts)
+        if isinstance(prompt, str)
+        for choice in range(n)
+    ]
+    for batch in batches:
+        if prompts:
+            head = [event for event in batch if isinstance(event, Started)]
+            batch = head + prompts + [event for event in batch if not isinstance(event, Started)]
+            prompts = []
+        yield batch

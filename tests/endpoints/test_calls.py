@@ -1,0 +1,192 @@
+"""endpoints/calls.py: what both faces have in common: time limits, attempts, continuation, the
+queue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from werkzeug.test import TestResponse
+
+from completion import Delta, Finished, Usage, Used
+from endpoints.calls import time_limits
+from errors import InvalidRequest, UpstreamError
+from tests.endpoints.test_native import in_thread
+from tests.test_app import PROMPT, Site, hello, make_app, make_key
+from tests.test_gateway import LONG_S, Scripted, eventually, play, wait
+
+FACES = ["/api/v1/completions", "/v1/completions"]
+
+
+def ask(site: Site, path: str = FACES[0], **headers: str) -> TestResponse:
+    """A stream, whole."""
+    sent = {"X-Stream-ID": headers.pop("stream_id", "s-1")}
+    sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+    return site.post(PROMPT | {"stream": True}, path, headers=sent, buffered=True)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    return make_app(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {}),
+        ("30", {"total": 30}),
+        (" 2.5 ", {"total": 2.5}),
+        ("connect=1, first_event = 2.5,idle=3,total=4",
+         {"connect": 1, "first_event": 2.5, "idle": 3, "total": 4}),
+        ("5,idle=1", {"total": 5, "idle": 1}),
+    ],
+)  # fmt: skip
+def test_time_limits_are_read(text: str, expected: dict[str, float]) -> None:
+    assert time_limits(text) == expected
+
+
+BAD = [
+    *(
+        "0",
+        "-1",
+        "nan",
+        "inf",
+        "1e3",
+        "1_0",
+        "x",
+        "=5",
+        ",",
+        "5,",
+        "5,6",
+        "idle=1,idle=2",
+        "\u0665",
+    ),
+    *("read=5", "idle", "idle=", "idle=1=2", "grace=5", "9" * 10, "sk-a-key-by-mistake"),
+]
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_anything_else_is_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        time_limits(text)
+    assert caught.value.param == "X-Sluice-Timeout"
+    assert "sk-" not in caught.value.message
+
+
+@pytest.mark.parametrize("path", FACES)
+def test_a_limit_that_can_t_be_is_a_400(site: Site, path: str) -> None:
+    answer = ask(site, path, X_Sluice_Timeout="soon")
+    assert answer.status_code == 400
+    assert len(site.gateway.streams) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "idle", "total"), [("7", 120, 7), ("idle=3", 3, 1800), ("9999", 120, 1800)]
+)
+def test_a_limit_holds_for_the_call_and_only_downward(
+    site: Site, monkeypatch: pytest.MonkeyPatch, text: str, idle: float, total: float
+) -> None:
+    attempt = Scripted(wait)
+    play(monkeypatch, attempt)
+    thread, _ = in_thread(lambda: ask(site, X_Sluice_Timeout=text))
+    assert attempt.reached.wait(LONG_S)
+    (stream,) = site.gateway.streams.of(site.gateway.streams._snapshot()[0].key_id)
+    found = stream.timeouts_at(stream.target)
+    stream.end("stopped")
+    thread.join(LONG_S)
+    assert (found.idle, found.total) == (idle, total)
+
+
+@pytest.mark.parametrize("path", FACES)
+@pytest.mark.parametrize("fails", [0, 1])
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_answer_says_how_many_attempts_it_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, fails: int, stream: bool
+) -> None:
+    site = make_app(tmp_path, monkeypatch, retries=1)
+    monkeypatch.setattr("reader.delay", lambda *_: 0.0)
+    failing = [Scripted(UpstreamError("No.", upstream_status=500)) for _ in range(2)]
+    play(monkeypatch, *failing[:fails], hello(), *failing)
+    answer = site.post(PROMPT | {"stream": stream}, path, buffered=True)
+    assert (answer.status_code, answer.headers["X-Sluice-Attempts"]) == (200, str(1 + fails))
+    if stream and path == FACES[0]:
+        assert f'"attempts":{1 + fails}' in answer.text
+    refused = site.post(PROMPT | {"stream": stream}, path, buffered=True)
+    assert (refused.status_code, refused.headers["X-Sluice-Attempts"]) == (502, "2")
+
+
+@pytest.mark.parametrize("path", FACES)
+@pytest.mark.parametrize(("header", "continued"), [("1", True), ("0", False)])
+def test_a_continued_stream_says_so(
+    site: Site, monkeypatch: pytest.MonkeyPatch, path: str, header: str, continued: bool
+) -> None:
+    rest: list[Any] = [Delta(0, "lo"), Finished(0, "stop"), Used(Usage(9, 1))]
+    first = Scripted([Delta(0, "Hel")], UpstreamError("Broke."))
+    play(monkeypatch, first, Scripted(rest))
+    answer = ask(site, path, X_Sluice_Continue=header)
+    assert ('"continued":true' in answer.text) is continued
+    assert ("\n: the call broke off" in answer.text) is continued
+    assert answer.text.endswith("data: [DONE]\n\n") is continued
+    assert ('"error"' in answer.text) is not continued
+
+
+@pytest.mark.parametrize("path", FACES)
+def test_a_stream_whose_turn_doesn_t_come_is_a_503(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    site = make_app(tmp_path, monkeypatch, max_streams=1, queue=1, queue_time=0.05, per_key=9)
+    first = Scripted(wait)
+    asked = play(monkeypatch, first, hello())
+    thread, _ = in_thread(lambda: ask(site))
+    assert first.reached.wait(LONG_S)
+    answer = ask(site, path, stream_id="s-2")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert answer.headers["X-Sluice-Attempts"] == "0"
+    assert len(asked) == 1
+    site.post(path="/api/v1/completions/stop-stream/s-1")
+    thread.join(LONG_S)
+    assert ask(site, path).status_code == 200
+
+
+def test_one_in_the_queue_begins_when_another_ends_and_can_be_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make_app(tmp_path, monkeypatch, max_streams=1, queue=2, queue_time=60, per_key=9)
+    first = Scripted(wait)
+    asked = play(monkeypatch, first, hello())
+    threads = [in_thread(lambda: ask(site))]
+    assert first.reached.wait(LONG_S)
+    for number in (2, 3):
+        threads.append(in_thread(lambda name=f"s-{number}": ask(site, stream_id=name)))
+        assert eventually(lambda: len(site.gateway.streams._waiting) == number - 1)  # noqa: B023
+    assert site.post(path="/v1/completions/stop-stream/s-2").status_code == 200
+    threads[1][0].join(LONG_S)
+    assert '"cancelled"' in threads[1][1][0].text
+    assert len(asked) == 1
+    site.post(path="/v1/completions/stop-stream/s-1")
+    for thread, _ in threads:
+        thread.join(LONG_S)
+    assert '"Hello"' in threads[2][1][0].text
+    assert len(site.gateway.streams._running) == 0
+
+
+@pytest.mark.parametrize(("own", "status"), [(None, 200), (1, 429)])
+def test_a_key_may_have_a_share_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: int | None, status: int
+) -> None:
+    line, secret = make_key("narrow", max_streams=own)
+    site = make_app(tmp_path, monkeypatch, keys=line)
+    site.secret = secret
+    first = Scripted(wait)
+    play(monkeypatch, first, hello())
+    thread, _ = in_thread(lambda: ask(site))
+    assert first.reached.wait(LONG_S)
+    answer = ask(site, stream_id="s-2")
+    assert answer.status_code == status
+    if status == 429:
+        assert answer.json is not None
+        assert answer.json["details"]["limit_type"] == "concurrency"
+        assert answer.headers["Retry-After"] == "1"
+    site.post(path="/api/v1/completions/stop-stream/s-1")
+    thread.join(LONG_S)

@@ -1,0 +1,176 @@
+"""cooldown.py: which targets are left alone, for how long, and who may try them again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+import cooldown
+from cooldown import FAILURES, FIRST_S, LONGEST_S, PROBE_PAUSE_S, PROBE_S, WINDOW_CALLS, Cooldowns
+from providers.base import Target
+from providers.rows import BUILT_IN
+
+TARGET = Target(BUILT_IN[1], "m")
+SECOND_KEY = msgspec.structs.replace(TARGET, key_number=2)
+OTHER_MODEL = msgspec.structs.replace(TARGET, model="n")
+OTHER_HOST = Target(BUILT_IN[2], "m")
+BYOK = msgspec.structs.replace(TARGET, byok=True)
+
+
+class Clocked(Cooldowns):
+    """With a clock of its own, which begins where a machine's does."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        super().__init__(lambda: self.now)
+
+    def fail(self, times: int = FAILURES, target: Target = TARGET) -> None:
+        for _ in range(times):
+            self.failed(target)
+
+
+@pytest.fixture
+def cooldowns() -> Clocked:
+    return Clocked()
+
+
+def test_a_target_cools_down_after_failures_in_a_row(cooldowns: Clocked) -> None:
+    cooldowns.fail(FAILURES - 1)
+    assert cooldowns.left(TARGET) == 0
+    cooldowns.fail(1)
+    assert cooldowns.left(TARGET) == FIRST_S
+    assert [cooldowns.left(t) for t in (SECOND_KEY, OTHER_MODEL, OTHER_HOST, BYOK)] == [0] * 4
+    assert not cooldowns.is_limited(TARGET)
+
+
+def test_a_success_begins_the_row_anew(cooldowns: Clocked) -> None:
+    for _ in range(2):
+        cooldowns.fail(FAILURES - 1)
+        cooldowns.succeeded(TARGET)
+    cooldowns.fail(FAILURES - 1)
+    assert cooldowns.left(TARGET) == 0
+
+
+@pytest.mark.parametrize(("every", "cools"), [(2, True), (3, False)])
+@pytest.mark.parametrize(("apart", "recent"), [(1.0, True), (10.0, False)])
+def test_so_does_one_that_mostly_fails_within_a_window(
+    cooldowns: Clocked, every: int, cools: bool, apart: float, recent: bool
+) -> None:
+    for number in range(WINDOW_CALLS + 1):
+        (cooldowns.failed if number % every == 0 else cooldowns.succeeded)(TARGET)
+        cooldowns.now += apart
+    cooldowns.now -= apart
+    assert (cooldowns.left(TARGET) > 0) is (cools and recent)
+
+
+def test_of_all_who_ask_when_it_has_cooled_down_one_goes(cooldowns: Clocked) -> None:
+    cooldowns.fail()
+    cooldowns.now += FIRST_S
+    assert cooldowns.left(TARGET) == cooldowns.left(TARGET) == 0, "asking takes nothing"
+    found: list[float] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(cooldowns.enter(TARGET))) for _ in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == [0.0] + [PROBE_PAUSE_S] * 19
+    assert cooldowns.left(TARGET) == PROBE_PAUSE_S
+
+
+def test_its_success_ends_the_matter(cooldowns: Clocked) -> None:
+    cooldowns.fail()
+    cooldowns.now += FIRST_S
+    assert cooldowns.enter(TARGET) == 0
+    cooldowns.succeeded(TARGET)
+    assert cooldowns.enter(TARGET) == cooldowns.enter(TARGET) == 0
+    assert cooldowns.cooling() == {}
+
+
+def test_its_failure_begins_it_again_for_longer_up_to_a_bound(cooldowns: Clocked) -> None:
+    cooldowns.fail()
+    lengths = []
+    for _ in range(6):
+        cooldowns.now += cooldowns.left(TARGET)
+        assert cooldowns.enter(TARGET) == 0
+        cooldowns.fail(1)
+        lengths.append(cooldowns.left(TARGET))
+    assert lengths == [20, 40, 80, LONGEST_S, LONGEST_S, LONGEST_S]
+
+
+def test_a_probe_that_never_comes_back_is_forgotten(cooldowns: Clocked) -> None:
+    cooldowns.fail()
+    cooldowns.now += FIRST_S
+    assert cooldowns.enter(TARGET) == 0
+    cooldowns.now += PROBE_S - 0.1
+    assert cooldowns.enter(TARGET) == PROBE_PAUSE_S
+    cooldowns.now += 0.2
+    assert [cooldowns.enter(TARGET) for _ in "ab"] == [0, PROBE_PAUSE_S]
+
+
+def test_calls_that_were_under_way_when_it_began_make_it_no_longer(cooldowns: Clocked) -> None:
+    cooldowns.fail(100)
+    cooldowns.now += 1
+    cooldowns.fail(100)
+    assert cooldowns.left(TARGET) == FIRST_S - 1
+
+
+@pytest.mark.parametrize(("asked", "waits"), [(3.0, 3.0), (0.0, 0.0), (3600.0, LONGEST_S)])
+def test_a_limit_cools_its_credential_for_every_model(
+    cooldowns: Clocked, asked: float, waits: float
+) -> None:
+    cooldowns.limited(TARGET, asked)
+    assert cooldowns.left(TARGET) == cooldowns.enter(OTHER_MODEL) == waits
+    assert cooldowns.is_limited(TARGET) is bool(waits)
+    assert [cooldowns.left(target) for target in (SECOND_KEY, OTHER_HOST, BYOK)] == [0] * 3
+    cooldowns.now += waits
+    assert [cooldowns.enter(TARGET) for _ in "ab"] == [0, 0], "no probe is needed"
+
+
+def test_a_shorter_wait_doesn_t_end_a_longer_one(cooldowns: Clocked) -> None:
+    cooldowns.limited(TARGET, 9)
+    cooldowns.limited(TARGET, 2)
+    assert cooldowns.left(TARGET) == 9
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        lambda found: [found.failed(BYOK) for _ in range(50)],
+        lambda found: found.limited(BYOK, 60),
+        lambda found: found.succeeded(BYOK),
+    ],
+)
+def test_a_caller_s_own_key_cools_nothing(
+    cooldowns: Clocked, happens: Callable[[Clocked], object]
+) -> None:
+    cooldowns.fail(1)
+    happens(cooldowns)
+    assert cooldowns.cooling() == {}
+    cooldowns.fail(FAILURES - 1)
+    assert cooldowns.left(TARGET) == FIRST_S, "nor does it heal"
+
+
+def test_all_that_cools_is_told(cooldowns: Clocked) -> None:
+    cooldowns.fail()
+    cooldowns.limited(SECOND_KEY, 4)
+    cooldowns.fail(1, OTHER_HOST)
+    name = TARGET.provider.name
+    assert cooldowns.cooling() == {(name, "m", 1): FIRST_S, (name, "", 2): 4}
+    cooldowns.now += FIRST_S
+    assert cooldowns.cooling() == {}
+
+
+def test_names_that_callers_make_up_take_bounded_memory_and_hide_no_trouble(
+    cooldowns: Clocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cooldown, "MOST", 3)
+    for number in range(10):
+        cooldowns.failed(msgspec.structs.replace(TARGET, model=f"made-up-{number}"))
+    cooldowns.fail()
+    assert cooldowns.left(TARGET) == FIRST_S
+    assert len(cooldowns._troubles) == 3

@@ -1,0 +1,562 @@
+"""reader.py: retries, several keys, cool-downs and continuations, with a fake provider."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+import reader
+from call import CallInProgress
+from completion import Batch, CompletionRequest, Delta, Finished, Secret, Started, Usage, Used
+from config import Settings
+from cooldown import FAILURES
+from errors import (
+    ModelNotFound,
+    RateLimited,
+    SluiceError,
+    Unavailable,
+    UpstreamError,
+    UpstreamTimeout,
+)
+from gateway import Gateway
+from ledger import Ledger
+from ledger.entries import Claim, Entry, Settlement
+from quota import Quota
+from reader import continuable, ends_in_a_stop
+from retries import MOST_SAVED
+from routing import Route
+from stream import Stream
+from tests.test_gateway import (
+    HELLO,
+    LONG_S,
+    PRICES,
+    REST,
+    Records,
+    Scripted,
+    Words,
+    a_key,
+    eventually,
+    play,
+    wait,
+)
+from timeouts import Timeouts
+
+ROWS: dict[str, dict[str, Any]] = {
+    "sim": {"base_url": "http://127.0.0.1:1/v1", "completions": True, "api_key_env": "SIM_KEY"},
+    "other": {"base_url": "http://127.0.0.1:1/v1", "completions": True},
+    "chat": {"base_url": "http://127.0.0.1:1/v1"},
+}
+KEYS = "sk-first-of-the-keys, sk-other-of-the-keys"
+
+
+class Pages:
+    """A ledger that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.claims: list[Claim | None] = []
+        self.settlements: list[Settlement] = []
+
+    def open(self, entry: Entry, claim: Claim | None) -> bool:
+        self.claims.append(claim)
+        return True
+
+    def settle(self, settlement: Settlement) -> None:
+        self.settlements.append(settlement)
+
+
+class House:
+    """A gateway, what it settled, and what its providers were asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self.records, self.pages = Records(), Pages()
+        self.asked: list[Any] = []
+        self.gateway = self.made()
+
+    def made(self, keys: str = "sk-only-one-key", **settings: Any) -> Gateway:
+        found = Settings(providers=ROWS, prices=PRICES, environ={"SIM_KEY": keys}, **settings)
+        pages = cast(Ledger, self.pages)
+        self.gateway = Gateway(found, Quota(found.reserve_tokens), pages, self.records)
+        return self.gateway
+
+    def play(self, *attempts: Scripted) -> None:
+        self.asked = play(self._monkeypatch, *attempts)
+
+    def open(self, *models: str, byok: str | None = None, **more: Any) -> CallInProgress:
+        own_options = ("within", "continues", "key")
+        options: dict[str, Any] = {n: more.pop(n) for n in own_options if n in more}
+        request = CompletionRequest(**{"prompts": ("Hi there",), "stream": True, **more})
+        first, *fallbacks = models or ("sim/m",)
+        own = Secret(byok) if byok else None
+        fields: dict[str, Any] = {
+            "key": a_key(),
+            "endpoint": "/v1/completions",
+            "request_id": "r-1",
+            "stream_id": "s-1",
+            **options,
+        }
+        route = Route(model=first, fallbacks=tuple(fallbacks), byok_api_key=own)
+        return self.gateway.open(request, route, **fields)
+
+    def run(self, *models: str, **more: Any) -> str:
+        """The stream that its client gets. Raises SluiceError."""
+        call = self.open(*models, **more)
+        call.wait()
+        return b"".join(call.frames(Words())).decode()
+
+    def refused(self, *models: str, **more: Any) -> SluiceError:
+        with pytest.raises(SluiceError) as caught:
+            self.run(*models, **more)
+        return caught.value
+
+    @property
+    def keys(self) -> list[int]:
+        return [candidate.target.key_number for candidate in self.asked]
+
+    @property
+    def names(self) -> list[str]:
+        return [candidate.target.name for candidate in self.asked]
+
+    @property
+    def tries(self) -> list[dict[str, Any]] | None:
+        text = self.pages.settlements[-1].tries
+        return None if text is None else msgspec.json.decode(text)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """The waits before retries, which take no time here."""
+    found: list[float] = []
+
+    def pause(_stream: Stream, seconds: float) -> bool:
+        found.append(seconds)
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stream, "pause", pause)
+        yield found
+
+
+@pytest.fixture
+def house(monkeypatch: pytest.MonkeyPatch) -> House:
+    return House(monkeypatch)
+
+
+def failing(status: int | None = 500, wait: float | None = None, **more: Any) -> Scripted:
+    return Scripted(UpstreamError("No.", upstream_status=status, retry_after=wait, **more))
+
+
+def good() -> Scripted:
+    return Scripted(HELLO, REST)
+
+
+WHOLE = "Hello  there completed"
+
+# Retries
+
+
+@pytest.mark.parametrize("status", [None, 408, 500, 502, 503, 504, 529])
+def test_what_may_pass_is_tried_again(house: House, pauses: list[float], status: int) -> None:
+    house.play(failing(status), failing(status), good())
+    assert house.run() == WHOLE
+    assert len(pauses) == 2
+    assert house.names == ["sim/m"] * 3
+    assert house.records.streams[0].attempts == house.pages.settlements[0].attempts == 3
+
+
+@pytest.mark.parametrize("retries", [0, 1, 2])
+def test_so_often_and_no_more(house: House, pauses: list[float], retries: int) -> None:
+    house.made(retries=retries)
+    house.play(*(failing() for _ in range(9)))
+    assert house.refused().status == 502
+    assert len(house.asked) == 1 + retries
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422])
+def test_a_refused_request_is_never_retried(house: House, pauses: list[float], status: int) -> None:
+    house.play(failing(status))
+    house.refused()
+    assert (len(house.asked), pauses) == (1, [])
+
+
+@pytest.mark.parametrize("first", [[Started("m", 8)], HELLO])
+def test_nothing_is_tried_again_after_the_first_event(
+    house: House, pauses: list[float], first: Batch
+) -> None:
+    house.play(Scripted(first, UpstreamError("Broke.")))
+    assert house.run("sim/m", "other/m").endswith("provider_error")
+    assert (len(house.asked), pauses) == (1, [])
+
+
+def test_each_attempt_is_in_the_record_without_a_secret(house: House, pauses: list[float]) -> None:
+    house.made(KEYS)
+    words = f"sk-first-of-the-keys and {KEYS} are wrong"
+    house.play(failing(500, upstream_message=words), failing(None), good())
+    house.run()
+    tries = house.tries
+    assert tries is not None
+    assert [(t["code"], t["status"], t["cost_nano"]) for t in tries] == [
+        ("provider_error", 500, 0), ("provider_error", None, 0), (None, None, 14_000),
+    ]  # fmt: skip
+    assert "sk-" not in str(tries)
+    house.play(good())
+    house.run()
+    assert house.tries is None
+
+
+@pytest.mark.parametrize("how", ["stopped", "client_gone"])
+@pytest.mark.parametrize("policy", ["cancel", "drain"])
+def test_a_wait_ends_at_once_with_its_call(
+    house: House, monkeypatch: pytest.MonkeyPatch, how: Any, policy: str
+) -> None:
+    house.made(disconnect=policy)
+    monkeypatch.setattr(reader, "delay", lambda *_: 15.0)
+    house.play(failing())
+    call = house.open("sim/m", "other/m")
+    assert eventually(lambda: bool(call.stream.legs) and call.stream.legs[0].ended is not None)
+    left = threading.Event()
+    call.stream.reader_left = left.set  # type: ignore[method-assign]
+    call.stream.end(how)
+    assert left.wait(LONG_S)
+    assert list(call.frames(Words()))[-1] == how.encode()
+    outcome = house.records.only
+    assert (outcome.reason, outcome.usage) == (how, Usage())
+    assert len(house.asked) == 1
+
+
+def test_what_waits_to_be_tried_again_is_not_late(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "delay", lambda *_: 15.0)
+    house.play(failing())
+    call = house.open()
+    assert eventually(lambda: bool(call.stream.legs) and call.stream.legs[0].ended is not None)
+    call.stream.look(call.stream.opened + 700)
+    assert (call.stream.expired, call.stream.mailbox.ended_by) == (None, None)
+    call.close()
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "within", "tried"),
+    [(5, {}, True), (5, {"total": 4.0}, False), (21, {}, False), (None, {"total": 0.9}, False)],
+)
+def test_no_wait_is_longer_than_the_cap_or_what_is_left_of_the_call(
+    house: House, pauses: list[float], wait_s: float, within: dict[str, float], tried: bool
+) -> None:
+    house.play(failing(429, wait_s), good())
+    house.gateway.reader.cooldowns._clock = lambda: 0.0 if not pauses else 100.0
+    if tried:
+        assert house.run(within=within) == WHOLE
+        assert 5 <= pauses[0] <= 5.25
+    else:
+        error = house.refused(within=within)
+        assert (error.status, pauses) == (429, [])
+        assert int(error.headers["Retry-After"]) >= 5
+
+
+def test_another_model_needs_no_patience(house: House, pauses: list[float]) -> None:
+    house.play(failing(503, 5), good())
+    assert house.run("sim/m", "other/m") == WHOLE
+    assert (house.names, pauses) == (["sim/m", "other/m"], [])
+
+
+def test_a_provider_in_trouble_gets_a_fifth_more(
+    house: House, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.gateway.reader.cooldowns.failed = lambda *_: None  # type: ignore[method-assign]
+    house.play(*(failing() for _ in range(500)))
+    for _ in range(100):
+        house.refused()
+    assert 120 <= len(house.asked) <= 120 + MOST_SAVED
+
+
+# Several keys
+
+
+def test_after_a_429_the_other_key_is_asked_at_once(house: House, pauses: list[float]) -> None:
+    house.made(KEYS, retries=0)
+    for _ in range(3):
+        house.gateway.reader._budget.take(house.gateway.router.targets(Route(model="sim/m"))[0])
+    before = dict(house.gateway.reader._budget._saved)
+    house.play(failing(429, 60), good(), good())
+    assert house.run() == WHOLE
+    assert sorted(house.keys) == [1, 2]
+    assert pauses == []
+    after = house.gateway.reader._budget._saved
+    assert after == {place: saved + 0.2 for place, saved in before.items()}
+    limited = house.keys[0]
+    assert house.run() == WHOLE
+    assert house.keys[2] != limited
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 60.0])
+def test_each_key_is_asked_once(house: House, pauses: list[float], wait_s: float) -> None:
+    house.made(KEYS, retries=0)
+    house.play(*(failing(429, wait_s) for _ in range(5)))
+    assert isinstance(house.refused(), RateLimited)
+    assert sorted(house.keys) == [1, 2]
+
+
+def test_when_all_are_limited_it_says_for_how_long_and_asks_none(
+    house: House, pauses: list[float]
+) -> None:
+    house.made(KEYS, retries=0)
+    house.play(failing(429, 60), failing(429, 30))
+    house.refused()
+    error = house.refused()
+    assert isinstance(error, RateLimited)
+    assert int(error.headers["Retry-After"]) in (29, 30)
+    assert len(house.asked) == 2
+    assert house.records.streams[-1].attempts == 0
+    assert set(house.gateway.cooling()) == {"sim (key 1)", "sim (key 2)"}
+
+
+# Cool-downs
+
+
+def in_trouble(house: House, model: str = "sim/m") -> None:
+    (target,) = house.gateway.router.targets(Route(model=model))
+    for _ in range(FAILURES):
+        house.gateway.reader.cooldowns.failed(target)
+
+
+def test_what_cools_down_is_not_asked(house: House) -> None:
+    in_trouble(house)
+    house.play(good(), good())
+    error = house.refused()
+    assert isinstance(error, Unavailable)
+    assert 1 <= int(error.headers["Retry-After"]) <= 10
+    assert house.asked == []
+    assert house.run("sim/m", "other/m") == WHOLE
+    assert house.names == ["other/m"]
+    assert house.run(byok="sk-own-key-of-mine") == WHOLE
+    assert set(house.gateway.cooling()) == {"sim/m"}
+
+
+def test_one_call_tries_it_when_it_has_cooled_down(house: House) -> None:
+    in_trouble(house)
+    cooldowns = house.gateway.reader.cooldowns
+    cooldowns._clock = lambda: time.monotonic() + 11
+    go_on = threading.Event()
+    probe = Scripted(lambda: go_on.wait(LONG_S), HELLO, REST)
+    house.play(probe, good())
+    call = house.open(key=a_key(id="key_2"))
+    assert eventually(lambda: call.stream.attempts == 1)
+    assert isinstance(house.refused(), Unavailable)
+    go_on.set()
+    call.wait()
+    assert house.gateway.cooling() == {}
+    assert house.run() == WHOLE
+    call.close()
+
+
+def test_a_retry_waits_for_no_cool_down(house: House, pauses: list[float]) -> None:
+    (target,) = house.gateway.router.targets(Route(model="sim/m"))
+    for _ in range(FAILURES - 1):
+        house.gateway.reader.cooldowns.failed(target)
+    house.play(failing(), good())
+    assert house.refused().status == 502
+    assert (len(house.asked), pauses) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "within", "cools"),
+    [
+        (Timeouts(connect=1), {"connect": 0.01}, False),
+        (Timeouts(connect=1), {"connect": 5.0}, True),
+        (Timeouts(connect=1), {"total": 5.0}, True),
+    ],
+)
+def test_a_caller_s_impatience_is_no_trouble_of_the_provider_s(
+    house: House, timeouts: Timeouts, within: dict[str, float], cools: bool
+) -> None:
+    house.made(retries=0, timeouts=timeouts)
+    house.play(*(Scripted(UpstreamTimeout("connect", 1)) for _ in range(FAILURES)))
+    for _ in range(FAILURES):
+        assert house.refused(within=within).status == 504
+    assert bool(house.gateway.cooling()) is cools
+
+
+def test_a_refusal_is_no_trouble(house: House) -> None:
+    house.play(*(failing(404) for _ in range(FAILURES + 1)))
+    for _ in range(FAILURES + 1):
+        assert isinstance(house.refused(), ModelNotFound)
+
+
+# What several attempts use
+
+
+def late(house: House, attempt: Scripted, call: CallInProgress) -> None:
+    assert attempt.reached.wait(LONG_S)
+    call.stream.look(call.stream.attempt_began + 601)
+
+
+def test_what_a_late_one_was_asked_is_counted_too(house: House) -> None:
+    first = Scripted(wait)
+    house.play(first, good())
+    call = house.open("sim/m", "other/m")
+    late(house, first, call)
+    call.wait()
+    assert b"".join(call.frames(Words())) == WHOLE.encode()
+    outcome = house.records.only
+    assert outcome.usage == Usage(2 + 8, 3, source="estimate")
+    assert outcome.cost is None, "other/m has no price"
+    assert [t.code for t in outcome.tries] == ["provider_timeout", None]
+
+
+@pytest.mark.parametrize(
+    ("models", "cost"), [(("other/m", "sim/m"), 14_000), (("sim/m", "other/m"), None)]
+)
+def test_a_cost_is_known_when_that_of_all_that_was_used_is(
+    house: House, pauses: list[float], models: tuple[str, ...], cost: int | None
+) -> None:
+    house.made(retries=0)
+    house.play(failing(), good())
+    house.run(*models)
+    assert house.records.only.cost == cost
+
+
+# Continuation
+
+CUT = UpstreamError("Broke.")
+
+
+def test_a_stream_that_breaks_is_gone_on_with_once(house: House) -> None:
+    house.play(Scripted(HELLO, [Delta(0, " wor")], CUT), Scripted([Started("m", 5)], REST))
+    call = house.open(continues=True, max_tokens=10)
+    call.wait()
+    text = b"".join(call.frames(Words())).decode()
+    assert text.index("Hello") < text.index(": the call broke off") < text.index(" there")
+    assert text.endswith("completed")
+    second = house.asked[1].request
+    assert second.prompts == ("Hi thereHello wor",)
+    assert second.max_tokens == 10 - 3
+    outcome = house.records.only
+    assert outcome.usage == Usage(8 + 8, 3 + 3, source="estimate")
+    assert outcome.cost == 16 * 1000 + 6 * 2000
+    assert (call.stream.continued, call.stream.attempts) == (True, 2)
+    assert house.tries is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "header", "continued"),
+    [({}, False, False), ({}, True, True), ({"continue_streams": True}, False, True)],
+)
+def test_it_is_asked_for_by_the_caller_or_the_server(
+    house: House, settings: dict[str, Any], header: bool, continued: bool
+) -> None:
+    house.made(**settings)
+    house.play(Scripted(HELLO, CUT), Scripted(REST))
+    found = house.run(continues=header)
+    assert ("completed" in found, len(house.asked)) == (continued, 1 + continued)
+
+
+@pytest.mark.parametrize(
+    ("model", "steps", "fields"),
+    [
+        ("chat/m", [HELLO, CUT], {}),
+        ("sim/m", [[Started("m", 8)], CUT], {}),
+        ("sim/m", [HELLO, [Finished(0, "stop")], CUT], {}),
+        ("sim/m", [HELLO, CUT], {"max_tokens": 2}),
+        ("sim/m", [[Delta(0, "Hello\n")], CUT], {"stop": ("\n\n",)}),
+        ("sim/m", [HELLO, UpstreamError("No.", upstream_status=400)], {}),
+    ],
+    ids=["chat", "no text", "finished", "no tokens left", "in a stop", "refused"],
+)
+def test_where_it_would_not_be_the_same_answer_the_failure_stands(
+    house: House, model: str, steps: list[Any], fields: dict[str, Any]
+) -> None:
+    house.play(Scripted(*steps), good())
+    assert house.run(model, continues=True, **fields).endswith("provider_error")
+    assert len(house.asked) == 1
+    assert not house.records.streams[0].continued
+
+
+def test_one_that_breaks_too_is_the_end_and_the_first_failure_is_told(house: House) -> None:
+    mine = "sk-only-one-key"
+    words = f"the key {mine} is tired"
+    first = UpstreamError("First.", upstream_status=500, upstream_message=words)
+    house.play(Scripted(HELLO, first), Scripted([Delta(0, "x")], CUT), good())
+    house.gateway.reader.cooldowns.left = lambda *_: 0.0  # type: ignore[method-assign]
+    found = house.run("sim/m", continues=True)
+    assert found.endswith("provider_error")
+    assert len(house.asked) == 2
+    error = house.records.only.error
+    assert error is not None
+    assert error.details is not None
+    assert error.details["provider"] == "sim"
+    assert mine not in str(error.details)
+
+
+def test_a_failure_s_words_are_hidden_by_its_own_target_s_key(house: House) -> None:
+    """Not by that of the target which was asked last."""
+    odd = "a-credential-that-looks-like-no-key"
+    house.made(odd)
+    first = UpstreamError("First.", upstream_status=500, upstream_message=f"it was {odd}")
+    house.play(Scripted(HELLO, first), Scripted(CUT))
+    in_trouble_later: Callable[..., float] = lambda target: target.provider.name == "sim"  # noqa: E731
+    house.gateway.reader.cooldowns.enter = (  # type: ignore[method-assign]
+        lambda target: float(bool(house.asked) and in_trouble_later(target))
+    )
+    house.run("sim/m", "other/m", continues=True)
+    assert house.names == ["sim/m", "other/m"]
+    error = house.records.only.error
+    assert error is not None
+    assert odd not in str(error.details)
+    assert (error.details or {})["provider"] == "sim"
+
+
+def test_a_budget_covers_both_calls(house: House) -> None:
+    key = a_key(budget_usd=1.0)
+    house.play(*(Scripted(HELLO, REST) for _ in range(3)))
+    house.run(key=key, max_tokens=10)
+    house.run(key=key, max_tokens=10, continues=True)
+    single, both = house.pages.claims
+    assert single is not None
+    assert both is not None
+    prompt, text = (single.most_nano - 10 * 2000), 4 * 10 * 1000
+    assert both.most_nano == both.least_nano == 2 * prompt + text + 10 * 2000
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, True),
+        ({"stream": False}, False),
+        ({"n": 2}, False),
+        ({"prompts": ("a", "b")}, False),
+        ({"prompts": ((1, 2),)}, False),
+        ({"logprobs": 0}, False),
+        ({"echo": True}, False),
+        ({"suffix": "x"}, False),
+        ({"extra": {"guided_regex": "a+"}}, False),
+        ({"openai_extra": {"min_tokens": 5}}, False),
+        ({"stop": ("x",), "max_tokens": 5, "temperature": 0.5}, True),
+    ],
+)
+def test_plain_text_of_one_choice_can_be_gone_on_with(
+    fields: dict[str, Any], expected: bool
+) -> None:
+    request = CompletionRequest(**{"prompts": ("Hi",), "stream": True, **fields})
+    assert continuable(request) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "expected"),
+    [("ab", ("bc",), True), ("ab", ("x", "abc"), True), ("ab", ("b",), False), ("ab", (), False),
+     ("ab", ("ca",), False)],
+)  # fmt: skip
+def test_a_stop_that_may_have_begun(text: str, stops: tuple[str, ...], expected: bool) -> None:
+    assert ends_in_a_stop(text, CompletionRequest(prompts=("Hi",), stop=stops)) is expected
+
+
+def test_usage_told_by_both_is_their_sum(house: House) -> None:
+    first: Batch = [Delta(0, "Hello"), Used(Usage(8, 1))]
+    house.play(Scripted(first, CUT), Scripted(REST))
+    house.run(continues=True)
+    assert house.records.only.usage == Usage(16, 4)

@@ -1,0 +1,101 @@
+"""retries.py: what is tried again, when, and how often."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from errors import InternalError, RateLimited, SluiceError, UpstreamError, UpstreamTimeout
+from providers.base import Target
+from providers.rows import BUILT_IN
+from retries import LONGEST_ASKED_S, MOST_SAVED, UNTOLD_WAIT_S, RetryBudget, asked, delay, worth_it
+
+TARGET = Target(BUILT_IN[1], "m")
+BYOK = msgspec.structs.replace(TARGET, byok=True)
+OTHER = Target(BUILT_IN[2], "m")
+
+
+def upstream(status: int | None, wait: float | None = None, code: str | None = None) -> SluiceError:
+    return UpstreamError("No.", upstream_status=status, retry_after=wait, upstream_code=code)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        *((upstream(status), True) for status in (None, 408, 429, 500, 502, 503, 504, 529)),
+        *((upstream(status), False) for status in (400, 401, 402, 403, 404, 409, 413, 422, 501)),
+        (upstream(429, code="insufficient_quota"), False),
+        (UpstreamTimeout("connect", 1), True),
+        (UpstreamTimeout("first_event", 1), False),
+        (UpstreamTimeout("idle", 1), False),
+        (InternalError(), False),
+        (RateLimited("Ours.", retry_after=1), False),
+    ],
+    ids=lambda value: getattr(value, "upstream_status", value),
+)
+def test_only_what_may_pass_is_tried_again(error: SluiceError, expected: bool) -> None:
+    assert worth_it(error) is expected
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "least", "most"),
+    [
+        (1, upstream(500), 0, 0.25),
+        (2, upstream(500), 0, 0.5),
+        (9, upstream(500), 0, 8),
+        (1, upstream(503, 3), 3, 3.25),
+        (2, upstream(429, 0.5), 0.5, 1),
+        (1, upstream(429), UNTOLD_WAIT_S, UNTOLD_WAIT_S + 0.25),
+        (1, upstream(429, 0), 0, 0.25),
+        (1, upstream(429, LONGEST_ASKED_S), LONGEST_ASKED_S, LONGEST_ASKED_S + 0.25),
+    ],
+)
+def test_a_wait_is_anything_up_to_twice_the_last_ones_and_what_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, number: int, error: SluiceError, least: float, most: float
+) -> None:
+    for pick, expected in ((min, least), (max, most)):
+        monkeypatch.setattr("retries.random.uniform", lambda low, high, pick=pick: pick(low, high))
+        assert delay(number, error) == expected
+
+
+def test_who_asks_for_more_than_a_caller_would_wait_is_not_waited_for() -> None:
+    assert delay(1, upstream(429, LONGEST_ASKED_S + 0.1)) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(upstream(500), 0), (upstream(429), UNTOLD_WAIT_S), (upstream(429, 0), 0),
+     (upstream(503, 7), 7), (InternalError(), 0)],
+)  # fmt: skip
+def test_what_a_provider_asks_for(error: SluiceError, expected: float) -> None:
+    assert asked(error) == expected
+
+
+def test_retries_are_a_fifth_of_the_calls_beyond_what_was_saved() -> None:
+    budget = RetryBudget()
+    taken = 0
+    for _ in range(1000):
+        budget.called(TARGET)
+        taken += budget.take(TARGET)
+    assert 200 <= taken <= 200 + MOST_SAVED
+    assert not budget.take(TARGET)
+    for _ in range(5):
+        budget.called(TARGET)
+    assert [budget.take(TARGET) for _ in "ab"] == [True, False]
+
+
+def test_no_more_than_that_is_saved() -> None:
+    budget = RetryBudget()
+    for _ in range(1000):
+        budget.called(TARGET)
+    assert sum(budget.take(TARGET) for _ in range(100)) == MOST_SAVED
+
+
+def test_each_provider_has_its_own_and_so_have_callers_keys() -> None:
+    budget = RetryBudget()
+    while budget.take(BYOK):
+        pass
+    assert budget.take(TARGET)
+    while budget.take(TARGET):
+        pass
+    assert budget.take(OTHER)
