@@ -563,11 +563,16 @@ def test_nor_by_two_processes(ledger: Ledger, ledger_url: str) -> None:
             *(partial(caller, [ledger, other][number % 2], number) for number in range(12))
         )
     assert all(isinstance(count, int) for count in found), found
+    assert sum(count for count in found if isinstance(count, int)) == len(rows(ledger_url))
     spent = sum(day["cost_nano"] for day in days(ledger_url))
     open_now = sum(reserved(ledger_url))
-    assert 0 < spent + open_now <= limit
-    assert limit - spent - open_now < most, "all of it can be used"
-    assert sum(count for count in found if isinstance(count, int)) == len(rows(ledger_url))
+    left = limit - spent - open_now
+    assert 0 <= left < limit
+    while left >= most:  # all of it can be used
+        assert ledger.open(an_entry(), a_claim(limit, most))
+        left -= most
+    with pytest.raises(InsufficientCredits):
+        ledger.open(an_entry(), a_claim(limit, most))
 
 
 def test_a_budget_that_changes_meanwhile_counts_what_the_old_one_let_in(
