@@ -274,8 +274,6 @@ def test_migrating_is_part_of_the_caller_s_transaction(ledger_url: str) -> None:
 
 
 OLD = "CREATE TABLE requests (id TEXT PRIMARY KEY, attempts INTEGER NOT NULL) WITHOUT ROWID"
-    """CREATE TABLE requests (id TEXT PRIMARY KEY, attempts INTEGER NOT NULL) WITHOUT ROWID"""
-)
 
 
 @pytest.mark.parametrize("version", [1, 2])
