@@ -81,6 +81,7 @@ def a_stream(candidate: Candidate) -> Stream:
             request=candidate.request,
             target=candidate.target,
             attempts=2,
+            text=None,
         ),
     )
 
