@@ -152,6 +152,8 @@ def migrate(connection: Connection) -> None:
     """Within a transaction: make the tables, or bring those of an older version up to date.
     Raises ConfigError when they are newer than this program."""
     if connection.dialect.name == "postgresql":  # several workers may start at once
+        for limit in ("statement_timeout", "lock_timeout"):  # they are for calls
+            connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
         connection.execute(select(text(f"pg_advisory_xact_lock({MIGRATION_LOCK})")))
     if not inspect(connection).has_table(facts.name):
         metadata.create_all(connection)

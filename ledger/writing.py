@@ -88,7 +88,7 @@ def refusal(claim: Claim, left: int) -> InsufficientCredits | None:
     if claim.most_nano == 0 or (left > 0 and left >= claim.least_nano):
         return None
     limit, rest, need = (
-        f"${nano / 1e9:.6f}".rstrip("0").rstrip(".")
+        f"${nano / 1e9:.9f}".rstrip("0").rstrip(".")
         for nano in (claim.budget.limit_nano, max(0, left), claim.least_nano)
     )
     return InsufficientCredits(

@@ -49,6 +49,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def quota(clock: Clock) -> Iterator[Quota]:
     found = Quota(RESERVE)
     yield found
+    found._storage.timer.cancel()
     found._storage.timer.join()
 
 
