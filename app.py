@@ -49,6 +49,7 @@ from keys import Key
 from ledger import Ledger
 from ledger.database import database_url
 from metrics import LIMITS, Metrics
+from overdue import overdue
 from pricing import dollars
 from quota import RATE_PARTS, Quota
 from stream import Stream
@@ -81,6 +82,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask(__name__, static_folder=None)
     app.url_map.strict_slashes = False
     app.extensions["sluice"] = wire(settings)
+    app.extensions["overdue"] = overdue  # for gunicorn.conf.py, which imports nothing of this
     CORS(
         app,
         resources=[NOT_METRICS],

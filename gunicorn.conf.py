@@ -131,7 +131,7 @@ def post_request(worker: Any, request: Any, _environ: Any, _response: Any) -> No
     client = request.unreader.sock
     if worker_class_is_gevent(worker):
         # What is there already is read without a wait, and while nobody waits nobody else works.
-        if not request.should_close() and not drained(request, client):
+        if not request.should_close() and not drained(worker, request, client):
             request.force_close()
         with contextlib.suppress(OSError):
             if request.unreader.buf.getbuffer().nbytes or unread(client):
@@ -139,17 +139,15 @@ def post_request(worker: Any, request: Any, _environ: Any, _response: Any) -> No
     connections.mark(client, time.monotonic())
 
 
-def drained(request: Any, client: Any) -> bool:
+def drained(worker: Any, request: Any, client: Any) -> bool:
     """Take what the endpoint left of the body, bounded: gunicorn would take it without an end.
     Whether that was all; else the connection can't serve another request."""
-    from overdue import overdue  # not before gevent has patched what it stands on
-
     room, rest_at = DRAIN_BODY_BYTES, 0.0
     if getattr(request.body, "failed", False):
         return False
     try:
         client.settimeout(DRAIN_BODY_S)
-        with overdue.within(client, DRAIN_BODY_S):
+        with worker.wsgi.extensions["overdue"].within(client, DRAIN_BODY_S):
             while room > 0:
                 data = request.body.read(1024)
                 if not data:

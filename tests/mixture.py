@@ -16,7 +16,11 @@ from tests.load import Kind
 INPUT_NANO, OUTPUT_NANO = 1_000, 2_000
 """What a token of a fake model costs."""
 FIRST_EVENT_TIMEOUT_S = 8
-ENV = {"SLUICE_FIRST_EVENT_TIMEOUT_S": str(FIRST_EVENT_TIMEOUT_S)}
+ENV = {
+    "SLUICE_FIRST_EVENT_TIMEOUT_S": str(FIRST_EVENT_TIMEOUT_S),
+    "SLUICE_RETRIES": "0",  # else how many attempts there were would be a matter of chance
+}
+OWN_KEY = {"byok_api_key": "my-own"}
 LONGER_THAN_A_LOOK_S = 2.0
 """The sweeper looks each second whether a client has gone."""
 VARIANTS = 6
@@ -63,10 +67,9 @@ def good() -> list[Kind]:
             Kind(chat, stream(usage, chat=True), stream=True, model="fakechat/m", weight=5),
             Kind(f"other{n}", answer, key="other", weight=2),
         ]
-    byok = {"byok_api_key": "my-own"}
     return [
         *found,
-        Kind("byok", fp.answer(fp.body("x", usage=(11, 13))), more=byok),
+        Kind("byok", fp.answer(fp.body("x", usage=(11, 13))), more=OWN_KEY),
         Kind("untold", stream(None), stream=True, exact=False),
         Kind("untoldunary", fp.answer(fp.body("x", usage=None)), exact=False),
     ]
@@ -99,11 +102,12 @@ def ended() -> list[Kind]:
 
 
 def failing() -> list[Kind]:
-    """Calls that their provider fails."""
+    """Calls that their provider fails. All but the last bring their own key: what that comes to
+    cools nobody down."""
     bad = "provider_error"
-    statuses = {400: 400, 401: 502, 404: 404, 429: 429, 500: 502, 503: 502}
+    statuses = {400: 400, 401: 403, 404: 404, 429: 429, 500: 502, 503: 502}
     garbage = fp.event(b"data: {nope\n\n")
-    return [
+    found = [
         *(Kind(f"http{n}", fp.error(n), bad, seen, weight=2) for n, seen in statuses.items()),
         Kind("httpstream", fp.error(500), bad, 502, stream=True, weight=3),
         Kind("noanswer", [fp.reset()], bad, 502, weight=3),
@@ -112,8 +116,9 @@ def failing() -> list[Kind]:
         Kind("cut", begun(calls.EVENT, fp.close()), bad, stream=True, exact=False, weight=3),
         Kind("garbage", begun(calls.EVENT, garbage), bad, stream=True, exact=False, weight=3),
         Kind("late", [fp.hold()], "deadline", 504, exact=False, weight=1),
-        Kind("fallback", attempts=2, more={"fallbacks": ["fakechat/m"]}),
     ]
+    fallback = Kind("fallback", attempts=2, more={"fallbacks": ["fakechat/m"]})
+    return [*(kind._replace(more=OWN_KEY) for kind in found), fallback]
 
 
 FALLBACK = {

@@ -213,8 +213,6 @@ def odd(sent: Sent, row: Row | None) -> str:
         return f"{sent}: it was cut off"
     if sent.kind.reason != "any":
         differences = proofs.differences(sent, row)
-        if sent.kind.act == "leave" and row["attempts"] == 0:  # it was gone before its turn
-            differences = [d for d in differences if d[0] not in ("attempts", "request_id")]
         return f"{sent}: {differences}" if differences else ""
     if sent.status != row["status"]:
         return f"{sent}: the row says {row['status']}"

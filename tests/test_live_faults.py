@@ -125,6 +125,13 @@ def arm(fake: FakeProvider) -> None:
 
 
 def play(server: Server, cell: Cell) -> Answer:
+    try:
+        return ask(server, cell)
+    except (OSError, EOFError) as failure:  # of this cell, and of no other
+        return Answer(0, {}, repr(failure), None, None, [], {})
+
+
+def ask(server: Server, cell: Cell) -> Answer:
     fields: dict[str, Any] = {"model": f"{cell.name}/m", "prompt": "Say it", "stream": cell.stream}
     if cell.fallback:
         mode = "stream" if cell.stream else "whole"
