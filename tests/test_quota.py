@@ -188,7 +188,7 @@ def test_tokens_are_counted_as_a_simple_account_would(
         assert taken.tokens == tokens + output
         account.hours[moment // HOUR] += tokens + output
         running.append((moment + lasts, moment, taken, used))
-    quota._storage.timer.join()
+    quota._storage.timer.cancel()
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_who_waits_as_long_as_was_said_is_let_in(
         assert -0.06 <= until - (clock.now + refusal.details["retry_after"]) < 1.06
         clock.now += int(refusal.headers["Retry-After"])
         quota.admit(key, demand(tokens))
-    quota._storage.timer.join()
+    quota._storage.timer.cancel()
 
 
 # Headers
