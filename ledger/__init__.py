@@ -38,9 +38,10 @@ WAIT_S = 10.0
 """How long a call waits for its group; above SQLite's own wait for another process."""
 TEND_S = 15.0
 RETRY_S = 1.0
-GATHER_S, GATHER_CALLS = 0.008, 8
-"""With so many calls under way a group waits for others so long: a transaction costs as much as the
-rows of a dozen calls."""
+FEW_CALLS = 8
+GATHER_S, MOST_GATHER_S = 0.0005, 0.016
+"""With more than a few calls under way a group waits for others, so long for each of them: a
+transaction costs as much as the rows of a dozen calls."""
 
 
 class Group:
@@ -190,8 +191,8 @@ class Ledger:
         while not self._closing:
             if self._trouble:
                 time.sleep(RETRY_S)
-            elif self._wanted.wait(TEND_S) and self._under_way >= GATHER_CALLS:
-                time.sleep(GATHER_S)
+            elif self._wanted.wait(TEND_S) and self._under_way > FEW_CALLS:
+                time.sleep(min(GATHER_S * self._under_way, MOST_GATHER_S))
             self._wanted.clear()
             self._turn()
         with self._lock:
