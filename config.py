@@ -53,6 +53,7 @@ class Settings:
     disconnect_cost: int = 50_000_000
     timeouts: Timeouts = field(default_factory=Timeouts)
     retries: int = 2
+    cooldown: bool = True
     queue: int = 100
     queue_time: float = 10
     per_key: int | None = None
@@ -210,6 +211,7 @@ VARIABLES = (
     Variable("SLUICE_QUEUE_S", "queue_time", seconds(0, DAY)),
     Variable("SLUICE_MAX_STREAMS_PER_KEY", "per_key", whole(1, 100_000)),
     Variable("SLUICE_RETRIES", "retries", whole(0, 10)),
+    Variable("SLUICE_COOLDOWN", "cooldown", flag),
     Variable("SLUICE_CONTINUE", "continue_streams", flag),
     Variable("SLUICE_KEEPALIVE_S", "keepalive", seconds(1, DAY)),
     Variable("SLUICE_FIRST_EVENT_WAIT_S", "first_event_wait", seconds(0, DAY)),

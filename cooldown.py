@@ -78,8 +78,12 @@ Place: TypeAlias = tuple[str, str, int]
 class Cooldowns:
     """The targets and credentials of one process. A caller's own key is never among them."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, enabled: bool = True
+    ) -> None:
+        """enabled: whether anything is left alone at all."""
         self._clock = clock
+        self._enabled = enabled
         self._lock = threading.Lock()
         self._troubles: dict[Place, Trouble] = {}
         self._limited: dict[Place, float] = {}
@@ -124,7 +128,7 @@ class Cooldowns:
     def failed(self, target: Target) -> None:
         """It could not be reached, broke off, or was in trouble itself."""
         place = place_of(target)
-        if target.byok:
+        if target.byok or not self._enabled:
             return
         with self._lock:
             if place not in self._troubles:
@@ -135,7 +139,7 @@ class Cooldowns:
 
     def limited(self, target: Target, seconds: float) -> None:
         """It asked this credential to wait."""
-        if not target.byok:
+        if self._enabled and not target.byok:
             with self._lock:
                 until = self._clock() + min(seconds, LONGEST_S)
                 self._limited[key_of(target)] = max(until, self._limited.get(key_of(target), until))

@@ -17,6 +17,7 @@ from functools import partial
 from call import CallInProgress, Outcome, Try
 from completion import CompletionRequest, Usage, total
 from config import Settings
+from cooldown import Cooldowns
 from drain import Disconnect
 from errors import ModelForbidden, SluiceError, Unavailable, UpstreamError, UpstreamTimeout
 from fidelity import Candidate, candidates
@@ -58,7 +59,8 @@ class Gateway:
         self._disconnect = Disconnect(
             settings.disconnect, settings.disconnect_time, settings.disconnect_cost
         )
-        self.reader = Reader(Transport(settings.max_streams), settings.retries)
+        cooldowns = Cooldowns(enabled=settings.cooldown)
+        self.reader = Reader(Transport(settings.max_streams), settings.retries, cooldowns)
         self._settled = settled
 
     def open(

@@ -42,9 +42,9 @@ log = logging.getLogger("sluice.reader")
 class Reader:
     """One per process: what it knows of the providers' health, and the connections."""
 
-    def __init__(self, transport: Transport, retries: int) -> None:
+    def __init__(self, transport: Transport, retries: int, cooldowns: Cooldowns) -> None:
         """retries: how often one target is tried again."""
-        self.cooldowns = Cooldowns()
+        self.cooldowns = cooldowns
         self._transport = transport
         self._retries = retries
         self._budget = RetryBudget()

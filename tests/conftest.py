@@ -68,7 +68,9 @@ def ca_bundle(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def live_server(fake_process: FakeProvider) -> Iterator[Server]:
-    with Server(fake_rows(fake_process.base_url)) as server:
+    # What one test's failures do to the next one's calls has tests and servers of its own.
+    alone = {"SLUICE_COOLDOWN": "0", "SLUICE_RETRIES": "0"}
+    with Server(fake_rows(fake_process.base_url), env=alone) as server:
         yield server
 
 

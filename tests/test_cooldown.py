@@ -174,3 +174,11 @@ def test_names_that_callers_make_up_take_bounded_memory_and_hide_no_trouble(
     cooldowns.fail()
     assert cooldowns.left(TARGET) == FIRST_S
     assert len(cooldowns._troubles) == 3
+
+
+def test_where_that_is_not_wanted_nothing_is_left_alone() -> None:
+    never = Cooldowns(enabled=False)
+    for _ in range(FAILURES):
+        never.failed(TARGET)
+    never.limited(TARGET, 30)
+    assert (never.left(TARGET), never.enter(TARGET), never.cooling()) == (0, 0, {})
