@@ -1,7 +1,7 @@
 """How gunicorn serves Sluice: one gevent worker, and a shutdown that cuts nobody silently.
 
 Rules that hold here: this file is loaded in the master, before gevent patches the worker, so it
-imports the standard library and config.py (itself standard library only) and nothing else:
+imports the standard library, and config.py, which itself needs timeouts.py alone, and nothing else:
 `import requests` here would make every https call recurse. A test holds it to that.
 """
 

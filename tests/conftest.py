@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 from tests.fake import FakeProvider
-from tests.live import Server, fake_rows, make_key, settings_files
+from tests.live import UNTROUBLED, Server, fake_rows, make_key, settings_files
 from tests.postgres import CantRunError, Postgres
 
 if TYPE_CHECKING:
@@ -68,9 +68,7 @@ def ca_bundle(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def live_server(fake_process: FakeProvider) -> Iterator[Server]:
-    # What one test's failures do to the next one's calls has tests and servers of its own.
-    alone = {"SLUICE_COOLDOWN": "0", "SLUICE_RETRIES": "0"}
-    with Server(fake_rows(fake_process.base_url), env=alone) as server:
+    with Server(fake_rows(fake_process.base_url), env=UNTROUBLED) as server:
         yield server
 
 

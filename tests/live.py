@@ -37,6 +37,11 @@ FOREIGN_NAMES = ("PORT", "WEB_CONCURRENCY", "REDIS_URL", "DATABASE_URL")
 """Variables that would change a server, beside those that end with _API_KEY."""
 
 
+UNTROUBLED = {"SLUICE_COOLDOWN": "0", "SLUICE_RETRIES": "0"}
+"""Settings by which a failing provider's next call is made as if nothing had happened: for tests
+that share a server. What happens otherwise has tests and servers of its own."""
+
+
 def fake_rows(base_url: str) -> str:
     """sluice.toml rows that lead to a fake provider, once with legacy completions, once without."""
     row = '[providers.{}]\ndialect = "openai"\nbase_url = "{}"\ncompletions = {}\n\n'

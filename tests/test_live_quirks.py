@@ -13,7 +13,7 @@ import requests
 
 from tests import fake as fp
 from tests.fake import FakeProvider
-from tests.live import Server
+from tests.live import UNTROUBLED, Server
 from tests.providers.test_dialects import CASES, DIALECTS, Case
 
 STREAMS = [case for case in CASES if case.stream is not None]
@@ -26,7 +26,7 @@ ROW = '[providers.{0}-host]\ndialect = "{0}"\nbase_url = "{1}"\ncompletions = tr
 def hosts(fake_process: FakeProvider) -> Iterator[Server]:
     """A server with a row for each dialect, all of which lead to the fake."""
     rows = (ROW.format(dialect, fake_process.base_url) for dialect in DIALECTS)
-    with Server("".join(rows)) as server:
+    with Server("".join(rows), env=UNTROUBLED) as server:
         yield server
 
 

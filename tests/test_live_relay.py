@@ -17,7 +17,7 @@ from tests import calls
 from tests import fake as fp
 from tests.calls import BEGUN, EVENT, ask, begin_stream, closed_after, complete, kinds, settled
 from tests.fake import FakeProvider
-from tests.live import Server, fake_rows, make_key
+from tests.live import UNTROUBLED, Server, fake_rows, make_key
 from tests.raw_client import Frame, RawClient
 
 GONE_WITHIN_S = 1.5
@@ -44,7 +44,7 @@ def quick_server(
         "SLUICE_MAX_STREAMS_PER_KEY": str(MAX_STREAMS),
         "SLUICE_QUEUE": "0",
     }
-    with Server(rows, env=env) as server:
+    with Server(rows, env=UNTROUBLED | env) as server:
         yield server
         assert "Traceback" not in server.output()
 
@@ -67,7 +67,7 @@ def impatient_server(fake_process: FakeProvider) -> Iterator[Server]:
     }
     with fp.blackhole() as dead:
         rows = fake_rows(fake_process.base_url) + calls.toml_row("dead", dead)
-        with Server(rows, env=env) as server:
+        with Server(rows, env=UNTROUBLED | env) as server:
             yield server
             assert "Traceback" not in server.output()
 

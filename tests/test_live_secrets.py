@@ -29,7 +29,7 @@ from tests import calls
 from tests import fake as fp
 from tests.calls import BEGUN, EVENT
 from tests.fake import FakeProvider
-from tests.live import Server
+from tests.live import UNTROUBLED, Server
 from tests.raw_client import RawClient
 
 WINDOW = 12
@@ -182,7 +182,7 @@ def started(fake_process: FakeProvider, operators: dict[str, str]) -> Iterator[H
         rows += calls.toml_row(
             "bare", fake_process.base_url, api_key_env="LINES_API_KEY", key_header="api-key"
         )
-        with Server(rows, env=env) as server:
+        with Server(rows, env=UNTROUBLED | env) as server:
             yield Hunt(server, operators)
 
 

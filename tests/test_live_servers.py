@@ -20,7 +20,7 @@ from tests import calls
 from tests import fake as fp
 from tests.calls import BEGUN, EVENT, ask, begin_stream, closed_after, complete, kinds, settled
 from tests.fake import FakeProvider
-from tests.live import ROOT, Kind, Server, fake_rows, settings_files
+from tests.live import ROOT, UNTROUBLED, Kind, Server, fake_rows, settings_files
 from tests.raw_client import RawClient
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -33,7 +33,10 @@ def every(fake_process: FakeProvider) -> Iterator[dict[Kind, Server]]:
     with ExitStack() as stack:
         rows = fake_rows(fake_process.base_url)
         env = {"SLUICE_CLIENT_TIMEOUT_S": "2"}
-        servers = {kind: stack.enter_context(Server(rows, kind=kind, env=env)) for kind in KINDS}
+        servers = {
+            kind: stack.enter_context(Server(rows, kind=kind, env=UNTROUBLED | env))
+            for kind in KINDS
+        }
         yield servers
         # Werkzeug's own server shows one for a client that doesn't read.
         assert "Traceback" not in servers["gevent"].output() + servers["gthread"].output()
@@ -245,7 +248,7 @@ def load_conf(env: Mapping[str, str]) -> tuple[str, set[str]]:
 
 def test_the_configuration_of_gunicorn_imports_only_what_it_may() -> None:
     _, modules = load_conf({})
-    assert modules - set(sys.stdlib_module_names) <= {"config"}
+    assert modules - set(sys.stdlib_module_names) <= {"config", "timeouts"}
     assert "ssl" not in modules
 
 

@@ -13,7 +13,7 @@ from tests import calls
 from tests import fake as fp
 from tests.calls import BEGUN, EVENT, active, ask, begin_stream, closed_after, settled, stop
 from tests.fake import FakeProvider
-from tests.live import Server, fake_rows
+from tests.live import UNTROUBLED, Server, fake_rows
 from tests.raw_client import RawClient
 
 WITHIN_S = 0.1  # the stop's answer, the provider's connection closed, the client's last frame
@@ -28,7 +28,9 @@ def started(
         rows = fake_rows(fake_process.base_url) + calls.toml_row("dead", dead)
         rows += calls.toml_row("tlsdead", dead.replace("http", "https"))
         rows += calls.toml_row("tls", tls_fake_process.base_url, ca_bundle=ca_bundle)
-        with Server(rows + calls.toml_row("refused", "http://127.0.0.1:1")) as server:
+        with Server(
+            rows + calls.toml_row("refused", "http://127.0.0.1:1"), env=UNTROUBLED
+        ) as server:
             yield server
             assert "Traceback" not in server.output()
 
