@@ -23,7 +23,7 @@ from config import Settings
 from endpoints import (
     Services,
     body,
-    calls,
+    client_socket,
     health,
     json_response,
     models,
@@ -128,7 +128,7 @@ def enter() -> None:
     sent = request.headers.get("X-Request-ID", "")
     good = body.ID.fullmatch(sent) and secrecy.without_secrets(sent) == sent
     g.request_id = sent if good else str(uuid.uuid4())
-    client = calls.client_socket()
+    client = client_socket()
     if client is not None:
         client.settimeout(services().settings.client_timeout)
 
@@ -139,7 +139,7 @@ def leave(response: Response) -> Response:
     response.headers.update(rate_headers())
     if "call" in g:
         response.headers["X-Sluice-Attempts"] = str(g.call.stream.attempts)
-    client = calls.client_socket()
+    client = client_socket()
     if client is not None:
 
         def unbind() -> None:  # the server's own time-outs hold between requests

@@ -220,6 +220,18 @@ class UpstreamTimeout(UpstreamError):
             self.headers.update(NO_RETRY)
 
 
+def limit_details(
+    kind: str, limit: int | None, retry_after: float | None, reset_time: str | None = None
+) -> dict[str, Any]:
+    """The details of a limit that was reached. retry_after: seconds; None: no waiting helps."""
+    return {
+        "limit_type": kind,
+        "limit": limit,
+        "reset_time": reset_time,
+        "retry_after": retry_after,
+    }
+
+
 def whole_seconds(seconds: float) -> int:
     """A wait as Retry-After has it: whole seconds, at least 1."""
     return max(1, math.ceil(seconds))

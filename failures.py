@@ -19,6 +19,7 @@ from errors import (
     SluiceError,
     UpstreamError,
     UpstreamTimeout,
+    limit_details,
     mask,
     whole_seconds,
 )
@@ -72,11 +73,10 @@ def refused_key(target: Target, details: dict[str, Any]) -> SluiceError:
 
 
 def rate_limited(seconds: float, target: Target, details: dict[str, Any]) -> RateLimited:
-    more = {"limit_type": "provider", "limit": None, "reset_time": None, "retry_after": seconds}
     return RateLimited(
         f"{target.provider.name} is limiting calls. Try again in {whole_seconds(seconds)} s.",
         retry_after=seconds,
-        details={**details, **more},
+        details=details | limit_details("provider", None, seconds),
     )
 
 

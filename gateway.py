@@ -19,7 +19,7 @@ from completion import CompletionRequest, Usage, total
 from config import Settings
 from cooldown import Cooldowns
 from drain import Disconnect
-from errors import ModelForbidden, SluiceError, Unavailable, UpstreamError, UpstreamTimeout
+from errors import ModelForbidden, SluiceError, UpstreamError, UpstreamTimeout
 from fidelity import Candidate, candidates
 from keys import Key, allows
 from ledger import Ledger
@@ -130,8 +130,7 @@ class Gateway:
         try:
             reader.start()
         except RuntimeError:  # the system has no thread left
-            busy = Unavailable("Too many calls are under way. Try again in a moment.")
-            stream.end("provider_error", busy)
+            stream.end("provider_error", too_many())
 
     def settle(self, bill: Bill, stream: Stream, end: End, status: int) -> Outcome:
         """Account for a call that has ended, and forget it."""
@@ -178,16 +177,16 @@ def permitted(key: Key, targets: list[Target]) -> list[Target]:
 
 
 def usages_of(stream: Stream, end: End) -> list[Usage]:
-    """What each attempt used. One that failed before it began bills nothing, unless it was late:
-    then its provider was at work."""
-    return [
-        leg.tally.usage(
-            failed=(unreached(end.error) or end.reason == "provider_error")
-            if leg.failure is None
-            else (unreached(leg.failure) or not isinstance(leg.failure, UpstreamTimeout))
-        )
-        for leg in stream.legs
-    ]
+    """What each attempt used."""
+    return [leg.tally.usage(failed=unbilled(leg, end)) for leg in stream.legs]
+
+
+def unbilled(leg: Leg, end: End) -> bool:
+    """Whether an attempt that failed before it began costs nothing. One that was late does: its
+    provider was at work."""
+    if leg.failure is None:
+        return unreached(end.error) or end.reason == "provider_error"
+    return unreached(leg.failure) or not isinstance(leg.failure, UpstreamTimeout)
 
 
 def unreached(error: SluiceError | None) -> bool:

@@ -20,7 +20,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
 
 from completion import CompletionRequest
-from errors import NO_RETRY, RateLimited
+from errors import NO_RETRY, RateLimited, limit_details
 from keys import Key
 from ledger.entries import Budget, Claim
 from pricing import Price, ceiling
@@ -191,12 +191,7 @@ def limited(kind: str, what: str, limit: int, wait: float) -> RateLimited:
     return RateLimited(
         f"This key's limit of {what} is reached. Try again in {math.ceil(wait)} s.",
         retry_after=wait,
-        details={
-            "limit_type": kind,
-            "limit": limit,
-            "reset_time": instant(math.ceil(time.time() + wait)),
-            "retry_after": round(wait, 1),
-        },
+        details=limit_details(kind, limit, round(wait, 1), instant(math.ceil(time.time() + wait))),
     )
 
 
@@ -205,7 +200,7 @@ def never(kind: str, message: str, limit: int) -> RateLimited:
     error = RateLimited(
         message,
         retry_after=HOUR,
-        details={"limit_type": kind, "limit": limit, "reset_time": None, "retry_after": None},
+        details=limit_details(kind, limit, None),
     )
     del error.headers["Retry-After"]
     error.headers |= NO_RETRY

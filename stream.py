@@ -81,7 +81,6 @@ class Stream:
         self._keepalive, self._hold = keepalive, hold
         self._lock, self._over = threading.Lock(), threading.Event()
         self._attempt: Attempt | None = None
-        self._ended = False
         self._disconnect, self._cost = disconnect, cost
         self.drain: Drain | None = None
 
@@ -105,7 +104,7 @@ class Stream:
 
     @property
     def ended(self) -> bool:
-        return self._ended
+        return self._over.is_set()
 
     def timeouts_at(self, target: Target) -> Timeouts:
         """What holds for a call to that target."""
@@ -139,7 +138,7 @@ class Stream:
         echoes = (self.request.n or 1) if self.request.echo else 0
         leg = Leg(target, Tally(prompts or self.request.prompts, echoes))
         with self._lock:
-            if self._ended:
+            if self.ended:
                 return False
             self._attempt, self.target, self.dropped = attempt, target, dropped
             self._timeouts = timeouts
@@ -178,7 +177,6 @@ class Stream:
         with self._lock:  # the reader, once it is turned away, must find the drain
             read = self.mailbox.ended_by == "completed"
             first = self.mailbox.end(end)
-            self._ended = True
             self._over.set()
             self.turn.set()
             attempt = self._attempt

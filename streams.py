@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter, deque
 
-from errors import RateLimited, StreamExists, StreamNotFound, Unavailable
+from errors import RateLimited, StreamExists, StreamNotFound, Unavailable, limit_details
 from stream import Stream
 
 log = logging.getLogger("sluice.streams")
@@ -145,10 +145,5 @@ def too_many_of_key(limit: int) -> RateLimited:
     return RateLimited(
         f"This key has {limit} calls under way, which is its share. Try again when one has ended.",
         retry_after=1,
-        details={
-            "limit_type": "concurrency",
-            "limit": limit,
-            "reset_time": None,
-            "retry_after": 1,
-        },
+        details=limit_details("concurrency", limit, 1),
     )

@@ -23,11 +23,11 @@ from sqlalchemy import Connection, Engine, event
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from ledger import schema, upkeep, usage  # noqa: E402
-from ledger.database import database_url, make_engine  # noqa: E402
-from ledger.entries import Budget  # noqa: E402
-from ledger.usage import Scope  # noqa: E402
-from ledger.writing import COUNTS, left_of  # noqa: E402
+from ledger import schema, upkeep, usage
+from ledger.database import database_url, make_engine
+from ledger.entries import Budget
+from ledger.usage import Scope
+from ledger.writing import COUNTS, left_of
 
 ROUNDS = 9
 DAYS = 365

@@ -13,19 +13,19 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import sys  # noqa: E402
-import tempfile  # noqa: E402
-import threading  # noqa: E402
-import time  # noqa: E402
-from pathlib import Path  # noqa: E402
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from completion import Usage  # noqa: E402
-from ledger import Ledger, schema  # noqa: E402
-from ledger.database import database_url  # noqa: E402
-from ledger.entries import Entry, Settlement  # noqa: E402
+from completion import Usage
+from ledger import Ledger, schema
+from ledger.database import database_url
+from ledger.entries import Entry, Settlement
 
 NAP_S = 0.002
 

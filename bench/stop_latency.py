@@ -21,8 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.fake import blackhole  # noqa: E402
-from tests.live import Server, free_port  # noqa: E402
+from tests.fake import blackhole
+from tests.live import Server, free_port
 
 PHASES = {
     "connecting": {"model": "dead/m"},

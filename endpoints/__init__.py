@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any, NamedTuple, cast
 
 import msgspec
-from flask import Response, current_app, g
+from flask import Response, current_app, g, request
 
 from auth import KeyStore
 from config import Settings
@@ -37,3 +38,9 @@ def request_id() -> str:
 
 def json_response(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(data), status, headers=headers, mimetype="application/json")
+
+
+def client_socket() -> socket.socket | None:
+    """The connection that the request came on, where the server shows it."""
+    environ = request.environ
+    return environ.get("gunicorn.socket") or environ.get("werkzeug.socket")

@@ -23,6 +23,7 @@ from werkzeug.exceptions import ClientDisconnected
 
 from breath import Breath
 from completion import CompletionRequest, Prompt, Secret
+from endpoints import client_socket
 from errors import (
     InvalidRequest,
     RequestTimeout,
@@ -137,7 +138,7 @@ def read_object(max_body: int) -> dict[str, Any]:
 
 def read_body(limit: int) -> bytes:
     """All of the body, at most `limit` bytes; also when its length was not announced."""
-    client = request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
+    client = client_socket()
     if (request.content_length or 0) > limit:
         too_large(limit, client)
     parts: list[bytes] = []

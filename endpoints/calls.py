@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import socket
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ from flask import Response, g, request
 from auth import current_key
 from call import CallInProgress, Encoder, Outcome
 from completion import Completion, CompletionRequest, FinishReason
-from endpoints import body, json_response, request_id, secrecy, services
+from endpoints import body, client_socket, json_response, request_id, secrecy, services
 from errors import InvalidRequest
 from stream import Stream
 from timeouts import TIMEOUT_FIELDS
@@ -81,12 +80,6 @@ def header(name: str, field: str) -> str | None:
     if value is not None:
         body.check(field, value, body.FIELDS[field])
     return value
-
-
-def client_socket() -> socket.socket | None:
-    """The connection that the request came on, where the server shows it."""
-    environ = request.environ
-    return environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
 
 
 def headers(call: CallInProgress) -> dict[str, str]:

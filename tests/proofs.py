@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -114,6 +114,17 @@ def cost_of(row: Row) -> int:
 def total(usages: Iterable[tuple[int, int]]) -> tuple[int, int]:
     ins, outs = zip(*usages, strict=True)
     return sum(ins), sum(outs)
+
+
+def assert_all_agree(
+    server: Server, load: Load, place: Place, requests: Sequence[fp.Request]
+) -> None:
+    """Clients, rows, roll-up, provider and metrics tell the same, after a load of all kinds."""
+    found = assert_rows_are_the_accepted(load, place)
+    sums = assert_usage_is_the_providers(load, found, requests)
+    assert sums == total(reported(requests).values())
+    assert_the_provider_was_called_for_rows_only(requests, found)
+    assert_metrics_agree(server, found, load)
 
 
 def assert_whole_answers_are_recorded(load: Load, found: Mapping[str, Row]) -> None:

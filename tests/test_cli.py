@@ -23,6 +23,7 @@ from config import Settings
 from keys import LIMITS
 from providers.rows import BUILT_IN
 from routing import Router
+from tests.commands import Commands
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KeyStore:
     return KeyStore(tmp_path / "keys.jsonl")
 
 
-class Runner:
+class Runner(Commands):
     def __init__(self, store: KeyStore) -> None:
         self.app = Flask(__name__)
         router = Router(Settings())
@@ -47,22 +48,8 @@ class Runner:
         """A command of any group."""
         return self.app.test_cli_runner().invoke(args=arguments, input=text)
 
-    def ok(self, *arguments: str) -> str:
-        result = self(*arguments)
-        assert result.exit_code == 0, result.output
-        return result.stdout
-
     def json(self, *arguments: str) -> Any:
         return json.loads(self.ok(*arguments, "--json"))
-
-    def error(self, *arguments: str) -> str:
-        """The one line on stderr of a command that fails."""
-        result = self(*arguments)
-        assert result.exit_code == 1
-        assert result.stdout == ""
-        (line,) = result.stderr.splitlines()
-        assert line.startswith("Error: ")
-        return line
 
 
 @pytest.fixture

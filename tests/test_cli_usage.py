@@ -19,12 +19,13 @@ from auth import KeyStore
 from ledger import Ledger
 from ledger.database import database_url
 from ledger.schema import requests
+from tests.commands import Commands
 from tests.rows import connected, open_row, settled_row
 
 NAME = "laptop"
 
 
-class Runner:
+class Runner(Commands):
     """A process for each command."""
 
     def __init__(self, directory: Path, url: str | None = None) -> None:
@@ -40,22 +41,8 @@ class Runner:
         app.cli.add_command(cli.usage.ledger_group)
         return app.test_cli_runner().invoke(args=list(arguments), input=text)
 
-    def ok(self, *arguments: str) -> str:
-        result = self(*arguments)
-        assert result.exit_code == 0, result.output
-        return result.stdout
-
     def json(self, *arguments: str) -> Any:
         return json.loads(self.ok("usage", "report", *arguments, "--json"))
-
-    def error(self, *arguments: str) -> str:
-        """The one line on stderr of a command that fails."""
-        result = self(*arguments)
-        assert result.exit_code == 1
-        assert result.stdout == ""
-        (line,) = result.stderr.splitlines()
-        assert line.startswith("Error: ")
-        return line
 
     def fill(self, *rows: tuple[Any, ...], **fields: Any) -> None:
         with connected(self.url) as connection:

@@ -40,12 +40,7 @@ def test_every_accepted_call_has_one_row_and_the_sums_are_the_providers(
         place = ledger_of(server)
         proofs.wait_settled(server, place)
         assert {sent.kind.name for sent in load.sent} == {k.name for k in mixture.everything()}
-        found = proofs.assert_rows_are_the_accepted(load, place)
-        seen = fake.requests
-        sums = proofs.assert_usage_is_the_providers(load, found, seen)
-        assert sums == proofs.total(proofs.reported(seen).values())
-        proofs.assert_the_provider_was_called_for_rows_only(seen, found)
-        proofs.assert_metrics_agree(server, found, load)
+        proofs.assert_all_agree(server, load, place, fake.requests)
 
 
 def test_what_a_killed_worker_answered_in_full_is_recorded(fake: FakeProvider) -> None:

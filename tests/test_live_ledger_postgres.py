@@ -35,12 +35,7 @@ def test_every_accepted_call_has_one_row_and_the_sums_are_the_providers(
         with load.running():
             time.sleep(MIXTURE_S)
         proofs.wait_settled(server, postgres_url)
-        found = proofs.assert_rows_are_the_accepted(load, postgres_url)
-        seen = fake.requests
-        sums = proofs.assert_usage_is_the_providers(load, found, seen)
-        assert sums == proofs.total(proofs.reported(seen).values())
-        proofs.assert_the_provider_was_called_for_rows_only(seen, found)
-        proofs.assert_metrics_agree(server, found, load)
+        proofs.assert_all_agree(server, load, postgres_url, fake.requests)
 
 
 @pytest.mark.timeout(DEAD_WITHIN_S + 120)
