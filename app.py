@@ -20,6 +20,7 @@ import logs
 from auth import KeyStore
 from call import Outcome
 from config import Settings
+from cooldown import Cooldowns
 from endpoints import (
     Services,
     body,
@@ -52,6 +53,7 @@ from metrics import LIMITS, Metrics
 from overdue import overdue
 from pricing import dollars
 from quota import RATE_PARTS, Quota
+from shared import Shared
 from stream import Stream
 
 log = logging.getLogger("sluice.app")
@@ -103,10 +105,14 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 def wire(settings: Settings) -> Services:
     """The parts. Raises ConfigError."""
+    shared = None
+    if settings.redis_url:
+        shared = Shared(settings.redis_url, verify=settings.redis_verify)
     metrics = Metrics(
         streams_active=lambda: len(gateway.streams),
         ledger_queue=lambda: ledger.queue,
         cooling=lambda: len(gateway.cooling()),
+        redis_up=None if shared is None else lambda: shared.available,
     )
     ledger = Ledger(
         database_url(settings.database_url, settings.database),
@@ -114,12 +120,22 @@ def wire(settings: Settings) -> Services:
         failed=metrics.ledger_failed,
         unrecorded=metrics.unrecorded,
     )
-    quota = Quota(settings.reserve_tokens)
-    gateway = Gateway(settings, quota, ledger, partial(settled, metrics))
+    fleet = None
+    if shared is not None:
+        from fleet import Fleet  # late: who is alone has no use for redis-py
+
+        fleet = Fleet(shared)
+    quota = Quota(settings.reserve_tokens, shared, required=settings.limits_required)
+    cooldowns = Cooldowns(enabled=settings.cooldown, shared=shared)
+    gateway = Gateway(
+        settings, quota, ledger, partial(settled, metrics), cooldowns=cooldowns, fleet=fleet
+    )
+    if fleet is not None:
+        fleet.attend(gateway.streams, quota.beat, cooldowns.beat, metrics.refresh)
     aliased = chain.from_iterable(gateway.router.aliases.values())
     metrics.know([settings.default_model, *settings.prices, *aliased])
     keys = KeyStore(settings.keys_file, settings.keys)
-    return Services(settings, keys, gateway, quota, ledger, metrics)
+    return Services(settings, keys, gateway, quota, ledger, metrics, shared, fleet)
 
 
 def enter() -> None:

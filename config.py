@@ -40,6 +40,10 @@ class Settings:
     database_url: str = field(default="", repr=False)
     """Postgres, in the place of the file."""
     ledger_required: bool = True
+    redis_url: str = field(default="", repr=False)
+    """What several processes share; empty: this is the only one."""
+    redis_verify: bool = True
+    limits_required: bool = False
     reserve_tokens: int = 1024
     default_model: str = "local/pydoc"
     max_body: int = 1024 * 1024
@@ -65,6 +69,7 @@ class Settings:
     metrics_token: str = field(default="", repr=False)
     port: int | None = None
     workers: int = 1
+    """Processes that serve; more than one only with redis_url."""
     providers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Tables of sluice.toml, as they are: [providers.NAME], [aliases], [prices."MODEL"]."""
     aliases: Mapping[str, Any] = field(default_factory=dict)
@@ -84,12 +89,14 @@ class Settings:
             for variable in VARIABLES
             if environ.get(variable.name, "").strip()
         }
+        if not values.get("redis_url"):
+            values.pop("workers", None)
         timeouts = {name: values.pop(name) for name in TIMEOUT_FIELDS if name in values}
         return cls(
             **values,
             **read_toml(values.get("config_file")),
             timeouts=Timeouts(**timeouts),
-            warnings=tuple(start_warnings(environ, values.get("workers", 1))),
+            warnings=tuple(start_warnings(environ)),
             environ=environ,
         )
 
@@ -203,6 +210,9 @@ VARIABLES = (
     Variable("SLUICE_DATABASE", "database", file_path),
     Variable("DATABASE_URL", "database_url", untouched),
     Variable("SLUICE_LEDGER_REQUIRED", "ledger_required", flag),
+    Variable("REDIS_URL", "redis_url", plain),
+    Variable("SLUICE_REDIS_VERIFY", "redis_verify", flag),
+    Variable("SLUICE_LIMITS_REQUIRED", "limits_required", flag),
     Variable("SLUICE_RESERVE_TOKENS", "reserve_tokens", whole(1, 1_000_000)),
     Variable("SLUICE_DEFAULT_MODEL", "default_model", plain),
     Variable("SLUICE_MAX_BODY", "max_body", whole(1024, 1 << 30)),
@@ -264,17 +274,18 @@ def read_toml(path: Path | None) -> dict[str, Any]:
     return data
 
 
-def start_warnings(environ: Mapping[str, str], workers: int) -> list[str]:
+def start_warnings(environ: Mapping[str, str]) -> list[str]:
     found = []
     if environ.get("DYNO") and not environ.get("DATABASE_URL"):
         found.append(
             "DYNO is set and DATABASE_URL is not: this disk is not kept between restarts, "
             "so put the key lines into SLUICE_KEYS, and add a Postgres for the ledger"
         )
-    if workers > 1:
+    wanted = environ.get("WEB_CONCURRENCY", "1").strip()
+    if wanted not in ("", "1") and not environ.get("REDIS_URL", "").strip():
         found.append(
-            f"WEB_CONCURRENCY={workers} is ignored: streams are known to one process, "
-            "so one worker serves"
+            f"WEB_CONCURRENCY={wanted} is ignored: without REDIS_URL streams are known to one "
+            "process, so one worker serves"
         )
     return found
 

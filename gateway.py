@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 from call import CallInProgress, Outcome, Try
 from completion import CompletionRequest, Usage, total
@@ -34,6 +35,9 @@ from routing import Route, Router
 from stream import NO_LIMITS, Leg, Stream
 from streams import Streams, too_many
 
+if TYPE_CHECKING:
+    from fleet import Fleet
+
 log = logging.getLogger("sluice.gateway")
 
 FOREVER = float("inf")
@@ -48,18 +52,24 @@ class Gateway:
         quota: Quota,
         ledger: Ledger,
         settled: Callable[[Stream, Outcome], None] = lambda *_: None,
+        *,
+        cooldowns: Cooldowns | None = None,
+        fleet: Fleet | None = None,
     ) -> None:
-        """settled: called once for each call, at its end. Raises ConfigError."""
+        """settled: called once for each call, at its end. fleet: the processes that share their
+        streams with this one. Raises ConfigError."""
         self.settings = settings
         self.router = Router(settings)
         self.prices = Prices(settings.prices)
         self._meter = Meter(self.prices, quota, ledger)
-        self.streams = Streams(settings.max_streams, queue=settings.queue, per_key=settings.per_key)
+        self.streams = Streams(
+            settings.max_streams, queue=settings.queue, per_key=settings.per_key, fleet=fleet
+        )
         self.draining = False
         self._disconnect = Disconnect(
             settings.disconnect, settings.disconnect_time, settings.disconnect_cost
         )
-        cooldowns = Cooldowns(enabled=settings.cooldown)
+        cooldowns = cooldowns or Cooldowns(enabled=settings.cooldown)
         self.reader = Reader(Transport(settings.max_streams), settings.retries, cooldowns)
         self._settled = settled
 

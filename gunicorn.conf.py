@@ -1,4 +1,4 @@
-"""How gunicorn serves Sluice: one gevent worker, and a shutdown that cuts nobody silently.
+"""How gunicorn serves Sluice: gevent workers, and a shutdown that cuts nobody silently.
 
 Rules that hold here: this file is loaded in the master, before gevent patches the worker, so it
 imports the standard library, and config.py, which itself needs timeouts.py alone, and nothing else:
@@ -9,9 +9,12 @@ import contextlib
 import errno
 import fcntl
 import logging
+import os
 import resource
+import shutil
 import socket
 import sys
+import tempfile
 import termios
 import threading
 import time
@@ -38,9 +41,10 @@ DRAIN_BODY_S, DRAIN_BODY_BYTES = 5.0, 16 * 1024 * 1024
 WORK_S, REST_S = 0.005, 0.0005
 CANNOT_LOAD = 4  # the master ends on this exit status instead of starting workers over
 FAREWELL_S = 2.0  # for the last events to reach their clients
+METRICS = "PROMETHEUS_MULTIPROC_DIR"  # as prometheus_client has it, in each worker
 
 bind = f"0.0.0.0:{settings.port}" if settings.port else f"127.0.0.1:{DEFAULT_PORT}"
-workers = 1  # active streams are known to one process
+workers = settings.workers
 worker_class = "gevent"
 worker_connections = settings.max_streams + settings.queue + SPARE_CONNECTIONS
 graceful_timeout = int(settings.drain) + 5
@@ -64,10 +68,10 @@ log = logging.getLogger("gunicorn.error")
 
 def on_starting(server: Any) -> None:
     """Refuse what would not work, raise the limit of open files to what it may be."""
-    if server.cfg.workers != 1:
+    if server.cfg.workers != 1 and not settings.redis_url:
         sys.exit(
-            f"sluice: {server.cfg.workers} workers were asked for; streams are known to one "
-            "process, so that stop-stream reaches each: use one worker (leave out -w)"
+            f"sluice: {server.cfg.workers} workers were asked for; without REDIS_URL streams are "
+            "known to one process, so that stop-stream reaches each: use one worker (leave out -w)"
         )
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -78,6 +82,48 @@ def on_starting(server: Any) -> None:
             "raise the limit (ulimit -Hn, LimitNOFILE) or lower SLUICE_MAX_STREAMS",
             hard, settings.max_streams, needed,
         )  # fmt: skip
+    server.metrics = server.own_metrics = None
+    share_metrics(server)
+
+
+def share_metrics(server: Any) -> None:
+    """Find or make the directory through which several workers add their metrics up."""
+    given = (server.cfg.env_orig | server.cfg.env).get(METRICS)
+    if given:
+        if not Path(given).is_dir() or not os.access(given, os.W_OK | os.X_OK):
+            sys.exit(f"sluice: {METRICS} is {given!r}, and that is no directory to write to")
+        server.metrics = Path(given)
+    elif server.cfg.workers > 1:
+        try:
+            server.metrics = server.own_metrics = Path(tempfile.mkdtemp(prefix="sluice-metrics-"))
+            os.chown(server.metrics, server.cfg.uid, server.cfg.gid)
+        except OSError as error:
+            sys.exit(f"sluice: there is no place for the workers' metrics: {error}")
+    tell_workers(server)
+
+
+def tell_workers(server: Any) -> None:
+    """Each worker has it in its environment before it loads the app."""
+    if server.metrics:
+        server.cfg.set("raw_env", [*server.cfg.raw_env, f"{METRICS}={server.metrics}"])
+
+
+def on_reload(server: Any) -> None:
+    """The settings were read anew; the old workers, which drain, and the new ones add up."""
+    tell_workers(server)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """What a dead worker counted stays; what was under way in it has gone. This is what
+    prometheus_client's `mark_process_dead` does, which can't be imported here."""
+    if server.metrics:
+        for path in server.metrics.glob(f"gauge_live*_{worker.pid}.db"):
+            path.unlink(missing_ok=True)
+
+
+def on_exit(server: Any) -> None:
+    if server.own_metrics:
+        shutil.rmtree(server.own_metrics, ignore_errors=True)
 
 
 Handle = Callable[[Any, Any, Any], Any]
@@ -180,23 +226,25 @@ def post_worker_init(worker: Any) -> None:
     services = worker.wsgi.extensions["sluice"]
     # Now, because under gevent it would hold up every stream of the process.
     services.gateway.prices.load()
-    open_ledger(worker, services.ledger)
+    connect(worker, services)
     threading.Thread(target=watch, args=(worker,), name="watcher", daemon=True).start()
 
 
-def open_ledger(worker: Any, ledger: Any) -> None:
-    """A first worker without a ledger is a mistake in the settings; a later one waits for it."""
-    try:
-        ledger.start()
-    except ConfigError as error:
-        log.error("%s", error)
-        if worker.age == 1 and settings.ledger_required:
-            sys.exit(CANNOT_LOAD)
+def connect(worker: Any, services: Any) -> None:
+    """A first worker without its ledger or its Redis is a mistake in the settings; a later one
+    waits for them."""
+    for start, needed in services.starts():
+        try:
+            start()
+        except ConfigError as error:
+            log.error("%s", error)
+            if worker.age <= worker.cfg.workers and needed:
+                sys.exit(CANNOT_LOAD)
 
 
 def worker_exit(_server: Any, worker: Any) -> None:
     if getattr(worker, "wsgi", None) is not None:  # it may have failed to load
-        worker.wsgi.extensions["sluice"].ledger.close()
+        worker.wsgi.extensions["sluice"].close()
 
 
 def wordless(handle_error: Callable[..., None]) -> Callable[..., None]:

@@ -13,6 +13,7 @@ import msgspec
 
 from call import Outcome
 from completion import Usage
+from counters import Hold
 from errors import ModelForbidden
 from fidelity import Candidate
 from keys import Key
@@ -21,7 +22,7 @@ from ledger.entries import Claim, Entry, Settlement
 from ledger.schema import new_id, now_us
 from pricing import Price, Prices, cost
 from providers.base import Target
-from quota import Demand, Hold, Quota, budget_of, demand_of
+from quota import Demand, Quota, budget_of, demand_of
 from stream import Stream
 
 log = logging.getLogger("sluice.meter")

@@ -1,15 +1,25 @@
 """What Prometheus sees: counters and gauges of one app, and their text.
 
+Where PROMETHEUS_MULTIPROC_DIR is set, as gunicorn.conf.py does for several workers, the text is
+that of all processes that have that directory: prometheus_client keeps each one's values there.
+
 Rules that hold here: the values of a label are bounded, whatever callers send. All but
 `ledger_failed` take locks, so they are called in the server's own threads or greenlets, never in a
-native thread: under gevent a lock that both share can hold every stream up for seconds.
+native thread: under gevent a lock that both share can hold every stream up for seconds. Trouble
+with a shared directory costs counts, never a call.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import logging
+import os
 import re
+import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from prometheus_client import (
@@ -20,32 +30,101 @@ from prometheus_client import (
     Counter,
     Gauge,
     disable_created_metrics,
+    values,
 )
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.mmap_dict import mmap_key
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from completion import Usage
+
+log = logging.getLogger("sluice.metrics")
 
 Limit: TypeAlias = Literal["requests", "tokens", "budget"]
 
 REASONS = ("completed", "stopped", "client_gone", "provider_error", "deadline", "shutdown")
 LIMITS: tuple[Limit, ...] = ("requests", "tokens", "budget")
+REQUESTS = "Requests answered."
 REQUEST_LABELS = ("endpoint", "provider", "model", "status")
+Merge: TypeAlias = Literal["livesum", "livemax", "livemin"]
+"""How a gauge's values in several processes become one."""
+MERGES: tuple[Merge, ...] = ("livesum", "livemax", "livemin")
 MOST_MODELS = 200
+"""Of one process."""
 LONGEST_MODEL = 128
 """Characters of a model's name that a label may have."""
 OTHER = "other"
 NANO = 1_000_000_000
 ODD_VERSION = re.compile(r"version=(?!\d{1,3}\.\d{1,3}\.\d{1,3}\s*([;,]|$))", re.ASCII)
 """What an Accept header may hold that the library fails on, or would repeat in its answer."""
+FILE_BYTES = 1 << 16
+"""Of a file of values, at first."""
+ENTRY_BYTES = 28
+"""What a value takes in its file, at most, beside its key."""
 
 # Else each counter is two series; when the process began is a metric already.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
+class Files:
+    """The files of this process, where its values are for all processes to add up.
+
+    The library writes them through memory, where a full disk ends the process at once (SIGBUS). So
+    what it will write to is taken from the disk before.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Raises OSError."""
+        self._counters = directory / f"counter_{os.getpid()}.db"
+        self._full = False
+        gauges = (directory / f"gauge_{merge}_{os.getpid()}.db" for merge in MERGES)
+        for path in (self._counters, *gauges):
+            if not path.exists():  # else of a dead process with this pid, and its counts go on
+                create(path)
+
+    def make_room(self, key: str) -> bool:
+        """Whether there is room for one more counter, by the key that the library gives it. It
+        doubles the file when it needs to, as the library then does, which finds it done."""
+        try:
+            with self._counters.open("r+b") as file:
+                used = int.from_bytes(file.read(4), sys.byteorder)
+                size = file.seek(0, os.SEEK_END)
+                if used + len(key) + ENTRY_BYTES > size:
+                    append(file.fileno(), size)
+        except OSError as error:
+            if not self._full:
+                log.error("there is no room for more metrics: %s", error.strerror)
+            self._full = True
+            return False
+        return True
+
+
+def create(path: Path) -> None:
+    """A file of zeros, which no other process sees before it is whole. Raises OSError."""
+    new = path.with_suffix(".new")
+    try:
+        new.write_bytes(bytes(FILE_BYTES))
+        new.rename(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def append(file: int, size: int) -> None:
+    """Double a file by zeros. Raises OSError, and then it is as it was."""
+    try:
+        if os.pwrite(file, bytes(size), size) < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file, size)
+        raise
+
+
 class Metrics(Collector):
-    """One app's metrics, in a registry of their own, beside those of the process."""
+    """One app's metrics, in a registry of their own: beside those of the process, unless several
+    processes share them."""
 
     def __init__(
         self,
@@ -53,28 +132,37 @@ class Metrics(Collector):
         streams_active: Callable[[], int],
         ledger_queue: Callable[[], int],
         cooling: Callable[[], int],
+        redis_up: Callable[[], bool] | None = None,
     ) -> None:
-        """The functions are called at each scrape: they neither wait nor raise."""
-        self.registry = CollectorRegistry()
+        """The functions are called at each refresh: they neither wait nor raise. redis_up: None
+        where there is no Redis."""
+        self.registry = self._shown = CollectorRegistry()
+        self.registry.register(self)
+        self._files: Files | None = None
+        self._share()
         self._models: set[tuple[str, str]] = set()
         self._room = MOST_MODELS
         self._lock = threading.Lock()
-        self._ledger_errors = 0
+        self._failures = self._told_failures = 0
         self._answers: dict[tuple[str, str, str, int], Counter] = {}
-        self._requests = self._counter("requests", "Requests answered.", *REQUEST_LABELS)
-        self._gauge("streams_active", "Calls under way.", streams_active)
+        self._gauges: list[tuple[Gauge, Callable[[], int]]] = []
+        self._requests = self._counter("requests", REQUESTS, *REQUEST_LABELS)
+        self._gauge("streams_active", "Calls under way.", streams_active, "livesum")
         ended = self._counter("streams_ended", "Calls that have ended.", "reason")
         self._ended = {reason: ended.labels(reason) for reason in REASONS}
         tokens = self._counter("tokens", "Tokens of the calls that have ended.", "direction")
         self._input, self._output = tokens.labels("input"), tokens.labels("output")
         self._cost = self._counter("cost_dollars", "What the calls that have ended cost, in USD.")
-        self._gauge("cooldown", "Targets and keys that are left alone for a while.", cooling)
-        self._gauge("ledger_queue", "Writes that wait for the ledger.", ledger_queue)
+        meaning = "Targets and keys that are left alone for a while."
+        self._gauge("cooldown", meaning, cooling, "livemax")  # the processes tell each other
+        self._gauge("ledger_queue", "Writes that wait for the ledger.", ledger_queue, "livesum")
+        self._failed = self._counter("ledger_errors", "Commits to the ledger that failed.")
         rejected = self._counter("quota_rejections", "Requests that a quota refused.", "limit")
         self._rejected = {limit: rejected.labels(limit) for limit in LIMITS}
         self._unrecorded = self._counter("ledger_unrecorded", "Calls without a row in the ledger.")
-        for collector in (self, PROCESS_COLLECTOR, GC_COLLECTOR, PLATFORM_COLLECTOR):
-            self.registry.register(collector)
+        if redis_up is not None:
+            # 1 until it is asked: of all processes' answers the least is shown.
+            self._gauge("redis_up", "Whether Redis can be reached.", redis_up, "livemin", first=1)
 
     def know(self, models: Iterable[str]) -> None:
         """Names, provider/model, that have a label of their own before they were ever served; for
@@ -119,35 +207,77 @@ class Metrics(Collector):
 
     def ledger_failed(self) -> None:
         """A commit failed. For the ledger's writer, in its native thread too, but in one alone."""
-        self._ledger_errors += 1
+        self._failures += 1
+
+    def refresh(self) -> None:
+        """Bring up to date what isn't counted as it happens. Where several processes share their
+        metrics, each does it every second; and each scrape does it for the process that it asks."""
+        for gauge, value in self._gauges:
+            gauge.set(value())
+        with self._lock:
+            failures = self._failures
+            self._failed.inc(failures - self._told_failures)
+            self._told_failures = failures
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The metrics in the format that an Accept header asks for, and its content type."""
         encode, content_type = choose_encoder("" if ODD_VERSION.search(accept) else accept)
-        return encode(self.registry), content_type
+        return encode(self._shown), content_type
 
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        """For the registry: what is counted without a lock."""
-        yield CounterMetricFamily(
-            "sluice_ledger_errors_total",
-            "Commits to the ledger that failed.",
-            value=self._ledger_errors,
-        )
+    def collect(self) -> Iterable[Metric]:
+        """For a registry, which asks this before all others."""
+        self.refresh()
+        return ()
 
-    describe = collect
+    def describe(self) -> Iterable[Metric]:
+        """For a registry: there is nothing to show here itself."""
+        return ()
+
+    def _share(self) -> None:
+        """Before any value is made: where are they kept, and which are shown?"""
+        if values.ValueClass is values.MutexValue:
+            for collector in (PROCESS_COLLECTOR, GC_COLLECTOR, PLATFORM_COLLECTOR):
+                self.registry.register(collector)
+            return
+        try:
+            everyone = MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+            self._shown = CollectorRegistry()
+            self._shown.register(self)
+            self._shown.register(everyone)
+            self._files = Files(Path(everyone._path))
+        except (OSError, ValueError) as error:
+            log.error("what this process counts will be missing in the metrics: %s", error)
+            values.ValueClass = values.MutexValue
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         return Counter(f"sluice_{name}_total", meaning, labels, registry=self.registry)
 
-    def _gauge(self, name: str, meaning: str, value: Callable[[], int]) -> None:
-        Gauge(f"sluice_{name}", meaning, registry=self.registry).set_function(value)
+    def _gauge(
+        self, name: str, meaning: str, value: Callable[[], int], merge: Merge, *, first: int = 0
+    ) -> None:
+        """first: what it is until the first refresh."""
+        gauge = Gauge(f"sluice_{name}", meaning, registry=self.registry, multiprocess_mode=merge)
+        gauge.set(first)
+        self._gauges.append((gauge, value))
 
     def _count(self, endpoint: str, provider: str, model: str, status: int) -> None:
         labels = (endpoint, provider, model, status)
         counter = self._answers.get(labels)
         if counter is None:  # `labels` takes several times as long as the rest
-            counter = self._answers[labels] = self._requests.labels(*labels)
+            with self._lock:
+                if not self._has_room(labels):
+                    return
+                counter = self._answers[labels] = self._requests.labels(*labels)
         counter.inc()
+
+    def _has_room(self, labels: tuple[str, str, str, int]) -> bool:
+        """Whether one more series of the requests can be kept."""
+        if self._files is None:
+            return True
+        texts = [str(value) for value in labels]
+        name = "sluice_requests"
+        key = mmap_key(name, f"{name}_total", list(REQUEST_LABELS), texts, REQUESTS)
+        return self._files.make_room(key)
 
     def _label(self, provider: str, model: str, *, served: bool) -> str:
         """The model, when it is known or among the first that were served; else "other". Callers

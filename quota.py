@@ -1,33 +1,36 @@
 """May they: requests per minute, tokens per hour, and what a call takes of a budget.
 
-Requests count in a moving window, tokens in a sliding-window counter (the last hour is the current
-clock hour and a share of the one before: an approximation). A call reserves the tokens that it may
-use and settles them at its end, in the window that it reserved them in. Rules that hold here: no
-I/O; the `limits` package counts; a refused request takes nothing.
+A call reserves the tokens that it may use and settles them at its end, in the window that it
+reserved them in. With Redis its processes count together; while it is away each counts by itself,
+or nobody is let in. Rules that hold here: a refused request takes nothing; a key without limits
+costs no I/O.
 """
 
 from __future__ import annotations
 
 import math
-import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
-from limits import RateLimitItemPerHour, RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
 
 from completion import CompletionRequest
-from errors import NO_RETRY, RateLimited, limit_details
-from keys import Key
+from counters import HOUR, Ask, Hold, LocalCounters, Tokens
+from errors import NO_RETRY, RateLimited, Unavailable, limit_details
+from keys import Key, Limits
 from ledger.entries import Budget, Claim
 from pricing import Price, ceiling
 from relay import prompt_tokens, size
 
-MINUTE, HOUR = 60, 3600
-TIDY_S = 30.0
+if TYPE_CHECKING:
+    from shared import Shared
+    from shared_counters import SharedCounters
+
+T = TypeVar("T")
+
+NO_LIMITS = Limits()
 RATE_PARTS = ("limit", "remaining", "reset")
 BYTES_PER_TOKEN = 4  # about; what a model wrote, as another one's tokenizer has it at the worst
 TEMPLATE_TOKENS = 64
@@ -45,76 +48,73 @@ class Demand(msgspec.Struct, frozen=True):
     loose: bool = False
 
 
-class Hold(msgspec.Struct, frozen=True):
-    """Tokens that are reserved, and the window that they are counted in."""
-
-    window: str
-    tokens: int
-    until: float
-
-
-class Storage(MemoryStorage):
-    """MemoryStorage, which while it is in use looks through all its keys a hundred times a second:
-    too often for thousands of them."""
-
-    @property
-    def timer(self) -> threading.Timer:
-        return self._timer
-
-    @timer.setter
-    def timer(self, timer: threading.Timer) -> None:
-        timer.interval, timer.daemon = TIDY_S, True
-        self._timer = timer
-
-
 class Quota:
-    """The counters of one process."""
+    """What the keys have used, by the counters of this process or of all."""
 
-    def __init__(self, reserve_tokens: int) -> None:
-        """reserve_tokens: what a call without max_tokens reserves for its output."""
+    def __init__(
+        self, reserve_tokens: int, shared: Shared | None = None, *, required: bool = False
+    ) -> None:
+        """reserve_tokens: what a call without max_tokens reserves for its output. shared: the Redis
+        that all count in; required: whether nobody is let in while it is away."""
         self._reserve = reserve_tokens
-        self._storage = Storage()
-        self._requests = MovingWindowRateLimiter(self._storage)
-        self._tokens = SlidingWindowCounterRateLimiter(self._storage)
-        # Two threads at once can lose each other's first count of a window in that storage.
-        self._lock = threading.RLock()
+        self._required = required
+        self._local = LocalCounters()
+        self._shared = shared_counters(shared)
 
     def admit(self, key: Key, demand: Demand) -> Hold | None:
-        """Count a request and reserve its tokens. Raises RateLimited."""
+        """Count a request and reserve its tokens. Raises RateLimited and, where Redis is required
+        and away, Unavailable."""
         limits = key.limits
-        hold = None
-        with self._lock:
-            if limits.tokens_per_hour is not None:  # first, because it can be given back
-                hold = self._reserve_tokens(key, limits.tokens_per_hour, demand)
-            if limits.requests_per_minute is not None:
-                item = RateLimitItemPerMinute(limits.requests_per_minute)
-                if not self._requests.hit(item, key.id):
-                    self.settle(hold, 0)
-                    raise self._too_many(key, limits.requests_per_minute)
-        return hold
+        if limits == NO_LIMITS:
+            return None
+        ask = Ask(demand.input, demand.output, self._reserve)
+        done = self._counted(lambda counters: counters.admit(key.id, limits, ask))
+        if done is None:
+            raise Unavailable(
+                "Rate limits can't be counted now, so no call is accepted. Try again."
+            )
+        requests, tokens = done.counts
+        if done.refused == "requests" and requests and limits.requests_per_minute is not None:
+            raise too_many(limits.requests_per_minute, requests.reset)
+        if done.refused == "tokens" and tokens and limits.tokens_per_hour is not None:
+            raise spent(tokens, limits.tokens_per_hour, done.wanted)
+        return done.hold
 
     def settle(self, hold: Hold | None, tokens: int) -> None:
         """Count what a call did use in the place of what it had reserved."""
-        if hold is not None and time.time() < hold.until:
-            # Not a hit: that counts in the window of now, and nothing at all above the limit.
-            with self._lock:
-                self._storage.incr(hold.window, 2 * HOUR, tokens - hold.tokens)
+        if hold is not None and hold.id and self._shared is not None:
+            self._shared.settle(hold, tokens)
+        else:
+            self._local.settle(hold, tokens)
 
     def headers(self, key: Key) -> dict[str, str]:
         """The x-ratelimit headers as of now, for the limits that the key has."""
-        found: dict[str, str] = {}
         limits = key.limits
-        if limits.requests_per_minute is not None:
-            minute = RateLimitItemPerMinute(limits.requests_per_minute)
-            with self._lock:
-                stats = self._requests.get_window_stats(minute, key.id)
-            found |= rate_headers("requests", minute.amount, *stats[::-1])
-        if limits.tokens_per_hour is not None:
-            hour = RateLimitItemPerHour(limits.tokens_per_hour)
-            with self._lock:
-                _, left = self._tokens.get_window_stats(hour, key.id)
-            found |= rate_headers("tokens", hour.amount, left, next_hour())
+        if limits == NO_LIMITS:
+            return {}
+        counts = self._counted(lambda counters: counters.counts(key.id, limits))
+        found: dict[str, str] = {}
+        if counts is None:
+            return found
+        requests, tokens = counts
+        if requests is not None and (limit := limits.requests_per_minute) is not None:
+            found |= rate_headers("requests", limit, requests.left, requests.reset)
+        if tokens is not None and (limit := limits.tokens_per_hour) is not None:
+            found |= rate_headers("tokens", limit, tokens.left(limit), tokens.rest)
         return found
+
+    def beat(self) -> None:
+        """Each second: write what Redis hasn't been told, while it was away."""
+        if self._shared is not None:
+            self._shared.beat()
+
+    def _counted(self, work: Callable[[LocalCounters | SharedCounters], T | None]) -> T | None:
+        """What the work finds; None where it needs Redis, and that is away."""
+        if self._shared is not None:
+            found = work(self._shared)
+            if found is not None or self._required:
+                return found
+        return work(self._local)
 
     def claim(
         self,
@@ -147,34 +147,29 @@ class Quota:
         ]
         return Claim(budget, *map(max, zip(*costs, strict=True)))
 
-    def _reserve_tokens(self, key: Key, limit: int, demand: Demand) -> Hold:
-        item = RateLimitItemPerHour(limit)
-        if demand.output is None:
-            left = self._tokens.get_window_stats(item, key.id).remaining
-            wanted = demand.input + max(1, min(self._reserve, left - demand.input))
-        else:
-            wanted = demand.input + demand.output
-        now = time.time()
-        place = item.key_for(key.id)
-        _, window = self._storage.sliding_window_keys(place, HOUR, now)
-        if not self._tokens.hit(item, key.id, cost=wanted):
-            raise self._spent(place, limit, wanted)
-        return Hold(window, wanted, now + HOUR)
 
-    def _too_many(self, key: Key, limit: int) -> RateLimited:
-        if limit == 0:
-            return never("requests", "This key may make no request.", limit)
-        item = RateLimitItemPerMinute(limit)
-        reset = self._requests.get_window_stats(item, key.id).reset_time
-        return limited("requests", f"{limit} requests per minute", limit, reset - time.time())
+def shared_counters(shared: Shared | None) -> SharedCounters | None:
+    if shared is None:
+        return None
+    from shared_counters import SharedCounters  # one process alone needs no client of Redis
 
-    def _spent(self, place: str, limit: int, wanted: int) -> RateLimited:
-        if wanted > limit:
-            message = f"This call may use {wanted} tokens; this key's limit is {limit} per hour."
-            return never("tokens", message, limit)
-        before, _, current, current_ttl = self._storage.get_sliding_window(place, HOUR)
-        wait = wait_for(limit - wanted, before, current, current_ttl - HOUR)
-        return limited("tokens", f"{limit} tokens per hour", limit, wait)
+    return SharedCounters(shared)
+
+
+def too_many(limit: int, reset: float) -> RateLimited:
+    """The refusal of a request. reset: seconds until there is room again."""
+    if limit == 0:
+        return never("requests", "This key may make no request.", limit)
+    return limited("requests", f"{limit} requests per minute", limit, reset)
+
+
+def spent(counted: Tokens, limit: int, wanted: int) -> RateLimited:
+    """The refusal of tokens."""
+    if wanted > limit:
+        message = f"This call may use {wanted} tokens; this key's limit is {limit} per hour."
+        return never("tokens", message, limit)
+    wait = wait_for(limit - wanted, counted.before, counted.current, counted.rest)
+    return limited("tokens", f"{limit} tokens per hour", limit, wait)
 
 
 def wait_for(room: int, before: int, current: int, rest: float) -> float:
@@ -235,12 +230,12 @@ def budget_of(key: Key) -> Budget | None:
     return Budget(limit, since.isoformat())
 
 
-def rate_headers(kind: str, limit: int, left: float, reset: float) -> dict[str, str]:
-    """OpenAI's headers of one limit. reset: the moment at which it has room again, or more."""
+def rate_headers(kind: str, limit: int, left: int, reset: float) -> dict[str, str]:
+    """OpenAI's headers of one limit. reset: seconds until it has room again, or more."""
     return {
         f"x-ratelimit-limit-{kind}": str(limit),
-        f"x-ratelimit-remaining-{kind}": str(max(0, int(left))),
-        f"x-ratelimit-reset-{kind}": duration(reset - time.time()),
+        f"x-ratelimit-remaining-{kind}": str(max(0, left)),
+        f"x-ratelimit-reset-{kind}": duration(reset),
     }
 
 
@@ -248,11 +243,6 @@ def duration(seconds: float) -> str:
     """As OpenAI's reset headers have it: 6m0s, 59s."""
     minutes, rest = divmod(max(0, math.ceil(seconds)), 60)
     return f"{minutes}m{rest}s" if minutes else f"{rest}s"
-
-
-def next_hour() -> float:
-    """When the current clock hour is over."""
-    return (time.time() // HOUR + 1) * HOUR
 
 
 def instant(moment: float) -> str:

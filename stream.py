@@ -15,7 +15,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeAlias
+
+import msgspec
 
 from completion import Batch, CompletionRequest, Delta, Finished, Prompt, Usage
 from drain import CANCEL, Disconnect, Drain
@@ -26,6 +28,21 @@ from relay import End, EndReason, Mailbox, Nudge, Tally
 from timeouts import Timeouts
 
 NO_LIMITS: Final[Mapping[str, float]] = MappingProxyType({})
+
+
+Place: TypeAlias = tuple[str, str]
+"""A key's id, and that of one of its calls."""
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """An active call as a list of them shows it. opened_at: seconds since 1970 UTC."""
+
+    stream_id: str
+    provider: str
+    model: str
+    opened_at: float
+    input_tokens: int
+    output_tokens: int
 
 
 class Leg:
@@ -105,6 +122,16 @@ class Stream:
     @property
     def ended(self) -> bool:
         return self._over.is_set()
+
+    def summary(self) -> Summary:
+        return Summary(
+            stream_id=self.id,
+            provider=self.target.provider.name,
+            model=self.target.model,
+            opened_at=self.opened_at,
+            input_tokens=self.tally.input_tokens or 0,
+            output_tokens=self.output_tokens,
+        )
 
     def timeouts_at(self, target: Target) -> Timeouts:
         """What holds for a call to that target."""

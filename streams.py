@@ -1,8 +1,9 @@
 """Active streams: the registry, stop, who may begin, and the sweeper.
 
 A call (a stream or a unary one) is active from its admission until it is settled. More than `limit`
-of them wait for their turn; more than `queue` waiting ones are refused. Rules that hold here: plain
-threading, which runs under gevent and threads alike; no lock is held while anything waits.
+of them wait for their turn; more than `queue` waiting ones are refused. Where processes share a
+Redis, the fleet knows of each call too. Rules that hold here: plain threading, which runs under
+gevent and threads alike; no lock is held while anything waits.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ import math
 import threading
 import time
 from collections import Counter, deque
+from typing import TYPE_CHECKING
 
 from errors import RateLimited, StreamExists, StreamNotFound, Unavailable, limit_details
-from stream import Stream
+from stream import Place, Stream, Summary
+
+if TYPE_CHECKING:
+    from fleet import Fleet
 
 log = logging.getLogger("sluice.streams")
 
@@ -27,24 +32,42 @@ SHARE = 0.8
 class Streams:
     """The active streams of this process, by key and id, and the sweeper over them."""
 
-    def __init__(self, limit: int, *, queue: int = 0, per_key: int | None = None) -> None:
+    def __init__(
+        self,
+        limit: int,
+        *,
+        queue: int = 0,
+        per_key: int | None = None,
+        fleet: Fleet | None = None,
+    ) -> None:
         """limit: how many may be under way at once; queue: how many more may wait for that;
-        per_key: how many of both one key may have; None: SHARE of them."""
+        per_key: how many of both one key may have; None: SHARE of them. fleet: the processes that
+        share their streams with this one."""
+        self._fleet = fleet
         self._limit, self._queue_size = limit, queue
         self._per_key = max(1, int(SHARE * (limit + queue))) if per_key is None else per_key
         self._lock = threading.Lock()
-        self._active: dict[tuple[str, str], Stream] = {}
+        self._active: dict[Place, Stream] = {}
         self._of_key: Counter[str] = Counter()
         self._running: set[Stream] = set()
         self._waiting: deque[Stream] = deque()
-        self._stopped: dict[tuple[str, str], float] = {}
+        self._stopped: dict[Place, float] = {}
         self._sweeper: threading.Thread | None = None
 
     def add(self, stream: Stream, share: int | None = None) -> None:
-        """share: how many its key may have, if that is its own. Raises StreamExists (409);
-        RateLimited (429) when its key has too many; Unavailable (503) when all have."""
+        """share: how many its key may have, if that is its own, in the whole fleet. Raises
+        StreamExists (409); RateLimited (429) when its key has too many; Unavailable (503) when all
+        have."""
+        self._add_here(stream, self._per_key if share is None else share)
+        if self._fleet is None:
+            return
+        verdict = self._fleet.claim((stream.key_id, stream.id), share)
+        if verdict != "yes":
+            self._forget(stream)
+            raise StreamExists(stream.id) if verdict == "exists" else too_many_of_key(share or 0)
+
+    def _add_here(self, stream: Stream, share: int) -> None:
         place = (stream.key_id, stream.id)
-        share = self._per_key if share is None else share
         with self._lock:
             if place in self._active:
                 raise StreamExists(stream.id)
@@ -81,6 +104,11 @@ class Streams:
         return not stream.ended and self._active.get((stream.key_id, stream.id)) is stream
 
     def remove(self, stream: Stream) -> None:
+        self._forget(stream)
+        if self._fleet is not None:
+            self._fleet.release((stream.key_id, stream.id), stopped=stream.stopped)
+
+    def _forget(self, stream: Stream) -> None:
         place = (stream.key_id, stream.id)
         with self._lock:
             if self._active.get(place) is stream:
@@ -98,19 +126,39 @@ class Streams:
                 self._stopped[place] = time.monotonic()
 
     def stop(self, key_id: str, stream_id: str) -> None:
-        """Stop one of the key's calls, in whatever state it is. Again within a minute: the same.
-        Raises StreamNotFound: unknown, ended by itself, or another key's."""
+        """Stop one of the key's calls, in whatever state and process it is. Again within a minute:
+        the same. Raises StreamNotFound: unknown, ended by itself, or another key's; Unavailable
+        when that can't be known."""
+        if self.stop_here(key_id, stream_id):
+            return
+        if self._fleet is None or not self._fleet.stop((key_id, stream_id)):
+            raise StreamNotFound("No active stream has this id. It may have ended by itself.")
+
+    def stop_here(self, key_id: str, stream_id: str) -> bool:
+        """The same, of this process's calls. False: there is no such one."""
         place = (key_id, stream_id)
         with self._lock:
             stream = self._active.get(place)
-            known = self._stopped.get(place, -math.inf) > time.monotonic() - REMEMBER_STOPPED_S
-        if not (known if stream is None else stream.end("stopped") or stream.stopped):
-            raise StreamNotFound("No active stream has this id. It may have ended by itself.")
+            if stream is None:
+                return self._stopped.get(place, -math.inf) > time.monotonic() - REMEMBER_STOPPED_S
+        return stream.end("stopped") or stream.stopped
+
+    def summaries(self, key_id: str) -> list[Summary]:
+        """The key's active calls, oldest first. Raises Unavailable when some can't be known."""
+        found = [stream.summary() for stream in self.of(key_id)]
+        if self._fleet is not None:
+            found += self._fleet.others(key_id)
+        return sorted(found, key=lambda summary: summary.opened_at)
 
     def of(self, key_id: str) -> list[Stream]:
-        """The key's active calls, oldest first."""
+        """The key's active calls in this process, oldest first."""
         with self._lock:
             return [stream for (owner, _), stream in self._active.items() if owner == key_id]
+
+    def places(self) -> list[Place]:
+        """What this process has."""
+        with self._lock:
+            return list(self._active)
 
     def __len__(self) -> int:
         return len(self._active)

@@ -17,10 +17,11 @@ except ConfigError as error:
 
 if __name__ == "__main__":
     services = app.extensions["sluice"]
-    try:
-        services.ledger.start()
-    except ConfigError as error:
-        if services.settings.ledger_required:
-            sys.exit(f"sluice: {error}")
+    for start, needed in services.starts():
+        try:
+            start()
+        except ConfigError as error:
+            if needed:
+                sys.exit(f"sluice: {error}")
     port = services.settings.port or DEFAULT_PORT
     app.run(host="127.0.0.1", port=port, threaded=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
 from flask import Response, current_app, g, request
@@ -14,6 +15,10 @@ from gateway import Gateway
 from ledger import Ledger
 from metrics import Metrics
 from quota import Quota
+from shared import Shared
+
+if TYPE_CHECKING:
+    from fleet import Fleet
 
 
 class Services(NamedTuple):
@@ -25,6 +30,21 @@ class Services(NamedTuple):
     quota: Quota
     ledger: Ledger
     metrics: Metrics
+    shared: Shared | None = None
+    fleet: Fleet | None = None
+
+    def starts(self) -> Iterator[tuple[Callable[[], None], bool]]:
+        """What connects to the ledger and to Redis, and raises ConfigError; and whether a server
+        that just begins can't do without."""
+        yield self.ledger.start, self.settings.ledger_required
+        if self.fleet is not None:
+            yield self.fleet.start, True
+
+    def close(self) -> None:
+        """The process is about to end, and has no call left."""
+        self.ledger.close()
+        if self.fleet is not None:
+            self.fleet.close()
 
 
 def services() -> Services:

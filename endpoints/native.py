@@ -4,7 +4,6 @@ that the official client begins with."""
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 from typing import Any
 
 from flask import Blueprint, Response
@@ -24,7 +23,8 @@ from completion import (
 from endpoints import body, calls, json_response, services
 from errors import InvalidRequest, SluiceError, Unauthorized
 from pricing import dollars
-from stream import Stream
+from quota import instant
+from stream import Stream, Summary
 
 bp = Blueprint("native", __name__, url_prefix="/api/v1")
 
@@ -51,7 +51,8 @@ def stop_stream(stream_id: str) -> Response:
 @bp.get("/completions/streams")
 @auth.login_required
 def active_streams() -> Response:
-    return json_response([listed(s) for s in services().gateway.streams.of(current_key().id)])
+    found = services().gateway.streams.summaries(current_key().id)
+    return json_response([listed(summary) for summary in found])
 
 
 @bp.post("/auth/api-key")
@@ -89,7 +90,7 @@ def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str
     milliseconds = round(outcome.latency * 1000, 1)
     found: dict[str, Any] = {
         "request_id": stream.request_id,
-        "created_at": opened_at(stream),
+        "created_at": instant(stream.opened_at),
         "duration_ms": round(outcome.duration * 1000, 1),
         "provider": stream.target.provider.name,
         "model": stream.target.model,
@@ -141,20 +142,15 @@ def remarks(stream: Stream) -> dict[str, Any]:
     return found
 
 
-def opened_at(stream: Stream) -> str:
-    """When the call came in, in UTC."""
-    return datetime.fromtimestamp(stream.opened_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def listed(stream: Stream) -> dict[str, Any]:
+def listed(summary: Summary) -> dict[str, Any]:
     """An entry of the list of active streams."""
     return {
-        "stream_id": stream.id,
-        "provider": stream.target.provider.name,
-        "model": stream.target.model,
-        "started_at": opened_at(stream),
-        "input_tokens": stream.tally.input_tokens or 0,
-        "output_tokens": stream.output_tokens,
+        "stream_id": summary.stream_id,
+        "provider": summary.provider,
+        "model": summary.model,
+        "started_at": instant(summary.opened_at),
+        "input_tokens": summary.input_tokens,
+        "output_tokens": summary.output_tokens,
     }
 
 

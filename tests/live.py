@@ -33,7 +33,10 @@ POLL_S = 0.02
 Kind: TypeAlias = Literal["gevent", "gthread", "python", "flask"]
 
 FOREIGN_PREFIXES = ("SLUICE_", "FLASK_", "GUNICORN_")
-FOREIGN_NAMES = ("PORT", "WEB_CONCURRENCY", "REDIS_URL", "DATABASE_URL")
+FOREIGN_NAMES = (
+    *("PORT", "WEB_CONCURRENCY", "REDIS_URL", "DATABASE_URL"),
+    "PROMETHEUS_MULTIPROC_DIR",
+)
 """Variables that would change a server, beside those that end with _API_KEY."""
 
 

@@ -16,13 +16,10 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
 from tests.live import free_port
 from tests.postgres import CantRunError
-
-if TYPE_CHECKING:
-    import redis
 
 READY_TIMEOUT_S = 20.0
 POLL_S = 0.01
@@ -89,13 +86,14 @@ class RedisServer:
         with contextlib.closing(self.client()) as client:
             client.flushall()
 
-    def client(self) -> redis.Redis:
-        """A connection of the tests' own; its answers are text."""
+    def client(self) -> Any:
+        """A client of the tests' own; its answers are text (its types say that each may have to
+        be awaited)."""
         import redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
-        retry = Retry(NoBackoff(), 0)
+        retry = Retry(NoBackoff(), 1, (redis.ConnectionError,))
         return redis.Redis(port=self.port, decode_responses=True, socket_timeout=10, retry=retry)
 
     def _launch(self) -> None:

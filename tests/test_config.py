@@ -86,6 +86,9 @@ def test_nothing_needs_to_be_set() -> None:
         ("SLUICE_METRICS_TOKEN", " t0ken ", "metrics_token", "t0ken"),
         ("PORT", "8080", "port", 8080),
         ("WEB_CONCURRENCY", "1", "workers", 1),
+        ("REDIS_URL", " redis://:p@h/1", "redis_url", "redis://:p@h/1"),
+        ("SLUICE_REDIS_VERIFY", "0", "redis_verify", False),
+        ("SLUICE_LIMITS_REQUIRED", "1", "limits_required", True),
     ],
 )  # fmt: skip
 def test_a_variable_sets_its_field_and_no_other(
@@ -106,6 +109,11 @@ def test_a_variable_sets_its_field_and_no_other(
 )
 def test_time_outs_have_a_place_of_their_own(name: str, field: str) -> None:
     assert read(**{name: "2.5"}).timeouts == dataclasses.replace(Timeouts(), **{field: 2.5})
+
+
+def test_several_workers_take_a_redis() -> None:
+    assert read(WEB_CONCURRENCY="3").workers == 1
+    assert read(WEB_CONCURRENCY="3", REDIS_URL="redis://h").workers == 3
 
 
 @pytest.mark.parametrize("variable", VARIABLES, ids=lambda variable: variable.name)
@@ -242,6 +250,7 @@ def test_the_transport_gives_up_a_little_after_the_longer_one(
         ({}, []),
         ({"WEB_CONCURRENCY": "1"}, []),
         ({"WEB_CONCURRENCY": "4"}, ["WEB_CONCURRENCY=4 is ignored"]),
+        ({"WEB_CONCURRENCY": "4", "REDIS_URL": "redis://127.0.0.1"}, []),
         ({"DYNO": "web.1"}, ["SLUICE_KEYS"]),
         ({"DYNO": "web.1", "DATABASE_URL": "postgres://"}, []),
         ({"DYNO": "web.1", "WEB_CONCURRENCY": "2"}, ["SLUICE_KEYS", "WEB_CONCURRENCY=2"]),

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import runpy
+import subprocess
+import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
+from prometheus_client import Gauge
+from prometheus_client.multiprocess import mark_process_dead
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
 import metrics
 from completion import Usage
-from metrics import LIMITS, LONGEST_MODEL, MOST_MODELS, OTHER, REASONS, Metrics
+from metrics import FILE_BYTES, LIMITS, LONGEST_MODEL, MOST_MODELS, OTHER, REASONS, Metrics
 from relay import EndReason
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +62,7 @@ def models(target: Metrics) -> set[str]:
 
 def families() -> dict[str, tuple[str, tuple[str, ...]]]:
     """The type and labels of each of our metrics, by the name that a query has."""
-    target = make()
+    target = make(redis_up=lambda: True)
     end(target, "m")
     return {
         sample.name: (metric.type, tuple(sample.labels))
@@ -107,11 +115,32 @@ def test_the_ledger_s_troubles_and_a_quota_s_refusals_count() -> None:
 
 def test_what_is_now_is_asked_at_each_scrape() -> None:
     now = [3]
-    target = make(streams_active=lambda: now[0], ledger_queue=lambda: now[0] + 1)
+    target = make(
+        streams_active=lambda: now[0],
+        ledger_queue=lambda: now[0] + 1,
+        cooling=lambda: now[0] + 2,
+        redis_up=lambda: now[0] == 3,
+    )
     assert value(target, "sluice_streams_active") == 3
+    assert value(target, "sluice_redis_up") == 1
     now[0] = 5
     assert value(target, "sluice_streams_active") == 5
     assert value(target, "sluice_ledger_queue") == 6
+    assert value(target, "sluice_cooldown") == 7
+    assert value(target, "sluice_redis_up") == 0
+
+
+def test_without_redis_nothing_is_said_of_it() -> None:
+    assert b"redis" not in make().render("")[0]
+
+
+def test_a_failed_commit_counts_once_however_often_it_is_refreshed() -> None:
+    target = make()
+    target.ledger_failed()
+    for _ in range(3):
+        target.refresh()
+    target.ledger_failed()
+    assert value(target, "sluice_ledger_errors_total") == 2
 
 
 def test_what_can_happen_is_there_from_the_start_with_nothing_counted() -> None:
@@ -255,7 +284,7 @@ def test_the_format_is_the_one_that_is_asked_for(accept: str, kind: str) -> None
     assert text.endswith(b"# EOF\n") == openly
     parse = openmetrics if openly else prometheus
     names = {sample.name for family in parse(text.decode()) for sample in family.samples}
-    assert set(families()) <= names
+    assert set(families()) - {"sluice_redis_up"} <= names
     assert not [name for name in names if name.endswith("_created")]
 
 
@@ -274,3 +303,168 @@ def test_the_documentation_has_every_metric_and_no_other() -> None:
     assert set(re.findall(r"sluice_\w+_total|sluice_\w+_queue", text)) <= set(documented)
     assert f"first {metrics.MOST_MODELS} do" in text
     assert f"up to {metrics.LONGEST_MODEL} characters" in text
+
+
+# Several processes
+
+BEGIN = """
+import logging, os, resource
+from pathlib import Path
+from tests.test_metrics import *
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+def show(target, accept=""):
+    print(json.dumps([os.getpid(), target.render(accept)[0].decode()]))
+directory = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+"""
+
+
+def play(directory: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """What a process does that shares its metrics through a directory."""
+    return subprocess.run(
+        [sys.executable, "-c", BEGIN + code],
+        cwd=ROOT,
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+
+
+def shown(done: subprocess.CompletedProcess[str]) -> dict[str, float]:
+    """What it showed: the values by name and labels."""
+    _, text = json.loads(done.stdout)
+    return {
+        " ".join([sample.name, *(sample.labels[name] for name in sorted(sample.labels))]): (
+            sample.value
+        )
+        for family in prometheus(text)
+        for sample in family.samples
+    }
+
+
+FIRST = """
+target = make(streams_active=lambda: 3, cooling=lambda: 4, redis_up=lambda: False)
+end(target, "m", usage=Usage(30, 12))
+target.ledger_failed()
+target.refresh()
+"""
+COUNT = """
+target = make(streams_active=lambda: 2, cooling=lambda: 1, redis_up=lambda: True)
+for _ in range(2):
+    end(target, "m", usage=Usage(5, 1))
+target.ledger_failed()
+"""
+SECOND = f"{COUNT}show(target)"
+
+
+def test_several_processes_show_their_sums(tmp_path: Path) -> None:
+    play(tmp_path, FIRST)
+    found = shown(play(tmp_path, SECOND))
+    assert found[f"sluice_requests_total {PATH} m sim 200"] == 3
+    assert found["sluice_streams_ended_total completed"] == 3
+    assert found["sluice_tokens_total input"] == 40
+    assert found["sluice_ledger_errors_total"] == 2
+    assert found["sluice_streams_active"] == 5
+    assert found["sluice_cooldown"] == 4
+    assert found["sluice_redis_up"] == 0
+    assert found["sluice_quota_rejections_total budget"] == 0
+
+
+def test_they_show_what_one_shows_but_nothing_of_the_process(tmp_path: Path) -> None:
+    _, text = json.loads(play(tmp_path, SECOND).stdout)
+    together = {
+        sample.name: (family.type, set(sample.labels))
+        for family in prometheus(text)
+        for sample in family.samples
+    }
+    assert together == {name: (kind, set(labels)) for name, (kind, labels) in families().items()}
+
+
+def test_they_speak_openmetrics_too(tmp_path: Path) -> None:
+    code = f"{COUNT}show(target, 'application/openmetrics-text')"
+    _, text = json.loads(play(tmp_path, code).stdout)
+    names = {sample.name for family in openmetrics(text) for sample in family.samples}  # type: ignore[no-untyped-call]
+    assert names == set(families())
+
+
+def test_one_that_has_not_asked_yet_does_not_say_that_redis_is_away(tmp_path: Path) -> None:
+    play(tmp_path, "make(redis_up=lambda: True)")
+    assert shown(play(tmp_path, SECOND))["sluice_redis_up"] == 1
+
+
+def test_a_process_goes_on_from_the_counts_of_a_dead_one_with_its_number(tmp_path: Path) -> None:
+    pid, _ = json.loads(play(tmp_path, SECOND).stdout)
+    reborn = f"(directory / 'counter_{pid}.db').rename(directory / f'counter_{{os.getpid()}}.db')"
+    found = shown(play(tmp_path, f"{reborn}\n{SECOND}"))
+    assert found[f"sluice_requests_total {PATH} m sim 200"] == 4
+
+
+def test_of_a_dead_worker_gunicorn_s_hook_removes_what_the_library_would(tmp_path: Path) -> None:
+    modes = sorted(Gauge._MULTIPROC_MODES)
+    left = []
+    for name in ("ours", "theirs"):
+        directory = tmp_path / name
+        directory.mkdir()
+        for pid in (12, 123):
+            for kind in ("counter", *(f"gauge_{mode}" for mode in modes)):
+                (directory / f"{kind}_{pid}.db").touch()
+        if name == "ours":
+            hook = runpy.run_path(str(ROOT / "gunicorn.conf.py"))["child_exit"]
+            hook(SimpleNamespace(metrics=directory), SimpleNamespace(pid=12))
+        else:
+            mark_process_dead(12, str(directory))  # type: ignore[no-untyped-call]
+        left.append({path.name for path in directory.iterdir()})
+    assert left[0] == left[1]
+    assert len(left[0]) < 2 * (len(modes) + 1)
+
+
+# A full disk
+
+MANY = """
+for number in range(150):
+    for status in range(200, 210):
+        end(target, f"{number:0128}", status=status)
+"""
+
+
+def test_what_the_library_writes_to_is_taken_from_the_disk_before(tmp_path: Path) -> None:
+    """A page of a file that the full disk has no room for ends the process that writes to it."""
+    found = shown(play(tmp_path, f"target = make(){MANY}show(target)"))
+    assert len([name for name in found if name.startswith("sluice_requests_total")]) == 1500
+    sizes = {path.name.rpartition("_")[0]: path.stat() for path in tmp_path.iterdir()}
+    assert set(sizes) == {"counter", "gauge_livesum", "gauge_livemax", "gauge_livemin"}
+    assert sizes["counter"].st_size == 8 * FILE_BYTES
+    assert [size for size in sizes.values() if size.st_blocks * 512 < size.st_size] == []
+
+
+def test_when_it_is_full_what_is_known_still_counts(tmp_path: Path) -> None:
+    code = f"{COUNT}limit(FILE_BYTES + 1000){MANY}end(target, 'm')\nshow(target)"
+    done = play(tmp_path, code)
+    found = shown(done)
+    assert found[f"sluice_requests_total {PATH} m sim 200"] == 3
+    assert found["sluice_streams_ended_total completed"] == 1503
+    assert 50 < len([name for name in found if name.startswith("sluice_requests_total")]) < 300
+    assert done.stderr == "there is no room for more metrics: No space left on device\n"
+    assert {path.stat().st_size for path in tmp_path.iterdir()} == {FILE_BYTES}
+
+
+def test_when_it_is_full_at_the_start_the_process_shows_what_the_others_count(
+    tmp_path: Path,
+) -> None:
+    play(tmp_path, FIRST)
+    done = play(tmp_path, f"limit(1000)\n{SECOND}")
+    found = shown(done)
+    assert found[f"sluice_requests_total {PATH} m sim 200"] == 1
+    assert found["sluice_streams_active"] == 3
+    assert "what this process counts will be missing in the metrics: " in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_without_the_directory_it_shows_its_own(tmp_path: Path) -> None:
+    done = play(tmp_path / "gone", SECOND)
+    assert shown(done)[f"sluice_requests_total {PATH} m sim 200"] == 2
+    assert "will be missing in the metrics: " in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 import quota as quota_module
 from completion import CompletionRequest
+from counters import HOUR, Hold
 from errors import RateLimited
 from keys import LIMITS, Key
 from ledger.entries import Budget, Claim
 from pricing import FREE, MTOK, Price, Rate
-from quota import HOUR, TEMPLATE_TOKENS, Demand, Hold, Quota, budget_of, demand_of, wait_for
+from quota import TEMPLATE_TOKENS, Demand, Quota, budget_of, demand_of, wait_for
 from tests.ledgers import at_once
 from tests.test_gateway import a_key
 
@@ -49,8 +50,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def quota(clock: Clock) -> Iterator[Quota]:
     found = Quota(RESERVE)
     yield found
-    found._storage.timer.cancel()
-    found._storage.timer.join()
+    found._local.storage.timer.cancel()
+    found._local.storage.timer.join()
 
 
 def demand(tokens: int, output: int | None = 0, **more: Any) -> Demand:
@@ -188,7 +189,7 @@ def test_tokens_are_counted_as_a_simple_account_would(
         assert taken.tokens == tokens + output
         account.hours[moment // HOUR] += tokens + output
         running.append((moment + lasts, moment, taken, used))
-    quota._storage.timer.cancel()
+    quota._local.storage.timer.cancel()
 
 
 @pytest.mark.parametrize(
@@ -341,7 +342,7 @@ def test_who_waits_as_long_as_was_said_is_let_in(
         assert -0.06 <= until - (clock.now + refusal.details["retry_after"]) < 1.06
         clock.now += int(refusal.headers["Retry-After"])
         quota.admit(key, demand(tokens))
-    quota._storage.timer.cancel()
+    quota._local.storage.timer.cancel()
 
 
 # Headers

@@ -1,0 +1,227 @@
+"""The processes that share one Redis: whose call is whose, and stop across them.
+
+A process claims its calls' ids in Redis, so that an id is one call's in the whole fleet, and beats
+each second; who wants something of another process's call asks its owner. One that hasn't beaten
+for a while is silent: it may have ended, or be cut off and go on. Rules that hold here: what can't
+be known is Unavailable, never a guess; calls go on whatever becomes of Redis, which is told all
+again when it is back; no lock is held while anything waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, TypeAlias
+
+import msgspec
+import redis
+
+from errors import Unavailable
+from fleet.post import CHANNEL, QUESTIONS, TTL_S, Post, Question, close, new_token, run
+from fleet.scripts import ASK, BEAT, CLAIM, OWNERS, RELEASE
+from shared import Away, Shared
+from stream import Place, Stream, Summary
+
+log = logging.getLogger("sluice.fleet")
+
+BEAT_S, LONGEST_PAUSE_S = 1.0, 4.0
+"""Between two beats, and between two tries to reach Redis while it is away."""
+SILENT_S, DEAD_S = 5.0, 30.0
+"""A process that hasn't beaten for so long is silent, or has ended."""
+SETTLED_S = 5.0
+"""When Redis has had data for so long, each process has told it what it has."""
+CLOSE_S = 2.0
+CALLS_TTL_S = 2 * 24 * 3600
+STOPPED_TTL_S = 60
+AT_ONCE = 500
+MOST_UNRELEASED = 100_000
+FLEET, SINCE = "sluice:fleet", "sluice:since"
+CALLS, STOPPED = "sluice:calls:", "sluice:stopped:"
+
+Verdict: TypeAlias = Literal["yes", "exists", "too many"]
+VERDICTS: tuple[Verdict, ...] = ("yes", "exists", "too many")
+
+
+class Local(Protocol):
+    """The calls of this process."""
+
+    def stop_here(self, key_id: str, stream_id: str) -> bool: ...
+    def of(self, key_id: str) -> list[Stream]: ...
+    def places(self) -> list[Place]: ...
+
+
+class Fleet:
+    """This process, among those that share its Redis."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._me = new_token()
+        self._post = Post(shared, self._me, self._reply)
+        self._local: Local
+        self._at_beats: tuple[Callable[[], None], ...] = ()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._since = b""
+        self._beaten_at = time.monotonic()
+        self._stale = True
+        """Whether Redis may not know all that this process has."""
+        self._unreleased: dict[Place, bool] = {}
+        """Calls that ended while Redis was away; whether they were stopped."""
+
+    def attend(self, local: Local, *at_beats: Callable[[], None]) -> None:
+        """local: this process's calls. at_beats: called each second, in a thread that may wait."""
+        self._local, self._at_beats = local, at_beats
+
+    def start(self) -> None:
+        """Raises ConfigError when Redis can't be used."""
+        self._shared.check()
+        self._begin()
+
+    def close(self) -> None:
+        """This process has no call left and is about to end."""
+        self._closing = True
+        with contextlib.suppress(Away):
+            self._shared.run(self._post.close)
+        if self._thread is not None:  # its last beat may be under way
+            self._thread.join(CLOSE_S)
+        with contextlib.suppress(Away):
+            self._shared.run(lambda client: client.zrem(FLEET, self._me))
+        self._shared.close()
+
+    def claim(self, place: Place, share: int | None = None) -> Verdict:
+        """Claim a call's id. share: how many calls its key may have in the whole fleet."""
+        self._begin()
+        self._unreleased.pop(place, None)
+        try:
+            return VERDICTS[self._shared.run(lambda client: self._claim(client, place, share))]
+        except Away:
+            self._stale = True
+            return "yes"
+
+    def release(self, place: Place, *, stopped: bool) -> None:
+        """A call has ended."""
+        key_id, stream_id = place
+        keys = [CALLS + key_id, mark_of(place)]
+        arguments = [self._me, stream_id, STOPPED_TTL_S if stopped else 0]
+        try:
+            self._shared.run(lambda client: RELEASE(client, keys, arguments))
+        except Away:
+            self._stale = True
+            if len(self._unreleased) < MOST_UNRELEASED:
+                self._unreleased[place] = stopped
+
+    def stop(self, place: Place) -> bool:
+        """Stop a call of another process. False: no process has it. Raises Unavailable."""
+        self._begin()
+        token = new_token()
+        with self._post.expecting(token):
+            told = run(self._shared, lambda client: self._ask(client, place, token))
+            if told == b"asked":
+                return bool(self._post.answer(token))
+        if told not in (b"stopped", b"unknown"):
+            raise Unavailable(
+                "Whether this stream is active can't be known now: some of the servers have not "
+                "been heard of. Try again."
+            )
+        return bool(told == b"stopped")
+
+    def others(self, key_id: str) -> list[Summary]:
+        """The key's calls in other processes. Raises Unavailable."""
+        self._begin()
+        keys, arguments = [CALLS + key_id, FLEET], [self._me, SILENT_S]
+        owners = run(self._shared, lambda client: OWNERS(client, keys, arguments))
+        asked = [owner.decode() for owner in owners]
+        answers = self._post.ask_all(asked, Question(self._me, key_id))
+        return [found for answer in answers for found in msgspec.convert(answer, list[Summary])]
+
+    def _claim(self, client: Any, place: Place, share: int | None) -> int:
+        key_id, stream_id = place
+        arguments = [self._me, stream_id, -1 if share is None else share, CALLS_TTL_S]
+        return CLAIM(client, [CALLS + key_id, FLEET], arguments)  # type: ignore[no-any-return]
+
+    def _ask(self, client: Any, place: Place, token: str) -> Any:
+        key_id, stream_id = place
+        keys = [CALLS + key_id, FLEET, SINCE, mark_of(place)]
+        question = msgspec.json.encode(Question(self._me, *place))
+        where, limits = [QUESTIONS, CHANNEL, token, question], [SILENT_S, SETTLED_S, TTL_S]
+        return ASK(client, keys, [self._me, stream_id, *where, *limits])
+
+    def _reply(self, question: Question) -> bool | list[Summary]:
+        if question.stream_id is not None:
+            return self._local.stop_here(question.key_id, question.stream_id)
+        return [stream.summary() for stream in self._local.of(question.key_id)]
+
+    def _begin(self) -> None:
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None:
+                    thread = threading.Thread(target=self._work, name="fleet", daemon=True)
+                    thread.start()
+                    self._thread = thread
+
+    def _work(self) -> None:
+        """The thread that beats, listens and answers."""
+        listener, failures = None, 0
+        while not self._closing:
+            try:
+                self._beat()
+                listener = listener or self._post.listener()
+                failures = 0
+                self._post.listen(listener, time.monotonic() + BEAT_S)
+            except (Away, redis.RedisError, OSError):
+                if listener is not None:
+                    close(listener)
+                listener, self._stale = None, True
+                time.sleep(min(BEAT_S * 2**failures, LONGEST_PAUSE_S))
+                failures += 1
+            except Exception:  # without this thread nobody could stop anything from elsewhere
+                log.exception("a beat failed")
+                time.sleep(BEAT_S)
+            self._do_tasks()
+
+    def _do_tasks(self) -> None:
+        for task in self._at_beats:
+            try:
+                task()
+            except Exception:  # one odd task must not keep the others from theirs
+                log.exception("a task of the beat failed")
+
+    def _beat(self) -> None:
+        """Raises Away."""
+        keys = [FLEET, SINCE, self._post.questions]
+        since, asked = self._shared.probe(lambda client: BEAT(client, keys, [self._me, DEAD_S]))
+        now = time.monotonic()
+        if self._stale or since != self._since or now - self._beaten_at > SILENT_S:
+            self._stale, self._since = False, since
+            self._tell_all()
+        self._beaten_at = now
+        self._post.reply_to(dict(zip(asked[::2], asked[1::2], strict=True)))
+
+    def _tell_all(self) -> None:
+        """Tell Redis all that this process has, and what has ended. Raises Away."""
+        places = self._local.places()
+        for n in range(0, len(places), AT_ONCE):
+            self._claim_all(places[n : n + AT_ONCE])
+        active = set(self._local.places())
+        ended, self._unreleased = dict.fromkeys(places, False) | self._unreleased, {}
+        for place, stopped in ended.items():
+            if place not in active:
+                self.release(place, stopped=stopped)
+
+    def _claim_all(self, places: list[Place]) -> None:
+        def claim(client: Any) -> None:
+            with client.pipeline(transaction=False) as pipe:
+                for place in places:
+                    self._claim(pipe, place, None)
+                pipe.execute()
+
+        self._shared.run(claim)
+
+
+def mark_of(place: Place) -> str:
+    """Where it stands that a call was stopped."""
+    return STOPPED + ":".join(place)

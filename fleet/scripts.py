@@ -1,0 +1,107 @@
+"""What the fleet does in Redis in one step: Lua, as redis-py loads it. Times are Redis' own.
+
+Rules that hold here: a script may be run twice, because an answer may have been lost with its
+connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from redis.commands.core import Script
+
+Step: TypeAlias = Callable[[Any, Sequence[str], Sequence[Any]], Any]
+
+NOW = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+"""
+
+
+def step(text: str) -> Step:
+    """A script, as a function of a client or a pipeline, its keys and its arguments."""
+    found: list[Script] = []
+
+    def run(client: Any, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        if not found:
+            found.append(Script(client, NOW + text))
+        return found[0](keys=keys, args=arguments, client=client)
+
+    return run
+
+
+BEAT = step("""
+-- KEYS: fleet, since, my questions. ARGV: me, DEAD_S.
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
+redis.call('SET', KEYS[2], string.format('%.6f', now), 'NX')
+return {redis.call('GET', KEYS[2]), redis.call('HGETALL', KEYS[3])}
+""")
+"""This process lives. Returns since when Redis has its data, and what others ask."""
+
+CLAIM = step("""
+-- KEYS: calls of the key, fleet. ARGV: me, call, share (-1: any), TTL.
+redis.call('ZADD', KEYS[2], 'NX', now, ARGV[1])
+local owner = redis.call('HGET', KEYS[1], ARGV[2])
+if owner and owner ~= ARGV[1] and redis.call('ZSCORE', KEYS[2], owner) then return 1 end
+local share = tonumber(ARGV[3])
+if share >= 0 and not owner and redis.call('HLEN', KEYS[1]) >= share then
+  local calls = redis.call('HGETALL', KEYS[1])
+  for n = 1, #calls, 2 do
+    if not redis.call('ZSCORE', KEYS[2], calls[n + 1]) then
+      redis.call('HDEL', KEYS[1], calls[n])
+    end
+  end
+  if redis.call('HLEN', KEYS[1]) >= share then return 2 end
+end
+redis.call('HSET', KEYS[1], ARGV[2], ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+return 0
+""")
+"""0: the call is ours. 1: a process that isn't dead has it. 2: the key has too many."""
+
+RELEASE = step("""
+-- KEYS: calls of the key, the mark of a stop. ARGV: me, call, how long to keep the mark (0: none).
+if redis.call('HGET', KEYS[1], ARGV[2]) == ARGV[1] then redis.call('HDEL', KEYS[1], ARGV[2]) end
+if tonumber(ARGV[3]) > 0 then redis.call('SET', KEYS[2], '1', 'EX', ARGV[3]) end
+""")
+
+ASK = step("""
+-- KEYS: calls of the key, fleet, since, the mark of a stop.
+-- ARGV: me, call, questions of, channel of, token, question, SILENT_S, SETTLED_S, TTL.
+local silent = now - ARGV[7]
+local owner = redis.call('HGET', KEYS[1], ARGV[2])
+if owner and owner ~= ARGV[1] then
+  local beat = redis.call('ZSCORE', KEYS[2], owner)
+  if beat and tonumber(beat) < silent then return 'silent' end
+  if beat then
+    local questions = ARGV[3] .. owner
+    redis.call('HSET', questions, ARGV[5], ARGV[6])
+    redis.call('EXPIRE', questions, ARGV[9])
+    redis.call('PUBLISH', ARGV[4] .. owner, '')
+    return 'asked'
+  end
+  redis.call('HDEL', KEYS[1], ARGV[2])
+end
+if redis.call('EXISTS', KEYS[4]) == 1 then return 'stopped' end
+local since = redis.call('GET', KEYS[3])
+if not since or now - since < tonumber(ARGV[8]) then return 'unsettled' end
+if redis.call('ZCOUNT', KEYS[2], '-inf', silent) > 0 then return 'silent' end
+return 'unknown'
+""")
+"""Asks the owner of a call. Else says why not: it was stopped, is unknown, or can't be known."""
+
+OWNERS = step("""
+-- KEYS: calls of the key, fleet. ARGV: me, SILENT_S.
+local found, seen = {}, {}
+for _, owner in ipairs(redis.call('HVALS', KEYS[1])) do
+  if owner ~= ARGV[1] and not seen[owner] then
+    seen[owner] = true
+    local beat = redis.call('ZSCORE', KEYS[2], owner)
+    if beat and tonumber(beat) >= now - ARGV[2] then found[#found + 1] = owner end
+  end
+end
+return found
+""")
+"""The other processes that have calls of the key and have been heard of."""

@@ -1,0 +1,136 @@
+"""The way to Redis, through which several processes share what one keeps in its memory.
+
+Rules that hold here: who has no REDIS_URL loads nothing of redis-py; while Redis is away nobody
+waits for it: after a failure `run` raises Away at once, until `probe`, which the fleet's beat calls
+each second, has reached it again. What is raised never quotes a password.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from config import ConfigError
+
+if TYPE_CHECKING:
+    import redis
+
+log = logging.getLogger("sluice.shared")
+T = TypeVar("T")
+
+TIMEOUT_S: Final = 1.0
+"""How long a command may take before Redis counts as away."""
+CONNECT_TIMEOUT_S: Final = 2.0
+CONNECTIONS: Final = 6
+"""Of one process, beside the one that listens; small plans allow some twenty in all."""
+LISTENER_CHECK_S: Final = 5
+"""How often it is made sure that a connection on which nothing comes is one."""
+
+
+class Away(Exception):
+    """Redis can't be reached or doesn't do what it is told: what was asked for was not done, or
+    nobody knows. Its text is for the log."""
+
+
+class Shared:
+    """The Redis of one process. It connects at the first use."""
+
+    def __init__(self, url: str, *, verify: bool = True) -> None:
+        """verify: whether the certificate of a rediss:// server must be good. Raises ConfigError
+        for a URL that is none."""
+        import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        options: dict[str, Any] = {
+            "socket_timeout": TIMEOUT_S,
+            "socket_connect_timeout": CONNECT_TIMEOUT_S,
+            "socket_keepalive": True,
+            # A pooled connection may have been closed meanwhile; scripts bear being run twice.
+            "retry": Retry(NoBackoff(), 1, (redis.ConnectionError,)),
+            "client_name": "sluice",
+        }
+        if url.strip().startswith("rediss://") and not verify:
+            options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
+        try:
+            self.pool = redis.ConnectionPool.from_url(url.strip(), **options)
+            # Beside the pool: it listens, and its time is not a command's.
+            self._listening = redis.ConnectionPool.from_url(
+                url.strip(), health_check_interval=LISTENER_CHECK_S, **options
+            )
+        except ValueError:  # whose words may quote the password
+            raise ConfigError(
+                "REDIS_URL takes redis://[USER:PASSWORD@]HOST[:PORT][/NUMBER], or rediss:// for TLS"
+            ) from None
+        self._failures = (redis.RedisError, OSError)
+        self._redis = redis.Redis(connection_pool=self.pool)
+        self._trouble = ""
+        self._lock = threading.Lock()
+        self._room = threading.BoundedSemaphore(CONNECTIONS)
+
+    @property
+    def available(self) -> bool:
+        return not self._trouble
+
+    def run(self, work: Callable[[redis.Redis], T]) -> T:
+        """What the work returns. It must bear being done twice. Raises Away."""
+        if not self._trouble:
+            with self._room:
+                if not self._trouble:  # who waited for its turn doesn't wait for Redis
+                    return self._attempt(work)
+        raise Away(self._trouble)
+
+    def probe(self, work: Callable[[redis.Redis], T]) -> T:
+        """The same, also while Redis is away; when it succeeds, Redis is back. Raises Away."""
+        with self._room:
+            result = self._attempt(work)
+        with self._lock:
+            was, self._trouble = self._trouble, ""
+        if was:
+            log.warning("Redis is back")
+        return result
+
+    def listener(self) -> Any:
+        """What a thread of its own can listen on; it takes a connection when it subscribes."""
+        import redis
+
+        client: Any = redis.Redis(connection_pool=self._listening)
+        return client.pubsub(ignore_subscribe_messages=True)
+
+    def check(self) -> None:
+        """Raises ConfigError when Redis can't be used."""
+        try:
+            self.probe(lambda client: client.ping())
+        except Away as failure:
+            raise ConfigError(
+                f"Redis (REDIS_URL) can't be used: {failure}{hint(failure)}"
+            ) from None
+
+    def close(self) -> None:
+        self.pool.disconnect()
+        self._listening.disconnect()
+
+    def _attempt(self, work: Callable[[redis.Redis], T]) -> T:
+        try:
+            return work(self._redis)
+        except self._failures as failure:
+            trouble = said(failure)
+            with self._lock:
+                news, self._trouble = not self._trouble, trouble
+            if news:
+                log.error("Redis is away: %s", trouble)
+            raise Away(trouble) from None
+
+
+def said(failure: Exception) -> str:
+    """What Redis or the system said, on one line."""
+    return " ".join(str(failure).split())[:300] or type(failure).__name__
+
+
+def hint(failure: Away) -> str:
+    """What helps where a certificate is nobody's."""
+    if "CERTIFICATE_VERIFY_FAILED" not in str(failure):
+        return ""
+    return "; where the host signs its own certificates, as Heroku does, set SLUICE_REDIS_VERIFY=0"

@@ -1,0 +1,381 @@
+"""cooldown.py with Redis: what one process learns of a target, the others know a beat later."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import redis
+
+import cooldown
+import news
+from cooldown import FAILURES, FIRST_S, LONGEST_S, PROBE_PAUSE_S, Cooldowns
+from news import STREAM
+from shared import TIMEOUT_S, Shared
+from tests.redis_server import RedisServer
+from tests.test_cooldown import BYOK, OTHER_HOST, OTHER_MODEL, SECOND_KEY, TARGET
+
+NAME = TARGET.provider.name
+PLACE = (NAME, "m", 1)
+NEAR = 1.0
+"""How much a wait may differ: the clock of Redis goes on while the tests work."""
+
+
+class Process(Cooldowns):
+    """The cool-downs of one process, with a clock of its own."""
+
+    def __init__(self, shared: Shared, begins: float = 0.0, *, enabled: bool = True) -> None:
+        self.shared = shared
+        self.began = begins - time.monotonic()
+        super().__init__(lambda: self.began + time.monotonic(), enabled=enabled, shared=shared)
+
+    def fail(self, times: int = FAILURES, target: Any = TARGET) -> None:
+        for _ in range(times):
+            self.failed(target)
+
+    def wait(self, seconds: float) -> None:
+        """Its clock goes on, and so does what it has told: see `passes`."""
+        self.began += seconds
+
+
+@pytest.fixture
+def client(redis_server: RedisServer) -> Iterator[Any]:
+    with contextlib.closing(redis_server.client()) as found:
+        yield found
+
+
+@pytest.fixture
+def house(redis_server: RedisServer) -> Iterator[list[Process]]:
+    """Three processes, on machines whose clocks have nothing in common."""
+    ways = [Shared(redis_server.url) for _ in range(3)]
+    yield [Process(way, begins) for way, begins in zip(ways, (0.0, 1e6, 5e3), strict=True)]
+    redis_server.resume()
+    for way in ways:
+        way.close()
+
+
+def beat(*processes: Process) -> None:
+    for process in processes:
+        process.beat()
+
+
+def passes(seconds: float, *processes: Process) -> None:
+    """Time passes for all; what they had told, they have read."""
+    beat(*processes, *processes)
+    for process in processes:
+        process.wait(seconds)
+
+
+def test_a_target_that_cools_down_in_one_process_does_in_all(house: list[Process]) -> None:
+    one, two, three = house
+    one.fail()
+    two.fail(FAILURES - 1, OTHER_HOST)
+    beat(one, two, three)
+    for other in (two, three):
+        assert other.left(TARGET) == pytest.approx(FIRST_S, abs=NEAR)
+        assert other.cooling() == {PLACE: pytest.approx(FIRST_S, abs=NEAR)}
+        others = (SECOND_KEY, OTHER_MODEL, OTHER_HOST, BYOK)
+        assert [other.left(target) for target in others] == [0] * 4
+        assert not other.is_limited(TARGET)
+
+
+def test_of_two_waits_the_longer_holds(house: list[Process]) -> None:
+    one, two, _ = house
+    two.fail()
+    two.wait(FIRST_S)
+    two.fail(1)
+    one.fail()
+    beat(one, two, one)
+    for process in (one, two):
+        assert process.left(TARGET) == pytest.approx(2 * FIRST_S, abs=NEAR)
+
+
+def test_nobody_hears_what_it_said_itself() -> None:
+    fact = news.Fact("cools", PLACE, 90.0, 130.0, 40.0)
+    event = {b"event": news.encode("me", fact, 100.0).encode()}
+    assert news.decode("me", event, 100.0) is None
+    assert news.decode("other", event, 1100.0) == news.Fact("cools", PLACE, 1090.0, 1130.0, 40.0)
+
+
+def test_what_was_learned_is_as_what_was_seen(house: list[Process]) -> None:
+    one, two, three = house
+    one.fail()
+    passes(FIRST_S, *house)
+    assert [two.enter(TARGET) for _ in "abc"] == [0, PROBE_PAUSE_S, PROBE_PAUSE_S], "one probe"
+    two.fail(1)
+    beat(two, one, three)
+    for process in house:
+        assert process.left(TARGET) == pytest.approx(2 * FIRST_S, abs=NEAR), "for longer"
+    passes(2 * FIRST_S, *house)
+    three.fail(1)
+    beat(three, one)
+    assert one.left(TARGET) == pytest.approx(4 * FIRST_S, abs=NEAR)
+
+
+def test_a_success_in_one_ends_the_matter_in_all(house: list[Process]) -> None:
+    one, two, three = house
+    one.fail()
+    passes(FIRST_S, *house)
+    assert two.enter(TARGET) == 0
+    two.succeeded(TARGET)
+    beat(two, one, three)
+    for process in house:
+        assert [process.enter(TARGET) for _ in "abc"] == [0, 0, 0]
+        assert process.cooling() == {}
+    passes(5, *house)
+    one.fail(FAILURES - 1)
+    assert one.left(TARGET) == 0, "the row begins anew"
+    one.fail(1)
+    beat(one, two)
+    assert two.left(TARGET) == pytest.approx(FIRST_S, abs=NEAR), "and so do the times"
+
+
+def test_one_that_fails_again_after_that_is_left_alone(house: list[Process]) -> None:
+    one, two, three = house
+    one.fail()
+    passes(5, *house)
+    for process in house:
+        process.succeeded(TARGET)
+    for process in house:
+        process.wait(5)
+    three.fail()
+    beat(two, one, three, one, two)
+    for process in house:
+        assert process.left(TARGET) == pytest.approx(FIRST_S, abs=NEAR)
+
+
+def test_a_failure_from_before_a_success_begins_nothing(house: list[Process]) -> None:
+    one, two, three = house
+    one.fail()
+    beat(one, two)
+    three.fail()  # and isn't heard of yet
+    for process in house:
+        process.wait(2)
+    two.succeeded(TARGET)
+    beat(two, three, one)
+    assert [process.left(TARGET) for process in house] == [0, 0, 0]
+
+
+def test_a_limit_cools_its_credential_for_all(house: list[Process]) -> None:
+    one, two, three = house
+    one.limited(TARGET, 30)
+    two.limited(TARGET, 3)
+    beat(one, two, three)
+    for process in house:
+        assert process.left(OTHER_MODEL) == pytest.approx(30, abs=NEAR)
+        assert process.is_limited(TARGET)
+        assert process.cooling() == {(NAME, "", 1): pytest.approx(30, abs=NEAR)}
+    assert [two.left(target) for target in (SECOND_KEY, OTHER_HOST, BYOK)] == [0] * 3
+    passes(30, *house)
+    assert [two.enter(TARGET) for _ in "ab"] == [0, 0], "no probe is needed"
+
+
+def test_who_comes_later_learns_it_for_as_long_as_it_holds(
+    house: list[Process], client: Any
+) -> None:
+    one, two, three = house
+    one.limited(SECOND_KEY, 60)
+    one.fail()
+    beat(one)
+    late = age(client, FIRST_S - 4)
+    beat(two)
+    assert two.left(TARGET) == pytest.approx(4, abs=NEAR)
+    assert two.left(SECOND_KEY) == pytest.approx(60 - late, abs=NEAR)
+    late += age(client, 5)
+    beat(three)
+    assert three.cooling() == {(NAME, "", 2): pytest.approx(60 - late, abs=NEAR)}
+    assert [three.enter(TARGET) for _ in "ab"] == [0, 0], "it never knew"
+
+
+def age(client: Any, seconds: float) -> float:
+    """Make what was told so much older."""
+    entries = client.xrange(STREAM)
+    client.delete(STREAM)
+    for number, fields in entries:
+        moment, count = map(int, number.split("-"))
+        client.xadd(STREAM, fields, id=f"{moment - round(seconds * 1000)}-{count}")
+    client.expire(STREAM, 60)
+    return seconds
+
+
+def test_what_was_told_expires_and_holds_no_key(house: list[Process], client: Any) -> None:
+    house[0].fail()
+    house[0].limited(SECOND_KEY, 3600)
+    beat(*house)
+    assert client.keys() == [STREAM]
+    assert 0 < client.pttl(STREAM) <= LONGEST_S * 1000
+    for _, fields in client.xrange(STREAM):
+        _, kind, provider, model, number, *times = json.loads(fields["event"])
+        assert (kind, provider, model, number) in [
+            ("cools", NAME, "m", 1),
+            ("limited", NAME, "", 2),
+        ]
+        assert all(isinstance(seconds, float) for seconds in times)
+
+
+def test_what_means_nothing_any_more_is_cut_off(house: list[Process], client: Any) -> None:
+    long_ago = round((time.time() - LONGEST_S - 60) * 1000)
+    for number in range(500):
+        client.xadd(STREAM, {"event": "old"}, id=f"{long_ago}-{number}")
+    house[0].fail()
+    beat(house[0])
+    assert client.xlen(STREAM) <= 200, "Redis cuts off what is full"
+
+
+@pytest.mark.parametrize(
+    "model", ["ünï/☃ 'quoted\" \\ \n", "\ud800", "\0", '["a", 1]', "x" * news.MOST_NAME]
+)
+def test_names_are_callers_and_may_be_anything(house: list[Process], model: str) -> None:
+    one, two, _ = house
+    target = msgspec.structs.replace(TARGET, model=model)
+    one.fail(FAILURES, target)
+    beat(one, two)
+    assert two.left(target) == pytest.approx(FIRST_S, abs=NEAR)
+
+
+def test_what_callers_make_up_is_bounded(
+    house: list[Process], client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cooldown, "MOST", 30)
+    monkeypatch.setattr(news, "MOST", 100)
+    one, two, _ = house
+    for turn in range(20):
+        for number in range(40):
+            one.fail(FAILURES, msgspec.structs.replace(TARGET, model=f"made-up-{turn}-{number}"))
+        assert len(one._untold) == 30
+        beat(one, two)
+    assert len(two._troubles) == 30
+    assert client.xlen(STREAM) <= 100 + 200
+    one.fail(FAILURES, msgspec.structs.replace(TARGET, model="x" * (news.MOST_NAME + 1)))
+    one.fail()
+    beat(one, two)
+    assert two.left(TARGET) > 0
+    assert all(len(place[1]) <= news.MOST_NAME for place in two._troubles)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        "",
+        "{}",
+        "null",
+        '["x"]',
+        '["x", "other", "openai", "m", 1, 0, 60, 10]',
+        '["x", "cools", "openai", "m", null, 0, 60, 10]',
+        '["x", "cools", "openai", "m", 1, "a", 60, 10]',
+    ],
+)
+def test_what_a_later_version_tells_is_passed_over(
+    house: list[Process], client: Any, event: str
+) -> None:
+    client.xadd(STREAM, {"event": event})
+    client.xadd(STREAM, {"fact": event})
+    house[0].fail()
+    beat(*house)
+    assert house[1].cooling() == {PLACE: pytest.approx(FIRST_S, abs=NEAR)}
+
+
+def test_no_more_than_the_longest_wait_is_believed(house: list[Process], client: Any) -> None:
+    for kind in ("cools", "limited"):
+        client.xadd(STREAM, {"event": json.dumps(["x", kind, NAME, kind, 1, 0, 1e9, 1e9])})
+    beat(house[0])
+    assert [round(left) for left in house[0].cooling().values()] == [LONGEST_S, LONGEST_S]
+
+
+def test_where_that_is_not_wanted_nothing_is_told_or_learned(house: list[Process]) -> None:
+    never = Process(house[0].shared, enabled=False)
+    never.fail()
+    house[0].fail()
+    beat(never, *house, never)
+    assert never.cooling() == {}
+    assert house[0].shared.available
+
+
+# While Redis is away
+
+
+def test_while_it_is_away_each_goes_on_alone_and_tells_later(
+    house: list[Process], redis_server: RedisServer
+) -> None:
+    one, two, _ = house
+    redis_server.crash()
+    beat(*house)
+    one.fail()
+    two.limited(SECOND_KEY, 30)
+    beat(*house)
+    assert [process.left(TARGET) > 0 for process in house] == [True, False, False]
+    redis_server.restart()
+    for process in house:
+        process.shared.probe(lambda client: client.ping())
+    beat(*house, *house)
+    for process in house:
+        assert process.left(TARGET) == pytest.approx(FIRST_S, abs=NEAR)
+        assert process.left(SECOND_KEY) == pytest.approx(30, abs=NEAR)
+
+
+def test_what_redis_forgets_is_not_forgotten_by_who_knows_it(
+    house: list[Process], client: Any
+) -> None:
+    one, two, three = house
+    one.fail()
+    beat(one, two)
+    client.flushall()
+    beat(*house)
+    assert [process.left(TARGET) > 0 for process in house] == [True, True, False]
+    three.fail(FAILURES, OTHER_HOST)
+    beat(three, two)
+    assert two.left(OTHER_HOST) > 0, "they go on hearing of each other"
+
+
+def test_a_redis_whose_clock_was_set_back_is_heard(house: list[Process], client: Any) -> None:
+    one, two, _ = house
+    one.fail()
+    beat(one, two)
+    two._news._last = f"{round((time.time() + 86_400) * 1000)}-0"  # type: ignore[union-attr]
+    one.fail(FAILURES, OTHER_HOST)
+    beat(one, two)
+    assert two.left(OTHER_HOST) > 0
+
+
+def test_a_call_never_waits_for_redis(house: list[Process], redis_server: RedisServer) -> None:
+    one = house[0]
+    one.fail()
+    redis_server.pause()
+    beats = threading.Thread(target=one.beat)
+    beats.start()
+    began = time.monotonic()
+    for _ in range(200):
+        one.enter(TARGET)
+        one.failed(OTHER_HOST)
+        one.succeeded(OTHER_HOST)
+        one.limited(SECOND_KEY, 1)
+        one.cooling()
+    assert time.monotonic() - began < TIMEOUT_S / 2
+    assert beats.is_alive()
+    redis_server.resume()
+    beats.join()
+
+
+def test_without_redis_the_beat_does_nothing() -> None:
+    alone = Cooldowns()
+    alone.beat()
+    for _ in range(FAILURES):
+        alone.failed(TARGET)
+    alone.beat()
+    assert alone.left(TARGET) > 0
+    assert alone._untold == {}
+
+
+def test_a_broken_entry_of_another_kind_raises_nothing(
+    house: list[Process], client: redis.Redis
+) -> None:
+    client.set(STREAM, "not a stream")
+    house[0].fail()
+    beat(house[0])
+    assert house[0].left(TARGET) > 0

@@ -1,0 +1,373 @@
+"""Processes that share a Redis, as several Fleets in one: claims, stop across them, and what Redis
+can do to them meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+
+import fleet
+from errors import Unavailable
+from fleet import Fleet, post
+from shared import Shared
+from stream import Place, Stream, Summary
+from tests.redis_server import RedisServer
+
+KEY = "key_a"
+CALL = (KEY, "call-1")
+
+
+class Calls:
+    """A process's calls, for a Fleet to attend to."""
+
+    def __init__(self) -> None:
+        self.active: dict[Place, Summary] = {}
+        self.stopped: list[Place] = []
+
+    def stop_here(self, key_id: str, stream_id: str) -> bool:
+        known = (key_id, stream_id) in self.active
+        if known:
+            self.stopped.append((key_id, stream_id))
+        return known
+
+    def of(self, key_id: str) -> list[Stream]:
+        found = [summary for (owner, _), summary in self.active.items() if owner == key_id]
+        return [cast(Stream, Listed(summary)) for summary in found]
+
+    def places(self) -> list[Place]:
+        return list(self.active)
+
+
+class Listed:
+    def __init__(self, summary: Summary) -> None:
+        self._summary = summary
+
+    def summary(self) -> Summary:
+        return self._summary
+
+
+class Process:
+    """A Fleet and its calls."""
+
+    def __init__(self, url: str) -> None:
+        self.shared = Shared(url)
+        self.fleet = Fleet(self.shared)
+        self.calls = Calls()
+        self.beats = 0
+        self.fleet.attend(self.calls, self._count, self._fail)
+        self.fleet.start()
+        wait(lambda: self.beats > 0)
+
+    def _count(self) -> None:
+        self.beats += 1
+
+    def _fail(self) -> None:
+        raise RuntimeError("a task that fails")
+
+    def begin(self, place: Place = CALL, share: int | None = None) -> str:
+        verdict = self.fleet.claim(place, share)
+        if verdict == "yes":
+            self.calls.active[place] = Summary(place[1], "fake", "m", time.time(), 1, 2)
+        return verdict
+
+    def end(self, place: Place = CALL, *, stopped: bool = False) -> None:
+        del self.calls.active[place]
+        self.fleet.release(place, stopped=stopped)
+
+    def told_all(self) -> None:
+        """Wait for two more beats, the second of which began after this."""
+        so_far = self.beats
+        wait(lambda: self.beats > so_far + 1)
+
+
+def wait(condition: Callable[[], object], timeout: float = 20.0) -> None:
+    until = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def answered(condition: Callable[[], bool]) -> bool:
+    """Whether it is so, once that can be known."""
+    found: list[bool] = []
+
+    def known() -> bool:
+        try:
+            found.append(condition())
+        except Unavailable:
+            return False
+        return True
+
+    wait(known)
+    return found[0]
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "BEAT_S", 0.05)
+    monkeypatch.setattr(fleet, "LONGEST_PAUSE_S", 0.1)
+    monkeypatch.setattr(fleet, "SETTLED_S", 0.0)
+
+
+@pytest.fixture
+def new(redis_server: RedisServer) -> Iterator[Callable[[], Process]]:
+    processes: list[Process] = []
+
+    def start() -> Process:
+        processes.append(Process(redis_server.url))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.fleet.close()
+
+
+@pytest.fixture
+def ours(new: Callable[[], Process]) -> Process:
+    return new()
+
+
+@pytest.fixture
+def other(new: Callable[[], Process]) -> Process:
+    return new()
+
+
+# Claims
+
+
+def test_an_id_is_one_call_s_among_all_processes(ours: Process, other: Process) -> None:
+    assert (ours.begin(), other.begin()) == ("yes", "exists")
+    assert other.begin(("key_b", CALL[1])) == "yes"
+    ours.end()
+    assert other.begin() == "yes"
+
+
+def test_a_claim_that_is_made_twice_is_one(ours: Process) -> None:
+    assert (ours.begin(), ours.begin()) == ("yes", "yes")
+
+
+def test_who_ends_a_call_of_another_s_name_leaves_that_one(ours: Process, other: Process) -> None:
+    ours.begin()
+    other.fleet.release(CALL, stopped=False)
+    assert other.begin() == "exists"
+
+
+def test_a_key_s_share_holds_among_all_processes(ours: Process, other: Process) -> None:
+    assert [ours.begin((KEY, str(n)), share=3) for n in range(2)] == ["yes", "yes"]
+    assert [other.begin((KEY, str(n)), share=3) for n in (2, 3)] == ["yes", "too many"]
+    assert other.begin(("key_b", "3"), share=3) == "yes"
+    ours.end((KEY, "0"))
+    assert other.begin((KEY, "3"), share=3) == "yes"
+    assert ours.begin((KEY, "4")) == "yes"
+
+
+def test_the_dead_have_no_share(
+    ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours.begin((KEY, "0"), share=1)
+    ours.fleet.close()
+    assert other.begin((KEY, "1"), share=1) == "yes"
+
+
+def test_the_name_of_a_dead_process_s_call_is_free(ours: Process, other: Process) -> None:
+    ours.begin()
+    ours.fleet.close()
+    assert other.begin() == "yes"
+
+
+# Stop
+
+
+def test_a_call_of_another_process_is_stopped(ours: Process, other: Process) -> None:
+    ours.begin()
+    assert other.fleet.stop(CALL) is True
+    assert ours.calls.stopped == [CALL]
+
+
+def test_what_was_stopped_is_so_for_a_while(ours: Process, other: Process) -> None:
+    ours.begin()
+    ours.end(stopped=True)
+    assert other.fleet.stop(CALL) is True
+    assert ours.fleet.stop(CALL) is True
+
+
+def test_nobody_has_what_has_ended(ours: Process, other: Process) -> None:
+    assert other.fleet.stop(CALL) is False
+    ours.begin()
+    ours.end()
+    assert other.fleet.stop(CALL) is False
+    assert other.fleet.stop(("key_b", CALL[1])) is False
+
+
+def test_the_owner_knows_that_it_has_ended(ours: Process, other: Process) -> None:
+    ours.begin()
+    del ours.calls.active[CALL]
+    assert other.fleet.stop(CALL) is False
+
+
+def test_many_at_once(ours: Process, other: Process) -> None:
+    places = [(KEY, str(n)) for n in range(200)]
+    for place in places:
+        ours.begin(place)
+    assert all(other.fleet.stop(place) for place in places)
+    assert ours.calls.stopped == places
+
+
+def test_a_lost_question_is_late(
+    ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours.begin()
+    monkeypatch.setattr(fleet, "CHANNEL", "nowhere:")
+    assert other.fleet.stop(CALL) is True
+
+
+def test_a_lost_answer_is_late(
+    ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours.begin()
+    monkeypatch.setattr(post, "CHANNEL", "nowhere:")
+    assert other.fleet.stop(CALL) is True
+
+
+def test_an_owner_that_does_not_answer(
+    ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours.begin()
+    monkeypatch.setattr(post, "ANSWER_S", 0.3)
+    monkeypatch.setattr(ours.fleet._post, "reply_to", lambda _: None)
+    with pytest.raises(Unavailable, match="doesn't answer"):
+        other.fleet.stop(CALL)
+    with pytest.raises(Unavailable, match="doesn't answer"):
+        other.fleet.others(KEY)
+
+
+def silence(process: Process, seconds: float) -> None:
+    """It goes on and can't beat; its last beat was so long ago."""
+    process.fleet._closing = True
+    assert process.fleet._thread is not None
+    process.fleet._thread.join(20)
+    process.shared.run(lambda client: age(client, process, seconds))
+
+
+def age(client: Any, process: Process, seconds: float) -> None:
+    client.zincrby(fleet.FLEET, -seconds, process.fleet._me)
+
+
+def test_of_a_silent_process_nothing_is_known(ours: Process, other: Process) -> None:
+    ours.begin()
+    silence(ours, fleet.SILENT_S)
+    with pytest.raises(Unavailable, match="not been heard of"):
+        other.fleet.stop(CALL)
+    with pytest.raises(Unavailable, match="not been heard of"):
+        other.fleet.stop((KEY, "it may have begun this one while nobody heard of it"))
+    assert other.begin() == "exists"
+    assert other.fleet.others(KEY) == []
+
+
+def test_who_is_silent_for_long_has_ended(ours: Process, other: Process) -> None:
+    ours.begin()
+    silence(ours, fleet.DEAD_S)
+    other.told_all()
+    assert other.fleet.stop(CALL) is False
+    assert other.begin() == "yes"
+
+
+def test_the_calls_of_all(ours: Process, other: Process, new: Callable[[], Process]) -> None:
+    third = new()
+    for n, process in enumerate((ours, other, third)):
+        process.begin((KEY, str(n)))
+        process.begin(("key_b", str(n)))
+    found = ours.fleet.others(KEY)
+    assert sorted(found, key=lambda summary: summary.stream_id) == [
+        other.calls.active[(KEY, "1")],
+        third.calls.active[(KEY, "2")],
+    ]
+    assert ours.fleet.others("key_c") == []
+
+
+# What Redis does meanwhile
+
+
+def test_while_redis_is_away_calls_begin_and_end(
+    redis_server: RedisServer, ours: Process, other: Process
+) -> None:
+    ours.begin((KEY, "before"))
+    redis_server.crash()
+    assert ours.begin() == "yes"
+    ours.end((KEY, "before"))
+    with pytest.raises(Unavailable, match="can't be asked now"):
+        other.fleet.stop(CALL)
+    with pytest.raises(Unavailable, match="can't be asked now"):
+        other.fleet.others(KEY)
+    redis_server.restart()
+    wait(lambda: ours.shared.available and other.shared.available)
+    ours.told_all()
+    assert answered(lambda: other.fleet.stop(CALL))
+    assert other.begin() == "exists"
+    assert not other.fleet.stop((KEY, "before"))
+
+
+def test_what_ended_while_redis_hung_is_forgotten(
+    redis_server: RedisServer, ours: Process, other: Process
+) -> None:
+    ours.begin()
+    ours.begin((KEY, "stopped"))
+    redis_server.pause()
+    ours.end()
+    ours.end((KEY, "stopped"), stopped=True)
+    redis_server.resume()
+    wait(lambda: ours.shared.available and other.shared.available)
+    ours.told_all()
+    assert other.begin() == "yes"
+    assert answered(lambda: other.fleet.stop((KEY, "stopped")))
+
+
+def test_after_a_flush_all_is_told_again(
+    redis_server: RedisServer, ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours.begin()
+    monkeypatch.setattr(fleet, "SETTLED_S", 3600)
+    redis_server.flush()
+    other.told_all()
+    with pytest.raises(Unavailable, match="not been heard of"):
+        other.fleet.stop((KEY, "unknown, as far as that can be known"))
+    ours.told_all()
+    assert other.begin() == "exists"
+    assert other.fleet.stop(CALL) is True
+
+
+def test_a_listener_that_lost_its_connection_listens_again(
+    redis_server: RedisServer, ours: Process, other: Process
+) -> None:
+    ours.begin()
+    with redis_server.client() as client:
+        client.client_kill_filter(_type="pubsub")
+    ours.told_all()
+    assert answered(lambda: other.fleet.stop(CALL))
+
+
+def test_a_call_that_ends_while_all_is_told_is_not_told(
+    redis_server: RedisServer, ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours.begin()
+    claim_all = ours.fleet._claim_all
+
+    def end_first(places: list[Place]) -> None:
+        if CALL in ours.calls.active:
+            ours.end()
+        claim_all(places)
+
+    monkeypatch.setattr(ours.fleet, "_claim_all", end_first)
+    ours.fleet._stale = True
+    ours.told_all()
+    assert other.begin() == "yes"
+
+
+def test_who_leaves_is_gone(redis_server: RedisServer, ours: Process, other: Process) -> None:
+    ours.fleet.close()
+    other.told_all()
+    with redis_server.client() as client:
+        assert client.zrange(fleet.FLEET, 0, -1) == [other.fleet._me]

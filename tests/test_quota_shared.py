@@ -1,0 +1,602 @@
+"""quota.py with Redis: several processes count together, and each by itself while it is away.
+
+Time passes by `advance`: it makes all that Redis holds as old as if it had passed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from math import floor
+from typing import Any, TypeVar
+
+import pytest
+import redis
+from limits import RateLimitItemPerHour, RateLimitItemPerMinute
+from limits.storage import RedisStorage
+from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
+
+import shared_counters
+from counters import Ask, Hold
+from errors import RateLimited, Unavailable
+from keys import Key
+from quota import HOUR, Demand, Quota
+from shared import TIMEOUT_S, Shared
+from shared_counters import Store
+from tests.ledgers import at_once
+from tests.live import ROOT, free_port
+from tests.redis_server import RedisServer
+from tests.test_gateway import a_key
+from tests.test_quota import RESERVE, by_tokens, demand, refused, remaining
+
+T = TypeVar("T")
+
+WINDOW = "LIMITS:{LIMITER/key_1/1000/1/hour}"
+"""Where the tokens of by_tokens(1000) count."""
+
+
+@pytest.fixture
+def client(redis_server: RedisServer) -> Iterator[Any]:
+    with contextlib.closing(redis_server.client()) as found:
+        yield found
+
+
+@pytest.fixture
+def shared(redis_server: RedisServer) -> Iterator[Shared]:
+    found = Shared(redis_server.url)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def quota(redis_server: RedisServer, shared: Shared, client: Any) -> Iterator[Quota]:
+    """Whatever happens to it: nothing that is in Redis lasts, or is less than nothing."""
+    yield Quota(RESERVE, shared)
+    redis_server.resume()
+    with contextlib.suppress(redis.ConnectionError):  # it ended
+        for name in names(client):
+            assert client.pttl(name) > 0, name
+            if name.startswith("LIMITS:{"):
+                assert int(client.get(name) or 0) >= 0, name
+
+
+def names(client: Any) -> list[str]:
+    return list(client.keys())
+
+
+def advance(client: Any, seconds: float) -> None:
+    for name in names(client):
+        left = client.pttl(name) - round(seconds * 1000)
+        if client.type(name) == "list":
+            for place, moment in enumerate(client.lrange(name, 0, -1)):
+                client.lset(name, place, f"{float(moment) - seconds:.6f}")
+        elif "hold/" in name:
+            wanted, ends = str(client.get(name)).split()
+            client.set(name, f"{wanted} {float(ends) - seconds * 1000:.0f}", keepttl=True)
+        if left > 0:
+            client.pexpire(name, left)
+        else:
+            client.delete(name)
+
+
+def back(shared: Shared, *quotas: Quota) -> None:
+    """What the fleet does each second."""
+    shared.probe(lambda client: client.ping())
+    for quota in quotas:
+        quota.beat()
+
+
+def taken(quota: Quota, key: Key, tokens: int, output: int | None = 0) -> Hold:
+    hold = quota.admit(key, demand(tokens, output))
+    assert hold is not None
+    return hold
+
+
+class Twice(Shared):
+    """Does everything twice, as one does whose connection breaks before the answer."""
+
+    def run(self, work: Callable[[redis.Redis], T]) -> T:
+        super().run(work)
+        return super().run(work)
+
+
+# Together
+
+
+def test_what_one_process_counts_holds_in_the_others(quota: Quota, shared: Shared) -> None:
+    key, other = by_tokens(1000, requests_per_minute=2), Quota(RESERVE, shared)
+    hold = taken(quota, key, 600)
+    assert quota.headers(key) == other.headers(key)
+    assert (remaining(other, key), remaining(other, key, "requests")) == (400, 1)
+    refused(other, key, demand(401))
+    assert taken(other, key, 100, None).tokens == 400, "what is left"
+    error = refused(quota, key, demand(0, 0))
+    assert error.details is not None
+    assert (error.details["limit_type"], error.details["limit"]) == ("requests", 2)
+    other.settle(hold, 50)
+    assert remaining(quota, key) == 550
+
+
+@pytest.mark.parametrize("output", [10, None])
+def test_at_once_they_admit_exactly_as_many_as_the_limits_allow(
+    redis_server: RedisServer, output: int | None
+) -> None:
+    for turn in range(5):
+        ways = [Shared(redis_server.url) for _ in range(4)]
+        quotas = [Quota(10, way) for way in ways]
+        by_count = a_key(id=f"key_n{turn}", requests_per_minute=53)
+        by_size = by_tokens(205, id=f"key_t{turn}")
+
+        def call(
+            number: int, quotas: list[Quota] = quotas, both: object = (by_count, by_size)
+        ) -> int:
+            keys, tokens = both, 0
+            assert isinstance(keys, tuple)
+            for _ in range(3):
+                with contextlib.suppress(RateLimited):
+                    quotas[number % 4].admit(keys[0], demand(1))
+                    tokens += 1000
+                with contextlib.suppress(RateLimited):
+                    hold = quotas[number % 4].admit(keys[1], demand(10, output))
+                    assert hold is not None
+                    tokens += hold.tokens
+            return tokens
+
+        found = at_once(*(lambda number=number: call(number) for number in range(32)))
+        total = sum(tokens for tokens in found if isinstance(tokens, int))
+        assert len(found) == 32
+        assert total // 1000 == 53, found
+        assert 200 <= total % 1000 <= 205
+        assert remaining(quotas[0], by_size) == 205 - total % 1000
+        for way in ways:
+            way.close()
+
+
+def test_it_counts_as_the_package_s_strategies_do(
+    quota: Quota, redis_server: RedisServer, client: redis.Redis
+) -> None:
+    key = by_tokens(1000, requests_per_minute=10)
+    storage = RedisStorage(redis_server.url)
+    hour, minute = SlidingWindowCounterRateLimiter(storage), MovingWindowRateLimiter(storage)
+    for passed, tokens in [(0, 300), (1800, 90), (2000, 7), (3500, 450)]:
+        advance(client, passed)
+        hour.hit(RateLimitItemPerHour(1000), key.id, cost=100)
+        minute.hit(RateLimitItemPerMinute(10), key.id)
+        taken(quota, key, tokens)
+        theirs = hour.get_window_stats(RateLimitItemPerHour(1000), key.id)
+        assert abs(theirs.remaining - remaining(quota, key)) <= 1
+        theirs = minute.get_window_stats(RateLimitItemPerMinute(10), key.id)
+        assert theirs.remaining == remaining(quota, key, "requests") == 8
+    storage.storage.close()
+
+
+def test_a_request_that_is_one_too_many_takes_no_tokens(quota: Quota) -> None:
+    key = by_tokens(100, requests_per_minute=1)
+    taken(quota, key, 30)
+    for _ in range(5):
+        error = refused(quota, key, demand(30))
+        assert error.details is not None
+        assert error.details["limit_type"] == "requests"
+    assert remaining(quota, key) == 70
+
+
+def test_a_call_that_has_too_many_tokens_is_no_request(quota: Quota) -> None:
+    key = by_tokens(100, requests_per_minute=1)
+    refused(quota, key, demand(101))
+    assert remaining(quota, key, "requests") == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "wanted"),
+    [
+        (by_tokens(0), demand(0, 1)),
+        (by_tokens(100), demand(100, None)),
+        (by_tokens(100), demand(1, 10**30)),
+        (a_key(requests_per_minute=0), demand(1)),
+    ],
+)
+def test_what_no_waiting_helps_says_so(quota: Quota, key: Key, wanted: Demand) -> None:
+    error = refused(quota, key, wanted)
+    assert error.headers["x-should-retry"] == "false"
+    assert error.details is not None
+    assert error.details["retry_after"] is None
+
+
+def test_what_is_sent_twice_counts_once(quota: Quota, redis_server: RedisServer) -> None:
+    key, way = by_tokens(1000, requests_per_minute=10), Twice(redis_server.url)
+    twice = Quota(RESERVE, way)
+    hold = taken(twice, key, 300)
+    assert (remaining(quota, key), remaining(quota, key, "requests")) == (700, 9)
+    twice.settle(hold, 100)
+    assert remaining(quota, key) == 900
+    twice.settle(hold, 0)
+    assert remaining(quota, key) == 900
+    way.close()
+
+
+# Settling
+
+
+@pytest.mark.parametrize(
+    ("used", "left"), [(100, 900), (40, 960), (0, 1000), (130, 870), (5000, 0), (10**40, 0)]
+)
+def test_what_a_call_did_use_counts_and_not_what_it_reserved(
+    quota: Quota, client: Any, used: int, left: int
+) -> None:
+    key = by_tokens(1000)
+    hold = taken(quota, key, 60, 40)
+    quota.settle(hold, used)
+    assert remaining(quota, key) == left
+    assert names(client) == [WINDOW], "nothing is left of it but its count"
+
+
+@pytest.mark.parametrize("look", [False, True])
+@pytest.mark.parametrize(
+    ("passed", "left"), [(0, 800), (HOUR - 60, 800), (HOUR * 1.5, 900), (2 * HOUR + 1, 1000)]
+)
+def test_a_call_is_settled_in_the_window_that_it_began_in(
+    quota: Quota, client: Any, passed: float, left: int, look: bool
+) -> None:
+    key = by_tokens(1000)
+    hold = taken(quota, key, 800)
+    advance(client, passed)
+    if look:  # which moves the window, if it is over
+        quota.headers(key)
+    quota.settle(hold, 200)
+    assert abs(remaining(quota, key) - left) <= 1
+
+
+@pytest.mark.parametrize("passed", [HOUR + 60, 2 * HOUR + 1])
+def test_a_call_that_outlasts_its_window_changes_no_other(
+    quota: Quota, client: Any, passed: float
+) -> None:
+    key = by_tokens(1000)
+    hold = taken(quota, key, 100)
+    advance(client, passed)
+    taken(quota, key, 700)
+    quota.settle(hold, 0)
+    assert int(client.get(WINDOW) or 0) == 700
+
+
+class Account:
+    """A window begins with its first token, the next one when it is over, if somebody looks."""
+
+    def __init__(self) -> None:
+        self.now, self.ends = 0.0, -1.0
+        self.windows = {0: 0, 1: 0}
+        self.number = 0
+
+    def move(self) -> None:
+        if self.ends < 0:
+            return
+        if self.now >= self.ends + HOUR:
+            self.number, self.ends = self.number + 10, -1.0
+        elif self.now >= self.ends:
+            self.number, self.ends = self.number + 1, self.ends + HOUR
+
+    def left(self) -> float:
+        self.move()
+        fade = max(0.0, self.ends - self.now) / HOUR
+        before = self.windows.get(self.number - 1, 0) * fade if self.ends >= 0 else 0
+        return 1000 - floor(before) - self.windows.get(self.number, 0)
+
+    def add(self, number: int, tokens: int) -> None:
+        if self.ends < 0 and number == self.number:
+            self.ends = self.now + HOUR
+        self.windows[number] = max(0, self.windows.get(number, 0) + tokens)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_tokens_are_counted_as_a_simple_account_would(quota: Quota, client: Any, seed: int) -> None:
+    draw, key, account = random.Random(seed), by_tokens(1000), Account()
+    running: list[tuple[Hold, int]] = []
+    for _ in range(40):
+        passed = draw.choice([0, 60, 1500, 3000, 5000, 7500])
+        advance(client, passed)
+        account.now += passed
+        if running and draw.random() < 0.6:
+            hold, number = running.pop(draw.randrange(len(running)))
+            used = draw.randrange(300)
+            quota.settle(hold, used)
+            if account.ends >= 0 and account.now < account.ends + HOUR:
+                account.add(number, used - hold.tokens)
+        assert abs(remaining(quota, key) - max(0, account.left())) <= 2
+        with contextlib.suppress(RateLimited):
+            hold = taken(quota, key, draw.randrange(1, 200))
+            account.add(account.number, hold.tokens)
+            running.append((hold, account.number))
+    assert len(names(client)) < 50
+
+
+def test_after_redis_forgot_everything_old_calls_change_nothing(
+    quota: Quota, client: redis.Redis
+) -> None:
+    key = by_tokens(1000)
+    holds = [taken(quota, key, 100) for _ in range(3)]
+    client.flushall()
+    quota.settle(holds[0], 0)
+    assert remaining(quota, key) == 1000
+    taken(quota, key, 250)
+    quota.settle(holds[1], 0)
+    quota.settle(holds[2], 500)
+    assert remaining(quota, key) == 750
+
+
+def test_a_count_that_someone_cleared_is_never_below_nothing(quota: Quota, client: Any) -> None:
+    key = by_tokens(1000)
+    hold = taken(quota, key, 500)
+    client.set(WINDOW, 100, keepttl=True)
+    quota.settle(hold, 0)
+    assert client.get(WINDOW) == "0"
+    taken(quota, key, 1000)
+
+
+# How long to wait
+
+
+def test_headers_say_until_when(quota: Quota, client: Any) -> None:
+    key = by_tokens(1000, requests_per_minute=10)
+    full = quota.headers(key)
+    assert full["x-ratelimit-reset-tokens"] == "60m0s"
+    assert full["x-ratelimit-reset-requests"] == "1m0s"
+    assert names(client) == [], "to look takes nothing"
+    taken(quota, key, 100)
+    advance(client, 20.5)
+    taken(quota, key, 100)
+    found = quota.headers(key)
+    assert found["x-ratelimit-reset-requests"] in ("40s", "39s", "38s")
+    assert found["x-ratelimit-reset-tokens"] in ("59m40s", "59m39s", "59m38s")
+    advance(client, HOUR)
+    found = quota.headers(key)
+    assert found["x-ratelimit-reset-tokens"] in ("59m40s", "59m39s", "59m38s")
+    assert int(found["x-ratelimit-remaining-tokens"]) == pytest.approx(801, abs=3)
+
+
+def wait_of(quota: Quota, key: Key, tokens: int) -> float:
+    details = refused(quota, key, demand(tokens)).details
+    assert details is not None
+    return float(details["retry_after"])
+
+
+def test_the_wait_is_as_long_as_it_must_be(quota: Quota, client: Any) -> None:
+    key = by_tokens(1000, requests_per_minute=4)
+    taken(quota, key, 600)
+    assert wait_of(quota, key, 700) == pytest.approx(HOUR * 1.5, abs=5), "until half has faded"
+    advance(client, HOUR + 600)
+    taken(quota, key, 300)
+    assert wait_of(quota, key, 300) == pytest.approx(600, abs=5), "until a third has faded"
+    for _ in range(3):
+        taken(quota, key, 0)
+        advance(client, 10)
+    assert wait_of(quota, key, 0) == pytest.approx(30, abs=5), "until the oldest is forgotten"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_who_waits_as_long_as_was_said_is_let_in(quota: Quota, client: Any, seed: int) -> None:
+    draw, key = random.Random(seed), by_tokens(100)
+    refusals = 0
+    while refusals < 5:
+        advance(client, draw.choice([0, 1, 100, 1000]))
+        tokens = draw.randrange(1, 60)
+        try:
+            quota.admit(key, demand(tokens))
+        except RateLimited as error:
+            refusals += 1
+            advance(client, int(error.headers["Retry-After"]))
+            quota.admit(key, demand(tokens))
+
+
+# While Redis is away
+
+
+def test_a_key_without_limits_needs_no_redis() -> None:
+    shared = Shared(f"redis://127.0.0.1:{free_port()}")
+    quota, key = Quota(RESERVE, shared, required=True), a_key()
+    assert quota.admit(key, demand(10**9)) is None
+    assert quota.headers(key) == {}
+    quota.settle(None, 5)
+    quota.beat()
+    assert shared.available, "it wasn't asked"
+
+
+def test_while_it_is_away_each_process_counts_by_itself(
+    quota: Quota, shared: Shared, redis_server: RedisServer
+) -> None:
+    key, other = by_tokens(1000, requests_per_minute=2), Quota(RESERVE, shared)
+    before = taken(quota, key, 900)
+    redis_server.crash()
+    for each in (quota, other):
+        assert taken(each, key, 300).tokens == 300
+        hold = taken(each, key, 300)
+        each.settle(hold, 100)
+        assert (remaining(each, key), remaining(each, key, "requests")) == (600, 0)
+        refused(each, key, demand(1))
+    quota.settle(before, 10)
+    assert remaining(quota, key) == 600, "that was counted elsewhere"
+    quota.beat()
+    redis_server.restart()
+    back(shared, quota, other)
+    assert remaining(quota, key) == 1000
+    quota.settle(hold, 0)
+    taken(other, key, 400)
+    assert remaining(quota, key) == 600
+
+
+def test_where_it_is_required_nobody_with_limits_is_let_in(
+    shared: Shared, redis_server: RedisServer
+) -> None:
+    quota, key = Quota(RESERVE, shared, required=True), by_tokens(1000)
+    hold = taken(quota, key, 100)
+    redis_server.crash()
+    for _ in range(2):
+        with pytest.raises(Unavailable) as caught:
+            quota.admit(key, demand(1))
+        assert "Retry-After" in caught.value.headers
+        assert quota.headers(key) == {}
+    quota.settle(hold, 3)
+    assert quota.admit(a_key(), demand(1)) is None
+    redis_server.restart()
+    back(shared, quota)
+    taken(quota, key, 100)
+    assert remaining(quota, key) == 900
+
+
+def test_nobody_waits_for_a_redis_that_hangs_once_that_is_known(
+    quota: Quota, redis_server: RedisServer
+) -> None:
+    key = by_tokens(10**6)
+    redis_server.pause()
+    taken(quota, key, 1)
+    began = time.monotonic()
+    for _ in range(100):
+        quota.settle(taken(quota, key, 10), 5)
+        quota.headers(key)
+    assert time.monotonic() - began < TIMEOUT_S
+    assert remaining(quota, key) == 10**6 - 501
+
+
+def test_nobody_waits_for_one_who_waits_for_redis(quota: Quota, redis_server: RedisServer) -> None:
+    key = by_tokens(1000)
+    redis_server.pause()
+    waiting = threading.Thread(target=quota.admit, args=(key, demand(1)))
+    waiting.start()
+    quota._local.admit(key.id, key.limits, Ask(1, 0, 1))
+    assert waiting.is_alive()
+    redis_server.resume()
+    waiting.join()
+
+
+def test_a_settlement_that_can_t_be_written_is_written_later_and_once(
+    quota: Quota, shared: Shared, redis_server: RedisServer
+) -> None:
+    key = by_tokens(1000)
+    holds = [taken(quota, key, 100) for _ in range(5)]
+    redis_server.pause()
+    for hold in holds[:4]:  # the first is sent, and may be read yet
+        quota.settle(hold, 30)
+    quota.beat()
+    redis_server.resume()
+    back(shared, quota)
+    quota.beat()
+    assert remaining(quota, key) == 1000 - 4 * 30 - 100
+
+
+def test_a_settlement_that_fails_again_waits_on(
+    quota: Quota, shared: Shared, redis_server: RedisServer
+) -> None:
+    key = by_tokens(1000)
+    holds = [taken(quota, key, 100) for _ in range(3)]
+    redis_server.pause()
+    for hold in holds:
+        quota.settle(hold, 20)
+    shared._trouble = ""  # as if it had been back in between
+    quota.beat()
+    assert not shared.available
+    redis_server.resume()
+    back(shared, quota)
+    assert remaining(quota, key) == 1000 - 3 * 20
+
+
+def test_what_was_counted_for_one_who_didn_t_hear_of_it_is_given_back(
+    quota: Quota, shared: Shared, redis_server: RedisServer, client: Any
+) -> None:
+    key = by_tokens(1000)
+    redis_server.pause()
+    taken(quota, key, 400)  # sent, and in the end counted by the process alone
+    redis_server.resume()
+    back(shared, quota)
+    assert remaining(quota, key) == 1000
+    assert [client.get(name) for name in client.keys("*hold*")] == ["revoked"]
+
+
+def test_what_comes_too_late_is_not_counted(
+    quota: Quota, shared: Shared, redis_server: RedisServer
+) -> None:
+    """As when a Redis that hung reads what was sent to it after it was given up."""
+    key = by_tokens(1000)
+    counters = quota._shared
+    assert counters is not None
+    sent: list[tuple[list[str], list[int]]] = []
+    take = counters._store.take
+
+    def note(keys: list[str], args: list[int], client: redis.Redis) -> object:
+        sent.append((keys, args))
+        return take(keys, args, client)
+
+    counters._store.take = note
+    redis_server.crash()
+    taken(quota, key, 400)
+    redis_server.restart()
+    back(shared, quota)
+    for keys, args in sent:
+        take(keys, args)
+    assert sent
+    assert remaining(quota, key) == 1000
+
+
+def test_settlements_that_wait_are_bounded(
+    shared: Shared, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_counters, "MOST_PENDING", 500)
+    quota, key = Quota(RESERVE, shared), by_tokens(1000)
+    holds = [taken(quota, key, 1) for _ in range(700)]
+    redis_server.pause()
+    for hold in holds:
+        quota.settle(hold, 0)
+    assert quota._shared is not None
+    assert len(quota._shared._pending) == 500
+    redis_server.resume()
+    back(shared, quota)
+    assert len(quota._shared._pending) == 0
+    assert 1000 - 200 <= remaining(quota, key) <= 1000 - 199, "the latest, and what was sent"
+
+
+def test_it_connects_when_it_is_used(redis_server: RedisServer) -> None:
+    shared = Shared(f"redis://127.0.0.1:{free_port()}")
+    Store(shared.pool)
+    Quota(RESERVE, shared)
+    assert shared.available
+
+
+# Under gevent
+
+GREENLETS = """
+from gevent import monkey, pool
+monkey.patch_all()
+import sys
+from errors import RateLimited
+from quota import Demand, Quota
+from shared import Shared
+from tests.test_gateway import a_key
+
+quotas = [Quota(10, Shared(sys.argv[1])) for _ in range(2)]
+key = a_key(requests_per_minute=70, tokens_per_hour=10**6)
+
+def call(number):
+    try:
+        hold = quotas[number % 2].admit(key, Demand(1, 1, 9))
+    except RateLimited:
+        return 0
+    quotas[number % 2].settle(hold, 4)
+    return 1
+
+print(sum(pool.Pool(100).map(call, range(200))), quotas[0].headers(key))
+"""
+
+
+def test_greenlets_count_as_threads_do(redis_server: RedisServer) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", GREENLETS, redis_server.url],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.startswith("70 "), done.stderr
+    assert f"'x-ratelimit-remaining-tokens': '{10**6 - 280}'" in done.stdout

@@ -1,0 +1,183 @@
+"""The way to Redis: what a failure does, how it comes back, TLS, and what is said of a URL."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+
+from config import ConfigError
+from shared import CONNECTIONS, TIMEOUT_S, Away, Shared
+from tests.redis_server import RedisServer
+
+
+@pytest.fixture
+def shared(redis_server: RedisServer) -> Iterator[Shared]:
+    found = Shared(redis_server.url)
+    yield found
+    found.close()
+
+
+def ping(shared: Shared) -> bool:
+    return bool(shared.run(lambda client: client.ping()))
+
+
+def test_after_a_failure_nobody_waits_until_it_is_back(
+    redis_server: RedisServer, shared: Shared, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert ping(shared)
+    redis_server.pause()
+    with pytest.raises(Away):
+        ping(shared)
+    assert not shared.available
+    before = time.monotonic()
+    for _ in range(100):
+        with pytest.raises(Away):
+            ping(shared)
+    assert time.monotonic() - before < 0.5
+    redis_server.resume()
+    with pytest.raises(Away):  # nobody has looked
+        ping(shared)
+    assert shared.probe(lambda client: client.ping())
+    assert ping(shared)
+    said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert [text[:13] for text in said] == ["Redis is away", "Redis is back"]
+
+
+def test_a_crowd_does_not_wait_one_after_another(redis_server: RedisServer, shared: Shared) -> None:
+    redis_server.pause()
+    failures: list[Away] = []
+
+    def ask() -> None:
+        try:
+            ping(shared)
+        except Away as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=ask) for _ in range(20 * CONNECTIONS)]
+    before = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(failures) == len(threads)
+    assert time.monotonic() - before < 10 * TIMEOUT_S
+
+
+def test_a_connection_that_was_closed_meanwhile_is_no_failure(
+    redis_server: RedisServer, shared: Shared
+) -> None:
+    assert ping(shared)
+    redis_server.crash()
+    redis_server.restart()
+    assert ping(shared)
+
+
+def test_what_redis_refuses_counts_as_away(redis_server: RedisServer, shared: Shared) -> None:
+    with contextlib.closing(redis_server.client()) as client:
+        client.config_set("maxmemory", "1")
+        try:
+            with pytest.raises(Away, match="maxmemory"):
+                shared.run(lambda client: client.set("a", "b"))
+        finally:
+            client.config_set("maxmemory", "0")
+
+
+def test_no_more_connections_than_small_plans_have(
+    redis_server: RedisServer, shared: Shared
+) -> None:
+    threads = [threading.Thread(target=ping, args=(shared,)) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with contextlib.closing(redis_server.client()) as client:
+        ours = [c for c in client.client_list() if c["name"] == "sluice"]
+        assert 0 < len(ours) <= CONNECTIONS
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:6379", "http://h/0", "redis://:s3cret@h:port/0", "redis://:s3cret@[::1/0"]
+)
+def test_a_url_that_is_none_is_not_quoted(url: str) -> None:
+    with pytest.raises(ConfigError, match="REDIS_URL takes redis://") as raised:
+        Shared(url)
+    assert "s3cret" not in str(raised.value)
+    assert raised.value.__cause__ is None
+
+
+def test_a_check_says_what_is_wrong(redis_server: RedisServer, shared: Shared) -> None:
+    shared.check()
+    redis_server.crash()
+    with pytest.raises(ConfigError, match=r"REDIS_URL.*refused"):
+        shared.check()
+
+
+def test_a_wrong_password_is_not_quoted(redis_server: RedisServer) -> None:
+    url = redis_server.url.replace("redis://", "redis://:s3cret@")
+    with contextlib.closing(redis_server.client()) as client:
+        client.config_set("requirepass", "another")
+        try:
+            with pytest.raises(ConfigError, match="REDIS_URL") as raised:
+                Shared(url).check()
+            assert "s3cret" not in str(raised.value)
+        finally:
+            client.config_set("requirepass", "")
+
+
+@pytest.fixture
+def tls_port(redis_server: RedisServer, ca: trustme.CA, tmp_path: Path) -> Iterator[int]:
+    """A port that speaks TLS in front of Redis, with a certificate of nobody's."""
+    pem = tmp_path / "redis.pem"
+    ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(pem))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pem)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        arguments = (listener, context, redis_server.port)
+        threading.Thread(target=accept, args=arguments, daemon=True).start()
+        yield listener.getsockname()[1]
+
+
+def accept(listener: socket.socket, context: ssl.SSLContext, port: int) -> None:
+    while True:
+        try:
+            plain, _ = listener.accept()
+        except OSError:
+            return
+        with contextlib.suppress(OSError):
+            outer = context.wrap_socket(plain, server_side=True)
+            inner = socket.create_connection(("127.0.0.1", port))
+            for ends in ((outer, inner), (inner, outer)):
+                threading.Thread(target=pump, args=ends, daemon=True).start()
+
+
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    for end in (source, sink):
+        with contextlib.suppress(OSError):
+            end.close()
+
+
+def test_tls_checks_the_certificate_unless_told_not_to(tls_port: int) -> None:
+    url = f"rediss://127.0.0.1:{tls_port}/0"
+    with pytest.raises(ConfigError, match="SLUICE_REDIS_VERIFY=0"):
+        Shared(url).check()
+    unverified = Shared(url, verify=False)
+    unverified.check()
+    unverified.close()
+
+
+def test_tls_trusts_whom_the_url_names(tls_port: int, ca_bundle: str) -> None:
+    trusting = Shared(f"rediss://127.0.0.1:{tls_port}/0?ssl_ca_certs={ca_bundle}")
+    trusting.check()
+    trusting.close()
