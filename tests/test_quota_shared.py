@@ -22,10 +22,10 @@ from limits.storage import RedisStorage
 from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
 
 import shared_counters
-from counters import Ask, Hold
+from counters import HOUR, Ask, Hold
 from errors import RateLimited, Unavailable
 from keys import Key
-from quota import HOUR, Demand, Quota
+from quota import Demand, Quota
 from shared import TIMEOUT_S, Shared
 from shared_counters import Store
 from tests.ledgers import at_once
