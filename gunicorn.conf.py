@@ -22,9 +22,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
 
-from config import DEFAULT_PORT, ConfigError, Settings
+if __name__ == "__config__":  # gunicorn's master: its workers are copies of it, also after a reload
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name != __name__ and file and Path(file).parent == HERE:
+            del sys.modules[name]
+
+from config import DEFAULT_PORT, ConfigError, Settings  # noqa: E402 - see above
 
 try:
     settings = Settings.from_env()

@@ -1,0 +1,24 @@
+FROM python:3.11-slim
+
+ENV PYTHONUNBUFFERED=1
+WORKDIR /app
+
+COPY requirements.txt .
+RUN pip install --no-cache-dir -r requirements.txt
+
+COPY . .
+RUN python -m compileall -q . \
+ && useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin sluice \
+ && install -d -o sluice -g sluice -m 0700 /data
+USER 10001
+
+# Keys and the SQLite ledger; with DATABASE_URL the keys alone.
+VOLUME /data
+ENV PORT=8000 SLUICE_KEYS_FILE=/data/keys.jsonl SLUICE_DATABASE=/data/sluice.db
+EXPOSE 8000
+
+HEALTHCHECK --interval=15s --timeout=5s --start-period=20s \
+  CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:%s/health' % os.environ['PORT'], timeout=4)"]
+
+# A list, so that TERM reaches gunicorn itself; it needs SLUICE_DRAIN_S + 10 s to end.
+CMD ["gunicorn", "wsgi:app"]
