@@ -18,7 +18,7 @@ import cli
 import endpoints.metrics
 import logs
 from auth import KeyStore
-from call import Outcome
+from call import CallInProgress, Outcome
 from config import Settings
 from cooldown import Cooldowns
 from endpoints import (
@@ -174,9 +174,12 @@ def rate_headers() -> dict[str, str]:
     key = g.get("flask_httpauth_user")
     if not isinstance(key, Key):
         return {}
-    if "call" in g and g.call.stream.target.byok:
+    call: CallInProgress | None = g.get("call")
+    if call is None:
+        return services().quota.headers(key)
+    if call.stream.target.byok:
         return {"X-RateLimit-Bypass": "BYOK API key used"}
-    return services().quota.headers(key)
+    return services().quota.headers(key, call.hold, call.held)
 
 
 def log_request(response: Response) -> None:

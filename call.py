@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from completion import Batch, Completion, Event, Usage, fold
+from counters import Hold
 from errors import ClientGone, SluiceError
 from relay import End, EndReason, Message, Nudge
 from stream import Stream
@@ -72,14 +73,28 @@ class Encoder(Protocol):
 class CallInProgress:
     """An admitted call, for its writer: either `result`, or `wait` and then `frames`."""
 
-    def __init__(self, stream: Stream, settle: Callable[[Stream, End, int], Outcome]) -> None:
-        """settle: accounts for the call, given the HTTP status that its client saw."""
+    def __init__(
+        self,
+        stream: Stream,
+        settle: Callable[[Stream, End, int], Outcome],
+        hold: Hold | None = None,
+    ) -> None:
+        """settle: accounts for the call, given the HTTP status that its client saw. hold: the
+        tokens that it reserved."""
         self.stream = stream
+        self.hold = hold
         self._account = settle
         self._waiting: list[Message] = []
         self._begun = False
         self._lock = threading.Lock()
         self._outcome: Outcome | None = None
+
+    @property
+    def held(self) -> int:
+        """The tokens that count for it now: those reserved, or once it is settled those used."""
+        if self._outcome is not None:
+            return self._outcome.usage.total_tokens
+        return self.hold.tokens if self.hold else 0
 
     def result(self) -> tuple[Completion, Outcome]:
         """The whole answer, of a call that was stopped too. Raises SluiceError."""

@@ -45,6 +45,8 @@ class Secret:
         quote may be masked, or cut."""
         size = min(least, len(self._text))
         pieces = {self._text[at : at + size] for at in range(len(self._text) - size + 1)}
+        if not any(piece in text for piece in pieces):
+            return text
         kept, at = [], 0
         while at < len(text):
             if text[at : at + size] not in pieces:

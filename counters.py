@@ -25,19 +25,6 @@ TIDY_S = 30.0
 Kind: TypeAlias = Literal["requests", "tokens"]
 
 
-class Hold(msgspec.Struct, frozen=True):
-    """Tokens that are reserved, and the window that they are counted in.
-
-    window: the key of its counter. until: when it is too late to settle, by the clock of this
-    process. id: which reservation it is, where several processes share the counters; else "".
-    """
-
-    window: str
-    tokens: int
-    until: float
-    id: str = ""
-
-
 class Ask(NamedTuple):
     """What a call wants to reserve. output: None for what is left, `reserve` at most."""
 
@@ -79,6 +66,21 @@ class Counts(NamedTuple):
     tokens: Tokens | None
 
 
+class Hold(msgspec.Struct, frozen=True):
+    """Tokens that are reserved, and the window that they are counted in.
+
+    window: the key of its counter. until: when it is too late to settle, by the clock of this
+    process. counts: what counted when it was reserved, itself included. id: which reservation it
+    is, where several processes share the counters; else "".
+    """
+
+    window: str
+    tokens: int
+    until: float
+    counts: Counts
+    id: str = ""
+
+
 class Admission(NamedTuple):
     """Whether a call may go. refused: the limit that stands against it; wanted: its tokens."""
 
@@ -110,51 +112,58 @@ class LocalCounters:
         self._requests = MovingWindowRateLimiter(self.storage)
         self._tokens = SlidingWindowCounterRateLimiter(self.storage)
         # Two threads at once can lose each other's first count of a window in that storage.
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
 
     def admit(self, key_id: str, limits: Limits, ask: Ask) -> Admission:
         """Count a request and reserve its tokens."""
-        hold, wanted = None, 0
+        window, wanted = "", 0
         refused: Kind | None = None
+        now = time.time()
         with self._lock:
             if limits.tokens_per_hour is not None:  # first, because it can be given back
-                hold, wanted = self._reserve(key_id, limits.tokens_per_hour, ask)
-                refused = None if hold else "tokens"
+                window, wanted = self._reserve(key_id, limits.tokens_per_hour, ask, now)
+                refused = None if window else "tokens"
             if refused is None and limits.requests_per_minute is not None:
                 item = RateLimitItemPerMinute(limits.requests_per_minute)
                 if not self._requests.hit(item, key_id):
                     refused = "requests"
-                    self.settle(hold, 0)
-            return Admission(
-                None if refused else hold, refused, wanted, self.counts(key_id, limits)
-            )
+                    self._give_back(window, wanted)
+            counts = self._counts(key_id, limits)
+        hold = Hold(window, wanted, now + HOUR, counts) if window and not refused else None
+        return Admission(hold, refused, wanted, counts)
 
     def settle(self, hold: Hold | None, tokens: int) -> None:
         """Count what a call did use in the place of what it had reserved."""
         if hold is not None and time.time() < hold.until:
-            # Not a hit: that counts in the window of now, and nothing at all above the limit.
             with self._lock:
-                self.storage.incr(hold.window, 2 * HOUR, tokens - hold.tokens)
+                self._give_back(hold.window, hold.tokens - tokens)
 
     def counts(self, key_id: str, limits: Limits) -> Counts:
-        requests = tokens = None
         with self._lock:
-            if limits.requests_per_minute is not None:
-                item = RateLimitItemPerMinute(limits.requests_per_minute)
-                reset, left = self._requests.get_window_stats(item, key_id)
-                requests = Requests(left, reset - time.time())
-            if limits.tokens_per_hour is not None:
-                tokens = self._hour(place_of(key_id, limits.tokens_per_hour))
+            return self._counts(key_id, limits)
+
+    def _give_back(self, window: str, tokens: int) -> None:
+        # Not a hit: that counts in the window of now, and nothing at all above the limit.
+        if window:
+            self.storage.incr(window, 2 * HOUR, -tokens)
+
+    def _counts(self, key_id: str, limits: Limits) -> Counts:
+        requests = tokens = None
+        if limits.requests_per_minute is not None:
+            item = RateLimitItemPerMinute(limits.requests_per_minute)
+            reset, left = self._requests.get_window_stats(item, key_id)
+            requests = Requests(left, reset - time.time())
+        if limits.tokens_per_hour is not None:
+            tokens = self._hour(place_of(key_id, limits.tokens_per_hour))
         return Counts(requests, tokens)
 
-    def _reserve(self, key_id: str, limit: int, ask: Ask) -> tuple[Hold | None, int]:
+    def _reserve(self, key_id: str, limit: int, ask: Ask, now: float) -> tuple[str, int]:
+        """The window in which the tokens count, "" if they don't fit; and how many they are."""
         place = place_of(key_id, limit)
-        wanted = ask.tokens(self._hour(place).left(limit))
-        now = time.time()
+        wanted = ask.tokens(self._hour(place).left(limit)) if ask.output is None else ask.tokens(0)
         _, window = self.storage.sliding_window_keys(place, HOUR, now)
-        if not self._tokens.hit(RateLimitItemPerHour(limit), key_id, cost=wanted):
-            return None, wanted
-        return Hold(window, wanted, now + HOUR), wanted
+        taken = self._tokens.hit(RateLimitItemPerHour(limit), key_id, cost=wanted)
+        return (window if taken else ""), wanted
 
     def _hour(self, place: str) -> Tokens:
         before, fade, current, _ = self.storage.get_sliding_window(place, HOUR)

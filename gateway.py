@@ -109,7 +109,7 @@ class Gateway:
             stream.text = []
         bill = self._admit(key, stream, chosen)
         self._start_reader(stream, chosen)
-        return CallInProgress(stream, partial(self.settle, bill))
+        return CallInProgress(stream, partial(self.settle, bill), bill.hold)
 
     def _admit(self, key: Key, stream: Stream, chosen: list[Candidate]) -> Bill:
         self.streams.add(stream, key.max_streams)

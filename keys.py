@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypedDict, get_args
 
@@ -110,23 +111,30 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def limits(self) -> Limits:
         """The tier's, or this key's own where it has some."""
-        tier = LIMITS[self.tier]
-        return Limits(
-            limit(self.requests_per_minute, tier.requests_per_minute),
-            limit(self.tokens_per_hour, tier.tokens_per_hour),
-        )
+        return limits_of(self.tier, self.requests_per_minute, self.tokens_per_hour)
 
     @property
     def budget_nano(self) -> int | None:
         """The budget in whole nano-dollars; None: no limit."""
-        if self.budget_usd is None:
-            return None
-        # By its decimal text: 0.1 is 100,000,000 and not what the float nearest to it comes to.
-        return int(min(Decimal(str(self.budget_usd)), Decimal(MOST_USD)).scaleb(9))
+        return None if self.budget_usd is None else nano(self.budget_usd)
 
 
 FIELDS = msgspec.structs.fields(Key)
 NAMES = frozenset(field.name for field in FIELDS)
+
+
+@lru_cache(maxsize=1024)
+def nano(usd: float) -> int:
+    # By its decimal text: 0.1 is 100,000,000 and not what the float nearest to it comes to.
+    return int(min(Decimal(str(usd)), Decimal(MOST_USD)).scaleb(9))
+
+
+@lru_cache(maxsize=1024)
+def limits_of(tier: Tier, requests: int | None, tokens: int | None) -> Limits:
+    general = LIMITS[tier]
+    return Limits(
+        limit(requests, general.requests_per_minute), limit(tokens, general.tokens_per_hour)
+    )
 
 
 def limit(own: int | None, tier: int | None) -> int | None:

@@ -37,7 +37,8 @@ SHOWN = (
 
 def fields(record: logging.LogRecord) -> dict[str, Any]:
     """What the record carries beside its message."""
-    return {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
+    found = record.__dict__
+    return {name: found[name] for name in FIELDS if name in found}
 
 
 class JsonFormatter(logging.Formatter):
@@ -55,9 +56,10 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         # Before it is JSON: there a mask would eat the backslash of a quote.
-        return json.dumps(
-            {n: mask(v) if isinstance(v, str) else v for n, v in line.items()}, default=str
-        )
+        texts = "\n".join(value for value in line.values() if isinstance(value, str))
+        if mask(texts) != texts:
+            line = {n: mask(v) if isinstance(v, str) else v for n, v in line.items()}
+        return json.dumps(line, default=str)
 
 
 class TextFormatter(logging.Formatter):
@@ -94,6 +96,8 @@ def formatter(kind: str) -> logging.Formatter:
 
 def configure(kind: str, level: str) -> None:
     """Send our own lines to standard error. Other libraries' come too, from warnings up."""
+    # Nothing of these is in a line, and each costs it time.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler()
     handler.setFormatter(formatter(kind))
     root = logging.getLogger()

@@ -87,12 +87,17 @@ class Quota:
         else:
             self._local.settle(hold, tokens)
 
-    def headers(self, key: Key) -> dict[str, str]:
-        """The x-ratelimit headers as of now, for the limits that the key has."""
+    def headers(self, key: Key, hold: Hold | None = None, used: int = 0) -> dict[str, str]:
+        """The x-ratelimit headers, for the limits that the key has: as of now, or of a call's
+        admission. used: the tokens that the call has used, or still holds."""
         limits = key.limits
         if limits == NO_LIMITS:
             return {}
-        counts = self._counted(lambda counters: counters.counts(key.id, limits))
+        back = 0
+        if hold is None:
+            counts = self._counted(lambda counters: counters.counts(key.id, limits))
+        else:
+            counts, back = hold.counts, hold.tokens - used
         found: dict[str, str] = {}
         if counts is None:
             return found
@@ -100,7 +105,7 @@ class Quota:
         if requests is not None and (limit := limits.requests_per_minute) is not None:
             found |= rate_headers("requests", limit, requests.left, requests.reset)
         if tokens is not None and (limit := limits.tokens_per_hour) is not None:
-            found |= rate_headers("tokens", limit, tokens.left(limit), tokens.rest)
+            found |= rate_headers("tokens", limit, tokens.left(limit) + back, tokens.rest)
         return found
 
     def beat(self) -> None:

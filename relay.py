@@ -48,7 +48,8 @@ class Mailbox:
     """Messages for one writer. Batches wait for room, the others never do."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        # Condition's own, an RLock, is Python code under gevent.
+        self._changed = threading.Condition(threading.Lock())
         self._messages: deque[Message] = deque()
         self._backlog = 0
         self._end: End | None = None

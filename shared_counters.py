@@ -183,8 +183,8 @@ class SharedCounters:
 
     def admit(self, key_id: str, limits: Limits, ask: Ask) -> Admission | None:
         """Count a request and reserve its tokens. None: Redis is away."""
-        hold = Hold(place_of(key_id, limits.tokens_per_hour or 0), 0, 0.0, uuid.uuid4().hex)
-        keys = [*self._store.keys(key_id, limits), self._store.hold(hold.id)]
+        place, number = place_of(key_id, limits.tokens_per_hour or 0), uuid.uuid4().hex
+        keys = [*self._store.keys(key_id, limits), self._store.hold(number)]
         output = -1 if ask.output is None else min(ask.output, MOST_TOKENS)
         asked = (min(ask.input, MOST_TOKENS), output, ask.reserve)
         sent = self._shared.available
@@ -192,7 +192,8 @@ class SharedCounters:
             found = self._shared.run(partial(self._store.take, keys, [*numbers(limits), *asked]))
         except Away:
             if sent and limits.tokens_per_hour is not None:  # it may be done, now or later
-                self._pending.append((hold, 0, REVOKED_S))
+                never = Hold(place, 0, 0.0, Counts(None, None), number)
+                self._pending.append((never, 0, REVOKED_S))
             return None
         outcome, wanted = found[:2]
         counts = counts_of(found, limits)
@@ -201,7 +202,7 @@ class SharedCounters:
         if counts.tokens is None:
             return Admission(None, None, 0, counts)
         until = time.time() + counts.tokens.rest + HOUR
-        return Admission(Hold(hold.window, wanted, until, hold.id), None, wanted, counts)
+        return Admission(Hold(place, wanted, until, counts, number), None, wanted, counts)
 
     def settle(self, hold: Hold, tokens: int) -> None:
         """Count what a call did use in the place of what it had reserved; later, if Redis is
