@@ -91,6 +91,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         origins=list(settings.cors_origins),
         expose_headers=EXPOSED,
         max_age=86400,
+        always_send=False,  # who is no browser pays nothing for it
     )
     for module in (native, openai, models, usage, health, endpoints.metrics, pages):
         app.register_blueprint(module.bp)

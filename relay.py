@@ -48,34 +48,37 @@ class Mailbox:
     """Messages for one writer. Batches wait for room, the others never do."""
 
     def __init__(self) -> None:
-        # Condition's own, an RLock, is Python code under gevent.
-        self._changed = threading.Condition(threading.Lock())
+        # No Condition: under gevent its lock is Python code, and slow.
+        self._lock = threading.Lock()
+        self._arrived, self._room = threading.Event(), threading.Event()
         self._messages: deque[Message] = deque()
         self._backlog = 0
         self._end: End | None = None
 
     def put(self, batch: Batch, weight: int) -> bool:
         """Add a batch, when the backlog has room for it. False: the call has ended."""
-        with self._changed:
-            while self._backlog > BACKLOG and self._end is None:
-                self._changed.wait()
-            if self._end is not None:
-                return False
-            self._messages.append(batch)
-            self._backlog += weight
-            self._changed.notify_all()
-            return True
+        while True:
+            with self._lock:
+                if self._end is not None:
+                    return False
+                if self._backlog <= BACKLOG:
+                    self._messages.append(batch)
+                    self._backlog += weight
+                    self._arrived.set()
+                    return True
+                self._room.clear()
+            self._room.wait()
 
     def nudge(self, nudge: Nudge) -> None:
-        with self._changed:
+        with self._lock:
             if self._end is None and nudge not in self._messages:
                 self._messages.append(nudge)
-                self._changed.notify_all()
+                self._arrived.set()
 
     def end(self, end: End) -> bool:
         """The call is over; the first End wins. Yet an answer that is complete but not yet
         delivered can still be stopped: what waits is then dropped."""
-        with self._changed:
+        with self._lock:
             if self._end is not None:
                 undelivered = bool(self._messages) and self._end.reason == "completed"
                 if not undelivered or end.reason in ("completed", "provider_error", "deadline"):
@@ -83,20 +86,22 @@ class Mailbox:
                 self._messages.clear()
             self._end = end
             self._messages.append(end)
-            self._changed.notify_all()
+            self._arrived.set()
+            self._room.set()
             return True
 
     def take(self) -> list[Message]:
         """All that has arrived; waits until there is something."""
-        with self._changed:
-            while not self._messages:
-                self._changed.wait()
-            taken = list(self._messages)
-            self._messages.clear()
-            if self._backlog > BACKLOG:
-                self._changed.notify_all()
-            self._backlog = 0
-            return taken
+        while True:
+            with self._lock:
+                if self._messages:
+                    taken = list(self._messages)
+                    self._messages.clear()
+                    self._backlog = 0
+                    self._room.set()
+                    return taken
+                self._arrived.clear()
+            self._arrived.wait()
 
     @property
     def ended_by(self) -> EndReason | None:
