@@ -101,6 +101,8 @@ class Storage(MemoryStorage):
     @timer.setter
     def timer(self, timer: threading.Timer) -> None:
         timer.interval, timer.daemon = TIDY_S, True
+        # A thread's own asks a lock, and under gevent that lets all others work first: each time.
+        timer.is_alive = lambda: not timer.finished.is_set()  # type: ignore[method-assign]
         self._timer = timer
 
 

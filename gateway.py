@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import socket
-import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,6 +18,7 @@ from call import CallInProgress, Outcome, Try
 from completion import CompletionRequest, Usage, total
 from config import Settings
 from cooldown import Cooldowns
+from crew import Crew
 from drain import Disconnect
 from errors import ModelForbidden, SluiceError, UpstreamError, UpstreamTimeout
 from fidelity import Candidate, candidates
@@ -72,6 +72,7 @@ class Gateway:
         cooldowns = cooldowns or Cooldowns(enabled=settings.cooldown)
         self.reader = Reader(Transport(settings.max_streams), settings.retries, cooldowns)
         self._settled = settled
+        self._readers = Crew()
 
     def open(
         self,
@@ -136,9 +137,8 @@ class Gateway:
         return self._meter.payable(key, fitting)
 
     def _start_reader(self, stream: Stream, chosen: list[Candidate]) -> None:
-        reader = threading.Thread(target=self._read, args=(stream, chosen), daemon=True)
         try:
-            reader.start()
+            self._readers.start(partial(self._read, stream, chosen))
         except RuntimeError:  # the system has no thread left
             stream.end("provider_error", too_many())
 

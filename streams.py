@@ -129,19 +129,32 @@ class Streams:
         """Stop one of the key's calls, in whatever state and process it is. Again within a minute:
         the same. Raises StreamNotFound: unknown, ended by itself, or another key's; Unavailable
         when that can't be known."""
-        if self.stop_here(key_id, stream_id):
+        place = (key_id, stream_id)
+        if self.end_active(place):
             return
-        if self._fleet is None or not self._fleet.stop((key_id, stream_id)):
+        remembered = self._remembers(place)
+        if self._fleet is not None:
+            try:  # another process may have a later call of that id
+                remembered = self._fleet.stop(place)
+            except Unavailable:
+                if not remembered:
+                    raise
+        if not remembered:
             raise StreamNotFound("No active stream has this id. It may have ended by itself.")
 
-    def stop_here(self, key_id: str, stream_id: str) -> bool:
-        """The same, of this process's calls. False: there is no such one."""
-        place = (key_id, stream_id)
+    def stop_here(self, place: Place) -> bool:
+        """Whether this process has such a call, or stopped it within a minute; it is stopped."""
+        return self.end_active(place) or self._remembers(place)
+
+    def end_active(self, place: Place) -> bool:
+        """Stop a call of this process. False: there is no such one."""
         with self._lock:
             stream = self._active.get(place)
-            if stream is None:
-                return self._stopped.get(place, -math.inf) > time.monotonic() - REMEMBER_STOPPED_S
-        return stream.end("stopped") or stream.stopped
+        return stream is not None and (stream.end("stopped") or stream.stopped)
+
+    def _remembers(self, place: Place) -> bool:
+        with self._lock:
+            return self._stopped.get(place, -math.inf) > time.monotonic() - REMEMBER_STOPPED_S
 
     def summaries(self, key_id: str) -> list[Summary]:
         """The key's active calls, oldest first. Raises Unavailable when some can't be known."""

@@ -31,7 +31,7 @@ BEAT_S, LONGEST_PAUSE_S = 1.0, 4.0
 """Between two beats, and between two tries to reach Redis while it is away."""
 SILENT_S, DEAD_S = 5.0, 30.0
 """A process that hasn't beaten for so long is silent, or has ended."""
-SETTLED_S = 5.0
+SETTLED_S = 8.0
 """When Redis has had data for so long, each process has told it what it has."""
 CLOSE_S = 2.0
 CALLS_TTL_S = 2 * 24 * 3600
@@ -48,7 +48,8 @@ VERDICTS: tuple[Verdict, ...] = ("yes", "exists", "too many")
 class Local(Protocol):
     """The calls of this process."""
 
-    def stop_here(self, key_id: str, stream_id: str) -> bool: ...
+    def stop_here(self, place: Place) -> bool: ...
+    def end_active(self, place: Place) -> bool: ...
     def of(self, key_id: str) -> list[Stream]: ...
     def places(self) -> list[Place]: ...
 
@@ -122,6 +123,10 @@ class Fleet:
             told = run(self._shared, lambda client: self._ask(client, place, token))
             if told == b"asked":
                 return bool(self._post.answer(token))
+        if told == b"unknown":  # to Redis; one that couldn't tell it may have the call
+            others = run(self._shared, lambda client: client.zrange(FLEET, 0, -1))
+            asked = [other.decode() for other in others if other.decode() != self._me]
+            return any(self._post.ask_all(asked, Question(self._me, *place, guess=True)))
         if told not in (b"stopped", b"unknown"):
             raise Unavailable(
                 "Whether this stream is active can't be known now: some of the servers have not "
@@ -141,7 +146,7 @@ class Fleet:
     def _claim(self, client: Any, place: Place, share: int | None) -> int:
         key_id, stream_id = place
         arguments = [self._me, stream_id, -1 if share is None else share, CALLS_TTL_S]
-        return CLAIM(client, [CALLS + key_id, FLEET], arguments)  # type: ignore[no-any-return]
+        return CLAIM(client, [CALLS + key_id, FLEET, mark_of(place)], arguments)  # type: ignore[no-any-return]
 
     def _ask(self, client: Any, place: Place, token: str) -> Any:
         key_id, stream_id = place
@@ -152,7 +157,9 @@ class Fleet:
 
     def _reply(self, question: Question) -> bool | list[Summary]:
         if question.stream_id is not None:
-            return self._local.stop_here(question.key_id, question.stream_id)
+            place = question.key_id, question.stream_id
+            local = self._local
+            return local.end_active(place) if question.guess else local.stop_here(place)
         return [stream.summary() for stream in self._local.of(question.key_id)]
 
     def _begin(self) -> None:

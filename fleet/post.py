@@ -27,11 +27,13 @@ QUESTIONS, ANSWER, CHANNEL = "sluice:questions:", "sluice:answer:", "sluice:chan
 
 
 class Question(NamedTuple):
-    """stream_id: of the call to stop; None: which calls does the key have. asker: whom to wake."""
+    """stream_id: of the call to stop; None: which calls does the key have. asker: whom to wake.
+    guess: Redis doesn't know who has the call."""
 
     asker: str
     key_id: str
     stream_id: str | None = None
+    guess: bool = False
 
 
 class Post:

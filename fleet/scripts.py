@@ -41,7 +41,7 @@ return {redis.call('GET', KEYS[2]), redis.call('HGETALL', KEYS[3])}
 """This process lives. Returns since when Redis has its data, and what others ask."""
 
 CLAIM = step("""
--- KEYS: calls of the key, fleet. ARGV: me, call, share (-1: any), TTL.
+-- KEYS: calls of the key, fleet, the mark of a stop. ARGV: me, call, share (-1: any), TTL.
 redis.call('ZADD', KEYS[2], 'NX', now, ARGV[1])
 local owner = redis.call('HGET', KEYS[1], ARGV[2])
 if owner and owner ~= ARGV[1] and redis.call('ZSCORE', KEYS[2], owner) then return 1 end
@@ -57,6 +57,7 @@ if share >= 0 and not owner and redis.call('HLEN', KEYS[1]) >= share then
 end
 redis.call('HSET', KEYS[1], ARGV[2], ARGV[1])
 redis.call('EXPIRE', KEYS[1], ARGV[4])
+redis.call('DEL', KEYS[3])
 return 0
 """)
 """0: the call is ours. 1: a process that isn't dead has it. 2: the key has too many."""

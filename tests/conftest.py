@@ -34,7 +34,7 @@ def pytest_configure() -> None:
 
 
 # So that what they assert shows its values, as in a test.
-pytest.register_assert_rewrite("tests.books", "tests.proofs")
+pytest.register_assert_rewrite("tests.books", "tests.proofs", "tests.fleet_proofs")
 
 
 @pytest.fixture(scope="session")

@@ -27,11 +27,13 @@ class Calls:
         self.active: dict[Place, Summary] = {}
         self.stopped: list[Place] = []
 
-    def stop_here(self, key_id: str, stream_id: str) -> bool:
-        known = (key_id, stream_id) in self.active
-        if known:
-            self.stopped.append((key_id, stream_id))
-        return known
+    def end_active(self, place: Place) -> bool:
+        if place in self.active:
+            self.stopped.append(place)
+        return place in self.active
+
+    def stop_here(self, place: Place) -> bool:
+        return self.end_active(place)
 
     def of(self, key_id: str) -> list[Stream]:
         found = [summary for (owner, _), summary in self.active.items() if owner == key_id]
@@ -192,6 +194,22 @@ def test_what_was_stopped_is_so_for_a_while(ours: Process, other: Process) -> No
     ours.end(stopped=True)
     assert other.fleet.stop(CALL) is True
     assert ours.fleet.stop(CALL) is True
+
+
+def test_the_next_call_of_an_id_that_was_stopped_is_another(ours: Process, other: Process) -> None:
+    ours.begin()
+    ours.end(stopped=True)
+    other.begin()
+    assert ours.fleet.stop(CALL) is True
+    assert other.calls.stopped == [CALL]
+    other.end()
+    assert ours.fleet.stop(CALL) is False
+
+
+def test_who_could_not_tell_redis_is_asked(ours: Process, other: Process) -> None:
+    ours.calls.active[CALL] = Summary(CALL[1], "fake", "m", time.time(), 1, 2)
+    assert other.fleet.stop(CALL) is True
+    assert ours.calls.stopped == [CALL]
 
 
 def test_nobody_has_what_has_ended(ours: Process, other: Process) -> None:

@@ -841,10 +841,11 @@ def test_an_id_that_is_active_is_refused(
 
 def test_one_call_too_many_is_refused(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     gateway = a_gateway(records, max_streams=1, queue=0)
-    play(monkeypatch, Scripted(wait), Scripted(HELLO, REST))
+    asked = play(monkeypatch, Scripted(wait), Scripted(HELLO, REST))
     call = open_call(gateway)
     with pytest.raises(Unavailable):
         open_call(gateway, key=a_key(id="key_2"))
+    assert eventually(lambda: len(asked) == 1)
     call.close()
     open_call(gateway, stream=False).result()
 
@@ -852,8 +853,8 @@ def test_one_call_too_many_is_refused(records: Records, monkeypatch: pytest.Monk
 def test_a_system_without_threads_left_is_overloaded(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    play(monkeypatch, Scripted(HELLO, REST))
-    open_call(gateway, stream=False).result()
+    play(monkeypatch, Scripted(wait), Scripted(HELLO, REST))
+    busy = open_call(gateway)  # its threads are there, and its reader's is busy
 
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -861,9 +862,10 @@ def test_a_system_without_threads_left_is_overloaded(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         with pytest.raises(Unavailable):
-            open_call(gateway, stream=False).result()
+            open_call(gateway, stream=False, key=a_key(id="key_2")).result()
+    busy.close()
     assert len(gateway.streams) == 0
-    assert [outcome.status for outcome in records.outcomes] == [200, 503]
+    assert [outcome.status for outcome in records.outcomes] == [503, 499]
 
 
 @pytest.mark.parametrize(

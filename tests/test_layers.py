@@ -43,7 +43,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("fleet.post", "fleet.scripts", "shared"),
         *(f"ledger.{name}" for name in ("database", "entries", "owners", "schema", "writing")),
     ),
-    0: ("breath", "completion", "errors", "overdue", "threads", "timeouts"),
+    0: ("breath", "completion", "crew", "errors", "overdue", "threads", "timeouts"),
 }
 
 LONG_MODULES = {

@@ -49,16 +49,7 @@ def pair(fake: FakeProvider, settings: dict[str, str]) -> Iterator[Server]:
 
 def worker_of(server: Server, client: RawClient) -> int | None:
     """Who serves a connection, which takes it when it is asked something."""
-    with contextlib.suppress(OSError, EOFError):  # a worker that ends closes it
-        client.request("GET", "/health")
-        client.read_head()
-        client.body()
-    own, port = client.sock.getsockname()[1], client.sock.getpeername()[1]
-    for pid in server.worker_pids():
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            if serves(pid, port, own):
-                return pid
-    return None
+    return next((pid for pid in server.worker_pids() if serves(pid, client)), None)
 
 
 @contextlib.contextmanager

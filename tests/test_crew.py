@@ -1,0 +1,77 @@
+"""Threads that stay for more work."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+import crew
+from crew import Crew
+
+
+def wait(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+def one_after_another(crew: Crew, count: int) -> set[int | None]:
+    """The threads that did some pieces of work."""
+    threads: list[int | None] = []
+    for number in range(count):
+        crew.start(lambda: threads.append(threading.get_ident()))
+        wait(lambda number=number: len(threads) > number and len(crew._idle) == 1)  # type: ignore[misc]
+    return set(threads)
+
+
+def test_a_thread_does_one_piece_of_work_after_another() -> None:
+    assert len(one_after_another(Crew(), 20)) == 1
+
+
+def test_work_that_waits_holds_nobody_up() -> None:
+    ours, gate = Crew(), threading.Event()
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        gate.wait(20)
+        done.append(number)
+
+    for number in range(100):
+        ours.start(partial(work, number))
+    gate.set()
+    wait(lambda: len(done) == 100)
+    assert sorted(done) == list(range(100))
+
+
+def test_only_so_many_threads_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "MOST_IDLE", 3)
+    before = threading.active_count()
+    ours, gate = Crew(), threading.Event()
+    for _ in range(20):
+        ours.start(lambda: gate.wait(20))
+    assert threading.active_count() == before + 20
+    gate.set()
+    wait(lambda: threading.active_count() == before + 3)
+
+
+def test_work_that_fails_ends_no_thread(caplog: pytest.LogCaptureFixture) -> None:
+    ours = Crew()
+    ours.start(lambda: 1 / 0)
+    wait(lambda: len(ours._idle) == 1)
+    assert len(one_after_another(ours, 3)) == 1
+    assert [r.levelno for r in caplog.records] == [logging.ERROR]
+
+
+def test_a_system_without_threads_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError):
+        Crew().start(lambda: None)
