@@ -2,9 +2,9 @@
 
 usage: ledger_writes.py [CALLS]     (8,000)
 Opens and settles calls under gevent, as the server does, with 1, 8 and 32 of them at once, in a
-SQLite ledger in a temporary directory. Prints for each: CPU time a call (user and system, all
-threads; the call itself does nothing else), how long a call takes, and by how much a greenlet that
-sleeps 2 ms at a time is late meanwhile.
+SQLite ledger in a temporary directory; their key has a budget. Prints for each: CPU time a call
+(user and system, all threads; the call itself does nothing else), how long a call takes, and by how
+much a greenlet that sleeps 2 ms at a time is late meanwhile.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ sys.path.insert(0, str(ROOT))
 from completion import Usage
 from ledger import Ledger, schema
 from ledger.database import database_url
-from ledger.entries import Entry, Settlement
+from ledger.entries import Budget, Claim, Entry, Settlement
 
 NAP_S = 0.002
+CLAIM = Claim(Budget(10**14, "2026-01-01"), 10_000, 20_000)
 
 
 def call(ledger: Ledger) -> None:
@@ -46,7 +47,7 @@ def call(ledger: Ledger) -> None:
         input_tokens=10,
         cost_nano=100,
     )
-    ledger.open(entry)
+    ledger.open(entry, CLAIM)
     ledger.settle(
         Settlement(
             entry=entry,

@@ -54,6 +54,8 @@ class Opening(msgspec.Struct):
     """Set when the budget had no room: there is no row then."""
     failed: bool = False
     """Set when the row could not be written."""
+    tried: bool = False
+    """Set when it was written: the row may be there, if nobody heard of its commit."""
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,14 +12,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib import import_module
-from operator import itemgetter
-from typing import Any
+from operator import add, itemgetter
+from typing import Any, NamedTuple
 
-import msgspec
-from sqlalchemy import Connection, Dialect, bindparam, delete, func, select, update
+from msgspec.structs import astuple
+from sqlalchemy import Connection, Dialect, Text, bindparam, delete, func, select, text, update
 
 from completion import Usage
 from errors import InsufficientCredits
+from ledger.database import directly
 from ledger.entries import Budget, Claim, Entry, Opening, Settlement, Step, Withdrawal
 from ledger.schema import daily, day_of, now_us, requests
 from pricing import dollars
@@ -44,43 +45,62 @@ def write(connection: Connection, owner: str, steps: Sequence[Step]) -> None:
 def lock_budgets(connection: Connection, openings: Iterable[Opening]) -> None:
     """On Postgres other processes may open calls of the same key; on SQLite nobody writes now."""
     if connection.dialect.name == "postgresql":
-        for key_id in sorted({opening.entry.key_id for opening in openings if opening.claim}):
-            connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(key_id))))
+        keys = {opening.entry.key_id for opening in openings if opening.claim}
+        execute(connection, LOCKING, [(key_id,) for key_id in sorted(keys)])
+
+
+def locking(_dialect: str) -> Any:
+    return select(func.pg_advisory_xact_lock(func.hashtext(bindparam("key", type_=Text))))
 
 
 def open_rows(connection: Connection, owner: str, openings: Sequence[Opening]) -> None:
-    ours = [opening.entry.id for opening in openings if opening.claim]
+    again = [opening.entry.id for opening in openings if opening.claim and opening.tried]
     left: dict[tuple[str, Budget], int] = {}
     taken: dict[str, int] = defaultdict(int)  # by key, whose budget may have changed within a group
     rows = []
     for opening in openings:
         reserved = 0
+        opening.tried = True
         if opening.claim is not None:
             place = (key_id := opening.entry.key_id, opening.claim.budget)
             if place not in left:
-                left[place] = left_of(connection, *place, but=ours)
+                left[place] = left_of(connection, *place) + held_by(connection, key_id, again)
             room = left[place] - taken[key_id]
             opening.refusal = refusal(opening.claim, room)
             if opening.refusal is not None:
                 continue
             reserved = min(opening.claim.most_nano, max(0, room))
             taken[key_id] += reserved
-        rows.append(open_row(opening.entry, owner, reserved))
-    execute(connection, insertion, rows)
+        rows.append((*astuple(opening.entry), *AT_FIRST.values(), owner, reserved))
+    execute(connection, INSERTION, rows)
 
 
-def left_of(connection: Connection, key_id: str, budget: Budget, but: Sequence[str] = ()) -> int:
-    """What neither a settled call nor an open one has taken of a budget, in nano-dollars. but:
-    rows that don't count; they are there when their commit was lost, and are asked for again."""
-    spent = select(func.sum(daily.c.cost_nano)).where(daily.c.key_id == key_id)
-    if budget.since_day is not None:
-        spent = spent.where(daily.c.day >= budget.since_day)
+def left_of(connection: Connection, key_id: str, budget: Budget) -> int:
+    """What neither a settled call nor an open one has taken of a budget, in nano-dollars."""
+    query, parameters = prepared(BALANCE, connection.dialect)
+    found = connection.exec_driver_sql(query, parameters((key_id, budget.since_day or "")))
+    return budget.limit_nano - sum(int(part or 0) for part in found.one())
+
+
+def balance(_dialect: str) -> Any:
+    """What is settled since a day, and what is held."""
+    spent = select(func.sum(daily.c.cost_nano)).where(
+        daily.c.key_id == bindparam("key"), daily.c.day >= bindparam("since")
+    )
     held = select(func.sum(requests.c.reserved_nano)).where(
-        requests.c.key_id == key_id, requests.c.ended_us.is_(None), requests.c.id.not_in(but)
+        requests.c.key_id == bindparam("key"), requests.c.ended_us.is_(None)
     )
     # One statement: what another process settles between two would be in neither.
-    both = select(spent.scalar_subquery(), held.scalar_subquery())
-    return budget.limit_nano - sum(int(part or 0) for part in connection.execute(both).one())
+    return select(spent.scalar_subquery(), held.scalar_subquery())
+
+
+def held_by(connection: Connection, key_id: str, ids: Sequence[str]) -> int:
+    """What rows of ours hold that are to be opened again: nobody heard of their commit."""
+    if not ids:
+        return 0
+    mine = requests.c.id.in_(ids) & (requests.c.key_id == key_id)
+    held = select(func.sum(requests.c.reserved_nano)).where(mine)
+    return int(connection.execute(held).scalar() or 0)
 
 
 def refusal(claim: Claim, left: int) -> InsufficientCredits | None:
@@ -110,28 +130,19 @@ AT_FIRST = {
 }
 
 
-def open_row(entry: Entry, owner: str, reserved: int) -> dict[str, Any]:
-    return {
-        **msgspec.structs.asdict(entry),
-        **AT_FIRST,
-        "owner": owner,
-        "reserved_nano": reserved,
-    }
-
-
 def settle(connection: Connection, settlements: Sequence[Settlement]) -> None:
-    rows = list(map(settled_row, settlements))
+    rows = [(*astuple(one), *astuple(one.usage), one.entry.id) for one in settlements]
     if len(rows) > 1:  # all at once; in the rare case that one is settled already, one by one
-        connection.exec_driver_sql("SAVEPOINT several")
-        if execute(connection, closing_statement, rows) == len(rows):
-            connection.exec_driver_sql("RELEASE SAVEPOINT several")
+        directly(connection, "SAVEPOINT several")
+        if execute(connection, CLOSING, rows) == len(rows):
+            directly(connection, "RELEASE SAVEPOINT several")
             roll_up(connection, settlements)
             return
-        connection.exec_driver_sql("ROLLBACK TO SAVEPOINT several")
+        directly(connection, "ROLLBACK TO SAVEPOINT several")
     closed = [
         settlement
         for settlement, row in zip(settlements, rows, strict=True)
-        if execute(connection, closing_statement, [row])
+        if execute(connection, CLOSING, [row])
     ]
     roll_up(connection, closed)
 
@@ -147,24 +158,16 @@ COUNTED = (
 """Columns that a settlement sets: its own fields, and those of its usage."""
 
 
-def settled_row(settlement: Settlement) -> dict[str, Any]:
-    row = {name: getattr(settlement, name) for name in COPIED}
-    row |= {name: getattr(settlement.usage, name) for name in COUNTED}
-    row |= {"usage_source": settlement.usage.source, "reserved_nano": 0}
-    row["row"] = settlement.entry.id
-    return row
-
-
-def closing_statement(_dialect: str) -> Any:
-    names = (*COPIED, *COUNTED, "usage_source", "reserved_nano")
+def closing(_dialect: str) -> Any:
     mine = (requests.c.id == bindparam("row")) & requests.c.ended_us.is_(None)
-    return update(requests).where(mine).values({n: bindparam(n) for n in names})
+    values: dict[str, Any] = {name: bindparam(name) for name in (*COPIED, *COUNTED)}
+    values["usage_source"] = bindparam("source")
+    return update(requests).where(mine).values(values | {"reserved_nano": text("0")})
 
 
 def insertion(dialect: str) -> Any:
     insert = inserter(dialect)(requests)
-    names = (*Entry.__struct_fields__, *AT_FIRST, "owner", "reserved_nano")
-    return insert.values({n: bindparam(n) for n in names}).on_conflict_do_nothing()
+    return insert.values({n: bindparam(n) for n in OPENED}).on_conflict_do_nothing()
 
 
 COUNTS = ("requests", "input_tokens", "output_tokens", "cost_nano", "unpriced")
@@ -182,41 +185,53 @@ def inserter(dialect: str) -> Any:
     return import_module(f"sqlalchemy.dialects.{dialect}").insert
 
 
-def execute(
-    connection: Connection, statement: Callable[[str], Any], rows: Iterable[dict[str, Any]]
-) -> int:
+class Statement(NamedTuple):
+    """make: gives it, for a dialect. names: what it calls each value of a row of parameters, of
+    which it may leave some out."""
+
+    make: Callable[[str], Any]
+    names: tuple[str, ...]
+
+
+LOCKING = Statement(locking, ("key",))
+BALANCE = Statement(balance, ("key", "since"))
+OPENED = (*Entry.__struct_fields__, *AT_FIRST, "owner", "reserved_nano")
+INSERTION = Statement(insertion, OPENED)
+CLOSING = Statement(closing, (*Settlement.__struct_fields__, *Usage.__struct_fields__, "row"))
+ADDITION = Statement(addition, (*(column.name for column in daily.primary_key), *COUNTS))
+
+
+def execute(connection: Connection, statement: Statement, rows: Iterable[tuple[Any, ...]]) -> int:
     """Run a statement for each of some rows. Returns how many rows it has touched."""
-    text, parameters = prepared(statement, connection.dialect)
+    query, parameters = prepared(statement, connection.dialect)
     several = list(map(parameters, rows))
-    return connection.exec_driver_sql(text, several).rowcount if several else 0
+    return directly(connection, query, several=several).rowcount if several else 0
 
 
 @cache
 def prepared(
-    statement: Callable[[str], Any], dialect: Dialect
-) -> tuple[str, Callable[[dict[str, Any]], Any]]:
+    statement: Statement, dialect: Dialect
+) -> tuple[str, Callable[[tuple[Any, ...]], Any]]:
     """A statement's text, and what makes its parameters of a row: prepared once, because it costs
     more than to execute it."""
-    compiled = statement(dialect.name).compile(dialect=dialect)
-    order = compiled.positiontup
-    return str(compiled), itemgetter(*order) if order else dict
+    compiled = statement.make(dialect.name).compile(dialect=dialect)
+    place = statement.names.index
+    if compiled.positiontup:
+        return str(compiled), itemgetter(*map(place, compiled.positiontup))
+    wanted = [(name, place(name)) for name in compiled.params]
+    return str(compiled), lambda row: {name: row[number] for name, number in wanted}
 
 
 def roll_up(connection: Connection, settlements: Iterable[Settlement]) -> None:
-    sums: dict[tuple[str, ...], list[int]] = defaultdict(lambda: [0] * len(COUNTS))
+    sums: dict[tuple[str, ...], tuple[int, ...]] = {}
     for settlement in settlements:
         entry, usage, cost = settlement.entry, settlement.usage, settlement.cost_nano
         target = (settlement.provider, settlement.model)
         place = (entry.key_id, day_of(entry.started_us), *target, entry.endpoint)
         more = (1, usage.input_tokens, usage.output_tokens, cost or 0, int(cost is None))
-        sums[place] = [old + new for old, new in zip(sums[place], more, strict=True)]
-    if sums:  # in order, or two processes could wait for each other
-        names = [*(column.name for column in daily.primary_key), *COUNTS]
-        rows = [
-            dict(zip(names, (*place, *counts), strict=True))
-            for place, counts in sorted(sums.items())
-        ]
-        execute(connection, addition, rows)
+        sums[place] = tuple(map(add, sums[place], more)) if place in sums else more
+    # In order, or two processes could wait for each other.
+    execute(connection, ADDITION, [(*place, *counts) for place, counts in sorted(sums.items())])
 
 
 def owners_of_open(connection: Connection) -> list[str]:

@@ -87,7 +87,10 @@ def assert_usage_is_the_providers(
     estimated = [(s, found[s.id]) for s in ended if not s.kind.exact]
     assert [pair for pair in exact if usage_of(pair[1]) != told.get(pair[0].id, (0, 0))] == []
     assert [pair for pair in exact if pair[1]["usage_source"] != "provider"] == []
-    assert [pair for pair in estimated if pair[1]["usage_source"] != "estimate"] == []
+    begun = [pair for pair in estimated if pair[1]["attempts"]]
+    assert [pair for pair in begun if pair[1]["usage_source"] != "estimate"] == []
+    never = [pair for pair in estimated if not pair[1]["attempts"]]  # its client was gone by then
+    assert [pair for pair in never if usage_of(pair[1]) != (0, 0)] == []
     assert [row for row in found.values() if row["cost_nano"] != cost_of(row)] == []
     return total(usage_of(row) for _, row in exact)
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from config import ConfigError
 from ledger import database
-from ledger.database import Away, Link, database_url, make_engine, said
+from ledger.database import Away, Link, database_url, directly, make_engine, said
 from tests.ledgers import at_once, break_after_commit
 
 SECRET = "hunter2"
@@ -122,6 +122,74 @@ def test_an_odd_value_is_no_outage(link: Link, work: Any) -> None:
     with pytest.raises((DBAPIError, ArithmeticError, ValueError)):
         link.run(work)
     assert link.run(count) == 1
+
+
+# The driver's own way
+
+
+def test_what_is_done_directly_is_part_of_the_transaction(link: Link) -> None:
+    def work(connection: Connection) -> list[Any]:
+        insert(connection)
+        directly(connection, "UPDATE t SET x = x + 1")
+        cursor = directly(connection, "INSERT INTO t SELECT x + 10 FROM t")
+        assert cursor.rowcount == 1
+        return [row[0] for row in directly(connection, "SELECT x FROM t ORDER BY x").fetchall()]
+
+    assert link.run(work) == [2, 12]
+    assert link.run(count) == 2
+
+    def half(connection: Connection) -> None:
+        directly(connection, "DELETE FROM t")
+        raise KeyError("half")
+
+    with pytest.raises(KeyError):
+        link.run(half)
+    assert link.run(count) == 2
+
+
+def test_a_statement_may_be_done_directly_for_several(link: Link, ledger_url: str) -> None:
+    place = "?" if ledger_url.startswith("sqlite") else "%s"
+
+    def work(connection: Connection) -> int:
+        several = [(number,) for number in range(5)]
+        directly(connection, f"INSERT INTO t VALUES ({place})", several=several)
+        statement = f"DELETE FROM t WHERE x = {place}"
+        return int(directly(connection, statement, several=[(1,), (7,), (3,)]).rowcount)
+
+    assert link.run(work) == 2
+    assert link.run(count) == 3
+
+
+def test_what_is_done_directly_fails_as_what_is_not(link: Link) -> None:
+    link.run(insert)
+    with pytest.raises(IntegrityError):
+        link.run(lambda connection: directly(connection, "INSERT INTO t VALUES (1)"))
+    with pytest.raises(Away, match="none"):
+        link.run(lambda connection: directly(connection, "SELECT x FROM none"))
+    assert link.run(count) == 1
+
+
+def test_a_connection_that_breaks_there_is_mended(link: Link) -> None:
+    broken: list[Connection] = []
+
+    def work(connection: Connection) -> int:
+        if not broken:
+            broken.append(connection)
+            raw: Any = connection.connection.dbapi_connection
+            raw.close()
+        directly(connection, "INSERT INTO t VALUES (1)")
+        return count(connection)
+
+    assert link.run(work) == 1
+    assert broken
+
+
+def test_why_it_broke_is_told(postgres_url: str) -> None:
+    link = Link(database_url(postgres_url, Path()))
+    end = "SELECT pg_terminate_backend(pg_backend_pid())"
+    with pytest.raises(Away, match="terminating connection"):
+        link.run(lambda connection: directly(connection, end))
+    link.close()
 
 
 def test_a_connection_is_kept(link: Link) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, create_engine, event, func, select
+from sqlalchemy import Connection, create_engine, event, func, select, text
 from sqlalchemy.pool import StaticPool
 
 from completion import Usage
@@ -156,6 +156,29 @@ def test_a_call_may_be_refused_after_its_row_was_written(ledger_url: str) -> Non
         write(connection, ME, [opening])
         assert opening.refusal is not None
         assert connection.execute(select(requests.c.id)).scalars().all() == [other.id]
+
+
+def test_what_a_call_of_another_key_holds_is_no_room_for_it(ledger_url: str) -> None:
+    """Also when both are written again."""
+    other = an_entry()
+    openings = [
+        Opening(an_entry(key_id=key), a_claim(1000, 600, 600)) for key in ("key_1", "key_2")
+    ]
+    with connected(ledger_url) as connection:
+        write(connection, ME, [Opening(other), *openings])
+        assert [opening.refusal for opening in openings] == [None, None]
+        write(connection, "other", [a_settlement(other, cost_nano=900)])
+        write(connection, ME, openings)
+        assert [opening.refusal is None for opening in openings] == [False, True]
+
+
+def test_on_postgres_nobody_else_counts_a_budget_meanwhile(postgres_url: str) -> None:
+    locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+    claim = a_claim(1000, 1)
+    openings = [Opening(an_entry(key_id=key), claim) for key in ("key_1", "key_2", "key_1")]
+    with connected(database_url(postgres_url, Path())) as connection:
+        write(connection, ME, [*openings, Opening(an_entry(key_id="key_3"))])
+        assert connection.execute(text(locks)).scalar() == 2
 
 
 def test_what_another_process_settles_meanwhile_is_counted(postgres_url: str) -> None:

@@ -298,6 +298,33 @@ def test_a_writer_that_hangs_is_away_too(sqlite_url: str, monkeypatch: pytest.Mo
     assert len(rows(sqlite_url)) == 1
 
 
+def test_all_who_wait_for_a_writer_that_hangs_are_told(
+    ledger: Ledger, ledger_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of a group looks at the clock. Who waits for a change of his own goes on waiting."""
+    entry, changed = an_entry(), list[object]()
+    ledger.open(entry)
+    monkeypatch.setattr(ledger_module, "WAIT_S", 0.2)
+    change = threading.Thread(target=lambda: changed.append(ledger.write(lambda _: "changed")))
+    with busy(ledger):
+        change.start()
+        assert eventually(lambda: len(ledger._next.tasks) == 1)
+        began = time.monotonic()
+        found = at_once(
+            *(partial(ledger.open, an_entry()) for _ in range(8)),
+            partial(ledger.settle, a_settlement(entry)),
+        )
+        assert time.monotonic() - began < LONG_S / 2
+        assert [type(one) for one in found[:8]] == [Unavailable] * 8
+        assert found[8] is None
+        assert changed == []
+    change.join(LONG_S)
+    assert changed == ["changed"]
+    assert eventually(lambda: ledger.available and ledger.queue == 0)
+    ledger.write(lambda _: None)
+    assert [row["cost_nano"] for row in rows(ledger_url)] == [110], "the others are withdrawn"
+
+
 def test_a_call_that_waited_in_vain_is_withdrawn(
     ledger: Ledger, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -216,6 +216,19 @@ def test_two_workers_are_refused_in_one_line(tmp_path: Path, kind: str) -> None:
     assert "use one worker" in line
 
 
+@pytest.mark.parametrize("kind", ["gevent", "python"])
+@pytest.mark.parametrize("url", ["redis://:s3cretword@127.0.0.1:1/0", "redis:s3cretword"])
+def test_a_start_without_its_redis_says_so(kind: Kind, url: str) -> None:
+    server = Server(kind=kind, env={"REDIS_URL": url})
+    with pytest.raises(RuntimeError) as raised:
+        server.start()
+    said = str(raised.value)
+    assert server.returncode() != 0
+    assert "REDIS_URL" in said
+    assert "Traceback" not in said
+    assert "s3cretword" not in said
+
+
 def test_warnings_at_start(fake: FakeProvider) -> None:
     env = {"WEB_CONCURRENCY": "2", "DYNO": "web.1"}
     with Server(fake_rows(fake.base_url), env=env) as server:
