@@ -1,173 +1,56 @@
-"""The one place that touches the network: requests, pooled, and an abort that works at once.
+"""A call to a provider over HTTP: sent, read as it comes, and aborted from any thread.
 
-Rules that hold here: nothing of the environment is consulted (no proxies, no .netrc); redirects are
-not followed, so a credential goes to no other host; compression is not asked for. An exchange may
-be aborted from any thread in any phase: its connection notes the socket on the exchange before it
-connects, and `shutdown` on that socket wakes a connect, a wait for headers, a silence and a flow.
-(close() from another thread can hang; a flag alone is seen only when bytes come.)
+Rules that hold here: an exchange may be aborted in any phase, within milliseconds; what goes wrong
+is told in our own errors, and no word of what the network's code says gets out. The network itself
+is for adapter.py, connection.py and switch.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import http.client
-import socket
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from breath import Breath
 from completion import Batch, CompletionRequest
 from errors import SluiceError, UpstreamError, UpstreamTimeout
+from providers.adapter import Adapter, NotReached
 from providers.base import Call, Dialect, Signer, Target
+from providers.connection import Pool
+from providers.http1 import Malformed
+from providers.switch import Aborted, Switch
 
 if TYPE_CHECKING:
     from timeouts import Timeouts
 
-MAX_BODY = 64 * 1024 * 1024  # of a whole answer; more is no completion
-MAX_ERROR_BODY = 64 * 1024
-READ_SIZE = 64 * 1024
-MAX_INTERIM = 32
-FAREWELL_S = 0.05  # for the last bytes of a body whose meaning is complete already
+__all__ = ["MAX_BODY", "MAX_ERROR_BODY", "Aborted", "Exchange", "HttpAttempt", "Transport"]
 
+MAX_BODY: Final = 64 * 1024 * 1024
+"""Bytes of a whole answer; more is no completion."""
+MAX_ERROR_BODY: Final = 64 * 1024
+FAREWELL_S: Final = 0.05
+"""For the last bytes of a body whose meaning is complete already."""
 
-class Aborted(Exception):
-    """The exchange was aborted; nobody waits for its result."""
-
-
-_opening = threading.local()  # .exchange: the one that this thread is opening
-
-
-class _Answer(http.client.HTTPResponse):
-    """Not for ever "100 Continue"; other interim answers (103 Early Hints) are skipped too."""
-
-    def _read_status(self) -> tuple[str, int, str]:
-        for _ in range(MAX_INTERIM):
-            version, status, reason = super()._read_status()  # type: ignore[misc]
-            if not 100 <= status < 200:
-                return version, status, reason
-            if status == http.client.SWITCHING_PROTOCOLS:  # and its connection is no HTTP any more
-                break
-            http.client.parse_headers(self.fp)
-        raise http.client.BadStatusLine("only interim answers")
-
-
-class _AbortableConnection(HTTPConnection):
-    """Notes its socket on the exchange that it serves."""
-
-    response_class = _Answer
-    exchange: Exchange | None = None
-
-    def _new_conn(self) -> socket.socket:
-        exchange = self.exchange = _opening.exchange
-        deadline = time.monotonic() + float(self.timeout)  # type: ignore[arg-type]
-        error: OSError | None = None
-        for family, kind, proto, _, address in self._addresses():
-            sock = socket.socket(family, kind, proto)
-            try:
-                for option in self.socket_options or ():
-                    sock.setsockopt(*option)
-                sock.settimeout(max(0.001, deadline - time.monotonic()))
-                exchange.note(sock, connecting=True)
-                sock.connect(address)
-                exchange.note(sock)
-            except OSError as failure:
-                error = failure
-                sock.close()
-            except Aborted:
-                sock.close()
-                raise
-            else:
-                return sock
-        if isinstance(error, TimeoutError):
-            raise ConnectTimeoutError(self, "connect timed out") from error
-        # Never the bare error: urllib3 takes a BrokenPipeError for a request that was sent.
-        raise NewConnectionError(self, f"connect failed: {error}") from error
-
-    def _addresses(self) -> list[Any]:
-        try:
-            return socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as failure:  # UnicodeError: no host could be called that
-            raise NewConnectionError(self, f"no address: {failure}") from failure
-
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        if self.sock is not None:  # from the pool, or connected by the pool for TLS
-            self.exchange = _opening.exchange
-            self.exchange.note(self.sock)
-        super().request(*args, **kwargs)
-
-
-class _AbortableTLSConnection(_AbortableConnection, HTTPSConnection):
-    duplicate: socket.socket | None = None
-
-    def _new_conn(self) -> socket.socket:
-        sock = super()._new_conn()
-        # The TLS socket takes the descriptor over and appears only after its handshake; until
-        # then a duplicate reaches the same connection.
-        self.duplicate = sock.dup()
-        try:
-            _opening.exchange.note(self.duplicate, connecting=True)
-        except Aborted:
-            sock.close()
-            raise
-        return sock
-
-    def connect(self) -> None:
-        try:
-            super().connect()
-            _opening.exchange.note(self.sock)
-        finally:
-            if self.duplicate is not None:
-                _opening.exchange.forget(self.duplicate)
-                self.duplicate.close()
-                self.duplicate = None
-
-
-class _AbortablePool(HTTPConnectionPool):
-    ConnectionCls = _AbortableConnection
-
-    def _put_conn(self, conn: Any) -> None:
-        # Before another exchange can take it: a late abort must not end that one's call.
-        exchange = getattr(conn, "exchange", None)
-        if exchange is not None:
-            conn.exchange = None
-            exchange.forget(conn.sock)
-        super()._put_conn(conn)
-
-
-class _AbortableTLSPool(_AbortablePool, HTTPSConnectionPool):
-    ConnectionCls = _AbortableTLSConnection
-
-
-class _Adapter(HTTPAdapter):
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {
-            "http": _AbortablePool,
-            "https": _AbortableTLSPool,
-        }
+FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, Malformed, OSError)
+"""What an adapter and a body raise."""
 
 
 class Transport:
-    """Connection pools to all providers. One per process; safe to share between threads."""
+    """Connections to all providers. One per process; safe to share between threads."""
 
     def __init__(self, pool_size: int = 1000) -> None:
-        self._adapter = _Adapter(pool_connections=64, pool_maxsize=pool_size)
+        """pool_size: how many idle connections to one host are kept."""
+        self._pool = Pool(pool_size)
 
     def exchange(self, call: Call, timeouts: Timeouts, ca_bundle: str | None = None) -> Exchange:
-        return Exchange(self._adapter, call, timeouts, ca_bundle)
+        return Exchange(self._pool, call, timeouts, ca_bundle)
 
     def close(self) -> None:
-        self._adapter.close()
+        self._pool.close()
 
 
 class Exchange:
@@ -177,16 +60,11 @@ class Exchange:
     """
 
     def __init__(
-        self, adapter: HTTPAdapter, call: Call, timeouts: Timeouts, ca_bundle: str | None = None
+        self, pool: Pool, call: Call, timeouts: Timeouts, ca_bundle: str | None = None
     ) -> None:
-        self._adapter = adapter
         self.call = call
-        self._timeouts = timeouts
-        self._verify = ca_bundle or True
-        self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
-        self._connecting = True
-        self._aborted = False
+        self._pool, self._switch = pool, Switch()
+        self._timeouts, self._verify = timeouts, ca_bundle or True
         self._response: requests.Response | None = None
 
     @property
@@ -200,32 +78,33 @@ class Exchange:
 
         Raises UpstreamError (never reached, broke off), UpstreamTimeout, Aborted.
         """
-        _opening.exchange = self
+        timeouts = self._timeouts
         try:
-            with self._failures():
-                self._response = self._adapter.send(
-                    self._prepared(),
-                    stream=True,
-                    timeout=(self._timeouts.connect, self._timeouts.longest_silence),
-                    verify=self._verify,
-                )
-        finally:
-            _opening.exchange = None
-        if self._aborted:  # headers that an abort cut off look like whole ones
+            self._response = Adapter(self._pool, self._switch).send(
+                self._prepared(),
+                stream=True,
+                timeout=(timeouts.connect, timeouts.longest_silence),
+                verify=self._verify,
+            )
+        except FAILURES as failure:
+            raise self._explained(failure) from failure
+        if self._switch.thrown:
             raise Aborted
         return self._response.status_code
 
     def chunks(self) -> Iterator[bytes]:
         """The body as it arrives. Raises as `open`."""
         assert self._response is not None  # noqa: S101
-        breath = Breath()
+        read, breath = self._response.raw.read1, Breath()
         while True:
             asked = time.monotonic()
-            with self._failures():
-                chunk = self._response.raw.read1(READ_SIZE, decode_content=True)
+            try:
+                chunk = read(decode_content=True)
+            except FAILURES as failure:
+                raise self._explained(failure) from failure
             waited = time.monotonic() - asked
             if not chunk:
-                if self._aborted:  # where the connection's end is the body's
+                if self._switch.thrown:  # where the connection's end is the body's
                     raise Aborted
                 return
             yield chunk
@@ -253,85 +132,50 @@ class Exchange:
 
     def close(self) -> None:
         """Give the connection back if its body is at its end (or ends at once), else close it."""
-        response, self._response = self._response, None
-        if response is None:
+        if self._response is None:
+            return
+        body: Any = self._response.raw
+        self._response = None
+        if body.released:
             return
         with contextlib.suppress(Exception):  # it is over; nothing that fails here matters
-            with self._lock:
-                sock = None if self._aborted else self._socket
-            if sock is not None:
-                sock.settimeout(FAREWELL_S)
-                response.raw.read1(READ_SIZE)
-        response.close()
+            if not self._switch.thrown:
+                body.finish(FAREWELL_S)
+        body.close()
 
     def abort(self) -> None:
         """End the exchange, in whatever phase it is, within milliseconds."""
-        for _ in range(20):
-            with self._lock:
-                self._aborted = True
-                sock, connecting = self._socket, self._connecting
-            if sock is None:
-                return
-            try:
-                # Not SSLSocket's own shutdown: that drops its TLS state under the reader's feet.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
-            except OSError as failure:
-                if connecting and failure.errno == errno.ENOTCONN:
-                    time.sleep(0.001)  # noted, but its connect has not begun yet
-                    continue
-            return
-
-    def note(self, sock: socket.socket, *, connecting: bool = False) -> None:
-        """Called by the connection: this is the socket to shut down. Raises Aborted."""
-        with self._lock:
-            self._socket, self._connecting = sock, connecting
-            if self._aborted:
-                raise Aborted
-
-    def forget(self, sock: socket.socket | None) -> None:
-        """Called by the connection: that socket is no longer this exchange's."""
-        with self._lock:
-            if self._socket is sock:
-                self._socket = None
+        self._switch.throw()
 
     def _prepared(self) -> requests.PreparedRequest:
-        for name, value in self.call.headers.items():  # what http.client raises quotes the value
-            if not (value.isascii() and value.isprintable()):
-                raise UpstreamError(f"{name} holds what no header can: is the key set right?")
-        prepared = requests.PreparedRequest()
-        prepared.method = self.call.method
-        prepared.url = self.call.url
-        prepared.headers = requests.structures.CaseInsensitiveDict(self.call.headers)
-        prepared.headers["Content-Length"] = str(len(self.call.body))
-        prepared.body = self.call.body
+        call, prepared = self.call, requests.PreparedRequest()
+        prepared.method, prepared.url, prepared.body = call.method, call.url, call.body
+        prepared.headers = requests.structures.CaseInsensitiveDict(call.headers)
+        prepared.headers.setdefault("User-Agent", "sluice")
+        prepared.headers["Content-Length"] = str(len(call.body))
         return prepared
 
-    @contextlib.contextmanager
-    def _failures(self) -> Iterator[None]:
-        """Turn what requests, urllib3 and the sockets raise into our errors."""
-        try:
-            yield
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as failure:
-            if self._aborted:
-                raise Aborted from None
-            raise self._explain(failure) from failure
-
-    def _explain(self, failure: Exception) -> UpstreamError:
-        timed_out = _caused_by(failure, TimeoutError, urllib3.exceptions.TimeoutError)
-        if _caused_by(failure, NewConnectionError):  # which is a TimeoutError by inheritance alone
-            timed_out = False
-        if self._response is None and self._connecting:
-            if timed_out:
-                return UpstreamTimeout("connect", self._timeouts.connect)
-            if _caused_by(failure, urllib3.exceptions.SSLError):
-                return UpstreamError("The upstream's TLS certificate or handshake was not right.")
-            return UpstreamError("The upstream could not be reached.")
-        if timed_out:
+    def _explained(self, failure: Exception) -> Exception:
+        """What requests, urllib3 and the sockets raise, as one of our errors."""
+        if self._switch.thrown:
+            return Aborted()
+        if isinstance(failure, requests.ConnectTimeout):
+            return UpstreamTimeout("connect", self._timeouts.connect)
+        if isinstance(failure, requests.Timeout | TimeoutError):
             phase = "first_event" if self._response is None else "idle"
             return UpstreamTimeout(phase, self._timeouts.longest_silence)
-        if self._response is None:
-            return UpstreamError("The upstream closed the connection before it answered.")
-        return UpstreamError("The upstream broke off in the middle of its answer.")
+        return UpstreamError(self._told(failure))
+
+    def _told(self, failure: Exception) -> str:
+        if self._response is not None:
+            return "The upstream broke off in the middle of its answer."
+        if isinstance(failure, requests.exceptions.InvalidHeader):
+            return f"{failure} holds what no header can: is the key set right?"
+        if isinstance(failure, requests.exceptions.SSLError):
+            return "The upstream's TLS certificate or handshake was not right."
+        if isinstance(failure, NotReached | requests.exceptions.InvalidURL):
+            return "The upstream could not be reached."
+        return "The upstream closed the connection before it answered."
 
 
 class HttpAttempt:
@@ -374,16 +218,3 @@ class HttpAttempt:
 
     def close(self) -> None:
         self._exchange.close()
-
-
-def _caused_by(failure: BaseException | None, *kinds: type[BaseException]) -> bool:
-    """Whether a failure is of a kind, or wraps one: requests and urllib3 wrap in several ways."""
-    for _ in range(8):
-        if failure is None:
-            return False
-        if isinstance(failure, kinds):
-            return True
-        # An SSLError's reason is a text.
-        inner = (*failure.args, getattr(failure, "reason", None), failure.__cause__)
-        failure = next((part for part in inner if isinstance(part, BaseException)), None)
-    return False

@@ -51,13 +51,18 @@ def test_work_that_waits_holds_nobody_up() -> None:
 
 def test_only_so_many_threads_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew, "MOST_IDLE", 3)
-    before = threading.active_count()
     ours, gate = Crew(), threading.Event()
+    threads: list[threading.Thread] = []
+
+    def work() -> None:
+        threads.append(threading.current_thread())
+        gate.wait(20)
+
     for _ in range(20):
-        ours.start(lambda: gate.wait(20))
-    assert threading.active_count() == before + 20
+        ours.start(work)
+    wait(lambda: len(set(threads)) == 20)
     gate.set()
-    wait(lambda: threading.active_count() == before + 3)
+    wait(lambda: sum(thread.is_alive() for thread in threads) == 3)
 
 
 def test_work_that_fails_ends_no_thread(caplog: pytest.LogCaptureFixture) -> None:

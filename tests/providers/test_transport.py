@@ -435,6 +435,14 @@ def test_a_connection_that_is_reset_at_once(fake: FakeProvider, transport: Trans
     assert not isinstance(failure, UpstreamTimeout)
 
 
+def test_a_key_that_no_header_can_hold(fake: FakeProvider, transport: Transport) -> None:
+    call = Call("POST", f"{fake.origin}/x", {"X-Key": "secret\r\nY: z"}, b"{}")
+    failure = failure_of(transport.exchange(call, PATIENT))
+    assert failure.message == "X-Key holds what no header can: is the key set right?"
+    assert "secret" not in repr(failure.__cause__)
+    assert fake.requests == []
+
+
 # Bodies
 
 

@@ -1,0 +1,367 @@
+"""Connections that are kept: which is taken next, and which is of no use any more."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from providers import connection, switch
+from providers.connection import IDLE_S, MAX_ORIGINS, Origin, Pool
+from providers.switch import Aborted, Switch
+from tests.fake import FakeProvider
+
+HERE = Origin("127.0.0.1", 9, "")
+
+
+class Peers:
+    """Pairs of sockets, of which one end is ours."""
+
+    def __init__(self) -> None:
+        self.theirs: dict[socket.socket, socket.socket] = {}
+
+    def new(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        self.theirs[ours] = theirs
+        return ours
+
+
+@pytest.fixture
+def peers() -> Iterator[Peers]:
+    made = Peers()
+    yield made
+    for ours, theirs in made.theirs.items():
+        ours.close()
+        theirs.close()
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    with closing(Pool(3)) as made:
+        yield made
+
+
+class Clock:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(connection, "time", made)
+    return made
+
+
+def taken(pool: Pool, origin: Origin = HERE) -> socket.socket | None:
+    """The connection that is kept; None: a new one would be made, to where nobody listens."""
+    try:
+        return pool.connection(origin, 1, Switch())
+    except OSError:
+        return None
+
+
+def test_what_was_used_last_is_used_next(pool: Pool, peers: Peers) -> None:
+    first, second = peers.new(), peers.new()
+    pool.give_back(HERE, first)
+    pool.give_back(HERE, second)
+    assert [taken(pool), taken(pool), taken(pool)] == [second, first, None]
+
+
+@pytest.mark.parametrize(
+    "other", [Origin("127.0.0.2", 9, ""), Origin("127.0.0.1", 7, ""), Origin("127.0.0.1", 9, "x")]
+)
+def test_each_origin_has_its_own(pool: Pool, peers: Peers, other: Origin) -> None:
+    """What another bundle of certificates vouched for, too."""
+    ours = peers.new()
+    pool.give_back(HERE, ours)
+    assert taken(pool, other) is None
+    assert taken(pool) is ours
+
+
+def test_the_oldest_has_to_go(pool: Pool, peers: Peers) -> None:
+    socks = [peers.new() for _ in range(4)]
+    for sock in socks:
+        pool.give_back(HERE, sock)
+    assert socks[0].fileno() == -1
+    assert [taken(pool) for _ in range(4)] == [*reversed(socks[1:]), None]
+
+
+def test_the_origins_are_bounded(pool: Pool, peers: Peers) -> None:
+    first = peers.new()
+    pool.give_back(HERE, first)
+    others = [Origin("127.0.0.1", 1000 + number, "") for number in range(MAX_ORIGINS)]
+    for other in others:
+        pool.give_back(other, peers.new())
+    assert first.fileno() == -1
+    assert all(taken(pool, other) for other in others)
+
+
+def test_what_was_idle_for_long_is_not_used(pool: Pool, peers: Peers, clock: Clock) -> None:
+    socks = [peers.new() for _ in range(3)]
+    for sock in socks:
+        pool.give_back(HERE, sock)
+    clock.now += IDLE_S + 1
+    assert taken(pool) is None
+    assert [sock.fileno() for sock in socks] == [-1] * 3
+
+
+def test_what_was_idle_for_long_is_not_kept(pool: Pool, peers: Peers, clock: Clock) -> None:
+    """Nor what lies below it, which nobody would take while one call follows another."""
+    old, fresh = peers.new(), peers.new()
+    pool.give_back(HERE, old)
+    clock.now += IDLE_S + 1
+    pool.give_back(HERE, fresh)
+    assert old.fileno() == -1
+    assert taken(pool) is fresh
+
+
+@pytest.mark.parametrize("event", ["closed", "half_closed", "junk", "junk_and_closed", "shut"])
+def test_what_something_happened_to_is_not_used(pool: Pool, peers: Peers, event: str) -> None:
+    well, ours = peers.new(), peers.new()
+    pool.give_back(HERE, well)
+    pool.give_back(HERE, ours)
+    theirs = peers.theirs[ours]
+    if "junk" in event:
+        theirs.send(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+    if event == "half_closed":
+        theirs.shutdown(socket.SHUT_WR)
+    elif event == "shut":
+        ours.shutdown(socket.SHUT_RDWR)
+    elif event.endswith("closed"):
+        theirs.close()
+    assert taken(pool) is well
+    assert ours.fileno() == -1
+
+
+def test_a_closed_pool_keeps_nothing(peers: Peers) -> None:
+    pool = Pool(3)
+    before, after = peers.new(), peers.new()
+    pool.give_back(HERE, before)
+    pool.close()
+    pool.give_back(HERE, after)
+    assert (before.fileno(), after.fileno()) == (-1, -1)
+
+
+def test_many_threads_never_share_a_connection(peers: Peers) -> None:
+    with closing(Pool(50)) as pool:
+        for _ in range(8):
+            pool.give_back(HERE, peers.new())
+        used: set[socket.socket] = set()
+        wrong: list[object] = []
+
+        def work() -> None:
+            for _ in range(300):
+                sock = taken(pool)
+                if sock is None or sock in used:
+                    wrong.append(sock)
+                    return
+                used.add(sock)
+                used.remove(sock)
+                pool.give_back(HERE, sock)
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+
+
+# TLS
+
+
+def test_what_a_host_has_to_prove(ca_bundle: str) -> None:
+    with closing(Pool(1)) as pool:
+        context = pool._context(ca_bundle)
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.check_hostname
+    assert not context.hostname_checks_common_name
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+    assert context.keylog_filename is None
+
+
+def test_the_environment_has_no_say(ca_bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSLKEYLOGFILE", "/nowhere/keys")
+    with closing(Pool(1)) as pool:
+        assert pool._context(ca_bundle).keylog_filename is None
+
+
+def test_certificates_are_read_anew_when_they_change(
+    tls_fake: FakeProvider, ca_bundle: str, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle.pem"
+    trustme.CA().cert_pem.write_to_path(str(bundle))
+    origin = Origin("127.0.0.1", int(tls_fake.origin.rpartition(":")[2]), str(bundle))
+    with closing(Pool(1)) as pool:
+        with pytest.raises(ssl.SSLError):
+            pool.connection(origin, 5, Switch())
+        bundle.write_bytes(Path(ca_bundle).read_bytes())
+        os.utime(bundle, (1, 1))
+        with closing(pool.connection(origin, 5, Switch())) as sock:
+            assert isinstance(sock, ssl.SSLSocket)
+        assert pool._context(str(bundle)) is pool._context(str(bundle))
+
+
+def test_a_folder_of_certificates_may_be_trusted(tmp_path: Path) -> None:
+    with closing(Pool(1)) as pool:
+        assert pool._context(str(tmp_path)).verify_mode is ssl.CERT_REQUIRED
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_bundle_that_is_none(tls_fake: FakeProvider, tmp_path: Path, content: str | None) -> None:
+    bundle = tmp_path / "bundle.pem"
+    if content is not None:
+        bundle.write_text(content)
+    origin = Origin("127.0.0.1", int(tls_fake.origin.rpartition(":")[2]), str(bundle))
+    with closing(Pool(1)) as pool, pytest.raises(OSError):
+        pool.connection(origin, 5, Switch())
+    assert tls_fake.requests == []
+
+
+def test_a_host_has_to_prove_the_name_by_which_it_was_called(
+    ca: trustme.CA, ca_bundle: str, tmp_path: Path
+) -> None:
+    certificate = ca.issue_cert("localhost").private_key_and_cert_chain_pem
+    certificate.write_to_path(str(tmp_path / "named.pem"))
+    with FakeProvider.start(tls=tmp_path / "named.pem") as named, closing(Pool(1)) as pool:
+        port = int(named.origin.rpartition(":")[2])
+        pool.connection(Origin("localhost", port, ca_bundle), 5, Switch()).close()
+        with pytest.raises(ssl.SSLCertVerificationError):
+            pool.connection(Origin("127.0.0.1", port, ca_bundle), 5, Switch())
+
+
+# The switch
+
+
+@pytest.mark.parametrize(("connecting", "times"), [(True, 3), (False, 1)])
+def test_an_abort_waits_for_a_connect_that_is_about_to_begin(
+    peers: Peers, monkeypatch: pytest.MonkeyPatch, connecting: bool, times: int
+) -> None:
+    """There, until it does, the socket can't be shut down."""
+    lever, tries = Switch(), [True, False, False]
+    monkeypatch.setattr(switch, "_shut", lambda _: tries.pop())
+    lever.note(peers.new(), connecting=connecting)
+    lever.throw()
+    assert len(tries) == 3 - times
+    lever.forget()
+
+
+def test_an_abort_strikes_its_own_socket_alone(peers: Peers) -> None:
+    ours = peers.new()
+    lever = Switch()
+    lever.note(ours)
+    lever.forget()
+    lever.throw()
+    peers.theirs[ours].send(b"x")
+    assert ours.recv(1) == b"x"
+    with pytest.raises(Aborted):
+        lever.note(ours)
+
+
+def test_a_socket_is_not_handed_on_in_the_middle_of_an_abort(
+    peers: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forgetting waits until the abort is through: it never strikes the next exchange."""
+    ours, lever = peers.new(), Switch()
+    lever.note(ours)
+    within, order = threading.Event(), []
+
+    def slow(sock: socket.socket) -> bool:
+        within.set()
+        time.sleep(0.05)
+        order.append("shut")
+        return True
+
+    monkeypatch.setattr(switch, "_shut", slow)
+    thread = threading.Thread(target=lever.throw)
+    thread.start()
+    assert within.wait(5)
+    lever.forget()
+    order.append("forgotten")
+    thread.join(5)
+    assert order == ["shut", "forgotten"]
+
+
+def test_a_host_that_falls_silent(peers: Peers) -> None:
+    ours, lever = peers.new(), Switch()
+    lever.silence = 0.1
+    lever.note(ours)
+    with pytest.raises(TimeoutError):
+        lever.receive(ours)
+    with pytest.raises(TimeoutError):
+        lever.receive(ours)
+
+
+def test_a_host_that_takes_nothing(peers: Peers) -> None:
+    ours, lever = peers.new(), Switch()
+    lever.silence = 0.1
+    lever.note(ours)
+    with pytest.raises(TimeoutError):
+        lever.send(ours, bytes(50_000_000))
+
+
+def test_a_silence_that_ends_in_an_error_is_one_too(peers: Peers) -> None:
+    """Under gevent the shutdown raises where the reader waits."""
+
+    class Broken:
+        def recv(self, _size: int) -> bytes:
+            lever.look(time.monotonic() + 1)
+            raise OSError("closed in another greenlet")
+
+        sendall = recv
+
+    lever, broken = Switch(), Broken()
+    sock: Any = broken
+    lever.silence = 0.1
+    lever.note(peers.new())
+    for fail in (lever.receive, lambda sock: lever.send(sock, b"x")):
+        with pytest.raises(TimeoutError):
+            fail(sock)
+    lever.forget()
+
+
+def test_who_does_not_wait_is_not_late(peers: Peers) -> None:
+    """A reader may be held up by a slow client for longer than its host may be silent."""
+    ours, lever = peers.new(), Switch()
+    lever.silence = 0.1
+    lever.note(ours)
+    peers.theirs[ours].send(b"x")
+    assert lever.receive(ours) == b"x"
+    lever.look(time.monotonic() + 1000)
+    peers.theirs[ours].send(b"y")
+    assert lever.receive(ours) == b"y"
+    lever.forget()
+
+
+def test_a_forgotten_socket_is_not_ended_for_silence(peers: Peers) -> None:
+    ours, lever = peers.new(), Switch()
+    lever.silence = 0.1
+    lever.note(ours)
+    lever.forget()
+    state: Any = lever
+    state._silent_since = 0.0
+    lever.look(time.monotonic())
+    peers.theirs[ours].send(b"x")
+    assert ours.recv(1) == b"x"
+
+
+def test_the_watched_are_those_under_way(peers: Peers) -> None:
+    lever = Switch()
+    lever.note(peers.new(), connecting=True)
+    assert lever not in switch._silences._switches, "its connect has a limit of its own"
+    lever.note(peers.new())
+    assert lever in switch._silences._switches
+    lever.forget()
+    assert lever not in switch._silences._switches
