@@ -6,9 +6,10 @@ import contextlib
 import logging
 import time
 import uuid
+from collections.abc import Callable
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from flask import Flask, Response, g, request
 from flask_cors import CORS
@@ -56,6 +57,7 @@ from quota import RATE_PARTS, Quota
 from shared import Shared
 from stream import Stream
 
+F = TypeVar("F", bound=Callable[..., Any])
 log = logging.getLogger("sluice.app")
 access = logging.getLogger("sluice.access")
 
@@ -75,13 +77,20 @@ HTTP_ERRORS: dict[int, type[SluiceError]] = {
 }
 
 
+class App(Flask):
+    """Flask, for views that are plain functions."""
+
+    def ensure_sync(self, func: F) -> F:
+        return func
+
+
 def create_app(settings: Settings | None = None) -> Flask:
     """The WSGI application. Raises ConfigError when its configuration can't be used."""
     settings = settings or Settings.from_env()
     logs.configure(settings.log_format, settings.log_level)
     for warning in settings.warnings:
         log.warning(warning)
-    app = Flask(__name__, static_folder=None)
+    app = App(__name__, static_folder=None)
     app.url_map.strict_slashes = False
     app.extensions["sluice"] = wire(settings)
     app.extensions["overdue"] = overdue  # for gunicorn.conf.py, which imports nothing of this

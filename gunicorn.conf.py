@@ -198,6 +198,8 @@ def drained(worker: Any, request: Any, client: Any) -> bool:
     room, rest_at = DRAIN_BODY_BYTES, 0.0
     if getattr(request.body, "failed", False):
         return False
+    if getattr(getattr(request.body, "reader", None), "length", None) == 0:
+        return True
     try:
         client.settimeout(DRAIN_BODY_S)
         with worker.wsgi.extensions["overdue"].within(client, DRAIN_BODY_S):
@@ -227,6 +229,7 @@ def tells_news(record: logging.LogRecord) -> bool:
 
 def post_worker_init(worker: Any) -> None:
     log.addFilter(tells_news)
+    worker.log.access = lambda *_: None  # it would put together what nobody reads
     worker.handle_error = wordless(worker.handle_error)
     if worker_class_is_gevent(worker):
         worker.handle = connections.track(worker.handle)

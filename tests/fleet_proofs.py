@@ -28,6 +28,7 @@ CLIENTS, STOPPING = 8, 4
 STOPPED_WITHIN_S = 20.0
 SETTLED_WITHIN_S = 30.0
 AGAIN_S = 0.1
+KNOWN_WITHIN_S = 15.0
 PER_MINUTE = 9
 [STOP] = [kind for kind in mixture.ended() if kind.name == "stop"]
 KINDS = [*mixture.lasting(), *(kind for kind in mixture.ended() if kind.act == "leave")]
@@ -191,7 +192,7 @@ class Probe:
         ids = {id_ for id_, _ in self.kept.values()}
         for owner, other in self.pairs():
             client = self.asked[other]
-            assert ids <= {entry["stream_id"] for entry in fleets.listed(client).json}
+            assert ids <= {entry["stream_id"] for entry in listed(client)}
             calls.ask(client, prompt="quick one", stream_id=self.kept[owner][0])
             assert client.read_head().status == 409
             client.body()
@@ -210,6 +211,22 @@ class Probe:
             client.body()
         assert set(found) <= {200, 429}, found
         return found.count(200)
+
+
+def listed(client: RawClient) -> list[dict[str, Any]]:
+    """The list of active streams, once it can be known: of a worker that was killed a moment ago
+    nobody knows that it was, and it doesn't answer."""
+    found: list[list[dict[str, Any]]] = []
+
+    def known() -> bool:
+        answer = fleets.listed(client)
+        assert answer.status in (200, 503), answer
+        if answer.status == 200:
+            found.append(answer.json)
+        return answer.status == 200
+
+    fleets.wait(known, KNOWN_WITHIN_S, "the list can be known")
+    return found[0]
 
 
 NUMBERS = itertools.count()

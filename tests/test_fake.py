@@ -347,6 +347,9 @@ def test_the_usage_that_was_reported_last_is_noted(fake: FakeProvider) -> None:
         ask(client)
         assert client.read_head().status == 200
         assert client.frame().json == first
+        until = time.monotonic() + 20  # it is noted after it was sent
+        while fake.requests[0].usage is None and time.monotonic() < until:
+            time.sleep(0.01)
         assert fake.requests[0].usage == (0, 1)
         fake.open("more")
         assert client.frame().json == second
