@@ -230,5 +230,5 @@ class Fleet:
 
 
 def mark_of(place: Place) -> str:
-    """Where it stands that a call was stopped."""
-    return STOPPED + ":".join(place)
+    """Where it stands that a call was stopped. No call's id has a slash."""
+    return STOPPED + "/".join(place)
