@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from config import ConfigError
 
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sluice.shared")
 T = TypeVar("T")
+Command: TypeAlias = tuple[Any, ...]
 
 TIMEOUT_S: Final = 1.0
 """How long a command may take before Redis counts as away."""
 CONNECT_TIMEOUT_S: Final = 2.0
 CONNECTIONS: Final = 6
 """Of one process, beside the one that listens; small plans allow some twenty in all."""
+AT_ONCE: Final = 200
+"""Scripts that are sent in one piece."""
 LISTENER_CHECK_S: Final = 5
 """How often it is made sure that a connection on which nothing comes is one."""
 
@@ -69,6 +73,7 @@ class Shared:
         self._trouble = ""
         self._lock = threading.Lock()
         self._room = threading.BoundedSemaphore(CONNECTIONS)
+        self._together = Together(self._send)
 
     @property
     def available(self) -> bool:
@@ -79,13 +84,19 @@ class Shared:
         if not self._trouble:
             with self._room:
                 if not self._trouble:  # who waited for its turn doesn't wait for Redis
-                    return self._attempt(work)
+                    return self._attempt(work, self._redis)
         raise Away(self._trouble)
+
+    def script(self, work: Callable[[Any], T]) -> T:
+        """The same, for work that is one script: those of many callers are sent together."""
+        if self._trouble:
+            raise Away(self._trouble)
+        return self._attempt(work, self._together)
 
     def probe(self, work: Callable[[redis.Redis], T]) -> T:
         """The same, also while Redis is away; when it succeeds, Redis is back. Raises Away."""
         with self._room:
-            result = self._attempt(work)
+            result = self._attempt(work, self._redis)
         with self._lock:
             was, self._trouble = self._trouble, ""
         if was:
@@ -109,12 +120,24 @@ class Shared:
             ) from None
 
     def close(self) -> None:
+        self._together.close()
         self.pool.disconnect()
         self._listening.disconnect()
 
-    def _attempt(self, work: Callable[[redis.Redis], T]) -> T:
+    def _send(self, commands: list[Command]) -> list[Any]:
+        """What each command gives, or fails with. Raises Away."""
+
+        def send(client: redis.Redis) -> list[Any]:
+            with client.pipeline(transaction=False) as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)  # type: ignore[no-untyped-call]
+                return pipe.execute(raise_on_error=False)
+
+        return self.run(send)
+
+    def _attempt(self, work: Callable[[Any], T], client: Any) -> T:
         try:
-            return work(self._redis)
+            return work(client)
         except self._failures as failure:
             trouble = said(failure)
             with self._lock:
@@ -122,6 +145,75 @@ class Shared:
             if news:
                 log.error("Redis is away: %s", trouble)
             raise Away(trouble) from None
+
+
+class Order:
+    """A command that somebody waits for."""
+
+    __slots__ = ("command", "done", "result")
+
+    def __init__(self, command: Command) -> None:
+        self.command = command
+        self.done = threading.Event()
+        self.result: Any = None
+
+
+class Together:
+    """What redis-py's scripts take for a client: it sends those of many callers in one piece, which
+    costs each of them a fraction of a command of its own."""
+
+    def __init__(self, send: Callable[[list[Command]], list[Any]]) -> None:
+        self._send = send
+        self._orders: deque[Order] = deque()
+        self._wanted = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def evalsha(self, sha: str, numkeys: int, *keys_and_args: Any) -> Any:
+        return self._ask(("EVALSHA", sha, numkeys, *keys_and_args))
+
+    def script_load(self, script: str) -> Any:
+        return self._ask(("SCRIPT LOAD", script))
+
+    def close(self) -> None:
+        self._closed = True
+        self._wanted.set()
+
+    def _ask(self, command: Command) -> Any:
+        order = Order(command)
+        self._orders.append(order)
+        if self._thread is None:
+            self._begin()
+        self._wanted.set()
+        order.done.wait()
+        if isinstance(order.result, Exception):
+            raise order.result
+        return order.result
+
+    def _begin(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="scripts", daemon=True)
+                self._thread.start()
+
+    def _work(self) -> None:
+        while not self._closed or self._orders:
+            self._wanted.wait()
+            self._wanted.clear()
+            while self._orders:
+                self._turn([self._orders.popleft() for _ in range(min(AT_ONCE, len(self._orders)))])
+
+    def _turn(self, orders: list[Order]) -> None:
+        try:
+            results = self._send([order.command for order in orders])
+        except Exception as failure:
+            if not isinstance(failure, Away):
+                log.exception("scripts can't be sent")
+            results = [Away(str(failure)) for _ in orders]  # each raises its own
+        for order, result in zip(orders, results, strict=True):
+            order.result = result
+            order.done.set()
 
 
 def said(failure: Exception) -> str:

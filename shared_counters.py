@@ -189,7 +189,7 @@ class SharedCounters:
         asked = (min(ask.input, MOST_TOKENS), output, ask.reserve)
         sent = self._shared.available
         try:
-            found = self._shared.run(partial(self._store.take, keys, [*numbers(limits), *asked]))
+            found = self._shared.script(partial(self._store.take, keys, [*numbers(limits), *asked]))
         except Away:
             if sent and limits.tokens_per_hour is not None:  # it may be done, now or later
                 never = Hold(place, 0, 0.0, Counts(None, None), number)
@@ -208,7 +208,7 @@ class SharedCounters:
         """Count what a call did use in the place of what it had reserved; later, if Redis is
         away."""
         try:
-            self._shared.run(partial(self._settle, hold, tokens, 0))
+            self._shared.script(partial(self._settle, hold, tokens, 0))
         except Away:
             self._pending.append((hold, tokens, 0))
 
@@ -216,7 +216,7 @@ class SharedCounters:
         """What counts now. None: Redis is away."""
         keys = self._store.keys(key_id, limits)
         try:
-            found = self._shared.run(partial(self._store.look, keys, numbers(limits)))
+            found = self._shared.script(partial(self._store.look, keys, numbers(limits)))
         except Away:
             return None
         return counts_of(found, limits)

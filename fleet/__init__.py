@@ -98,7 +98,7 @@ class Fleet:
         self._begin()
         self._unreleased.pop(place, None)
         try:
-            return VERDICTS[self._shared.run(lambda client: self._claim(client, place, share))]
+            return VERDICTS[self._shared.script(lambda client: self._claim(client, place, share))]
         except Away:
             self._stale = True
             return "yes"
@@ -109,7 +109,7 @@ class Fleet:
         keys = [CALLS + key_id, mark_of(place)]
         arguments = [self._me, stream_id, STOPPED_TTL_S if stopped else 0]
         try:
-            self._shared.run(lambda client: RELEASE(client, keys, arguments))
+            self._shared.script(lambda client: RELEASE(client, keys, arguments))
         except Away:
             self._stale = True
             if len(self._unreleased) < MOST_UNRELEASED:

@@ -25,7 +25,7 @@ def step(text: str) -> Step:
 
     def run(client: Any, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         if not found:
-            found.append(Script(client, NOW + text))
+            found.append(Script(client, (NOW + text).encode()))
         return found[0](keys=keys, args=arguments, client=client)
 
     return run

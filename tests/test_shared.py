@@ -8,11 +8,13 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
+from redis.commands.core import Script
 
 from config import ConfigError
 from shared import CONNECTIONS, TIMEOUT_S, Away, Shared
@@ -70,6 +72,68 @@ def test_a_crowd_does_not_wait_one_after_another(redis_server: RedisServer, shar
         thread.join()
     assert len(failures) == len(threads)
     assert time.monotonic() - before < 10 * TIMEOUT_S
+
+
+def many(work: Callable[[int], None], count: int) -> None:
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+
+
+def a_script(text: bytes) -> Any:
+    nobody: Any = None  # each call says who its client is
+    return Script(nobody, text)
+
+
+def echoes(shared: Shared, count: int) -> dict[int, object]:
+    """What a script gives to some callers at once, each of whom asks for its own number."""
+    script: Any = a_script(b"return {KEYS[1], ARGV[1]}")
+    found: dict[int, object] = {}
+
+    def ask(number: int) -> None:
+        try:
+            found[number] = shared.script(lambda client: script([f"k{number}"], [number], client))
+        except Away as failure:
+            found[number] = failure
+
+    many(ask, count)
+    return found
+
+
+def test_scripts_of_many_callers_are_sent_together(
+    redis_server: RedisServer, shared: Shared
+) -> None:
+    with contextlib.closing(redis_server.client()) as client:
+        client.script_flush()  # Redis doesn't know them, at first
+        for _ in range(2):
+            assert echoes(shared, 300) == {n: [f"k{n}".encode(), b"%d" % n] for n in range(300)}
+        assert len([c for c in client.client_list() if c["name"] == "sluice"]) == 1
+
+
+def test_scripts_that_wait_for_a_redis_that_hangs_fail_together(
+    redis_server: RedisServer, shared: Shared
+) -> None:
+    assert echoes(shared, 1) == {0: [b"k0", b"0"]}
+    redis_server.pause()
+    before = time.monotonic()
+    found = echoes(shared, 500)
+    assert len(found) == 500
+    assert all(isinstance(failure, Away) for failure in found.values())
+    assert len({id(failure) for failure in found.values()}) == 500
+    assert time.monotonic() - before < 10 * TIMEOUT_S
+    redis_server.resume()
+    shared.probe(lambda client: client.ping())
+    assert echoes(shared, 1) == {0: [b"k0", b"0"]}
+
+
+def test_a_script_that_fails_is_its_caller_s(redis_server: RedisServer, shared: Shared) -> None:
+    script: Any = a_script(b"return redis.error_reply('ODD ' .. KEYS[1])")
+    with pytest.raises(Away, match="ODD mine"):
+        shared.script(lambda client: script(["mine"], [], client))
+    shared.probe(lambda client: client.ping())
+    assert echoes(shared, 1) == {0: [b"k0", b"0"]}
 
 
 def test_a_connection_that_was_closed_meanwhile_is_no_failure(
