@@ -1,5 +1,5 @@
-"""Threads that are kept for the next piece of work: to begin one costs more than most of what it
-does.
+"""Threads that are kept: for the next piece of work, as to begin one costs more than most of what
+it does; or for one that goes on for ever.
 
 Rules that hold here: plain threading, which runs under gevent and threads alike; nobody waits for
 a thread to be free.
@@ -46,3 +46,27 @@ class Crew:
             if len(self._idle) >= MOST_IDLE:
                 return
             self._idle.append(orders)
+
+
+class Standing:
+    """One thread for work that goes on for ever, begun when it is first needed: a process that is
+    forked has none of its parent's."""
+
+    def __init__(self, work: Work, name: str) -> None:
+        self._work, self._name = work, name
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Raises RuntimeError when the system has no thread left."""
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None:
+                    thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                    thread.start()
+                    self._thread = thread
+
+    def join(self, timeout: float) -> None:
+        """Wait for its end, if it was begun. timeout: seconds at most."""
+        if self._thread is not None:
+            self._thread.join(timeout)

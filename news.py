@@ -11,10 +11,9 @@ import json
 import uuid
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
-if TYPE_CHECKING:
-    from shared import Shared
+from shared import Away, Shared
 
 STREAM: Final = "sluice:cooldown"
 MOST: Final = 10_000
@@ -76,8 +75,6 @@ class News:
     def exchange(self, facts: Iterable[Fact], now: float) -> list[Fact] | None:
         """Tell what is so here; what others told since last time. now: by the clock of the facts.
         None: Redis is away."""
-        from shared import Away
-
         told = [encode(self._me, fact, now) for fact in facts if len(fact.place[1]) <= MOST_NAME]
         sent = [self._last, self._lasts, MOST, *told]
         try:

@@ -14,6 +14,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+from crew import Standing
+
 LOOK_S = 0.5
 NO_TIME_S = 0.001
 
@@ -24,7 +26,7 @@ class Overdue:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._until: dict[socket.socket, float] = {}
-        self._looking = False
+        self._thread = Standing(self._look, "overdue")
 
     @contextlib.contextmanager
     def within(self, client: socket.socket | None, seconds: float) -> Iterator[None]:
@@ -35,7 +37,7 @@ class Overdue:
         patience = client.gettimeout()
         with self._lock:
             self._until[client] = time.monotonic() + seconds
-            self._look_on()
+            self._thread.begin()
         try:
             yield
         finally:
@@ -44,11 +46,6 @@ class Overdue:
             if overdue:
                 with contextlib.suppress(OSError):
                     client.settimeout(patience)
-
-    def _look_on(self) -> None:
-        if not self._looking:
-            self._looking = True
-            threading.Thread(target=self._look, name="overdue", daemon=True).start()
 
     def _look(self) -> None:
         while True:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from config import ConfigError
+from crew import Standing
 
 if TYPE_CHECKING:
     import redis
@@ -120,6 +121,7 @@ class Shared:
             ) from None
 
     def close(self) -> None:
+        self._trouble = "this process is about to end"  # nobody would do what is asked for now
         self._together.close()
         self.pool.disconnect()
         self._listening.disconnect()
@@ -166,8 +168,7 @@ class Together:
         self._send = send
         self._orders: deque[Order] = deque()
         self._wanted = threading.Event()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._thread = Standing(self._work, "scripts")
         self._closed = False
 
     def evalsha(self, sha: str, numkeys: int, *keys_and_args: Any) -> Any:
@@ -183,19 +184,12 @@ class Together:
     def _ask(self, command: Command) -> Any:
         order = Order(command)
         self._orders.append(order)
-        if self._thread is None:
-            self._begin()
+        self._thread.begin()
         self._wanted.set()
         order.done.wait()
         if isinstance(order.result, Exception):
             raise order.result
         return order.result
-
-    def _begin(self) -> None:
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="scripts", daemon=True)
-                self._thread.start()
 
     def _work(self) -> None:
         while not self._closed or self._orders:

@@ -15,6 +15,7 @@ import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
+from crew import Standing
 from errors import RateLimited, StreamExists, StreamNotFound, Unavailable, limit_details
 from stream import Place, Stream, Summary
 
@@ -52,7 +53,7 @@ class Streams:
         self._running: set[Stream] = set()
         self._waiting: deque[Stream] = deque()
         self._stopped: dict[Place, float] = {}
-        self._sweeper: threading.Thread | None = None
+        self._sweeper = Standing(self._sweep, "sweeper")
 
     def add(self, stream: Stream, share: int | None = None) -> None:
         """share: how many its key may have, if that is its own, in the whole fleet. Raises
@@ -75,10 +76,7 @@ class Streams:
                 raise too_many()
             if self._of_key[stream.key_id] >= share:
                 raise too_many_of_key(share)
-            if self._sweeper is None:
-                sweeper = threading.Thread(target=self._sweep, name="sweeper", daemon=True)
-                sweeper.start()
-                self._sweeper = sweeper
+            self._sweeper.begin()
             self._active[place] = stream
             self._of_key[stream.key_id] += 1
             self._stopped.pop(place, None)

@@ -22,8 +22,7 @@ from bench.stop_latency import show
 from tests import fake as fp
 from tests.calls import BEGUN, EVENT, ask, closed_after
 from tests.fake import FakeProvider
-from tests.fleets import Fleet, backends, stop
-from tests.live import UNTROUBLED, fake_rows
+from tests.fleets import stop, untroubled
 from tests.raw_client import RawClient
 
 PHASES = {
@@ -68,13 +67,7 @@ def main() -> None:
     found: dict[str, list[Took]] = {phase: [] for phase in PHASES}
     with (
         FakeProvider.start() as fake,
-        backends() as shared,
-        Fleet(
-            fake_rows(fake.base_url),
-            redis_url=shared.redis.url,
-            database_url=shared.database_url,
-            env=UNTROUBLED,
-        ) as fleet,
+        untroubled(fake.base_url) as fleet,
         fleet.clients_to_each() as owners,
         fleet.clients_to_each() as asked,
     ):

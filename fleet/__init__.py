@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, TypeAlias
@@ -19,6 +18,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import msgspec
 import redis
 
+from crew import Standing
 from errors import Unavailable
 from fleet.post import CHANNEL, QUESTIONS, TTL_S, Post, Question, close, new_token, run
 from fleet.scripts import ASK, BEAT, CLAIM, OWNERS, RELEASE
@@ -63,8 +63,7 @@ class Fleet:
         self._post = Post(shared, self._me, self._reply)
         self._local: Local
         self._at_beats: tuple[Callable[[], None], ...] = ()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._thread = Standing(self._work, "fleet")
         self._closing = False
         self._since = b""
         self._beaten_at = time.monotonic()
@@ -80,22 +79,21 @@ class Fleet:
     def start(self) -> None:
         """Raises ConfigError when Redis can't be used."""
         self._shared.check()
-        self._begin()
+        self._thread.begin()
 
     def close(self) -> None:
         """This process has no call left and is about to end."""
         self._closing = True
         with contextlib.suppress(Away):
             self._shared.run(self._post.close)
-        if self._thread is not None:  # its last beat may be under way
-            self._thread.join(CLOSE_S)
+        self._thread.join(CLOSE_S)  # its last beat may be under way
         with contextlib.suppress(Away):
             self._shared.run(lambda client: client.zrem(FLEET, self._me))
         self._shared.close()
 
     def claim(self, place: Place, share: int | None = None) -> Verdict:
         """Claim a call's id. share: how many calls its key may have in the whole fleet."""
-        self._begin()
+        self._thread.begin()
         self._unreleased.pop(place, None)
         try:
             return VERDICTS[self._shared.script(lambda client: self._claim(client, place, share))]
@@ -117,7 +115,7 @@ class Fleet:
 
     def stop(self, place: Place) -> bool:
         """Stop a call of another process. False: no process has it. Raises Unavailable."""
-        self._begin()
+        self._thread.begin()
         token = new_token()
         with self._post.expecting(token):
             told = run(self._shared, lambda client: self._ask(client, place, token))
@@ -127,16 +125,16 @@ class Fleet:
             others = run(self._shared, lambda client: client.zrange(FLEET, 0, -1))
             asked = [other.decode() for other in others if other.decode() != self._me]
             return any(self._post.ask_all(asked, Question(self._me, *place, guess=True)))
-        if told not in (b"stopped", b"unknown"):
-            raise Unavailable(
-                "Whether this stream is active can't be known now: some of the servers have not "
-                "been heard of. Try again."
-            )
-        return bool(told == b"stopped")
+        if told == b"stopped":
+            return True
+        raise Unavailable(
+            "Whether this stream is active can't be known now: some of the servers have not been "
+            "heard of. Try again."
+        )
 
     def others(self, key_id: str) -> list[Summary]:
         """The key's calls in other processes. Raises Unavailable."""
-        self._begin()
+        self._thread.begin()
         keys, arguments = [CALLS + key_id, FLEET], [self._me, SILENT_S]
         owners = run(self._shared, lambda client: OWNERS(client, keys, arguments))
         asked = [owner.decode() for owner in owners]
@@ -161,14 +159,6 @@ class Fleet:
             local = self._local
             return local.end_active(place) if question.guess else local.stop_here(place)
         return [stream.summary() for stream in self._local.of(question.key_id)]
-
-    def _begin(self) -> None:
-        if self._thread is None:
-            with self._lock:
-                if self._thread is None:
-                    thread = threading.Thread(target=self._work, name="fleet", daemon=True)
-                    thread.start()
-                    self._thread = thread
 
     def _work(self) -> None:
         """The thread that beats, listens and answers."""

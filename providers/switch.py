@@ -16,6 +16,8 @@ import threading
 import time
 from typing import Final
 
+from crew import Standing
+
 READ_SIZE: Final = 64 * 1024
 LOOK_S: Final = 0.5
 
@@ -114,23 +116,15 @@ class _Silences:
     """The exchanges under way, and the thread that looks at them."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._switches: set[Switch] = set()
-        self._looking = False
+        self._thread = Standing(self._look, "silences")
 
     def watch(self, switch: Switch) -> None:
         self._switches.add(switch)
-        if not self._looking:
-            self._look_on()
+        self._thread.begin()
 
     def leave(self, switch: Switch) -> None:
         self._switches.discard(switch)
-
-    def _look_on(self) -> None:
-        with self._lock:
-            if not self._looking:
-                self._looking = True
-                threading.Thread(target=self._look, name="silences", daemon=True).start()
 
     def _look(self) -> None:
         while True:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
+from tests.daemons import CantRunError
 from tests.fake import FakeProvider
 from tests.live import UNTROUBLED, Server, fake_rows, make_key, settings_files
-from tests.postgres import CantRunError, Postgres
+from tests.postgres import Postgres
 from tests.redis_server import RedisServer
 
 if TYPE_CHECKING:

@@ -22,8 +22,9 @@ import pytest
 from tests import calls
 from tests.balancer import Balancer
 from tests.calls import Answer
-from tests.live import POLL_S, Server, make_key
-from tests.postgres import CantRunError, Postgres
+from tests.daemons import CantRunError
+from tests.live import POLL_S, UNTROUBLED, Server, fake_rows, make_key
+from tests.postgres import Postgres
 from tests.raw_client import RawClient
 from tests.redis_server import RedisServer
 
@@ -242,3 +243,18 @@ def backends() -> Iterator[Backends]:
         except CantRunError as error:
             pytest.skip(str(error))
         yield Backends(redis, postgres, postgres.new_database()[1])
+
+
+@contextlib.contextmanager
+def untroubled(base_url: str) -> Iterator[Fleet]:
+    """A fleet with backends of its own, whose rows lead to a fake provider."""
+    with (
+        backends() as shared,
+        Fleet(
+            fake_rows(base_url),
+            redis_url=shared.redis.url,
+            database_url=shared.database_url,
+            env=UNTROUBLED,
+        ) as fleet,
+    ):
+        yield fleet

@@ -14,16 +14,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Self
 
-READY_TIMEOUT_S = 20.0
-POLL_S = 0.05
-
-
-class CantRunError(Exception):
-    """Why PostgreSQL can't run here."""
+from tests.daemons import CantRunError, launch
 
 
 class Postgres:
@@ -107,23 +101,11 @@ class Postgres:
     def _launch(self) -> None:
         settings = ("listen_addresses=", f"unix_socket_directories={self._directory}", "fsync=off")
         options = [word for setting in settings for word in ("-c", setting)]
-        follow = ["setpriv", "--pdeathsig", "INT"] if shutil.which("setpriv") else []
-        with (self._directory / "output").open("wb") as output:
-            self._process = subprocess.Popen(
-                [*follow, self._programs / "postgres", "-D", self._directory / "data", *options],
-                cwd=self._directory,
-                user=self._user,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                process_group=0,  # Ctrl-C is for the tests
-            )
-        until = time.monotonic() + READY_TIMEOUT_S
-        while not self._is_ready():
-            if self._process.poll() is not None or time.monotonic() > until:
-                said = (self._directory / "output").read_text(errors="replace")
-                raise CantRunError(f"postgres isn't ready:\n{said[-2000:]}")
-            time.sleep(POLL_S)
+        program = self._programs / "postgres"
+        command: list[str | Path] = [program, "-D", self._directory / "data", *options]
+        self._process = launch(
+            command, self._directory, self._is_ready, farewell="INT", user=self._user
+        )
 
     def _is_ready(self) -> bool:
         command: list[str | Path] = [self._programs / "pg_isready", "-q", "-h", self._directory]

@@ -12,17 +12,12 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, Self
 
+from tests.daemons import CantRunError, launch
 from tests.live import free_port
-from tests.postgres import CantRunError
-
-READY_TIMEOUT_S = 20.0
-POLL_S = 0.01
 
 
 class RedisServer:
@@ -99,25 +94,8 @@ class RedisServer:
     def _launch(self) -> None:
         settings = {"port": self.port, "bind": "127.0.0.1", "save": "", "appendonly": "no"}
         options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-        follow = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
-        try:
-            with (self._directory / "output").open("wb") as output:
-                self._process = subprocess.Popen(
-                    [*follow, self._program, *options],
-                    cwd=self._directory,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    process_group=0,  # Ctrl-C is for the tests
-                )
-        except OSError as error:  # such as a program of another kind of machine
-            raise CantRunError(f"redis-server can't be run: {error}") from None
-        until = time.monotonic() + READY_TIMEOUT_S
-        while not self._is_ready():
-            if self._process.poll() is not None or time.monotonic() > until:
-                said = (self._directory / "output").read_text(errors="replace")
-                raise CantRunError(f"redis-server isn't ready:\n{said[-2000:]}")
-            time.sleep(POLL_S)
+        command: list[str | Path] = [self._program, *options]
+        self._process = launch(command, self._directory, self._is_ready, farewell="KILL")
 
     def _is_ready(self) -> bool:
         try:

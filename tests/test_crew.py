@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 import crew
-from crew import Crew
+from crew import Crew, Standing
 
 
 def wait(condition: Callable[[], bool]) -> None:
@@ -80,3 +80,24 @@ def test_a_system_without_threads_says_so(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(RuntimeError):
         Crew().start(lambda: None)
+
+
+def test_a_standing_thread_is_begun_once() -> None:
+    begun: list[int] = []
+    gate = threading.Event()
+
+    def work() -> None:
+        begun.append(threading.get_ident())
+        gate.wait(20)
+
+    standing = Standing(work, "standing")
+    standing.join(20)  # there is none
+    several = [threading.Thread(target=standing.begin) for _ in range(20)]
+    for thread in several:
+        thread.start()
+    for thread in several:
+        thread.join()
+    wait(lambda: len(begun) == 1)
+    gate.set()
+    standing.join(20)
+    assert len(begun) == 1

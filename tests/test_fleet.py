@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any, cast
 
 import pytest
@@ -234,19 +235,12 @@ def test_many_at_once(ours: Process, other: Process) -> None:
     assert ours.calls.stopped == places
 
 
-def test_a_lost_question_is_late(
-    ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("side", [fleet, post], ids=["question", "answer"])
+def test_what_is_lost_on_its_way_is_late(
+    ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch, side: ModuleType
 ) -> None:
     ours.begin()
-    monkeypatch.setattr(fleet, "CHANNEL", "nowhere:")
-    assert other.fleet.stop(CALL) is True
-
-
-def test_a_lost_answer_is_late(
-    ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ours.begin()
-    monkeypatch.setattr(post, "CHANNEL", "nowhere:")
+    monkeypatch.setattr(side, "CHANNEL", "nowhere:")
     assert other.fleet.stop(CALL) is True
 
 
@@ -265,7 +259,6 @@ def test_an_owner_that_does_not_answer(
 def silence(process: Process, seconds: float) -> None:
     """It goes on and can't beat; its last beat was so long ago."""
     process.fleet._closing = True
-    assert process.fleet._thread is not None
     process.fleet._thread.join(20)
     process.shared.run(lambda client: age(client, process, seconds))
 

@@ -15,8 +15,7 @@ from tests import calls, fleets
 from tests import fake as fp
 from tests.calls import BEGUN, EVENT, begin_stream, closed_after
 from tests.fake import FakeProvider
-from tests.fleets import Fleet, Worker, backends, listed, stop
-from tests.live import UNTROUBLED, fake_rows
+from tests.fleets import Fleet, Worker, listed, stop, untroubled
 from tests.load import NATIVE, OPENAI, told
 from tests.raw_client import RawClient
 
@@ -32,15 +31,7 @@ PAIRS = list(product(NUMBERS, NUMBERS))
 
 @pytest.fixture(scope="module")
 def started(fake_process: FakeProvider) -> Iterator[Fleet]:
-    with (
-        backends() as shared,
-        Fleet(
-            fake_rows(fake_process.base_url),
-            redis_url=shared.redis.url,
-            database_url=shared.database_url,
-            env=UNTROUBLED,
-        ) as fleet,
-    ):
+    with untroubled(fake_process.base_url) as fleet:
         yield fleet
         assert "Traceback" not in fleet.output()
 

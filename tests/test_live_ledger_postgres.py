@@ -12,10 +12,11 @@ import pytest
 
 from tests import calls, mixture, proofs
 from tests.books import assert_sound, by_request, open_rows, query, rows
+from tests.daemons import CantRunError
 from tests.fake import FakeProvider
 from tests.live import Server
 from tests.load import Load
-from tests.postgres import CantRunError, Postgres
+from tests.postgres import Postgres
 from tests.proofs import serve
 from tests.test_live_budget import config, hammer_a_budget
 

@@ -845,8 +845,11 @@ def test_one_sweeper_serves_all_calls() -> None:
     sweeper = registry._sweeper
     registry.add(a_stream(stream_id="b"))
     assert registry._sweeper is sweeper
-    assert sweeper is not None
-    assert sweeper.daemon
+    thread = sweeper._thread
+    assert thread is not None
+    assert thread.daemon
+    sweeper.begin()
+    assert sweeper._thread is thread
 
 
 # Clients that hang up
