@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-import uuid
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from flask import Flask, Response, g, request
+from flask import Flask, Request, Response, g, request
+from flask.sessions import NullSession, SessionInterface, SessionMixin
 from flask_cors import CORS
 from werkzeug.exceptions import HTTPException
 
@@ -47,6 +47,7 @@ from errors import (
     UnsupportedMediaType,
 )
 from gateway import Gateway
+from ids import new_uuid
 from keys import Key
 from ledger import Ledger
 from ledger.database import database_url
@@ -77,8 +78,22 @@ HTTP_ERRORS: dict[int, type[SluiceError]] = {
 }
 
 
+class NoSessions(SessionInterface):
+    """There are no cookies here, and so nothing to look for, or to make for each request."""
+
+    NONE: Final = NullSession()
+
+    def open_session(self, app: Flask, request: Request) -> NullSession:  # noqa: ARG002
+        return self.NONE
+
+    def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
+        """Nothing: it is never asked for, of a null session."""
+
+
 class App(Flask):
     """Flask, for views that are plain functions."""
+
+    session_interface = NoSessions()
 
     def ensure_sync(self, func: F) -> F:
         return func
@@ -153,7 +168,7 @@ def enter() -> None:
     g.began = time.monotonic()
     sent = request.headers.get("X-Request-ID", "")
     good = body.ID.fullmatch(sent) and secrecy.without_secrets(sent) == sent
-    g.request_id = sent if good else str(uuid.uuid4())
+    g.request_id = sent if good else new_uuid()
     client = client_socket()
     if client is not None:
         client.settimeout(services().settings.client_timeout)

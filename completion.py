@@ -44,6 +44,8 @@ class Secret:
         """The text with [key] for each piece of this of `least` characters or more: what others
         quote may be masked, or cut."""
         size = min(least, len(self._text))
+        if len(text) < size:
+            return text
         pieces = {self._text[at : at + size] for at in range(len(self._text) - size + 1)}
         if not any(piece in text for piece in pieces):
             return text

@@ -143,7 +143,7 @@ def limit(own: int | None, tier: int | None) -> int | None:
 
 def allows(key: Key, model: str) -> bool:
     """Whether the key may use a model, given by its full name (provider/model)."""
-    return any(fnmatchcase(model, glob) for glob in key.models)
+    return "*" in key.models or any(fnmatchcase(model, glob) for glob in key.models)
 
 
 def fingerprint(secret: str) -> str:

@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 import time
+from functools import lru_cache
 from typing import Any
 
 from errors import mask
@@ -41,13 +42,21 @@ def fields(record: logging.LogRecord) -> dict[str, Any]:
     return {name: found[name] for name in FIELDS if name in found}
 
 
+_encode = json.JSONEncoder(default=str).encode
+
+
+@lru_cache(maxsize=2)
+def second(moment: int) -> str:
+    """A second since 1970, as a line has it: many lines share one."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment))
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line: dict[str, Any] = {
-            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "time": f"{second(int(record.created))}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -59,7 +68,7 @@ class JsonFormatter(logging.Formatter):
         texts = "\n".join(value for value in line.values() if isinstance(value, str))
         if mask(texts) != texts:
             line = {n: mask(v) if isinstance(v, str) else v for n, v in line.items()}
-        return json.dumps(line, default=str)
+        return _encode(line)
 
 
 class TextFormatter(logging.Formatter):
@@ -98,6 +107,7 @@ def configure(kind: str, level: str) -> None:
     """Send our own lines to standard error. Other libraries' come too, from warnings up."""
     # Nothing of these is in a line, and each costs it time.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # the logging HOWTO, "Optimization": no look for the caller's line
     handler = logging.StreamHandler()
     handler.setFormatter(formatter(kind))
     root = logging.getLogger()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
@@ -17,6 +16,7 @@ from call import CallInProgress, Encoder, Outcome
 from completion import Completion, CompletionRequest, FinishReason
 from endpoints import body, client_socket, json_response, request_id, secrecy, services
 from errors import InvalidRequest
+from ids import new_uuid
 from stream import Stream
 from timeouts import TIMEOUT_FIELDS
 
@@ -29,10 +29,10 @@ def start(found: body.Parameters, wanted: CompletionRequest) -> CallInProgress:
     """Admit a call and start it, for the caller of the current request. Raises SluiceError."""
     if found.byok_api_key is None:
         found.byok_api_key = header("X-Provider-API-Key", "byok_api_key")
-    stream_id = found.stream_id or header("X-Stream-ID", "stream_id") or str(uuid.uuid4())
+    chosen_id = found.stream_id or header("X-Stream-ID", "stream_id")
     secrecy.refuse_secrets(
         {
-            "stream_id": stream_id,
+            "stream_id": chosen_id or "",
             "model": found.model or "",
             "provider": found.provider or "",
             "fallbacks": "\n".join(found.fallbacks or ()),
@@ -45,7 +45,7 @@ def start(found: body.Parameters, wanted: CompletionRequest) -> CallInProgress:
         key=current_key(),
         endpoint=str(request.url_rule),
         request_id=request_id(),
-        stream_id=stream_id,
+        stream_id=chosen_id or new_uuid(),
         strict=request.headers.get("X-Sluice-Strict", "") == "1",
         continues=request.headers.get("X-Sluice-Continue", "") == "1",
         within=time_limits(request.headers.get("X-Sluice-Timeout", "")),
@@ -134,13 +134,31 @@ def reason(outcome: Outcome, told: FinishReason | None) -> FinishReason:
 
 
 def frame(data: Any, event: str | None = None) -> bytes:
-    """One SSE frame. Line separators that common splitters take for a line's end are escaped."""
-    text = msgspec.json.encode(data)
-    if b"\xe2\x80" in text or b"\xc2\x85" in text:
-        for raw, escaped in SEPARATORS:
-            text = text.replace(raw, escaped)
+    """One SSE frame."""
     head = b"event: " + event.encode() + b"\n" if event else b""
-    return head + b"data: " + text + b"\n\n"
+    return head + b"data: " + escaped(msgspec.json.encode(data)) + b"\n\n"
+
+
+def escaped(text: bytes) -> bytes:
+    """JSON without the line separators that common splitters take for a line's end."""
+    if not text.isascii() and (b"\xe2\x80" in text or b"\xc2\x85" in text):
+        for raw, escape in SEPARATORS:
+            text = text.replace(raw, escape)
+    return text
+
+
+class Template:
+    """A frame that differs from others like it in a text alone: all else is encoded once."""
+
+    TEXT: Final = f"text {new_uuid()}"
+    """Stands for the text, in what a template is made of; nobody else's text is that."""
+
+    def __init__(self, data: Any) -> None:
+        self._parts = frame(data).split(msgspec.json.encode(self.TEXT))
+
+    def filled(self, text: str) -> bytes:
+        """The frame with that text."""
+        return escaped(msgspec.json.encode(text)).join(self._parts)
 
 
 SEPARATORS = (

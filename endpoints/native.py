@@ -161,6 +161,7 @@ class Encoder:
         self._stream = stream
         self._begun = False
         self._finished: set[int] = set()
+        self._templates: dict[tuple[str, int], calls.Template] = {}
 
     def begin(self) -> bytes:
         self._begun = True
@@ -179,7 +180,7 @@ class Encoder:
         frames = [] if self._begun else [self.begin()]
         for event in batch:
             if isinstance(event, Delta):
-                frames.append(self._content(event.index, event.text, event.logprobs))
+                frames.append(self._delta(event))
             elif isinstance(event, Finished):
                 frames.append(self._finish(event.index, event.reason))
         return b"".join(frames)
@@ -210,7 +211,17 @@ class Encoder:
             frames.append(calls.frame(error_frame(outcome.error, self._stream.request_id), "error"))
         return b"".join(frames)
 
-    def _content(self, index: int, text: str, logprobs: Logprobs | None) -> bytes:
+    def _delta(self, event: Delta) -> bytes:
+        if event.logprobs is not None:
+            return calls.frame(self._content(event.index, event.text, event.logprobs))
+        place = (self._stream.target.provider.name, event.index)  # another's may continue it
+        template = self._templates.get(place)
+        if template is None:
+            content = self._content(event.index, calls.Template.TEXT, None)
+            template = self._templates[place] = calls.Template(content)
+        return template.filled(event.text)
+
+    def _content(self, index: int, text: str, logprobs: Logprobs | None) -> dict[str, Any]:
         choice: dict[str, Any] = {
             "text": text,
             "delta": {"content": text},
@@ -219,14 +230,12 @@ class Encoder:
         }
         if logprobs is not None:
             choice["logprobs"] = logprobs
-        return calls.frame(
-            {
-                "type": "content",
-                "data": text,
-                "provider": self._stream.target.provider.name,
-                "choices": [choice],
-            }
-        )
+        return {
+            "type": "content",
+            "data": text,
+            "provider": self._stream.target.provider.name,
+            "choices": [choice],
+        }
 
     def _finish(self, index: int, reason: FinishReason) -> bytes:
         self._finished.add(index)

@@ -5,7 +5,6 @@ Source: OpenAI API reference, "Completions" and "Models" (read 2026-11).
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 
 from flask import Blueprint, Response
@@ -25,6 +24,7 @@ from completion import (
 )
 from endpoints import body, calls, json_response, services
 from errors import InvalidRequest, ModelNotFound, SluiceError
+from ids import hexadecimal
 from pricing import dollars
 from stream import Stream
 
@@ -144,7 +144,7 @@ def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str
     if outcome.reason == "stopped":
         choices += [choice(index, "", "cancelled", None) for index in sorted(missing)]
     return {
-        "id": f"cmpl-{uuid.uuid4().hex}",
+        "id": f"cmpl-{hexadecimal(32)}",
         "object": "text_completion",
         "created": int(stream.opened_at),
         "model": stream.target.name,
@@ -201,9 +201,10 @@ class Encoder:
     def __init__(self, stream: Stream, *, include_usage: bool) -> None:
         self._stream = stream
         self._include_usage = include_usage
-        self._id = f"cmpl-{uuid.uuid4().hex}"
+        self._id = f"cmpl-{hexadecimal(32)}"
         self._finished: set[int] = set()
         self._released = False
+        self._templates: dict[tuple[str, int], calls.Template] = {}
 
     def begin(self) -> bytes:
         self._released = True
@@ -213,7 +214,7 @@ class Encoder:
         frames = [self._late_remarks()] if self._released else []
         for event in batch:
             if isinstance(event, Delta):
-                frames.append(self._chunk(choice(event.index, event.text, None, event.logprobs)))
+                frames.append(self._delta(event))
             elif isinstance(event, Finished):
                 frames.append(self._finish(event.index, event.reason))
         return b"".join(frames)
@@ -236,6 +237,16 @@ class Encoder:
         self._released = False
         dropped = calls.dropped_names(self._stream)
         return f": X-Sluice-Dropped: {dropped}\n\n".encode() if dropped else b""
+
+    def _delta(self, event: Delta) -> bytes:
+        if event.logprobs is not None:
+            return self._chunk(choice(event.index, event.text, None, event.logprobs))
+        place = (self._stream.target.name, event.index)  # a continuation may be another model's
+        template = self._templates.get(place)
+        if template is None:
+            chosen = choice(event.index, calls.Template.TEXT, None, None)
+            template = self._templates[place] = calls.Template(self._shape([chosen]))
+        return template.filled(event.text)
 
     def _finish(self, index: int, reason: FinishReason) -> bytes:
         self._finished.add(index)

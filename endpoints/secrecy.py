@@ -41,7 +41,7 @@ def without_secrets(value: Any, least: int = LEAST_PIECE) -> Any:
 
 def refuse_secrets(shown: dict[str, str]) -> None:
     """Raises InvalidRequest where a name that is shown and logged holds a key of this request."""
-    everything = "\n".join(shown.values())
-    if without_secrets(everything, CHOSEN_PIECE) != everything:
-        held = (n for n, text in shown.items() if without_secrets(text, CHOSEN_PIECE) != text)
-        raise InvalidRequest(f"{next(held, 'a field')} holds a key; it is shown and logged.")
+    held = [Secret(text) for text in secrets()]
+    for name, text in shown.items():
+        if any(secret.hidden_in(text, CHOSEN_PIECE) != text for secret in held):
+            raise InvalidRequest(f"{name} holds a key; it is shown and logged.")

@@ -8,7 +8,6 @@ change of a table is a new entry of MIGRATIONS; an entry that was released never
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable
 from datetime import date, timedelta
@@ -31,6 +30,7 @@ from sqlalchemy import (
 )
 
 from config import ConfigError
+from ids import hexadecimal
 
 MIGRATION_LOCK = 0x51_1CE
 
@@ -126,7 +126,7 @@ VERSION = 1 + len(MIGRATIONS)
 
 def new_id() -> str:
     """A row's id: fourteen hexadecimal digits of the moment in microseconds, sixteen of chance."""
-    return first_id(now_us()) + secrets.token_hex(8)
+    return first_id(now_us()) + hexadecimal(16)
 
 
 def first_id(moment_us: int) -> str:

@@ -168,8 +168,12 @@ def batches(
     """
     for frames in decode(chunks):
         batch: Batch = []
+        ended = False
         try:
-            ended = any(read(frame, batch) for frame in frames)
+            for frame in frames:
+                if read(frame, batch):
+                    ended = True
+                    break
         except UpstreamError:
             if batch:
                 yield batch

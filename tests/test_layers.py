@@ -49,7 +49,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("fleet.post", "fleet.scripts", "shared"),
         *(f"ledger.{name}" for name in ("database", "entries", "owners", "schema", "writing")),
     ),
-    0: ("breath", "completion", "crew", "errors", "overdue", "threads", "timeouts"),
+    0: ("breath", "completion", "crew", "errors", "ids", "overdue", "threads", "timeouts"),
 }
 
 LONG_MODULES = {

@@ -10,7 +10,7 @@ import pytest
 from werkzeug.test import TestResponse
 
 from completion import Delta, Finished, Usage, Used
-from endpoints.calls import time_limits
+from endpoints.calls import Template, frame, time_limits
 from errors import InvalidRequest, UpstreamError
 from tests.endpoints.test_native import in_thread
 from tests.test_app import PROMPT, Site, hello, make_app, make_key
@@ -190,3 +190,16 @@ def test_a_key_may_have_a_share_of_its_own(
         assert answer.headers["Retry-After"] == "1"
     site.post(path="/api/v1/completions/stop-stream/s-1")
     thread.join(LONG_S)
+
+
+TEXTS = ["", "plain", 'a "quote", a \\ and a \n', "\0", "é 漢 🙂", "a\u2028b\u2029c\u0085d"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_template_is_the_frame_whatever_the_text(text: str) -> None:
+    def shape(text: str) -> Any:
+        return {"id": 7, "text": text, "choices": [{"text": text, "of": "text 漢 \u2028"}]}
+
+    template = Template(shape(Template.TEXT))
+    assert template.filled(text) == frame(shape(text))
+    assert not any(odd in template.filled(text).decode() for odd in "\u2028\u2029\u0085")

@@ -35,10 +35,11 @@ class Scripted:
         self._pieces = iter(pieces)
         self._send = send
 
-    def sendall(self, data: bytes) -> None:
+    def send(self, data: bytes) -> int:
         if self._send is not None:
             raise self._send
         self.sent.append(data)
+        return len(data)
 
     def recv(self, _size: int) -> bytes:
         self.reads += 1

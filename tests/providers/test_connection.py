@@ -320,7 +320,7 @@ def test_a_silence_that_ends_in_an_error_is_one_too(peers: Peers) -> None:
             lever.look(time.monotonic() + 1)
             raise OSError("closed in another greenlet")
 
-        sendall = recv
+        send = recv
 
     lever, broken = Switch(), Broken()
     sock: Any = broken
@@ -365,3 +365,27 @@ def test_the_watched_are_those_under_way(peers: Peers) -> None:
     assert lever in switch._silences._switches
     lever.forget()
     assert lever not in switch._silences._switches
+
+
+def test_reads_grow_with_what_comes(peers: Peers) -> None:
+    """Room for a large read is made only where the last one was full."""
+    ours, lever = peers.new(), Switch()
+    peers.theirs[ours].sendall(bytes(30_000))
+    assert [len(lever.receive(ours)) for _ in range(2)] == [8192, 30_000 - 8192]
+    peers.theirs[ours].sendall(bytes(10_000))
+    assert [len(lever.receive(ours)) for _ in range(2)] == [8192, 10_000 - 8192]
+
+
+def test_all_is_sent_however_much_the_socket_takes_at_once(peers: Peers) -> None:
+    ours, lever = peers.new(), Switch()
+    sent, came = b"0123456789" * 1_000_000, bytearray()
+
+    def receive() -> None:
+        while len(came) < len(sent) and (data := peers.theirs[ours].recv(1 << 20)):
+            came.extend(data)
+
+    reader = threading.Thread(target=receive)
+    reader.start()
+    lever.send(ours, sent)
+    reader.join(10)
+    assert bytes(came) == sent
