@@ -26,7 +26,7 @@ function fillModels(providers) {
     for (const model of provider.text_completions) {
       const id = `${provider.name}/${model.modelName}`;
       models.set(id, model);
-      group.append(make("option", { value: id }, labelled(model)));
+      group.append(make("option", { value: id }, labelled(id, model)));
     }
     if (group.children.length) select.append(group);
   }
@@ -34,9 +34,9 @@ function fillModels(providers) {
   choose(remembered("sluice.model", $("ask").dataset.defaultModel));
 }
 
-function labelled(model) {
+function labelled(id, model) {
   const { input, output } = model.pricing;
-  const parts = [model.modelName];
+  const parts = [id];
   if (input !== null) parts.push(input || output ? `${money(input)} / ${money(output)}` : "free");
   if (model.specs.context_window) parts.push(size(model.specs.context_window));
   return parts.join("  ·  ");
@@ -55,8 +55,9 @@ function showModel() {
   const model = models.get(chosen());
   const { input = null, output = null } = model?.pricing ?? {};
   const context = model?.specs.context_window;
-  const price =
-    input === null ? "Price unknown" : `${money(input)} in, ${money(output)} out per million tokens`;
+  let price = `${money(input)} in, ${money(output)} out per million tokens`;
+  if (input === null) price = "Price unknown";
+  else if (!input && !output) price = "Free";
   $("model-facts").textContent = context ? `${price} · context ${whole(context)} tokens` : price;
 }
 
@@ -114,7 +115,10 @@ class Answer {
   }
 
   add(text) {
-    this.first ??= performance.now();
+    if (this.first === null) {
+      this.first = performance.now();
+      if (!this.stopped) $("ending").textContent = "Answering…";
+    }
     this.pieces += 1;
     this.text += text;
     this.pending += text;

@@ -202,7 +202,16 @@ async function showLatest(next) {
   $("more").hidden = !cursor;
 }
 
-const clock = (moment) => make("time", { datetime: moment }, moment.slice(0, 19).replace("T", " "));
+/** A moment in UTC, as the days are; the year and the milliseconds are there to hover over. */
+function clock(moment, day = true) {
+  const date = new Date(moment);
+  const name = date.toLocaleDateString("en", { month: "short", day: "numeric", timeZone: "UTC" });
+  const text = moment.slice(11, 19);
+  return make("time", { datetime: moment, title: moment }, day ? `${name}, ${text}` : text);
+}
+
+/** USD with six decimals, so that a column lines up; less would be rounded to nothing. */
+const column = (usd) => (usd >= 0.000001 ? `$${usd.toFixed(6)}` : money(usd));
 
 function requestRow(row) {
   const reason = row.end_reason ?? "under way";
@@ -216,7 +225,7 @@ function requestRow(row) {
     cell(`${row.provider}/${row.model}`),
     end,
     cell(`${whole(row.tokens.input)} + ${whole(row.tokens.output)}`, "n"),
-    cell(money(row.cost), "n"),
+    cell(column(row.cost), "n"),
     cell(duration(row.duration_ms), "n"),
     make("td", {}, make("code", {}, row.request_id)),
   );
@@ -255,9 +264,9 @@ function activeRow(stream) {
   return make(
     "tr",
     {},
-    make("td", { class: "figures" }, clock(stream.started_at)),
+    make("td", { class: "figures" }, clock(stream.started_at, false)),
     cell(`${stream.provider}/${stream.model}`),
-    make("td", {}, make("code", {}, stream.stream_id)),
+    make("td", { class: "id" }, make("code", {}, stream.stream_id)),
     cell(`${whole(stream.input_tokens)} + ${whole(stream.output_tokens)}`, "n"),
     make("td", { class: "n" }, button),
   );

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
+from tests import calls
 from tests import fake as fp
 from tests.fake import FakeProvider
 from tests.live import Server
@@ -133,7 +134,7 @@ def test_a_bad_key_is_told_so_as_the_api_does(page: Page) -> None:
 
 def test_a_streamed_completion(page: Page, server: Server) -> None:
     sign_in(page, server)
-    expect(page.locator("#model-facts")).to_contain_text("per million tokens")
+    expect(page.locator("#model-facts")).to_have_text("Free")
     page.get_by_label("Prompt").fill("The best way to open a file is")
     page.get_by_text("Parameters").click()
     page.get_by_label("Max tokens").fill("30")
@@ -359,12 +360,20 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(
         found[ending] = violations(page)
         assert page.evaluate("document.documentElement.scrollWidth") == width
     page.goto("/usage")
+    slow(fake)
+    active = server.client()
+    calls.begin_stream(active, model="fake/m")
+    page.get_by_role("button", name="Refresh").click()
     expect(page.locator("#latest tbody tr").first).to_be_visible()
+    expect(page.locator("#active").get_by_role("button")).to_be_visible()
     expect(page.locator("#chart canvas")).to_be_visible()
     page.get_by_text("As a table").click()
     found["usage"] = violations(page)
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert found == {name: [] for name in found}
+    page.locator("#active").get_by_role("button").click()
+    expect(page.locator("#no-active")).to_be_visible()
+    active.close()
 
 
 def test_the_keyboard_is_enough(page: Page, server: Server) -> None:
