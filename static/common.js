@@ -128,8 +128,9 @@ export function signIn(begin) {
     sessionStorage.clear();
     location.reload();
   });
-  if (remembered(KEY, "")) open();
-  else $("sign-in").hidden = false;
+  if (!remembered(KEY, "")) return;
+  $("sign-in").hidden = true; // until the key proves to be bad
+  open();
 }
 
 // How figures are written

@@ -12,7 +12,10 @@ const OTHER = "";
 const MOST_ASKED = 20;
 const LONGEST_KEPT = 20000;
 const CHARACTERS_A_TOKEN = 4;
+const OVERTAKEN = 10; // a stop may come before the request that it stops: try it again,
+const OVERTAKEN_MS = 150;
 
+const narrow = matchMedia("(max-width: 860px)");
 const models = new Map();
 let language = "curl";
 let running = null;
@@ -147,7 +150,8 @@ class Answer {
   cost() {
     if (this.usage) return this.usage.cost_usd;
     const { input, output } = this.price;
-    return input === null ? null : (this.input * input + this.tokens() * output) / 1e6;
+    const asked = this.input || Math.round(this.body.prompt.length / CHARACTERS_A_TOKEN);
+    return input === null ? null : (asked * input + this.tokens() * output) / 1e6;
   }
 
   live() {
@@ -245,11 +249,15 @@ function finish(answer, problem) {
 }
 
 function busy(is) {
-  $("run").disabled = is;
-  $("halt").disabled = !is;
+  const [from, to] = is ? [$("run"), $("halt")] : [$("halt"), $("run")];
+  const focused = document.activeElement === from;
+  to.disabled = false;
   $("output").setAttribute("aria-busy", String(is)); // so that it is read at its end, not by tokens
-  $("live").classList.toggle("flowing", is);
+  document.body.classList.toggle("flowing", is);
+  if (focused) to.focus();
+  from.disabled = true;
   if (!is) return;
+  if (narrow.matches) $("live").scrollIntoView({ block: "start" });
   tell($("error"), null);
   $("ending").textContent = "Asking…";
   for (const name of ["tokens", "rate", "first", "cost"]) $(`live-${name}`).textContent = "–";
@@ -261,11 +269,16 @@ async function halt() {
   if (!answer || answer.stopped) return;
   answer.stopped = true;
   $("ending").textContent = "Stopping…";
-  try {
-    await stopStream(answer.streamId);
-  } catch (problem) {
-    answer.stopped = false; // it may be not there yet, or have ended meanwhile
-    if (running === answer) tell($("error"), problem);
+  for (let left = OVERTAKEN; running === answer; left -= 1) {
+    try {
+      return await stopStream(answer.streamId);
+    } catch (problem) {
+      if (left && problem.status === 404) await new Promise((go) => setTimeout(go, OVERTAKEN_MS));
+      else {
+        answer.stopped = false;
+        return running === answer ? tell($("error"), problem) : undefined;
+      }
+    }
   }
 }
 

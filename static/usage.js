@@ -13,6 +13,7 @@ let chart = null;
 let cursor = null;
 let asking = 0;
 const stopped = new Set();
+const problems = new Map();
 
 const iso = (date) => date.toISOString().slice(0, 10);
 
@@ -28,23 +29,24 @@ function range() {
   return found;
 }
 
-/** Do it; what goes wrong is told, and is the answer's absence. */
-async function attempt(action) {
+/** Do it; what goes wrong is told until it goes well, and is the answer's absence. */
+async function attempt(what, action) {
+  let found;
   try {
-    const found = await action();
-    tell($("error"), null);
-    return found;
+    found = await action();
+    problems.delete(what);
   } catch (problem) {
-    tell($("error"), problem);
-    return undefined;
+    problems.set(what, problem);
   }
+  tell($("error"), problems.values().next().value ?? null);
+  return found;
 }
 
 // Sums
 
 async function showSums() {
   const mine = ++asking;
-  const found = await attempt(() => get(`/api/v1/user/usage?${range()}`));
+  const found = await attempt("usage", () => get(`/api/v1/user/usage?${range()}`));
   if (!found || mine !== asking) return; // other days were chosen meanwhile
   $("sum-requests").textContent = whole(found.total_requests);
   $("sum-tokens").textContent = whole(found.total_tokens.total);
@@ -130,7 +132,7 @@ function draw() {
   const color = (name) => style.getPropertyValue(name).trim();
   const box = $("chart");
   const data = [days.map((day) => Date.parse(day.date) / 1000), days.map(of)];
-  const axis = { stroke: color("--faint"), font: "12px ui-sans-serif, system-ui, sans-serif" };
+  const axis = { stroke: color("--faint"), font: `12px ${color("--sans")}` };
   chart?.destroy();
   chart = new uPlot(
     {
@@ -190,7 +192,7 @@ const dayLabels = (_, found) =>
 
 async function showLatest(next) {
   const query = next ? `limit=20&cursor=${encodeURIComponent(next)}` : "limit=20";
-  const found = await attempt(() => get(`/api/v1/user/requests?${query}`));
+  const found = await attempt("requests", () => get(`/api/v1/user/requests?${query}`));
   if (!found) return;
   const body = $("latest").tBodies[0];
   if (!next) body.replaceChildren();
@@ -234,7 +236,7 @@ function requestRow(row) {
 // What is flowing now
 
 async function showActive() {
-  const listed = await attempt(() => get("/api/v1/completions/streams"));
+  const listed = await attempt("streams", () => get("/api/v1/completions/streams"));
   if (!listed) return;
   const found = listed.filter((stream) => !stopped.has(stream.stream_id)); // it may be ending yet
   const focused = document.activeElement?.dataset?.stream;
@@ -252,7 +254,7 @@ function activeRow(stream) {
   );
   button.addEventListener("click", async () => {
     button.disabled = true;
-    const done = await attempt(() => stopStream(stream.stream_id).then(() => true));
+    const done = await attempt("stop", () => stopStream(stream.stream_id).then(() => true));
     if (done) {
       stopped.add(stream.stream_id);
       $("status").textContent = `Stopped ${stream.stream_id}`;
@@ -280,7 +282,7 @@ async function download(event) {
   const query = range();
   query.set("group_by", by);
   query.set("format", "csv");
-  const blob = await attempt(async () => (await call(`/api/v1/user/usage?${query}`, { headers: { Accept: "text/csv" } })).blob());
+  const blob = await attempt("file", async () => (await call(`/api/v1/user/usage?${query}`, { headers: { Accept: "text/csv" } })).blob());
   if (!blob) return;
   const link = make("a", { href: URL.createObjectURL(blob), download: `usage-by-${by}.csv` });
   link.click();

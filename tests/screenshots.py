@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import secrets
-import shutil
 import sqlite3
 import sys
 import uuid
@@ -19,6 +18,7 @@ from typing import Literal
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests import fake as fp
+from tests.browsers import launch
 from tests.fake import FakeProvider
 from tests.live import UNTROUBLED, Server
 
@@ -158,7 +158,6 @@ def shoot(browser: Browser, server: Server, fake: FakeProvider, directory: Path)
 
 
 def main(directory: Path) -> None:
-    program = shutil.which("chromium") or shutil.which("google-chrome")
     directory.mkdir(parents=True, exist_ok=True)
     with FakeProvider.start() as fake, sync_playwright() as playwright:
         rows = f'[providers.openai]\nbase_url = "{fake.base_url}"\n'
@@ -170,7 +169,7 @@ def main(directory: Path) -> None:
                 client.read_head()
                 client.json()
             use(server)
-            browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+            browser = launch(playwright)
             shoot(browser, server, fake, directory)
             browser.close()
 

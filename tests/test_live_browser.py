@@ -20,10 +20,11 @@ from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 from tests import calls
 from tests import fake as fp
+from tests.browsers import launch
+from tests.daemons import CantRunError
 from tests.fake import FakeProvider
 from tests.live import Server
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 AXE = Path(__file__).parent / "vendor" / "axe" / "axe.min.js"
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 WIDTHS = {"narrow": 390, "wide": 1280}
@@ -36,12 +37,11 @@ document.addEventListener("securitypolicyviolation", (event) =>
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed here")
-    sandbox = ["--no-sandbox"] if os.getuid() == 0 else []
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=program, args=sandbox)
+        try:
+            found = launch(playwright)
+        except CantRunError as error:
+            pytest.skip(str(error))
         yield found
         found.close()
 
@@ -235,6 +235,31 @@ def test_a_value_out_of_range_is_not_sent(page: Page, server: Server) -> None:
     assert page.get_by_role("listitem").count() == 0
 
 
+def test_stop_at_once_is_a_stop_too(page: Page, server: Server, fake: FakeProvider) -> None:
+    """Also where the stop overtakes the request, or the provider is silent yet."""
+    fake.script([fp.hold()])
+    sign_in(page, server)
+    choose(page, "fake/m")
+    page.evaluate(
+        "() => { document.getElementById('run').click(); document.getElementById('halt').click(); }"
+    )
+    expect(page.locator("#ending")).to_contain_text("Stopped · ")
+    expect(page.locator("#error")).to_be_hidden()
+
+
+@pytest.mark.parametrize("width", ["narrow"], indirect=True)
+def test_stop_is_at_hand_on_a_narrow_screen(page: Page, server: Server, fake: FakeProvider) -> None:
+    slow(fake)
+    sign_in(page, server)
+    choose(page, "fake/m")
+    page.get_by_role("button", name="Run").click()
+    expect(page.locator("#output")).to_contain_text("Once upon more")
+    for place in ("#output", "#halt"):
+        expect(page.locator(place)).to_be_in_viewport()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#ending")).to_contain_text("Stopped")
+
+
 # The same by program
 
 PROMPT = 'It\'s a "test" of $HOME, `id` and \\n\nin two lines: \u00e9, \U0001f600'
@@ -376,7 +401,7 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(
     active.close()
 
 
-def test_the_keyboard_is_enough(page: Page, server: Server) -> None:
+def test_the_keyboard_is_enough(page: Page, server: Server, fake: FakeProvider) -> None:
     page.goto("/")
     expect(page.get_by_label("Your Sluice key")).to_be_visible()
     page.keyboard.press("Tab")
@@ -387,6 +412,16 @@ def test_the_keyboard_is_enough(page: Page, server: Server) -> None:
     page.keyboard.type(server.key)
     page.keyboard.press("Enter")
     expect(page.get_by_label("Prompt")).to_be_focused()
+    run, halt = (page.get_by_role("button", name=name) for name in ("Run", "Stop"))
+    slow(fake)
+    choose(page, "fake/m")
+    run.focus()
+    page.keyboard.press("Enter")
+    expect(halt).to_be_focused()
+    expect(page.locator("#output")).to_contain_text("Once")
+    page.keyboard.press("Enter")
+    expect(page.locator("#ending")).to_contain_text("Stopped")
+    expect(run).to_be_focused()
     page.get_by_role("tab", name="curl").focus()
     page.keyboard.press("ArrowLeft")
     expect(page.get_by_role("tab", name="JavaScript")).to_be_focused()
