@@ -77,7 +77,7 @@ def test_what_a_page_names_is_there_and_kept_for_good(site: Site, path: str) -> 
             assert answer.cache_control.max_age == pages.YEAR_S
             assert answer.cache_control.immutable
             assert answer.headers["X-Content-Type-Options"] == "nosniff"
-            kinds = ("text/javascript", "text/css", "image/svg+xml")
+            kinds = ("text/javascript", "application/javascript", "text/css", "image/svg+xml")
             assert answer.mimetype in kinds
 
 
