@@ -1,15 +1,116 @@
-"""What is at the root."""
+"""What is at the root, and the pages for people: playground and usage.
+
+Rules that hold here: a page is the same for everyone and holds nobody's data; what it shows it
+fetches from the API, with the key that its reader typed in. It loads nothing from elsewhere, and
+runs no script and no style that isn't a file of ours.
+"""
 
 from __future__ import annotations
 
-from flask import Blueprint, Response
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from flask import Blueprint, Response, render_template, request, send_from_directory
 
 from config import VERSION
-from endpoints import json_response
+from endpoints import json_response, services
 
 bp = Blueprint("pages", __name__)
+
+STATIC = Path(__file__).resolve().parent.parent / "static"
+YEAR_S = 365 * 24 * 3600
+
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+class Range(NamedTuple):
+    """A number that the playground asks for; step "any" where it need not be whole."""
+
+    name: str
+    label: str
+    least: float
+    most: float
+    step: str
+    hint: str
+
+
+RANGES = (
+    Range("max_tokens", "Max tokens", 1, 2**31 - 1, "1", "1 or more"),
+    Range("temperature", "Temperature", 0, 2, "any", "0 to 2"),
+    Range("top_p", "Top p", 0, 1, "any", "above 0, to 1"),
+    Range("frequency_penalty", "Frequency penalty", -2, 2, "any", "\N{MINUS SIGN}2 to 2"),
+    Range("presence_penalty", "Presence penalty", -2, 2, "any", "\N{MINUS SIGN}2 to 2"),
+    Range("seed", "Seed", -(2**53) + 1, 2**53 - 1, "1", "a whole number"),
+)
 
 
 @bp.get("/")
 def index() -> Response:
-    return json_response({"name": "sluice", "version": VERSION, "docs": "docs/api.md"})
+    """The playground for a browser, a few words for a program."""
+    if wants_html():
+        model = services().settings.default_model
+        response = page("playground.html", ranges=RANGES, default_model=model)
+    else:
+        response = json_response({"name": "sluice", "version": VERSION, "docs": "docs/api.md"})
+    response.vary.add("Accept")
+    return response
+
+
+@bp.get("/usage")
+def usage() -> Response:
+    return page("usage.html")
+
+
+@bp.get("/static/<path:name>")
+def static(name: str) -> Response:
+    """A file. Under the version's own path it never changes; elsewhere it is asked for again."""
+    base, _, rest = name.partition("/")
+    if kept := base == version():
+        name = rest
+    response = send_from_directory(STATIC, name, max_age=YEAR_S if kept else None)
+    response.headers.update(HEADERS)
+    if kept:
+        response.cache_control.public = True
+        response.cache_control.immutable = True
+    return response
+
+
+def wants_html() -> bool:
+    """Whether the client likes HTML better than JSON; one that takes anything gets JSON."""
+    kinds = ("application/json", "text/html")
+    return request.accept_mimetypes.best_match(kinds) == "text/html"
+
+
+def page(template: str, **values: object) -> Response:
+    text = render_template(
+        template, static=f"/static/{version()}", release=VERSION, path=request.path, **values
+    )
+    headers = HEADERS | {"Cache-Control": "no-cache"}
+    return Response(text, headers=headers, mimetype="text/html")
+
+
+@cache
+def version() -> str:
+    """Of all static files together: they import each other, so they are of one version."""
+    found = hashlib.sha256()
+    for path in sorted(path for path in STATIC.rglob("*") if path.is_file()):
+        found.update(path.relative_to(STATIC).as_posix().encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()[:16]

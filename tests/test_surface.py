@@ -31,6 +31,8 @@ ROUTES = {
     ("GET", "/health"),
     ("GET", "/metrics"),
     ("GET", "/ready"),
+    ("GET", "/static/<path:name>"),
+    ("GET", "/usage"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/<path:model>"),
     ("POST", "/api/v1/auth/api-key"),

@@ -1,0 +1,100 @@
+// A request as a program that makes it. None holds the key: each reads the variable SLUICE_KEY.
+
+const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+
+/** A JSON value as Python; the strings of JSON are Python's too. */
+function python(value) {
+  if (value === null) return "None";
+  if (value === true) return "True";
+  if (value === false) return "False";
+  if (Array.isArray(value)) return `[${value.map(python).join(", ")}]`;
+  if (typeof value === "object") {
+    const items = Object.entries(value).map(([name, item]) => `${python(name)}: ${python(item)}`);
+    return `{${items.join(", ")}}`;
+  }
+  return JSON.stringify(value);
+}
+
+const lines = (items, indent) => items.map((item) => `${indent}${item},\n`).join("");
+
+function curl(origin, body) {
+  return [
+    `curl ${body.stream ? "-N" : "-sS"} ${origin}/api/v1/completions \\`,
+    '  -H "Authorization: Bearer $SLUICE_KEY" \\',
+    "  -H 'Content-Type: application/json' \\",
+    `  -d ${shell(JSON.stringify(body))}`,
+  ].join("\n");
+}
+
+function openai(origin, body) {
+  const { additional_params: more = {}, ...fields } = body;
+  const named = Object.entries({ ...fields, ...more }).map(([k, v]) => `${k}=${python(v)}`);
+  const end = body.stream
+    ? 'for chunk in answer:\n    for choice in chunk.choices:\n        print(choice.text, end="", flush=True)\nprint()'
+    : "print(answer.choices[0].text)";
+  return `import os
+
+from openai import OpenAI
+
+client = OpenAI(base_url="${origin}/v1", api_key=os.environ["SLUICE_KEY"])
+answer = client.completions.create(
+${lines(named, "    ")})
+${end}`;
+}
+
+function requests(origin, body) {
+  const named = Object.entries(body).map(([k, v]) => `${python(k)}: ${python(v)}`);
+  const end = body.stream
+    ? `for line in answer.iter_lines():
+    if line.startswith(b"data: {"):
+        frame = json.loads(line[6:])
+        if frame["type"] == "error":
+            raise RuntimeError(frame["error"])
+        if frame["type"] == "content":
+            print(frame["data"], end="", flush=True)
+print()`
+    : 'print(answer.json()["data"])';
+  return `${body.stream ? "import json\n" : ""}import os
+
+import requests
+
+body = {
+${lines(named, "    ")}}
+answer = requests.post(
+    "${origin}/api/v1/completions",
+    headers={"Authorization": f"Bearer {os.environ['SLUICE_KEY']}"},
+    json=body,
+    stream=${python(body.stream)},
+)
+answer.raise_for_status()
+${end}`;
+}
+
+function javascript(origin, body) {
+  const end = body.stream
+    ? `let rest = "";
+for await (const piece of answer.body.pipeThrough(new TextDecoderStream())) {
+  const lines = (rest + piece).split("\\n");
+  rest = lines.pop();
+  for (const line of lines) {
+    if (!line.startsWith("data: {")) continue;
+    const frame = JSON.parse(line.slice(6));
+    if (frame.type === "error") throw new Error(frame.error);
+    if (frame.type === "content") process.stdout.write(frame.data);
+  }
+}
+console.log();`
+    : "console.log((await answer.json()).data);";
+  return `const answer = await fetch("${origin}/api/v1/completions", {
+  method: "POST",
+  headers: {
+    Authorization: \`Bearer \${process.env.SLUICE_KEY}\`,
+    "Content-Type": "application/json",
+  },
+  body: JSON.stringify(${JSON.stringify(body, null, 2).replaceAll("\n", "\n  ")}),
+});
+if (!answer.ok) throw new Error(await answer.text());
+${end}`;
+}
+
+export const LANGUAGES = { curl, openai, requests, javascript };

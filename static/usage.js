@@ -1,0 +1,314 @@
+// The usage page: sums of the chosen days, the latest requests, and what is flowing now.
+
+import { $, call, get, make, signIn, stopStream, tell } from "./common.js";
+import { duration, money, size, whole } from "./common.js";
+
+const DAY_MS = 24 * 3600 * 1000;
+const EVERY_MS = 5000;
+const MOST_DAYS = 3660;
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+let days = [];
+let chart = null;
+let cursor = null;
+let asking = 0;
+const stopped = new Set();
+const problems = new Map();
+
+const iso = (date) => date.toISOString().slice(0, 10);
+
+function latest(count) {
+  $("to").value = iso(new Date());
+  $("from").value = iso(new Date(Date.now() - (count - 1) * DAY_MS));
+}
+
+function range() {
+  const found = new URLSearchParams();
+  if ($("from").value) found.set("start_date", $("from").value);
+  if ($("to").value) found.set("end_date", $("to").value);
+  return found;
+}
+
+/** Do it; what goes wrong is told until it goes well, and is the answer's absence. */
+async function attempt(what, action) {
+  let found;
+  try {
+    found = await action();
+    problems.delete(what);
+  } catch (problem) {
+    problems.set(what, problem);
+  }
+  tell($("error"), problems.values().next().value ?? null);
+  return found;
+}
+
+// Sums
+
+async function showSums() {
+  const mine = ++asking;
+  const found = await attempt("usage", () => get(`/api/v1/user/usage?${range()}`));
+  if (!found || mine !== asking) return; // other days were chosen meanwhile
+  $("sum-requests").textContent = whole(found.total_requests);
+  $("sum-tokens").textContent = whole(found.total_tokens.total);
+  $("sum-split").textContent = `${whole(found.total_tokens.input)} in, ${whole(found.total_tokens.output)} out`;
+  $("sum-cost").textContent = money(found.total_cost);
+  const { unpriced_requests: unpriced = 0 } = found;
+  $("sum-unpriced").textContent = unpriced ? `without ${whole(unpriced)} of unknown price` : "";
+  $("sum-left").textContent = found.remaining_credits === null ? "no limit" : money(found.remaining_credits);
+  days = filled(found.daily_usage);
+  $("days").tBodies[0].replaceChildren(...days.filter((day) => day.requests).reverse().map(dayRow));
+  named($("models"), found.models);
+  named($("providers"), found.providers);
+  draw();
+  $("status").textContent = `${whole(found.total_requests)} requests in these days`;
+}
+
+/** Every day of the range, also those on which nothing was asked. */
+function filled(found) {
+  const known = new Map(found.map((day) => [day.date, day]));
+  const dates = [...known.keys()].sort();
+  const first = Date.parse($("from").value || dates[0] || iso(new Date()));
+  const last = Date.parse($("to").value || dates.at(-1) || iso(new Date()));
+  const all = [];
+  for (let time = first; time <= last && all.length < MOST_DAYS; time += DAY_MS) {
+    const date = iso(new Date(time));
+    const none = { date, requests: 0, cost: 0, tokens: { input: 0, output: 0, total: 0 } };
+    all.push(known.get(date) ?? none);
+  }
+  return all;
+}
+
+const cell = (text, kind) => make("td", { class: kind }, text);
+
+function dayRow(day) {
+  return make(
+    "tr",
+    {},
+    make("th", { scope: "row", class: "figures" }, day.date),
+    cell(whole(day.requests), "n"),
+    cell(whole(day.tokens.input), "n"),
+    cell(whole(day.tokens.output), "n"),
+    cell(money(day.cost), "n"),
+  );
+}
+
+/** A table of sums by name, the most expensive first, each with its share as a bar. */
+function named(table, sums) {
+  const rows = Object.entries(sums).sort(
+    ([, a], [, b]) => b.cost - a.cost || b.tokens.total - a.tokens.total,
+  );
+  const most = Math.max(1, ...rows.map(([, sum]) => sum.tokens.total));
+  table.tBodies[0].replaceChildren(
+    ...(rows.length ? [] : [nothing(4)]),
+    ...rows.map(([name, sum]) => {
+      const bar = make("span", { class: "bar", "aria-hidden": "true" });
+      bar.style.width = `${(100 * sum.tokens.total) / most}%`;
+      return make(
+        "tr",
+        {},
+        make("th", { scope: "row" }, name, bar),
+        cell(whole(sum.requests), "n"),
+        cell(whole(sum.tokens.total), "n"),
+        cell(money(sum.cost), "n"),
+      );
+    }),
+  );
+}
+
+const nothing = (columns) =>
+  make("tr", {}, make("td", { colspan: columns, class: "faint" }, "Nothing in these days."));
+
+// The chart
+
+const MEASURES = {
+  cost: { of: (day) => day.cost, write: (value) => money(value) },
+  tokens: { of: (day) => day.tokens.total, write: size },
+  requests: { of: (day) => day.requests, write: whole },
+};
+
+function draw() {
+  const { of, write } = MEASURES[measure()];
+  const style = getComputedStyle(document.documentElement);
+  const color = (name) => style.getPropertyValue(name).trim();
+  const box = $("chart");
+  const data = [days.map((day) => Date.parse(day.date) / 1000), days.map(of)];
+  const axis = { stroke: color("--faint"), font: `12px ${color("--sans")}` };
+  chart?.destroy();
+  chart = new uPlot(
+    {
+      width: Math.max(240, box.clientWidth),
+      height: 220,
+      tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
+      cursor: { y: false, points: { show: false }, drag: { x: false, y: false } },
+      legend: { show: true, live: true },
+      scales: {
+        x: { range: (_, least, most) => [least - 43200, most + 43200] },
+        y: { range: (_, __, most) => [0, most > 0 ? most * 1.08 : 1] },
+      },
+      axes: [
+        { ...axis, grid: { show: false }, ticks: { show: false }, space: 64, values: dayLabels },
+        {
+          ...axis,
+          size: 66,
+          grid: { stroke: color("--line"), width: 1 },
+          ticks: { show: false },
+          incrs: measure() === "cost" ? undefined : INCREMENTS,
+          values: (_, found) => found.map((value) => (value ? write(value) : "0")),
+        },
+      ],
+      series: [
+        { label: "Day", value: (_, seconds) => (seconds === null ? "–" : iso(new Date(seconds * 1000))) },
+        {
+          label: measure(),
+          stroke: color("--accent"),
+          fill: color("--accent"),
+          width: 0,
+          points: { show: false },
+          paths: uPlot.paths.bars({ size: [0.72, 40], radius: 0.12 }),
+          value: (_, value) => (value === null ? "–" : write(value)),
+        },
+      ],
+    },
+    data,
+    box,
+  );
+  const most = days.reduce((best, day) => (of(day) > of(best) ? day : best), days[0]);
+  const peak = most && of(most) ? `; most on ${most.date}: ${write(of(most))}` : "";
+  box.setAttribute("aria-label", `Chart of ${measure()} by day${peak}. The same figures stand in the table below.`);
+}
+
+const INCREMENTS = [1, 2, 5].flatMap((step) => [...Array(13).keys()].map((power) => step * 10 ** power)).sort((a, b) => a - b);
+
+const measure = () => document.querySelector("input[name=measure]:checked").value;
+
+const dayLabels = (_, found) =>
+  found.map((seconds) => {
+    const date = new Date(seconds * 1000);
+    if (date.getUTCHours()) return "";
+    return date.toLocaleDateString("en", { day: "numeric", month: "short", timeZone: "UTC" });
+  });
+
+// The latest requests
+
+async function showLatest(next) {
+  const query = next ? `limit=20&cursor=${encodeURIComponent(next)}` : "limit=20";
+  const found = await attempt("requests", () => get(`/api/v1/user/requests?${query}`));
+  if (!found) return;
+  const body = $("latest").tBodies[0];
+  if (!next) body.replaceChildren();
+  body.append(...found.data.map(requestRow));
+  if (!body.rows.length) {
+    body.append(make("tr", {}, make("td", { colspan: 7, class: "faint" }, "Nothing asked yet.")));
+  }
+  cursor = found.next_cursor;
+  $("more").hidden = !cursor;
+}
+
+/** A moment in UTC, as the days are; the year and the milliseconds are there to hover over. */
+function clock(moment, day = true) {
+  const date = new Date(moment);
+  const name = date.toLocaleDateString("en", { month: "short", day: "numeric", timeZone: "UTC" });
+  const text = moment.slice(11, 19);
+  return make("time", { datetime: moment, title: moment }, day ? `${name}, ${text}` : text);
+}
+
+/** USD with six decimals, so that a column lines up; less would be rounded to nothing. */
+const column = (usd) => (usd >= 0.000001 ? `$${usd.toFixed(6)}` : money(usd));
+
+function requestRow(row) {
+  const reason = row.end_reason ?? "under way";
+  const good = row.status === 200 || row.status === null;
+  const end = make("td", {}, make("span", { class: good ? `end ${reason.replace(" ", "-")}` : "end bad" }, reason));
+  if (row.error_code) end.append(make("span", { class: "hint" }, ` ${row.status} ${row.error_code}`));
+  return make(
+    "tr",
+    {},
+    make("td", { class: "figures" }, clock(row.started_at)),
+    cell(`${row.provider}/${row.model}`),
+    end,
+    cell(`${whole(row.tokens.input)} + ${whole(row.tokens.output)}`, "n"),
+    cell(column(row.cost), "n"),
+    cell(duration(row.duration_ms), "n"),
+    make("td", {}, make("code", {}, row.request_id)),
+  );
+}
+
+// What is flowing now
+
+async function showActive() {
+  const listed = await attempt("streams", () => get("/api/v1/completions/streams"));
+  if (!listed) return;
+  const found = listed.filter((stream) => !stopped.has(stream.stream_id)); // it may be ending yet
+  const focused = document.activeElement?.dataset?.stream;
+  $("active").hidden = !found.length;
+  $("no-active").hidden = found.length > 0;
+  $("active").tBodies[0].replaceChildren(...found.map(activeRow));
+  if (focused) (document.querySelector(`[data-stream="${CSS.escape(focused)}"]`) ?? $("refresh")).focus();
+}
+
+function activeRow(stream) {
+  const button = make(
+    "button",
+    { type: "button", class: "danger small", "data-stream": stream.stream_id, "aria-label": `Stop ${stream.stream_id}` },
+    "Stop",
+  );
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    const done = await attempt("stop", () => stopStream(stream.stream_id).then(() => true));
+    if (done) {
+      stopped.add(stream.stream_id);
+      $("status").textContent = `Stopped ${stream.stream_id}`;
+    }
+    await showActive();
+    $("refresh").focus();
+    await Promise.all([showSums(), showLatest(null)]);
+  });
+  return make(
+    "tr",
+    {},
+    make("td", { class: "figures" }, clock(stream.started_at, false)),
+    cell(`${stream.provider}/${stream.model}`),
+    make("td", { class: "id" }, make("code", {}, stream.stream_id)),
+    cell(`${whole(stream.input_tokens)} + ${whole(stream.output_tokens)}`, "n"),
+    make("td", { class: "n" }, button),
+  );
+}
+
+// The file
+
+async function download(event) {
+  event.preventDefault();
+  const by = $("csv-by").value;
+  const query = range();
+  query.set("group_by", by);
+  query.set("format", "csv");
+  const blob = await attempt("file", async () => (await call(`/api/v1/user/usage?${query}`, { headers: { Accept: "text/csv" } })).blob());
+  if (!blob) return;
+  const link = make("a", { href: URL.createObjectURL(blob), download: `usage-by-${by}.csv` });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), EVERY_MS);
+  $("status").textContent = "Downloaded";
+}
+
+function begin() {
+  latest(30);
+  const all = () => Promise.all([showSums(), showLatest(null), showActive()]);
+  $("dates").addEventListener("change", showSums);
+  $("dates").addEventListener("submit", (event) => event.preventDefault());
+  $("dates").addEventListener("click", (event) => {
+    const { days: count } = event.target.dataset;
+    if (!count) return;
+    latest(Number(count));
+    showSums();
+  });
+  $("measure").addEventListener("change", draw);
+  $("refresh").addEventListener("click", all);
+  $("more").addEventListener("click", () => showLatest(cursor));
+  $("csv").addEventListener("submit", download);
+  dark.addEventListener("change", draw);
+  new ResizeObserver(() => chart?.setSize({ width: Math.max(240, $("chart").clientWidth), height: 220 })).observe($("chart"));
+  setInterval(() => document.hidden || showActive(), EVERY_MS);
+  all();
+}
+
+signIn(begin);
