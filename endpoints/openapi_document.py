@@ -42,16 +42,18 @@ COMPLETION_ERRORS = (
     *(e.StreamExists, e.RequestTooLarge, e.UnsupportedMediaType, e.RateLimited),
     *(e.UpstreamError, e.Unavailable, e.UpstreamTimeout),
 )
+SECONDS = rf" *(({'|'.join(TIMEOUT_FIELDS)}) *= *)?[0-9]{{1,9}}([.][0-9]{{0,9}})? *"
 SENT = {
-    "X-Stream-ID": ("stream_id, for who can't set it in the body.", "^[A-Za-z0-9_.:-]{1,128}$"),
-    "X-Provider-API-Key": ("byok_api_key, for who can't set it in the body.", "^[!-~]{1,8192}$"),
-    "X-Sluice-Strict": ("1: refuse what the target would ignore.", "^[01]$"),
-    "X-Sluice-Continue": ("1: a stream that breaks off goes on from another target.", "^[01]$"),
-    "X-Sluice-Timeout": (
-        f"Seconds for all of the call, or some of {', '.join(TIMEOUT_FIELDS)}: first_event=5.",
-        "^[1-9][0-9]{0,3}$|^first_event=[1-9][0-9]{0,3}$",
-    ),
+    "X-Stream-ID": "stream_id, where the body has none.",
+    "X-Provider-API-Key": "byok_api_key, where the body has none.",
+    "X-Sluice-Strict": "1: refuse what the target would ignore.",
+    "X-Sluice-Continue": "1: a stream that breaks off goes on from another target.",
+    "X-Sluice-Timeout": "Seconds for all of the call (30), or for some of its "
+    "parts (first_event=5, idle=2.5).",
 }
+"""Headers of a completion: what they are for. Only the last has a pattern: where
+the body has the field, such a header is not looked at."""
+PATTERNS = {"X-Sluice-Timeout": {"pattern": f"^( *|{SECONDS}(,{SECONDS})*)$"}}
 
 
 def ok(schema: Part | None, example: Any, *headers: str, media: str = "application/json") -> Part:
@@ -77,14 +79,14 @@ def in_path(name: str, example: str) -> Part:
     return {"name": name, "in": "path", "required": True, "schema": schema, "example": example}
 
 
-def in_query(name: str, schema: Part, example: Any) -> Part:
+def in_query(name: str, schema: Part) -> Part:
+    """Without an example, which the page would send."""
     return {
         "name": name,
         "in": "query",
         "description": f"It takes {TAKES[name]}. An empty one counts as absent.",
         "allowEmptyValue": True,
         "schema": schema,
-        "example": example,
     }
 
 
@@ -109,9 +111,9 @@ def completion(face: Face) -> Part:
         "Complete a text" + (", as the OpenAI SDKs do" if prefix else ""),
         {"200": found} | responses(face, *COMPLETION_ERRORS),
         parameters=[
-            {"name": n, "in": "header", "description": d}
-            | {"schema": {"type": "string", "pattern": pattern}}
-            for n, (d, pattern) in SENT.items()
+            {"name": n, "in": "header", "description": text}
+            | {"schema": {"type": "string"} | PATTERNS.get(n, {})}
+            for n, text in SENT.items()
         ],
         requestBody={"required": True, "content": {"application/json": content}},
     )
@@ -149,10 +151,10 @@ def usage() -> Part:
         *("usage", "Usage", "What the key has used", "UsageReport"),
         *(e.InvalidRequest, e.Unavailable),
         parameters=[
-            in_query("start_date", day, "2026-04-01"),
-            in_query("end_date", day, "2026-04-30"),
-            in_query("group_by", openapi_schemas.enum(*GROUPS), "model"),
-            in_query("format", openapi_schemas.enum(*FORMATS), "json"),
+            in_query("start_date", day),
+            in_query("end_date", day),
+            in_query("group_by", openapi_schemas.enum(*GROUPS)),
+            in_query("format", openapi_schemas.enum(*FORMATS)),
         ],
     )
     good = found["responses"]["200"]
@@ -171,8 +173,8 @@ def requests() -> Part:
         *("requests", "Usage", "The key's latest requests, the last first", "Requests"),
         *(e.InvalidRequest, e.Unavailable),
         parameters=[
-            in_query("limit", limit, 20),
-            in_query("cursor", {"type": "string"}, openapi_examples.CURSOR),
+            in_query("limit", limit),
+            in_query("cursor", {"type": "string"}),
         ],
     )
 
