@@ -25,7 +25,7 @@ HEADERS = {
     "X-Stream-ID": "By which the call can be stopped.",
     "X-Sluice-Attempts": "How many calls of providers it took.",
     "X-Sluice-Dropped": "The parameters that the target ignores.",
-    "X-RateLimit-Bypass": "The caller's own provider key was used, so no limit of tokens counts.",
+    "X-RateLimit-Bypass": "The caller's own provider key was used.",
     "Retry-After": "Whole seconds, at least 1.",
     "WWW-Authenticate": "How to authenticate.",
     "Allow": "The methods that the path takes.",
@@ -44,6 +44,7 @@ COMPLETION_ERRORS = (
 )
 SECONDS = rf" *(({'|'.join(TIMEOUT_FIELDS)}) *= *)?[0-9]{{1,9}}([.][0-9]{{0,9}})? *"
 SENT = {
+    "X-Request-ID": "A name for the request; one that isn't like a stream_id is replaced.",
     "X-Stream-ID": "stream_id, where the body has none.",
     "X-Provider-API-Key": "byok_api_key, where the body has none.",
     "X-Sluice-Strict": "1: refuse what the target would ignore.",
