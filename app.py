@@ -31,6 +31,7 @@ from endpoints import (
     models,
     native,
     openai,
+    openapi,
     pages,
     request_id,
     secrecy,
@@ -117,7 +118,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         max_age=86400,
         always_send=False,  # who is no browser pays nothing for it
     )
-    for module in (native, openai, models, usage, health, endpoints.metrics, pages):
+    for module in (native, openai, models, usage, health, endpoints.metrics, pages, openapi):
         app.register_blueprint(module.bp)
     app.before_request(enter)
     app.after_request(leave)

@@ -34,7 +34,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
     5: (
         *("endpoints", "endpoints.body", "endpoints.calls", "endpoints.health", "endpoints.models"),
         *("endpoints.native", "endpoints.openai", "endpoints.pages", "endpoints.secrecy"),
-        *("endpoints.metrics", "endpoints.usage"),
+        *("endpoints.metrics", "endpoints.usage", "endpoints.openapi"),
+        *(f"endpoints.openapi_{name}" for name in ("document", "errors", "examples", "schemas")),
         *("cli", "cli.keys", "cli.providers", "cli.quickstart", "cli.shared", "cli.usage"),
     ),
     4: ("gateway", "call", "meter", "reader"),

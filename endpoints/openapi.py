@@ -1,0 +1,41 @@
+"""The API, described: /openapi.json for machines, /docs for people. Neither needs a key.
+
+Rules that hold here: the document is put together when it is first asked for, and its bytes are
+kept; the page asks no other host for anything, and runs no script but its own files.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from flask import Blueprint, Response, current_app
+
+from endpoints import services
+from endpoints.pages import POLICY, page
+
+bp = Blueprint("openapi", __name__)
+
+DOCS_POLICY = POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
+"""The renderer sets styles on elements."""
+
+
+@bp.get("/openapi.json")
+def document() -> Response:
+    return Response(document_bytes(), mimetype="application/json")
+
+
+@bp.get("/docs")
+def docs() -> Response:
+    response = page("docs.html")
+    response.headers["Content-Security-Policy"] = DOCS_POLICY
+    return response
+
+
+def document_bytes() -> bytes:
+    found: bytes | None = current_app.extensions.get("sluice.openapi")
+    if found is None:
+        from endpoints import openapi_document  # late: most servers are never asked
+
+        names = sorted(services().gateway.router.providers)
+        found = msgspec.json.encode(openapi_document.build(names))
+        current_app.extensions["sluice.openapi"] = found
+    return found

@@ -1,0 +1,262 @@
+"""The schemas in the OpenAPI document.
+
+Rules that hold here: what a body takes is derived from endpoints/body.py, its ranges from the
+msgspec types and its words from TAKES; an object of an answer names all of its fields.
+"""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import msgspec
+
+from completion import FinishReason
+from endpoints import body, native, openai
+from endpoints.openapi_errors import CODES, UNSEEN
+from endpoints.usage import GROUPS
+from ledger.writing import INTERRUPTED
+from relay import EndReason
+
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string"}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+NUMBER: Schema = {"type": "number"}
+YES: Schema = {"type": "boolean"}
+MOMENT: Schema = {"type": "string", "format": "date-time"}
+FREE: Schema = {"type": "object", "additionalProperties": True}
+
+
+def ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def nullable(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def items(schema: Schema) -> Schema:
+    return {"type": "array", "items": schema}
+
+
+def values(schema: Schema) -> Schema:
+    return {"type": "object", "additionalProperties": schema}
+
+
+def closed(required: Schema, optional: Schema | None = None) -> Schema:
+    """An object with these fields and no other."""
+    return {
+        "type": "object",
+        "properties": required | (optional or {}),
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+def enum(*names: str) -> Schema:
+    return {"type": "string", "enum": list(names)}
+
+
+# What a body takes
+
+
+def parameter(schema: Schema, name: str) -> Schema:
+    """A field of Parameters, as JSON Schema has it: its patterns are ECMA's."""
+    found = {key: value for key, value in schema.items() if key != "default"}
+    for part in found["anyOf"]:
+        if "pattern" in part:
+            part["pattern"] = part["pattern"].replace(r"\A", "^").replace(r"\Z", "$")
+    if name == "byok_api_key":
+        found["format"] = "password"
+    return found | {"description": f"It takes {body.TAKES[name]}. null means absent."}
+
+
+def parameters() -> dict[str, Schema]:
+    """Every named field but the prompt."""
+    found = msgspec.json.schema(body.Parameters)["$defs"]["Parameters"]["properties"]
+    return {name: parameter(schema, name) for name, schema in found.items()}
+
+
+def additional(fields: dict[str, Schema]) -> Schema:
+    """additional_params: the names that Sluice knows, and what goes to the provider as it is."""
+    return nullable(
+        {
+            "type": "object",
+            "properties": fields,
+            "propertyNames": {"not": {"enum": sorted(body.BEYOND_PARAMS)}},
+            "additionalProperties": True,
+        }
+    ) | {
+        "description": "Provider-specific fields, sent as they are. A field of Sluice counts as "
+        "if it stood in the body; in both places with different values it is refused."
+    }
+
+
+def native_body() -> Schema:
+    known = parameters()
+    inside = {name: s for name, s in known.items() if name not in body.BEYOND_PARAMS}
+    named = {name: known[name] for name in native.FIELDS if name in known}
+    prompt = {"type": "string", "minLength": 1, "description": f"It takes {body.TAKES['prompt']}."}
+    return closed({"prompt": prompt}, named | {"additional_params": additional(inside)})
+
+
+def openai_body() -> Schema:
+    known = parameters()
+    inside = {name: s for name, s in known.items() if name not in body.BEYOND_PARAMS}
+    token = {"type": "integer", "minimum": 0}
+    several = {"minItems": 1, "maxItems": openai.MOST_PROMPTS}
+    lists = (TEXT, token, items(token) | {"minItems": 1})
+    prompt = {
+        "anyOf": [TEXT, *(items(kind) | several for kind in lists)],
+        "description": f"It takes {openai.PROMPT_TAKES}.",
+    }
+    options: Schema = {
+        "type": "object",
+        "properties": {"include_usage": nullable(YES)},
+        "additionalProperties": True,
+    }
+    more = {"stream_options": nullable(options), "additional_params": additional(inside)}
+    found = closed({"prompt": prompt}, known | more)
+    refused = sorted(body.BEYOND_PARAMS - {*found["properties"]})
+    return found | {
+        "additionalProperties": True,
+        "propertyNames": {"not": {"enum": refused}},
+        "description": "Fields that aren't named here go to OpenAI-compatible hosts as they are.",
+    }
+
+
+# What answers hold
+
+
+def completions() -> dict[str, Schema]:
+    reason = enum(*get_args(FinishReason))
+    openai_reason = enum(*(name for name in get_args(FinishReason) if name != "cancelled"))
+    usage = closed(
+        dict.fromkeys(("tokens_prompt", "tokens_completion", "tokens_total"), COUNT)
+        | {"cost": nullable(NUMBER), "latency": NUMBER},
+        dict.fromkeys(("cache_read_tokens", "cache_write_tokens", "reasoning_tokens"), COUNT)
+        | {"source": enum("estimate")},
+    )
+    logprobs = nullable(FREE)
+    choice = {"text": TEXT, "index": COUNT, "finish_reason": reason, "logprobs": logprobs}
+    openai_choice = choice | {"finish_reason": openai_reason}
+    told = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), COUNT)
+    details = {
+        "prompt_tokens_details": closed({"cached_tokens": COUNT, "cache_write_tokens": COUNT}),
+        "completion_tokens_details": closed({"reasoning_tokens": COUNT}),
+        "source": enum("estimate"),
+    }
+    return {
+        "CompletionRequest": native_body(),
+        "OpenAICompletionRequest": openai_body(),
+        "Usage": usage,
+        "Completion": closed(
+            {"request_id": TEXT, "created_at": MOMENT, "duration_ms": NUMBER, "provider": TEXT}
+            | {"model": TEXT, "success": {"const": True}, "message": TEXT, "data": TEXT}
+            | {"finish_reason": reason, "usage": ref("Usage")},
+            {"choices": items(closed(choice)), "byok_api_key": YES, "warnings": items(TEXT)},
+        ),
+        "OpenAICompletion": closed(
+            {"id": TEXT, "object": {"const": "text_completion"}, "created": COUNT, "model": TEXT}
+            | {
+                "choices": items(
+                    closed(openai_choice, {"native_finish_reason": enum("cancelled")})
+                ),
+                "usage": closed(told | {"cost": nullable(NUMBER)}, details),
+            },
+            {"byok_api_key": YES},
+        ),
+    }
+
+
+def around() -> dict[str, Schema]:
+    """What belongs to completions."""
+    return {
+        "Stopped": closed({"success": {"const": True}}),
+        "ActiveStream": closed(
+            dict.fromkeys(("stream_id", "provider", "model"), TEXT)
+            | {"started_at": MOMENT, "input_tokens": COUNT, "output_tokens": COUNT}
+        ),
+        "Token": closed({"access_token": TEXT, "token_type": {"const": "bearer"}}),
+    }
+
+
+def models() -> dict[str, Schema]:
+    price = nullable(NUMBER)
+    return {
+        "Model": closed(
+            {"modelName": TEXT, "name": TEXT, "provider": TEXT}
+            | {
+                "pricing": closed({"input": price, "output": price, "unit": TEXT}),
+                "specs": closed({"context_window": nullable(COUNT)}),
+                "capabilities": items(TEXT),
+                "byok": YES,
+                "is_disabled": YES,
+            }
+        ),
+        "Provider": closed({"name": TEXT, "enabled": YES, "text_completions": items(ref("Model"))}),
+        "OpenAIModel": closed(
+            {"id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT}
+        ),
+        "OpenAIModels": closed({"object": {"const": "list"}, "data": items(ref("OpenAIModel"))}),
+    }
+
+
+def usage() -> dict[str, Schema]:
+    tokens = {"input": COUNT, "output": COUNT, "total": COUNT}
+    sums = {"requests": COUNT, "cost": NUMBER, "tokens": closed(tokens)}
+    unpriced = {"unpriced_requests": COUNT}
+    named = values(ref("Sums"))
+    code = nullable(enum(*CODES, UNSEEN))
+    parts = dict.fromkeys(("cache_read", "cache_write", "reasoning"), COUNT)
+    cost, milliseconds = {"cost": nullable(NUMBER)}, nullable(NUMBER)
+    status = nullable({"type": "integer"})
+    tried = {"provider": TEXT, "model": TEXT, "code": nullable(TEXT), "status": status}
+    reason = enum(*get_args(EndReason), INTERRUPTED)
+    request = dict.fromkeys(("id", "request_id", "stream_id"), TEXT)
+    request |= {"started_at": MOMENT, "ended_at": nullable(MOMENT)}
+    request |= dict.fromkeys(("endpoint", "provider", "model"), TEXT)
+    request |= {"stream": YES, "byok": YES, "status": status, "end_reason": nullable(reason)}
+    request |= {"error_code": code, "tokens": closed(tokens, parts), "usage_source": TEXT}
+    request |= cost | {"attempts": COUNT, "duration_ms": milliseconds}
+    request |= {"latency_ms": milliseconds, "first_event_ms": milliseconds}
+    attempt = closed(tried | {"tokens": closed(tokens)} | cost | {"duration_ms": milliseconds})
+    whole = {"total_requests": COUNT, "total_cost": NUMBER, "remaining_credits": nullable(NUMBER)}
+    whole |= {"total_tokens": closed(tokens), "endpoints": named, "providers": named}
+    whole |= {"models": named, "daily_usage": items(closed({"date": TEXT} | sums, unpriced))}
+    data = items(closed({"name": TEXT} | sums, unpriced))
+    return {
+        "Sums": closed(sums, unpriced),
+        "UsageReport": closed(whole, unpriced),
+        "UsageGroups": closed({"group_by": enum(*GROUPS), "data": data, "total": ref("Sums")}),
+        "Request": closed(request, {"tries": items(attempt)}),
+        "Requests": closed({"data": items(ref("Request")), "next_cursor": nullable(TEXT)}),
+    }
+
+
+def failures() -> dict[str, Schema]:
+    code, details = enum(*CODES), nullable(FREE)
+    inner = {"message": TEXT, "type": TEXT, "param": nullable(TEXT), "code": code}
+    return {
+        "Error": closed(
+            {"success": {"const": False}, "request_id": TEXT, "error": code, "code": code}
+            | {"message": TEXT, "status_code": {"type": "integer"}, "details": details}
+            | {"detail": TEXT, "data": TEXT}
+        ),
+        "OpenAIError": closed(
+            {"error": closed(inner | {"request_id": TEXT}, {"details": details})}
+        ),
+    }
+
+
+def operations() -> dict[str, Schema]:
+    return {
+        "Health": closed({"status": {"const": "ok"}}),
+        "Ready": closed({"status": TEXT}, {"cooling": values(NUMBER), "redis": TEXT}),
+        "Service": closed({"name": TEXT, "version": TEXT, "docs": TEXT}),
+    }
+
+
+def every() -> dict[str, Schema]:
+    """components.schemas."""
+    return completions() | around() | models() | usage() | failures() | operations()

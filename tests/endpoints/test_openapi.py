@@ -1,0 +1,135 @@
+"""endpoints/openapi.py: the document is true to the application, and /docs shows it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from openapi_spec_validator import validate
+
+import errors
+from endpoints import body, native
+from tests.test_app import Site, make_app
+from tests.test_surface import classes
+
+Json = dict[str, Any]
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    return make_app(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def document(site: Site) -> Json:
+    answer = site.client.get("/openapi.json")
+    assert (answer.status_code, answer.mimetype) == (200, "application/json")
+    found = answer.json
+    assert isinstance(found, dict)
+    return found
+
+
+def operations(document: Json) -> Iterator[tuple[str, str, Json]]:
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            yield path, method.upper(), operation
+
+
+def resolved(document: Json, value: Json) -> Json:
+    if "$ref" not in value:
+        return value
+    found = document
+    for name in value["$ref"].removeprefix("#/").split("/"):
+        found = found[name]
+    return found
+
+
+def test_it_is_an_openapi_document(document: Json) -> None:
+    validate(document)
+
+
+def test_its_operations_are_the_application_s_routes(site: Site, document: Json) -> None:
+    routes = {
+        (re.sub("<(?:path:)?([a-z_]+)>", r"{\1}", rule.rule), method)
+        for rule in site.app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+    assert {(path, method) for path, method, _ in operations(document)} == routes
+
+
+def test_every_field_of_a_body_is_there_and_no_other(document: Json) -> None:
+    schemas = document["components"]["schemas"]
+    faces = {
+        "CompletionRequest": {*native.FIELDS},
+        "OpenAICompletionRequest": {*body.NAMES, "prompt", "stream_options", "additional_params"},
+    }
+    for name, fields in faces.items():
+        properties = schemas[name]["properties"]
+        assert set(properties) == fields
+        inside = properties["additional_params"]["anyOf"][0]["properties"]
+        assert set(inside) == body.NAMES - body.BEYOND_PARAMS
+        assert set(properties) | set(inside) == {
+            *body.NAMES,
+            *(fields - body.NAMES),
+        }
+    assert schemas["CompletionRequest"]["additionalProperties"] is False
+    assert schemas["OpenAICompletionRequest"]["additionalProperties"] is True
+
+
+def test_every_error_is_there_in_both_faces(document: Json) -> None:
+    codes = {kind.code: kind.status for kind in classes(errors.SluiceError)}
+    seen = {code for code, status in codes.items() if status != errors.ClientGone.status}
+    shown: dict[str, set[str]] = {"native": set(), "openai": set()}
+    for _, _, operation in operations(document):
+        for status, response in operation["responses"].items():
+            content = response["content"].get("application/json", {})
+            for example in content.get("examples", {}).values():
+                if "components/examples" in example.get("$ref", ""):
+                    face, _, code = example["$ref"].rpartition("/")[2].partition(".")
+                    assert int(status) == codes[code]
+                    shown[face].add(code)
+    assert shown["native"] == seen
+    assert shown["openai"] == seen
+    schemas = document["components"]["schemas"]
+    assert set(schemas["Error"]["properties"]["code"]["enum"]) == seen
+    request = schemas["Request"]["properties"]["error_code"]["anyOf"][0]
+    assert set(request["enum"]) == set(codes)
+
+
+def test_every_example_is_of_its_schema(document: Json) -> None:
+    checked = 0
+    for path, _, operation in operations(document):
+        holders = [*operation["responses"].values(), operation.get("requestBody", {"content": {}})]
+        contents = [media for holder in holders for media in holder["content"].values()]
+        for media in [*contents, *operation.get("parameters", [])]:
+            samples = [media["example"]] if "example" in media else []
+            found = media.get("examples", {}).values()
+            samples += [resolved(document, example)["value"] for example in found]
+            schema = {**media.get("schema", {}), "components": document["components"]}
+            for sample in samples:
+                jsonschema.validate(sample, schema)
+                checked += 1
+            assert samples or media.get("in") in ("header", "query"), path
+    assert checked > 100
+
+
+def test_it_is_put_together_once(site: Site) -> None:
+    first = site.client.get("/openapi.json").data
+    assert site.app.extensions["sluice.openapi"] == first
+    assert site.client.get("/openapi.json").data == first
+
+
+def test_the_page_has_all_it_needs_from_here(site: Site) -> None:
+    page = site.client.get("/docs")
+    assert (page.status_code, page.mimetype) == (200, "text/html")
+    policy = page.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self';" in policy
+    assert "http" not in policy
+    assert re.search(r"<script>|<style>|https?:", page.text) is None
+    for path in re.findall('(?:src|href)="(/[^"]+)"', page.text):
+        assert site.client.get(path, buffered=True).status_code == 200
