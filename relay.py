@@ -136,7 +136,8 @@ class Tally:
         for event in batch:
             if isinstance(event, Delta):
                 self.pieces += 1
-                self._bytes += size(event.text)
+                text = event.text
+                self._bytes += len(text) if text.isascii() else size(text)
             elif isinstance(event, Used):
                 self._usage = event.usage
                 self._told = (self.pieces, self._output_bytes)

@@ -158,7 +158,29 @@ class Template:
 
     def filled(self, text: str) -> bytes:
         """The frame with that text."""
-        return escaped(msgspec.json.encode(text)).join(self._parts)
+        encoded = msgspec.json.encode(text)
+        if not text.isascii():
+            encoded = escaped(encoded)
+        return encoded.join(self._parts)
+
+
+class Templates:
+    """Of one stream's texts: a template a choice, and others where another target goes on."""
+
+    def __init__(self, stream: Stream, shape: Callable[[int, str], Any]) -> None:
+        """shape: the data of a frame, by its choice and its text."""
+        self._stream, self._shape = stream, shape
+        self._target = stream.target
+        self._of: dict[int, Template] = {}
+
+    def filled(self, index: int, text: str) -> bytes:
+        """The frame of a choice's text."""
+        if self._stream.target is not self._target:
+            self._target, self._of = self._stream.target, {}
+        template = self._of.get(index)
+        if template is None:
+            template = self._of[index] = Template(self._shape(index, Template.TEXT))
+        return template.filled(text)
 
 
 SEPARATORS = (

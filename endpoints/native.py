@@ -161,7 +161,7 @@ class Encoder:
         self._stream = stream
         self._begun = False
         self._finished: set[int] = set()
-        self._templates: dict[tuple[str, int], calls.Template] = {}
+        self._texts = calls.Templates(stream, self._content)
 
     def begin(self) -> bytes:
         self._begun = True
@@ -180,7 +180,12 @@ class Encoder:
         frames = [] if self._begun else [self.begin()]
         for event in batch:
             if isinstance(event, Delta):
-                frames.append(self._delta(event))
+                if event.logprobs is None:
+                    frames.append(self._texts.filled(event.index, event.text))
+                else:
+                    frames.append(
+                        calls.frame(self._content(event.index, event.text, event.logprobs))
+                    )
             elif isinstance(event, Finished):
                 frames.append(self._finish(event.index, event.reason))
         return b"".join(frames)
@@ -211,17 +216,7 @@ class Encoder:
             frames.append(calls.frame(error_frame(outcome.error, self._stream.request_id), "error"))
         return b"".join(frames)
 
-    def _delta(self, event: Delta) -> bytes:
-        if event.logprobs is not None:
-            return calls.frame(self._content(event.index, event.text, event.logprobs))
-        place = (self._stream.target.provider.name, event.index)  # another's may continue it
-        template = self._templates.get(place)
-        if template is None:
-            content = self._content(event.index, calls.Template.TEXT, None)
-            template = self._templates[place] = calls.Template(content)
-        return template.filled(event.text)
-
-    def _content(self, index: int, text: str, logprobs: Logprobs | None) -> dict[str, Any]:
+    def _content(self, index: int, text: str, logprobs: Logprobs | None = None) -> dict[str, Any]:
         choice: dict[str, Any] = {
             "text": text,
             "delta": {"content": text},

@@ -204,7 +204,9 @@ class Encoder:
         self._id = f"cmpl-{hexadecimal(32)}"
         self._finished: set[int] = set()
         self._released = False
-        self._templates: dict[tuple[str, int], calls.Template] = {}
+        self._texts = calls.Templates(
+            stream, lambda index, text: self._shape([choice(index, text, None, None)])
+        )
 
     def begin(self) -> bytes:
         self._released = True
@@ -214,7 +216,12 @@ class Encoder:
         frames = [self._late_remarks()] if self._released else []
         for event in batch:
             if isinstance(event, Delta):
-                frames.append(self._delta(event))
+                if event.logprobs is None:
+                    frames.append(self._texts.filled(event.index, event.text))
+                else:
+                    frames.append(
+                        self._chunk(choice(event.index, event.text, None, event.logprobs))
+                    )
             elif isinstance(event, Finished):
                 frames.append(self._finish(event.index, event.reason))
         return b"".join(frames)
@@ -237,16 +244,6 @@ class Encoder:
         self._released = False
         dropped = calls.dropped_names(self._stream)
         return f": X-Sluice-Dropped: {dropped}\n\n".encode() if dropped else b""
-
-    def _delta(self, event: Delta) -> bytes:
-        if event.logprobs is not None:
-            return self._chunk(choice(event.index, event.text, None, event.logprobs))
-        place = (self._stream.target.name, event.index)  # a continuation may be another model's
-        template = self._templates.get(place)
-        if template is None:
-            chosen = choice(event.index, calls.Template.TEXT, None, None)
-            template = self._templates[place] = calls.Template(self._shape([chosen]))
-        return template.filled(event.text)
 
     def _finish(self, index: int, reason: FinishReason) -> bytes:
         self._finished.add(index)
