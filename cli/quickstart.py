@@ -30,5 +30,5 @@ def quickstart() -> None:
     except KeyFileError as error:
         raise click.ClickException(str(error)) from None
     url = f"http://127.0.0.1:{settings.port or DEFAULT_PORT}"
-    click.echo(f"Sluice listens on {url} (Ctrl-C stops it). Try:\n")
+    click.echo(f"Sluice listens on {url} (Ctrl-C stops it): open it in a browser, or try\n")
     click.echo(EXAMPLE.format(url=url, secret=secret))
