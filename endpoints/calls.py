@@ -167,19 +167,17 @@ class Template:
 class Templates:
     """Of one stream's texts: a template a choice, and others where another target goes on."""
 
-    def __init__(self, stream: Stream, shape: Callable[[int, str], Any]) -> None:
-        """shape: the data of a frame, by its choice and its text."""
-        self._stream, self._shape = stream, shape
-        self._target = stream.target
+    def __init__(self, stream: Stream) -> None:
+        self._stream, self._target = stream, stream.target
         self._of: dict[int, Template] = {}
 
-    def filled(self, index: int, text: str) -> bytes:
-        """The frame of a choice's text."""
+    def filled(self, index: int, text: str, shape: Callable[[int, str], Any]) -> bytes:
+        """The frame of a choice's text. shape: the data of a frame, by both."""
         if self._stream.target is not self._target:
             self._target, self._of = self._stream.target, {}
         template = self._of.get(index)
         if template is None:
-            template = self._of[index] = Template(self._shape(index, Template.TEXT))
+            template = self._of[index] = Template(shape(index, Template.TEXT))
         return template.filled(text)
 
 

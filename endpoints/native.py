@@ -161,7 +161,7 @@ class Encoder:
         self._stream = stream
         self._begun = False
         self._finished: set[int] = set()
-        self._texts = calls.Templates(stream, self._content)
+        self._texts = calls.Templates(stream)
 
     def begin(self) -> bytes:
         self._begun = True
@@ -181,7 +181,7 @@ class Encoder:
         for event in batch:
             if isinstance(event, Delta):
                 if event.logprobs is None:
-                    frames.append(self._texts.filled(event.index, event.text))
+                    frames.append(self._texts.filled(event.index, event.text, self._content))
                 else:
                     frames.append(
                         calls.frame(self._content(event.index, event.text, event.logprobs))

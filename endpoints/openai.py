@@ -204,9 +204,7 @@ class Encoder:
         self._id = f"cmpl-{hexadecimal(32)}"
         self._finished: set[int] = set()
         self._released = False
-        self._texts = calls.Templates(
-            stream, lambda index, text: self._shape([choice(index, text, None, None)])
-        )
+        self._texts = calls.Templates(stream)
 
     def begin(self) -> bytes:
         self._released = True
@@ -217,7 +215,7 @@ class Encoder:
         for event in batch:
             if isinstance(event, Delta):
                 if event.logprobs is None:
-                    frames.append(self._texts.filled(event.index, event.text))
+                    frames.append(self._texts.filled(event.index, event.text, self._content))
                 else:
                     frames.append(
                         self._chunk(choice(event.index, event.text, None, event.logprobs))
@@ -244,6 +242,9 @@ class Encoder:
         self._released = False
         dropped = calls.dropped_names(self._stream)
         return f": X-Sluice-Dropped: {dropped}\n\n".encode() if dropped else b""
+
+    def _content(self, index: int, text: str) -> dict[str, Any]:
+        return self._shape([choice(index, text, None, None)])
 
     def _finish(self, index: int, reason: FinishReason) -> bytes:
         self._finished.add(index)

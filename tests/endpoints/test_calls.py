@@ -3,6 +3,7 @@ queue."""
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from werkzeug.test import TestResponse
 from completion import Delta, Finished, Usage, Used
 from endpoints.calls import Template, frame, time_limits
 from errors import InvalidRequest, UpstreamError
+from stream import Stream
 from tests.endpoints.test_native import in_thread
 from tests.test_app import PROMPT, Site, hello, make_app, make_key
 from tests.test_gateway import LONG_S, Scripted, eventually, play, wait
@@ -203,3 +205,22 @@ def test_a_template_is_the_frame_whatever_the_text(text: str) -> None:
     template = Template(shape(Template.TEXT))
     assert template.filled(text) == frame(shape(text))
     assert not any(odd in template.filled(text).decode() for odd in "\u2028\u2029\u0085")
+
+
+@pytest.mark.parametrize("path", FACES)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_call_held_goes_with_it(site: Site, path: str, stream: bool) -> None:
+    """Not only when garbage is looked for, which is seldom (gunicorn.conf.py)."""
+
+    def held() -> int:
+        return sum(isinstance(found, Stream) for found in gc.get_objects())
+
+    gc.collect()
+    before = held()
+    gc.disable()
+    try:
+        for _ in range(3):
+            site.post(PROMPT | {"stream": stream}, path, buffered=True)
+        assert eventually(lambda: held() <= before)
+    finally:
+        gc.enable()
