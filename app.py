@@ -46,6 +46,7 @@ from errors import (
     RequestTooLarge,
     SluiceError,
     UnsupportedMediaType,
+    forget_frames,
 )
 from gateway import Gateway
 from ids import new_uuid
@@ -265,6 +266,7 @@ def error_response(error: SluiceError) -> Response:
     error.message = secrecy.without_secrets(error.message)
     error.param = secrecy.without_secrets(error.param)
     error.details = secrecy.without_secrets(error.details)
+    forget_frames(error)
     face = openai if request.path.startswith("/v1/") else native
     return json_response(face.error_body(error, request_id()), error.status, error.headers)
 

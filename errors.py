@@ -245,6 +245,12 @@ def retry_headers(seconds: float) -> dict[str, str]:
     return headers
 
 
+def forget_frames(error: BaseException) -> None:
+    """Of an error that is kept: its frames hold all that a call held, and who keeps it as well, so
+    that it would stay until garbage is looked for."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+
+
 KEY_LIKE = re.compile(
     r"\b(?:(?:sk|pk|rk|xai|gsk|hf|nvapi|fw|csk|pplx)[-_]|AIza|ABSK)[\w*.-]{8,}"
     r"|\bBearer\s+[^\s'\"]+"

@@ -6,13 +6,13 @@ the result refuses the target; what can be done exactly is emulated; a hint is d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import msgspec
 
 import providers
-from completion import CompletionRequest, asked_for
+from completion import Batch, CompletionRequest, Delta, Started, asked_for
 from errors import UnsupportedParameter
 from providers.base import Target, matches
 
@@ -150,3 +150,20 @@ def shortcomings(target: Target) -> tuple[list[str], list[str], list[str]]:
         lacks -= {"suffix"}
     refused = lacks - EMULATED - HINTS
     return sorted(lacks & EMULATED), sorted(lacks & HINTS), sorted(refused)
+
+
+def echoed(batches: Iterator[Batch], request: CompletionRequest) -> Iterator[Batch]:
+    """Put each prompt before its choices' text: echo, for targets that lack it."""
+    n = request.n or 1
+    prompts: Batch = [
+        Delta(prompt_index * n + choice, prompt)
+        for prompt_index, prompt in enumerate(request.prompts)
+        if isinstance(prompt, str)
+        for choice in range(n)
+    ]
+    for batch in batches:
+        if prompts:
+            head = [event for event in batch if isinstance(event, Started)]
+            batch = head + prompts + [event for event in batch if not isinstance(event, Started)]
+            prompts = []
+        yield batch

@@ -15,7 +15,7 @@ from itertools import groupby
 import msgspec
 
 import providers
-from completion import Batch, CompletionRequest, Delta, Started
+from completion import CompletionRequest
 from cooldown import Cooldowns
 from errors import (
     InternalError,
@@ -24,10 +24,11 @@ from errors import (
     Unavailable,
     UpstreamError,
     UpstreamTimeout,
+    forget_frames,
     whole_seconds,
 )
 from failures import public_error, rate_limited, retryable
-from fidelity import Candidate
+from fidelity import Candidate, echoed
 from providers.base import Attempt, Target
 from providers.fanout import FanOut
 from providers.transport import Aborted, HttpAttempt, Transport
@@ -186,6 +187,8 @@ class Reader:
         finally:
             if attempt is not None:
                 attempt.close()
+        if failure is not None:
+            forget_frames(failure)
         if attached:
             stream.detach(failure)
         return failure
@@ -281,20 +284,3 @@ def ends_in_a_stop(text: str, request: CompletionRequest) -> bool:
     """Whether the text ends with the beginning of a stop sequence: what goes on from there can't
     see it as one."""
     return any(text.endswith(stop[:n]) for stop in request.stop or () for n in range(1, len(stop)))
-
-
-def echoed(batches: Iterator[Batch], request: CompletionRequest) -> Iterator[Batch]:
-    """Put each prompt before its choices' text: echo, for targets that lack it."""
-    n = request.n or 1
-    prompts: Batch = [
-        Delta(prompt_index * n + choice, prompt)
-        for prompt_index, prompt in enumerate(request.prompts)
-        if isinstance(prompt, str)
-        for choice in range(n)
-    ]
-    for batch in batches:
-        if prompts:
-            head = [event for event in batch if isinstance(event, Started)]
-            batch = head + prompts + [event for event in batch if not isinstance(event, Started)]
-            prompts = []
-        yield batch

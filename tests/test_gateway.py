@@ -42,7 +42,7 @@ from errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from fidelity import Candidate
+from fidelity import Candidate, echoed
 from gateway import Gateway, permitted
 from keys import Key
 from ledger import Ledger
@@ -52,7 +52,7 @@ from providers.fanout import FanOut
 from providers.local import LocalAttempt
 from providers.transport import Aborted, HttpAttempt
 from quota import Quota
-from reader import Reader, echoed
+from reader import Reader
 from relay import End, EndReason, Nudge
 from routing import Route
 from stream import Stream

@@ -209,8 +209,10 @@ def test_a_template_is_the_frame_whatever_the_text(text: str) -> None:
 
 @pytest.mark.parametrize("path", FACES)
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_a_call_held_goes_with_it(site: Site, path: str, stream: bool) -> None:
-    """Not only when garbage is looked for, which is seldom (gunicorn.conf.py)."""
+@pytest.mark.parametrize("model", ["local/pydoc", "ollama/any", "nobody/any"])
+def test_what_a_call_held_goes_with_it(site: Site, path: str, stream: bool, model: str) -> None:
+    """One that failed, too; and not only when garbage is looked for, which is seldom
+    (gunicorn.conf.py)."""
 
     def held() -> int:
         return sum(isinstance(found, Stream) for found in gc.get_objects())
@@ -220,7 +222,7 @@ def test_what_a_call_held_goes_with_it(site: Site, path: str, stream: bool) -> N
     gc.disable()
     try:
         for _ in range(3):
-            site.post(PROMPT | {"stream": stream}, path, buffered=True)
+            site.post(PROMPT | {"stream": stream, "model": model}, path, buffered=True)
         assert eventually(lambda: held() <= before)
     finally:
         gc.enable()
