@@ -178,10 +178,10 @@ def enter() -> None:
 
 def leave(response: Response) -> Response:
     """A response goes out. A call that was admitted is logged when it is settled."""
-    response.headers["X-Request-ID"] = g.request_id
-    response.headers.update(rate_headers())
+    found = {"X-Request-ID": g.request_id} | rate_headers()
     if "call" in g:
-        response.headers["X-Sluice-Attempts"] = str(g.call.stream.attempts)
+        found["X-Sluice-Attempts"] = str(g.call.stream.attempts)
+    response.headers.extend(found)  # `set` would look through those that are there, for each
     client = client_socket()
     if client is not None:
 

@@ -39,6 +39,7 @@ def start(found: body.Parameters, wanted: CompletionRequest) -> CallInProgress:
             "a field's name": "\n".join((*wanted.extra, *wanted.openai_extra)),
         }
     )
+    sent = request.headers
     call = services().gateway.open(
         wanted,
         body.to_route(found),
@@ -46,9 +47,9 @@ def start(found: body.Parameters, wanted: CompletionRequest) -> CallInProgress:
         endpoint=str(request.url_rule),
         request_id=request_id(),
         stream_id=chosen_id or new_uuid(),
-        strict=request.headers.get("X-Sluice-Strict", "") == "1",
-        continues=request.headers.get("X-Sluice-Continue", "") == "1",
-        within=time_limits(request.headers.get("X-Sluice-Timeout", "")),
+        strict=sent.get("X-Sluice-Strict", "") == "1",
+        continues=sent.get("X-Sluice-Continue", "") == "1",
+        within=time_limits(sent.get("X-Sluice-Timeout", "")),
         client=client_socket(),
     )
     g.call = call  # its line in the log is written when it is settled
