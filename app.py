@@ -19,7 +19,7 @@ import cli
 import endpoints.metrics
 import logs
 from auth import KeyStore
-from call import CallInProgress, Outcome
+from call import CallInProgress
 from config import Settings
 from cooldown import Cooldowns
 from endpoints import (
@@ -55,10 +55,9 @@ from ledger import Ledger
 from ledger.database import database_url
 from metrics import LIMITS, Metrics
 from overdue import overdue
-from pricing import dollars
 from quota import RATE_PARTS, Quota
+from records import settled
 from shared import Shared
-from stream import Stream
 
 F = TypeVar("F", bound=Callable[..., Any])
 log = logging.getLogger("sluice.app")
@@ -221,41 +220,6 @@ def log_request(response: Response) -> None:
     if "error_code" in g:
         extra["code"] = g.error_code
     access.log(level, "request", extra=extra)
-
-
-def settled(metrics: Metrics, stream: Stream, outcome: Outcome) -> None:
-    """A call has ended: its line in the log, its share of the metrics."""
-    usage = outcome.usage
-    metrics.ended(
-        stream.endpoint,
-        stream.target.provider.name,
-        stream.target.model,
-        outcome.status,
-        outcome.reason,
-        usage,
-        outcome.cost,
-    )
-    extra: dict[str, Any] = {
-        "request_id": stream.request_id,
-        "stream_id": stream.id,
-        "key_id": stream.key_id,
-        "status": outcome.status,
-        "provider": stream.target.provider.name,
-        "model": stream.target.model,
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-        "usage_source": usage.source,
-        "cost_usd": dollars(outcome.cost),
-        "duration_ms": round(outcome.duration * 1000, 1),
-        "first_event_ms": outcome.first_event and round(outcome.first_event * 1000, 1),
-        "attempts": stream.attempts,
-        "end_reason": outcome.reason,
-    }
-    if outcome.error is not None:
-        extra["code"] = outcome.error.code
-        details = outcome.error.details or {}
-        extra |= {name: details[name] for name in logs.UPSTREAM if details.get(name) is not None}
-    access.info("stream" if stream.request.stream else "completion", extra=extra)
 
 
 def error_response(error: SluiceError) -> Response:

@@ -11,12 +11,8 @@ with a shared directory costs counts, never a call.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import logging
-import os
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -29,6 +25,7 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
+    Histogram,
     disable_created_metrics,
     values,
 )
@@ -39,6 +36,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from completion import Usage
+from metric_files import Files, Merge
 
 log = logging.getLogger("sluice.metrics")
 
@@ -46,11 +44,27 @@ Limit: TypeAlias = Literal["requests", "tokens", "budget"]
 
 REASONS = ("completed", "stopped", "client_gone", "provider_error", "deadline", "shutdown")
 LIMITS: tuple[Limit, ...] = ("requests", "tokens", "budget")
-REQUESTS = "Requests answered."
-REQUEST_LABELS = ("endpoint", "provider", "model", "status")
-Merge: TypeAlias = Literal["livesum", "livemax", "livemin"]
-"""How a gauge's values in several processes become one."""
-MERGES: tuple[Merge, ...] = ("livesum", "livemax", "livemin")
+REQUESTS = ("requests", "Requests answered.", "endpoint", "provider", "model", "status")
+UPSTREAM_ERRORS = ("upstream_errors", "Attempts that failed.", "provider", "code")
+TIMES = {
+    "request_duration": (
+        "Seconds from a call's admission to its end.",
+        (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+    ),
+    "first_event": (
+        "Seconds from a call's admission to the first event of its answer.",
+        (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+    ),
+    "overhead": (
+        "Seconds of a call in which no attempt was under way: admission, queue, waits to retry.",
+        (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
+    ),
+    "stop": (
+        "Seconds from the stop of a call to its end.",
+        (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
+    ),
+}
+"""What is measured, and the upper bounds of its buckets, in seconds."""
 MOST_MODELS = 200
 """Of one process."""
 LONGEST_MODEL = 128
@@ -59,67 +73,41 @@ OTHER = "other"
 NANO = 1_000_000_000
 ODD_VERSION = re.compile(r"version=(?!\d{1,3}\.\d{1,3}\.\d{1,3}\s*([;,]|$))", re.ASCII)
 """What an Accept header may hold that the library fails on, or would repeat in its answer."""
-FILE_BYTES = 1 << 16
-"""Of a file of values, at first."""
-ENTRY_BYTES = 28
-"""What a value takes in its file, at most, beside its key."""
 
 # Else each counter is two series; when the process began is a metric already.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
-class Files:
-    """The files of this process, where its values are for all processes to add up.
+class Labelled:
+    """A counter with labels, whose series are made when they are first counted."""
 
-    The library writes them through memory, where a full disk ends the process at once (SIGBUS). So
-    what it will write to is taken from the disk before.
-    """
+    def __init__(self, registry: CollectorRegistry, files: Files | None, *about: str) -> None:
+        """about: the name, the meaning, and the labels' names."""
+        self._name, self._meaning, *self._names = about
+        self._name = f"sluice_{self._name}"
+        self._counter = Counter(
+            f"{self._name}_total", self._meaning, self._names, registry=registry
+        )
+        self._files = files
+        self._series: dict[tuple[str | int, ...], Counter] = {}
+        self._lock = threading.Lock()
 
-    def __init__(self, directory: Path) -> None:
-        """Raises OSError."""
-        self._counters = directory / f"counter_{os.getpid()}.db"
-        self._full = False
-        gauges = (directory / f"gauge_{merge}_{os.getpid()}.db" for merge in MERGES)
-        for path in (self._counters, *gauges):
-            if not path.exists():  # else of a dead process with this pid, and its counts go on
-                create(path)
+    def inc(self, *labels: str | int) -> None:
+        counter = self._series.get(labels)
+        if counter is None:  # `labels` takes several times as long as the rest
+            with self._lock:
+                if not self._has_room(labels):
+                    return
+                counter = self._series[labels] = self._counter.labels(*labels)
+        counter.inc()
 
-    def make_room(self, key: str) -> bool:
-        """Whether there is room for one more counter, by the key that the library gives it. It
-        doubles the file when it needs to, as the library then does, which finds it done."""
-        try:
-            with self._counters.open("r+b") as file:
-                used = int.from_bytes(file.read(4), sys.byteorder)
-                size = file.seek(0, os.SEEK_END)
-                if used + len(key) + ENTRY_BYTES > size:
-                    append(file.fileno(), size)
-        except OSError as error:
-            if not self._full:
-                log.error("there is no room for more metrics: %s", error.strerror)
-            self._full = True
-            return False
-        return True
-
-
-def create(path: Path) -> None:
-    """A file of zeros, which no other process sees before it is whole. Raises OSError."""
-    new = path.with_suffix(".new")
-    try:
-        new.write_bytes(bytes(FILE_BYTES))
-        new.rename(path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def append(file: int, size: int) -> None:
-    """Double a file by zeros. Raises OSError, and then it is as it was."""
-    try:
-        if os.pwrite(file, bytes(size), size) < size:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.ftruncate(file, size)
-        raise
+    def _has_room(self, labels: tuple[str | int, ...]) -> bool:
+        """Whether one more series can be kept."""
+        if self._files is None:
+            return True
+        texts = [str(value) for value in labels]
+        key = mmap_key(self._name, f"{self._name}_total", self._names, texts, self._meaning)
+        return self._files.make_room(key)
 
 
 class Metrics(Collector):
@@ -144,9 +132,11 @@ class Metrics(Collector):
         self._room = MOST_MODELS
         self._lock = threading.Lock()
         self._failures = self._told_failures = 0
-        self._answers: dict[tuple[str, str, str, int], Counter] = {}
         self._gauges: list[tuple[Gauge, Callable[[], int]]] = []
-        self._requests = self._counter("requests", REQUESTS, *REQUEST_LABELS)
+        self._requests = self._labelled(*REQUESTS)
+        self._upstream_errors = self._labelled(*UPSTREAM_ERRORS)
+        self._retries = self._counter("retries", "Attempts after a call's first one.")
+        self._times = {name: self._histogram(name) for name in TIMES}
         self._gauge("streams_active", "Calls under way.", streams_active, "livesum")
         ended = self._counter("streams_ended", "Calls that have ended.", "reason")
         self._ended = {reason: ended.labels(reason) for reason in REASONS}
@@ -174,7 +164,7 @@ class Metrics(Collector):
     def answered(self, endpoint: str | None, status: int) -> None:
         """A request that was no call, or was refused before it became one, has its answer.
         endpoint: the route's pattern, None where there is no route."""
-        self._count(endpoint or OTHER, "", "", status)
+        self._requests.inc(endpoint or OTHER, "", "", status)
 
     def ended(
         self,
@@ -191,11 +181,27 @@ class Metrics(Collector):
         that isn't one."""
         self._ended[reason].inc()
         label = self._label(provider, model, served=reason == "completed")
-        self._count(endpoint, provider, label, status)
+        self._requests.inc(endpoint, provider, label, status)
         self._input.inc(usage.input_tokens)
         self._output.inc(usage.output_tokens)
         if cost:
             self._cost.inc(cost / NANO)
+
+    def took(self, **times: float | None) -> None:
+        """How long parts of a call that has ended took, in seconds, by the names of TIMES; None:
+        it had no such part."""
+        for name, seconds in times.items():
+            if seconds is not None:
+                self._times[name].observe(seconds)
+
+    def failed(self, provider: str, status: int | None, code: str) -> None:
+        """An attempt failed. status: what its provider answered, if it did. code: our error's."""
+        known = status is not None and 400 <= status < 600
+        self._upstream_errors.inc(provider, str(status) if known else code)
+
+    def retried(self, times: int) -> None:
+        """A call has ended that made so many attempts after its first."""
+        self._retries.inc(times)
 
     def rejected(self, limit: Limit) -> None:
         """A quota refused a request; its answer counts by itself."""
@@ -252,6 +258,14 @@ class Metrics(Collector):
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         return Counter(f"sluice_{name}_total", meaning, labels, registry=self.registry)
 
+    def _histogram(self, name: str) -> Histogram:
+        meaning, bounds = TIMES[name]
+        full_name = f"sluice_{name}_seconds"
+        return Histogram(full_name, meaning, buckets=bounds, registry=self.registry)
+
+    def _labelled(self, *about: str) -> Labelled:
+        return Labelled(self.registry, self._files, *about)
+
     def _gauge(
         self, name: str, meaning: str, value: Callable[[], int], merge: Merge, *, first: int = 0
     ) -> None:
@@ -259,25 +273,6 @@ class Metrics(Collector):
         gauge = Gauge(f"sluice_{name}", meaning, registry=self.registry, multiprocess_mode=merge)
         gauge.set(first)
         self._gauges.append((gauge, value))
-
-    def _count(self, endpoint: str, provider: str, model: str, status: int) -> None:
-        labels = (endpoint, provider, model, status)
-        counter = self._answers.get(labels)
-        if counter is None:  # `labels` takes several times as long as the rest
-            with self._lock:
-                if not self._has_room(labels):
-                    return
-                counter = self._answers[labels] = self._requests.labels(*labels)
-        counter.inc()
-
-    def _has_room(self, labels: tuple[str, str, str, int]) -> bool:
-        """Whether one more series of the requests can be kept."""
-        if self._files is None:
-            return True
-        texts = [str(value) for value in labels]
-        name = "sluice_requests"
-        key = mmap_key(name, f"{name}_total", list(REQUEST_LABELS), texts, REQUESTS)
-        return self._files.make_room(key)
 
     def _label(self, provider: str, model: str, *, served: bool) -> str:
         """The model, when it is known or among the first that were served; else "other". Callers

@@ -93,6 +93,7 @@ class Stream:
         self.turn = threading.Event()  # set when a call that waits for its turn has it, or ended
         self.first_event: float | None = None
         self.expired: UpstreamTimeout | None = None
+        self.stopped_at: float | None = None
         self._server_timeouts, self._within, self._client = timeouts, within, client
         self._timeouts = self.timeouts_at(target)
         self._keepalive, self._hold = keepalive, hold
@@ -199,6 +200,8 @@ class Stream:
     def end(self, reason: EndReason, error: SluiceError | None = None) -> bool:
         """The call is over, or its drain. Returns whether it was this that ended it. The provider's
         connection is closed at once, whatever it is doing, unless a drain begins."""
+        if reason == "stopped" and self.stopped_at is None:
+            self.stopped_at = time.monotonic()
         end = End(reason, error)
         drain = self._new_drain() if reason == "client_gone" else None
         with self._lock:  # the reader, once it is turned away, must find the drain

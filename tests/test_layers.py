@@ -38,7 +38,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *(f"endpoints.openapi_{name}" for name in ("document", "errors", "examples", "schemas")),
         *("cli", "cli.keys", "cli.providers", "cli.quickstart", "cli.shared", "cli.usage"),
     ),
-    4: ("gateway", "call", "meter", "reader"),
+    4: ("gateway", "call", "meter", "reader", "records"),
     3: (
         *("auth", "cooldown", "counters", "drain", "failures", "fidelity", "fleet", "ledger"),
         *("news", "quota", "shared_counters"),
@@ -46,7 +46,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     ),
     2: ("providers", *CALLERS),
     1: (
-        *("config", "hangup", "keyfile", "keys", "logs", "metrics", "pricing"),
+        *("config", "hangup", "keyfile", "keys", "logs", "metric_files", "metrics", "pricing"),
         *("fleet.post", "fleet.scripts", "shared"),
         *(f"ledger.{name}" for name in ("database", "entries", "owners", "schema", "writing")),
     ),

@@ -9,19 +9,22 @@ import runpy
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
 from prometheus_client import Gauge
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import mark_process_dead
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
 import metrics
 from completion import Usage
-from metrics import FILE_BYTES, LIMITS, LONGEST_MODEL, MOST_MODELS, OTHER, REASONS, Metrics
+from metric_files import FILE_BYTES
+from metrics import LIMITS, LONGEST_MODEL, MOST_MODELS, OTHER, REASONS, Metrics
 from relay import EndReason
 
 ROOT = Path(__file__).parent.parent
@@ -64,11 +67,20 @@ def families() -> dict[str, tuple[str, tuple[str, ...]]]:
     """The type and labels of each of our metrics, by the name that a query has."""
     target = make(redis_up=lambda: True)
     end(target, "m")
+    target.failed("sim", 500, "provider_error")
+    return shape(list(target.registry.collect()))
+
+
+def shape(families: Sequence[Metric]) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The same of what was collected, or read. A histogram is one, without labels."""
     return {
-        sample.name: (metric.type, tuple(sample.labels))
-        for metric in target.registry.collect()
-        for sample in metric.samples
-        if sample.name.startswith("sluice_")
+        **{
+            sample.name: (family.type, tuple(sample.labels))
+            for family in families
+            for sample in family.samples
+            if family.type != "histogram" and sample.name.startswith("sluice_")
+        },
+        **{family.name: ("histogram", ()) for family in families if family.type == "histogram"},
     }
 
 
@@ -100,6 +112,37 @@ def test_a_request_that_became_no_call_has_no_provider() -> None:
         {"endpoint": OTHER, **empty, "status": "404"},
     ]
     assert value(target, "sluice_streams_ended_total", reason="completed") == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "label"),
+    [
+        (429, "provider_error", "429"),
+        (599, "provider_error", "599"),
+        (None, "provider_timeout", "provider_timeout"),
+        (302, "provider_error", "provider_error"),
+        (999, "provider_error", "provider_error"),
+    ],
+)
+def test_a_failed_attempt_counts_by_its_status_or_our_code(
+    status: int | None, code: str, label: str
+) -> None:
+    target = make()
+    target.failed("sim", status, code)
+    assert series(target, "sluice_upstream_errors_total") == [{"provider": "sim", "code": label}]
+
+
+def test_parts_of_a_call_are_measured_where_there_were_some() -> None:
+    target = make()
+    target.took(request_duration=0.3, first_event=None, overhead=0.002, stop=None)
+    target.retried(2)
+    assert value(target, "sluice_request_duration_seconds_count") == 1
+    assert value(target, "sluice_request_duration_seconds_bucket", le="0.5") == 1
+    assert value(target, "sluice_request_duration_seconds_bucket", le="0.25") == 0
+    assert value(target, "sluice_first_event_seconds_count") == 0
+    assert value(target, "sluice_overhead_seconds_sum") == 0.002
+    assert value(target, "sluice_stop_seconds_count") == 0
+    assert value(target, "sluice_retries_total") == 2
 
 
 def test_the_ledger_s_troubles_and_a_quota_s_refusals_count() -> None:
@@ -278,13 +321,15 @@ SCRAPER = (
 def test_the_format_is_the_one_that_is_asked_for(accept: str, kind: str) -> None:
     target = make()
     end(target, "m")
+    target.failed("sim", 500, "provider_error")
     text, content_type = target.render(accept)
     assert content_type.startswith(kind)
     openly = kind.startswith("application/openmetrics-text")
     assert text.endswith(b"# EOF\n") == openly
     parse = openmetrics if openly else prometheus
-    names = {sample.name for family in parse(text.decode()) for sample in family.samples}
-    assert set(families()) - {"sluice_redis_up"} <= names
+    found = list(parse(text.decode()))
+    names = {sample.name for family in found for sample in family.samples}
+    assert set(families()) - {"sluice_redis_up"} == set(shape(found))
     assert not [name for name in names if name.endswith("_created")]
 
 
@@ -347,6 +392,7 @@ def shown(done: subprocess.CompletedProcess[str]) -> dict[str, float]:
 FIRST = """
 target = make(streams_active=lambda: 3, cooling=lambda: 4, redis_up=lambda: False)
 end(target, "m", usage=Usage(30, 12))
+target.took(request_duration=20, stop=0.002)
 target.ledger_failed()
 target.refresh()
 """
@@ -354,6 +400,8 @@ COUNT = """
 target = make(streams_active=lambda: 2, cooling=lambda: 1, redis_up=lambda: True)
 for _ in range(2):
     end(target, "m", usage=Usage(5, 1))
+target.failed("sim", 500, "provider_error")
+target.took(request_duration=0.2, stop=None)
 target.ledger_failed()
 """
 SECOND = f"{COUNT}show(target)"
@@ -370,23 +418,23 @@ def test_several_processes_show_their_sums(tmp_path: Path) -> None:
     assert found["sluice_cooldown"] == 4
     assert found["sluice_redis_up"] == 0
     assert found["sluice_quota_rejections_total budget"] == 0
+    assert found["sluice_request_duration_seconds_sum"] == pytest.approx(20.2)
+    assert found["sluice_request_duration_seconds_bucket 0.25"] == 1
+    assert found["sluice_stop_seconds_count"] == 1
+    assert found["sluice_upstream_errors_total 500 sim"] == 1
 
 
 def test_they_show_what_one_shows_but_nothing_of_the_process(tmp_path: Path) -> None:
     _, text = json.loads(play(tmp_path, SECOND).stdout)
-    together = {
-        sample.name: (family.type, set(sample.labels))
-        for family in prometheus(text)
-        for sample in family.samples
-    }
+    assert not [family for family in prometheus(text) if not family.name.startswith("sluice_")]
+    together = {n: (kind, set(ls)) for n, (kind, ls) in shape(list(prometheus(text))).items()}
     assert together == {name: (kind, set(labels)) for name, (kind, labels) in families().items()}
 
 
 def test_they_speak_openmetrics_too(tmp_path: Path) -> None:
     code = f"{COUNT}show(target, 'application/openmetrics-text')"
     _, text = json.loads(play(tmp_path, code).stdout)
-    names = {sample.name for family in openmetrics(text) for sample in family.samples}  # type: ignore[no-untyped-call]
-    assert names == set(families())
+    assert set(shape(list(openmetrics(text)))) == set(families())  # type: ignore[no-untyped-call]
 
 
 def test_one_that_has_not_asked_yet_does_not_say_that_redis_is_away(tmp_path: Path) -> None:
@@ -434,7 +482,7 @@ def test_what_the_library_writes_to_is_taken_from_the_disk_before(tmp_path: Path
     found = shown(play(tmp_path, f"target = make(){MANY}show(target)"))
     assert len([name for name in found if name.startswith("sluice_requests_total")]) == 1500
     sizes = {path.name.rpartition("_")[0]: path.stat() for path in tmp_path.iterdir()}
-    assert set(sizes) == {"counter", "gauge_livesum", "gauge_livemax", "gauge_livemin"}
+    assert set(sizes) == {"counter", "histogram", "gauge_livesum", "gauge_livemax", "gauge_livemin"}
     assert sizes["counter"].st_size == 8 * FILE_BYTES
     assert [size for size in sizes.values() if size.st_blocks * 512 < size.st_size] == []
 
@@ -460,7 +508,7 @@ def test_when_it_is_full_at_the_start_the_process_shows_what_the_others_count(
     assert found["sluice_streams_active"] == 3
     assert "what this process counts will be missing in the metrics: " in done.stderr
     assert done.stderr.count("\n") == 1
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_without_the_directory_it_shows_its_own(tmp_path: Path) -> None:

@@ -135,15 +135,21 @@ LOG_FIELDS = {
 METRICS = {
     "sluice_cooldown": (),
     "sluice_cost_dollars_total": (),
+    "sluice_first_event_seconds": (),
     "sluice_ledger_errors_total": (),
     "sluice_ledger_queue": (),
     "sluice_ledger_unrecorded_total": (),
+    "sluice_overhead_seconds": (),
     "sluice_quota_rejections_total": ("limit",),
     "sluice_redis_up": (),
+    "sluice_request_duration_seconds": (),
     "sluice_requests_total": ("endpoint", "provider", "model", "status"),
+    "sluice_retries_total": (),
+    "sluice_stop_seconds": (),
     "sluice_streams_active": (),
     "sluice_streams_ended_total": ("reason",),
     "sluice_tokens_total": ("direction",),
+    "sluice_upstream_errors_total": ("provider", "code"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +219,36 @@ def test_what_a_quota_refuses_counts_by_its_limit(
     assert [site.post(PROMPT, headers=headers).status_code for _ in range(2)] == [200, 429]
     assert value(site, "sluice_quota_rejections_total", limit="requests") == 1
     assert ("/api/v1/completions", "", "", "429", 1) in requests(site)
+
+
+def test_attempts_and_the_parts_of_a_call_are_measured(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow() -> None:
+        time.sleep(0.05)
+
+    failed = Scripted(slow, UpstreamError("No.", upstream_status=500))
+    play(monkeypatch, failed, hello())
+    assert site.post({**PROMPT, "fallbacks": ["sim/other"]}).status_code == 200
+    assert value(site, "sluice_upstream_errors_total", provider="sim", code="500") == 1
+    assert value(site, "sluice_retries_total") == 1
+    for name in ("request_duration", "first_event", "overhead"):
+        assert value(site, f"sluice_{name}_seconds_count") == 1
+    whole = value(site, "sluice_request_duration_seconds_sum") or 0
+    assert whole > 0.05
+    assert 0 < (value(site, "sluice_overhead_seconds_sum") or 0) <= whole - 0.05
+    assert value(site, "sluice_stop_seconds_count") == 0
+
+
+def test_a_stop_is_timed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(monkeypatch, Scripted([Started("m"), Delta(0, "Hello")], wait))
+    sent = {**PROMPT, "stream": True, "stream_id": "s-1"}
+    answer = site.post(sent, buffered=False)
+    chunks = iter(answer.response)
+    next(chunks)
+    assert site.post({}, "/api/v1/completions/stop-stream/s-1").status_code == 200
+    for _ in chunks:
+        pass
+    answer.close()
+    assert value(site, "sluice_stop_seconds_count") == 1
+    assert 0 <= (value(site, "sluice_stop_seconds_sum") or 0) < 10
