@@ -31,7 +31,7 @@ from tests.live import ROOT, Server, fake_rows, free_port
 GUIDES = sorted((ROOT / "docs/deploy").glob("*.md"))
 NGINX = ROOT / "deploy/nginx.conf"
 UNIT = ROOT / "deploy/sluice.service"
-FILES = [*GUIDES, *sorted((ROOT / "deploy").iterdir())]
+FILES = [*GUIDES, *sorted(p for p in (ROOT / "deploy").rglob("*") if p.is_file())]
 FILES += [ROOT / "Dockerfile", ROOT / "compose.yaml", ROOT / ".dockerignore"]
 FAREWELL_S = 10
 """How much longer than SLUICE_DRAIN_S docs/operating.md asks others to wait."""
