@@ -1,4 +1,5 @@
 # make run: set up and serve. make test: set up and check everything. make soak: ten minutes of load.
+# make bench: what it costs, beside others.
 # The README gives the commands behind each target, for machines without make.
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ READY := .venv/.requirements
 READY_DEV := .venv/.requirements-dev
 DOTENV := $(if $(wildcard .env),$(BIN)/dotenv run --no-override --,)
 
-.PHONY: run test soak format clean
+.PHONY: run test soak bench format clean
 
 run: $(READY)
 	@$(DOTENV) $(BIN)/flask --app wsgi quickstart
@@ -21,6 +22,9 @@ test: $(READY_DEV)
 
 soak: $(READY_DEV)
 	$(BIN)/python -m tests.soak $(SOAK_FLAGS)
+
+bench: $(READY_DEV)
+	$(BIN)/python -m bench $(BENCH_FLAGS)
 
 format: $(READY_DEV)
 	$(BIN)/ruff format .
@@ -41,6 +45,6 @@ $(READY): requirements.txt .venv/bin/python
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(READY_DEV): requirements-dev.txt requirements.txt .venv/bin/python
+$(READY_DEV): requirements-dev.txt requirements-otel.txt requirements.txt .venv/bin/python
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ $(READY)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from flask import Flask, Request, Response, g, request
 from flask.sessions import NullSession, SessionInterface, SessionMixin
@@ -20,7 +20,7 @@ import endpoints.metrics
 import logs
 from auth import KeyStore
 from call import CallInProgress
-from config import Settings
+from config import ConfigError, Settings
 from cooldown import Cooldowns
 from endpoints import (
     Services,
@@ -58,6 +58,9 @@ from overdue import overdue
 from quota import RATE_PARTS, Quota
 from records import settled
 from shared import Shared
+
+if TYPE_CHECKING:
+    from tracing import Tracing
 
 F = TypeVar("F", bound=Callable[..., Any])
 log = logging.getLogger("sluice.app")
@@ -151,17 +154,35 @@ def wire(settings: Settings) -> Services:
         from fleet import Fleet  # late: who is alone has no use for redis-py
 
         fleet = Fleet(shared)
+    tracing = traces(settings.otel_endpoint) if settings.otel_endpoint else None
     quota = Quota(settings.reserve_tokens, shared, required=settings.limits_required)
     cooldowns = Cooldowns(enabled=settings.cooldown, shared=shared)
     gateway = Gateway(
-        settings, quota, ledger, partial(settled, metrics), cooldowns=cooldowns, fleet=fleet
+        settings,
+        quota,
+        ledger,
+        partial(settled, metrics, tracing),
+        cooldowns=cooldowns,
+        fleet=fleet,
     )
     if fleet is not None:
         fleet.attend(gateway.streams, quota.beat, cooldowns.beat, metrics.refresh)
     aliased = chain.from_iterable(gateway.router.aliases.values())
     metrics.know([settings.default_model, *settings.prices, *aliased])
     keys = KeyStore(settings.keys_file, settings.keys)
-    return Services(settings, keys, gateway, quota, ledger, metrics, shared, fleet)
+    return Services(settings, keys, gateway, quota, ledger, metrics, shared, fleet, tracing)
+
+
+def traces(endpoint: str) -> Tracing:
+    """Raises ConfigError."""
+    try:
+        from tracing import Tracing  # late: its packages are optional, and take memory
+    except ImportError:
+        raise ConfigError(
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, and traces need packages that are not installed: "
+            "pip install -r requirements-otel.txt"
+        ) from None
+    return Tracing(endpoint)
 
 
 def enter() -> None:

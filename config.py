@@ -67,6 +67,7 @@ class Settings:
     log_format: str = "auto"
     log_level: str = "info"
     metrics_token: str = field(default="", repr=False)
+    otel_endpoint: str = field(default="", repr=False)
     port: int | None = None
     workers: int = 1
     """Processes that serve; more than one only with redis_url."""
@@ -239,6 +240,7 @@ VARIABLES = (
     Variable("SLUICE_LOG_FORMAT", "log_format", one_of("auto", "json", "text")),
     Variable("SLUICE_LOG_LEVEL", "log_level", one_of("debug", "info", "warning", "error")),
     Variable("SLUICE_METRICS_TOKEN", "metrics_token", plain),
+    Variable("OTEL_EXPORTER_OTLP_ENDPOINT", "otel_endpoint", plain),
     Variable("PORT", "port", whole(1, 65535)),
     Variable("WEB_CONCURRENCY", "workers", whole(1, 1024)),
 )

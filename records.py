@@ -1,4 +1,4 @@
-"""What is told of a call that has ended: its line in the log, its share of the metrics.
+"""What is told of a call that has ended: its line in the log, its metrics, its trace.
 
 Rules that hold here: no I/O but the log's; nothing of what was asked or answered, and no key.
 """
@@ -6,7 +6,7 @@ Rules that hold here: no I/O but the log's; nothing of what was asked or answere
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import logs
 from call import Outcome
@@ -14,12 +14,17 @@ from metrics import Metrics
 from pricing import dollars
 from stream import Stream
 
+if TYPE_CHECKING:
+    from tracing import Tracing
+
 access = logging.getLogger("sluice.access")
 
 
-def settled(metrics: Metrics, stream: Stream, outcome: Outcome) -> None:
+def settled(metrics: Metrics, tracing: Tracing | None, stream: Stream, outcome: Outcome) -> None:
     """A call has ended."""
     count(metrics, stream, outcome)
+    if tracing is not None:
+        tracing.ended(stream, outcome)
     usage = outcome.usage
     extra: dict[str, Any] = {
         "request_id": stream.request_id,

@@ -88,7 +88,7 @@ class Stream:
         self.legs: list[Leg] = []
         self.opened_at = time.time()
         self.opened = self.last_event = self.last_write = time.monotonic()
-        self.continued = False
+        self.continued, self.traceparent = False, ""
         self.text: list[str] | None = None  # so far, for a continuation; None: there will be none
         self.turn = threading.Event()  # set when a call that waits for its turn has it, or ended
         self.first_event: float | None = None

@@ -11,7 +11,6 @@ import http.client
 import json
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -21,8 +20,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.machine import Upstream, build
 from tests.fake import blackhole
-from tests.live import Server, free_port
+from tests.live import Server
 
 PHASES = {
     "connecting": {"model": "dead/m"},
@@ -30,33 +30,6 @@ PHASES = {
     "silent": {"model": "sim/m", "sim_tokens": 1000, "sim_interval_ms": 30000},
     "flowing": {"model": "sim/m", "sim_tokens": 100000, "sim_interval_ms": 2},
 }
-
-
-class Upstream:
-    """simllm, and its count of connections that were closed on it."""
-
-    def __init__(self, folder: Path) -> None:
-        binary = folder / "simllm"
-        source = ROOT / "bench" / "simllm.c"
-        subprocess.run(["gcc", "-O2", "-w", "-o", binary, source], check=True)
-        self.port = free_port()
-        self.process = subprocess.Popen([binary, str(self.port)])
-        time.sleep(0.3)
-        self.connection = http.client.HTTPConnection("127.0.0.1", self.port)
-
-    def stats(self) -> dict[str, int]:
-        self.connection.request("GET", "/stats")
-        found: dict[str, int] = json.load(self.connection.getresponse())
-        return found
-
-    def wait(self, name: str, least: int, seconds: float = 5) -> float:
-        """When the counter got there."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            if self.stats()[name] >= least:
-                return time.monotonic()
-            time.sleep(0.0005)
-        raise TimeoutError(f"{name} never got to {least}")
 
 
 def begin(server: Server, fields: dict[str, object], stream_id: str) -> socket.socket:
@@ -135,6 +108,7 @@ def show(what: str, seconds: list[float]) -> None:
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     with tempfile.TemporaryDirectory() as folder, blackhole() as dead:
+        build(Path(folder))
         upstream = Upstream(Path(folder))
         rows = "".join(
             f'[providers.{name}]\nbase_url = "{url}"\ncompletions = true\n'

@@ -19,6 +19,7 @@ from shared import Shared
 
 if TYPE_CHECKING:
     from fleet import Fleet
+    from tracing import Tracing
 
 
 class Services(NamedTuple):
@@ -32,6 +33,7 @@ class Services(NamedTuple):
     metrics: Metrics
     shared: Shared | None = None
     fleet: Fleet | None = None
+    tracing: Tracing | None = None
 
     def starts(self) -> Iterator[tuple[Callable[[], None], bool]]:
         """What connects to the ledger and to Redis, and raises ConfigError; and whether a server
@@ -45,6 +47,8 @@ class Services(NamedTuple):
         self.ledger.close()
         if self.fleet is not None:
             self.fleet.close()
+        if self.tracing is not None:
+            self.tracing.close()
 
 
 def services() -> Services:

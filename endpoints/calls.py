@@ -52,6 +52,8 @@ def start(found: body.Parameters, wanted: CompletionRequest) -> CallInProgress:
         within=time_limits(sent.get("X-Sluice-Timeout", "")),
         client=client_socket(),
     )
+    if services().tracing is not None:
+        call.stream.traceparent = sent.get("traceparent", "")
     g.call = call  # its line in the log is written when it is settled
     return call
 

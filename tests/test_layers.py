@@ -38,7 +38,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *(f"endpoints.openapi_{name}" for name in ("document", "errors", "examples", "schemas")),
         *("cli", "cli.keys", "cli.providers", "cli.quickstart", "cli.shared", "cli.usage"),
     ),
-    4: ("gateway", "call", "meter", "reader", "records"),
+    4: ("gateway", "call", "meter", "reader", "records", "tracing"),
     3: (
         *("auth", "cooldown", "counters", "drain", "failures", "fidelity", "fleet", "ledger"),
         *("news", "quota", "shared_counters"),

@@ -71,6 +71,7 @@ CODES = {
 }
 
 VARIABLES = {
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
     "DATABASE_URL",
     "PORT",
     "REDIS_URL",

@@ -1,0 +1,114 @@
+"""All benchmarks, or some: python -m bench [compare] [growth] [added] [start] [--rounds N]
+
+Writes bench/results/: latest.md, and a plot for each table. A part that isn't run keeps its last
+result (its file in bench/results/).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import tempfile
+from pathlib import Path
+
+from bench import compare, growth, machine, report
+
+UNITS = {"unary": "us a request", "burst": "us an event", "many": "us an event"}
+MEANINGS = {
+    "unary": "Whole answers, 32 at once",
+    "burst": "Streams of 100 events that come at once, 32 at once",
+    "many": "500 streams with an event each 50 ms",
+}
+
+
+def comparison(folder: Path, rounds: int) -> str:
+    found = compare.compare(folder, rounds)
+    base = found[compare.BASELINE]
+    parts = []
+    for scenario, unit in UNITS.items():
+        rows = []
+        for name, by in found.items():
+            f = by[scenario]
+            times = (f"{ms:.1f}" for ms in (f.first_p50, f.first_p99, f.gap_p99))
+            cost = (f"{f.cpu:.1f}", f"{f.cpu / base[scenario].cpu:.2f}", f"{f.rate:,.0f}")
+            rows.append((name, *cost, *times, f"{f.memory:.0f}", int(f.failed)))
+        head = ("system", f"CPU, {unit}", f"x {compare.BASELINE}", "a second")
+        timing = ("first byte p50, ms", "p99", "gap p99, ms")
+        parts.append(f"### {MEANINGS[scenario]}\n\n![]({scenario}.svg)\n")
+        parts.append(report.table((*head, *timing, "MB", "failed"), rows))
+        cpu = {name: by[scenario].cpu for name, by in found.items()}
+        plot = report.bars(f"{MEANINGS[scenario]}: CPU time", cpu, unit)
+        (report.RESULTS / f"{scenario}.svg").write_text(plot)
+    return f"Medians of {rounds} rounds in turn.\n\n" + "\n".join(parts)
+
+
+def quiet(folder: Path) -> str:
+    found = growth.growth(folder)
+    rows = [
+        (f"{s.streams:,}", *(f"{v:.0f}" for v in s[1:3]), *(f"{v:.1f}" for v in s[3:]))
+        for s in found
+    ]
+    for name, title, unit, values in (
+        ("growth-cpu", "CPU time an event, by streams", "us", [s.cpu for s in found]),
+        ("growth-memory", "Memory a stream, by streams", "KB", [s.kilobytes for s in found]),
+    ):
+        points = list(zip((s.streams for s in found), values, strict=True))
+        plot = report.lines(title, points, "quiet streams in one worker", unit)
+        (report.RESULTS / f"{name}.svg").write_text(plot)
+    head = ("streams", "KB each", "CPU us an event", "stop p50, ms", "stop p99, ms")
+    return "![](growth-cpu.svg)\n![](growth-memory.svg)\n\n" + report.table(head, rows)
+
+
+def latency(folder: Path) -> str:
+    rows = [
+        (what, *(f"{value:.2f}" for value in v), f"{v[2] - v[0]:.2f}", f"{v[3] - v[1]:.2f}")
+        for what, v in growth.added(folder).items()
+    ]
+    head = ("ms", "direct p50", "p99", "through p50", "p99", "added p50", "added p99")
+    return report.table(head, rows)
+
+
+def start(_folder: Path) -> str:
+    seconds, megabytes = growth.start_up()
+    at_rest = f"{megabytes:.0f} MB at rest (PSS, with gunicorn's master)"
+    return f"{seconds:.2f} s from the command to /ready; {at_rest}.\n"
+
+
+TITLES = {
+    "compare": "Side by side",
+    "growth": "Quiet streams: a token a second each, in one worker",
+    "added": "What the gateway adds, one request at a time",
+    "start": "Start",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*TITLES, []], help="all, if none is named")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    report.RESULTS.mkdir(exist_ok=True)
+    now, about = datetime.datetime.now(datetime.UTC), machine.described()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        machine.build(folder)
+        works = {
+            "compare": lambda: comparison(folder, options.rounds),
+            "growth": lambda: quiet(folder),
+            "added": lambda: latency(folder),
+            "start": lambda: start(folder),
+        }
+        for part in options.parts or TITLES:
+            body = f"{now:%Y-%m-%d %H:%M} UTC. {about}.\n\n{works[part]()}"
+            (report.RESULTS / f"{part}.md").write_text(body)
+            print(body, flush=True)
+    pages = [
+        f"## {title}\n\n{(report.RESULTS / f'{part}.md').read_text()}"
+        for part, title in TITLES.items()
+        if (report.RESULTS / f"{part}.md").exists()
+    ]
+    (report.RESULTS / "latest.md").write_text("# Benchmarks\n\n" + "\n".join(pages))
+
+
+if __name__ == "__main__":
+    main()

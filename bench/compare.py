@@ -1,0 +1,184 @@
+"""Side by side: the same load on several systems in front of one upstream, in turn, in rounds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import statistics
+import string
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.machine import BENCH, Upstream, cpu, load, memory
+from tests.live import Server, free_port
+
+SCENARIOS: dict[str, tuple[int, float, float, dict[str, Any]]] = {
+    "unary": (32, 4, 1, {}),
+    "burst": (32, 4, 1, {"stream": True, "sim_tokens": 100, "sim_interval_ms": 0}),
+    "many": (500, 6, 6, {"stream": True, "sim_tokens": 100, "sim_interval_ms": 50}),
+}
+"""Connections, seconds, seconds before those, and the body's own fields."""
+BASELINE = "plain-flask"
+
+
+class Running(NamedTuple):
+    pid: int
+    port: int
+    model: str = "sim/sim-1"
+    key: str = "test"
+
+
+class Figures(NamedTuple):
+    """Of a scenario. cpu: microseconds a request (unary) or an event. The rest: milliseconds,
+    megabytes."""
+
+    cpu: float
+    rate: float
+    first_p50: float
+    first_p99: float
+    gap_p99: float
+    memory: float
+    failed: int
+
+
+@contextmanager
+def sluice(_folder: Path, upstream: Upstream) -> Iterator[Running]:
+    """One worker as its user would start it, with keys, limits, ledger, metrics and log."""
+    with Server(upstream.rows) as server:
+        yield Running(server.pid, server.port, key=server.key)
+
+
+@contextmanager
+def command(
+    folder: Path, upstream: Upstream, *words: str, model: str = "sim/sim-1", key: str = "test"
+) -> Iterator[Running]:
+    """A peer. $PORT, $UPSTREAM_PORT, $BENCH, $FOLDER and $PEERS stand for theirs."""
+    port = free_port()
+    names = {
+        "PORT": str(port),
+        "UPSTREAM_PORT": str(upstream.port),
+        "BENCH": str(BENCH),
+        "FOLDER": str(folder),
+        "PEERS": os.environ.get("PEERS", ""),
+    }
+    for source in (BENCH / "peers").iterdir():
+        if source.suffix in (".conf", ".yaml"):
+            text = source.read_text()
+            for name, value in names.items():
+                text = text.replace(f"${name}", value)
+            (folder / source.name).write_text(text)
+    process = subprocess.Popen(
+        [string.Template(word).safe_substitute(names) for word in words],
+        env=os.environ | names,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=folder,
+        start_new_session=True,
+    )
+    try:
+        yield Running(process.pid, port, model, key)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+GUNICORN = (sys.executable, "-m", "gunicorn", "-c", os.devnull, "--log-level", "error")
+PEERS: dict[str, tuple[str, ...]] = {
+    "nginx": ("nginx", "-p", "$FOLDER", "-c", "$FOLDER/nginx.conf"),
+    BASELINE: (
+        *(*GUNICORN, "-b", "127.0.0.1:$PORT", "-w", "2", "-k", "gthread", "--threads", "600"),
+        *("--chdir", "$BENCH/peers", "plain_flask:app"),
+    ),
+    "sglang-router": (
+        *("$PEERS/sglang-router/bin/sglang-router", "launch", "--host", "127.0.0.1"),
+        *("--port", "$PORT", "--worker-urls", "http://127.0.0.1:$UPSTREAM_PORT"),
+        *("--policy", "round_robin", "--log-level", "error", "--disable-health-check"),
+    ),
+    "litellm": (
+        *("$PEERS/litellm/bin/litellm", "--config", "$FOLDER/litellm.yaml"),
+        *("--port", "$PORT", "--num_workers", "2", "--host", "127.0.0.1"),
+    ),
+}
+MODELS = {"nginx": "sim-1", "sglang-router": "sim-1"}
+KEYS = {"litellm": "sk-test"}
+
+
+def systems() -> dict[str, Callable[[Path, Upstream], Any]]:
+    """Those that are installed, by name; ours first."""
+    found: dict[str, Callable[[Path, Upstream], Any]] = {"sluice": sluice}
+    for name, words in PEERS.items():
+        program = words[0].replace("$PEERS", os.environ.get("PEERS", "/nowhere"))
+        if shutil.which(program) is None:
+            print(f"{name} is not installed, and left out", flush=True)
+            continue
+
+        def start(
+            folder: Path, upstream: Upstream, name: str = name, words: tuple[str, ...] = words
+        ) -> Any:
+            options = {"model": MODELS.get(name, "sim/sim-1"), "key": KEYS.get(name, "test")}
+            return command(folder, upstream, *words, **options)
+
+        found[name] = start
+    return found
+
+
+def compare(folder: Path, rounds: int) -> dict[str, dict[str, Figures]]:
+    """The median of the rounds, by system and scenario."""
+    seen: dict[tuple[str, str], list[Figures]] = {}
+    with Upstream(folder) as upstream:
+        for number in range(rounds):
+            for name, start in systems().items():
+                with start(folder, upstream) as running:
+                    wait(folder, running)
+                    for scenario in SCENARIOS:
+                        figures = measure(folder, running, scenario)
+                        seen.setdefault((name, scenario), []).append(figures)
+                        print(f"{number + 1} {name:14} {scenario:6} {figures}", flush=True)
+    found: dict[str, dict[str, Figures]] = {}
+    for (name, scenario), several in seen.items():
+        medians = Figures(*(statistics.median(column) for column in zip(*several, strict=True)))
+        found.setdefault(name, {})[scenario] = medians
+    return found
+
+
+def wait(folder: Path, running: Running) -> None:
+    until = time.monotonic() + 60
+    while True:
+        try:
+            if load(folder, running.port, 1, 0.2, 0.05, running.key, model=running.model)["ok"]:
+                break
+        except RuntimeError:
+            pass
+        if time.monotonic() > until:
+            raise TimeoutError("a system did not start")
+        time.sleep(0.3)
+    load(folder, running.port, 16, 1, 0.2, running.key, model=running.model)
+
+
+def measure(folder: Path, running: Running, scenario: str) -> Figures:
+    connections, seconds, warm, body = SCENARIOS[scenario]
+    before = cpu(running.pid)
+    seen = load(
+        folder, running.port, connections, seconds, warm, running.key, model=running.model, **body
+    )
+    used = cpu(running.pid) - before
+    rate = seen["rps"] if scenario == "unary" else seen["events_per_s"]
+    return Figures(
+        cpu=used / max(1, rate * (seconds + warm)) * 1e6,
+        rate=rate,
+        first_p50=seen["ttfb_ms"]["p50"],
+        first_p99=seen["ttfb_ms"]["p99"],
+        gap_p99=seen["gap_ms"]["p99"],
+        memory=memory(running.pid),
+        failed=seen["non200"] + seen["broken"],
+    )

@@ -1,0 +1,166 @@
+"""One worker with many quiet streams (a token a second), stops meanwhile, its start, and what it
+adds to an answer on an idle machine."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import statistics
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.machine import PROMPT, Upstream, cpu, memory
+from tests.live import Server
+
+COUNTS = (10, 100, 1000, 5000)
+STOPS = 60
+QUIET = {"stream": True, "sim_tokens": 100000, "sim_interval_ms": 1000}
+
+
+class Size(NamedTuple):
+    """kilobytes: of each stream. cpu: microseconds an event. stop: ms from a stop to the
+    upstream's close, p50 and p99."""
+
+    streams: int
+    kilobytes: float
+    cpu: float
+    stop_p50: float
+    stop_p99: float
+
+
+def growth(folder: Path) -> list[Size]:
+    environment = {"SLUICE_MAX_STREAMS": str(max(COUNTS) + 200), "SLUICE_MAX_STREAMS_PER_KEY": "0"}
+    environment["SLUICE_MAX_STREAMS_PER_KEY"] = str(max(COUNTS) + 200)
+    with Upstream(folder) as upstream, Server(upstream.rows, env=environment) as server:
+        return [size(folder, upstream, server, count) for count in COUNTS]
+
+
+def size(folder: Path, upstream: Upstream, server: Server, count: int) -> Size:
+    warm(server)
+    time.sleep(1)
+    before = memory(server.pid)
+    body = json.dumps(PROMPT | {"model": "sim/sim-1"} | QUIET)
+    clients = subprocess.Popen(
+        [
+            *(folder / "simload", str(server.port), "/v1/completions", "-c", str(count)),
+            *("-d", "600", "-w", "0", "-b", body, "-k", server.key),
+        ],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        until = time.monotonic() + 90
+        while (active := upstream.stats()["active"]) < count:
+            if time.monotonic() > until:
+                raise TimeoutError(f"only {active} of {count} streams are open")
+            time.sleep(0.2)
+        time.sleep(3)
+        each = (memory(server.pid) - before) * 1024 / count
+        used, seconds = cpu(server.pid), 5.0
+        tokens = upstream.stats()["tokens"]
+        time.sleep(seconds)
+        spent = cpu(server.pid) - used
+        events = max(1, upstream.stats()["tokens"] - tokens)
+        stops = sorted(stop(upstream, server, n) for n in range(STOPS))
+    finally:
+        clients.terminate()
+        clients.wait()
+    upstream_empty(upstream)
+    p50, p99 = statistics.median(stops), stops[int(0.99 * (len(stops) - 1))]
+    return Size(count, each, spent / events * 1e6, p50 * 1000, p99 * 1000)
+
+
+def warm(server: Server) -> None:
+    for _ in range(20):
+        ask(http.client.HTTPConnection("127.0.0.1", server.port), server.key)
+
+
+def upstream_empty(upstream: Upstream) -> None:
+    until = time.monotonic() + 30
+    while upstream.stats()["active"] and time.monotonic() < until:
+        time.sleep(0.2)
+
+
+def stop(upstream: Upstream, server: Server, number: int) -> float:
+    """Seconds from a stop to the close of its upstream connection."""
+    before = upstream.stats()
+    name = f"bench-{time.monotonic_ns()}-{number}"
+    client = begin(server.port, server.key, stream_id=name, **QUIET)
+    client.recv(1)
+    control = http.client.HTTPConnection("127.0.0.1", server.port)
+    stopped = time.monotonic()
+    control.request(
+        "POST",
+        f"/v1/completions/stop-stream/{name}",
+        headers={"Authorization": f"Bearer {server.key}"},
+    )
+    closed = upstream.wait("aborted", before["aborted"] + 1)
+    assert control.getresponse().status == 200
+    control.close()
+    client.close()
+    return closed - stopped
+
+
+def begin(port: int, key: str, **fields: Any) -> socket.socket:
+    body = json.dumps(PROMPT | {"model": "sim/sim-1"} | fields).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    client = socket.create_connection(("127.0.0.1", port))
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    client.sendall(head.encode() + body)
+    return client
+
+
+def ask(connection: http.client.HTTPConnection, key: str, **fields: Any) -> float:
+    """Seconds until the first byte of an answer's body."""
+    body = json.dumps(PROMPT | {"model": "sim/sim-1"} | fields)
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    began = time.monotonic()
+    connection.request("POST", "/v1/completions", body, headers)
+    answer = connection.getresponse()
+    answer.read(1)
+    first = time.monotonic() - began
+    answer.read()
+    assert answer.status == 200
+    return first
+
+
+def added(folder: Path, times: int = 400) -> dict[str, tuple[float, float, float, float]]:
+    """Milliseconds to the first byte, one request at a time: straight to the upstream and through
+    the gateway, p50 and p99 of each. In turn, so that both see the same machine."""
+    found = {}
+    with Upstream(folder) as upstream, Server(upstream.rows) as server:
+        for what, fields in (("unary", {}), ("first event", {"stream": True, "sim_tokens": 3})):
+            ways = [(upstream.port, "x", []), (server.port, server.key, [])]
+            connections = [http.client.HTTPConnection("127.0.0.1", port) for port, *_ in ways]
+            for connection in connections:
+                connection.connect()
+                connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for n in range(times + 50):
+                for connection, (_, key, seen) in zip(connections, ways, strict=True):
+                    seconds = ask(connection, key, **fields)
+                    if n >= 50:
+                        seen.append(seconds * 1000)
+            direct, through = (sorted(seen) for *_, seen in ways)
+            last = int(0.99 * (times - 1))
+            found[what] = (
+                *(statistics.median(direct), direct[last]),
+                *(statistics.median(through), through[last]),
+            )
+    return found
+
+
+def start_up(times: int = 5) -> tuple[float, float]:
+    """Seconds from the command to /ready (median), and megabytes at rest."""
+    seconds, megabytes = [], []
+    for _ in range(times):
+        began = time.monotonic()
+        with Server("") as server:
+            seconds.append(time.monotonic() - began)
+            time.sleep(0.5)
+            megabytes.append(memory(server.pid))
+    return statistics.median(seconds), statistics.median(megabytes)

@@ -1,0 +1,147 @@
+"""What the benchmarks share: the simulated upstream, the load, and what a system's processes use.
+
+CPU time is that of all processes of a system, by the kernel's own account, so it holds on a busy
+machine where throughput and latency don't.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.live import free_port
+
+BENCH = ROOT / "bench"
+PROMPT = {"prompt": "Write a haiku about programming:", "max_tokens": 100, "temperature": 0.8}
+
+
+def build(folder: Path) -> None:
+    """The upstream and the load generator."""
+    if shutil.which("gcc") is None:
+        sys.exit("The benchmarks need gcc (Debian: sudo apt install gcc).")
+    for name in ("simllm", "simload"):
+        subprocess.run(["gcc", "-O2", "-w", "-o", folder / name, BENCH / f"{name}.c"], check=True)
+
+
+class Upstream:
+    """simllm, and its counters."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.process = subprocess.Popen([folder / "simllm", str(self.port)])
+        time.sleep(0.3)
+        self._connection = http.client.HTTPConnection("127.0.0.1", self.port)
+
+    def __enter__(self) -> Upstream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+    def stats(self) -> dict[str, int]:
+        self._connection.request("GET", "/stats")
+        found: dict[str, int] = json.load(self._connection.getresponse())
+        return found
+
+    def wait(self, name: str, least: int, seconds: float = 10) -> float:
+        """When the counter got there."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if self.stats()[name] >= least:
+                return time.monotonic()
+            time.sleep(0.0005)
+        raise TimeoutError(f"{name} never got to {least}")
+
+    @property
+    def rows(self) -> str:
+        """sluice.toml's, for it: with a price, so that each call has a cost."""
+        return (
+            f'[providers.sim]\nbase_url = "http://127.0.0.1:{self.port}/v1"\ncompletions = true\n'
+            '[prices."sim/sim-1"]\ninput_per_mtok = 1.0\noutput_per_mtok = 2.0\n'
+        )
+
+
+def load(
+    folder: Path, port: int, connections: int, seconds: float, warm: float, key: str, **body: Any
+) -> dict[str, Any]:
+    """What the load generator saw in `seconds` after `warm` ones."""
+    command = [
+        *(folder / "simload", str(port), "/v1/completions", "-c", str(connections)),
+        *("-d", str(seconds), "-w", str(warm), "-b", json.dumps(PROMPT | body), "-k", key),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if not done.stdout.startswith("{"):
+        raise RuntimeError(done.stdout + done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def tree(pid: int) -> list[int]:
+    """A process, and all below it."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found, todo = [], [pid]
+    while todo:
+        found.append(todo.pop())
+        todo += children.get(found[-1], [])
+    return found
+
+
+def cpu(pid: int) -> float:
+    """Seconds of a processor that a process and all below it have used."""
+    total = 0
+    for process in tree(pid):
+        try:
+            for thread in Path(f"/proc/{process}/task").iterdir():
+                total += int((thread / "schedstat").read_text().split()[0])
+        except OSError:
+            continue
+    return total / 1e9
+
+
+def memory(pid: int) -> float:
+    """Megabytes of a process and all below it, each its share of what they share (PSS)."""
+    total = 0
+    for process in tree(pid):
+        try:
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 1024
+
+
+def described() -> str:
+    """The machine and the versions, a line."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    parts = [
+        f"{len(names)} x {names[0] if names else platform.machine()}",
+        f"Linux {platform.release()}",
+        f"Python {platform.python_version()}",
+        *(f"{name} {version(name)}" for name in ("flask", "gunicorn", "gevent", "requests")),
+        f"load average {os.getloadavg()[0]:.1f} at the beginning",
+    ]
+    return ", ".join(parts)

@@ -1,0 +1,163 @@
+"""tracing.py: what a collector gets of a call, and what it doesn't."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("opentelemetry.sdk", reason="traces are optional: requirements-otel.txt")
+
+from config import ConfigError, Settings
+from errors import UpstreamError
+from tests.collector import Collector, Span
+from tests.test_app import PROMPT, Site, hello, make_app
+from tests.test_gateway import Scripted, play
+
+PATH = "/api/v1/completions"
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with Collector() as found:
+        yield found
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, collector: Collector) -> Iterator[Site]:
+    found = make_app(tmp_path, monkeypatch, otel_endpoint=collector.url)
+    yield found
+    found.app.extensions["sluice"].tracing.close()
+
+
+def sent(site: Site, collector: Collector) -> tuple[Span, list[Span]]:
+    """The call's span, and those below it, in their order."""
+    site.app.extensions["sluice"].tracing.close()
+    [call] = [span for span in collector.spans if span.name.startswith("POST ")]
+    below = [span for span in collector.spans if span is not call]
+    assert all((s.parent, s.trace) == (call.id, call.trace) for s in below)
+    return call, sorted(below, key=lambda span: span.start)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_and_its_attempt(
+    site: Site, collector: Collector, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    play(monkeypatch, hello())
+    before = time.time_ns()
+    answer = site.post({**PROMPT, "stream": stream, "stream_id": "s-1"}, buffered=True)
+    after = time.time_ns()
+    call, [attempt] = sent(site, collector)
+    assert (call.name, call.parent, call.failed, call.service) == (
+        *(f"POST {PATH}", "", False),
+        "sluice",
+    )
+    assert call.attributes["http.response.status_code"] == 200
+    assert call.attributes["gen_ai.usage.input_tokens"] == 8
+    assert call.attributes["sluice.request_id"] == answer.headers["X-Request-ID"]
+    assert call.attributes["sluice.stream_id"] == "s-1"
+    assert call.attributes["sluice.streamed"] is stream
+    assert call.attributes["sluice.end_reason"] == "completed"
+    assert attempt.name == "text_completion m"
+    assert attempt.attributes["gen_ai.provider.name"] == "sim"
+    assert [name for name, _ in call.events + attempt.events] == ["first_event"] * 2
+    slack = 50_000_000  # the two clocks are not read in the same moment
+    assert before - slack <= call.start <= attempt.start <= attempt.end <= call.end <= after + slack
+    assert call.start <= call.events[0][1] <= call.end
+
+
+def test_every_attempt_has_a_span_and_what_failed_says_so(
+    site: Site, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, Scripted(UpstreamError("No.", upstream_status=500)), hello())
+    site.post({**PROMPT, "fallbacks": ["sim/other"]})
+    call, [first, second] = sent(site, collector)
+    assert not call.failed
+    assert (first.failed, second.failed) == (True, False)
+    assert first.attributes["http.response.status_code"] == 500
+    assert first.attributes["error.type"] == "provider_error"
+    assert second.attributes["gen_ai.request.model"] == "other"
+
+
+def test_a_call_that_failed_says_so(
+    site: Site, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, Scripted(UpstreamError("No.", upstream_status=500)))
+    assert site.post(PROMPT).status_code == 502
+    call, _ = sent(site, collector)
+    assert call.failed
+    assert call.attributes["error.type"] == "provider_error"
+    assert call.attributes["http.response.status_code"] == 502
+
+
+def test_it_goes_on_with_its_caller_s_trace(
+    site: Site, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, hello())
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    site.post(PROMPT, headers={"traceparent": f"00-{trace}-{parent}-01"})
+    call, _ = sent(site, collector)
+    assert (call.trace, call.parent) == (trace, parent)
+
+
+@pytest.mark.parametrize("odd", ["", "nonsense", "00-0-0-01", "ff-" + "a" * 500])
+def test_an_odd_parent_is_none(
+    site: Site, collector: Collector, monkeypatch: pytest.MonkeyPatch, odd: str
+) -> None:
+    play(monkeypatch, hello())
+    assert site.post(PROMPT, headers={"traceparent": odd}).status_code == 200
+    call, _ = sent(site, collector)
+    assert call.parent == ""
+
+
+def test_nothing_of_the_text_or_a_key_is_sent(
+    site: Site, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = Scripted(UpstreamError("Told-in-prose.", upstream_message="Quoted-prose"))
+    play(monkeypatch, failed, hello(), hello())
+    body = {**PROMPT, "prompt": "Secret-words", "fallbacks": ["sim/other"]}
+    others = {"user": "Some-body", "odd": "Parameter-value"}
+    assert site.post({**body, "additional_params": others}).status_code == 200
+    assert site.post({**body, "byok_api_key": "sk-caller-0123456789"}).status_code == 200
+    site.app.extensions["sluice"].tracing.close()
+    assert len(collector.spans) > 2
+    for text in ("Secret-words", "Hello", "Some-body", "Parameter-value", "prose", "sk-caller"):
+        assert text.encode() not in collector.raw
+    assert site.secret.encode() not in collector.raw
+
+
+def test_a_collector_that_is_away_harms_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make_app(tmp_path, monkeypatch, otel_endpoint="http://127.0.0.1:9")
+    play(monkeypatch, hello())
+    assert site.post(PROMPT).status_code == 200
+    site.app.extensions["sluice"].tracing.close()
+
+
+def test_without_its_packages_the_start_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tracing", None)
+    with pytest.raises(ConfigError, match=r"pip install -r requirements-otel\.txt"):
+        make_app(tmp_path, monkeypatch, otel_endpoint="http://127.0.0.1:4318")
+
+
+def test_where_it_is_off_nothing_of_it_is_loaded() -> None:
+    code = (
+        "import sys; from app import create_app; from config import Settings; "
+        "create_app(Settings()); "
+        "assert not [name for name in sys.modules if name.startswith('opentelemetry')]"
+    )
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=60)
+
+
+def test_its_variable() -> None:
+    endpoint = "http://127.0.0.1:4318"
+    assert Settings.from_env({"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}).otel_endpoint == endpoint
+    assert Settings.from_env({}).otel_endpoint == ""

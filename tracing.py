@@ -1,0 +1,119 @@
+"""Traces for OpenTelemetry: a span for each call, one below it for each attempt at a provider.
+
+Loaded where OTEL_EXPORTER_OTLP_ENDPOINT is set, and only there. Spans are made when their call has
+ended, from what its stream kept, so a call costs nothing for it while it is under way. They are
+sent by the SDK's own thread, in batches; what can't be sent is dropped. Rules that hold here: no
+text of a prompt or an answer, no key, and of an error its code alone.
+
+Source: OpenTelemetry semantic conventions, "HTTP spans" and "GenAI spans" (read 2026-11). What is
+set by their variables (OTEL_SERVICE_NAME, OTEL_EXPORTER_OTLP_HEADERS, OTEL_TRACES_SAMPLER, ...) the
+SDK reads itself.
+"""
+
+from __future__ import annotations
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from call import Outcome, Try
+from config import VERSION
+from stream import Leg, Stream
+
+NANO = 1_000_000_000
+Attributes = dict[str, str | int | float | bool]
+
+
+class Tracing:
+    """Of one process."""
+
+    def __init__(self, endpoint: str) -> None:
+        """endpoint: a collector's base URL, such as http://127.0.0.1:4318."""
+        told = Resource.create()
+        ours = {"service.name": "sluice", "service.version": VERSION}
+        if str(told.attributes.get("service.name", "")).startswith("unknown_service"):
+            told = told.merge(Resource(ours))
+        self._provider = TracerProvider(resource=told)
+        exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._tracer = self._provider.get_tracer("sluice", VERSION)
+        self._propagator = TraceContextTextMapPropagator()
+
+    def ended(self, stream: Stream, outcome: Outcome) -> None:
+        """A call has ended."""
+
+        def wall(moment: float) -> int:
+            """Nanoseconds since 1970 of a moment of time.monotonic."""
+            return int((stream.opened_at + moment - stream.opened) * NANO)
+
+        end = stream.opened + outcome.duration
+        parent = self._propagator.extract({"traceparent": stream.traceparent})
+        span = self._tracer.start_span(
+            f"POST {stream.endpoint}",
+            context=parent,
+            kind=SpanKind.SERVER,
+            start_time=wall(stream.opened),
+            attributes=of_call(stream, outcome),
+        )
+        if stream.first_event is not None:
+            span.add_event("first_event", timestamp=wall(stream.first_event))
+        if outcome.status >= 500 or outcome.error is not None:
+            span.set_status(Status(StatusCode.ERROR))
+        within = set_span_in_context(span)
+        for leg, attempt in zip(stream.legs, outcome.tries, strict=False):
+            below = self._tracer.start_span(
+                f"text_completion {attempt.model}",
+                context=within,
+                kind=SpanKind.CLIENT,
+                start_time=wall(leg.began),
+                attributes=of_attempt(leg, attempt),
+            )
+            if leg.first_event is not None:
+                below.add_event("first_event", timestamp=wall(leg.first_event))
+            if attempt.code is not None:
+                below.set_status(Status(StatusCode.ERROR))
+            below.end(wall(leg.ended or end))
+        span.end(wall(end))
+
+    def close(self) -> None:
+        """Send what waits."""
+        self._provider.shutdown()
+
+
+def of_call(stream: Stream, outcome: Outcome) -> Attributes:
+    found: Attributes = {
+        "http.request.method": "POST",
+        "http.route": stream.endpoint,
+        "http.response.status_code": outcome.status,
+        "gen_ai.operation.name": "text_completion",
+        "gen_ai.usage.input_tokens": outcome.usage.input_tokens,
+        "gen_ai.usage.output_tokens": outcome.usage.output_tokens,
+        "sluice.request_id": stream.request_id,
+        "sluice.stream_id": stream.id,
+        "sluice.key_id": stream.key_id,
+        "sluice.streamed": stream.request.stream,
+        "sluice.end_reason": outcome.reason,
+    }
+    if outcome.error is not None:
+        found["error.type"] = outcome.error.code
+    return found
+
+
+def of_attempt(leg: Leg, attempt: Try) -> Attributes:
+    found: Attributes = {
+        "gen_ai.operation.name": "text_completion",
+        "gen_ai.provider.name": attempt.provider,
+        "gen_ai.request.model": attempt.model,
+        "gen_ai.usage.input_tokens": attempt.input_tokens,
+        "gen_ai.usage.output_tokens": attempt.output_tokens,
+        "sluice.key_number": attempt.key,
+        "sluice.byok": leg.target.byok,
+    }
+    if attempt.status is not None:
+        found["http.response.status_code"] = attempt.status
+    if attempt.code is not None:
+        found["error.type"] = attempt.code
+    return found
