@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from tracing import Tracing
 
 F = TypeVar("F", bound=Callable[..., Any])
+After = Callable[[Response], Any]
 log = logging.getLogger("sluice.app")
 access = logging.getLogger("sluice.access")
 
@@ -119,8 +120,9 @@ def create_app(settings: Settings | None = None) -> Flask:
         origins=list(settings.cors_origins),
         expose_headers=EXPOSED,
         max_age=86400,
-        always_send=False,  # who is no browser pays nothing for it
+        always_send=False,
     )
+    app.after_request_funcs[None] = [for_browsers(work) for work in app.after_request_funcs[None]]
     for module in (native, openai, models, usage, health, endpoints.metrics, pages, openapi):
         app.register_blueprint(module.bp)
     app.before_request(enter)
@@ -130,6 +132,15 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_error_handler(Exception, unexpected)
     cli.register(app)
     return app
+
+
+def for_browsers(after: After) -> After:
+    """The work for a page's request alone: who is no browser pays nothing for CORS."""
+
+    def done(response: Response) -> Response:
+        return after(response) if "HTTP_ORIGIN" in request.environ else response
+
+    return done
 
 
 def wire(settings: Settings) -> Services:
@@ -188,8 +199,8 @@ def traces(endpoint: str) -> Tracing:
 def enter() -> None:
     """A request comes in: name it, and bound how long its client may keep us waiting."""
     g.began = time.monotonic()
-    sent = request.headers.get("X-Request-ID", "")
-    good = body.ID.fullmatch(sent) and secrecy.without_secrets(sent) == sent
+    sent = request.environ.get("HTTP_X_REQUEST_ID", "")
+    good = sent and body.ID.fullmatch(sent) and secrecy.without_secrets(sent) == sent
     g.request_id = sent if good else new_uuid()
     client = client_socket()
     if client is not None:
