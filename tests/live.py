@@ -70,6 +70,17 @@ def make_key(name: str = "test", **fields: object) -> tuple[str, str]:
     return text, json.dumps(line | fields) + "\n"
 
 
+def clean_environment() -> dict[str, str]:
+    """The environment without what would change a server."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(FOREIGN_PREFIXES)
+        and not name.endswith("_API_KEY")
+        and name not in FOREIGN_NAMES
+    }
+
+
 def settings_files(directory: Path) -> dict[str, str]:
     """The variables that keep a Sluice's files in one directory."""
     return {
@@ -212,14 +223,7 @@ class Server:
         return RawClient(self.port, key=self.key, **options)
 
     def _environment(self) -> dict[str, str]:
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(FOREIGN_PREFIXES)
-            and not name.endswith("_API_KEY")
-            and name not in FOREIGN_NAMES
-        }
-        return kept | {
+        return clean_environment() | {
             "PORT": str(self.port),
             "PYTHONUNBUFFERED": "1",
             "FLASK_SKIP_DOTENV": "1",  # a developer's .env holds real keys

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -16,9 +15,9 @@ from cli.providers import provider_table
 from providers.base import Provider
 from providers.rows import BUILT_IN
 from tests.live import Server
+from tests.snippets import JOURNEYS, Snippet, snippets
 
 ROOT = Path(__file__).resolve().parent.parent
-FENCE = re.compile(r"^```(sh|python|js)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = {
     "sh": ["bash", "-euo", "pipefail", "-c"],
     "python": [sys.executable, "-W", "error", "-c"],
@@ -26,25 +25,12 @@ COMMANDS = {
 }
 
 
-class Example(NamedTuple):
-    place: str
-    language: str
-    text: str
+EXAMPLES = [s for s in snippets() if s.language in COMMANDS and s.page not in JOURNEYS]
+"""Fenced blocks that take the server and the key from the environment."""
 
 
-def examples() -> list[Example]:
-    """Every fenced block of the docs in a language that runs."""
-    found = []
-    for path in sorted(ROOT.glob("docs/**/*.md")):
-        text = path.read_text()
-        for match in FENCE.finditer(text):
-            line = text[: match.start()].count("\n") + 1
-            found.append(Example(f"{path.name}:{line}", match[1], match[2]))
-    return found
-
-
-@pytest.mark.parametrize("example", examples(), ids=lambda example: example.place)
-def test_an_example_runs(example: Example, server: Server) -> None:
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.place)
+def test_an_example_runs(example: Snippet, server: Server) -> None:
     command = COMMANDS[example.language]
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} isn't installed here")
@@ -61,7 +47,7 @@ def test_an_example_runs(example: Example, server: Server) -> None:
 
 
 def test_there_are_examples_in_each_language() -> None:
-    assert {example.language for example in examples()} == set(COMMANDS)
+    assert {example.language for example in EXAMPLES} == set(COMMANDS)
 
 
 def test_every_link_leads_somewhere() -> None:

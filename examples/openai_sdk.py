@@ -1,0 +1,52 @@
+"""Stream a completion by the openai SDK, and stop it when there is enough of it.
+
+    SLUICE_KEY=sk-sluice-... python examples/openai_sdk.py "The list type"
+
+SLUICE_URL and SLUICE_MODEL say where to and which model; ENOUGH how many characters are enough.
+It needs the package openai.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import uuid
+
+import openai
+
+URL = os.environ.get("SLUICE_URL", "http://127.0.0.1:8000")
+MODEL = os.environ.get("SLUICE_MODEL", "local/pydoc")
+ENOUGH = int(os.environ.get("ENOUGH", "200"))
+
+
+def main() -> None:
+    client = openai.OpenAI(base_url=f"{URL}/v1", api_key=os.environ["SLUICE_KEY"])
+    stream_id = f"example-{uuid.uuid4()}"
+    stream = client.completions.create(
+        model=MODEL,
+        prompt=" ".join(sys.argv[1:]) or "The list type",
+        max_tokens=4000,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"stream_id": stream_id},
+    )
+    characters, stopped = 0, False
+    for chunk in stream:
+        for choice in chunk.choices:
+            print(choice.text, end="", flush=True)
+            characters += len(choice.text)
+            if choice.finish_reason:
+                # OpenAI has no word for "cancelled"; ours stands beside its "stop".
+                reason = (choice.model_extra or {}).get("native_finish_reason")
+                print(f"\n\nfinish_reason: {reason or choice.finish_reason}")
+        if characters >= ENOUGH and not stopped:
+            stopped = True
+            with contextlib.suppress(openai.NotFoundError):  # it had ended by itself
+                client.post(f"/completions/stop-stream/{stream_id}", cast_to=object)
+        if chunk.usage:
+            print(f"output_tokens: {chunk.usage.completion_tokens}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+// Stream a completion, and stop it when there is enough of it. Node 18 or newer; no packages.
+//
+//   SLUICE_KEY=sk-sluice-... node examples/stream_and_stop.mjs "The list type"
+//
+// SLUICE_URL and SLUICE_MODEL say where to and which model; ENOUGH how many characters are enough.
+
+import { randomUUID } from "node:crypto";
+
+const URL = process.env.SLUICE_URL ?? "http://127.0.0.1:8000";
+const MODEL = process.env.SLUICE_MODEL ?? "local/pydoc";
+const ENOUGH = Number(process.env.ENOUGH ?? 200);
+const HEADERS = {
+  Authorization: `Bearer ${process.env.SLUICE_KEY}`,
+  "Content-Type": "application/json",
+};
+
+/** The events of a streamed completion, as they come. Throws on a failure. */
+async function* stream(prompt, stream_id) {
+  const answer = await fetch(`${URL}/api/v1/completions`, {
+    method: "POST",
+    headers: HEADERS,
+    body: JSON.stringify({ model: MODEL, prompt, max_tokens: 4000, stream: true, stream_id }),
+  });
+  if (!answer.ok) throw new Error((await answer.json()).detail);
+  const decoder = new TextDecoder();
+  let rest = "";
+  for await (const bytes of answer.body) {
+    const lines = (rest + decoder.decode(bytes, { stream: true })).split("\n");
+    rest = lines.pop();
+    for (const line of lines) {
+      if (line === "data: [DONE]") return;
+      if (!line.startsWith("data: ")) continue; // an event's name, a comment, a blank line
+      const event = JSON.parse(line.slice(6));
+      if (event.type === "error") throw new Error(event.error);
+      yield event;
+    }
+  }
+  throw new Error("The stream broke off.");
+}
+
+/** Stop a stream, from any process with the same key. False: it had ended by itself. */
+async function stop(stream_id) {
+  const answer = await fetch(`${URL}/api/v1/completions/stop-stream/${stream_id}`, {
+    method: "POST",
+    headers: HEADERS,
+  });
+  if (!answer.ok && answer.status !== 404) throw new Error((await answer.json()).detail);
+  return answer.ok;
+}
+
+const prompt = process.argv.slice(2).join(" ") || "The list type";
+const id = `example-${randomUUID()}`;
+let characters = 0;
+let stopped = false;
+for await (const event of stream(prompt, id)) {
+  if (event.type === "content") {
+    process.stdout.write(event.data);
+    characters += event.data.length;
+    if (characters >= ENOUGH && !stopped) {
+      stopped = true;
+      await stop(id);
+    }
+  } else if (event.type === "finish") {
+    console.log(`\n\nfinish_reason: ${event.finish_reason}`);
+  } else if (event.type === "usage_final") {
+    console.log(`output_tokens: ${event.output_tokens}, cost: ${event.cost_usd}`);
+  }
+}
