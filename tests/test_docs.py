@@ -56,6 +56,15 @@ def test_every_link_leads_somewhere() -> None:
             assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
+def test_every_test_that_is_named_is_there() -> None:
+    found = 0
+    for path in ROOT.glob("docs/**/*.md"):
+        for name, test in re.findall(r"`((?:\w+/)?test_\w+\.py)::(\w+)`", path.read_text()):
+            assert f"def {test}(" in (ROOT / "tests" / name).read_text(), f"{path.name}: {test}"
+            found += 1
+    assert found > 30
+
+
 def test_the_table_of_providers_is_the_rows() -> None:
     assert provider_table(BUILT_IN) in (ROOT / "docs/providers.md").read_text()
 
