@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cli.providers import provider_table
+from config import VARIABLES, Settings
 from providers.base import Provider
 from providers.rows import BUILT_IN
 from tests.live import Server
@@ -54,6 +55,41 @@ def test_every_link_leads_somewhere() -> None:
     for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_every_anchor_is_a_heading() -> None:
+    for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", path.read_text()):
+            text = (path.parent / target).read_text() if target else path.read_text()
+            headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+            assert anchor in map(anchor_of, headings), f"{path.name}: {target}#{anchor}"
+
+
+def anchor_of(heading: str) -> str:
+    """As GitHub makes it."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def test_the_documented_defaults_are_the_settings() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([^|]*?) ?\|", (ROOT / "docs/configuration.md").read_text(), re.MULTILINE
+    )
+    documented, settings = dict(rows), Settings()
+    for name, field, parse in VARIABLES:
+        found = getattr(settings, field, None) or getattr(settings.timeouts, field, None)
+        if documented[name] and name != "SLUICE_CONFIG":  # without it, the file need not be there
+            assert parse(name, documented[name]) == (found or 0), name
+        else:
+            assert not found or name == "SLUICE_CONFIG", name
+
+
+def test_every_test_that_is_named_is_there() -> None:
+    found = 0
+    for path in ROOT.glob("docs/**/*.md"):
+        for name, test in re.findall(r"`((?:\w+/)?test_\w+\.py)::(\w+)`", path.read_text()):
+            assert f"def {test}(" in (ROOT / "tests" / name).read_text(), f"{path.name}: {test}"
+            found += 1
+    assert found > 30
 
 
 def test_the_table_of_providers_is_the_rows() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from app import create_app
+from auth import KeyStore
 from config import Settings
 from providers.rows import BUILT_IN
 from tests import calls
@@ -30,6 +31,8 @@ KEY = re.compile(r"sk-sluice-[\w-]{20,}")
 TOO_LONG = re.compile(r"^make (test|soak)\b", re.MULTILINE)
 """Shown by make instead of run."""
 
+OLD_KEY = "sk-their-old-key"
+"""What a caller goes on with, by docs/migrating.md."""
 TYPED = re.compile(r"^\$ (.*\n)", re.MULTILINE)
 """The commands of a block that shows their output too."""
 
@@ -145,6 +148,10 @@ def test_a_page_s_commands(page: str, checkout: Checkout, server: Server) -> Non
             if transcript := TYPED.findall(text):
                 text = "".join(transcript)
             run(snippet, text.replace(ADDRESS, server.url.removeprefix("http://")), checkout, env)
+    if page == "docs/migrating.md":
+        found = KeyStore(checkout.directory / "keys.jsonl").find(OLD_KEY)
+        assert found is not None
+        assert found.name == "app"
 
 
 def run(snippet: Snippet, text: str, checkout: Checkout, env: dict[str, str]) -> None:
