@@ -104,12 +104,13 @@ FIELDS = {field.name: field.type for field in msgspec.structs.fields(Parameters)
 NEVER_SHOWN = frozenset(("byok_api_key",))
 BEYOND_PARAMS = frozenset(
     (
-        *("model", "prompt", "messages", "stream", "stream_options", "additional_params"),
+        *("model", "models", "prompt", "messages"),
+        *("stream", "stream_options", "additional_params"),
         *("byok_api_key", "api_key", "base_url", "url", "headers", "timeout"),
         *("extra_headers", "extra_body", "extra_query"),
     )
 )
-"""What additional_params can't set."""
+"""What additional_params can't set. By `models` a router would use others than the key may."""
 
 
 def read_object(max_body: int) -> dict[str, Any]:
