@@ -241,7 +241,7 @@ auth.error_handler(refuse)
 def presented_key() -> str | None:
     """The text of the key in this request, good or not: the Authorization header's, if it is a
     bearer's; X-API-Key's only when there is no Authorization header."""
-    header = request.headers.get("Authorization", "").strip()
+    header = request.environ.get("HTTP_AUTHORIZATION", "").strip()
     if not header:
         return x_api_key()
     scheme, _, token = header.partition(" ")
@@ -250,7 +250,7 @@ def presented_key() -> str | None:
 
 def x_api_key() -> str | None:
     """The text in this request's X-API-Key header."""
-    return request.headers.get("X-API-Key", "").strip() or None
+    return request.environ.get("HTTP_X_API_KEY", "").strip() or None
 
 
 def key_of(secret: str | None) -> Key:

@@ -8,8 +8,8 @@ serve many tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal, TypeAlias
+from collections.abc import Container, Iterable, Iterator, Mapping
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -97,9 +97,30 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.prompts) * (self.n or 1)
 
 
-def asked_for(value: Any) -> bool:
-    """Whether a request's field asks for something: 0 does; None, False, () and {} don't."""
-    return value is not None and value is not False and value != () and value != {}
+FIELDS: Final = CompletionRequest.__struct_fields__
+DEFAULTS: Final = msgspec.structs.astuple(CompletionRequest(prompts=()))
+
+
+def asked_for(request: CompletionRequest) -> dict[str, Any]:
+    """The fields by which a request asks for something, with their values: those that differ from
+    what they are by default. 0 does; None, False, () and {} don't."""
+    values = msgspec.structs.astuple(request)
+    return {
+        name: value
+        for name, value, default in zip(FIELDS, values, DEFAULTS, strict=True)
+        if value != default
+    }
+
+
+def named(
+    request: CompletionRequest, names: Mapping[str, str], lacks: Container[str] = ()
+) -> dict[str, Any]:
+    """What a request asks for, by a host's names. names: ours -> theirs. lacks: ours of what the
+    host can't do."""
+    asked = asked_for(request)
+    return {
+        theirs: asked[ours] for ours, theirs in names.items() if ours in asked and ours not in lacks
+    }
 
 
 class Logprobs(msgspec.Struct, frozen=True):

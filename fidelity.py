@@ -125,11 +125,7 @@ EMPTY: Mapping[str, Any] = {"logit_bias": {}, "extra": {}, "openai_extra": {}}
 
 def wanted(request: CompletionRequest) -> frozenset[str]:
     """The parameters that a request asks for, by the names that `Dialect.unsupported` uses."""
-    names = {
-        name
-        for name in request.__struct_fields__
-        if name not in ("prompts", "stream") and asked_for(getattr(request, name))
-    }
+    names = asked_for(request).keys() - {"prompts", "stream"}
     if any(not isinstance(prompt, str) for prompt in request.prompts):
         names.add("token_ids")
     if len(request.prompts) > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from flask import Response, current_app, g, request
@@ -52,12 +52,14 @@ class Services(NamedTuple):
 
 
 def services() -> Services:
-    return cast(Services, current_app.extensions["sluice"])
+    found: Services = current_app.extensions["sluice"]
+    return found
 
 
 def request_id() -> str:
     """The id of the current request: the client's, or one that we made."""
-    return cast(str, g.request_id)
+    found: str = g.request_id
+    return found
 
 
 def json_response(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -28,8 +28,8 @@ STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 def start(found: body.Parameters, wanted: CompletionRequest) -> CallInProgress:
     """Admit a call and start it, for the caller of the current request. Raises SluiceError."""
     if found.byok_api_key is None:
-        found.byok_api_key = header("X-Provider-API-Key", "byok_api_key")
-    chosen_id = found.stream_id or header("X-Stream-ID", "stream_id")
+        found.byok_api_key = header("HTTP_X_PROVIDER_API_KEY", "byok_api_key")
+    chosen_id = found.stream_id or header("HTTP_X_STREAM_ID", "stream_id")
     secrecy.refuse_secrets(
         {
             "stream_id": chosen_id or "",
@@ -39,7 +39,7 @@ def start(found: body.Parameters, wanted: CompletionRequest) -> CallInProgress:
             "a field's name": "\n".join((*wanted.extra, *wanted.openai_extra)),
         }
     )
-    sent = request.headers
+    sent = request.environ
     call = services().gateway.open(
         wanted,
         body.to_route(found),
@@ -47,13 +47,13 @@ def start(found: body.Parameters, wanted: CompletionRequest) -> CallInProgress:
         endpoint=str(request.url_rule),
         request_id=request_id(),
         stream_id=chosen_id or new_uuid(),
-        strict=sent.get("X-Sluice-Strict", "") == "1",
-        continues=sent.get("X-Sluice-Continue", "") == "1",
-        within=time_limits(sent.get("X-Sluice-Timeout", "")),
+        strict=sent.get("HTTP_X_SLUICE_STRICT", "") == "1",
+        continues=sent.get("HTTP_X_SLUICE_CONTINUE", "") == "1",
+        within=time_limits(sent.get("HTTP_X_SLUICE_TIMEOUT", "")),
         client=client_socket(),
     )
     if services().tracing is not None:
-        call.stream.traceparent = sent.get("traceparent", "")
+        call.stream.traceparent = sent.get("HTTP_TRACEPARENT", "")
     g.call = call  # its line in the log is written when it is settled
     return call
 
@@ -78,8 +78,9 @@ def time_limits(text: str) -> dict[str, float]:
 
 
 def header(name: str, field: str) -> str | None:
-    """A header that stands for a field of the body. Raises InvalidRequest as the field would."""
-    value = request.headers.get(name)
+    """A header, by its WSGI name, that stands for a field of the body. Raises InvalidRequest as the
+    field would."""
+    value: str | None = request.environ.get(name)
     if value is not None:
         body.check(field, value, body.FIELDS[field])
     return value

@@ -21,7 +21,7 @@ def secrets() -> list[str]:
     found = (
         presented_key(),
         x_api_key(),
-        request.headers.get("X-Provider-API-Key"),
+        request.environ.get("HTTP_X_PROVIDER_API_KEY"),
         g.get("byok_api_key"),
     )
     return [text for text in found if isinstance(text, str) and len(text) >= SHORTEST_SECRET]

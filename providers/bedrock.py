@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from completion import Batch, CompletionRequest, asked_for
+from completion import Batch, CompletionRequest, named
 from errors import UpstreamError
 from providers import bodies, eventstream, openai
 from providers.base import Call, Target
@@ -83,13 +83,8 @@ def _url(target: Target, *, stream: bool) -> str:
 
 def _body(request: CompletionRequest, target: Target) -> dict[str, Any]:
     (prompt,) = request.prompts
-    lacks = target.cannot
     body: dict[str, Any] = {"messages": [{"role": "user", "content": [{"text": prompt}]}]}
-    config = {
-        theirs: value
-        for ours, theirs in CONFIG.items()
-        if asked_for(value := getattr(request, ours)) and ours not in lacks
-    }
+    config = named(request, CONFIG, target.cannot)
     if config:
         body["inferenceConfig"] = config
     for name, value in request.extra.items():

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from completion import Batch, CompletionRequest, asked_for
+from completion import Batch, CompletionRequest, named
 from errors import UpstreamError
 from providers import bodies, openai, sse
 from providers.base import Call, Target
@@ -90,11 +90,7 @@ def _url(target: Target, *, stream: bool) -> str:
 def _body(request: CompletionRequest, target: Target) -> dict[str, Any]:
     (prompt,) = request.prompts
     lacks = target.cannot
-    config: dict[str, Any] = {
-        theirs: value
-        for ours, theirs in CONFIG.items()
-        if asked_for(value := getattr(request, ours)) and ours not in lacks
-    }
+    config = named(request, CONFIG, lacks)
     if request.logprobs is not None and "logprobs" not in lacks:
         config["responseLogprobs"] = True
         if request.logprobs:

@@ -41,13 +41,19 @@ class Malformed(Exception):
 def request_head(method: str, target: str, host: str, fields: Mapping[str, str]) -> bytes:
     """A request's bytes up to its body. Raises ValueError for a field that would not stay in its
     line, with the field's name alone: a value may be a key."""
-    lines = [f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n"]
-    for name, value in fields.items():
-        if not (_is_token(name) and value.isascii() and value.isprintable()):
-            raise ValueError(name)
-        lines.append(f"{name}: {value}\r\n")
-    lines.append("\r\n")
-    return "".join(lines).encode("ascii")
+    if not (_are_tokens(tuple(fields)) and _fits("".join(fields.values()))):
+        raise ValueError(next(n for n, v in fields.items() if not (_is_token(n) and _fits(v))))
+    lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+    return f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n".encode("ascii")
+
+
+def _fits(value: str) -> bool:
+    return value.isascii() and value.isprintable()
+
+
+@lru_cache(maxsize=256)
+def _are_tokens(names: tuple[str, ...]) -> bool:
+    return all(map(_is_token, names))
 
 
 @lru_cache(maxsize=256)

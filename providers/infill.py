@@ -22,7 +22,7 @@ from completion import (
     Started,
     Usage,
     Used,
-    asked_for,
+    named,
 )
 from errors import UpstreamError
 from providers import openai, sse
@@ -73,10 +73,7 @@ def call(request: CompletionRequest, target: Target) -> Call:
         "prompt": "",
         "stream": request.stream,
     }
-    for name, theirs in NAMES.items():
-        value = getattr(request, name)
-        if asked_for(value):
-            body[theirs] = value
+    body |= named(request, NAMES)
     body |= {
         name: value
         for name, value in (request.openai_extra | request.extra).items()

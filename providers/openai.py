@@ -97,11 +97,10 @@ def _body(request: CompletionRequest, target: Target) -> dict[str, Any]:
         (prompt,) = request.prompts
         body["messages"] = [{"role": "user", "content": prompt}]
         names = SAMPLING
-    theirs, lacks = target.names, target.cannot
+    asked, theirs, lacks = asked_for(request), target.names, target.cannot
     for name in names:
-        value = getattr(request, name)
-        if asked_for(value) and name not in lacks:
-            body[theirs.get(name, name)] = value
+        if name in asked and name not in lacks:
+            body[theirs.get(name, name)] = asked[name]
     if not target.legacy and request.logprobs is not None:
         body["logprobs"] = True
         if request.logprobs:

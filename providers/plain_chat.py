@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from completion import Batch, CompletionRequest, asked_for
+from completion import Batch, CompletionRequest, named
 from errors import UpstreamError
 from providers import bodies, openai, sse
 from providers.base import Target, decode_error
@@ -40,12 +40,8 @@ def body(request: CompletionRequest, target: Target, names: Mapping[str, str]) -
     found: dict[str, Any] = {
         "model": target.model,
         "messages": [{"role": "user", "content": prompt}],
+        **named(request, names, target.cannot),
     }
-    lacks = target.cannot
-    for name, theirs in names.items():
-        value = getattr(request, name)
-        if asked_for(value) and name not in lacks:
-            found[theirs] = value
     if request.stream:
         found["stream"] = True
     for name, value in request.extra.items():
