@@ -32,8 +32,8 @@ class Size(NamedTuple):
 
 
 def growth(folder: Path) -> list[Size]:
-    environment = {"SLUICE_MAX_STREAMS": str(max(COUNTS) + 200), "SLUICE_MAX_STREAMS_PER_KEY": "0"}
-    environment["SLUICE_MAX_STREAMS_PER_KEY"] = str(max(COUNTS) + 200)
+    room = str(max(COUNTS) + 200)
+    environment = {"SLUICE_MAX_STREAMS": room, "SLUICE_MAX_STREAMS_PER_KEY": room}
     with Upstream(folder) as upstream, Server(upstream.rows, env=environment) as server:
         return [size(folder, upstream, server, count) for count in COUNTS]
 
