@@ -81,6 +81,9 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 class Labelled:
     """A counter with labels, whose series are made when they are first counted."""
 
+    _making = threading.Lock()
+    """One for all: their series share a file, whose room is looked at before one is made."""
+
     def __init__(self, registry: CollectorRegistry, files: Files | None, *about: str) -> None:
         """about: the name, the meaning, and the labels' names."""
         self._name, self._meaning, *self._names = about
@@ -90,12 +93,11 @@ class Labelled:
         )
         self._files = files
         self._series: dict[tuple[str | int, ...], Counter] = {}
-        self._lock = threading.Lock()
 
     def inc(self, *labels: str | int) -> None:
         counter = self._series.get(labels)
         if counter is None:  # `labels` takes several times as long as the rest
-            with self._lock:
+            with self._making:
                 if not self._has_room(labels):
                     return
                 counter = self._series[labels] = self._counter.labels(*labels)
