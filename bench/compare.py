@@ -141,7 +141,7 @@ def compare(folder: Path, rounds: int) -> dict[str, dict[str, Figures]]:
                 with start(folder, upstream) as running:
                     wait(folder, running)
                     for scenario in SCENARIOS:
-                        figures = measure(folder, running, scenario)
+                        figures = measure(folder, upstream, running, scenario)
                         seen.setdefault((name, scenario), []).append(figures)
                         print(f"{number + 1} {name:14} {scenario:6} {figures}", flush=True)
     found: dict[str, dict[str, Figures]] = {}
@@ -165,17 +165,20 @@ def wait(folder: Path, running: Running) -> None:
     load(folder, running.port, 16, 1, 0.2, running.key, model=running.model)
 
 
-def measure(folder: Path, running: Running, scenario: str) -> Figures:
+def measure(folder: Path, upstream: Upstream, running: Running, scenario: str) -> Figures:
+    """CPU time, and the work of the very same span by the upstream's own count: the load goes on
+    until its last stream has ended, and its own rate is of the seconds before that alone."""
     connections, seconds, warm, body = SCENARIOS[scenario]
-    before = cpu(running.pid)
+    work = "requests" if scenario == "unary" else "tokens"
+    done, used, began = upstream.stats()[work], cpu(running.pid), time.monotonic()
     seen = load(
         folder, running.port, connections, seconds, warm, running.key, model=running.model, **body
     )
-    used = cpu(running.pid) - before
-    rate = seen["rps"] if scenario == "unary" else seen["events_per_s"]
+    span = time.monotonic() - began
+    used, done = cpu(running.pid) - used, upstream.stats()[work] - done
     return Figures(
-        cpu=used / max(1, rate * (seconds + warm)) * 1e6,
-        rate=rate,
+        cpu=used / max(1, done) * 1e6,
+        rate=done / span,
         first_p50=seen["ttfb_ms"]["p50"],
         first_p99=seen["ttfb_ms"]["p99"],
         gap_p99=seen["gap_ms"]["p99"],
