@@ -45,6 +45,7 @@ Limit: TypeAlias = Literal["requests", "tokens", "budget"]
 REASONS = ("completed", "stopped", "client_gone", "provider_error", "deadline", "shutdown")
 LIMITS: tuple[Limit, ...] = ("requests", "tokens", "budget")
 REQUESTS = ("requests", "Requests answered.", "endpoint", "provider", "model", "status")
+ATTEMPTS = ("attempts", "Attempts at providers.", "provider")
 UPSTREAM_ERRORS = ("upstream_errors", "Attempts that failed.", "provider", "code")
 TIMES = {
     "request_duration": (
@@ -136,6 +137,7 @@ class Metrics(Collector):
         self._failures = self._told_failures = 0
         self._gauges: list[tuple[Gauge, Callable[[], int]]] = []
         self._requests = self._labelled(*REQUESTS)
+        self._attempts = self._labelled(*ATTEMPTS)
         self._upstream_errors = self._labelled(*UPSTREAM_ERRORS)
         self._retries = self._counter("retries", "Attempts after a call's first one.")
         self._times = {name: self._histogram(name) for name in TIMES}
@@ -196,10 +198,13 @@ class Metrics(Collector):
             if seconds is not None:
                 self._times[name].observe(seconds)
 
-    def failed(self, provider: str, status: int | None, code: str) -> None:
-        """An attempt failed. status: what its provider answered, if it did. code: our error's."""
-        known = status is not None and 400 <= status < 600
-        self._upstream_errors.inc(provider, str(status) if known else code)
+    def attempted(self, provider: str, status: int | None, code: str | None) -> None:
+        """An attempt has ended. code: our error's, None if it went well. status: what its provider
+        answered, where that is what failed."""
+        self._attempts.inc(provider)
+        if code is not None:
+            known = status is not None and 400 <= status < 600
+            self._upstream_errors.inc(provider, str(status) if known else code)
 
     def retried(self, times: int) -> None:
         """A call has ended that made so many attempts after its first."""

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import logs
 from call import Outcome
+from errors import ByokRejected
 from metrics import Metrics
 from pricing import dollars
 from stream import Stream
 
 if TYPE_CHECKING:
     from tracing import Tracing
+
+KEY_REFUSED = (401, 403)
 
 access = logging.getLogger("sluice.access")
 
@@ -67,9 +70,11 @@ def count(metrics: Metrics, stream: Stream, outcome: Outcome) -> None:
         overhead=overhead(stream, now),
         stop=None if stopped is None else max(0.0, now - stopped),
     )
-    for attempt in outcome.tries:
-        if attempt.code is not None:
-            metrics.failed(attempt.provider, attempt.status, attempt.code)
+    for leg, attempt in zip(stream.legs, outcome.tries, strict=True):
+        status, code = attempt.status, attempt.code
+        if leg.target.byok and status in KEY_REFUSED:  # the caller's doing, not the provider's
+            status, code = None, ByokRejected.code
+        metrics.attempted(attempt.provider, status, code)
     if len(outcome.tries) > 1:
         metrics.retried(len(outcome.tries) - 1)
 

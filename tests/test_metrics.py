@@ -67,7 +67,7 @@ def families() -> dict[str, tuple[str, tuple[str, ...]]]:
     """The type and labels of each of our metrics, by the name that a query has."""
     target = make(redis_up=lambda: True)
     end(target, "m")
-    target.failed("sim", 500, "provider_error")
+    target.attempted("sim", 500, "provider_error")
     return shape(list(target.registry.collect()))
 
 
@@ -128,8 +128,16 @@ def test_a_failed_attempt_counts_by_its_status_or_our_code(
     status: int | None, code: str, label: str
 ) -> None:
     target = make()
-    target.failed("sim", status, code)
+    target.attempted("sim", status, code)
     assert series(target, "sluice_upstream_errors_total") == [{"provider": "sim", "code": label}]
+
+
+def test_an_attempt_that_went_well_is_no_error() -> None:
+    target = make()
+    target.attempted("sim", None, None)
+    target.attempted("sim", 500, "provider_error")
+    assert value(target, "sluice_attempts_total", provider="sim") == 2
+    assert value(target, "sluice_upstream_errors_total", provider="sim", code="500") == 1
 
 
 def test_parts_of_a_call_are_measured_where_there_were_some() -> None:
@@ -321,7 +329,7 @@ SCRAPER = (
 def test_the_format_is_the_one_that_is_asked_for(accept: str, kind: str) -> None:
     target = make()
     end(target, "m")
-    target.failed("sim", 500, "provider_error")
+    target.attempted("sim", 500, "provider_error")
     text, content_type = target.render(accept)
     assert content_type.startswith(kind)
     openly = kind.startswith("application/openmetrics-text")
@@ -400,7 +408,7 @@ COUNT = """
 target = make(streams_active=lambda: 2, cooling=lambda: 1, redis_up=lambda: True)
 for _ in range(2):
     end(target, "m", usage=Usage(5, 1))
-target.failed("sim", 500, "provider_error")
+target.attempted("sim", 500, "provider_error")
 target.took(request_duration=0.2, stop=None)
 target.ledger_failed()
 """

@@ -134,6 +134,7 @@ LOG_FIELDS = {
 }
 
 METRICS = {
+    "sluice_attempts_total": ("provider",),
     "sluice_cooldown": (),
     "sluice_cost_dollars_total": (),
     "sluice_first_event_seconds": (),

@@ -252,3 +252,26 @@ def test_a_stop_is_timed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     answer.close()
     assert value(site, "sluice_stop_seconds_count") == 1
     assert 0 <= (value(site, "sluice_stop_seconds_sum") or 0) < 10
+
+
+def test_a_provider_that_always_fails_over_counts_under_its_own_name(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its calls count as requests of the provider that served them."""
+    play(monkeypatch, Scripted(UpstreamError("No.", upstream_status=503)), hello())
+    site.post({**PROMPT, "model": "ollama/any", "fallbacks": ["sim/m"]})
+    assert [provider for _, provider, *_ in requests(site)] == ["sim"]
+    assert value(site, "sluice_attempts_total", provider="ollama") == 1
+    assert value(site, "sluice_upstream_errors_total", provider="ollama", code="503") == 1
+    assert value(site, "sluice_attempts_total", provider="sim") == 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("own", [True, False])
+def test_who_s_key_was_refused_is_told(
+    site: Site, monkeypatch: pytest.MonkeyPatch, status: int, own: bool
+) -> None:
+    play(monkeypatch, Scripted(UpstreamError("No.", upstream_status=status)))
+    site.post({**PROMPT, **({"byok_api_key": "sk-of-the-caller"} if own else {})})
+    code = "byok_rejected" if own else str(status)
+    assert value(site, "sluice_upstream_errors_total", provider="sim", code=code) == 1
