@@ -12,6 +12,9 @@ let days = [];
 let chart = null;
 let cursor = null;
 let asking = 0;
+let flowing = new Set();
+let unsettled = [];
+let catchingUp = false;
 const stopped = new Set();
 const problems = new Map();
 
@@ -202,7 +205,23 @@ async function showLatest(next) {
   }
   cursor = found.next_cursor;
   $("more").hidden = !cursor;
+  if (!next) unsettled = found.data.filter((row) => !row.end_reason).map((row) => row.stream_id);
 }
+
+/** A call's row is settled a moment after its end: look again until those that ended are. */
+async function catchUp() {
+  if (catchingUp) return;
+  catchingUp = true;
+  for (let wait = 100; wait < EVERY_MS; wait *= 2) {
+    await showLatest(null);
+    if (!endedUnsettled()) break;
+    await new Promise((resolve) => setTimeout(resolve, wait));
+  }
+  await showSums();
+  catchingUp = false;
+}
+
+const endedUnsettled = () => unsettled.some((id) => !flowing.has(id));
 
 /** A moment in UTC, as the days are; the year and the milliseconds are there to hover over. */
 function clock(moment, day = true) {
@@ -239,11 +258,14 @@ async function showActive() {
   const listed = await attempt("streams", () => get("/api/v1/completions/streams"));
   if (!listed) return;
   const found = listed.filter((stream) => !stopped.has(stream.stream_id)); // it may be ending yet
+  const before = flowing;
+  flowing = new Set(found.map((stream) => stream.stream_id));
   const focused = document.activeElement?.dataset?.stream;
   $("active").hidden = !found.length;
   $("no-active").hidden = found.length > 0;
   $("active").tBodies[0].replaceChildren(...found.map(activeRow));
   if (focused) (document.querySelector(`[data-stream="${CSS.escape(focused)}"]`) ?? $("refresh")).focus();
+  if (endedUnsettled() || [...before].some((id) => !flowing.has(id))) catchUp();
 }
 
 function activeRow(stream) {
@@ -261,7 +283,6 @@ function activeRow(stream) {
     }
     await showActive();
     $("refresh").focus();
-    await Promise.all([showSums(), showLatest(null)]);
   });
   return make(
     "tr",

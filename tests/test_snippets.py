@@ -24,7 +24,7 @@ from tests import fake as fp
 from tests.checkouts import ADDRESS, Checkout
 from tests.fake import FakeProvider
 from tests.live import Server
-from tests.snippets import JOURNEYS, NOT_RUN, ROOT, Snippet, snippets
+from tests.snippets import FENCE, JOURNEYS, NOT_RUN, PAGES, ROOT, Snippet, snippets
 
 SERVES = re.compile(r"^(make run|\.venv/bin/gunicorn wsgi:app)\b.*\n", re.MULTILINE)
 KEY = re.compile(r"sk-sluice-[\w-]{20,}")
@@ -48,6 +48,12 @@ PROGRAMS = {
 
 def test_each_is_run_or_read_or_listed() -> None:
     assert [snippet.place for snippet in ALL if snippet.how == "unknown"] == []
+
+
+def test_each_fence_is_one_that_is_found() -> None:
+    for page in PAGES:
+        fences = re.findall(r"^ *(?:```|~~~).*$", page.read_text(), re.MULTILINE)
+        assert [fence for fence in fences if not FENCE.match(fence)] == [], page
 
 
 def test_each_reason_is_of_one_that_is_there() -> None:
@@ -127,10 +133,10 @@ def test_a_journey(page: str, checkout: Checkout, fake: FakeProvider) -> None:
             run(snippet, text, checkout, env)
 
 
-PAGES = sorted({s.page for s in ALL if s.how == "run" and s.language == "shell"} - set(JOURNEYS))
+BY_PAGE = sorted({s.page for s in ALL if s.how == "run" and s.language == "shell"} - set(JOURNEYS))
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", BY_PAGE)
 def test_a_page_s_commands(page: str, checkout: Checkout, server: Server) -> None:
     """In their order, in a checkout with a key and a ledger."""
     (checkout.directory / "backups").mkdir()
@@ -158,7 +164,7 @@ def run(snippet: Snippet, text: str, checkout: Checkout, env: dict[str, str]) ->
     if snippet.language in PROGRAMS:
         command = PROGRAMS[snippet.language]
         if shutil.which(command[0]) is None:
-            return
+            pytest.skip(f"{command[0]} isn't installed here")
         done = subprocess.run(
             [*command, checkout.ours(text)],
             env=checkout.env | env,
