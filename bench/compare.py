@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.machine import BENCH, Upstream, cpu, load, memory
-from tests.live import Server, free_port
+from bench.machine import BENCH, Upstream, cpu, gateway, load, memory
+from tests.live import free_port
 
 SCENARIOS: dict[str, tuple[int, float, float, dict[str, Any]]] = {
     "unary": (32, 4, 1, {}),
@@ -49,8 +49,8 @@ class Figures(NamedTuple):
 
 @contextmanager
 def sluice(_folder: Path, upstream: Upstream) -> Iterator[Running]:
-    """One worker as its user would start it, with keys, limits, ledger, metrics and log."""
-    with Server(upstream.rows) as server:
+    """One worker with everything on: keys, limits, a budget, ledger, metrics, log."""
+    with gateway(upstream.rows) as server:
         yield Running(server.pid, server.port, key=server.key)
 
 

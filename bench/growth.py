@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.machine import PROMPT, Upstream, cpu, memory
+from bench.machine import PROMPT, Upstream, cpu, gateway, memory
 from tests.live import Server
 
 COUNTS = (10, 100, 1000, 5000)
@@ -34,7 +34,7 @@ class Size(NamedTuple):
 def growth(folder: Path) -> list[Size]:
     room = str(max(COUNTS) + 200)
     environment = {"SLUICE_MAX_STREAMS": room, "SLUICE_MAX_STREAMS_PER_KEY": room}
-    with Upstream(folder) as upstream, Server(upstream.rows, env=environment) as server:
+    with Upstream(folder) as upstream, gateway(upstream.rows, **environment) as server:
         return [size(folder, upstream, server, count) for count in COUNTS]
 
 
@@ -133,7 +133,7 @@ def added(folder: Path, times: int = 400) -> dict[str, tuple[float, float, float
     """Milliseconds to the first byte, one request at a time: straight to the upstream and through
     the gateway, p50 and p99 of each. In turn, so that both see the same machine."""
     found = {}
-    with Upstream(folder) as upstream, Server(upstream.rows) as server:
+    with Upstream(folder) as upstream, gateway(upstream.rows) as server:
         for what, fields in (("unary", {}), ("first event", {"stream": True, "sim_tokens": 3})):
             ways = [(upstream.port, "x", []), (server.port, server.key, [])]
             connections = [http.client.HTTPConnection("127.0.0.1", port) for port, *_ in ways]

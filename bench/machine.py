@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.live import free_port
+from tests.live import Server, free_port
 
 BENCH = ROOT / "bench"
 PROMPT = {"prompt": "Write a haiku about programming:", "max_tokens": 100, "temperature": 0.8}
@@ -72,6 +72,15 @@ class Upstream:
             f'[providers.sim]\nbase_url = "http://127.0.0.1:{self.port}/v1"\ncompletions = true\n'
             '[prices."sim/sim-1"]\ninput_per_mtok = 1.0\noutput_per_mtok = 2.0\n'
         )
+
+
+def gateway(rows: str, **env: str) -> Server:
+    """A server as its user would start it, whose key has every limit and a budget, so high that
+    they refuse nothing: counting costs what it costs."""
+    server = Server(rows, env=env)
+    high = {"requests_per_minute": 10**9, "tokens_per_hour": 10**9, "budget_usd": 1e6}
+    server.key = server.add_key("limited", **high)
+    return server
 
 
 def load(
