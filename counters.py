@@ -1,21 +1,20 @@
 """What keys have used: requests of the last minute, tokens of the last hour.
 
 Requests count in a moving window, tokens in a sliding-window counter (the last hour is the current
-window and a share of the one before: an approximation). Rules that hold here: no I/O; the `limits`
-package counts; a request that is refused takes nothing.
+window and a share of the one before: an approximation). Rules that hold here: no I/O; a request
+that is refused takes nothing. Not the `limits` package, whose scripts count in Redis: each call
+would cost a tenth of a millisecond there, and what is given back it has no word for.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict, deque
 from math import floor
 from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
-from limits import RateLimitItemPerHour, RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
 
 from keys import Limits
 
@@ -69,15 +68,15 @@ class Counts(NamedTuple):
 class Hold(msgspec.Struct, frozen=True):
     """Tokens that are reserved, and the window that they are counted in.
 
-    window: the key of its counter. until: when it is too late to settle, by the clock of this
-    process. counts: what counted when it was reserved, itself included. id: which reservation it
-    is, where several processes share the counters; else "".
+    window: whose counter it is; hour: which of its hours, where that is the clock's. counts: what
+    counted when it was reserved, itself included. id: which reservation it is, where several
+    processes share the counters; else "".
     """
 
     window: str
     tokens: int
-    until: float
     counts: Counts
+    hour: int = 0
     id: str = ""
 
 
@@ -90,88 +89,109 @@ class Admission(NamedTuple):
     counts: Counts
 
 
-class Storage(MemoryStorage):
-    """MemoryStorage, which while it is in use looks through all its keys a hundred times a second:
-    too often for thousands of them."""
+class Used:
+    """What one key has used: when it made its requests, and its tokens by the clock's hours."""
+
+    __slots__ = ("before", "current", "hour", "requests")
+
+    def __init__(self) -> None:
+        self.requests: deque[float] = deque()
+        self.hour = self.before = self.current = 0
+
+    def turn(self, now: float) -> None:
+        """What no longer counts goes. Where the clock was set back, all counts from now."""
+        made = self.requests
+        if made and made[-1] > now:
+            made = self.requests = deque([now] * len(made))
+        while made and made[0] <= now - MINUTE:
+            made.popleft()
+        hour = int(now // HOUR)
+        if hour > self.hour:
+            self.before = self.current if hour == self.hour + 1 else 0
+            self.current = 0
+        self.hour = hour
+
+    def tokens(self, now: float) -> Tokens:
+        rest = HOUR - now % HOUR
+        return Tokens(self.before, rest, self.current, rest)
+
+    def counts(self, limits: Limits, now: float) -> Counts:
+        requests = tokens = None
+        if limits.requests_per_minute is not None:
+            made = self.requests
+            reset = made[0] + MINUTE - now if made else MINUTE
+            requests = Requests(max(0, limits.requests_per_minute - len(made)), reset)
+        if limits.tokens_per_hour is not None:
+            tokens = self.tokens(now)
+        return Counts(requests, tokens)
 
     @property
-    def timer(self) -> threading.Timer:
-        return self._timer
-
-    @timer.setter
-    def timer(self, timer: threading.Timer) -> None:
-        timer.interval, timer.daemon = TIDY_S, True
-        # A thread's own asks a lock, and under gevent that lets all others work first: each time.
-        timer.is_alive = lambda: not timer.finished.is_set()  # type: ignore[method-assign]
-        self._timer = timer
+    def idle(self) -> bool:
+        return not (self.requests or self.before or self.current)
 
 
 class LocalCounters:
     """The counters of one process. Its token windows are the hours of the clock."""
 
     def __init__(self) -> None:
-        self.storage = Storage()
-        self._requests = MovingWindowRateLimiter(self.storage)
-        self._tokens = SlidingWindowCounterRateLimiter(self.storage)
-        # Two threads at once can lose each other's first count of a window in that storage.
+        self._used: defaultdict[str, Used] = defaultdict(Used)
         self._lock = threading.Lock()
+        self._tidy_at = 0.0
 
     def admit(self, key_id: str, limits: Limits, ask: Ask) -> Admission:
         """Count a request and reserve its tokens."""
-        window, wanted = "", 0
+        now, wanted = time.time(), 0
         refused: Kind | None = None
-        now = time.time()
         with self._lock:
-            if limits.tokens_per_hour is not None:  # first, because it can be given back
-                window, wanted = self._reserve(key_id, limits.tokens_per_hour, ask, now)
-                refused = None if window else "tokens"
-            if refused is None and limits.requests_per_minute is not None:
-                item = RateLimitItemPerMinute(limits.requests_per_minute)
-                if not self._requests.hit(item, key_id):
-                    refused = "requests"
-                    self._give_back(window, wanted)
-            counts = self._counts(key_id, limits)
-        hold = Hold(window, wanted, now + HOUR, counts) if window and not refused else None
-        return Admission(hold, refused, wanted, counts)
+            used = self._now(place := place_of(key_id, limits), now)
+            per_minute, per_hour = limits
+            if per_hour is not None:
+                left = used.tokens(now).left(per_hour)
+                wanted = ask.tokens(left)
+                if wanted > left:
+                    refused = "tokens"
+            if refused is None and per_minute is not None and len(used.requests) >= per_minute:
+                refused = "requests"
+            if refused is None:
+                used.current += wanted
+                if per_minute is not None:
+                    used.requests.append(now)
+            counts = used.counts(limits, now)
+        if refused is not None or per_hour is None:
+            return Admission(None, refused, wanted, counts)
+        return Admission(Hold(place, wanted, counts, used.hour), None, wanted, counts)
 
     def settle(self, hold: Hold | None, tokens: int) -> None:
-        """Count what a call did use in the place of what it had reserved."""
-        if hold is not None and time.time() < hold.until:
-            with self._lock:
-                self._give_back(hold.window, hold.tokens - tokens)
+        """Count what a call did use in the place of what it had reserved, as long as that counts
+        at all."""
+        if hold is None:
+            return
+        with self._lock:
+            used = self._now(hold.window, time.time())
+            if hold.hour == used.hour:
+                used.current += tokens - hold.tokens
+            elif hold.hour == used.hour - 1:
+                used.before += tokens - hold.tokens
 
     def counts(self, key_id: str, limits: Limits) -> Counts:
+        now = time.time()
         with self._lock:
-            return self._counts(key_id, limits)
+            return self._now(place_of(key_id, limits), now).counts(limits, now)
 
-    def _give_back(self, window: str, tokens: int) -> None:
-        # Not a hit: that counts in the window of now, and nothing at all above the limit.
-        if window:
-            self.storage.incr(window, 2 * HOUR, -tokens)
-
-    def _counts(self, key_id: str, limits: Limits) -> Counts:
-        requests = tokens = None
-        if limits.requests_per_minute is not None:
-            item = RateLimitItemPerMinute(limits.requests_per_minute)
-            reset, left = self._requests.get_window_stats(item, key_id)
-            requests = Requests(left, reset - time.time())
-        if limits.tokens_per_hour is not None:
-            tokens = self._hour(place_of(key_id, limits.tokens_per_hour))
-        return Counts(requests, tokens)
-
-    def _reserve(self, key_id: str, limit: int, ask: Ask, now: float) -> tuple[str, int]:
-        """The window in which the tokens count, "" if they don't fit; and how many they are."""
-        place = place_of(key_id, limit)
-        wanted = ask.tokens(self._hour(place).left(limit)) if ask.output is None else ask.tokens(0)
-        _, window = self.storage.sliding_window_keys(place, HOUR, now)
-        taken = self._tokens.hit(RateLimitItemPerHour(limit), key_id, cost=wanted)
-        return (window if taken else ""), wanted
-
-    def _hour(self, place: str) -> Tokens:
-        before, fade, current, _ = self.storage.get_sliding_window(place, HOUR)
-        return Tokens(before, fade, current, HOUR - time.time() % HOUR)
+    def _now(self, place: str, now: float) -> Used:
+        """What was used there, as of now. Each TIDY_S those are forgotten that have used
+        nothing."""
+        if now > self._tidy_at:
+            self._tidy_at = now + TIDY_S
+            for used in self._used.values():
+                used.turn(now)
+            for idle in [name for name, used in self._used.items() if used.idle]:
+                del self._used[idle]
+        found = self._used[place]
+        found.turn(now)
+        return found
 
 
-def place_of(key_id: str, limit: int) -> str:
-    """Where the package counts a key's tokens."""
-    return RateLimitItemPerHour(limit).key_for(key_id)
+def place_of(key_id: str, limits: Limits) -> str:
+    """Where a key's calls count: anew, when its limits change."""
+    return f"{key_id}/{limits.requests_per_minute}/{limits.tokens_per_hour}"

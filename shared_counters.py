@@ -8,7 +8,6 @@ settlement waits in memory until it is back.
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections import deque
 from collections.abc import Callable
@@ -16,10 +15,10 @@ from functools import partial
 from typing import Any, Final
 
 import redis
-from limits import RateLimitItemPerMinute
+from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import RedisStorage
 
-from counters import HOUR, MINUTE, Admission, Ask, Counts, Hold, Requests, Tokens, place_of
+from counters import HOUR, MINUTE, Admission, Ask, Counts, Hold, Requests, Tokens
 from keys import Limits
 from shared import Away, Shared
 
@@ -192,7 +191,7 @@ class SharedCounters:
             found = self._shared.script(partial(self._store.take, keys, [*numbers(limits), *asked]))
         except Away:
             if sent and limits.tokens_per_hour is not None:  # it may be done, now or later
-                never = Hold(place, 0, 0.0, Counts(None, None), number)
+                never = Hold(place, 0, Counts(None, None), id=number)
                 self._pending.append((never, 0, REVOKED_S))
             return None
         outcome, wanted = found[:2]
@@ -201,8 +200,7 @@ class SharedCounters:
             return Admission(None, "requests" if outcome else "tokens", wanted, counts)
         if counts.tokens is None:
             return Admission(None, None, 0, counts)
-        until = time.time() + counts.tokens.rest + HOUR
-        return Admission(Hold(place, wanted, until, counts, number), None, wanted, counts)
+        return Admission(Hold(place, wanted, counts, id=number), None, wanted, counts)
 
     def settle(self, hold: Hold, tokens: int) -> None:
         """Count what a call did use in the place of what it had reserved; later, if Redis is
@@ -241,6 +239,11 @@ class SharedCounters:
     def _settle(self, hold: Hold, tokens: int, revoked_s: int, client: redis.Redis) -> None:
         keys = [*self._store.hours(hold.window), self._store.hold(hold.id)]
         self._store.give(keys, [min(tokens, MOST_TOKENS), HOUR, revoked_s], client)
+
+
+def place_of(key_id: str, limit: int) -> str:
+    """Where the package counts a key's tokens."""
+    return RateLimitItemPerHour(limit).key_for(key_id)
 
 
 def numbers(limits: Limits) -> list[int]:
