@@ -10,7 +10,8 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from flask import Flask, Request, Response, g, request
+from flask import Flask, Response
+from flask import Request as FlaskRequest
 from flask.sessions import NullSession, SessionInterface, SessionMixin
 from flask_cors import CORS
 from werkzeug.exceptions import HTTPException
@@ -18,14 +19,12 @@ from werkzeug.exceptions import HTTPException
 import cli
 import endpoints.metrics
 import logs
-from auth import KeyStore
-from call import CallInProgress
+from auth import KeyStore, caller
 from config import ConfigError, Settings
 from cooldown import Cooldowns
 from endpoints import (
     Services,
     body,
-    client_socket,
     health,
     json_response,
     models,
@@ -33,11 +32,11 @@ from endpoints import (
     openai,
     openapi,
     pages,
-    request_id,
     secrecy,
     services,
     usage,
 )
+from endpoints.inbound import Request, current
 from errors import (
     InternalError,
     InvalidRequest,
@@ -50,7 +49,6 @@ from errors import (
 )
 from gateway import Gateway
 from ids import new_uuid
-from keys import Key
 from ledger import Ledger
 from ledger.database import database_url
 from metrics import LIMITS, Metrics
@@ -88,7 +86,7 @@ class NoSessions(SessionInterface):
 
     NONE: Final = NullSession()
 
-    def open_session(self, app: Flask, request: Request) -> NullSession:  # noqa: ARG002
+    def open_session(self, app: Flask, request: FlaskRequest) -> NullSession:  # noqa: ARG002
         return self.NONE
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
@@ -98,6 +96,7 @@ class NoSessions(SessionInterface):
 class App(Flask):
     """Flask, for views that are plain functions."""
 
+    request_class = Request
     session_interface = NoSessions()
 
     def ensure_sync(self, func: F) -> F:
@@ -138,7 +137,7 @@ def for_browsers(after: After) -> After:
     """The work for a page's request alone: who is no browser pays nothing for CORS."""
 
     def done(response: Response) -> Response:
-        return after(response) if "HTTP_ORIGIN" in request.environ else response
+        return after(response) if "HTTP_ORIGIN" in current().environ else response
 
     return done
 
@@ -198,41 +197,40 @@ def traces(endpoint: str) -> Tracing:
 
 def enter() -> None:
     """A request comes in: name it, and bound how long its client may keep us waiting."""
-    g.began = time.monotonic()
+    request = current()
+    request.began = time.monotonic()
     sent = request.environ.get("HTTP_X_REQUEST_ID", "")
     good = sent and body.ID.fullmatch(sent) and secrecy.without_secrets(sent) == sent
-    g.request_id = sent if good else new_uuid()
-    client = client_socket()
-    if client is not None:
+    request.id = sent if good else new_uuid()
+    if (client := request.client) is not None:
         client.settimeout(services().settings.client_timeout)
 
 
 def leave(response: Response) -> Response:
     """A response goes out. A call that was admitted is logged when it is settled."""
-    found = {"X-Request-ID": g.request_id} | rate_headers()
-    if "call" in g:
-        found["X-Sluice-Attempts"] = str(g.call.stream.attempts)
+    request = current()
+    found = {"X-Request-ID": request.id} | rate_headers(request)
+    if request.call is not None:
+        found["X-Sluice-Attempts"] = str(request.call.stream.attempts)
     response.headers.extend(found)  # `set` would look through those that are there, for each
-    client = client_socket()
-    if client is not None:
+    if (client := request.client) is not None:
 
         def unbind() -> None:  # the server's own time-outs hold between requests
             with contextlib.suppress(OSError):
                 client.settimeout(None)
 
         response.call_on_close(unbind)
-    if "call" not in g:
-        log_request(response)
+    if request.call is None:
+        log_request(request, response)
         endpoints.metrics.count(response)
     return response
 
 
-def rate_headers() -> dict[str, str]:
+def rate_headers(request: Request) -> dict[str, str]:
     """What the caller's limits have left."""
-    key = g.get("flask_httpauth_user")
-    if not isinstance(key, Key):
+    key, call = caller(), request.call
+    if key is None:
         return {}
-    call: CallInProgress | None = g.get("call")
     if call is None:
         return services().quota.headers(key)
     if call.stream.target.byok:
@@ -240,22 +238,23 @@ def rate_headers() -> dict[str, str]:
     return services().quota.headers(key, call.hold, call.held)
 
 
-def log_request(response: Response) -> None:
+def log_request(request: Request, response: Response) -> None:
     level = logging.DEBUG if request.path in ("/health", "/ready") else logging.INFO
     extra = {
-        "request_id": g.request_id,
+        "request_id": request.id,
         "method": request.method,
         "path": secrecy.without_secrets(request.path[:200]),
         "status": response.status_code,
-        "duration_ms": round((time.monotonic() - g.began) * 1000, 1),
+        "duration_ms": round((time.monotonic() - request.began) * 1000, 1),
     }
-    if "error_code" in g:
-        extra["code"] = g.error_code
+    if request.error_code is not None:
+        extra["code"] = request.error_code
     access.log(level, "request", extra=extra)
 
 
 def error_response(error: SluiceError) -> Response:
-    g.error_code = error.code
+    request = current()
+    request.error_code = error.code
     limit = (error.details or {}).get("limit_type")
     if limit in LIMITS:
         services().metrics.rejected(limit)
@@ -264,7 +263,7 @@ def error_response(error: SluiceError) -> Response:
     error.details = secrecy.without_secrets(error.details)
     forget_frames(error)
     face = openai if request.path.startswith("/v1/") else native
-    return json_response(face.error_body(error, request_id()), error.status, error.headers)
+    return json_response(face.error_body(error, request.id), error.status, error.headers)
 
 
 def http_error(error: HTTPException) -> Response:
@@ -281,13 +280,15 @@ def http_message(error: HTTPException) -> str:
     if error.code == 404:
         return "Nothing is at this path."  # to name it could say "model" to the official client
     if error.code == 405:
+        request = current()
         return f"{request.path[:200]} doesn't take {request.method}."
     return error.description or error.name
 
 
 def unexpected(error: Exception) -> Response:
     """A defect of ours: the log has it, the client learns its id only."""
+    request = current()
     path = secrecy.without_secrets(request.path[:200])
-    extra = {"request_id": g.get("request_id")}
+    extra = {"request_id": request.id}
     log.error("%s %s failed", request.method, path, exc_info=error, extra=extra)
     return error_response(InternalError())

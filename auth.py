@@ -50,6 +50,7 @@ __all__ = [
     "KeyStore",
     "allows",
     "auth",
+    "caller",
     "current_key",
     "key_of",
     "presented_key",
@@ -221,6 +222,9 @@ class BearerAuth(HTTPTokenAuth):  # type: ignore[misc]
         guarded: F = super().login_required(view)
         return guarded
 
+    def ensure_sync(self, view: F) -> F:
+        return view
+
 
 auth = BearerAuth(scheme="Bearer", realm="sluice")
 
@@ -261,9 +265,15 @@ def key_of(secret: str | None) -> Key:
     return key
 
 
+def caller() -> Key | None:
+    """The caller's key, once a view under login_required was reached with a good one."""
+    key = g.get("flask_httpauth_user")
+    return key if isinstance(key, Key) else None
+
+
 def current_key() -> Key:
     """The caller's key, in a view under login_required. Raises Unauthorized where there is none."""
-    key = g.get("flask_httpauth_user")
-    if not isinstance(key, Key):
+    key = caller()
+    if key is None:
         raise Unauthorized(key_sent=False)
     return key

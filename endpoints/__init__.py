@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
-from flask import Response, current_app, g, request
+from flask import Response, current_app
 
 from auth import KeyStore
 from config import Settings
@@ -56,17 +55,5 @@ def services() -> Services:
     return found
 
 
-def request_id() -> str:
-    """The id of the current request: the client's, or one that we made."""
-    found: str = g.request_id
-    return found
-
-
 def json_response(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(data), status, headers=headers, mimetype="application/json")
-
-
-def client_socket() -> socket.socket | None:
-    """The connection that the request came on, where the server shows it."""
-    environ = request.environ
-    return environ.get("gunicorn.socket") or environ.get("werkzeug.socket")

@@ -17,13 +17,12 @@ from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import msgspec
-from flask import g, request
 from msgspec import Meta
 from werkzeug.exceptions import ClientDisconnected
 
 from breath import Breath
 from completion import CompletionRequest, Prompt, Secret
-from endpoints import client_socket
+from endpoints.inbound import Request, current
 from errors import (
     InvalidRequest,
     RequestTimeout,
@@ -116,12 +115,13 @@ BEYOND_PARAMS = frozenset(
 def read_object(max_body: int) -> dict[str, Any]:
     """The current request's body, a JSON object. Raises InvalidRequest (400), RequestTimeout
     (408), RequestTooLarge (413), UnsupportedMediaType (415)."""
+    request = current()
     kind = request.mimetype
     if kind and kind != "application/json" and not kind.endswith("+json"):
         raise UnsupportedMediaType(
             f"The body is {kind}; this takes JSON: send 'Content-Type: application/json'."
         )
-    body = read_body(max_body)
+    body = read_body(request, max_body)
     try:
         data = msgspec.json.decode(body)
     except RecursionError:
@@ -133,15 +133,15 @@ def read_object(max_body: int) -> dict[str, Any]:
         raise InvalidRequest(f"The body is {what}. It takes a JSON object.") from None
     if not isinstance(data, dict):
         raise InvalidRequest(f"The body is {kind_of(data)}. It takes a JSON object.")
-    g.byok_api_key = data.get("byok_api_key")
+    request.byok_api_key = data.get("byok_api_key")
     return data
 
 
-def read_body(limit: int) -> bytes:
+def read_body(request: Request, limit: int) -> bytes:
     """All of the body, at most `limit` bytes; also when its length was not announced."""
-    client = client_socket()
+    client = request.client
     if (request.content_length or 0) > limit:
-        too_large(limit, client)
+        too_large(request, limit, client)
     parts: list[bytes] = []
     room = limit
     breath = Breath()
@@ -163,11 +163,11 @@ def read_body(limit: int) -> bytes:
     except Exception:  # noqa: BLE001 - the server's own, which quotes what is badly framed
         raise InvalidRequest("The body could not be read to its end.") from None
     if room < 0:
-        too_large(limit, client)
+        too_large(request, limit, client)
     return b"".join(parts)
 
 
-def too_large(limit: int, client: socket.socket | None) -> NoReturn:
+def too_large(request: Request, limit: int, client: socket.socket | None) -> NoReturn:
     """Take the rest of the body, bounded, or some clients see a broken pipe and not the answer."""
     room, until = DRAIN_BYTES, time.monotonic() + DRAIN_S
     breath = Breath()

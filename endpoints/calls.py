@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
-from flask import Response, g, request
+from flask import Response
 
 from auth import current_key
 from call import CallInProgress, Encoder, Outcome
 from completion import Completion, CompletionRequest, FinishReason
-from endpoints import body, client_socket, json_response, request_id, secrecy, services
+from endpoints import body, json_response, secrecy, services
+from endpoints.inbound import current
 from errors import InvalidRequest
 from ids import new_uuid
 from stream import Stream
@@ -27,9 +28,11 @@ STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 def start(found: body.Parameters, wanted: CompletionRequest) -> CallInProgress:
     """Admit a call and start it, for the caller of the current request. Raises SluiceError."""
+    request = current()
+    sent = request.environ
     if found.byok_api_key is None:
-        found.byok_api_key = header("HTTP_X_PROVIDER_API_KEY", "byok_api_key")
-    chosen_id = found.stream_id or header("HTTP_X_STREAM_ID", "stream_id")
+        found.byok_api_key = header(sent, "HTTP_X_PROVIDER_API_KEY", "byok_api_key")
+    chosen_id = found.stream_id or header(sent, "HTTP_X_STREAM_ID", "stream_id")
     secrecy.refuse_secrets(
         {
             "stream_id": chosen_id or "",
@@ -39,22 +42,21 @@ def start(found: body.Parameters, wanted: CompletionRequest) -> CallInProgress:
             "a field's name": "\n".join((*wanted.extra, *wanted.openai_extra)),
         }
     )
-    sent = request.environ
     call = services().gateway.open(
         wanted,
         body.to_route(found),
         key=current_key(),
         endpoint=str(request.url_rule),
-        request_id=request_id(),
+        request_id=request.id,
         stream_id=chosen_id or new_uuid(),
         strict=sent.get("HTTP_X_SLUICE_STRICT", "") == "1",
         continues=sent.get("HTTP_X_SLUICE_CONTINUE", "") == "1",
         within=time_limits(sent.get("HTTP_X_SLUICE_TIMEOUT", "")),
-        client=client_socket(),
+        client=request.client,
     )
     if services().tracing is not None:
         call.stream.traceparent = sent.get("HTTP_TRACEPARENT", "")
-    g.call = call  # its line in the log is written when it is settled
+    request.call = call
     return call
 
 
@@ -77,10 +79,10 @@ def time_limits(text: str) -> dict[str, float]:
     return found
 
 
-def header(name: str, field: str) -> str | None:
+def header(sent: Mapping[str, Any], name: str, field: str) -> str | None:
     """A header, by its WSGI name, that stands for a field of the body. Raises InvalidRequest as the
     field would."""
-    value: str | None = request.environ.get(name)
+    value: str | None = sent.get(name)
     if value is not None:
         body.check(field, value, body.FIELDS[field])
     return value

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import g, request
-
 from auth import presented_key, x_api_key
 from completion import LEAST_PIECE, Secret
+from endpoints.inbound import current
 from errors import InvalidRequest
 
 SHORTEST_SECRET = 8
@@ -18,11 +17,12 @@ CHOSEN_PIECE = 16
 
 def secrets() -> list[str]:
     """The keys in the current request, good or not."""
+    request = current()
     found = (
         presented_key(),
         x_api_key(),
         request.environ.get("HTTP_X_PROVIDER_API_KEY"),
-        g.get("byok_api_key"),
+        request.byok_api_key,
     )
     return [text for text in found if isinstance(text, str) and len(text) >= SHORTEST_SECRET]
 

@@ -18,6 +18,7 @@ from werkzeug.exceptions import ClientDisconnected
 from completion import CompletionRequest, Secret
 from endpoints import body, native
 from endpoints.body import NAMES, NEVER_SHOWN, TAKES, Parameters, kind_of, shown
+from endpoints.inbound import Request
 from errors import (
     InvalidRequest,
     RequestTimeout,
@@ -366,6 +367,7 @@ def reading(flask: Flask, data: bytes, limit: int = 1000, **options: Any) -> Any
 
 
 READER = Flask(__name__)
+READER.request_class = Request
 
 
 @pytest.fixture
