@@ -151,6 +151,8 @@ class Usage(msgspec.Struct, frozen=True):
 def total(usages: Iterable[Usage]) -> Usage:
     """The usage of several calls as one's; an estimate where one of them is."""
     several = list(usages)
+    if len(several) == 1 and (several[0].total_tokens or several[0].source == "provider"):
+        return several[0]
     counts = (name for name in Usage.__struct_fields__ if name != "source")
     sums = {name: sum(getattr(usage, name) for usage in several) for name in counts}
     estimated = any(usage.source == "estimate" and usage.total_tokens for usage in several)

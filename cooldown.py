@@ -10,7 +10,6 @@ provider failed at counts, never what it refused.
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from news import Fact, Kind, News, Place
 from providers.base import Target
+from threads import BriefLock
 
 if TYPE_CHECKING:
     from shared import Shared
@@ -102,7 +102,7 @@ class Cooldowns:
         processes tell each other."""
         self._clock = clock
         self._enabled = enabled
-        self._lock = threading.Lock()
+        self._lock = BriefLock()
         self._troubles: dict[Place, Trouble] = {}
         self._limited: dict[Place, float] = {}
         """By credential: until when its host's 429 holds."""

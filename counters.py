@@ -8,7 +8,6 @@ would cost a tenth of a millisecond there, and what is given back it has no word
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import defaultdict, deque
 from math import floor
@@ -17,6 +16,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import msgspec
 
 from keys import Limits
+from threads import BriefLock
 
 MINUTE, HOUR = 60, 3600
 TIDY_S = 30.0
@@ -135,7 +135,7 @@ class LocalCounters:
 
     def __init__(self) -> None:
         self._used: defaultdict[str, Used] = defaultdict(Used)
-        self._lock = threading.Lock()
+        self._lock = BriefLock()
         self._tidy_at = 0.0
 
     def admit(self, key_id: str, limits: Limits, ask: Ask) -> Admission:

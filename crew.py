@@ -57,6 +57,10 @@ class Standing:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
+    @property
+    def begun(self) -> bool:
+        return self._thread is not None
+
     def begin(self) -> None:
         """Raises RuntimeError when the system has no thread left."""
         if self._thread is None:

@@ -231,6 +231,7 @@ def tells_news(record: logging.LogRecord) -> bool:
 
 def post_worker_init(worker: Any) -> None:
     log.addFilter(tells_news)
+    at_hand(worker.cfg)
     worker.log.access = lambda *_: None  # it would put together what nobody reads
     worker.handle_error = wordless(worker.handle_error)
     if worker_class_is_gevent(worker):
@@ -243,6 +244,12 @@ def post_worker_init(worker: Any) -> None:
     gc.freeze()  # what is here now stays, and needn't be looked through again and again
     gc.set_threshold(*GC_THRESHOLDS)
     threading.Thread(target=watch, args=(worker,), name="watcher", daemon=True).start()
+
+
+def at_hand(cfg: Any) -> None:
+    """gunicorn asks for some fifty of its settings a request, each of which it looks up in two
+    functions; in a worker they don't change."""
+    vars(cfg).update({name: setting.get() for name, setting in cfg.settings.items()})
 
 
 def connect(worker: Any, services: Any) -> None:

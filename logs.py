@@ -15,7 +15,7 @@ import time
 from functools import lru_cache
 from typing import Any
 
-from errors import mask
+from errors import KEY_LIKE, mask
 
 FIELDS = (
     "request_id", "stream_id", "key_id", "method", "path", "status", "code", "provider", "model",
@@ -65,8 +65,8 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         # Before it is JSON: there a mask would eat the backslash of a quote.
-        texts = "\n".join(value for value in line.values() if isinstance(value, str))
-        if mask(texts) != texts:
+        texts = "\n".join([value for value in line.values() if isinstance(value, str)])
+        if KEY_LIKE.search(texts):
             line = {n: mask(v) if isinstance(v, str) else v for n, v in line.items()}
         return _encode(line)
 

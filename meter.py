@@ -7,7 +7,6 @@ settled exactly once; a caller's own key bypasses limits and budget, and is reco
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
 
 import msgspec
 
@@ -64,15 +63,15 @@ class Meter:
         """
         demand = demand_of(stream.request)
         entry = self._entry(stream, demand)
-        with ExitStack() as undo:
-            hold, claim = None, None
-            if not stream.target.byok:
-                hold = self._quota.admit(key, demand)
-                undo.callback(self._quota.settle, hold, 0)
-                claim = self._claim(key, demand, candidates, continued=stream.text is not None)
-            recorded = self._ledger.open(entry, claim)
-            undo.pop_all()
-        return Bill(entry, hold, recorded)
+        if stream.target.byok:
+            return Bill(entry, None, self._ledger.open(entry))
+        hold = self._quota.admit(key, demand)
+        try:
+            claim = self._claim(key, demand, candidates, continued=stream.text is not None)
+            return Bill(entry, hold, self._ledger.open(entry, claim))
+        except BaseException:
+            self._quota.settle(hold, 0)
+            raise
 
     def settle(self, bill: Bill, stream: Stream, outcome: Outcome) -> None:
         """Account for a call that has ended; on return its row is on disk."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 import time
 from collections.abc import Iterator
 
 from crew import Standing
+from threads import BriefLock
 
 LOOK_S = 0.5
 NO_TIME_S = 0.001
@@ -24,7 +24,7 @@ class Overdue:
     """The sockets that somebody waits for, and until when."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = BriefLock()
         self._until: dict[socket.socket, float] = {}
         self._thread = Standing(self._look, "overdue")
 
@@ -35,9 +35,9 @@ class Overdue:
             yield
             return
         patience = client.gettimeout()
+        self._thread.begin()
         with self._lock:
             self._until[client] = time.monotonic() + seconds
-            self._thread.begin()
         try:
             yield
         finally:

@@ -42,7 +42,7 @@ class Rate(msgspec.Struct, frozen=True):
 
     @property
     def most(self) -> int:
-        return max(self.base, *(rate for _, rate in self.tiers), 0)
+        return max(self.base, *(rate for _, rate in self.tiers), 0) if self.tiers else self.base
 
 
 class Price(msgspec.Struct, frozen=True):
@@ -72,12 +72,12 @@ def cost(usage: Usage, price: Price) -> int:
     a token was refused, and costs nothing."""
     size = usage.input_tokens
     read, write = usage.cache_read_tokens, usage.cache_write_tokens
-    total = (
-        max(0, size - read - write) * price.input.at(size)
-        + read * (price.cache_read or price.input).at(size)
-        + write * (price.cache_write or price.input).at(size)
-        + usage.output_tokens * price.output.at(size)
-    )
+    total = max(0, size - read - write) * price.input.at(size)
+    total += usage.output_tokens * price.output.at(size)
+    if read:
+        total += read * (price.cache_read or price.input).at(size)
+    if write:
+        total += write * (price.cache_write or price.input).at(size)
     return -(-total // MTOK) + (price.per_call if usage.total_tokens else 0)
 
 
@@ -85,7 +85,7 @@ def ceiling(price: Price, input_tokens: int, output_tokens: int) -> int:
     """Nano-dollars that a call with so many tokens can't exceed, whatever is cached and whichever
     tier it falls into."""
     inputs = (price.input, price.cache_read, price.cache_write)
-    dearest = max(rate.most for rate in inputs if rate is not None)
+    dearest = max([rate.most for rate in inputs if rate is not None])
     return -(-(input_tokens * dearest + output_tokens * price.output.most) // MTOK) + price.per_call
 
 

@@ -139,18 +139,15 @@ class Quota:
         least, most = demand.output or 0, demand.output or self._reserve
         if demand.loose:
             most = max(most, self._reserve)
-        costs = [
-            [
-                ceiling(
-                    price,
-                    demand.most_input * (times + continued) + BYTES_PER_TOKEN * size * continued,
-                    size,
-                )
-                for size in (least, most)
-            ]
-            for price in prices
-        ]
-        return Claim(budget, *map(max, zip(*costs, strict=True)))
+        priced = list(prices)
+
+        def dearest(size: int) -> int:
+            again = (demand.most_input + BYTES_PER_TOKEN * size) if continued else 0
+            inputs = demand.most_input * times + again
+            return max([ceiling(price, inputs, size) for price in priced])
+
+        cost = dearest(most)
+        return Claim(budget, cost if least == most else dearest(least), cost)
 
 
 def shared_counters(shared: Shared | None) -> SharedCounters | None:

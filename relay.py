@@ -18,6 +18,7 @@ import msgspec
 
 from completion import Batch, Delta, Prompt, Started, Usage, Used, estimate_tokens
 from errors import SluiceError
+from threads import BriefLock
 
 BACKLOG = 256 * 1024  # bytes of events that may wait for a slow client, about
 EVENT_WEIGHT = 64  # bytes that an event counts beside its text
@@ -49,7 +50,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         # No Condition: under gevent its lock is Python code, and slow.
-        self._lock = threading.Lock()
+        self._lock = BriefLock()
         self._arrived, self._room = threading.Event(), threading.Event()
         self._messages: deque[Message] = deque()
         self._backlog = 0

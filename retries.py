@@ -7,12 +7,12 @@ so that a provider in trouble is not hammered.
 from __future__ import annotations
 
 import random
-import threading
 from collections import defaultdict
 
 from errors import SluiceError, UpstreamError, UpstreamTimeout
 from failures import EXHAUSTED
 from providers.base import Target
+from threads import BriefLock
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 8.0
 LONGEST_ASKED_S = 20.0
@@ -31,7 +31,7 @@ class RetryBudget:
     of that. Calls with callers' own keys count by themselves."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = BriefLock()
         self._saved: defaultdict[tuple[str, bool], float] = defaultdict(lambda: MOST_SAVED)
 
     def called(self, target: Target) -> None:

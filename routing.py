@@ -24,6 +24,9 @@ from errors import (
 )
 from providers.base import Provider, Target
 
+MOST_KNOWN = 10_000
+"""Models whose targets are kept: their names come from callers."""
+
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """Where the caller wants a request to go."""
@@ -43,6 +46,7 @@ class Router:
         self._default = settings.default_model
         self._environ = settings.environ
         self._turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+        self._known: dict[tuple[str, str], list[Target]] = {}
         self.aliases = {name: alias(name, value) for name, value in settings.aliases.items()}
         for name, models in (*self.aliases.items(), ("SLUICE_DEFAULT_MODEL", (self._default,))):
             for model in models:
@@ -110,6 +114,8 @@ class Router:
     def _keyed(self, row: Provider, model: str, byok: Secret | None) -> list[Target]:
         """A model as a target for each of the operator's keys, another first each time. Raises
         ProviderNotFound."""
+        if byok is None and (targets := self._known.get((row.name, model))) is not None:
+            return self._turned(row, targets)
         needed = providers.missing(row, self._environ, byok=byok is not None)
         if needed:
             own = (
@@ -123,6 +129,12 @@ class Router:
             return [Target(row, model, byok, byok=True)]
         keys = credentials(self._environ[row.api_key_env]) if row.api_key_env else [None]
         targets = [Target(row, model, key, key_number=n) for n, key in enumerate(keys, 1)]
+        if len(self._known) < MOST_KNOWN:
+            self._known[row.name, model] = targets
+        return self._turned(row, targets)
+
+    def _turned(self, row: Provider, targets: list[Target]) -> list[Target]:
+        """So that the next one has its turn."""
         if len(targets) == 1:
             return targets
         first = next(self._turns[row.name]) % len(targets)

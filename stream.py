@@ -25,6 +25,7 @@ from errors import SluiceError, UpstreamTimeout
 from hangup import hung_up, shut
 from providers.base import Attempt, Target
 from relay import End, EndReason, Mailbox, Nudge, Tally
+from threads import BriefLock
 from timeouts import Timeouts
 
 NO_LIMITS: Final[Mapping[str, float]] = MappingProxyType({})
@@ -97,7 +98,7 @@ class Stream:
         self._server_timeouts, self._within, self._client = timeouts, within, client
         self._timeouts = self.timeouts_at(target)
         self._keepalive, self._hold = keepalive, hold
-        self._lock, self._over = threading.Lock(), threading.Event()
+        self._lock, self._over = BriefLock(), threading.Event()
         self._attempt: Attempt | None = None
         self._disconnect, self._cost = disconnect, cost
         self.drain: Drain | None = None

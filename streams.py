@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from crew import Standing
 from errors import RateLimited, StreamExists, StreamNotFound, Unavailable, limit_details
 from stream import Place, Stream, Summary
+from threads import BriefLock
 
 if TYPE_CHECKING:
     from fleet import Fleet
@@ -47,7 +47,7 @@ class Streams:
         self._fleet = fleet
         self._limit, self._queue_size = limit, queue
         self._per_key = max(1, int(SHARE * (limit + queue))) if per_key is None else per_key
-        self._lock = threading.Lock()
+        self._lock = BriefLock()
         self._active: dict[Place, Stream] = {}
         self._of_key: Counter[str] = Counter()
         self._running: set[Stream] = set()
@@ -69,6 +69,7 @@ class Streams:
 
     def _add_here(self, stream: Stream, share: int) -> None:
         place = (stream.key_id, stream.id)
+        self._sweeper.begin()
         with self._lock:
             if place in self._active:
                 raise StreamExists(stream.id)
@@ -76,7 +77,6 @@ class Streams:
                 raise too_many()
             if self._of_key[stream.key_id] >= share:
                 raise too_many_of_key(share)
-            self._sweeper.begin()
             self._active[place] = stream
             self._of_key[stream.key_id] += 1
             self._stopped.pop(place, None)

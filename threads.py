@@ -1,5 +1,6 @@
-"""A native thread for work that never lets go of its thread, such as a commit: done in a greenlet
-it would hold up every stream of the process. This is the one place that names gevent.
+"""What threads are under gevent, and what they aren't: a native thread for work that never lets go
+of its thread, such as a commit (in a greenlet it would hold up every stream of the process), and a
+lock that costs no more than it must. This is the one place that names gevent.
 """
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,3 +48,18 @@ def greenlets() -> bool:
     """Whether a thread of the threading module is a greenlet."""
     monkey = sys.modules.get("gevent.monkey")
     return monkey is not None and monkey.is_module_patched("threading")
+
+
+def native_lock() -> Callable[[], threading.Lock]:
+    """What makes a lock of the system's."""
+    if not greenlets():
+        return threading.Lock
+    found: Callable[[], threading.Lock]
+    found = sys.modules["gevent.monkey"].get_original("_thread", "allocate_lock")
+    return found
+
+
+BriefLock: Final = native_lock()
+"""A lock to be held for a few statements of which none waits, starts a thread or logs. Under gevent
+threading's own is Python code, for holders that let others work meanwhile, and a call takes some
+thirty. Whoever waited while holding this one would stop the whole process."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from flask import Response, current_app
+from werkzeug.datastructures import Headers
 
 from auth import KeyStore
 from config import Settings
@@ -55,5 +56,16 @@ def services() -> Services:
     return found
 
 
+class Answer(Response):
+    """Of a completion, or an error: nothing has to be added to its headers."""
+
+    default_mimetype = "application/json"
+
+    def get_wsgi_headers(self, environ: Any) -> Headers:  # noqa: ARG002
+        """As they are. werkzeug looks through a copy for a Location that is not whole and a length
+        that is missing, which takes as long as to make the answer."""
+        return self.headers
+
+
 def json_response(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(data), status, headers=headers, mimetype="application/json")
+    return Answer(msgspec.json.encode(data), status, headers=headers)

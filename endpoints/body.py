@@ -33,6 +33,7 @@ from overdue import overdue
 from routing import Route
 
 ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+JSON = "application/json"
 READ_SIZE = 4 * 1024  # a body can come in chunks of a byte, 3 us each
 DRAIN_BYTES = 16 * 1024 * 1024  # of a body that is too large, so that its sender hears why
 DRAIN_S = 5.0
@@ -116,8 +117,8 @@ def read_object(max_body: int) -> dict[str, Any]:
     """The current request's body, a JSON object. Raises InvalidRequest (400), RequestTimeout
     (408), RequestTooLarge (413), UnsupportedMediaType (415)."""
     request = current()
-    kind = request.mimetype
-    if kind and kind != "application/json" and not kind.endswith("+json"):
+    kind = "" if request.environ.get("CONTENT_TYPE") == JSON else request.mimetype
+    if kind and kind != JSON and not kind.endswith("+json"):
         raise UnsupportedMediaType(
             f"The body is {kind}; this takes JSON: send 'Content-Type: application/json'."
         )
@@ -139,21 +140,25 @@ def read_object(max_body: int) -> dict[str, Any]:
 
 def read_body(request: Request, limit: int) -> bytes:
     """All of the body, at most `limit` bytes; also when its length was not announced."""
-    client = request.client
-    if (request.content_length or 0) > limit:
+    client, announced = request.client, request.content_length
+    if (announced or 0) > limit:
         too_large(request, limit, client)
     parts: list[bytes] = []
     room = limit
+    left = limit - (announced or 0)  # of the room, when what was announced has come
+    stream = request.stream
     breath = Breath()
     patience = (client and client.gettimeout()) or math.inf
     try:
         with overdue.within(client, PATIENCES * patience):
-            while chunk := request.stream.read(min(READ_SIZE, room + 1)):
+            while chunk := stream.read(min(READ_SIZE, room + 1)):
                 breath.take()
                 room -= len(chunk)
                 if room < 0:
                     break
                 parts.append(chunk)
+                if room == left:
+                    break
     except TimeoutError:
         raise RequestTimeout("The body did not arrive in time.") from None
     except (OSError, ClientDisconnected) as error:

@@ -14,7 +14,7 @@ from flask import Response
 from auth import current_key
 from call import CallInProgress, Encoder, Outcome
 from completion import Completion, CompletionRequest, FinishReason
-from endpoints import body, json_response, secrecy, services
+from endpoints import Answer, body, json_response, secrecy, services
 from endpoints.inbound import current
 from errors import InvalidRequest
 from ids import new_uuid
@@ -115,7 +115,7 @@ def respond(
         return json_response(answer(call.stream, completion, outcome), headers=headers(call))
     call.wait()
     try:
-        response = Response(
+        response = Answer(
             call.frames(encoder),
             headers=STREAM_HEADERS | headers(call),
             content_type="text/event-stream; charset=utf-8",

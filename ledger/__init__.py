@@ -24,12 +24,14 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from config import ConfigError
+from crew import Standing
 from errors import Unavailable
 from ledger import schema
 from ledger.database import Away, Link
 from ledger.entries import Claim, Entry, Opening, Settlement, Step, Withdrawal
 from ledger.owners import Heartbeat, LockFile, Presence
 from ledger.writing import interrupt, owners_of_open, write
+from threads import BriefLock
 
 log = logging.getLogger("sluice.ledger")
 T = TypeVar("T")
@@ -88,12 +90,12 @@ class Ledger:
         )
         self._writer = Link(url, writes=True, connected=self._connected)
         self._reader = Link(url)
-        self._lock = threading.Lock()
+        self._lock = BriefLock()
         self._wanted = threading.Event()
         self._next = Group()
         self._late: list[Step] = []
         """What could not be committed and has to be."""
-        self._pump: threading.Thread | None = None
+        self._pump = Standing(self._run, "ledger")
         self._trouble = ""
         self._under_way = 0  # about: it only says whether to wait for others pays
         self._tend_at = 0.0
@@ -181,13 +183,13 @@ class Ledger:
 
     def close(self, patience: float = 5.0) -> None:
         """Commit what waits, and say that this process has no open row."""
-        pump = self._pump
-        if pump is not None:
+        if self._pump.begun:
             self._closing = True
             self._wanted.set()
-            pump.join(patience)
+            self._pump.join(patience)
 
     def _submit(self, *steps: Step, task: Callable[[], None] | None = None) -> Group:
+        self._pump.begin()
         with self._lock:
             if self._ended:
                 raise Unavailable("This process is about to end. Try again.")
@@ -195,10 +197,6 @@ class Ledger:
             group.steps += steps
             if task is not None:
                 group.tasks.append(task)
-            if self._pump is None:
-                pump = threading.Thread(target=self._run, name="ledger", daemon=True)
-                pump.start()
-                self._pump = pump
         self._wanted.set()
         return group
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, Protocol
 
 import msgspec
@@ -90,8 +91,9 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     reads on, within bounds; empty: what the settings say."""
 
 
-class Target(msgspec.Struct, frozen=True):
-    """Where a request goes: a row, the upstream's own model id, and the credential to use."""
+class Target(msgspec.Struct, frozen=True, dict=True):
+    """Where a request goes: a row, the upstream's own model id, and the credential to use. What
+    follows from these is found once."""
 
     provider: Provider
     model: str
@@ -102,17 +104,17 @@ class Target(msgspec.Struct, frozen=True):
     fim: Fim | None = None
     """Set where this call fills in the middle."""
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The model's full name: provider/model."""
         return f"{self.provider.name}/{self.model}"
 
-    @property
+    @cached_property
     def dialect(self) -> str:
         """The name of the dialect that it speaks."""
         return (self.fim and self.fim.dialect) or self.provider.dialect
 
-    @property
+    @cached_property
     def legacy(self) -> bool:
         """Whether this model is asked in the manner of the legacy /completions."""
         has = self.provider.completions
@@ -120,26 +122,26 @@ class Target(msgspec.Struct, frozen=True):
             return bool(self.fim or has)
         return matches(self.model, has)
 
-    @property
+    @cached_property
     def cannot(self) -> frozenset[str]:
         """Parameters that the host or this model lacks."""
         own = self.fim.cannot if self.fim else self.provider.cannot
-        return frozenset(own).union(*(family.cannot for family in self._families()))
+        return frozenset(own).union(*(family.cannot for family in self._families))
 
-    @property
+    @cached_property
     def exclusive(self) -> tuple[str, ...]:
         """Parameters of which this model takes one at a time."""
-        return tuple(name for family in self._families() for name in family.exclusive)
+        return tuple(name for family in self._families for name in family.exclusive)
 
-    @property
+    @cached_property
     def limits(self) -> dict[str, float]:
         """The greatest value of a parameter; of `stop`, how many."""
         found = dict(self.provider.limits)
-        for family in self._families():
+        for family in self._families:
             found |= family.limits
         return found
 
-    @property
+    @cached_property
     def names(self) -> Mapping[str, str]:
         """What the host calls a parameter, where that isn't our name for it."""
         if self.fim:
@@ -147,10 +149,11 @@ class Target(msgspec.Struct, frozen=True):
         if self.legacy:
             return {}
         found = dict(self.provider.chat_names)
-        for family in self._families():
+        for family in self._families:
             found |= family.chat_names
         return found
 
+    @cached_property
     def _families(self) -> list[Family]:
         return [family for family in self.provider.families if family.has(self.model)]
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import socket
 import ssl
 import sys
-import threading
 import time
 from collections import deque
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from providers.switch import Aborted, Switch
+from threads import BriefLock
 
 IDLE_S: Final = 90.0
 """How long a connection is kept for a next call; load balancers forget theirs in silence."""
@@ -38,7 +38,7 @@ class Pool:
     def __init__(self, size: int) -> None:
         """size: how many of one origin are kept at most."""
         self._size = size
-        self._lock = threading.Lock()
+        self._lock = BriefLock()
         self._idle: dict[Origin, deque[tuple[socket.socket, float]]] = {}
         self._contexts: dict[str, tuple[int, ssl.SSLContext]] = {}
         self._closed = False

@@ -79,8 +79,9 @@ def headers(request: CompletionRequest, target: Target) -> dict[str, str]:
 
 
 def _url(target: Target) -> str:
-    provider = target.provider
-    base = provider.base_url.rstrip("/").replace("{model}", quote(target.model, safe=""))
+    provider, base = target.provider, target.provider.base_url.rstrip("/")
+    if "{model}" in base:
+        base = base.replace("{model}", quote(target.model, safe=""))
     path = "/completions" if target.legacy else "/chat/completions"
     if target.fim:
         path = target.fim.path

@@ -12,11 +12,11 @@ from __future__ import annotations
 import errno
 import math
 import socket
-import threading
 import time
 from typing import Final
 
 from crew import Standing
+from threads import BriefLock
 
 READ_SIZE: Final = 64 * 1024
 SMALL_READ_SIZE: Final = 8 * 1024
@@ -40,7 +40,7 @@ class Switch:
         self.silence = math.inf
         """Seconds for which the host may be silent."""
         self.thrown = False
-        self._lock = threading.Lock()
+        self._lock = BriefLock()
         self._socket: socket.socket | None = None
         self._connecting = self._late = False
         self._silent_since = math.inf

@@ -150,9 +150,9 @@ class Exchange:
     def _prepared(self) -> requests.PreparedRequest:
         call, prepared = self.call, requests.PreparedRequest()
         prepared.method, prepared.url, prepared.body = call.method, call.url, call.body
-        prepared.headers = requests.structures.CaseInsensitiveDict(call.headers)
-        prepared.headers.setdefault("User-Agent", "sluice")
-        prepared.headers["Content-Length"] = str(len(call.body))
+        named = {"User-Agent": "sluice"} | call.headers
+        named["Content-Length"] = str(len(call.body))
+        prepared.headers = named  # type: ignore[assignment]  # a dict will do: all names are ours
         return prepared
 
     def _explained(self, failure: Exception) -> Exception:
