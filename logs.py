@@ -15,7 +15,7 @@ import time
 from functools import lru_cache
 from typing import Any
 
-from errors import KEY_LIKE, mask
+from errors import mask, may_hold_key
 
 FIELDS = (
     "request_id", "stream_id", "key_id", "method", "path", "status", "code", "provider", "model",
@@ -66,7 +66,7 @@ class JsonFormatter(logging.Formatter):
             line["exception"] = self.formatException(record.exc_info)
         # Before it is JSON: there a mask would eat the backslash of a quote.
         texts = "\n".join([value for value in line.values() if isinstance(value, str)])
-        if KEY_LIKE.search(texts):
+        if may_hold_key(texts):
             line = {n: mask(v) if isinstance(v, str) else v for n, v in line.items()}
         return _encode(line)
 

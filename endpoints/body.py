@@ -221,9 +221,14 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], hint: str = "") -
             raise InvalidRequest(f"Unknown field: {label}.{more}", param=label)
 
 
-def merge_params(fields: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
-    """Move the names that Sluice knows from additional_params to the fields. Returns the rest,
-    which goes to the provider as it is. Raises InvalidRequest on a conflict."""
+def merge_params(fields: dict[str, Any]) -> dict[str, Any]:
+    """Move the names that Sluice knows from the field additional_params to the others. Returns the
+    rest, which goes to the provider as it is. Raises InvalidRequest for what is no object, and on
+    a conflict."""
+    params = fields.pop("additional_params", None)
+    if params is None:
+        return {}
+    check("additional_params", params, dict[str, Any])
     extra = {}
     for name, value in params.items():
         if name in BEYOND_PARAMS:

@@ -106,7 +106,7 @@ def dropped_names(stream: Stream) -> str:
 
 def respond(
     call: CallInProgress,
-    encoder: Encoder,
+    encoder: Callable[[Stream], Encoder],
     answer: Callable[[Stream, Completion, Outcome], dict[str, Any]],
 ) -> Response:
     """The answer to a call, in a face's format: a stream, or a body. Raises SluiceError."""
@@ -116,7 +116,7 @@ def respond(
     call.wait()
     try:
         response = Answer(
-            call.frames(encoder),
+            call.frames(encoder(call.stream)),
             headers=STREAM_HEADERS | headers(call),
             content_type="text/event-stream; charset=utf-8",
         )

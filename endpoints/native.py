@@ -39,7 +39,7 @@ FIELDS = (
 @auth.login_required
 def completions() -> Response:
     call = calls.start(*parse(body.read_object(services().settings.max_body)))
-    return calls.respond(call, Encoder(call.stream), answer)
+    return calls.respond(call, Encoder, answer)
 
 
 @bp.post("/completions/stop-stream/<stream_id>")
@@ -77,9 +77,7 @@ def parse(data: dict[str, Any]) -> tuple[body.Parameters, CompletionRequest]:
         raise InvalidRequest(f"prompt is missing; it takes {body.TAKES['prompt']}.", param="prompt")
     prompt = fields.pop("prompt")
     body.check("prompt", prompt, body.Text)
-    params = fields.pop("additional_params", {})
-    body.check("additional_params", params, dict[str, Any])
-    extra = body.merge_params(fields, params)
+    extra = body.merge_params(fields)
     found = body.parameters(fields)
     return found, body.to_request(found, (prompt,), extra)
 

@@ -5,6 +5,7 @@ Source: OpenAI API reference, "Completions" and "Models" (read 2026-11).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from flask import Blueprint, Response
@@ -45,7 +46,7 @@ ERROR_TYPES = {
 def completions() -> Response:
     found, wanted, include_usage = parse(body.read_object(services().settings.max_body))
     call = calls.start(found, wanted)
-    return calls.respond(call, Encoder(call.stream, include_usage=include_usage), answer)
+    return calls.respond(call, partial(Encoder, include_usage=include_usage), answer)
 
 
 @bp.post("/completions/stop-stream/<stream_id>")
@@ -90,13 +91,12 @@ def parse(data: dict[str, Any]) -> tuple[body.Parameters, CompletionRequest, boo
     if "prompt" not in fields:
         raise InvalidRequest(f"prompt is missing; it takes {PROMPT_TAKES}.", param="prompt")
     prompts = read_prompts(fields.pop("prompt"))
-    options = fields.pop("stream_options", {})
-    body.check("stream_options", options, dict[str, Any])
-    include_usage = options.get("include_usage") or False
-    body.check("include_usage", include_usage, bool)
-    params = fields.pop("additional_params", {})
-    body.check("additional_params", params, dict[str, Any])
-    extra = body.merge_params(fields, params)
+    include_usage = False
+    if (options := fields.pop("stream_options", None)) is not None:
+        body.check("stream_options", options, dict[str, Any])
+        include_usage = options.get("include_usage") or False
+        body.check("include_usage", include_usage, bool)
+    extra = body.merge_params(fields)
     others = {name: fields.pop(name) for name in list(fields) if name not in body.NAMES}
     for name in others:
         if name in body.BEYOND_PARAMS:

@@ -184,3 +184,13 @@ def test_words_by_which_the_official_client_chooses_are_only_where_they_belong(
 ) -> None:
     for word in ("model", "provider", "validation"):
         assert word not in error.message.lower()
+
+
+@given(st.from_regex(errors.KEY_LIKE))
+def test_what_looks_like_a_key_has_a_mark_and_is_masked(text: str) -> None:
+    assert errors.may_hold_key(text)
+    assert errors.mask(text) != text
+
+
+def test_a_line_of_the_log_is_not_looked_through() -> None:
+    assert not errors.may_hold_key("key_CC8A3EfCkouw\n550e8400-e29b-41d4\nopenai/gpt-4o-mini")

@@ -316,13 +316,14 @@ def test_additional_params_can_t_set_what_is_not_theirs(name: str, value: Any) -
 def test_known_names_become_fields_and_the_rest_is_sent_as_it_is(
     fields: dict[str, Any], params: dict[str, Any], extra: dict[str, Any], merged: dict[str, Any]
 ) -> None:
-    assert body.merge_params(fields, params) == extra
-    assert fields == merged
+    given = fields | {"additional_params": params}
+    assert body.merge_params(given) == extra
+    assert given == merged
 
 
 def test_two_places_with_different_values_are_a_conflict() -> None:
     with pytest.raises(InvalidRequest) as caught:
-        body.merge_params({"top_p": 0.5}, {"top_p": 0.6})
+        body.merge_params({"top_p": 0.5, "additional_params": {"top_p": 0.6}})
     assert caught.value.param == "top_p"
     assert "top_p stands in the body and in additional_params" in caught.value.message
 
