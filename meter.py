@@ -64,7 +64,7 @@ class Meter:
         demand = demand_of(stream.request)
         entry = self._entry(stream, demand)
         if stream.target.byok:
-            return Bill(entry, None, self._ledger.open(entry))
+            return Bill(entry, None, self._ledger.open(entry, None))
         hold = self._quota.admit(key, demand)
         try:
             claim = self._claim(key, demand, candidates, continued=stream.text is not None)
