@@ -216,18 +216,17 @@ def fold(events: Iterable[Event]) -> Completion:
     logprobs: dict[int, list[Logprobs]] = {}
     reasons: dict[int, FinishReason] = {}
     for event in events:
-        match event:
-            case Delta(index, text, part):
-                texts.setdefault(index, []).append(text)
-                if part is not None:
-                    logprobs.setdefault(index, []).append(part)
-            case Finished(index, reason):
-                reasons[index] = reason
-            case Started():
-                model = event.model or model
-                input_tokens = event.input_tokens
-            case Used():
-                usage = event.usage
+        if isinstance(event, Delta):
+            texts.setdefault(event.index, []).append(event.text)
+            if event.logprobs is not None:
+                logprobs.setdefault(event.index, []).append(event.logprobs)
+        elif isinstance(event, Finished):
+            reasons[event.index] = event.reason
+        elif isinstance(event, Used):
+            usage = event.usage
+        else:
+            model = event.model or model
+            input_tokens = event.input_tokens
     choices = tuple(
         Choice(
             index,

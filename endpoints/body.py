@@ -140,13 +140,13 @@ def read_object(max_body: int) -> dict[str, Any]:
 
 def read_body(request: Request, limit: int) -> bytes:
     """All of the body, at most `limit` bytes; also when its length was not announced."""
-    client, announced = request.client, request.content_length
+    client, announced = request.client, request.announced
     if (announced or 0) > limit:
         too_large(request, limit, client)
     parts: list[bytes] = []
     room = limit
     left = limit - (announced or 0)  # of the room, when what was announced has come
-    stream = request.stream
+    stream = request.incoming
     breath = Breath()
     patience = (client and client.gettimeout()) or math.inf
     try:

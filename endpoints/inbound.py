@@ -7,7 +7,7 @@ what every call needs is asked of the request itself.
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import flask
 
@@ -34,6 +34,22 @@ class Request(flask.Request):
         """The connection that it came on, where the server shows it."""
         sent = self.environ
         return sent.get("gunicorn.socket") or sent.get("werkzeug.socket")
+
+    @property
+    def announced(self) -> int | None:
+        """How many bytes its body has, by what it says itself; None: it doesn't, or a server has
+        passed on what says nothing."""
+        length = self.environ.get("CONTENT_LENGTH", "")
+        if length.isdecimal() and "HTTP_TRANSFER_ENCODING" not in self.environ:
+            return int(length)
+        return self.content_length
+
+    @property
+    def incoming(self) -> IO[bytes]:
+        """Its body, up to its end: the server's own stream, where that sees to the end."""
+        sent = self.environ
+        body: IO[bytes] = sent["wsgi.input"] if sent.get("wsgi.input_terminated") else self.stream
+        return body
 
 
 def current() -> Request:

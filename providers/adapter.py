@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import requests
 import urllib3
 from requests.adapters import BaseAdapter
+from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.util import parse_url
@@ -83,7 +84,7 @@ class Adapter(BaseAdapter):
             if isinstance(failure, OSError | http1.Malformed):
                 raise requests.ConnectionError("no answer") from failure
             raise
-        return _response(request, head, body)
+        return Response(request, head, body)
 
     def close(self) -> None:
         """Nothing to do: the pool is others' as well."""
@@ -171,13 +172,28 @@ def _request(request: requests.PreparedRequest) -> tuple[bytes, Place]:
     return head + body, place
 
 
-def _response(request: requests.PreparedRequest, head: http1.Head, body: Body) -> requests.Response:
-    response = requests.Response()
-    response.status_code, response.reason = head.status, head.reason
-    response.headers = CaseInsensitiveDict(head.fields)
-    response.request, response.url = request, request.url or ""
-    response.raw = body
-    return response
+_BLANK: Final = vars(requests.Response())
+
+
+class Response(requests.Response):
+    """requests' own, but that its headers and its jar of cookies are made when they are asked for:
+    they take longer than all the rest, and nobody here asks."""
+
+    def __init__(self, request: requests.PreparedRequest, head: http1.Head, body: Body) -> None:
+        vars(self).update(_BLANK)
+        del self.headers, self.cookies
+        self.history, self.fields = [], head.fields
+        self.status_code, self.reason = head.status, head.reason
+        self.request, self.url = request, request.url or ""
+        self.raw = body
+
+    @cached_property
+    def headers(self) -> CaseInsensitiveDict[str]:  # type: ignore[override]
+        return CaseInsensitiveDict(self.fields)
+
+    @cached_property
+    def cookies(self) -> RequestsCookieJar:  # type: ignore[override]
+        return RequestsCookieJar()
 
 
 class Body:
