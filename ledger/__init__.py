@@ -41,7 +41,7 @@ WAIT_S = 10.0
 TEND_S = 15.0
 RETRY_S = 1.0
 FEW_CALLS = 8
-GATHER_S, MOST_GATHER_S = 0.0005, 0.016
+GATHER_S, MOST_GATHER_S = 0.0002, 0.016
 """With more than a few calls under way a group waits for others, so long for each of them: a
 transaction costs as much as the rows of a dozen calls."""
 
