@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.ledgers import at_once
+from tests.test_layers import MODULES, tree_of
 from threads import NativeThread, greenlets
 
 ROOT = Path(__file__).parent.parent
@@ -118,3 +120,58 @@ def test_greenlets_go_on_while_a_thread_of_the_system_works_for_them() -> None:
         "ticked": True,
         "failure": "'inside'",
     }
+
+
+PLAIN = frozenset(
+    {
+        *("add", "append", "clear", "discard", "get", "items", "pop", "popleft", "remove", "set"),
+        *("setdefault", "values", "monotonic", "time", "settimeout", "suppress"),
+        *("bool", "dict", "deque", "iter", "len", "list", "max", "min", "next"),
+        *("Group", "StreamExists", "Unavailable", "too_many", "too_many_of_key"),
+    }
+)
+"""What may be called under a lock that is held briefly; `set` is an event's, which waits for
+nobody."""
+LOOKED_AT = {
+    "cooldown": {"_clock", "_forget_well", "_learn", "_tell", "_trouble"}
+    | {"ask", "failed", "key_of", "place_of", "succeeded"},
+    "counters": {"_now", "counts", "left", "place_of", "tokens"},
+    "providers.switch": {"_shut"},
+    "stream": {"_overdue", "end"},
+    "streams": {"_may_begin"},
+}
+"""Functions of ours that were looked at: they neither wait, nor start a thread, nor log."""
+
+
+def calls_in(tree: ast.AST) -> list[ast.Call]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def test_under_a_brief_lock_nothing_waits() -> None:
+    found = {}
+    for module in MODULES:
+        tree = tree_of(module)
+        if "BriefLock()" not in {ast.unparse(node) for node in calls_in(tree)}:
+            continue
+        called = {
+            ast.unparse(call.func).rpartition(".")[2]
+            for block in ast.walk(tree)
+            if isinstance(block, ast.With)
+            and any(ast.unparse(item.context_expr) == "self._lock" for item in block.items)
+            for statement in block.body
+            for call in calls_in(statement)
+        }
+        found[module] = called - PLAIN
+    assert {module: names for module, names in found.items() if names} == LOOKED_AT
+
+
+def test_under_gevent_a_brief_lock_is_the_system_s() -> None:
+    script = (
+        "import _thread; real = _thread.LockType\n"
+        "from gevent import monkey; monkey.patch_all()\n"
+        "from threads import BriefLock; print(isinstance(BriefLock(), real))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "True\n", done.stderr
