@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.machine import BENCH, Upstream, cpu, gateway, load, memory
+from tests.daemons import CantRunError
 from tests.live import free_port
+from tests.redis_server import RedisServer
 
 SCENARIOS: dict[str, tuple[int, float, float, dict[str, Any]]] = {
     "unary": (32, 4, 1, {}),
@@ -52,6 +54,16 @@ def sluice(_folder: Path, upstream: Upstream) -> Iterator[Running]:
     """One worker with everything on: keys, limits, a budget, ledger, metrics, log."""
     with gateway(upstream.rows) as server:
         yield Running(server.pid, server.port, key=server.key)
+
+
+@contextmanager
+def two_workers(_folder: Path, upstream: Upstream) -> Iterator[Running]:
+    """The same, twice, sharing their streams and counters through a Redis, whose own time isn't
+    counted."""
+    with RedisServer() as redis:
+        shared = {"REDIS_URL": redis.url, "WEB_CONCURRENCY": "2"}
+        with gateway(upstream.rows, **shared) as server:
+            yield Running(server.pid, server.port, key=server.key)
 
 
 @contextmanager
@@ -116,6 +128,11 @@ KEYS = {"litellm": "sk-test"}
 def systems() -> dict[str, Callable[[Path, Upstream], Any]]:
     """Those that are installed, by name; ours first."""
     found: dict[str, Callable[[Path, Upstream], Any]] = {"sluice": sluice}
+    try:
+        RedisServer()
+        found["sluice, 2 workers"] = two_workers
+    except CantRunError as error:
+        print(f"two workers are left out: {error}", flush=True)
     for name, words in PEERS.items():
         program = words[0].replace("$PEERS", os.environ.get("PEERS", "/nowhere"))
         if shutil.which(program) is None:

@@ -23,7 +23,7 @@ def bars(title: str, values: Mapping[str, float], unit: str) -> str:
     for number, (name, value) in enumerate(values.items()):
         y = 40 + LINE * number
         width = (WIDTH - LEFT - RIGHT) * value / most
-        colour = "#0b6472" if name == "sluice" else "#b9b4a6"
+        colour = "#0b6472" if name.startswith("sluice") else "#b9b4a6"
         parts.append(text(LEFT - 8, y + 14, name, anchor="end"))
         parts.append(f'<rect x="{LEFT}" y="{y}" width="{width:.1f}" height="18" fill="{colour}"/>')
         parts.append(text(LEFT + width + 6, y + 14, f"{value:,.4g} {unit}"))
