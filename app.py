@@ -8,14 +8,11 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response
-from flask import Request as FlaskRequest
-from flask.sessions import NullSession, SessionInterface, SessionMixin
 from flask_cors import CORS
 from werkzeug.exceptions import HTTPException
-from werkzeug.routing import MapAdapter
 
 import cli
 import endpoints.metrics
@@ -37,7 +34,7 @@ from endpoints import (
     services,
     usage,
 )
-from endpoints.inbound import Request, current
+from endpoints.inbound import App, Request, current
 from errors import (
     InternalError,
     InvalidRequest,
@@ -61,7 +58,6 @@ from shared import Shared
 if TYPE_CHECKING:
     from tracing import Tracing
 
-F = TypeVar("F", bound=Callable[..., Any])
 After = Callable[[Response], Any]
 log = logging.getLogger("sluice.app")
 access = logging.getLogger("sluice.access")
@@ -80,43 +76,6 @@ HTTP_ERRORS: dict[int, type[SluiceError]] = {
     413: RequestTooLarge,
     415: UnsupportedMediaType,
 }
-
-
-class NoSessions(SessionInterface):
-    """There are no cookies here, and so nothing to look for, or to make for each request."""
-
-    NONE: Final = NullSession()
-
-    def open_session(self, app: Flask, request: FlaskRequest) -> NullSession:  # noqa: ARG002
-        return self.NONE
-
-    def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
-        """Nothing: it is never asked for, of a null session."""
-
-
-class App(Flask):
-    """Flask, for views that are plain functions."""
-
-    request_class = Request
-    session_interface = NoSessions()
-
-    def ensure_sync(self, func: F) -> F:
-        return func
-
-    def create_url_adapter(self, request: FlaskRequest | None) -> MapAdapter | None:
-        """Flask's own looks at the host in three ways, with thirty calls. Here it only says where a
-        doubled slash in a path is redirected to."""
-        if request is None:
-            return super().create_url_adapter(None)
-        sent = request.environ
-        return self.url_map.bind(
-            sent.get("HTTP_HOST") or sent["SERVER_NAME"],
-            sent.get("SCRIPT_NAME"),
-            url_scheme=sent["wsgi.url_scheme"],
-            default_method=request.method,
-            path_info=request.path,
-            query_args=sent.get("QUERY_STRING", ""),
-        )
 
 
 def create_app(settings: Settings | None = None) -> Flask:

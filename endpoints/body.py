@@ -8,37 +8,23 @@ null means absent; nothing is clamped or guessed; a value that may be a key is n
 from __future__ import annotations
 
 import difflib
-import math
 import re
-import socket
-import time
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import msgspec
 from msgspec import Meta
-from werkzeug.exceptions import ClientDisconnected
 
-from breath import Breath
 from completion import CompletionRequest, Prompt, Secret
-from endpoints.inbound import Request, current
+from endpoints.inbound import current, read_body
 from errors import (
     InvalidRequest,
-    RequestTimeout,
-    RequestTooLarge,
     UnsupportedMediaType,
 )
-from overdue import overdue
 from routing import Route
 
 ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 JSON = "application/json"
-READ_SIZE = 4 * 1024  # a body can come in chunks of a byte, 3 us each
-DRAIN_BYTES = 16 * 1024 * 1024  # of a body that is too large, so that its sender hears why
-DRAIN_S = 5.0
-PATIENCES = 4
-"""How often all of a body may take what a client may keep us waiting for a piece of it."""
 
 Text = Annotated[str, Meta(min_length=1)]
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
@@ -136,51 +122,6 @@ def read_object(max_body: int) -> dict[str, Any]:
         raise InvalidRequest(f"The body is {kind_of(data)}. It takes a JSON object.")
     request.byok_api_key = data.get("byok_api_key")
     return data
-
-
-def read_body(request: Request, limit: int) -> bytes:
-    """All of the body, at most `limit` bytes; also when its length was not announced."""
-    client, announced = request.client, request.announced
-    if (announced or 0) > limit:
-        too_large(request, limit, client)
-    parts: list[bytes] = []
-    room = limit
-    left = limit - (announced or 0)  # of the room, when what was announced has come
-    stream = request.incoming
-    breath = Breath()
-    patience = (client and client.gettimeout()) or math.inf
-    try:
-        with overdue.within(client, PATIENCES * patience):
-            while chunk := stream.read(min(READ_SIZE, room + 1)):
-                breath.take()
-                room -= len(chunk)
-                if room < 0:
-                    break
-                parts.append(chunk)
-                if room == left:
-                    break
-    except TimeoutError:
-        raise RequestTimeout("The body did not arrive in time.") from None
-    except (OSError, ClientDisconnected) as error:
-        if isinstance(error.__context__, TimeoutError):  # werkzeug's own server hides it
-            raise RequestTimeout("The body did not arrive in time.") from None
-        raise InvalidRequest("The body ended before its end.") from None
-    except Exception:  # noqa: BLE001 - the server's own, which quotes what is badly framed
-        raise InvalidRequest("The body could not be read to its end.") from None
-    if room < 0:
-        too_large(request, limit, client)
-    return b"".join(parts)
-
-
-def too_large(request: Request, limit: int, client: socket.socket | None) -> NoReturn:
-    """Take the rest of the body, bounded, or some clients see a broken pipe and not the answer."""
-    room, until = DRAIN_BYTES, time.monotonic() + DRAIN_S
-    breath = Breath()
-    with suppress(Exception), overdue.within(client, DRAIN_S):  # whatever is wrong with the rest
-        while room > 0 and time.monotonic() < until and (chunk := request.stream.read(READ_SIZE)):
-            breath.take()
-            room -= len(chunk)
-    raise RequestTooLarge(f"The body is larger than {limit} bytes.")
 
 
 def parameters(data: dict[str, Any]) -> Parameters:

@@ -1,18 +1,38 @@
-"""The request that is being answered, and what is known of it so far.
+"""Flask as it is used here: the request that is being answered, with what is known of it so far and
+its body, and an app that does without what nothing here needs.
 
-Flask's `request` and `g` look for it anew each time that they are used, half a microsecond a use:
-what every call needs is asked of the request itself.
+Flask's `request` and `g` look for the request anew each time that they are used, half a microsecond
+a use: what every call needs is asked of the request itself.
 """
 
 from __future__ import annotations
 
+import math
 import socket
-from typing import IO, TYPE_CHECKING, Any
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import flask
+from flask.sessions import NullSession, SessionInterface, SessionMixin
+from werkzeug.exceptions import ClientDisconnected
+from werkzeug.routing import MapAdapter
+
+from breath import Breath
+from errors import InvalidRequest, RequestTimeout, RequestTooLarge
+from overdue import overdue
 
 if TYPE_CHECKING:
     from call import CallInProgress
+
+READ_SIZE = 4 * 1024  # a body can come in chunks of a byte, 3 us each
+DRAIN_BYTES = 16 * 1024 * 1024  # of a body that is too large, so that its sender hears why
+DRAIN_S = 5.0
+PATIENCES = 4
+"""How often all of a body may take what a client may keep us waiting for a piece of it."""
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Request(flask.Request):
@@ -55,3 +75,87 @@ class Request(flask.Request):
 def current() -> Request:
     found: Request = flask.request._get_current_object()  # type: ignore[attr-defined]
     return found
+
+
+def read_body(request: Request, limit: int) -> bytes:
+    """All of the body, at most `limit` bytes; also when its length was not announced."""
+    client, announced = request.client, request.announced
+    if (announced or 0) > limit:
+        too_large(request, limit, client)
+    parts: list[bytes] = []
+    room = limit
+    left = limit - (announced or 0)  # of the room, when what was announced has come
+    stream = request.incoming
+    breath = Breath()
+    patience = (client and client.gettimeout()) or math.inf
+    try:
+        with overdue.within(client, PATIENCES * patience):
+            while chunk := stream.read(min(READ_SIZE, room + 1)):
+                breath.take()
+                room -= len(chunk)
+                if room < 0:
+                    break
+                parts.append(chunk)
+                if room == left:
+                    break
+    except TimeoutError:
+        raise RequestTimeout("The body did not arrive in time.") from None
+    except (OSError, ClientDisconnected) as error:
+        if isinstance(error.__context__, TimeoutError):  # werkzeug's own server hides it
+            raise RequestTimeout("The body did not arrive in time.") from None
+        raise InvalidRequest("The body ended before its end.") from None
+    except Exception:  # noqa: BLE001 - the server's own, which quotes what is badly framed
+        raise InvalidRequest("The body could not be read to its end.") from None
+    if room < 0:
+        too_large(request, limit, client)
+    return b"".join(parts)
+
+
+def too_large(request: Request, limit: int, client: socket.socket | None) -> NoReturn:
+    """Take the rest of the body, bounded, or some clients see a broken pipe and not the answer."""
+    room, until = DRAIN_BYTES, time.monotonic() + DRAIN_S
+    breath = Breath()
+    with suppress(Exception), overdue.within(client, DRAIN_S):  # whatever is wrong with the rest
+        while room > 0 and time.monotonic() < until and (chunk := request.stream.read(READ_SIZE)):
+            breath.take()
+            room -= len(chunk)
+    raise RequestTooLarge(f"The body is larger than {limit} bytes.")
+
+
+class NoSessions(SessionInterface):
+    """There are no cookies here, and so nothing to look for, or to make for each request."""
+
+    NONE: Final = NullSession()
+
+    def open_session(self, app: flask.Flask, request: flask.Request) -> NullSession:  # noqa: ARG002
+        return self.NONE
+
+    def save_session(
+        self, app: flask.Flask, session: SessionMixin, response: flask.Response
+    ) -> None:
+        """Nothing: it is never asked for, of a null session."""
+
+
+class App(flask.Flask):
+    """Flask, for views that are plain functions."""
+
+    request_class = Request
+    session_interface = NoSessions()
+
+    def ensure_sync(self, func: F) -> F:
+        return func
+
+    def create_url_adapter(self, request: flask.Request | None) -> MapAdapter | None:
+        """Flask's own looks at the host in three ways, with thirty calls. Here it only says where a
+        doubled slash in a path is redirected to."""
+        if request is None:
+            return super().create_url_adapter(None)
+        sent = request.environ
+        return self.url_map.bind(
+            sent.get("HTTP_HOST") or sent["SERVER_NAME"],
+            sent.get("SCRIPT_NAME"),
+            url_scheme=sent["wsgi.url_scheme"],
+            default_method=request.method,
+            path_info=request.path,
+            query_args=sent.get("QUERY_STRING", ""),
+        )
