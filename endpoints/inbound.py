@@ -81,7 +81,7 @@ def read_body(request: Request, limit: int) -> bytes:
     """All of the body, at most `limit` bytes; also when its length was not announced."""
     client, announced = request.client, request.announced
     if (announced or 0) > limit:
-        too_large(request, limit, client)
+        too_large(request, limit)
     parts: list[bytes] = []
     room = limit
     left = limit - (announced or 0)  # of the room, when what was announced has come
@@ -107,15 +107,16 @@ def read_body(request: Request, limit: int) -> bytes:
     except Exception:  # noqa: BLE001 - the server's own, which quotes what is badly framed
         raise InvalidRequest("The body could not be read to its end.") from None
     if room < 0:
-        too_large(request, limit, client)
+        too_large(request, limit)
     return b"".join(parts)
 
 
-def too_large(request: Request, limit: int, client: socket.socket | None) -> NoReturn:
+def too_large(request: Request, limit: int) -> NoReturn:
     """Take the rest of the body, bounded, or some clients see a broken pipe and not the answer."""
     room, until = DRAIN_BYTES, time.monotonic() + DRAIN_S
     breath = Breath()
-    with suppress(Exception), overdue.within(client, DRAIN_S):  # whatever is wrong with the rest
+    # Whatever is wrong with the rest, it is too large.
+    with suppress(Exception), overdue.within(request.client, DRAIN_S):
         while room > 0 and time.monotonic() < until and (chunk := request.stream.read(READ_SIZE)):
             breath.take()
             room -= len(chunk)

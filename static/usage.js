@@ -212,13 +212,16 @@ async function showLatest(next) {
 async function catchUp() {
   if (catchingUp) return;
   catchingUp = true;
-  for (let wait = 100; wait < EVERY_MS; wait *= 2) {
-    await showLatest(null);
-    if (!endedUnsettled()) break;
-    await new Promise((resolve) => setTimeout(resolve, wait));
+  try {
+    for (let wait = 100; wait < EVERY_MS; wait *= 2) {
+      await showLatest(null);
+      if (!endedUnsettled()) break;
+      await new Promise((resolve) => setTimeout(resolve, wait));
+    }
+    await showSums();
+  } finally {
+    catchingUp = false;
   }
-  await showSums();
-  catchingUp = false;
 }
 
 const endedUnsettled = () => unsettled.some((id) => !flowing.has(id));

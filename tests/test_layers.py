@@ -32,14 +32,9 @@ LAYERS: dict[int, tuple[str, ...]] = {
     7: ("wsgi",),
     6: ("app",),
     5: (
-        *(
-            "endpoints",
-            "endpoints.body",
-            "endpoints.calls",
-            "endpoints.health",
-            "endpoints.inbound",
-        ),
-        *("endpoints.native", "endpoints.openai", "endpoints.pages", "endpoints.secrecy"),
+        *("endpoints", "endpoints.body", "endpoints.calls", "endpoints.health"),
+        *("endpoints.inbound", "endpoints.native"),
+        *("endpoints.openai", "endpoints.pages", "endpoints.secrecy"),
         *("endpoints.metrics", "endpoints.models", "endpoints.usage", "endpoints.openapi"),
         *(f"endpoints.openapi_{name}" for name in ("document", "errors", "examples", "schemas")),
         *("cli", "cli.keys", "cli.providers", "cli.quickstart", "cli.shared", "cli.usage"),
