@@ -6,7 +6,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +51,7 @@ from ledger.database import database_url
 from metrics import LIMITS, Metrics
 from overdue import overdue
 from quota import RATE_PARTS, Quota
-from records import settled
+from records import Records
 from shared import Shared
 
 if TYPE_CHECKING:
@@ -140,22 +139,18 @@ def wire(settings: Settings) -> Services:
 
         fleet = Fleet(shared)
     tracing = traces(settings.otel_endpoint) if settings.otel_endpoint else None
+    records = Records(metrics, tracing, lambda: len(gateway.streams))
     quota = Quota(settings.reserve_tokens, shared, required=settings.limits_required)
     cooldowns = Cooldowns(enabled=settings.cooldown, shared=shared)
-    gateway = Gateway(
-        settings,
-        quota,
-        ledger,
-        partial(settled, metrics, tracing),
-        cooldowns=cooldowns,
-        fleet=fleet,
-    )
+    gateway = Gateway(settings, quota, ledger, records.settled, cooldowns=cooldowns, fleet=fleet)
     if fleet is not None:
         fleet.attend(gateway.streams, quota.beat, cooldowns.beat, metrics.refresh)
     aliased = chain.from_iterable(gateway.router.aliases.values())
     metrics.know([settings.default_model, *settings.prices, *aliased])
     keys = KeyStore(settings.keys_file, settings.keys)
-    return Services(settings, keys, gateway, quota, ledger, metrics, shared, fleet, tracing)
+    return Services(
+        settings, keys, gateway, quota, ledger, metrics, records, shared, fleet, tracing
+    )
 
 
 def traces(endpoint: str) -> Tracing:

@@ -5,22 +5,17 @@ imports the standard library, and config.py, which itself needs timeouts.py alon
 `import requests` here would make every https call recurse. A test holds it to that.
 """
 
-import contextlib
 import errno
-import fcntl
 import gc
 import logging
 import os
 import resource
 import shutil
-import socket
 import sys
 import tempfile
-import termios
 import threading
 import time
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +39,16 @@ SOCKETS_PER_STREAM = 2
 GC_THRESHOLDS = (20_000, 20, 10)  # a stream is a hundred objects; at 700, 3 to 5% goes into it
 SPARE_CONNECTIONS = 5000  # idle ones beside the streams; at gunicorn's 1,000 they starve /ready
 INTERRUPT_DRAIN_S = 2.0
-WATCH_S = 0.1
+WATCH_S, LOOK_S = 0.1, 1.0
 IDLE_S = 0.5
-FRESH_S = 1.0  # a new connection may be idle as much longer: its request may be on its way
-DRAIN_BODY_S, DRAIN_BODY_BYTES = 5.0, 16 * 1024 * 1024
-WORK_S, REST_S = 0.005, 0.0005
 CANNOT_LOAD = 4  # the master ends on this exit status instead of starting workers over
 FAREWELL_S = 2.0  # for the last events to reach their clients
+OURS = "worker.Worker"
 METRICS = "PROMETHEUS_MULTIPROC_DIR"  # as prometheus_client has it, in each worker
 
 bind = f"0.0.0.0:{settings.port}" if settings.port else f"127.0.0.1:{DEFAULT_PORT}"
 workers = settings.workers
-worker_class = "gevent"
+worker_class = OURS
 worker_connections = settings.max_streams + settings.queue + SPARE_CONNECTIONS
 graceful_timeout = int(settings.drain) + 5
 http_parser = "python"  # the other, where it is installed, takes folded headers
@@ -92,6 +85,7 @@ def on_starting(server: Any) -> None:
             "raise the limit (ulimit -Hn, LimitNOFILE) or lower SLUICE_MAX_STREAMS",
             hard, settings.max_streams, needed,
         )  # fmt: skip
+    choose_worker(server)
     server.metrics = server.own_metrics = None
     share_metrics(server)
 
@@ -121,6 +115,14 @@ def tell_workers(server: Any) -> None:
 def on_reload(server: Any) -> None:
     """The settings were read anew; the old workers, which drain, and the new ones add up."""
     tell_workers(server)
+    choose_worker(server)
+
+
+def choose_worker(server: Any) -> None:
+    """`-k gevent` means ours, which is one."""
+    if server.cfg.worker_class_str == "gevent":
+        server.cfg.set("worker_class", OURS)
+        server.worker_class = server.cfg.worker_class
 
 
 def child_exit(server: Any, worker: Any) -> None:
@@ -136,111 +138,6 @@ def on_exit(server: Any) -> None:
         shutil.rmtree(server.own_metrics, ignore_errors=True)
 
 
-Handle = Callable[[Any, Any, Any], Any]
-
-
-class Connections:
-    """The client connections of a gevent worker. On shutdown an idle one would keep the worker
-    from exiting until its keep-alive time is over, so it is shut down."""
-
-    def __init__(self) -> None:
-        # By socket: when its last request ended; None while one is being served.
-        self.idle_since: dict[Any, float | None] = {}
-
-    def track(self, handle: Handle) -> Handle:
-        def tracked(listener: Any, client: Any, address: Any) -> Any:
-            kind: Any = type(client)
-            if kind.__module__ == "gevent._socket3":  # a TLS one sends in its own way
-                client.__class__ = at_once(kind)
-            self.idle_since[client] = time.monotonic() + FRESH_S
-            try:
-                return handle(listener, client, address)
-            finally:
-                del self.idle_since[client]
-
-        return tracked
-
-    def mark(self, client: Any, idle_since: float | None) -> None:
-        if client in self.idle_since:
-            self.idle_since[client] = idle_since
-
-    def shut_idle(self) -> None:
-        """Those that have been idle for a moment, and on which no request is arriving."""
-        latest = time.monotonic() - IDLE_S
-        for client, since in list(self.idle_since.items()):
-            if since is not None and since < latest:
-                with contextlib.suppress(OSError):
-                    if not unread(client):
-                        client.shutdown(socket.SHUT_RDWR)
-
-
-@cache
-def at_once(kind: Any) -> Any:
-    """A socket that sends what fits into its buffer, as nearly all does, at once. gevent's asks for
-    the buffer's size before each: a tenth of what an event of a slow stream costs."""
-
-    class Client(kind):  # type: ignore[misc]
-        __slots__ = ()
-
-        def sendall(self, data: bytes, flags: int = 0) -> None:
-            sent = self.send(data, flags)
-            if sent < len(data):
-                super().sendall(memoryview(data)[sent:], flags)
-
-    return Client
-
-
-def unread(client: Any) -> int:
-    """How many bytes wait in a socket."""
-    return int.from_bytes(fcntl.ioctl(client.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
-
-
-connections = Connections()
-
-
-def pre_request(_worker: Any, request: Any) -> None:
-    connections.mark(request.unreader.sock, None)
-
-
-def post_request(worker: Any, request: Any, _environ: Any, _response: Any) -> None:
-    client = request.unreader.sock
-    if worker_class_is_gevent(worker):
-        # What is there already is read without a wait, and while nobody waits nobody else works.
-        if not request.should_close() and not drained(worker, request, client):
-            request.force_close()
-        with contextlib.suppress(OSError):
-            if request.unreader.buf.getbuffer().nbytes or unread(client):
-                time.sleep(REST_S)
-    connections.mark(client, time.monotonic())
-
-
-def drained(worker: Any, request: Any, client: Any) -> bool:
-    """Take what the endpoint left of the body, bounded: gunicorn would take it without an end.
-    Whether that was all; else the connection can't serve another request."""
-    room, rest_at = DRAIN_BODY_BYTES, 0.0
-    if getattr(request.body, "failed", False):
-        return False
-    if getattr(getattr(request.body, "reader", None), "length", None) == 0:
-        return True
-    try:
-        client.settimeout(DRAIN_BODY_S)
-        with worker.wsgi.extensions["overdue"].within(client, DRAIN_BODY_S):
-            while room > 0:
-                data = request.body.read(1024)
-                if not data:
-                    return True
-                room -= len(data)
-                if (now := time.monotonic()) > rest_at:
-                    time.sleep(REST_S)
-                    rest_at = now + WORK_S
-    except Exception:  # noqa: BLE001 - whatever is wrong with it, it is the last request on this connection
-        return False
-    finally:
-        with contextlib.suppress(OSError):
-            client.settimeout(None)
-    return False
-
-
 def tells_news(record: logging.LogRecord) -> bool:
     """Not a traceback for a connection that was given up, because its client blocked for too long
     or because we shut it down: gunicorn takes that for an error, and the call has its own line."""
@@ -254,8 +151,6 @@ def post_worker_init(worker: Any) -> None:
     at_hand(worker.cfg)
     worker.log.access = lambda *_: None  # it would put together what nobody reads
     worker.handle_error = wordless(worker.handle_error)
-    if worker_class_is_gevent(worker):
-        worker.handle = connections.track(worker.handle)
     services = worker.wsgi.extensions["sluice"]
     # Now, because under gevent it would hold up every stream of the process.
     services.gateway.prices.load()
@@ -303,14 +198,14 @@ def wordless(handle_error: Callable[..., None]) -> Callable[..., None]:
     return handle
 
 
-def worker_class_is_gevent(worker: Any) -> bool:
-    return type(worker).__module__ == "gunicorn.workers.ggevent"
-
-
 def watch(worker: Any) -> None:
     """Nothing tells the app that its worker is to end (TERM, HUP, max_requests) but this."""
+    look_at = 0.0
     while worker.alive:
         time.sleep(WATCH_S)
+        if (now := time.monotonic()) >= look_at:
+            connections(worker, worker.cfg.keepalive)
+            look_at = now + LOOK_S
     drain(worker, settings.drain)
 
 
@@ -325,10 +220,16 @@ def drain(worker: Any, seconds: float) -> None:
     gateway = worker.wsgi.extensions["sluice"].gateway
     gateway.draining = True
     patience = time.monotonic() + seconds
-    while len(gateway.streams) or connections.idle_since:
-        connections.shut_idle()
+    while connections(worker, IDLE_S) or len(gateway.streams):
         if time.monotonic() > patience + FAREWELL_S:
             break
         if time.monotonic() > patience:
             gateway.streams.end_all()
         time.sleep(WATCH_S)
+
+
+def connections(worker: Any, seconds: float) -> int:
+    """How many there are, when those have been shut that were idle so long; of our own worker,
+    because others keep theirs to themselves."""
+    left: int = worker.shut_idle(seconds) if hasattr(worker, "shut_idle") else 0
+    return left

@@ -1,15 +1,23 @@
 """What is told of a call that has ended: its line in the log, its metrics, its trace.
 
-Rules that hold here: no I/O but the log's; nothing of what was asked or answered, and no key.
+Where many calls are under way, what is told of them is told of many at once, a moment after they
+have ended: the second in a row takes a fraction of the first, and nobody waits for it. Rules that
+hold here: no I/O but the log's; nothing of what was asked or answered, and no key.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import logs
+from breath import Breath
 from call import Outcome
+from crew import Standing
 from errors import ByokRejected
 from metrics import Metrics
 from pricing import dollars
@@ -20,16 +28,68 @@ if TYPE_CHECKING:
 
 KEY_REFUSED = (401, 403)
 
+FEW_CALLS = 8
+GATHER_S = 0.02
+
 access = logging.getLogger("sluice.access")
+log = logging.getLogger("sluice.records")
 
 
-def settled(metrics: Metrics, tracing: Tracing | None, stream: Stream, outcome: Outcome) -> None:
-    """A call has ended."""
-    count(metrics, stream, outcome)
-    if tracing is not None:
-        tracing.ended(stream, outcome)
+class Records:
+    """Of one process."""
+
+    def __init__(
+        self, metrics: Metrics, tracing: Tracing | None, under_way: Callable[[], int]
+    ) -> None:
+        """under_way: how many calls are."""
+        self._metrics, self._tracing, self._under_way = metrics, tracing, under_way
+        self._ended: deque[tuple[Stream, Outcome, float]] = deque()
+        self._some = threading.Event()
+        self._thread = Standing(self._run, "records")
+
+    def settled(self, stream: Stream, outcome: Outcome) -> None:
+        """A call has ended: tell of it, now or soon."""
+        now = time.time()
+        if self._under_way() <= FEW_CALLS:
+            self._tell(stream, outcome, now)
+            return
+        self._ended.append((stream, outcome, now))
+        self._thread.begin()
+        if not self._some.is_set():
+            self._some.set()
+
+    def catch_up(self) -> None:
+        """Tell of all that have ended by now."""
+        breath = Breath()
+        while self._ended:
+            try:
+                self._tell(*self._ended.popleft())
+            except IndexError:  # another thread was quicker
+                return
+            breath.take()
+
+    def _run(self) -> None:
+        while True:
+            self._some.wait()
+            time.sleep(GATHER_S)
+            self._some.clear()
+            try:
+                self.catch_up()
+            except Exception:
+                log.exception("what is told of a call that has ended is lost")
+
+    def _tell(self, stream: Stream, outcome: Outcome, ended_at: float) -> None:
+        count(self._metrics, stream, outcome)
+        if self._tracing is not None:
+            self._tracing.ended(stream, outcome)
+        message = "stream" if stream.request.stream else "completion"
+        logs.tell(access, message, told_of(stream, outcome), ended_at)
+
+
+def told_of(stream: Stream, outcome: Outcome) -> dict[str, Any]:
+    """What a call's line in the log says."""
     usage = outcome.usage
-    extra: dict[str, Any] = {
+    told: dict[str, Any] = {
         "request_id": stream.request_id,
         "stream_id": stream.id,
         "key_id": stream.key_id,
@@ -46,10 +106,10 @@ def settled(metrics: Metrics, tracing: Tracing | None, stream: Stream, outcome: 
         "end_reason": outcome.reason,
     }
     if outcome.error is not None:
-        extra["code"] = outcome.error.code
+        told["code"] = outcome.error.code
         details = outcome.error.details or {}
-        extra |= {name: details[name] for name in logs.UPSTREAM if details.get(name) is not None}
-    access.info("stream" if stream.request.stream else "completion", extra=extra)
+        told |= {name: details[name] for name in logs.UPSTREAM if details.get(name) is not None}
+    return told
 
 
 def count(metrics: Metrics, stream: Stream, outcome: Outcome) -> None:

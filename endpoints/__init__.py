@@ -15,6 +15,7 @@ from gateway import Gateway
 from ledger import Ledger
 from metrics import Metrics
 from quota import Quota
+from records import Records
 from shared import Shared
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Services(NamedTuple):
     quota: Quota
     ledger: Ledger
     metrics: Metrics
+    records: Records
     shared: Shared | None = None
     fleet: Fleet | None = None
     tracing: Tracing | None = None
@@ -44,6 +46,7 @@ class Services(NamedTuple):
 
     def close(self) -> None:
         """The process is about to end, and has no call left."""
+        self.records.catch_up()
         self.ledger.close()
         if self.fleet is not None:
             self.fleet.close()

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import flask
@@ -20,7 +21,7 @@ from werkzeug.exceptions import ClientDisconnected
 from werkzeug.routing import MapAdapter
 
 from breath import Breath
-from errors import InvalidRequest, RequestTimeout, RequestTooLarge
+from errors import InvalidRequest, RequestTimeout, RequestTooLarge, SluiceError
 from overdue import overdue
 
 if TYPE_CHECKING:
@@ -79,33 +80,43 @@ def current() -> Request:
 
 def read_body(request: Request, limit: int) -> bytes:
     """All of the body, at most `limit` bytes; also when its length was not announced."""
-    client, announced = request.client, request.announced
+    announced = request.announced
     if (announced or 0) > limit:
         too_large(request, limit)
-    parts: list[bytes] = []
-    room = limit
-    left = limit - (announced or 0)  # of the room, when what was announced has come
     stream = request.incoming
-    breath = Breath()
-    patience = (client and client.gettimeout()) or math.inf
+    if announced is not None and isinstance(stream, BytesIO):  # it came along with the head
+        return stream.read()
     try:
-        with overdue.within(client, PATIENCES * patience):
-            while chunk := stream.read(min(READ_SIZE, room + 1)):
-                breath.take()
-                room -= len(chunk)
-                if room < 0:
-                    break
-                parts.append(chunk)
-                if room == left:
-                    break
+        return gathered(request, stream, limit)
     except TimeoutError:
         raise RequestTimeout("The body did not arrive in time.") from None
     except (OSError, ClientDisconnected) as error:
         if isinstance(error.__context__, TimeoutError):  # werkzeug's own server hides it
             raise RequestTimeout("The body did not arrive in time.") from None
         raise InvalidRequest("The body ended before its end.") from None
+    except SluiceError:
+        raise
     except Exception:  # noqa: BLE001 - the server's own, which quotes what is badly framed
         raise InvalidRequest("The body could not be read to its end.") from None
+
+
+def gathered(request: Request, stream: IO[bytes], limit: int) -> bytes:
+    """A body that arrives bit by bit. Raises what its stream does."""
+    client, announced = request.client, request.announced or 0
+    parts: list[bytes] = []
+    room = limit
+    left = limit - announced  # of the room, when what was announced has come
+    breath = Breath()
+    patience = (client and client.gettimeout()) or math.inf
+    with overdue.within(client, PATIENCES * patience):
+        while chunk := stream.read(min(READ_SIZE, room + 1)):
+            breath.take()
+            room -= len(chunk)
+            if room < 0:
+                break
+            parts.append(chunk)
+            if room == left:
+                break
     if room < 0:
         too_large(request, limit)
     return b"".join(parts)

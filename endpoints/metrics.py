@@ -19,6 +19,7 @@ UNCOUNTED = frozenset(("/health", "/ready", "/metrics"))
 def metrics() -> Response:
     """Raises Unauthorized."""
     check_token(services().settings.metrics_token)
+    services().records.catch_up()
     text, content_type = services().metrics.render(request.headers.get("Accept", ""))
     return Response(text, content_type=content_type, headers={"Cache-Control": "no-store"})
 

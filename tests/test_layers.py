@@ -29,7 +29,7 @@ CALLERS = (
 """In providers/, what makes calls; the rest are dialects and what they share."""
 
 LAYERS: dict[int, tuple[str, ...]] = {
-    7: ("wsgi",),
+    7: ("worker", "wsgi"),
     6: ("app",),
     5: (
         *("endpoints", "endpoints.body", "endpoints.calls", "endpoints.health"),
@@ -47,7 +47,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
     ),
     2: ("providers", *CALLERS),
     1: (
-        *("config", "hangup", "keyfile", "keys", "logs", "metric_files", "metrics", "pricing"),
+        *("config", "hangup", "heads", "keyfile", "keys", "logs"),
+        *("metric_files", "metrics", "pricing"),
         *("fleet.post", "fleet.scripts", "shared"),
         *(f"ledger.{name}" for name in ("database", "entries", "owners", "schema", "writing")),
     ),

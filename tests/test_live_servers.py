@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import product
 from pathlib import Path
+from select import select
 from typing import NamedTuple, get_args
 
 import pytest
@@ -148,6 +150,39 @@ def test_a_connection_serves_again(server: Server, fake: FakeProvider) -> None:
         ask(client, stream=True)
         assert client.read_head().status == 200
         assert len(list(client.frames())) == 5
+
+
+@pytest.mark.parametrize("sent", ["", "POST /v1/completions HTTP/1.1\r\nHost: "])
+def test_a_connection_is_kept_as_long_as_was_said(fake: FakeProvider, sent: str) -> None:
+    """Idle, or with a head that never comes to its end, however steadily its client dribbles on."""
+    rest = [*map(fp.event, fp.chunks(["!"])), fp.last_chunk()]
+    fake.default([*BEGUN, fp.gate("end"), *rest])
+    with (
+        Server(fake_rows(fake.base_url), args=("--keep-alive", "1")) as server,
+        server.client() as busy,
+        server.client() as client,
+    ):
+        begin_stream(busy)
+        client.request("GET", "/health")
+        assert client.read_head().status == 200
+        assert client.json() == {"status": "ok"}
+        begun = time.monotonic()
+        client.send(sent.encode())
+        with suppress(ConnectionError):
+            while not select([client.sock], [], [], 0.1)[0]:
+                assert time.monotonic() < begun + 5
+                client.send(b"x" if sent else b"")
+        assert 0.9 < time.monotonic() - begun < 3
+        fake.open("end")
+        assert kinds(list(busy.frames()))[-1] == "DONE"
+
+
+def test_gunicorn_s_own_gevent_worker_is_ours() -> None:
+    with Server(args=("-k", "gevent")) as server:
+        assert "Using worker: worker.Worker" in server.output()
+        server.signal(signal.SIGHUP)
+        server.wait(lambda: server.output().count("Booting worker") == 2, 10)
+        assert server.is_ready()
 
 
 # Starts

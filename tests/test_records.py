@@ -1,0 +1,164 @@
+"""records.py: what is told of calls that have ended, and when."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from typing import TextIO, cast
+
+import pytest
+
+import logs
+import records
+from call import Outcome
+from metrics import Metrics
+from records import FEW_CALLS, Records
+from stream import Stream
+
+PATIENCE_S = 5.0
+
+
+class Told(Records):
+    """Keeps what would be told."""
+
+    def __init__(self, under_way: int) -> None:
+        super().__init__(cast(Metrics, None), None, lambda: under_way)
+        self.told: list[object] = []
+
+    def _tell(self, stream: object, outcome: object, ended_at: float) -> None:
+        if outcome is None:
+            raise RuntimeError("an odd one")
+        assert abs(ended_at - time.time()) < PATIENCE_S
+        self.told.append(stream)
+
+    def end(self, name: str, outcome: object = "") -> None:
+        self.settled(cast(Stream, name), cast(Outcome, outcome))
+
+
+def soon(met: Callable[[], bool]) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while not met():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+def test_of_few_calls_each_is_told_at_once() -> None:
+    found = Told(under_way=FEW_CALLS)
+    found.end("a")
+    assert found.told == ["a"]
+
+
+def test_of_many_they_are_told_a_moment_later_in_their_order() -> None:
+    found = Told(under_way=FEW_CALLS + 1)
+    names = [str(number) for number in range(100)]
+    for name in names:
+        found.end(name)
+    soon(lambda: found.told == names)
+    found.end("later")
+    soon(lambda: found.told[-1] == "later")
+
+
+def test_who_wants_to_know_has_them_told_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "GATHER_S", PATIENCE_S)
+    found = Told(under_way=FEW_CALLS + 1)
+    found.end("a")
+    assert found.told == []
+    found.catch_up()
+    assert found.told == ["a"]
+    found.catch_up()
+    assert found.told == ["a"]
+
+
+def test_one_that_can_t_be_told_costs_the_others_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found = Told(under_way=FEW_CALLS + 1)
+    found.end("odd", outcome=None)
+    found.end("a")
+    soon(lambda: bool(caplog.records))
+    found.end("b")
+    soon(lambda: found.told == ["a", "b"])
+    assert "is lost" in caplog.text
+
+
+# A call's line in the log
+
+
+def lines_of(
+    capsys: pytest.CaptureFixture[str], told: dict[str, object], kind: str = "json"
+) -> list[str]:
+    root, ours = logging.getLogger(), logging.getLogger("sluice")
+    before = (root.handlers, root.level, ours.level)
+    try:
+        logs.configure(kind, "info")
+        logs.tell(records.access, "stream", told, 1_775_563_200.25)
+        records.access.info("stream", extra=told)
+    finally:
+        root.handlers, root.level, ours.level = before
+    return capsys.readouterr().err.splitlines()
+
+
+TOLD: dict[str, object] = {"request_id": "r\u2028\n1", "status": 200, "cost_usd": 0.1, "code": None}
+
+
+def test_a_call_s_line_is_as_logging_would_write_it(capsys: pytest.CaptureFixture[str]) -> None:
+    ours, theirs = (json.loads(line) for line in lines_of(capsys, TOLD))
+    assert ours.pop("time") == "2026-04-07T12:00:00.250Z"
+    theirs.pop("time")
+    assert ours == theirs
+    assert ours == {"level": "info", "logger": "sluice.access", "message": "stream", **TOLD}
+
+
+def test_a_key_in_it_is_masked_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    key = "sk-" + "a1B2" * 8
+    for line in lines_of(capsys, {"request_id": f"see {key}"}):
+        assert key not in line
+        assert "see" in line
+
+
+def test_words_are_logging_s_own(capsys: pytest.CaptureFixture[str]) -> None:
+    ours, theirs = lines_of(capsys, TOLD, kind="text")
+    assert ours.split(" ", 1)[1] == theirs.split(" ", 1)[1]
+
+
+def test_who_else_listens_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[logging.LogRecord] = []
+    other = logging.Handler()
+    monkeypatch.setattr(other, "emit", heard.append)
+    configure = logs.configure
+
+    def configured(kind: str, level: str) -> None:
+        configure(kind, level)
+        logging.getLogger().addHandler(other)
+
+    monkeypatch.setattr(logs, "configure", configured)
+    assert len(lines_of(capsys, TOLD)) == 2
+    assert [record.getMessage() for record in heard] == ["stream", "stream"]
+
+
+def test_below_its_level_there_is_no_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records.access, "level", logging.WARNING)
+    records.access.manager._clear_cache()  # type: ignore[attr-defined]
+    assert lines_of(capsys, TOLD) == []
+    monkeypatch.undo()
+    records.access.manager._clear_cache()  # type: ignore[attr-defined]
+
+
+def test_a_full_disk_ends_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def write(self, _: str) -> None:
+            raise OSError(28, "No space left on device")
+
+    root = logging.getLogger()
+    handler = logs.JsonLines(cast(TextIO, Full()))
+    monkeypatch.setattr(root, "handlers", [handler])
+    monkeypatch.setattr(records.access, "level", logging.INFO)
+    records.access.manager._clear_cache()  # type: ignore[attr-defined]
+    logs.tell(records.access, "stream", TOLD, 0.0)
+    records.access.manager._clear_cache()  # type: ignore[attr-defined]

@@ -1,0 +1,206 @@
+"""gunicorn's gevent worker as Sluice runs it: requests and answers in fewer steps (heads.py), and
+connections that neither starve each other nor outlast a shutdown.
+
+Rules that hold here: this is loaded in the master, before gevent patches the worker, so it imports
+the standard library, gunicorn and heads.py alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import socket
+import sys
+import termios
+import time
+from functools import cache
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import gunicorn.http
+from greenlet import GreenletExit
+from gunicorn.http import wsgi
+from gunicorn.workers.ggevent import GeventWorker
+
+from heads import Answer, Requests
+
+FRESH_S = 1.0  # a new connection may be idle as much longer: its request may be on its way
+DRAIN_BODY_S, DRAIN_BODY_BYTES = 5.0, 16 * 1024 * 1024
+WORK_S, REST_S = 0.005, 0.0005
+NO_TIMEOUT = contextlib.nullcontext()
+
+
+class Worker(GeventWorker):
+    """What serves connections, one after another request on each."""
+
+    alive: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # By socket: when its last request ended; None while one is being served.
+        self.idle_since: dict[Any, float | None] = {}
+        self._environ: dict[str, Any] = {}  # what each request's has, when there is one
+        self._below = "SCRIPT_NAME" in self.cfg.env_orig | self.cfg.env
+
+    def init_process(self) -> None:
+        gunicorn.http.RequestParser = Requests  # where a connection's parser is made
+        super().init_process()
+
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        kind: Any = type(client)
+        if kind.__module__ == "gevent._socket3":  # a TLS one sends in its own way
+            client.__class__ = at_once(kind)
+        self.idle_since[client] = time.monotonic() + FRESH_S
+        try:
+            super().handle(listener, client, addr)
+        finally:
+            del self.idle_since[client]
+
+    def timeout_ctx(self) -> contextlib.AbstractContextManager[None]:
+        """None: a timer for each request costs as much as the request's head."""
+        return NO_TIMEOUT
+
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
+        answer = None
+        self.idle_since[sock] = None
+        try:
+            answer, environ = self.begin(listener_name, req, sock, addr)
+            parts = self.wsgi(environ, answer.start_response)
+            try:
+                for part in parts:
+                    answer.write(part)
+                answer.close()
+            finally:
+                if hasattr(parts, "close"):
+                    parts.close()
+            if answer.should_close():
+                raise StopIteration
+        except (GreenletExit, SystemExit):
+            pass
+        except (StopIteration, OSError):
+            raise
+        except Exception:
+            if answer is None or not answer.headers_sent:
+                raise
+            self.log.exception("Error handling request")  # and a second answer would spoil it
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            raise StopIteration from None
+        finally:
+            self.finish(req, sock)
+
+    def begin(self, listener: Any, req: Any, sock: Any, addr: Any) -> tuple[Answer, dict[str, Any]]:
+        answer, environ = self.create(listener, req, sock, addr)
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current request.")
+            self.alive = False
+        if not self.alive or not self.cfg.keepalive:
+            answer.force_close()
+        return answer, environ
+
+    def create(
+        self, listener: Any, req: Any, sock: Any, addr: Any
+    ) -> tuple[Answer, dict[str, Any]]:
+        """The answer to be, and the WSGI environment."""
+        fields = {f"HTTP_{name.replace('-', '_')}": value for name, value in req.headers}
+        unusual = self._below or "HTTP_SCRIPT_NAME" in fields or len(fields) < len(req.headers)
+        unusual |= not isinstance(addr, tuple) or not isinstance(listener, tuple)
+        if unusual or req.proxy_protocol_info or req._expected_100_continue:
+            ask = (req, sock, addr, listener, self.cfg)
+            answer, environ = wsgi.create(*ask, response_class=Answer)
+            return answer, environ | {"wsgi.multithread": True}
+        if not self._environ:
+            self._environ = wsgi.base_environ(self.cfg) | {"wsgi.multithread": True}
+        for name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+            if (value := fields.pop(f"HTTP_{name}", None)) is not None:
+                fields[name] = value
+        major, minor = req.version
+        return Answer(req, sock, self.cfg), {
+            **self._environ,
+            **fields,
+            "wsgi.input": req.body,
+            "wsgi.url_scheme": req.scheme,
+            "gunicorn.socket": sock,
+            "REQUEST_METHOD": req.method,
+            "SCRIPT_NAME": "",
+            "PATH_INFO": unquote_to_bytes(req.path).decode("latin-1"),
+            "QUERY_STRING": req.query,
+            "RAW_URI": req.uri,
+            "SERVER_PROTOCOL": f"HTTP/{major}.{minor}",
+            "SERVER_NAME": listener[0],
+            "SERVER_PORT": str(listener[1]),
+            "REMOTE_ADDR": addr[0],
+            "REMOTE_PORT": str(addr[1]),
+        }
+
+    def finish(self, req: Any, client: Any) -> None:
+        """Make the connection ready for its next request."""
+        if not req.should_close() and not self.drained(req, client):
+            req.force_close()
+        # What is there already is read without a wait, and while nobody waits nobody else works.
+        with contextlib.suppress(OSError):
+            if req.unreader.buf.getbuffer().nbytes or unread(client):
+                time.sleep(REST_S)
+        self.idle_since[client] = time.monotonic()
+
+    def drained(self, request: Any, client: Any) -> bool:
+        """Take what the endpoint left of the body, bounded: gunicorn would take it without an end.
+        Whether that was all; else the connection can't serve another request."""
+        if isinstance(request.body, io.BytesIO):
+            return True
+        room, rest_at = DRAIN_BODY_BYTES, 0.0
+        if request.body.failed:
+            return False
+        if getattr(request.body.reader, "length", None) == 0:
+            return True
+        try:
+            client.settimeout(DRAIN_BODY_S)
+            with self.wsgi.extensions["overdue"].within(client, DRAIN_BODY_S):
+                while room > 0:
+                    data = request.body.read(1024)
+                    if not data:
+                        return True
+                    room -= len(data)
+                    if (now := time.monotonic()) > rest_at:
+                        time.sleep(REST_S)
+                        rest_at = now + WORK_S
+        except Exception:  # noqa: BLE001 - whatever is wrong with it, it is the last request on this connection
+            return False
+        finally:
+            with contextlib.suppress(OSError):
+                client.settimeout(None)
+        return False
+
+    def shut_idle(self, seconds: float) -> int:
+        """Shut the connections that have been idle so long and on which no request is arriving.
+        Returns how many are left."""
+        latest = time.monotonic() - seconds
+        for client, since in list(self.idle_since.items()):
+            if since is not None and since < latest:
+                with contextlib.suppress(OSError):
+                    if not unread(client):
+                        client.shutdown(socket.SHUT_RDWR)
+        return len(self.idle_since)
+
+
+@cache
+def at_once(kind: Any) -> Any:
+    """A socket that sends what fits into its buffer, as nearly all does, at once. gevent's asks for
+    the buffer's size before each: a tenth of what an event of a slow stream costs."""
+
+    class Client(kind):
+        __slots__ = ()
+
+        def sendall(self, data: bytes, flags: int = 0) -> None:
+            sent = self.send(data, flags)
+            if sent < len(data):
+                super().sendall(memoryview(data)[sent:], flags)
+
+    return Client
+
+
+def unread(client: Any) -> int:
+    """How many bytes wait in a socket."""
+    return int.from_bytes(fcntl.ioctl(client.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
