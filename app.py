@@ -20,6 +20,7 @@ from auth import KeyStore, caller
 from config import ConfigError, Settings
 from cooldown import Cooldowns
 from endpoints import (
+    Answer,
     Services,
     body,
     health,
@@ -182,7 +183,10 @@ def leave(response: Response) -> Response:
     found = {"X-Request-ID": request.id} | rate_headers(request)
     if request.call is not None:
         found["X-Sluice-Attempts"] = str(request.call.stream.attempts)
-    response.headers.extend(found)  # `set` would look through those that are there, for each
+    if isinstance(response, Answer):
+        response.fields |= found
+    else:
+        response.headers.extend(found)
     if (client := request.client) is not None:
 
         def unbind() -> None:  # the server's own time-outs hold between requests

@@ -20,6 +20,7 @@ from flask.sessions import NullSession, SessionInterface, SessionMixin
 from werkzeug.exceptions import ClientDisconnected
 from werkzeug.routing import MapAdapter
 
+from auth import current_request
 from breath import Breath
 from errors import InvalidRequest, RequestTimeout, RequestTooLarge, SluiceError
 from overdue import overdue
@@ -65,6 +66,9 @@ class Request(flask.Request):
             return int(length)
         return self.content_length
 
+    def close(self) -> None:
+        """It holds no files."""
+
     @property
     def incoming(self) -> IO[bytes]:
         """Its body, up to its end: the server's own stream, where that sees to the end."""
@@ -74,7 +78,7 @@ class Request(flask.Request):
 
 
 def current() -> Request:
-    found: Request = flask.request._get_current_object()  # type: ignore[attr-defined]
+    found: Request = current_request()  # type: ignore[assignment]
     return found
 
 
@@ -156,6 +160,25 @@ class App(flask.Flask):
 
     def ensure_sync(self, func: F) -> F:
         return func
+
+    def full_dispatch_request(self) -> flask.Response:
+        """Flask's own also sends signals, and looks for what is to be done for a blueprint."""
+        try:
+            for before in self.before_request_funcs[None]:
+                before()
+            answer = self.dispatch_request()
+        except Exception as error:  # noqa: BLE001 - there is a handler for each
+            answer = self.handle_user_exception(error)
+        response = self.make_response(answer)
+        for after in reversed(self.after_request_funcs[None]):
+            response = after(response)
+        return response
+
+    def do_teardown_request(self, exc: BaseException | None = None) -> None:
+        """There is nothing to be done."""
+
+    def do_teardown_appcontext(self, exc: BaseException | None = None) -> None:
+        """There is nothing to be done."""
 
     def create_url_adapter(self, request: flask.Request | None) -> MapAdapter | None:
         """Flask's own looks at the host in three ways, with thirty calls. Here it only says where a

@@ -10,6 +10,7 @@ with a key, limits, a budget, the ledger and metrics, and an upstream that answe
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import logging
@@ -81,6 +82,13 @@ WHOLE = answer(
 )
 
 
+class Nowhere(io.StringIO):
+    """What is written to it is gone."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
 class Counted:
     """The app, and the calls of functions while it answers."""
 
@@ -110,8 +118,8 @@ class Counted:
                 prices={f"{n}/m": {"input_per_mtok": 1.0, "output_per_mtok": 2.0} for n in names},
             )
         )
-        for handler in logging.getLogger().handlers:  # formatted, and shown to nobody
-            handler.emit = handler.format  # type: ignore[assignment, method-assign]
+        for handler in logging.getLogger().handlers:  # its lines are shown to nobody
+            handler.setStream(Nowhere())  # type: ignore[attr-defined]
 
     def _called(self, _frame: FrameType, event: str, _argument: object) -> None:
         if event in ("call", "c_call"):

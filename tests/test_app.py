@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import flask
 import pytest
 from flask import Flask, abort
 from flask.testing import FlaskClient
@@ -482,3 +483,29 @@ def test_it_serves_on_the_loopback_when_it_is_run(
     from_the_start.setattr(Flask, "run", lambda _self, **options: asked.append(options))
     runpy.run_path(str(ROOT / "wsgi.py"), run_name="__main__")
     assert asked == [{"host": "127.0.0.1", "port": port, "threaded": True}]
+
+
+# What the app does without (endpoints/inbound.py)
+
+
+def test_there_are_no_hooks_but_the_app_s_own(site: Site) -> None:
+    """Its way through a request looks for no others."""
+    app = site.app
+    assert set(app.before_request_funcs) | set(app.after_request_funcs) == {None}
+    assert not app.teardown_request_funcs
+    assert not app.teardown_appcontext_funcs
+    assert not app.url_value_preprocessors
+    for signal in (flask.request_started, flask.request_finished, flask.request_tearing_down,
+                   flask.appcontext_tearing_down):  # fmt: skip
+        assert not signal.receivers
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/nothing-here"])
+def test_head_is_get_without_a_body(site: Site, path: str) -> None:
+    whole = site.client.get(path)
+    head = site.client.head(path)
+    assert head.data == b""
+    assert len(whole.data) > 0
+    for answer in (whole, head):
+        answer.headers.pop("X-Request-ID")
+    assert (head.status, sorted(head.headers)) == (whole.status, sorted(whole.headers))
