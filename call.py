@@ -70,6 +70,13 @@ class Encoder(Protocol):
         """The last frames, whatever ended it."""
 
 
+class Last(bytes):
+    """The end of a stream: the server need not wait to see whether more comes."""
+
+    __slots__ = ()
+    last = True
+
+
 class CallInProgress:
     """An admitted call, for its writer: either `result`, or `wait` and then `frames`."""
 
@@ -137,7 +144,7 @@ class CallInProgress:
                     elif isinstance(message, End):
                         outcome = self._settle(message)
                         out.append(encoder.end(outcome))
-                        yield b"".join(out)
+                        yield Last(b"".join(out))
                         return
                     elif message in COMMENTS:
                         out.append(COMMENTS[message])

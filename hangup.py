@@ -1,4 +1,4 @@
-"""Whether the client at the other end of a socket is still there.
+"""Whether the peer at the other end of a socket is still there, and whether it has sent anything.
 
 Rules that hold here: nothing waits, no byte is taken. On Linux TCP is asked, elsewhere
 a peek tells.
@@ -7,8 +7,10 @@ a peek tells.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import socket
 import sys
+import termios
 
 TCP_ESTABLISHED = 1
 
@@ -35,6 +37,12 @@ def _at_end(client: socket.socket) -> bool:
         return False
     finally:
         client.settimeout(timeout)
+
+
+def unread(sock: socket.socket) -> int:
+    """How many bytes wait in a socket. Raises OSError."""
+    waiting = fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4))
+    return int.from_bytes(waiting, sys.byteorder)
 
 
 def shut(client: socket.socket) -> None:

@@ -33,6 +33,8 @@ HOP_BY_HOP = frozenset(
         *("server", "te", "trailers", "transfer-encoding", "upgrade"),
     )
 )
+CHUNK = b"%X\r\n%b\r\n"
+END = CHUNK + b"0\r\n\r\n"
 MOST_PEERS = 1000
 
 
@@ -107,6 +109,7 @@ class Answer(wsgi.Response):
     """An answer, its head made in one go and its chunks sent as they come."""
 
     headers_sent: bool
+    ended = False
 
     def process_headers(self, headers: list[tuple[str, str]]) -> None:
         names = [name.lower() for name, _ in headers]
@@ -130,7 +133,8 @@ class Answer(wsgi.Response):
     def write(self, data: bytes) -> None:
         length = len(data)
         if length and self.chunked:
-            data = b"%X\r\n%b\r\n" % (length, data)
+            self.ended = type(data) is not bytes and getattr(data, "last", False)
+            data = (END if self.ended else CHUNK) % (length, data)
         elif not length or self.sent or self.response_length != length or self._omits_body:
             super().write(data)
             return
@@ -139,6 +143,10 @@ class Answer(wsgi.Response):
             self.headers_sent = True
             data = self.head() + data
         self.sock.sendall(data)
+
+    def close(self) -> None:
+        if not self.ended:
+            super().close()
 
     def head(self) -> bytes:
         major, minor = self.req.version

@@ -98,8 +98,9 @@ class Mailbox:
                 if self._messages:
                     taken = list(self._messages)
                     self._messages.clear()
+                    if self._backlog > BACKLOG:
+                        self._room.set()
                     self._backlog = 0
-                    self._room.set()
                     return taken
                 self._arrived.clear()
             self._arrived.wait()

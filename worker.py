@@ -2,17 +2,14 @@
 connections that neither starve each other nor outlast a shutdown.
 
 Rules that hold here: this is loaded in the master, before gevent patches the worker, so it imports
-the standard library, gunicorn and heads.py alone.
+the standard library, gunicorn, and of ours what imports no more than that.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import socket
-import sys
-import termios
 import time
 from functools import cache
 from typing import Any
@@ -23,6 +20,7 @@ from greenlet import GreenletExit
 from gunicorn.http import wsgi
 from gunicorn.workers.ggevent import GeventWorker
 
+from hangup import unread
 from heads import Answer, Requests
 
 FRESH_S = 1.0  # a new connection may be idle as much longer: its request may be on its way
@@ -139,10 +137,8 @@ class Worker(GeventWorker):
         """Make the connection ready for its next request."""
         if not req.should_close() and not self.drained(req, client):
             req.force_close()
-        # What is there already is read without a wait, and while nobody waits nobody else works.
-        with contextlib.suppress(OSError):
-            if req.unreader.buf.getbuffer().nbytes or unread(client):
-                time.sleep(REST_S)
+        if req.unreader.buf.getbuffer().nbytes:  # while nobody waits nobody else works
+            time.sleep(REST_S)
         self.idle_since[client] = time.monotonic()
 
     def drained(self, request: Any, client: Any) -> bool:
@@ -187,8 +183,9 @@ class Worker(GeventWorker):
 
 @cache
 def at_once(kind: Any) -> Any:
-    """A socket that sends what fits into its buffer, as nearly all does, at once. gevent's asks for
-    the buffer's size before each: a tenth of what an event of a slow stream costs."""
+    """A socket that sends what fits into its buffer, as nearly all does, at once: gevent's asks for
+    the buffer's size first, a tenth of what an event of a slow stream costs. It waits before it
+    receives, where gevent's tries in vain, as requests are further apart than their answers."""
 
     class Client(kind):
         __slots__ = ()
@@ -198,9 +195,10 @@ def at_once(kind: Any) -> Any:
             if sent < len(data):
                 super().sendall(memoryview(data)[sent:], flags)
 
+        def recv(self, size: int, flags: int = 0) -> bytes:
+            if not flags and self.timeout != 0:
+                self._wait(self._read_event)
+            data: bytes = super().recv(size, flags)
+            return data
+
     return Client
-
-
-def unread(client: Any) -> int:
-    """How many bytes wait in a socket."""
-    return int.from_bytes(fcntl.ioctl(client.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)

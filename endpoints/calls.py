@@ -175,16 +175,17 @@ class Templates:
 
     def __init__(self, stream: Stream) -> None:
         self._stream, self._target = stream, stream.target
-        self._of: dict[int, Template] = {}
+        self._of: dict[int, Callable[[str], bytes]] = {}
 
-    def filled(self, index: int, text: str, shape: Callable[[int, str], Any]) -> bytes:
-        """The frame of a choice's text. shape: the data of a frame, by both."""
+    def of(self, index: int, shape: Callable[[int, str], Any]) -> Callable[[str], bytes]:
+        """What makes a frame of a text of that choice, until the target changes. shape: the data of
+        a frame, by both."""
         if self._stream.target is not self._target:
             self._target, self._of = self._stream.target, {}
-        template = self._of.get(index)
-        if template is None:
-            template = self._of[index] = Template(shape(index, Template.TEXT))
-        return template.filled(text)
+        filled = self._of.get(index)
+        if filled is None:
+            filled = self._of[index] = Template(shape(index, Template.TEXT)).filled
+        return filled
 
 
 SEPARATORS = (

@@ -212,10 +212,14 @@ class Encoder:
 
     def events(self, batch: Batch) -> bytes:
         frames = [self._late_remarks()] if self._released else []
+        index = -1
         for event in batch:
             if isinstance(event, Delta):
                 if event.logprobs is None:
-                    frames.append(self._texts.filled(event.index, event.text, self._content))
+                    if event.index != index:
+                        index = event.index
+                        filled = self._texts.of(index, self._content)
+                    frames.append(filled(event.text))
                 else:
                     frames.append(
                         self._chunk(choice(event.index, event.text, None, event.logprobs))

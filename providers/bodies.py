@@ -65,13 +65,13 @@ def told(read: Callable[[Batch], None]) -> Iterator[Batch]:
 
 
 class Seen:
-    """What came of a body while it was decoded."""
+    """What came of a body while it was decoded: its start, and if that was asked for its end."""
 
     __slots__ = ("_end", "_start")
 
-    def __init__(self) -> None:
+    def __init__(self, *, end: bool = False) -> None:
         self._start = bytearray()
-        self._end = bytearray()
+        self._end = bytearray() if end else None
 
     @property
     def start(self) -> bytes:
@@ -79,14 +79,20 @@ class Seen:
 
     @property
     def end(self) -> bytes:
-        return bytes(self._end[-END:])
+        return bytes((self._end or b"")[-END:])
 
     def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         """The same chunks."""
-        for chunk in chunks:
+        source, end = iter(chunks), self._end
+        for chunk in source:
             if len(self._start) < START:
                 self._start += chunk[:START]
-            self._end += chunk
-            if len(self._end) > 2 * END:
-                del self._end[:-END]
+            elif end is None:
+                yield chunk
+                break
+            if end is not None:
+                end += chunk
+                if len(end) > 2 * END:
+                    del end[:-END]
             yield chunk
+        yield from source

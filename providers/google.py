@@ -124,7 +124,7 @@ def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batc
     if first in (b"{", b"["):
         yield from bodies.told(partial(_whole, bodies.join(chunks), request))
         return
-    seen = bodies.Seen()
+    seen = bodies.Seen(end=True)
     answer = Answer(request)
     for frames in sse.decode(seen.watch(chunks)):
         yield from bodies.told(partial(_read, answer, frames))

@@ -23,7 +23,7 @@ from errors import UpstreamError
 from providers import bodies, sse
 from providers.base import Call, Target, decode_error_body
 from providers.openai_answer import Answer
-from providers.openai_chunk import NOT_JSON, garbage, reported, sample
+from providers.openai_chunk import NOT_JSON, decode_many, garbage, reported, sample
 from providers.retry_after import retry_after
 
 SAMPLING: Final[tuple[str, ...]] = (
@@ -128,7 +128,8 @@ def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batc
         return
     seen = bodies.Seen()
     answer = Answer(request)
-    ended = yield from sse.batches(seen.watch(chunks), partial(_read, answer))
+    read, read_all = partial(_read, answer), partial(_read_all, answer)
+    ended = yield from sse.batches(seen.watch(chunks), read, read_all)
     if not ended:
         if not answer.started:
             raise garbage("The upstream ended the stream without an answer.", seen.start)
@@ -147,6 +148,18 @@ def _read(answer: Answer, frame: sse.Frame, batch: Batch) -> bool:
         raise _error_frame(frame.data)
     answer.read(frame.data, batch)
     return False
+
+
+def _read_all(answer: Answer, frames: list[sse.Frame], batch: Batch) -> bool:
+    """The same for some frames: all but the last, which may be [DONE], are decoded at once."""
+    *several, last = frames
+    data = [frame.data for frame in several if frame.event == "message"]
+    chunks = decode_many(data) if len(data) == len(several) else []
+    if len(chunks) < len(several):
+        return any(_read(answer, frame, batch) for frame in frames)
+    for chunk, text in zip(chunks, data, strict=True):
+        answer.take(chunk, text, batch)
+    return _read(answer, last, batch)
 
 
 def _error_frame(data: bytes) -> UpstreamError:

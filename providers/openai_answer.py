@@ -27,7 +27,7 @@ from completion import (
 from errors import UpstreamError
 from providers.base import decode_error
 from providers.logprobs import Reader
-from providers.openai_chunk import NOT_JSON, Choice, Details, Tokens, decode, reported
+from providers.openai_chunk import NOT_JSON, Choice, Chunk, Details, Tokens, decode, reported
 
 REASONS: Final[dict[str, FinishReason]] = {
     **dict.fromkeys(("length", "max_tokens", "model_length", "max_length"), "length"),
@@ -65,7 +65,10 @@ class Answer:
 
         Raises UpstreamError for an error that it holds and for what is not a JSON object.
         """
-        chunk = decode(data)
+        self.take(decode(data), data, batch)
+
+    def take(self, chunk: Chunk, data: bytes, batch: Batch) -> None:
+        """Append the events of a chunk, which was decoded from that. Raises as `read`."""
         if chunk.error:
             raise reported({"error": chunk.error})
         if chunk.choices is None and chunk.usage is None:

@@ -83,7 +83,8 @@ PARTS: Final[dict[str, type[msgspec.Struct]]] = {
 }
 
 
-_typed = msgspec.json.Decoder(Chunk).decode
+_decoder = msgspec.json.Decoder(Chunk)
+_typed = _decoder.decode
 _Kind = TypeVar("_Kind", bound=msgspec.Struct)
 
 
@@ -93,6 +94,18 @@ def decode(data: bytes) -> Chunk:
         return _typed(data)
     except NOT_JSON:
         return patiently(data)
+
+
+def decode_many(data: list[bytes]) -> list[Chunk]:
+    """The same of many at once, where each is one line of JSON that fits the types; else none."""
+    lines = b"\n".join(data)
+    if lines.count(b"\n") >= len(data):
+        return []
+    try:
+        found = _decoder.decode_lines(lines)
+    except NOT_JSON:
+        return []
+    return found if len(found) == len(data) else []
 
 
 def patiently(data: bytes) -> Chunk:

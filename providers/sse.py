@@ -82,6 +82,9 @@ class _Pending:
         blocks = text.split(b"\n\n")
         tail = blocks.pop()
         careful = len(text) > MAX_LINE
+        if len(blocks) > 1 and not (begun or careful) and _all_plain(text, len(blocks), tail):
+            frames += [Frame("message", block[6:]) for block in blocks]
+            blocks = []
         for block in blocks:
             if block.startswith(b"data: ") and b"\n" not in block and not (begun or careful):
                 frames.append(Frame("message", block[6:]))
@@ -124,6 +127,15 @@ class _Pending:
         self.forget()
 
 
+def _all_plain(text: bytes, blocks: int, tail: bytes) -> bool:
+    """Whether each of a text's blocks is one line of data: a look at all together is quicker than
+    at each."""
+    begun = text.count(b"\n\ndata: ") - tail.startswith(b"data: ")
+    lines = text.count(b"\n") - tail.count(b"\n")
+    plain = begun == blocks - 1 and lines == 2 * blocks and b"\n\n\n" not in text
+    return plain and text.startswith(b"data: ")
+
+
 def _without_bom(chunks: Iterator[bytes]) -> Iterator[bytes]:
     start = b""
     for chunk in chunks:
@@ -158,22 +170,25 @@ def _too_long(what: str, limit: int) -> UpstreamError:
 
 
 def batches(
-    chunks: Iterable[bytes], read: Callable[[Frame, Batch], bool]
+    chunks: Iterable[bytes],
+    read: Callable[[Frame, Batch], bool],
+    read_all: Callable[[list[Frame], Batch], bool] | None = None,
 ) -> Generator[Batch, None, bool]:
     """A batch for each chunk that brings one event or more; returns whether the end was told.
 
     read: appends a frame's events to a batch, and says whether that was the end; nothing after it
     is asked for. When it raises UpstreamError, what came before is delivered first: it is the
-    caller's all the same.
+    caller's all the same. read_all: the same for all frames of a chunk, in fewer steps.
     """
+
+    def each(frames: list[Frame], batch: Batch) -> bool:
+        return any(read(frame, batch) for frame in frames)
+
+    read_all = read_all or each
     for frames in decode(chunks):
         batch: Batch = []
-        ended = False
         try:
-            for frame in frames:
-                if read(frame, batch):
-                    ended = True
-                    break
+            ended = read_all(frames, batch) if len(frames) > 1 else read(frames[0], batch)
         except UpstreamError:
             if batch:
                 yield batch

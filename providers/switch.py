@@ -16,7 +16,7 @@ import time
 from typing import Final
 
 from crew import Standing
-from threads import BriefLock
+from threads import BriefLock, received, waits_first
 
 READ_SIZE: Final = 64 * 1024
 SMALL_READ_SIZE: Final = 8 * 1024
@@ -32,7 +32,7 @@ class Switch:
     """Of one exchange."""
 
     __slots__ = (
-        *("_connecting", "_late", "_lock", "_silent_since", "_size", "_socket"),
+        *("_connecting", "_late", "_lock", "_silent_since", "_size", "_socket", "_waits"),
         *("silence", "thrown"),
     )
 
@@ -42,7 +42,7 @@ class Switch:
         self.thrown = False
         self._lock = BriefLock()
         self._socket: socket.socket | None = None
-        self._connecting = self._late = False
+        self._connecting = self._late = self._waits = False
         self._silent_since = math.inf
         self._size = SMALL_READ_SIZE
 
@@ -62,6 +62,7 @@ class Switch:
             if self.thrown:
                 raise Aborted
         if not connecting:
+            self._waits = waits_first(sock)
             _silences.watch(self)
 
     def forget(self) -> None:
@@ -87,7 +88,10 @@ class Switch:
         """What came, READ_SIZE at most; empty at the connection's end. Raises as `send`."""
         self._silent_since = time.monotonic()
         try:
-            data = sock.recv(self._size)
+            if self._waits and self._size == SMALL_READ_SIZE:
+                data = received(sock, SMALL_READ_SIZE)
+            else:
+                data = sock.recv(self._size)
         except OSError:
             self._check()
             raise

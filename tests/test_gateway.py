@@ -331,7 +331,10 @@ def test_a_stream_is_its_events_and_an_end(
 ) -> None:
     play(monkeypatch, Scripted(HELLO, REST))
     call = open_call(gateway)
-    assert b"".join(frames(call)) == b"Hello  there completed"
+    *parts, last = frames(call)
+    assert b"".join([*parts, last]) == b"Hello  there completed"
+    assert isinstance(last, Last)  # the server's hint that nothing comes behind it
+    assert not any(isinstance(part, Last) for part in parts)
     assert (records.only.reason, records.only.usage) == ("completed", Usage(8, 3))
     call.close()
     assert len(records.outcomes) == 1

@@ -265,6 +265,20 @@ def test_the_first_bytes_of_a_body_go_out_with_its_head() -> None:
     ]
 
 
+class Last(bytes):
+    last = True
+
+
+def test_the_last_bytes_of_a_stream_go_out_with_its_end() -> None:
+    marked, wire = answered(Answer, [b"abc", Last(b"def")], "200 OK", [], POST)
+    plain, _ = answered(Answer, [b"abc", b"def"], "200 OK", [], POST)
+    assert marked == plain
+    assert wire.sent[-1] == b"3\r\ndef\r\n0\r\n\r\n"
+    assert len(wire.sent) == 2
+    sized, wire = answered(Answer, [Last(b"abcdef")], "200 OK", [SIX], POST)
+    assert (sized, len(wire.sent)) == (answered(Answer, [b"abcdef"], "200 OK", [SIX], POST)[0], 1)
+
+
 @pytest.mark.parametrize(("fields", "part"), [([], "text"), ([("X-A", 1)], b"abc")])
 def test_an_answer_is_bytes_and_its_fields_text(fields: list[tuple[str, Any]], part: Any) -> None:
     (outcome, _, sent), _ = answered(Answer, [part], "200 OK", fields, POST)

@@ -365,7 +365,7 @@ def test_what_is_there_stays_in_every_depth() -> None:
 def test_what_was_seen_of_a_body_is_bounded_and_does_not_depend_on_its_cuts() -> None:
     data = bytes(range(256)) * 400
     for size in (1000, 7, len(data)):
-        seen = bodies.Seen()
+        seen = bodies.Seen(end=True)
         chunks = [data[i : i + size] for i in range(0, len(data), size)]
         assert b"".join(seen.watch(chunks)) == data
         assert (seen.start, seen.end) == (data[: bodies.START], data[-bodies.END :])
