@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, cast
 
 import pytest
 
-from call import COMMENTS, CallInProgress, Outcome, raise_for
+from call import COMMENTS, CallInProgress, Last, Outcome, raise_for
 from completion import (
     Batch,
     Completion,
