@@ -166,7 +166,7 @@ class Started(msgspec.Struct, frozen=True):
     input_tokens: int | None = None
 
 
-class Delta(msgspec.Struct, frozen=True):
+class Delta(msgspec.Struct, frozen=True, gc=False):
     """More text of one choice."""
 
     index: int

@@ -138,6 +138,10 @@ def on_exit(server: Any) -> None:
         shutil.rmtree(server.own_metrics, ignore_errors=True)
 
 
+def pre_fork(_server: Any, _worker: Any) -> None:
+    gc.freeze()  # what the worker's collector doesn't look through stays the master's and its own
+
+
 def tells_news(record: logging.LogRecord) -> bool:
     """Not a traceback for a connection that was given up, because its client blocked for too long
     or because we shut it down: gunicorn takes that for an error, and the call has its own line."""
@@ -204,7 +208,7 @@ def watch(worker: Any) -> None:
     while worker.alive:
         time.sleep(WATCH_S)
         if (now := time.monotonic()) >= look_at:
-            connections(worker, worker.cfg.keepalive)
+            connections(worker, worker.cfg.keepalive or keepalive)
             look_at = now + LOOK_S
     drain(worker, settings.drain)
 

@@ -15,7 +15,6 @@ from collections import deque
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from hangup import hung_up, unread
 from providers.switch import Aborted, Switch
 from threads import BriefLock
 
@@ -131,11 +130,15 @@ def _new_context(ca_bundle: str) -> ssl.SSLContext:
 
 
 def _quiet(sock: socket.socket) -> bool:
-    """Whether nothing came while it was idle, and it is not at its end. Never waits."""
+    """Whether nothing came while it was idle. Never waits."""
     try:
-        return not hung_up(sock) and not unread(sock)
+        sock.settimeout(0)
+        socket.socket.recv(sock, 1, socket.MSG_PEEK)  # not SSLSocket's own, which can't peek
+    except BlockingIOError:
+        return True
     except OSError:
-        return False
+        pass
+    return False
 
 
 def _noted(sock: socket.socket, switch: Switch) -> None:

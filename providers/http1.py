@@ -31,6 +31,7 @@ _STATUS_LINE = re.compile(r"HTTP/1\.([0-9])[ \t]+([1-9][0-9]{2})(?:[ \t]+([^\n]*
 _LENGTH = re.compile(r"[0-9]{1,18}")
 # With the line end of the chunk before; an extension may follow. As bounded as MAX_SIZE_LINE.
 _CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})[ \t]{0,16}(?:;[^\n]{0,4000})?\r?\n")
+_PLAIN_CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,8})\r\n")  # the same of nearly all, found quicker
 MAX_SIZE_LINE: Final = 4096
 
 
@@ -233,7 +234,7 @@ class Chunked:
         at = self._left
         parts = [data[:at]] if at else []
         self._left = 0
-        while match := _CHUNK.match(data, at):
+        while match := _PLAIN_CHUNK.match(data, at) or _CHUNK.match(data, at):
             size, at = int(match[1], 16), match.end()
             if not size:
                 self._trailer = 0

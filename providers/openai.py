@@ -157,8 +157,7 @@ def _read_all(answer: Answer, frames: list[sse.Frame], batch: Batch) -> bool:
     chunks = decode_many(data) if len(data) == len(several) else []
     if len(chunks) < len(several):
         return any(_read(answer, frame, batch) for frame in frames)
-    for chunk, text in zip(chunks, data, strict=True):
-        answer.take(chunk, text, batch)
+    answer.take_all(chunks, data, batch)
     return _read(answer, last, batch)
 
 

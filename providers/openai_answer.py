@@ -88,6 +88,19 @@ class Answer:
             if self.choices == 1 or not chunk.choices:
                 self.tell_usage(batch)
 
+    def take_all(self, chunks: list[Chunk], data: list[bytes], batch: Batch) -> None:
+        """The same for several, most of which are a piece of the one choice's text alone."""
+        for chunk, source in zip(chunks, data, strict=True):
+            if chunk.choices and self.choices == 1 and self.started and not self.finished:
+                choice = chunk.choices[0]
+                more = choice.finish_reason or choice.logprobs or choice.error
+                text = choice.text or (choice.delta.content if choice.delta else None)
+                if text and not (more or chunk.usage or chunk.error or chunk.x_groq):
+                    self.texts[0] = True
+                    batch.append(Delta(0, text))
+                    continue
+            self.take(chunk, source, batch)
+
     def tell_usage(self, batch: Batch) -> None:
         if self.held is not None:
             batch.append(Used(self.held))

@@ -26,13 +26,13 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 """A number of tokens; what can't be one is junk."""
 
 
-class Details(msgspec.Struct):
+class Details(msgspec.Struct, gc=False):
     cached_tokens: Count | None = None
     cache_write_tokens: Count | None = None
     reasoning_tokens: Count | None = None
 
 
-class Tokens(msgspec.Struct):
+class Tokens(msgspec.Struct, gc=False):
     """`usage`."""
 
     prompt_tokens: Count | None = None
@@ -43,13 +43,13 @@ class Tokens(msgspec.Struct):
     completion_tokens_details: Details | None = None
 
 
-class Words(msgspec.Struct):
+class Words(msgspec.Struct, gc=False):
     """`delta` of a chat chunk, `message` of a whole answer. Reasoning is not text."""
 
     content: str | None = None
 
 
-class Choice(msgspec.Struct):
+class Choice(msgspec.Struct, gc=False):
     index: int = 0
     text: str | None = None
     delta: Words | None = None
@@ -59,11 +59,11 @@ class Choice(msgspec.Struct):
     error: Any = None
 
 
-class Groq(msgspec.Struct):
+class Groq(msgspec.Struct, gc=False):
     usage: Tokens | None = None
 
 
-class Chunk(msgspec.Struct):
+class Chunk(msgspec.Struct, gc=False):
     """A chunk of a stream, or a whole answer."""
 
     model: str | None = None

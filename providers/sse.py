@@ -79,12 +79,12 @@ class _Pending:
         begun = bool(self.data or self.event)
         if begun:  # the line end before this text counts towards a blank line
             text = b"\n" + text
+        careful = len(text) > MAX_LINE
+        if not (begun or careful):
+            plain, text = _plain(text)
+            frames += [Frame("message", data) for data in plain]
         blocks = text.split(b"\n\n")
         tail = blocks.pop()
-        careful = len(text) > MAX_LINE
-        if len(blocks) > 1 and not (begun or careful) and _all_plain(text, len(blocks), tail):
-            frames += [Frame("message", block[6:]) for block in blocks]
-            blocks = []
         for block in blocks:
             if block.startswith(b"data: ") and b"\n" not in block and not (begun or careful):
                 frames.append(Frame("message", block[6:]))
@@ -127,13 +127,15 @@ class _Pending:
         self.forget()
 
 
-def _all_plain(text: bytes, blocks: int, tail: bytes) -> bool:
-    """Whether each of a text's blocks is one line of data: a look at all together is quicker than
-    at each."""
-    begun = text.count(b"\n\ndata: ") - tail.startswith(b"data: ")
-    lines = text.count(b"\n") - tail.count(b"\n")
-    plain = begun == blocks - 1 and lines == 2 * blocks and b"\n\n\n" not in text
-    return plain and text.startswith(b"data: ")
+def _plain(text: bytes) -> tuple[list[bytes], bytes]:
+    """The data of a text's events, where each is one line of data and nothing else, and the text
+    behind them; else none, and all of it. To look at all together is quicker than at each."""
+    end = text.rfind(b"\n\n") + 2
+    if end > 2 and text.startswith(b"data: "):
+        found = text[6 : end - 2].split(b"\n\ndata: ")
+        if text.count(b"\n", 0, end) == 2 * len(found):
+            return found, text[end:]
+    return [], text
 
 
 def _without_bom(chunks: Iterator[bytes]) -> Iterator[bytes]:

@@ -1,8 +1,9 @@
 """What a call costs, counted: how many functions the interpreter calls for it, Python's and C's, in
 all threads. A count says the same on a busy machine, which no timing does.
 
-In a process of its own, without gunicorn (whose part doesn't change with our code): the whole app
-with a key, limits, a budget, the ledger and metrics, and an upstream that answers fixed bytes.
+In a process of its own: a worker as gunicorn runs it, with the whole app, a key, limits, a budget,
+the ledger, metrics and log lines, and an upstream that answers fixed bytes. Without gevent, whose
+part is C for the most, and which would leave nothing to count in threads.
 
     python -m tests.costs             # count, as JSON
     python -m tests.costs --record    # and write it down, for tests/test_costs.py
@@ -18,16 +19,21 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from werkzeug.test import create_environ
+from gunicorn.config import Config
+
+from heads import Requests
+from worker import Worker
 
 RECORD = Path(__file__).with_name("costs.json")
 CALLS, WARM_UP = 100, 20
 FEW_EVENTS, MANY_EVENTS = 10, 110
+SLOW_CALLS, SLOW_EVENTS, SLOW_S = 5, 40, 0.004
 FACES = {"openai": "/v1/completions", "native": "/api/v1/completions"}
 
 
@@ -53,7 +59,14 @@ class Upstream:
                     if field.startswith(b"content-length:"):
                         length = int(field.partition(b":")[2])
                 lines.read(length)
-                client.sendall(self._answers[line.split(b"/")[1]])
+                name = line.split(b"/")[1]
+                answer = self._answers[name]
+                if name == b"slow":
+                    *pieces, answer = answer.split(b"\n\n")
+                    for piece in pieces:
+                        client.sendall(piece + b"\n\n")
+                        time.sleep(SLOW_S)
+                client.sendall(answer)
 
 
 def answer(kind: str, body: str) -> bytes:
@@ -95,6 +108,7 @@ class Counted:
     def __init__(self, directory: Path) -> None:
         upstream = Upstream(
             {b"whole": WHOLE, b"few": streamed(FEW_EVENTS), b"many": streamed(MANY_EVENTS)}
+            | {b"slow": streamed(SLOW_EVENTS)}
         )
         self._count = itertools.count()
         threading.setprofile(self._called)  # before the app has threads
@@ -104,9 +118,9 @@ class Counted:
         from tests.test_app import make_key
 
         line, self._key = make_key(requests_per_minute=10**9, tokens_per_hour=10**9, budget_usd=1e6)
-        names = ("whole", "few", "many")
+        names = ("whole", "few", "many", "slow")
         origin = f"http://127.0.0.1:{upstream.port}"
-        self._app = create_app(
+        app = create_app(
             Settings(
                 keys=line,
                 keys_file=directory / "keys.jsonl",
@@ -118,6 +132,11 @@ class Counted:
                 prices={f"{n}/m": {"input_per_mtok": 1.0, "output_per_mtok": 2.0} for n in names},
             )
         )
+        self._config = Config()
+        self._config.set("http_parser", "python")  # as gunicorn.conf.py has it
+        vars(self._config).update({n: found.get() for n, found in self._config.settings.items()})
+        self._worker = Worker(1, 1, [], None, 30, self._config, None)
+        self._worker.wsgi = app
         for handler in logging.getLogger().handlers:  # its lines are shown to nobody
             handler.setStream(Nowhere())  # type: ignore[attr-defined]
 
@@ -125,35 +144,40 @@ class Counted:
         if event in ("call", "c_call"):
             next(self._count)
 
-    def of_a_call(self, path: str, model: str, *, stream: bool) -> float:
+    def of_a_call(self, path: str, model: str, *, stream: bool, calls: int = CALLS) -> float:
         """How many functions are called for one, on average."""
         body = {"model": f"{model}/m", "prompt": "Write a haiku:", "max_tokens": 100}
-        headers = {"Authorization": f"Bearer {self._key}"}
-        environs = [
-            create_environ(path, method="POST", json=body | {"stream": stream}, headers=headers)
-            for _ in range(WARM_UP + CALLS)
-        ]
-        for environ in environs[:WARM_UP]:
-            self._ask(environ)
-        sys.setprofile(self._called)
-        first = next(self._count)
-        for environ in environs[WARM_UP:]:
-            self._ask(environ)
-        last = next(self._count)
-        sys.setprofile(None)
-        return (last - first) / CALLS
+        content = json.dumps(body | {"stream": stream})
+        request = (
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nAuthorization: Bearer {self._key}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n{content}"
+        ).encode()
+        client, server = socket.socketpair()
+        with client, server:
+            parser = Requests(self._config, server, ("127.0.0.1", 50000))
+            for _ in range(min(calls, WARM_UP)):
+                self._ask(parser, client, server, request)
+            sys.setprofile(self._called)
+            first = next(self._count)
+            for _ in range(calls):
+                self._ask(parser, client, server, request)
+            last = next(self._count)
+            sys.setprofile(None)
+        return (last - first) / calls
 
-    def _ask(self, environ: dict[str, Any]) -> None:
-        statuses: list[str] = []
-        start: Callable[..., Any] = lambda status, *_: statuses.append(status)  # noqa: E731
-        response: Any = self._app.wsgi_app(environ, start)
-        answered = b"".join(response)
-        response.close()
-        assert statuses == ["200 OK"], answered
+    def _ask(
+        self, parser: Requests, client: socket.socket, server: socket.socket, request: bytes
+    ) -> None:
+        client.sendall(request)
+        found = next(parser)
+        self._worker.handle_request(("127.0.0.1", 8000), found, server, ("127.0.0.1", 50000))
+        answer = client.recv(1 << 20)
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n"), answer
 
 
 def count() -> dict[str, float]:
-    """What a unary call takes, and an event of a stream beyond that, at each face."""
+    """What a unary call takes, and beyond that an event of a stream, of many that come together and
+    of one that comes alone; at each face."""
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as directory:
         counted = Counted(Path(directory))
@@ -161,6 +185,8 @@ def count() -> dict[str, float]:
             found[f"{face} call"] = round(counted.of_a_call(path, "whole", stream=False))
             few, many = (counted.of_a_call(path, m, stream=True) for m in ("few", "many"))
             found[f"{face} event"] = round((many - few) / (MANY_EVENTS - FEW_EVENTS), 1)
+            slow = counted.of_a_call(path, "slow", stream=True, calls=SLOW_CALLS)
+            found[f"{face} event alone"] = round((slow - few) / (SLOW_EVENTS - FEW_EVENTS), 1)
     return found
 
 
