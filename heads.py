@@ -64,6 +64,7 @@ class Head(Request):
         return parsed
 
     def heed(self, fields: list[tuple[str, str]]) -> None:
+        """Those that say something of the connection; gunicorn's rules say who may."""
         scheme_state, seen, policy = [False], set[str](), self._peer_trusted_for_forwarded()
         for name, value in fields:
             self._apply_header_policy(name, value, scheme_state, seen, *policy)

@@ -59,8 +59,8 @@ def waits_first(sock: Any) -> bool:
 def received(sock: Any, size: int) -> bytes:
     """What came, after a wait for it, of a socket that `waits_first`. Its own `recv` tries before
     it waits, in vain where a peer is slower than we are: a tenth of what an event of a slow stream
-    costs. Raises as `recv`."""
-    sock._wait(sock._read_event)
+    costs. It knows no time limit. Raises as `recv`."""
+    sock.hub.wait(sock._read_event)
     try:
         data: bytes = sock._sock.recv(size)
     except BlockingIOError:  # it looked as if there were some

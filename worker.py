@@ -177,7 +177,8 @@ class Worker(GeventWorker):
             if since is not None and since < latest:
                 with contextlib.suppress(OSError):
                     if not unread(client):
-                        client.shutdown(socket.SHUT_RDWR)
+                        # Not SSLSocket's own: that drops its state under the reader's feet.
+                        socket.socket.shutdown(client, socket.SHUT_RDWR)
         return len(self.idle_since)
 
 
@@ -191,7 +192,10 @@ def at_once(kind: Any) -> Any:
         __slots__ = ()
 
         def sendall(self, data: bytes, flags: int = 0) -> None:
-            sent = self.send(data, flags)
+            try:
+                sent = self._sock.send(data, flags)
+            except BlockingIOError:
+                sent = 0
             if sent < len(data):
                 super().sendall(memoryview(data)[sent:], flags)
 

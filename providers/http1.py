@@ -234,7 +234,9 @@ class Chunked:
         at = self._left
         parts = [data[:at]] if at else []
         self._left = 0
-        while match := _PLAIN_CHUNK.match(data, at) or _CHUNK.match(data, at):
+        while len(data) - at > 2 and (
+            match := _PLAIN_CHUNK.match(data, at) or _CHUNK.match(data, at)
+        ):
             size, at = int(match[1], 16), match.end()
             if not size:
                 self._trailer = 0
