@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
@@ -30,6 +31,9 @@ CONNECTIONS: Final = 6
 """Of one process, beside the one that listens; small plans allow some twenty in all."""
 AT_ONCE: Final = 200
 """Scripts that are sent in one piece."""
+FEW, GATHER_S = 2, 0.001
+"""Where more than a few scripts were sent together the last time, others are waited for: a piece
+costs as much as the scripts in it."""
 LISTENER_CHECK_S: Final = 5
 """How often it is made sure that a connection on which nothing comes is one."""
 
@@ -196,7 +200,10 @@ class Together:
             self._wanted.wait()
             self._wanted.clear()
             while self._orders:
-                self._turn([self._orders.popleft() for _ in range(min(AT_ONCE, len(self._orders)))])
+                taken = min(AT_ONCE, len(self._orders))
+                self._turn([self._orders.popleft() for _ in range(taken)])
+                if taken > FEW:
+                    time.sleep(GATHER_S)
 
     def _turn(self, orders: list[Order]) -> None:
         try:
