@@ -48,4 +48,5 @@ def unread(sock: socket.socket) -> int:
 def shut(client: socket.socket) -> None:
     """Shut a socket down that may be closed already."""
     with contextlib.suppress(OSError):
-        client.shutdown(socket.SHUT_RDWR)
+        # Not SSLSocket's own: that drops its TLS state under the reader's feet.
+        socket.socket.shutdown(client, socket.SHUT_RDWR)

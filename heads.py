@@ -20,19 +20,13 @@ from gunicorn.http import wsgi
 from gunicorn.http.body import LengthReader
 from gunicorn.http.message import Request
 from gunicorn.http.parser import RequestParser
+from gunicorn.util import hop_headers
 
-TOKEN = r"[!#$%&'*+\-.^`|~0-9A-Za-z]+"  # noqa: S105 - but `_`, which gunicorn takes from some peers only
+NAME = r"[!#$%&'*+\-.^`|~0-9A-Za-z]+"  # no `_`, which gunicorn takes from some peers only
 VALUE = r"[^\x00-\x08\x0a-\x1f\x7f]*"
-FIELD = re.compile(rf"({TOKEN}):({VALUE})(?:\r\n|\Z)")
-FIELDS = re.compile(rf"(?:{TOKEN}:{VALUE}(?:\r\n|\Z))+")
-TOKENS, VALUES = re.compile(TOKEN), re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+FIELD = re.compile(rf"({NAME}):({VALUE})(?:\r\n|\Z)")
+FIELDS = re.compile(rf"(?:{NAME}:{VALUE}(?:\r\n|\Z))+")
 LINE = re.compile(rb"(GET|POST) ((?:/[a-zA-Z0-9_.-]+)+) HTTP/1\.1")
-HOP_BY_HOP = frozenset(
-    (
-        *("connection", "date", "keep-alive", "proxy-authenticate", "proxy-authorization"),
-        *("server", "te", "trailers", "transfer-encoding", "upgrade"),
-    )
-)
 CHUNK = b"%X\r\n%b\r\n"
 END = CHUNK + b"0\r\n\r\n"
 MOST_PEERS = 1000
@@ -101,7 +95,7 @@ class Requests(RequestParser):
 
     mesg_class = Head
 
-    def finish_body(self, deadline: Any = None, max_bytes: Any = None) -> bool:  # noqa: ARG002
+    def finish_body(self, deadline: Any = None, max_bytes: Any = None) -> bool:  # noqa: ARG002 - gunicorn's
         """The worker has taken what an endpoint left of it."""
         return True
 
@@ -116,9 +110,9 @@ class Answer(wsgi.Response):
         names = [name.lower() for name, _ in headers]
         if not (
             all(names)
-            and HOP_BY_HOP.isdisjoint(names)
-            and TOKENS.fullmatch("".join(names))
-            and VALUES.fullmatch("".join([value for _, value in headers]))
+            and hop_headers.isdisjoint(names)
+            and wsgi.TOKEN_RE.fullmatch("".join(names))
+            and wsgi.HEADER_VALUE_RE.fullmatch("".join([value for _, value in headers]))
         ):
             super().process_headers(headers)
             return

@@ -59,13 +59,17 @@ class Records:
             self._some.set()
 
     def catch_up(self) -> None:
-        """Tell of all that have ended by now."""
+        """Tell of all that have ended by now. One that can't be told costs the others nothing."""
         breath = Breath()
-        while self._ended:
+        while True:
             try:
-                self._tell(*self._ended.popleft())
-            except IndexError:  # another thread was quicker
+                ended = self._ended.popleft()
+            except IndexError:
                 return
+            try:
+                self._tell(*ended)
+            except Exception:
+                log.exception("what is told of a call that has ended is lost")
             breath.take()
 
     def _run(self) -> None:
@@ -73,10 +77,7 @@ class Records:
             self._some.wait()
             time.sleep(GATHER_S)
             self._some.clear()
-            try:
-                self.catch_up()
-            except Exception:
-                log.exception("what is told of a call that has ended is lost")
+            self.catch_up()
 
     def _tell(self, stream: Stream, outcome: Outcome, ended_at: float) -> None:
         count(self._metrics, stream, outcome)

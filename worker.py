@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import socket
 import time
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -20,12 +19,13 @@ from greenlet import GreenletExit
 from gunicorn.http import wsgi
 from gunicorn.workers.ggevent import GeventWorker
 
-from hangup import unread
+from breath import REST_S, Breath
+from hangup import shut, unread
 from heads import Answer, Requests
 
 FRESH_S = 1.0  # a new connection may be idle as much longer: its request may be on its way
 DRAIN_BODY_S, DRAIN_BODY_BYTES = 5.0, 16 * 1024 * 1024
-WORK_S, REST_S = 0.005, 0.0005
+THREADED = {"wsgi.multithread": True}
 NO_TIMEOUT = contextlib.nullcontext()
 
 
@@ -38,7 +38,6 @@ class Worker(GeventWorker):
         super().__init__(*args, **kwargs)
         # By socket: when its last request ended; None while one is being served.
         self.idle_since: dict[Any, float | None] = {}
-        self._environ: dict[str, Any] = {}  # what each request's has, when there is one
         self._below = "SCRIPT_NAME" in self.cfg.env_orig | self.cfg.env
 
     def init_process(self) -> None:
@@ -82,8 +81,7 @@ class Worker(GeventWorker):
             if answer is None or not answer.headers_sent:
                 raise
             self.log.exception("Error handling request")  # and a second answer would spoil it
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+            shut(sock)
             raise StopIteration from None
         finally:
             self.finish(req, sock)
@@ -108,15 +106,13 @@ class Worker(GeventWorker):
         if unusual or req.proxy_protocol_info or req._expected_100_continue:
             ask = (req, sock, addr, listener, self.cfg)
             answer, environ = wsgi.create(*ask, response_class=Answer)
-            return answer, environ | {"wsgi.multithread": True}
-        if not self._environ:
-            self._environ = wsgi.base_environ(self.cfg) | {"wsgi.multithread": True}
+            return answer, environ | THREADED
         for name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             if (value := fields.pop(f"HTTP_{name}", None)) is not None:
                 fields[name] = value
         major, minor = req.version
         return Answer(req, sock, self.cfg), {
-            **self._environ,
+            **self.base_environ,
             **fields,
             "wsgi.input": req.body,
             "wsgi.url_scheme": req.scheme,
@@ -133,6 +129,12 @@ class Worker(GeventWorker):
             "REMOTE_PORT": str(addr[1]),
         }
 
+    @cached_property
+    def base_environ(self) -> dict[str, Any]:
+        """What is the same for each request."""
+        found: dict[str, Any] = wsgi.base_environ(self.cfg)
+        return found | THREADED
+
     def finish(self, req: Any, client: Any) -> None:
         """Make the connection ready for its next request."""
         if not req.should_close() and not self.drained(req, client):
@@ -146,7 +148,7 @@ class Worker(GeventWorker):
         Whether that was all; else the connection can't serve another request."""
         if isinstance(request.body, io.BytesIO):
             return True
-        room, rest_at = DRAIN_BODY_BYTES, 0.0
+        room, breath = DRAIN_BODY_BYTES, Breath()
         if request.body.failed:
             return False
         if getattr(request.body.reader, "length", None) == 0:
@@ -159,9 +161,7 @@ class Worker(GeventWorker):
                     if not data:
                         return True
                     room -= len(data)
-                    if (now := time.monotonic()) > rest_at:
-                        time.sleep(REST_S)
-                        rest_at = now + WORK_S
+                    breath.take()
         except Exception:  # noqa: BLE001 - whatever is wrong with it, it is the last request on this connection
             return False
         finally:
@@ -177,8 +177,7 @@ class Worker(GeventWorker):
             if since is not None and since < latest:
                 with contextlib.suppress(OSError):
                     if not unread(client):
-                        # Not SSLSocket's own: that drops its state under the reader's feet.
-                        socket.socket.shutdown(client, socket.SHUT_RDWR)
+                        shut(client)
         return len(self.idle_since)
 
 

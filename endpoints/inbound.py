@@ -78,7 +78,7 @@ class Request(flask.Request):
 
 
 def current() -> Request:
-    found: Request = current_request()  # type: ignore[assignment]
+    found: Request = current_request()  # type: ignore[assignment]  # App.request_class
     return found
 
 

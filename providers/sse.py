@@ -76,22 +76,15 @@ class _Pending:
         if self.pieces:
             text = b"".join((*self.pieces, text))
             self.pieces, self.unfinished = [], 0
-        begun = bool(self.data or self.event)
-        if begun:  # the line end before this text counts towards a blank line
+        if self.data or self.event:  # the line end before this text counts towards a blank line
             text = b"\n" + text
-        careful = len(text) > MAX_LINE
-        if not (begun or careful):
+        elif len(text) <= MAX_LINE:
             plain, text = _plain(text)
             frames += [Frame("message", data) for data in plain]
-        blocks = text.split(b"\n\n")
-        tail = blocks.pop()
+        *blocks, tail = text.split(b"\n\n")
         for block in blocks:
-            if block.startswith(b"data: ") and b"\n" not in block and not (begun or careful):
-                frames.append(Frame("message", block[6:]))
-            else:
-                self.take(block.split(b"\n"))
-                self.dispatch(frames)
-                begun = False
+            self.take(block.split(b"\n"))
+            self.dispatch(frames)
         if tail:
             *lines, rest = tail.split(b"\n")
             self.take(lines)

@@ -137,8 +137,9 @@ class Counted:
         vars(self._config).update({n: found.get() for n, found in self._config.settings.items()})
         self._worker = Worker(1, 1, [], None, 30, self._config, None)
         self._worker.wsgi = app
-        for handler in logging.getLogger().handlers:  # its lines are shown to nobody
-            handler.setStream(Nowhere())  # type: ignore[attr-defined]
+        [handler] = logging.getLogger().handlers
+        assert isinstance(handler, logging.StreamHandler)
+        handler.setStream(Nowhere())  # its lines are shown to nobody
 
     def _called(self, _frame: FrameType, event: str, _argument: object) -> None:
         if event in ("call", "c_call"):
