@@ -21,7 +21,7 @@ test: $(READY_DEV)
 	$(BIN)/pytest $(PYTEST_FLAGS)
 
 soak: $(READY_DEV)
-	$(BIN)/python -m tests.soak $(SOAK_FLAGS)
+	$(BIN)/python -m tests.support.soak $(SOAK_FLAGS)
 
 bench: $(READY_DEV)
 	$(BIN)/python -m bench $(BENCH_FLAGS)

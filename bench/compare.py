@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.machine import BENCH, Upstream, cpu, gateway, load, memory
-from tests.daemons import CantRunError
-from tests.live import free_port
-from tests.redis_server import RedisServer
+from tests.support.daemons import CantRunError
+from tests.support.redis_server import RedisServer
+from tests.support.servers import free_port
 
 SCENARIOS: dict[str, tuple[int, float, float, dict[str, Any]]] = {
     "unary": (32, 4, 1, {}),

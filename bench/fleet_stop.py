@@ -19,11 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench.stop_latency import show
-from tests import fake as fp
-from tests.calls import BEGUN, EVENT, ask, closed_after
-from tests.fake import FakeProvider
-from tests.fleets import stop, untroubled
-from tests.raw_client import RawClient
+from tests.support import fake as fp
+from tests.support.calls import BEGUN, EVENT, ask, closed_after
+from tests.support.fake import FakeProvider
+from tests.support.fleets import stop, untroubled
+from tests.support.raw_client import RawClient
 
 PHASES = {
     "before headers": [fp.hold()],

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.machine import PROMPT, Upstream, cpu, gateway, memory
-from tests.live import Server
+from tests.support.servers import Server
 
 COUNTS = (10, 100, 1000, 5000)
 STOPS = 60

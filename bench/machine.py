@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.live import Server, free_port
+from tests.support.servers import Server, free_port
 
 BENCH = ROOT / "bench"
 PROMPT = {"prompt": "Write a haiku about programming:", "max_tokens": 100, "temperature": 0.8}

@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench.machine import Upstream, build
-from tests.fake import blackhole
-from tests.live import Server
+from tests.support.fake import blackhole
+from tests.support.servers import Server
 
 PHASES = {
     "connecting": {"model": "dead/m"},

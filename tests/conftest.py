@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
-from tests.daemons import CantRunError
-from tests.fake import FakeProvider
-from tests.live import UNTROUBLED, Server, fake_rows, make_key, settings_files
-from tests.postgres import Postgres
-from tests.redis_server import RedisServer
+from tests.support.daemons import CantRunError
+from tests.support.fake import FakeProvider
+from tests.support.pace import scaled, set_pace
+from tests.support.postgres import Postgres
+from tests.support.redis_server import RedisServer
+from tests.support.servers import UNTROUBLED, Server, fake_rows, make_key, settings_files
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -26,16 +27,25 @@ if TYPE_CHECKING:
 MEMORY, ROOM = Path("/dev/shm"), 2 << 30
 
 
-def pytest_configure() -> None:
-    """Temporary files lie in memory where it can hold them: hundreds of databases are synced to
-    their disk, and a disk that others keep busy for minutes is not what is tested."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Measure the machine's pace once, and put temporary files into memory where it has room.
+
+    Hundreds of databases are synced to their disk, and a slow disk is not what is tested.
+    """
+    set_pace(config.getoption("numprocesses", None) or 1)
     free = shutil.disk_usage(MEMORY).free if os.access(MEMORY, os.W_OK | os.X_OK) else 0
     if "TMPDIR" not in os.environ and free > ROOM:
         os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
 
-# So that what they assert shows its values, as in a test.
-pytest.register_assert_rewrite("tests.books", "tests.proofs", "tests.fleet_proofs")
+def pytest_report_header() -> str:
+    return f"machine's pace: {scaled(1):g} (bounds on times are multiplied by it)"
+
+
+# Failed assertions in these helpers show their values, as those in a test do.
+pytest.register_assert_rewrite(
+    "tests.support.books", "tests.support.proofs", "tests.support.fleet_proofs"
+)
 
 
 @pytest.fixture(scope="session")

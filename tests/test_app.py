@@ -29,9 +29,9 @@ from config import Settings
 from errors import UpstreamError
 from gateway import Gateway
 from keys import new_row
+from tests.support.paths import ROOT
 from tests.test_gateway import ROWS, Scripted, play
 
-ROOT = Path(__file__).parent.parent
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 PRICES = {"sim/m": {"input_per_mtok": 1, "output_per_mtok": 2}}
 
@@ -101,21 +101,21 @@ PROMPT = {"prompt": "Hi", "model": "sim/m"}
 
 
 @pytest.mark.parametrize("sent", ["r-1", "a" * 128, "A.b_c:d-9"])
-def test_an_id_that_looks_like_one_is_kept(site: Site, sent: str) -> None:
+def test_a_valid_request_id_header_is_kept(site: Site, sent: str) -> None:
     for path in ("/", "/nothing", "/api/v1/models"):
         answer = site.client.get(path, headers={"X-Request-ID": sent})
         assert answer.headers["X-Request-ID"] == sent
 
 
 @pytest.mark.parametrize("sent", [None, "", "a b", "a" * 129, "\u00e9", "a/b", "a;b"])
-def test_any_other_is_replaced(site: Site, sent: str | None) -> None:
+def test_a_missing_or_invalid_request_id_is_replaced(site: Site, sent: str | None) -> None:
     headers = {} if sent is None else {"X-Request-ID": sent}
     first, second = (site.client.get("/", headers=headers).headers["X-Request-ID"] for _ in "ab")
     assert first != second
     assert re.fullmatch(UUID, first)
 
 
-def test_an_error_s_body_and_header_name_the_same_request(site: Site) -> None:
+def test_the_body_and_header_of_an_error_name_the_same_request(site: Site) -> None:
     answer = site.client.get("/nothing")
     assert answer.json is not None
     assert answer.json["request_id"] == answer.headers["X-Request-ID"]
@@ -135,7 +135,7 @@ def test_an_error_s_body_and_header_name_the_same_request(site: Site) -> None:
         ("PUT", "/v1/completions", 405, "method_not_allowed", {"POST", "OPTIONS"}),
     ],
 )
-def test_what_isn_t_there_or_isn_t_taken_is_an_error_as_any_other(
+def test_unknown_paths_and_wrong_methods_are_answered_with_a_json_error(
     site: Site, method: str, path: str, status: int, code: str, allow: set[str] | None
 ) -> None:
     answer = site.client.open(path, method=method)
@@ -150,7 +150,7 @@ def test_what_isn_t_there_or_isn_t_taken_is_an_error_as_any_other(
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/nothing", "/v1/models/none/such"])
-def test_the_openai_face_has_errors_of_its_own(site: Site, path: str) -> None:
+def test_errors_on_openai_paths_have_the_openai_shape(site: Site, path: str) -> None:
     answer = site.get(path)
     assert answer.json is not None
     assert set(answer.json) == {"error"}
@@ -171,7 +171,7 @@ def test_a_long_path_is_not_repeated_in_full(site: Site) -> None:
         (UpstreamError("It broke."), 502, "provider_error"),
     ],
 )
-def test_what_an_endpoint_raises_is_told_as_ours_and_a_defect_only_by_its_id(
+def test_an_exception_in_an_endpoint_becomes_an_error_without_its_details(
     site: Site,
     caplog: pytest.LogCaptureFixture,
     failure: Exception,
@@ -195,7 +195,7 @@ def test_what_an_endpoint_raises_is_told_as_ours_and_a_defect_only_by_its_id(
         assert record.exc_info is not None
 
 
-def test_an_http_error_without_words_says_its_name(site: Site) -> None:
+def test_an_http_error_without_a_description_gives_its_name(site: Site) -> None:
     site.app.add_url_rule("/fail", view_func=lambda: abort(400, description=""))
     answer = site.client.get("/fail")
     assert answer.json is not None
@@ -241,7 +241,7 @@ def carried(record: logging.LogRecord) -> dict[str, Any]:
         ("/api/v1/models", "INFO", 401, "unauthorized"),
     ],
 )
-def test_a_request_is_a_line(
+def test_each_request_is_one_line_of_the_access_log(
     site: Site, lines: list[logging.LogRecord], path: str, level: str, status: int, code: str | None
 ) -> None:
     site.client.get(path, headers={"X-Request-ID": "r-1"})
@@ -254,7 +254,7 @@ def test_a_request_is_a_line(
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_call_is_one_line_written_when_it_is_settled(
+def test_each_call_is_one_line_of_the_access_log_with_its_usage(
     site: Site, lines: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     play(monkeypatch, hello())
@@ -281,7 +281,7 @@ def test_a_call_is_one_line_written_when_it_is_settled(
     }
 
 
-def test_a_call_that_failed_says_why(
+def test_the_log_line_of_a_failed_call_has_its_code_and_end_reason(
     site: Site, lines: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, Scripted(UpstreamError("It broke.", upstream_status=500)))
@@ -292,7 +292,7 @@ def test_a_call_that_failed_says_why(
     assert told == (502, "provider_error", "provider_error", None)
 
 
-def test_a_call_that_was_never_admitted_is_a_plain_line(
+def test_a_call_with_an_invalid_body_is_logged_as_a_plain_request(
     site: Site, lines: list[logging.LogRecord]
 ) -> None:
     site.post({"prompt": ""})
@@ -317,7 +317,7 @@ def test_nothing_that_is_logged_is_a_key_a_prompt_or_an_answer(
 # Sockets, settings
 
 
-def test_the_client_s_time_is_bounded_while_its_request_lasts(
+def test_the_client_socket_has_a_timeout_only_during_a_request(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, client = socket.socketpair()
@@ -339,7 +339,7 @@ def test_the_client_s_time_is_bounded_while_its_request_lasts(
     assert answer.status_code == 200
 
 
-def test_a_client_that_is_gone_when_its_answer_is_ready_troubles_nobody(site: Site) -> None:
+def test_a_client_socket_closed_before_the_answer_causes_no_error(site: Site) -> None:
     server, client = socket.socketpair()
 
     def lose() -> str:
@@ -353,14 +353,14 @@ def test_a_client_that_is_gone_when_its_answer_is_ready_troubles_nobody(site: Si
         assert answer.status_code == 200
 
 
-def test_warnings_of_the_configuration_are_said_at_start(
+def test_configuration_warnings_are_logged_at_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_app(tmp_path, monkeypatch, warnings=("Mind the gap.",))
     assert "Mind the gap." in [record.getMessage() for record in caplog.records]
 
 
-def test_the_logging_is_set_up_as_the_settings_say(
+def test_logging_is_configured_from_the_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, str]] = []
@@ -369,7 +369,7 @@ def test_the_logging_is_set_up_as_the_settings_say(
     assert asked == [("text", "error")]
 
 
-def test_without_settings_it_reads_the_environment(
+def test_create_app_without_settings_reads_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logs, "configure", lambda *_: None)
@@ -379,16 +379,16 @@ def test_without_settings_it_reads_the_environment(
     assert settings.default_model == "local/other"
 
 
-def test_the_operator_s_commands_are_there(site: Site) -> None:
+def test_the_keys_and_quickstart_commands_are_registered(site: Site) -> None:
     assert {"keys", "quickstart"} <= set(site.app.cli.commands)
 
 
-def test_the_root_says_what_this_is(site: Site) -> None:
+def test_the_root_path_answers_with_name_version_and_docs(site: Site) -> None:
     answer = site.client.get("/")
     assert answer.json == {"name": "sluice", "version": "0.1.0", "docs": "docs/api.md"}
 
 
-def test_expired_keys_for_the_endpoints_tests_are_made_so() -> None:
+def test_make_key_sets_the_expires_and_disabled_fields() -> None:
     line, _ = make_key(expires=datetime(2099, 1, 1, tzinfo=UTC))
     assert json.loads(line)["expires"] == "2099-01-01T00:00:00Z"
     line, _ = make_key(expires=timedelta(days=1), disabled=True)
@@ -412,7 +412,7 @@ ORIGIN = "https://app.example"
     ],
 )
 @pytest.mark.parametrize("path", ["/api/v1/completions", "/v1/completions", "/nothing"])
-def test_pages_of_the_allowed_origins_may_call_and_no_others(
+def test_cors_headers_are_sent_to_allowed_origins_only(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     origins: tuple[str, ...],
@@ -460,11 +460,11 @@ def from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.Mo
 
 
 @pytest.mark.usefixtures("from_the_start")
-def test_the_entry_point_has_an_app() -> None:
+def test_wsgi_py_has_a_flask_app() -> None:
     assert isinstance(runpy.run_path(str(ROOT / "wsgi.py"))["app"], Flask)
 
 
-def test_a_configuration_that_can_t_be_used_is_one_line_and_a_status_that_ends_gunicorn(
+def test_wsgi_py_exits_with_status_4_and_one_line_on_an_invalid_setting(
     from_the_start: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from_the_start.setattr("os.environ", {"PORT": "high"})
@@ -475,7 +475,7 @@ def test_a_configuration_that_can_t_be_used_is_one_line_and_a_status_that_ends_g
 
 
 @pytest.mark.parametrize(("environ", "port"), [({}, 8000), ({"PORT": "8123"}, 8123)])
-def test_it_serves_on_the_loopback_when_it_is_run(
+def test_wsgi_py_serves_on_the_loopback_address_when_run_directly(
     from_the_start: pytest.MonkeyPatch, environ: dict[str, str], port: int
 ) -> None:
     asked: list[dict[str, Any]] = []
@@ -488,7 +488,7 @@ def test_it_serves_on_the_loopback_when_it_is_run(
 # What the app does without (endpoints/inbound.py)
 
 
-def test_there_are_no_hooks_but_the_app_s_own(site: Site) -> None:
+def test_flask_has_no_request_hooks_but_those_of_the_app(site: Site) -> None:
     """Its way through a request looks for no others."""
     app = site.app
     assert set(app.before_request_funcs) | set(app.after_request_funcs) == {None}

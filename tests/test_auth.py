@@ -27,8 +27,8 @@ import keys
 from auth import KeyStore
 from errors import SluiceError
 from keys import LATER_FIELDS, Key, KeyFileError, Limits
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 ALL_FIELDS = [
     "id", "name", "hash", "created", "expires", "disabled",
     "tier", "requests_per_minute", "tokens_per_hour", "budget_usd", "budget_period",
@@ -81,7 +81,9 @@ def test_a_created_key_is_found_by_its_text_alone(store: KeyStore, path: Path) -
     assert store.find(secret + "x" * 1_000_000) is None
 
 
-def test_the_file_holds_the_documented_shape_and_no_secret(store: KeyStore, path: Path) -> None:
+def test_the_key_file_holds_the_documented_fields_and_no_secret(
+    store: KeyStore, path: Path
+) -> None:
     key, secret = store.create(
         "ci", expires=timedelta(days=30), models=("openai/*", "local/*"), tier="standard"
     )
@@ -99,7 +101,7 @@ def test_the_file_holds_the_documented_shape_and_no_secret(store: KeyStore, path
     assert key.hash not in repr(key)
 
 
-def test_the_file_and_its_lock_are_the_owners_alone(store: KeyStore, path: Path) -> None:
+def test_the_key_file_and_its_lock_have_mode_0600(store: KeyStore, path: Path) -> None:
     old = os.umask(0)
     try:
         store.create("a")
@@ -110,7 +112,7 @@ def test_the_file_and_its_lock_are_the_owners_alone(store: KeyStore, path: Path)
     assert sorted(file.name for file in path.parent.iterdir()) == ["keys.jsonl", "keys.jsonl.lock"]
 
 
-def test_disable_enable_delete(store: KeyStore) -> None:
+def test_a_key_can_be_disabled_enabled_and_deleted(store: KeyStore) -> None:
     key, secret = store.create("a")
     other, other_secret = store.create("b")
     assert store.update("a", disabled=True).status == "disabled"
@@ -132,7 +134,7 @@ def test_expiry_is_looked_at_on_each_find(store: KeyStore, monkeypatch: pytest.M
     assert key.status == "expired"
 
 
-def test_expiry_can_be_an_instant_of_any_zone(store: KeyStore) -> None:
+def test_expiry_may_be_given_in_any_time_zone(store: KeyStore) -> None:
     instant = datetime(2100, 1, 1, 2, 0, 0, 999, tzinfo=timezone(timedelta(hours=2)))
     key, _ = store.create("a", expires=instant)
     assert key.expires == datetime(2100, 1, 1, tzinfo=UTC)
@@ -170,7 +172,9 @@ def test_expiry_can_be_an_instant_of_any_zone(store: KeyStore) -> None:
         ({"budget_period": "day"}, "without a budget"),
     ],
 )
-def test_create_refuses(store: KeyStore, path: Path, arguments: dict[str, Any], word: str) -> None:
+def test_create_refuses_invalid_terms_and_leaves_the_file_unchanged(
+    store: KeyStore, path: Path, arguments: dict[str, Any], word: str
+) -> None:
     store.create("taken")
     before = path.read_bytes()
     with pytest.raises(KeyFileError) as caught:
@@ -180,7 +184,7 @@ def test_create_refuses(store: KeyStore, path: Path, arguments: dict[str, Any], 
     assert path.read_bytes() == before
 
 
-def test_unknown_and_ambiguous_names(store: KeyStore, path: Path) -> None:
+def test_unknown_and_ambiguous_key_names_are_refused(store: KeyStore, path: Path) -> None:
     one, two = a_row(), a_row()
     write(path, one, two)
     for change in (store.get, store.delete, lambda name: store.update(name, disabled=True)):
@@ -209,7 +213,9 @@ def test_unknown_and_ambiguous_names(store: KeyStore, path: Path) -> None:
         (["*a" * 40], "a" * 5_000 + "b", False),
     ],
 )
-def test_allows(globs: list[str], model: str, allowed: bool) -> None:
+def test_a_key_allows_only_models_that_match_its_globs(
+    globs: list[str], model: str, allowed: bool
+) -> None:
     assert auth.allows(keys.read_row(a_row(models=globs)), model) is allowed
 
 
@@ -229,7 +235,7 @@ def test_allows(globs: list[str], model: str, allowed: bool) -> None:
         ({"tier": "enterprise", "tokens_per_hour": 10**30}, (500, 10**12)),
     ],
 )
-def test_limits_are_the_tiers_or_the_keys_own(
+def test_limits_come_from_the_tier_unless_the_key_sets_its_own(
     fields: dict[str, Any], expected: tuple[int | None, int | None]
 ) -> None:
     assert keys.read_row(a_row(**fields)).limits == Limits(*expected)
@@ -259,7 +265,7 @@ def test_a_budget_in_nano_dollars_is_exact(usd: float | None, nano: int | None) 
     assert type(found) is type(nano)
 
 
-def test_a_change_of_the_terms_keeps_what_is_not_named(store: KeyStore, path: Path) -> None:
+def test_an_update_keeps_the_terms_not_named(store: KeyStore, path: Path) -> None:
     store.create("mine", models=("local/*",), tier="free", budget_usd=5.0, budget_period="day")
     (before,) = rows_of(path)
     store.update("mine", tier="standard", requests_per_minute=0)
@@ -280,7 +286,7 @@ def test_a_change_of_the_terms_keeps_what_is_not_named(store: KeyStore, path: Pa
 # The previous version's file
 
 
-def test_a_file_of_the_previous_version_is_read_with_nothing_lost(path: Path) -> None:
+def test_a_key_file_of_the_previous_version_is_read_completely(path: Path) -> None:
     path.write_bytes(PREVIOUS.read_bytes())
     store = KeyStore(path)
     rows = [json.loads(line) for line in PREVIOUS.read_text().splitlines() if line]
@@ -317,7 +323,7 @@ def keys_own(key: Key, name: str) -> Any:
         (6, lambda store: store.update("büro", budget_usd=7.5)),
     ],
 )
-def test_a_change_keeps_the_bytes_of_the_previous_version_s_lines(
+def test_an_update_keeps_the_other_lines_of_a_previous_version_file(
     store: KeyStore, path: Path, at: int, change: Callable[[KeyStore], Key]
 ) -> None:
     path.write_bytes(PREVIOUS.read_bytes())
@@ -332,7 +338,7 @@ def test_a_change_keeps_the_bytes_of_the_previous_version_s_lines(
     assert store.get(key.id) == key
 
 
-def test_other_unknown_fields_are_kept(store: KeyStore, path: Path) -> None:
+def test_an_update_keeps_the_unknown_fields_of_a_key(store: KeyStore, path: Path) -> None:
     own = {"budget_owner": "x", "period": 1, "team": 2, "budget_perod": 3}
     write(path, a_row(**own))
     assert len(store.all()) == 1, "where the field is there, its neighbour is no misspelling"
@@ -383,7 +389,7 @@ BROKEN: list[tuple[object, str]] = [
 
 
 @pytest.mark.parametrize(("line", "what"), BROKEN)
-def test_a_broken_line_is_named_by_number_and_skipped(
+def test_a_broken_key_line_is_skipped_and_reported_by_number(
     path: Path, caplog: pytest.LogCaptureFixture, line: object, what: str
 ) -> None:
     good, later = a_row(name="good"), a_row(name="later")
@@ -400,14 +406,14 @@ def test_a_broken_line_is_named_by_number_and_skipped(
     assert caplog.records[0].name == "sluice.auth"
 
 
-def test_bytes_that_are_not_utf8_are_a_broken_line(path: Path) -> None:
+def test_a_key_line_that_is_not_utf8_is_skipped(path: Path) -> None:
     path.write_bytes(b'{"name":"\xff"}\n' + json.dumps(a_row()).encode())
     store = KeyStore(path)
     assert store.problems() == ["keys.jsonl line 1 is skipped: not JSON"]
     assert len(store.all()) == 1
 
 
-def test_of_two_lines_with_one_id_or_hash_the_first_counts(path: Path) -> None:
+def test_the_first_of_two_key_lines_with_equal_id_or_hash_counts(path: Path) -> None:
     first = a_row(name="first")
     write(path, first, a_row(id=first["id"]), a_row(hash=first["hash"]))
     store = KeyStore(path)
@@ -418,7 +424,9 @@ def test_of_two_lines_with_one_id_or_hash_the_first_counts(path: Path) -> None:
     ]
 
 
-def test_a_change_leaves_every_other_line_and_unknown_fields(store: KeyStore, path: Path) -> None:
+def test_a_key_change_leaves_other_lines_and_unknown_fields_alone(
+    store: KeyStore, path: Path
+) -> None:
     mine = a_row(name="mine", later={"a": [1, 12345678901234567890123]}, budget_usd=2)
     other = '  {"odd" :  "spacing"}\t'
     write(path, other, mine, "", "{broken", "é")
@@ -433,7 +441,7 @@ def test_a_change_leaves_every_other_line_and_unknown_fields(store: KeyStore, pa
     assert path.read_text().splitlines()[:-1] == lines
 
 
-def test_a_file_from_an_editor_on_windows(path: Path, store: KeyStore) -> None:
+def test_a_key_file_with_a_bom_and_crlf_is_read_and_updated(path: Path, store: KeyStore) -> None:
     text = "\ufeff" + json.dumps(a_row(name="a")) + "\r\n" + json.dumps(a_row(name="b"))
     path.write_text(text, newline="")
     assert [key.name for key in store.all()] == ["a", "b"]
@@ -443,7 +451,7 @@ def test_a_file_from_an_editor_on_windows(path: Path, store: KeyStore) -> None:
     assert store.problems() == []
 
 
-def test_the_file_is_read_again_when_it_changes(
+def test_the_key_file_is_read_again_after_each_change(
     store: KeyStore, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert store.all() == []
@@ -463,7 +471,7 @@ def test_the_file_is_read_again_when_it_changes(
     assert [found.name for found in store.all()] == ["b"]
 
 
-def test_the_file_is_looked_at_four_times_a_second_at_most(
+def test_the_key_file_is_checked_at_most_four_times_a_second(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [1000.0]
@@ -476,13 +484,15 @@ def test_the_file_is_looked_at_four_times_a_second_at_most(
     assert store.find(secret) is not None
 
 
-def test_an_unchanged_file_is_not_read(store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unchanged_key_file_is_not_read_again(
+    store: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key, secret = store.create("a")
     monkeypatch.setattr(Path, "read_bytes", lambda _path: pytest.fail("read"))
     assert store.find(secret) == key
 
 
-def test_who_comes_during_a_look_has_the_keys_before_it(store: KeyStore) -> None:
+def test_find_uses_the_old_keys_while_the_key_file_is_being_checked(store: KeyStore) -> None:
     key, secret = store.create("a")
     with store._lock:
         assert store.find(secret) == key
@@ -511,7 +521,7 @@ def test_readers_never_miss_a_key_while_the_file_changes(store: KeyStore, path: 
     assert missed == []
 
 
-def test_while_the_file_cannot_be_read_the_keys_stay(
+def test_keys_stay_valid_while_the_key_file_cannot_be_read(
     store: KeyStore,
     path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -530,7 +540,7 @@ def test_while_the_file_cannot_be_read_the_keys_stay(
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
-def test_what_is_not_a_regular_file_is_neither_read_nor_replaced(
+def test_a_key_path_that_is_no_regular_file_is_not_read_or_replaced(
     path: Path, make: Callable[[Path], None]
 ) -> None:
     make(path)
@@ -542,7 +552,7 @@ def test_what_is_not_a_regular_file_is_neither_read_nor_replaced(
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_file_that_others_can_read_is_warned_of_once_and_closed_on_writing(
+def test_a_key_file_others_can_read_is_warned_about_once_then_set_to_0600(
     path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(auth, "LOOK_EVERY_S", 0)
@@ -617,12 +627,12 @@ def test_a_folder_that_cannot_be_synced_does_not_undo_the_change(
     assert store.find(secret) is not None
 
 
-def test_no_folder(tmp_path: Path) -> None:
+def test_create_in_a_missing_folder_raises_a_key_file_error(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match="No such file or directory"):
         KeyStore(tmp_path / "none" / "keys.jsonl").create("a")
 
 
-def test_a_link_stays_a_link(store: KeyStore, path: Path, tmp_path: Path) -> None:
+def test_a_symlinked_key_file_stays_a_symlink(store: KeyStore, path: Path, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     target = tmp_path / "real" / "k"
     path.symlink_to(target)
@@ -633,7 +643,7 @@ def test_a_link_stays_a_link(store: KeyStore, path: Path, tmp_path: Path) -> Non
     assert (tmp_path / "real" / "k.lock").exists()
 
 
-def test_the_files_owner_stays(
+def test_a_write_keeps_the_owner_of_the_key_file(
     store: KeyStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As root over a service's file: otherwise the service could no longer read it."""
@@ -671,7 +681,7 @@ with multiprocessing.get_context("fork").Pool(8) as pool:
 """
 
 
-def test_processes_that_write_at_once_lose_nothing(store: KeyStore, path: Path) -> None:
+def test_concurrent_writer_processes_lose_no_key(store: KeyStore, path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", WRITERS, path],
         cwd=ROOT,
@@ -688,7 +698,7 @@ def test_processes_that_write_at_once_lose_nothing(store: KeyStore, path: Path) 
 # SLUICE_KEYS
 
 
-def test_keys_of_the_variable_are_found_and_cannot_be_changed(
+def test_keys_of_sluice_keys_are_found_and_cannot_be_changed(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(auth, "LOOK_EVERY_S", 0)
@@ -710,7 +720,7 @@ def test_keys_of_the_variable_are_found_and_cannot_be_changed(
     assert store.all() == [fixed]
 
 
-def test_of_one_key_in_both_places_the_files_counts(store: KeyStore, path: Path) -> None:
+def test_the_key_file_overrides_an_equal_key_of_sluice_keys(store: KeyStore, path: Path) -> None:
     key, secret = store.create("a")
     both = KeyStore(path, store.line("a"))
     assert both.update("a", disabled=True).disabled
@@ -806,7 +816,7 @@ REFUSED: list[tuple[dict[str, str], bool]] = [
 
 
 @pytest.mark.parametrize(("headers", "key_sent"), REFUSED)
-def test_anything_else_is_refused_in_the_same_words(
+def test_missing_and_invalid_keys_answer_401_with_equal_bodies(
     client: FlaskClient, secret: str, headers: dict[str, str], key_sent: bool
 ) -> None:
     sent = {name: value.replace("KEY", secret) for name, value in headers.items()}
@@ -842,7 +852,9 @@ def test_options_needs_no_key(client: FlaskClient) -> None:
     assert client.options("/").json == {"name": None, "presented": None}
 
 
-def test_the_exchange_takes_x_api_key_alone(client: FlaskClient, secret: str) -> None:
+def test_the_key_exchange_accepts_only_the_x_api_key_header(
+    client: FlaskClient, secret: str
+) -> None:
     assert client.post("/x", headers={"X-API-Key": secret}).json == "laptop"
     both = {"X-API-Key": secret, "Authorization": "Bearer other"}
     assert client.post("/x", headers=both).json == "laptop"
@@ -854,7 +866,9 @@ def test_the_exchange_takes_x_api_key_alone(client: FlaskClient, secret: str) ->
     assert "invalid_token" in wrong.headers["WWW-Authenticate"]
 
 
-def test_without_login_required_there_is_no_current_key(client: FlaskClient, secret: str) -> None:
+def test_current_key_is_unauthorized_without_login_required(
+    client: FlaskClient, secret: str
+) -> None:
     assert client.get("/open", headers={"X-API-Key": secret}).status_code == 401
 
 
@@ -875,7 +889,7 @@ def test_a_key_made_in_code_has_the_defaults() -> None:
     assert auth.TIERS == ("free", "standard", "enterprise", "unlimited")
 
 
-def test_the_documented_table_of_tiers_is_the_tiers() -> None:
+def test_the_documented_table_of_tiers_matches_the_code() -> None:
     table = (ROOT / "docs/keys.md").read_text()
     for tier, (requests, tokens) in keys.LIMITS.items():
         shown = ("any" if limit is None else f"{limit:,}" for limit in (requests, tokens))

@@ -23,7 +23,7 @@ from config import Settings
 from keys import LIMITS
 from providers.rows import BUILT_IN
 from routing import Router
-from tests.commands import Commands
+from tests.support.commands import Commands
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_create_prints_the_key_alone_on_stdout(run: Runner, store: KeyStore) -> 
     assert len(result.output.splitlines()) == 2
 
 
-def test_create_json(run: Runner, store: KeyStore) -> None:
+def test_create_with_json_prints_all_fields_of_the_key(run: Runner, store: KeyStore) -> None:
     made = run.json(
         "create", "--name", "ci", "--expires", "30d", "--models", "openai/*, local/*",
         "--tier", "standard",
@@ -106,14 +106,16 @@ def test_create_json(run: Runner, store: KeyStore) -> None:
         ("2100-01-31T12:30:00+02:00", datetime(2100, 1, 31, 10, 30, tzinfo=UTC)),
     ],
 )
-def test_expires(run: Runner, text: str, expected: timedelta | datetime) -> None:
+def test_expires_takes_a_duration_or_a_date(
+    run: Runner, text: str, expected: timedelta | datetime
+) -> None:
     assert cli.keys.parse_expires(text) == expected
     run.ok("create", "--name", "a", "--expires", text)
 
 
 @pytest.mark.parametrize("text", ["", "30", "30y", "d", "-1d", "1.5d", "٣d", "1d1h", "tomorrow",
                                   "2100-02-30", "9999999d"])  # fmt: skip
-def test_expires_that_says_nothing(run: Runner, store: KeyStore, text: str) -> None:
+def test_create_refuses_an_invalid_expiry(run: Runner, store: KeyStore, text: str) -> None:
     assert "30d" in run.error("create", "--name", "a", f"--expires={text}")
     assert store.all() == []
 
@@ -162,12 +164,14 @@ def test_expires_that_says_nothing(run: Runner, store: KeyStore, text: str) -> N
         (["--budget-period", "day"], "without a budget"),
     ],
 )
-def test_create_refuses(run: Runner, store: KeyStore, arguments: list[str], word: str) -> None:
+def test_create_refuses_invalid_options(
+    run: Runner, store: KeyStore, arguments: list[str], word: str
+) -> None:
     assert word in run.error("create", "--name", "a", *arguments)
     assert store.all() == []
 
 
-def test_create_with_limits(run: Runner, store: KeyStore) -> None:
+def test_create_stores_the_limits_and_the_budget(run: Runner, store: KeyStore) -> None:
     made = run.json(
         "create", "--name", "a", "--tier", "free", "--requests-per-minute", "0",
         "--tokens-per-hour", "5000", "--budget", "0.1", "--budget-period", "month",
@@ -180,7 +184,7 @@ def test_create_with_limits(run: Runner, store: KeyStore) -> None:
     assert key.budget_nano == 100_000_000
 
 
-def test_change(run: Runner, store: KeyStore) -> None:
+def test_change_updates_only_the_given_fields_of_a_key(run: Runner, store: KeyStore) -> None:
     before, _ = store.create("a", tier="free", models=("local/*",), requests_per_minute=3)
     store.create("b")
     other = store.path.read_text().splitlines()[1]
@@ -216,7 +220,9 @@ def test_change(run: Runner, store: KeyStore) -> None:
         (["--models", ""], "openai/*"),
     ],
 )
-def test_change_refuses(run: Runner, store: KeyStore, arguments: list[str], word: str) -> None:
+def test_change_refuses_invalid_options(
+    run: Runner, store: KeyStore, arguments: list[str], word: str
+) -> None:
     store.create("a")
     before = store.path.read_bytes()
     assert word in run.error("change", "a", *arguments)
@@ -228,7 +234,7 @@ def test_two_keys_cannot_have_one_name(run: Runner) -> None:
     assert "already" in run.error("create", "--name", "a")
 
 
-def test_list(run: Runner, store: KeyStore) -> None:
+def test_list_shows_each_key_in_columns_without_its_secret(run: Runner, store: KeyStore) -> None:
     one, secret = store.create("laptop", models=("openai/*", "local/*"))
     two, _ = store.create("a-longer-name", expires=timedelta(days=1))
     store.update(two.id, disabled=True)
@@ -252,7 +258,7 @@ def test_list(run: Runner, store: KeyStore) -> None:
     assert "sha256" not in everything
 
 
-def test_list_shows_the_limits_that_hold_and_stays_narrow(run: Runner, store: KeyStore) -> None:
+def test_list_shows_the_effective_limits_within_100_columns(run: Runner, store: KeyStore) -> None:
     expires = datetime(2100, 1, 31, 12, tzinfo=UTC)
     store.create("free", tier="free", budget_usd=0.25, budget_period="month", expires=expires)
     store.create("own", tier="standard", requests_per_minute=0, budget_usd=5.0)
@@ -269,7 +275,7 @@ def test_list_shows_the_limits_that_hold_and_stays_narrow(run: Runner, store: Ke
     assert max(map(len, run.ok("list").splitlines())) <= 100
 
 
-def test_list_of_nothing(run: Runner) -> None:
+def test_list_without_keys_prints_a_hint_on_stderr(run: Runner) -> None:
     result = run("list")
     assert result.exit_code == 0
     assert result.stdout == ""
@@ -277,7 +283,7 @@ def test_list_of_nothing(run: Runner) -> None:
     assert run.json("list") == []
 
 
-def test_list_shows_what_is_wrong_with_the_file(run: Runner, store: KeyStore) -> None:
+def test_list_warns_of_invalid_lines_in_the_keys_file(run: Runner, store: KeyStore) -> None:
     store.create("a")
     store.path.write_text(store.path.read_text() + "{secret nonsense\n")
     result = run("list", "--json")
@@ -285,7 +291,7 @@ def test_list_shows_what_is_wrong_with_the_file(run: Runner, store: KeyStore) ->
     assert result.stderr == "Warning: keys.jsonl line 2 is skipped: not JSON\n"
 
 
-def test_show(run: Runner, store: KeyStore) -> None:
+def test_show_prints_a_key_without_its_secret(run: Runner, store: KeyStore) -> None:
     key, secret = store.create("a", models=("openai/*", "local/*"))
     lines = dict(line.split(None, 1) for line in run.ok("show", "a").splitlines())
     assert lines["id"] == key.id
@@ -300,7 +306,7 @@ def test_show(run: Runner, store: KeyStore) -> None:
         assert "sha256" not in output
 
 
-def test_show_tells_the_tiers_limits_from_the_keys_own(run: Runner, store: KeyStore) -> None:
+def test_show_marks_the_limits_that_come_from_the_tier(run: Runner, store: KeyStore) -> None:
     store.create("a", tier="free", requests_per_minute=0)
     lines = dict(line.split(None, 1) for line in run.ok("show", "a").splitlines())
     assert lines["requests_per_minute"] == "0"
@@ -314,7 +320,7 @@ def test_show_tells_the_tiers_limits_from_the_keys_own(run: Runner, store: KeySt
 
 
 @pytest.mark.parametrize("command", ["create", "change"])
-def test_help_has_a_line_on_each_term(run: Runner, command: str) -> None:
+def test_help_of_create_and_change_lists_each_option(run: Runner, command: str) -> None:
     text = run.ok(command, "--help")
     for option in ("expires", "models", "tier", "requests-per-minute", "tokens-per-hour",
                    "budget", "budget-period"):  # fmt: skip
@@ -322,7 +328,9 @@ def test_help_has_a_line_on_each_term(run: Runner, command: str) -> None:
     assert "not enforced" not in text
 
 
-def test_show_line_is_fit_for_the_variable(run: Runner, store: KeyStore, tmp_path: Path) -> None:
+def test_show_line_prints_a_line_that_the_keys_variable_accepts(
+    run: Runner, store: KeyStore, tmp_path: Path
+) -> None:
     key, secret = store.create("a")
     line = run.ok("show", "a", "--line")
     assert secret not in line
@@ -331,7 +339,7 @@ def test_show_line_is_fit_for_the_variable(run: Runner, store: KeyStore, tmp_pat
     assert "not both" in run.error("show", "a", "--line", "--json")
 
 
-def test_disable_and_enable(run: Runner, store: KeyStore) -> None:
+def test_disable_and_enable_switch_a_key_off_and_on(run: Runner, store: KeyStore) -> None:
     key, secret = store.create("a")
     assert run.ok("disable", "a") == f"a ({key.id}) is disabled.\n"
     assert store.find(secret) is None
@@ -339,7 +347,7 @@ def test_disable_and_enable(run: Runner, store: KeyStore) -> None:
     assert store.find(secret) == key
 
 
-def test_enabling_an_expired_key_says_so(run: Runner, store: KeyStore) -> None:
+def test_enable_reports_that_the_key_is_expired(run: Runner, store: KeyStore) -> None:
     store.create("a")
     row = json.loads(store.path.read_text()) | {"expires": "2026-01-01T00:00:00Z"}
     store.path.write_text(json.dumps(row))
@@ -347,7 +355,7 @@ def test_enabling_an_expired_key_says_so(run: Runner, store: KeyStore) -> None:
     assert run.ok("enable", "a").endswith("is enabled, but expired.\n")
 
 
-def test_delete(run: Runner, store: KeyStore) -> None:
+def test_delete_needs_the_yes_option_without_a_terminal(run: Runner, store: KeyStore) -> None:
     key, _ = store.create("a")
     assert "--yes" in run.error("delete", "a")
     assert store.all() == [key]
@@ -369,7 +377,9 @@ def test_delete_asks_in_a_terminal(
     assert len(store.all()) == left
 
 
-def test_keys_of_the_variable(tmp_path: Path, store: KeyStore) -> None:
+def test_keys_of_the_environment_variable_are_shown_but_not_changed(
+    tmp_path: Path, store: KeyStore
+) -> None:
     store.create("fixed")
     run = Runner(KeyStore(tmp_path / "other.jsonl", store.line("fixed")))
     run.ok("create", "--name", "own")
@@ -385,25 +395,25 @@ def test_keys_of_the_variable(tmp_path: Path, store: KeyStore) -> None:
 @pytest.mark.parametrize(
     "command", [["show"], ["disable"], ["enable"], ["change", "--tier=free"], ["delete", "--yes"]]
 )
-def test_an_unknown_name_is_one_line_that_does_not_repeat_it(
+def test_an_unknown_key_name_is_not_repeated_in_the_error(
     run: Runner, store: KeyStore, command: list[str]
 ) -> None:
     _, secret = store.create("a")
     assert secret not in run.error(*command, secret)
 
 
-def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_an_unwritable_keys_file_is_reported_in_one_line(tmp_path: Path) -> None:
     run = Runner(KeyStore(tmp_path / "none" / "keys.jsonl"))
     assert "No such file" in run.error("create", "--name", "a")
 
 
-def test_an_empty_list_of_models_shows_as_nothing() -> None:
+def test_cell_shows_an_empty_list_or_none_as_a_dash() -> None:
     values: list[object] = [[], True, None, 2.5]
     assert [cell(value) for value in values] == ["-", "yes", "-", "2.5"]
 
 
 @pytest.mark.parametrize("text", ["", "1", "d", "1.5d", "-1d", "1y", "1234567d", "2030-01-01"])
-def test_what_is_no_duration(text: str) -> None:
+def test_parse_duration_refuses_invalid_text(text: str) -> None:
     assert parse_duration("90m") == timedelta(minutes=90)
     with pytest.raises(ValueError):
         parse_duration(text)
@@ -423,13 +433,13 @@ def test_quickstart_makes_a_first_key_once(run: Runner, store: KeyStore) -> None
     assert len(store.all()) == 1
 
 
-def test_quickstart_where_nothing_can_be_written(tmp_path: Path) -> None:
+def test_quickstart_fails_with_a_message_where_no_key_can_be_written(tmp_path: Path) -> None:
     result = Runner(KeyStore(tmp_path / "none" / "keys.jsonl")).plain("quickstart")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "No such file" in result.stderr
 
 
-def test_providers(run: Runner) -> None:
+def test_providers_lists_every_built_in_provider(run: Runner) -> None:
     header, *lines = run.plain("providers").stdout.splitlines()
     assert header.split() == ["name", "enabled", "variables", "base_url"]
     assert {line.split()[0] for line in lines} == {row.name for row in BUILT_IN}

@@ -19,8 +19,8 @@ from auth import KeyStore
 from ledger import Ledger
 from ledger.database import database_url
 from ledger.schema import requests
-from tests.commands import Commands
-from tests.rows import connected, open_row, settled_row
+from tests.support.commands import Commands
+from tests.support.rows import connected, open_row, settled_row
 
 NAME = "laptop"
 
@@ -65,7 +65,7 @@ def run(empty: Runner) -> Runner:
 # report
 
 
-def test_report(run: Runner) -> None:
+def test_usage_report_prints_sums_by_model(run: Runner) -> None:
     assert run.ok("usage", "report").splitlines() == [
         "model      requests  input  output  total  cost (USD)  of unknown price",
         "sim/m             2     11      22     33    0.000003                 0",
@@ -74,7 +74,7 @@ def test_report(run: Runner) -> None:
     ]
 
 
-def test_report_by_key_names_the_keys_that_are_there(run: Runner) -> None:
+def test_usage_report_by_key_names_the_existing_keys(run: Runner) -> None:
     lines = [line.split() for line in run.ok("usage", "report", "--by", "key").splitlines()]
     assert lines[0][:3] == ["key", "name", "requests"]
     assert lines[1][:3] == [run.key.id, NAME, "2"]
@@ -91,13 +91,13 @@ def test_report_by_key_names_the_keys_that_are_there(run: Runner) -> None:
 
 
 @pytest.mark.parametrize("key", ["NAME", "ID", "key_gone"])
-def test_report_of_a_key(run: Runner, key: str) -> None:
+def test_usage_report_can_be_limited_to_a_key(run: Runner, key: str) -> None:
     key = {"NAME": NAME, "ID": run.key.id}.get(key, key)
     found = run.json("--key", key)
     assert found["total"]["requests"] == (1 if key == "key_gone" else 2)
 
 
-def test_report_of_days(run: Runner) -> None:
+def test_usage_report_can_be_limited_to_a_range_of_days(run: Runner) -> None:
     found = run.json("--since", "2026-01-31", "--until", "2026-01-31T23:00:00Z", "--by", "day")
     assert found == {
         "group_by": "day",
@@ -121,7 +121,7 @@ def test_report_of_days(run: Runner) -> None:
     }
 
 
-def test_report_since_some_time_ago(run: Runner) -> None:
+def test_usage_report_since_accepts_an_age(run: Runner) -> None:
     ago = datetime.now(UTC) - timedelta(days=7)
     run.fill((ago.strftime("%Y-%m-%dT00:00:00"),))
     found = run.json("--since", "7d")
@@ -129,7 +129,7 @@ def test_report_since_some_time_ago(run: Runner) -> None:
     assert found["total"]["requests"] == 1
 
 
-def test_report_as_csv(run: Runner) -> None:
+def test_usage_report_prints_csv(run: Runner) -> None:
     found = run("usage", "report", "--csv", "--by", "provider").stdout_bytes
     assert found == (
         b"provider,requests,cost_usd,input_tokens,output_tokens,total_tokens,unpriced_requests\r\n"
@@ -137,7 +137,7 @@ def test_report_as_csv(run: Runner) -> None:
     )
 
 
-def test_report_of_nothing(run: Runner) -> None:
+def test_usage_report_without_requests_prints_a_note_on_stderr(run: Runner) -> None:
     result = run("usage", "report", "--until", "2000-01-01")
     assert (result.exit_code, result.stdout) == (0, "")
     assert "no requests" in result.stderr
@@ -155,7 +155,7 @@ def test_report_of_nothing(run: Runner) -> None:
         (["--json", "--csv"], "not both"),
     ],
 )
-def test_report_refuses(run: Runner, arguments: list[str], says: str) -> None:
+def test_usage_report_rejects_invalid_options(run: Runner, arguments: list[str], says: str) -> None:
     assert says in run.error("usage", "report", *arguments)
 
 
@@ -168,19 +168,19 @@ def test_report_refuses(run: Runner, arguments: list[str], says: str) -> None:
         ["ledger", "backup", "copy.db"],
     ],
 )
-def test_before_there_is_a_ledger_no_command_makes_one(
+def test_no_command_creates_a_missing_ledger(
     empty: Runner, command: list[str], tmp_path: Path
 ) -> None:
     assert "Nothing has been recorded yet" in empty.error(*command)
     assert not empty.path.exists()
 
 
-def test_a_ledger_that_can_t_be_read_is_one_line(empty: Runner) -> None:
+def test_an_unreadable_ledger_is_an_error_of_one_line(empty: Runner) -> None:
     empty.path.mkdir()
     assert "ledger" in empty.error("usage", "report")
 
 
-def test_postgres_too(tmp_path: Path, postgres_url: str) -> None:
+def test_usage_commands_work_on_postgres(tmp_path: Path, postgres_url: str) -> None:
     run = Runner(tmp_path, database_url(postgres_url, tmp_path))
     assert run("usage", "report").stdout == ""
     run.fill(("2026-01-30T12:00:00", (1, 2), 1_000))
@@ -193,7 +193,9 @@ def test_postgres_too(tmp_path: Path, postgres_url: str) -> None:
 # prune
 
 
-def test_prune(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prune_deletes_old_requests_and_keeps_the_daily_sums(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cli.usage, "BATCH", 2)
     today = datetime.now(UTC).strftime("%Y-%m-%dT00:00:00")
     run.fill((today,))
@@ -221,7 +223,7 @@ def test_prune_asks_in_a_terminal(
 
 
 @pytest.mark.parametrize("age", ["", "90", "1y", "2026-01-01", "999999w"])
-def test_prune_of_no_age(run: Runner, age: str) -> None:
+def test_prune_rejects_an_invalid_age(run: Runner, age: str) -> None:
     assert "90d" in run.error("usage", "prune", f"--older-than={age}", "--yes")
     assert run.ok("usage", "verify") == "3 rows add up.\n"
 
@@ -229,7 +231,7 @@ def test_prune_of_no_age(run: Runner, age: str) -> None:
 # verify
 
 
-def test_verify_lists_what_is_wrong(run: Runner) -> None:
+def test_verify_lists_the_errors_of_the_ledger_and_fails(run: Runner) -> None:
     with connected(run.url) as connection:
         open_row(connection, "2026-01-01T00:00:00", key_id=run.key.id)
         bad = requests.c.key_id == "key_gone"
@@ -245,7 +247,7 @@ def test_verify_lists_what_is_wrong(run: Runner) -> None:
 # backup
 
 
-def test_backup(run: Runner, tmp_path: Path) -> None:
+def test_backup_copies_the_ledger_and_overwrites_no_file(run: Runner, tmp_path: Path) -> None:
     target = tmp_path / "copy.db"
     assert run.ok("ledger", "backup", str(target)) == f"{target} is a copy of {run.path}.\n"
     with sqlite3.connect(target) as copy:
@@ -257,13 +259,15 @@ def test_backup(run: Runner, tmp_path: Path) -> None:
     assert "No such file" in run.error("ledger", "backup", str(tmp_path / "none" / "copy.db"))
 
 
-def test_a_backup_of_what_is_no_database_is_one_line(empty: Runner, tmp_path: Path) -> None:
+def test_a_backup_of_an_invalid_database_is_an_error_of_one_line(
+    empty: Runner, tmp_path: Path
+) -> None:
     empty.path.write_text("not a database, but long enough to look at" * 100)
     assert "can't be copied" in empty.error("ledger", "backup", str(tmp_path / "copy.db"))
     assert not (tmp_path / "copy.db").exists()
 
 
-def test_a_restored_copy_is_the_ledger_again(run: Runner, tmp_path: Path) -> None:
+def test_a_restored_backup_replaces_the_ledger(run: Runner, tmp_path: Path) -> None:
     """The step of docs/operating.md."""
     target = tmp_path / "copy.db"
     run.ok("ledger", "backup", str(target))

@@ -55,7 +55,7 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
 )
 
 
-def test_a_call_is_folded_into_its_choices_in_the_order_of_their_index() -> None:
+def test_fold_joins_events_into_choices_ordered_by_index() -> None:
     events: list[Event] = [
         Started("m-1", 7),
         Delta(1, "b"),
@@ -74,23 +74,23 @@ def test_a_call_is_folded_into_its_choices_in_the_order_of_their_index() -> None
     )
 
 
-def test_nothing_folds_into_nothing() -> None:
+def test_fold_of_no_events_is_an_empty_completion() -> None:
     assert fold([]) == Completion(None, (), None)
 
 
-def test_a_choice_without_text_and_one_without_an_end_are_choices() -> None:
+def test_fold_keeps_choices_without_text_or_without_an_end() -> None:
     assert fold([Finished(1, "stop"), Delta(0, "x")]).choices == (
         Choice(0, "x", None),
         Choice(1, "", "stop"),
     )
 
 
-def test_a_model_that_is_told_once_stays() -> None:
+def test_fold_keeps_a_model_that_is_reported_only_once() -> None:
     assert fold([Started("m"), Started(None)]).model == "m"
 
 
 @given(st.lists(EVENTS, max_size=20))
-def test_fold_keeps_every_text_and_the_last_word_of_everything_else(events: list[Event]) -> None:
+def test_fold_keeps_every_text_and_the_last_finish_reason_and_usage(events: list[Event]) -> None:
     folded = fold(events)
     told = [event for event in events if isinstance(event, Delta | Finished)]
     assert [c.index for c in folded.choices] == sorted({event.index for event in told})
@@ -106,7 +106,7 @@ def test_fold_keeps_every_text_and_the_last_word_of_everything_else(events: list
 
 
 @given(st.lists(st.lists(EVENTS, max_size=5), max_size=5))
-def test_batches_make_no_difference(batches: list[list[Event]]) -> None:
+def test_fold_result_does_not_depend_on_batches(batches: list[list[Event]]) -> None:
     assert fold(flatten(batches)) == fold([event for batch in batches for event in batch])
 
 
@@ -123,13 +123,13 @@ def test_joined_logprobs_stay_parallel(parts: list[Logprobs]) -> None:
 
 
 @given(st.lists(logprobs_of(with_top=True), min_size=3, max_size=3))
-def test_joining_may_go_by_stages(parts: list[Logprobs]) -> None:
+def test_join_logprobs_may_be_done_in_stages(parts: list[Logprobs]) -> None:
     first, second, third = parts
     assert join_logprobs([join_logprobs([first, second]), third]) == join_logprobs(parts)
     assert join_logprobs([first]) is first
 
 
-def test_a_token_without_alternatives_keeps_its_place_among_those_that_have_some() -> None:
+def test_joined_top_logprobs_are_none_for_tokens_without_alternatives() -> None:
     plain = Logprobs(["a", "b"], [-1.0, -2.0], None, [0, 1])
     rich = Logprobs(["c"], [-3.0], [{"c": -3.0}], [2])
     assert join_logprobs([plain, rich]).top_logprobs == [None, None, {"c": -3.0}]
@@ -148,7 +148,7 @@ def test_a_token_without_alternatives_keeps_its_place_among_those_that_have_some
         ("\ud800", 0, 1),
     ],
 )
-def test_an_estimate_is_four_bytes_a_token_and_a_token_a_piece(
+def test_token_estimate_is_a_quarter_of_the_bytes_but_at_least_the_pieces(
     text: str, pieces: int, tokens: int
 ) -> None:
     assert estimate_tokens(text, pieces) == tokens
@@ -166,12 +166,12 @@ def test_an_answer_has_n_choices_for_each_prompt(fields: dict[str, Any], choices
     assert CompletionRequest(**fields).choices == choices
 
 
-def test_the_total_is_input_and_output() -> None:
+def test_total_tokens_are_input_plus_output_tokens() -> None:
     usage = Usage(3, 4, cache_read_tokens=2, reasoning_tokens=1)
     assert usage.total_tokens == 7
 
 
-def test_a_secret_is_only_told_when_it_is_asked_for() -> None:
+def test_secret_is_hidden_in_repr_and_str_and_shown_by_reveal() -> None:
     secret = Secret("sk-very-secret")
     for text in (repr(secret), str(secret), f"{secret}", f"{secret!r}", repr([secret])):
         assert "very-secret" not in text

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 import config
 from config import DEFAULT_PORT, VARIABLES, ConfigError, Settings, did_you_mean
+from tests.support.paths import ROOT
 from timeouts import TIMEOUT_FIELDS, Timeouts
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +42,7 @@ def refusal(**environ: str) -> str:
 # The environment
 
 
-def test_nothing_needs_to_be_set() -> None:
+def test_empty_environment_gives_the_default_settings() -> None:
     assert read() == dataclasses.replace(Settings(), environ={})
     assert Settings().timeouts == Timeouts(connect=10, first_event=600, idle=120, total=1800)
     assert DEFAULT_PORT == 8000
@@ -107,17 +106,17 @@ def test_a_variable_sets_its_field_and_no_other(
         ("SLUICE_TOTAL_TIMEOUT_S", "total"),
     ],
 )
-def test_time_outs_have_a_place_of_their_own(name: str, field: str) -> None:
+def test_timeout_variables_set_the_fields_of_timeouts(name: str, field: str) -> None:
     assert read(**{name: "2.5"}).timeouts == dataclasses.replace(Timeouts(), **{field: 2.5})
 
 
-def test_several_workers_take_a_redis() -> None:
+def test_several_workers_run_only_with_a_redis_url() -> None:
     assert read(WEB_CONCURRENCY="3").workers == 1
     assert read(WEB_CONCURRENCY="3", REDIS_URL="redis://h").workers == 3
 
 
 @pytest.mark.parametrize("variable", VARIABLES, ids=lambda variable: variable.name)
-def test_a_blank_variable_is_not_set(variable: config.Variable) -> None:
+def test_blank_variable_counts_as_unset(variable: config.Variable) -> None:
     assert read(**{variable.name: " \t"}) == dataclasses.replace(
         Settings(), environ={variable.name: " \t"}
     )
@@ -161,18 +160,18 @@ def test_a_blank_variable_is_not_set(variable: config.Variable) -> None:
         ("SLUICE_QQQQ", "", "SLUICE_QQQQ is not a setting"),
     ],
 )  # fmt: skip
-def test_a_mistake_stops_the_start_with_a_line_that_says_what_to_change(
+def test_invalid_variable_raises_an_error_that_says_what_to_change(
     name: str, text: str, says: str
 ) -> None:
     assert says in refusal(**{name: text})
 
 
-def test_the_names_of_others_are_no_business_of_ours() -> None:
+def test_unrelated_environment_variables_are_accepted() -> None:
     assert read(sluice_odd="1", PATH="/bin", OPENAI_API_KEY="k").environ["OPENAI_API_KEY"] == "k"
 
 
 @given(st.sampled_from(VARIABLES), st.text(st.characters(exclude_characters="\0"), max_size=20))
-def test_any_text_is_a_value_or_a_line_that_names_the_variable(
+def test_any_variable_text_parses_or_raises_an_error_naming_the_variable(
     variable: config.Variable, text: str
 ) -> None:
     line = ""
@@ -184,7 +183,7 @@ def test_any_text_is_a_value_or_a_line_that_names_the_variable(
 
 
 @given(st.integers(1, 100_000))
-def test_every_number_in_its_range_is_taken(number: int) -> None:
+def test_every_whole_number_in_range_is_accepted(number: int) -> None:
     assert config.whole(1, 100_000)("N", str(number)) == number
 
 
@@ -199,7 +198,9 @@ def test_seconds_are_finite_and_in_their_range(number: float) -> None:
             parse("S", str(number))
 
 
-def test_the_environment_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_default_to_the_environment_of_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("os.environ", {"PORT": "8123"})
     assert Settings.from_env().port == 8123
 
@@ -213,7 +214,7 @@ def test_settings_are_copied_and_frozen() -> None:
         settings.port = 1  # type: ignore[misc]
 
 
-def test_a_printed_configuration_shows_no_key() -> None:
+def test_repr_of_settings_shows_no_secret() -> None:
     keys = '{"hash": "sha256:abc"}'
     variables = {"OPENAI_API_KEY": "sk-secret", "DATABASE_URL": "postgres://u:hunter2@h/d"}
     shown = repr(read(SLUICE_KEYS=keys, SLUICE_METRICS_TOKEN="t0ken", **variables))
@@ -235,7 +236,7 @@ def test_every_variable_has_a_field() -> None:
     ("timeouts", "silence"),
     [(Timeouts(first_event=5, idle=9), 14), (Timeouts(first_event=9, idle=5), 14)],
 )
-def test_the_transport_gives_up_a_little_after_the_longer_one(
+def test_longest_silence_is_the_longer_event_timeout_plus_grace(
     timeouts: Timeouts, silence: float
 ) -> None:
     assert timeouts.longest_silence == silence
@@ -256,7 +257,7 @@ def test_the_transport_gives_up_a_little_after_the_longer_one(
         ({"DYNO": "web.1", "WEB_CONCURRENCY": "2"}, ["SLUICE_KEYS", "WEB_CONCURRENCY=2"]),
     ],
 )
-def test_what_the_operator_should_know_is_a_line_each(
+def test_each_configuration_warning_is_a_single_line(
     environ: dict[str, str], says: list[str]
 ) -> None:
     warnings = read(**environ).warnings
@@ -282,9 +283,7 @@ output_per_mtok = 2
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_the_tables_are_those_of_the_named_file_or_of_the_one_that_is_there(
-    elsewhere: Path, named: bool
-) -> None:
+def test_tables_come_from_the_named_file_or_from_sluice_toml(elsewhere: Path, named: bool) -> None:
     path = elsewhere / ("mine.toml" if named else "sluice.toml")
     path.write_text(TABLES)
     settings = read(SLUICE_CONFIG=str(path)) if named else read()
@@ -294,7 +293,7 @@ def test_the_tables_are_those_of_the_named_file_or_of_the_one_that_is_there(
     assert settings.prices == {"sim/sim-1": {"input_per_mtok": 1.0, "output_per_mtok": 2}}
 
 
-def test_the_named_file_alone_counts(elsewhere: Path) -> None:
+def test_named_config_file_replaces_sluice_toml(elsewhere: Path) -> None:
     (elsewhere / "sluice.toml").write_text(TABLES)
     (elsewhere / "empty.toml").touch()
     assert read(SLUICE_CONFIG="empty.toml").providers == {}
@@ -314,17 +313,19 @@ def test_the_named_file_alone_counts(elsewhere: Path) -> None:
         (b'[prices]\n"a/b" = 1', 'sluice.toml: prices.a/b must be a table, [prices."a/b"]'),
     ],
 )  # fmt: skip
-def test_a_mistake_in_the_file_is_told_in_a_line(elsewhere: Path, text: bytes, says: str) -> None:
+def test_mistake_in_sluice_toml_raises_a_one_line_error(
+    elsewhere: Path, text: bytes, says: str
+) -> None:
     (elsewhere / "sluice.toml").write_bytes(text)
     assert says in refusal()
 
 
-def test_a_folder_in_its_place_is_told_too(elsewhere: Path) -> None:
+def test_folder_named_sluice_toml_raises_an_error(elsewhere: Path) -> None:
     (elsewhere / "sluice.toml").mkdir()
     assert "can't be read" in refusal()
 
 
-def test_the_example_is_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_config_file_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = read(SLUICE_CONFIG=str(ROOT / "sluice.example.toml"))
     assert settings.providers
     assert settings.aliases
@@ -338,11 +339,13 @@ def test_the_example_is_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None
     ("name", "known", "words"),
     [("porvider", ("provider", "model"), "; did you mean provider?"), ("zzz", ("provider",), "")],
 )
-def test_the_nearest_name_is_offered(name: str, known: tuple[str, ...], words: str) -> None:
+def test_did_you_mean_suggests_the_nearest_known_name(
+    name: str, known: tuple[str, ...], words: str
+) -> None:
     assert did_you_mean(name, known) == words
 
 
-def test_it_loads_with_the_standard_library_alone() -> None:
+def test_config_imports_only_the_standard_library() -> None:
     """gunicorn's master imports it before gevent patches anything."""
     code = (
         "import sys; before = set(sys.modules); import config; "
@@ -368,7 +371,7 @@ OWN, MOST = {"connect": 2.0, "total": 4000.0}, {"total": 30.0, "idle": 500.0}
         ({"first_event": 5.0}, {"first_event": 6.0}, Timeouts(first_event=5)),
     ],
 )
-def test_a_row_s_own_limits_hold_and_a_caller_s_only_downward(
+def test_provider_overrides_timeouts_and_caller_can_only_lower_timeouts(
     own: dict[str, float], within: dict[str, float], expected: Timeouts
 ) -> None:
     assert Timeouts().overridden(own, within) == expected

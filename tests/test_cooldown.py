@@ -37,7 +37,7 @@ def cooldowns() -> Clocked:
     return Clocked()
 
 
-def test_a_target_cools_down_after_failures_in_a_row(cooldowns: Clocked) -> None:
+def test_the_circuit_of_a_target_opens_after_consecutive_failures(cooldowns: Clocked) -> None:
     cooldowns.fail(FAILURES - 1)
     assert cooldowns.left(TARGET) == 0
     cooldowns.fail(1)
@@ -46,7 +46,7 @@ def test_a_target_cools_down_after_failures_in_a_row(cooldowns: Clocked) -> None
     assert not cooldowns.is_limited(TARGET)
 
 
-def test_a_success_begins_the_row_anew(cooldowns: Clocked) -> None:
+def test_a_success_resets_the_count_of_consecutive_failures(cooldowns: Clocked) -> None:
     for _ in range(2):
         cooldowns.fail(FAILURES - 1)
         cooldowns.succeeded(TARGET)
@@ -56,7 +56,7 @@ def test_a_success_begins_the_row_anew(cooldowns: Clocked) -> None:
 
 @pytest.mark.parametrize(("every", "cools"), [(2, True), (3, False)])
 @pytest.mark.parametrize(("apart", "recent"), [(1.0, True), (10.0, False)])
-def test_so_does_one_that_mostly_fails_within_a_window(
+def test_the_circuit_opens_when_half_of_the_recent_calls_fail(
     cooldowns: Clocked, every: int, cools: bool, apart: float, recent: bool
 ) -> None:
     for number in range(WINDOW_CALLS + 1):
@@ -66,7 +66,7 @@ def test_so_does_one_that_mostly_fails_within_a_window(
     assert (cooldowns.left(TARGET) > 0) is (cools and recent)
 
 
-def test_of_all_who_ask_when_it_has_cooled_down_one_goes(cooldowns: Clocked) -> None:
+def test_a_half_open_circuit_admits_a_single_probe(cooldowns: Clocked) -> None:
     cooldowns.fail()
     cooldowns.now += FIRST_S
     assert cooldowns.left(TARGET) == cooldowns.left(TARGET) == 0, "asking takes nothing"
@@ -82,7 +82,7 @@ def test_of_all_who_ask_when_it_has_cooled_down_one_goes(cooldowns: Clocked) -> 
     assert cooldowns.left(TARGET) == PROBE_PAUSE_S
 
 
-def test_its_success_ends_the_matter(cooldowns: Clocked) -> None:
+def test_a_successful_probe_closes_the_circuit(cooldowns: Clocked) -> None:
     cooldowns.fail()
     cooldowns.now += FIRST_S
     assert cooldowns.enter(TARGET) == 0
@@ -91,7 +91,7 @@ def test_its_success_ends_the_matter(cooldowns: Clocked) -> None:
     assert cooldowns.cooling() == {}
 
 
-def test_its_failure_begins_it_again_for_longer_up_to_a_bound(cooldowns: Clocked) -> None:
+def test_a_failed_probe_reopens_the_circuit_for_longer_up_to_a_bound(cooldowns: Clocked) -> None:
     cooldowns.fail()
     lengths = []
     for _ in range(6):
@@ -102,7 +102,7 @@ def test_its_failure_begins_it_again_for_longer_up_to_a_bound(cooldowns: Clocked
     assert lengths == [20, 40, 80, LONGEST_S, LONGEST_S, LONGEST_S]
 
 
-def test_a_probe_that_never_comes_back_is_forgotten(cooldowns: Clocked) -> None:
+def test_a_probe_without_a_result_expires(cooldowns: Clocked) -> None:
     cooldowns.fail()
     cooldowns.now += FIRST_S
     assert cooldowns.enter(TARGET) == 0
@@ -112,7 +112,7 @@ def test_a_probe_that_never_comes_back_is_forgotten(cooldowns: Clocked) -> None:
     assert [cooldowns.enter(TARGET) for _ in "ab"] == [0, PROBE_PAUSE_S]
 
 
-def test_calls_that_were_under_way_when_it_began_make_it_no_longer(cooldowns: Clocked) -> None:
+def test_failures_of_calls_under_way_do_not_extend_an_open_circuit(cooldowns: Clocked) -> None:
     cooldowns.fail(100)
     cooldowns.now += 1
     cooldowns.fail(100)
@@ -120,7 +120,7 @@ def test_calls_that_were_under_way_when_it_began_make_it_no_longer(cooldowns: Cl
 
 
 @pytest.mark.parametrize(("asked", "waits"), [(3.0, 3.0), (0.0, 0.0), (3600.0, LONGEST_S)])
-def test_a_limit_cools_its_credential_for_every_model(
+def test_a_rate_limit_blocks_the_key_for_every_model(
     cooldowns: Clocked, asked: float, waits: float
 ) -> None:
     cooldowns.limited(TARGET, asked)
@@ -131,7 +131,7 @@ def test_a_limit_cools_its_credential_for_every_model(
     assert [cooldowns.enter(TARGET) for _ in "ab"] == [0, 0], "no probe is needed"
 
 
-def test_a_shorter_wait_doesn_t_end_a_longer_one(cooldowns: Clocked) -> None:
+def test_a_shorter_rate_limit_wait_does_not_end_a_longer_wait(cooldowns: Clocked) -> None:
     cooldowns.limited(TARGET, 9)
     cooldowns.limited(TARGET, 2)
     assert cooldowns.left(TARGET) == 9
@@ -145,7 +145,7 @@ def test_a_shorter_wait_doesn_t_end_a_longer_one(cooldowns: Clocked) -> None:
         lambda found: found.succeeded(BYOK),
     ],
 )
-def test_a_caller_s_own_key_cools_nothing(
+def test_calls_with_a_byok_key_do_not_change_the_circuit(
     cooldowns: Clocked, happens: Callable[[Clocked], object]
 ) -> None:
     cooldowns.fail(1)
@@ -155,7 +155,7 @@ def test_a_caller_s_own_key_cools_nothing(
     assert cooldowns.left(TARGET) == FIRST_S, "nor does it heal"
 
 
-def test_all_that_cools_is_told(cooldowns: Clocked) -> None:
+def test_cooling_lists_the_open_circuits_and_the_limited_keys(cooldowns: Clocked) -> None:
     cooldowns.fail()
     cooldowns.limited(SECOND_KEY, 4)
     cooldowns.fail(1, OTHER_HOST)
@@ -165,7 +165,7 @@ def test_all_that_cools_is_told(cooldowns: Clocked) -> None:
     assert cooldowns.cooling() == {}
 
 
-def test_names_that_callers_make_up_take_bounded_memory_and_hide_no_trouble(
+def test_made_up_model_names_take_bounded_memory_and_hide_no_failing_target(
     cooldowns: Clocked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cooldown, "MOST", 3)
@@ -176,7 +176,7 @@ def test_names_that_callers_make_up_take_bounded_memory_and_hide_no_trouble(
     assert len(cooldowns._troubles) == 3
 
 
-def test_where_that_is_not_wanted_nothing_is_left_alone() -> None:
+def test_a_disabled_circuit_breaker_never_opens() -> None:
     never = Cooldowns(enabled=False)
     for _ in range(FAILURES):
         never.failed(TARGET)

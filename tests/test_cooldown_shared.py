@@ -18,12 +18,13 @@ import news
 from cooldown import FAILURES, FIRST_S, LONGEST_S, PROBE_PAUSE_S, Cooldowns
 from news import STREAM
 from shared import TIMEOUT_S, Shared
-from tests.redis_server import RedisServer
+from tests.support.pace import scaled
+from tests.support.redis_server import RedisServer
 from tests.test_cooldown import BYOK, OTHER_HOST, OTHER_MODEL, SECOND_KEY, TARGET
 
 NAME = TARGET.provider.name
 PLACE = (NAME, "m", 1)
-NEAR = 1.0
+NEAR = scaled(1)
 """How much a wait may differ: the clock of Redis goes on while the tests work."""
 
 
@@ -72,7 +73,7 @@ def passes(seconds: float, *processes: Process) -> None:
         process.wait(seconds)
 
 
-def test_a_target_that_cools_down_in_one_process_does_in_all(house: list[Process]) -> None:
+def test_a_circuit_that_opens_in_a_process_opens_in_all_processes(house: list[Process]) -> None:
     one, two, three = house
     one.fail()
     two.fail(FAILURES - 1, OTHER_HOST)
@@ -85,7 +86,7 @@ def test_a_target_that_cools_down_in_one_process_does_in_all(house: list[Process
         assert not other.is_limited(TARGET)
 
 
-def test_of_two_waits_the_longer_holds(house: list[Process]) -> None:
+def test_the_longer_of_two_waits_holds_in_both_processes(house: list[Process]) -> None:
     one, two, _ = house
     two.fail()
     two.wait(FIRST_S)
@@ -96,14 +97,16 @@ def test_of_two_waits_the_longer_holds(house: list[Process]) -> None:
         assert process.left(TARGET) == pytest.approx(2 * FIRST_S, abs=NEAR)
 
 
-def test_nobody_hears_what_it_said_itself() -> None:
+def test_a_process_ignores_its_own_events() -> None:
     fact = news.Fact("cools", PLACE, 90.0, 130.0, 40.0)
     event = {b"event": news.encode("me", fact, 100.0).encode()}
     assert news.decode("me", event, 100.0) is None
     assert news.decode("other", event, 1100.0) == news.Fact("cools", PLACE, 1090.0, 1130.0, 40.0)
 
 
-def test_what_was_learned_is_as_what_was_seen(house: list[Process]) -> None:
+def test_a_learned_circuit_admits_a_probe_and_doubles_its_wait_on_failure(
+    house: list[Process],
+) -> None:
     one, two, three = house
     one.fail()
     passes(FIRST_S, *house)
@@ -118,7 +121,7 @@ def test_what_was_learned_is_as_what_was_seen(house: list[Process]) -> None:
     assert one.left(TARGET) == pytest.approx(4 * FIRST_S, abs=NEAR)
 
 
-def test_a_success_in_one_ends_the_matter_in_all(house: list[Process]) -> None:
+def test_a_success_in_a_process_closes_the_circuit_in_all_processes(house: list[Process]) -> None:
     one, two, three = house
     one.fail()
     passes(FIRST_S, *house)
@@ -136,7 +139,7 @@ def test_a_success_in_one_ends_the_matter_in_all(house: list[Process]) -> None:
     assert two.left(TARGET) == pytest.approx(FIRST_S, abs=NEAR), "and so do the times"
 
 
-def test_one_that_fails_again_after_that_is_left_alone(house: list[Process]) -> None:
+def test_failures_after_a_shared_success_open_the_circuit_again(house: list[Process]) -> None:
     one, two, three = house
     one.fail()
     passes(5, *house)
@@ -150,7 +153,7 @@ def test_one_that_fails_again_after_that_is_left_alone(house: list[Process]) -> 
         assert process.left(TARGET) == pytest.approx(FIRST_S, abs=NEAR)
 
 
-def test_a_failure_from_before_a_success_begins_nothing(house: list[Process]) -> None:
+def test_failures_older_than_a_success_do_not_open_the_circuit(house: list[Process]) -> None:
     one, two, three = house
     one.fail()
     beat(one, two)
@@ -162,7 +165,7 @@ def test_a_failure_from_before_a_success_begins_nothing(house: list[Process]) ->
     assert [process.left(TARGET) for process in house] == [0, 0, 0]
 
 
-def test_a_limit_cools_its_credential_for_all(house: list[Process]) -> None:
+def test_a_rate_limit_blocks_the_key_in_all_processes(house: list[Process]) -> None:
     one, two, three = house
     one.limited(TARGET, 30)
     two.limited(TARGET, 3)
@@ -176,7 +179,7 @@ def test_a_limit_cools_its_credential_for_all(house: list[Process]) -> None:
     assert [two.enter(TARGET) for _ in "ab"] == [0, 0], "no probe is needed"
 
 
-def test_who_comes_later_learns_it_for_as_long_as_it_holds(
+def test_a_late_process_learns_each_wait_for_its_remaining_time(
     house: list[Process], client: Any
 ) -> None:
     one, two, three = house
@@ -204,7 +207,7 @@ def age(client: Any, seconds: float) -> float:
     return seconds
 
 
-def test_what_was_told_expires_and_holds_no_key(house: list[Process], client: Any) -> None:
+def test_shared_events_expire_and_hold_no_key(house: list[Process], client: Any) -> None:
     house[0].fail()
     house[0].limited(SECOND_KEY, 3600)
     beat(*house)
@@ -219,7 +222,9 @@ def test_what_was_told_expires_and_holds_no_key(house: list[Process], client: An
         assert all(isinstance(seconds, float) for seconds in times)
 
 
-def test_what_means_nothing_any_more_is_cut_off(house: list[Process], client: Any) -> None:
+def test_outdated_events_are_trimmed_from_the_redis_stream(
+    house: list[Process], client: Any
+) -> None:
     long_ago = round((time.time() - LONGEST_S - 60) * 1000)
     for number in range(500):
         client.xadd(STREAM, {"event": "old"}, id=f"{long_ago}-{number}")
@@ -231,7 +236,7 @@ def test_what_means_nothing_any_more_is_cut_off(house: list[Process], client: An
 @pytest.mark.parametrize(
     "model", ["ünï/☃ 'quoted\" \\ \n", "\ud800", "\0", '["a", 1]', "x" * news.MOST_NAME]
 )
-def test_names_are_callers_and_may_be_anything(house: list[Process], model: str) -> None:
+def test_any_model_name_can_be_shared_between_processes(house: list[Process], model: str) -> None:
     one, two, _ = house
     target = msgspec.structs.replace(TARGET, model=model)
     one.fail(FAILURES, target)
@@ -239,7 +244,7 @@ def test_names_are_callers_and_may_be_anything(house: list[Process], model: str)
     assert two.left(target) == pytest.approx(FIRST_S, abs=NEAR)
 
 
-def test_what_callers_make_up_is_bounded(
+def test_made_up_model_names_take_bounded_memory_and_redis_space(
     house: list[Process], client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cooldown, "MOST", 30)
@@ -271,7 +276,7 @@ def test_what_callers_make_up_is_bounded(
         '["x", "cools", "openai", "m", 1, "a", 60, 10]',
     ],
 )
-def test_what_a_later_version_tells_is_passed_over(
+def test_unknown_or_invalid_events_are_skipped(
     house: list[Process], client: Any, event: str
 ) -> None:
     client.xadd(STREAM, {"event": event})
@@ -281,14 +286,14 @@ def test_what_a_later_version_tells_is_passed_over(
     assert house[1].cooling() == {PLACE: pytest.approx(FIRST_S, abs=NEAR)}
 
 
-def test_no_more_than_the_longest_wait_is_believed(house: list[Process], client: Any) -> None:
+def test_a_shared_wait_is_capped_at_the_longest_wait(house: list[Process], client: Any) -> None:
     for kind in ("cools", "limited"):
         client.xadd(STREAM, {"event": json.dumps(["x", kind, NAME, kind, 1, 0, 1e9, 1e9])})
     beat(house[0])
     assert [round(left) for left in house[0].cooling().values()] == [LONGEST_S, LONGEST_S]
 
 
-def test_where_that_is_not_wanted_nothing_is_told_or_learned(house: list[Process]) -> None:
+def test_a_disabled_circuit_breaker_learns_nothing_from_redis(house: list[Process]) -> None:
     never = Process(house[0].shared, enabled=False)
     never.fail()
     house[0].fail()
@@ -300,7 +305,7 @@ def test_where_that_is_not_wanted_nothing_is_told_or_learned(house: list[Process
 # While Redis is away
 
 
-def test_while_it_is_away_each_goes_on_alone_and_tells_later(
+def test_processes_work_alone_without_redis_and_share_waits_afterwards(
     house: list[Process], redis_server: RedisServer
 ) -> None:
     one, two, _ = house
@@ -319,7 +324,7 @@ def test_while_it_is_away_each_goes_on_alone_and_tells_later(
         assert process.left(SECOND_KEY) == pytest.approx(30, abs=NEAR)
 
 
-def test_what_redis_forgets_is_not_forgotten_by_who_knows_it(
+def test_a_redis_flush_closes_no_circuit_and_stops_no_sharing(
     house: list[Process], client: Any
 ) -> None:
     one, two, three = house
@@ -333,7 +338,9 @@ def test_what_redis_forgets_is_not_forgotten_by_who_knows_it(
     assert two.left(OTHER_HOST) > 0, "they go on hearing of each other"
 
 
-def test_a_redis_whose_clock_was_set_back_is_heard(house: list[Process], client: Any) -> None:
+def test_events_are_read_after_the_redis_clock_is_set_back(
+    house: list[Process], client: Any
+) -> None:
     one, two, _ = house
     one.fail()
     beat(one, two)
@@ -362,7 +369,7 @@ def test_a_call_never_waits_for_redis(house: list[Process], redis_server: RedisS
     beats.join()
 
 
-def test_without_redis_the_beat_does_nothing() -> None:
+def test_beat_keeps_no_events_when_no_redis_is_set() -> None:
     alone = Cooldowns()
     alone.beat()
     for _ in range(FAILURES):
@@ -372,7 +379,7 @@ def test_without_redis_the_beat_does_nothing() -> None:
     assert alone._untold == {}
 
 
-def test_a_broken_entry_of_another_kind_raises_nothing(
+def test_a_redis_key_of_the_wrong_type_raises_nothing(
     house: list[Process], client: redis.Redis
 ) -> None:
     client.set(STREAM, "not a stream")

@@ -30,11 +30,11 @@ def one_after_another(crew: Crew, count: int) -> set[int | None]:
     return set(threads)
 
 
-def test_a_thread_does_one_piece_of_work_after_another() -> None:
+def test_idle_thread_is_reused_for_the_next_piece_of_work() -> None:
     assert len(one_after_another(Crew(), 20)) == 1
 
 
-def test_work_that_waits_holds_nobody_up() -> None:
+def test_blocked_work_does_not_stop_more_work_from_starting() -> None:
     ours, gate = Crew(), threading.Event()
     done: list[int] = []
 
@@ -49,7 +49,9 @@ def test_work_that_waits_holds_nobody_up() -> None:
     assert sorted(done) == list(range(100))
 
 
-def test_only_so_many_threads_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thread_pool_keeps_a_limited_number_of_idle_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(crew, "MOST_IDLE", 3)
     ours, gate = Crew(), threading.Event()
     threads: list[threading.Thread] = []
@@ -65,7 +67,9 @@ def test_only_so_many_threads_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     wait(lambda: sum(thread.is_alive() for thread in threads) == 3)
 
 
-def test_work_that_fails_ends_no_thread(caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_work_is_logged_and_does_not_end_its_thread(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     ours = Crew()
     ours.start(lambda: 1 / 0)
     wait(lambda: len(ours._idle) == 1)
@@ -73,7 +77,9 @@ def test_work_that_fails_ends_no_thread(caplog: pytest.LogCaptureFixture) -> Non
     assert [r.levelno for r in caplog.records] == [logging.ERROR]
 
 
-def test_a_system_without_threads_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_raises_when_the_system_cannot_start_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 

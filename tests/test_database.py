@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from config import ConfigError
 from ledger import database
 from ledger.database import Away, Link, database_url, directly, make_engine, said
-from tests.ledgers import at_once, break_after_commit
+from tests.support.ledgers import at_once, break_after_commit
 
 SECRET = "hunter2"
 
@@ -32,7 +32,7 @@ SECRET = "hunter2"
         (None, "sqlite:////data/sluice.db"),
     ],
 )
-def test_where_the_ledger_is(variable: str | None, url: str) -> None:
+def test_database_url_is_normalized_or_falls_back_to_sqlite(variable: str | None, url: str) -> None:
     assert database_url(variable, Path("/data/sluice.db")) == url
 
 
@@ -46,7 +46,7 @@ def test_where_the_ledger_is(variable: str | None, url: str) -> None:
         "sqlite:///x.db",
     ],
 )
-def test_a_url_that_can_t_be_is_told_without_its_password(variable: str) -> None:
+def test_invalid_database_url_error_hides_the_password(variable: str) -> None:
     with pytest.raises(ConfigError) as caught:
         database_url(variable, Path("sluice.db"))
     assert str(caught.value).startswith("DATABASE_URL takes postgresql://")
@@ -54,14 +54,14 @@ def test_a_url_that_can_t_be_is_told_without_its_password(variable: str) -> None
 
 
 @pytest.mark.parametrize("name", ["a b.db", "50%.db", "a#b.db", "ü.db"])
-def test_a_file_may_be_called_anything(tmp_path: Path, name: str) -> None:
+def test_sqlite_file_name_may_hold_special_characters(tmp_path: Path, name: str) -> None:
     link = Link(database_url(None, tmp_path / name), writes=True)
     link.run(lambda connection: connection.execute(text("CREATE TABLE t (x INT)")))
     link.close()
     assert name in {path.name for path in tmp_path.iterdir()}
 
 
-def test_the_file_is_ours_alone_and_what_is_committed_is_on_disk(tmp_path: Path) -> None:
+def test_sqlite_files_are_private_and_commits_are_synchronous(tmp_path: Path) -> None:
     path = tmp_path / "sluice.db"
     link = Link(f"sqlite:///{path}", writes=True)
 
@@ -96,7 +96,7 @@ def count(connection: Connection) -> int:
     return int(connection.execute(text("SELECT count(*) FROM t")).scalar_one())
 
 
-def test_work_is_a_transaction(link: Link) -> None:
+def test_database_link_runs_work_in_a_transaction(link: Link) -> None:
     assert link.run(insert) == 1
 
     def half(connection: Connection) -> None:
@@ -117,7 +117,7 @@ def test_work_is_a_transaction(link: Link) -> None:
     ],
     ids=["twice", "too large", "no text"],
 )
-def test_an_odd_value_is_no_outage(link: Link, work: Any) -> None:
+def test_rejected_value_is_not_reported_as_an_outage(link: Link, work: Any) -> None:
     link.run(insert)
     with pytest.raises((DBAPIError, ArithmeticError, ValueError)):
         link.run(work)
@@ -127,7 +127,7 @@ def test_an_odd_value_is_no_outage(link: Link, work: Any) -> None:
 # The driver's own way
 
 
-def test_what_is_done_directly_is_part_of_the_transaction(link: Link) -> None:
+def test_direct_statements_are_part_of_the_transaction(link: Link) -> None:
     def work(connection: Connection) -> list[Any]:
         insert(connection)
         directly(connection, "UPDATE t SET x = x + 1")
@@ -147,7 +147,7 @@ def test_what_is_done_directly_is_part_of_the_transaction(link: Link) -> None:
     assert link.run(count) == 2
 
 
-def test_a_statement_may_be_done_directly_for_several(link: Link, ledger_url: str) -> None:
+def test_direct_statement_runs_for_several_parameter_rows(link: Link, ledger_url: str) -> None:
     place = "?" if ledger_url.startswith("sqlite") else "%s"
 
     def work(connection: Connection) -> int:
@@ -160,7 +160,7 @@ def test_a_statement_may_be_done_directly_for_several(link: Link, ledger_url: st
     assert link.run(count) == 3
 
 
-def test_what_is_done_directly_fails_as_what_is_not(link: Link) -> None:
+def test_direct_statement_failure_raises_integrity_error_or_away(link: Link) -> None:
     link.run(insert)
     with pytest.raises(IntegrityError):
         link.run(lambda connection: directly(connection, "INSERT INTO t VALUES (1)"))
@@ -169,7 +169,7 @@ def test_what_is_done_directly_fails_as_what_is_not(link: Link) -> None:
     assert link.run(count) == 1
 
 
-def test_a_connection_that_breaks_there_is_mended(link: Link) -> None:
+def test_work_is_retried_when_a_direct_statement_finds_a_broken_connection(link: Link) -> None:
     broken: list[Connection] = []
 
     def work(connection: Connection) -> int:
@@ -184,7 +184,7 @@ def test_a_connection_that_breaks_there_is_mended(link: Link) -> None:
     assert broken
 
 
-def test_why_it_broke_is_told(postgres_url: str) -> None:
+def test_outage_error_reports_why_postgres_closed_the_connection(postgres_url: str) -> None:
     link = Link(database_url(postgres_url, Path()))
     end = "SELECT pg_terminate_backend(pg_backend_pid())"
     with pytest.raises(Away, match="terminating connection"):
@@ -192,12 +192,12 @@ def test_why_it_broke_is_told(postgres_url: str) -> None:
     link.close()
 
 
-def test_a_connection_is_kept(link: Link) -> None:
+def test_database_link_reuses_its_connection(link: Link) -> None:
     seen = [link.run(lambda connection: connection) for _ in range(3)]
     assert seen[0] is seen[1] is seen[2]
 
 
-def test_callers_take_turns(link: Link) -> None:
+def test_database_link_serves_a_single_caller_at_a_time(link: Link) -> None:
     inside, most = [0], [0]
     gate = threading.Lock()
 
@@ -215,7 +215,7 @@ def test_callers_take_turns(link: Link) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_work_is_done_again_once_when_the_connection_breaks(link: Link, times: int) -> None:
+def test_work_is_retried_once_when_the_connection_breaks(link: Link, times: int) -> None:
     tries = []
 
     def work(connection: Connection) -> None:
@@ -233,7 +233,7 @@ def test_work_is_done_again_once_when_the_connection_breaks(link: Link, times: i
     assert link.run(count) == 0
 
 
-def test_what_is_said_of_an_outage_is_a_line_without_statement_or_password(
+def test_outage_message_is_one_line_without_statement_or_password(
     tmp_path: Path,
 ) -> None:
     for url in (
@@ -261,11 +261,13 @@ def test_what_is_said_of_an_outage_is_a_line_without_statement_or_password(
         (DBAPIError("SELECT 1", {}, sqlite3.OperationalError("disk  full")), "disk full"),
     ],
 )
-def test_there_is_always_something_to_say(failure: Exception, words: str) -> None:
+def test_every_database_failure_gets_a_short_one_line_message(
+    failure: Exception, words: str
+) -> None:
     assert said(failure) == words
 
 
-def test_tables_that_are_missing_are_an_outage_and_not_an_odd_value(link: Link) -> None:
+def test_missing_table_is_reported_as_an_outage(link: Link) -> None:
     link.run(lambda connection: connection.execute(text("DROP TABLE t")))
     with pytest.raises(Away):
         link.run(insert)
@@ -273,7 +275,7 @@ def test_tables_that_are_missing_are_an_outage_and_not_an_odd_value(link: Link) 
     assert link.run(insert) == 1
 
 
-def test_each_new_connection_is_prepared_and_one_that_can_t_be_is_away(ledger_url: str) -> None:
+def test_new_connection_is_prepared_and_failed_preparation_is_an_outage(ledger_url: str) -> None:
     prepared: list[Connection] = []
     refused = [True]
 
@@ -294,7 +296,7 @@ def test_each_new_connection_is_prepared_and_one_that_can_t_be_is_away(ledger_ur
     link.close()
 
 
-def test_a_writer_s_transactions_don_t_overlap(tmp_path: Path) -> None:
+def test_write_transactions_on_sqlite_do_not_overlap(tmp_path: Path) -> None:
     """Begun with a read, two could both read and then not write."""
     url = f"sqlite:///{tmp_path / 'x.db'}"
     first = make_engine(url, writes=True)

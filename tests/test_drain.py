@@ -11,8 +11,7 @@ import pytest
 import drain
 from drain import Disconnect, Drain
 from relay import End
-
-LONG_S = 5.0
+from tests.support.pace import HANG_S
 
 
 class Spent:
@@ -33,7 +32,7 @@ class Clock:
         monkeypatch.setattr(drain, "time", SimpleNamespace(monotonic=lambda: self.now))
 
 
-def test_it_goes_on_until_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drain_goes_on_until_its_seconds_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     found = Drain(Disconnect(seconds=30), Spent())
     clock.now += 30
@@ -43,7 +42,7 @@ def test_it_goes_on_until_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not found.wait()
 
 
-def test_what_was_spent_before_it_doesn_t_count() -> None:
+def test_cost_spent_before_the_drain_does_not_count() -> None:
     spent = Spent(1_000_000)
     found = Drain(Disconnect(cost=500), spent)
     spent.cost = 1_000_500
@@ -53,14 +52,14 @@ def test_what_was_spent_before_it_doesn_t_count() -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, None), (None, 10**12), (5, None)])
-def test_a_cost_that_is_unknown_bounds_nothing(before: int | None, after: int | None) -> None:
+def test_an_unknown_cost_does_not_end_a_drain(before: int | None, after: int | None) -> None:
     spent = Spent(before)
     found = Drain(Disconnect(cost=0), spent)
     spent.cost = after
     assert found.goes_on()
 
 
-def test_without_money_nothing_may_be_spent() -> None:
+def test_a_drain_with_a_zero_cost_limit_ends_at_the_first_cost() -> None:
     spent = Spent(5)
     found = Drain(Disconnect(cost=0), spent)
     assert found.goes_on()
@@ -68,7 +67,7 @@ def test_without_money_nothing_may_be_spent() -> None:
     assert not found.goes_on()
 
 
-def test_the_first_who_ends_it_counts() -> None:
+def test_the_first_end_of_a_drain_is_kept() -> None:
     found = Drain(Disconnect(), Spent())
     assert found.end(End("stopped"))
     assert not found.end(End("completed"))
@@ -77,9 +76,9 @@ def test_the_first_who_ends_it_counts() -> None:
     assert found.wait()
 
 
-def test_who_waits_is_woken_by_the_end() -> None:
-    found = Drain(Disconnect(seconds=LONG_S), Spent())
+def test_the_end_of_a_drain_wakes_its_waiter() -> None:
+    found = Drain(Disconnect(seconds=HANG_S), Spent())
     threading.Timer(0.02, found.end, [End("completed")]).start()
     began = time.monotonic()
     assert found.wait()
-    assert time.monotonic() - began < LONG_S / 2
+    assert time.monotonic() - began < HANG_S / 2

@@ -19,7 +19,7 @@ from ledger.database import database_url, make_engine
 from ledger.entries import Budget, Claim, Entry, Opening, Step, Withdrawal
 from ledger.schema import daily, day_of, first_id, requests
 from ledger.writing import interrupt, left_of, owners_of_open, refusal, write
-from tests.ledgers import a_claim, a_settlement, an_entry, connected
+from tests.support.ledgers import a_claim, a_settlement, an_entry, connected
 
 ME = "me"
 MIDNIGHT = 1_767_225_600_000_000
@@ -76,7 +76,7 @@ def fresh(steps: Sequence[Step]) -> list[Step]:
 
 @given(st.lists(st.lists(STEPS, max_size=6), max_size=6))
 @settings(max_examples=150, deadline=None)
-def test_whatever_is_written_adds_up(groups: list[list[Step]]) -> None:
+def test_daily_sums_equal_the_settled_rows_whatever_is_written(groups: list[list[Step]]) -> None:
     """The roll-up is the sum of the settled rows, by the UTC day of their start; what is held of a
     budget and what is open belong together."""
     with memory() as connection:
@@ -145,7 +145,7 @@ def test_calls_that_keep_to_their_claims_never_spend_more_than_the_budget(
                 assert left_of(connection, "key_1", Budget(1000)) >= 0
 
 
-def test_a_call_may_be_refused_after_its_row_was_written(ledger_url: str) -> None:
+def test_opening_written_again_loses_its_row_if_the_budget_is_spent(ledger_url: str) -> None:
     """Then it has none: between two tries of its group others may have spent what was left."""
     entry, other = an_entry(), an_entry()
     opening = Opening(entry, a_claim(1000, 600))
@@ -158,7 +158,7 @@ def test_a_call_may_be_refused_after_its_row_was_written(ledger_url: str) -> Non
         assert connection.execute(select(requests.c.id)).scalars().all() == [other.id]
 
 
-def test_what_a_call_of_another_key_holds_is_no_room_for_it(ledger_url: str) -> None:
+def test_budget_check_of_a_key_ignores_reservations_of_other_keys(ledger_url: str) -> None:
     """Also when both are written again."""
     other = an_entry()
     openings = [
@@ -172,7 +172,7 @@ def test_what_a_call_of_another_key_holds_is_no_room_for_it(ledger_url: str) -> 
         assert [opening.refusal is None for opening in openings] == [False, True]
 
 
-def test_on_postgres_nobody_else_counts_a_budget_meanwhile(postgres_url: str) -> None:
+def test_postgres_write_holds_an_advisory_lock_per_claimed_key(postgres_url: str) -> None:
     locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
     claim = a_claim(1000, 1)
     openings = [Opening(an_entry(key_id=key), claim) for key in ("key_1", "key_2", "key_1")]
@@ -181,7 +181,9 @@ def test_on_postgres_nobody_else_counts_a_budget_meanwhile(postgres_url: str) ->
         assert connection.execute(text(locks)).scalar() == 2
 
 
-def test_what_another_process_settles_meanwhile_is_counted(postgres_url: str) -> None:
+def test_remaining_budget_counts_calls_settled_by_another_process_meanwhile(
+    postgres_url: str,
+) -> None:
     """On Postgres each statement sees what was committed before it, and a call that is settled
     between two would be neither spent nor held."""
     url = database_url(postgres_url, Path())
@@ -221,7 +223,9 @@ def test_what_another_process_settles_meanwhile_is_counted(postgres_url: str) ->
         (0, 5, -1, False),
     ],
 )
-def test_what_fits_into_what_is_left(least: int, most: int, left: int, fits: bool) -> None:
+def test_claim_that_does_not_fit_the_remaining_budget_is_refused(
+    least: int, most: int, left: int, fits: bool
+) -> None:
     found = refusal(Claim(Budget(1000), least, most), left)
     assert (found is None) == fits
     if found is not None:
@@ -234,7 +238,7 @@ def test_what_fits_into_what_is_left(least: int, most: int, left: int, fits: boo
         }
 
 
-def test_a_refusal_says_how_much_there_was_and_is() -> None:
+def test_budget_refusal_names_the_budget_the_rest_and_the_cost() -> None:
     found = refusal(Claim(Budget(10**9), 420_000_000, 420_000_000), 250_000_000)
     assert found is not None
     assert found.message == (
@@ -242,7 +246,7 @@ def test_a_refusal_says_how_much_there_was_and_is() -> None:
     )
 
 
-def test_a_call_that_costs_nothing_holds_nothing_of_a_budget_that_is_overspent() -> None:
+def test_free_call_reserves_nothing_of_an_overspent_budget() -> None:
     with memory() as connection:
         spent, free = an_entry(), an_entry()
         write(connection, ME, [Opening(spent, a_claim(1000, 1000))])
@@ -254,7 +258,7 @@ def test_a_call_that_costs_nothing_holds_nothing_of_a_budget_that_is_overspent()
 @pytest.mark.parametrize(
     ("since", "left"), [(None, 700), ("2025-12-31", 700), ("2026-01-01", 800), ("2026-01-02", 850)]
 )
-def test_a_budget_counts_from_its_day_on_and_all_that_is_open(
+def test_budget_counts_calls_since_its_first_day_and_all_open_calls(
     ledger_url: str, since: str | None, left: int
 ) -> None:
     before, after = an_entry(started_us=MIDNIGHT - 1), an_entry(started_us=MIDNIGHT)
@@ -271,7 +275,7 @@ def test_a_budget_counts_from_its_day_on_and_all_that_is_open(
 # The dead
 
 
-def test_the_rows_of_the_dead_are_settled_with_what_was_estimated(ledger_url: str) -> None:
+def test_open_rows_of_a_dead_process_are_settled_with_their_estimates(ledger_url: str) -> None:
     entries = [an_entry(cost_nano=cost, input_tokens=5) for cost in (10, None, 0)]
     done, mine = an_entry(), an_entry()
     with connected(ledger_url) as connection:

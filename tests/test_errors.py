@@ -36,7 +36,7 @@ def tree(root: type[SluiceError], depth: int = 0) -> list[tuple[int, type[Sluice
 CLASSES = [kind for _, kind in tree(SluiceError)]
 
 
-def test_the_docstring_draws_the_tree_as_it_is() -> None:
+def test_the_docstring_draws_the_real_error_tree() -> None:
     line = re.compile(r"^    ([│├└─ ]*)([A-Z]\w+)(?: (\d{3}) (\w+))?", re.MULTILINE)
     drawn = [(len(f[1]) // 4, f[2], f[3], f[4]) for f in line.finditer(errors.__doc__ or "")]
     assert drawn[0] == (0, "SluiceError", None, None)
@@ -50,11 +50,11 @@ def test_a_code_means_one_status_and_one_class() -> None:
     assert all(re.fullmatch(r"[a-z_]+", code) for code in codes)
 
 
-def test_an_error_that_nobody_classified_is_ours() -> None:
+def test_an_unclassified_error_is_a_500_internal_error() -> None:
     assert (SluiceError.status, SluiceError.code) == (500, "internal_error")
 
 
-def test_an_error_carries_what_its_client_is_told() -> None:
+def test_an_error_carries_its_message_param_details_and_headers() -> None:
     error = errors.InvalidRequest(
         "n: got 0.", param="n", details={"least": 1}, headers={"Allow": "GET"}
     )
@@ -64,7 +64,7 @@ def test_an_error_carries_what_its_client_is_told() -> None:
     assert (plain.param, plain.details, plain.headers) == (None, None, {})
 
 
-def test_headers_that_were_given_are_copied() -> None:
+def test_an_error_copies_its_headers_argument() -> None:
     given_headers = {"Allow": "GET"}
     error = errors.InvalidRequest("No.", headers=given_headers)
     error.headers["More"] = "1"
@@ -80,7 +80,7 @@ def test_headers_that_were_given_are_copied() -> None:
         (True, 'Bearer realm="sluice", error="invalid_token"'),
     ],
 )
-def test_who_sent_a_bad_key_is_challenged_otherwise_but_told_the_same(
+def test_an_invalid_key_changes_the_challenge_but_not_the_message(
     key_sent: bool, challenge: str
 ) -> None:
     error = Unauthorized(key_sent=key_sent)
@@ -100,7 +100,7 @@ def test_who_sent_a_bad_key_is_challenged_otherwise_but_told_the_same(
         (86400, {"Retry-After": "86400", "x-should-retry": "false"}),
     ],
 )
-def test_a_wait_is_told_in_whole_seconds_and_a_long_one_is_not_slept_out(
+def test_retry_after_is_whole_seconds_and_a_long_wait_forbids_retries(
     seconds: float, headers: dict[str, str]
 ) -> None:
     assert retry_headers(seconds) == headers
@@ -109,7 +109,7 @@ def test_a_wait_is_told_in_whole_seconds_and_a_long_one_is_not_slept_out(
 
 
 @given(st.floats(-1e6, 1e9))
-def test_a_wait_is_never_shorter_than_asked_nor_a_second_longer(seconds: float) -> None:
+def test_retry_after_rounds_the_wait_up_to_whole_seconds(seconds: float) -> None:
     told = int(retry_headers(seconds)["Retry-After"])
     assert told >= 1
     assert told >= seconds
@@ -120,23 +120,23 @@ def test_a_rate_limit_carries_its_particulars() -> None:
     assert RateLimited("Slow.", retry_after=1, details={"limit": 3}).details == {"limit": 3}
 
 
-def test_a_stream_that_exists_is_named_and_not_tried_again() -> None:
+def test_stream_exists_names_the_stream_and_forbids_retries() -> None:
     error = StreamExists("abc")
     assert "'abc'" in error.message
     assert error.param == "stream_id"
     assert error.headers == NO_RETRY
 
 
-def test_unavailable_asks_for_a_second() -> None:
+def test_unavailable_asks_to_retry_after_one_second() -> None:
     assert Unavailable("Away.").headers == {"Retry-After": "1"}
 
 
-def test_an_internal_error_shows_nothing_of_the_inside() -> None:
+def test_an_internal_error_mentions_the_request_id_and_has_no_details() -> None:
     assert "request id" in InternalError().message
     assert InternalError().details is None
 
 
-def test_a_failing_provider_s_words_are_kept_apart_from_ours() -> None:
+def test_an_upstream_error_keeps_the_provider_message_apart() -> None:
     error = UpstreamError(
         "The upstream failed.",
         upstream_status=500,
@@ -158,7 +158,7 @@ def test_a_failing_provider_s_words_are_kept_apart_from_ours() -> None:
         ("total", "did not finish within 1.5 s", NO_RETRY),
     ],
 )
-def test_a_time_out_names_its_phase_and_only_the_total_forbids_another_call(
+def test_a_timeout_names_its_phase_and_only_total_forbids_retries(
     phase: str, words: str, headers: dict[str, str]
 ) -> None:
     error = UpstreamTimeout(phase, 1.5)
@@ -179,7 +179,7 @@ FIXED_WORDS = [
 
 
 @pytest.mark.parametrize("error", FIXED_WORDS, ids=lambda error: type(error).__name__)
-def test_words_by_which_the_official_client_chooses_are_only_where_they_belong(
+def test_fixed_messages_avoid_words_that_mislead_the_official_client(
     error: SluiceError,
 ) -> None:
     for word in ("model", "provider", "validation"):
@@ -187,10 +187,10 @@ def test_words_by_which_the_official_client_chooses_are_only_where_they_belong(
 
 
 @given(st.from_regex(errors.KEY_LIKE))
-def test_what_looks_like_a_key_has_a_mark_and_is_masked(text: str) -> None:
+def test_text_that_looks_like_a_key_is_detected_and_masked(text: str) -> None:
     assert errors.may_hold_key(text)
     assert errors.mask(text) != text
 
 
-def test_a_line_of_the_log_is_not_looked_through() -> None:
+def test_may_hold_key_is_false_for_a_usual_log_line() -> None:
     assert not errors.may_hold_key("key_CC8A3EfCkouw\n550e8400-e29b-41d4\nopenai/gpt-4o-mini")

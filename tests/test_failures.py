@@ -33,7 +33,9 @@ from tests.test_routing import a_target
         (InternalError(), False),
     ],
 )  # fmt: skip
-def test_another_target_is_tried_where_it_may_do_better(error: SluiceError, expected: bool) -> None:
+def test_only_failures_that_another_target_may_avoid_are_retryable(
+    error: SluiceError, expected: bool
+) -> None:
     assert retryable(error) is expected
 
 
@@ -70,7 +72,7 @@ RETRY_IN_5 = {"Retry-After": "5"}
         ({"upstream_status": 418}, False, UpstreamError, {}, "It broke."),
     ],
 )  # fmt: skip
-def test_a_provider_s_failure_is_told_by_its_status_and_code(
+def test_upstream_status_and_code_decide_the_public_error(
     failure: dict[str, Any],
     byok: bool,
     kind: type[SluiceError],
@@ -87,18 +89,18 @@ def test_a_provider_s_failure_is_told_by_its_status_and_code(
     assert error.details["upstream_status"] == failure["upstream_status"]
 
 
-def test_a_provider_that_asks_for_no_wait_is_taken_at_its_word() -> None:
+def test_an_upstream_wait_of_zero_becomes_a_retry_after_of_one_second() -> None:
     failure = UpstreamError("It broke.", upstream_status=429, retry_after=0)
     assert public_error(failure, a_target()).headers == {"Retry-After": "1"}
 
 
-def test_a_wait_is_the_same_in_the_message_and_in_the_header() -> None:
+def test_the_error_message_and_the_retry_after_header_give_equal_waits() -> None:
     failure = UpstreamError("It broke.", upstream_status=429, retry_after=1.4)
     error = public_error(failure, a_target())
     assert f"in {error.headers['Retry-After']} s" in error.message
 
 
-def test_a_rate_limit_has_the_particulars_that_every_429_has() -> None:
+def test_an_upstream_rate_limit_has_the_details_of_every_429() -> None:
     failure = UpstreamError("It broke.", upstream_status=429, retry_after=2, upstream_code="rpm")
     assert public_error(failure, a_target()).details == {
         "provider": "sim",
@@ -113,7 +115,7 @@ def test_a_rate_limit_has_the_particulars_that_every_429_has() -> None:
     }
 
 
-def test_a_time_out_says_where_and_stays_one() -> None:
+def test_an_upstream_timeout_keeps_its_type_and_reports_its_phase() -> None:
     error = public_error(UpstreamTimeout("idle", 3), a_target())
     assert isinstance(error, UpstreamTimeout)
     assert error.details == {
@@ -129,7 +131,7 @@ def test_a_time_out_says_where_and_stays_one() -> None:
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 413, 422, 429, 500, None])
 @pytest.mark.parametrize("byok", [True, False])
-def test_no_failure_shows_the_credential_or_what_looks_like_one(
+def test_no_public_error_shows_the_key_or_text_that_looks_like_a_key(
     status: int | None, byok: bool
 ) -> None:
     words = "You sent word-of-mine, and Bearer abc.def; the account's is sk-proj-****wxyz12."
@@ -141,7 +143,7 @@ def test_no_failure_shows_the_credential_or_what_looks_like_one(
 
 
 @pytest.mark.parametrize("status", [400, 404, 422, 500])
-def test_a_provider_s_words_are_cut(status: int) -> None:
+def test_a_long_upstream_message_is_truncated(status: int) -> None:
     failure = UpstreamError("It broke.", upstream_status=status, upstream_message="x" * 5000)
     error = public_error(failure, a_target())
     assert error.details is not None
@@ -149,6 +151,6 @@ def test_a_provider_s_words_are_cut(status: int) -> None:
     assert len(error.message) < 1200
 
 
-def test_a_target_without_a_credential_has_nothing_to_hide() -> None:
+def test_a_target_without_a_key_shows_the_upstream_message() -> None:
     failure = UpstreamError("It broke.", upstream_status=400, upstream_message="plain words")
     assert public_error(failure, a_target()).message.endswith(": plain words")

@@ -33,12 +33,14 @@ from tests.test_routing import ROWS, a_request, a_target
         ({"prompts": ("a", (1,))}, {"prompt_list", "token_ids"}),
     ],
 )  # fmt: skip
-def test_what_a_request_asks_for(fields: dict[str, Any], expected: set[str]) -> None:
+def test_wanted_lists_the_parameters_that_a_request_uses(
+    fields: dict[str, Any], expected: set[str]
+) -> None:
     assert wanted(a_request(**fields)) == expected
 
 
 @pytest.mark.parametrize("field", ["seed", "temperature"])
-def test_zero_is_asked_for(field: str) -> None:
+def test_a_parameter_of_zero_counts_as_requested(field: str) -> None:
     assert wanted(a_request(**{field: 0})) == {field}
 
 
@@ -55,7 +57,7 @@ def test_zero_is_asked_for(field: str) -> None:
          {"split": True, "echo": True, "dropped": ("seed",)}),
     ],
 )  # fmt: skip
-def test_what_a_poor_target_lacks_is_dropped_by_name_or_emulated(
+def test_parameters_that_a_target_lacks_are_dropped_by_name_or_emulated(
     fields: dict[str, Any], candidate: dict[str, Any]
 ) -> None:
     request, target = a_request(**fields), a_target("poor")
@@ -74,7 +76,7 @@ def test_what_a_poor_target_lacks_is_dropped_by_name_or_emulated(
         ({"seed": 7, "suffix": "s"}, True, "suffix", "suffix can't be had"),
     ],
 )
-def test_what_would_change_the_result_is_refused_and_in_strict_mode_a_hint_too(
+def test_unsupported_parameters_are_refused_and_hints_only_in_strict_mode(
     fields: dict[str, Any], strict: bool, param: str, says: str
 ) -> None:
     with pytest.raises(UnsupportedParameter) as caught:
@@ -91,13 +93,15 @@ def test_what_would_change_the_result_is_refused_and_in_strict_mode_a_hint_too(
         ({"echo": True, "logprobs": 1}, "echo together with logprobs can't be had from"),
     ],
 )
-def test_what_has_no_name_of_its_own_is_described(fields: dict[str, Any], says: str) -> None:
+def test_a_refusal_of_token_ids_or_echoed_logprobs_describes_them(
+    fields: dict[str, Any], says: str
+) -> None:
     with pytest.raises(UnsupportedParameter) as caught:
         fit(a_request(**fields), a_target("local"), strict=False)
     assert caught.value.message.startswith(says)
 
 
-def test_parameters_that_sluice_has_no_name_for_are_dropped_by_the_caller_s_names() -> None:
+def test_unknown_parameters_are_dropped_under_the_names_of_the_caller() -> None:
     request = a_request(extra={"top_k": 1}, openai_extra={"ignore_eos": True})
     found = fit(request, a_target("local"), strict=False)
     assert found == Candidate(a_target("local"), a_request(), ("ignore_eos", "top_k"))
@@ -124,12 +128,12 @@ def test_a_value_above_what_a_host_takes_is_refused(
     assert says in caught.value.message
 
 
-def test_targets_that_can_t_honour_a_request_are_skipped() -> None:
+def test_targets_that_cannot_honor_a_request_are_skipped() -> None:
     request, poor, rich = a_request(suffix="s"), a_target("poor"), a_target("sim")
     assert [c.target for c in candidates(request, [poor, rich, poor], strict=False)] == [rich]
 
 
-def test_a_request_that_none_can_honour_is_refused_in_the_words_of_the_first() -> None:
+def test_a_request_that_no_target_can_honor_gets_the_error_of_the_first_target() -> None:
     first, second = a_target("poor"), Target(a_target("poor").provider, "m-2")
     with pytest.raises(UnsupportedParameter, match="poor/m-1"):
         candidates(a_request(suffix="s"), [first, second], strict=False)

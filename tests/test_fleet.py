@@ -15,7 +15,8 @@ from errors import Unavailable
 from fleet import Fleet, post
 from shared import Shared
 from stream import Place, Stream, Summary
-from tests.redis_server import RedisServer
+from tests.support.pace import HANG_S
+from tests.support.redis_server import RedisServer
 
 KEY = "key_a"
 CALL = (KEY, "call-1")
@@ -86,7 +87,7 @@ class Process:
         wait(lambda: self.beats > so_far + 1)
 
 
-def wait(condition: Callable[[], object], timeout: float = 20.0) -> None:
+def wait(condition: Callable[[], object], timeout: float = HANG_S) -> None:
     until = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < until
@@ -141,24 +142,26 @@ def other(new: Callable[[], Process]) -> Process:
 # Claims
 
 
-def test_an_id_is_one_call_s_among_all_processes(ours: Process, other: Process) -> None:
+def test_a_stream_id_is_claimed_by_one_call_among_all_processes(
+    ours: Process, other: Process
+) -> None:
     assert (ours.begin(), other.begin()) == ("yes", "exists")
     assert other.begin(("key_b", CALL[1])) == "yes"
     ours.end()
     assert other.begin() == "yes"
 
 
-def test_a_claim_that_is_made_twice_is_one(ours: Process) -> None:
+def test_a_process_may_repeat_its_own_claim(ours: Process) -> None:
     assert (ours.begin(), ours.begin()) == ("yes", "yes")
 
 
-def test_who_ends_a_call_of_another_s_name_leaves_that_one(ours: Process, other: Process) -> None:
+def test_release_does_not_free_a_claim_of_another_process(ours: Process, other: Process) -> None:
     ours.begin()
     other.fleet.release(CALL, stopped=False)
     assert other.begin() == "exists"
 
 
-def test_a_key_s_share_holds_among_all_processes(ours: Process, other: Process) -> None:
+def test_the_stream_limit_of_a_key_holds_among_all_processes(ours: Process, other: Process) -> None:
     assert [ours.begin((KEY, str(n)), share=3) for n in range(2)] == ["yes", "yes"]
     assert [other.begin((KEY, str(n)), share=3) for n in (2, 3)] == ["yes", "too many"]
     assert other.begin(("key_b", "3"), share=3) == "yes"
@@ -167,7 +170,7 @@ def test_a_key_s_share_holds_among_all_processes(ours: Process, other: Process) 
     assert ours.begin((KEY, "4")) == "yes"
 
 
-def test_the_dead_have_no_share(
+def test_calls_of_a_closed_process_do_not_count_against_the_key(
     ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours.begin((KEY, "0"), share=1)
@@ -175,7 +178,7 @@ def test_the_dead_have_no_share(
     assert other.begin((KEY, "1"), share=1) == "yes"
 
 
-def test_the_name_of_a_dead_process_s_call_is_free(ours: Process, other: Process) -> None:
+def test_the_stream_id_of_a_closed_process_is_free_again(ours: Process, other: Process) -> None:
     ours.begin()
     ours.fleet.close()
     assert other.begin() == "yes"
@@ -190,14 +193,14 @@ def test_a_call_of_another_process_is_stopped(ours: Process, other: Process) -> 
     assert ours.calls.stopped == [CALL]
 
 
-def test_what_was_stopped_is_so_for_a_while(ours: Process, other: Process) -> None:
+def test_stop_succeeds_again_after_a_call_was_stopped(ours: Process, other: Process) -> None:
     ours.begin()
     ours.end(stopped=True)
     assert other.fleet.stop(CALL) is True
     assert ours.fleet.stop(CALL) is True
 
 
-def test_the_next_call_of_an_id_that_was_stopped_is_another(ours: Process, other: Process) -> None:
+def test_stop_reaches_the_next_call_with_a_stopped_stream_id(ours: Process, other: Process) -> None:
     ours.begin()
     ours.end(stopped=True)
     other.begin()
@@ -207,13 +210,13 @@ def test_the_next_call_of_an_id_that_was_stopped_is_another(ours: Process, other
     assert ours.fleet.stop(CALL) is False
 
 
-def test_who_could_not_tell_redis_is_asked(ours: Process, other: Process) -> None:
+def test_stop_reaches_a_call_that_redis_does_not_know(ours: Process, other: Process) -> None:
     ours.calls.active[CALL] = Summary(CALL[1], "fake", "m", time.time(), 1, 2)
     assert other.fleet.stop(CALL) is True
     assert ours.calls.stopped == [CALL]
 
 
-def test_nobody_has_what_has_ended(ours: Process, other: Process) -> None:
+def test_stop_reports_false_for_an_unknown_or_ended_call(ours: Process, other: Process) -> None:
     assert other.fleet.stop(CALL) is False
     ours.begin()
     ours.end()
@@ -221,13 +224,15 @@ def test_nobody_has_what_has_ended(ours: Process, other: Process) -> None:
     assert other.fleet.stop(("key_b", CALL[1])) is False
 
 
-def test_the_owner_knows_that_it_has_ended(ours: Process, other: Process) -> None:
+def test_stop_reports_false_when_the_owner_has_ended_the_call(
+    ours: Process, other: Process
+) -> None:
     ours.begin()
     del ours.calls.active[CALL]
     assert other.fleet.stop(CALL) is False
 
 
-def test_many_at_once(ours: Process, other: Process) -> None:
+def test_many_calls_of_another_process_are_stopped_in_order(ours: Process, other: Process) -> None:
     places = [(KEY, str(n)) for n in range(200)]
     for place in places:
         ours.begin(place)
@@ -236,7 +241,7 @@ def test_many_at_once(ours: Process, other: Process) -> None:
 
 
 @pytest.mark.parametrize("side", [fleet, post], ids=["question", "answer"])
-def test_what_is_lost_on_its_way_is_late(
+def test_stop_succeeds_although_a_published_message_is_lost(
     ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch, side: ModuleType
 ) -> None:
     ours.begin()
@@ -244,7 +249,7 @@ def test_what_is_lost_on_its_way_is_late(
     assert other.fleet.stop(CALL) is True
 
 
-def test_an_owner_that_does_not_answer(
+def test_stop_and_list_are_unavailable_while_the_owner_does_not_answer(
     ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours.begin()
@@ -267,7 +272,7 @@ def age(client: Any, process: Process, seconds: float) -> None:
     client.zincrby(fleet.FLEET, -seconds, process.fleet._me)
 
 
-def test_of_a_silent_process_nothing_is_known(ours: Process, other: Process) -> None:
+def test_stop_is_unavailable_while_a_process_is_silent(ours: Process, other: Process) -> None:
     ours.begin()
     silence(ours, fleet.SILENT_S)
     with pytest.raises(Unavailable, match="not been heard of"):
@@ -278,7 +283,7 @@ def test_of_a_silent_process_nothing_is_known(ours: Process, other: Process) -> 
     assert other.fleet.others(KEY) == []
 
 
-def test_who_is_silent_for_long_has_ended(ours: Process, other: Process) -> None:
+def test_calls_of_a_process_silent_for_long_count_as_ended(ours: Process, other: Process) -> None:
     ours.begin()
     silence(ours, fleet.DEAD_S)
     other.told_all()
@@ -286,7 +291,9 @@ def test_who_is_silent_for_long_has_ended(ours: Process, other: Process) -> None
     assert other.begin() == "yes"
 
 
-def test_the_calls_of_all(ours: Process, other: Process, new: Callable[[], Process]) -> None:
+def test_others_lists_the_calls_of_a_key_in_all_other_processes(
+    ours: Process, other: Process, new: Callable[[], Process]
+) -> None:
     third = new()
     for n, process in enumerate((ours, other, third)):
         process.begin((KEY, str(n)))
@@ -321,7 +328,7 @@ def test_while_redis_is_away_calls_begin_and_end(
     assert not other.fleet.stop((KEY, "before"))
 
 
-def test_what_ended_while_redis_hung_is_forgotten(
+def test_a_call_that_ended_while_redis_hung_is_released(
     redis_server: RedisServer, ours: Process, other: Process
 ) -> None:
     ours.begin()
@@ -336,7 +343,7 @@ def test_what_ended_while_redis_hung_is_forgotten(
     assert answered(lambda: other.fleet.stop((KEY, "stopped")))
 
 
-def test_after_a_flush_all_is_told_again(
+def test_claims_are_reported_again_after_a_redis_flush(
     redis_server: RedisServer, ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours.begin()
@@ -360,7 +367,7 @@ def test_a_listener_that_lost_its_connection_listens_again(
     assert answered(lambda: other.fleet.stop(CALL))
 
 
-def test_a_call_that_ends_while_all_is_told_is_not_told(
+def test_a_call_that_ends_while_claims_are_repeated_is_not_claimed(
     redis_server: RedisServer, ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours.begin()
@@ -377,7 +384,9 @@ def test_a_call_that_ends_while_all_is_told_is_not_told(
     assert other.begin() == "yes"
 
 
-def test_who_leaves_is_gone(redis_server: RedisServer, ours: Process, other: Process) -> None:
+def test_a_closed_process_is_removed_from_the_fleet(
+    redis_server: RedisServer, ours: Process, other: Process
+) -> None:
     ours.fleet.close()
     other.told_all()
     with redis_server.client() as client:

@@ -56,9 +56,9 @@ from reader import Reader
 from relay import End, EndReason, Nudge
 from routing import Route
 from stream import Stream
+from tests.support.pace import HANG_S
 from timeouts import Timeouts
 
-LONG_S = 5.0
 ROWS: dict[str, dict[str, Any]] = {
     name: {"base_url": "http://127.0.0.1:1/v1", "completions": True, "cannot": cannot}
     for name, cannot in (("sim", []), ("other", []), ("poor", ["echo", "seed", "suffix",
@@ -91,7 +91,7 @@ class Scripted(Attempt):
                 raise step
             elif step is wait:
                 self.reached.set()
-                self._aborted.wait(LONG_S)
+                self._aborted.wait(HANG_S)
                 if self._just_ends:
                     return
                 raise Aborted
@@ -218,7 +218,7 @@ def open_call(
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
-    until = time.monotonic() + LONG_S
+    until = time.monotonic() + HANG_S
     while not condition() and time.monotonic() < until:
         time.sleep(0.001)
     return condition()
@@ -232,7 +232,7 @@ BROKEN = UpstreamError("It broke.", upstream_status=500)
 # Whole answers
 
 
-def test_an_answer_is_what_its_events_amount_to(
+def test_a_whole_answer_is_folded_from_its_events(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = Scripted(HELLO, REST)
@@ -251,13 +251,13 @@ def test_an_answer_is_what_its_events_amount_to(
     assert len(gateway.streams) == 0
 
 
-def test_an_answer_that_was_stopped_is_what_there_is(
+def test_a_stopped_whole_answer_has_the_text_received_so_far(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = Scripted(HELLO, wait)
     play(monkeypatch, attempt)
     call = open_call(gateway, stream=False)
-    assert attempt.reached.wait(LONG_S)
+    assert attempt.reached.wait(HANG_S)
     gateway.streams.stop("key_1", "s-1")
     completion, outcome = call.result()
     assert completion.choices[0].text == "Hello"
@@ -281,7 +281,7 @@ def test_an_answer_that_was_stopped_is_what_there_is(
     ids=repr,
 )
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_failure_before_the_first_event_is_raised_as_what_it_means(
+def test_a_failure_before_the_first_event_raises_the_matching_error(
     gateway: Gateway,
     records: Records,
     monkeypatch: pytest.MonkeyPatch,
@@ -310,7 +310,7 @@ def test_a_client_that_hangs_up_on_a_whole_answer_stops_its_provider(
     attempt = Scripted(wait)
     play(monkeypatch, attempt)
     call = open_call(gateway, stream=False)
-    assert attempt.reached.wait(LONG_S)
+    assert attempt.reached.wait(HANG_S)
     call.stream.end("client_gone")
     with pytest.raises(ClientGone):
         call.result()
@@ -326,7 +326,7 @@ def frames(call: CallInProgress) -> Iterator[bytes]:
     return call.frames(Words())
 
 
-def test_a_stream_is_its_events_and_an_end(
+def test_a_stream_has_its_events_and_then_its_end_reason(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, Scripted(HELLO, REST))
@@ -340,18 +340,20 @@ def test_a_stream_is_its_events_and_an_end(
     assert len(records.outcomes) == 1
 
 
-def test_what_has_arrived_is_one_write(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_that_have_arrived_are_sent_in_one_write(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     play(monkeypatch, Scripted(HELLO, REST))
     call = open_call(gateway)
     assert eventually(lambda: call.stream.mailbox.ended_by == "completed")
     assert list(frames(call)) == [b"Hello  there completed"]
 
 
-def test_a_failure_after_the_first_event_is_the_stream_s_own_end(
+def test_a_failure_after_the_first_event_ends_the_stream_with_its_reason(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
-    play(monkeypatch, Scripted(HELLO, lambda: go_on.wait(LONG_S), BROKEN))
+    play(monkeypatch, Scripted(HELLO, lambda: go_on.wait(HANG_S), BROKEN))
     found = frames(open_call(gateway))
     assert next(found) == b"Hello "
     go_on.set()
@@ -362,7 +364,7 @@ def test_a_failure_after_the_first_event_is_the_stream_s_own_end(
     assert outcome.usage == Usage(8, 2, source="estimate")
 
 
-def test_a_failure_that_comes_together_with_the_first_event_is_too(
+def test_a_failure_together_with_the_first_event_ends_the_stream(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, Scripted(HELLO, BROKEN))
@@ -372,11 +374,11 @@ def test_a_failure_that_comes_together_with_the_first_event_is_too(
     assert records.only.status == 200
 
 
-def test_the_status_line_goes_out_before_the_first_event_when_it_was_held_long_enough(
+def test_a_release_sends_the_status_line_before_the_first_event(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
-    play(monkeypatch, Scripted(lambda: go_on.wait(LONG_S), BROKEN))
+    play(monkeypatch, Scripted(lambda: go_on.wait(HANG_S), BROKEN))
     call = open_call(gateway)
     call.stream.mailbox.nudge(Nudge.KEEP_ALIVE)  # says nothing yet: there is no stream
     call.stream.mailbox.nudge(Nudge.RELEASE)
@@ -404,7 +406,7 @@ def test_a_stream_begins_once(
     expected: list[bytes],
 ) -> None:
     go_on = threading.Event()
-    play(monkeypatch, Scripted(lambda: go_on.wait(LONG_S), HELLO))
+    play(monkeypatch, Scripted(lambda: go_on.wait(HANG_S), HELLO))
     call = open_call(gateway)
     call.stream.mailbox.nudge(nudges[0][0])
     found = frames(call)
@@ -417,13 +419,13 @@ def test_a_stream_begins_once(
     assert written == expected
 
 
-def test_a_release_behind_the_first_event_begins_nothing(
+def test_a_release_after_the_first_event_writes_no_beginning(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = Scripted(HELLO, wait)
     play(monkeypatch, attempt)
     call = open_call(gateway)
-    assert attempt.reached.wait(LONG_S)
+    assert attempt.reached.wait(HANG_S)
     call.stream.mailbox.nudge(Nudge.RELEASE)
     found = frames(call)
     assert next(found) == b"Hello "
@@ -431,18 +433,18 @@ def test_a_release_behind_the_first_event_begins_nothing(
     assert list(found) == [b"stopped"]
 
 
-def test_events_that_a_face_doesn_t_show_are_silence(
+def test_events_without_a_frame_do_not_suppress_keep_alive_comments(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A provider that only counts must not keep the comments from its client."""
     second = threading.Event()
-    attempt = Scripted(HELLO, lambda: second.wait(LONG_S), [Used(Usage(8, 9))], wait)
+    attempt = Scripted(HELLO, lambda: second.wait(HANG_S), [Used(Usage(8, 9))], wait)
     play(monkeypatch, attempt)
     call = open_call(gateway)
     found = frames(call)
     assert next(found) == b"Hello "
     second.set()
-    assert attempt.reached.wait(LONG_S)
+    assert attempt.reached.wait(HANG_S)
     assert next(found) == b""
     wrote = call.stream.last_write
     call.stream.mailbox.nudge(Nudge.KEEP_ALIVE)
@@ -454,13 +456,13 @@ def test_events_that_a_face_doesn_t_show_are_silence(
     call.close()
 
 
-def test_a_stream_that_was_stopped_before_its_first_event_has_an_end(
+def test_a_stream_stopped_before_its_first_event_ends_with_stopped(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = Scripted(wait)
     play(monkeypatch, attempt)
     call = open_call(gateway)
-    assert attempt.reached.wait(LONG_S)
+    assert attempt.reached.wait(HANG_S)
     gateway.streams.stop("key_1", "s-1")
     assert list(frames(call)) == [b"stopped"]
     assert (records.only.reason, records.only.status) == ("stopped", 200)
@@ -552,7 +554,7 @@ def test_a_call_under_way_is_settled_once_whatever_ends_it(
     found = frames(call)
     if end not in (never_start_it, break_the_encoder):
         assert next(found) == b"Hello "
-    assert attempt.reached.wait(LONG_S)
+    assert attempt.reached.wait(HANG_S)
     end(call, found)
     assert (records.only.reason, records.only.status) == (reason, status)
     assert records.only.usage == Usage(8, 2, source="estimate")
@@ -570,10 +572,10 @@ def test_a_drain_is_settled_once_when_it_is_over(
 ) -> None:
     gateway = a_gateway(records, disconnect="drain")
     go_on, waits = threading.Event(), threading.Event()
-    attempt = Scripted(HELLO, waits.set, lambda: go_on.wait(LONG_S), REST)
+    attempt = Scripted(HELLO, waits.set, lambda: go_on.wait(HANG_S), REST)
     play(monkeypatch, attempt)
     call = open_call(gateway, stream=stream)
-    assert waits.wait(LONG_S)
+    assert waits.wait(HANG_S)
     call.stream.end("client_gone")
     closing = [threading.Thread(target=call.close) for _ in range(2)]
     for thread in closing:
@@ -583,7 +585,7 @@ def test_a_drain_is_settled_once_when_it_is_over(
     assert gateway.streams.of("key_1") == [call.stream]
     go_on.set()
     for thread in closing:
-        thread.join(LONG_S)
+        thread.join(HANG_S)
     outcome = records.only
     assert (outcome.reason, outcome.status) == ("client_gone", 499)
     assert (outcome.usage, outcome.cost) == (Usage(8, 3), 14_000)
@@ -598,7 +600,7 @@ def test_no_fallback_is_tried_for_a_client_that_has_gone(
     gateway = a_gateway(records, disconnect="drain")
     go_on = threading.Event()
     failure = UpstreamError("No.", upstream_status=status)
-    asked = play(monkeypatch, Scripted(lambda: go_on.wait(LONG_S), failure))
+    asked = play(monkeypatch, Scripted(lambda: go_on.wait(HANG_S), failure))
     call = open_call(gateway, "sim/m", "other/m")
     assert eventually(lambda: call.stream.attempts == 1)
     call.stream.end("client_gone")
@@ -610,7 +612,7 @@ def test_no_fallback_is_tried_for_a_client_that_has_gone(
 
 
 @pytest.mark.parametrize("end", ["stopped", "shutdown"])
-def test_a_drain_that_is_ended_is_settled_at_once(
+def test_a_stop_or_shutdown_during_a_drain_settles_the_call_at_once(
     records: Records, monkeypatch: pytest.MonkeyPatch, end: EndReason
 ) -> None:
     gateway = a_gateway(records, disconnect="drain")
@@ -619,7 +621,7 @@ def test_a_drain_that_is_ended_is_settled_at_once(
     call = open_call(gateway)
     found = frames(call)
     assert next(found) == b"Hello "
-    assert attempt.reached.wait(LONG_S)
+    assert attempt.reached.wait(HANG_S)
     threading.Timer(0.02, call.stream.end, [end]).start()
     found.close()  # type: ignore[attr-defined]
     assert (records.only.reason, records.only.status) == ("client_gone", 499)
@@ -627,12 +629,14 @@ def test_a_drain_that_is_ended_is_settled_at_once(
     assert attempt.aborts == 1
 
 
-def test_a_drain_may_cost_so_much(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drain_ends_at_the_disconnect_cost_limit(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A token of output costs 2,000 nano-dollars."""
     gateway = a_gateway(records, disconnect="drain", disconnect_cost=4000)
     go_on = threading.Event()
     more: list[Step] = [[Delta(0, "more")] for _ in range(5)]
-    play(monkeypatch, Scripted(HELLO, lambda: go_on.wait(LONG_S), *more))
+    play(monkeypatch, Scripted(HELLO, lambda: go_on.wait(HANG_S), *more))
     call = open_call(gateway)
     call.wait()
     call.stream.end("client_gone")
@@ -641,7 +645,7 @@ def test_a_drain_may_cost_so_much(records: Records, monkeypatch: pytest.MonkeyPa
     assert records.only.usage == Usage(8, 1 + 1 + 3, source="estimate")
 
 
-def test_records_that_can_t_be_written_don_t_cost_the_answer(
+def test_a_failed_settlement_does_not_lose_the_answer(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     gateway = a_gateway(Records(OSError("disk full")))
@@ -653,7 +657,7 @@ def test_records_that_can_t_be_written_don_t_cost_the_answer(
     assert record.__dict__["request_id"] == "r-1"
 
 
-def test_a_price_list_out_of_order_doesn_t_cost_the_record(
+def test_a_failed_price_lookup_settles_the_call_without_a_cost(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: Target) -> None:
@@ -666,7 +670,7 @@ def test_a_price_list_out_of_order_doesn_t_cost_the_record(
     assert len(gateway.streams) == 0
 
 
-def test_a_defect_in_an_attempt_is_logged_with_the_request_s_id(
+def test_a_defect_in_an_attempt_is_logged_with_the_request_id(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     play(monkeypatch, Scripted(RuntimeError("the inside")))
@@ -677,7 +681,7 @@ def test_a_defect_in_an_attempt_is_logged_with_the_request_s_id(
     assert record.__dict__["request_id"] == "r-1"
 
 
-def test_a_call_that_ends_before_its_attempt_begins_makes_none(
+def test_a_call_stopped_before_its_attempt_begins_counts_no_attempt(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = Scripted(HELLO)
@@ -685,12 +689,12 @@ def test_a_call_that_ends_before_its_attempt_begins_makes_none(
 
     def start(_reader: Reader, _candidate: Candidate, _timeouts: Timeouts) -> Attempt:
         begun.set()
-        begin.wait(LONG_S)
+        begin.wait(HANG_S)
         return attempt
 
     monkeypatch.setattr(Reader, "_start", start)
     call = open_call(gateway)
-    assert begun.wait(LONG_S)
+    assert begun.wait(HANG_S)
     gateway.streams.stop("key_1", "s-1")
     begin.set()
     assert list(frames(call)) == [b"stopped"]
@@ -698,11 +702,11 @@ def test_a_call_that_ends_before_its_attempt_begins_makes_none(
     assert (call.stream.attempts, call.stream.first_event) == (0, None)
 
 
-def test_a_reader_that_may_go_on_after_the_end_finds_that_it_may_not(
+def test_a_reader_delivers_nothing_after_its_stream_was_stopped(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
-    attempt = Scripted(HELLO, lambda: go_on.wait(LONG_S), REST, RuntimeError("not reached"))
+    attempt = Scripted(HELLO, lambda: go_on.wait(HANG_S), REST, RuntimeError("not reached"))
     play(monkeypatch, attempt)
     found = frames(open_call(gateway))
     next(found)
@@ -715,7 +719,7 @@ def test_a_reader_that_may_go_on_after_the_end_finds_that_it_may_not(
 # Fallbacks
 
 
-def test_the_next_target_is_tried_when_the_one_before_is_in_trouble(
+def test_the_next_target_is_tried_when_a_target_fails(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = [Scripted(BROKEN), Scripted(UpstreamError("Gone."))]
@@ -731,7 +735,7 @@ def test_the_next_target_is_tried_when_the_one_before_is_in_trouble(
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 422])
-def test_a_refusal_that_others_would_repeat_is_final(
+def test_a_client_error_of_a_provider_is_not_retried_on_a_fallback(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     asked = play(monkeypatch, Scripted(UpstreamError("No.", upstream_status=status)))
@@ -741,7 +745,7 @@ def test_a_refusal_that_others_would_repeat_is_final(
     assert (caught.value.details or {})["upstream_status"] == status
 
 
-def test_an_answer_that_has_begun_is_not_begun_elsewhere(
+def test_no_fallback_is_tried_after_the_first_event(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = play(monkeypatch, Scripted(HELLO, BROKEN))
@@ -750,7 +754,9 @@ def test_an_answer_that_has_begun_is_not_begun_elsewhere(
     assert records.only.status == 200
 
 
-def test_the_last_failure_is_told(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_failure_of_the_last_target_is_raised(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     last = UpstreamError("Slow.", upstream_status=429, retry_after=3)
     play(monkeypatch, Scripted(BROKEN), Scripted(last))
     with pytest.raises(RateLimited) as caught:
@@ -759,13 +765,13 @@ def test_the_last_failure_is_told(gateway: Gateway, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("just_ends", [True, False])
-def test_a_target_that_is_late_is_left_for_the_next(
+def test_a_target_without_a_first_event_in_time_is_left_for_the_next(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch, just_ends: bool
 ) -> None:
     late = Scripted(wait, just_ends=just_ends)
     play(monkeypatch, late, Scripted(HELLO, REST))
     call = open_call(gateway, "sim/m", "other/m")
-    assert late.reached.wait(LONG_S)
+    assert late.reached.wait(HANG_S)
     call.stream.look(call.stream.attempt_began + 601)
     assert b"".join(frames(call)) == b"Hello  there completed"
     assert records.only.reason == "completed"
@@ -773,13 +779,13 @@ def test_a_target_that_is_late_is_left_for_the_next(
 
 
 @pytest.mark.parametrize("just_ends", [True, False])
-def test_when_all_are_late_it_is_a_deadline(
+def test_a_first_event_timeout_without_a_fallback_ends_as_a_deadline(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch, just_ends: bool
 ) -> None:
     late = Scripted(wait, just_ends=just_ends)
     play(monkeypatch, late)
     call = open_call(gateway)
-    assert late.reached.wait(LONG_S)
+    assert late.reached.wait(HANG_S)
     call.stream.look(call.stream.attempt_began + 601)
     with pytest.raises(UpstreamTimeout) as caught:
         call.wait()
@@ -789,24 +795,24 @@ def test_when_all_are_late_it_is_a_deadline(
     assert records.only.usage == Usage(2, 0, source="estimate")
 
 
-def test_a_failure_of_the_second_is_not_the_lateness_of_the_first(
+def test_a_failed_fallback_raises_its_own_error_after_a_first_timeout(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late = Scripted(wait)
     play(monkeypatch, late, Scripted(BROKEN))
     call = open_call(gateway, "sim/m", "other/m")
-    assert late.reached.wait(LONG_S)
+    assert late.reached.wait(HANG_S)
     call.stream.look(call.stream.attempt_began + 601)
     with pytest.raises(UpstreamError, match=r"It broke\."):
         call.wait()
     assert records.only.reason == "provider_error"
 
 
-def test_a_failure_of_a_late_attempt_is_its_lateness(
+def test_a_failure_after_the_first_event_timeout_is_raised_as_a_timeout(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
-    late = Scripted(lambda: go_on.wait(LONG_S), BROKEN)
+    late = Scripted(lambda: go_on.wait(HANG_S), BROKEN)
     play(monkeypatch, late)
     call = open_call(gateway)
     assert eventually(lambda: call.stream.attempts == 1)
@@ -821,7 +827,7 @@ def test_a_failure_of_a_late_attempt_is_its_lateness(
 
 
 @pytest.mark.parametrize("byok", [None, "sk-own"])
-def test_what_a_call_costs(
+def test_a_call_costs_its_list_price_and_zero_with_a_byok_key(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch, byok: str | None
 ) -> None:
     play(monkeypatch, Scripted(HELLO, REST), Scripted(HELLO, REST))
@@ -831,7 +837,7 @@ def test_what_a_call_costs(
     assert costs == ([14_000, None] if byok is None else [0, 0])
 
 
-def test_an_id_that_is_active_is_refused(
+def test_a_stream_id_already_in_use_is_refused(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, Scripted(wait))
@@ -842,7 +848,9 @@ def test_an_id_that_is_active_is_refused(
     call.close()
 
 
-def test_one_call_too_many_is_refused(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_above_max_streams_is_refused(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gateway = a_gateway(records, max_streams=1, queue=0)
     asked = play(monkeypatch, Scripted(wait), Scripted(HELLO, REST))
     call = open_call(gateway)
@@ -853,7 +861,7 @@ def test_one_call_too_many_is_refused(records: Records, monkeypatch: pytest.Monk
     open_call(gateway, stream=False).result()
 
 
-def test_a_system_without_threads_left_is_overloaded(
+def test_a_call_is_refused_when_no_thread_can_be_started(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, Scripted(wait), Scripted(HELLO, REST))
@@ -879,7 +887,7 @@ def test_a_system_without_threads_left_is_overloaded(
         (("sim/m", "other/x"), ["sim/m"]),
     ],
 )
-def test_a_key_is_led_to_what_it_may_use(
+def test_a_key_reaches_only_the_targets_of_its_models(
     gateway: Gateway, models: tuple[str, ...], expected: list[str]
 ) -> None:
     targets = gateway.router.targets(Route(model="sim/m", fallbacks=("other/m",)))
@@ -887,7 +895,9 @@ def test_a_key_is_led_to_what_it_may_use(
 
 
 @pytest.mark.parametrize("models", [(), ("sim/x",), ("SIM/M",)])
-def test_a_key_that_may_use_none_is_told_which(gateway: Gateway, models: tuple[str, ...]) -> None:
+def test_a_key_without_a_permitted_target_gets_an_error_naming_the_model(
+    gateway: Gateway, models: tuple[str, ...]
+) -> None:
     with pytest.raises(ModelForbidden) as caught:
         open_call(gateway, key=a_key(models=models))
     assert "sim/m" in caught.value.message
@@ -896,7 +906,7 @@ def test_a_key_that_may_use_none_is_told_which(gateway: Gateway, models: tuple[s
 
 
 @pytest.mark.parametrize("by_server", [True, False])
-def test_strictness_is_the_server_s_or_the_caller_s(
+def test_strict_mode_is_set_by_the_server_or_the_caller(
     records: Records, monkeypatch: pytest.MonkeyPatch, by_server: bool
 ) -> None:
     play(monkeypatch, Scripted(HELLO, REST))
@@ -910,14 +920,14 @@ def test_strictness_is_the_server_s_or_the_caller_s(
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_only_a_stream_is_kept_alive_and_released(
+def test_release_and_keep_alive_nudges_go_to_streams_only(
     records: Records, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     gateway = a_gateway(records, timeouts=Timeouts(first_event=1e9, total=1e9))
     attempt = Scripted(wait)
     play(monkeypatch, attempt)
     call = open_call(gateway, stream=stream)
-    assert attempt.reached.wait(LONG_S)
+    assert attempt.reached.wait(HANG_S)
     call.stream.look(call.stream.opened + 86400)
     call.stream.end("stopped")
     nudges: list[Any] = [Nudge.RELEASE, Nudge.KEEP_ALIVE] if stream else []
@@ -942,7 +952,7 @@ def candidate(gateway: Gateway, model: str, *prompts: str, **more: Any) -> Candi
         ("local/pydoc", True, FanOut),
     ],
 )
-def test_a_target_is_called_by_its_dialect(
+def test_the_attempt_class_follows_the_dialect_and_the_split(
     gateway: Gateway, model: str, split: bool, kind: type[Attempt]
 ) -> None:
     asked = candidate(gateway, model, "a", "b", split=split)
@@ -1013,14 +1023,14 @@ def test_an_end_without_a_failure_raises_nothing(reason: EndReason) -> None:
     raise_for(End(reason))
 
 
-def test_an_end_with_one_raises_it() -> None:
+def test_an_end_with_a_failure_raises_its_error() -> None:
     with pytest.raises(UpstreamError):
         raise_for(End("provider_error", BROKEN))
     with pytest.raises(ClientGone):
         raise_for(End("client_gone"))
 
 
-def test_a_completion_s_usage_may_be_unknown_while_its_outcome_s_never_is(
+def test_unreported_usage_is_none_in_the_answer_and_estimated_in_the_outcome(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, Scripted([Started(), Delta(0, "abcde"), Finished(0, "length")]))

@@ -110,7 +110,7 @@ ODD_HEADS = {
 
 @pytest.mark.parametrize("peer", [PROXY, STRANGER, ""], ids=["proxy", "stranger", "unix"])
 @pytest.mark.parametrize("sent", ODD_HEADS.values(), ids=ODD_HEADS)
-def test_a_request_is_read_as_gunicorn_reads_it(sent: bytes, peer: Any) -> None:
+def test_a_request_is_read_exactly_as_by_gunicorn(sent: bytes, peer: Any) -> None:
     same(sent, peer)
 
 
@@ -131,7 +131,7 @@ def test_a_request_is_read_as_gunicorn_reads_it(sent: bytes, peer: Any) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("sent", ODD_HEADS.values(), ids=ODD_HEADS)
-def test_it_is_under_any_settings(
+def test_a_request_is_read_exactly_as_by_gunicorn_under_any_settings(
     sent: bytes, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Head, "trusted", {})  # it is of a process, whose settings don't change
@@ -146,11 +146,11 @@ PIECES = st.sampled_from(
 
 @given(st.lists(PIECES, max_size=24).map(b"".join), st.sampled_from([b"", POST, b"GET /"]))
 @example(b"Host: a\r\n\r\n", POST)
-def test_it_is_whatever_comes(sent: bytes, begin: bytes) -> None:
+def test_arbitrary_bytes_are_read_exactly_as_by_gunicorn(sent: bytes, begin: bytes) -> None:
     same(begin + sent + b"\r\n\r\n", PROXY)
 
 
-def test_the_usual_head_takes_none_of_gunicorn_s_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_usual_head_skips_the_parsing_steps_of_gunicorn(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any) -> None:
         raise AssertionError
 
@@ -164,7 +164,7 @@ def test_the_usual_head_takes_none_of_gunicorn_s_steps(monkeypatch: pytest.Monke
     ]
 
 
-def test_a_proxy_s_address_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trust_of_a_peer_address_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(Head, "trusted", {})
     monkeypatch.setattr("heads.MOST_PEERS", 2)
@@ -246,7 +246,7 @@ SIX = ("Content-Length", "6")
         ([("Transfer-Encoding", "chunked")], [b"abc"]),
     ],
 )
-def test_an_answer_is_what_gunicorn_s_would_be(
+def test_an_answer_is_written_exactly_as_by_gunicorn(
     parts: list[Any], fields: list[tuple[Any, Any]], status: str, first: bytes
 ) -> None:
     ours, _ = answered(Answer, parts, status, fields, first)
@@ -280,13 +280,15 @@ def test_the_last_bytes_of_a_stream_go_out_with_its_end() -> None:
 
 
 @pytest.mark.parametrize(("fields", "part"), [([], "text"), ([("X-A", 1)], b"abc")])
-def test_an_answer_is_bytes_and_its_fields_text(fields: list[tuple[str, Any]], part: Any) -> None:
+def test_an_answer_of_wrong_types_raises_type_error_and_sends_nothing(
+    fields: list[tuple[str, Any]], part: Any
+) -> None:
     (outcome, _, sent), _ = answered(Answer, [part], "200 OK", fields, POST)
     assert outcome[0] is TypeError
     assert sent == b""
 
 
-def test_a_date_is_http_s() -> None:
+def test_date_writes_the_http_date_format() -> None:
     assert date(1_775_563_200) == "Tue, 07 Apr 2026 12:00:00 GMT"
 
 
@@ -320,7 +322,7 @@ SERVER = ("127.0.0.1", 8000)
 )
 @pytest.mark.parametrize("script_name", ["", "/v1"])
 @pytest.mark.parametrize("sent", ODD_HEADS.values(), ids=ODD_HEADS)
-def test_the_environment_is_gunicorn_s(
+def test_the_wsgi_environment_equals_that_of_gunicorn(
     worker: Callable[..., Worker],
     sent: bytes,
     script_name: str,

@@ -8,7 +8,7 @@ import uuid
 import ids
 
 
-def test_a_uuid_is_one_of_version_4() -> None:
+def test_new_uuid_has_version_4() -> None:
     for _ in range(1000):
         text = ids.new_uuid()
         found = uuid.UUID(text)
@@ -21,11 +21,11 @@ def test_hexadecimal_digits_keep_their_leading_zeros() -> None:
     assert all(int(ids.hexadecimal(1), 16) < 16 for _ in range(100))
 
 
-def test_no_two_are_alike() -> None:
+def test_new_uuids_are_unique() -> None:
     assert len({ids.new_uuid() for _ in range(10_000)}) == 10_000
 
 
-def test_a_forked_process_has_its_own() -> None:
+def test_forked_process_makes_different_uuids() -> None:
     ids.new_uuid()
     reader, writer = os.pipe()
     child = os.fork()

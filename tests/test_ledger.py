@@ -25,8 +25,7 @@ from errors import InsufficientCredits, Unavailable
 from ledger import Ledger, owners
 from ledger.database import database_url
 from ledger.schema import day_of, requests
-from tests.ledgers import (
-    LONG_S,
+from tests.support.ledgers import (
     Outage,
     a_claim,
     a_ledger,
@@ -40,9 +39,10 @@ from tests.ledgers import (
     days,
     rows,
 )
-from tests.postgres import Postgres
+from tests.support.pace import HANG_S
+from tests.support.paths import ROOT
+from tests.support.postgres import Postgres
 
-ROOT = Path(__file__).parent.parent
 ODD = {"model": "\ud800"}
 """No database can store this."""
 
@@ -72,7 +72,7 @@ def sqlite_url(tmp_path: Path) -> str:
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
-    until = time.monotonic() + LONG_S
+    until = time.monotonic() + HANG_S
     while not condition() and time.monotonic() < until:
         time.sleep(0.005)
     return condition()
@@ -81,7 +81,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
 # A row
 
 
-def test_a_call_s_row_is_there_when_it_is_opened_and_complete_when_it_is_settled(
+def test_a_ledger_row_exists_once_opened_and_is_complete_once_settled(
     ledger: Ledger, ledger_url: str
 ) -> None:
     entry = an_entry()
@@ -123,7 +123,7 @@ def test_a_call_s_row_is_there_when_it_is_opened_and_complete_when_it_is_settled
     ]
 
 
-def test_a_call_is_settled_once_however_often_it_is_said(ledger: Ledger, ledger_url: str) -> None:
+def test_a_call_settled_several_times_counts_once(ledger: Ledger, ledger_url: str) -> None:
     entry = an_entry()
     ledger.open(entry)
     ledger.settle(a_settlement(entry))
@@ -137,12 +137,12 @@ def test_a_call_is_settled_once_however_often_it_is_said(ledger: Ledger, ledger_
         assert eventually(lambda: ledger.queue == 2)
         go_on()
         for thread in threads:
-            thread.join(LONG_S)
+            thread.join(HANG_S)
     assert [row["cost_nano"] for row in rows(ledger_url)] == [110]
     assert [day["requests"] for day in days(ledger_url)] == [1]
 
 
-def test_what_was_never_opened_isn_t_settled(ledger: Ledger, ledger_url: str) -> None:
+def test_settling_an_unopened_call_writes_no_row(ledger: Ledger, ledger_url: str) -> None:
     ledger.settle(a_settlement(an_entry()))
     assert (rows(ledger_url), days(ledger_url)) == ([], [])
 
@@ -158,11 +158,11 @@ def gathered(ledger: Ledger, *works: Callable[[], object]) -> list[object]:
         thread.start()
         assert eventually(lambda: ledger.queue == len(works))
         go_on()
-        thread.join(LONG_S)
+        thread.join(HANG_S)
     return results
 
 
-def test_many_who_wait_share_a_transaction(ledger: Ledger, ledger_url: str) -> None:
+def test_many_waiting_calls_share_a_transaction(ledger: Ledger, ledger_url: str) -> None:
     entries = [an_entry(key_id=f"key_{number % 3}") for number in range(40)]
     ledger.start()
     done = commits(ledger._writer)
@@ -174,7 +174,9 @@ def test_many_who_wait_share_a_transaction(ledger: Ledger, ledger_url: str) -> N
     assert [row["ended_us"] is None for row in rows(ledger_url)] == [False] * 40
 
 
-def test_nobody_is_told_before_the_group_is_on_disk(ledger: Ledger, ledger_url: str) -> None:
+def test_open_and_settle_return_only_after_the_row_is_on_disk(
+    ledger: Ledger, ledger_url: str
+) -> None:
     """Each looks as another process would, the moment it is told."""
     ledger.start()
 
@@ -188,7 +190,9 @@ def test_nobody_is_told_before_the_group_is_on_disk(ledger: Ledger, ledger_url: 
     assert at_once(*[call] * 8) == [True] * 8
 
 
-def test_an_odd_row_spoils_no_other(ledger_url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unstorable_row_does_not_fail_its_group(
+    ledger_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     failed = Count()
     with a_ledger(ledger_url, failed=failed) as ledger:
         ledger.start()
@@ -241,7 +245,7 @@ def test_while_the_database_is_away_no_call_is_accepted(
     assert told.count("the ledger is back") == 1
 
 
-def test_who_may_go_on_without_a_ledger_does_unless_a_budget_needs_it(sqlite_url: str) -> None:
+def test_an_optional_ledger_refuses_only_budgeted_calls_while_away(sqlite_url: str) -> None:
     unrecorded = Count()
     with a_ledger(sqlite_url, required=False, unrecorded=unrecorded) as ledger:
         ledger.start()
@@ -254,7 +258,9 @@ def test_who_may_go_on_without_a_ledger_does_unless_a_budget_needs_it(sqlite_url
         assert unrecorded.calls == 2
 
 
-def test_what_ends_meanwhile_is_kept_and_written_once(ledger: Ledger, ledger_url: str) -> None:
+def test_settlements_during_an_outage_are_kept_and_written_once(
+    ledger: Ledger, ledger_url: str
+) -> None:
     entries = [an_entry() for _ in range(5)]
     for entry in entries:
         ledger.open(entry)
@@ -270,7 +276,7 @@ def test_what_ends_meanwhile_is_kept_and_written_once(ledger: Ledger, ledger_url
     assert [day["requests"] for day in days(ledger_url)] == [5]
 
 
-def test_what_is_refused_meanwhile_takes_no_memory(sqlite_url: str) -> None:
+def test_calls_refused_during_an_outage_do_not_fill_the_queue(sqlite_url: str) -> None:
     with a_ledger(sqlite_url) as ledger:
         ledger.start()
         outage = Outage(ledger._writer)
@@ -282,7 +288,9 @@ def test_what_is_refused_meanwhile_takes_no_memory(sqlite_url: str) -> None:
     assert rows(sqlite_url) == []
 
 
-def test_a_writer_that_hangs_is_away_too(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ledger_whose_writer_hangs_is_unavailable(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each call would else wait in vain, and leave its steps behind."""
     monkeypatch.setattr(ledger_module, "WAIT_S", 0.05)
     with a_ledger(sqlite_url) as ledger:
@@ -298,7 +306,7 @@ def test_a_writer_that_hangs_is_away_too(sqlite_url: str, monkeypatch: pytest.Mo
     assert len(rows(sqlite_url)) == 1
 
 
-def test_all_who_wait_for_a_writer_that_hangs_are_told(
+def test_a_hanging_writer_times_out_waiting_calls_but_not_changes(
     ledger: Ledger, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of a group looks at the clock. Who waits for a change of his own goes on waiting."""
@@ -314,18 +322,18 @@ def test_all_who_wait_for_a_writer_that_hangs_are_told(
             *(partial(ledger.open, an_entry()) for _ in range(8)),
             partial(ledger.settle, a_settlement(entry)),
         )
-        assert time.monotonic() - began < LONG_S / 2
+        assert time.monotonic() - began < HANG_S / 2
         assert [type(one) for one in found[:8]] == [Unavailable] * 8
         assert found[8] is None
         assert changed == []
-    change.join(LONG_S)
+    change.join(HANG_S)
     assert changed == ["changed"]
     assert eventually(lambda: ledger.available and ledger.queue == 0)
     ledger.write(lambda _: None)
     assert [row["cost_nano"] for row in rows(ledger_url)] == [110], "the others are withdrawn"
 
 
-def test_a_call_that_waited_in_vain_is_withdrawn(
+def test_a_ledger_open_that_timed_out_leaves_no_row(
     ledger: Ledger, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger.start()
@@ -336,7 +344,7 @@ def test_a_call_that_waited_in_vain_is_withdrawn(
     assert rows(ledger_url) == []
 
 
-def test_a_disk_that_is_locked_by_others_is_away_until_they_are_done(
+def test_a_locked_database_makes_the_ledger_unavailable_until_unlocked(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ledger.database.BUSY_MS", 20)
@@ -352,7 +360,9 @@ def test_a_disk_that_is_locked_by_others_is_away_until_they_are_done(
 
 
 @pytest.mark.parametrize("content", [b"this is no database\n" * 500, b"SQLite format 3\0" * 500])
-def test_a_file_that_is_no_database_is_told_at_once(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_database_fails_at_start_and_stays_unchanged(
+    tmp_path: Path, content: bytes
+) -> None:
     path = tmp_path / "sluice.db"
     path.write_bytes(content)
     ledger = Ledger(f"sqlite:///{path}")
@@ -366,7 +376,7 @@ def test_a_file_that_is_no_database_is_told_at_once(tmp_path: Path, content: byt
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("the inside"), MemoryError(), KeyError(1)])
-def test_nothing_ends_the_pump(
+def test_a_failing_presence_beat_does_not_stop_the_ledger(
     sqlite_url: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -422,7 +432,7 @@ def test_a_database_that_takes_no_writes_loses_no_row(
 
 @pytest.mark.parametrize("claim", [None, a_claim(1000, 800), a_claim(1000, 1, 5000)], ids=repr)
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_commit_that_nobody_heard_of_counts_once(
+def test_a_commit_whose_answer_was_lost_counts_once(
     ledger: Ledger, ledger_url: str, claim: Any, times: int
 ) -> None:
     """times 1: done again at once. 2: taken for away; done again when it is back."""
@@ -451,7 +461,7 @@ def test_a_commit_that_nobody_heard_of_counts_once(
 # The end
 
 
-def test_closing_writes_what_waits(ledger_url: str) -> None:
+def test_closing_the_ledger_writes_its_queue(ledger_url: str) -> None:
     entry = an_entry()
     with a_ledger(ledger_url) as ledger:
         ledger.open(entry)
@@ -462,13 +472,13 @@ def test_closing_writes_what_waits(ledger_url: str) -> None:
             closing = threading.Thread(target=ledger.close)
             closing.start()
             go_on()
-            closing.join(LONG_S)
+            closing.join(HANG_S)
             assert [row["ended_us"] is None for row in rows(ledger_url)] == [False]
-            settling.join(LONG_S)
+            settling.join(HANG_S)
         ledger.close()  # again
 
 
-def test_a_ledger_that_was_closed_says_so(sqlite_url: str) -> None:
+def test_a_closed_ledger_is_unavailable_at_once(sqlite_url: str) -> None:
     ledger = Ledger(sqlite_url)
     ledger.start()
     ledger.close()
@@ -481,12 +491,14 @@ def test_a_ledger_that_was_closed_says_so(sqlite_url: str) -> None:
     assert time.monotonic() - began < 2
 
 
-def test_closing_what_was_never_used_does_nothing(tmp_path: Path) -> None:
+def test_closing_an_unused_ledger_creates_no_file(tmp_path: Path) -> None:
     Ledger(f"sqlite:///{tmp_path / 'sluice.db'}").close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_file_is_left_but_the_database(sqlite_url: str, tmp_path: Path) -> None:
+def test_a_closed_ledger_leaves_only_its_database_and_owners(
+    sqlite_url: str, tmp_path: Path
+) -> None:
     with a_ledger(sqlite_url) as ledger:
         ledger.open(an_entry())
         assert ledger.read(lambda c: c.execute(select(func.count()).select_from(requests)).scalar())
@@ -497,7 +509,7 @@ def test_no_file_is_left_but_the_database(sqlite_url: str, tmp_path: Path) -> No
 # Reading and changing
 
 
-def test_a_query_at_first_makes_the_tables(ledger: Ledger) -> None:
+def test_the_first_query_creates_the_tables(ledger: Ledger) -> None:
     count = select(func.count()).select_from(requests)
     assert at_once(*[lambda: ledger.read(lambda c: c.execute(count).scalar())] * 20) == [0] * 20
     done = commits(ledger._writer)
@@ -555,7 +567,7 @@ def reserved(url: str) -> list[int]:
         (a_claim(0, 0), 20, [0] * 20),
     ],
 )
-def test_a_budget_isn_t_beaten_by_many_at_once(
+def test_a_budget_is_not_exceeded_by_concurrent_calls(
     ledger: Ledger, ledger_url: str, claim: Any, accepted: int, held: list[int], grouped: bool
 ) -> None:
     ledger.start()
@@ -566,7 +578,7 @@ def test_a_budget_isn_t_beaten_by_many_at_once(
     assert ledger.open(an_entry(key_id="key_2"), a_claim(1000, 1000)), "a budget of its own"
 
 
-def test_nor_by_two_processes(ledger: Ledger, ledger_url: str) -> None:
+def test_a_budget_is_not_exceeded_by_two_ledgers_at_once(ledger: Ledger, ledger_url: str) -> None:
     """Calls come and go: at no moment is more settled and held than there is."""
     limit, most = 20_000, 1_000
     ledger.start()
@@ -602,7 +614,7 @@ def test_nor_by_two_processes(ledger: Ledger, ledger_url: str) -> None:
         ledger.open(an_entry(), a_claim(limit, most))
 
 
-def test_a_budget_that_changes_meanwhile_counts_what_the_old_one_let_in(
+def test_a_changed_budget_counts_calls_admitted_under_the_old_budget(
     ledger: Ledger, ledger_url: str
 ) -> None:
     ledger.start()
@@ -614,7 +626,7 @@ def test_a_budget_that_changes_meanwhile_counts_what_the_old_one_let_in(
     assert reserved(ledger_url) == [600]
 
 
-def test_a_day_s_budget_is_whole_again_the_next_day(ledger: Ledger) -> None:
+def test_a_daily_budget_is_whole_again_the_next_day(ledger: Ledger) -> None:
     yesterday = an_entry(started_us=1_767_225_599_999_999)
     for since, start in (("2025-12-31", yesterday), ("2026-01-01", an_entry())):
         assert ledger.open(start, a_claim(1000, 900, since=since))
@@ -633,7 +645,7 @@ PROCESS = """
 import sys, time
 import ledger
 from ledger import owners
-from tests.ledgers import an_entry
+from tests.support.ledgers import an_entry
 ledger.TEND_S, owners.DEAD_AFTER_S = 0.1, float(sys.argv[3])
 book = ledger.Ledger(sys.argv[1])
 for number in range(3):
@@ -659,12 +671,12 @@ def a_process(url: str, name: str) -> subprocess.Popen[str]:
 
 def end(process: subprocess.Popen[str]) -> None:
     process.kill()
-    process.wait(LONG_S)
+    process.wait(HANG_S)
     assert process.stdout is not None
     process.stdout.close()
 
 
-def test_the_rows_of_the_dead_are_closed_and_those_of_the_living_are_not(
+def test_only_rows_of_dead_processes_are_closed_as_interrupted(
     ledger_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(ledger_module, "TEND_S", 0.1)
@@ -672,7 +684,7 @@ def test_the_rows_of_the_dead_are_closed_and_those_of_the_living_are_not(
     dead, living = a_process(ledger_url, "dead"), a_process(ledger_url, "living")
     try:
         dead.send_signal(signal.SIGKILL)
-        dead.wait(LONG_S)
+        dead.wait(HANG_S)
         with a_ledger(ledger_url) as ledger, a_ledger(ledger_url) as another:
             mine = an_entry(request_id="mine")
             ledger.start()
@@ -710,7 +722,7 @@ import json, sys, threading, time
 import gevent, ledger
 from errors import InsufficientCredits
 from ledger import Ledger
-from tests.ledgers import Outage, a_claim, a_settlement, an_entry
+from tests.support.ledgers import Outage, a_claim, a_settlement, an_entry
 
 ledger.RETRY_S = 0.02
 book = Ledger(sys.argv[1])
@@ -742,7 +754,7 @@ ticker = threading.Thread(target=tick); ticker.start()
 book.write(slow)
 stall = longest
 jobs = [gevent.spawn(call, number) for number in range(400)]
-gevent.joinall(jobs, timeout=30)
+gevent.joinall(jobs, timeout=120)
 results = [job.value for job in jobs]
 entry = an_entry(key_id="key_away")
 book.open(entry)
@@ -761,14 +773,14 @@ book.close()
 """
 
 
-def test_greenlets_use_it_as_threads_do_and_a_commit_holds_up_none(ledger_url: str) -> None:
+def test_greenlets_share_the_ledger_and_a_slow_commit_blocks_none(ledger_url: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", GREENLETS, ledger_url],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=False,
     )
     said = "the ledger is away: connection refused\nthe ledger is back\n"

@@ -40,7 +40,7 @@ def restored() -> Iterator[None]:
     logging.getLogger().manager._clear_cache()  # type: ignore[attr-defined]
 
 
-def test_a_json_line_has_when_who_what_and_the_known_fields_alone() -> None:
+def test_json_log_line_has_only_the_known_fields() -> None:
     line = JsonFormatter().format(a_record(status=200, path="/a b", authorization="Bearer x"))
     assert "\n" not in line
     assert json.loads(line) == {
@@ -53,30 +53,30 @@ def test_a_json_line_has_when_who_what_and_the_known_fields_alone() -> None:
     }
 
 
-def test_a_json_line_with_a_failure_is_one_line_all_the_same() -> None:
+def test_json_log_line_with_a_traceback_stays_on_one_line() -> None:
     line = JsonFormatter().format(a_failure())
     assert "\n" not in line
     assert json.loads(line)["exception"].endswith("ValueError: the inside")
 
 
-def test_what_json_has_no_word_for_is_written_as_text() -> None:
+def test_value_that_json_cannot_encode_is_logged_as_text() -> None:
     assert json.loads(JsonFormatter().format(a_record(model=b"m")))["model"] == "b'm'"
 
 
-def test_a_line_of_words_shows_what_there_is_in_a_fixed_order() -> None:
+def test_text_log_line_shows_present_fields_in_a_fixed_order() -> None:
     record = a_record(status=200, method="POST", code=None, request_id="r-1", key_id="key_1")
     time, rest = TextFormatter().format(record).split(" ", 1)
     assert len(time) == len("12:00:00")
     assert rest == "info request method=POST status=200 request_id=r-1"
 
 
-def test_a_line_of_words_sums_the_tokens_up() -> None:
+def test_text_log_line_shows_input_plus_output_tokens() -> None:
     line = TextFormatter().format(a_record("stream", input_tokens=3, output_tokens=0))
     assert line.endswith("info stream tokens=3+0")
     assert TextFormatter().format(a_record("x", output_tokens=4)).endswith("tokens=0+4")
 
 
-def test_a_failure_in_words_has_its_traceback_below() -> None:
+def test_text_log_line_of_a_failure_is_followed_by_its_traceback() -> None:
     first, *rest = TextFormatter().format(a_failure()).splitlines()
     assert first.endswith("info it broke")
     assert rest[-1] == "ValueError: the inside"
@@ -84,13 +84,15 @@ def test_a_failure_in_words_has_its_traceback_below() -> None:
 
 @pytest.mark.parametrize("odd", ["a\nb", "a\rb", "a\x1b[2Jb", "a\u2028b", "a\x85b", "\x00"])
 @pytest.mark.parametrize("kind", ["text", "json"])
-def test_nothing_from_outside_begins_a_line_or_steers_a_terminal(kind: str, odd: str) -> None:
+def test_control_characters_cannot_break_a_log_line_or_steer_a_terminal(
+    kind: str, odd: str
+) -> None:
     line = logs.formatter(kind).format(a_record(f"got {odd}", path=odd, model=odd))
     assert line.isprintable()
     assert len(line.splitlines()) == 1
 
 
-def test_letters_of_any_language_stay_as_they_are() -> None:
+def test_text_log_line_keeps_letters_of_any_language() -> None:
     assert "model=m\u00f6del \u6a21" in TextFormatter().format(a_record(model="m\u00f6del \u6a21"))
 
 
@@ -103,7 +105,7 @@ def test_letters_of_any_language_stay_as_they_are() -> None:
         ("auto", False, JsonFormatter),
     ],
 )
-def test_words_are_for_terminals(
+def test_auto_log_format_is_text_on_a_terminal_and_json_elsewhere(
     monkeypatch: pytest.MonkeyPatch, kind: str, terminal: bool, made: type
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
@@ -111,7 +113,7 @@ def test_words_are_for_terminals(
 
 
 @pytest.mark.usefixtures("restored")
-def test_ours_are_shown_from_the_level_up_and_those_of_others_from_warnings_up(
+def test_log_level_applies_to_sluice_and_other_loggers_start_at_warning(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs.configure("json", "info")
@@ -123,5 +125,5 @@ def test_ours_are_shown_from_the_level_up_and_those_of_others_from_warnings_up(
     assert lines == ["sluice.x info", "other warning"]
 
 
-def test_what_a_terminal_shows_is_among_what_a_line_may_carry() -> None:
+def test_fields_shown_in_text_logs_are_known_log_fields() -> None:
     assert set(logs.SHOWN) <= set(logs.FIELDS)

@@ -103,7 +103,7 @@ def an_outcome(**fields: Any) -> Outcome:
 KEY = a_key(tokens_per_hour=1000, budget_usd=1)
 
 
-def test_an_open_call_is_entered_reserved_and_claimed(desk: Desk) -> None:
+def test_opening_a_call_enters_a_ledger_row_and_reserves_tokens_and_budget(desk: Desk) -> None:
     chosen = candidates("m", "dear", stream=True)
     bill = desk.meter.open(KEY, a_stream(chosen[0]), chosen)
     ((entry, claim),) = desk.book.opened
@@ -117,7 +117,7 @@ def test_an_open_call_is_entered_reserved_and_claimed(desk: Desk) -> None:
     assert claim.least_nano == claim.most_nano > 10 * 20_000, "of the dearest that may be asked"
 
 
-def test_a_caller_s_own_key_bypasses_all_and_is_recorded(desk: Desk) -> None:
+def test_call_with_a_caller_key_bypasses_limits_and_is_recorded(desk: Desk) -> None:
     key = a_key(tokens_per_hour=0, requests_per_minute=0, budget_usd=0)
     chosen = candidates("m", "unpriced", byok=True)
     assert desk.meter.payable(key, chosen) == chosen
@@ -133,7 +133,9 @@ def test_a_caller_s_own_key_bypasses_all_and_is_recorded(desk: Desk) -> None:
 @pytest.mark.parametrize(
     "failure", [InsufficientCredits("No."), Unavailable("No."), RuntimeError(), SystemExit()]
 )
-def test_a_call_that_isn_t_opened_gives_its_tokens_back(desk: Desk, failure: BaseException) -> None:
+def test_call_that_fails_to_open_returns_its_reserved_tokens(
+    desk: Desk, failure: BaseException
+) -> None:
     desk.book.answer = failure
     chosen = candidates("m")
     with pytest.raises(type(failure)):
@@ -141,7 +143,7 @@ def test_a_call_that_isn_t_opened_gives_its_tokens_back(desk: Desk, failure: Bas
     assert desk.left(KEY) == 1000
 
 
-def test_a_call_over_its_limit_is_not_entered(desk: Desk) -> None:
+def test_call_over_its_token_limit_gets_no_ledger_row(desk: Desk) -> None:
     chosen = candidates("m", max_tokens=5000)
     with pytest.raises(RateLimited):
         desk.meter.open(KEY, a_stream(chosen[0]), chosen)
@@ -149,7 +151,9 @@ def test_a_call_over_its_limit_is_not_entered(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-def test_an_ended_call_is_settled_everywhere_that_it_was_opened(desk: Desk, recorded: bool) -> None:
+def test_ended_call_settles_its_tokens_and_its_ledger_row_if_recorded(
+    desk: Desk, recorded: bool
+) -> None:
     desk.book.answer = recorded
     chosen = candidates("m")
     stream = a_stream(chosen[0])
@@ -173,7 +177,7 @@ def test_an_ended_call_is_settled_everywhere_that_it_was_opened(desk: Desk, reco
 
 
 @pytest.mark.parametrize(("first", "us"), [(None, None), (0.0, 0), (1e-7, 0)])
-def test_a_first_event_may_be_none_or_at_once(desk: Desk, first: float | None, us: Any) -> None:
+def test_first_event_time_may_be_missing_or_zero(desk: Desk, first: float | None, us: Any) -> None:
     chosen = candidates("m")
     stream = a_stream(chosen[0])
     bill = desk.meter.open(a_key(), stream, chosen)
@@ -181,7 +185,7 @@ def test_a_first_event_may_be_none_or_at_once(desk: Desk, first: float | None, u
     assert desk.book.settled[0].first_event_us == us
 
 
-def test_a_budget_can_t_count_what_has_no_price(desk: Desk) -> None:
+def test_key_with_a_budget_cannot_use_a_model_without_a_price(desk: Desk) -> None:
     mixed = candidates("unpriced", "m")
     assert desk.meter.payable(a_key(), mixed) == mixed
     assert desk.meter.payable(KEY, mixed) == mixed[1:]
@@ -189,7 +193,7 @@ def test_a_budget_can_t_count_what_has_no_price(desk: Desk) -> None:
         desk.meter.payable(KEY, mixed[:1])
 
 
-def test_a_price_list_that_fails_costs_no_record(
+def test_call_is_still_recorded_when_pricing_fails(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(desk.prices, "of", lambda _: 1 // 0)
@@ -202,11 +206,13 @@ def test_a_price_list_that_fails_costs_no_record(
 @pytest.mark.parametrize(
     ("usage", "nano"), [(Usage(), 0), (Usage(3, 5), 13_000), (Usage(10**12, 1), 10**15 + 2000)]
 )
-def test_what_a_call_costs(desk: Desk, usage: Usage, nano: int) -> None:
+def test_call_cost_follows_the_prices_and_is_none_without_a_price(
+    desk: Desk, usage: Usage, nano: int
+) -> None:
     assert desk.meter.cost(Target(SIM, "m"), usage) == nano
     assert desk.meter.cost(Target(SIM, "unpriced"), usage) is None
 
 
-def test_a_name_that_no_database_takes_is_changed() -> None:
+def test_nul_character_in_a_stored_name_is_replaced() -> None:
     assert storable("a\0b") == "a\N{REPLACEMENT CHARACTER}b"
     assert storable("größer/m") == "größer/m"

@@ -26,8 +26,9 @@ from completion import Usage
 from metric_files import FILE_BYTES
 from metrics import LIMITS, LONGEST_MODEL, MOST_MODELS, OTHER, REASONS, Metrics
 from relay import EndReason
+from tests.support.pace import HANG_S
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 PATH = "/v1/completions"
 
 
@@ -87,7 +88,7 @@ def shape(families: Sequence[Metric]) -> dict[str, tuple[str, tuple[str, ...]]]:
 # What is counted
 
 
-def test_a_call_that_ended_counts_once_everywhere() -> None:
+def test_an_ended_call_counts_once_in_each_metric() -> None:
     target = make()
     end(target, "m", usage=Usage(30, 12), cost=1_500_000_000)
     end(target, "m", usage=Usage(5, 1), cost=1)
@@ -102,7 +103,7 @@ def test_a_call_that_ended_counts_once_everywhere() -> None:
     assert value(target, "sluice_cost_dollars_total") == 1.500000001
 
 
-def test_a_request_that_became_no_call_has_no_provider() -> None:
+def test_a_request_without_a_call_has_empty_provider_and_model_labels() -> None:
     target = make()
     target.answered("/api/v1/models", 200)
     target.answered(None, 404)
@@ -124,7 +125,7 @@ def test_a_request_that_became_no_call_has_no_provider() -> None:
         (999, "provider_error", "provider_error"),
     ],
 )
-def test_a_failed_attempt_counts_by_its_status_or_our_code(
+def test_a_failed_attempt_is_labeled_with_its_http_status_or_error_code(
     status: int | None, code: str, label: str
 ) -> None:
     target = make()
@@ -132,7 +133,7 @@ def test_a_failed_attempt_counts_by_its_status_or_our_code(
     assert series(target, "sluice_upstream_errors_total") == [{"provider": "sim", "code": label}]
 
 
-def test_an_attempt_that_went_well_is_no_error() -> None:
+def test_a_successful_attempt_is_not_counted_as_an_upstream_error() -> None:
     target = make()
     target.attempted("sim", None, None)
     target.attempted("sim", 500, "provider_error")
@@ -140,7 +141,7 @@ def test_an_attempt_that_went_well_is_no_error() -> None:
     assert value(target, "sluice_upstream_errors_total", provider="sim", code="500") == 1
 
 
-def test_parts_of_a_call_are_measured_where_there_were_some() -> None:
+def test_durations_of_a_call_are_observed_only_where_they_exist() -> None:
     target = make()
     target.took(request_duration=0.3, first_event=None, overhead=0.002, stop=None)
     target.retried(2)
@@ -153,7 +154,7 @@ def test_parts_of_a_call_are_measured_where_there_were_some() -> None:
     assert value(target, "sluice_retries_total") == 2
 
 
-def test_the_ledger_s_troubles_and_a_quota_s_refusals_count() -> None:
+def test_quota_rejections_and_ledger_errors_are_counted() -> None:
     target = make()
     target.rejected("tokens")
     target.unrecorded()
@@ -164,7 +165,7 @@ def test_the_ledger_s_troubles_and_a_quota_s_refusals_count() -> None:
     assert value(target, "sluice_ledger_errors_total") == 2
 
 
-def test_what_is_now_is_asked_at_each_scrape() -> None:
+def test_gauges_are_read_anew_at_each_scrape() -> None:
     now = [3]
     target = make(
         streams_active=lambda: now[0],
@@ -181,7 +182,7 @@ def test_what_is_now_is_asked_at_each_scrape() -> None:
     assert value(target, "sluice_redis_up") == 0
 
 
-def test_without_redis_nothing_is_said_of_it() -> None:
+def test_no_redis_metric_is_shown_without_redis() -> None:
     assert b"redis" not in make().render("")[0]
 
 
@@ -194,7 +195,7 @@ def test_a_failed_commit_counts_once_however_often_it_is_refreshed() -> None:
     assert value(target, "sluice_ledger_errors_total") == 2
 
 
-def test_what_can_happen_is_there_from_the_start_with_nothing_counted() -> None:
+def test_known_series_are_shown_as_zero_from_the_start() -> None:
     target = make()
     expected = {
         "sluice_streams_ended_total": [{"reason": reason} for reason in REASONS],
@@ -209,7 +210,7 @@ def test_what_can_happen_is_there_from_the_start_with_nothing_counted() -> None:
         assert [value(target, name, **each) for each in labels] == [0] * len(labels)
 
 
-def test_the_reasons_are_those_that_a_call_ends_for() -> None:
+def test_the_reason_labels_are_the_end_reasons_of_a_call() -> None:
     assert set(REASONS) == set(get_args(EndReason))
     with pytest.raises(KeyError):
         end(make(), "m", "tired")
@@ -251,7 +252,7 @@ def test_a_model_that_was_never_served_has_no_label(reason: str) -> None:
     assert value(target, "sluice_requests_total", **labels) == 3
 
 
-def test_once_it_was_served_its_failures_have_it_too() -> None:
+def test_failures_of_a_served_model_have_the_label_of_the_model() -> None:
     target = make()
     end(target, "m", "provider_error", status=502)
     end(target, "m")
@@ -263,7 +264,7 @@ def test_once_it_was_served_its_failures_have_it_too() -> None:
     ]
 
 
-def test_only_the_first_have_one() -> None:
+def test_served_models_above_the_maximum_are_labeled_other() -> None:
     target = make()
     for number in range(MOST_MODELS + 50):
         end(target, f"m-{number}")
@@ -275,7 +276,7 @@ def test_only_the_first_have_one() -> None:
     assert len(series(target)) == MOST_MODELS + 3
 
 
-def test_what_the_server_s_own_configuration_names_always_has_one() -> None:
+def test_models_of_the_configuration_always_have_their_own_label() -> None:
     target = make()
     target.know(["sim/mine", "alias"])
     for number in range(MOST_MODELS + 1):
@@ -286,14 +287,14 @@ def test_what_the_server_s_own_configuration_names_always_has_one() -> None:
 
 
 @pytest.mark.parametrize("model", ["x" * (LONGEST_MODEL + 1), "a\nb", "\ud800", "\x1b[31m"])
-def test_a_name_that_is_long_or_can_t_be_shown_has_none(model: str) -> None:
+def test_a_long_or_unprintable_model_name_is_labeled_other(model: str) -> None:
     target = make()
     end(target, model)
     assert models(target) == {OTHER}
     assert target.render("")[0].isascii()
 
 
-def test_a_name_with_quotes_is_one_value() -> None:
+def test_a_model_name_with_quotes_is_one_label_value() -> None:
     target = make()
     name = 'a"} 1\\n\u00e9'
     end(target, name)
@@ -326,7 +327,7 @@ SCRAPER = (
         (f"text/plain;version={'9' * 5000}.0.0", "text/plain; version=0.0.4"),
     ],
 )
-def test_the_format_is_the_one_that_is_asked_for(accept: str, kind: str) -> None:
+def test_the_accept_header_selects_the_metrics_format(accept: str, kind: str) -> None:
     target = make()
     end(target, "m")
     target.attempted("sim", 500, "provider_error")
@@ -341,7 +342,7 @@ def test_the_format_is_the_one_that_is_asked_for(accept: str, kind: str) -> None
     assert not [name for name in names if name.endswith("_created")]
 
 
-def test_the_process_shows_too() -> None:
+def test_metrics_of_the_python_process_are_shown() -> None:
     text = make().render("")[0].decode()
     assert "python_info{" in text
     assert "python_gc_collections_total{" in text
@@ -381,7 +382,7 @@ def play(directory: Path, code: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=HANG_S,
     )
 
 
@@ -432,32 +433,32 @@ def test_several_processes_show_their_sums(tmp_path: Path) -> None:
     assert found["sluice_upstream_errors_total 500 sim"] == 1
 
 
-def test_they_show_what_one_shows_but_nothing_of_the_process(tmp_path: Path) -> None:
+def test_several_processes_show_every_sluice_metric_but_no_process_metric(tmp_path: Path) -> None:
     _, text = json.loads(play(tmp_path, SECOND).stdout)
     assert not [family for family in prometheus(text) if not family.name.startswith("sluice_")]
     together = {n: (kind, set(ls)) for n, (kind, ls) in shape(list(prometheus(text))).items()}
     assert together == {name: (kind, set(labels)) for name, (kind, labels) in families().items()}
 
 
-def test_they_speak_openmetrics_too(tmp_path: Path) -> None:
+def test_several_processes_can_answer_in_openmetrics(tmp_path: Path) -> None:
     code = f"{COUNT}show(target, 'application/openmetrics-text')"
     _, text = json.loads(play(tmp_path, code).stdout)
     assert set(shape(list(openmetrics(text)))) == set(families())  # type: ignore[no-untyped-call]
 
 
-def test_one_that_has_not_asked_yet_does_not_say_that_redis_is_away(tmp_path: Path) -> None:
+def test_a_process_without_a_redis_check_yet_does_not_report_redis_down(tmp_path: Path) -> None:
     play(tmp_path, "make(redis_up=lambda: True)")
     assert shown(play(tmp_path, SECOND))["sluice_redis_up"] == 1
 
 
-def test_a_process_goes_on_from_the_counts_of_a_dead_one_with_its_number(tmp_path: Path) -> None:
+def test_a_process_continues_the_counts_of_a_dead_process_with_its_pid(tmp_path: Path) -> None:
     pid, _ = json.loads(play(tmp_path, SECOND).stdout)
     reborn = f"(directory / 'counter_{pid}.db').rename(directory / f'counter_{{os.getpid()}}.db')"
     found = shown(play(tmp_path, f"{reborn}\n{SECOND}"))
     assert found[f"sluice_requests_total {PATH} m sim 200"] == 4
 
 
-def test_of_a_dead_worker_gunicorn_s_hook_removes_what_the_library_would(tmp_path: Path) -> None:
+def test_child_exit_hook_removes_the_same_files_as_mark_process_dead(tmp_path: Path) -> None:
     modes = sorted(Gauge._MULTIPROC_MODES)
     left = []
     for name in ("ours", "theirs"):
@@ -485,7 +486,7 @@ for number in range(150):
 """
 
 
-def test_what_the_library_writes_to_is_taken_from_the_disk_before(tmp_path: Path) -> None:
+def test_metric_files_are_allocated_on_disk_in_advance(tmp_path: Path) -> None:
     """A page of a file that the full disk has no room for ends the process that writes to it."""
     found = shown(play(tmp_path, f"target = make(){MANY}show(target)"))
     assert len([name for name in found if name.startswith("sluice_requests_total")]) == 1500
@@ -495,7 +496,7 @@ def test_what_the_library_writes_to_is_taken_from_the_disk_before(tmp_path: Path
     assert [size for size in sizes.values() if size.st_blocks * 512 < size.st_size] == []
 
 
-def test_when_it_is_full_what_is_known_still_counts(tmp_path: Path) -> None:
+def test_known_series_still_count_when_the_disk_is_full(tmp_path: Path) -> None:
     code = f"{COUNT}limit(FILE_BYTES + 1000){MANY}end(target, 'm')\nshow(target)"
     done = play(tmp_path, code)
     found = shown(done)
@@ -506,7 +507,7 @@ def test_when_it_is_full_what_is_known_still_counts(tmp_path: Path) -> None:
     assert {path.stat().st_size for path in tmp_path.iterdir()} == {FILE_BYTES}
 
 
-def test_when_it_is_full_at_the_start_the_process_shows_what_the_others_count(
+def test_a_process_started_on_a_full_disk_shows_the_counts_of_others(
     tmp_path: Path,
 ) -> None:
     play(tmp_path, FIRST)
@@ -519,7 +520,7 @@ def test_when_it_is_full_at_the_start_the_process_shows_what_the_others_count(
     assert len(list(tmp_path.iterdir())) == 5
 
 
-def test_without_the_directory_it_shows_its_own(tmp_path: Path) -> None:
+def test_a_process_without_the_metrics_directory_shows_its_own_counts(tmp_path: Path) -> None:
     done = play(tmp_path / "gone", SECOND)
     assert shown(done)[f"sluice_requests_total {PATH} m sim 200"] == 2
     assert "will be missing in the metrics: " in done.stderr

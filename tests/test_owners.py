@@ -33,7 +33,9 @@ def names(tmp_path: Path) -> set[str]:
     return {path.name for path in (tmp_path / "sluice.db.owners").iterdir()}
 
 
-def test_a_lock_says_who_lives(tmp_path: Path, connection: Connection) -> None:
+def test_an_owner_is_alive_while_its_lock_file_is_held(
+    tmp_path: Path, connection: Connection
+) -> None:
     one, other = a_file(tmp_path, "one"), a_file(tmp_path, "other")
     assert one.is_dead(connection, "other"), "it was never there"
     for presence in (one, other):
@@ -51,7 +53,7 @@ def test_a_lock_says_who_lives(tmp_path: Path, connection: Connection) -> None:
     assert names(tmp_path) == set()
 
 
-def test_what_the_dead_left_is_swept_and_the_living_keep_theirs(
+def test_files_of_dead_owners_are_swept_and_those_of_live_owners_stay(
     tmp_path: Path, connection: Connection
 ) -> None:
     living, dead, new = (a_file(tmp_path, name) for name in ("living", "dead", "new"))
@@ -71,7 +73,7 @@ def open_files() -> int:
     return sum(1 for _ in Path("/dev/fd").iterdir())
 
 
-def test_a_beginning_that_fails_is_begun_again(
+def test_a_begin_that_failed_can_be_repeated_and_leaks_no_file(
     tmp_path: Path, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else it would live on without its name, and be taken for dead."""
@@ -114,7 +116,9 @@ def beats(connection: Connection) -> dict[str, int]:
     return {row.id: row.beats for row in connection.execute(select(schema.owners))}
 
 
-def test_who_stands_still_for_long_enough_is_dead(connection: Connection, clock: Clock) -> None:
+def test_an_owner_without_heartbeats_for_long_enough_is_dead(
+    connection: Connection, clock: Clock
+) -> None:
     one, other = Heartbeat("one"), Heartbeat("other")
     one.begin(connection)
     other.begin(connection)
@@ -131,7 +135,9 @@ def test_who_stands_still_for_long_enough_is_dead(connection: Connection, clock:
     assert one.is_dead(connection, "other"), "still"
 
 
-def test_who_stood_still_and_goes_on_is_known_again(connection: Connection, clock: Clock) -> None:
+def test_a_dead_owner_whose_heartbeat_resumes_is_alive_again(
+    connection: Connection, clock: Clock
+) -> None:
     """Its later calls aren't closed over and over, while it serves them."""
     one, other = Heartbeat("one"), Heartbeat("other")
     one.begin(connection)
@@ -143,7 +149,7 @@ def test_who_stood_still_and_goes_on_is_known_again(connection: Connection, cloc
     assert not one.is_dead(connection, "other")
 
 
-def test_who_connects_again_and_again_isn_t_taken_for_dead(
+def test_an_owner_that_keeps_reconnecting_is_not_taken_for_dead(
     connection: Connection, clock: Clock
 ) -> None:
     one, other = Heartbeat("one"), Heartbeat("other")
@@ -154,7 +160,9 @@ def test_who_connects_again_and_again_isn_t_taken_for_dead(
         clock.now += DEAD_AFTER_S / 2
 
 
-def test_who_was_away_itself_judges_nobody_at_once(connection: Connection, clock: Clock) -> None:
+def test_a_returning_owner_declares_no_other_owner_dead_at_once(
+    connection: Connection, clock: Clock
+) -> None:
     one, other = Heartbeat("one"), Heartbeat("other")
     other.begin(connection)
     one.begin(connection)
@@ -164,7 +172,7 @@ def test_who_was_away_itself_judges_nobody_at_once(connection: Connection, clock
     assert not one.is_dead(connection, "other")
 
 
-def test_who_ends_is_gone(connection: Connection, clock: Clock) -> None:
+def test_an_owner_that_ended_is_dead_and_has_no_row(connection: Connection, clock: Clock) -> None:
     one, other = Heartbeat("one"), Heartbeat("other")
     for presence in (one, other):
         presence.begin(connection)

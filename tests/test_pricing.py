@@ -73,9 +73,7 @@ def test_more_tokens_never_cost_less(usage: Usage, price: Price, count: int) -> 
 
 
 @given(usages(), PRICES)
-def test_rounding_gives_nothing_away_and_takes_less_than_a_nano_dollar(
-    usage: Usage, price: Price
-) -> None:
+def test_a_cost_is_rounded_up_by_less_than_a_nano_dollar(usage: Usage, price: Price) -> None:
     size, read, write = usage.input_tokens, usage.cache_read_tokens, usage.cache_write_tokens
     exact = Decimal(
         (size - read - write) * price.input.at(size)
@@ -118,7 +116,7 @@ def test_no_call_costs_more_than_its_ceiling(
         (FREE, 0),
     ],
 )
-def test_the_ceiling_of_a_call_with_10_and_7_tokens(price: Price, nano: int) -> None:
+def test_the_ceiling_uses_the_highest_rates_that_a_call_may_have(price: Price, nano: int) -> None:
     assert ceiling(price, 10, 7) == nano
 
 
@@ -137,11 +135,13 @@ def test_the_ceiling_of_a_call_with_10_and_7_tokens(price: Price, nano: int) -> 
         (Usage(3, 2, reasoning_tokens=2), Price(Rate(MTOK), Rate(MTOK)), 5),
     ],
 )
-def test_what_some_calls_cost(usage: Usage, price: Price, nano: int) -> None:
+def test_the_cost_follows_tokens_cache_rates_and_the_price_per_call(
+    usage: Usage, price: Price, nano: int
+) -> None:
     assert cost(usage, price) == nano
 
 
-def test_a_call_that_was_refused_costs_nothing_even_where_a_call_has_a_price() -> None:
+def test_a_refused_call_costs_nothing_even_with_a_price_per_call() -> None:
     assert cost(Usage(), Price(Rate(1), Rate(1), per_call=5)) == 0
 
 
@@ -150,7 +150,7 @@ def test_a_long_input_changes_the_rate_of_all_its_tokens(tokens: int, rate: int)
     assert Rate(1, ((200, 2), (500, 3))).at(tokens) == rate
 
 
-def test_numbers_for_people() -> None:
+def test_nano_dollars_are_converted_to_dollars() -> None:
     assert dollars(None) is None
     assert dollars(2_850) == 2.85e-06
     assert dollars(0) == 0
@@ -205,7 +205,7 @@ def test_a_rate_of_sluice_toml_is_read_without_loss(number: Decimal) -> None:
         ({"input_per_mtok": float("inf")}, "input_per_mtok is inf;"),
     ],
 )
-def test_a_mistake_in_a_price_names_its_place(table: dict[str, Any], says: str) -> None:
+def test_the_error_for_an_invalid_price_names_its_table(table: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Prices({"sim/m": table})
     assert str(caught.value).startswith('sluice.toml, [prices."sim/m"]: ')
@@ -214,7 +214,7 @@ def test_a_mistake_in_a_price_names_its_place(table: dict[str, Any], says: str) 
 
 @pytest.mark.parametrize("model", ["no-such-model-at-all", ""])
 @pytest.mark.parametrize("provider", [OPENAI, UNKNOWN], ids=lambda row: row.name)
-def test_a_price_that_nobody_knows_is_unknown_and_not_zero(provider: Provider, model: str) -> None:
+def test_an_unknown_price_is_none_and_not_zero(provider: Provider, model: str) -> None:
     assert Prices({}).price(provider, model) is None
 
 
@@ -229,20 +229,20 @@ def test_a_known_price_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert prices.price(OPENAI, "gpt-4o-mini") is first
 
 
-def test_a_row_may_be_called_otherwise_in_the_data() -> None:
+def test_price_id_names_the_provider_in_the_price_data() -> None:
     row = Provider(name="mine", base_url="http://127.0.0.1:1/v1", price_id="openai")
     prices = Prices({})
     assert prices.price(row, "gpt-4o-mini") == prices.price(OPENAI, "gpt-4o-mini")
 
 
-def test_names_that_callers_make_up_don_t_fill_the_memory() -> None:
+def test_made_up_model_names_do_not_fill_the_price_cache() -> None:
     prices = Prices({})
     prices._found = {("x", str(number)): lambda: None for number in range(10_000)}
     assert prices.price(UNKNOWN, "one-more") is None
     assert len(prices._found) == 10_000
 
 
-def test_prices_that_depend_on_the_time_are_read_at_each_call() -> None:
+def test_prices_that_depend_on_the_time_can_be_looked_up() -> None:
     """Every such model of the data: the price comes, and is read anew."""
     from genai_prices.data_snapshot import get_snapshot
 
@@ -257,7 +257,7 @@ def test_prices_that_depend_on_the_time_are_read_at_each_call() -> None:
     assert any(price is not None for price in looked_up)
 
 
-def test_every_price_of_the_data_can_be_read() -> None:
+def test_prices_of_every_provider_in_the_price_data_can_be_read() -> None:
     from genai_prices.data_snapshot import get_snapshot
 
     for provider in get_snapshot().providers:
@@ -291,13 +291,15 @@ def provider_models(price_id: str) -> list[Any]:
         ),
     ],
 )
-def test_how_the_data_is_read(data: dict[str, Any], price: Price | None) -> None:
+def test_a_model_price_of_the_price_data_becomes_a_price(
+    data: dict[str, Any], price: Price | None
+) -> None:
     from genai_prices.types import ModelPrice
 
     assert pricing.from_data(ModelPrice(**data)) == price
 
 
-def test_tiers_of_the_data_are_read() -> None:
+def test_tiered_prices_of_the_price_data_become_a_tiered_rate() -> None:
     from genai_prices.types import Tier, TieredPrices
 
     tiered = TieredPrices(base=Decimal(1), tiers=[Tier(start=200_000, price=Decimal(2))])
@@ -308,7 +310,7 @@ def test_tiers_of_the_data_are_read() -> None:
 # Models
 
 
-def test_the_models_of_a_row_come_first_and_need_not_be_known() -> None:
+def test_models_of_a_provider_row_come_first_and_may_be_unknown() -> None:
     row = Provider(name="openai", base_url="http://127.0.0.1:1/v1", models=("mine", "gpt-4o-mini"))
     found = Prices({}).models(row)
     assert [facts.id for facts in found[:2]] == ["mine", "gpt-4o-mini"]
@@ -319,12 +321,12 @@ def test_the_models_of_a_row_come_first_and_need_not_be_known() -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_a_host_that_the_data_doesn_t_know_has_the_models_of_its_row_alone() -> None:
+def test_a_provider_without_price_data_lists_only_the_models_of_its_row() -> None:
     assert Prices({}).models(UNKNOWN) == []
     assert [facts.id for facts in Prices({}).models(LOCAL)] == ["pydoc"]
 
 
-def test_models_that_write_no_text_and_those_being_retired_are_not_listed() -> None:
+def test_deprecated_models_and_embedding_models_are_not_listed() -> None:
     from genai_prices.data_snapshot import get_snapshot
 
     listed = {facts.id for facts in Prices({}).models(OPENAI)}

@@ -22,7 +22,7 @@ from keys import LIMITS, Key
 from ledger.entries import Budget, Claim
 from pricing import FREE, MTOK, Price, Rate
 from quota import TEMPLATE_TOKENS, Demand, Quota, budget_of, demand_of, wait_for
-from tests.ledgers import at_once
+from tests.support.ledgers import at_once
 from tests.test_gateway import a_key
 
 START = 1_800_000_000.0
@@ -72,7 +72,7 @@ def by_tokens(limit: int, **more: Any) -> Key:
 
 
 @pytest.mark.parametrize("tier", ["free", "standard", "enterprise"])
-def test_a_tier_s_requests_are_counted_over_the_last_minute(
+def test_requests_of_a_tier_are_counted_over_the_last_minute(
     quota: Quota, clock: Clock, tier: Any
 ) -> None:
     key = a_key(tier=tier)
@@ -101,7 +101,7 @@ def test_an_unlimited_key_is_never_refused_and_has_no_headers(quota: Quota) -> N
     assert quota.headers(key) == {}
 
 
-def test_keys_don_t_share(quota: Quota) -> None:
+def test_keys_do_not_share_their_limits(quota: Quota) -> None:
     one, other = (by_tokens(10, id=name, requests_per_minute=1) for name in ("key_a", "key_b"))
     for key in (one, other):
         quota.admit(key, demand(10))
@@ -118,7 +118,7 @@ def test_a_request_that_is_one_too_many_takes_no_tokens(quota: Quota, clock: Clo
     assert remaining(quota, key) == 70
 
 
-def test_a_call_that_has_too_many_tokens_is_no_request(quota: Quota) -> None:
+def test_a_call_above_the_token_limit_does_not_count_as_a_request(quota: Quota) -> None:
     key = by_tokens(100, requests_per_minute=1)
     refused(quota, key, demand(101))
     assert remaining(quota, key, "requests") == 1
@@ -158,7 +158,7 @@ class Account:
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_tokens_are_counted_as_a_simple_account_would(
+def test_token_counts_agree_with_a_simple_model(
     monkeypatch: pytest.MonkeyPatch, calls: list[tuple[int, int, int, int, int]]
 ) -> None:
     clock, key, account = Clock(), by_tokens(200), Account(200)
@@ -190,7 +190,7 @@ def test_tokens_are_counted_as_a_simple_account_would(
 @pytest.mark.parametrize(
     ("used", "left"), [(100, 900), (40, 960), (0, 1000), (130, 870), (5000, 0)]
 )
-def test_what_a_call_did_use_counts_and_not_what_it_reserved(
+def test_a_settled_call_counts_its_used_tokens_instead_of_its_reserved(
     quota: Quota, used: int, left: int
 ) -> None:
     key = by_tokens(1000)
@@ -214,7 +214,9 @@ def test_a_call_is_settled_in_the_window_that_it_began_in(quota: Quota, clock: C
     assert remaining(quota, key) == 1000
 
 
-def test_a_call_that_outlasts_its_windows_changes_no_other(quota: Quota, clock: Clock) -> None:
+def test_a_call_that_outlasts_its_windows_changes_no_later_window(
+    quota: Quota, clock: Clock
+) -> None:
     key = by_tokens(1000)
     hold = quota.admit(key, demand(800))
     clock.now += 2 * HOUR + 1
@@ -225,7 +227,9 @@ def test_a_call_that_outlasts_its_windows_changes_no_other(quota: Quota, clock: 
 
 
 @pytest.mark.parametrize("step", [-86_400, -HOUR, -1, 1, HOUR, 86_400])
-def test_a_clock_that_is_set_makes_no_one_a_gift(quota: Quota, clock: Clock, step: float) -> None:
+def test_a_changed_system_clock_grants_no_extra_tokens(
+    quota: Quota, clock: Clock, step: float
+) -> None:
     key = by_tokens(1000, requests_per_minute=100)
     holds = [quota.admit(key, demand(100)) for _ in range(5)]
     clock.now += step
@@ -237,7 +241,7 @@ def test_a_clock_that_is_set_makes_no_one_a_gift(quota: Quota, clock: Clock, ste
 
 
 @pytest.mark.parametrize("step", [-86_400, -HOUR, -30])
-def test_where_the_clock_is_set_back_requests_count_for_a_minute_more(
+def test_requests_count_for_a_minute_more_after_the_clock_is_set_back(
     quota: Quota, clock: Clock, step: float
 ) -> None:
     key = a_key(requests_per_minute=2)
@@ -249,7 +253,7 @@ def test_where_the_clock_is_set_back_requests_count_for_a_minute_more(
     quota.admit(key, demand(1))
 
 
-def test_who_has_used_nothing_for_long_is_forgotten(quota: Quota, clock: Clock) -> None:
+def test_keys_without_recent_use_are_forgotten(quota: Quota, clock: Clock) -> None:
     for number in range(100):
         quota.admit(by_tokens(1000, id=f"key_{number}", requests_per_minute=5), demand(1))
     clock.now += 2 * HOUR
@@ -257,7 +261,7 @@ def test_who_has_used_nothing_for_long_is_forgotten(quota: Quota, clock: Clock) 
     assert len(quota._local._used) == 1
 
 
-def test_a_limit_that_changes_begins_anew_and_old_calls_settle_on_their_own(quota: Quota) -> None:
+def test_a_changed_limit_starts_a_new_count_and_old_calls_settle_apart(quota: Quota) -> None:
     old, new = by_tokens(1000), by_tokens(500)
     hold = quota.admit(old, demand(900))
     quota.admit(new, demand(500))
@@ -275,7 +279,7 @@ def test_a_limit_that_changes_begins_anew_and_old_calls_settle_on_their_own(quot
         (4000, 999, 1000),
     ],
 )
-def test_without_max_tokens_a_call_reserves_what_is_left_at_most(
+def test_a_call_without_max_tokens_reserves_at_most_what_is_left(
     quota: Quota, spent: int, tokens: int, reserved: int
 ) -> None:
     key = by_tokens(5000)
@@ -285,7 +289,7 @@ def test_without_max_tokens_a_call_reserves_what_is_left_at_most(
     assert hold.tokens == reserved
 
 
-def test_without_max_tokens_there_must_be_room_for_one(quota: Quota) -> None:
+def test_a_call_without_max_tokens_needs_room_for_an_output_token(quota: Quota) -> None:
     key = by_tokens(5000)
     quota.admit(key, demand(4000))
     error = refused(quota, key, demand(1000, None))
@@ -302,7 +306,9 @@ def test_without_max_tokens_there_must_be_room_for_one(quota: Quota) -> None:
         (a_key(requests_per_minute=0), demand(1), "requests"),
     ],
 )
-def test_what_no_waiting_helps_says_so(quota: Quota, key: Key, wanted: Demand, kind: str) -> None:
+def test_a_request_that_can_never_fit_is_refused_without_retry_after(
+    quota: Quota, key: Key, wanted: Demand, kind: str
+) -> None:
     error = refused(quota, key, wanted)
     assert "Retry-After" not in error.headers
     assert error.headers["x-should-retry"] == "false"
@@ -315,7 +321,7 @@ def test_what_no_waiting_helps_says_so(quota: Quota, key: Key, wanted: Demand, k
 
 
 @given(st.integers(1, 5000), st.data())
-def test_the_wait_is_as_long_as_it_must_be(limit: int, data: st.DataObject) -> None:
+def test_the_computed_wait_is_sufficient_and_minimal(limit: int, data: st.DataObject) -> None:
     before, current = (data.draw(st.integers(0, limit)) for _ in range(2))
     room = data.draw(st.integers(0, limit))
     rest = data.draw(st.floats(0, HOUR))
@@ -339,7 +345,7 @@ def test_the_wait_is_as_long_as_it_must_be(limit: int, data: st.DataObject) -> N
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_who_waits_as_long_as_was_said_is_let_in(
+def test_a_call_repeated_after_its_retry_after_is_admitted(
     monkeypatch: pytest.MonkeyPatch, calls: list[tuple[float, int]], last: int
 ) -> None:
     clock, key = Clock(), by_tokens(100)
@@ -363,7 +369,7 @@ def test_who_waits_as_long_as_was_said_is_let_in(
 # Headers
 
 
-def test_headers_say_what_is_left_and_until_when(quota: Quota, clock: Clock) -> None:
+def test_headers_report_the_remaining_quota_and_its_reset_time(quota: Quota, clock: Clock) -> None:
     key = a_key(tier="standard")
     clock.now = START + 600
     full = quota.headers(key)
@@ -385,7 +391,7 @@ def test_headers_say_what_is_left_and_until_when(quota: Quota, clock: Clock) -> 
     ("seconds", "text"),
     [(0, "0s"), (-3, "0s"), (0.2, "1s"), (59, "59s"), (59.5, "1m0s"), (360, "6m0s")],
 )
-def test_a_duration_reads_as_openai_s(seconds: float, text: str) -> None:
+def test_duration_has_the_format_of_openai_reset_headers(seconds: float, text: str) -> None:
     assert quota_module.duration(seconds) == text
 
 
@@ -393,7 +399,7 @@ def test_a_duration_reads_as_openai_s(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize("output", [10, None])
-def test_many_at_once_never_reserve_more_than_there_is(output: int | None) -> None:
+def test_concurrent_calls_never_reserve_more_than_the_limit(output: int | None) -> None:
     """Again and again, for each begins with the first count of a window."""
     quota = Quota(10)
     for turn in range(20):
@@ -413,7 +419,7 @@ def test_many_at_once_never_reserve_more_than_there_is(output: int | None) -> No
         assert remaining(quota, key) == 205 - sum(reserved)
 
 
-def test_many_who_settle_at_once_lose_nothing() -> None:
+def test_concurrent_settlements_lose_no_tokens() -> None:
     quota, key = Quota(10), by_tokens(10**6)
     holds = [quota.admit(key, demand(100)) for _ in range(200)]
     gate = threading.Barrier(20)
@@ -451,7 +457,7 @@ def asked(**fields: Any) -> CompletionRequest:
         ({"prompts": ("",)}, 0, 0, None),
     ],
 )
-def test_what_a_request_may_use(
+def test_demand_of_a_request_counts_its_input_and_output_tokens(
     fields: dict[str, Any], tokens: int, most: int, output: int | None
 ) -> None:
     request = asked(**fields)
@@ -462,7 +468,7 @@ def test_what_a_request_may_use(
 
 
 @pytest.mark.parametrize("bag", ["extra", "openai_extra"])
-def test_what_sluice_has_no_name_for_may_be_input_and_may_ask_for_more(bag: str) -> None:
+def test_unknown_parameters_raise_the_input_bound_and_make_the_demand_loose(bag: str) -> None:
     system = {"system": "x" * 5000}
     found = demand_of(asked(prompts=("a", "b"), max_tokens=1, **{bag: system}))
     assert found.loose
@@ -483,7 +489,7 @@ DEAR, CHEAP = Price(Rate(2 * MTOK), Rate(3 * MTOK)), Price(Rate(MTOK), Rate(5 * 
         (demand(10, None), [FREE], 0, 0),
     ],
 )
-def test_what_a_call_may_take_of_a_budget(
+def test_a_budget_claim_has_the_least_and_the_most_a_call_may_cost(
     quota: Quota, wanted: Demand, prices: list[Price], least: int, most: int
 ) -> None:
     assert quota.claim(a_key(), wanted, prices) is None
@@ -494,7 +500,7 @@ def test_what_a_call_may_take_of_a_budget(
 @pytest.mark.parametrize(
     ("period", "since"), [("total", None), ("day", "2026-03-15"), ("month", "2026-03-01")]
 )
-def test_a_budget_s_days_and_months_are_of_utc(
+def test_budget_days_and_months_begin_in_utc(
     monkeypatch: pytest.MonkeyPatch, period: Any, since: str | None
 ) -> None:
     class Now(datetime):

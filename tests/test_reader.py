@@ -31,9 +31,9 @@ from reader import continuable, ends_in_a_stop
 from retries import MOST_SAVED
 from routing import Route
 from stream import Stream
+from tests.support.pace import HANG_S
 from tests.test_gateway import (
     HELLO,
-    LONG_S,
     PRICES,
     REST,
     Records,
@@ -161,7 +161,7 @@ WHOLE = "Hello  there completed"
 
 
 @pytest.mark.parametrize("status", [None, 408, 500, 502, 503, 504, 529])
-def test_what_may_pass_is_tried_again(house: House, pauses: list[float], status: int) -> None:
+def test_temporary_failure_is_retried(house: House, pauses: list[float], status: int) -> None:
     house.play(failing(status), failing(status), good())
     assert house.run() == WHOLE
     assert len(pauses) == 2
@@ -170,7 +170,9 @@ def test_what_may_pass_is_tried_again(house: House, pauses: list[float], status:
 
 
 @pytest.mark.parametrize("retries", [0, 1, 2])
-def test_so_often_and_no_more(house: House, pauses: list[float], retries: int) -> None:
+def test_retries_setting_bounds_the_attempts(
+    house: House, pauses: list[float], retries: int
+) -> None:
     house.made(retries=retries)
     house.play(*(failing() for _ in range(9)))
     assert house.refused().status == 502
@@ -185,7 +187,7 @@ def test_a_refused_request_is_never_retried(house: House, pauses: list[float], s
 
 
 @pytest.mark.parametrize("first", [[Started("m", 8)], HELLO])
-def test_nothing_is_tried_again_after_the_first_event(
+def test_call_is_not_retried_after_its_first_event(
     house: House, pauses: list[float], first: Batch
 ) -> None:
     house.play(Scripted(first, UpstreamError("Broke.")))
@@ -193,7 +195,9 @@ def test_nothing_is_tried_again_after_the_first_event(
     assert (len(house.asked), pauses) == (1, [])
 
 
-def test_each_attempt_is_in_the_record_without_a_secret(house: House, pauses: list[float]) -> None:
+def test_ledger_row_records_each_attempt_without_a_secret(
+    house: House, pauses: list[float]
+) -> None:
     house.made(KEYS)
     words = f"sk-first-of-the-keys and {KEYS} are wrong"
     house.play(failing(500, upstream_message=words), failing(None), good())
@@ -211,7 +215,7 @@ def test_each_attempt_is_in_the_record_without_a_secret(house: House, pauses: li
 
 @pytest.mark.parametrize("how", ["stopped", "client_gone"])
 @pytest.mark.parametrize("policy", ["cancel", "drain"])
-def test_a_wait_ends_at_once_with_its_call(
+def test_retry_wait_ends_at_once_when_its_call_ends(
     house: House, monkeypatch: pytest.MonkeyPatch, how: Any, policy: str
 ) -> None:
     house.made(disconnect=policy)
@@ -222,14 +226,14 @@ def test_a_wait_ends_at_once_with_its_call(
     left = threading.Event()
     call.stream.reader_left = left.set  # type: ignore[method-assign]
     call.stream.end(how)
-    assert left.wait(LONG_S)
+    assert left.wait(HANG_S)
     assert list(call.frames(Words()))[-1] == how.encode()
     outcome = house.records.only
     assert (outcome.reason, outcome.usage) == (how, Usage())
     assert len(house.asked) == 1
 
 
-def test_what_waits_to_be_tried_again_is_not_late(
+def test_call_that_waits_for_a_retry_does_not_time_out(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader, "delay", lambda *_: 15.0)
@@ -245,7 +249,7 @@ def test_what_waits_to_be_tried_again_is_not_late(
     ("wait_s", "within", "tried"),
     [(5, {}, True), (5, {"total": 4.0}, False), (21, {}, False), (None, {"total": 0.9}, False)],
 )
-def test_no_wait_is_longer_than_the_cap_or_what_is_left_of_the_call(
+def test_retry_wait_never_exceeds_the_cap_or_the_time_left_of_the_call(
     house: House, pauses: list[float], wait_s: float, within: dict[str, float], tried: bool
 ) -> None:
     house.play(failing(429, wait_s), good())
@@ -259,13 +263,13 @@ def test_no_wait_is_longer_than_the_cap_or_what_is_left_of_the_call(
         assert int(error.headers["Retry-After"]) >= 5
 
 
-def test_another_model_needs_no_patience(house: House, pauses: list[float]) -> None:
+def test_fallback_model_is_tried_without_a_wait(house: House, pauses: list[float]) -> None:
     house.play(failing(503, 5), good())
     assert house.run("sim/m", "other/m") == WHOLE
     assert (house.names, pauses) == (["sim/m", "other/m"], [])
 
 
-def test_a_provider_in_trouble_gets_a_fifth_more(
+def test_retry_budget_limits_a_failing_provider_to_a_fifth_more_attempts(
     house: House, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house.gateway.reader.cooldowns.failed = lambda *_: None  # type: ignore[method-assign]
@@ -278,7 +282,7 @@ def test_a_provider_in_trouble_gets_a_fifth_more(
 # Several keys
 
 
-def test_after_a_429_the_other_key_is_asked_at_once(house: House, pauses: list[float]) -> None:
+def test_other_provider_key_is_tried_at_once_after_a_429(house: House, pauses: list[float]) -> None:
     house.made(KEYS, retries=0)
     for _ in range(3):
         house.gateway.reader._budget.take(house.gateway.router.targets(Route(model="sim/m"))[0])
@@ -295,14 +299,16 @@ def test_after_a_429_the_other_key_is_asked_at_once(house: House, pauses: list[f
 
 
 @pytest.mark.parametrize("wait_s", [0.0, 60.0])
-def test_each_key_is_asked_once(house: House, pauses: list[float], wait_s: float) -> None:
+def test_each_rate_limited_provider_key_is_tried_once(
+    house: House, pauses: list[float], wait_s: float
+) -> None:
     house.made(KEYS, retries=0)
     house.play(*(failing(429, wait_s) for _ in range(5)))
     assert isinstance(house.refused(), RateLimited)
     assert sorted(house.keys) == [1, 2]
 
 
-def test_when_all_are_limited_it_says_for_how_long_and_asks_none(
+def test_call_gets_retry_after_without_an_attempt_when_all_keys_are_limited(
     house: House, pauses: list[float]
 ) -> None:
     house.made(KEYS, retries=0)
@@ -325,7 +331,7 @@ def in_trouble(house: House, model: str = "sim/m") -> None:
         house.gateway.reader.cooldowns.failed(target)
 
 
-def test_what_cools_down_is_not_asked(house: House) -> None:
+def test_target_with_an_open_circuit_breaker_is_skipped(house: House) -> None:
     in_trouble(house)
     house.play(good(), good())
     error = house.refused()
@@ -338,12 +344,12 @@ def test_what_cools_down_is_not_asked(house: House) -> None:
     assert set(house.gateway.cooling()) == {"sim/m"}
 
 
-def test_one_call_tries_it_when_it_has_cooled_down(house: House) -> None:
+def test_single_call_probes_a_target_when_its_circuit_breaker_may_close(house: House) -> None:
     in_trouble(house)
     cooldowns = house.gateway.reader.cooldowns
     cooldowns._clock = lambda: time.monotonic() + 11
     go_on = threading.Event()
-    probe = Scripted(lambda: go_on.wait(LONG_S), HELLO, REST)
+    probe = Scripted(lambda: go_on.wait(HANG_S), HELLO, REST)
     house.play(probe, good())
     call = house.open(key=a_key(id="key_2"))
     assert eventually(lambda: call.stream.attempts == 1)
@@ -355,7 +361,9 @@ def test_one_call_tries_it_when_it_has_cooled_down(house: House) -> None:
     call.close()
 
 
-def test_a_retry_waits_for_no_cool_down(house: House, pauses: list[float]) -> None:
+def test_call_is_not_retried_when_its_failure_opens_the_circuit_breaker(
+    house: House, pauses: list[float]
+) -> None:
     (target,) = house.gateway.router.targets(Route(model="sim/m"))
     for _ in range(FAILURES - 1):
         house.gateway.reader.cooldowns.failed(target)
@@ -372,7 +380,7 @@ def test_a_retry_waits_for_no_cool_down(house: House, pauses: list[float]) -> No
         (Timeouts(connect=1), {"total": 5.0}, True),
     ],
 )
-def test_a_caller_s_impatience_is_no_trouble_of_the_provider_s(
+def test_shorter_caller_timeout_does_not_open_the_circuit_breaker(
     house: House, timeouts: Timeouts, within: dict[str, float], cools: bool
 ) -> None:
     house.made(retries=0, timeouts=timeouts)
@@ -382,7 +390,7 @@ def test_a_caller_s_impatience_is_no_trouble_of_the_provider_s(
     assert bool(house.gateway.cooling()) is cools
 
 
-def test_a_refusal_is_no_trouble(house: House) -> None:
+def test_upstream_404_answers_do_not_open_the_circuit_breaker(house: House) -> None:
     house.play(*(failing(404) for _ in range(FAILURES + 1)))
     for _ in range(FAILURES + 1):
         assert isinstance(house.refused(), ModelNotFound)
@@ -392,11 +400,11 @@ def test_a_refusal_is_no_trouble(house: House) -> None:
 
 
 def late(house: House, attempt: Scripted, call: CallInProgress) -> None:
-    assert attempt.reached.wait(LONG_S)
+    assert attempt.reached.wait(HANG_S)
     call.stream.look(call.stream.attempt_began + 601)
 
 
-def test_what_a_late_one_was_asked_is_counted_too(house: House) -> None:
+def test_usage_includes_the_prompt_of_a_timed_out_attempt(house: House) -> None:
     first = Scripted(wait)
     house.play(first, good())
     call = house.open("sim/m", "other/m")
@@ -412,7 +420,7 @@ def test_what_a_late_one_was_asked_is_counted_too(house: House) -> None:
 @pytest.mark.parametrize(
     ("models", "cost"), [(("other/m", "sim/m"), 14_000), (("sim/m", "other/m"), None)]
 )
-def test_a_cost_is_known_when_that_of_all_that_was_used_is(
+def test_cost_is_known_only_if_the_model_that_answered_has_a_price(
     house: House, pauses: list[float], models: tuple[str, ...], cost: int | None
 ) -> None:
     house.made(retries=0)
@@ -426,7 +434,7 @@ def test_a_cost_is_known_when_that_of_all_that_was_used_is(
 CUT = UpstreamError("Broke.")
 
 
-def test_a_stream_that_breaks_is_gone_on_with_once(house: House) -> None:
+def test_broken_stream_is_continued_with_its_text_in_the_prompt(house: House) -> None:
     house.play(Scripted(HELLO, [Delta(0, " wor")], CUT), Scripted([Started("m", 5)], REST))
     call = house.open(continues=True, max_tokens=10)
     call.wait()
@@ -447,7 +455,7 @@ def test_a_stream_that_breaks_is_gone_on_with_once(house: House) -> None:
     ("settings", "header", "continued"),
     [({}, False, False), ({}, True, True), ({"continue_streams": True}, False, True)],
 )
-def test_it_is_asked_for_by_the_caller_or_the_server(
+def test_continuation_is_enabled_by_the_caller_or_the_server(
     house: House, settings: dict[str, Any], header: bool, continued: bool
 ) -> None:
     house.made(**settings)
@@ -468,7 +476,7 @@ def test_it_is_asked_for_by_the_caller_or_the_server(
     ],
     ids=["chat", "no text", "finished", "no tokens left", "in a stop", "refused"],
 )
-def test_where_it_would_not_be_the_same_answer_the_failure_stands(
+def test_stream_is_not_continued_where_the_answer_could_differ(
     house: House, model: str, steps: list[Any], fields: dict[str, Any]
 ) -> None:
     house.play(Scripted(*steps), good())
@@ -477,7 +485,7 @@ def test_where_it_would_not_be_the_same_answer_the_failure_stands(
     assert not house.records.streams[0].continued
 
 
-def test_one_that_breaks_too_is_the_end_and_the_first_failure_is_told(house: House) -> None:
+def test_broken_continuation_ends_the_call_with_the_first_failure(house: House) -> None:
     mine = "sk-only-one-key"
     words = f"the key {mine} is tired"
     first = UpstreamError("First.", upstream_status=500, upstream_message=words)
@@ -493,7 +501,7 @@ def test_one_that_breaks_too_is_the_end_and_the_first_failure_is_told(house: Hou
     assert mine not in str(error.details)
 
 
-def test_a_failure_s_words_are_hidden_by_its_own_target_s_key(house: House) -> None:
+def test_failure_message_hides_the_key_of_the_target_that_failed(house: House) -> None:
     """Not by that of the target which was asked last."""
     odd = "a-credential-that-looks-like-no-key"
     house.made(odd)
@@ -511,7 +519,7 @@ def test_a_failure_s_words_are_hidden_by_its_own_target_s_key(house: House) -> N
     assert (error.details or {})["provider"] == "sim"
 
 
-def test_a_budget_covers_both_calls(house: House) -> None:
+def test_budget_claim_covers_a_call_and_its_continuation(house: House) -> None:
     key = a_key(budget_usd=1.0)
     house.play(*(Scripted(HELLO, REST) for _ in range(3)))
     house.run(key=key, max_tokens=10)
@@ -539,7 +547,7 @@ def test_a_budget_covers_both_calls(house: House) -> None:
         ({"stop": ("x",), "max_tokens": 5, "temperature": 0.5}, True),
     ],
 )
-def test_plain_text_of_one_choice_can_be_gone_on_with(
+def test_only_a_plain_text_stream_of_one_choice_is_continuable(
     fields: dict[str, Any], expected: bool
 ) -> None:
     request = CompletionRequest(**{"prompts": ("Hi",), "stream": True, **fields})
@@ -551,11 +559,13 @@ def test_plain_text_of_one_choice_can_be_gone_on_with(
     [("ab", ("bc",), True), ("ab", ("x", "abc"), True), ("ab", ("b",), False), ("ab", (), False),
      ("ab", ("ca",), False)],
 )  # fmt: skip
-def test_a_stop_that_may_have_begun(text: str, stops: tuple[str, ...], expected: bool) -> None:
+def test_text_that_ends_in_part_of_a_stop_sequence_is_detected(
+    text: str, stops: tuple[str, ...], expected: bool
+) -> None:
     assert ends_in_a_stop(text, CompletionRequest(prompts=("Hi",), stop=stops)) is expected
 
 
-def test_usage_told_by_both_is_their_sum(house: House) -> None:
+def test_usage_of_a_continued_stream_is_the_sum_of_both_calls(house: House) -> None:
     first: Batch = [Delta(0, "Hello"), Used(Usage(8, 1))]
     house.play(Scripted(first, CUT), Scripted(REST))
     house.run(continues=True)

@@ -16,8 +16,7 @@ from call import Outcome
 from metrics import Metrics
 from records import FEW_CALLS, Records
 from stream import Stream
-
-PATIENCE_S = 5.0
+from tests.support.pace import HANG_S
 
 
 class Told(Records):
@@ -30,7 +29,7 @@ class Told(Records):
     def _tell(self, stream: object, outcome: object, ended_at: float) -> None:
         if outcome is None:
             raise RuntimeError("an odd one")
-        assert abs(ended_at - time.time()) < PATIENCE_S
+        assert abs(ended_at - time.time()) < HANG_S
         self.told.append(stream)
 
     def end(self, name: str, outcome: object = "") -> None:
@@ -38,19 +37,19 @@ class Told(Records):
 
 
 def soon(met: Callable[[], bool]) -> None:
-    until = time.monotonic() + PATIENCE_S
+    until = time.monotonic() + HANG_S
     while not met():
         assert time.monotonic() < until
         time.sleep(0.001)
 
 
-def test_of_few_calls_each_is_told_at_once() -> None:
+def test_each_of_few_calls_is_reported_at_once() -> None:
     found = Told(under_way=FEW_CALLS)
     found.end("a")
     assert found.told == ["a"]
 
 
-def test_of_many_they_are_told_a_moment_later_in_their_order() -> None:
+def test_many_calls_are_reported_a_moment_later_in_order() -> None:
     found = Told(under_way=FEW_CALLS + 1)
     names = [str(number) for number in range(100)]
     for name in names:
@@ -60,8 +59,8 @@ def test_of_many_they_are_told_a_moment_later_in_their_order() -> None:
     soon(lambda: found.told[-1] == "later")
 
 
-def test_who_wants_to_know_has_them_told_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "GATHER_S", PATIENCE_S)
+def test_catch_up_reports_waiting_calls_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "GATHER_S", HANG_S)
     found = Told(under_way=FEW_CALLS + 1)
     found.end("a")
     assert found.told == []
@@ -71,7 +70,7 @@ def test_who_wants_to_know_has_them_told_now(monkeypatch: pytest.MonkeyPatch) ->
     assert found.told == ["a"]
 
 
-def test_one_that_can_t_be_told_costs_the_others_nothing(
+def test_a_call_that_cannot_be_reported_does_not_lose_other_calls(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     found = Told(under_way=FEW_CALLS + 1)
@@ -103,7 +102,9 @@ def lines_of(
 TOLD: dict[str, object] = {"request_id": "r\u2028\n1", "status": 200, "cost_usd": 0.1, "code": None}
 
 
-def test_a_call_s_line_is_as_logging_would_write_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_json_log_line_of_a_call_equals_that_of_logging(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     ours, theirs = (json.loads(line) for line in lines_of(capsys, TOLD))
     assert ours.pop("time") == "2026-04-07T12:00:00.250Z"
     theirs.pop("time")
@@ -111,19 +112,21 @@ def test_a_call_s_line_is_as_logging_would_write_it(capsys: pytest.CaptureFixtur
     assert ours == {"level": "info", "logger": "sluice.access", "message": "stream", **TOLD}
 
 
-def test_a_key_in_it_is_masked_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_key_in_the_log_line_of_a_call_is_masked(capsys: pytest.CaptureFixture[str]) -> None:
     key = "sk-" + "a1B2" * 8
     for line in lines_of(capsys, {"request_id": f"see {key}"}):
         assert key not in line
         assert "see" in line
 
 
-def test_words_are_logging_s_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_log_line_of_a_call_equals_that_of_logging(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     ours, theirs = lines_of(capsys, TOLD, kind="text")
     assert ours.split(" ", 1)[1] == theirs.split(" ", 1)[1]
 
 
-def test_who_else_listens_is_told(
+def test_other_log_handlers_receive_the_log_line_of_a_call(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[logging.LogRecord] = []
@@ -140,7 +143,7 @@ def test_who_else_listens_is_told(
     assert [record.getMessage() for record in heard] == ["stream", "stream"]
 
 
-def test_below_its_level_there_is_no_line(
+def test_no_log_line_is_written_below_the_log_level(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(records.access, "level", logging.WARNING)
@@ -150,7 +153,7 @@ def test_below_its_level_there_is_no_line(
     records.access.manager._clear_cache()  # type: ignore[attr-defined]
 
 
-def test_a_full_disk_ends_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logging_a_call_to_a_full_disk_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     class Full:
         def write(self, _: str) -> None:
             raise OSError(28, "No space left on device")

@@ -14,6 +14,7 @@ import relay
 from completion import Batch, Delta, Finished, Prompt, Started, Usage, Used
 from errors import InternalError
 from relay import BACKLOG, EVENT_WEIGHT, End, EndReason, Mailbox, Nudge, Tally, prompt_tokens, size
+from tests.support.pace import HANG_S
 
 A: Batch = [Delta(0, "a")]
 B: Batch = [Delta(0, "b")]
@@ -21,7 +22,6 @@ REASONS: tuple[EndReason, ...] = (
     "completed", "stopped", "client_gone", "provider_error", "deadline", "shutdown",
 )  # fmt: skip
 FROM_OUTSIDE = ("stopped", "client_gone", "shutdown")
-LONG_S = 5.0
 SHORT_S = 0.03
 
 
@@ -44,7 +44,7 @@ class Beside:
 
     def done(self) -> object:
         """Its result, which must come now."""
-        self._thread.join(LONG_S)
+        self._thread.join(HANG_S)
         assert not self._thread.is_alive()
         return self.result
 
@@ -52,7 +52,7 @@ class Beside:
 # The mailbox
 
 
-def test_messages_are_taken_all_at_once_and_in_order() -> None:
+def test_take_returns_all_messages_in_order() -> None:
     mailbox = Mailbox()
     assert mailbox.put(A, 1)
     mailbox.nudge(Nudge.KEEP_ALIVE)
@@ -61,7 +61,7 @@ def test_messages_are_taken_all_at_once_and_in_order() -> None:
     assert mailbox.take() == [A, Nudge.KEEP_ALIVE, B, End("completed")]
 
 
-def test_who_takes_waits_until_there_is_something() -> None:
+def test_take_waits_for_a_message() -> None:
     mailbox = Mailbox()
     taker = Beside(mailbox.take)
     assert taker.waits
@@ -70,7 +70,7 @@ def test_who_takes_waits_until_there_is_something() -> None:
 
 
 @pytest.mark.parametrize("message", [Nudge.RELEASE, End("stopped")])
-def test_whatever_comes_wakes_the_taker(message: Nudge | End) -> None:
+def test_a_nudge_or_an_end_wakes_a_waiting_take(message: Nudge | End) -> None:
     mailbox = Mailbox()
     taker = Beside(mailbox.take)
     if isinstance(message, End):
@@ -89,7 +89,7 @@ def test_a_nudge_is_not_repeated_while_it_waits() -> None:
     assert mailbox.take() == [Nudge.KEEP_ALIVE]
 
 
-def test_nothing_comes_after_the_end() -> None:
+def test_a_mailbox_accepts_nothing_after_its_end() -> None:
     mailbox = Mailbox()
     mailbox.end(End("stopped"))
     mailbox.nudge(Nudge.KEEP_ALIVE)
@@ -99,7 +99,7 @@ def test_nothing_comes_after_the_end() -> None:
 
 @pytest.mark.parametrize("first", REASONS)
 @pytest.mark.parametrize("second", REASONS)
-def test_the_first_end_wins(first: EndReason, second: EndReason) -> None:
+def test_the_first_end_of_a_mailbox_wins(first: EndReason, second: EndReason) -> None:
     """Once what came before it is delivered, nothing changes it."""
     mailbox = Mailbox()
     mailbox.put(A, 1)
@@ -112,7 +112,7 @@ def test_the_first_end_wins(first: EndReason, second: EndReason) -> None:
 
 @pytest.mark.parametrize("first", REASONS)
 @pytest.mark.parametrize("second", REASONS)
-def test_only_an_answer_that_is_complete_but_undelivered_can_still_be_ended_otherwise(
+def test_only_a_complete_undelivered_answer_can_get_another_end_reason(
     first: EndReason, second: EndReason
 ) -> None:
     mailbox = Mailbox()
@@ -124,18 +124,18 @@ def test_only_an_answer_that_is_complete_but_undelivered_can_still_be_ended_othe
     assert mailbox.ended_by == (second if changed else first)
 
 
-def test_what_came_before_a_stop_is_still_delivered() -> None:
+def test_events_before_a_stop_are_still_delivered() -> None:
     mailbox = Mailbox()
     mailbox.put(A, 1)
     mailbox.end(End("stopped"))
     assert mailbox.take() == [A, End("stopped")]
 
 
-def test_a_call_under_way_was_ended_by_nothing() -> None:
+def test_a_mailbox_without_an_end_has_no_end_reason() -> None:
     assert Mailbox().ended_by is None
 
 
-def test_a_full_mailbox_makes_the_reader_wait_until_it_is_emptied() -> None:
+def test_put_waits_while_the_mailbox_is_full() -> None:
     mailbox = Mailbox()
     full = []
     for weight in (BACKLOG, 1):
@@ -150,7 +150,7 @@ def test_a_full_mailbox_makes_the_reader_wait_until_it_is_emptied() -> None:
 
 
 @pytest.mark.parametrize("reason", REASONS)
-def test_an_end_lets_the_waiting_reader_go(reason: EndReason) -> None:
+def test_an_end_releases_a_put_that_waits_for_room(reason: EndReason) -> None:
     mailbox = Mailbox()
     mailbox.put(A, BACKLOG + 1)
     reader = Beside(lambda: mailbox.put(B, 1))
@@ -160,7 +160,7 @@ def test_an_end_lets_the_waiting_reader_go(reason: EndReason) -> None:
     assert mailbox.take() == [A, End(reason)]
 
 
-def test_nudges_and_ends_never_wait_for_room() -> None:
+def test_nudges_and_ends_never_wait_for_a_full_mailbox() -> None:
     mailbox = Mailbox()
     mailbox.put(A, BACKLOG + 1)
     mailbox.nudge(Nudge.KEEP_ALIVE)
@@ -189,14 +189,14 @@ def test_nothing_is_lost_or_reordered_between_two_threads(monkeypatch: pytest.Mo
     assert most <= 4  # three of 20 bytes exceed 50; and the end
 
 
-def test_of_many_ends_at_once_one_is_first() -> None:
+def test_only_one_of_many_concurrent_ends_succeeds() -> None:
     for _ in range(50):
         mailbox = Mailbox()
         gate = threading.Barrier(4)
 
         def end(reason: EndReason, mailbox: Mailbox = mailbox, gate: threading.Barrier = gate
                 ) -> bool:  # fmt: skip
-            gate.wait(LONG_S)
+            gate.wait(HANG_S)
             return mailbox.end(End(reason))
 
         threads = [
@@ -220,7 +220,7 @@ def test_of_many_ends_at_once_one_is_first() -> None:
         ([Delta(0, "\ud800")], EVENT_WEIGHT + 3),
     ],
 )
-def test_a_batch_weighs_its_text_and_something_an_event(batch: Batch, weight: int) -> None:
+def test_a_batch_weighs_its_text_plus_a_fixed_weight_per_event(batch: Batch, weight: int) -> None:
     assert Tally(("Hi",)).add(batch) == weight
 
 
@@ -232,7 +232,7 @@ def tally_of(*events: Started | Delta | Finished | Used, prompts: tuple[Prompt, 
 
 
 @pytest.mark.parametrize("failed", [True, False])
-def test_what_the_provider_tells_counts_and_its_last_word_most(failed: bool) -> None:
+def test_the_last_usage_that_the_provider_reported_counts(failed: bool) -> None:
     told = Usage(5, 9, cache_read_tokens=2)
     tally = tally_of(Started("m", 4), Used(Usage(5, 1)), Delta(0, "x" * 100), Used(told))
     assert tally.usage(failed=failed) is told
@@ -240,7 +240,7 @@ def test_what_the_provider_tells_counts_and_its_last_word_most(failed: bool) -> 
 
 
 @pytest.mark.parametrize("failed", [True, False])
-def test_output_since_the_provider_s_last_word_is_estimated(failed: bool) -> None:
+def test_output_after_the_last_reported_usage_is_estimated(failed: bool) -> None:
     told = Usage(5, 9, cache_read_tokens=2)
     tally = tally_of(Delta(0, "x" * 100), Used(told), Delta(0, "abcdefgh"), Delta(0, "i"))
     assert tally.usage(failed=failed) == Usage(5, 9 + 3, cache_read_tokens=2, source="estimate")
@@ -249,7 +249,7 @@ def test_output_since_the_provider_s_last_word_is_estimated(failed: bool) -> Non
     assert tally.usage(failed=failed) == Usage(5, 13)
 
 
-def test_a_provider_that_tells_its_input_alone_doesn_t_work_for_nothing() -> None:
+def test_output_is_estimated_when_the_provider_reports_only_input() -> None:
     tally = tally_of(Started("m"), Used(Usage(5, 0)), *[Delta(0, "ab")] * 6, Finished(0, "stop"))
     assert tally.usage(failed=False) == Usage(5, 6, source="estimate")
 
@@ -259,7 +259,7 @@ def test_a_provider_that_tells_its_input_alone_doesn_t_work_for_nothing() -> Non
     [("", "p" * 20 + "a" * 8, 2), ("p" * 12, "p" * 8 + "a" * 8, 2), ("p" * 20, "a" * 8, 2),
      ("p" * 20 + "a" * 8, "", 0)],
 )  # fmt: skip
-def test_an_echo_is_no_output_before_a_usage_or_after_it(
+def test_an_echo_is_not_output_before_or_after_a_reported_usage(
     before: str, after: str, since: int
 ) -> None:
     tally = Tally(("p" * 20,), echoes=1)
@@ -270,7 +270,7 @@ def test_an_echo_is_no_output_before_a_usage_or_after_it(
 
 @given(st.lists(st.one_of(st.text(max_size=9), st.integers(0, 99)), max_size=20),
        st.integers(0, 2))  # fmt: skip
-def test_what_is_told_is_exact_until_text_comes(steps: list[str | int], echoes: int) -> None:
+def test_reported_usage_is_exact_until_more_text_comes(steps: list[str | int], echoes: int) -> None:
     tally = Tally(("a prompt",), echoes)
     for step in steps:
         tally.add([Delta(0, step) if isinstance(step, str) else Used(Usage(3, step))])
@@ -288,30 +288,30 @@ def test_a_refused_call_used_nothing() -> None:
 
 
 @pytest.mark.parametrize("failed", [True, False])
-def test_what_a_call_that_began_used_is_estimated_from_what_came(failed: bool) -> None:
+def test_usage_of_a_started_call_is_estimated_from_its_output(failed: bool) -> None:
     tally = tally_of(Started("m", 7), Delta(0, "abcdefgh"), Delta(0, "i"), Finished(0, "stop"))
     assert tally.usage(failed=failed) == Usage(7, 3, source="estimate")
 
 
-def test_a_call_that_was_ended_before_it_began_is_estimated_too() -> None:
+def test_usage_of_a_call_ended_before_its_start_is_estimated() -> None:
     tally = tally_of(prompts=("abcdefgh", (1, 2, 3)))
     assert tally.usage(failed=False) == Usage(2 + 3, 0, source="estimate")
     assert tally.input_tokens is None
     assert tally.output_tokens == 0
 
 
-def test_a_start_that_tells_no_input_leaves_it_to_the_estimate() -> None:
+def test_input_is_estimated_when_the_start_event_has_no_token_count() -> None:
     tally = tally_of(Started("m"), prompts=("abcdefgh",))
     assert tally.input_tokens is None
     assert tally.usage(failed=True) == Usage(2, 0, source="estimate")
 
 
-def test_an_input_of_nothing_is_told_all_the_same() -> None:
+def test_a_reported_input_of_zero_tokens_counts_as_zero() -> None:
     assert tally_of(Started("m", 0)).usage(failed=False) == Usage(0, 0, source="estimate")
 
 
 @pytest.mark.parametrize(("echoes", "tokens"), [(1, 2), (2, 2), (0, 7)])
-def test_a_prompt_that_is_echoed_is_no_output(echoes: int, tokens: int) -> None:
+def test_an_echoed_prompt_is_not_counted_as_output(echoes: int, tokens: int) -> None:
     """Twenty bytes of prompt for each echo, and eight of answer."""
     prompt = "p" * 20
     echo = [Delta(index, prompt) for index in range(max(1, echoes))]
@@ -320,9 +320,7 @@ def test_a_prompt_that_is_echoed_is_no_output(echoes: int, tokens: int) -> None:
 
 
 @given(st.lists(st.text(max_size=10), max_size=20), st.integers(0, 3))
-def test_an_estimate_is_never_less_than_the_pieces_nor_negative(
-    texts: list[str], echoes: int
-) -> None:
+def test_an_output_estimate_is_at_least_the_number_of_deltas(texts: list[str], echoes: int) -> None:
     tally = Tally(("a long enough prompt",), echoes)
     for text in texts:
         tally.add([Delta(0, text)])
@@ -332,16 +330,16 @@ def test_an_estimate_is_never_less_than_the_pieces_nor_negative(
 
 
 @pytest.mark.parametrize(("prompt", "tokens"), [("", 0), ("abcde", 2), ((), 0), ((5, 6, 7), 3)])
-def test_token_ids_are_counted_and_texts_estimated(prompt: Prompt, tokens: int) -> None:
+def test_prompt_tokens_counts_token_ids_and_estimates_texts(prompt: Prompt, tokens: int) -> None:
     assert prompt_tokens(prompt) == tokens
 
 
 @given(st.text())
-def test_a_size_is_in_bytes(text: str) -> None:
+def test_size_counts_the_utf_8_bytes_of_a_text(text: str) -> None:
     assert size(text) == len(text.encode("utf-8", "surrogatepass"))
 
 
-def test_waiting_costs_no_time() -> None:
+def test_a_waiting_take_uses_no_cpu_time() -> None:
     """A reader that waits sleeps; it doesn't ask again and again."""
     mailbox = Mailbox()
     taker = Beside(mailbox.take)

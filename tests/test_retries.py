@@ -33,7 +33,7 @@ def upstream(status: int | None, wait: float | None = None, code: str | None = N
     ],
     ids=lambda value: getattr(value, "upstream_status", value),
 )
-def test_only_what_may_pass_is_tried_again(error: SluiceError, expected: bool) -> None:
+def test_only_temporary_failures_are_retried(error: SluiceError, expected: bool) -> None:
     assert worth_it(error) is expected
 
 
@@ -50,7 +50,7 @@ def test_only_what_may_pass_is_tried_again(error: SluiceError, expected: bool) -
         (1, upstream(429, LONGEST_ASKED_S), LONGEST_ASKED_S, LONGEST_ASKED_S + 0.25),
     ],
 )
-def test_a_wait_is_anything_up_to_twice_the_last_ones_and_what_was_asked_for(
+def test_a_retry_delay_adds_random_backoff_to_the_requested_wait(
     monkeypatch: pytest.MonkeyPatch, number: int, error: SluiceError, least: float, most: float
 ) -> None:
     for pick, expected in ((min, least), (max, most)):
@@ -58,7 +58,7 @@ def test_a_wait_is_anything_up_to_twice_the_last_ones_and_what_was_asked_for(
         assert delay(number, error) == expected
 
 
-def test_who_asks_for_more_than_a_caller_would_wait_is_not_waited_for() -> None:
+def test_a_requested_wait_above_the_limit_gives_no_retry() -> None:
     assert delay(1, upstream(429, LONGEST_ASKED_S + 0.1)) is None
 
 
@@ -67,11 +67,13 @@ def test_who_asks_for_more_than_a_caller_would_wait_is_not_waited_for() -> None:
     [(upstream(500), 0), (upstream(429), UNTOLD_WAIT_S), (upstream(429, 0), 0),
      (upstream(503, 7), 7), (InternalError(), 0)],
 )  # fmt: skip
-def test_what_a_provider_asks_for(error: SluiceError, expected: float) -> None:
+def test_the_requested_wait_comes_from_retry_after_or_the_429_default(
+    error: SluiceError, expected: float
+) -> None:
     assert asked(error) == expected
 
 
-def test_retries_are_a_fifth_of_the_calls_beyond_what_was_saved() -> None:
+def test_the_retry_budget_allows_a_fifth_of_the_calls_beyond_its_savings() -> None:
     budget = RetryBudget()
     taken = 0
     for _ in range(1000):
@@ -84,14 +86,14 @@ def test_retries_are_a_fifth_of_the_calls_beyond_what_was_saved() -> None:
     assert [budget.take(TARGET) for _ in "ab"] == [True, False]
 
 
-def test_no_more_than_that_is_saved() -> None:
+def test_the_retry_budget_saves_up_to_a_limit() -> None:
     budget = RetryBudget()
     for _ in range(1000):
         budget.called(TARGET)
     assert sum(budget.take(TARGET) for _ in range(100)) == MOST_SAVED
 
 
-def test_each_provider_has_its_own_and_so_have_callers_keys() -> None:
+def test_providers_and_byok_keys_have_separate_retry_budgets() -> None:
     budget = RetryBudget()
     while budget.take(BYOK):
         pass

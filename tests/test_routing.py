@@ -82,12 +82,12 @@ def a_request(**fields: Any) -> CompletionRequest:
         (Route(model="sim/m", fallbacks=("locked/m",)), ["sim/m"]),
     ],
 )  # fmt: skip
-def test_a_name_leads_to_its_targets_in_order(route: Route, expected: list[str]) -> None:
+def test_a_model_name_leads_to_its_targets_in_order(route: Route, expected: list[str]) -> None:
     aliases = {"fast": ["sim/one", "poor/two"], "single": "sim/one"}
     assert names(router(aliases=aliases).targets(route)) == expected
 
 
-def test_the_default_may_be_an_alias() -> None:
+def test_the_default_model_may_be_an_alias() -> None:
     found = router(aliases={"fast": ["sim/one"]}, default="fast").targets(Route())
     assert names(found) == ["sim/one"]
 
@@ -106,7 +106,7 @@ def test_the_default_may_be_an_alias() -> None:
         (Route(model="x" * 500), ModelNotFound, f"'{'x' * 100}...'"),
     ],
 )
-def test_a_name_that_leads_nowhere_is_told_as_what_is_missing(
+def test_an_unknown_name_is_reported_as_a_missing_model_or_provider(
     route: Route, kind: type[SluiceError], says: str
 ) -> None:
     with pytest.raises(kind) as caught:
@@ -119,7 +119,9 @@ def test_a_name_that_leads_nowhere_is_told_as_what_is_missing(
 
 
 @given(st.text(max_size=30), st.none() | st.sampled_from(["sim", "local", "locked", "nobody"]))
-def test_any_name_leads_somewhere_or_is_not_found(model: str, provider: str | None) -> None:
+def test_any_model_name_leads_to_a_known_provider_or_is_not_found(
+    model: str, provider: str | None
+) -> None:
     try:
         found = ROUTER.targets(Route(model=model, provider=provider))
     except (ModelNotFound, ProviderNotFound):
@@ -127,7 +129,7 @@ def test_any_name_leads_somewhere_or_is_not_found(model: str, provider: str | No
     assert all(target.provider.name in ROUTER.providers for target in found)
 
 
-def test_the_operator_s_key_goes_to_its_provider_alone() -> None:
+def test_a_key_of_the_operator_goes_only_to_its_provider() -> None:
     found = router({"LOCKED_KEY": "sk-1"}).targets(
         Route(model="locked/m", fallbacks=("sim/m", "local/pydoc"))
     )
@@ -136,7 +138,7 @@ def test_the_operator_s_key_goes_to_its_provider_alone() -> None:
 
 
 @pytest.mark.parametrize("environ", [{}, {"LOCKED_KEY": "sk-operator"}])
-def test_the_caller_s_own_key_takes_the_operator_s_place(environ: dict[str, str]) -> None:
+def test_a_key_of_the_caller_replaces_the_key_of_the_operator(environ: dict[str, str]) -> None:
     (found,) = router(environ).targets(Route(model="locked/m", byok_api_key=Secret("sk-own")))
     assert found.credential == Secret("sk-own")
     assert found.byok
@@ -151,7 +153,7 @@ def test_the_caller_s_own_key_takes_the_operator_s_place(environ: dict[str, str]
         ({"LOCKED_KEY": "k"}, "locked", True),
     ],
 )
-def test_a_provider_is_enabled_when_it_needs_no_key_or_has_one(
+def test_a_provider_is_enabled_when_its_key_is_set_or_not_needed(
     environ: dict[str, str], provider: str, enabled: bool
 ) -> None:
     found = router(environ)
@@ -171,7 +173,7 @@ def test_a_provider_is_enabled_when_it_needs_no_key_or_has_one(
         ({"fast": ["sim/m"]}, "slow", "SLUICE_DEFAULT_MODEL: 'slow' is no model"),
     ],
 )
-def test_an_alias_that_leads_nowhere_stops_the_start(
+def test_an_invalid_alias_or_default_model_stops_the_start(
     aliases: dict[str, Any], default: str, says: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -179,18 +181,18 @@ def test_an_alias_that_leads_nowhere_stops_the_start(
     assert says in str(caught.value)
 
 
-def test_an_alias_may_put_fallbacks_behind_a_model_s_own_name() -> None:
+def test_an_alias_named_like_a_model_may_add_fallbacks() -> None:
     found = router(aliases={"sim/m": ["sim/m", "poor/m"]}).targets(Route(model="sim/m"))
     assert names(found) == ["sim/m", "poor/m"]
 
 
-def test_the_caller_s_own_key_goes_to_one_provider_alone() -> None:
+def test_a_key_of_the_caller_goes_only_to_the_first_provider() -> None:
     route = Route(model="locked/m", fallbacks=("sim/m",), byok_api_key=Secret("sk-own"))
     found = router().targets(route)
     assert [t.name for t in found if t.credential == Secret("sk-own")] == ["locked/m"]
 
 
-def test_a_provider_s_name_is_no_model_of_it() -> None:
+def test_a_provider_name_without_a_model_is_not_found() -> None:
     with pytest.raises(ModelNotFound):
         router().targets(Route(model="sim/", provider="sim"))
 
@@ -205,7 +207,7 @@ def keyed(text: str, route: Route | None = None) -> list[list[Target]]:
 
 
 @pytest.mark.parametrize("text", ["a,b,c", " a , b,c,", ",a,,b,c,a"])
-def test_keys_take_turns_and_each_is_a_target(text: str) -> None:
+def test_several_keys_of_a_provider_take_turns_as_separate_targets(text: str) -> None:
     found = keyed(text)
     turns = [[target.key_number for target in targets] for targets in found]
     assert turns == [[1, 2, 3], [2, 3, 1], [3, 1, 2], [1, 2, 3]]
@@ -213,14 +215,14 @@ def test_keys_take_turns_and_each_is_a_target(text: str) -> None:
     assert credentials == {(1, Secret("a")), (2, Secret("b")), (3, Secret("c"))}
 
 
-def test_one_key_is_one_target_and_a_caller_s_own_has_no_turns() -> None:
+def test_a_single_key_or_a_key_of_the_caller_is_always_one_target() -> None:
     assert [len(targets) for targets in keyed("a")] == [1] * 4
     own = keyed("a,b", Route(model="locked/m", byok_api_key=Secret("mine")))
     assert [t.credential for targets in own for t in targets] == [Secret("mine")] * 4
 
 
 @pytest.mark.parametrize("text", ["", " ", ",", " , ,\t"])
-def test_commas_alone_are_no_key(text: str) -> None:
+def test_a_key_variable_of_commas_alone_is_no_key(text: str) -> None:
     found = router({"LOCKED_KEY": text})
     assert not found.enabled(found.provider("locked"))
     with pytest.raises(ProviderNotFound):

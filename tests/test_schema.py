@@ -28,9 +28,10 @@ from ledger.schema import (
     now_us,
     requests,
 )
-from tests.ledgers import a_ledger, an_entry, at_once, days, rows
+from tests.support.ledgers import a_ledger, an_entry, at_once, days, rows
+from tests.support.pace import HANG_S
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 OF_VERSION_1 = ROOT / "tests" / "fixtures" / "upgrade" / "v1" / "ledger.sql"
 MOMENTS = st.integers(0, 7_000_000_000_000_000)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -40,13 +41,13 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @given(MOMENTS, MOMENTS)
-def test_ids_sort_by_their_moment(one: int, other: int) -> None:
+def test_ids_sort_by_their_time(one: int, other: int) -> None:
     assert (first_id(one) < first_id(other)) == (one < other)
     made = first_id(one) + "0" * 16
     assert first_id(one) <= made < first_id(one + 1)
 
 
-def test_an_id_is_of_now_and_no_other_is_like_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_ids_are_unique_and_hold_the_current_time(monkeypatch: pytest.MonkeyPatch) -> None:
     before = now_us()
     found = [new_id() for _ in range(1000)]
     assert len(set(found)) == 1000
@@ -57,7 +58,7 @@ def test_an_id_is_of_now_and_no_other_is_like_it(monkeypatch: pytest.MonkeyPatch
 @given(MOMENTS)
 @example(1_767_225_599_999_999)
 @example(1_767_225_600_000_000)
-def test_a_moment_s_day_is_that_of_utc(moment: int) -> None:
+def test_day_of_gives_the_utc_day(moment: int) -> None:
     assert day_of(moment) == (EPOCH + timedelta(days=moment // 86_400_000_000)).date().isoformat()
 
 
@@ -92,7 +93,7 @@ def test_an_empty_database_gets_the_tables_once(ledger_url: str) -> None:
 START = """
 import sys
 from ledger import Ledger
-from tests.ledgers import a_settlement, an_entry
+from tests.support.ledgers import a_settlement, an_entry
 sys.stdin.readline()
 book = Ledger(sys.argv[1])
 book.start()
@@ -104,7 +105,7 @@ book.close()
 
 
 @pytest.mark.parametrize("way", ["threads", "processes"])
-def test_many_may_start_at_once_on_nothing(ledger_url: str, way: str) -> None:
+def test_many_ledgers_may_start_at_once_on_an_empty_database(ledger_url: str, way: str) -> None:
     def thread() -> bool:
         with a_ledger(ledger_url) as ledger:
             ledger.start()
@@ -127,7 +128,7 @@ def test_many_may_start_at_once_on_nothing(ledger_url: str, way: str) -> None:
             assert process.stdin is not None
             process.stdin.write("go\n")
             process.stdin.flush()
-        assert [process.communicate(timeout=30)[1] for process in processes] == [""] * 4
+        assert [process.communicate(timeout=HANG_S)[1] for process in processes] == [""] * 4
     assert len(rows(ledger_url)) == (8 if way == "threads" else 4)
 
 
@@ -166,7 +167,7 @@ def columns_of_version_1() -> dict[str, list[str]]:
 columns = columns_of_version_1()
 
 
-def test_a_ledger_of_version_1_is_opened_with_nothing_lost(old: str, tmp_path: Path) -> None:
+def test_a_ledger_of_version_1_is_migrated_without_loss(old: str, tmp_path: Path) -> None:
     before = contents(old)
     assert [len(before[name]) for name in ("requests", "daily")] == [6, 5]
     with a_ledger(old) as ledger, a_ledger(f"sqlite:///{tmp_path / 'new.db'}") as fresh:
@@ -209,9 +210,7 @@ def notes(url: str) -> list[str]:
         return [row[0] for row in connection.execute("SELECT note FROM requests ORDER BY id")]
 
 
-def test_what_a_later_version_changes_is_done_once_and_in_order(
-    old: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_migrations_run_once_and_in_order(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
     done = []
 
     def count(connection: Connection) -> None:
@@ -231,7 +230,7 @@ def test_what_a_later_version_changes_is_done_once_and_in_order(
     assert len(done) == 2
 
 
-def test_a_change_that_fails_leaves_all_as_it_was(
+def test_a_failed_migration_leaves_the_ledger_unchanged(
     old: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(old)
@@ -246,7 +245,7 @@ def test_a_change_that_fails_leaves_all_as_it_was(
         ledger.start()
 
 
-def test_the_tables_of_a_newer_version_are_left_alone(
+def test_a_ledger_of_a_newer_version_is_rejected_and_left_unchanged(
     ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as newer, a_ledger(ledger_url) as ledger:
@@ -261,7 +260,7 @@ def test_the_tables_of_a_newer_version_are_left_alone(
     assert [row["ended_us"] for row in rows(ledger_url)] == [None]
 
 
-def test_migrating_is_part_of_the_caller_s_transaction(ledger_url: str) -> None:
+def test_migrate_runs_in_the_transaction_of_its_caller(ledger_url: str) -> None:
     from ledger.database import make_engine
 
     engine = make_engine(ledger_url, writes=True)
@@ -277,7 +276,7 @@ OLD = "CREATE TABLE requests (id TEXT PRIMARY KEY, attempts INTEGER NOT NULL) WI
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_ledger_of_version_1_gets_its_tries(tmp_path: Path, version: int) -> None:
+def test_migration_from_version_1_adds_the_tries_column(tmp_path: Path, version: int) -> None:
     engine = create_engine(f"sqlite:///{tmp_path / 'old.db'}")
     with engine.begin() as connection:
         connection.execute(text(OLD))

@@ -32,13 +32,13 @@ from providers.rows import BUILT_IN
 from relay import BACKLOG, End, EndReason, Nudge
 from stream import Stream
 from streams import Streams
+from tests.support.pace import HANG_S
 from timeouts import Timeouts
 
 FOREVER = float("inf")
 TARGET = Target(BUILT_IN[0], "pydoc")
 OTHER = Target(BUILT_IN[1], "gpt-4o-mini")
 TIMEOUTS = Timeouts(connect=1, first_event=30, idle=20, total=100)
-LONG_S = 5.0
 
 
 class Quiet(Attempt):
@@ -83,7 +83,7 @@ def under_way(**changes: Any) -> tuple[Stream, Quiet]:
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
-    until = time.monotonic() + LONG_S
+    until = time.monotonic() + HANG_S
     while not condition() and time.monotonic() < until:
         time.sleep(0.001)
     return condition()
@@ -92,7 +92,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
 # One call
 
 
-def test_an_attempt_says_where_the_call_is_now() -> None:
+def test_attach_sets_the_target_and_counts_the_attempts() -> None:
     stream = a_stream()
     assert stream.attach(Quiet(), OTHER, ("seed",))
     assert (stream.target, stream.dropped, stream.attempts) == (OTHER, ("seed",), 1)
@@ -107,7 +107,7 @@ def test_no_attempt_begins_once_the_call_has_ended() -> None:
     assert (stream.target, stream.dropped, stream.attempts) == (TARGET, (), 0)
 
 
-def test_events_are_counted_whether_or_not_anybody_takes_them() -> None:
+def test_events_after_a_stop_still_count_in_the_usage() -> None:
     stream, _ = under_way()
     before = stream.first_event
     assert stream.put([Started("m", 3), Delta(0, "abcde")])
@@ -123,14 +123,14 @@ def test_events_are_counted_whether_or_not_anybody_takes_them() -> None:
 @pytest.mark.parametrize(
     "reason", ["completed", "stopped", "client_gone", "provider_error", "deadline", "shutdown"]
 )
-def test_every_end_but_completion_closes_the_provider_s_connection(reason: EndReason) -> None:
+def test_every_end_but_completion_aborts_the_attempt(reason: EndReason) -> None:
     stream, attempt = under_way()
     assert stream.end(reason)
     assert attempt.aborts == (0 if reason == "completed" else 1)
     assert stream.mailbox.take() == [End(reason)]
 
 
-def test_an_end_before_any_attempt_has_nothing_to_close() -> None:
+def test_a_stream_can_end_before_its_first_attempt() -> None:
     stream, error = a_stream(), InternalError()
     assert stream.end("shutdown", error)
     assert not stream.end("stopped")
@@ -148,7 +148,7 @@ def test_only_the_attempt_under_way_is_aborted() -> None:
 @pytest.mark.parametrize(
     ("fields", "echoed"), [({}, 0), ({"echo": True}, 1), ({"echo": True, "n": 3}, 3)]
 )
-def test_an_echo_is_no_output_of_the_model(fields: dict[str, Any], echoed: int) -> None:
+def test_an_echoed_prompt_is_not_counted_as_output(fields: dict[str, Any], echoed: int) -> None:
     stream, _ = under_way(request=CompletionRequest(prompts=("p" * 400,), **fields))
     stream.put([Delta(index, "p" * 400) for index in range(max(1, echoed))])
     assert stream.tally.output_tokens == (echoed or 100)
@@ -182,7 +182,9 @@ def draining(**changes: Any) -> tuple[Stream, Quiet]:
         ("drain", "cancel", False),
     ],
 )
-def test_the_policy_is_the_row_s_or_the_default(default: str, own: str, drains: bool) -> None:
+def test_the_disconnect_policy_of_a_row_overrides_the_default(
+    default: str, own: str, drains: bool
+) -> None:
     stream, attempt = a_stream(disconnect=Disconnect(default)), Quiet()
     stream.attach(attempt, row(own), ())
     assert stream.end("client_gone")
@@ -191,7 +193,7 @@ def test_the_policy_is_the_row_s_or_the_default(default: str, own: str, drains: 
     assert stream.mailbox.take() == [End("client_gone")]
 
 
-def test_a_drain_counts_and_keeps_nothing() -> None:
+def test_a_drain_counts_usage_and_delivers_no_more_events() -> None:
     stream, attempt = draining()
     assert stream.put(WHOLE)
     assert not stream.end("client_gone")
@@ -200,7 +202,7 @@ def test_a_drain_counts_and_keeps_nothing() -> None:
     assert stream.mailbox.take() == [[Started("m", 3), Delta(0, "a")], End("client_gone")]
 
 
-def test_a_reader_that_waits_for_room_drains_when_its_client_goes() -> None:
+def test_a_reader_blocked_by_a_full_mailbox_drains_when_the_client_leaves() -> None:
     stream, attempt = under_way(disconnect=DRAIN)
     stream.attach(attempt, row(""), ())
     stream.put([Delta(0, "x" * BACKLOG)])
@@ -208,13 +210,13 @@ def test_a_reader_that_waits_for_room_drains_when_its_client_goes() -> None:
     reader = threading.Thread(target=lambda: results.append(stream.put(WHOLE)))
     reader.start()
     stream.end("client_gone")
-    reader.join(LONG_S)
+    reader.join(HANG_S)
     assert results == [True]
     assert stream.put([Delta(0, "x" * BACKLOG)])
 
 
 @pytest.mark.parametrize("reason", ["stopped", "shutdown", "deadline"])
-def test_a_drain_is_ended_from_outside(reason: EndReason) -> None:
+def test_a_stop_shutdown_or_deadline_ends_a_drain(reason: EndReason) -> None:
     stream, attempt = draining()
     assert stream.end(reason)
     assert not stream.end(reason)
@@ -225,31 +227,31 @@ def test_a_drain_is_ended_from_outside(reason: EndReason) -> None:
     assert stream.stopped is (reason == "stopped")
 
 
-def test_its_end_is_waited_for() -> None:
+def test_drained_waits_for_the_end_of_the_drain() -> None:
     stream, attempt = draining()
     threading.Timer(0.02, stream.end, ["completed"]).start()
     began = time.monotonic()
     stream.drained()
-    assert 0.01 < time.monotonic() - began < LONG_S
+    assert 0.01 < time.monotonic() - began < HANG_S
     assert attempt.aborts == 0
     assert stream.drain is not None
     assert stream.drain.ended_by == End("completed")
 
 
-def test_so_is_that_of_a_reader_that_left_without_a_word() -> None:
+def test_drained_returns_when_the_reader_has_left() -> None:
     stream, _ = draining()
     stream.reader_left()
     stream.drained()
 
 
-def test_a_drain_whose_time_is_up_is_aborted() -> None:
+def test_drained_aborts_a_drain_past_its_time_limit() -> None:
     stream, attempt = draining(disconnect=Disconnect("drain", seconds=0.01))
     stream.drained()
     assert attempt.aborts == 1
     assert not stream.put(WHOLE)
 
 
-def test_a_drain_that_costs_too_much_ends() -> None:
+def test_a_drain_above_its_cost_limit_ends() -> None:
     stream, _ = draining(cost=lambda target, usage: usage.output_tokens * 400)
     assert stream.put([Delta(0, "b")])
     assert stream.put([Delta(0, "c")])
@@ -261,7 +263,9 @@ def test_a_drain_that_costs_too_much_ends() -> None:
     [(True, 19, False), (True, 21, True), (False, 29, False), (False, 31, True)],
 )
 @pytest.mark.parametrize("full", [True, False])
-def test_a_silence_ends_a_drain(begun: bool, seconds: float, ended: bool, full: bool) -> None:
+def test_first_event_and_idle_timeouts_end_a_drain(
+    begun: bool, seconds: float, ended: bool, full: bool
+) -> None:
     stream, attempt = under_way(disconnect=Disconnect("drain", seconds=1000))
     stream.attach(attempt, row(""), ())
     if begun:
@@ -272,20 +276,20 @@ def test_a_silence_ends_a_drain(begun: bool, seconds: float, ended: bool, full: 
 
 
 @pytest.mark.parametrize(("seconds", "ended"), [(98, False), (101, True)])
-def test_so_does_the_whole_call_s_time(seconds: float, ended: bool) -> None:
+def test_the_total_timeout_ends_a_drain(seconds: float, ended: bool) -> None:
     stream, attempt = draining(disconnect=Disconnect("drain", seconds=1000))
     stream.last_event = stream.opened + seconds
     stream.look(stream.opened + seconds)
     assert attempt.aborts == int(ended)
 
 
-def test_and_its_own_time_if_nobody_waits_for_it() -> None:
+def test_look_aborts_a_drain_past_its_time_limit() -> None:
     stream, attempt = draining(disconnect=Disconnect("drain", seconds=2))
     stream.look(time.monotonic() + 3)
     assert attempt.aborts == 1
 
 
-def test_nothing_is_drained_that_never_began_or_is_complete() -> None:
+def test_a_call_that_never_began_or_is_complete_is_not_drained() -> None:
     early = a_stream(disconnect=DRAIN)
     early.end("client_gone")
     assert not early.attach(Quiet(), row("drain"), ())
@@ -299,7 +303,7 @@ def test_nothing_is_drained_that_never_began_or_is_complete() -> None:
     assert attempt.wound_up == 0
 
 
-def test_a_stop_before_the_disconnect_stays_one() -> None:
+def test_a_stop_before_the_disconnect_starts_no_drain() -> None:
     stream, attempt = under_way(disconnect=DRAIN)
     stream.end("stopped")
     assert not stream.end("client_gone")
@@ -308,7 +312,7 @@ def test_a_stop_before_the_disconnect_stays_one() -> None:
 
 
 @pytest.mark.parametrize("removed", [True, False])
-def test_a_drain_is_stopped_by_its_id_and_again(removed: bool) -> None:
+def test_a_drain_can_be_stopped_twice_by_its_id(removed: bool) -> None:
     registry = Streams(10)
     stream, attempt = draining()
     registry.add(stream)
@@ -323,7 +327,7 @@ def test_a_drain_is_stopped_by_its_id_and_again(removed: bool) -> None:
 # What time does to it
 
 
-def test_in_time_nothing_happens() -> None:
+def test_look_does_nothing_within_the_timeouts() -> None:
     stream, attempt = under_way()
     stream.look(stream.opened + 29)
     stream.put([Delta(0, "x")])
@@ -333,7 +337,7 @@ def test_in_time_nothing_happens() -> None:
     assert attempt.aborts == 0
 
 
-def test_a_late_first_event_ends_the_attempt_and_not_yet_the_call() -> None:
+def test_the_first_event_timeout_aborts_the_attempt_and_not_the_call() -> None:
     stream, attempt = under_way()
     stream.look(stream.attempt_began + 31)
     assert stream.expired is not None
@@ -345,7 +349,7 @@ def test_a_late_first_event_ends_the_attempt_and_not_yet_the_call() -> None:
     assert stream.mailbox.ended_by is None
 
 
-def test_a_fallback_has_its_own_time() -> None:
+def test_a_fallback_attempt_has_its_own_first_event_timeout() -> None:
     stream, first = under_way()
     stream.look(stream.attempt_began + 31)
     second = Quiet()
@@ -356,7 +360,7 @@ def test_a_fallback_has_its_own_time() -> None:
     assert stream.mailbox.ended_by is None
 
 
-def test_an_attempt_that_doesn_t_end_when_it_is_aborted_ends_the_call() -> None:
+def test_an_attempt_that_does_not_end_when_aborted_ends_the_call() -> None:
     stream, attempt = under_way()
     stream.look(stream.attempt_began + 31)
     expired = stream.expired
@@ -365,7 +369,7 @@ def test_an_attempt_that_doesn_t_end_when_it_is_aborted_ends_the_call() -> None:
     assert attempt.aborts == 2
 
 
-def test_a_call_whose_reader_never_began_ends_too() -> None:
+def test_the_total_timeout_ends_a_call_without_an_attempt() -> None:
     """Or one that waits for its turn: not for a first event, but for all of its time."""
     stream = a_stream()
     stream.look(stream.opened + 31)
@@ -374,7 +378,7 @@ def test_a_call_whose_reader_never_began_ends_too() -> None:
     assert stream.mailbox.ended_by == "deadline"
 
 
-def test_a_silence_between_events_is_bounded_apart_from_the_first() -> None:
+def test_the_idle_timeout_aborts_an_attempt_silent_after_an_event() -> None:
     stream, attempt = under_way()
     stream.put([Delta(0, "x")])
     stream.look(stream.last_event + 21)
@@ -383,7 +387,7 @@ def test_a_silence_between_events_is_bounded_apart_from_the_first() -> None:
     assert attempt.aborts == 1
 
 
-def test_a_provider_that_waits_for_a_slow_client_isn_t_silent() -> None:
+def test_the_idle_timeout_does_not_run_while_the_mailbox_is_full() -> None:
     stream, attempt = under_way()
     stream.put([Delta(0, "x" * BACKLOG)])
     assert stream.mailbox.full
@@ -395,7 +399,7 @@ def test_a_provider_that_waits_for_a_slow_client_isn_t_silent() -> None:
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_the_whole_call_is_bounded_fallbacks_included(begun: bool) -> None:
+def test_the_total_timeout_ends_a_call_with_its_fallback_attempt(begun: bool) -> None:
     stream, _ = under_way()
     attempt = Quiet()
     stream.attach(attempt, OTHER, ())
@@ -411,7 +415,7 @@ def test_the_whole_call_is_bounded_fallbacks_included(begun: bool) -> None:
     assert attempt.aborts == 1
 
 
-def test_a_complete_answer_that_a_slow_client_has_not_fetched_stays_complete() -> None:
+def test_no_timeout_ends_a_complete_answer_that_is_undelivered() -> None:
     stream, _ = under_way()
     stream.put([Delta(0, "x")])
     stream.end("completed")
@@ -420,7 +424,7 @@ def test_a_complete_answer_that_a_slow_client_has_not_fetched_stays_complete() -
     assert stream.mailbox.take() == [[Delta(0, "x")], End("completed")]
 
 
-def test_the_status_line_is_released_once_when_it_was_held_long_enough() -> None:
+def test_the_held_status_line_is_released_once_after_its_hold_time() -> None:
     stream, _ = under_way(hold=10)
     stream.look(stream.opened + 9)
     stream.look(stream.opened + 10)
@@ -430,14 +434,14 @@ def test_the_status_line_is_released_once_when_it_was_held_long_enough() -> None
     assert stream.mailbox.take() == [End("stopped")]
 
 
-def test_nothing_is_released_once_the_first_event_has_come() -> None:
+def test_no_release_nudge_is_sent_after_the_first_event() -> None:
     stream, _ = under_way(hold=10)
     stream.put([Delta(0, "x")])
     stream.look(stream.opened + 11)
     assert stream.mailbox.take() == [[Delta(0, "x")]]
 
 
-def test_silence_towards_the_client_is_broken_at_intervals() -> None:
+def test_keep_alive_nudges_are_sent_at_intervals() -> None:
     stream, _ = under_way(keepalive=15)
     for seconds, nudged in [(14, False), (15, True), (16, False), (29, False), (30, True)]:
         stream.look(stream.opened + seconds)
@@ -450,7 +454,7 @@ def drained(stream: Stream) -> list[Any]:
     return [message for message in stream.mailbox.take() if message is not Nudge.RELEASE]
 
 
-def test_a_write_puts_the_next_comment_off() -> None:
+def test_a_write_delays_the_next_keep_alive() -> None:
     stream, _ = under_way(keepalive=15)
     stream.last_write = stream.opened + 10
     stream.look(stream.opened + 24)
@@ -478,7 +482,7 @@ def test_a_key_sees_its_own_calls_oldest_first() -> None:
     assert len(registry) == 2
 
 
-def test_an_id_is_taken_as_long_as_its_call_is_active() -> None:
+def test_a_stream_id_is_in_use_while_its_call_is_active() -> None:
     registry, stream = Streams(10), a_stream()
     registry.add(stream)
     with pytest.raises(StreamExists):
@@ -487,7 +491,7 @@ def test_an_id_is_taken_as_long_as_its_call_is_active() -> None:
     registry.add(a_stream())
 
 
-def test_too_many_calls_are_refused_until_one_ends() -> None:
+def test_calls_above_the_limit_are_refused_until_a_call_ends() -> None:
     registry, stream = Streams(2, per_key=9), a_stream(stream_id="a")
     registry.add(stream)
     registry.add(a_stream(stream_id="b"))
@@ -499,7 +503,9 @@ def test_too_many_calls_are_refused_until_one_ends() -> None:
     registry.add(a_stream(stream_id="c"))
 
 
-def test_a_registry_that_can_t_watch_takes_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_is_not_registered_when_the_sweeper_cannot_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -524,7 +530,7 @@ class Queue:
         self.refused: list[str] = []
         self.threads: list[threading.Thread] = []
 
-    def enter(self, name: str, patience: float = LONG_S) -> Stream:
+    def enter(self, name: str, patience: float = HANG_S) -> Stream:
         """A call comes, and stands in the queue (or has begun) when this returns."""
         stream = a_stream(stream_id=name)
         self.registry.add(stream)
@@ -543,7 +549,7 @@ class Queue:
 
     def settle(self) -> None:
         for thread in self.threads:
-            thread.join(LONG_S)
+            thread.join(HANG_S)
             assert not thread.is_alive()
 
 
@@ -558,7 +564,7 @@ def test_calls_begin_in_the_order_of_their_arrival() -> None:
     assert (queue.registry._running, len(queue.registry)) == (set(), 0)
 
 
-def test_one_that_waits_too_long_leaves_the_queue() -> None:
+def test_a_call_that_waits_too_long_leaves_the_queue() -> None:
     queue = Queue()
     first, late = queue.enter("a"), queue.enter("b", patience=0.01)
     assert eventually(lambda: queue.refused == ["b"])
@@ -573,7 +579,7 @@ def test_one_that_waits_too_long_leaves_the_queue() -> None:
 
 
 @pytest.mark.parametrize("removed", [True, False])
-def test_a_turn_of_one_that_has_ended_is_passed_on(removed: bool) -> None:
+def test_the_turn_of_an_ended_call_passes_to_the_next_call(removed: bool) -> None:
     """Also when its writer is done with it before its reader wakes."""
     queue = Queue()
     first = queue.enter("a")
@@ -593,17 +599,17 @@ def test_a_turn_of_one_that_has_ended_is_passed_on(removed: bool) -> None:
 
 
 @pytest.mark.parametrize("removed", [True, False])
-def test_a_reader_that_comes_when_its_call_is_over_takes_no_turn(removed: bool) -> None:
+def test_an_ended_call_takes_no_turn(removed: bool) -> None:
     registry, stream = Streams(1), a_stream()
     registry.add(stream)
     stream.end("stopped")
     if removed:
         registry.remove(stream)
-    assert not registry.await_turn(stream, LONG_S)
+    assert not registry.await_turn(stream, HANG_S)
     assert registry._running == set()
 
 
-def test_one_that_is_granted_its_turn_as_it_gives_up_has_it() -> None:
+def test_a_turn_granted_while_the_wait_times_out_is_kept() -> None:
     registry = Streams(1, queue=1, per_key=9)
     first, second = a_stream(stream_id="a"), a_stream(stream_id="b")
     for stream in (first, second):
@@ -619,24 +625,24 @@ def test_one_that_is_granted_its_turn_as_it_gives_up_has_it() -> None:
     assert registry._running == {second}
 
 
-def test_a_call_that_waits_can_be_stopped_and_is_kept_alive() -> None:
+def test_a_queued_call_can_be_stopped_and_gets_keep_alives() -> None:
     queue = Queue()
     queue.enter("a")
     waiting = a_stream(stream_id="b", keepalive=15, hold=10)
     queue.registry.add(waiting)
-    thread = threading.Thread(target=queue._wait, args=(waiting, LONG_S))
+    thread = threading.Thread(target=queue._wait, args=(waiting, HANG_S))
     thread.start()
     waiting.look(waiting.opened + 16)
     assert waiting.mailbox.take() == [Nudge.RELEASE, Nudge.KEEP_ALIVE]
     began = time.monotonic()
     queue.registry.stop("key_1", "b")
-    thread.join(LONG_S)
+    thread.join(HANG_S)
     assert time.monotonic() - began < 1
     assert queue.refused == ["b"]
     queue.registry.remove(queue.registry.of("key_1")[0])
 
 
-def test_many_that_come_and_go_at_once_leave_nothing_behind() -> None:
+def test_many_concurrent_calls_leave_the_registry_empty() -> None:
     """A place that leaks would be a call fewer, for ever."""
     registry = Streams(3, queue=1000, per_key=2000)
     most, under = 0, 0
@@ -648,7 +654,7 @@ def test_many_that_come_and_go_at_once_leave_nothing_behind() -> None:
         registry.add(stream)
         if number % 3 == 0:
             threading.Timer(0.002 * (number % 5), stream.end, ["stopped"]).start()
-        if registry.await_turn(stream, 0.001 * (number % 7) if number % 2 else LONG_S):
+        if registry.await_turn(stream, 0.001 * (number % 7) if number % 2 else HANG_S):
             with lock:
                 under += 1
                 most = max(most, under)
@@ -661,7 +667,7 @@ def test_many_that_come_and_go_at_once_leave_nothing_behind() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(LONG_S)
+        thread.join(HANG_S)
         assert not thread.is_alive()
     assert most <= 3
     assert (registry._running, len(registry._waiting), len(registry)) == (set(), 0, 0)
@@ -679,7 +685,7 @@ def test_many_that_come_and_go_at_once_leave_nothing_behind() -> None:
         (10, 10, None, 2, 2),
     ],
 )
-def test_a_key_has_a_share_of_the_places(
+def test_a_key_is_limited_to_its_share_of_concurrent_calls(
     limit: int, queue: int, per_key: int | None, own: int | None, share: int
 ) -> None:
     registry = Streams(limit, queue=queue, per_key=per_key)
@@ -710,7 +716,7 @@ def test_a_stopped_call_ends_at_once() -> None:
 
 
 @pytest.mark.parametrize("removed", [True, False])
-def test_stopping_again_is_the_same_for_a_minute(
+def test_a_repeated_stop_succeeds_for_a_minute(
     monkeypatch: pytest.MonkeyPatch, removed: bool
 ) -> None:
     clock = Clock(monkeypatch)
@@ -739,7 +745,9 @@ class Clock:
 
 
 @pytest.mark.parametrize(("key_id", "stream_id"), [("key_1", "other"), ("key_2", "s-1")])
-def test_an_unknown_call_and_another_key_s_are_not_told_apart(key_id: str, stream_id: str) -> None:
+def test_stop_reports_unknown_calls_and_calls_of_other_keys_as_not_found(
+    key_id: str, stream_id: str
+) -> None:
     registry, stream = Streams(10), a_stream()
     registry.add(stream)
     with pytest.raises(StreamNotFound) as caught:
@@ -749,7 +757,7 @@ def test_an_unknown_call_and_another_key_s_are_not_told_apart(key_id: str, strea
 
 
 @pytest.mark.parametrize("reason", ["provider_error", "deadline", "client_gone", "shutdown"])
-def test_a_call_that_ended_by_itself_can_t_be_stopped(reason: EndReason) -> None:
+def test_a_call_that_has_ended_cannot_be_stopped(reason: EndReason) -> None:
     registry, stream = Streams(10), a_stream()
     registry.add(stream)
     stream.end(reason)
@@ -767,7 +775,7 @@ def test_a_complete_but_undelivered_answer_can_still_be_stopped() -> None:
     assert stream.mailbox.take() == [End("stopped")]
 
 
-def test_a_delivered_answer_can_t() -> None:
+def test_a_delivered_answer_cannot_be_stopped() -> None:
     registry = Streams(10)
     stream, _ = under_way()
     registry.add(stream)
@@ -777,7 +785,7 @@ def test_a_delivered_answer_can_t() -> None:
         registry.stop("key_1", "s-1")
 
 
-def test_a_new_call_with_an_old_id_has_not_been_stopped() -> None:
+def test_a_new_call_with_a_stopped_id_does_not_count_as_stopped() -> None:
     registry, old = Streams(10), a_stream()
     registry.add(old)
     registry.stop("key_1", "s-1")
@@ -790,7 +798,7 @@ def test_a_new_call_with_an_old_id_has_not_been_stopped() -> None:
         registry.stop("key_1", "s-1")
 
 
-def test_of_two_who_stop_at_once_both_succeed() -> None:
+def test_two_concurrent_stops_both_succeed() -> None:
     """Also when the second comes before the first has noted that it was the first."""
     registry, stream = Streams(10), a_stream()
     registry.add(stream)
@@ -798,7 +806,7 @@ def test_of_two_who_stop_at_once_both_succeed() -> None:
     registry.stop("key_1", "s-1")
 
 
-def test_shutdown_ends_all_calls_with_a_reason_to_come_back() -> None:
+def test_shutdown_ends_all_calls_with_an_unavailable_error() -> None:
     registry = Streams(10)
     calls = [a_stream(stream_id=name) for name in "abc"]
     for stream in calls:
@@ -814,7 +822,7 @@ def test_shutdown_ends_all_calls_with_a_reason_to_come_back() -> None:
 # The sweeper
 
 
-def test_the_sweeper_looks_at_every_call_and_forgets_old_stops(
+def test_the_sweeper_survives_a_failing_call_and_forgets_old_stops(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(streams, "SWEEP_S", 0.001)
@@ -886,7 +894,7 @@ PAIRS = [tcp_pair, unix_pair]
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_a_client_that_waits_or_sends_on_is_there(
+def test_a_client_that_waits_or_sends_has_not_hung_up(
     pair: Callable[[], tuple[socket.socket, socket.socket]],
 ) -> None:
     server, client = pair()
@@ -901,7 +909,7 @@ def test_a_client_that_waits_or_sends_on_is_there(
 
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("leave", [socket.socket.close, half_close])
-def test_a_client_that_closes_even_its_half_is_gone(
+def test_a_client_that_closes_or_half_closes_has_hung_up(
     pair: Callable[[], tuple[socket.socket, socket.socket]], leave: Callable[[socket.socket], None]
 ) -> None:
     server, client = pair()
@@ -913,7 +921,7 @@ def test_a_client_that_closes_even_its_half_is_gone(
 
 
 @pytest.mark.parametrize("leave", [reset, say_goodbye])
-def test_over_tcp_a_reset_counts_and_so_does_an_end_behind_bytes(
+def test_a_tcp_reset_or_a_close_behind_unread_bytes_is_a_hang_up(
     leave: Callable[[socket.socket], None],
 ) -> None:
     server, client = tcp_pair()
@@ -922,7 +930,7 @@ def test_over_tcp_a_reset_counts_and_so_does_an_end_behind_bytes(
         assert eventually(lambda: hung_up(server))
 
 
-def test_ipv6_is_tcp_too() -> None:
+def test_a_hang_up_is_detected_over_ipv6() -> None:
     try:
         server, client = tcp_pair(socket.AF_INET6)
     except OSError:
@@ -934,7 +942,7 @@ def test_ipv6_is_tcp_too() -> None:
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_a_socket_that_we_closed_has_nobody_at_its_end(
+def test_a_socket_closed_by_the_server_counts_as_hung_up(
     pair: Callable[[], tuple[socket.socket, socket.socket]],
 ) -> None:
     server, client = pair()
@@ -945,7 +953,7 @@ def test_a_socket_that_we_closed_has_nobody_at_its_end(
 
 
 @pytest.mark.parametrize("leave", [socket.socket.close, half_close, reset])
-def test_where_tcp_tells_nothing_a_peek_does(
+def test_a_peek_detects_a_hang_up_where_tcp_info_is_missing(
     monkeypatch: pytest.MonkeyPatch, leave: Callable[[socket.socket], None]
 ) -> None:
     monkeypatch.setattr("hangup.sys.platform", "darwin")
@@ -956,7 +964,7 @@ def test_where_tcp_tells_nothing_a_peek_does(
         assert eventually(lambda: hung_up(server))
 
 
-def test_a_socket_that_can_t_be_peeked_at_is_taken_for_alive() -> None:
+def test_a_socket_that_cannot_be_peeked_counts_as_connected() -> None:
     class Tls(socket.socket):
         def recv(self, *_: Any) -> bytes:
             raise ValueError("non-zero flags not allowed in calls to recv() on SSLSocket")
@@ -967,7 +975,7 @@ def test_a_socket_that_can_t_be_peeked_at_is_taken_for_alive() -> None:
         assert server.gettimeout() == 7
 
 
-def test_the_call_of_a_client_that_hung_up_ends_and_its_writer_wakes() -> None:
+def test_a_client_hang_up_ends_the_call_and_shuts_its_socket() -> None:
     server, client = tcp_pair()
     stream, attempt = under_way(client=server)
     with closing(server):

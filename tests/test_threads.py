@@ -7,25 +7,24 @@ import json
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
-from tests.ledgers import at_once
-from tests.test_layers import MODULES, tree_of
+from tests.project.test_layers import MODULES, tree_of
+from tests.support.ledgers import at_once
+from tests.support.pace import HANG_S
+from tests.support.paths import ROOT
 from threads import NativeThread, greenlets
 
-ROOT = Path(__file__).parent.parent
 
-
-def test_the_result_is_the_work_s() -> None:
+def test_run_returns_the_result_of_the_work() -> None:
     thread = NativeThread()
     assert thread.run(divmod, 7, 2) == (3, 1)
     assert thread.run(int, "ff", base=16) == 255
 
 
 @pytest.mark.parametrize("failure", [ValueError("x"), SystemExit(3), MemoryError()], ids=repr)
-def test_what_the_work_raises_is_raised(failure: BaseException) -> None:
+def test_run_raises_the_exception_of_the_work(failure: BaseException) -> None:
     def work() -> None:
         raise failure
 
@@ -36,7 +35,7 @@ def test_what_the_work_raises_is_raised(failure: BaseException) -> None:
     assert thread.run(int, "1") == 1, "it goes on"
 
 
-def test_one_works_at_a_time_also_at_first() -> None:
+def test_a_native_thread_runs_one_work_at_a_time() -> None:
     thread, busy, overlaps = NativeThread(), threading.Lock(), list[int]()
 
     def work() -> None:
@@ -50,7 +49,7 @@ def test_one_works_at_a_time_also_at_first() -> None:
     assert overlaps == []
 
 
-def test_threads_of_the_system_are_no_greenlets() -> None:
+def test_greenlets_is_false_without_gevent() -> None:
     assert not greenlets()
 
 
@@ -101,13 +100,13 @@ print(json.dumps({
 """
 
 
-def test_greenlets_go_on_while_a_thread_of_the_system_works_for_them() -> None:
+def test_greenlets_go_on_while_a_native_thread_works() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=HANG_S,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), "a failure is raised, and not printed"
@@ -147,7 +146,7 @@ def calls_in(tree: ast.AST) -> list[ast.Call]:
     return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
-def test_under_a_brief_lock_nothing_waits() -> None:
+def test_code_under_a_brief_lock_calls_nothing_that_waits() -> None:
     found = {}
     for module in MODULES:
         tree = tree_of(module)
@@ -165,7 +164,7 @@ def test_under_a_brief_lock_nothing_waits() -> None:
     assert {module: names for module, names in found.items() if names} == LOOKED_AT
 
 
-def test_under_gevent_a_brief_lock_is_the_system_s() -> None:
+def test_a_brief_lock_under_gevent_is_a_native_lock() -> None:
     script = (
         "import _thread; real = _thread.LockType\n"
         "from gevent import monkey; monkey.patch_all()\n"

@@ -14,7 +14,9 @@ pytest.importorskip("opentelemetry.sdk", reason="traces are optional: requiremen
 
 from config import ConfigError, Settings
 from errors import UpstreamError
-from tests.collector import Collector, Span
+from tests.support.collector import Collector, Span
+from tests.support.pace import HANG_S
+from tests.support.paths import ROOT
 from tests.test_app import PROMPT, Site, hello, make_app
 from tests.test_gateway import Scripted, play
 
@@ -44,7 +46,7 @@ def sent(site: Site, collector: Collector) -> tuple[Span, list[Span]]:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_call_and_its_attempt(
+def test_a_call_and_its_attempt_are_sent_as_spans(
     site: Site, collector: Collector, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     play(monkeypatch, hello())
@@ -70,7 +72,7 @@ def test_a_call_and_its_attempt(
     assert call.start <= call.events[0][1] <= call.end
 
 
-def test_every_attempt_has_a_span_and_what_failed_says_so(
+def test_every_attempt_has_a_span_and_a_failed_attempt_has_its_error(
     site: Site, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, Scripted(UpstreamError("No.", upstream_status=500)), hello())
@@ -83,7 +85,7 @@ def test_every_attempt_has_a_span_and_what_failed_says_so(
     assert second.attributes["gen_ai.request.model"] == "other"
 
 
-def test_a_call_that_failed_says_so(
+def test_the_span_of_a_failed_call_has_its_error_and_status(
     site: Site, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, Scripted(UpstreamError("No.", upstream_status=500)))
@@ -94,7 +96,7 @@ def test_a_call_that_failed_says_so(
     assert call.attributes["http.response.status_code"] == 502
 
 
-def test_it_goes_on_with_its_caller_s_trace(
+def test_a_call_continues_the_trace_of_its_caller(
     site: Site, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, hello())
@@ -105,7 +107,7 @@ def test_it_goes_on_with_its_caller_s_trace(
 
 
 @pytest.mark.parametrize("odd", ["", "nonsense", "00-0-0-01", "ff-" + "a" * 500])
-def test_an_odd_parent_is_none(
+def test_an_invalid_traceparent_header_is_ignored(
     site: Site, collector: Collector, monkeypatch: pytest.MonkeyPatch, odd: str
 ) -> None:
     play(monkeypatch, hello())
@@ -114,7 +116,7 @@ def test_an_odd_parent_is_none(
     assert call.parent == ""
 
 
-def test_nothing_of_the_text_or_a_key_is_sent(
+def test_no_text_or_key_is_sent_to_the_collector(
     site: Site, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = Scripted(UpstreamError("Told-in-prose.", upstream_message="Quoted-prose"))
@@ -130,7 +132,7 @@ def test_nothing_of_the_text_or_a_key_is_sent(
     assert site.secret.encode() not in collector.raw
 
 
-def test_a_collector_that_is_away_harms_nobody(
+def test_an_unreachable_collector_does_not_fail_a_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = make_app(tmp_path, monkeypatch, otel_endpoint="http://127.0.0.1:9")
@@ -139,7 +141,7 @@ def test_a_collector_that_is_away_harms_nobody(
     site.app.extensions["sluice"].tracing.close()
 
 
-def test_without_its_packages_the_start_says_what_to_install(
+def test_tracing_without_its_packages_stops_the_start_with_a_pip_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tracing", None)
@@ -147,17 +149,16 @@ def test_without_its_packages_the_start_says_what_to_install(
         make_app(tmp_path, monkeypatch, otel_endpoint="http://127.0.0.1:4318")
 
 
-def test_where_it_is_off_nothing_of_it_is_loaded() -> None:
+def test_no_opentelemetry_module_is_loaded_when_tracing_is_off() -> None:
     code = (
         "import sys; from app import create_app; from config import Settings; "
         "create_app(Settings()); "
         "assert not [name for name in sys.modules if name.startswith('opentelemetry')]"
     )
-    root = Path(__file__).parent.parent
-    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=HANG_S)
 
 
-def test_its_variable() -> None:
+def test_the_otlp_endpoint_variable_sets_the_tracing_endpoint() -> None:
     endpoint = "http://127.0.0.1:4318"
     assert Settings.from_env({"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}).otel_endpoint == endpoint
     assert Settings.from_env({}).otel_endpoint == ""

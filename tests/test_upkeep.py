@@ -13,7 +13,7 @@ from sqlalchemy import Connection, delete, func, select, update
 from ledger import upkeep
 from ledger.database import database_url
 from ledger.schema import daily, facts, first_id, requests
-from tests.rows import at, connected, entry, open_row, settle, settled_row
+from tests.support.rows import at, connected, entry, open_row, settle, settled_row
 
 NOON, DAY = at("2026-01-31T12:00:00"), "2026-01-31"
 
@@ -33,16 +33,16 @@ def problems(connection: Connection, now: str = "2026-01-31T14:00:00") -> list[s
     return upkeep.verify(connection, at(now)).problems
 
 
-def test_a_ledger_that_adds_up(connection: Connection) -> None:
+def test_verify_finds_no_problem_in_a_consistent_ledger(connection: Connection) -> None:
     assert upkeep.verify(connection, NOON) == (4, [])
 
 
-def test_an_empty_one_too(ledger_url: str) -> None:
+def test_verify_finds_no_problem_in_an_empty_ledger(ledger_url: str) -> None:
     with connected(ledger_url) as connection:
         assert upkeep.verify(connection, NOON) == (0, [])
 
 
-def test_a_row_that_is_open_for_long(connection: Connection) -> None:
+def test_verify_reports_a_row_open_for_more_than_a_day(connection: Connection) -> None:
     assert problems(connection, "2026-02-01T13:00:00") == []
     (line,) = problems(connection, "2026-02-01T13:00:01")
     assert "key_b has been open since 2026-01-31" in line
@@ -71,7 +71,7 @@ def test_a_row_that_is_open_for_long(connection: Connection) -> None:
         ({"started_us": at("2026-01-30T22:59:59")}, "of another time"),
     ],
 )
-def test_a_row_that_makes_no_sense(
+def test_verify_reports_a_row_with_impossible_values(
     connection: Connection, values: dict[str, Any], says: str
 ) -> None:
     one = (requests.c.started_us == NOON) & (requests.c.key_id == "key_a")
@@ -88,12 +88,14 @@ def test_a_row_that_makes_no_sense(
         {"cache_read_tokens": 8, "reasoning_tokens": 2},
     ],
 )
-def test_a_row_that_is_odd_and_makes_sense(connection: Connection, values: dict[str, Any]) -> None:
+def test_verify_accepts_a_row_with_unusual_but_possible_values(
+    connection: Connection, values: dict[str, Any]
+) -> None:
     connection.execute(update(requests).where(requests.c.started_us == NOON).values(values))
     assert problems(connection) == []
 
 
-def test_a_day_whose_sums_are_not_its_rows(connection: Connection) -> None:
+def test_verify_reports_daily_sums_that_differ_from_the_rows(connection: Connection) -> None:
     one = (daily.c.day == DAY) & (daily.c.key_id == "key_b")
     connection.execute(update(daily).where(one).values(cost_nano=1, requests=3))
     (line,) = problems(connection)
@@ -102,7 +104,7 @@ def test_a_day_whose_sums_are_not_its_rows(connection: Connection) -> None:
     assert what == "requests +2, cost_nano -999"
 
 
-def test_rows_and_sums_without_each_other(connection: Connection) -> None:
+def test_verify_reports_rows_without_sums_and_sums_without_rows(connection: Connection) -> None:
     connection.execute(delete(daily).where(daily.c.day == DAY, daily.c.key_id == "key_a"))
     connection.execute(delete(requests).where(requests.c.id < first_id(at("2026-01-31T00:00:00"))))
     without_rows, without_sums = problems(connection)
@@ -112,7 +114,7 @@ def test_rows_and_sums_without_each_other(connection: Connection) -> None:
     assert "unpriced -1" in without_sums
 
 
-def test_a_negative_sum_is_found_also_where_rows_were_pruned(connection: Connection) -> None:
+def test_verify_reports_a_negative_daily_sum_after_pruning(connection: Connection) -> None:
     assert upkeep.prune(connection, at("2026-02-01T00:00:00"), 10) == 3
     connection.execute(update(daily).where(daily.c.key_id == "key_b").values(cost_nano=-1))
     (line,) = problems(connection)
@@ -135,7 +137,7 @@ def test_a_request_counts_on_the_day_of_its_start_and_not_of_its_id(ledger_url: 
         assert upkeep.verify(connection, midnight) == (3, [])
 
 
-def test_of_many_problems_the_first_are_listed(
+def test_verify_lists_only_the_first_of_many_problems(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upkeep, "MOST_PROBLEMS", 2)
@@ -156,7 +158,9 @@ def sums(connection: Connection) -> Any:
     return connection.execute(select(func.sum(daily.c.requests), func.count())).one()
 
 
-def test_pruning_takes_the_oldest_in_batches_and_leaves_the_sums(connection: Connection) -> None:
+def test_prune_deletes_the_oldest_rows_in_batches_and_keeps_the_sums(
+    connection: Connection,
+) -> None:
     before, kept = at("2026-01-31T12:30:00"), sums(connection)
     rows = ids(connection)
     assert upkeep.older(connection, before) == 2
@@ -171,7 +175,7 @@ def test_pruning_takes_the_oldest_in_batches_and_leaves_the_sums(connection: Con
     assert problems(connection) == []
 
 
-def test_an_open_row_stays_and_can_be_settled(connection: Connection) -> None:
+def test_prune_keeps_an_open_row_which_can_still_be_settled(connection: Connection) -> None:
     opened = open_row(connection, "2026-01-01T00:00:00")
     before = at("2026-02-01T00:00:00")
     assert upkeep.prune(connection, before, 10) == 3
@@ -182,7 +186,7 @@ def test_an_open_row_stays_and_can_be_settled(connection: Connection) -> None:
     assert upkeep.prune(connection, before, 10) == 1
 
 
-def test_what_is_whole_never_goes_back(connection: Connection) -> None:
+def test_pruned_before_mark_never_moves_back(connection: Connection) -> None:
     opened = open_row(connection, "2026-01-01T00:00:00")
     before = at("2026-01-31T00:00:00")
     assert upkeep.prune(connection, before, 10) == 1
@@ -192,7 +196,7 @@ def test_what_is_whole_never_goes_back(connection: Connection) -> None:
     assert upkeep.pruned_before(connection) == first_id(before)
 
 
-def test_pruning_nothing_notes_nothing(connection: Connection) -> None:
+def test_prune_that_deletes_nothing_records_nothing(connection: Connection) -> None:
     assert upkeep.prune(connection, at("2026-01-01T00:00:00"), 10) == 0
     assert list(connection.execute(select(facts.c.name)).scalars()) == ["schema"]
 
@@ -208,7 +212,7 @@ def live(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_copy_is_complete_and_ours_alone(live: Path, tmp_path: Path) -> None:
+def test_backup_holds_the_committed_rows_and_is_private(live: Path, tmp_path: Path) -> None:
     target = tmp_path / "copy.db"
     with connected(database_url(None, live)) as connection:
         settled_row(connection, "2026-01-31T12:00:00")  # not committed yet, so not in it
@@ -221,7 +225,7 @@ def test_a_copy_is_complete_and_ours_alone(live: Path, tmp_path: Path) -> None:
         assert upkeep.verify(connection, NOON) == (2, [])
 
 
-def test_a_copy_replaces_no_file(live: Path, tmp_path: Path) -> None:
+def test_backup_never_overwrites_a_file(live: Path, tmp_path: Path) -> None:
     for target in (tmp_path / "copy.db", tmp_path / "link.db"):
         if target.name == "link.db":
             target.symlink_to("nowhere")
@@ -232,7 +236,7 @@ def test_a_copy_replaces_no_file(live: Path, tmp_path: Path) -> None:
     assert (tmp_path / "copy.db").read_text() == "mine"
 
 
-def test_a_copy_of_what_is_no_database_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_backup_leaves_no_file(tmp_path: Path) -> None:
     source = tmp_path / "text"
     source.write_text("not a database, but long enough to look at" * 100)
     with pytest.raises(sqlite3.Error):

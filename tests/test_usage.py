@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from ledger import usage
 from ledger.usage import GROUPS, Scope, Sums
-from tests.rows import connected, open_row, settled_row
+from tests.support.rows import connected, open_row, settled_row
 
 CHAT = "/v1/completions"
 
@@ -61,7 +61,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("by", "scope", "expected"), CASES)
-def test_the_sums_of_a_group(
+def test_grouped_sums_the_rows_of_a_scope_by_group(
     filled: Connection, by: str, scope: Scope, expected: dict[str, Sums]
 ) -> None:
     found = usage.grouped(filled, scope, by)
@@ -69,18 +69,18 @@ def test_the_sums_of_a_group(
     assert {type(count) for sums in found.values() for count in sums} <= {int}
 
 
-def test_several_groups_at_once_are_the_same(filled: Connection) -> None:
+def test_summary_equals_the_groups_computed_separately(filled: Connection) -> None:
     for scope in (Scope(), Scope(A), Scope(A, "2026-01-31", "2026-01-31"), Scope("key_none")):
         found = usage.summary(filled, scope, list(GROUPS))
         assert found == {by: usage.grouped(filled, scope, by) for by in GROUPS}
         assert len({Sums.of(rows.values()) for rows in found.values()}) == 1
 
 
-def test_the_sum_of_nothing() -> None:
+def test_the_sum_of_no_rows_is_zero() -> None:
     assert Sums.of([]) == Sums()
 
 
-def test_the_latest_rows_page_by_page(filled: Connection) -> None:
+def test_the_latest_rows_of_a_key_come_newest_first_page_by_page(filled: Connection) -> None:
     settled_row(filled, "2026-02-01T00:00:00", key_id="key_b")
     whole = usage.latest(filled, A, None, 100)
     assert len(whole) == 5
@@ -94,7 +94,7 @@ def test_the_latest_rows_page_by_page(filled: Connection) -> None:
     assert pages == [2, 2, 1]
 
 
-def test_sums_as_answers_have_them() -> None:
+def test_as_json_has_requests_cost_tokens_and_unpriced_requests() -> None:
     assert usage.as_json(Sums(1, 2, 3, 1_500_000_000)) == {
         "requests": 1,
         "cost": 1.5,
@@ -103,7 +103,7 @@ def test_sums_as_answers_have_them() -> None:
     assert usage.as_json(Sums(1, unpriced=1))["unpriced_requests"] == 1
 
 
-def test_a_table_for_spreadsheets() -> None:
+def test_as_csv_quotes_text_and_writes_costs_in_dollars() -> None:
     rows = [(["a,b", 'c"d'], Sums(1, 2, 3, 1, 0)), (["é", ""], Sums(0, 0, 0, 12_000_000_001, 7))]
     assert usage.as_csv(["model", "name"], rows) == (
         "model,name,requests,cost_usd,input_tokens,output_tokens,total_tokens,unpriced_requests\r\n"
@@ -113,6 +113,6 @@ def test_a_table_for_spreadsheets() -> None:
 
 
 @pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r", "\n"])
-def test_no_cell_of_it_is_a_formula(first: str) -> None:
+def test_a_csv_cell_is_never_a_formula(first: str) -> None:
     assert usage.csv_text(f'{first}1";x') == f'"\'{first}1"";x"'
     assert usage.csv_text(f"a{first}") == f'"a{first}"'

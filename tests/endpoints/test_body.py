@@ -94,7 +94,9 @@ def refusal(data: dict[str, Any]) -> InvalidRequest | None:
 
 
 @given(NATIVE_FIELDS, JSON)
-def test_any_value_is_a_request_or_a_sentence_that_helps(name: str, value: Any) -> None:
+def test_any_field_value_is_accepted_or_rejected_with_a_helpful_error(
+    name: str, value: Any
+) -> None:
     error = refusal({"prompt": "Hi", name: value})
     if error is None:
         return
@@ -110,9 +112,7 @@ def test_any_value_is_a_request_or_a_sentence_that_helps(name: str, value: Any) 
 
 
 @given(st.sampled_from(sorted(NAMES)), JSON)
-def test_a_name_that_stands_in_additional_params_is_checked_like_the_field(
-    name: str, value: Any
-) -> None:
+def test_a_field_in_additional_params_is_checked_as_in_the_body(name: str, value: Any) -> None:
     """Whichever place a value stands in, it is taken or refused."""
     if name in body.BEYOND_PARAMS or name not in native.FIELDS:
         return
@@ -128,13 +128,15 @@ def test_a_name_that_stands_in_additional_params_is_checked_like_the_field(
 
 @settings(max_examples=50)
 @given(st.dictionaries(st.text(max_size=12) | NATIVE_FIELDS, JSON, max_size=5))
-def test_any_object_is_a_request_or_an_invalid_one(data: dict[str, Any]) -> None:
+def test_any_json_object_is_a_valid_request_or_an_invalid_request_error(
+    data: dict[str, Any],
+) -> None:
     error = refusal(data)
     assert error is None or (error.message and error.param is not None)
 
 
 @given(KEY_TEXT, st.sampled_from(["list", "object", "space", "accent", "number"]))
-def test_a_key_of_a_wrong_kind_is_not_shown(secret: str, wrong: str) -> None:
+def test_an_invalid_byok_api_key_is_not_shown_in_the_error_message(secret: str, wrong: str) -> None:
     value: Any = {
         "list": [secret],
         "object": {secret: secret},
@@ -151,7 +153,7 @@ def test_a_key_of_a_wrong_kind_is_not_shown(secret: str, wrong: str) -> None:
 
 
 @given(st.fixed_dictionaries({}, optional={name: optional(VALID[name]) for name in VALID}))
-def test_a_valid_value_is_taken_as_it_is(fields: dict[str, Any]) -> None:
+def test_valid_field_values_reach_the_request_and_the_route(fields: dict[str, Any]) -> None:
     """Through JSON, and back out of the request and the route."""
     data = json.loads(json.dumps(fields))
     found = body.parameters({name: v for name, v in data.items() if v is not None})
@@ -196,7 +198,9 @@ def test_a_valid_value_is_taken_as_it_is(fields: dict[str, Any]) -> None:
         ("byok_api_key", ["sk-1", "a" * 300], ["", "a b", "\u00e9", "a\n", 5]),
     ],
 )
-def test_where_a_field_s_values_end(name: str, good: list[Any], bad: list[Any]) -> None:
+def test_native_fields_accept_values_up_to_their_limits_and_reject_others(
+    name: str, good: list[Any], bad: list[Any]
+) -> None:
     for value in good:
         read({"prompt": "Hi"} | {name: value})
     for value in bad:
@@ -220,7 +224,7 @@ def test_where_a_field_s_values_end(name: str, good: list[Any], bad: list[Any]) 
         ("user", ["", "u"], [5]),
     ],
 )
-def test_where_the_values_end_of_what_only_additional_params_take(
+def test_additional_params_accept_values_up_to_their_limits_and_reject_others(
     name: str, good: list[Any], bad: list[Any]
 ) -> None:
     for value in good:
@@ -242,7 +246,7 @@ def test_where_the_values_end_of_what_only_additional_params_take(
         ({"best_of": 1, "n": 2}, False),
     ],
 )
-def test_the_best_of_fewer_than_n_can_t_be_had(fields: dict[str, Any], fine: bool) -> None:
+def test_best_of_below_n_is_rejected(fields: dict[str, Any], fine: bool) -> None:
     if fine:
         assert body.parameters(dict(fields)).best_of == fields["best_of"]
         return
@@ -257,7 +261,7 @@ def test_the_first_field_that_is_wrong_is_named() -> None:
     assert caught.value.param == "temperature"
 
 
-def test_every_field_says_what_it_takes() -> None:
+def test_every_field_has_a_description_of_its_valid_values() -> None:
     assert set(TAKES) >= NAMES | set(native.FIELDS)
     assert set(native.FIELDS) - {"prompt", "additional_params"} <= NAMES
     assert NEVER_SHOWN <= NAMES
@@ -276,7 +280,7 @@ def test_every_field_says_what_it_takes() -> None:
     ],
 )
 @pytest.mark.parametrize("value", [1, None])
-def test_an_unknown_field_is_named_with_the_nearest_known_one(
+def test_an_unknown_field_is_named_with_the_nearest_known_field(
     name: str, says: str, value: Any
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
@@ -286,7 +290,7 @@ def test_an_unknown_field_is_named_with_the_nearest_known_one(
 
 
 @pytest.mark.parametrize("name", sorted(NAMES - set(native.FIELDS)))
-def test_a_name_that_only_additional_params_take_is_sent_there(name: str) -> None:
+def test_the_error_for_a_misplaced_field_mentions_additional_params(name: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         native.parse({"prompt": "Hi", name: 1})
     assert "additional_params" in caught.value.message
@@ -294,7 +298,7 @@ def test_a_name_that_only_additional_params_take_is_sent_there(name: str) -> Non
 
 @pytest.mark.parametrize("name", sorted(body.BEYOND_PARAMS))
 @pytest.mark.parametrize("value", [1, None])
-def test_additional_params_can_t_set_what_is_not_theirs(name: str, value: Any) -> None:
+def test_additional_params_cannot_set_reserved_fields(name: str, value: Any) -> None:
     with pytest.raises(InvalidRequest) as caught:
         native.parse({"prompt": "Hi", "additional_params": {name: value}})
     assert caught.value.message == f"additional_params can't set {name}."
@@ -312,7 +316,7 @@ def test_additional_params_can_t_set_what_is_not_theirs(name: str, value: Any) -
         ({"n": 2}, {"n": 2.0, "y": []}, {"y": []}, {"n": 2}),
     ],
 )
-def test_known_names_become_fields_and_the_rest_is_sent_as_it_is(
+def test_known_additional_params_become_fields_and_the_rest_stay_unchanged(
     fields: dict[str, Any], params: dict[str, Any], extra: dict[str, Any], merged: dict[str, Any]
 ) -> None:
     given = fields | {"additional_params": params}
@@ -320,7 +324,7 @@ def test_known_names_become_fields_and_the_rest_is_sent_as_it_is(
     assert given == merged
 
 
-def test_two_places_with_different_values_are_a_conflict() -> None:
+def test_a_field_with_two_different_values_is_rejected() -> None:
     with pytest.raises(InvalidRequest) as caught:
         body.merge_params({"top_p": 0.5, "additional_params": {"top_p": 0.6}})
     assert caught.value.param == "top_p"
@@ -346,12 +350,12 @@ def test_two_places_with_different_values_are_a_conflict() -> None:
         (10**99, "1" + "0" * 59 + "... (a number)"),
     ],
 )
-def test_a_value_is_shown_short(value: Any, words: str) -> None:
+def test_an_error_message_shows_a_value_in_short_form(value: Any, words: str) -> None:
     assert shown("temperature", value) == words
 
 
 @given(JSON)
-def test_every_value_can_be_shown_and_has_a_kind(value: Any) -> None:
+def test_every_json_value_can_be_shown_and_has_a_kind(value: Any) -> None:
     assert len(shown("x", value)) <= 60 + len("... (a string of 99999 characters)")
     assert kind_of(value)
     assert shown("byok_api_key", value) == kind_of(value)
@@ -377,7 +381,7 @@ def flask() -> Flask:
 
 @settings(max_examples=30)
 @given(st.dictionaries(st.text(max_size=5), JSON, max_size=4))
-def test_an_object_is_read_as_it_is(data: dict[str, Any]) -> None:
+def test_a_json_object_body_is_read_unchanged(data: dict[str, Any]) -> None:
     text = json.dumps(data).encode()
     assert reading(READER, text, len(text)) == json.loads(text)
 
@@ -387,12 +391,14 @@ def test_an_object_is_read_as_it_is(data: dict[str, Any]) -> None:
     ["application/json", "application/json; charset=utf-8", "Application/JSON", None, "",
      "application/vnd.api+json"],
 )  # fmt: skip
-def test_json_by_any_name_or_none_is_taken(flask: Flask, kind: str | None) -> None:
+def test_json_content_types_and_a_missing_content_type_are_accepted(
+    flask: Flask, kind: str | None
+) -> None:
     assert reading(flask, b"{}", content_type=kind) == {}
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "a/b"])
-def test_another_kind_is_refused_by_name(flask: Flask, kind: str) -> None:
+def test_an_unsupported_content_type_is_rejected_and_named(flask: Flask, kind: str) -> None:
     with pytest.raises(UnsupportedMediaType) as caught:
         reading(flask, b"{}", content_type=kind)
     assert kind in caught.value.message
@@ -418,7 +424,9 @@ def test_another_kind_is_refused_by_name(flask: Flask, kind: str) -> None:
         (b'"prompt"', "The body is a string of 6 characters."),
     ],
 )
-def test_what_is_no_json_object_is_told_why(flask: Flask, data: bytes, says: str) -> None:
+def test_the_error_for_a_body_that_is_no_json_object_gives_the_reason(
+    flask: Flask, data: bytes, says: str
+) -> None:
     with pytest.raises(InvalidRequest) as caught:
         reading(flask, data)
     assert caught.value.message.startswith(says)
@@ -431,7 +439,7 @@ def test_deep_nesting_is_refused(flask: Flask) -> None:
 
 @pytest.mark.parametrize(("size", "fits"), [(999, True), (1000, True), (1001, False)])
 @pytest.mark.parametrize("announced", [True, False])
-def test_a_body_may_have_as_many_bytes_as_the_limit_says(
+def test_a_body_above_the_size_limit_is_rejected_and_read_to_its_end(
     flask: Flask, size: int, fits: bool, announced: bool
 ) -> None:
     data = b'{"a":"' + b"x" * (size - 8) + b'"}'
@@ -477,7 +485,7 @@ class Feed:
         (ClientDisconnected(), InvalidRequest),
     ],
 )
-def test_a_body_that_doesn_t_come_is_told(
+def test_a_body_that_breaks_off_raises_a_timeout_or_invalid_request(
     flask: Flask, monkeypatch: pytest.MonkeyPatch, failure: Exception, kind: type[SluiceError]
 ) -> None:
     with flask.test_request_context(method="POST", content_type="application/json") as context:
@@ -486,7 +494,7 @@ def test_a_body_that_doesn_t_come_is_told(
             body.read_object(1000)
 
 
-def test_the_rest_of_a_large_body_is_taken_up_to_a_bound(
+def test_the_rest_of_a_too_large_body_is_read_up_to_a_bound(
     flask: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endless = Feed(forever=b"x" * 1_000_000)
@@ -506,18 +514,18 @@ def test_the_rest_of_a_large_body_is_taken_up_to_a_bound(
 
 
 @given(st.from_regex(body.ID, fullmatch=True))
-def test_an_id_of_the_alphabet_is_one(text: str) -> None:
+def test_a_stream_id_that_matches_the_pattern_is_accepted(text: str) -> None:
     assert body.parameters({"stream_id": text}).stream_id == text
 
 
 @given(st.text(max_size=20))
-def test_an_id_is_safe_in_a_header_and_in_a_path(text: str) -> None:
+def test_a_valid_stream_id_is_safe_in_a_header_and_in_a_path(text: str) -> None:
     if body.ID.fullmatch(text):
         assert text.isascii()
         assert not set(text) & set("/\\ \r\n%?#\"'")
 
 
-def test_a_struct_and_its_copy_of_types_agree() -> None:
+def test_field_types_match_the_parameters_struct_and_allow_none() -> None:
     assert set(body.FIELDS) == set(Parameters.__struct_fields__)
     for name, kind in body.FIELDS.items():
         assert msgspec.convert(None, cast(Any, kind)) is None, name

@@ -15,8 +15,9 @@ from endpoints.calls import Template, frame, time_limits
 from errors import InvalidRequest, UpstreamError
 from stream import Stream
 from tests.endpoints.test_native import in_thread
+from tests.support.pace import HANG_S
 from tests.test_app import PROMPT, Site, hello, make_app, make_key
-from tests.test_gateway import LONG_S, Scripted, eventually, play, wait
+from tests.test_gateway import Scripted, eventually, play, wait
 
 FACES = ["/api/v1/completions", "/v1/completions"]
 
@@ -44,7 +45,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
         ("5,idle=1", {"total": 5, "idle": 1}),
     ],
 )  # fmt: skip
-def test_time_limits_are_read(text: str, expected: dict[str, float]) -> None:
+def test_timeout_header_parses_into_time_limits(text: str, expected: dict[str, float]) -> None:
     assert time_limits(text) == expected
 
 
@@ -69,7 +70,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("text", BAD)
-def test_anything_else_is_refused_and_not_repeated(text: str) -> None:
+def test_invalid_timeout_header_is_rejected_and_never_echoed(text: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         time_limits(text)
     assert caught.value.param == "X-Sluice-Timeout"
@@ -77,7 +78,7 @@ def test_anything_else_is_refused_and_not_repeated(text: str) -> None:
 
 
 @pytest.mark.parametrize("path", FACES)
-def test_a_limit_that_can_t_be_is_a_400(site: Site, path: str) -> None:
+def test_invalid_timeout_header_answers_400_and_opens_no_stream(site: Site, path: str) -> None:
     answer = ask(site, path, X_Sluice_Timeout="soon")
     assert answer.status_code == 400
     assert len(site.gateway.streams) == 0
@@ -86,24 +87,24 @@ def test_a_limit_that_can_t_be_is_a_400(site: Site, path: str) -> None:
 @pytest.mark.parametrize(
     ("text", "idle", "total"), [("7", 120, 7), ("idle=3", 3, 1800), ("9999", 120, 1800)]
 )
-def test_a_limit_holds_for_the_call_and_only_downward(
+def test_timeout_header_can_only_lower_the_timeouts_of_its_call(
     site: Site, monkeypatch: pytest.MonkeyPatch, text: str, idle: float, total: float
 ) -> None:
     attempt = Scripted(wait)
     play(monkeypatch, attempt)
     thread, _ = in_thread(lambda: ask(site, X_Sluice_Timeout=text))
-    assert attempt.reached.wait(LONG_S)
+    assert attempt.reached.wait(HANG_S)
     (stream,) = site.gateway.streams.of(site.gateway.streams._snapshot()[0].key_id)
     found = stream.timeouts_at(stream.target)
     stream.end("stopped")
-    thread.join(LONG_S)
+    thread.join(HANG_S)
     assert (found.idle, found.total) == (idle, total)
 
 
 @pytest.mark.parametrize("path", FACES)
 @pytest.mark.parametrize("fails", [0, 1])
 @pytest.mark.parametrize("stream", [True, False])
-def test_the_answer_says_how_many_attempts_it_took(
+def test_answer_reports_its_number_of_attempts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, fails: int, stream: bool
 ) -> None:
     site = make_app(tmp_path, monkeypatch, retries=1)
@@ -120,7 +121,7 @@ def test_the_answer_says_how_many_attempts_it_took(
 
 @pytest.mark.parametrize("path", FACES)
 @pytest.mark.parametrize(("header", "continued"), [("1", True), ("0", False)])
-def test_a_continued_stream_says_so(
+def test_continue_header_decides_whether_a_broken_stream_is_continued(
     site: Site, monkeypatch: pytest.MonkeyPatch, path: str, header: str, continued: bool
 ) -> None:
     rest: list[Any] = [Delta(0, "lo"), Finished(0, "stop"), Used(Usage(9, 1))]
@@ -134,47 +135,47 @@ def test_a_continued_stream_says_so(
 
 
 @pytest.mark.parametrize("path", FACES)
-def test_a_stream_whose_turn_doesn_t_come_is_a_503(
+def test_stream_that_waits_too_long_in_the_queue_answers_503(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     site = make_app(tmp_path, monkeypatch, max_streams=1, queue=1, queue_time=0.05, per_key=9)
     first = Scripted(wait)
     asked = play(monkeypatch, first, hello())
     thread, _ = in_thread(lambda: ask(site))
-    assert first.reached.wait(LONG_S)
+    assert first.reached.wait(HANG_S)
     answer = ask(site, path, stream_id="s-2")
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
     assert answer.headers["X-Sluice-Attempts"] == "0"
     assert len(asked) == 1
     site.post(path="/api/v1/completions/stop-stream/s-1")
-    thread.join(LONG_S)
+    thread.join(HANG_S)
     assert ask(site, path).status_code == 200
 
 
-def test_one_in_the_queue_begins_when_another_ends_and_can_be_stopped(
+def test_queued_call_can_be_stopped_and_starts_when_a_running_call_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = make_app(tmp_path, monkeypatch, max_streams=1, queue=2, queue_time=60, per_key=9)
     first = Scripted(wait)
     asked = play(monkeypatch, first, hello())
     threads = [in_thread(lambda: ask(site))]
-    assert first.reached.wait(LONG_S)
+    assert first.reached.wait(HANG_S)
     for number in (2, 3):
         threads.append(in_thread(lambda name=f"s-{number}": ask(site, stream_id=name)))
         assert eventually(lambda: len(site.gateway.streams._waiting) == number - 1)  # noqa: B023
     assert site.post(path="/v1/completions/stop-stream/s-2").status_code == 200
-    threads[1][0].join(LONG_S)
+    threads[1][0].join(HANG_S)
     assert '"cancelled"' in threads[1][1][0].text
     assert len(asked) == 1
     site.post(path="/v1/completions/stop-stream/s-1")
     for thread, _ in threads:
-        thread.join(LONG_S)
+        thread.join(HANG_S)
     assert '"Hello"' in threads[2][1][0].text
     assert len(site.gateway.streams._running) == 0
 
 
 @pytest.mark.parametrize(("own", "status"), [(None, 200), (1, 429)])
-def test_a_key_may_have_a_share_of_its_own(
+def test_key_with_its_own_stream_limit_gets_429_above_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: int | None, status: int
 ) -> None:
     line, secret = make_key("narrow", max_streams=own)
@@ -183,7 +184,7 @@ def test_a_key_may_have_a_share_of_its_own(
     first = Scripted(wait)
     play(monkeypatch, first, hello())
     thread, _ = in_thread(lambda: ask(site))
-    assert first.reached.wait(LONG_S)
+    assert first.reached.wait(HANG_S)
     answer = ask(site, stream_id="s-2")
     assert answer.status_code == status
     if status == 429:
@@ -191,14 +192,14 @@ def test_a_key_may_have_a_share_of_its_own(
         assert answer.json["details"]["limit_type"] == "concurrency"
         assert answer.headers["Retry-After"] == "1"
     site.post(path="/api/v1/completions/stop-stream/s-1")
-    thread.join(LONG_S)
+    thread.join(HANG_S)
 
 
 TEXTS = ["", "plain", 'a "quote", a \\ and a \n', "\0", "é 漢 🙂", "a\u2028b\u2029c\u0085d"]
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_template_is_the_frame_whatever_the_text(text: str) -> None:
+def test_filled_template_equals_the_frame_for_any_text(text: str) -> None:
     def shape(text: str) -> Any:
         return {"id": 7, "text": text, "choices": [{"text": text, "of": "text 漢 \u2028"}]}
 
@@ -210,7 +211,9 @@ def test_a_template_is_the_frame_whatever_the_text(text: str) -> None:
 @pytest.mark.parametrize("path", FACES)
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("model", ["local/pydoc", "ollama/any", "nobody/any"])
-def test_what_a_call_held_goes_with_it(site: Site, path: str, stream: bool, model: str) -> None:
+def test_stream_of_an_ended_call_is_freed_without_garbage_collection(
+    site: Site, path: str, stream: bool, model: str
+) -> None:
     """One that failed, too; and not only when garbage is looked for, which is seldom
     (gunicorn.conf.py)."""
 

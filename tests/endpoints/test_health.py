@@ -17,14 +17,14 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 
 @pytest.mark.parametrize("draining", [True, False])
-def test_it_is_alive_as_long_as_it_answers(site: Site, draining: bool) -> None:
+def test_health_answers_200_whether_or_not_the_worker_drains(site: Site, draining: bool) -> None:
     site.gateway.draining = draining
     answer = site.client.get("/health")
     assert (answer.status_code, answer.json) == (200, {"status": "ok"})
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
-def test_it_is_ready_until_it_drains(site: Site, slash: str) -> None:
+def test_ready_answers_503_while_the_worker_drains(site: Site, slash: str) -> None:
     answer = site.client.get("/ready" + slash)
     assert (answer.status_code, answer.json) == (200, {"status": "ready"})
     site.gateway.draining = True
@@ -33,13 +33,13 @@ def test_it_is_ready_until_it_drains(site: Site, slash: str) -> None:
     assert answer.headers["Retry-After"] == "1"
 
 
-def test_work_that_still_comes_while_it_drains_is_taken(site: Site) -> None:
+def test_a_call_is_accepted_while_the_worker_drains(site: Site) -> None:
     site.gateway.draining = True
     answer = site.post({"prompt": "Hi", "max_tokens": 1})
     assert answer.status_code == 200
 
 
-def test_what_cools_down_is_named(site: Site) -> None:
+def test_ready_and_metrics_show_the_open_circuit_breakers(site: Site) -> None:
     cooldowns = site.gateway.reader.cooldowns
     (target,) = site.gateway.router.targets(Route(model="sim/" + "m" * 500))
     for _ in range(FAILURES):

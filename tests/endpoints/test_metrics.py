@@ -52,7 +52,7 @@ def value(site: Site, name: str, **labels: str) -> Any:
 # Who may read them
 
 
-def test_without_a_token_they_are_open(site: Site) -> None:
+def test_metrics_need_no_key_when_no_token_is_set(site: Site) -> None:
     answer = scrape(site)
     assert answer.status_code == 200
     assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -60,14 +60,14 @@ def test_without_a_token_they_are_open(site: Site) -> None:
     assert b"\nsluice_streams_active 0.0\n" in answer.data
 
 
-def test_openmetrics_is_there_for_who_asks(site: Site) -> None:
+def test_accept_header_selects_the_openmetrics_format(site: Site) -> None:
     answer = scrape(site, Accept="application/openmetrics-text; version=1.0.0")
     assert answer.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
     assert answer.data.endswith(b"# EOF\n")
 
 
 @pytest.mark.parametrize("scheme", ["Bearer ", "bearer  "])
-def test_with_one_it_opens_them(closed: Site, scheme: str) -> None:
+def test_metrics_token_as_bearer_grants_access_to_metrics(closed: Site, scheme: str) -> None:
     assert scrape(closed, Authorization=scheme + TOKEN).status_code == 200
 
 
@@ -86,7 +86,9 @@ def test_with_one_it_opens_them(closed: Site, scheme: str) -> None:
         {"X-API-Key": TOKEN},
     ],
 )
-def test_and_nothing_else_does(closed: Site, headers: dict[str, str]) -> None:
+def test_metrics_answer_401_without_the_right_bearer_token(
+    closed: Site, headers: dict[str, str]
+) -> None:
     answer = scrape(closed, **headers)
     assert answer.status_code == 401
     assert answer.json is not None
@@ -95,7 +97,7 @@ def test_and_nothing_else_does(closed: Site, headers: dict[str, str]) -> None:
     assert b"sluice_" not in answer.data
 
 
-def test_nor_does_a_key(closed: Site) -> None:
+def test_api_key_does_not_grant_access_to_metrics(closed: Site) -> None:
     assert closed.get("/metrics").status_code == 401
 
 
@@ -114,7 +116,7 @@ def test_the_token_is_in_no_log_and_no_answer(
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/metrics/"])
-def test_no_page_of_another_origin_may_read_them(site: Site, path: str) -> None:
+def test_metrics_answers_carry_no_cors_headers(site: Site, path: str) -> None:
     """They may be open to whoever reaches the port; a browser inside reaches it for anyone."""
     for method in ("GET", "OPTIONS"):
         headers = {"Origin": "https://app.example", "Access-Control-Request-Method": "GET"}
@@ -139,7 +141,7 @@ def test_a_call_counts_once_when_it_has_ended(
     assert value(site, "sluice_streams_active") == 0
 
 
-def test_a_call_counts_under_the_path_of_its_face(
+def test_openai_call_counts_under_its_path_without_a_trailing_slash(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, hello())
@@ -147,7 +149,9 @@ def test_a_call_counts_under_the_path_of_its_face(
     assert requests(site) == [("/v1/completions", "sim", "m", "200", 1)]
 
 
-def test_a_call_under_way_shows(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_call_counts_as_active_stream_and_closed_call_as_request(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     play(monkeypatch, Scripted([Started("m"), Delta(0, "Hello")], wait))
     answer = site.post({**PROMPT, "stream": True}, buffered=False)
     chunks = iter(answer.response)
@@ -160,7 +164,7 @@ def test_a_call_under_way_shows(site: Site, monkeypatch: pytest.MonkeyPatch) -> 
     assert value(site, "sluice_streams_ended_total", reason="client_gone") == 1
 
 
-def test_a_model_that_its_provider_doesn_t_have_gets_no_label(
+def test_unknown_model_of_a_provider_counts_under_the_label_other(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, *(Scripted(UpstreamError("No.", upstream_status=404)) for _ in range(3)))
@@ -170,7 +174,7 @@ def test_a_model_that_its_provider_doesn_t_have_gets_no_label(
     assert requests(site) == [("/api/v1/completions", "sim", OTHER, "404", 3)]
 
 
-def test_a_priced_model_has_one_before_it_is_served(
+def test_priced_model_counts_under_its_own_label_even_when_its_call_fails(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, Scripted(UpstreamError("It broke.", upstream_status=500)))
@@ -178,7 +182,7 @@ def test_a_priced_model_has_one_before_it_is_served(
     assert requests(site) == [("/api/v1/completions", "sim", "m", "502", 1)]
 
 
-def test_what_becomes_no_call_counts_under_its_route(site: Site) -> None:
+def test_request_that_starts_no_call_counts_under_its_route(site: Site) -> None:
     site.post({"prompt": ""})
     site.post({"prompt": "Hi", "model": "nowhere/m"})
     site.get("/api/v1/models/sim")
@@ -199,7 +203,7 @@ def test_what_becomes_no_call_counts_under_its_route(site: Site) -> None:
     assert [value(site, "sluice_streams_ended_total", reason=r) for r in REASONS] == [0] * 6
 
 
-def test_what_machines_ask_all_day_does_not(site: Site) -> None:
+def test_health_checks_scrapes_and_preflights_are_not_counted(site: Site) -> None:
     for path in ("/health", "/ready", "/ready/", "/metrics"):
         site.client.get(path)
     site.client.options(
@@ -209,7 +213,7 @@ def test_what_machines_ask_all_day_does_not(site: Site) -> None:
     assert requests(site) == []
 
 
-def test_what_a_quota_refuses_counts_by_its_limit(
+def test_quota_rejection_counts_under_its_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line, secret = make_key("slow", requests_per_minute=1)
@@ -221,7 +225,7 @@ def test_what_a_quota_refuses_counts_by_its_limit(
     assert ("/api/v1/completions", "", "", "429", 1) in requests(site)
 
 
-def test_attempts_and_the_parts_of_a_call_are_measured(
+def test_upstream_errors_retries_and_durations_of_a_call_are_measured(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def slow() -> None:
@@ -254,7 +258,7 @@ def test_a_stop_is_timed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 <= (value(site, "sluice_stop_seconds_sum") or 0) < 10
 
 
-def test_a_provider_that_always_fails_over_counts_under_its_own_name(
+def test_failed_over_attempt_counts_under_the_provider_that_failed(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its calls count as requests of the provider that served them."""
@@ -268,7 +272,7 @@ def test_a_provider_that_always_fails_over_counts_under_its_own_name(
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("own", [True, False])
-def test_who_s_key_was_refused_is_told(
+def test_upstream_errors_count_a_rejected_caller_key_as_byok_rejected(
     site: Site, monkeypatch: pytest.MonkeyPatch, status: int, own: bool
 ) -> None:
     play(monkeypatch, Scripted(UpstreamError("No.", upstream_status=status)))

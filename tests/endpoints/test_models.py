@@ -47,14 +47,14 @@ def test_every_provider_is_listed_with_its_models(site: Site, slash: str) -> Non
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
-def test_one_provider_is_an_entry_of_that_list(site: Site, slash: str) -> None:
+def test_a_provider_endpoint_returns_its_entry_of_the_model_list(site: Site, slash: str) -> None:
     local = {"name": "local", "enabled": True, "text_completions": [PYDOC]}
     assert found(site, f"{MODELS}/local{slash}") == local
     assert local in found(site, MODELS)
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
-def test_one_model_is_an_entry_of_its_provider(site: Site, slash: str) -> None:
+def test_a_model_endpoint_returns_its_entry_of_the_provider(site: Site, slash: str) -> None:
     assert found(site, f"{MODELS}/local/pydoc{slash}") == PYDOC
     model = found(site, f"{MODELS}/openai/gpt-4o-mini{slash}")
     assert list(model) == list(PYDOC)
@@ -64,7 +64,7 @@ def test_one_model_is_an_entry_of_its_provider(site: Site, slash: str) -> None:
     assert model["specs"]["context_window"] == 128_000
 
 
-def test_what_isn_t_enabled_is_marked_so_and_its_unknown_price_is_null(
+def test_a_disabled_model_is_marked_and_its_unknown_price_is_null(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = {"base_url": "http://127.0.0.1:1/v1", "api_key_env": "NO_KEY", "models": ["a/b"]}
@@ -83,7 +83,7 @@ def test_what_isn_t_enabled_is_marked_so_and_its_unknown_price_is_null(
         ("local/none", "model_not_found", "Model 'none' is not one that local is known to have."),
     ],
 )
-def test_what_isn_t_there_is_told_as_what_is_missing(
+def test_an_unknown_provider_or_model_answers_404_with_its_own_code(
     site: Site, path: str, code: str, says: str
 ) -> None:
     answer = site.get(f"{MODELS}/{path}")
@@ -93,5 +93,5 @@ def test_what_isn_t_there_is_told_as_what_is_missing(
     assert says in answer.json["detail"]
 
 
-def test_a_long_name_is_not_repeated_in_full(site: Site) -> None:
+def test_a_long_unknown_model_name_is_truncated_in_the_error(site: Site) -> None:
     assert len(site.get(f"{MODELS}/local/{'x' * 5000}").data) < 1000

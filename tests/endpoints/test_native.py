@@ -33,8 +33,9 @@ from errors import (
     UpstreamError,
     UpstreamTimeout,
 )
+from tests.support.pace import HANG_S
 from tests.test_app import PROMPT, UUID, Site, hello, make_app, make_key
-from tests.test_gateway import LONG_S, Scripted, play, wait
+from tests.test_gateway import Scripted, play, wait
 
 COMPLETIONS = "/api/v1/completions"
 INSTANT = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ"
@@ -90,7 +91,9 @@ def assert_right_words(detail: str, status: int, code: str) -> None:
 # Whole answers
 
 
-def test_an_answer_has_exactly_these_fields(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_has_exactly_the_documented_fields(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     play(monkeypatch, hello())
     answer = site.post(PROMPT)
     assert (answer.status_code, answer.content_type) == (200, "application/json")
@@ -127,7 +130,7 @@ def test_an_answer_has_exactly_these_fields(site: Site, monkeypatch: pytest.Monk
     ],
 )
 @pytest.mark.parametrize("in_header", [True, False])
-def test_a_cost_is_a_number_unknown_or_nothing_with_the_caller_s_own_key(
+def test_cost_is_null_without_a_price_and_0_with_a_caller_key(
     site: Site,
     monkeypatch: pytest.MonkeyPatch,
     model: str,
@@ -147,7 +150,9 @@ def test_a_cost_is_a_number_unknown_or_nothing_with_the_caller_s_own_key(
     assert b"sk-own" not in answer.data
 
 
-def test_what_applies_to_some_answers_only(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_reports_cached_tokens_warnings_and_dropped_parameters(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = Usage(10, 4, cache_read_tokens=3, cache_write_tokens=2, reasoning_tokens=1)
     play(monkeypatch, Scripted([Delta(0, "x"), Finished(0, "length"), Used(usage)]))
     answer = site.post(PROMPT | {"model": "poor/m", "additional_params": {"seed": 7}})
@@ -162,7 +167,9 @@ def test_what_applies_to_some_answers_only(site: Site, monkeypatch: pytest.Monke
     }  # fmt: skip
 
 
-def test_an_estimate_is_called_one(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_estimated_usage_is_marked_as_an_estimate(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     play(monkeypatch, Scripted([Delta(0, "abcde")]))
     found = body_of(site.post(PROMPT))
     assert found["usage"]["source"] == "estimate"
@@ -187,7 +194,7 @@ LOGPROBS = Logprobs(["a"], [-1.0], [{"a": -1.0}], [0])
           {"text": "b", "index": 1, "finish_reason": "length", "logprobs": None}]),
     ],
 )  # fmt: skip
-def test_choices_are_there_when_there_are_several_or_log_probabilities(
+def test_choices_field_appears_only_for_several_choices_or_logprobs(
     site: Site,
     monkeypatch: pytest.MonkeyPatch,
     params: dict[str, Any],
@@ -200,7 +207,7 @@ def test_choices_are_there_when_there_are_several_or_log_probabilities(
     assert found["data"] == "a"
 
 
-def test_an_answer_without_a_choice_is_an_empty_one(
+def test_answer_without_a_choice_has_empty_data_and_finish_reason_stop(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, Scripted([Started("m")]))
@@ -215,17 +222,17 @@ def in_thread(work: Any) -> tuple[threading.Thread, list[Any]]:
     return thread, found
 
 
-def test_an_answer_that_is_stopped_is_what_there_is(
+def test_stopped_answer_holds_the_text_so_far_and_is_cancelled(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = Scripted([Started("m", 3), Delta(0, "Hel")], wait)
     play(monkeypatch, attempt)
     thread, found = in_thread(lambda: site.post(PROMPT | {"stream_id": "s-1"}))
-    assert attempt.reached.wait(LONG_S)
+    assert attempt.reached.wait(HANG_S)
     for slash in ("", "/"):
         stopped = site.post(path=f"{COMPLETIONS}/stop-stream/s-1{slash}")
         assert (stopped.status_code, body_of(stopped)) == (200, {"success": True})
-    thread.join(LONG_S)
+    thread.join(HANG_S)
     answer = body_of(found[0])
     assert (answer["data"], answer["finish_reason"]) == ("Hel", "cancelled")
     assert attempt.aborts >= 1
@@ -248,7 +255,7 @@ def test_an_answer_that_is_stopped_is_what_there_is(
         ({name: None for name in native.FIELDS if name not in ("prompt", "model")}, {}),
     ],
 )  # fmt: skip
-def test_fields_become_the_request(
+def test_body_fields_are_mapped_to_the_completion_request(
     site: Site, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     asked = play(monkeypatch, hello())
@@ -284,7 +291,7 @@ def test_the_model_may_be_named_in_several_ways(
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, COMPLETIONS + "/"])
-def test_a_target_that_fails_is_followed_by_the_next(
+def test_failed_target_falls_back_to_the_next_target(
     site: Site, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     play(monkeypatch, Scripted(UpstreamError("It broke.", upstream_status=500)), hello())
@@ -341,7 +348,9 @@ def stream(site: Site, **fields: Any) -> TestResponse:
     return site.post(PROMPT | {"stream": True} | fields, headers=headers, buffered=True)
 
 
-def test_a_stream_is_exactly_these_bytes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_matches_the_expected_bytes_and_headers(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     play(monkeypatch, hello())
     answer = stream(site)
     expected = usage_start() + content("Hello") + finish("stop") + usage_final() + DONE
@@ -378,12 +387,12 @@ def test_frames_come_in_the_order_of_their_events(
     assert text_of(stream(site, **fields)) == "".join(expected)
 
 
-def test_what_the_provider_tells_only_at_the_end_is_0_before(
+def test_input_tokens_are_0_at_the_start_when_the_provider_reports_late(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
     tell: Batch = [Used(Usage(8, 1, reasoning_tokens=1))]
-    play(monkeypatch, Scripted([Delta(0, "a")], lambda: go_on.wait(LONG_S), tell))
+    play(monkeypatch, Scripted([Delta(0, "a")], lambda: go_on.wait(HANG_S), tell))
     sent, headers = PROMPT | {"stream": True, "stream_id": "s-1"}, {"X-Request-ID": "r-1"}
     answer = site.client.post(COMPLETIONS, json=sent, headers=site.bearer | headers, buffered=False)
     frames = iter(answer.response)
@@ -396,7 +405,7 @@ def test_what_the_provider_tells_only_at_the_end_is_0_before(
     assert '"reasoning_tokens":1' in rest
 
 
-def test_what_applies_to_some_streams_only_stands_at_both_ends(
+def test_first_and_last_usage_frames_carry_warnings_and_the_byok_flag(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, hello())
@@ -409,7 +418,7 @@ def test_what_applies_to_some_streams_only_stands_at_both_ends(
     assert "sk-own" not in found
 
 
-def test_log_probabilities_stand_in_the_choice(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_choice_carries_its_logprobs(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     play(monkeypatch, Scripted([Delta(0, "a", LOGPROBS), Finished(0, "stop")]))
     frames = text_of(stream(site, additional_params={"logprobs": 1})).split("\n\n")
     (choice,) = json.loads(frames[1].removeprefix("data: "))["choices"]
@@ -419,16 +428,16 @@ def test_log_probabilities_stand_in_the_choice(site: Site, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_a_stopped_stream_ends_as_one_that_was_cancelled(
+def test_stopped_stream_ends_with_finish_reason_cancelled(
     site: Site, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
     events: Batch = [Started("m", 8), Delta(0, "Hel")]
     attempt = Scripted(events, wait) if begun else Scripted(wait)
     play(monkeypatch, attempt)
     thread, found = in_thread(lambda: stream(site))
-    assert attempt.reached.wait(LONG_S)
+    assert attempt.reached.wait(HANG_S)
     assert site.post(path=f"{COMPLETIONS}/stop-stream/s-1").status_code == 200
-    thread.join(LONG_S)
+    thread.join(HANG_S)
     answer = text_of(found[0])
     if begun:
         expected = usage_start() + content("Hel") + finish("cancelled")
@@ -458,7 +467,7 @@ def test_a_failure_in_a_stream_is_its_last_frame(
     assert text_of(answer) == expected + frame(error, "error")
 
 
-def test_a_failure_before_the_first_event_is_a_plain_error(
+def test_failure_before_the_first_event_is_an_http_error(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, Scripted(UpstreamError("It broke.", upstream_status=500)))
@@ -466,7 +475,7 @@ def test_a_failure_before_the_first_event_is_a_plain_error(
 
 
 @given(st.lists(st.text(max_size=10), max_size=5))
-def test_no_frame_misleads_the_official_client(texts: list[str]) -> None:
+def test_frames_never_have_empty_choices_or_a_stray_error_key(texts: list[str]) -> None:
     """No empty choices, no key `error` but in an error, no line that ends early."""
     encoder = native.Encoder(a_stream())
     events: Batch = [Delta(0, text) for text in texts]
@@ -493,7 +502,7 @@ def a_stream() -> Any:
 
 
 @given(st.text() | st.text("\u2028\u2029\u0085\u20ac\x0b\x0c\r\n", max_size=9))
-def test_a_frame_is_one_line_to_every_splitter_and_says_the_same(text: str) -> None:
+def test_frame_keeps_any_text_in_a_single_data_line(text: str) -> None:
     found = calls.frame({"data": text}, "content").decode()
     head, data, *rest = found.splitlines()
     assert (head, rest) == ("event: content", [""])
@@ -502,7 +511,7 @@ def test_a_frame_is_one_line_to_every_splitter_and_says_the_same(text: str) -> N
     assert found.endswith("\n\n")
 
 
-def test_a_stream_that_nobody_reads_is_settled_too(
+def test_unread_stream_is_aborted_when_its_response_closes(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = Scripted([Delta(0, "a")], wait)
@@ -514,7 +523,7 @@ def test_a_stream_that_nobody_reads_is_settled_too(
     assert attempt.aborts == 1
 
 
-def test_active_streams_are_listed_to_their_key_alone(
+def test_active_streams_are_listed_and_stopped_only_by_their_own_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line, foreign = make_key("other")
@@ -522,7 +531,7 @@ def test_active_streams_are_listed_to_their_key_alone(
     attempt = Scripted([Started("m", 8), Delta(0, "abcdefgh")], wait)
     play(monkeypatch, attempt)
     thread, _ = in_thread(lambda: stream(site))
-    assert attempt.reached.wait(LONG_S)
+    assert attempt.reached.wait(HANG_S)
     path = f"{COMPLETIONS}/streams"
     for slash in ("", "/"):
         (found,) = json.loads(site.get(path + slash).data)
@@ -536,7 +545,7 @@ def test_active_streams_are_listed_to_their_key_alone(
     stop = f"{COMPLETIONS}/stop-stream/s-1"
     assert_error(site.client.post(stop, headers=other), 404, "stream_not_found")
     assert site.post(path=stop).status_code == 200
-    thread.join(LONG_S)
+    thread.join(HANG_S)
     assert json.loads(site.get(path).data) == []
 
 
@@ -553,7 +562,7 @@ def test_active_streams_are_listed_to_their_key_alone(
         ({}, {}, None),
     ],
 )
-def test_a_stream_s_id_is_the_caller_s_or_a_fresh_one(
+def test_stream_id_comes_from_the_caller_or_is_a_new_uuid(
     site: Site,
     monkeypatch: pytest.MonkeyPatch,
     fields: dict[str, Any],
@@ -568,21 +577,21 @@ def test_a_stream_s_id_is_the_caller_s_or_a_fresh_one(
 
 
 @pytest.mark.parametrize("sent", ["a b", "a" * 129, "a/b"])
-def test_a_header_s_id_is_checked_like_the_field(site: Site, sent: str) -> None:
+def test_invalid_stream_id_header_answers_400(site: Site, sent: str) -> None:
     answer = site.post(PROMPT, headers={"X-Stream-ID": sent})
     assert_error(answer, 400, "invalid_request", "stream_id: got")
 
 
-def test_an_id_that_is_active_is_a_conflict(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_id_already_in_use_answers_409(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     attempt = Scripted(wait)
     play(monkeypatch, attempt)
     thread, _ = in_thread(lambda: stream(site))
-    assert attempt.reached.wait(LONG_S)
+    assert attempt.reached.wait(HANG_S)
     answer = stream(site)
     assert_error(answer, 409, "stream_exists", "'s-1'")
     assert answer.headers["x-should-retry"] == "false"
     site.post(path=f"{COMPLETIONS}/stop-stream/s-1")
-    thread.join(LONG_S)
+    thread.join(HANG_S)
 
 
 @pytest.mark.parametrize(
@@ -595,7 +604,7 @@ def test_an_id_that_is_active_is_a_conflict(site: Site, monkeypatch: pytest.Monk
         (b"\xff", "text/plain"),
     ],
 )
-def test_stop_needs_no_body_and_reads_none(site: Site, data: bytes, kind: str | None) -> None:
+def test_stop_needs_no_body_and_ignores_any_body(site: Site, data: bytes, kind: str | None) -> None:
     path = f"{COMPLETIONS}/stop-stream/unknown"
     answer = site.client.post(path, data=data, content_type=kind, headers=site.bearer)
     assert_error(answer, 404, "stream_not_found")
@@ -625,7 +634,7 @@ def test_stop_needs_no_body_and_reads_none(site: Site, data: bytes, kind: str | 
         ({"prompt": "Hi", "model": "locked/m"}, 404, "provider_not_found", "LOCKED_KEY"),
     ],
 )  # fmt: skip
-def test_a_request_that_is_wrong_is_told_how(
+def test_invalid_request_answers_an_error_that_says_what_is_wrong(
     site: Site, sent: dict[str, Any], status: int, code: str, says: str
 ) -> None:
     assert_error(site.post(sent), status, code, says)
@@ -643,7 +652,7 @@ def test_a_request_that_is_wrong_is_told_how(
         (b"x" * 10_001, "application/json", 413, "request_too_large", "10000 bytes"),
     ],
 )
-def test_a_body_that_can_t_be_read_is_told_why(
+def test_unreadable_body_answers_an_error_that_says_why(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     data: bytes,
@@ -678,7 +687,7 @@ def test_a_body_that_can_t_be_read_is_told_why(
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_provider_s_failure_is_a_status(
+def test_provider_failure_maps_to_an_http_status(
     site: Site,
     monkeypatch: pytest.MonkeyPatch,
     failure: Exception,
@@ -694,7 +703,7 @@ def test_a_provider_s_failure_is_a_status(
     assert "the inside" not in found["detail"]
 
 
-def test_a_rejected_key_of_the_caller_s_own_is_no_401(
+def test_rejected_caller_key_answers_403_and_not_401(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, Scripted(UpstreamError("No.", upstream_status=401)))
@@ -711,21 +720,23 @@ def test_a_model_that_the_key_may_not_use_is_forbidden(
     assert_error(answer, 403, "model_forbidden", "sim/m")
 
 
-def test_one_call_too_many_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_call_above_max_streams_answers_503(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site = make_app(tmp_path, monkeypatch, max_streams=1, queue=0)
     attempt = Scripted(wait)
     play(monkeypatch, attempt)
     thread, _ = in_thread(lambda: stream(site))
-    assert attempt.reached.wait(LONG_S)
+    assert attempt.reached.wait(HANG_S)
     answer = site.post(PROMPT)
     assert_error(answer, 503, "unavailable")
     assert answer.headers["Retry-After"] == "1"
     site.post(path=f"{COMPLETIONS}/stop-stream/s-1")
-    thread.join(LONG_S)
+    thread.join(HANG_S)
 
 
 @pytest.mark.parametrize("value", ["1", "0", ""])
-def test_strictness_may_be_asked_for(
+def test_strict_header_turns_a_dropped_parameter_into_a_400(
     site: Site, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     play(monkeypatch, hello())
@@ -737,11 +748,11 @@ def test_strictness_may_be_asked_for(
         assert answer.status_code == 200
 
 
-def test_a_path_can_t_mislead_the_official_client(site: Site) -> None:
+def test_unknown_path_error_does_not_mislead_the_official_client(site: Site) -> None:
     assert_error(site.client.get("/api/v1/model"), 404, "not_found")
 
 
-def test_a_value_can_t_mislead_the_official_client(site: Site) -> None:
+def test_invalid_value_error_does_not_mislead_the_official_client(site: Site) -> None:
     assert_error(site.post({"prompt": "Hi", "temperature": "validation"}), 400, "invalid_request")
 
 
@@ -752,7 +763,7 @@ def test_a_value_can_t_mislead_the_official_client(site: Site) -> None:
         (UpstreamError("It broke."), "It broke. (request_id r-9)"),
     ],
 )
-def test_an_error_says_the_same_before_and_in_a_stream(error: SluiceError, detail: str) -> None:
+def test_error_body_and_error_frame_report_equal_fields(error: SluiceError, detail: str) -> None:
     before, within = native.error_body(error, "r-9"), native.error_frame(error, "r-9")
     assert before["detail"] == within["error"] == detail
     for name in ("code", "message", "status_code", "details", "request_id"):
@@ -787,7 +798,7 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict[str, str]]:
 
 @pytest.mark.parametrize(("method", "path"), PATHS)
 @pytest.mark.parametrize("slash", ["", "/"])
-def test_every_key_that_is_not_good_is_refused_in_the_same_words(
+def test_every_invalid_key_gets_an_identical_401(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     secrets: tuple[str, dict[str, str]],
@@ -822,14 +833,16 @@ def test_every_key_that_is_not_good_is_refused_in_the_same_words(
         ("X-API-Key", " {} "),
     ],
 )
-def test_a_good_key_is_taken_however_it_is_sent(site: Site, header: tuple[str, str]) -> None:
+def test_valid_key_is_accepted_as_bearer_or_x_api_key_header(
+    site: Site, header: tuple[str, str]
+) -> None:
     name, value = header
     answer = site.client.get(f"{COMPLETIONS}/streams", headers={name: value.format(site.secret)})
     assert (answer.status_code, answer.json) == (200, [])
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
-def test_the_official_client_trades_its_key_for_itself(site: Site, slash: str) -> None:
+def test_auth_api_key_endpoint_returns_the_sent_key_as_access_token(site: Site, slash: str) -> None:
     path = "/api/v1/auth/api-key" + slash
     answer = site.client.post(path, headers={"X-API-Key": site.secret})
     assert answer.status_code == 200
@@ -847,7 +860,7 @@ def test_the_official_client_trades_its_key_for_itself(site: Site, slash: str) -
 
 @pytest.mark.parametrize("slash", ["", "/"])
 @pytest.mark.parametrize("data", [b"", b"username=x&password=y", b"\xff" * 2_000_000])
-def test_a_key_that_is_posted_as_a_password_is_refused_unread(
+def test_auth_token_endpoint_answers_401_whatever_the_body(
     site: Site, data: bytes, slash: str
 ) -> None:
     answer = site.client.post("/api/v1/auth/token" + slash, data=data, headers=site.bearer)
@@ -856,7 +869,7 @@ def test_a_key_that_is_posted_as_a_password_is_refused_unread(
 
 
 @pytest.mark.parametrize(("method", "path"), [*PATHS, ("POST", "/api/v1/auth/token")])
-def test_options_need_no_key(site: Site, method: str, path: str) -> None:
+def test_options_requests_need_no_key(site: Site, method: str, path: str) -> None:
     answer = site.client.options(path)
     assert answer.status_code == 200
     assert method in answer.headers["Allow"]

@@ -58,9 +58,9 @@ from gateway import Gateway
 from providers.base import Target
 from reader import Reader
 from relay import Nudge
-from tests.live import make_key, settings_files
+from tests.support.pace import HANG_S
+from tests.support.servers import make_key, settings_files
 
-WAIT_S = 5.0
 PATH = "/v1/completions"
 STOP = "/v1/completions/stop-stream/mine"
 CONFIG = """
@@ -107,7 +107,7 @@ class Attempt:
             if isinstance(line, SluiceError):
                 raise line
             if line is None:
-                assert self._aborted.wait(WAIT_S)
+                assert self._aborted.wait(HANG_S)
             elif isinstance(line, list):
                 yield line
             else:
@@ -215,7 +215,7 @@ class Face:
         """The status line has been held back long enough, says the sweeper; and it goes out."""
         [stream] = self.gateway.streams._snapshot()
         stream.mailbox.nudge(Nudge.RELEASE)
-        deadline = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + HANG_S
         while stream.mailbox._messages and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(0.03)  # for the writer, who has taken it, to make the headers
@@ -252,7 +252,7 @@ def chunks(text: str) -> list[Any]:
 # Whole answers
 
 
-def test_a_whole_answer_to_the_byte(face: Face) -> None:
+def test_whole_answer_matches_the_expected_bytes_and_headers(face: Face) -> None:
     answer = face.ask()
     assert plain(answer.text) == (
         '{"id":"ID","object":"text_completion","created":0,"model":"fake/m","choices":[{"text":'
@@ -264,7 +264,7 @@ def test_a_whole_answer_to_the_byte(face: Face) -> None:
     assert not {"X-Stream-ID", "X-Sluice-Dropped", "X-RateLimit-Bypass"} & {*answer.headers.keys()}
 
 
-def test_usage_tells_what_there_is_to_tell(face: Face, upstream: Upstream) -> None:
+def test_usage_includes_cached_and_reasoning_tokens(face: Face, upstream: Upstream) -> None:
     usage = Usage(9, 5, cache_read_tokens=4, cache_write_tokens=2, reasoning_tokens=3)
     upstream.play(*answer("a", usage=usage))
     told = face.ask(model="fakechat/m").get_json()["usage"]
@@ -278,14 +278,18 @@ def test_usage_tells_what_there_is_to_tell(face: Face, upstream: Upstream) -> No
     }
 
 
-def test_usage_that_nobody_told_is_called_an_estimate(face: Face, upstream: Upstream) -> None:
+def test_usage_missing_from_the_provider_is_marked_as_an_estimate(
+    face: Face, upstream: Upstream
+) -> None:
     upstream.play([Started()], [Delta(0, "12345678"), Finished(0, "stop")])
     told = face.ask(prompt="123456789").get_json()["usage"]
     assert told["source"] == "estimate"
     assert (told["prompt_tokens"], told["completion_tokens"]) == (3, 2)
 
 
-def test_choices_come_in_order_with_their_own_reasons(face: Face, upstream: Upstream) -> None:
+def test_choices_are_ordered_by_index_with_their_own_finish_reasons(
+    face: Face, upstream: Upstream
+) -> None:
     events: Batch = [Started(), Delta(1, "b"), Delta(0, "a"), Finished(1, "length")]
     upstream.play(events, [Finished(0, "content_filter")])
     choices = face.ask(n=2).get_json()["choices"]
@@ -295,7 +299,7 @@ def test_choices_come_in_order_with_their_own_reasons(face: Face, upstream: Upst
     ]
 
 
-def test_logprobs_have_openais_shape(face: Face, upstream: Upstream) -> None:
+def test_logprobs_have_the_openai_shape(face: Face, upstream: Upstream) -> None:
     told = Logprobs(["a"], [-0.5], [{"a": -0.5, "b": -1.5}], [0])
     upstream.play([Started(), Delta(0, "a", told), Finished(0, "stop")])
     expected = {
@@ -309,7 +313,9 @@ def test_logprobs_have_openais_shape(face: Face, upstream: Upstream) -> None:
     assert upstream.requests[0].logprobs == 2
 
 
-def test_a_stopped_whole_answer_has_what_there_is(face: Face, upstream: Upstream) -> None:
+def test_stopped_whole_answer_holds_the_text_so_far_and_is_cancelled(
+    face: Face, upstream: Upstream
+) -> None:
     upstream.play([Started(), Delta(0, "Half")], face.stop, None)
     answer = face.ask(stream_id="mine", n=2)
     assert answer.status_code == 200
@@ -321,7 +327,7 @@ def test_a_stopped_whole_answer_has_what_there_is(face: Face, upstream: Upstream
     assert answer.get_json()["usage"]["source"] == "estimate"
 
 
-def test_own_key_is_used_and_costs_nothing(face: Face, upstream: Upstream) -> None:
+def test_caller_key_is_used_and_makes_the_cost_0(face: Face, upstream: Upstream) -> None:
     in_body = face.ask(byok_api_key="my-own")
     in_header = face.ask({"X-Provider-API-Key": "my-own"})
     both = face.ask({"X-Provider-API-Key": "other"}, byok_api_key="my-own")
@@ -334,7 +340,7 @@ def test_own_key_is_used_and_costs_nothing(face: Face, upstream: Upstream) -> No
         assert "my-own" not in reply.text
 
 
-def test_an_own_key_opens_a_provider_that_is_not_enabled(face: Face) -> None:
+def test_caller_key_opens_a_provider_that_is_not_enabled(face: Face) -> None:
     assert face.ask(model="keyed/x").status_code == 404
     assert face.ask(model="keyed/x", byok_api_key="my-own").status_code == 200
 
@@ -353,7 +359,7 @@ PROMPTS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize(("prompt", "prompts"), PROMPTS.values(), ids=PROMPTS.keys())
-def test_every_shape_of_prompt(
+def test_every_prompt_shape_is_accepted(
     face: Face, upstream: Upstream, prompt: Any, prompts: tuple[Any, ...]
 ) -> None:
     assert face.ask(prompt=prompt).status_code == 200
@@ -379,7 +385,9 @@ NO_PROMPTS = [
 
 
 @pytest.mark.parametrize("prompt", NO_PROMPTS, ids=lambda prompt: str(prompt)[:20])
-def test_what_is_no_prompt_is_refused(face: Face, upstream: Upstream, prompt: Any) -> None:
+def test_invalid_prompt_answers_400_with_the_accepted_shapes(
+    face: Face, upstream: Upstream, prompt: Any
+) -> None:
     answer = face.ask(prompt=prompt)
     error = answer.get_json()["error"]
     assert answer.status_code == 400
@@ -397,7 +405,7 @@ def test_a_prompt_is_needed(face: Face, body: dict[str, Any]) -> None:
     assert error["message"].startswith("prompt is missing")
 
 
-def test_choices_are_numbered_by_prompt_times_n(face: Face, upstream: Upstream) -> None:
+def test_two_prompts_with_n_2_give_choices_0_to_3(face: Face, upstream: Upstream) -> None:
     upstream.play(
         [Started(), *(Delta(index, f"t{index}") for index in range(4))],
         [Finished(index, "stop") for index in range(4)],
@@ -407,7 +415,9 @@ def test_choices_are_numbered_by_prompt_times_n(face: Face, upstream: Upstream) 
     assert upstream.request.choices == 4
 
 
-def test_a_prompt_each_for_a_target_without_lists(face: Face, upstream: Upstream) -> None:
+def test_prompt_list_is_split_into_calls_for_a_target_without_lists(
+    face: Face, upstream: Upstream
+) -> None:
     upstream.play([Started(), Delta(0, "x"), Delta(1, "y")], *both_end())
     body = face.ask(model="fakechat/m", prompt=["a", "b"], n=2).get_json()
     assert [(c["index"], c["text"]) for c in body["choices"]] == [*enumerate("xyxy")]
@@ -421,13 +431,15 @@ def both_end() -> list[Line]:
     return [ends]
 
 
-def test_a_prompt_list_is_echoed_where_the_target_cannot(face: Face, upstream: Upstream) -> None:
+def test_gateway_echoes_a_prompt_list_when_the_target_cannot_echo(
+    face: Face, upstream: Upstream
+) -> None:
     body = face.ask(model="fakechat/m", prompt=["Say it. ", "Now. "], echo=True).get_json()
     assert [c["text"] for c in body["choices"]] == ["Say it. Hello", "Now. Hello"]
     assert not any(request.echo for request in upstream.requests)
 
 
-def test_token_ids_are_refused_where_they_cannot_be_had(face: Face) -> None:
+def test_token_id_prompt_answers_400_if_the_target_cannot_take_token_ids(face: Face) -> None:
     answer = face.ask(model="fakechat/m", prompt=[1, 2])
     error = answer.get_json()["error"]
     assert (answer.status_code, error["code"]) == (400, "unsupported_parameter")
@@ -478,7 +490,9 @@ NO_OPS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", [*NO_OPS, "all"])
-def test_a_no_op_counts_as_absent(face: Face, upstream: Upstream, name: str) -> None:
+def test_parameter_value_without_effect_counts_as_absent(
+    face: Face, upstream: Upstream, name: str
+) -> None:
     fields = NO_OPS if name == "all" else {name: NO_OPS[name]}
     answer = face.ask({"X-Sluice-Strict": "1"}, model="fakechat/m", **fields)
     assert answer.status_code == 200, answer.text
@@ -492,7 +506,7 @@ def test_null_counts_as_absent(face: Face, upstream: Upstream) -> None:
     assert upstream.request == CompletionRequest(prompts=("Say it",))
 
 
-def test_langchain_is_understood(face: Face, upstream: Upstream) -> None:
+def test_langchain_default_parameters_are_accepted(face: Face, upstream: Upstream) -> None:
     text = face.stream(
         model="fakechat/m", prompt=["Say it"], temperature=0.7, top_p=1, n=1, best_of=1,
         frequency_penalty=0, presence_penalty=0, logit_bias=None, logprobs=None, seed=None,
@@ -505,7 +519,9 @@ def test_langchain_is_understood(face: Face, upstream: Upstream) -> None:
 
 
 @pytest.mark.parametrize("stop", ["\n", ["\n"], ["a", "b", "c", "d"]])
-def test_stop_is_one_or_up_to_four(face: Face, upstream: Upstream, stop: str | list[str]) -> None:
+def test_stop_parameter_takes_a_string_or_up_to_four_strings(
+    face: Face, upstream: Upstream, stop: str | list[str]
+) -> None:
     assert face.ask(stop=stop).status_code == 200
     assert upstream.request.stop == tuple(stop)
 
@@ -537,7 +553,9 @@ WRONG: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_value_is_named(face: Face, upstream: Upstream, name: str) -> None:
+def test_invalid_parameter_value_answers_400_naming_the_parameter(
+    face: Face, upstream: Upstream, name: str
+) -> None:
     answer = face.ask(**{name: WRONG[name]})
     error = answer.get_json()["error"]
     assert answer.status_code == 400
@@ -573,7 +591,7 @@ TRANSPORT = ["messages", "api_key", "headers", "base_url", "url", "timeout", "ex
 
 
 @pytest.mark.parametrize("name", [*TRANSPORT, "extra_headers", "extra_query"])
-def test_what_would_steer_the_transport_is_refused(
+def test_field_that_would_steer_the_transport_answers_400(
     face: Face, upstream: Upstream, name: str
 ) -> None:
     for fields in ({name: "x"}, {"additional_params": {name: "x"}}):
@@ -583,13 +601,13 @@ def test_what_would_steer_the_transport_is_refused(
     assert upstream.requests == []
 
 
-def test_one_field_in_two_places_with_two_values_is_refused(face: Face) -> None:
+def test_field_with_conflicting_values_in_body_and_params_answers_400(face: Face) -> None:
     assert face.ask(seed=1, additional_params={"seed": 1}).status_code == 200
     answer = face.ask(seed=1, additional_params={"seed": 2})
     assert (answer.status_code, answer.get_json()["error"]["param"]) == (400, "seed")
 
 
-def test_provider_and_fallbacks_lead_the_way(face: Face, upstream: Upstream) -> None:
+def test_provider_and_fallbacks_fields_choose_the_targets(face: Face, upstream: Upstream) -> None:
     down = UpstreamError("down", upstream_status=503)
     upstream.scripts = [[down], answer("there")]
     body = face.ask(model="fakechat/m", provider="fakechat", fallbacks=["fake/other"]).get_json()
@@ -600,7 +618,7 @@ def test_provider_and_fallbacks_lead_the_way(face: Face, upstream: Upstream) -> 
 # Streams
 
 
-def test_a_stream_to_the_byte(face: Face, upstream: Upstream) -> None:
+def test_stream_matches_the_expected_bytes_and_headers(face: Face, upstream: Upstream) -> None:
     upstream.play(*answer("Hel", "lo"))
     reply = face.ask(stream=True, stream_id="mine")
     assert plain(reply.text) == chunk("Hel") + chunk("lo") + chunk("", END) + DONE
@@ -611,7 +629,7 @@ def test_a_stream_to_the_byte(face: Face, upstream: Upstream) -> None:
     assert len({c["id"] for c in chunks(reply.text)}) == 1
 
 
-def test_a_stream_with_its_usage_to_the_byte(face: Face) -> None:
+def test_stream_with_include_usage_ends_with_a_usage_chunk(face: Face) -> None:
     usage = shape("[]", ',"usage":{' + USED + "}")
     text = face.stream(stream_options={"include_usage": True})
     assert text == chunk("Hello") + chunk("", END) + usage + DONE
@@ -632,7 +650,7 @@ def test_choices_of_a_stream_are_numbered(face: Face, upstream: Upstream) -> Non
     assert text == "".join(expected)
 
 
-def test_prompts_of_a_stream_are_numbered(face: Face, upstream: Upstream) -> None:
+def test_stream_chunks_carry_the_index_of_their_prompt(face: Face, upstream: Upstream) -> None:
     text = face.stream(
         model="fakechat/m", prompt=["a", "b", "c"], stream_options={"include_usage": True}
     )
@@ -644,7 +662,9 @@ def test_prompts_of_a_stream_are_numbered(face: Face, upstream: Upstream) -> Non
     assert (last["usage"]["prompt_tokens"], last["usage"]["completion_tokens"]) == (9, 15)
 
 
-def test_stopped_before_the_first_text(face: Face, upstream: Upstream) -> None:
+def test_stream_stopped_before_its_first_text_reports_estimated_usage(
+    face: Face, upstream: Upstream
+) -> None:
     upstream.play(face.stop, None)
     usage = '"prompt_tokens":2,"completion_tokens":0,"total_tokens":2,"cost":2e-6'
     text = face.stream(stream_id="mine", stream_options={"include_usage": True})
@@ -655,26 +675,32 @@ def test_stopped_before_the_first_text(face: Face, upstream: Upstream) -> None:
     )
 
 
-def test_stopped_before_the_first_text_each_choice_ends(face: Face, upstream: Upstream) -> None:
+def test_stream_stopped_before_its_first_text_ends_every_choice(
+    face: Face, upstream: Upstream
+) -> None:
     upstream.play(face.stop, None)
     ends = [chunk("", END, index=index, more=CANCELLED) for index in range(4)]
     assert face.stream(stream_id="mine", n=2, prompt=["a", "b"]) == "".join(ends) + DONE
 
 
-def test_stopped_after_some_text(face: Face, upstream: Upstream) -> None:
+def test_stream_stopped_after_some_text_ends_cancelled(face: Face, upstream: Upstream) -> None:
     upstream.play([Started(), Delta(0, "Half")], face.stop, None)
     text = face.stream(stream_id="mine")
     assert text == chunk("Half") + chunk("", END, more=CANCELLED) + DONE
 
 
-def test_stopped_when_one_choice_was_complete(face: Face, upstream: Upstream) -> None:
+def test_stop_cancels_only_the_unfinished_choice_of_a_stream(
+    face: Face, upstream: Upstream
+) -> None:
     upstream.play([Started(), Delta(0, "a"), Finished(0, "length")], face.stop, None)
     text = face.stream(stream_id="mine", n=2)
     ends = chunk("", '"length"') + chunk("", END, index=1, more=CANCELLED)
     assert text == chunk("a") + ends + DONE
 
 
-def test_stopped_while_several_prompts_flow(face: Face, upstream: Upstream) -> None:
+def test_stop_cancels_the_choices_of_all_prompts_of_a_stream(
+    face: Face, upstream: Upstream
+) -> None:
     upstream.scripts = [[[Started(), Delta(0, "a")], face.stop, None], [None]]
     text = face.stream(stream_id="mine", model="fakechat/m", prompt=["x", "y", "z"])
     last = {c["choices"][0]["index"]: c["choices"][0] for c in chunks(text)}
@@ -712,7 +738,7 @@ def error(message: str, code: str, kind: str = "invalid_request_error", **more: 
 # What can't be had
 
 
-def test_what_is_dropped_is_named_in_a_header(face: Face, upstream: Upstream) -> None:
+def test_dropped_parameters_are_named_in_a_header(face: Face, upstream: Upstream) -> None:
     for stream in (False, True):
         reply = face.ask(model="dull/m", seed=7, user="me", temperature=0.5, stream=stream)
         assert reply.status_code == 200
@@ -722,7 +748,9 @@ def test_what_is_dropped_is_named_in_a_header(face: Face, upstream: Upstream) ->
         assert (request.seed, request.user, request.temperature) == (None, None, 0.5)
 
 
-def test_what_is_dropped_is_refused_when_strict(face: Face, upstream: Upstream) -> None:
+def test_strict_header_rejects_a_parameter_that_would_be_dropped(
+    face: Face, upstream: Upstream
+) -> None:
     reply = face.ask({"X-Sluice-Strict": "1"}, model="dull/m", seed=7, user="me")
     told = reply.get_json()["error"]
     assert (reply.status_code, told["code"], told["param"]) == (
@@ -736,7 +764,9 @@ def test_what_is_dropped_is_refused_when_strict(face: Face, upstream: Upstream) 
     assert face.ask({"X-Sluice-Strict": "0"}, model="dull/m", seed=7).status_code == 200
 
 
-def test_what_is_dropped_late_is_named_in_a_comment(face: Face, upstream: Upstream) -> None:
+def test_parameter_dropped_after_the_headers_is_named_in_a_comment(
+    face: Face, upstream: Upstream
+) -> None:
     down = UpstreamError("down", upstream_status=503)
     upstream.scripts = [[face.release, down], answer("Hello")]
     reply = face.ask(model="fake/m", fallbacks=["dull/m"], seed=7, stream=True)
@@ -748,7 +778,9 @@ def test_what_is_dropped_late_is_named_in_a_comment(face: Face, upstream: Upstre
     assert "X-Sluice-Dropped" not in reply.headers
 
 
-def test_what_is_dropped_late_is_named_when_stopped_too(face: Face, upstream: Upstream) -> None:
+def test_stopped_stream_names_a_parameter_dropped_after_the_headers(
+    face: Face, upstream: Upstream
+) -> None:
     down = UpstreamError("down", upstream_status=503)
     upstream.scripts = [[face.release, down], [face.stop, None]]
     reply = face.ask(stream_id="mine", fallbacks=["dull/m"], seed=7, stream=True)
@@ -763,7 +795,9 @@ ODD_NAMES = ["snow\u2603", "caf\u00e9", "a\r\nX-Odd: 1", 'a\n\ndata: {"odd":1}',
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("name", ODD_NAMES, ids=lambda name: ascii(name)[:12])
-def test_an_odd_name_is_dropped_in_good_order(face: Face, name: str, *, stream: bool) -> None:
+def test_odd_parameter_name_cannot_break_the_dropped_header(
+    face: Face, name: str, *, stream: bool
+) -> None:
     reply = face.ask(model="local/pydoc", max_tokens=1, stream=stream, **{name: 1})
     assert reply.status_code in (200, 400)
     dropped = reply.headers.get("X-Sluice-Dropped", "")
@@ -774,20 +808,22 @@ def test_an_odd_name_is_dropped_in_good_order(face: Face, name: str, *, stream: 
     assert len(face.gateway.streams) == 0
 
 
-def test_an_odd_name_is_no_frame(face: Face, upstream: Upstream) -> None:
+def test_odd_parameter_name_cannot_inject_a_frame(face: Face, upstream: Upstream) -> None:
     upstream.scripts = [[face.release, UpstreamError("down", upstream_status=503)], answer("a")]
     reply = face.ask(stream=True, fallbacks=["local/pydoc"], **{'a\n\ndata: {"odd":1}': 1})
     assert '\ndata: {"odd"' not in reply.text
 
 
-def test_nothing_is_said_of_nothing_dropped(face: Face, upstream: Upstream) -> None:
+def test_stream_has_no_dropped_comment_when_nothing_is_dropped(
+    face: Face, upstream: Upstream
+) -> None:
     upstream.play(face.release, *answer("Hello"))
     begin, *rest = face.stream().split("\n\n")
     assert begin.startswith(": ")
     assert not any(line.startswith(":") for line in rest)
 
 
-def test_what_changes_the_result_is_refused(face: Face) -> None:
+def test_unsupported_parameter_that_changes_the_result_answers_400(face: Face) -> None:
     for fields in ({"suffix": "x"}, {"best_of": 2}, {"echo": True, "logprobs": 1}):
         reply = face.ask(model="fakechat/m", **fields)
         assert reply.status_code == 400
@@ -821,7 +857,9 @@ FAILURES: dict[str, tuple[SluiceError, int, str, dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_the_body_of_an_error(face: Face, upstream: Upstream, name: str) -> None:
+def test_each_error_has_its_status_headers_and_body(
+    face: Face, upstream: Upstream, name: str
+) -> None:
     failure, status, kind, headers = FAILURES[name]
     upstream.play(failure)
     reply = face.ask({"X-Request-ID": "r-1"})
@@ -836,7 +874,9 @@ def test_the_body_of_an_error(face: Face, upstream: Upstream, name: str) -> None
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_the_same_body_within_a_stream(face: Face, upstream: Upstream, name: str) -> None:
+def test_error_frame_in_a_stream_has_its_type_code_and_request_id(
+    face: Face, upstream: Upstream, name: str
+) -> None:
     failure, _, kind, _ = FAILURES[name]
     upstream.play([Started(), Delta(0, "a")], failure)
     text = face.stream({"X-Request-ID": "r-1"})
@@ -845,7 +885,9 @@ def test_the_same_body_within_a_stream(face: Face, upstream: Upstream, name: str
     assert "[DONE]" not in text
 
 
-def test_without_a_key_nothing_is_said(face: Face, upstream: Upstream) -> None:
+def test_missing_or_invalid_key_answers_401_and_asks_no_provider(
+    face: Face, upstream: Upstream
+) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"X-API-Key": "wrong"}):
         for method, path in (("POST", PATH), ("POST", STOP), ("GET", "/v1/models/fast")):
             reply = face.app.test_client().open(path, method=method, json={}, headers=headers)
@@ -868,7 +910,7 @@ def test_a_key_may_be_limited_to_models(app: Flask, upstream: Upstream, tmp_path
     assert face.ask(model="fakechat/m", fallbacks=["fake/m"]).get_json()["model"] == "fake/m"
 
 
-def test_what_is_not_there(face: Face) -> None:
+def test_unknown_model_or_provider_answers_404(face: Face) -> None:
     for model, code in (
         ("nobody/m", "provider_not_found"),
         ("bare", "model_not_found"),
@@ -879,7 +921,7 @@ def test_what_is_not_there(face: Face) -> None:
         assert (reply.status_code, found["type"], found["code"]) == (404, INVALID, code)
 
 
-def test_errors_below_v1_have_the_faces_shape(face: Face) -> None:
+def test_errors_under_v1_have_the_openai_shape(face: Face) -> None:
     for method, path, status, code in (
         ("GET", "/v1/nothing", 404, "not_found"),
         ("GET", PATH, 405, "method_not_allowed"),
@@ -904,13 +946,13 @@ BODIES: dict[str, tuple[bytes, str, int]] = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_a_body_that_is_none(face: Face, name: str) -> None:
+def test_unreadable_body_answers_400_413_or_415(face: Face, name: str) -> None:
     data, kind, status = BODIES[name]
     reply = face.app.test_client().post(PATH, data=data, content_type=kind, headers=face.headers)
     assert (reply.status_code, reply.get_json()["error"]["type"]) == (status, INVALID)
 
 
-def test_an_id_that_is_active_is_refused(face: Face, upstream: Upstream) -> None:
+def test_stream_id_already_in_use_answers_409(face: Face, upstream: Upstream) -> None:
     replies: list[TestResponse] = []
     upstream.play(lambda: replies.append(face.ask(stream_id="mine")), *answer("a"))
     assert face.ask(stream_id="mine").status_code == 200
@@ -922,7 +964,7 @@ def test_an_id_that_is_active_is_refused(face: Face, upstream: Upstream) -> None
 # Models
 
 
-def test_the_list_of_models(face: Face) -> None:
+def test_model_list_has_aliases_and_models_of_enabled_providers(face: Face) -> None:
     reply = face.get("/v1/models").get_json()
     assert reply["object"] == "list"
     found = {model["id"]: model for model in reply["data"]}
@@ -951,12 +993,14 @@ def test_a_model_that_is_not_listed_is_not_found(face: Face, name: str) -> None:
     assert (reply.status_code, found["code"], found["param"]) == (404, "model_not_found", "model")
 
 
-def test_an_alias_serves_as_a_model(face: Face, upstream: Upstream) -> None:
+def test_alias_used_as_a_model_falls_back_through_its_targets(
+    face: Face, upstream: Upstream
+) -> None:
     upstream.scripts = [[UpstreamError("down", upstream_status=503)], answer("there")]
     assert face.ask(model="fast").get_json()["model"] == "fakechat/m"
 
 
-def test_trailing_slashes(face: Face, upstream: Upstream) -> None:
+def test_endpoints_accept_a_trailing_slash(face: Face, upstream: Upstream) -> None:
     body = {"model": "fake/m", "prompt": "a", "stream_id": "mine"}
     upstream.play([Started(), Delta(0, "a")], lambda: slash(face), None)
     reply = face.app.test_client().post(f"{PATH}/", json=body, headers=face.headers)

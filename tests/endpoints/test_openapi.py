@@ -13,8 +13,8 @@ from openapi_spec_validator import validate
 
 import errors
 from endpoints import body, native
+from tests.project.test_surface import classes
 from tests.test_app import Site, make_app
-from tests.test_surface import classes
 
 Json = dict[str, Any]
 
@@ -48,11 +48,13 @@ def resolved(document: Json, value: Json) -> Json:
     return found
 
 
-def test_it_is_an_openapi_document(document: Json) -> None:
+def test_openapi_json_is_a_valid_openapi_document(document: Json) -> None:
     validate(document)
 
 
-def test_its_operations_are_the_application_s_routes(site: Site, document: Json) -> None:
+def test_the_documented_operations_are_the_routes_of_the_application(
+    site: Site, document: Json
+) -> None:
     routes = {
         (re.sub("<(?:path:)?([a-z_]+)>", r"{\1}", rule.rule), method)
         for rule in site.app.url_map.iter_rules()
@@ -61,7 +63,7 @@ def test_its_operations_are_the_application_s_routes(site: Site, document: Json)
     assert {(path, method) for path, method, _ in operations(document)} == routes
 
 
-def test_every_field_of_a_body_is_there_and_no_other(document: Json) -> None:
+def test_the_request_schemas_have_exactly_the_fields_of_a_body(document: Json) -> None:
     schemas = document["components"]["schemas"]
     faces = {
         "CompletionRequest": {*native.FIELDS},
@@ -80,7 +82,7 @@ def test_every_field_of_a_body_is_there_and_no_other(document: Json) -> None:
     assert schemas["OpenAICompletionRequest"]["additionalProperties"] is True
 
 
-def test_every_error_is_there_in_both_faces(document: Json) -> None:
+def test_every_error_code_is_documented_in_both_apis(document: Json) -> None:
     codes = {kind.code: kind.status for kind in classes(errors.SluiceError)}
     seen = {code for code, status in codes.items() if status != errors.ClientGone.status}
     shown: dict[str, set[str]] = {"native": set(), "openai": set()}
@@ -100,7 +102,7 @@ def test_every_error_is_there_in_both_faces(document: Json) -> None:
     assert set(request["enum"]) == set(codes)
 
 
-def test_every_example_is_of_its_schema(document: Json) -> None:
+def test_every_example_matches_its_schema(document: Json) -> None:
     checked = 0
     for path, _, operation in operations(document):
         holders = [*operation["responses"].values(), operation.get("requestBody", {"content": {}})]
@@ -117,13 +119,13 @@ def test_every_example_is_of_its_schema(document: Json) -> None:
     assert checked > 100
 
 
-def test_it_is_put_together_once(site: Site) -> None:
+def test_the_openapi_document_is_built_once(site: Site) -> None:
     first = site.client.get("/openapi.json").data
     assert site.app.extensions["sluice.openapi"] == first
     assert site.client.get("/openapi.json").data == first
 
 
-def test_the_page_has_all_it_needs_from_here(site: Site) -> None:
+def test_the_docs_page_loads_nothing_from_other_hosts(site: Site) -> None:
     page = site.client.get("/docs")
     assert (page.status_code, page.mimetype) == (200, "text/html")
     policy = page.headers["Content-Security-Policy"]

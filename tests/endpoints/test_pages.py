@@ -46,7 +46,7 @@ def test_a_program_gets_json(site: Site, accept: str | None) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/usage"])
-def test_a_page_may_load_what_is_ours_alone(site: Site, path: str) -> None:
+def test_page_headers_allow_loading_only_from_the_gateway_origin(site: Site, path: str) -> None:
     answer = site.client.get(path, headers={"Accept": BROWSER})
     rules = dict(
         rule.split(" ", 1) for rule in answer.headers["Content-Security-Policy"].split("; ")
@@ -67,7 +67,9 @@ def test_a_page_may_load_what_is_ours_alone(site: Site, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/usage"])
-def test_what_a_page_names_is_there_and_kept_for_good(site: Site, path: str) -> None:
+def test_static_files_named_by_a_page_exist_and_are_cached_for_a_year(
+    site: Site, path: str
+) -> None:
     text = site.client.get(path, headers={"Accept": BROWSER}).text
     names = re.findall(r'(?:src|href)="(/static/[^"]+)"', text)
     assert len(names) >= 3
@@ -81,7 +83,7 @@ def test_what_a_page_names_is_there_and_kept_for_good(site: Site, path: str) -> 
             assert answer.mimetype in kinds
 
 
-def test_a_file_outside_its_version_is_asked_for_again(site: Site) -> None:
+def test_an_unversioned_static_file_is_revalidated_by_its_etag(site: Site) -> None:
     with answered(site, "/static/style.css") as first:
         assert first.status_code == 200
         assert first.headers["Cache-Control"] == "no-cache"
@@ -93,7 +95,7 @@ def test_a_file_outside_its_version_is_asked_for_again(site: Site) -> None:
     "name",
     ["nothing.js", "../app.py", "%2e%2e/app.py", "..%2fapp.py", "vendor", ""],
 )
-def test_nothing_else_is_served(site: Site, name: str) -> None:
+def test_an_unknown_static_path_answers_404_with_json(site: Site, name: str) -> None:
     with answered(site, f"/static/{name}") as answer:
         assert answer.status_code == 404
         assert answer.json is not None
@@ -114,7 +116,7 @@ def test_scripts_make_no_html_of_text() -> None:
 
 
 @pytest.mark.parametrize("found", pages.RANGES, ids=lambda found: found.name)
-def test_the_ranges_are_the_api_s(found: pages.Range) -> None:
+def test_playground_ranges_match_what_the_api_accepts(found: pages.Range) -> None:
     def body(value: float) -> dict[str, object]:
         number = int(value) if found.step == "1" else value
         if found.name == "seed":  # a field of the OpenAI face
@@ -131,7 +133,9 @@ def test_the_ranges_are_the_api_s(found: pages.Range) -> None:
             native.parse(body(beyond))
 
 
-def test_the_version_changes_with_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_static_version_changes_with_any_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pages, "STATIC", tmp_path)
     found = set()
     for text in ("a", "b"):

@@ -12,7 +12,7 @@ from werkzeug.test import TestResponse
 
 from errors import Unavailable
 from ledger.database import database_url
-from tests.rows import connected, entry, settle, settled_row
+from tests.support.rows import connected, entry, settle, settled_row
 from tests.test_app import PROMPT, Site, hello, make_app, make_key
 from tests.test_gateway import play
 
@@ -75,7 +75,7 @@ def refused(site: Site, path: str) -> str:
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
-def test_before_the_first_request_everything_is_0(site: Site, slash: str) -> None:
+def test_usage_of_a_new_key_is_all_zero(site: Site, slash: str) -> None:
     found = ok(site, USAGE + slash)
     assert found == EMPTY
     assert list(found) == list(EMPTY)
@@ -86,7 +86,7 @@ def sums(requests: int, cost: float, tokens: tuple[int, int], **more: int) -> di
     return {"requests": requests, "cost": cost, "tokens": counts} | more
 
 
-def test_the_sums_of_the_caller_s_own_requests(filled: Site) -> None:
+def test_usage_sums_only_the_requests_of_the_caller(filled: Site) -> None:
     assert ok(filled, USAGE) == {
         "total_requests": 3,
         "total_cost": 3e-06,
@@ -125,7 +125,7 @@ def test_the_sums_of_the_caller_s_own_requests(filled: Site) -> None:
         ("end_date=2026-01-30T23:59:59", 1),
     ],
 )
-def test_a_range_is_of_whole_utc_days_both_included(
+def test_a_date_range_covers_whole_utc_days_and_includes_both_ends(
     filled: Site, query: str, requests: int
 ) -> None:
     assert ok(filled, f"{USAGE}?{query}")["total_requests"] == requests
@@ -135,7 +135,7 @@ def test_a_range_is_of_whole_utc_days_both_included(
 @pytest.mark.parametrize(
     "text", ["tomorrow", "2026-02-30", "2026-13-01", "1e9", "0001-01-01T00:00:00%2B14:00", "%00"]
 )
-def test_a_date_that_is_none(site: Site, name: str, text: str) -> None:
+def test_an_invalid_date_is_refused_with_400(site: Site, name: str, text: str) -> None:
     message = refused(site, f"{USAGE}?{name}={text}")
     assert message.startswith(f"{name}: got ")
     assert "2026-01-31" in message
@@ -167,14 +167,16 @@ def test_a_date_that_is_none(site: Site, name: str, text: str) -> None:
         (f"{REQUESTS}?cursor={base64.b64encode(b'0' * 29).decode()}", "it takes next_cursor"),
     ],
 )
-def test_what_a_query_can_t_say(site: Site, path: str, says: str) -> None:
+def test_an_invalid_query_parameter_is_refused_with_a_short_message(
+    site: Site, path: str, says: str
+) -> None:
     message = refused(site, path)
     assert says in message
     assert len(message) < 300
 
 
 @pytest.mark.parametrize("path", [USAGE, REQUESTS])
-def test_a_key_is_needed_and_nothing_else_than_reading_is_taken(site: Site, path: str) -> None:
+def test_usage_endpoints_need_a_key_and_refuse_post(site: Site, path: str) -> None:
     assert site.client.get(path).status_code == 401
     assert site.post({}, path).status_code == 405
 
@@ -227,7 +229,7 @@ OLD = ("2026-01-31T12:00:00", (1, 1), 300_000_000)
         ({"budget_usd": None}, None),
     ],
 )
-def test_what_is_left_of_the_budget_in_its_period(
+def test_remaining_credits_are_what_is_left_of_the_budget_in_its_period(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], left: float | None
 ) -> None:
     assert credits_left(tmp_path, monkeypatch, OLD, **fields) == left
@@ -236,7 +238,7 @@ def test_what_is_left_of_the_budget_in_its_period(
 # Groups and tables
 
 
-def test_a_group_has_the_most_expensive_first_and_a_total(filled: Site) -> None:
+def test_group_by_model_lists_the_most_expensive_first_and_a_total(filled: Site) -> None:
     assert ok(filled, f"{USAGE}?group_by=model") == {
         "group_by": "model",
         "data": [
@@ -255,7 +257,9 @@ def test_a_group_has_the_most_expensive_first_and_a_total(filled: Site) -> None:
         ("endpoint", ["/api/v1/completions", OTHER]),
     ],
 )
-def test_the_other_groups(filled: Site, by: str, names: list[str]) -> None:
+def test_group_by_day_provider_or_endpoint_lists_the_names_and_a_total(
+    filled: Site, by: str, names: list[str]
+) -> None:
     found = ok(filled, f"{USAGE}?group_by={by}&format=json")
     assert [row["name"] for row in found["data"]] == names
     range_ = f"{USAGE}?group_by={by}&start_date=2026-01-31"
@@ -294,7 +298,7 @@ def is_table(answer: TestResponse, by: str) -> bool:
         ("?format=json&group_by=model", "text/csv", None),
     ],
 )
-def test_a_table_is_for_who_asks_for_one(
+def test_usage_is_csv_only_if_format_or_the_accept_header_asks_for_csv(
     filled: Site, query: str, accept: str, by: str | None
 ) -> None:
     answer = filled.get(USAGE + query, Accept=accept)
@@ -304,13 +308,13 @@ def test_a_table_is_for_who_asks_for_one(
     assert answer.is_json == (by is None)
 
 
-def test_a_table_has_no_formula(site: Site) -> None:
+def test_a_csv_cell_of_the_usage_is_never_a_formula(site: Site) -> None:
     fill(site, ("2026-01-30T12:00:00",), endpoint='=HYPERLINK("x")')
     text = site.get(f"{USAGE}?group_by=endpoint&format=csv").get_data(as_text=True)
     assert text.splitlines()[1].startswith('"\'=HYPERLINK(""x"")",1,')
 
 
-def test_a_table_of_nothing_is_its_header(site: Site) -> None:
+def test_a_csv_without_rows_is_its_header_line(site: Site) -> None:
     assert len(site.get(f"{USAGE}?format=csv").data.splitlines()) == 1
 
 
@@ -318,11 +322,11 @@ def test_a_table_of_nothing_is_its_header(site: Site) -> None:
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
-def test_no_requests_yet(site: Site, slash: str) -> None:
+def test_the_request_list_of_a_new_key_is_empty(site: Site, slash: str) -> None:
     assert ok(site, REQUESTS + slash) == {"data": [], "next_cursor": None}
 
 
-def test_a_request_has_everything_that_the_ledger_knows(site: Site) -> None:
+def test_a_listed_request_shows_all_fields_of_its_ledger_row(site: Site) -> None:
     ledger = site.app.extensions["sluice"].ledger
     made = entry("2026-01-30T12:00:00.25", key_id=key_id(site), streamed=True)
     ledger.open(made)
@@ -369,7 +373,7 @@ def test_a_request_has_everything_that_the_ledger_knows(site: Site) -> None:
     ]
 
 
-def test_the_newest_come_first_page_by_page_and_only_one_s_own(site: Site) -> None:
+def test_requests_of_the_caller_alone_are_paged_newest_first(site: Site) -> None:
     fill(site, *((f"2026-01-{day:02}T12:00:00",) for day in range(1, 26)))
     fill(site, ("2026-01-31T12:00:00",), key_id="key_of_others")
     seen, path = [], REQUESTS
@@ -385,7 +389,9 @@ def test_the_newest_come_first_page_by_page_and_only_one_s_own(site: Site) -> No
     assert ok(site, f"{REQUESTS}?limit=24")["next_cursor"] is not None
 
 
-def test_a_ledger_that_is_away_is_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_usage_endpoints_answer_503_while_the_ledger_is_unavailable(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def away(_: object) -> None:
         raise Unavailable("The ledger can't be read now. Try again.")
 

@@ -18,8 +18,8 @@ from providers.adapter import MAX_INTERIM, Adapter, NotReached
 from providers.connection import Origin, Pool
 from providers.http1 import Malformed
 from providers.switch import Switch
-from tests.fake import FakeProvider
-from tests.fake import answer as answered
+from tests.support.fake import FakeProvider
+from tests.support.fake import answer as answered
 
 OK = b"HTTP/1.1 200 OK\r\n"
 HELLO = OK + b"Content-Length: 5\r\n\r\nhello"
@@ -88,7 +88,7 @@ def rest(response: requests.Response) -> bytes:
     return b"".join(iter(lambda: raw.read1(decode_content=True), b""))
 
 
-def test_an_answer() -> None:
+def test_a_whole_answer_is_read_and_its_connection_given_back() -> None:
     pool = OnePool(Scripted([HELLO]))
     response = post(pool)
     assert isinstance(response, requests.Response)
@@ -131,7 +131,9 @@ def test_chunks_that_came_together_are_one_read() -> None:
         ("https://bücher.example/a", ("xn--bcher-kva.example", 443), "xn--bcher-kva.example", "/a"),
     ],
 )
-def test_where_a_request_goes(url: str, origin: tuple[str, int], named: str, target: str) -> None:
+def test_a_url_sets_the_origin_host_header_and_target(
+    url: str, origin: tuple[str, int], named: str, target: str
+) -> None:
     sock = Scripted([HELLO])
     pool = OnePool(sock)
     post(pool, url)
@@ -144,7 +146,7 @@ def test_where_a_request_goes(url: str, origin: tuple[str, int], named: str, tar
 @pytest.mark.parametrize(
     "url", ["", "h/a", "ftp://h/", "http://", "http://h:99999/", "http://h:x/", "http://[::1/"]
 )
-def test_what_is_no_url(url: str) -> None:
+def test_an_invalid_url_raises_invalid_url(url: str) -> None:
     with pytest.raises(requests.exceptions.InvalidURL):
         post(OnePool(Scripted([HELLO])), url)
 
@@ -173,20 +175,20 @@ def test_interim_answers_are_passed_over(split: bool) -> None:
         OK + b"Transfer-Encoding: gzip\r\n\r\nhello",
     ],
 )
-def test_what_is_no_answer(data: bytes) -> None:
+def test_an_invalid_answer_raises_and_closes_the_connection(data: bytes) -> None:
     sock = Scripted([data])
     with pytest.raises(requests.ConnectionError):
         post(OnePool(sock))
     assert sock.closed
 
 
-def test_what_is_no_http_is_not_waited_for() -> None:
+def test_an_answer_that_is_not_http_is_refused_without_another_read() -> None:
     sock = Scripted([b"SSH", AssertionError("it was")])
     with pytest.raises(requests.ConnectionError):
         post(OnePool(sock))
 
 
-def test_other_failures_close_the_connection_too() -> None:
+def test_an_unexpected_read_failure_closes_the_connection() -> None:
     sock = Scripted([RuntimeError("odd")])
     with pytest.raises(RuntimeError):
         post(OnePool(sock))
@@ -204,14 +206,14 @@ def test_other_failures_close_the_connection_too() -> None:
         [OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"],
     ],
 )
-def test_a_connection_that_can_t_be_used_again(pieces: list[bytes]) -> None:
+def test_a_connection_that_cannot_be_reused_is_closed(pieces: list[bytes]) -> None:
     pool = OnePool(Scripted(pieces))
     assert rest(post(pool)) == b"hello"
     assert not pool.returned
     assert pool.sock.closed
 
 
-def test_a_body_that_is_left_closes_its_connection() -> None:
+def test_closing_an_incomplete_body_closes_its_connection() -> None:
     pool = OnePool(Scripted([OK + b"Content-Length: 5\r\n\r\nhel"]))
     response = post(pool)
     response.close()
@@ -219,7 +221,7 @@ def test_a_body_that_is_left_closes_its_connection() -> None:
     assert not pool.returned
 
 
-def test_what_came_before_a_fault_is_told() -> None:
+def test_a_body_is_delivered_up_to_a_malformed_chunk() -> None:
     response = post(
         OnePool(Scripted([OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n"]))
     )
@@ -231,7 +233,7 @@ def test_what_came_before_a_fault_is_told() -> None:
 
 
 @pytest.mark.parametrize("failure", [BrokenPipeError(), ConnectionResetError()])
-def test_an_answer_may_come_before_all_was_sent(failure: Exception) -> None:
+def test_an_answer_is_read_although_sending_the_request_failed(failure: Exception) -> None:
     refusal = b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno"
     pool = OnePool(Scripted([refusal], send=failure))
     response = post(pool)
@@ -240,7 +242,7 @@ def test_an_answer_may_come_before_all_was_sent(failure: Exception) -> None:
     assert pool.sock.closed
 
 
-def test_a_real_refusal_that_comes_early() -> None:
+def test_an_early_refusal_on_a_real_socket_is_read() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def refuse() -> None:
@@ -267,7 +269,7 @@ COMPRESSED = gzip.compress(b"hello")
 
 @pytest.mark.parametrize("cut", [0, 3])
 @pytest.mark.parametrize("together", [True, False])
-def test_a_compressed_body(cut: int, together: bool) -> None:
+def test_a_gzip_body_is_decompressed_even_with_a_cut_trailer(cut: int, together: bool) -> None:
     data = COMPRESSED[: len(COMPRESSED) - cut]
     head = OK + b"Content-Encoding: GZIP\r\nContent-Length: %d\r\n\r\n" % len(data)
     pool = OnePool(Scripted([head + data] if together else [head, data[:5], data[5:]]))
@@ -275,7 +277,7 @@ def test_a_compressed_body(cut: int, together: bool) -> None:
     assert pool.returned
 
 
-def test_a_host_that_is_not_reached() -> None:
+def test_a_refused_connection_raises_not_reached() -> None:
     with closing(Pool(1)) as pool, socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         listener.close()
@@ -283,7 +285,7 @@ def test_a_host_that_is_not_reached() -> None:
             post(pool, f"http://127.0.0.1:{port}/")
 
 
-def test_it_serves_a_session_of_requests(fake: FakeProvider) -> None:
+def test_the_adapter_serves_a_requests_session(fake: FakeProvider) -> None:
     fake.script(answered({"a": 1}))
     with closing(Pool(1)) as pool, requests.Session() as session:
         session.trust_env = False
@@ -293,7 +295,7 @@ def test_it_serves_a_session_of_requests(fake: FakeProvider) -> None:
     assert fake.requests[0].body == b'{"b": 2}'
 
 
-def test_a_call_without_limits_is_not_made() -> None:
+def test_a_call_without_timeouts_is_refused() -> None:
     request = requests.Request("POST", "http://host/").prepare()
     for timeout in (None, (1.0, None)):
         with pytest.raises(AssertionError):

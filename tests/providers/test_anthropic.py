@@ -127,13 +127,13 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("fields", "expected"), BODIES.values(), ids=BODIES)
-def test_the_body_holds_what_was_asked_for(
+def test_the_request_body_holds_the_requested_fields(
     fields: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     assert body(TARGET, **fields) == {**PLAIN, **expected}
 
 
-def test_what_the_model_refuses_is_not_sent() -> None:
+def test_fields_that_the_model_does_not_support_are_not_sent() -> None:
     target = Target(ROW, "new-1")
     assert body(target, temperature=0.5, top_p=0.5, stop=("a",)) == {
         **PLAIN,
@@ -157,13 +157,15 @@ def test_a_call_takes_one_prompt() -> None:
         ("https://h/v1", "beta=true", "https://h/v1/messages?beta=true"),
     ],
 )
-def test_the_url(base_url: str, query: str, url: str) -> None:
+def test_a_call_goes_to_the_messages_path_with_the_query_of_the_row(
+    base_url: str, query: str, url: str
+) -> None:
     row = Provider(name="sim", dialect="anthropic", base_url=base_url, query=query)
     call = anthropic.call(request(), Target(row, "m"))
     assert (call.method, call.url) == ("POST", url)
 
 
-def test_the_headers() -> None:
+def test_call_headers_hold_the_api_version_and_the_key() -> None:
     expected = {
         "Content-Type": "application/json",
         "Accept": "application/json",
@@ -179,14 +181,14 @@ def test_the_headers() -> None:
     assert anthropic.call(request(stream=True), Target(ROW, "m")).headers == expected
 
 
-def test_a_row_may_name_another_header_for_the_key() -> None:
+def test_a_provider_row_may_set_a_different_header_for_the_key() -> None:
     row = msgspec.structs.replace(ROW, key_header="api-key")
     headers = anthropic.call(request(), Target(row, "m", Secret("test-credential"))).headers
     assert headers["api-key"] == "test-credential"
     assert not headers.keys() & {"Authorization", "x-api-key"}
 
 
-def test_unsupported() -> None:
+def test_unsupported_lists_fields_that_the_api_and_the_model_lack() -> None:
     lacks = {
         *("suffix", "logprobs", "echo", "echo_logprobs", "token_ids", "prompt_list"),
         *("n", "best_of", "logit_bias", "seed", "frequency_penalty", "presence_penalty"),
@@ -196,7 +198,7 @@ def test_unsupported() -> None:
     assert anthropic.unsupported(Target(ROW, "new-1")) == lacks | {"temperature", "top_p"}
 
 
-def test_it_is_a_dialect() -> None:
+def test_the_anthropic_module_is_a_dialect() -> None:
     dialect: Dialect = anthropic
     assert dialect.unsupported(TARGET)
 
@@ -218,7 +220,7 @@ LAST = event("message_delta", delta={"stop_reason": "max_tokens"}, usage={"outpu
 STOP = event("message_stop")
 
 
-def test_the_events_of_a_stream_in_batches() -> None:
+def test_stream_events_come_in_a_batch_per_chunk() -> None:
     chunks = [
         START + event("ping") + delta("a") + delta("b"),
         event("ping"),
@@ -233,7 +235,7 @@ def test_the_events_of_a_stream_in_batches() -> None:
     ]
 
 
-def test_a_stopped_stream_has_its_exact_input() -> None:
+def test_message_start_reports_the_input_with_its_cached_tokens() -> None:
     """message_start tells it, with what came from the cache and went to it."""
     usage = {
         "input_tokens": 21,
@@ -248,7 +250,7 @@ def test_a_stopped_stream_has_its_exact_input() -> None:
     assert first == [Started("m", 2469), Used(Usage(2469, 0, 2048, 400, source="estimate"))]
 
 
-def test_nothing_is_asked_for_after_the_end() -> None:
+def test_no_chunk_is_read_after_message_stop() -> None:
     def chunks() -> Any:
         yield START + delta("a") + LAST + STOP
         raise AssertionError
@@ -256,7 +258,7 @@ def test_nothing_is_asked_for_after_the_end() -> None:
     assert len(list(anthropic.events(chunks(), request()))) == 1
 
 
-def test_what_came_before_an_error_is_served() -> None:
+def test_events_before_an_error_event_are_delivered() -> None:
     broken = START + delta("a") + event("error", error={"type": "api_error", "message": "oh"})
     events = anthropic.events([broken], request())
     assert next(events) == [Started("m", 7), Delta(0, "a")]
@@ -278,7 +280,7 @@ def test_what_came_before_an_error_is_served() -> None:
         ("something_new", "stop"),
     ],
 )
-def test_the_words_for_the_end(word: str, reason: FinishReason) -> None:
+def test_each_stop_reason_maps_to_a_finish_reason(word: str, reason: FinishReason) -> None:
     answer = json.dumps({"content": [], "stop_reason": word}).encode()
     assert fold(anthropic.complete(answer, request())).choices[0].finish_reason == reason
     last = event("message_delta", delta={"stop_reason": word})
@@ -289,13 +291,13 @@ def anthropic_reason(stream: bytes) -> FinishReason | None:
     return fold(flatten(anthropic.events([stream], request()))).choices[0].finish_reason
 
 
-def test_the_tables_know_the_reference() -> None:
+def test_the_tables_have_seven_stop_reasons_and_overloaded_as_529() -> None:
     assert len(REASONS) == 7
     assert STATUSES["overloaded_error"] == 529
 
 
 @pytest.mark.parametrize("kind", STATUSES)
-def test_the_types_of_errors(kind: str) -> None:
+def test_an_error_event_and_an_error_answer_give_equal_upstream_errors(kind: str) -> None:
     """As an event, and with a status of their own: the same."""
     value = {"type": "error", "error": {"type": kind, "message": "oh"}}
     stream = START + event("error", error=value["error"])
@@ -317,7 +319,7 @@ def test_the_types_of_errors(kind: str) -> None:
         (Tokens(1, 20, 300, 4), Usage(321, 4, cache_read_tokens=20, cache_write_tokens=300)),
     ],
 )
-def test_usage(tokens: Tokens, usage: Usage | None) -> None:
+def test_token_counts_are_converted_to_usage(tokens: Tokens, usage: Usage | None) -> None:
     assert usage_of(tokens) == usage
 
 
@@ -327,7 +329,7 @@ def test_a_body_in_place_of_a_stream_is_bounded() -> None:
         list(anthropic.events(chunks, request()))
 
 
-def test_blank_chunks_before_a_body() -> None:
+def test_blank_chunks_before_a_body_in_place_of_a_stream_are_skipped() -> None:
     answer = b'{"content":[{"type":"text","text":"a"}],"stop_reason":"end_turn"}'
     (batch,) = anthropic.events([b"", b" \n", answer[:9], answer[9:]], request())
     assert batch == [Started(), Delta(0, "a"), Finished(0, "stop")]
@@ -374,7 +376,7 @@ def test_any_json_is_an_answer_or_an_upstream_error(values: list[tuple[str, Any]
 
 @settings(deadline=None, max_examples=300, database=None)
 @given(data=st.binary(max_size=60), status=st.integers(400, 599))
-def test_any_bytes_are_an_error_and_no_crash(data: bytes, status: int) -> None:
+def test_any_bytes_that_are_no_answer_raise_an_upstream_error(data: bytes, status: int) -> None:
     with pytest.raises(UpstreamError):
         anthropic.complete(data, request())
     with pytest.raises(UpstreamError):
@@ -395,7 +397,7 @@ def test_deeply_nested_json_is_an_error() -> None:
 
 @pytest.mark.parametrize("text", [True, False])
 @pytest.mark.parametrize("cached", [{}, {"cache_read_input_tokens": 40}])
-def test_the_input_of_an_answer_that_is_stopped_is_exact(
+def test_the_input_tokens_of_a_stream_that_breaks_off_are_exact(
     text: bool, cached: dict[str, int]
 ) -> None:
     usage = {"input_tokens": 21, "output_tokens": 1, **cached}

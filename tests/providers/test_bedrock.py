@@ -26,14 +26,15 @@ from errors import UpstreamError
 from providers import bedrock
 from providers.base import Call, Dialect, Provider, Target
 from providers.bedrock_answer import FAILURES, REASONS, STATUSES
-from tests.frames import event, exception, frame
+from tests.support.frames import event, exception, frame
+from tests.support.paths import FIXTURES
 
 HOST = "https://bedrock-runtime.us-east-1.amazonaws.com"
 ROW = Provider(name="bedrock", dialect="bedrock", base_url=HOST)
 MODEL = "us.anthropic.claude-haiku-4-5-20251001-v1:0"
 ARN = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/abc123"
 TARGET = Target(ROW, MODEL, Secret("test-credential"))
-FIXTURES = Path(__file__).parent.parent / "fixtures" / "bedrock"
+BEDROCK = FIXTURES / "bedrock"
 
 EVERYTHING: dict[str, Any] = {
     "max_tokens": 5,
@@ -87,13 +88,13 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("fields", "expected"), BODIES.values(), ids=BODIES)
-def test_the_body_holds_what_was_asked_for(
+def test_the_request_body_holds_the_requested_fields(
     fields: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     assert body(**fields) == expected
 
 
-def test_what_the_model_cannot_take_is_not_sent() -> None:
+def test_a_field_the_provider_row_cannot_take_is_not_sent() -> None:
     row = Provider(name="b", base_url=HOST, cannot=("temperature",))
     assert body(Target(row, "m"), temperature=1.0, top_p=0.5) == {"inferenceConfig": {"topP": 0.5}}
 
@@ -107,7 +108,7 @@ def test_what_the_model_cannot_take_is_not_sent() -> None:
         ("..", ".."),
     ],
 )
-def test_the_url(model: str, quoted: str) -> None:
+def test_the_url_quotes_the_model_and_names_the_operation(model: str, quoted: str) -> None:
     for base in (HOST, HOST + "/"):
         target = Target(Provider(name="bedrock", base_url=base), model)
         whole = bedrock.call(request(), target)
@@ -116,12 +117,12 @@ def test_the_url(model: str, quoted: str) -> None:
         assert streamed.url == f"{HOST}/model/{quoted}/converse-stream"
 
 
-def test_a_row_s_query_is_kept() -> None:
+def test_the_query_of_a_provider_row_is_kept_in_the_url() -> None:
     target = Target(Provider(name="b", base_url=HOST, query="a=1"), "m")
     assert bedrock.call(request(), target).url == f"{HOST}/model/m/converse?a=1"
 
 
-def test_the_headers() -> None:
+def test_headers_carry_the_key_and_the_accepted_type() -> None:
     headers = bedrock.call(request(), TARGET).headers
     assert headers["Authorization"] == "Bearer test-credential"
     assert headers["Accept"] == "application/json"
@@ -130,7 +131,7 @@ def test_the_headers() -> None:
     assert "Authorization" not in bedrock.call(request(), Target(ROW, "m")).headers
 
 
-def test_what_it_lacks() -> None:
+def test_unsupported_lists_what_converse_and_the_provider_row_lack() -> None:
     lacks = {"suffix", "best_of", "token_ids", "echo", "echo_logprobs", "prompt_list", "n"}
     lacks |= {"logprobs", "seed", "logit_bias", "user", "openai_extra"}
     lacks |= {"frequency_penalty", "presence_penalty"}
@@ -139,7 +140,7 @@ def test_what_it_lacks() -> None:
     assert bedrock.unsupported(Target(row, "m")) == lacks | {"stop"}
 
 
-def test_it_is_a_dialect() -> None:
+def test_the_bedrock_module_is_a_dialect() -> None:
     dialect: Dialect = bedrock
     assert dialect
 
@@ -168,18 +169,18 @@ def test_a_stop_reason_is_translated(word: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["end_turn", "stop_sequence", "tool_use", "something_new", None])
-def test_any_other_is_an_end(word: str | None) -> None:
+def test_any_other_stop_reason_becomes_stop(word: str | None) -> None:
     assert ended(word) == "stop"
 
 
 @pytest.mark.parametrize("word", sorted(FAILURES))
-def test_an_end_that_was_none(word: str) -> None:
+def test_a_failure_stop_reason_raises_an_upstream_error(word: str) -> None:
     with pytest.raises(UpstreamError) as raised:
         ended(word)
     assert raised.value.upstream_code == word
 
 
-def test_the_events_of_a_frame_come_with_it() -> None:
+def test_each_frame_yields_its_own_batch_of_events() -> None:
     chunks = [START, HELLO, stop("end_turn"), METADATA]
     assert list(bedrock.events(chunks, request(stream=True))) == [
         [Started()],
@@ -189,7 +190,7 @@ def test_the_events_of_a_frame_come_with_it() -> None:
     ]
 
 
-def test_nothing_is_asked_for_after_the_metadata() -> None:
+def test_no_chunk_is_read_after_the_metadata_frame() -> None:
     def chunks() -> Iterator[bytes]:
         yield START + HELLO + stop("end_turn") + METADATA
         raise AssertionError
@@ -200,7 +201,7 @@ def test_nothing_is_asked_for_after_the_metadata() -> None:
 @pytest.mark.parametrize(
     "rest", [METADATA[:20], METADATA[:1], b""], ids=["half a frame", "a byte", "nothing"]
 )
-def test_usage_that_never_came_is_left_to_be_estimated(rest: bytes) -> None:
+def test_a_stream_cut_before_its_metadata_ends_without_usage(rest: bytes) -> None:
     stream = START + HELLO + stop("end_turn") + rest
     answer = fold(flatten(bedrock.events([stream], request(stream=True))))
     assert answer.choices[0].finish_reason == "stop"
@@ -208,7 +209,7 @@ def test_usage_that_never_came_is_left_to_be_estimated(rest: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(STATUSES))
-def test_a_type_of_error_has_a_status(kind: str) -> None:
+def test_each_error_type_maps_to_its_status(kind: str) -> None:
     with pytest.raises(UpstreamError) as raised:
         list(bedrock.events([START + exception(kind, {"message": "x"})], request(stream=True)))
     assert raised.value.upstream_status == STATUSES[kind]
@@ -219,20 +220,20 @@ def test_a_type_of_error_has_a_status(kind: str) -> None:
 
 
 @pytest.mark.parametrize("original", [200, "500", None, 99])
-def test_an_original_status_that_is_none(original: Any) -> None:
+def test_an_invalid_original_status_code_falls_back_to_424(original: Any) -> None:
     failed = exception("modelStreamErrorException", {"originalStatusCode": original})
     with pytest.raises(UpstreamError) as raised:
         list(bedrock.events([failed], request(stream=True)))
     assert raised.value.upstream_status == 424
 
 
-def test_an_exception_of_no_type() -> None:
+def test_an_exception_frame_without_a_type_has_no_status_or_code() -> None:
     with pytest.raises(UpstreamError) as raised:
         list(bedrock.events([frame({":message-type": "exception"}, b"[]")], request(stream=True)))
     assert (raised.value.upstream_status, raised.value.upstream_code) == (None, None)
 
 
-def test_a_body_in_one_piece_has_a_limit() -> None:
+def test_a_body_in_place_of_a_stream_is_bounded() -> None:
     with pytest.raises(UpstreamError, match="more than"):
         list(bedrock.events([b"{", *[b" " * (1 << 20)] * 5], request(stream=True)))
 
@@ -307,7 +308,7 @@ KNOWN: dict[str, Any] = {
 
 @pytest.mark.parametrize("model", [MODEL, ARN])
 @pytest.mark.parametrize("stream", [False, True])
-def test_botocore_sends_the_same(peer: Peer, model: str, stream: bool) -> None:
+def test_botocore_and_the_dialect_send_equal_requests(peer: Peer, model: str, stream: bool) -> None:
     asked = request(**EVERYTHING, stream=stream, extra=KNOWN)
     ours: Call = bedrock.call(asked, Target(ROW, model))
     call = {
@@ -324,7 +325,7 @@ def test_botocore_sends_the_same(peer: Peer, model: str, stream: bool) -> None:
 
 ANSWERED = [
     folder
-    for folder in sorted(FIXTURES.iterdir())
+    for folder in sorted(BEDROCK.iterdir())
     if "error" not in json.loads((folder / "expect.json").read_text())
     and not any(
         word in folder.name for word in ("odd", "unknown", "surrogates", "after_", "instead")
@@ -358,7 +359,7 @@ def said(text: str, reason: str, usage: dict[str, int]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("folder", ANSWERED, ids=lambda folder: folder.name)
-def test_botocore_reads_the_same(peer: Peer, folder: Path) -> None:
+def test_botocore_parses_each_fixture_as_expected(peer: Peer, folder: Path) -> None:
     call = {"modelId": MODEL, "messages": []}
     expected = json.loads((folder / "expect.json").read_text())
     if (folder / "body.json").exists():

@@ -91,13 +91,13 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("fields", "expected"), BODIES.values(), ids=BODIES)
-def test_the_body_holds_what_was_asked_for(
+def test_the_request_body_holds_the_requested_fields(
     fields: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     assert body(TARGET, **fields) == {**PLAIN, **expected}
 
 
-def test_what_the_host_can_t_take_is_not_sent() -> None:
+def test_fields_that_the_provider_does_not_support_are_not_sent() -> None:
     few = Target(Provider(name="few", base_url="http://h", cannot=("seed",)), "m")
     assert body(few, seed=1, top_p=0.5) == {**PLAIN, "p": 0.5}
 
@@ -107,7 +107,7 @@ def test_a_call_takes_one_prompt() -> None:
         cohere.call(request(prompts=("a", "b")), TARGET)
 
 
-def test_the_url_and_the_headers() -> None:
+def test_a_call_goes_to_the_chat_path_with_the_key_in_a_header() -> None:
     expected = {
         "Content-Type": "application/json",
         "Accept": "application/json",
@@ -124,7 +124,7 @@ def test_the_url_and_the_headers() -> None:
     assert cohere.call(request(stream=True), Target(ROW, "m")).headers == expected
 
 
-def test_unsupported() -> None:
+def test_unsupported_lists_fields_that_the_api_and_the_provider_lack() -> None:
     lacks = {
         *("suffix", "logprobs", "echo", "echo_logprobs", "token_ids", "prompt_list"),
         *("n", "best_of", "logit_bias", "user", "openai_extra"),
@@ -134,7 +134,7 @@ def test_unsupported() -> None:
     assert cohere.unsupported(Target(row, "m")) == lacks | {"seed"}
 
 
-def test_it_is_a_dialect() -> None:
+def test_the_cohere_module_is_a_dialect() -> None:
     dialect: Dialect = cohere
     assert dialect.unsupported(TARGET)
 
@@ -156,7 +156,7 @@ START = event("message-start", id="1", delta={"message": {"role": "assistant", "
 USAGE = {"billed_units": {"input_tokens": 5, "output_tokens": 2}}
 
 
-def test_the_events_of_a_stream_in_batches() -> None:
+def test_stream_events_come_in_a_batch_per_chunk() -> None:
     chunks = [
         START + delta("a") + delta("b"),
         event("content-end", index=0),
@@ -172,7 +172,7 @@ def test_the_events_of_a_stream_in_batches() -> None:
     ]
 
 
-def test_nothing_is_asked_for_after_the_end() -> None:
+def test_no_chunk_is_read_after_message_end() -> None:
     def chunks() -> Any:
         yield START + delta("a") + end(finish_reason="COMPLETE")
         raise AssertionError
@@ -193,7 +193,9 @@ def test_nothing_is_asked_for_after_the_end() -> None:
         (None, "stop"),
     ],
 )
-def test_the_words_for_the_end(word: str | None, reason: FinishReason) -> None:
+def test_each_cohere_finish_reason_maps_to_a_finish_reason(
+    word: str | None, reason: FinishReason
+) -> None:
     answer = json.dumps({"message": {"content": []}, "finish_reason": word}).encode()
     assert fold(cohere.complete(answer, request())).choices[0].finish_reason == reason
     streamed = fold(flatten(cohere.events([START + end(finish_reason=word)], request())))
@@ -201,7 +203,7 @@ def test_the_words_for_the_end(word: str | None, reason: FinishReason) -> None:
 
 
 @pytest.mark.parametrize("word", FAILURES)
-def test_an_end_that_was_none(word: str) -> None:
+def test_a_failure_finish_reason_raises_an_error_after_the_usage(word: str) -> None:
     """It is told after what was used, which counts all the same."""
     stream = START + delta("a") + end(finish_reason=word, error="oh", usage=USAGE)
     events = cohere.events([stream], request())
@@ -226,7 +228,7 @@ def test_an_end_that_was_none(word: str) -> None:
         (Counts(Tokens(50, 2), None, 60), Usage(50, 2, cache_read_tokens=50)),
     ],
 )
-def test_usage(counts: Counts, usage: Usage | None) -> None:
+def test_token_counts_are_converted_to_usage(counts: Counts, usage: Usage | None) -> None:
     assert usage_of(counts) == usage
 
 
@@ -271,7 +273,7 @@ def test_any_json_is_an_answer_or_an_upstream_error(values: list[tuple[str, Any]
 
 @settings(deadline=None, max_examples=300, database=None)
 @given(data=st.binary(max_size=60), status=st.integers(400, 599))
-def test_any_bytes_are_an_error_and_no_crash(data: bytes, status: int) -> None:
+def test_any_bytes_that_are_no_answer_raise_an_upstream_error(data: bytes, status: int) -> None:
     with pytest.raises(UpstreamError):
         cohere.complete(data, request())
     with pytest.raises(UpstreamError):

@@ -18,7 +18,7 @@ import trustme
 from providers import connection, switch
 from providers.connection import IDLE_S, MAX_ORIGINS, Origin, Pool
 from providers.switch import Aborted, Switch
-from tests.fake import FakeProvider
+from tests.support.fake import FakeProvider
 
 HERE = Origin("127.0.0.1", 9, "")
 
@@ -72,7 +72,7 @@ def taken(pool: Pool, origin: Origin = HERE) -> socket.socket | None:
         return None
 
 
-def test_what_was_used_last_is_used_next(pool: Pool, peers: Peers) -> None:
+def test_pool_reuses_the_last_returned_connection_first(pool: Pool, peers: Peers) -> None:
     first, second = peers.new(), peers.new()
     pool.give_back(HERE, first)
     pool.give_back(HERE, second)
@@ -82,7 +82,9 @@ def test_what_was_used_last_is_used_next(pool: Pool, peers: Peers) -> None:
 @pytest.mark.parametrize(
     "other", [Origin("127.0.0.2", 9, ""), Origin("127.0.0.1", 7, ""), Origin("127.0.0.1", 9, "x")]
 )
-def test_each_origin_has_its_own(pool: Pool, peers: Peers, other: Origin) -> None:
+def test_pool_keeps_the_connections_of_each_origin_apart(
+    pool: Pool, peers: Peers, other: Origin
+) -> None:
     """What another bundle of certificates vouched for, too."""
     ours = peers.new()
     pool.give_back(HERE, ours)
@@ -90,7 +92,7 @@ def test_each_origin_has_its_own(pool: Pool, peers: Peers, other: Origin) -> Non
     assert taken(pool) is ours
 
 
-def test_the_oldest_has_to_go(pool: Pool, peers: Peers) -> None:
+def test_full_pool_closes_its_oldest_connection(pool: Pool, peers: Peers) -> None:
     socks = [peers.new() for _ in range(4)]
     for sock in socks:
         pool.give_back(HERE, sock)
@@ -98,7 +100,7 @@ def test_the_oldest_has_to_go(pool: Pool, peers: Peers) -> None:
     assert [taken(pool) for _ in range(4)] == [*reversed(socks[1:]), None]
 
 
-def test_the_origins_are_bounded(pool: Pool, peers: Peers) -> None:
+def test_pool_bounds_its_number_of_origins(pool: Pool, peers: Peers) -> None:
     first = peers.new()
     pool.give_back(HERE, first)
     others = [Origin("127.0.0.1", 1000 + number, "") for number in range(MAX_ORIGINS)]
@@ -108,7 +110,9 @@ def test_the_origins_are_bounded(pool: Pool, peers: Peers) -> None:
     assert all(taken(pool, other) for other in others)
 
 
-def test_what_was_idle_for_long_is_not_used(pool: Pool, peers: Peers, clock: Clock) -> None:
+def test_pool_does_not_reuse_a_connection_past_its_idle_limit(
+    pool: Pool, peers: Peers, clock: Clock
+) -> None:
     socks = [peers.new() for _ in range(3)]
     for sock in socks:
         pool.give_back(HERE, sock)
@@ -117,7 +121,9 @@ def test_what_was_idle_for_long_is_not_used(pool: Pool, peers: Peers, clock: Clo
     assert [sock.fileno() for sock in socks] == [-1] * 3
 
 
-def test_what_was_idle_for_long_is_not_kept(pool: Pool, peers: Peers, clock: Clock) -> None:
+def test_returning_a_connection_closes_older_connections_past_the_idle_limit(
+    pool: Pool, peers: Peers, clock: Clock
+) -> None:
     """Nor what lies below it, which nobody would take while one call follows another."""
     old, fresh = peers.new(), peers.new()
     pool.give_back(HERE, old)
@@ -128,7 +134,9 @@ def test_what_was_idle_for_long_is_not_kept(pool: Pool, peers: Peers, clock: Clo
 
 
 @pytest.mark.parametrize("event", ["closed", "half_closed", "junk", "junk_and_closed", "shut"])
-def test_what_something_happened_to_is_not_used(pool: Pool, peers: Peers, event: str) -> None:
+def test_pool_skips_connections_that_are_closed_or_hold_unexpected_data(
+    pool: Pool, peers: Peers, event: str
+) -> None:
     well, ours = peers.new(), peers.new()
     pool.give_back(HERE, well)
     pool.give_back(HERE, ours)
@@ -182,7 +190,7 @@ def test_many_threads_never_share_a_connection(peers: Peers) -> None:
 # TLS
 
 
-def test_what_a_host_has_to_prove(ca_bundle: str) -> None:
+def test_tls_context_requires_a_valid_certificate_for_the_host_name(ca_bundle: str) -> None:
     with closing(Pool(1)) as pool:
         context = pool._context(ca_bundle)
     assert context.verify_mode is ssl.CERT_REQUIRED
@@ -192,7 +200,9 @@ def test_what_a_host_has_to_prove(ca_bundle: str) -> None:
     assert context.keylog_filename is None
 
 
-def test_the_environment_has_no_say(ca_bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_context_ignores_the_sslkeylogfile_variable(
+    ca_bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SSLKEYLOGFILE", "/nowhere/keys")
     with closing(Pool(1)) as pool:
         assert pool._context(ca_bundle).keylog_filename is None
@@ -220,7 +230,9 @@ def test_a_folder_of_certificates_may_be_trusted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])
-def test_a_bundle_that_is_none(tls_fake: FakeProvider, tmp_path: Path, content: str | None) -> None:
+def test_missing_or_invalid_certificate_bundle_prevents_a_connection(
+    tls_fake: FakeProvider, tmp_path: Path, content: str | None
+) -> None:
     bundle = tmp_path / "bundle.pem"
     if content is not None:
         bundle.write_text(content)
@@ -230,7 +242,7 @@ def test_a_bundle_that_is_none(tls_fake: FakeProvider, tmp_path: Path, content: 
     assert tls_fake.requests == []
 
 
-def test_a_host_has_to_prove_the_name_by_which_it_was_called(
+def test_host_certificate_must_match_the_name_that_was_called(
     ca: trustme.CA, ca_bundle: str, tmp_path: Path
 ) -> None:
     certificate = ca.issue_cert("localhost").private_key_and_cert_chain_pem
@@ -258,7 +270,7 @@ def test_an_abort_waits_for_a_connect_that_is_about_to_begin(
     lever.forget()
 
 
-def test_an_abort_strikes_its_own_socket_alone(peers: Peers) -> None:
+def test_abort_leaves_a_forgotten_socket_open_and_rejects_the_next_socket(peers: Peers) -> None:
     ours = peers.new()
     lever = Switch()
     lever.note(ours)
@@ -270,7 +282,7 @@ def test_an_abort_strikes_its_own_socket_alone(peers: Peers) -> None:
         lever.note(ours)
 
 
-def test_a_socket_is_not_handed_on_in_the_middle_of_an_abort(
+def test_forget_waits_until_a_running_abort_has_finished(
     peers: Peers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Forgetting waits until the abort is through: it never strikes the next exchange."""
@@ -294,7 +306,7 @@ def test_a_socket_is_not_handed_on_in_the_middle_of_an_abort(
     assert order == ["shut", "forgotten"]
 
 
-def test_a_host_that_falls_silent(peers: Peers) -> None:
+def test_receive_times_out_when_the_host_falls_silent(peers: Peers) -> None:
     ours, lever = peers.new(), Switch()
     lever.silence = 0.1
     lever.note(ours)
@@ -304,7 +316,7 @@ def test_a_host_that_falls_silent(peers: Peers) -> None:
         lever.receive(ours)
 
 
-def test_a_host_that_takes_nothing(peers: Peers) -> None:
+def test_send_times_out_when_the_host_reads_nothing(peers: Peers) -> None:
     ours, lever = peers.new(), Switch()
     lever.silence = 0.1
     lever.note(ours)
@@ -312,7 +324,7 @@ def test_a_host_that_takes_nothing(peers: Peers) -> None:
         lever.send(ours, bytes(50_000_000))
 
 
-def test_a_silence_that_ends_in_an_error_is_one_too(peers: Peers) -> None:
+def test_socket_error_after_the_idle_timeout_is_raised_as_a_timeout(peers: Peers) -> None:
     """Under gevent the shutdown raises where the reader waits."""
 
     class Broken:
@@ -332,7 +344,7 @@ def test_a_silence_that_ends_in_an_error_is_one_too(peers: Peers) -> None:
     lever.forget()
 
 
-def test_who_does_not_wait_is_not_late(peers: Peers) -> None:
+def test_idle_timeout_does_not_run_between_receives(peers: Peers) -> None:
     """A reader may be held up by a slow client for longer than its host may be silent."""
     ours, lever = peers.new(), Switch()
     lever.silence = 0.1
@@ -345,7 +357,7 @@ def test_who_does_not_wait_is_not_late(peers: Peers) -> None:
     lever.forget()
 
 
-def test_a_forgotten_socket_is_not_ended_for_silence(peers: Peers) -> None:
+def test_forgotten_socket_is_not_shut_down_by_the_idle_timeout(peers: Peers) -> None:
     ours, lever = peers.new(), Switch()
     lever.silence = 0.1
     lever.note(ours)
@@ -357,7 +369,7 @@ def test_a_forgotten_socket_is_not_ended_for_silence(peers: Peers) -> None:
     assert ours.recv(1) == b"x"
 
 
-def test_the_watched_are_those_under_way(peers: Peers) -> None:
+def test_idle_timeout_watches_a_switch_only_between_connect_and_forget(peers: Peers) -> None:
     lever = Switch()
     lever.note(peers.new(), connecting=True)
     assert lever not in switch._silences._switches, "its connect has a limit of its own"
@@ -367,7 +379,7 @@ def test_the_watched_are_those_under_way(peers: Peers) -> None:
     assert lever not in switch._silences._switches
 
 
-def test_reads_grow_with_what_comes(peers: Peers) -> None:
+def test_receive_reads_more_after_a_full_read(peers: Peers) -> None:
     """Room for a large read is made only where the last one was full."""
     ours, lever = peers.new(), Switch()
     peers.theirs[ours].sendall(bytes(30_000))
@@ -376,7 +388,7 @@ def test_reads_grow_with_what_comes(peers: Peers) -> None:
     assert [len(lever.receive(ours)) for _ in range(2)] == [8192, 10_000 - 8192]
 
 
-def test_all_is_sent_however_much_the_socket_takes_at_once(peers: Peers) -> None:
+def test_send_delivers_all_bytes_over_partial_writes(peers: Peers) -> None:
     ours, lever = peers.new(), Switch()
     sent, came = b"0123456789" * 1_000_000, bytearray()
 

@@ -34,9 +34,9 @@ from errors import UpstreamError
 from providers import anthropic, bedrock, cohere, google, infill, openai
 from providers.base import Dialect
 from relay import Tally
-from tests import frames
+from tests.support import frames
+from tests.support.paths import FIXTURES
 
-FIXTURES = Path(__file__).parent.parent / "fixtures"
 SMALL = 4096
 """Bytes up to which a stream is cut at every place; a larger one at some SAMPLES of them."""
 SAMPLES = 500
@@ -162,7 +162,7 @@ def stream_of(case: Case) -> bytes:
 
 
 @cases("stream.*")
-def test_a_stream_is_what_it_says(case: Case) -> None:
+def test_a_stream_fixture_gives_its_expected_answer_or_error(case: Case) -> None:
     events, error = outcome(case, case.request, [stream_of(case)])
     expected = case.expected
     if "error" in expected:
@@ -174,7 +174,7 @@ def test_a_stream_is_what_it_says(case: Case) -> None:
 
 
 @cases("body.json")
-def test_a_body_is_what_it_says(case: Case) -> None:
+def test_a_body_fixture_gives_its_expected_answer_or_error(case: Case) -> None:
     assert case.body is not None
     expected = case.expected
     if "error" in expected:
@@ -186,7 +186,7 @@ def test_a_body_is_what_it_says(case: Case) -> None:
 
 
 @cases("refusal.json")
-def test_a_refusal_is_what_it_says(case: Case) -> None:
+def test_a_refusal_fixture_gives_its_expected_error(case: Case) -> None:
     answer = json.loads((case.folder / "refusal.json").read_text())
     body = (case.folder / "refusal.body").read_bytes()
     error = case.row.dialect.error(answer["status"], answer["headers"], body)
@@ -194,7 +194,7 @@ def test_a_refusal_is_what_it_says(case: Case) -> None:
 
 
 @cases("stream.*")
-def test_stream_and_body_agree(case: Case) -> None:
+def test_stream_and_body_of_a_fixture_give_equal_answers(case: Case) -> None:
     if case.body is None or "error" in case.expected:
         return
     streamed = fold(flatten(case.row.dialect.events([stream_of(case)], case.request)))
@@ -202,7 +202,7 @@ def test_stream_and_body_agree(case: Case) -> None:
 
 
 @cases("stream.*")
-def test_what_a_whole_answer_used_is_as_the_provider_told_it(case: Case) -> None:
+def test_the_usage_of_a_whole_answer_is_what_the_provider_reported(case: Case) -> None:
     """No text comes after the last usage, nor is usage told twice for the same text."""
     events, error = outcome(case, case.request, [stream_of(case)])
     usage = fold(events).usage
@@ -214,14 +214,14 @@ def test_what_a_whole_answer_used_is_as_the_provider_told_it(case: Case) -> None
 
 
 @cases("stream.*")
-def test_byte_by_byte(case: Case) -> None:
+def test_reading_a_stream_byte_by_byte_does_not_change_its_events(case: Case) -> None:
     stream, request = stream_of(case), case.request
     single = [stream[i : i + 1] for i in range(len(stream))]
     assert outcome(case, request, single) == outcome(case, request, [stream])
 
 
 @cases("stream.*")
-def test_split_in_two_at_every_place(case: Case) -> None:
+def test_splitting_a_stream_in_two_anywhere_does_not_change_its_events(case: Case) -> None:
     stream, request = stream_of(case), case.request
     whole = outcome(case, request, [stream])
     for place in places(stream):
@@ -236,7 +236,7 @@ def test_empty_chunks_change_nothing(case: Case) -> None:
 
 
 @cases("stream.*")
-def test_a_batch_for_each_chunk(case: Case) -> None:
+def test_each_chunk_yields_at_most_one_batch_of_events(case: Case) -> None:
     """The events of a chunk come together, and before the next chunk is asked for."""
     stream, request = stream_of(case), case.request
     asked = 0
@@ -257,7 +257,7 @@ def test_a_batch_for_each_chunk(case: Case) -> None:
 
 @cases("stream.*")
 @pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
-def test_what_follows_the_end_is_ignored(case: Case, garbage: bytes) -> None:
+def test_bytes_after_the_end_of_a_stream_are_ignored(case: Case, garbage: bytes) -> None:
     stream, request, last = stream_of(case), case.request, case.row.last
     if last is None or last not in stream:
         return
@@ -268,7 +268,7 @@ def test_what_follows_the_end_is_ignored(case: Case, garbage: bytes) -> None:
 
 
 @cases("stream.*")
-def test_a_truncated_stream_never_ends_well(case: Case) -> None:
+def test_a_truncated_stream_raises_unless_every_choice_has_finished(case: Case) -> None:
     """At no event's end and at no other byte, unless each choice had its finish_reason."""
     stream, request = stream_of(case), case.request
     whole = outcome(case, request, [stream])
@@ -285,7 +285,7 @@ def test_each_dialect_has_fixtures_of_each_kind() -> None:
             assert list((FIXTURES / name).glob(f"*/{kind}")), (name, kind)
 
 
-def test_each_fixture_is_used() -> None:
+def test_each_fixture_has_an_expectation_and_only_known_files() -> None:
     known = {"body.json", "request.json", "expect.json", "refusal.json", "refusal.body"}
     for case in CASES:
         files = {path.name for path in case.folder.iterdir()}
@@ -294,7 +294,7 @@ def test_each_fixture_is_used() -> None:
         assert files & {"body.json", "refusal.json"} or case.stream is not None, case.folder
 
 
-def test_fixtures_know_the_vocabulary() -> None:
+def test_request_fixtures_use_only_known_fields() -> None:
     """A misspelt field in expect.json would compare unequal; in request.json it would be lost."""
     names = set(completion.CompletionRequest.__struct_fields__)
     for case in CASES:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from errors import UpstreamError
 from providers import eventstream
 from providers.eventstream import MAX_FRAME, MAX_HEADERS, Frame
-from tests import frames
-from tests.frames import Byte, Long, Short, Timestamp, frame, sealed
+from tests.support import frames
+from tests.support.frames import Byte, Long, Short, Timestamp, frame, sealed
 
 VALUES: dict[str, Any] = {
     "true": True,
@@ -56,7 +56,9 @@ def damaged(chunks: Iterable[bytes]) -> str:
 
 
 @given(messages, st.data())
-def test_any_split_gives_the_frames(sent: list[tuple[dict[str, Any], bytes]], data: Any) -> None:
+def test_any_split_of_an_event_stream_gives_its_frames(
+    sent: list[tuple[dict[str, Any], bytes]], data: Any
+) -> None:
     stream = b"".join(frame(*message) for message in sent)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
     chunks = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
@@ -77,7 +79,7 @@ def test_a_bit_flipped_anywhere_is_an_error(
     assert found == [Frame(*message) for message in sent[: len(intact)]]
 
 
-def test_every_bit_of_a_frame_counts() -> None:
+def test_flipping_any_bit_of_a_frame_is_a_checksum_error() -> None:
     good = frame({":event-type": "x"}, b'{"a": 1}')
     for bit in range(len(good) * 8):
         bad = bytearray(good)
@@ -85,19 +87,19 @@ def test_every_bit_of_a_frame_counts() -> None:
         assert "checksum" in damaged([bytes(bad)])
 
 
-def test_a_header_has_a_type() -> None:
+def test_header_values_keep_their_types() -> None:
     (found,) = decoded([frame(VALUES, b"payload")])
     assert found == Frame(VALUES, b"payload")
     kinds = [bool, bool, int, int, int, int, bytes, str, int, UUID]
     assert [type(value) for value in found.headers.values()] == kinds
 
 
-def test_headers_above_the_cache_are_read_as_well() -> None:
+def test_headers_too_large_for_the_cache_are_read() -> None:
     sent = {f"name-{i}": "x" * 100 for i in range(10)}
     assert decoded([frame(sent)]) == [Frame(sent, b"")]
 
 
-def test_what_is_unfinished_is_discarded() -> None:
+def test_an_unfinished_frame_is_discarded() -> None:
     good = frame({"a": 1}, b"x")
     for place in range(len(good)):
         assert decoded([good + good[:place]]) == [Frame({"a": 1}, b"x")]
@@ -117,7 +119,7 @@ def test_a_frame_comes_with_the_chunk_that_completes_it() -> None:
     assert [(asked, len(batch)) for batch in eventstream.decode(chunks())] == [(2, 2), (3, 1)]
 
 
-def test_frames_before_the_damage_come_first() -> None:
+def test_frames_before_damage_are_delivered_before_the_error() -> None:
     good = frame({"a": 1}, b"x")
     stream = eventstream.decode([good + b"\x00" * 12])
     assert next(stream) == [Frame({"a": 1}, b"x")]
@@ -126,11 +128,11 @@ def test_frames_before_the_damage_come_first() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 15, MAX_FRAME + 1, 0xFFFFFFFF])
-def test_a_length_that_cannot_be_is_refused_before_its_bytes_come(length: int) -> None:
+def test_an_invalid_frame_length_is_rejected_before_the_payload_arrives(length: int) -> None:
     assert "claims" in damaged([sealed(b"", b"", length)[:12]])
 
 
-def test_the_largest_frame() -> None:
+def test_a_frame_of_the_largest_size_is_decoded() -> None:
     payload = b"x" * (MAX_FRAME - 16)
     (found,) = decoded([sealed(b"", payload)])
     assert len(found.payload) == len(payload)
@@ -160,5 +162,5 @@ def test_headers_have_a_limit_of_their_own() -> None:
         frames.header("a", 1) * 2,
     ],
 )
-def test_headers_that_cannot_be_read(block: bytes) -> None:
+def test_malformed_frame_headers_raise_an_error(block: bytes) -> None:
     assert damaged([sealed(block, b"")]) == "a frame's headers can't be read."

@@ -2,7 +2,7 @@
 none is left when it ends, however it ends.
 
 Rules that hold here: attempts are played by the tests, and block until their abort or until the
-test lets them go on; nothing waits for longer than WAIT_S.
+test lets them go on; nothing waits for longer than HANG_S.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from errors import RateLimited, SluiceError, UpstreamError
 from providers.fanout import AT_ONCE, QUEUE_SIZE, FanOut, Merge
 from providers.transport import Aborted
 from relay import Tally
+from tests.support.pace import HANG_S, scaled
 
-WAIT_S = 5.0
-PROMPT_S = 0.5  # what is prompt, on a busy machine
+PROMPT_S = scaled(0.5)
 
 
 class Attempt:
@@ -96,7 +96,7 @@ class Attempt:
         return self.started > 0 and not self.closes
 
     def _wait(self, event: threading.Event | None) -> None:
-        deadline = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + HANG_S
         while event is not None and not event.wait(0.002) and not self._aborted.is_set():
             assert time.monotonic() < deadline
         self._check()
@@ -128,7 +128,7 @@ def texts(completion: Completion) -> list[tuple[int, str]]:
     return [(choice.index, choice.text) for choice in completion.choices]
 
 
-def wait(condition: Callable[[], bool], timeout: float = WAIT_S) -> None:
+def wait(condition: Callable[[], bool], timeout: float = HANG_S) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline
@@ -164,7 +164,7 @@ class Reader:
             self._fanout.close()
 
     def join(self) -> None:
-        self._thread.join(WAIT_S)
+        self._thread.join(HANG_S)
         assert not self._thread.is_alive()
 
 
@@ -172,7 +172,7 @@ class Reader:
 
 
 @pytest.mark.parametrize("count", [1, 2, AT_ONCE, AT_ONCE + 1, 40])
-def test_each_prompts_answer_stands_at_its_place(count: int) -> None:
+def test_answer_of_each_prompt_gets_the_index_of_its_prompt(count: int) -> None:
     fanout = fan([Attempt(said(f"t{number}")) for number in range(count)])
     completion = fold(flatten(fanout.events()))
     fanout.close()
@@ -180,7 +180,7 @@ def test_each_prompts_answer_stands_at_its_place(count: int) -> None:
     assert {choice.finish_reason for choice in completion.choices} == {"stop"}
 
 
-def test_choices_are_numbered_by_prompt_times_n() -> None:
+def test_choices_are_numbered_prompt_by_prompt_when_n_is_3() -> None:
     def answer(name: str) -> list[Batch]:
         deltas: Batch = [Delta(2, f"{name}2"), Delta(0, f"{name}0"), Delta(1, f"{name}1")]
         return [[Started()], deltas, [Finished(index, "length") for index in range(3)]]
@@ -190,14 +190,14 @@ def test_choices_are_numbered_by_prompt_times_n() -> None:
     assert [choice.finish_reason for choice in completion.choices] == ["length"] * 6
 
 
-def test_a_merge_keeps_what_else_an_event_says() -> None:
+def test_merge_renumbers_events_and_keeps_logprobs_and_finish_reasons() -> None:
     told = Logprobs(["a"], [-1.0], None, [0])
     merge = Merge(counts(3), 2)
     assert merge.add(2, [Delta(1, "a", told)]) == [Delta(5, "a", told)]
     assert merge.add(0, [Finished(1, "content_filter")]) == [Finished(1, "content_filter")]
 
 
-def test_the_input_is_that_of_the_calls_that_began() -> None:
+def test_merge_sums_the_input_tokens_of_the_started_calls() -> None:
     merge = Merge(counts(3), 1)
     assert merge.add(1, [Started("m", 3), Delta(0, "a")]) == [Started("m", 3), Delta(1, "a")]
     assert merge.add(0, [Started("m")]) == [Started("m", 13)]
@@ -207,21 +207,21 @@ def about(*tokens: Any) -> Batch:
     return [Used(msgspec.structs.replace(Usage(*tokens), source="estimate"))]
 
 
-def test_usage_is_the_sum_of_all() -> None:
+def test_merged_usage_is_the_sum_over_all_prompts() -> None:
     merge = Merge(counts(3), 1)
     assert merge.add(0, [Used(Usage(1, 2, 3, 4, 5))]) == about(1, 2, 3, 4, 5)
     assert merge.add(2, [Used(Usage(10, 20, 30, 40, 50))]) == about(11, 22, 33, 44, 55)
     assert merge.add(1, [Used(Usage(100, 200))]) == [Used(Usage(111, 222, 33, 44, 55))]
 
 
-def test_the_last_word_of_each_on_usage_counts() -> None:
+def test_last_usage_report_of_each_prompt_counts() -> None:
     merge = Merge(counts(2), 1)
     merge.add(0, [Used(Usage(1, 1)), Used(Usage(1, 2))])
     assert merge.add(1, [Used(Usage(5, 1))]) == [Used(Usage(6, 3))]
     assert merge.add(0, [Used(Usage(1, 9))]) == [Used(Usage(6, 10))]
 
 
-def test_what_some_did_not_tell_is_estimated() -> None:
+def test_unreported_usage_of_a_prompt_is_estimated() -> None:
     merge = Merge(counts(2), 1)
     merge.add(0, [Started(), Delta(0, "a" * 20)])
     assert merge.add(1, [Delta(0, "b"), Used(Usage(5, 1))]) == [
@@ -232,20 +232,20 @@ def test_what_some_did_not_tell_is_estimated() -> None:
     assert merge.add(1, [Used(Usage(5, 1))]) == about(13, 7 + 5)
 
 
-def test_an_echo_is_no_output_here_either() -> None:
+def test_echoed_prompt_does_not_count_as_output_tokens() -> None:
     merge = Merge([Tally(("p" * 40,), echoes=1) for _ in range(2)], 1)
     merge.add(0, [Delta(0, "p" * 40 + "a" * 8)])
     assert merge.add(1, [Used(Usage(10, 3))]) == about(20, 2 + 3)
 
 
-def test_usage_is_an_estimate_when_one_did_not_tell() -> None:
+def test_merged_usage_is_an_estimate_when_a_prompt_reports_none() -> None:
     fanout = fan([Attempt(said("a", Usage(1, 2))), Attempt(said("b"))])
     usage = fold(flatten(fanout.events())).usage
     assert usage is not None
     assert usage.source == "estimate"
 
 
-def test_no_batch_is_empty() -> None:
+def test_fanout_yields_no_empty_batch() -> None:
     quiet: list[Batch] = [[Started()], [Used(Usage(1, 1))], [Delta(0, "a"), Finished(0, "stop")]]
     assert all(fan([Attempt(quiet), Attempt(quiet)]).events())
 
@@ -253,7 +253,7 @@ def test_no_batch_is_empty() -> None:
 # How many at once
 
 
-def test_at_most_eight_at_once() -> None:
+def test_at_most_eight_prompts_run_at_once() -> None:
     assert AT_ONCE == 8
     gates = [threading.Event() for _ in range(20)]
     attempts = [Attempt(said("a"), gate=gate) for gate in gates]
@@ -271,7 +271,7 @@ def has_started(attempts: Sequence[Attempt], count: int) -> bool:
     return sum(attempt.started for attempt in attempts) == count
 
 
-def test_no_more_threads_than_prompts() -> None:
+def test_fanout_starts_a_thread_per_prompt_and_none_before_reading() -> None:
     attempts = [Attempt(said("a"), hold=True) for _ in range(3)]
     before = threading.active_count()
     fanout = fan(attempts)
@@ -283,7 +283,7 @@ def test_no_more_threads_than_prompts() -> None:
     reader.join()
 
 
-def test_a_quick_prompt_does_not_wait_for_a_slow_one() -> None:
+def test_quick_prompt_does_not_wait_for_a_slow_prompt() -> None:
     gate = threading.Event()
     slow, quick = Attempt(said("slow"), gate=gate), Attempt(said("quick"))
     reader = Reader(fan([slow, quick]))
@@ -298,7 +298,7 @@ def test_a_quick_prompt_does_not_wait_for_a_slow_one() -> None:
 
 
 @pytest.mark.parametrize("count", [2, AT_ONCE, 30])
-def test_the_first_failure_ends_them_all(count: int) -> None:
+def test_first_failure_aborts_all_other_prompts(count: int) -> None:
     failure = UpstreamError("down", upstream_status=503)
     attempts = [Attempt(said("a"), hold=True) for _ in range(count - 1)]
     attempts.insert(1, Attempt(failure=failure))
@@ -311,14 +311,14 @@ def test_the_first_failure_ends_them_all(count: int) -> None:
     assert [a.closes for a in attempts] == [a.started for a in attempts]
 
 
-def test_what_came_before_a_failure_is_delivered() -> None:
+def test_events_before_a_failure_are_delivered() -> None:
     failing = Attempt([[Started(None, 1)], [Delta(0, "half")]], failure=UpstreamError("down"))
     reader = Reader(fan([failing, Attempt(hold=True)]))
     reader.join()
     assert reader.events == [Started(None, 1), Delta(0, "half")]
 
 
-def test_a_later_prompts_failure_counts_too() -> None:
+def test_failure_of_a_queued_prompt_is_raised() -> None:
     failure = RateLimited("Slowly.", retry_after=1)
     attempts = [Attempt(said("a")) for _ in range(20)]
     reader = Reader(fan([*attempts, Attempt(failure=failure)]))
@@ -326,7 +326,7 @@ def test_a_later_prompts_failure_counts_too() -> None:
     assert reader.failure is failure
 
 
-def test_the_first_of_several_failures_is_told() -> None:
+def test_first_of_several_failures_is_raised() -> None:
     first, second = UpstreamError("first"), UpstreamError("second")
     gate = threading.Event()
     late = Attempt(failure=second, gate=gate)
@@ -336,14 +336,14 @@ def test_the_first_of_several_failures_is_told() -> None:
     assert reader.failure is first
 
 
-def test_a_defect_is_raised_where_it_is_heard() -> None:
+def test_unexpected_exception_in_a_prompt_is_raised_to_the_reader() -> None:
     fanout = fan([Attempt(failure=KeyError("ours")), Attempt(hold=True)])
     with pytest.raises(KeyError):
         list(fanout.events())
     fanout.close()
 
 
-def test_a_maker_that_fails_ends_them_all() -> None:
+def test_failing_attempt_maker_ends_the_other_prompts() -> None:
     other = Attempt(hold=True)
 
     def refuse() -> Attempt:
@@ -360,7 +360,7 @@ def test_a_maker_that_fails_ends_them_all() -> None:
 
 
 @pytest.mark.parametrize("count", [1, AT_ONCE, AT_ONCE + 5])
-def test_a_wind_up_lets_those_finish_that_began(count: int) -> None:
+def test_wind_up_lets_started_prompts_finish_and_starts_no_others(count: int) -> None:
     gate = threading.Event()
     attempts = [Attempt(said("a", Usage(1, 2)), gate=gate) for _ in range(count)]
     fanout = fan(attempts)
@@ -378,7 +378,7 @@ def test_a_wind_up_lets_those_finish_that_began(count: int) -> None:
     assert has_started(attempts, begun)
 
 
-def test_a_wind_up_before_the_start_leaves_nothing_to_do() -> None:
+def test_wind_up_before_the_start_runs_no_prompt() -> None:
     attempt = Attempt(said("a"))
     fanout = fan([attempt])
     fanout.wind_up()
@@ -388,7 +388,9 @@ def test_a_wind_up_before_the_start_leaves_nothing_to_do() -> None:
 
 @pytest.mark.parametrize("hush", [False, True])
 @pytest.mark.parametrize("count", [1, 5, 30])
-def test_an_abort_ends_it_at_once(count: int, *, hush: bool) -> None:
+def test_abort_ends_the_fanout_at_once_and_closes_started_attempts(
+    count: int, *, hush: bool
+) -> None:
     attempts = [Attempt(said("a"), hold=True, hush=hush) for _ in range(count)]
     fanout = fan(attempts)
     reader = Reader(fanout)
@@ -405,7 +407,7 @@ def test_an_abort_ends_it_at_once(count: int, *, hush: bool) -> None:
     assert [a.closes for a in attempts] == [a.started for a in attempts]
 
 
-def test_an_abort_before_it_began() -> None:
+def test_abort_before_the_start_runs_no_prompt() -> None:
     attempts = [Attempt(said("a")) for _ in range(3)]
     fanout = fan(attempts)
     fanout.abort()
@@ -414,7 +416,7 @@ def test_an_abort_before_it_began() -> None:
     assert not any(attempt.started for attempt in attempts)
 
 
-def test_an_abort_while_a_reader_is_slow() -> None:
+def test_abort_ends_a_fanout_whose_reader_is_slow() -> None:
     attempts = [Attempt([[Delta(0, "a")]] * 1000) for _ in range(4)]
     fanout = fan(attempts)
     events = fanout.events()
@@ -426,12 +428,12 @@ def test_an_abort_while_a_reader_is_slow() -> None:
     assert [attempt.closes for attempt in attempts] == [attempt.started for attempt in attempts]
 
 
-def wait_closed(attempts: Sequence[Attempt], timeout: float = WAIT_S) -> None:
+def wait_closed(attempts: Sequence[Attempt], timeout: float = HANG_S) -> None:
     """Wait until each that was started is closed."""
     wait(lambda: not any(attempt.running for attempt in attempts), timeout)
 
 
-def test_an_abort_at_any_moment() -> None:
+def test_abort_at_any_moment_closes_each_started_attempt_once() -> None:
     """Including those between two steps: nothing hangs, nothing is closed twice or never."""
     for step in range(60):
         attempts = [Attempt(said("a")) for _ in range(12)]
@@ -444,7 +446,7 @@ def test_an_abort_at_any_moment() -> None:
         assert [a.closes for a in attempts] == [a.started for a in attempts]
 
 
-def test_an_abort_from_several_threads_at_once() -> None:
+def test_abort_from_several_threads_at_once_ends_the_fanout() -> None:
     attempts = [Attempt(hold=True) for _ in range(20)]
     fanout = fan(attempts)
     reader = Reader(fanout)
@@ -453,11 +455,11 @@ def test_an_abort_from_several_threads_at_once() -> None:
         thread.start()
     reader.join()
     for thread in aborters:
-        thread.join(WAIT_S)
+        thread.join(HANG_S)
     wait_closed(attempts)
 
 
-def test_a_reader_that_stops_reading_closes_them() -> None:
+def test_closing_a_half_read_fanout_closes_its_started_attempts() -> None:
     attempts = [Attempt([[Delta(0, "a")]] * 1000) for _ in range(3)]
     fanout = fan(attempts)
     for _ in fanout.events():
@@ -467,7 +469,7 @@ def test_a_reader_that_stops_reading_closes_them() -> None:
     assert [a.closes for a in attempts] == [a.started for a in attempts]
 
 
-def test_each_is_closed_by_the_thread_that_ran_it_once() -> None:
+def test_each_attempt_is_closed_once_by_its_own_thread() -> None:
     attempts = [Attempt(said("a")) for _ in range(20)]
     fanout = fan(attempts)
     list(fanout.events())

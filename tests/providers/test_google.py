@@ -127,13 +127,13 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("fields", "expected"), BODIES.values(), ids=BODIES)
-def test_the_body_holds_what_was_asked_for(
+def test_parameters_are_translated_to_the_google_request_body(
     fields: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     assert body(**fields) == expected
 
 
-def test_what_the_model_cannot_take_is_not_sent() -> None:
+def test_parameters_in_the_cannot_list_of_a_provider_are_not_sent() -> None:
     row = Provider(name="g", base_url=HOST, cannot=("seed", "logprobs"))
     sent = body(Target(row, "m"), seed=1, logprobs=2, top_p=0.5)
     assert sent == {"generationConfig": {"topP": 0.5}}
@@ -154,7 +154,9 @@ def test_characters_beyond_ascii_are_sent_as_they_are() -> None:
         ("../x", "models/..%2Fx"),
     ],
 )
-def test_the_url(model: str, path: str) -> None:
+def test_the_url_has_the_model_and_the_method_for_streams_or_whole_answers(
+    model: str, path: str
+) -> None:
     for base in (HOST, HOST + "/"):
         target = Target(Provider(name="google", base_url=base), model)
         whole, streamed = google.call(request(), target), google.call(request(stream=True), target)
@@ -162,14 +164,14 @@ def test_the_url(model: str, path: str) -> None:
         assert streamed.url == f"{HOST}/{path}:streamGenerateContent?alt=sse"
 
 
-def test_a_row_s_query_is_kept() -> None:
+def test_the_query_of_a_provider_row_is_kept_in_the_url() -> None:
     target = Target(Provider(name="g", base_url=HOST, query="a=1"), "m")
     assert google.call(request(), target).url == f"{HOST}/models/m:generateContent?a=1"
     streamed = google.call(request(stream=True), target).url
     assert streamed == f"{HOST}/models/m:streamGenerateContent?alt=sse&a=1"
 
 
-def test_the_key_is_in_a_header_and_nowhere_else() -> None:
+def test_the_key_is_sent_only_in_the_x_goog_api_key_header() -> None:
     call = google.call(request(stream=True), TARGET)
     assert call.headers["x-goog-api-key"] == "test-credential"
     assert "Authorization" not in call.headers
@@ -178,7 +180,7 @@ def test_the_key_is_in_a_header_and_nowhere_else() -> None:
     assert "x-goog-api-key" not in google.call(request(), Target(ROW, "m")).headers
 
 
-def test_what_it_lacks() -> None:
+def test_unsupported_lists_what_the_dialect_and_the_provider_row_lack() -> None:
     row = Provider(name="g", base_url=HOST, cannot=("seed",))
     lacks = {"suffix", "best_of", "logit_bias", "user", "openai_extra"}
     lacks |= {"token_ids", "echo", "echo_logprobs", "prompt_list"}
@@ -186,7 +188,7 @@ def test_what_it_lacks() -> None:
     assert google.unsupported(TARGET) == lacks
 
 
-def test_it_is_a_dialect() -> None:
+def test_the_google_module_is_a_dialect() -> None:
     dialect: Dialect = google
     assert dialect
 
@@ -215,12 +217,12 @@ def test_a_finish_reason_is_translated(word: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["STOP", "SOMETHING_NEW"])
-def test_any_other_is_an_end(word: str) -> None:
+def test_stop_and_unknown_finish_reasons_become_stop(word: str) -> None:
     assert ended(word) == "stop"
 
 
 @pytest.mark.parametrize("word", sorted(FAILURES))
-def test_an_end_that_was_none(word: str) -> None:
+def test_a_finish_reason_that_means_failure_raises_an_upstream_error(word: str) -> None:
     with pytest.raises(UpstreamError) as raised:
         ended(word)
     assert raised.value.upstream_code == word
@@ -228,12 +230,12 @@ def test_an_end_that_was_none(word: str) -> None:
 
 
 @pytest.mark.parametrize("word", sorted(NOT_YET - {""}))
-def test_no_end_yet(word: str) -> None:
+def test_an_unspecified_finish_reason_does_not_end_a_stream(word: str) -> None:
     with pytest.raises(UpstreamError, match="before its end"):
         ended(word)
 
 
-def test_text_after_a_finish_reason_is_text() -> None:
+def test_text_after_a_finish_reason_is_still_sent() -> None:
     """Some hosts put STOP on every chunk, and on empty ones before the text."""
     stream = sse(
         {"candidates": [candidate("", "STOP")]},
@@ -260,7 +262,7 @@ def used(prompt: int, output: int) -> Used:
     return Used(Usage(input_tokens=prompt, output_tokens=output))
 
 
-def test_usage_is_told_after_the_text_that_it_counts() -> None:
+def test_usage_is_reported_after_the_text_that_it_counts() -> None:
     stream = [
         sse({"usageMetadata": usage(8)}),
         sse({"candidates": [candidate("a")], "usageMetadata": usage(8)}),
@@ -278,7 +280,7 @@ def test_usage_is_told_after_the_text_that_it_counts() -> None:
     ]
 
 
-def test_usage_without_output_is_not_told_of_a_stream_that_broke_off() -> None:
+def test_usage_without_output_tokens_is_not_reported_for_a_cut_off_stream() -> None:
     stream = sse({"candidates": [candidate("a")], "usageMetadata": usage(8)})
     events = google.events([stream], request(stream=True))
     assert next(events) == [Started(None, 8), Delta(0, "a")]
@@ -286,7 +288,7 @@ def test_usage_without_output_is_not_told_of_a_stream_that_broke_off() -> None:
         next(events)
 
 
-def test_usage_counts_of_an_answer_that_failed() -> None:
+def test_usage_is_reported_for_an_answer_that_failed() -> None:
     broken = candidate("a", "OTHER")
     stream = sse({"candidates": [broken], "usageMetadata": usage(8)})
     events = google.events([stream], request(stream=True))
@@ -295,7 +297,7 @@ def test_usage_counts_of_an_answer_that_failed() -> None:
         next(events)
 
 
-def test_log_probabilities_without_alternatives_where_some_were_asked() -> None:
+def test_logprobs_are_kept_for_tokens_without_alternatives() -> None:
     result = {
         "chosenCandidates": [{"token": "a", "logProbability": -1}, {"token": None}, {"token": "b"}],
         "topCandidates": [{"candidates": [{"token": "a", "logProbability": -1}]}, {}],
@@ -322,13 +324,15 @@ def test_log_probabilities_without_alternatives_where_some_were_asked() -> None:
         (400, None, 400),
     ],
 )
-def test_a_refused_key_is_known_by_its_reason(status: int, details: Any, told: int) -> None:
+def test_an_invalid_key_reason_turns_status_400_into_401(
+    status: int, details: Any, told: int
+) -> None:
     answer = {"error": {"code": status, "status": "INVALID_ARGUMENT", "details": details}}
     assert google.error(status, {}, json.dumps(answer).encode()).upstream_status == told
 
 
 @pytest.mark.parametrize("code", [200, "429", None, 99, 600])
-def test_a_code_that_is_no_status_of_an_error(code: Any) -> None:
+def test_an_error_code_that_is_no_http_error_status_is_ignored(code: Any) -> None:
     stream = sse({"error": {"code": code, "message": "no"}})
     with pytest.raises(UpstreamError) as raised:
         list(google.events([stream], request(stream=True)))
@@ -336,7 +340,7 @@ def test_a_code_that_is_no_status_of_an_error(code: Any) -> None:
     assert raised.value.upstream_message == "no"
 
 
-def test_an_error_in_bare_lines_is_found_behind_much_else() -> None:
+def test_an_error_in_bare_json_lines_is_found_after_a_long_stream() -> None:
     text = sse({"candidates": [candidate("x" * 1000)]}) * 100
     late = json.dumps({"error": {"code": 503, "message": "busy"}}, indent=2).encode()
     for chunks in ([text, late], [text + late]):
@@ -345,7 +349,7 @@ def test_an_error_in_bare_lines_is_found_behind_much_else() -> None:
         assert raised.value.upstream_status == 503
 
 
-def test_a_body_in_one_piece_has_a_limit() -> None:
+def test_a_stream_body_that_is_one_json_array_has_a_size_limit() -> None:
     chunks = [b"[", *[b" " * (1 << 20)] * 5]
     with pytest.raises(UpstreamError, match="more than"):
         list(google.events(chunks, request(stream=True)))
@@ -354,7 +358,7 @@ def test_a_body_in_one_piece_has_a_limit() -> None:
 # What dialects share
 
 
-def test_what_is_there_stays_in_every_depth() -> None:
+def test_fill_overwrites_no_value_at_any_depth() -> None:
     asked = {"a": {"b": 1}, "c": 2}
     body = dict(asked)
     fill(body, {"a": {"b": 9, "d": {"e": 3}}, "c": {"f": 4}, "g": None})
@@ -362,7 +366,7 @@ def test_what_is_there_stays_in_every_depth() -> None:
     assert asked == {"a": {"b": 1}, "c": 2}
 
 
-def test_what_was_seen_of_a_body_is_bounded_and_does_not_depend_on_its_cuts() -> None:
+def test_seen_keeps_a_bounded_start_and_end_of_a_body_however_it_is_split() -> None:
     data = bytes(range(256)) * 400
     for size in (1000, 7, len(data)):
         seen = bodies.Seen(end=True)
@@ -371,7 +375,7 @@ def test_what_was_seen_of_a_body_is_bounded_and_does_not_depend_on_its_cuts() ->
         assert (seen.start, seen.end) == (data[: bodies.START], data[-bodies.END :])
 
 
-def test_a_body_s_beginning() -> None:
+def test_beginning_and_peek_return_the_start_of_a_body() -> None:
     assert bodies.beginning(iter([b"a" * 300, b"b" * 300])) == b"a" * 300 + b"b" * 100
     assert bodies.beginning([b"a"]) == b"a"
     first, chunks = bodies.peek([b"", b" \n", b" x", b"y"])

@@ -148,20 +148,20 @@ def test_an_answer_is_read_as_http_client_reads_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("end", [b"", b"0\r\n", b"0\r\nX: y\r\n", b"0\r\nX"])
-def test_a_body_is_whole_with_its_last_chunk(end: bytes) -> None:
+def test_a_chunked_body_is_complete_once_the_zero_chunk_arrives(end: bytes) -> None:
     """Without what belongs behind that the connection is at its end."""
     found = read([CHUNKED + b"5\r\nhello\r\n" + end])
     assert found is not None
     assert (found.body, found.fault, found.again) == (b"hello", not end, False)
 
 
-def test_what_came_of_a_chunk_is_told() -> None:
+def test_the_received_part_of_a_cut_off_chunk_is_returned() -> None:
     found = read([CHUNKED + b"5\r\nhel"])
     assert found is not None
     assert (found.body, found.fault) == (b"hel", True)
 
 
-def test_half_a_head_is_none() -> None:
+def test_a_response_with_an_incomplete_head_is_refused() -> None:
     assert read([OK + b"Content-Length: 5\r\n"]) is None
 
 
@@ -194,7 +194,9 @@ HELLO = b"5\r\nhello\r\n0\r\n\r\n"
         (b"HTTP/1.0 200 OK\r\nKeep-Alive: 5\r\nContent-Length: 5\r\n\r\nhello", b"hello", False),
     ],
 )
-def test_where_http_client_differs(data: bytes, body: bytes, again: bool) -> None:
+def test_unusual_responses_are_read_correctly_where_http_client_differs(
+    data: bytes, body: bytes, again: bool
+) -> None:
     assert of(data) == (body, again)
 
 
@@ -218,7 +220,7 @@ def test_where_http_client_differs(data: bytes, body: bytes, again: bool) -> Non
         b"X: a\0b\r\n",
     ],
 )
-def test_what_could_be_understood_in_two_ways_is_refused(head: bytes) -> None:
+def test_an_ambiguous_response_head_is_refused(head: bytes) -> None:
     assert read([OK + head + b"\r\nhello"]) is None
 
 
@@ -226,14 +228,14 @@ def test_what_could_be_understood_in_two_ways_is_refused(head: bytes) -> None:
     "size",
     [b"+5", b"-5", b"0x5", b"5_0", b" 5", b"5 5", b"\xb5", b"5\r", b"0" * 17, b"g", b";x", b"5x;y"],
 )
-def test_what_is_no_size_of_a_chunk(size: bytes) -> None:
+def test_an_invalid_chunk_size_breaks_off_the_body(size: bytes) -> None:
     found = read([CHUNKED + b"1\r\na\r\n" + size + b"\r\nhello\r\n0\r\n\r\n"])
     assert found is not None
     assert (found.body, found.fault, found.again) == (b"a", True, False)
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\r\n", b"xx", b"", b"\n\n"])
-def test_a_chunk_is_as_long_as_it_says(end: bytes) -> None:
+def test_a_chunk_not_followed_by_crlf_breaks_off_the_body(end: bytes) -> None:
     found = read([CHUNKED + b"5\r\nhello" + end + b"0\r\n\r\n"])
     assert found is not None
     assert (found.body, found.fault) == (b"hello", True)
@@ -251,14 +253,16 @@ LIMITS = {
 @pytest.mark.parametrize("name", LIMITS)
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("step", [1000, 1 << 20])
-def test_there_are_limits(name: str, whole: bool, step: int) -> None:
+def test_an_oversized_head_size_line_or_trailer_is_refused(
+    name: str, whole: bool, step: int
+) -> None:
     data = LIMITS[name] + (b"\r\n\r\n" if whole else b"")
     found = read([data[at : at + step] for at in range(0, len(data), step)])
     assert found is None or (found.fault and not found.again)
 
 
 @pytest.mark.parametrize("start", [b"5;", b"0\r\n"])
-def test_a_line_that_never_ends_is_not_kept(start: bytes) -> None:
+def test_an_endless_size_line_or_trailer_breaks_off_at_the_limit(start: bytes) -> None:
     framing = http1.Chunked()
     framing.feed(start)
     fed = 0
@@ -292,7 +296,9 @@ def answers(draw: st.DrawFn) -> bytes:
 
 @settings(deadline=None, max_examples=150, database=None)
 @given(answers(), st.lists(st.integers(0, 200), max_size=8))
-def test_the_result_does_not_depend_on_the_splits(data: bytes, cuts: list[int]) -> None:
+def test_a_response_reads_the_same_however_its_bytes_are_split(
+    data: bytes, cuts: list[int]
+) -> None:
     whole = read([data])
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     assert read([data[a:b] for a, b in pairwise(edges) if a < b]) == whole
@@ -301,7 +307,7 @@ def test_the_result_does_not_depend_on_the_splits(data: bytes, cuts: list[int]) 
 
 @settings(deadline=None, max_examples=150, database=None)
 @given(answers())
-def test_what_is_taken_is_what_http_client_takes(data: bytes) -> None:
+def test_an_accepted_response_has_the_same_body_as_in_http_client(data: bytes) -> None:
     """It may be refused instead. http.client knows no header behind a line that is none, reads a
     body after a 204, and makes something else of broken chunks."""
     found = read([data])
@@ -328,7 +334,7 @@ def test_chunks_are_joined(parts: list[bytes], step: int) -> None:
     assert framing.clean
 
 
-def test_nothing_is_held_back() -> None:
+def test_the_received_part_of_a_chunk_is_passed_on_at_once() -> None:
     """What came of a chunk is told before the rest of it comes."""
     framing = http1.Chunked()
     pieces = [b"5\r\nhe", b"ll", b"o\r", b"\n3\r\nab"]
@@ -338,7 +344,7 @@ def test_nothing_is_held_back() -> None:
 # Requests
 
 
-def test_a_request_s_head() -> None:
+def test_request_head_has_the_request_line_host_and_headers() -> None:
     assert http1.request_head("POST", "/x?y=1", "h:8080", {"A": "b", "C": "d e"}) == (
         b"POST /x?y=1 HTTP/1.1\r\nHost: h:8080\r\nA: b\r\nC: d e\r\n\r\n"
     )
@@ -351,7 +357,9 @@ def test_a_request_s_head() -> None:
         *((name, "a") for name in ("X\r\nY", "X:", "X Y", "", "é", "X\n", " X")),
     ],
 )
-def test_a_header_stays_in_its_line(name: str, value: str) -> None:
+def test_an_invalid_request_header_is_refused_without_quoting_its_value(
+    name: str, value: str
+) -> None:
     with pytest.raises(ValueError) as caught:
         http1.request_head("POST", "/", "h", {name: value})
     assert caught.value.args == (name,), "and its value is quoted nowhere"

@@ -10,7 +10,6 @@ import threading
 import time
 from array import array
 from collections.abc import Generator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,8 +31,8 @@ from errors import ModelNotFound, UnsupportedParameter
 from providers import local, ngram
 from providers.base import Attempt, Provider, Target
 from providers.local import LocalAttempt, cut
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 TARGET = Target(Provider(name="local", dialect="local"), "pydoc")
 PROMPT = "Write a haiku about the sea"
 
@@ -79,7 +78,7 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> None:
 # The answer
 
 
-def test_it_is_an_attempt() -> None:
+def test_a_local_attempt_yields_started_delta_and_finished() -> None:
     one: Attempt = attempt(max_tokens=1)
     assert [type(event) for event in flatten(one.events()) if not isinstance(event, Used)] == [
         Started,
@@ -117,7 +116,7 @@ def test_usage_is_exact_in_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sent == 20
 
 
-def test_an_answer_is_not_empty_and_ends_by_itself() -> None:
+def test_an_answer_has_text_and_ends_with_stop() -> None:
     for seed in range(20):
         (choice,) = answer("The end.", seed=seed).choices
         assert choice.text.strip()
@@ -125,11 +124,11 @@ def test_an_answer_is_not_empty_and_ends_by_itself() -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_both_modes_are_the_same(stream: bool) -> None:
+def test_streamed_and_whole_answers_are_equal(stream: bool) -> None:
     assert answer(seed=1, stream=stream) == answer(seed=1)
 
 
-def test_max_tokens() -> None:
+def test_max_tokens_bounds_the_output_tokens() -> None:
     for most in (1, 5):
         done = answer(seed=1, max_tokens=most)
         assert done.usage is not None
@@ -145,7 +144,7 @@ def test_max_tokens_0_writes_nothing() -> None:
 
 @pytest.mark.usefixtures("endless")
 @pytest.mark.parametrize("most", [None, 4096, 1_000_000])
-def test_there_are_at_most_4096_tokens(most: int | None) -> None:
+def test_an_answer_has_at_most_4096_tokens(most: int | None) -> None:
     done = answer("la", max_tokens=most)
     assert done.usage is not None
     assert done.usage.output_tokens == local.MOST_TOKENS == 4096
@@ -153,17 +152,17 @@ def test_there_are_at_most_4096_tokens(most: int | None) -> None:
     assert done.choices[0].text == "\n\n" + " la" * 4095
 
 
-def test_temperature_0_is_the_same_every_time() -> None:
+def test_temperature_0_gives_the_same_text_every_time() -> None:
     assert text(temperature=0) == text(temperature=0) == text(temperature=0, seed=5)
 
 
-def test_without_a_seed_it_differs() -> None:
+def test_answers_without_a_seed_differ() -> None:
     assert len({text(max_tokens=30) for _ in range(5)}) > 1
 
 
 @given(st.floats(0, 2), st.floats(0, 1), st.floats(-2, 2), st.floats(-2, 2), st.integers())
 @settings(max_examples=30, deadline=None)
-def test_a_seed_decides_whatever_the_parameters(
+def test_a_seed_fixes_the_answer_whatever_the_parameters(
     temperature: float, top_p: float, presence: float, frequency: float, seed: int
 ) -> None:
     parameters: dict[str, Any] = {
@@ -179,7 +178,7 @@ def test_a_seed_decides_whatever_the_parameters(
     assert first.choices[0].text
 
 
-def test_a_seed_decides_in_any_process() -> None:
+def test_a_seed_fixes_the_answer_in_every_process() -> None:
     program = (
         "from providers.local import LocalAttempt as L; from providers.base import *;"
         "from completion import *;"
@@ -206,14 +205,14 @@ def test_penalties_change_the_text() -> None:
     assert text(presence_penalty=2, **parameters) != text(**parameters)
 
 
-def test_a_user_is_no_matter() -> None:
+def test_the_user_parameter_does_not_change_the_text() -> None:
     assert text(seed=1, user="someone") == text(seed=1)
 
 
 # Choices
 
 
-def test_choices_differ_and_each_has_its_own_randomness() -> None:
+def test_choices_differ_and_do_not_depend_on_n() -> None:
     three = answer(n=3, seed=4).choices
     assert [choice.index for choice in three] == [0, 1, 2]
     assert len({choice.text for choice in three}) == 3
@@ -221,7 +220,7 @@ def test_choices_differ_and_each_has_its_own_randomness() -> None:
     assert answer(seed=4).choices == three[:1]
 
 
-def test_several_prompts() -> None:
+def test_each_of_several_prompts_gets_n_choices() -> None:
     done = answer("The", "A decorator is", n=2, seed=1, echo=True)
     assert done.input_tokens == 4
     assert [choice.index for choice in done.choices] == [0, 1, 2, 3]
@@ -263,7 +262,7 @@ def test_best_of_gives_logprobs_when_asked() -> None:
         assert choice.logprobs.top_logprobs
 
 
-def test_best_of_nothing() -> None:
+def test_best_of_with_max_tokens_0_gives_an_empty_choice() -> None:
     done = answer(best_of=2, max_tokens=0)
     assert [(c.index, c.text, c.finish_reason) for c in done.choices] == [(0, "", "length")]
 
@@ -272,7 +271,7 @@ def test_best_of_nothing() -> None:
 
 
 @pytest.mark.parametrize("alternatives", [0, 1, 5, 8])
-def test_logprobs(alternatives: int) -> None:
+def test_logprobs_match_the_tokens_of_the_text(alternatives: int) -> None:
     (choice,) = answer(seed=6, logprobs=alternatives, max_tokens=50).choices
     found = choice.logprobs
     assert found is not None
@@ -292,7 +291,7 @@ def test_logprobs(alternatives: int) -> None:
         assert max(top.values()) <= 1e-9
 
 
-def test_greedy_takes_the_first_alternative() -> None:
+def test_temperature_0_takes_the_likeliest_alternative() -> None:
     (choice,) = answer(temperature=0, logprobs=3).choices
     assert choice.logprobs is not None
     assert choice.logprobs.top_logprobs is not None
@@ -337,20 +336,20 @@ def test_a_stop_string_is_never_sent(data: st.DataObject) -> None:
         assert choice.text == WHOLE
 
 
-def test_a_stop_string_may_span_tokens_and_begin_inside_one() -> None:
+def test_a_stop_string_may_span_tokens_and_begin_inside_a_token() -> None:
     place = WHOLE.index(" ", len(WHOLE) // 2)
     stop = WHOLE[place - 1 : place + 4]
     assert text(seed=11, stop=(stop,)) == WHOLE[: WHOLE.index(stop)]
 
 
-def test_what_may_be_a_stop_string_is_held_back_and_then_sent() -> None:
+def test_text_that_may_become_a_stop_string_is_held_back_and_then_sent() -> None:
     stop = WHOLE[:40] + "\0"
     deltas = [e for e in flatten(attempt(seed=11, stop=(stop,)).events()) if isinstance(e, Delta)]
     assert len(deltas[0].text) >= 40
     assert "".join(delta.text for delta in deltas) == WHOLE
 
 
-def test_what_is_held_back_is_sent_at_the_end() -> None:
+def test_held_back_text_is_sent_when_max_tokens_ends_the_answer() -> None:
     done = answer(seed=11, max_tokens=4, stop=(WHOLE,), logprobs=0)
     (choice,) = done.choices
     assert choice.finish_reason == "length"
@@ -373,7 +372,9 @@ def test_the_prompt_is_not_searched_for_stop_strings() -> None:
 
 @given(st.text("ab", max_size=8), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
 @example("ab", ["abb", "b"])
-def test_cut(whole: str, stops: list[str]) -> None:
+def test_cut_splits_text_before_a_stop_string_or_its_possible_start(
+    whole: str, stops: list[str]
+) -> None:
     sendable, found = cut(whole, tuple(stops))
     assert found == any(stop in whole for stop in stops)
     assert not any(stop in whole[:sendable] for stop in stops)
@@ -390,7 +391,7 @@ def test_cut(whole: str, stops: list[str]) -> None:
 
 
 @pytest.mark.parametrize("model", ["x", "", "pydoc2", "x" * 10_000])
-def test_another_model_is_not_found(model: str) -> None:
+def test_an_unknown_model_is_not_found(model: str) -> None:
     with pytest.raises(ModelNotFound) as caught:
         list(
             LocalAttempt(
@@ -410,7 +411,7 @@ def test_token_ids_are_refused() -> None:
         list(LocalAttempt(request, TARGET).events())
 
 
-def test_what_it_lacks_is_declared() -> None:
+def test_the_unsupported_parameters_are_declared() -> None:
     assert local.MODELS == ("pydoc",)
     assert {
         "suffix",
@@ -429,7 +430,7 @@ def test_what_it_lacks_is_declared() -> None:
 
 @pytest.mark.parametrize("seconds", [0.0, 0.0001, 10.0])
 @pytest.mark.parametrize("parameters", [{}, {"temperature": 0.8, "logprobs": 2, "stop": ("is",)}])
-def test_the_clock_does_not_write(
+def test_the_length_of_a_time_slice_does_not_change_the_text(
     monkeypatch: pytest.MonkeyPatch, seconds: float, parameters: dict[str, Any]
 ) -> None:
     parameters = {"seed": 8, "n": 3, "max_tokens": 60, **parameters}
@@ -440,7 +441,7 @@ def test_the_clock_does_not_write(
 
 
 @pytest.mark.usefixtures("endless")
-def test_it_passes_after_a_slice() -> None:
+def test_an_answer_pauses_after_each_time_slice() -> None:
     began = time.monotonic()
     batches = list(attempt("la", n=10).events())
     took = time.monotonic() - began
@@ -464,7 +465,9 @@ def test_slices_are_booked_one_after_the_other(monkeypatch: pytest.MonkeyPatch) 
     assert turns.book(worked=True) - now == pytest.approx(0.0005)
 
 
-def test_slices_that_fall_together_are_booked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_time_slice_is_too_soon_until_the_pause_has_passed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     turns = local._Turns()
@@ -476,7 +479,9 @@ def test_slices_that_fall_together_are_booked_anew(monkeypatch: pytest.MonkeyPat
     assert not turns.too_soon()
 
 
-def test_a_turn_that_comes_too_soon_is_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_turn_that_comes_too_soon_does_not_change_the_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     usual = answer(seed=1, max_tokens=20)
     answers = iter([True, False] * 1000)
     monkeypatch.setattr(local._Turns, "too_soon", lambda _: next(answers))
@@ -539,7 +544,7 @@ def test_gevent_gets_a_turn_between_any_two_slices() -> None:
 # Ending it
 
 
-def test_an_abort_before_the_start() -> None:
+def test_an_abort_before_the_start_yields_no_events() -> None:
     one = attempt()
     one.abort()
     one.abort()
@@ -547,7 +552,7 @@ def test_an_abort_before_the_start() -> None:
 
 
 @pytest.mark.usefixtures("endless")
-def test_an_abort_under_way_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_abort_under_way_ends_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "SLICE_S", 0.0)
     one = attempt("la")
     events = one.events()
@@ -578,7 +583,7 @@ def test_an_abort_from_another_thread_ends_a_pause(monkeypatch: pytest.MonkeyPat
     timer.join()
 
 
-def test_an_unfinished_answer_can_be_left() -> None:
+def test_closing_an_unfinished_answer_leaves_the_model_usable() -> None:
     events = attempt(n=50).events()
     next(events)
     assert isinstance(events, Generator)
@@ -606,7 +611,7 @@ def run_all(calls: list[Any]) -> list[Any]:
     return results
 
 
-def test_threads_do_not_disturb_each_other() -> None:
+def test_parallel_threads_get_the_same_answers_as_alone() -> None:
     alone = [answer(seed=seed, n=10) for seed in range(4)]
     together = run_all([lambda seed=seed: answer(seed=seed, n=10) for seed in range(4)])
     assert together == alone
@@ -642,7 +647,7 @@ def test_the_first_answer_begins_before_the_index_is_built(
     assert answer(seed=1).choices  # another goes on building
 
 
-def test_a_build_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_build_of_the_index_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_texts: Any) -> Iterator[ngram.Model | None]:
         yield None
         raise MemoryError

@@ -112,11 +112,11 @@ def test_the_reference_text_becomes_clean_prose(pydoc: Model) -> None:
     assert list(pydoc.rows) == sorted(pydoc.rows)
 
 
-def test_the_index_is_small(pydoc: Model) -> None:
+def test_pydoc_model_index_is_smaller_than_1_megabyte(pydoc: Model) -> None:
     assert pydoc.rows.itemsize * len(pydoc.rows) < 1_000_000
 
 
-def test_building_rests_often() -> None:
+def test_building_the_model_yields_control_more_than_100_times() -> None:
     steps = list(ngram.build(topics.values()))
     assert isinstance(steps.pop(), Model)
     assert len(steps) > 100
@@ -135,7 +135,7 @@ def test_a_longer_context_counts_most(toy: Model) -> None:
     assert after(toy, "sees a bird") == pytest.approx({".": 1.0})
 
 
-def test_two_orders_are_mixed() -> None:
+def test_probabilities_mix_two_context_lengths() -> None:
     model = learn(
         "The red bird sings a song.\n\nThe red bird sings a song.\n\nThe old bird sings a psalm."
         "\n\nAn old bird sees a song."
@@ -145,19 +145,19 @@ def test_two_orders_are_mixed() -> None:
     assert found == pytest.approx({" sings": trust + (1 - trust) / 2, " sees": (1 - trust) / 2})
 
 
-def test_it_backs_off_to_shorter_contexts(toy: Model) -> None:
+def test_model_backs_off_to_shorter_contexts(toy: Model) -> None:
     assert after(toy, "zebra small cat") == {" sees": pytest.approx(1.0)}
     assert after(toy, "zebra cat") == {" sees": pytest.approx(1.0)}
 
 
-def test_after_an_unknown_word_a_paragraph_begins(toy: Model) -> None:
+def test_unknown_word_is_followed_by_a_new_paragraph(toy: Model) -> None:
     context = toy.context(tokens("A zebra"))
     assert toy.probabilities(context) == {BREAK: pytest.approx(1.0)}
     assert named(toy, toy.probabilities(follow(context, BREAK))) == {"The": pytest.approx(1.0)}
     assert after(toy, "") == after(toy, "zebra\r\n") == {"The": pytest.approx(1.0)}
 
 
-def test_an_answer_does_not_begin_with_its_end(toy: Model) -> None:
+def test_answer_never_begins_with_the_end_token(toy: Model) -> None:
     context = toy.context(tokens("The small cat sees a bird."))
     assert END in toy.probabilities(context)
     assert END not in toy.probabilities(context, first=True)
@@ -203,7 +203,7 @@ penalties = st.floats(-2, 2)
 @given(
     distributions, counts, st.floats(0, 2), st.floats(0, 1, exclude_min=True), penalties, penalties
 )
-def test_what_is_chosen_from_is_a_distribution(
+def test_shaped_probabilities_are_a_distribution(
     probabilities: dict[int, float],
     seen: dict[int, int],
     temperature: float,
@@ -217,7 +217,9 @@ def test_what_is_chosen_from_is_a_distribution(
 
 
 @given(distributions)
-def test_defaults_change_nothing(probabilities: dict[int, float]) -> None:
+def test_default_sampling_leaves_the_probabilities_unchanged(
+    probabilities: dict[int, float],
+) -> None:
     assert Sampling().plain
     assert shape(probabilities, {}, Sampling()) == pytest.approx(probabilities)
 
@@ -279,13 +281,13 @@ def test_a_seed_decides_the_text(pydoc: Model, how: dict[str, float]) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_texts_end_by_themselves(pydoc: Model) -> None:
+def test_generated_texts_differ_and_end_with_a_period(pydoc: Model) -> None:
     texts = [write(pydoc, "Hello", str(seed)) for seed in range(30)]
     assert all(text.endswith(".") for text in texts)
     assert len(set(texts)) == len(texts)
 
 
-def test_greedy_text_does_not_go_round_for_ever() -> None:
+def test_greedy_text_does_not_loop_forever() -> None:
     ring = learn(
         "The bird sings the same song again.\n\nThe bird sings the same song again and again."
         "\n\nThe bird sings the same song again."

@@ -116,7 +116,7 @@ BODIES: dict[str, tuple[Target, dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("target", "fields", "expected"), BODIES.values(), ids=BODIES)
-def test_the_body_holds_what_was_asked_for(
+def test_the_request_body_holds_the_requested_fields(
     target: Target, fields: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     assert body(target, **fields) == expected
@@ -129,13 +129,15 @@ def test_the_body_holds_what_was_asked_for(
         ("https://h/v1/", "new-1", "https://h/v1/chat/completions"),
     ],
 )
-def test_the_url(base_url: str, target: str, url: str) -> None:
+def test_the_url_is_completions_or_chat_completions_by_model(
+    base_url: str, target: str, url: str
+) -> None:
     row = Provider(name="sim", base_url=base_url, completions=("old-*",))
     call = openai.call(request(), Target(row, target))
     assert (call.method, call.url) == ("POST", url)
 
 
-def test_the_headers() -> None:
+def test_headers_carry_the_key_and_the_accepted_type() -> None:
     expected = {
         "Content-Type": "application/json",
         "Accept": "application/json",
@@ -156,7 +158,7 @@ def test_a_chat_call_takes_one_prompt() -> None:
         openai.call(request(prompts=("a", "b")), CHAT)
 
 
-def test_unsupported() -> None:
+def test_unsupported_lists_what_the_endpoint_and_the_provider_row_lack() -> None:
     chat = {"suffix", "best_of", "token_ids", "echo", "echo_logprobs", "prompt_list"}
     assert openai.unsupported(LEGACY) == frozenset()
     assert openai.unsupported(CHAT) == chat
@@ -165,7 +167,7 @@ def test_unsupported() -> None:
     assert openai.unsupported(Target(row, "new-1")) == chat | {"seed", "logit_bias"}
 
 
-def test_it_is_a_dialect() -> None:
+def test_the_openai_module_is_a_dialect() -> None:
     dialect: Dialect = openai
     assert dialect.unsupported(LEGACY) == frozenset()
 
@@ -175,7 +177,7 @@ def chunk(text: str, finish: str | None = None, index: int = 0) -> bytes:
     return b"data: " + json.dumps({"model": "m", "choices": [choice]}).encode() + b"\n\n"
 
 
-def test_the_events_of_a_stream_in_batches() -> None:
+def test_each_chunk_with_events_yields_one_batch() -> None:
     usage = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
     chunks = [
         chunk("a") + chunk("b"),
@@ -191,7 +193,7 @@ def test_the_events_of_a_stream_in_batches() -> None:
     ]
 
 
-def test_nothing_is_asked_for_after_done() -> None:
+def test_no_chunk_is_read_after_done() -> None:
     """Some hosts keep the connection open."""
 
     def chunks() -> Any:
@@ -201,7 +203,7 @@ def test_nothing_is_asked_for_after_done() -> None:
     assert len(list(openai.events(chunks(), request()))) == 1
 
 
-def test_what_came_before_an_error_is_served() -> None:
+def test_text_before_a_malformed_event_is_served() -> None:
     batches = openai.events([chunk("a") + chunk("b") + b"data: {\n\n"], request())
     assert next(batches) == [Started("m"), Delta(0, "a"), Delta(0, "b")]
     with pytest.raises(UpstreamError):
@@ -218,7 +220,7 @@ WORDS: dict[str, FinishReason | None] = {
 
 
 @pytest.mark.parametrize(("word", "reason"), WORDS.items())
-def test_the_words_for_the_end(word: str, reason: FinishReason | None) -> None:
+def test_each_finish_reason_word_is_translated(word: str, reason: FinishReason | None) -> None:
     events = list(flatten(openai.events([chunk("a", word), b"data: [DONE]\n\n"], request())))
     assert events == [Started("m"), Delta(0, "a"), Finished(0, reason or "stop")]
     if reason is None:
@@ -227,7 +229,7 @@ def test_the_words_for_the_end(word: str, reason: FinishReason | None) -> None:
 
 
 @pytest.mark.parametrize("word", sorted(FAILURES))
-def test_the_words_for_an_end_that_was_none(word: str) -> None:
+def test_a_failure_finish_reason_raises_an_upstream_error(word: str) -> None:
     assert word not in REASONS
     with pytest.raises(UpstreamError) as raised:
         list(openai.events([chunk("a", word)], request()))
@@ -241,7 +243,7 @@ def test_a_body_in_place_of_a_stream_is_bounded() -> None:
     assert len(b"".join(huge)) > sse.MAX_EVENT
 
 
-def test_blank_chunks_before_a_body() -> None:
+def test_a_stream_of_blank_chunks_is_an_upstream_error() -> None:
     with pytest.raises(UpstreamError, match="without an answer"):
         list(openai.events([b"\n", b" ", b""], request()))
 
@@ -265,7 +267,7 @@ def test_blank_chunks_before_a_body() -> None:
         ),
     ],
 )
-def test_usage(tokens: Tokens, usage: Usage | None) -> None:
+def test_reported_token_counts_become_usage(tokens: Tokens, usage: Usage | None) -> None:
     assert usage_of(tokens) == usage
 
 
@@ -284,7 +286,9 @@ def test_usage(tokens: Tokens, usage: Usage | None) -> None:
         ("m", None, None),
     ],
 )
-def test_an_error_whatever_its_shape(value: Any, status: int | None, code: str | None) -> None:
+def test_an_error_of_any_shape_is_read_for_status_code_and_message(
+    value: Any, status: int | None, code: str | None
+) -> None:
     error = reported(value)
     assert (error.upstream_status, error.upstream_code) == (status, code)
     assert error.upstream_message == "m"
@@ -327,7 +331,9 @@ WAITS: list[tuple[Mapping[str, str], float | None]] = [
 
 
 @pytest.mark.parametrize(("headers", "seconds"), WAITS)
-def test_retry_after(headers: Mapping[str, str], seconds: float | None) -> None:
+def test_retry_after_headers_become_seconds(
+    headers: Mapping[str, str], seconds: float | None
+) -> None:
     assert retry_after(headers) == seconds
 
 
@@ -362,11 +368,13 @@ MALFORMED: list[tuple[Any, Logprobs | None]] = [
 
 
 @pytest.mark.parametrize(("raw", "logprobs"), MALFORMED)
-def test_malformed_logprobs_cost_no_text(raw: Any, logprobs: Logprobs | None) -> None:
+def test_malformed_logprobs_keep_only_their_valid_parts(
+    raw: Any, logprobs: Logprobs | None
+) -> None:
     assert Reader(1).read(raw) == logprobs
 
 
-def test_the_likelier_of_two_tokens_with_one_name() -> None:
+def test_the_likelier_of_two_equally_named_tokens_is_kept() -> None:
     top = [{"token": "?", "logprob": -1.0}, {"token": "?", "logprob": -2.0}]
     part = Reader(2).read({"content": [{"token": "?", "logprob": -1.0, "top_logprobs": top}]})
     assert part is not None
@@ -484,14 +492,14 @@ def used(events: Batch) -> list[int]:
     return [event.usage.output_tokens for event in events if isinstance(event, Used)]
 
 
-def test_of_one_choice_it_comes_after_each_text() -> None:
+def test_running_usage_of_one_choice_follows_each_text() -> None:
     events = streamed([counted(0, "a", 1), counted(0, "b", 2, finish_reason="stop")], 1)
     assert [type(event) for event in events] == [Started, Delta, Used, Delta, Finished, Used]
     assert used(events) == [1, 2]
 
 
 @pytest.mark.parametrize("done", [True, False])
-def test_beside_one_of_several_choices_it_may_be_that_one_s_alone(done: bool) -> None:
+def test_running_usage_beside_several_choices_counts_only_at_the_end(done: bool) -> None:
     frames = [
         counted(0, "a", 1),
         counted(1, "b", 1),

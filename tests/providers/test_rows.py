@@ -15,11 +15,11 @@ from providers.rows import BUILT_IN
 URL = "http://127.0.0.1:1/v1"
 
 
-def test_the_built_in_rows_can_be_used() -> None:
+def test_the_built_in_provider_rows_are_valid() -> None:
     assert list(providers.rows({})) == [row.name for row in BUILT_IN]
 
 
-def test_a_table_overrides_the_fields_that_it_names() -> None:
+def test_a_provider_table_overrides_only_the_fields_that_it_names() -> None:
     row = providers.rows({"ollama": {"base_url": "http://10.0.0.5:11434/v1/"}})["ollama"]
     assert (row.base_url, row.completions) == ("http://10.0.0.5:11434/v1", True)
 
@@ -51,7 +51,7 @@ def test_a_table_overrides_the_fields_that_it_names() -> None:
         ({"base_url": URL, "timeouts": {"total": "5"}}, "timeouts"),
     ],
 )
-def test_a_row_that_would_fail_stops_the_start(table: dict[str, Any], says: str) -> None:
+def test_an_invalid_provider_row_raises_a_config_error(table: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         providers.rows({"mine": table})
     message = str(caught.value)
@@ -61,23 +61,23 @@ def test_a_row_that_would_fail_stops_the_start(table: dict[str, Any], says: str)
 
 
 @pytest.mark.parametrize("policy", ["", "cancel", "drain"])
-def test_a_row_says_what_becomes_of_a_call_whose_client_has_gone(policy: str) -> None:
+def test_a_provider_row_sets_its_own_disconnect_policy(policy: str) -> None:
     found = providers.rows({"mine": {"base_url": URL, "disconnect": policy}})
     assert (found["mine"].disconnect, found["openai"].disconnect) == (policy, "")
 
 
-def test_where_usage_can_be_had_in_every_chunk_it_is_asked_for() -> None:
+def test_the_vllm_row_asks_for_usage_in_every_chunk() -> None:
     asked = providers.rows({})["vllm"].stream_options
     assert asked == {"include_usage": True, "continuous_usage_stats": True}
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "a\n"])
-def test_a_name_is_plain(name: str) -> None:
+def test_an_invalid_provider_name_raises_a_config_error(name: str) -> None:
     with pytest.raises(ConfigError):
         providers.rows({name: {"base_url": URL}})
 
 
-def test_a_url_takes_variables_and_keeps_its_row_disabled_without_them() -> None:
+def test_a_base_url_takes_variables_and_missing_variables_are_reported() -> None:
     bare, filled = (
         providers.rows({}, environ)["azure"]
         for environ in ({}, {"AZURE_OPENAI_ENDPOINT": "https://me.openai.azure.com/"})
@@ -88,7 +88,7 @@ def test_a_url_takes_variables_and_keeps_its_row_disabled_without_them() -> None
     assert providers.missing(filled, {}, byok=True) == []
 
 
-def test_a_file_of_certificates_is_taken(tmp_path: Path) -> None:
+def test_a_provider_row_accepts_a_ca_bundle_file(tmp_path: Path) -> None:
     path = tmp_path / "ca.pem"
     path.touch()
     row = providers.rows({"mine": {"base_url": URL, "ca_bundle": str(path)}})["mine"]

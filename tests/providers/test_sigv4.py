@@ -90,7 +90,7 @@ def signature(call: Call, region: str, signed: list[str]) -> str:
 
 @pytest.mark.usefixtures("session")
 @pytest.mark.parametrize("model", [ARN, "anthropic.claude-v1:0", "a b~c"])
-def test_the_signature_is_what_the_algorithm_says(model: str) -> None:
+def test_the_signature_matches_the_sigv4_algorithm(model: str) -> None:
     call, target = a_call(model)
     signed = sigv4.sign(call, target)
     assert (signed.method, signed.url, signed.body) == (call.method, call.url, call.body)
@@ -106,7 +106,7 @@ def test_the_signature_is_what_the_algorithm_says(model: str) -> None:
 
 
 @pytest.mark.usefixtures("session")
-def test_botocore_s_client_signs_the_same_call_the_same_way() -> None:
+def test_the_signature_headers_equal_those_of_the_botocore_client() -> None:
     import botocore.session
 
     own = botocore.session.Session()
@@ -142,7 +142,7 @@ def _text(value: str | bytes) -> str:
 
 
 @pytest.mark.usefixtures("session")
-def test_a_caller_s_own_key_is_sent_as_it_is() -> None:
+def test_a_call_with_a_byok_key_is_not_signed() -> None:
     target = Target(ROW, ARN, Secret("test-credential"), byok=True)
     call = bedrock.call(REQUEST, target)
     assert sigv4.sign(call, target) is call
@@ -159,7 +159,9 @@ def test_a_caller_s_own_key_is_sent_as_it_is() -> None:
         ("127.0.0.1:9100", "eu-west-3"),
     ],
 )
-def test_the_region(session: Callable[..., None], host: str, region: str) -> None:
+def test_the_region_comes_from_the_host_or_the_aws_configuration(
+    session: Callable[..., None], host: str, region: str
+) -> None:
     session(Credentials(ACCESS, HIDDEN), "eu-west-3")
     call, target = a_call(row=Provider(name="bedrock", base_url=f"https://{host}"))
     signed = sigv4.sign(call, target).headers
@@ -175,7 +177,7 @@ def test_the_region(session: Callable[..., None], host: str, region: str) -> Non
         ((Credentials(ACCESS, HIDDEN),), "This server has no AWS region."),
     ],
 )
-def test_what_is_missing_is_said(
+def test_missing_aws_credentials_or_region_raise_an_upstream_error(
     session: Callable[..., None], values: tuple[Any, ...], message: str
 ) -> None:
     session(*values)
@@ -186,7 +188,7 @@ def test_what_is_missing_is_said(
     assert HIDDEN not in raised.value.message
 
 
-def test_the_session_is_botocore_s_and_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_share_a_single_botocore_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", HIDDEN)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-north-1")

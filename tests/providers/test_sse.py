@@ -117,7 +117,9 @@ def lines_of(stream: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize(("stream", "events"), CASES.values(), ids=CASES)
-def test_the_table(stream: bytes, events: Events) -> None:
+def test_decoder_yields_the_expected_events_however_bytes_are_split(
+    stream: bytes, events: Events
+) -> None:
     assert slowly(stream) == events
     for chunks in splits(stream):
         assert decoded(chunks) == events, chunks
@@ -146,19 +148,21 @@ STREAMS = st.lists(st.one_of(WORDS, st.binary(max_size=3)), max_size=40).map(b""
 
 @settings(deadline=None, max_examples=600, database=None)
 @given(stream=STREAMS, cuts=st.lists(st.integers(0, 200), max_size=12))
-def test_any_split_of_any_stream(stream: bytes, cuts: list[int]) -> None:
+def test_decoder_matches_the_reference_for_any_split_of_any_stream(
+    stream: bytes, cuts: list[int]
+) -> None:
     edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     chunks = [stream[a:b] for a, b in pairwise(edges)]
     assert decoded(chunks) == decoded([stream]) == slowly(stream)
 
 
-def test_a_list_for_each_chunk_that_completes_an_event() -> None:
+def test_decoder_yields_a_list_per_chunk_that_completes_an_event() -> None:
     chunks = [b"data: a\n\ndata: b\n\nda", b"ta: c", b"\n", b"\n: ping\n\n", b"data: d\n\n"]
     lists = [[frame.data for frame in frames] for frames in sse.decode(chunks)]
     assert lists == [[b"a", b"b"], [b"c"], [b"d"]]
 
 
-def test_an_event_is_out_before_the_next_chunk_is_asked_for() -> None:
+def test_event_is_yielded_before_the_next_chunk_is_read() -> None:
     """Also when CR ends it, which might be half of a CRLF."""
     asked = []
 
@@ -178,7 +182,9 @@ def pieces(stream: bytes, size: int) -> list[bytes]:
 @pytest.mark.parametrize("size", [1 << 30, 100_003])
 @pytest.mark.parametrize("end", [b"", b"\n\n", b"\n", b"\nx: y\n\n"])
 @pytest.mark.parametrize("field", [b"data: ", b": ", b"foo"])
-def test_a_line_is_bounded(size: int, end: bytes, field: bytes) -> None:
+def test_line_above_the_size_limit_raises_after_earlier_events(
+    size: int, end: bytes, field: bytes
+) -> None:
     """However it is cut, finished or not; and what came before it is not lost."""
     longest = field + b"x" * (sse.MAX_LINE - len(field))
     before = b"data: a\n\n"
@@ -191,7 +197,7 @@ def test_a_line_is_bounded(size: int, end: bytes, field: bytes) -> None:
 
 @pytest.mark.parametrize("size", [1 << 30, 100_003])
 @pytest.mark.parametrize("end", [b"\n\n", b"\n"])
-def test_an_event_is_bounded(size: int, end: bytes) -> None:
+def test_event_above_the_size_limit_raises(size: int, end: bytes) -> None:
     line = b"data: " + b"x" * ((1 << 19) - 1)
     largest = b"\n".join([line] * 8)
     assert [len(data) for _, data in decoded(pieces(largest + b"\n\n", size))] == [(4 << 20) - 1]
@@ -210,6 +216,6 @@ def test_a_large_event_in_small_pieces_takes_linear_time() -> None:
     assert len(data) == sse.MAX_LINE - 6
 
 
-def test_keep_alives_do_not_add_up() -> None:
+def test_keep_alive_comments_and_blank_lines_yield_no_event() -> None:
     chunks = [b": ping\n"] * 1000 + [b"\n"] * 1000 + [b"data: a\n\n"]
     assert decoded(chunks) == [("message", b"a")]

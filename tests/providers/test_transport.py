@@ -21,16 +21,17 @@ import trustme
 from errors import SluiceError, UpstreamError, UpstreamTimeout
 from providers.base import Call
 from providers.transport import MAX_ERROR_BODY, Aborted, Exchange, Transport
-from tests import fake as fp
-from tests.calls import BEGUN, EVENT, best_of
-from tests.fake import FakeProvider
-from tests.live import free_port
+from tests.support import fake as fp
+from tests.support.calls import BEGUN, EVENT, best_of
+from tests.support.fake import FakeProvider
+from tests.support.pace import scaled
+from tests.support.servers import free_port
 from timeouts import Timeouts
 
 # CPython's ssl leaves a socket to the garbage collector that is shut down as it is being wrapped.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl.SSLSocket")
 
-WITHIN_S = 0.05  # from an abort until the reader's end, and until the peer sees the close
+WITHIN_S = scaled(0.05)  # from an abort until the reader's end, and until the peer sees the close
 TRIES = 5
 PATIENT = Timeouts(connect=5, first_event=5, idle=5)
 
@@ -115,7 +116,7 @@ PHASES = {
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_abort_in_each_phase_of_the_answer(
+def test_abort_ends_the_exchange_in_each_phase_of_the_answer(
     upstream: Upstream, transport: Transport, phase: str
 ) -> None:
     fake = upstream.fake
@@ -138,7 +139,7 @@ def test_abort_in_each_phase_of_the_answer(
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_abort_while_connecting(transport: Transport, scheme: str) -> None:
+def test_abort_ends_an_exchange_that_is_connecting(transport: Transport, scheme: str) -> None:
     with fp.blackhole() as origin:
 
         def once() -> float:
@@ -152,7 +153,7 @@ def test_abort_while_connecting(transport: Transport, scheme: str) -> None:
         assert best_of(TRIES, WITHIN_S, once) < WITHIN_S
 
 
-def test_abort_within_the_handshake(transport: Transport) -> None:
+def test_abort_ends_an_exchange_within_the_tls_handshake(transport: Transport) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(5)
 
@@ -173,7 +174,9 @@ def test_abort_within_the_handshake(transport: Transport) -> None:
         assert best_of(TRIES, WITHIN_S, once) < WITHIN_S
 
 
-def test_abort_at_any_moment(upstream: Upstream, transport: Transport) -> None:
+def test_abort_at_any_moment_closes_the_connection(
+    upstream: Upstream, transport: Transport
+) -> None:
     """Also between two phases: wherever it strikes, the exchange and its connection end."""
     upstream.fake.default(SILENT)
     for number in range(40):
@@ -185,7 +188,7 @@ def test_abort_at_any_moment(upstream: Upstream, transport: Transport) -> None:
     upstream.fake.wait(lambda counts: counts.open == 0)
 
 
-def test_abort_before_open(upstream: Upstream, transport: Transport) -> None:
+def test_abort_before_open_sends_no_request(upstream: Upstream, transport: Transport) -> None:
     exchange = to(upstream, transport)
     exchange.abort()
     with closing(exchange), pytest.raises(Aborted):
@@ -194,7 +197,7 @@ def test_abort_before_open(upstream: Upstream, transport: Transport) -> None:
     assert upstream.fake.requests == []
 
 
-def test_abort_before_open_with_a_connection_in_the_pool(
+def test_abort_before_open_sends_no_request_on_a_pooled_connection(
     upstream: Upstream, transport: Transport
 ) -> None:
     upstream.fake.default(fp.answer("x"))
@@ -206,7 +209,9 @@ def test_abort_before_open_with_a_connection_in_the_pool(
     assert len(upstream.fake.requests) == 1
 
 
-def test_abort_between_headers_and_body(upstream: Upstream, transport: Transport) -> None:
+def test_abort_after_the_headers_makes_read_raise_aborted(
+    upstream: Upstream, transport: Transport
+) -> None:
     upstream.fake.script(SILENT)
     with closing(to(upstream, transport)) as exchange:
         assert exchange.open() == 200
@@ -226,7 +231,7 @@ def test_abort_may_be_repeated(upstream: Upstream, transport: Transport) -> None
 
 
 @pytest.mark.parametrize("given_back", ["by_its_end", "by_close"])
-def test_a_late_abort_spares_the_connections_next_exchange(
+def test_a_late_abort_spares_the_next_exchange_on_its_connection(
     upstream: Upstream, transport: Transport, given_back: str
 ) -> None:
     upstream.fake.script(fp.answer("first"))
@@ -250,7 +255,9 @@ def test_a_late_abort_spares_the_connections_next_exchange(
 # Connections
 
 
-def test_connections_are_used_again(upstream: Upstream, transport: Transport) -> None:
+def test_connections_are_reused_after_answers_streams_and_errors(
+    upstream: Upstream, transport: Transport
+) -> None:
     upstream.fake.script(fp.answer("whole"))
     upstream.fake.script(fp.sse(["stream"]))
     upstream.fake.script(fp.error(500))
@@ -260,7 +267,9 @@ def test_connections_are_used_again(upstream: Upstream, transport: Transport) ->
     assert [request.connection for request in upstream.fake.requests] == [1, 1, 1, 1]
 
 
-def test_a_body_that_ends_at_once_is_waited_for(upstream: Upstream, transport: Transport) -> None:
+def test_close_waits_for_the_last_chunk_and_keeps_the_connection(
+    upstream: Upstream, transport: Transport
+) -> None:
     """A dialect is done at [DONE]; the last chunk, a moment later, completes the body."""
     upstream.fake.default([*BEGUN, fp.sleep(0.01), fp.last_chunk()])
     for _ in range(2):
@@ -276,12 +285,12 @@ def test_an_unfinished_body_closes_the_connection(upstream: Upstream, transport:
         exchange.open()
         next(exchange.chunks())
         before = time.monotonic()
-    assert time.monotonic() - before < 1
+    assert time.monotonic() - before < scaled(1)
     [request] = upstream.fake.wait_closed()
     assert (request.closed_by, request.outcome) == ("peer", "aborted")
 
 
-def test_a_connection_that_was_closed_meanwhile_is_replaced(
+def test_a_pooled_connection_that_was_closed_is_replaced(
     upstream: Upstream, transport: Transport
 ) -> None:
     upstream.fake.script([*fp.answer("one"), fp.sleep(0.05), fp.close()])
@@ -292,7 +301,7 @@ def test_a_connection_that_was_closed_meanwhile_is_replaced(
     assert [request.connection for request in upstream.fake.requests] == [1, 2]
 
 
-def test_many_at_once_have_connections_of_their_own(fake: FakeProvider) -> None:
+def test_concurrent_exchanges_use_separate_connections(fake: FakeProvider) -> None:
     fake.default([fp.gate("on"), *fp.answer("x")])
     with closing(Transport(pool_size=20)) as transport:
         for first in (1, 2):  # the second time with connections from the pool
@@ -312,7 +321,7 @@ def failure_of(exchange: Exchange) -> UpstreamError:
     return caught.value
 
 
-def test_a_refused_connection(transport: Transport) -> None:
+def test_a_refused_connection_is_reported_as_unreachable(transport: Transport) -> None:
     failure = failure_of(make(transport, f"http://127.0.0.1:{free_port()}"))
     assert not isinstance(failure, UpstreamTimeout)
     assert failure.message == "The upstream could not be reached."
@@ -323,7 +332,7 @@ UNKNOWN_HOSTS = ["nowhere.invalid", f"{'x' * 64}.invalid", "x..invalid"]
 
 
 @pytest.mark.parametrize("host", UNKNOWN_HOSTS)
-def test_a_host_that_does_not_resolve(transport: Transport, host: str) -> None:
+def test_an_unknown_host_is_reported_as_unreachable(transport: Transport, host: str) -> None:
     failure = failure_of(make(transport, f"http://{host}"))
     assert failure.message == "The upstream could not be reached."
 
@@ -332,7 +341,7 @@ SHORT = Timeouts(connect=0.2, first_event=0.2, idle=0.2, grace=0)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_connect_that_takes_too_long(transport: Transport, scheme: str) -> None:
+def test_a_slow_connect_raises_a_connect_timeout(transport: Transport, scheme: str) -> None:
     with fp.blackhole() as origin:
         assert timeout_of(make(transport, origin.replace("http", scheme), SHORT)) == "connect"
 
@@ -341,25 +350,27 @@ def timeout_of(exchange: Exchange) -> str:
     """The phase in which an exchange with short timeouts runs out of time."""
     before = time.monotonic()
     failure = failure_of(exchange)
-    assert 0.1 < time.monotonic() - before < 2
+    assert 0.1 < time.monotonic() - before < scaled(2)
     assert isinstance(failure, UpstreamTimeout)
     return failure.phase
 
 
-def test_a_handshake_that_takes_too_long(transport: Transport) -> None:
+def test_a_slow_tls_handshake_raises_a_connect_timeout(transport: Transport) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         origin = f"https://127.0.0.1:{listener.getsockname()[1]}"
         assert timeout_of(make(transport, origin, SHORT)) == "connect"
 
 
 @pytest.mark.parametrize("phase", ["before_headers", "within_headers"])
-def test_headers_that_take_too_long(upstream: Upstream, transport: Transport, phase: str) -> None:
+def test_slow_headers_raise_a_first_event_timeout(
+    upstream: Upstream, transport: Transport, phase: str
+) -> None:
     upstream.fake.script(PHASES[phase])
     assert timeout_of(to(upstream, transport, SHORT)) == "first_event"
 
 
 @pytest.mark.parametrize("phase", ["silent", "silent_with_content_length", "silent_until_closed"])
-def test_a_silence_that_takes_too_long(
+def test_a_silent_body_raises_an_idle_timeout(
     upstream: Upstream, transport: Transport, phase: str
 ) -> None:
     upstream.fake.script(PHASES[phase])
@@ -367,7 +378,7 @@ def test_a_silence_that_takes_too_long(
     upstream.fake.wait_closed()
 
 
-def test_the_longer_silence_is_allowed_in_each_phase(fake: FakeProvider) -> None:
+def test_the_longer_of_first_event_and_idle_timeout_holds_in_each_phase(fake: FakeProvider) -> None:
     """The relay, which knows what an event is, holds first_event and idle apart."""
     fake.script(
         [fp.sleep(0.3), fp.head(200, {"Content-Length": "1"}), fp.sleep(0.3), fp.send(b"x")]
@@ -377,13 +388,15 @@ def test_the_longer_silence_is_allowed_in_each_phase(fake: FakeProvider) -> None
         assert fetch(make(transport, fake.origin, longer)) == (200, b"x")
 
 
-def test_a_certificate_that_is_not_trusted(transport: Transport, tls_fake: FakeProvider) -> None:
+def test_an_untrusted_certificate_is_a_tls_error_before_any_request(
+    transport: Transport, tls_fake: FakeProvider
+) -> None:
     failure = failure_of(make(transport, tls_fake.origin))
     assert "TLS" in failure.message
     assert tls_fake.requests == []
 
 
-def test_a_certificate_for_another_host(
+def test_a_certificate_for_another_host_is_a_tls_error(
     transport: Transport, ca: trustme.CA, ca_bundle: str, tmp_path: Path
 ) -> None:
     certificate = ca.issue_cert("other.example").private_key_and_cert_chain_pem
@@ -393,7 +406,9 @@ def test_a_certificate_for_another_host(
     assert "TLS" in failure.message
 
 
-def test_tls_asked_of_a_host_that_speaks_none(transport: Transport, fake: FakeProvider) -> None:
+def test_https_to_a_host_without_tls_is_a_tls_error(
+    transport: Transport, fake: FakeProvider
+) -> None:
     failure = failure_of(make(transport, fake.origin.replace("http", "https")))
     assert "TLS" in failure.message
 
@@ -408,7 +423,9 @@ CUT_OFF = {
 
 
 @pytest.mark.parametrize("how", CUT_OFF)
-def test_a_body_that_breaks_off(upstream: Upstream, transport: Transport, how: str) -> None:
+def test_a_body_that_breaks_off_raises_an_upstream_error(
+    upstream: Upstream, transport: Transport, how: str
+) -> None:
     upstream.fake.script(CUT_OFF[how])
     failure = failure_of(to(upstream, transport))
     assert failure.message == "The upstream broke off in the middle of its answer."
@@ -421,7 +438,9 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("how", SPOILT)
-def test_headers_that_never_come(upstream: Upstream, transport: Transport, how: str) -> None:
+def test_missing_headers_raise_an_upstream_error_without_a_retry(
+    upstream: Upstream, transport: Transport, how: str
+) -> None:
     upstream.fake.script(SPOILT[how])
     with closing(to(upstream, transport)) as exchange, suppress(UpstreamError):
         exchange.open()
@@ -429,13 +448,17 @@ def test_headers_that_never_come(upstream: Upstream, transport: Transport, how: 
     assert upstream.fake.counts.received == 1, "a request that may have been served is not repeated"
 
 
-def test_a_connection_that_is_reset_at_once(fake: FakeProvider, transport: Transport) -> None:
+def test_a_connection_reset_at_once_raises_an_upstream_error(
+    fake: FakeProvider, transport: Transport
+) -> None:
     fake.next_connection("reset")
     failure = failure_of(make(transport, fake.origin))
     assert not isinstance(failure, UpstreamTimeout)
 
 
-def test_a_key_that_no_header_can_hold(fake: FakeProvider, transport: Transport) -> None:
+def test_a_key_that_is_invalid_in_a_header_raises_and_is_not_shown(
+    fake: FakeProvider, transport: Transport
+) -> None:
     call = Call("POST", f"{fake.origin}/x", {"X-Key": "secret\r\nY: z"}, b"{}")
     failure = failure_of(transport.exchange(call, PATIENT))
     assert failure.message == "X-Key holds what no header can: is the key set right?"
@@ -446,18 +469,20 @@ def test_a_key_that_no_header_can_hold(fake: FakeProvider, transport: Transport)
 # Bodies
 
 
-def test_a_compressed_body_is_understood(upstream: Upstream, transport: Transport) -> None:
+def test_a_gzip_body_is_decompressed(upstream: Upstream, transport: Transport) -> None:
     upstream.fake.script(fp.answer(gzip.compress(b"hello"), headers={"Content-Encoding": "gzip"}))
     assert fetch(to(upstream, transport)) == (200, b"hello")
     assert upstream.fake.requests[0].headers["accept-encoding"] == "identity"
 
 
-def test_a_compressed_body_that_is_broken(upstream: Upstream, transport: Transport) -> None:
+def test_a_broken_gzip_body_raises_an_upstream_error(
+    upstream: Upstream, transport: Transport
+) -> None:
     upstream.fake.script(fp.answer(b"no gzip at all", headers={"Content-Encoding": "gzip"}))
     assert "broke off" in failure_of(to(upstream, transport)).message
 
 
-def test_a_compressed_body_does_not_explode(fake: FakeProvider, transport: Transport) -> None:
+def test_a_gzip_bomb_is_stopped_at_the_size_limit(fake: FakeProvider, transport: Transport) -> None:
     bomb = gzip.compress(bytes(50_000_000))
     fake.script(fp.answer(bomb, headers={"Content-Encoding": "gzip"}))
     with closing(make(transport, fake.origin)) as exchange:
@@ -466,7 +491,9 @@ def test_a_compressed_body_does_not_explode(fake: FakeProvider, transport: Trans
             exchange.read(1_000_000)
 
 
-def test_a_body_over_the_limit(upstream: Upstream, transport: Transport) -> None:
+def test_a_body_over_the_size_limit_raises_an_upstream_error(
+    upstream: Upstream, transport: Transport
+) -> None:
     upstream.fake.script([*BEGUN, fp.repeat(EVENT.data)])
     with closing(to(upstream, transport)) as exchange:
         exchange.open()
@@ -475,7 +502,7 @@ def test_a_body_over_the_limit(upstream: Upstream, transport: Transport) -> None
     upstream.fake.wait_closed()
 
 
-def test_a_body_at_the_limit(fake: FakeProvider, transport: Transport) -> None:
+def test_a_body_at_the_size_limit_is_read(fake: FakeProvider, transport: Transport) -> None:
     fake.script(fp.answer(b"x" * 100))
     with closing(make(transport, fake.origin)) as exchange:
         exchange.open()
@@ -493,7 +520,7 @@ def test_a_body_at_the_limit(fake: FakeProvider, transport: Transport) -> None:
     ],
     ids=["large", "endless", "cut_off", "silent", "empty"],
 )
-def test_the_body_of_an_error_is_what_came_of_it(
+def test_read_error_returns_what_arrived_up_to_the_size_limit(
     fake: FakeProvider, transport: Transport, steps: Sequence[fp.Step], size: int
 ) -> None:
     fake.script(steps)
@@ -502,7 +529,7 @@ def test_the_body_of_an_error_is_what_came_of_it(
         assert len(exchange.read_error()) == size
 
 
-def test_the_headers_names_are_lower_case(fake: FakeProvider, transport: Transport) -> None:
+def test_response_header_names_are_lower_case(fake: FakeProvider, transport: Transport) -> None:
     fake.script(fp.error(429, headers={"Retry-After": "7"}))
     with closing(make(transport, fake.origin)) as exchange:
         assert exchange.open() == 429
@@ -519,7 +546,7 @@ def test_redirects_are_not_followed(upstream: Upstream, transport: Transport) ->
     assert [request.path for request in upstream.fake.requests] == ["/v1/x"]
 
 
-def test_nothing_of_the_environment_is_consulted(
+def test_proxy_variables_and_netrc_are_ignored(
     fake: FakeProvider, transport: Transport, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     netrc = tmp_path / "netrc"
@@ -534,7 +561,9 @@ def test_nothing_of_the_environment_is_consulted(
     assert "authorization" not in fake.requests[0].headers
 
 
-def test_only_what_the_call_says_is_sent(fake: FakeProvider, transport: Transport) -> None:
+def test_a_request_sends_the_body_of_the_call_and_only_basic_headers(
+    fake: FakeProvider, transport: Transport
+) -> None:
     fake.script(fp.answer("x"))
     fetch(make(transport, fake.origin))
     [request] = fake.requests
@@ -542,6 +571,6 @@ def test_only_what_the_call_says_is_sent(fake: FakeProvider, transport: Transpor
     assert set(request.headers) == {"host", "accept-encoding", "content-length", "user-agent"}
 
 
-def test_the_errors_are_ours() -> None:
+def test_upstream_timeout_is_a_sluice_error_and_aborted_is_not() -> None:
     assert issubclass(UpstreamTimeout, SluiceError)
     assert not issubclass(Aborted, SluiceError)

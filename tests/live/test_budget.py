@@ -1,0 +1,243 @@
+"""Budgets and limits against the real server: fifty callers at once can't overspend, what is
+refused costs nothing upstream, and clients are told in their own words."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import indoxhub  # type: ignore[import-untyped]
+import openai
+import pytest
+
+from tests.support import fake as fp
+from tests.support import mixture
+from tests.support.books import Place, assert_sound, ledger_of, row_of, rows, spent
+from tests.support.fake import FakeProvider
+from tests.support.load import NATIVE, OPENAI, Kind, Sent, play
+from tests.support.servers import Server
+
+CALLERS, ROUNDS = 50, 20
+BUDGET_NANO = 10**9
+INPUT_NANO, OUTPUT_NANO = 20_000, 200_000
+"""What a token costs here, so that a dollar is soon spent."""
+TOLD, MOST_TOKENS = (5, 10), 10
+RESERVED_TOKENS, LONG = 20, (5, 60)
+ANSWER_S = 0.15
+"""Long enough for all callers' calls to be under way at once."""
+
+
+def config(fake: FakeProvider) -> str:
+    return mixture.config(fake.base_url, input_usd=INPUT_NANO / 1000, output_usd=OUTPUT_NANO / 1000)
+
+
+def answering(usage: tuple[int, int], after: float = ANSWER_S) -> list[fp.Step]:
+    return [fp.sleep(after), *fp.answer(fp.body("x", usage=usage))]
+
+
+def hammer(server: Server, key: str, kind: Kind, *, calls: int) -> list[Sent]:
+    """That many calls of as many callers as there are, at once; each makes its share in a row."""
+    sent: list[Sent] = []
+
+    def caller(path: str) -> None:
+        for _ in range(calls // CALLERS):
+            sent.append(one := Sent(kind, path))
+            play(server, key, one)
+
+    paths = [(NATIVE, OPENAI)[number % 2] for number in range(CALLERS)]
+    threads = [threading.Thread(target=caller, args=(path,)) for path in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sent
+
+
+def statuses(sent: list[Sent]) -> Counter[int | None]:
+    """How often each was seen; a connection that a reload cut before it was used has none."""
+    return Counter(one.status for one in sent if not one.failure)
+
+
+def hammer_a_budget(fake: FakeProvider, server: Server, place: Place, key: str) -> None:
+    """Callers that say max_tokens spend a budget of $1, across a reload, and not a cent more."""
+    kind = Kind("paid", more={"max_tokens": MOST_TOKENS})
+    fake.named({"paid": answering(TOLD)})
+    reload = threading.Timer(0.2, server.signal, [signal.SIGHUP])
+    reload.start()
+    found = spend_it_all(server, key, kind)
+    reload.join()
+    assert_sound(place)
+    assert 0.99 * BUDGET_NANO < spent(place, "key_dollar") <= BUDGET_NANO
+    assert found[200] <= len(rows(place)) == fake.counts.received
+    assert len({row["owner"] for row in rows(place)}) == 2
+
+
+def spend_it_all(server: Server, key: str, kind: Kind) -> Counter[int | None]:
+    """Hammer until every caller is refused; how often each status was seen."""
+    found: Counter[int | None] = Counter()
+    for _ in range(ROUNDS):
+        found += (latest := statuses(hammer(server, key, kind, calls=CALLERS * 4)))
+        if set(latest) == {402}:
+            assert set(found) == {200, 402}
+            return found
+    raise AssertionError(found)
+
+
+def test_calls_with_max_tokens_never_overspend_a_budget(fake: FakeProvider) -> None:
+    server = Server(config(fake))
+    key = server.add_key(id="key_dollar", tier="unlimited", budget_usd=1)
+    with server:
+        hammer_a_budget(fake, server, ledger_of(server), key)
+
+
+def test_calls_without_max_tokens_overspend_at_most_by_the_calls_in_flight(
+    fake: FakeProvider,
+) -> None:
+    server = Server(config(fake), env={"SLUICE_RESERVE_TOKENS": str(RESERVED_TOKENS)})
+    key = server.add_key(id="key_dollar", tier="unlimited", budget_usd=1)
+    kind = Kind("open")
+    fake.named({"open": answering(LONG)})
+    with server:
+        spend_it_all(server, key, kind)
+        place = ledger_of(server)
+        assert_sound(place)
+        cost = LONG[0] * INPUT_NANO + LONG[1] * OUTPUT_NANO
+        overrun = cost - RESERVED_TOKENS * OUTPUT_NANO  # what a call may cost beyond its reserve
+        assert BUDGET_NANO < spent(place, "key_dollar") <= BUDGET_NANO + overrun * CALLERS
+        in_flight = most_at_once(rows(place))
+        assert spent(place, "key_dollar") <= BUDGET_NANO + overrun * in_flight
+
+
+def most_at_once(found: list[dict[str, Any]]) -> int:
+    """How many calls were under way at any one time."""
+    changes = sorted((row[name], step) for row in found for name, step in ENDS)
+    count = most = 0
+    for _, step in changes:
+        count += step
+        most = max(most, count)
+    return most
+
+
+ENDS = (("started_us", 1), ("ended_us", -1))
+
+
+# Limits
+
+
+@pytest.fixture(scope="module")
+def started(fake_process: FakeProvider) -> Iterator[Server]:
+    with Server(config(fake_process)) as server:
+        yield server
+    assert "Traceback" not in server.output()
+
+
+@pytest.fixture
+def server(started: Server, fake: FakeProvider) -> Server:
+    fake.default(fp.answer(fp.body("x", usage=TOLD)))
+    return started
+
+
+def a_key(server: Server, name: str, **terms: object) -> str:
+    """A new key that the server knows; its id is key_NAME."""
+    key = server.add_key(name, id=f"key_{name}", **terms)
+
+    def known() -> bool:
+        with server.client() as client:
+            client.key = key
+            client.request("GET", f"{NATIVE}/streams")
+            return client.read_head().status == 200
+
+    server.wait(known)
+    return key
+
+
+def ask(server: Server, key: str, path: str = NATIVE, **more: object) -> Sent:
+    sent = play(server, key, Sent(Kind("limits", more=more), path))
+    assert not sent.failure
+    return sent
+
+
+@pytest.mark.parametrize("path", [NATIVE, OPENAI])
+def test_the_free_tier_has_ten_requests_a_minute(
+    server: Server, fake: FakeProvider, path: str
+) -> None:
+    key = a_key(server, f"free{len(path)}", tier="free")
+    answers = [ask(server, key, path, max_tokens=10) for _ in range(10)]
+    assert [one.status for one in answers] == [200] * 10
+    left = [int(one.headers["x-ratelimit-remaining-requests"]) for one in answers]
+    assert left == list(range(9, -1, -1))
+    tokens = [int(one.headers["x-ratelimit-remaining-tokens"]) for one in answers]
+    assert tokens == sorted(tokens, reverse=True)
+    assert tokens[-1] < tokens[0] < 10_000
+    assert answers[0].headers["x-ratelimit-limit-requests"] == "10"
+    assert answers[0].headers["x-ratelimit-limit-tokens"] == "10000"
+    refused = ask(server, key, path, max_tokens=10)
+    assert refused.status == 429
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+    assert fake.counts.received == 10
+    if path == NATIVE:
+        details = refused.answer["details"]
+        assert (details["limit_type"], details["limit"]) == ("requests", 10)
+        assert 1 <= details["retry_after"] <= 60
+        assert details["reset_time"].endswith("Z")
+    else:
+        assert refused.answer["error"]["type"] == "rate_limit_error"
+    assert len([r for r in rows(ledger_of(server)) if r["request_id"] == refused.id]) == 0
+
+
+def test_tokens_per_hour_are_reserved_and_settled(server: Server, fake: FakeProvider) -> None:
+    key = a_key(server, "hourly", tier="unlimited", tokens_per_hour=200)
+    first = ask(server, key, max_tokens=100)  # it may use 100 and more, and uses 15
+    assert first.status == 200
+    assert int(first.headers["x-ratelimit-remaining-tokens"]) >= 180
+    assert ask(server, key, max_tokens=100).status == 200
+    refused = ask(server, key, max_tokens=190)
+    assert (refused.status, refused.answer["details"]["limit_type"]) == (429, "tokens")
+    never = ask(server, key, max_tokens=500)
+    assert (never.status, never.headers.get("retry-after")) == (429, None)
+    assert never.headers["x-should-retry"] == "false"
+    assert fake.counts.received == 2
+
+
+def test_a_provider_key_of_the_caller_bypasses_limits_and_budget(
+    server: Server, fake: FakeProvider
+) -> None:
+    key = a_key(server, "own", tier="free", requests_per_minute=0, budget_usd=0)
+    sent = ask(server, key, byok_api_key="my-own", max_tokens=10)
+    assert (sent.status, sent.headers["x-ratelimit-bypass"]) == (200, "BYOK API key used")
+    assert "x-ratelimit-limit-requests" not in sent.headers
+    row = row_of(ledger_of(server), sent.id)
+    assert (bool(row["byok"]), row["cost_nano"]) == (True, 0)
+    assert (row["input_tokens"], row["output_tokens"]) == TOLD
+    assert ask(server, key, max_tokens=10).status == 429
+    assert fake.counts.received == 1
+
+
+def test_openai_and_indoxhub_clients_raise_their_own_exceptions(
+    server: Server, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+    limited = a_key(server, "limited", tier="unlimited", requests_per_minute=0)
+    broke = a_key(server, "broke", tier="unlimited", budget_usd=0.0000001)
+    ask_for: dict[str, Any] = {"model": "fake/m", "prompt": "x", "max_tokens": 5}
+    for key, status, exception in (
+        (limited, 429, openai.RateLimitError),
+        (broke, 402, openai.APIStatusError),
+    ):
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0) as client:
+            with pytest.raises(exception) as raised:
+                client.completions.create(**ask_for)
+            assert raised.value.status_code == status
+    for key, exception in (
+        (limited, indoxhub.exceptions.RateLimitError),
+        (broke, indoxhub.exceptions.InsufficientCreditsError),
+    ):
+        client = indoxhub.Client(api_key=key, base_url=server.url, timeout=10)
+        with pytest.raises(exception):
+            client.completion(prompt="x", model="fake/m", max_tokens=5)
+        client.close()
+    assert fake.counts.received == 0

@@ -1,0 +1,233 @@
+"""The fault matrix: every dialect x every fault x whole or stream x with or without a fallback,
+through the real server. Each cell has its answer, its calls at the provider and its one row.
+
+All cells run at once, each at a provider of its own, so that none cools down another's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.support import fake as fp
+from tests.support.books import Row, assert_sound, by_request, ledger_of, open_rows, rows
+from tests.support.calls import COMPLETIONS, kinds
+from tests.support.fake import FakeProvider
+from tests.support.faults import (
+    DIALECTS,
+    EXCEPTIONS,
+    FAULTS,
+    HEALTHY,
+    HEALTHY_TEXT,
+    LIMIT_S,
+    RETRIES,
+    SLOW,
+    Expected,
+    expected,
+)
+from tests.support.pace import HANG_S
+from tests.support.raw_client import Frame
+from tests.support.servers import Server
+
+AT_ONCE = 24
+ROW = '[providers.{}]\ndialect = "{}"\nbase_url = "{}"\ncompletions = {}\n{}\n'
+LIMITS = f"timeouts = {{ first_event = {LIMIT_S}, idle = {LIMIT_S} }}\n"
+WHOLE, CUT = ["finish", "usage_final", "DONE"], ["usage_final", "error"]
+NOBODY = "http://127.0.0.1:1"
+
+
+class Cell(NamedTuple):
+    dialect: str
+    fault: str
+    stream: bool
+    fallback: bool
+
+    @property
+    def name(self) -> str:
+        mode = "stream" if self.stream else "whole"
+        return f"{self.dialect}-{self.fault}-{mode}" + ("-fallback" if self.fallback else "")
+
+    @property
+    def expected(self) -> Expected:
+        fault = FAULTS[self.fault]
+        place = (self.dialect, self.fault, self.stream)
+        outcome = EXCEPTIONS.get(place, fault.stream if self.stream else fault.whole)
+        return expected(outcome, fallback=self.fallback)
+
+    @property
+    def text(self) -> str:
+        """What the client gets of the answer: all, or the first piece."""
+        first, whole = DIALECTS[self.dialect].text
+        if self.expected.by_fallback:
+            return HEALTHY_TEXT
+        if self.expected.code is None:
+            return whole if self.stream else FAULTS[self.fault].text or whole
+        if (self.dialect, self.fault, self.stream) in EXCEPTIONS:
+            return whole
+        return first if self.expected.status == 200 else ""
+
+
+CELLS = [
+    Cell(dialect, fault, stream, fallback)
+    for dialect in DIALECTS
+    for fault in FAULTS
+    for stream in (False, True)
+    for fallback in (False, True)
+]
+
+
+class Answer(NamedTuple):
+    """What the client got. ended: the kinds of a stream's frames behind its text."""
+
+    status: int
+    headers: dict[str, str]
+    text: str
+    code: str | None
+    provider: str | None
+    ended: list[str]
+    details: dict[str, Any]
+
+
+class Run(NamedTuple):
+    answers: dict[str, Answer]
+    rows: dict[str, Row]
+    reached: Counter[str]
+    """How often each provider was called."""
+
+
+def config(fake: FakeProvider) -> str:
+    found = [
+        ROW.format(
+            cell.name,
+            DIALECTS[cell.dialect].dialect,
+            (NOBODY if FAULTS[cell.fault].refused else fake.origin) + f"/{cell.name}/v1",
+            str(DIALECTS[cell.dialect].completions).lower(),
+            LIMITS if FAULTS[cell.fault].quick else "",
+        )
+        for cell in CELLS
+    ]
+    healthy = (f"{HEALTHY}-{mode}" for mode in ("whole", "stream"))
+    found += [ROW.format(n, "openai", f"{fake.origin}/{n}/v1", "true", "") for n in healthy]
+    return "".join(found)
+
+
+def arm(fake: FakeProvider) -> None:
+    scripts: dict[str, Any] = {
+        cell.name: FAULTS[cell.fault].scripts(DIALECTS[cell.dialect], cell.stream) for cell in CELLS
+    }
+    scripts[f"{HEALTHY}-whole"] = [fp.answer(fp.body(HEALTHY_TEXT))]
+    scripts[f"{HEALTHY}-stream"] = [fp.sse(fp.chunks([HEALTHY_TEXT], usage=(3, 5)))]
+    fake.placed(scripts)
+
+
+def play(server: Server, cell: Cell) -> Answer:
+    try:
+        return ask(server, cell)
+    except (OSError, EOFError) as failure:  # of this cell, and of no other
+        return Answer(0, {}, repr(failure), None, None, [], {})
+
+
+def ask(server: Server, cell: Cell) -> Answer:
+    fields: dict[str, Any] = {"model": f"{cell.name}/m", "prompt": "Say it", "stream": cell.stream}
+    if cell.fallback:
+        mode = "stream" if cell.stream else "whole"
+        fields["fallbacks"] = [f"{HEALTHY}-{mode}/m"]
+    with server.client(timeout=HANG_S) as client:
+        client.request("POST", COMPLETIONS, fields, {"X-Request-ID": cell.name})
+        head = client.read_head()
+        if head.headers["content-type"].startswith("text/event-stream"):
+            return of_stream(head.status, head.headers, list(client.frames()))
+        found = client.json()
+    code, provider = found.get("code"), found.get("provider")
+    details = found.get("details") or {}
+    return Answer(head.status, head.headers, found["data"], code, provider, [], details)
+
+
+def of_stream(status: int, headers: dict[str, str], frames: list[Frame]) -> Answer:
+    told = [frame.json for frame in frames if frame.data not in (None, "[DONE]")]
+    texts = [part["data"] for part in told if part["type"] == "content"]
+    code = told[-1].get("code")
+    provider = told[0]["provider"]
+    ended = [kind for kind in kinds(frames) if kind not in ("usage_start", "content", "comment")]
+    details = told[-1].get("details") or {}
+    return Answer(status, headers, "".join(texts), code, provider, ended, details)
+
+
+@pytest.fixture(scope="module")
+def run(fake_process: FakeProvider) -> Run:
+    """All cells, played."""
+    fake_process.reset()
+    arm(fake_process)
+    env = {"SLUICE_RETRIES": str(RETRIES), "SLUICE_LOG_LEVEL": "error"}
+    with Server(config(fake_process), env=env) as server, ThreadPoolExecutor(AT_ONCE) as pool:
+        answers = dict(
+            zip(map(name, CELLS), pool.map(lambda c: play(server, c), CELLS), strict=True)
+        )
+        place = ledger_of(server)
+        server.wait(lambda: not open_rows(place))
+        assert_sound(place)
+        found = by_request(rows(place))
+        reached = Counter(request.path.split("/")[1] for request in fake_process.requests)
+    fake_process.reset()
+    assert "Traceback" not in server.output()
+    return Run(answers, found, reached)
+
+
+def name(cell: Cell) -> str:
+    return cell.name
+
+
+def test_each_call_of_the_fault_matrix_has_one_ledger_row(run: Run) -> None:
+    assert set(run.rows) == {cell.name for cell in CELLS}
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=name)
+def test_each_fault_gives_the_expected_answer_attempts_and_ledger_row(cell: Cell, run: Run) -> None:
+    wanted, answer, row = cell.expected, run.answers[cell.name], run.rows[cell.name]
+    assert (answer.status, answer.code) == (wanted.status, wanted.code)
+    assert answer.text == cell.text
+    assert answer.headers["x-sluice-attempts"] == str(len(wanted.tries))
+    assert_row(cell, row)
+    own = len(wanted.tries) - wanted.by_fallback
+    assert run.reached[cell.name] == (0 if FAULTS[cell.fault].refused else own)
+    if wanted.status == 200:
+        assert answer.provider == row["provider"]
+        assert answer.ended == ([] if not cell.stream else CUT if wanted.code else WHOLE)
+    if wanted.code == SLOW:
+        phase = "idle" if wanted.status == 200 else "first_event"
+        assert (answer.details["phase"], answer.details["seconds"]) == (phase, LIMIT_S)
+    if wanted.status == 429:
+        assert answer.headers["retry-after"] == "30"
+
+
+def assert_row(cell: Cell, row: Row) -> None:
+    wanted = cell.expected
+    named = f"{HEALTHY}-{'stream' if cell.stream else 'whole'}"
+    expected = {
+        "status": wanted.status,
+        "end_reason": wanted.reason,
+        "error_code": wanted.code,
+        "attempts": len(wanted.tries),
+        "provider": named if wanted.by_fallback else cell.name,
+        "streamed": cell.stream,
+        "endpoint": COMPLETIONS,
+    }
+    assert {column: row[column] for column in expected} == expected
+    if len(wanted.tries) == 1:
+        assert row["tries"] is None
+    else:
+        tries = json.loads(row["tries"])
+        assert [each["code"] for each in tries] == list(wanted.tries)
+        assert {each["provider"] for each in tries[: -1 if wanted.by_fallback else None]} == {
+            cell.name
+        }
+    used = row["input_tokens"], row["output_tokens"]
+    if wanted.code is None:  # one that was late was at work, and may bill that
+        assert row["usage_source"] == ("estimate" if SLOW in wanted.tries else "provider")
+        assert min(used) > 0
+    elif wanted.status != 200:
+        assert (used == (0, 0)) is (SLOW not in wanted.tries)

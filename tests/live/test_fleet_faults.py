@@ -1,0 +1,244 @@
+"""A part of a fleet dies under load, hangs, or forgets, and comes back: streams go on, nothing is
+lost but what a client was told was lost, no stop is a lie, and all recovers by itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import pytest
+
+from tests.support import calls, fleets, mixture
+from tests.support.books import assert_sound, open_rows, rows
+from tests.support.fake import FakeProvider
+from tests.support.fleet_proofs import (
+    PER_MINUTE,
+    SCRIPTS,
+    Probe,
+    Run,
+    assert_cancelled,
+    assert_nothing_is_lost,
+    assert_stops_told_the_truth,
+    keys_for,
+    probing,
+    settled,
+)
+from tests.support.fleets import WORKERS, Backends, Fleet, backends, stop
+from tests.support.pace import HANG_S, scaled
+from tests.support.servers import UNTROUBLED, Server
+
+WARM_S, AWAY_S, PAUSED_S = 1.0, 3.0, 5.0
+BACK_WITHIN_S = scaled(15)
+"""It is to take less than ten seconds on a machine that is not busy."""
+FAULTS = ("killed", "crashed", "paused", "flushed", "database", "reloaded")
+
+
+class Scene(NamedTuple):
+    shared: Backends
+    fleet: Fleet
+    keys: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def started(fake_process: FakeProvider) -> Iterator[Scene]:
+    with backends() as shared:
+        fleet = Fleet(
+            mixture.config(fake_process.base_url),
+            redis_url=shared.redis.url,
+            database_url=shared.database_url,
+            env=mixture.ENV | UNTROUBLED,
+        )
+        keys = keys_for(fleet, FAULTS)
+        with fleet:
+            yield Scene(shared, fleet, keys)
+            place = shared.database_url
+            fleets.wait(lambda: not open_rows(place), HANG_S, "no row is open")
+            assert_sound(place)
+        assert "Traceback" not in fleet.output()
+
+
+@pytest.fixture
+def scene(started: Scene, fake: FakeProvider) -> Scene:
+    fake.named(SCRIPTS)
+    fleets.wait(started.fleet.is_whole, HANG_S, "the fleet is whole")
+    return started
+
+
+@contextmanager
+def under_load(scene: Scene, fake: FakeProvider) -> Iterator[tuple[Run, Probe]]:
+    run = Run(scene.fleet, fake, scene.keys)
+    with probing(scene.fleet, scene.keys["probe"]) as probe, run.running():
+        time.sleep(WARM_S)
+        yield run, probe
+        run.wait_answers()
+
+
+def assert_recovers(scene: Scene, probe: Probe, name: str) -> None:
+    """Stop works between workers again, and streams and limits are shared again."""
+    begun = time.monotonic()
+    took = probe.wait_stops(BACK_WITHIN_S)
+    print(f"{name}: stop works again after {took:.1f} s")
+    probe.assert_shared()
+    assert probe.accepted(scene.keys[name], 5) == PER_MINUTE
+    assert time.monotonic() - begun < BACK_WITHIN_S
+
+
+def assert_all_is_accounted_for(run: Run) -> None:
+    """Nobody was cut off or refused: there are as many rows as calls."""
+    found = settled(run)
+    assert_nothing_is_lost(run, found, told_so=set())
+    assert_stops_told_the_truth(run)
+    left_early = {sent.id for sent in run.sent if sent.status is None}
+    assert {sent.id for sent in run.sent} - set(found) <= left_early
+    print(f"{len(run.sent)} calls, {len(found)} rows, {len(run.stops)} stops")
+
+
+def test_killed_worker_loses_only_its_own_calls_and_the_fleet_recovers(
+    scene: Scene, fake: FakeProvider
+) -> None:
+    fleet = scene.fleet
+    with under_load(scene, fake) as (run, probe):
+        victim = probe.workers[0]
+        mark = probe.streams[victim][0]
+        os.kill(victim.pid, signal.SIGKILL)
+        fleets.wait(fleet.is_whole, HANG_S, "another one has taken its place")
+        with probing(fleet, scene.keys["probe"]) as others:
+            assert_recovers(scene, others, "killed")
+    [owner] = [r["owner"] for r in rows(scene.shared.database_url) if r["request_id"] == mark]
+    found = settled(run, but=owner)
+    its = {id_ for id_, row in found.items() if row["owner"] == owner}
+    left = {id_ for id_ in its if found[id_]["ended_us"] is None}
+    cut = {sent.id for sent in run.sent if sent.failure}
+    gone = {sent.id for sent in run.sent if sent.kind.act == "leave"}
+    assert left
+    assert left <= cut | gone  # nobody was told that such a one had ended
+    assert {sent.id for sent in run.sent if sent.status == 200 and sent.failure} <= its
+    assert_nothing_is_lost(run, found, told_so=cut | left)
+    assert_stops_told_the_truth(run, but=cut)
+    take_for_dead(scene.shared.database_url, owner)
+    closed = settled(run)
+    assert {id_ for id_, row in closed.items() if row["end_reason"] == "interrupted"} == left
+    print(f"{len(run.sent)} calls, {len(found)} rows, {len(cut)} cut off, {len(left)} left open")
+
+
+def take_for_dead(place: str, owner: str) -> None:
+    """What the ledger does when a process has been silent for a minute, done at once."""
+    import psycopg
+
+    with psycopg.connect(place) as connection:
+        connection.execute("DELETE FROM owners WHERE id = %s", [owner])
+
+
+def redis_goes_away(
+    scene: Scene,
+    fake: FakeProvider,
+    name: str,
+    go: Callable[[], None],
+    back: Callable[[], None],
+    *,
+    seconds: float = AWAY_S,
+) -> None:
+    with under_load(scene, fake) as (run, probe):
+        go()
+        until = time.monotonic() + seconds
+        assert set(probe.statuses()) == {503}
+        probe.assert_local_stop_works()
+        assert probe.ready() == {200}
+        while time.monotonic() < until:
+            assert set(probe.statuses()) == {503}
+        run.wait_answers()
+        back()
+        assert_recovers(scene, probe, name)
+    assert_all_is_accounted_for(run)
+
+
+def test_fleet_recovers_when_redis_crashes_and_restarts_empty(
+    scene: Scene, fake: FakeProvider
+) -> None:
+    redis = scene.shared.redis
+    redis_goes_away(scene, fake, "crashed", redis.crash, redis.restart)
+
+
+def test_fleet_recovers_when_redis_hangs_for_a_while(scene: Scene, fake: FakeProvider) -> None:
+    redis = scene.shared.redis
+    try:
+        redis_goes_away(scene, fake, "paused", redis.pause, redis.resume, seconds=PAUSED_S)
+    finally:
+        redis.resume()
+
+
+def test_fleet_recovers_when_redis_is_flushed(scene: Scene, fake: FakeProvider) -> None:
+    with under_load(scene, fake) as (run, probe):
+        scene.shared.redis.flush()
+        assert_recovers(scene, probe, "flushed")
+    assert_all_is_accounted_for(run)
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_stop_answers_503_for_a_stream_of_a_hanging_worker(
+    scene: Scene, fake: FakeProvider, *, flushed: bool
+) -> None:
+    with probing(scene.fleet, scene.keys["probe"]) as probe:
+        hanging, *others = probe.workers
+        id_, _ = probe.streams[hanging]
+        os.kill(hanging.pid, signal.SIGSTOP)
+        try:
+            if flushed:
+                scene.shared.redis.flush()
+            assert stop(probe.asked[others[-1]], id_).status == 503
+        finally:
+            os.kill(hanging.pid, signal.SIGCONT)
+        probe.wait_stops(BACK_WITHIN_S)
+
+
+def test_fleet_recovers_when_the_database_crashes_and_restarts(
+    scene: Scene, fake: FakeProvider
+) -> None:
+    fleet, postgres = scene.fleet, scene.shared.postgres
+    with under_load(scene, fake) as (run, probe):
+        postgres.crash()
+        fleets.wait(lambda: probe.ready() == {503}, 20, "each worker says so")
+        assert set(probe.statuses()) == {200}  # what is under way is stopped by anyone
+        time.sleep(AWAY_S)
+        postgres.restart()
+        fleets.wait(lambda: probe.ready() == {200}, BACK_WITHIN_S, "each worker uses it again")
+        for worker in probe.workers:
+            probe.begin(worker)
+        assert_recovers(scene, probe, "database")
+    found = settled(run)
+    refused = {sent.id for sent in run.sent if sent.status == 503}
+    assert refused
+    assert refused.isdisjoint(found)
+    assert {sent.status for sent in run.sent} <= {200, 503, None}
+    assert_nothing_is_lost(run, found, told_so=set())
+    assert_stops_told_the_truth(run)
+    assert calls.get(fleet, "/ready").status == 200
+    print(f"{len(run.sent)} calls, {len(found)} rows, {len(refused)} refused")
+
+
+def test_reload_of_both_machines_in_turn_loses_no_call(scene: Scene, fake: FakeProvider) -> None:
+    fleet = scene.fleet
+    with under_load(scene, fake) as (run, probe):
+        for machine in fleet.machines:
+            before = set(machine.worker_pids())
+            machine.signal(signal.SIGHUP)
+
+            def renewed(machine: Server = machine, before: set[int] = before) -> bool:
+                return len(set(machine.worker_pids()) - before) == WORKERS
+
+            fleets.wait(renewed, 20, "it has new workers")
+            run.wait_answers()
+        old = [*probe.streams.values(), *probe.kept.values()]
+        for id_, client in old:  # their workers wait for them
+            assert calls.stop(fleet, id_, scene.keys["probe"]).status == 200
+            assert_cancelled(client)
+        fleets.wait(fleet.is_whole, HANG_S, "the old workers have ended")
+        assert set(fleet.workers()).isdisjoint(probe.workers)
+        with probing(fleet, scene.keys["probe"]) as others:
+            assert_recovers(scene, others, "reloaded")
+    assert_all_is_accounted_for(run)
+    assert {status for _, status in run.stops} == {200}

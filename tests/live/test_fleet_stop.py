@@ -1,0 +1,292 @@
+"""Stop-stream across processes: whichever worker of whichever machine is asked, it ends a call of
+any other as if it were its own, and no call else."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.support import calls, fleets
+from tests.support import fake as fp
+from tests.support.calls import BEGUN, EVENT, begin_stream, closed_after
+from tests.support.fake import FakeProvider
+from tests.support.fleets import Fleet, Worker, listed, stop, untroubled
+from tests.support.load import NATIVE, OPENAI, told
+from tests.support.pace import scaled
+from tests.support.raw_client import RawClient
+
+WITHIN_S = scaled(0.5)
+"""The stop's answer, the provider's connection closed, the client's last frame; a bench measures
+them."""
+TRIES = 5
+GONE_WITHIN_S, SETTLED_WITHIN_S = scaled(10), scaled(20)
+NUMBERS = range(fleets.MACHINES * fleets.WORKERS)
+PAIRS = list(product(NUMBERS, NUMBERS))
+"""Whose call it is, and who is asked."""
+
+
+@pytest.fixture(scope="module")
+def started(fake_process: FakeProvider) -> Iterator[Fleet]:
+    with untroubled(fake_process.base_url) as fleet:
+        yield fleet
+        assert "Traceback" not in fleet.output()
+
+
+@pytest.fixture
+def fleet(started: Fleet, fake: FakeProvider) -> Fleet:
+    """Two machines of two workers each."""
+    return started
+
+
+class Phase(NamedTuple):
+    """steps: what the provider does. path: of the face."""
+
+    steps: Sequence[fp.Step]
+    path: str = NATIVE
+    stream: bool = True
+
+
+SILENT, FLOWING = [*BEGUN, fp.hold()], [*BEGUN, fp.repeat(EVENT.data, 0.005)]
+PHASES = {
+    "silent": Phase(SILENT),
+    "flowing_openai": Phase(FLOWING, OPENAI),
+    "unary": Phase([fp.hold()], stream=False),
+    "unary_openai": Phase([fp.hold()], OPENAI, stream=False),
+}
+
+
+@pytest.mark.parametrize("name", PHASES)
+@pytest.mark.parametrize(("owner", "asked"), PAIRS)
+def test_call_of_any_worker_can_be_stopped_through_any_worker(
+    fleet: Fleet, fake: FakeProvider, owner: int, asked: int, name: str
+) -> None:
+    workers = fleet.workers()
+
+    def once() -> float:
+        return stop_once(fleet, fake, workers[owner], workers[asked], PHASES[name])
+
+    assert calls.best_of(TRIES, WITHIN_S, once) < WITHIN_S
+
+
+def stop_once(
+    fleet: Fleet, fake: FakeProvider, owner: Worker, asked: Worker, phase: Phase
+) -> float:
+    """Stop a call of one worker by another, and see that all is as it should be. How long the
+    slowest of the stop's answer, the provider's end and the client's end took."""
+    fake.reset()
+    fake.script(phase.steps)
+    with fleet.client_of(owner) as client, fleet.client_of(asked) as asking:
+        begin(client, phase, stream_id := uuid.uuid4().hex)
+        fake.wait_requests()
+        answer = stop(asking, stream_id)
+        assert (answer.status, answer.json) == (200, {"success": True})
+        ended_at = read_cancelled(client, phase)
+        [request] = fake.wait_closed()
+    return max(answer.took, ended_at - answer.sent_at, closed_after(request, answer.sent_at))
+
+
+def begin(client: RawClient, phase: Phase, stream_id: str) -> None:
+    """Ask for a call; for a stream, read up to its first text."""
+    fields: dict[str, Any] = {"model": "fake/m", "prompt": "Say it"}
+    if phase.stream:
+        fields["stream"] = True
+        if phase.path == OPENAI:
+            fields["stream_options"] = {"include_usage": True}
+    client.request("POST", phase.path, fields, {"X-Stream-ID": stream_id})
+    if phase.stream:
+        head = client.read_head()
+        assert (head.status, head.headers["x-stream-id"]) == (200, stream_id)
+        while "Hello" not in client.frame().text:
+            pass
+
+
+def read_cancelled(client: RawClient, phase: Phase) -> float:
+    """Read the answer of a stopped call to its end; when that was."""
+    if not phase.stream:
+        head, answer = client.read_head(), client.json()
+        assert head.status == 200
+        usage = told(answer)
+        reason = answer["choices"][0] if phase.path == OPENAI else answer
+    else:
+        frames = list(client.frames())
+        assert frames[-1].data == "[DONE]"
+        *_, finish, final = (frame.json for frame in frames[:-1])
+        usage = told(final)
+        reason = finish["choices"][0]
+    assert usage is not None
+    assert usage[0] > 0
+    if phase.path == OPENAI:
+        assert (reason["finish_reason"], reason["native_finish_reason"]) == ("stop", "cancelled")
+    else:
+        assert reason["finish_reason"] == "cancelled"
+    return frames[-1].at if phase.stream else time.monotonic()
+
+
+@pytest.fixture
+def clients(fleet: Fleet) -> Iterator[list[RawClient]]:
+    """A kept connection to each worker."""
+    with fleet.clients_to_each() as found:
+        yield list(found.values())
+
+
+@pytest.fixture
+def settled(clients: list[RawClient]) -> None:
+    """When Redis has had data for a while, what it doesn't know is known to be nobody's."""
+
+    def known() -> bool:
+        return {stop(asked, "unknown").status for asked in clients} == {404}
+
+    fleets.wait(known, SETTLED_WITHIN_S, "what is unknown is not found")
+
+
+def test_repeated_stop_succeeds_on_every_worker(
+    fleet: Fleet, fake: FakeProvider, clients: list[RawClient]
+) -> None:
+    fake.script(SILENT)
+    with fleet.client_of(fleet.workers()[0]) as client:
+        stream_id = begin_stream(client)
+        answers = [stop(asked, stream_id) for asked in clients]
+        list(client.frames())
+        fake.wait_closed()
+        fleet.wait(lambda: listed(clients[0]).json == [])
+        answers += [stop(asked, stream_id) for asked in clients]
+    assert {(a.status, a.json["success"]) for a in answers} == {(200, True)}
+
+
+@pytest.mark.usefixtures("settled")
+def test_stop_of_an_unknown_ended_or_foreign_stream_answers_404_everywhere(
+    fleet: Fleet, fake: FakeProvider, clients: list[RawClient]
+) -> None:
+    other = fleet.add_key("other")
+    fleet.wait_known(other)
+    fake.default([*BEGUN, fp.gate("more"), EVENT, fp.hold()])
+    with fleet.client_of(fleet.workers()[0]) as client, fleet.client() as ended:
+        stream_id = begin_stream(client)
+        fake.script(fp.sse(fp.chunks(["a"])))
+        ended_id = begin_stream(ended)
+        list(ended.frames())
+        for asked in clients:
+            theirs, unknown = stop(asked, stream_id, other), stop(asked, "unknown")
+            over = stop(asked, ended_id)
+            assert [a.status for a in (theirs, unknown, over)] == [404] * 3
+            assert {a.json["code"] for a in (theirs, unknown, over)} == {"stream_not_found"}
+            assert set(theirs.headers) == set(unknown.headers)
+            assert listed(asked, other).json == []
+        fake.open("more")
+        assert client.frame().json["data"] == "word "
+        assert stop(clients[-1], stream_id).status == 200
+        list(client.frames())
+
+
+@pytest.mark.parametrize("phase", [PHASES["silent"], PHASES["unary"]], ids=["stream", "unary"])
+def test_an_id_in_use_is_refused_by_every_worker(
+    fleet: Fleet, fake: FakeProvider, clients: list[RawClient], phase: Phase
+) -> None:
+    fake.default([*BEGUN, fp.gate("more"), EVENT, fp.hold()])
+    with fleet.client_of(fleet.workers()[0]) as client:
+        begin_stream(client, stream_id="same")
+        for asked in clients:
+            calls.ask(asked, stream=phase.stream, stream_id="same")
+            head, answer = asked.read_head(), asked.json()
+            assert (head.status, answer["code"]) == (409, "stream_exists")
+        fake.open("more")
+        assert client.frame().json["data"] == "word "
+        assert len(fake.requests) == 1
+        assert stop(clients[-1], "same").status == 200
+        list(client.frames())
+
+
+@pytest.mark.usefixtures("settled")
+def test_stopped_stream_id_can_be_reused_by_the_next_call(
+    fleet: Fleet, fake: FakeProvider, clients: list[RawClient]
+) -> None:
+    """Who remembers that it stopped a call of that id must not say so of the next one."""
+    fake.default(SILENT)
+    for worker in fleet.workers():
+        for asked in clients:
+            with fleet.client_of(worker) as client:
+                begin_stream(client, stream_id="again")
+                assert stop(asked, "again").status == 200
+                list(client.frames())
+            fleet.wait(lambda asked=asked: listed(asked).json == [])  # type: ignore[misc]
+    fake.default(fp.sse(fp.chunks(["a"])))
+    with fleet.client() as client:
+        begin_stream(client, stream_id="again")
+        list(client.frames())
+    fleet.wait(lambda: listed(clients[0]).json == [])
+    assert {stop(asked, "again").status for asked in clients} == {404}
+
+
+def test_two_keys_may_use_one_id_in_two_processes(
+    fleet: Fleet, fake: FakeProvider, clients: list[RawClient]
+) -> None:
+    fake.default([*BEGUN, fp.gate("more"), EVENT, fp.hold()])
+    other = fleet.add_key("other")
+    fleet.wait_known(other)
+    workers = fleet.workers()
+    with fleet.client_of(workers[0]) as first, fleet.client_of(workers[-1]) as second:
+        second.key = other
+        begin_stream(first, stream_id="same")
+        begin_stream(second, stream_id="same")
+        assert stop(clients[0], "same", other).status == 200
+        assert "cancelled" in next(second.frames()).text
+        fake.open("more")
+        assert first.frame().json["data"] == "word "
+        assert stop(clients[-1], "same").status == 200
+
+
+def test_every_worker_lists_the_streams_of_all_workers(
+    fleet: Fleet, fake: FakeProvider, clients: list[RawClient]
+) -> None:
+    fake.default([*BEGUN, EVENT, fp.hold()])
+    begun = []
+    with fleet.clients_to_each() as owners:
+        for client in owners.values():
+            begun.append(begin_stream(client))
+            client.frame()
+        for asked in clients:
+            entries = listed(asked).json
+            assert [entry["stream_id"] for entry in entries] == begun
+            moments = [entry.pop("started_at") for entry in entries]
+            assert moments == sorted(moments)
+            for entry, stream_id in zip(entries, begun, strict=True):
+                assert entry == {
+                    "stream_id": stream_id,
+                    "provider": "fake",
+                    "model": "m",
+                    "input_tokens": 0,  # the provider has told none
+                    "output_tokens": 3,
+                }
+        assert [stop(clients[0], stream_id).status for stream_id in begun] == [200] * len(begun)
+        for client in owners.values():
+            list(client.frames())
+        for asked in clients:
+            fleet.wait(lambda asked=asked: listed(asked).json == [])  # type: ignore[misc]
+
+
+def test_stream_of_a_killed_worker_leaves_the_list_and_stop_never_answers_200(
+    fleet: Fleet, fake: FakeProvider
+) -> None:
+    fake.default(SILENT)
+    [victim, *others] = fleet.workers()
+    with fleet.client_of(victim) as client, fleet.client_of(others[-1]) as asking:
+        stream_id = begin_stream(client)
+        assert [entry["stream_id"] for entry in listed(asking).json] == [stream_id]
+        fleet.kill(victim)
+        assert client.ended()
+        statuses = set()
+
+        def left() -> bool:
+            statuses.add(stop(asking, stream_id).status)
+            answer = listed(asking)
+            return answer.status == 200 and answer.json == []
+
+        fleets.wait(left, GONE_WITHIN_S, "the list is empty")
+        statuses.add(stop(asking, stream_id).status)
+        assert statuses <= {404, 503}
+    fleet.wait(fleet.is_whole)

@@ -1,0 +1,236 @@
+"""The ledger fails under a real server: nothing is asked of a provider that can't be recorded, what
+is under way ends as usual, and all of it is on disk once the ledger is back."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import shutil
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support import calls, proofs
+from tests.support import fake as fp
+from tests.support.books import assert_sound, by_request, ledger_of, open_rows, rows
+from tests.support.fake import FakeProvider
+from tests.support.load import NATIVE, OPENAI, Kind, Sent, play
+from tests.support.servers import Kind as ServerKind
+from tests.support.servers import Server, fake_rows
+
+LOCKED_S = 8.0
+KEPT_S = 2.5
+"""Long enough for what waits to be tried again, in vain."""
+PAGE = 4096
+USAGE = (7, 9)
+PLAIN = Kind("plain")
+CHAT = "/v1/chat/completions"
+
+
+class Caller:
+    """What a test asks of a server: short calls, and one stream that its provider ends when the
+    gate `end` opens."""
+
+    def __init__(self, server: Server, fake: FakeProvider, place: Path) -> None:
+        self.server, self.fake, self.place = server, fake, place
+        self.sent: list[Sent] = []
+        first, *rest = (fp.event(f) for f in fp.chunks(["a", "b"], chat=True, usage=USAGE))
+        fake.default(fp.answer(fp.body("x", usage=USAGE)))
+        steps = [*fp.sse([], done=False, complete=False), first, fp.gate("end"), *rest]
+        fake.script([*steps, fp.last_chunk()], path=CHAT)
+
+    def ask(self, path: str = NATIVE) -> Sent:
+        self.sent.append(sent := Sent(PLAIN, path))
+        play(self.server, self.server.key, sent)
+        assert not sent.failure
+        return sent
+
+    def refused(self) -> bool:
+        return self.ask().status == 503
+
+    @property
+    def answered(self) -> set[str]:
+        """The request ids of the short calls that were answered."""
+        return {sent.id for sent in self.sent if sent.status == 200}
+
+    def check_outage(self, failing: AbstractContextManager[None]) -> None:
+        """While it lasts calls are refused, and what is under way ends as usual; afterwards all is
+        as it should be, and recorded."""
+        with self.server.client() as client:
+            stream_id = calls.begin_stream(client, model="fakechat/m")
+            with failing:
+                self.server.wait(self.refused)
+                self.check_refusals()
+                self.fake.open("end")
+                assert calls.kinds(list(client.frames()))[-2:] == ["usage_final", "DONE"]
+                time.sleep(KEPT_S)
+                assert [row["stream_id"] for row in open_rows(self.place)] == [stream_id]
+        self.server.wait(self.server.is_ready)
+        assert self.ask().status == 200
+        self.server.wait(lambda: not open_rows(self.place))
+        assert_sound(self.place)
+        found = by_request(rows(self.place))
+        [stream] = [row for row in found.values() if row["stream_id"] == stream_id]
+        assert (stream["end_reason"], proofs.usage_of(stream)) == ("completed", USAGE)
+        assert set(found) == self.answered | {stream["request_id"]}
+
+    def check_refusals(self) -> None:
+        """Both faces refuse, before the provider is called, and so does /ready."""
+        received = self.fake.counts.received
+        native, openai = self.ask(), self.ask(OPENAI)
+        assert (native.status, native.answer["code"]) == (503, "unavailable")
+        assert (openai.status, openai.answer["error"]["type"]) == (503, "server_error")
+        assert native.headers["retry-after"] == openai.headers["retry-after"] == "1"
+        assert calls.get(self.server, "/ready").status == 503
+        assert calls.get(self.server, "/health").status == 200
+        assert self.fake.counts.received == received == len(self.answered) + 1
+
+
+@contextmanager
+def serve(fake: FakeProvider, **env: str) -> Iterator[Caller]:
+    """A server, and a caller of it."""
+    server = Server(fake_rows(fake.base_url), env=env)
+    server.key = server.add_key(id="key_main", tier="unlimited")
+    with server:
+        yield Caller(server, fake, Path(env.get("SLUICE_DATABASE") or ledger_of(server)))
+    assert "Traceback" not in server.output()
+
+
+@contextmanager
+def locked(place: Path) -> Iterator[None]:
+    """A transaction of another process, that holds the database for LOCKED_S at least."""
+    until = time.monotonic() + LOCKED_S
+    with closing(sqlite3.connect(place, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        yield
+        time.sleep(max(0.0, until - time.monotonic()))
+        other.execute("ROLLBACK")
+
+
+@contextmanager
+def no_file_may_grow(server: Server) -> Iterator[None]:
+    """As with a full disk, for the worker alone: it can write no page, and hardly a line of log."""
+    [pid] = server.worker_pids()
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    assert len(server.output()) < PAGE / 2
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (PAGE, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def full(directory: Path) -> Iterator[None]:
+    """A disk without a free byte."""
+    filler = directory / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1024))
+    assert shutil.disk_usage(directory).free == 0
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+def mounted(*arguments: str) -> bool:
+    """Whether a mount was done."""
+    program = shutil.which("mount")
+    command = [str(program), *arguments]
+    return (
+        bool(program) and not subprocess.run(command, capture_output=True, check=False).returncode
+    )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of two megabytes, where one may be mounted."""
+    if not mounted("-t", "tmpfs", "-o", "size=2m", "sluice-test", str(tmp_path)):
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def test_calls_are_refused_while_another_process_locks_the_database(fake: FakeProvider) -> None:
+    with serve(fake) as caller:
+        caller.check_outage(locked(caller.place))
+
+
+def test_calls_are_refused_while_ledger_files_cannot_grow(fake: FakeProvider) -> None:
+    with serve(fake, SLUICE_LOG_LEVEL="error") as caller:
+        assert caller.ask().status == 200
+        caller.check_outage(no_file_may_grow(caller.server))
+
+
+def test_calls_are_refused_while_the_disk_is_full(fake: FakeProvider, small_disk: Path) -> None:
+    with serve(fake, SLUICE_DATABASE=str(small_disk / "sluice.db")) as caller:
+        assert caller.ask().status == 200
+        caller.check_outage(full(small_disk))
+
+
+def test_calls_are_served_while_an_optional_ledger_is_locked(fake: FakeProvider) -> None:
+    with serve(fake, SLUICE_LEDGER_REQUIRED="0") as caller:
+        assert caller.ask().status == 200
+        before = caller.answered
+        with locked(caller.place):
+            for path in (NATIVE, OPENAI, NATIVE):
+                assert caller.ask(path).status == 200
+            assert caller.server.is_ready()
+            unrecorded = proofs.metric(caller.server, "sluice_ledger_unrecorded_total")
+        assert unrecorded == 3
+        assert proofs.metric(caller.server, "sluice_ledger_errors_total") >= 1
+        caller.server.wait(lambda: "the ledger is back" in caller.server.output())
+        assert caller.ask().status == 200
+        assert_sound(caller.place)
+        before |= {caller.sent[-1].id}
+        assert set(by_request(rows(caller.place))) == before
+
+
+def damaged(folder: Path) -> Path:
+    (folder / "bad.db").write_bytes(b"This is a text and no database. " * 64)
+    return folder / "bad.db"
+
+
+def a_directory(folder: Path) -> Path:
+    (folder / "bad.db").mkdir()
+    return folder / "bad.db"
+
+
+def nowhere(folder: Path) -> Path:
+    return folder / "missing" / "sluice.db"
+
+
+@pytest.mark.parametrize("kind", ["gevent", "python"])
+@pytest.mark.parametrize("unusable", [damaged, a_directory, nowhere])
+def test_an_unusable_database_fails_the_start_with_a_clear_message(
+    tmp_path: Path, kind: ServerKind, unusable: Callable[[Path], Path]
+) -> None:
+    assert_start_fails(unusable(tmp_path), kind)
+
+
+def assert_start_fails(place: Path, kind: ServerKind) -> None:
+    server = Server(kind=kind, env={"SLUICE_DATABASE": str(place)})
+    with pytest.raises(RuntimeError) as raised:
+        server.start()
+    said = str(raised.value)
+    assert server.returncode() == (4 if kind == "gevent" else 1)
+    assert said.count("the ledger can't be opened") == 1
+    assert "Traceback" not in said
+    assert str(place) in said
+
+
+@pytest.mark.parametrize("kind", ["gevent", "python"])
+def test_a_read_only_disk_fails_the_start_with_a_clear_message(
+    small_disk: Path, kind: ServerKind
+) -> None:
+    if not mounted("-o", "remount,ro", str(small_disk)):
+        pytest.skip("a file system can't be made read-only here")
+    assert_start_fails(small_disk / "sluice.db", kind)

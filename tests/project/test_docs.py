@@ -1,0 +1,102 @@
+"""The documentation is true: its examples run, and its tables name what there is."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from cli.providers import provider_table
+from config import VARIABLES, Settings
+from providers.base import Provider
+from providers.rows import BUILT_IN
+from tests.support.pace import HANG_S
+from tests.support.paths import ROOT
+from tests.support.servers import Server
+from tests.support.snippets import JOURNEYS, Snippet, snippets
+
+COMMANDS = {
+    "sh": ["bash", "-euo", "pipefail", "-c"],
+    "python": [sys.executable, "-W", "error", "-c"],
+    "js": ["node", "--input-type=module", "-e"],
+}
+
+
+EXAMPLES = [s for s in snippets() if s.language in COMMANDS and s.page not in JOURNEYS]
+"""Fenced blocks that take the server and the key from the environment."""
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.place)
+def test_each_example_of_the_documentation_runs(example: Snippet, server: Server) -> None:
+    command = COMMANDS[example.language]
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} isn't installed here")
+    done = subprocess.run(
+        [*command, example.text],
+        env={**os.environ, "SLUICE_URL": server.url, "SLUICE_KEY": server.key},
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip()
+
+
+def test_there_are_examples_in_each_language() -> None:
+    assert {example.language for example in EXAMPLES} == set(COMMANDS)
+
+
+def test_every_relative_link_leads_to_an_existing_file() -> None:
+    for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_every_anchor_is_a_heading() -> None:
+    for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", path.read_text()):
+            text = (path.parent / target).read_text() if target else path.read_text()
+            headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+            assert anchor in map(anchor_of, headings), f"{path.name}: {target}#{anchor}"
+
+
+def anchor_of(heading: str) -> str:
+    """As GitHub makes it."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def test_the_documented_defaults_equal_those_of_the_settings() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([^|]*?) ?\|", (ROOT / "docs/configuration.md").read_text(), re.MULTILINE
+    )
+    documented, settings = dict(rows), Settings()
+    for name, field, parse in VARIABLES:
+        found = getattr(settings, field, None) or getattr(settings.timeouts, field, None)
+        if documented[name] and name != "SLUICE_CONFIG":  # without it, the file need not be there
+            assert parse(name, documented[name]) == (found or 0), name
+        else:
+            assert not found or name == "SLUICE_CONFIG", name
+
+
+def test_every_test_named_in_the_documentation_exists() -> None:
+    found = 0
+    for path in ROOT.glob("docs/**/*.md"):
+        for name, test in re.findall(r"`((?:\w+/)?test_\w+\.py)::(\w+)`", path.read_text()):
+            assert f"def {test}(" in (ROOT / "tests" / name).read_text(), f"{path.name}: {test}"
+            found += 1
+    assert found > 30
+
+
+def test_the_documented_provider_table_matches_the_built_in_rows() -> None:
+    assert provider_table(BUILT_IN) in (ROOT / "docs/providers.md").read_text()
+
+
+def test_every_field_of_a_provider_row_is_documented() -> None:
+    text = (ROOT / "docs/providers.md").read_text()
+    documented = set(re.findall(r"^\| `(\w+)` \| [^`|]*[a-z]", text, re.MULTILINE))
+    assert set(Provider.__struct_fields__) - {"name"} <= documented

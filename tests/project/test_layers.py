@@ -1,0 +1,298 @@
+"""The house's rules, read from its source: which module may import which, and how long it may be.
+
+A new module needs a line in LAYERS. LONG_MODULES and LONG_FUNCTIONS may only shrink.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+FOLDERS = ("cli", "endpoints", "fleet", "ledger", "providers")
+MOST_MODULE_LINES = 300
+MOST_FUNCTION_LINES = 40
+
+NETWORK = ("providers.adapter", "providers.connection", "providers.transport")
+"""What touches the network."""
+
+CALLERS = (
+    *("providers.fanout", "providers.local", "providers.sigv4", "providers.switch"),
+    *NETWORK,
+)
+"""In providers/, what makes calls; the rest are dialects and what they share."""
+
+LAYERS: dict[int, tuple[str, ...]] = {
+    7: ("worker", "wsgi"),
+    6: ("app",),
+    5: (
+        *("endpoints", "endpoints.body", "endpoints.calls", "endpoints.health"),
+        *("endpoints.inbound", "endpoints.native"),
+        *("endpoints.openai", "endpoints.pages", "endpoints.secrecy"),
+        *("endpoints.metrics", "endpoints.models", "endpoints.usage", "endpoints.openapi"),
+        *(f"endpoints.openapi_{name}" for name in ("document", "errors", "examples", "schemas")),
+        *("cli", "cli.keys", "cli.providers", "cli.quickstart", "cli.shared", "cli.usage"),
+    ),
+    4: ("gateway", "call", "meter", "reader", "records", "tracing"),
+    3: (
+        *("auth", "cooldown", "counters", "drain", "failures", "fidelity", "fleet", "ledger"),
+        *("news", "quota", "shared_counters"),
+        *("relay", "retries", "routing", "stream", "streams", "ledger.upkeep", "ledger.usage"),
+    ),
+    2: ("providers", *CALLERS),
+    1: (
+        *("config", "hangup", "heads", "keyfile", "keys", "logs"),
+        *("metric_files", "metrics", "pricing"),
+        *("fleet.post", "fleet.scripts", "shared"),
+        *(f"ledger.{name}" for name in ("database", "entries", "owners", "schema", "writing")),
+    ),
+    0: ("breath", "completion", "crew", "errors", "ids", "overdue", "threads", "timeouts"),
+}
+
+LONG_MODULES = {
+    "providers.local": "one thing",
+}
+LONG_FUNCTIONS: dict[str, str] = {}
+
+
+def path_of(module: str) -> Path:
+    plain = ROOT / (module.replace(".", "/") + ".py")
+    return plain if plain.exists() else ROOT / module.replace(".", "/") / "__init__.py"
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+FILES = [*ROOT.glob("*.py"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.py"))]
+MODULES = sorted(name_of(path) for path in FILES if "." not in path.stem)  # not gunicorn.conf.py
+DIALECTS = frozenset(
+    module for module in MODULES if module.startswith("providers.") and module not in CALLERS
+)
+LAYER = dict.fromkeys(DIALECTS, 1) | {
+    module: layer for layer, modules in LAYERS.items() for module in modules
+}
+
+
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(path_of(module).read_text(encoding="utf-8"))
+
+
+def running(node: ast.AST) -> Iterator[ast.AST]:
+    """A tree's nodes but those that are there for the type checker alone."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            for other in child.orelse:
+                yield from running(other)
+        else:
+            yield from running(child)
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """The full names of what a module imports; `from a import b` is a.b if that is a module of
+    ours, else a."""
+    found: set[str] = set()
+    for node in running(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            base = node.module or ""
+            inner = {f"{base}.{alias.name}" for alias in node.names} & set(MODULES)
+            found |= inner
+            if len(inner) < len(node.names):
+                found.add(base)
+    return found
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    return frozenset(imported(tree_of(module)))
+
+
+def ours(module: str) -> set[str]:
+    return set(imports(module)) & set(MODULES)
+
+
+def packages(module: str) -> set[str]:
+    """The top-level names of what a module imports."""
+    return {name.partition(".")[0] for name in imports(module)}
+
+
+def names_in(tree: ast.AST) -> set[str]:
+    """Every dotted name that is written in a tree."""
+    return {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+
+def functions(module: str) -> dict[str, int]:
+    """The lines of each function, by its name within the module."""
+    found: dict[str, int] = {}
+
+    def visit(node: ast.AST, place: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            inner = place
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                inner = f"{place}.{child.name}"
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                found[inner] = (child.end_lineno or 0) - child.lineno + 1
+            visit(child, inner)
+
+    visit(tree_of(module), module)
+    return found
+
+
+def found(by_module: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Those modules in which something was found."""
+    return {module: names for module, names in by_module.items() if names}
+
+
+# The layers
+
+
+def test_every_module_has_one_layer_and_every_listed_module_exists() -> None:
+    listed = [module for modules in LAYERS.values() for module in modules]
+    assert sorted([*listed, *DIALECTS]) == MODULES
+
+
+def test_no_module_imports_from_a_higher_layer() -> None:
+    upward = {
+        module: {name for name in ours(module) if LAYER.get(name, 0) > LAYER.get(module, 99)}
+        for module in MODULES
+    }
+    assert found(upward) == {}
+
+
+def test_imports_have_no_cycle() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path, module))
+        if module not in done:
+            for name in sorted(ours(module) - {module}):
+                visit(name, (*path, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+# The nevers
+
+
+def test_below_the_endpoints_only_auth_imports_flask() -> None:
+    below = [module for module in MODULES if LAYER.get(module, 0) < 5 and module != "auth"]
+    web = {
+        module: {name for name in packages(module) if name.startswith(("flask", "werkzeug"))}
+        for module in below
+    }
+    assert found(web) == {}
+
+
+def test_only_the_transport_touches_the_network() -> None:
+    clients = {"requests", "urllib3", "http", "httpx", "aiohttp", "ssl"}
+    modules = {"urllib", "urllib.request"}
+    network = {module: packages(module) & clients | modules & imports(module) for module in MODULES}
+    assert set(found(network)) == set(NETWORK)
+
+
+def test_only_config_sees_the_environment() -> None:
+    names = {"os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv"}
+    assert set(found({module: names_in(tree_of(module)) & names for module in MODULES})) == {
+        "config"
+    }
+    assert [
+        module
+        for module in MODULES
+        for node in ast.walk(tree_of(module))
+        if isinstance(node, ast.ImportFrom) and node.module == "os"
+    ] == [], "what is imported from os is not found by its name"
+
+
+def test_only_the_threads_module_imports_gevent() -> None:
+    assert [module for module in MODULES if "gevent" in packages(module)] == ["threads"]
+
+
+def test_no_endpoint_imports_a_dialect() -> None:
+    endpoints = [module for module in MODULES if module.startswith("endpoints")]
+    known = {module: ours(module) & DIALECTS - {"providers.base"} for module in endpoints}
+    assert found(known) == {}
+
+
+def test_no_provider_module_imports_an_endpoint() -> None:
+    known = {
+        module: {name for name in ours(module) if name.startswith("endpoints")}
+        for module in (*DIALECTS, "providers")
+    }
+    assert found(known) == {}
+
+
+def test_layer_0_imports_only_itself_msgspec_and_the_standard_library() -> None:
+    allowed = {*sys.stdlib_module_names, *LAYERS[0], "msgspec"}
+    beside = {"threads": {"gevent"}}
+    assert found({m: packages(m) - allowed - beside.get(m, set()) for m in LAYERS[0]}) == {}
+
+
+def test_no_module_shadows_the_standard_library_or_a_package() -> None:
+    root = {module for module in MODULES if "." not in module}
+    assert root & set(sys.stdlib_module_names) == set()
+    assert root & set(packages_distributions()) == set()
+
+
+def test_gunicorn_conf_imports_only_the_standard_library_and_config() -> None:
+    """It is loaded in the master, before gevent patches the worker."""
+    tree = ast.parse((ROOT / "gunicorn.conf.py").read_text(encoding="utf-8"))
+    names = {name.partition(".")[0] for name in imported(tree)}
+    assert names - set(sys.stdlib_module_names) == {"config"}
+    assert not names_in(tree) & {"os.environ", "os.getenv"}
+
+
+# How long things are
+
+
+def test_no_unlisted_module_exceeds_the_line_limit() -> None:
+    lines = {m: len(path_of(m).read_text(encoding="utf-8").splitlines()) for m in MODULES}
+    long = {module: count for module, count in lines.items() if count > MOST_MODULE_LINES}
+    assert {m: n for m, n in long.items() if m not in LONG_MODULES} == {}
+    assert set(LONG_MODULES) - set(long) == set(), "no longer long: take it off the list"
+
+
+def test_no_unlisted_function_exceeds_the_line_limit() -> None:
+    lines = {name: count for module in MODULES for name, count in functions(module).items()}
+    long = {name: count for name, count in lines.items() if count > MOST_FUNCTION_LINES}
+    assert {name: count for name, count in long.items() if name not in LONG_FUNCTIONS} == {}
+    assert set(LONG_FUNCTIONS) - set(long) == set(), "no longer long: take it off the list"
+
+
+def test_every_module_has_a_docstring() -> None:
+    assert [module for module in MODULES if not ast.get_docstring(tree_of(module))] == []
+
+
+# The reading itself
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("import os.path", {"os.path"}),
+        ("from providers import sse", {"providers.sse"}),
+        ("from providers import sse, dialect", {"providers.sse", "providers"}),
+        ("def f():\n    from config import Settings", {"config"}),
+        ("if TYPE_CHECKING:\n    import gevent\nelse:\n    import json", {"json"}),
+        ("if typing.TYPE_CHECKING:\n    import gevent", set()),
+        ("try:\n    import gevent\nexcept ImportError:\n    pass", {"gevent"}),
+    ],
+)
+def test_imported_finds_nested_imports_and_skips_type_checking(
+    source: str, names: set[str]
+) -> None:
+    assert imported(ast.parse(source)) == names

@@ -1,0 +1,190 @@
+"""Each block of code in README.md and docs/ is run, read, or listed with the reason why not."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app import create_app
+from auth import KeyStore
+from config import Settings
+from providers.rows import BUILT_IN
+from tests.support import calls
+from tests.support import fake as fp
+from tests.support.checkouts import ADDRESS, Checkout
+from tests.support.fake import FakeProvider
+from tests.support.pace import HANG_S
+from tests.support.paths import ROOT
+from tests.support.servers import Server
+from tests.support.snippets import FENCE, JOURNEYS, NOT_RUN, PAGES, Snippet, snippets
+
+SERVES = re.compile(r"^(make run|\.venv/bin/gunicorn wsgi:app)\b.*\n", re.MULTILINE)
+KEY = re.compile(r"sk-sluice-[\w-]{20,}")
+TOO_LONG = re.compile(r"^make (test|soak)\b", re.MULTILINE)
+"""Shown by make instead of run."""
+
+OLD_KEY = "sk-their-old-key"
+"""What a caller goes on with, by docs/migrating.md."""
+TYPED = re.compile(r"^\$ (.*\n)", re.MULTILINE)
+"""The commands of a block that shows their output too."""
+
+FAILED = re.compile(r'"success":false|"type":"error"|\{"error":')
+"""What curl, with its exit status 0, shows of a call that failed."""
+
+ALL = snippets()
+PROGRAMS = {
+    "python": [sys.executable, "-W", "error", "-c"],
+    "js": ["node", "--input-type=module", "-e"],
+}
+
+
+def test_every_snippet_is_run_or_read_or_listed_as_not_run() -> None:
+    assert [snippet.place for snippet in ALL if snippet.how == "unknown"] == []
+
+
+def test_every_code_fence_is_recognized() -> None:
+    for page in PAGES:
+        fences = re.findall(r"^ *(?:```|~~~).*$", page.read_text(), re.MULTILINE)
+        assert [fence for fence in fences if not FENCE.match(fence)] == [], page
+
+
+def test_every_not_run_entry_names_an_existing_snippet() -> None:
+    for (page, beginning), reason in NOT_RUN.items():
+        found = [s for s in ALL if s.page == page and s.text.startswith(beginning)]
+        assert len(found) == 1, (page, beginning)
+        if reason.startswith("tests/"):
+            path, _, name = reason.partition("::")
+            assert f"def {name}(" in (ROOT / path).read_text(), reason
+
+
+@pytest.mark.parametrize(
+    "snippet", [s for s in ALL if s.how == "read"], ids=lambda snippet: snippet.place
+)
+def test_toml_env_json_and_yaml_snippets_can_be_read(snippet: Snippet, tmp_path: Path) -> None:
+    match snippet.language:
+        case "toml":
+            create_app(Settings(database=tmp_path / "sluice.db", **tables(snippet)))
+        case "env":
+            env = dict(line.split("=", 1) for line in snippet.text.splitlines())
+            Settings.from_env(env)
+            keys = {name for row in BUILT_IN for name in re.findall(r"\w+_API_KEY", repr(row))}
+            assert {name for name in env if name.endswith("_API_KEY")} <= keys
+        case "json":
+            json.loads(snippet.text)
+        case "yaml":
+            importlib.import_module("yaml").safe_load(snippet.text)
+
+
+def tables(snippet: Snippet) -> dict[str, Any]:
+    """What a block of sluice.toml says, where it goes on with those before it on its page."""
+    found: dict[str, Any] = {}
+    for other in ALL[: ALL.index(snippet) + 1]:
+        if (other.page, other.language) == (snippet.page, "toml"):
+            for kind, rows in tomllib.loads(other.text).items():
+                known = found.setdefault(kind, {})
+                for name, row in rows.items():
+                    known[name] = known.get(name, {}) | row if isinstance(row, dict) else row
+    return found
+
+
+@pytest.mark.parametrize(
+    "snippet",
+    [s for s in ALL if s.language in ("shell", "sh") and s.how.startswith("not run")],
+    ids=lambda snippet: snippet.place,
+)
+def test_shell_snippets_that_are_not_run_have_valid_syntax(snippet: Snippet) -> None:
+    if "synopsis" in snippet.how:
+        return
+    done = subprocess.run(["bash", "-n", "-c", snippet.text], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, fake: FakeProvider) -> Iterator[Checkout]:
+    """Its openai leads to the fake provider."""
+    (tmp_path / "sluice.toml").write_text(f'[providers.openai]\nbase_url = "{fake.base_url}"\n')
+    with Checkout(tmp_path) as checkout:
+        yield checkout
+
+
+@pytest.mark.parametrize("page", JOURNEYS)
+def test_snippets_of_a_journey_page_run_in_order(
+    page: str, checkout: Checkout, fake: FakeProvider
+) -> None:
+    """A page as its reader goes through it, from the first command to the last."""
+    fake.script(fp.answer(fp.body("Semicolons fall", chat=True)))
+    begun = fp.sse(fp.chunks(["Once"], chat=True, finish=None), done=False, complete=False)
+    fake.script([*begun, fp.hold()])
+    env: dict[str, str] = {}
+    for snippet in ALL:
+        if snippet.page == page and snippet.how == "run":
+            text = TOO_LONG.sub(r"make -n \1", snippet.text)
+            if serves := SERVES.search(text):
+                said = checkout.serve(serves[1])
+                text = SERVES.sub("", text)
+                if key := KEY.search(said):
+                    env["KEY"] = key[0]
+            run(snippet, text, checkout, env)
+
+
+BY_PAGE = sorted({s.page for s in ALL if s.how == "run" and s.language == "shell"} - set(JOURNEYS))
+
+
+@pytest.mark.parametrize("page", BY_PAGE)
+def test_shell_commands_of_a_page_run_in_order(
+    page: str, checkout: Checkout, server: Server
+) -> None:
+    """In their order, in a checkout with a key and a ledger."""
+    (checkout.directory / "backups").mkdir()
+    calls.complete(server, model="local/pydoc")
+    database = server.directory / "sluice.db"
+    made = checkout.bash(f"SLUICE_DATABASE={database} flask ledger backup sluice.db")
+    assert made.returncode == 0, made.stderr
+    if page != "docs/keys.md":  # it makes its own
+        assert checkout.bash("flask keys create --name laptop").returncode == 0
+    env = {"KEY": server.key}
+    for snippet in ALL:
+        if snippet.page == page and snippet.how == "run" and snippet.language == "shell":
+            text = TOO_LONG.sub(r"make -n \1", snippet.text)
+            text = text.replace("/backups/", "backups/")
+            if transcript := TYPED.findall(text):
+                text = "".join(transcript)
+            run(snippet, text.replace(ADDRESS, server.url.removeprefix("http://")), checkout, env)
+    if page == "docs/migrating.md":
+        found = KeyStore(checkout.directory / "keys.jsonl").find(OLD_KEY)
+        assert found is not None
+        assert found.name == "app"
+
+
+def run(snippet: Snippet, text: str, checkout: Checkout, env: dict[str, str]) -> None:
+    if snippet.language in PROGRAMS:
+        command = PROGRAMS[snippet.language]
+        if shutil.which(command[0]) is None:
+            pytest.skip(f"{command[0]} isn't installed here")
+        done = subprocess.run(
+            [*command, checkout.ours(text)],
+            env=checkout.env | env,
+            capture_output=True,
+            text=True,
+            timeout=HANG_S,
+            check=False,
+        )
+    else:
+        text = text.replace("export KEY=sk-sluice-...", f"export KEY={env.get('KEY')}")
+        done = checkout.bash(text, **env)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, f"{snippet.place}: {said}"
+    assert FAILED.search(done.stdout) is None, f"{snippet.place}: {said}"
+    if "stop-stream" in text:
+        assert '{"success":true}' in done.stdout, said
+        assert '"finish_reason":"cancelled"' in done.stdout, said

@@ -1,0 +1,202 @@
+"""The public surface, pinned: what users build on changes only when a line here changes too."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from flask import Flask
+
+import config
+import errors
+import logs
+from app import create_app
+from config import Settings
+from errors import SluiceError
+from providers.rows import BUILT_IN
+from tests.support.paths import ROOT
+from tests.test_metrics import families
+
+ROUTES = {
+    ("GET", "/"),
+    ("GET", "/api/v1/completions/streams"),
+    ("GET", "/api/v1/models"),
+    ("GET", "/api/v1/models/<provider>"),
+    ("GET", "/api/v1/models/<provider>/<path:model>"),
+    ("GET", "/api/v1/user/requests"),
+    ("GET", "/api/v1/user/usage"),
+    ("GET", "/docs"),
+    ("GET", "/health"),
+    ("GET", "/metrics"),
+    ("GET", "/openapi.json"),
+    ("GET", "/ready"),
+    ("GET", "/static/<path:name>"),
+    ("GET", "/usage"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/<path:model>"),
+    ("POST", "/api/v1/auth/api-key"),
+    ("POST", "/api/v1/auth/token"),
+    ("POST", "/api/v1/completions"),
+    ("POST", "/api/v1/completions/stop-stream/<stream_id>"),
+    ("POST", "/v1/completions"),
+    ("POST", "/v1/completions/stop-stream/<stream_id>"),
+}
+
+CODES = {
+    "InvalidRequest": (400, "invalid_request"),
+    "UnsupportedParameter": (400, "unsupported_parameter"),
+    "Unauthorized": (401, "unauthorized"),
+    "InsufficientCredits": (402, "insufficient_credits"),
+    "ModelForbidden": (403, "model_forbidden"),
+    "ByokRejected": (403, "byok_rejected"),
+    "NotFound": (404, "not_found"),
+    "ProviderNotFound": (404, "provider_not_found"),
+    "ModelNotFound": (404, "model_not_found"),
+    "StreamNotFound": (404, "stream_not_found"),
+    "MethodNotAllowed": (405, "method_not_allowed"),
+    "RequestTimeout": (408, "request_timeout"),
+    "StreamExists": (409, "stream_exists"),
+    "RequestTooLarge": (413, "request_too_large"),
+    "UnsupportedMediaType": (415, "unsupported_media_type"),
+    "RateLimited": (429, "rate_limited"),
+    "ClientGone": (499, "client_gone"),
+    "SluiceError": (500, "internal_error"),
+    "InternalError": (500, "internal_error"),
+    "UpstreamError": (502, "provider_error"),
+    "Unavailable": (503, "unavailable"),
+    "UpstreamTimeout": (504, "provider_timeout"),
+}
+
+VARIABLES = {
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "DATABASE_URL",
+    "PORT",
+    "REDIS_URL",
+    "SLUICE_CLIENT_TIMEOUT_S",
+    "SLUICE_CONFIG",
+    "SLUICE_CONNECT_TIMEOUT_S",
+    "SLUICE_CONTINUE",
+    "SLUICE_COOLDOWN",
+    "SLUICE_CORS_ORIGINS",
+    "SLUICE_DATABASE",
+    "SLUICE_DEFAULT_MODEL",
+    "SLUICE_DISCONNECT",
+    "SLUICE_DISCONNECT_S",
+    "SLUICE_DISCONNECT_USD",
+    "SLUICE_DRAIN_S",
+    "SLUICE_FIRST_EVENT_TIMEOUT_S",
+    "SLUICE_FIRST_EVENT_WAIT_S",
+    "SLUICE_IDLE_TIMEOUT_S",
+    "SLUICE_KEEPALIVE_S",
+    "SLUICE_KEYS",
+    "SLUICE_KEYS_FILE",
+    "SLUICE_LEDGER_REQUIRED",
+    "SLUICE_LIMITS_REQUIRED",
+    "SLUICE_LOG_FORMAT",
+    "SLUICE_LOG_LEVEL",
+    "SLUICE_MAX_BODY",
+    "SLUICE_MAX_STREAMS",
+    "SLUICE_MAX_STREAMS_PER_KEY",
+    "SLUICE_METRICS_TOKEN",
+    "SLUICE_QUEUE",
+    "SLUICE_QUEUE_S",
+    "SLUICE_REDIS_VERIFY",
+    "SLUICE_RESERVE_TOKENS",
+    "SLUICE_RETRIES",
+    "SLUICE_STRICT",
+    "SLUICE_TOTAL_TIMEOUT_S",
+    "WEB_CONCURRENCY",
+}
+
+LOG_FIELDS = {
+    "attempts",
+    "code",
+    "cost_usd",
+    "duration_ms",
+    "end_reason",
+    "first_event_ms",
+    "input_tokens",
+    "key_id",
+    "method",
+    "model",
+    "output_tokens",
+    "path",
+    "provider",
+    "request_id",
+    "status",
+    "stream_id",
+    "upstream_code",
+    "upstream_status",
+    "usage_source",
+}
+
+METRICS = {
+    "sluice_attempts_total": ("provider",),
+    "sluice_cooldown": (),
+    "sluice_cost_dollars_total": (),
+    "sluice_first_event_seconds": (),
+    "sluice_ledger_errors_total": (),
+    "sluice_ledger_queue": (),
+    "sluice_ledger_unrecorded_total": (),
+    "sluice_overhead_seconds": (),
+    "sluice_quota_rejections_total": ("limit",),
+    "sluice_redis_up": (),
+    "sluice_request_duration_seconds": (),
+    "sluice_requests_total": ("endpoint", "provider", "model", "status"),
+    "sluice_retries_total": (),
+    "sluice_stop_seconds": (),
+    "sluice_streams_active": (),
+    "sluice_streams_ended_total": ("reason",),
+    "sluice_tokens_total": ("direction",),
+    "sluice_upstream_errors_total": ("provider", "code"),
+}
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flask:
+    monkeypatch.setattr(logs, "configure", lambda *_: None)
+    return create_app(Settings(keys_file=tmp_path / "keys.jsonl"))
+
+
+def classes(root: type[SluiceError]) -> set[type[SluiceError]]:
+    """A class of the tree, and all below it that errors.py defines."""
+    below = (classes(kind) for kind in root.__subclasses__() if kind.__module__ == "errors")
+    return {root}.union(*below)
+
+
+def test_the_app_has_exactly_the_pinned_routes(app: Flask) -> None:
+    found = {
+        (method, rule.rule)
+        for rule in app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+    assert found == ROUTES
+
+
+def test_the_error_classes_have_exactly_the_pinned_codes() -> None:
+    found = {kind.__name__: (kind.status, kind.code) for kind in classes(errors.SluiceError)}
+    assert found == CODES
+
+
+def test_the_environment_variables_are_exactly_the_pinned_names() -> None:
+    assert {variable.name for variable in config.VARIABLES} == VARIABLES
+
+
+def test_the_fields_of_a_log_line_are_exactly_the_pinned_fields() -> None:
+    assert set(logs.FIELDS) == LOG_FIELDS
+    assert len(logs.FIELDS) == len(LOG_FIELDS)
+
+
+def test_the_metrics_are_exactly_the_pinned_names_and_labels() -> None:
+    assert {name: labels for name, (_, labels) in families().items()} == METRICS
+
+
+def test_the_configuration_reference_names_exactly_all_variables() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    documented = Counter(re.findall(r"^\| `([A-Z][A-Z0-9_]*)` \|", text, re.MULTILINE))
+    keys = {row.api_key_env for row in BUILT_IN if row.api_key_env is not None}
+    in_urls = {name for row in BUILT_IN for name in re.findall(r"\{([A-Z0-9_]+)\}", row.base_url)}
+    assert set(documented) == VARIABLES | keys | in_urls
+    assert set(documented.values()) == {1}

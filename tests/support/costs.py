@@ -1,0 +1,199 @@
+"""What a call costs, counted: how many functions the interpreter calls for it, Python's and C's, in
+all threads. A count says the same on a busy machine, which no timing does.
+
+In a process of its own: a worker as gunicorn runs it, with the whole app, a key, limits, a budget,
+the ledger, metrics and log lines, and an upstream that answers fixed bytes. Without gevent, whose
+part is C for the most, and which would leave nothing to count in threads.
+
+    python -m tests.support.costs             # count, as JSON
+    python -m tests.support.costs --record    # and write it down, for tests/project/test_costs.py
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import logging
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from gunicorn.config import Config
+
+from heads import Requests
+from tests.support.paths import TESTS
+from worker import Worker
+
+RECORD = TESTS / "costs.json"
+CALLS, WARM_UP = 100, 20
+FEW_EVENTS, MANY_EVENTS = 10, 110
+SLOW_CALLS, SLOW_EVENTS, SLOW_S = 5, 40, 0.004
+FACES = {"openai": "/v1/completions", "native": "/api/v1/completions"}
+
+
+class Upstream:
+    """Answers each request with the bytes that its path stands for."""
+
+    def __init__(self, answers: dict[bytes, bytes]) -> None:
+        self._answers = answers
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            client, _ = self._listener.accept()
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, client.makefile("rb") as lines:
+            while line := lines.readline():
+                length = 0
+                while (field := lines.readline().strip().lower()) != b"":
+                    if field.startswith(b"content-length:"):
+                        length = int(field.partition(b":")[2])
+                lines.read(length)
+                name = line.split(b"/")[1]
+                answer = self._answers[name]
+                if name == b"slow":
+                    *pieces, answer = answer.split(b"\n\n")
+                    for piece in pieces:
+                        client.sendall(piece + b"\n\n")
+                        time.sleep(SLOW_S)
+                client.sendall(answer)
+
+
+def answer(kind: str, body: str) -> bytes:
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return (head + body).encode()
+
+
+def streamed(events: int) -> bytes:
+    chunks: Iterable[Any] = (
+        *({"choices": [{"index": 0, "text": " word"}]} for _ in range(events)),
+        {"choices": [{"index": 0, "text": "", "finish_reason": "length"}]},
+        {"choices": [], "usage": {"prompt_tokens": 8, "completion_tokens": events}},
+    )
+    frames = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
+    return answer("text/event-stream", frames + "data: [DONE]\n\n")
+
+
+WHOLE = answer(
+    "application/json",
+    json.dumps(
+        {
+            "choices": [{"index": 0, "text": " word", "finish_reason": "length"}],
+            "usage": {"prompt_tokens": 8, "completion_tokens": 1},
+        }
+    ),
+)
+
+
+class Nowhere(io.StringIO):
+    """What is written to it is gone."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+class Counted:
+    """The app, and the calls of functions while it answers."""
+
+    def __init__(self, directory: Path) -> None:
+        upstream = Upstream(
+            {b"whole": WHOLE, b"few": streamed(FEW_EVENTS), b"many": streamed(MANY_EVENTS)}
+            | {b"slow": streamed(SLOW_EVENTS)}
+        )
+        self._count = itertools.count()
+        threading.setprofile(self._called)  # before the app has threads
+
+        from app import create_app
+        from config import Settings
+        from tests.test_app import make_key
+
+        line, self._key = make_key(requests_per_minute=10**9, tokens_per_hour=10**9, budget_usd=1e6)
+        names = ("whole", "few", "many", "slow")
+        origin = f"http://127.0.0.1:{upstream.port}"
+        app = create_app(
+            Settings(
+                keys=line,
+                keys_file=directory / "keys.jsonl",
+                database=directory / "sluice.db",
+                providers={
+                    n: {"dialect": "openai", "base_url": f"{origin}/{n}", "completions": True}
+                    for n in names
+                },
+                prices={f"{n}/m": {"input_per_mtok": 1.0, "output_per_mtok": 2.0} for n in names},
+            )
+        )
+        self._config = Config()
+        self._config.set("http_parser", "python")  # as gunicorn.conf.py has it
+        vars(self._config).update({n: found.get() for n, found in self._config.settings.items()})
+        self._worker = Worker(1, 1, [], None, 30, self._config, None)
+        self._worker.wsgi = app
+        [handler] = logging.getLogger().handlers
+        assert isinstance(handler, logging.StreamHandler)
+        handler.setStream(Nowhere())  # its lines are shown to nobody
+
+    def _called(self, _frame: FrameType, event: str, _argument: object) -> None:
+        if event in ("call", "c_call"):
+            next(self._count)
+
+    def of_a_call(self, path: str, model: str, *, stream: bool, calls: int = CALLS) -> float:
+        """How many functions are called for one, on average."""
+        body = {"model": f"{model}/m", "prompt": "Write a haiku:", "max_tokens": 100}
+        content = json.dumps(body | {"stream": stream})
+        request = (
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nAuthorization: Bearer {self._key}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n{content}"
+        ).encode()
+        client, server = socket.socketpair()
+        with client, server:
+            parser = Requests(self._config, server, ("127.0.0.1", 50000))
+            for _ in range(min(calls, WARM_UP)):
+                self._ask(parser, client, server, request)
+            sys.setprofile(self._called)
+            first = next(self._count)
+            for _ in range(calls):
+                self._ask(parser, client, server, request)
+            last = next(self._count)
+            sys.setprofile(None)
+        return (last - first) / calls
+
+    def _ask(
+        self, parser: Requests, client: socket.socket, server: socket.socket, request: bytes
+    ) -> None:
+        client.sendall(request)
+        found = next(parser)
+        self._worker.handle_request(("127.0.0.1", 8000), found, server, ("127.0.0.1", 50000))
+        answer = client.recv(1 << 20)
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n"), answer
+
+
+def count() -> dict[str, float]:
+    """What a unary call takes, and beyond that an event of a stream, of many that come together and
+    of one that comes alone; at each face."""
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        counted = Counted(Path(directory))
+        for face, path in FACES.items():
+            found[f"{face} call"] = round(counted.of_a_call(path, "whole", stream=False))
+            few, many = (counted.of_a_call(path, m, stream=True) for m in ("few", "many"))
+            found[f"{face} event"] = round((many - few) / (MANY_EVENTS - FEW_EVENTS), 1)
+            slow = counted.of_a_call(path, "slow", stream=True, calls=SLOW_CALLS)
+            found[f"{face} event alone"] = round((slow - few) / (SLOW_EVENTS - FEW_EVENTS), 1)
+    return found
+
+
+if __name__ == "__main__":
+    result = json.dumps(count(), indent=2)
+    if "--record" in sys.argv:
+        RECORD.write_text(result + "\n")
+    print(result, flush=True)

@@ -1,0 +1,310 @@
+"""What must hold of a fleet whatever becomes of a part of it: a load that goes on meanwhile, what
+is asked of its workers beside it, and the books of it all in the end."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import select
+import socket
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from tests.support import calls, fleets, mixture, proofs
+from tests.support import fake as fp
+from tests.support.books import Row, by_request, open_rows, rows
+from tests.support.calls import BEGUN
+from tests.support.fake import FakeProvider
+from tests.support.fleets import Fleet, Worker, stop
+from tests.support.load import NATIVE, OPENAI, Load, Sent, body, failed, has_text, told
+from tests.support.load import scripts as scripts_of
+from tests.support.pace import HANG_S
+from tests.support.raw_client import RawClient
+
+CLIENTS, STOPPING = 8, 4
+AGAIN_S = 0.1
+PER_MINUTE = 9
+[STOP] = [kind for kind in mixture.ended() if kind.name == "stop"]
+KINDS = [*mixture.lasting(), *(kind for kind in mixture.ended() if kind.act == "leave")]
+SCRIPTS: Mapping[str, Sequence[fp.Step]] = {
+    **scripts_of([*KINDS, STOP]),
+    "probe": [*BEGUN, fp.hold()],
+    "quick": fp.answer(fp.body("x")),
+}
+
+
+class Run:
+    """A load on a fleet, streams of which some are stopped by whoever is asked. sent: its calls.
+    stops: what each attempt to stop one of them came to."""
+
+    def __init__(self, fleet: Fleet, fake: FakeProvider, keys: Mapping[str, str]) -> None:
+        self.fleet, self.fake, self.keys = fleet, fake, keys
+        self.load = Load(fleet, keys, KINDS, clients=CLIENTS)
+        self.stops: list[tuple[Sent, int]] = []
+        self._ending = threading.Event()
+
+    @property
+    def sent(self) -> list[Sent]:
+        return self.load.sent
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        threads = [threading.Thread(target=self._stop_some) for _ in range(STOPPING)]
+        with self.load.running():
+            for thread in threads:
+                thread.start()
+            try:
+                yield
+            finally:
+                self._ending.set()
+                for thread in threads:
+                    thread.join()
+
+    def wait_answers(self, count: int = CLIENTS + STOPPING) -> None:
+        """Wait until that many more calls were answered as they should be."""
+
+        def answered() -> int:
+            return sum(sent.whole and sent.status == 200 for sent in self.sent)
+
+        before = answered()
+        fleets.wait(lambda: answered() >= before + count, HANG_S, "the load goes on")
+
+    def _stop_some(self) -> None:
+        while not self._ending.wait(random.uniform(0, 0.1)):
+            sent = Sent(STOP, random.choice((NATIVE, OPENAI)))
+            self.sent.append(sent)
+            with contextlib.suppress(OSError, EOFError):
+                self._play(sent)
+                continue
+            sent.failure = sent.failure or "cut"
+
+    def _play(self, sent: Sent) -> None:
+        with RawClient(self.fleet.port, key=self.keys["main"], timeout=HANG_S) as client:
+            headers = {"X-Request-ID": sent.id, "X-Stream-ID": sent.id}
+            client.request("POST", sent.path, body(sent), headers)
+            sent.status = client.read_head().status
+            if sent.status != 200:
+                sent.answer = client.json()
+            else:
+                for frame in client.frames():
+                    if frame.data == "[DONE]":
+                        sent.done = True
+                    elif frame.data is not None:
+                        sent.usage, sent.error = told(frame.json) or sent.usage, failed(frame.json)
+                        if has_text(frame):
+                            self._stop(sent, client)
+            sent.whole = True
+
+    def _stop(self, sent: Sent, client: RawClient) -> None:
+        """Ask again and again, until it is said to be stopped, or has been cut off."""
+        until = time.monotonic() + HANG_S
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError, EOFError):  # who is asked may be killed, too
+                status = calls.stop(self.fleet, sent.id, self.keys["main"]).status
+                self.stops.append((sent, status))
+                if status == 200:
+                    return
+            if hung_up(client):
+                return
+            time.sleep(AGAIN_S)
+
+
+def hung_up(client: RawClient) -> bool:
+    """Whether the server has closed, and all that it said was read."""
+    readable, _, _ = select.select([client.sock], [], [], 0)
+    return bool(readable) and client.sock.recv(1, socket.MSG_PEEK) == b""
+
+
+class Probe:
+    """Streams that nobody ends, two of each worker, and a connection to each to ask it of them.
+    kept: those that are not stopped."""
+
+    def __init__(self, fleet: Fleet, key: str, stack: ExitStack) -> None:
+        self.fleet, self.key, self._stack = fleet, key, stack
+        self.workers = fleet.workers()
+        self.asked = {w: stack.enter_context(fleet.client_of(w)) for w in self.workers}
+        self.streams: dict[Worker, tuple[str, RawClient]] = {}
+        for client in self.asked.values():
+            client.key = key
+        for worker in self.workers:
+            self.begin(worker)
+        self.kept = dict(self.streams)
+        for worker in self.workers:
+            self.begin(worker)
+
+    def begin(self, worker: Worker) -> str:
+        """A stream of this worker's; its id, which is its request's too."""
+        client = self._stack.enter_context(self.fleet.client_of(worker))
+        client.key = self.key
+        id_ = f"probe.{next(NUMBERS)}"
+        content = {"model": "fake/m", "prompt": "probe it", "stream": True}
+        client.request("POST", NATIVE, content, {"X-Request-ID": id_, "X-Stream-ID": id_})
+        assert client.read_head().status == 200
+        while "Hello" not in client.frame().text:
+            pass
+        self.streams[worker] = id_, client
+        return id_
+
+    def pairs(self) -> Iterator[tuple[Worker, Worker]]:
+        """Each worker, and another one that is asked: of its machine, or of the other one."""
+        count = len(self.workers)
+        for number, owner in enumerate(self.workers):
+            yield owner, self.workers[(number + 1) % count]
+
+    def statuses(self) -> list[int]:
+        """What comes of stopping each worker's stream by another one."""
+        return [
+            stop(self.asked[other], self.streams[owner][0]).status for owner, other in self.pairs()
+        ]
+
+    def assert_local_stop_works(self) -> None:
+        for worker in self.workers:
+            id_, client = self.streams[worker]
+            assert stop(self.asked[worker], id_).status == 200
+            assert_cancelled(client)
+            self.begin(worker)
+
+    def wait_stops(self, timeout: float, *, maybe: int = 503) -> float:
+        """Wait until each worker's stream was stopped by another one, and has ended so; how long
+        that took. Until then `maybe` is all that any of them may say."""
+
+        def stopped() -> bool:
+            found = self.statuses()
+            assert set(found) <= {200, maybe}, found
+            return set(found) == {200}
+
+        took = fleets.wait(stopped, timeout, "each stops another one's stream")
+        for _, client in self.streams.values():
+            assert_cancelled(client)
+        for worker in self.workers:
+            self.begin(worker)
+        return took
+
+    def assert_shared(self) -> None:
+        """Each worker knows of the streams of all that were there from the first, and takes no id
+        that another one has."""
+        ids = {id_ for id_, _ in self.kept.values()}
+        for owner, other in self.pairs():
+            client = self.asked[other]
+            assert ids <= {entry["stream_id"] for entry in listed(client)}
+            calls.ask(client, prompt="quick one", stream_id=self.kept[owner][0])
+            assert client.read_head().status == 409
+            client.body()
+
+    def ready(self) -> set[int]:
+        return {fleets.exchange(client, "GET", "/ready").status for client in self.asked.values()}
+
+    def accepted(self, key: str, each: int) -> int:
+        """How many of so many calls of each worker a key's limit lets pass."""
+        found = []
+        for client in [*self.asked.values()] * each:
+            client.key, mine = key, client.key
+            calls.ask(client, prompt="quick one")
+            client.key = mine
+            found.append(client.read_head().status)
+            client.body()
+        assert set(found) <= {200, 429}, found
+        return found.count(200)
+
+
+def listed(client: RawClient) -> list[dict[str, Any]]:
+    """The list of active streams, once it can be known: of a worker that was killed a moment ago
+    nobody knows that it was, and it doesn't answer."""
+    found: list[list[dict[str, Any]]] = []
+
+    def known() -> bool:
+        answer = fleets.listed(client)
+        assert answer.status in (200, 503), answer
+        if answer.status == 200:
+            found.append(answer.json)
+        return answer.status == 200
+
+    fleets.wait(known, HANG_S, "the list can be known")
+    return found[0]
+
+
+NUMBERS = itertools.count()
+
+
+@contextlib.contextmanager
+def probing(fleet: Fleet, key: str) -> Iterator[Probe]:
+    with ExitStack() as stack:
+        yield Probe(fleet, key, stack)
+
+
+def assert_cancelled(client: RawClient) -> None:
+    """It ended because it was stopped, and has not ended otherwise before."""
+    *_, finish, final, done = client.frames()
+    assert finish.json["choices"][0]["finish_reason"] == "cancelled"
+    assert (final.json["type"], done.data) == ("usage_final", "[DONE]")
+
+
+# The books
+
+
+def settled(run: Run, *, but: str | None = None) -> dict[str, Row]:
+    """The rows of a run, by their request ids, once none is open. but: whose may be: who was
+    killed."""
+    place, ids = run.fleet.database_url, {sent.id for sent in run.sent}
+
+    def closed() -> bool:
+        under_way = {row["request_id"] for row in open_rows(place) if row["owner"] != but}
+        return ids.isdisjoint(under_way)
+
+    fleets.wait(closed, HANG_S, "all rows are settled")
+    return by_request(row for row in rows(place) if row["request_id"] in ids)
+
+
+def assert_nothing_is_lost(run: Run, found: Mapping[str, Row], *, told_so: set[str]) -> None:
+    """Each call that was accepted has its row, each row is a call's and says of it what its client
+    was told. told_so: the calls that are lost, as their clients know."""
+    sent = {one.id: one for one in run.sent}
+    closed = {id_: row for id_, row in found.items() if row["ended_us"] is not None}
+    accepted = {id_ for id_, one in sent.items() if one.status == 200}
+    assert accepted - set(found) == set()
+    assert {id_ for id_, one in sent.items() if one.failure} <= told_so
+    assert {id_ for id_, one in sent.items() if one.error} == set()
+    assert false_ends(run.sent) == []
+    proofs.assert_whole_answers_are_recorded(run.load, found)
+    wrong = [
+        (id_, row["end_reason"])
+        for id_, row in closed.items()
+        if row["end_reason"] != sent[id_].kind.reason and id_ not in told_so
+    ]
+    assert wrong == []
+    requests = [r for r in run.fake.requests if r.prompt.split()[0] not in ("probe", "quick")]
+    asked = {id_: row for id_, row in closed.items() if row["attempts"]}  # of a provider
+    proofs.assert_usage_is_the_providers(run.load, asked, requests)
+    proofs.assert_the_provider_was_called_for_rows_only(requests, found)
+
+
+def false_ends(all_sent: Sequence[Sent]) -> list[Sent]:
+    """Streams that were said to be whole without being so."""
+    return [
+        sent
+        for sent in all_sent
+        if sent.whole and sent.status == 200 and sent.kind.stream and not sent.done
+    ]
+
+
+def assert_stops_told_the_truth(run: Run, *, but: Collection[str] = ()) -> None:
+    """A stop of a stream that is under way is 200, or 503 where nobody can know. but: the streams
+    that were cut off, which may be unknown."""
+    assert run.stops
+    allowed = (200, 503)
+    lies = [(sent, status) for sent, status in run.stops if status not in allowed]
+    assert [(sent, status) for sent, status in lies if sent.id not in but or status != 404] == []
+
+
+def keys_for(fleet: Fleet, names: Sequence[str]) -> dict[str, str]:
+    """The load's keys, and one of PER_MINUTE requests for each of these."""
+    found: dict[str, Any] = {
+        name: fleet.add_key(name, id=f"key_{name}") for name in ("main", "other", "probe")
+    }
+    for name in names:
+        found[name] = fleet.add_key(name, id=f"key_{name}", requests_per_minute=PER_MINUTE)
+    return found

@@ -1,0 +1,260 @@
+"""Several Sluices that share a Redis and a Postgres, behind a load balancer, as machines would be.
+
+Each machine is a gunicorn master with workers of its own, files of its own, and the same keys and
+sluice.toml. To its clients a fleet is a server. Rules that hold here: what a worker is asked, it is
+asked on a connection that it serves; which one that is the system tells, not Sluice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import pytest
+
+from tests.support import calls
+from tests.support.balancer import Balancer
+from tests.support.calls import Answer
+from tests.support.daemons import CantRunError
+from tests.support.postgres import Postgres
+from tests.support.raw_client import RawClient
+from tests.support.redis_server import RedisServer
+from tests.support.servers import POLL_S, UNTROUBLED, Server, fake_rows, make_key
+
+MACHINES, WORKERS = 2, 2
+CONNECTIONS = 200
+"""How many connections may go to other workers before one goes to the one that is wanted."""
+ESTABLISHED = "01"
+
+
+class Worker(NamedTuple):
+    """machine: the number of the one that it runs on."""
+
+    machine: int
+    pid: int
+
+
+class Fleet(Server):
+    """`with Fleet(config, redis_url=..., database_url=...) as fleet: ...`
+
+    config: the text of each machine's sluice.toml. env: more variables of each. Its port is that
+    of the load balancer; its ledger is in `database_url`.
+    """
+
+    def __init__(
+        self,
+        config: str,
+        *,
+        redis_url: str,
+        database_url: str,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self._cleanup = ExitStack()
+        temporary = tempfile.TemporaryDirectory(prefix="sluice-fleet-")
+        self.directory = Path(self._cleanup.enter_context(temporary))
+        self.redis_url, self.database_url = redis_url, database_url
+        shared = {"REDIS_URL": redis_url, "DATABASE_URL": database_url}
+        settings = {"WEB_CONCURRENCY": str(WORKERS), **shared, **(env or {})}
+        self.machines = [self._machine(number, config, settings) for number in range(MACHINES)]
+        self.key = self.add_key()
+
+    def _machine(self, number: int, config: str, env: Mapping[str, str]) -> Server:
+        directory = self.directory / f"machine{number}"
+        directory.mkdir()
+        machine = Server(config, env=env, directory=directory)
+        (directory / "keys.jsonl").write_text("")  # without the one that each server has
+        return machine
+
+    def start(self) -> Self:
+        """Launch it and wait until each worker takes work."""
+        try:
+            for machine in self.machines:
+                machine.start()
+                self._cleanup.callback(machine.stop)
+            addresses = [("127.0.0.1", machine.port) for machine in self.machines]
+            self.port = self._cleanup.enter_context(Balancer(addresses)).port
+            self.url = f"http://127.0.0.1:{self.port}"
+            self.wait(self.is_whole)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self, timeout: float = 10.0) -> int:
+        self._cleanup.close()
+        return 0
+
+    def is_ready(self) -> bool:
+        return all(machine.is_ready() for machine in self.machines)
+
+    def is_whole(self) -> bool:
+        """Whether each machine has all its workers, and each of these answers."""
+        workers = self.workers()
+        if len(workers) != MACHINES * WORKERS:
+            return False
+        try:
+            for worker in workers:
+                self.client_of(worker).close()
+        except LookupError:
+            return False
+        return True
+
+    def returncode(self) -> int | None:
+        """None while all machines run."""
+        codes = [machine.returncode() for machine in self.machines]
+        return next((code for code in codes if code is not None), None)
+
+    def worker_pids(self) -> list[int]:
+        return [worker.pid for worker in self.workers()]
+
+    def signal(self, number: signal.Signals) -> None:
+        for machine in self.machines:
+            machine.signal(number)
+
+    def output(self) -> str:
+        return "".join(machine.output() for machine in self.machines)
+
+    def add_key(self, name: str = "test", **fields: object) -> str:
+        """Add a key to each machine's key file; its text. One that runs knows it a moment later."""
+        text, line = make_key(name, **fields)
+        for machine in self.machines:
+            path = machine.directory / "keys.jsonl"
+            path.touch(mode=0o600)
+            with path.open("a") as file:
+                file.write(line)
+        return text
+
+    def workers(self) -> list[Worker]:
+        """Those that run now, in order."""
+        return sorted(
+            Worker(number, pid)
+            for number, machine in enumerate(self.machines)
+            for pid in machine.worker_pids()
+        )
+
+    def client_of(self, worker: Worker, **options: Any) -> RawClient:
+        """A connection that this worker serves. LookupError: it takes none."""
+        for _ in range(CONNECTIONS):
+            client = RawClient(self.machines[worker.machine].port, key=self.key, **options)
+            if serves(worker.pid, client):
+                return client
+            client.close()
+        raise LookupError(f"no connection is served by {worker}")
+
+    @contextlib.contextmanager
+    def clients_to_each(self) -> Iterator[dict[Worker, RawClient]]:
+        """A kept connection to each worker that runs now."""
+        with ExitStack() as stack:
+            yield {w: stack.enter_context(self.client_of(w)) for w in self.workers()}
+
+    def kill(self, worker: Worker) -> None:
+        os.kill(worker.pid, signal.SIGKILL)
+        self.wait(lambda: worker not in self.workers())
+
+    def wait_known(self, *keys: str) -> None:
+        """Wait until each worker knows these keys."""
+        with self.clients_to_each() as clients:
+            for client in clients.values():
+                for key in keys:
+                    self.wait(lambda key=key: listed(client, key).status == 200)  # type: ignore[misc]  # noqa: B023
+
+
+def serves(pid: int, client: RawClient) -> bool:
+    """Whether it is this process that serves a connection. Asks for /health on it."""
+    with contextlib.suppress(OSError, EOFError):  # one that ends closes it
+        client.request("GET", "/health")
+        client.read_head()
+        client.body()
+    with contextlib.suppress(OSError):  # it has ended
+        wanted = (client.sock.getpeername()[1], client.sock.getsockname()[1])
+        for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == ESTABLISHED and ports(fields[1], fields[2]) == wanted:
+                return f"socket:[{fields[9]}]" in held(pid)
+    return False
+
+
+def ports(local: str, remote: str) -> tuple[int, int]:
+    """Of two addresses as /proc/net/tcp has them."""
+    return int(local.partition(":")[2], 16), int(remote.partition(":")[2], 16)
+
+
+def held(pid: int) -> Iterator[str]:
+    """What a process's file descriptors are."""
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            yield str(descriptor.readlink())
+
+
+# What is asked of one worker, on a connection that is kept.
+
+
+def exchange(client: RawClient, method: str, path: str, key: str | None = None) -> Answer:
+    mine, client.key = client.key, key or client.key
+    sent_at = time.monotonic()
+    client.request(method, path)
+    client.key = mine
+    head = client.read_head()
+    return Answer(sent_at, head.at - sent_at, head.status, head.headers, client.json())
+
+
+def stop(client: RawClient, stream_id: str, key: str | None = None) -> Answer:
+    return exchange(client, "POST", f"{calls.COMPLETIONS}/stop-stream/{stream_id}", key)
+
+
+def listed(client: RawClient, key: str | None = None) -> Answer:
+    """The key's active streams."""
+    return exchange(client, "GET", f"{calls.COMPLETIONS}/streams", key)
+
+
+def wait(condition: Callable[[], bool], timeout: float, what: str) -> float:
+    """Wait for something to be so; how many seconds that took. TimeoutError says what."""
+    begun = time.monotonic()
+    while not condition():
+        if time.monotonic() - begun > timeout:
+            raise TimeoutError(f"not within {timeout:g} s: {what}")
+        time.sleep(POLL_S)
+    return time.monotonic() - begun
+
+
+class Backends(NamedTuple):
+    """What a fleet shares."""
+
+    redis: RedisServer
+    postgres: Postgres
+    database_url: str
+
+
+@contextlib.contextmanager
+def backends() -> Iterator[Backends]:
+    """A Redis and a Postgres of a module's own, which it may end as it likes; skips where one of
+    them can't run."""
+    with ExitStack() as stack:
+        try:
+            redis = stack.enter_context(RedisServer())
+            postgres = stack.enter_context(Postgres())
+        except CantRunError as error:
+            pytest.skip(str(error))
+        yield Backends(redis, postgres, postgres.new_database()[1])
+
+
+@contextlib.contextmanager
+def untroubled(base_url: str) -> Iterator[Fleet]:
+    """A fleet with backends of its own, whose rows lead to a fake provider."""
+    with (
+        backends() as shared,
+        Fleet(
+            fake_rows(base_url),
+            redis_url=shared.redis.url,
+            database_url=shared.database_url,
+            env=UNTROUBLED,
+        ) as fleet,
+    ):
+        yield fleet

@@ -1,0 +1,190 @@
+"""Many clients at once, each with its own mixture of calls, and what each of these should come to.
+
+A kind of call says what is asked, what its provider does, what its client does, and how the ledger
+should have it. Each call chooses its own request id, which is also in its prompt, so that it is
+found again in the ledger and at the provider. Nothing is retried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from tests.support import calls
+from tests.support import fake as fp
+from tests.support.pace import HANG_S
+from tests.support.raw_client import Frame, RawClient
+from tests.support.servers import Server
+
+NATIVE, OPENAI = calls.COMPLETIONS, "/v1/completions"
+Act: TypeAlias = Literal["read", "stop", "leave"]
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Kind(NamedTuple):
+    """steps: what its provider does. reason: why it ends; None: it is refused, and has no row.
+    status: the answer's, and the row's. act: what its client does, once there is text. exact:
+    whether its usage is what its provider told, and not an estimate. key: the name of one. more:
+    fields of its body; None takes one out. weight: how often it comes, beside the others. after:
+    seconds that its client waits at most, by chance, before it acts."""
+
+    name: str
+    steps: Sequence[fp.Step] = ()
+    reason: str | None = "completed"
+    status: int = 200
+    stream: bool = False
+    act: Act = "read"
+    exact: bool = True
+    model: str = "fake/m"
+    key: str = "main"
+    attempts: int = 1
+    more: Mapping[str, Any] = NOTHING
+    weight: int = 10
+    after: float = 0.0
+
+
+class Sent:
+    """A call that was made. status: what its client saw; None where it saw none. whole: it has got
+    its answer in full. error: the code of one within a stream. usage: the tokens, in and out, that
+    the answer told."""
+
+    def __init__(self, kind: Kind, path: str) -> None:
+        self.kind, self.path = kind, path
+        self.id = f"{kind.name}.{uuid.uuid4().hex}"
+        self.status: int | None = None
+        self.headers: Mapping[str, str] = NOTHING
+        self.answer: Any = None
+        self.whole = False
+        self.done = False
+        self.error: str | None = None
+        self.usage: tuple[int, int] | None = None
+        self.failure = ""
+
+    def __repr__(self) -> str:
+        return f"<{self.id} {self.status} whole={self.whole} {self.failure}>"
+
+
+class Load:
+    """Clients that each make one call after another: `with load.running(): ...`"""
+
+    def __init__(
+        self,
+        server: Server,
+        keys: Mapping[str, str],
+        kinds: Sequence[Kind],
+        *,
+        clients: int = 64,
+        pause: float = 0.1,
+    ) -> None:
+        """pause: how long a client rests between two calls, at most."""
+        self.sent: list[Sent] = []
+        self._server, self._keys, self._kinds, self._pause = server, keys, kinds, pause
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(random.Random(number),))
+            for number in range(clients)
+        ]
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            for thread in self._threads:
+                thread.join()
+
+    def _run(self, chance: random.Random) -> None:
+        weights = [kind.weight for kind in self._kinds]
+        while not self._stopping.wait(chance.uniform(0, self._pause)):
+            [kind] = chance.choices(self._kinds, weights)
+            sent = Sent(kind, chance.choice((NATIVE, OPENAI)))
+            self.sent.append(sent)
+            play(self._server, self._keys[kind.key], sent)
+
+
+def play(server: Server, key: str, sent: Sent) -> Sent:
+    """Make a call as its kind says, to its end."""
+    kind = sent.kind
+    try:
+        with RawClient(server.port, key=key, timeout=HANG_S) as client:
+            headers = {"X-Request-ID": sent.id, "X-Stream-ID": sent.id}
+            client.request("POST", sent.path, body(sent), headers)
+            if kind.act == "leave" and not kind.stream:
+                time.sleep(0.2 + random.uniform(0, kind.after))
+                return sent
+            head = client.read_head()
+            sent.status, sent.headers = head.status, head.headers
+            if head.headers["content-type"].startswith("text/event-stream"):
+                read_stream(server, key, client, sent)
+            else:
+                sent.answer = client.json()
+                sent.whole = True
+                sent.usage = told(sent.answer)
+    except (OSError, EOFError) as failure:
+        sent.failure = repr(failure)
+    return sent
+
+
+def body(sent: Sent) -> dict[str, Any]:
+    fields: dict[str, Any] = {"model": sent.kind.model, "prompt": f"{sent.kind.name} {sent.id}"}
+    if sent.kind.stream:
+        fields["stream"] = True
+        if sent.path == OPENAI:
+            fields["stream_options"] = {"include_usage": True}
+    fields |= sent.kind.more
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def read_stream(server: Server, key: str, client: RawClient, sent: Sent) -> None:
+    begun = False
+    for frame in client.frames():
+        if frame.data == "[DONE]":
+            sent.done = True
+        elif frame.data is not None:
+            sent.usage = told(frame.json) or sent.usage
+            sent.error = failed(frame.json)
+            if not begun and has_text(frame):
+                begun = True
+                if sent.kind.act != "read":
+                    time.sleep(random.uniform(0, sent.kind.after))
+                if sent.kind.act == "leave":
+                    return
+                if sent.kind.act == "stop":
+                    assert calls.stop(server, sent.id, key).status == 200
+    sent.whole = True
+
+
+def has_text(frame: Frame) -> bool:
+    return any(choice.get("text") for choice in frame.json.get("choices", ()))
+
+
+def failed(told: dict[str, Any]) -> str | None:
+    """The code of the error that a frame of either face is."""
+    error = told.get("error")
+    code = error["code"] if isinstance(error, dict) else error and told["code"]
+    return code and str(code)
+
+
+def told(answer: dict[str, Any]) -> tuple[int, int] | None:
+    """The tokens that an answer, or a frame, of either face tells at the end."""
+    if answer.get("type") == "usage_final":
+        return answer["input_tokens"], answer["output_tokens"]
+    usage = answer.get("usage") or {}
+    for names in (("tokens_prompt", "tokens_completion"), ("prompt_tokens", "completion_tokens")):
+        if names[0] in usage:
+            return usage[names[0]], usage[names[1]]
+    return None
+
+
+def scripts(kinds: Sequence[Kind]) -> dict[str, Sequence[fp.Step]]:
+    """For FakeProvider.named."""
+    return {kind.name: kind.steps for kind in kinds if kind.steps}

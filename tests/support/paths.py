@@ -1,0 +1,10 @@
+"""Where the parts of the repository are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+TESTS: Final = Path(__file__).resolve().parent.parent
+ROOT: Final = TESTS.parent
+FIXTURES: Final = TESTS / "fixtures"

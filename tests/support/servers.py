@@ -1,0 +1,278 @@
+"""The real thing, started as its user would start it.
+
+Rules that hold here: a server gets its settings from the test alone, never from the developer's
+environment; it listens on loopback; its files are in a directory that goes with it; and when it is
+stopped, no process of it is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import random
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
+
+from tests.support.pace import HANG_S
+from tests.support.paths import ROOT
+from tests.support.raw_client import RawClient
+
+POLL_S = 0.02
+
+Kind: TypeAlias = Literal["gevent", "gthread", "python", "flask"]
+
+FOREIGN_PREFIXES = ("SLUICE_", "FLASK_", "GUNICORN_")
+FOREIGN_NAMES = (
+    *("PORT", "WEB_CONCURRENCY", "REDIS_URL", "DATABASE_URL"),
+    "PROMETHEUS_MULTIPROC_DIR",
+)
+"""Variables that would change a server, beside those that end with _API_KEY."""
+
+
+UNTROUBLED = {"SLUICE_COOLDOWN": "0", "SLUICE_RETRIES": "0"}
+"""Settings by which a failing provider's next call is made as if nothing had happened: for tests
+that share a server. What happens otherwise has tests and servers of its own."""
+
+
+def fake_rows(base_url: str) -> str:
+    """sluice.toml rows that lead to a fake provider, once with legacy completions, once without."""
+    row = '[providers.{}]\ndialect = "openai"\nbase_url = "{}"\ncompletions = {}\n\n'
+    return row.format("fake", base_url, "true") + row.format("fakechat", base_url, "false")
+
+
+def make_key(name: str = "test", **fields: object) -> tuple[str, str]:
+    """A key's text, and its line in the key file; fields override the line's."""
+    text = f"sluice-{secrets.token_urlsafe(32)}"
+    line = {
+        "id": f"key_{secrets.token_urlsafe(9)}",
+        "name": name,
+        "hash": f"sha256:{hashlib.sha256(text.encode()).hexdigest()}",
+        "created": "2026-01-01T00:00:00Z",
+        "expires": None,
+        "disabled": False,
+        "tier": "unlimited",
+        "requests_per_minute": None,
+        "tokens_per_hour": None,
+        "budget_usd": None,
+        "models": ["*"],
+    }
+    return text, json.dumps(line | fields) + "\n"
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without what would change a server."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(FOREIGN_PREFIXES)
+        and not name.endswith("_API_KEY")
+        and name not in FOREIGN_NAMES
+    }
+
+
+def settings_files(directory: Path) -> dict[str, str]:
+    """The variables that keep a Sluice's files in one directory."""
+    return {
+        "SLUICE_CONFIG": str(directory / "sluice.toml"),
+        "SLUICE_KEYS_FILE": str(directory / "keys.jsonl"),
+        "SLUICE_DATABASE": str(directory / "sluice.db"),
+    }
+
+
+class Server:
+    """A Sluice under way: `with Server(fake_rows(fake.base_url)) as server: ...`
+
+    config: the text of its sluice.toml. kind: gunicorn as configured, gunicorn with threads,
+    `python wsgi.py` or `flask run`. env: more variables. args: more arguments of the command.
+    directory: for its files and its output, kept when given (for a second start with the same
+    files); else a temporary one that goes when the server stops.
+    """
+
+    def __init__(
+        self,
+        config: str = "",
+        *,
+        kind: Kind = "gevent",
+        env: Mapping[str, str] | None = None,
+        args: Sequence[str] = (),
+        threads: int = 16,
+        directory: Path | None = None,
+    ) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._cleanup = contextlib.ExitStack()
+        if directory is None:
+            temporary = tempfile.TemporaryDirectory(prefix="sluice-test-")
+            directory = Path(self._cleanup.enter_context(temporary))
+        self.directory = directory
+        self._output = ""
+        (self.directory / "sluice.toml").write_text(config)
+        self.key = self.add_key()
+        self._env = self._environment() | dict(env or {})
+        self._command = [sys.executable, *_command(kind, self.port, threads, args)]
+
+    def start(self) -> Self:
+        """Launch it and wait until it takes work; raises RuntimeError with its output."""
+        with (self.directory / "output").open("ab") as output:
+            # A process group of its own: Ctrl-C is for the tests, and all of it can be found.
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=ROOT,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+            )
+        try:
+            self.wait(self.is_ready, HANG_S)
+        except BaseException as failure:
+            output_so_far = self.output()
+            self.stop()
+            if not isinstance(failure, TimeoutError):
+                raise
+            raise RuntimeError(f"{self._command} isn't ready:\n{output_so_far}") from None
+        return self
+
+    def stop(self, timeout: float = 10.0) -> int:
+        """End it by TERM, then by KILL; its exit status."""
+        self._process.terminate()
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(HANG_S)
+        self._end_orphans()
+        self._output = self.output()
+        self._cleanup.close()
+        return self._process.returncode
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """The master's, or the only process's."""
+        return self._process.pid
+
+    def worker_pids(self) -> list[int]:
+        return [p.pid for p in _processes() if p.parent == self.pid]
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def returncode(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll()
+
+    def wait_exit(self, timeout: float = HANG_S) -> int:
+        """Wait for it to end by itself; its exit status."""
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"it runs after {timeout:g} s:\n{self.output()}") from None
+
+    def is_ready(self) -> bool:
+        """Whether GET /ready is 200."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)
+        try:
+            connection.request("GET", "/ready")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def wait(self, condition: Callable[[], bool], timeout: float = HANG_S) -> None:
+        """Wait for something to be so; TimeoutError when it isn't in time, or never will be."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline or self.returncode() is not None:
+                raise TimeoutError(f"not so after {timeout:g} s; output:\n{self.output()}")
+            time.sleep(POLL_S)
+
+    def output(self) -> str:
+        """What it wrote to stdout and stderr so far; also after it has stopped."""
+        path = self.directory / "output"
+        return path.read_text(errors="replace") if path.exists() else self._output
+
+    def add_key(self, name: str = "test", **fields: object) -> str:
+        """Add a key to its key file; the key's text."""
+        text, line = make_key(name, **fields)
+        path = self.directory / "keys.jsonl"
+        path.touch(mode=0o600)
+        with path.open("a") as file:
+            file.write(line)
+        return text
+
+    def client(self, **options: Any) -> RawClient:
+        return RawClient(self.port, key=self.key, **options)
+
+    def _environment(self) -> dict[str, str]:
+        return clean_environment() | {
+            "PORT": str(self.port),
+            "PYTHONUNBUFFERED": "1",
+            "FLASK_SKIP_DOTENV": "1",  # a developer's .env holds real keys
+            **settings_files(self.directory),
+        }
+
+    def _end_orphans(self) -> None:
+        """Workers of a killed master end by themselves a moment later, or here."""
+        deadline = time.monotonic() + 2
+        while members := [p.pid for p in _processes() if p.group == self.pid]:
+            if time.monotonic() > deadline:
+                for pid in members:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            time.sleep(POLL_S)
+
+
+def _command(kind: Kind, port: int, threads: int, args: Sequence[str]) -> list[str]:
+    gunicorn = ["-m", "gunicorn", "-b", f"127.0.0.1:{port}"]
+    match kind:
+        case "gevent":
+            return [*gunicorn, *args, "wsgi:app"]
+        case "gthread":
+            return [*gunicorn, "-k", "gthread", "--threads", str(threads), *args, "wsgi:app"]
+        case "python":
+            return ["wsgi.py", *args]
+        case "flask":
+            return ["-m", "flask", "--app", "wsgi", "run", "--port", str(port), *args]
+
+
+def free_port() -> int:
+    """A port that is free, below those that outgoing connections take by themselves, so that none
+    of the tests' own connections takes it before the server does."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+class _Process(NamedTuple):
+    pid: int
+    parent: int
+    group: int
+
+
+def _processes() -> Iterator[_Process]:
+    """All that run, from /proc; not those that have ended and wait for their parent to notice."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent, group = path.read_text().rpartition(")")[2].split()[:3]
+            if state != "Z":
+                yield _Process(int(path.parent.name), int(parent), int(group))

@@ -1,0 +1,172 @@
+"""Every block of code in README.md and docs/, and what the tests do with it.
+
+`python -m tests.support.snippets` prints the list and counts it.
+
+Rules that hold here: a block is run, read by the code that would read it, or is listed in NOT_RUN
+with the reason; tests/project/test_snippets.py fails for one that is none of these, and for a
+reason whose block is gone. Where a reason names a test, that test is there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from tests.support.paths import ROOT
+
+PAGES: Final = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+JOURNEYS: Final = ("README.md", "docs/quickstart.md")
+"""Pages whose blocks are run in their order, with the server that `make run` starts there."""
+
+FENCE = re.compile(r"( *)```(\w*)\s*$")
+INDENTED = re.compile(r" {4,}\S")
+ASSIGNMENT = re.compile(r"[A-Z][A-Z_]*=\S+$")
+
+ROOT_NEEDED = "needs root on a machine that may be changed"
+DOCKER = "needs Docker and its images; test_deploy_docs.py checks the files"
+HEROKU = "needs an account at Heroku"
+PIP = "pip's packages would be fetched anew; the tests run on what it installed"
+WHOLE_SUITE = "is what runs this, and ten minutes of load; tests/live/test_soak.py has a short one"
+SHAPE = "what an answer looks like"
+
+NOT_RUN: Final[dict[tuple[str, str], str]] = {
+    ("docs/quickstart.md", "python3 -m venv"): PIP,
+    ("docs/quickstart.md", ".venv/bin/pip install -r requirements-dev.txt"): WHOLE_SUITE,
+    (
+        "docs/api.md",
+        "export SLUICE_URL=",
+    ): "tests/project/test_docs.py::test_each_example_of_the_documentation_runs",
+    ("docs/api.md", "event: usage_start"): SHAPE,
+    ("docs/api.md", "model,requests,cost_usd"): SHAPE,
+    (
+        "docs/api.md",
+        "X-Sluice-Timeout: 30",
+    ): "tests/endpoints/test_calls.py::test_timeout_header_parses_into_time_limits",
+    ("docs/api.md", '{"code": "rate_limited"'): SHAPE,
+    ("docs/keys.md", "flask keys list [--json]"): "a synopsis; tests/test_cli.py runs each command",
+    ("docs/keys.md", '{"id":"key_...'): (
+        "tests/test_auth.py::test_the_key_file_holds_the_documented_fields_and_no_secret"
+    ),
+    ("docs/operating.md", "cp /backups/"): (
+        "tests/test_cli_usage.py::test_a_restored_backup_replaces_the_ledger"
+    ),
+    ("docs/deploy/docker.md", "docker build"): DOCKER,
+    ("docs/deploy/docker.md", 'echo "POSTGRES_PASSWORD='): DOCKER,
+    ("docs/deploy/heroku.md", "python3 -m venv"): HEROKU,
+    ("docs/deploy/heroku.md", "heroku config:set SLUICE_KEYS"): HEROKU,
+    ("docs/deploy/heroku.md", "heroku addons:create heroku-redis"): HEROKU,
+    ("docs/deploy/heroku.md", "curl -H"): "a part of a command, for its header",
+    ("docs/deploy/scale.md", "upstream sluice"): (
+        "tests/project/test_deploy_docs.py::test_nginx_accepts_the_blocks_of_the_scale_guide"
+    ),
+    ("docs/deploy/scale.md", "upstream cells"): (
+        "tests/project/test_deploy_docs.py::test_nginx_accepts_the_blocks_of_the_scale_guide"
+    ),
+    ("docs/deploy/vm.md", "sudo apt install"): ROOT_NEEDED,
+    ("docs/deploy/vm.md", "sudo tee .env"): ROOT_NEEDED,
+    ("docs/deploy/vm.md", "sudo -u sluice .venv/bin/flask keys create"): ROOT_NEEDED,
+    ("docs/deploy/vm.md", "sudo cp deploy/sluice.service"): ROOT_NEEDED,
+    ("docs/deploy/vm.md", "sudo certbot"): ROOT_NEEDED + ", and a name that leads to it",
+    ("docs/deploy/vm.md", "sudo cp deploy/nginx.conf"): ROOT_NEEDED,
+    ("docs/deploy/vm.md", "sudo sed -i"): ROOT_NEEDED,
+    ("docs/deploy/vm.md", "sudo cp deploy/logrotate.conf"): ROOT_NEEDED,
+    ("docs/deploy/vm.md", "sudo -u sluice .venv/bin/flask providers"): ROOT_NEEDED,
+    ("docs/deploy/vm.md", "cd /opt/sluice"): ROOT_NEEDED,
+}
+
+
+class Snippet(NamedTuple):
+    """language: the fence's word; of an indented block toml, env, shape or shell, by its look."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.page}:{self.line}"
+
+    @property
+    def reason(self) -> str | None:
+        """Why it isn't run, or which test does it elsewhere."""
+        for (page, beginning), reason in NOT_RUN.items():
+            if page == self.page and self.text.startswith(beginning):
+                return reason
+        return None
+
+    @property
+    def how(self) -> str:
+        """What the tests do with it."""
+        if self.reason is not None:
+            kind = "elsewhere" if self.reason.startswith("tests/") else "not run"
+            return f"{kind}: {self.reason}"
+        return "read" if self.language in READ else "run" if self.language in RUN else "unknown"
+
+
+RUN: Final = ("sh", "python", "js", "shell")
+READ: Final = ("toml", "env", "json", "yaml")
+
+
+def snippets() -> list[Snippet]:
+    """All of them, in the order of the pages."""
+    return [found for path in PAGES for found in of_page(path)]
+
+
+def of_page(path: Path) -> Iterator[Snippet]:
+    page = path.relative_to(ROOT).as_posix()
+    lines = path.read_text().splitlines()
+    at = 0
+    while at < len(lines):
+        begin = at
+        if fence := FENCE.match(lines[at]):
+            at += 1
+            while not FENCE.match(lines[at]):
+                at += 1
+            text = dedented(lines[begin + 1 : at])
+            yield Snippet(page, begin + 1, fence[2] or "unknown", text)
+        elif INDENTED.match(lines[at]) and (at == 0 or not lines[at - 1].strip()):
+            while at < len(lines) and belongs(lines, at):
+                at += 1
+            text = dedented(lines[begin:at])
+            yield Snippet(page, begin + 1, language(text), text)
+            continue
+        at += 1
+
+
+def belongs(lines: list[str], at: int) -> bool:
+    """Whether a line is of the indented block before it: a blank one is when the next is."""
+    if lines[at].strip():
+        return INDENTED.match(lines[at]) is not None
+    return at + 1 < len(lines) and INDENTED.match(lines[at + 1]) is not None
+
+
+def dedented(lines: list[str]) -> str:
+    margin = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
+    return "".join(line[margin:] + "\n" for line in lines)
+
+
+def language(text: str) -> str:
+    """Of an indented block."""
+    if text.startswith("["):
+        return "toml"
+    if text.startswith("{"):
+        return "shape"
+    if all(ASSIGNMENT.match(line) for line in text.splitlines()):
+        return "env"
+    return "shell"
+
+
+def main() -> None:
+    found = snippets()
+    for snippet in found:
+        print(f"{snippet.place:<34} {snippet.language:<7} {snippet.how}")
+    counts = Counter(snippet.how.partition(":")[0] for snippet in found)
+    print(f"{len(found)} snippets:", ", ".join(f"{n} {how}" for how, n in counts.items()))
+
+
+if __name__ == "__main__":
+    main()
