@@ -1,14 +1,18 @@
-# make run: set up and serve. make test: set up and check everything. make soak: ten minutes of load.
-# make bench: what it costs, beside others.
-# The README gives the commands behind each target, for machines without make.
+# make run: set up and serve.
+# make test: set up, then check the format, the types and what most tests hold; a few minutes.
+# make test-all: the tests that take longer. Together with make test these are all tests.
+# make soak: ten minutes of load. make bench: what a call costs, beside other gateways.
+# docs/quickstart.md gives the commands behind each target, for machines without make.
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.requirements
 READY_DEV := .venv/.requirements-dev
+PIP := $(BIN)/pip install --disable-pip-version-check
+PYTEST := $(BIN)/pytest -n 4 --dist loadfile
 DOTENV := $(if $(wildcard .env),$(BIN)/dotenv run --no-override --,)
 
-.PHONY: run test soak bench format clean
+.PHONY: run test test-all soak bench format clean
 
 run: $(READY)
 	@$(DOTENV) $(BIN)/flask --app wsgi quickstart
@@ -18,7 +22,10 @@ test: $(READY_DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest $(PYTEST_FLAGS)
+	$(PYTEST) -m "not thorough" $(PYTEST_FLAGS)
+
+test-all: $(READY_DEV)
+	$(PYTEST) -m thorough $(PYTEST_FLAGS)
 
 soak: $(READY_DEV)
 	$(BIN)/python -m tests.support.soak $(SOAK_FLAGS)
@@ -38,13 +45,15 @@ clean:
 	  echo "Sluice needs Python 3.11 or newer. Install one and type: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "Python's venv module is missing. On Debian or Ubuntu type: sudo apt install python3-venv" >&2; exit 1; }
-	@echo "Setting up .venv (once)..."
+	@echo "Creating .venv ..."
 	@$(PYTHON) -m venv .venv
 
 $(READY): requirements.txt .venv/bin/python
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@echo "Installing the packages of requirements.txt into .venv (once, about half a minute) ..."
+	@$(PIP) -r requirements.txt
 	@touch $@
 
 $(READY_DEV): requirements-dev.txt requirements-otel.txt requirements.txt .venv/bin/python
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@echo "Installing the packages of requirements-dev.txt into .venv (once, about a minute) ..."
+	@$(PIP) -r requirements-dev.txt
 	@touch $@ $(READY)

@@ -15,10 +15,10 @@ import trustme
 
 from tests.support.daemons import CantRunError
 from tests.support.fake import FakeProvider
-from tests.support.pace import scaled, set_pace
+from tests.support.pace import machine_pace
 from tests.support.postgres import Postgres
 from tests.support.redis_server import RedisServer
-from tests.support.servers import UNTROUBLED, Server, fake_rows, make_key, settings_files
+from tests.support.servers import fake_rows, make_key, settings_files
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 MEMORY, ROOM = Path("/dev/shm"), 2 << 30
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure() -> None:
     """Measure the machine's pace once, and put temporary files into memory where it has room.
 
     Hundreds of databases are synced to their disk, and a slow disk is not what is tested.
     """
-    set_pace(config.getoption("numprocesses", None) or 1)
+    machine_pace()
     free = shutil.disk_usage(MEMORY).free if os.access(MEMORY, os.W_OK | os.X_OK) else 0
     if "TMPDIR" not in os.environ and free > ROOM:
         os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
 
 def pytest_report_header() -> str:
-    return f"machine's pace: {scaled(1):g} (bounds on times are multiplied by it)"
+    return f"machine's pace: {machine_pace():g} (bounds on times are multiplied by it)"
 
 
 # Failed assertions in these helpers show their values, as those in a test do.
@@ -90,18 +90,6 @@ def ca_bundle(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("ca") / "ca.pem"
     ca.cert_pem.write_to_path(str(path))
     return str(path)
-
-
-@pytest.fixture(scope="session")
-def live_server(fake_process: FakeProvider) -> Iterator[Server]:
-    with Server(fake_rows(fake_process.base_url), env=UNTROUBLED) as server:
-        yield server
-
-
-@pytest.fixture
-def server(live_server: Server, fake: FakeProvider) -> Server:
-    """Sluice under gunicorn with gevent; its rows `fake` and `fakechat` lead to `fake`."""
-    return live_server
 
 
 @pytest.fixture(scope="session")

@@ -264,7 +264,7 @@ def test_stop_and_list_are_unavailable_while_the_owner_does_not_answer(
 def silence(process: Process, seconds: float) -> None:
     """It goes on and can't beat; its last beat was so long ago."""
     process.fleet._closing = True
-    process.fleet._thread.join(20)
+    process.fleet._thread.join(HANG_S)
     process.shared.run(lambda client: age(client, process, seconds))
 
 

@@ -28,6 +28,8 @@ from tests.support.pace import HANG_S
 from tests.support.paths import TESTS
 from tests.support.servers import Server
 
+pytestmark = pytest.mark.thorough
+
 AXE = TESTS / "vendor" / "axe" / "axe.min.js"
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 WIDTHS = {"narrow": 390, "wide": 1280}

@@ -18,6 +18,7 @@ from tests.support import mixture
 from tests.support.books import Place, assert_sound, ledger_of, row_of, rows, spent
 from tests.support.fake import FakeProvider
 from tests.support.load import NATIVE, OPENAI, Kind, Sent, play
+from tests.support.pace import HANG_S
 from tests.support.servers import Server
 
 CALLERS, ROUNDS = 50, 20
@@ -236,7 +237,7 @@ def test_openai_and_indoxhub_clients_raise_their_own_exceptions(
         (limited, indoxhub.exceptions.RateLimitError),
         (broke, indoxhub.exceptions.InsufficientCreditsError),
     ):
-        client = indoxhub.Client(api_key=key, base_url=server.url, timeout=10)
+        client = indoxhub.Client(api_key=key, base_url=server.url, timeout=HANG_S)
         with pytest.raises(exception):
             client.completion(prompt="x", model="fake/m", max_tokens=5)
         client.close()

@@ -3,12 +3,14 @@ way, and others keep arriving: each that was accepted is answered, and its row s
 
 from __future__ import annotations
 
+import shutil
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -17,9 +19,12 @@ from tests.support import fake as fp
 from tests.support.books import assert_sound, by_request, ledger_of, rows
 from tests.support.fake import FakeProvider
 from tests.support.load import NATIVE, OPENAI, Kind, Load, Sent, play, scripts
-from tests.support.pace import scaled
+from tests.support.pace import HANG_S, scaled
+from tests.support.paths import ROOT
 from tests.support.raw_client import RawClient
-from tests.support.servers import Server
+from tests.support.servers import Server, fake_rows
+
+pytestmark = pytest.mark.thorough
 
 DRAIN_S, INTERRUPT_DRAIN_S = scaled(5), 2.0
 EXIT_S = scaled(5)
@@ -66,7 +71,7 @@ class Scene:
     def join(self) -> None:
         """Wait for all of them to be answered, and end the load."""
         for thread in self._threads:
-            thread.join(30)
+            thread.join(HANG_S)
         self._stack.close()
 
     def _play(self, key: str, sent: Sent) -> None:
@@ -176,3 +181,30 @@ def test_an_idle_worker_ends_at_once(fake: FakeProvider) -> None:
         server.signal(signal.SIGTERM)
         assert server.wait_exit(EXIT_S) == 0
         assert time.monotonic() - before < DRAIN_S
+
+
+def test_reload_serves_new_code_while_an_old_stream_goes_on(
+    fake: FakeProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New code, that of config.py too, serves after a HUP, and a stream of the old goes on."""
+    skipped = shutil.ignore_patterns(".*", "tests", "docs", "__pycache__", "*.db*")
+    shutil.copytree(ROOT, tmp_path / "tree", ignore=skipped)
+    monkeypatch.setattr("tests.support.servers.ROOT", tmp_path / "tree")
+    rest = [*map(fp.event, fp.chunks(["b"])), fp.event("[DONE]"), fp.last_chunk()]
+    fake.script([*calls.BEGUN, calls.EVENT, fp.gate("rest"), *rest])
+    with Server(fake_rows(fake.base_url)) as server, server.client() as client:
+        calls.begin_stream(client)
+        old = server.worker_pids()
+        append(tmp_path / "tree/config.py", "\nNOVELTY = 'new'\n")
+        append(tmp_path / "tree/app.py", "\nfrom config import NOVELTY\nlog.warning(NOVELTY)\n")
+        server.signal(signal.SIGHUP)
+        server.wait(lambda: '"new"' in server.output())
+        fake.open("rest")
+        assert calls.kinds(list(client.frames()))[-1] == "DONE"
+        server.wait(lambda: not set(old) & set(server.worker_pids()))
+        assert server.is_ready()
+
+
+def append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)

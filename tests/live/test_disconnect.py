@@ -19,7 +19,9 @@ from tests.support.raw_client import RawClient
 from tests.support.servers import Kind, Server, fake_rows
 
 KINDS: tuple[Kind, ...] = ("gevent", "gthread")
-GONE_WITHIN_S = scaled(1.5)
+NOTICED_S = 1.5
+"""The sweeper looks at each connection once a second."""
+GONE_WITHIN_S = scaled(NOTICED_S)
 DRAIN_S = scaled(3)
 TOLD = (7, 99)
 REST = [*(fp.event(frame) for frame in fp.chunks(["!"], usage=TOLD)), fp.event("[DONE]"),
@@ -78,7 +80,7 @@ def test_a_drain_waits_for_a_silent_provider(
     with server.client() as client:
         stream_id = begin_stream(client)
         leave(client)
-        time.sleep(GONE_WITHIN_S)
+        time.sleep(NOTICED_S)
         assert [entry["stream_id"] for entry in calls.active(server)] == [stream_id]
         fake.open("rest")
         assert used(settled(server, stream_id)) == EXACT
@@ -117,7 +119,7 @@ def test_a_drain_waits_for_a_whole_answer(server: Server, fake: FakeProvider) ->
     with server.client() as client:
         ask(client, stream_id="unary")
         fake.wait_requests()
-    time.sleep(GONE_WITHIN_S)
+    time.sleep(NOTICED_S)
     fake.open("rest")
     [line] = wait_lines(server, 1, stream_id="unary")
     assert used(line) == EXACT
@@ -144,7 +146,7 @@ def test_a_provider_failure_during_a_drain_starts_no_fallback(
     with server.client() as client:
         ask(client, stream=True, stream_id="failed", fallbacks=["fakechat/m"])
         fake.wait_requests()
-    time.sleep(GONE_WITHIN_S)
+    time.sleep(NOTICED_S)
     fake.open("rest")
     [line] = wait_lines(server, 1, stream_id="failed")
     assert used(line) == ("client_gone", 499, 0, 0, "provider")
@@ -162,7 +164,7 @@ def test_a_drain_is_bounded_in_time(server: Server, fake: FakeProvider) -> None:
         stream_id = begin_stream(client)
         client.close()
         since = time.monotonic()
-        assert DRAIN_S - 0.1 < gone_after(fake, since) < DRAIN_S + GONE_WITHIN_S + 0.5
+        assert DRAIN_S - 0.1 < gone_after(fake, since) < DRAIN_S + GONE_WITHIN_S + scaled(0.5)
     assert used(settled(server, stream_id)) == ("client_gone", 499, 2, 2, "estimate")
 
 
@@ -175,7 +177,7 @@ def test_a_drain_is_bounded_in_dollars_where_the_price_is_known(
         stream_id = begin_stream(client, model=model)
         client.close()
         took = gone_after(fake, time.monotonic())
-    assert (took < GONE_WITHIN_S) is bounded
+    assert took < GONE_WITHIN_S if bounded else took > DRAIN_S - 0.1
     assert used(settled(server, stream_id))[-1] == "estimate"
 
 
@@ -193,7 +195,7 @@ def test_a_drain_can_be_stopped(server: Server, fake: FakeProvider) -> None:
     with server.client() as client:
         stream_id = begin_stream(client)
         client.close()
-    time.sleep(GONE_WITHIN_S)
+    time.sleep(NOTICED_S)
     answer = stop(server, stream_id)
     assert answer.status == 200
     assert gone_after(fake, answer.sent_at) < scaled(0.5)
@@ -208,10 +210,10 @@ def test_shutdown_ends_a_drain(fake: FakeProvider, kind: Kind) -> None:
     with serve(fake, kind) as server:
         with server.client() as client:
             stream_id = begin_stream(client)
-        time.sleep(GONE_WITHIN_S - 0.3)  # noticed, and two of the three seconds are left
+        time.sleep(NOTICED_S - 0.3)  # the drain has begun and has more than a second left
         since = time.monotonic()
         server.signal(signal.SIGTERM)
-        assert 0.9 < gone_after(fake, since) < 1.7
+        assert 0.9 < gone_after(fake, since) < 1 + scaled(0.7)
         assert server.wait_exit() == 0
         assert used(settled_lines(server, stream_id)[0])[:2] == ("client_gone", 499)
     assert "Traceback" not in server.output()

@@ -33,6 +33,8 @@ from tests.support.pace import HANG_S
 from tests.support.raw_client import Frame
 from tests.support.servers import Server
 
+pytestmark = pytest.mark.thorough
+
 AT_ONCE = 24
 ROW = '[providers.{}]\ndialect = "{}"\nbase_url = "{}"\ncompletions = {}\n{}\n'
 LIMITS = f"timeouts = {{ first_event = {LIMIT_S}, idle = {LIMIT_S} }}\n"

@@ -31,6 +31,8 @@ from tests.support.fleets import WORKERS, Backends, Fleet, backends, stop
 from tests.support.pace import HANG_S, scaled
 from tests.support.servers import UNTROUBLED, Server
 
+pytestmark = pytest.mark.thorough
+
 WARM_S, AWAY_S, PAUSED_S = 1.0, 3.0, 5.0
 BACK_WITHIN_S = scaled(15)
 """It is to take less than ten seconds on a machine that is not busy."""

@@ -29,6 +29,8 @@ from tests.support.pace import HANG_S, scaled
 from tests.support.raw_client import RawClient
 from tests.support.servers import UNTROUBLED, Server, fake_rows, make_key
 
+pytestmark = pytest.mark.thorough
+
 CUT_S = 8.0
 """Longer than a process may be silent before the others notice."""
 BACK_WITHIN_S = scaled(15)

@@ -30,7 +30,7 @@ AT_NEXT_START_S = scaled(5)
 """Well below the interval at which a worker looks for what others left."""
 
 
-@pytest.mark.timeout(MIXTURE_S + 120)
+@pytest.mark.thorough
 def test_every_accepted_call_has_one_row_and_sums_match_the_provider(
     fake: FakeProvider,
 ) -> None:
@@ -88,7 +88,7 @@ def kill_worker(server: Server) -> None:
     [old] = server.worker_pids()
     os.kill(old, signal.SIGKILL)
     server.wait(lambda: server.worker_pids() not in ([], [old]))
-    server.wait(server.is_ready, 15)
+    server.wait(server.is_ready)
     server.wait(lambda: len({row["owner"] for row in open_rows(ledger_of(server))}) < 2)
 
 

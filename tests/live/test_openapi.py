@@ -12,6 +12,8 @@ import pytest
 from tests.support.pace import HANG_S
 from tests.support.servers import UNTROUBLED, Server
 
+pytestmark = pytest.mark.thorough
+
 PROGRAM = Path(sys.executable).with_name("schemathesis")
 EXAMPLES, MOST_S = 2, 30
 CHECKS = (
@@ -20,7 +22,6 @@ CHECKS = (
 )
 
 
-@pytest.mark.timeout(110)
 def test_the_live_server_conforms_to_its_openapi_document(tmp_path: Path) -> None:
     with Server(env=UNTROUBLED | {"SLUICE_DEFAULT_MODEL": "local/pydoc"}) as server:
         key = server.add_key(models=["local/*"])  # no call leaves this machine

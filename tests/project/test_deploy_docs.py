@@ -3,32 +3,20 @@ proxy and a service manager fit Sluice's own, and an upgrade goes as the guide s
 
 from __future__ import annotations
 
-import http.client
-import os
 import re
 import shlex
 import shutil
-import signal
-import ssl
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import pytest
-import trustme
 
 from app import create_app
 from config import VARIABLES, Settings
 from providers.rows import BUILT_IN
-from tests.support import calls
-from tests.support import fake as fp
-from tests.support.fake import FakeProvider
 from tests.support.pace import HANG_S
 from tests.support.paths import ROOT
-from tests.support.servers import Server, fake_rows, free_port
 
 GUIDES = sorted((ROOT / "docs/deploy").glob("*.md"))
 NGINX = ROOT / "deploy/nginx.conf"
@@ -145,139 +133,3 @@ def test_systemd_accepts_the_unit_file(tmp_path: Path) -> None:
         check=False,
     )
     assert [line for line in done.stderr.splitlines() if UNIT.name in line] == []
-
-
-def nginx() -> str:
-    found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if found is None:
-        pytest.skip("nginx isn't here")
-    return found
-
-
-def site(directory: Path, port: int, upstream: int) -> str:
-    """deploy/nginx.conf on free ports, with a certificate of the tests' own."""
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(directory / "ca.pem")
-    issued = authority.issue_cert("llm.example.com")
-    issued.private_key_and_cert_chain_pem.write_to_path(directory / "cert.pem")
-    text = re.sub(r"/etc/letsencrypt/\S+\.pem", str(directory / "cert.pem"), NGINX.read_text())
-    text = re.sub(r"^ *listen (80|\[).*\n", "", text, flags=re.MULTILINE)
-    text = text.replace(
-        "location /.well-known", f"listen 127.0.0.1:{free_port()}; location /.well-known"
-    )
-    assert "listen 443 " in text
-    assert "server 127.0.0.1:8000;" in text
-    text = text.replace("listen 443 ", f"listen 127.0.0.1:{port} ")
-    return text.replace("127.0.0.1:8000;", f"127.0.0.1:{upstream};")
-
-
-def configure(directory: Path, http: str) -> list[str]:
-    """nginx's command for these blocks, with all of its files in one directory."""
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    paths = "\n".join(f"{kind}_temp_path {directory}/{kind};" for kind in kinds)
-    user = "user root;\n" if os.geteuid() == 0 else ""
-    (directory / "nginx.conf").write_text(
-        f"{user}daemon off;\npid {directory}/pid;\nerror_log stderr;\nevents {{}}\n"
-        f"http {{\naccess_log off;\n{paths}\n{http}\n}}\n"
-    )
-    return [nginx(), "-p", str(directory), "-c", str(directory / "nginx.conf"), "-e", "stderr"]
-
-
-@contextmanager
-def proxy(server: Server) -> Iterator[http.client.HTTPSConnection]:
-    """A connection through nginx, configured as the guide has it, to a server."""
-    with tempfile.TemporaryDirectory(prefix="sluice-nginx-") as name:
-        directory, port = Path(name), free_port()
-        command = configure(directory, site(directory, port, server.port))
-        process = subprocess.Popen(command, stderr=subprocess.PIPE)
-        trust = ssl.create_default_context(cafile=directory / "ca.pem")
-        trust.check_hostname = False  # it is made for the guide's name
-        connection = http.client.HTTPSConnection("127.0.0.1", port, context=trust, timeout=HANG_S)
-        try:
-            server.wait(lambda: process.poll() is not None or listens(connection), 10)
-            yield connection
-        finally:
-            connection.close()
-            process.terminate()
-            process.communicate(timeout=HANG_S)
-
-
-def listens(connection: http.client.HTTPSConnection) -> bool:
-    try:
-        connection.connect()
-    except ConnectionRefusedError:
-        return False
-    return True
-
-
-def post(
-    server: Server, connection: http.client.HTTPSConnection, body: str
-) -> http.client.HTTPResponse:
-    headers = {"Authorization": f"Bearer {server.key}", "Content-Type": "application/json"}
-    connection.request("POST", "/v1/completions", body, headers)
-    return connection.getresponse()
-
-
-def test_events_come_through_nginx_one_by_one(fake: FakeProvider, server: Server) -> None:
-    """The second is sent when the client has read the first."""
-    rest = [*map(fp.event, fp.chunks(["b"])), fp.event("[DONE]"), fp.last_chunk()]
-    fake.script([*calls.BEGUN, calls.EVENT, fp.gate("rest"), *rest])
-    with proxy(server) as connection:
-        answer = post(server, connection, '{"model": "fake/m", "prompt": "x", "stream": true}')
-        assert answer.status == 200
-        assert answer.readline().startswith(b"data: ")
-        fake.open("rest")
-        assert b"[DONE]" in answer.read()
-
-
-def test_body_that_is_too_large_gets_its_413_from_sluice_behind_nginx(server: Server) -> None:
-    prompt = "x" * (Settings().max_body + 1000)
-    with proxy(server) as connection:
-        answer = post(server, connection, f'{{"model": "fake/m", "prompt": "{prompt}"}}')
-        assert (answer.status, answer.getheader("Content-Type")) == (413, "application/json")
-
-
-def test_nginx_hides_the_metrics(server: Server) -> None:
-    with proxy(server) as connection:
-        connection.request("GET", "/metrics")
-        assert connection.getresponse().status == 404
-
-
-def test_nginx_accepts_the_blocks_of_the_scale_guide(tmp_path: Path) -> None:
-    blocks = BLOCK.findall((ROOT / "docs/deploy/scale.md").read_text())
-    assert len(blocks) == 2
-    resolvable = (
-        "\n".join(blocks).replace("a.internal", "127.0.0.2").replace("b.internal", "127.0.0.3")
-    )
-    command = configure(tmp_path, resolvable)
-    done = subprocess.run(
-        [*command, "-t"], capture_output=True, text=True, timeout=HANG_S, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_reload_serves_new_code_while_an_old_stream_goes_on(
-    fake: FakeProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """New code, that of config.py too, serves after a HUP, and a stream of the old goes on."""
-    skipped = shutil.ignore_patterns(".*", "tests", "docs", "__pycache__", "*.db*")
-    shutil.copytree(ROOT, tmp_path / "tree", ignore=skipped)
-    monkeypatch.setattr("tests.support.servers.ROOT", tmp_path / "tree")
-    rest = [*map(fp.event, fp.chunks(["b"])), fp.event("[DONE]"), fp.last_chunk()]
-    fake.script([*calls.BEGUN, calls.EVENT, fp.gate("rest"), *rest])
-    with Server(fake_rows(fake.base_url)) as server, server.client() as client:
-        calls.begin_stream(client)
-        old = server.worker_pids()
-        append(tmp_path / "tree/config.py", "\nNOVELTY = 'new'\n")
-        append(tmp_path / "tree/app.py", "\nfrom config import NOVELTY\nlog.warning(NOVELTY)\n")
-        server.signal(signal.SIGHUP)
-        server.wait(lambda: '"new"' in server.output())
-        fake.open("rest")
-        assert calls.kinds(list(client.frames()))[-1] == "DONE"
-        server.wait(lambda: not set(old) & set(server.worker_pids()))
-        assert server.is_ready()
-
-
-def append(path: Path, text: str) -> None:
-    with path.open("a") as file:
-        file.write(text)

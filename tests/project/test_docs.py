@@ -2,53 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sys
-
-import pytest
 
 from cli.providers import provider_table
 from config import VARIABLES, Settings
 from providers.base import Provider
 from providers.rows import BUILT_IN
-from tests.support.pace import HANG_S
 from tests.support.paths import ROOT
-from tests.support.servers import Server
-from tests.support.snippets import JOURNEYS, Snippet, snippets
-
-COMMANDS = {
-    "sh": ["bash", "-euo", "pipefail", "-c"],
-    "python": [sys.executable, "-W", "error", "-c"],
-    "js": ["node", "--input-type=module", "-e"],
-}
-
-
-EXAMPLES = [s for s in snippets() if s.language in COMMANDS and s.page not in JOURNEYS]
-"""Fenced blocks that take the server and the key from the environment."""
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.place)
-def test_each_example_of_the_documentation_runs(example: Snippet, server: Server) -> None:
-    command = COMMANDS[example.language]
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} isn't installed here")
-    done = subprocess.run(
-        [*command, example.text],
-        env={**os.environ, "SLUICE_URL": server.url, "SLUICE_KEY": server.key},
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.strip()
-
-
-def test_there_are_examples_in_each_language() -> None:
-    assert {example.language for example in EXAMPLES} == set(COMMANDS)
 
 
 def test_every_relative_link_leads_to_an_existing_file() -> None:

@@ -20,6 +20,7 @@ from providers.http1 import Malformed
 from providers.switch import Switch
 from tests.support.fake import FakeProvider
 from tests.support.fake import answer as answered
+from tests.support.pace import HANG_S
 
 OK = b"HTTP/1.1 200 OK\r\n"
 HELLO = OK + b"Content-Length: 5\r\n\r\nhello"
@@ -261,7 +262,7 @@ def test_an_early_refusal_on_a_real_socket_is_read() -> None:
             response = post(pool, url, b"x" * 5_000_000)
             assert (response.status_code, rest(response)) == (413, b"no")
             response.close()
-        thread.join(5)
+        thread.join(HANG_S)
 
 
 COMPRESSED = gzip.compress(b"hello")
@@ -290,7 +291,7 @@ def test_the_adapter_serves_a_requests_session(fake: FakeProvider) -> None:
     with closing(Pool(1)) as pool, requests.Session() as session:
         session.trust_env = False
         session.mount("http://", Adapter(pool, Switch()))
-        response = session.post(f"{fake.origin}/x", json={"b": 2}, timeout=5)
+        response = session.post(f"{fake.origin}/x", json={"b": 2}, timeout=HANG_S)
         assert response.json() == {"a": 1}
     assert fake.requests[0].body == b'{"b": 2}'
 

@@ -19,6 +19,7 @@ from providers import connection, switch
 from providers.connection import IDLE_S, MAX_ORIGINS, Origin, Pool
 from providers.switch import Aborted, Switch
 from tests.support.fake import FakeProvider
+from tests.support.pace import HANG_S
 
 HERE = Origin("127.0.0.1", 9, "")
 
@@ -302,7 +303,7 @@ def test_forget_waits_until_a_running_abort_has_finished(
     assert within.wait(5)
     lever.forget()
     order.append("forgotten")
-    thread.join(5)
+    thread.join(HANG_S)
     assert order == ["shut", "forgotten"]
 
 
@@ -399,5 +400,5 @@ def test_send_delivers_all_bytes_over_partial_writes(peers: Peers) -> None:
     reader = threading.Thread(target=receive)
     reader.start()
     lever.send(ours, sent)
-    reader.join(10)
+    reader.join(HANG_S)
     assert bytes(came) == sent

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 import pytest
@@ -40,6 +40,8 @@ from tests.support.paths import FIXTURES
 SMALL = 4096
 """Bytes up to which a stream is cut at every place; a larger one at some SAMPLES of them."""
 SAMPLES = 500
+FEW_SAMPLES = 12
+"""Places at which `make test` cuts a stream; `make test-all` does the others."""
 
 
 def blank_lines(stream: bytes) -> list[int]:
@@ -149,10 +151,27 @@ def all_finished(events: list[Event], request: CompletionRequest) -> bool:
     return len({event.index for event in events if isinstance(event, Finished)}) >= request.choices
 
 
-def places(stream: bytes) -> Iterable[int]:
-    """Where to cut: everywhere, or, in a large stream, here and there."""
+Places: TypeAlias = Callable[[bytes], Iterable[int]]
+
+
+def every_place(stream: bytes) -> Iterable[int]:
+    """Return where to cut a stream: everywhere, or at SAMPLES places of a large one."""
     step = 1 if len(stream) <= SMALL else max(1, len(stream) // SAMPLES)
     return range(0, len(stream), step)
+
+
+def few_places(stream: bytes) -> Iterable[int]:
+    """Return FEW_SAMPLES places to cut a stream at, spread over all of it."""
+    return range(0, len(stream), max(1, len(stream) // FEW_SAMPLES))
+
+
+at_places = pytest.mark.parametrize(
+    "places",
+    [
+        pytest.param(few_places, id="few-places"),
+        pytest.param(every_place, id="every-place", marks=pytest.mark.thorough),
+    ],
+)
 
 
 @cache
@@ -220,8 +239,11 @@ def test_reading_a_stream_byte_by_byte_does_not_change_its_events(case: Case) ->
     assert outcome(case, request, single) == outcome(case, request, [stream])
 
 
+@at_places
 @cases("stream.*")
-def test_splitting_a_stream_in_two_anywhere_does_not_change_its_events(case: Case) -> None:
+def test_splitting_a_stream_in_two_anywhere_does_not_change_its_events(
+    case: Case, places: Places
+) -> None:
     stream, request = stream_of(case), case.request
     whole = outcome(case, request, [stream])
     for place in places(stream):
@@ -267,8 +289,11 @@ def test_bytes_after_the_end_of_a_stream_are_ignored(case: Case, garbage: bytes)
     assert outcome(case, request, [stream, garbage, garbage]) == whole
 
 
+@at_places
 @cases("stream.*")
-def test_a_truncated_stream_raises_unless_every_choice_has_finished(case: Case) -> None:
+def test_a_truncated_stream_raises_unless_every_choice_has_finished(
+    case: Case, places: Places
+) -> None:
     """At no event's end and at no other byte, unless each choice had its finish_reason."""
     stream, request = stream_of(case), case.request
     whole = outcome(case, request, [stream])

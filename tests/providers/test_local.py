@@ -31,6 +31,7 @@ from errors import ModelNotFound, UnsupportedParameter
 from providers import local, ngram
 from providers.base import Attempt, Provider, Target
 from providers.local import LocalAttempt, cut
+from tests.support.pace import HANG_S
 from tests.support.paths import ROOT
 
 TARGET = Target(Provider(name="local", dialect="local"), "pydoc")
@@ -607,7 +608,7 @@ def run_all(calls: list[Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(HANG_S)
     return results
 
 

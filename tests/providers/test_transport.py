@@ -24,7 +24,7 @@ from providers.transport import MAX_ERROR_BODY, Aborted, Exchange, Transport
 from tests.support import fake as fp
 from tests.support.calls import BEGUN, EVENT, best_of
 from tests.support.fake import FakeProvider
-from tests.support.pace import scaled
+from tests.support.pace import HANG_S, scaled
 from tests.support.servers import free_port
 from timeouts import Timeouts
 
@@ -97,7 +97,7 @@ class Reading:
 
     def end(self) -> Exception | None:
         """Wait for its end; what it raised."""
-        self._thread.join(10)
+        self._thread.join(HANG_S)
         assert not self._thread.is_alive()
         return self.failure
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Self
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from tests.support.pace import HANG_S
+
 
 class Span(NamedTuple):
     name: str
@@ -57,7 +59,7 @@ class Collector:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(5)
+        self._thread.join(HANG_S)
 
 
 def decoded(body: bytes) -> list[Span]:

@@ -31,18 +31,13 @@ def measured() -> float:
     return (time.perf_counter() - began) / REFERENCE_S
 
 
-def set_pace(processes: int) -> float:
-    """Measure the pace, unless a parent process has passed it on, and return it.
-
-    Args:
-        processes: how many test processes will share the machine's cores.
-    """
+def machine_pace() -> float:
+    """Return the pace; measure it unless this process or its parent has done so."""
     if VARIABLE not in os.environ:
-        share = max(1.0, processes / (os.cpu_count() or 1))
-        os.environ[VARIABLE] = f"{max(1.0, measured()) * share:.2f}"
+        os.environ[VARIABLE] = f"{max(1.0, measured()):.2f}"
     return float(os.environ[VARIABLE])
 
 
 def scaled(seconds: float) -> float:
     """Return a bound that holds on an idle machine, stretched for this one."""
-    return seconds * set_pace(1)
+    return seconds * machine_pace()

@@ -3,7 +3,7 @@
 `python -m tests.support.snippets` prints the list and counts it.
 
 Rules that hold here: a block is run, read by the code that would read it, or is listed in NOT_RUN
-with the reason; tests/project/test_snippets.py fails for one that is none of these, and for a
+with the reason; tests/live/test_snippets.py fails for one that is none of these, and for a
 reason whose block is gone. Where a reason names a test, that test is there.
 """
 
@@ -38,7 +38,7 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     (
         "docs/api.md",
         "export SLUICE_URL=",
-    ): "tests/project/test_docs.py::test_each_example_of_the_documentation_runs",
+    ): "tests/live/test_snippets.py::test_each_example_of_the_documentation_runs",
     ("docs/api.md", "event: usage_start"): SHAPE,
     ("docs/api.md", "model,requests,cost_usd"): SHAPE,
     (
@@ -60,10 +60,10 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ("docs/deploy/heroku.md", "heroku addons:create heroku-redis"): HEROKU,
     ("docs/deploy/heroku.md", "curl -H"): "a part of a command, for its header",
     ("docs/deploy/scale.md", "upstream sluice"): (
-        "tests/project/test_deploy_docs.py::test_nginx_accepts_the_blocks_of_the_scale_guide"
+        "tests/live/test_nginx.py::test_nginx_accepts_the_blocks_of_the_scale_guide"
     ),
     ("docs/deploy/scale.md", "upstream cells"): (
-        "tests/project/test_deploy_docs.py::test_nginx_accepts_the_blocks_of_the_scale_guide"
+        "tests/live/test_nginx.py::test_nginx_accepts_the_blocks_of_the_scale_guide"
     ),
     ("docs/deploy/vm.md", "sudo apt install"): ROOT_NEEDED,
     ("docs/deploy/vm.md", "sudo tee .env"): ROOT_NEEDED,

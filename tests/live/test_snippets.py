@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -27,6 +28,8 @@ from tests.support.pace import HANG_S
 from tests.support.paths import ROOT
 from tests.support.servers import Server
 from tests.support.snippets import FENCE, JOURNEYS, NOT_RUN, PAGES, Snippet, snippets
+
+pytestmark = pytest.mark.thorough
 
 SERVES = re.compile(r"^(make run|\.venv/bin/gunicorn wsgi:app)\b.*\n", re.MULTILINE)
 KEY = re.compile(r"sk-sluice-[\w-]{20,}")
@@ -188,3 +191,37 @@ def run(snippet: Snippet, text: str, checkout: Checkout, env: dict[str, str]) ->
     if "stop-stream" in text:
         assert '{"success":true}' in done.stdout, said
         assert '"finish_reason":"cancelled"' in done.stdout, said
+
+
+# Examples that take the server and the key from the environment
+
+READERS = {
+    "sh": ["bash", "-euo", "pipefail", "-c"],
+    "python": [sys.executable, "-W", "error", "-c"],
+    "js": ["node", "--input-type=module", "-e"],
+}
+
+
+EXAMPLES = [s for s in ALL if s.language in READERS and s.page not in JOURNEYS]
+"""Fenced blocks that take the server and the key from the environment."""
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.place)
+def test_each_example_of_the_documentation_runs(example: Snippet, server: Server) -> None:
+    command = READERS[example.language]
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} isn't installed here")
+    done = subprocess.run(
+        [*command, example.text],
+        env={**os.environ, "SLUICE_URL": server.url, "SLUICE_KEY": server.key},
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip()
+
+
+def test_there_are_examples_in_each_language() -> None:
+    assert {example.language for example in EXAMPLES} == set(READERS)
