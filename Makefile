@@ -12,6 +12,9 @@ PIP := $(BIN)/pip install --disable-pip-version-check
 PYTEST := $(BIN)/pytest -n 4 --dist loadfile
 DOTENV := $(if $(wildcard .env),$(BIN)/dotenv run --no-override --,)
 
+# The tests start hundreds of processes, which would each compile every module.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test test-all soak bench format clean
 
 run: $(READY)
