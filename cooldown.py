@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from concurrency.native import BriefLock
 from news import Fact, Kind, News, Place
 from providers.base import Target
-from threads import BriefLock
 
 if TYPE_CHECKING:
     from shared import Shared

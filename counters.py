@@ -15,8 +15,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 
+from concurrency.native import BriefLock
 from keys import Limits
-from threads import BriefLock
 
 MINUTE, HOUR = 60, 3600
 TIDY_S = 30.0

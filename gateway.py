@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from call import CallInProgress, Outcome, Try
 from completion import CompletionRequest, Usage, total
+from concurrency.threads import ThreadPool
 from config import Settings
 from cooldown import Cooldowns
-from crew import Crew
 from drain import Disconnect
 from errors import ModelForbidden, SluiceError, UpstreamError, UpstreamTimeout
 from fidelity import Candidate, candidates
@@ -72,7 +72,7 @@ class Gateway:
         cooldowns = cooldowns or Cooldowns(enabled=settings.cooldown)
         self.reader = Reader(Transport(settings.max_streams), settings.retries, cooldowns)
         self._settled = settled
-        self._readers = Crew()
+        self._readers = ThreadPool()
 
     def open(
         self,

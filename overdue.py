@@ -13,8 +13,8 @@ import socket
 import time
 from collections.abc import Iterator
 
-from crew import Standing
-from threads import BriefLock
+from concurrency.native import BriefLock
+from concurrency.threads import BackgroundThread
 
 LOOK_S = 0.5
 NO_TIME_S = 0.001
@@ -26,7 +26,7 @@ class Overdue:
     def __init__(self) -> None:
         self._lock = BriefLock()
         self._until: dict[socket.socket, float] = {}
-        self._thread = Standing(self._look, "overdue")
+        self._thread = BackgroundThread(self._look, "overdue")
 
     @contextlib.contextmanager
     def within(self, client: socket.socket | None, seconds: float) -> Iterator[None]:
@@ -35,7 +35,7 @@ class Overdue:
             yield
             return
         patience = client.gettimeout()
-        self._thread.begin()
+        self._thread.start()
         with self._lock:
             self._until[client] = time.monotonic() + seconds
         try:

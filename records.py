@@ -15,9 +15,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import logs
-from breath import Breath
 from call import Outcome
-from crew import Standing
+from concurrency.threads import BackgroundThread
+from concurrency.yielding import Yielder
 from errors import ByokRejected
 from metrics import Metrics
 from pricing import dollars
@@ -45,7 +45,7 @@ class Records:
         self._metrics, self._tracing, self._under_way = metrics, tracing, under_way
         self._ended: deque[tuple[Stream, Outcome, float]] = deque()
         self._some = threading.Event()
-        self._thread = Standing(self._run, "records")
+        self._thread = BackgroundThread(self._run, "records")
 
     def settled(self, stream: Stream, outcome: Outcome) -> None:
         """A call has ended: tell of it, now or soon."""
@@ -54,13 +54,13 @@ class Records:
             self._tell(stream, outcome, now)
             return
         self._ended.append((stream, outcome, now))
-        self._thread.begin()
+        self._thread.start()
         if not self._some.is_set():
             self._some.set()
 
     def catch_up(self) -> None:
         """Tell of all that have ended by now. One that can't be told costs the others nothing."""
-        breath = Breath()
+        yielder = Yielder()
         while True:
             try:
                 ended = self._ended.popleft()
@@ -70,7 +70,7 @@ class Records:
                 self._tell(*ended)
             except Exception:
                 log.exception("what is told of a call that has ended is lost")
-            breath.take()
+            yielder.yield_if_due()
 
     def _run(self) -> None:
         while True:

@@ -17,8 +17,8 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from completion import Batch, Delta, Prompt, Started, Usage, Used, estimate_tokens
+from concurrency.native import BriefLock
 from errors import SluiceError
-from threads import BriefLock
 
 BACKLOG = 256 * 1024  # bytes of events that may wait for a slow client, about
 EVENT_WEIGHT = 64  # bytes that an event counts beside its text

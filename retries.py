@@ -9,10 +9,10 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 
+from concurrency.native import BriefLock
 from errors import SluiceError, UpstreamError, UpstreamTimeout
 from failures import EXHAUSTED
 from providers.base import Target
-from threads import BriefLock
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 8.0
 LONGEST_ASKED_S = 20.0

@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
+from concurrency.threads import BackgroundThread
 from config import ConfigError
-from crew import Standing
 
 if TYPE_CHECKING:
     import redis
@@ -172,7 +172,7 @@ class Together:
         self._send = send
         self._orders: deque[Order] = deque()
         self._wanted = threading.Event()
-        self._thread = Standing(self._work, "scripts")
+        self._thread = BackgroundThread(self._work, "scripts")
         self._closed = False
 
     def evalsha(self, sha: str, numkeys: int, *keys_and_args: Any) -> Any:
@@ -188,7 +188,7 @@ class Together:
     def _ask(self, command: Command) -> Any:
         order = Order(command)
         self._orders.append(order)
-        self._thread.begin()
+        self._thread.start()
         self._wanted.set()
         order.done.wait()
         if isinstance(order.result, Exception):

@@ -20,12 +20,12 @@ from typing import Final, TypeAlias
 import msgspec
 
 from completion import Batch, CompletionRequest, Delta, Finished, Prompt, Usage
+from concurrency.native import BriefLock
 from drain import CANCEL, Disconnect, Drain
 from errors import SluiceError, UpstreamTimeout
 from hangup import hung_up, shut
 from providers.base import Attempt, Target
 from relay import End, EndReason, Mailbox, Nudge, Tally
-from threads import BriefLock
 from timeouts import Timeouts
 
 NO_LIMITS: Final[Mapping[str, float]] = MappingProxyType({})

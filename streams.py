@@ -14,10 +14,10 @@ import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
-from crew import Standing
+from concurrency.native import BriefLock
+from concurrency.threads import BackgroundThread
 from errors import RateLimited, StreamExists, StreamNotFound, Unavailable, limit_details
 from stream import Place, Stream, Summary
-from threads import BriefLock
 
 if TYPE_CHECKING:
     from fleet import Fleet
@@ -53,7 +53,7 @@ class Streams:
         self._running: set[Stream] = set()
         self._waiting: deque[Stream] = deque()
         self._stopped: dict[Place, float] = {}
-        self._sweeper = Standing(self._sweep, "sweeper")
+        self._sweeper = BackgroundThread(self._sweep, "sweeper")
 
     def add(self, stream: Stream, share: int | None = None) -> None:
         """share: how many its key may have, if that is its own, in the whole fleet. Raises
@@ -69,7 +69,7 @@ class Streams:
 
     def _add_here(self, stream: Stream, share: int) -> None:
         place = (stream.key_id, stream.id)
-        self._sweeper.begin()
+        self._sweeper.start()
         with self._lock:
             if place in self._active:
                 raise StreamExists(stream.id)

@@ -19,7 +19,7 @@ from greenlet import GreenletExit
 from gunicorn.http import wsgi
 from gunicorn.workers.ggevent import GeventWorker
 
-from breath import REST_S, Breath
+from concurrency.yielding import PAUSE_S, Yielder
 from hangup import shut, unread
 from heads import Answer, Requests
 
@@ -140,7 +140,7 @@ class Worker(GeventWorker):
         if not req.should_close() and not self.drained(req, client):
             req.force_close()
         if req.unreader.buf.getbuffer().nbytes:  # while nobody waits nobody else works
-            time.sleep(REST_S)
+            time.sleep(PAUSE_S)
         self.idle_since[client] = time.monotonic()
 
     def drained(self, request: Any, client: Any) -> bool:
@@ -148,7 +148,7 @@ class Worker(GeventWorker):
         Whether that was all; else the connection can't serve another request."""
         if isinstance(request.body, io.BytesIO):
             return True
-        room, breath = DRAIN_BODY_BYTES, Breath()
+        room, yielder = DRAIN_BODY_BYTES, Yielder()
         if request.body.failed:
             return False
         if getattr(request.body.reader, "length", None) == 0:
@@ -161,7 +161,7 @@ class Worker(GeventWorker):
                     if not data:
                         return True
                     room -= len(data)
-                    breath.take()
+                    yielder.yield_if_due()
         except Exception:  # noqa: BLE001 - whatever is wrong with it, it is the last request on this connection
             return False
         finally:

@@ -21,7 +21,7 @@ from werkzeug.exceptions import ClientDisconnected
 from werkzeug.routing import MapAdapter
 
 from auth import current_request
-from breath import Breath
+from concurrency.yielding import Yielder
 from errors import InvalidRequest, RequestTimeout, RequestTooLarge, SluiceError
 from overdue import overdue
 
@@ -110,11 +110,11 @@ def gathered(request: Request, stream: IO[bytes], limit: int) -> bytes:
     parts: list[bytes] = []
     room = limit
     left = limit - announced  # of the room, when what was announced has come
-    breath = Breath()
+    yielder = Yielder()
     patience = (client and client.gettimeout()) or math.inf
     with overdue.within(client, PATIENCES * patience):
         while chunk := stream.read(min(READ_SIZE, room + 1)):
-            breath.take()
+            yielder.yield_if_due()
             room -= len(chunk)
             if room < 0:
                 break
@@ -129,11 +129,11 @@ def gathered(request: Request, stream: IO[bytes], limit: int) -> bytes:
 def too_large(request: Request, limit: int) -> NoReturn:
     """Take the rest of the body, bounded, or some clients see a broken pipe and not the answer."""
     room, until = DRAIN_BYTES, time.monotonic() + DRAIN_S
-    breath = Breath()
+    yielder = Yielder()
     # Whatever is wrong with the rest, it is too large.
     with suppress(Exception), overdue.within(request.client, DRAIN_S):
         while room > 0 and time.monotonic() < until and (chunk := request.stream.read(READ_SIZE)):
-            breath.take()
+            yielder.yield_if_due()
             room -= len(chunk)
     raise RequestTooLarge(f"The body is larger than {limit} bytes.")
 

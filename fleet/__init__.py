@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import msgspec
 import redis
 
-from crew import Standing
+from concurrency.threads import BackgroundThread
 from errors import Unavailable
 from fleet.post import CHANNEL, QUESTIONS, TTL_S, Post, Question, close, new_token, run
 from fleet.scripts import ASK, BEAT, CLAIM, OWNERS, RELEASE
@@ -63,7 +63,7 @@ class Fleet:
         self._post = Post(shared, self._me, self._reply)
         self._local: Local
         self._at_beats: tuple[Callable[[], None], ...] = ()
-        self._thread = Standing(self._work, "fleet")
+        self._thread = BackgroundThread(self._work, "fleet")
         self._closing = False
         self._since = b""
         self._beaten_at = time.monotonic()
@@ -79,7 +79,7 @@ class Fleet:
     def start(self) -> None:
         """Raises ConfigError when Redis can't be used."""
         self._shared.check()
-        self._thread.begin()
+        self._thread.start()
 
     def close(self) -> None:
         """This process has no call left and is about to end."""
@@ -93,7 +93,7 @@ class Fleet:
 
     def claim(self, place: Place, share: int | None = None) -> Verdict:
         """Claim a call's id. share: how many calls its key may have in the whole fleet."""
-        self._thread.begin()
+        self._thread.start()
         self._unreleased.pop(place, None)
         try:
             return VERDICTS[self._shared.script(lambda client: self._claim(client, place, share))]
@@ -115,7 +115,7 @@ class Fleet:
 
     def stop(self, place: Place) -> bool:
         """Stop a call of another process. False: no process has it. Raises Unavailable."""
-        self._thread.begin()
+        self._thread.start()
         token = new_token()
         with self._post.expecting(token):
             told = run(self._shared, lambda client: self._ask(client, place, token))
@@ -134,7 +134,7 @@ class Fleet:
 
     def others(self, key_id: str) -> list[Summary]:
         """The key's calls in other processes. Raises Unavailable."""
-        self._thread.begin()
+        self._thread.start()
         keys, arguments = [CALLS + key_id, FLEET], [self._me, SILENT_S]
         owners = run(self._shared, lambda client: OWNERS(client, keys, arguments))
         asked = [owner.decode() for owner in owners]

@@ -23,15 +23,15 @@ from sqlalchemy import Connection
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from concurrency.native import BriefLock
+from concurrency.threads import BackgroundThread
 from config import ConfigError
-from crew import Standing
 from errors import Unavailable
 from ledger import schema
 from ledger.database import Away, Link
 from ledger.entries import Claim, Entry, Opening, Settlement, Step, Withdrawal
 from ledger.owners import Heartbeat, LockFile, Presence
 from ledger.writing import interrupt, owners_of_open, write
-from threads import BriefLock
 
 log = logging.getLogger("sluice.ledger")
 T = TypeVar("T")
@@ -95,7 +95,7 @@ class Ledger:
         self._next = Group()
         self._late: list[Step] = []
         """What could not be committed and has to be."""
-        self._pump = Standing(self._run, "ledger")
+        self._pump = BackgroundThread(self._run, "ledger")
         self._trouble = ""
         self._under_way = 0  # about: it only says whether to wait for others pays
         self._tend_at = 0.0
@@ -183,13 +183,13 @@ class Ledger:
 
     def close(self, patience: float = 5.0) -> None:
         """Commit what waits, and say that this process has no open row."""
-        if self._pump.begun:
+        if self._pump.started:
             self._closing = True
             self._wanted.set()
             self._pump.join(patience)
 
     def _submit(self, *steps: Step, task: Callable[[], None] | None = None) -> Group:
-        self._pump.begin()
+        self._pump.start()
         with self._lock:
             if self._ended:
                 raise Unavailable("This process is about to end. Try again.")

@@ -24,8 +24,8 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.pool import NullPool
 
+from concurrency.native import NativeThread
 from config import ConfigError
-from threads import NativeThread
 
 T = TypeVar("T")
 

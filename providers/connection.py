@@ -15,8 +15,8 @@ from collections import deque
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from concurrency.native import BriefLock
 from providers.switch import Aborted, Switch
-from threads import BriefLock
 
 IDLE_S: Final = 90.0
 """How long a connection is kept for a next call; load balancers forget theirs in silence."""

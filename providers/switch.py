@@ -15,8 +15,8 @@ import socket
 import time
 from typing import Final
 
-from crew import Standing
-from threads import BriefLock, received, waits_first
+from concurrency.native import BriefLock, received, waits_first
+from concurrency.threads import BackgroundThread
 
 READ_SIZE: Final = 64 * 1024
 SMALL_READ_SIZE: Final = 8 * 1024
@@ -130,11 +130,11 @@ class _Silences:
 
     def __init__(self) -> None:
         self._switches: set[Switch] = set()
-        self._thread = Standing(self._look, "silences")
+        self._thread = BackgroundThread(self._look, "silences")
 
     def watch(self, switch: Switch) -> None:
         self._switches.add(switch)
-        self._thread.begin()
+        self._thread.start()
 
     def leave(self, switch: Switch) -> None:
         self._switches.discard(switch)

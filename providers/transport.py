@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import requests
 import urllib3
 
-from breath import Breath
 from completion import Batch, CompletionRequest
+from concurrency.yielding import Yielder
 from errors import SluiceError, UpstreamError, UpstreamTimeout
 from providers.adapter import Adapter, NotReached
 from providers.base import Call, Dialect, Signer, Target
@@ -95,7 +95,7 @@ class Exchange:
     def chunks(self) -> Iterator[bytes]:
         """The body as it arrives. Raises as `open`."""
         assert self._response is not None  # noqa: S101
-        read, breath = self._response.raw.read1, Breath()
+        read, yielder = self._response.raw.read1, Yielder()
         while True:
             asked = time.monotonic()
             try:
@@ -108,7 +108,7 @@ class Exchange:
                     raise Aborted
                 return
             yield chunk
-            breath.take(waited)
+            yielder.yield_if_due(waited)
 
     def read(self, limit: int = MAX_BODY) -> bytes:
         """The whole body, at most `limit` bytes. Raises as `open`, and UpstreamError above it."""

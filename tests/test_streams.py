@@ -856,7 +856,7 @@ def test_one_sweeper_serves_all_calls() -> None:
     thread = sweeper._thread
     assert thread is not None
     assert thread.daemon
-    sweeper.begin()
+    sweeper.start()
     assert sweeper._thread is thread
 
 

@@ -10,8 +10,7 @@ from functools import partial
 
 import pytest
 
-import crew
-from crew import Crew, Standing
+from concurrency.threads import BackgroundThread, ThreadPool
 
 
 def wait(condition: Callable[[], bool]) -> None:
@@ -21,21 +20,21 @@ def wait(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def one_after_another(crew: Crew, count: int) -> set[int | None]:
+def one_after_another(pool: ThreadPool, count: int) -> set[int | None]:
     """The threads that did some pieces of work."""
     threads: list[int | None] = []
     for number in range(count):
-        crew.start(lambda: threads.append(threading.get_ident()))
-        wait(lambda number=number: len(threads) > number and len(crew._idle) == 1)  # type: ignore[misc]
+        pool.start(lambda: threads.append(threading.get_ident()))
+        wait(lambda number=number: len(threads) > number and len(pool._idle) == 1)  # type: ignore[misc]
     return set(threads)
 
 
 def test_idle_thread_is_reused_for_the_next_piece_of_work() -> None:
-    assert len(one_after_another(Crew(), 20)) == 1
+    assert len(one_after_another(ThreadPool(), 20)) == 1
 
 
 def test_blocked_work_does_not_stop_more_work_from_starting() -> None:
-    ours, gate = Crew(), threading.Event()
+    ours, gate = ThreadPool(), threading.Event()
     done: list[int] = []
 
     def work(number: int) -> None:
@@ -52,8 +51,8 @@ def test_blocked_work_does_not_stop_more_work_from_starting() -> None:
 def test_thread_pool_keeps_a_limited_number_of_idle_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(crew, "MOST_IDLE", 3)
-    ours, gate = Crew(), threading.Event()
+    monkeypatch.setattr("concurrency.threads.MOST_IDLE", 3)
+    ours, gate = ThreadPool(), threading.Event()
     threads: list[threading.Thread] = []
 
     def work() -> None:
@@ -70,7 +69,7 @@ def test_thread_pool_keeps_a_limited_number_of_idle_threads(
 def test_failing_work_is_logged_and_does_not_end_its_thread(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    ours = Crew()
+    ours = ThreadPool()
     ours.start(lambda: 1 / 0)
     wait(lambda: len(ours._idle) == 1)
     assert len(one_after_another(ours, 3)) == 1
@@ -85,25 +84,25 @@ def test_start_raises_when_the_system_cannot_start_a_thread(
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(RuntimeError):
-        Crew().start(lambda: None)
+        ThreadPool().start(lambda: None)
 
 
-def test_a_standing_thread_is_begun_once() -> None:
-    begun: list[int] = []
+def test_a_background_thread_is_started_once() -> None:
+    starts: list[int] = []
     gate = threading.Event()
 
     def work() -> None:
-        begun.append(threading.get_ident())
+        starts.append(threading.get_ident())
         gate.wait(20)
 
-    standing = Standing(work, "standing")
-    standing.join(20)  # there is none
-    several = [threading.Thread(target=standing.begin) for _ in range(20)]
+    background = BackgroundThread(work, "background")
+    background.join(20)  # there is none
+    several = [threading.Thread(target=background.start) for _ in range(20)]
     for thread in several:
         thread.start()
     for thread in several:
         thread.join()
-    wait(lambda: len(begun) == 1)
+    wait(lambda: len(starts) == 1)
     gate.set()
-    standing.join(20)
-    assert len(begun) == 1
+    background.join(20)
+    assert len(starts) == 1

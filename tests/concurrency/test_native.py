@@ -1,4 +1,4 @@
-"""threads.py: work that never lets go of its thread, under threads and under gevent."""
+"""native.py: work that never lets go of its thread, under threads and under gevent."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import threading
 
 import pytest
 
+from concurrency.native import NativeThread, greenlets
 from tests.project.test_layers import MODULES, tree_of
 from tests.support.ledgers import at_once
 from tests.support.pace import HANG_S
 from tests.support.paths import ROOT
-from threads import NativeThread, greenlets
 
 
 def test_run_returns_the_result_of_the_work() -> None:
@@ -59,7 +59,7 @@ get_ident = __import__("_thread").get_ident
 monkey.patch_all()
 import json, time
 import gevent
-from threads import NativeThread, greenlets
+from concurrency.native import NativeThread, greenlets
 
 native_sleep = monkey.get_original("time", "sleep")
 thread = NativeThread()
@@ -168,7 +168,7 @@ def test_a_brief_lock_under_gevent_is_a_native_lock() -> None:
     script = (
         "import _thread; real = _thread.LockType\n"
         "from gevent import monkey; monkey.patch_all()\n"
-        "from threads import BriefLock; print(isinstance(BriefLock(), real))"
+        "from concurrency.native import BriefLock; print(isinstance(BriefLock(), real))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False

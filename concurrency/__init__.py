@@ -1,0 +1,1 @@
+"""Threads and greenlets. Nothing here knows what Sluice does."""
