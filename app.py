@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException
 import cli
 import endpoints.metrics
 import logs
-from auth import KeyStore, caller
+from auth import caller
 from config import ConfigError, Settings
 from cooldown import Cooldowns
 from endpoints import (
@@ -30,7 +30,7 @@ from endpoints import (
     openai,
     openapi,
     pages,
-    secrecy,
+    request_secrets,
     services,
     usage,
 )
@@ -47,6 +47,7 @@ from errors import (
 )
 from gateway import Gateway
 from ids import new_uuid
+from keys.store import KeyStore
 from ledger import Ledger
 from ledger.database import database_url
 from metrics import LIMITS, Metrics
@@ -171,7 +172,7 @@ def enter() -> None:
     request = current()
     request.began = time.monotonic()
     sent = request.environ.get("HTTP_X_REQUEST_ID", "")
-    good = sent and body.ID.fullmatch(sent) and secrecy.without_secrets(sent) == sent
+    good = sent and body.ID.fullmatch(sent) and request_secrets.without_secrets(sent) == sent
     request.id = sent if good else new_uuid()
     if (client := request.client) is not None:
         client.settimeout(services().settings.client_timeout)
@@ -217,7 +218,7 @@ def log_request(request: Request, response: Response) -> None:
     extra = {
         "request_id": request.id,
         "method": request.method,
-        "path": secrecy.without_secrets(request.path[:200]),
+        "path": request_secrets.without_secrets(request.path[:200]),
         "status": response.status_code,
         "duration_ms": round((time.monotonic() - request.began) * 1000, 1),
     }
@@ -232,9 +233,9 @@ def error_response(error: SluiceError) -> Response:
     limit = (error.details or {}).get("limit_type")
     if limit in LIMITS:
         services().metrics.rejected(limit)
-    error.message = secrecy.without_secrets(error.message)
-    error.param = secrecy.without_secrets(error.param)
-    error.details = secrecy.without_secrets(error.details)
+    error.message = request_secrets.without_secrets(error.message)
+    error.param = request_secrets.without_secrets(error.param)
+    error.details = request_secrets.without_secrets(error.details)
     forget_frames(error)
     face = openai if request.path.startswith("/v1/") else native
     return json_response(face.error_body(error, request.id), error.status, error.headers)
@@ -262,7 +263,7 @@ def http_message(error: HTTPException) -> str:
 def unexpected(error: Exception) -> Response:
     """A defect of ours: the log has it, the client learns its id only."""
     request = current()
-    path = secrecy.without_secrets(request.path[:200])
+    path = request_secrets.without_secrets(request.path[:200])
     extra = {"request_id": request.id}
     log.error("%s %s failed", request.method, path, exc_info=error, extra=extra)
     return error_response(InternalError())

@@ -17,51 +17,6 @@ Prompt: TypeAlias = str | tuple[int, ...]
 FinishReason: TypeAlias = Literal["stop", "length", "content_filter", "cancelled"]
 
 
-LEAST_PIECE = 8
-
-
-class Secret:
-    """A credential that can't be printed by accident: only `reveal()` gives the text."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def reveal(self) -> str:
-        return self._text
-
-    def __repr__(self) -> str:
-        return "Secret('***')"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._text == self._text
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-    def hidden_in(self, text: str, least: int = LEAST_PIECE) -> str:
-        """The text with [key] for each piece of this of `least` characters or more: what others
-        quote may be masked, or cut."""
-        size = min(least, len(self._text))
-        if len(text) < size:
-            return text
-        pieces = {self._text[at : at + size] for at in range(len(self._text) - size + 1)}
-        if not any(piece in text for piece in pieces):
-            return text
-        kept, at = [], 0
-        while at < len(text):
-            if text[at : at + size] not in pieces:
-                kept.append(text[at])
-                at += 1
-                continue
-            while text[at : at + size] in pieces:
-                at += 1
-            kept.append("[key]")
-            at += size - 1
-        return "".join(kept)
-
-
 class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What to generate, validated and face-neutral. None, () or {} means: not asked for.
 

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import msgspec
 
 from concurrency.native import BriefLock
-from keys import Limits
+from keys.key import Limits
 
 MINUTE, HOUR = 60, 3600
 TIDY_S = 30.0

@@ -31,7 +31,6 @@ ModelNotFound says "Model", only ProviderNotFound says "Provider", no 400 says "
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -249,27 +248,3 @@ def forget_frames(error: BaseException) -> None:
     """Of an error that is kept: its frames hold all that a call held, and who keeps it as well, so
     that it would stay until garbage is looked for."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
-
-
-PREFIXES = ("sk", "pk", "rk", "xai", "gsk", "hf", "nvapi", "fw", "csk", "pplx")
-KEY_LIKE = re.compile(
-    rf"\b(?:(?:{'|'.join(PREFIXES)})[-_]|AIza|ABSK)[\w*.-]{{8,}}"
-    r"|\bBearer\s+[^\s'\"]+"
-)
-"""What looks like a key, ours or a provider's, or like the part of one that providers show."""
-MARKS = (*(prefix + last for prefix in PREFIXES for last in "-_"), "AIza", "ABSK", "Bearer")
-"""One of these is in all that looks like one. To look for them takes 1 us a line of the log, to
-look for the pattern 10."""
-
-
-def may_hold_key(text: str) -> bool:
-    """Whether a look for what looks like a key is worth while."""
-    for mark in MARKS:  # noqa: SIM110 - any() would cost a call each
-        if mark in text:
-            return True
-    return False
-
-
-def mask(text: str) -> str:
-    """The text without what looks like a key."""
-    return KEY_LIKE.sub("[key]", text) if may_hold_key(text) else text

@@ -20,9 +20,9 @@ from errors import (
     UpstreamError,
     UpstreamTimeout,
     limit_details,
-    mask,
     whole_seconds,
 )
+from keys.redaction import shown
 from providers.base import Target
 
 RETRYABLE = frozenset((408, 409, 424, 425, 429, 500, 502, 503, 504, 529))
@@ -43,8 +43,8 @@ def public_error(error: UpstreamError, target: Target) -> SluiceError:
     details = {"provider": target.provider.name, "model": target.model, "upstream_status": status}
     if status in (401, 403):  # its words may hold part of a key
         return refused_key(target, details)
-    text = redacted(error.upstream_message, target)
-    code = redacted(error.upstream_code, target)
+    text = shown(error.upstream_message, target.credential)
+    code = shown(error.upstream_code, target.credential)
     details |= {"upstream_code": code, "upstream_message": text}
     if isinstance(error, UpstreamTimeout):
         error.details = {**(error.details or {}), **details}
@@ -88,13 +88,3 @@ def failure(message: str, details: dict[str, Any], headers: dict[str, str]) -> U
 
 def said(text: str | None) -> str:
     return f": {text}" if text else "."
-
-
-def redacted(text: str | None, target: Target) -> str | None:
-    """A provider's words without the credential that it was sent, and not too many of them."""
-    if text is None:
-        return None
-    text = text[:4000]  # before it is looked through: a message can be megabytes
-    if target.credential is not None:
-        text = target.credential.hidden_in(text)
-    return mask(text[:1000])

@@ -22,7 +22,7 @@ from cooldown import Cooldowns
 from drain import Disconnect
 from errors import ModelForbidden, SluiceError, UpstreamError, UpstreamTimeout
 from fidelity import Candidate, candidates
-from keys import Key, allows
+from keys.key import Key, allows
 from ledger import Ledger
 from meter import Bill, Meter
 from pricing import Prices

@@ -1,9 +1,9 @@
 """Log lines: JSON for machines, one line of words on a terminal.
 
-Rules that hold here: the standard library and errors.py only (gunicorn's master uses the formatters
-too). What a line carries beside its message comes as `extra`, from FIELDS alone, so that no header,
-body or credential gets in by accident; what looks like a key is masked all the same, because other
-people's messages (gunicorn's on a bad header, for one) come through here.
+- It imports the standard library and keys.redaction alone: the gunicorn master loads it too.
+- What a line carries beside its message comes as `extra`, from FIELDS alone, so that no header,
+  body or credential gets in by accident.
+- What looks like a key is masked all the same: messages of other libraries come through here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from functools import lru_cache
 from typing import Any, TextIO
 
-from errors import mask, may_hold_key
+from keys.redaction import mask, may_hold_key
 
 FIELDS = (
     "request_id", "stream_id", "key_id", "method", "path", "status", "code", "provider", "model",

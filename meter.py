@@ -15,7 +15,7 @@ from completion import Usage
 from counters import Hold
 from errors import ModelForbidden
 from fidelity import Candidate
-from keys import Key
+from keys.key import Key
 from ledger import Ledger
 from ledger.entries import Claim, Entry, Settlement
 from ledger.schema import new_id, now_us

@@ -19,7 +19,7 @@ import msgspec
 from completion import CompletionRequest
 from counters import HOUR, Ask, Hold, LocalCounters, Tokens
 from errors import NO_RETRY, RateLimited, Unavailable, limit_details
-from keys import Key, Limits
+from keys.key import Key, Limits
 from ledger.entries import Budget, Claim
 from pricing import Price, ceiling
 from relay import prompt_tokens, size

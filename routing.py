@@ -15,13 +15,13 @@ from typing import Any
 import msgspec
 
 import providers
-from completion import Secret
 from config import ConfigError, Settings
 from errors import (
     ModelNotFound,
     ProviderNotFound,
     SluiceError,
 )
+from keys.redaction import Secret
 from providers.base import Provider, Target
 
 MOST_KNOWN = 10_000

@@ -19,7 +19,7 @@ from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import RedisStorage
 
 from counters import HOUR, MINUTE, Admission, Ask, Counts, Hold, Requests, Tokens
-from keys import Limits
+from keys.key import Limits
 from shared import Away, Shared
 
 MOST_PENDING: Final = 10_000

@@ -18,9 +18,9 @@ import msgspec
 from flask import current_app
 from flask.cli import AppGroup
 
-from auth import KeyStore
 from cli.shared import as_json, cell, parse_duration, parse_instant, table, to_json
-from keys import FIELDS, PERIODS, TIERS, Key, KeyFileError, Terms
+from keys.key import FIELDS, PERIODS, TIERS, Key, KeyFileError, Terms
+from keys.store import KeyStore
 
 LONGEST_CELL = 24
 C = TypeVar("C", bound=Callable[..., Any])

@@ -8,7 +8,7 @@ from flask.cli import with_appcontext
 
 from cli.keys import store
 from config import DEFAULT_PORT, Settings
-from keys import KeyFileError
+from keys.key import KeyFileError
 
 EXAMPLE = """\
   curl -N {url}/api/v1/completions \\

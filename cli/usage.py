@@ -19,7 +19,7 @@ from flask.cli import AppGroup
 from cli.keys import store
 from cli.shared import as_json, parse_duration, parse_instant, table, to_json
 from errors import SluiceError
-from keys import KeyFileError
+from keys.key import KeyFileError
 from ledger import Ledger, upkeep, usage
 from ledger.schema import now_us
 from ledger.usage import Scope, Sums

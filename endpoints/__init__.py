@@ -9,9 +9,10 @@ import msgspec
 from flask import Response
 from werkzeug.datastructures import Headers
 
-from auth import KeyStore, current_app
+from auth import current_app
 from config import Settings
 from gateway import Gateway
+from keys.store import KeyStore
 from ledger import Ledger
 from metrics import Metrics
 from quota import Quota

@@ -15,12 +15,16 @@ from typing import Annotated, Any, NoReturn
 import msgspec
 from msgspec import Meta
 
-from completion import CompletionRequest, Prompt, Secret
+from completion import (
+    CompletionRequest,
+    Prompt,
+)
 from endpoints.inbound import current, read_body
 from errors import (
     InvalidRequest,
     UnsupportedMediaType,
 )
+from keys.redaction import Secret
 from routing import Route
 
 ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")

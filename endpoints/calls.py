@@ -14,7 +14,7 @@ from flask import Response
 from auth import current_key
 from call import CallInProgress, Encoder, Outcome
 from completion import Completion, CompletionRequest, FinishReason
-from endpoints import Answer, body, json_response, secrecy, services
+from endpoints import Answer, body, json_response, request_secrets, services
 from endpoints.inbound import current
 from errors import InvalidRequest
 from ids import new_uuid
@@ -33,7 +33,7 @@ def start(found: body.Parameters, wanted: CompletionRequest) -> CallInProgress:
     if found.byok_api_key is None:
         found.byok_api_key = header(sent, "HTTP_X_PROVIDER_API_KEY", "byok_api_key")
     chosen_id = found.stream_id or header(sent, "HTTP_X_STREAM_ID", "stream_id")
-    secrecy.refuse_secrets(
+    request_secrets.refuse_secrets(
         {
             "stream_id": chosen_id or "",
             "model": found.model or "",

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, RowMapping
 from auth import auth, current_key
 from endpoints import json_response, services
 from errors import InvalidRequest
-from keys import Key
+from keys.key import Key
 from ledger import usage
 from ledger.usage import Scope, Sums
 from ledger.writing import left_of

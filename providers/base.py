@@ -12,8 +12,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from completion import Batch, CompletionRequest, Secret
+from completion import (
+    Batch,
+    CompletionRequest,
+)
 from errors import UpstreamError
+from keys.redaction import Secret
 
 
 class Family(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -28,7 +28,7 @@ from completion import Delta, Finished, Started, Usage, Used
 from config import Settings
 from errors import UpstreamError
 from gateway import Gateway
-from keys import new_row
+from keys.key import new_row
 from tests.support.paths import ROOT
 from tests.test_gateway import ROWS, Scripted, play
 

@@ -16,11 +16,11 @@ from flask import Flask
 import auth
 import cli
 import cli.keys
-from auth import KeyStore
 from cli.providers import provider_table
 from cli.shared import cell, parse_duration
 from config import Settings
-from keys import LIMITS
+from keys.key import LIMITS
+from keys.store import KeyStore
 from providers.rows import BUILT_IN
 from routing import Router
 from tests.support.commands import Commands

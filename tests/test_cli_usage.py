@@ -15,7 +15,7 @@ from flask import Flask
 from sqlalchemy import update
 
 import cli.usage
-from auth import KeyStore
+from keys.store import KeyStore
 from ledger import Ledger
 from ledger.database import database_url
 from ledger.schema import requests

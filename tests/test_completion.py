@@ -17,7 +17,6 @@ from completion import (
     Finished,
     FinishReason,
     Logprobs,
-    Secret,
     Started,
     Usage,
     Used,
@@ -169,17 +168,3 @@ def test_an_answer_has_n_choices_for_each_prompt(fields: dict[str, Any], choices
 def test_total_tokens_are_input_plus_output_tokens() -> None:
     usage = Usage(3, 4, cache_read_tokens=2, reasoning_tokens=1)
     assert usage.total_tokens == 7
-
-
-def test_secret_is_hidden_in_repr_and_str_and_shown_by_reveal() -> None:
-    secret = Secret("sk-very-secret")
-    for text in (repr(secret), str(secret), f"{secret}", f"{secret!r}", repr([secret])):
-        assert "very-secret" not in text
-    assert secret.reveal() == "sk-very-secret"
-
-
-def test_secrets_are_equal_when_their_texts_are() -> None:
-    assert Secret("a") == Secret("a")
-    assert Secret("a") != Secret("b")
-    assert Secret("a") != "a"
-    assert len({Secret("a"), Secret("a"), Secret("b")}) == 2

@@ -184,13 +184,3 @@ def test_fixed_messages_avoid_words_that_mislead_the_official_client(
 ) -> None:
     for word in ("model", "provider", "validation"):
         assert word not in error.message.lower()
-
-
-@given(st.from_regex(errors.KEY_LIKE))
-def test_text_that_looks_like_a_key_is_detected_and_masked(text: str) -> None:
-    assert errors.may_hold_key(text)
-    assert errors.mask(text) != text
-
-
-def test_may_hold_key_is_false_for_a_usual_log_line() -> None:
-    assert not errors.may_hold_key("key_CC8A3EfCkouw\n550e8400-e29b-41d4\nopenai/gpt-4o-mini")

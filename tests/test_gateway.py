@@ -22,7 +22,6 @@ from completion import (
     Delta,
     Event,
     Finished,
-    Secret,
     Started,
     Usage,
     Used,
@@ -44,7 +43,8 @@ from errors import (
 )
 from fidelity import Candidate, echoed
 from gateway import Gateway, permitted
-from keys import Key
+from keys.key import Key
+from keys.redaction import Secret
 from ledger import Ledger
 from ledger.entries import Claim, Entry, Settlement
 from providers.base import Attempt, Target

@@ -8,9 +8,13 @@ from typing import Any, cast
 import pytest
 
 from call import Outcome
-from completion import CompletionRequest, Secret, Usage
+from completion import (
+    CompletionRequest,
+    Usage,
+)
 from errors import InsufficientCredits, ModelForbidden, RateLimited, Unavailable
 from fidelity import Candidate
+from keys.redaction import Secret
 from ledger import Ledger
 from ledger.entries import Claim, Entry, Settlement
 from meter import Meter, storable

@@ -18,7 +18,7 @@ import quota as quota_module
 from completion import CompletionRequest
 from counters import HOUR, Hold
 from errors import RateLimited
-from keys import LIMITS, Key
+from keys.key import LIMITS, Key
 from ledger.entries import Budget, Claim
 from pricing import FREE, MTOK, Price, Rate
 from quota import TEMPLATE_TOKENS, Demand, Quota, budget_of, demand_of, wait_for

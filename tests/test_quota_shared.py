@@ -24,7 +24,7 @@ from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateL
 import shared_counters
 from counters import HOUR, Ask, Hold
 from errors import RateLimited, Unavailable
-from keys import Key
+from keys.key import Key
 from quota import Demand, Quota
 from shared import TIMEOUT_S, Shared
 from shared_counters import Store

@@ -12,7 +12,15 @@ import pytest
 
 import reader
 from call import CallInProgress
-from completion import Batch, CompletionRequest, Delta, Finished, Secret, Started, Usage, Used
+from completion import (
+    Batch,
+    CompletionRequest,
+    Delta,
+    Finished,
+    Started,
+    Usage,
+    Used,
+)
 from config import Settings
 from cooldown import FAILURES
 from errors import (
@@ -24,6 +32,7 @@ from errors import (
     UpstreamTimeout,
 )
 from gateway import Gateway
+from keys.redaction import Secret
 from ledger import Ledger
 from ledger.entries import Claim, Entry, Settlement
 from quota import Quota

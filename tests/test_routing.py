@@ -10,13 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import providers
-from completion import CompletionRequest, Secret
+from completion import (
+    CompletionRequest,
+)
 from config import ConfigError, Settings
 from errors import (
     ModelNotFound,
     ProviderNotFound,
     SluiceError,
 )
+from keys.redaction import Secret
 from providers.base import Target
 from routing import Route, Router
 

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from werkzeug.exceptions import ClientDisconnected
 
-from completion import CompletionRequest, Secret
+from completion import (
+    CompletionRequest,
+)
 from endpoints import body, inbound, native
 from endpoints.body import NAMES, NEVER_SHOWN, TAKES, Parameters, kind_of, shown
 from endpoints.inbound import Request
@@ -25,6 +27,7 @@ from errors import (
     SluiceError,
     UnsupportedMediaType,
 )
+from keys.redaction import Secret
 
 KEY_TEXT = st.text("abcdefgh0123456789", min_size=16, max_size=40).map("sk-".__add__)
 SCALARS = (

@@ -20,7 +20,6 @@ from completion import (
     Delta,
     Finished,
     Logprobs,
-    Secret,
     Started,
     Usage,
     Used,
@@ -33,6 +32,7 @@ from errors import (
     UpstreamError,
     UpstreamTimeout,
 )
+from keys.redaction import Secret
 from tests.support.pace import HANG_S
 from tests.test_app import PROMPT, UUID, Site, hello, make_app, make_key
 from tests.test_gateway import Scripted, play, wait

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from app import create_app
-from auth import KeyStore
 from config import Settings
+from keys.store import KeyStore
 from providers.rows import BUILT_IN
 from tests.support import calls
 from tests.support import fake as fp

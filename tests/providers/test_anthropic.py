@@ -16,7 +16,6 @@ from completion import (
     Delta,
     Finished,
     FinishReason,
-    Secret,
     Started,
     Usage,
     Used,
@@ -24,6 +23,7 @@ from completion import (
     fold,
 )
 from errors import UpstreamError
+from keys.redaction import Secret
 from providers import anthropic, sse
 from providers.anthropic_answer import REASONS, STATUSES, Tokens, usage_of
 from providers.base import Dialect, Family, Provider, Target

@@ -15,7 +15,6 @@ from completion import (
     Delta,
     Finished,
     FinishReason,
-    Secret,
     Started,
     Usage,
     Used,
@@ -23,6 +22,7 @@ from completion import (
     fold,
 )
 from errors import UpstreamError
+from keys.redaction import Secret
 from providers import cohere
 from providers.base import Dialect, Provider, Target
 from providers.cohere_answer import FAILURES, Counts, Tokens, usage_of

@@ -12,7 +12,6 @@ from completion import (
     Delta,
     Finished,
     FinishReason,
-    Secret,
     Started,
     Usage,
     Used,
@@ -20,6 +19,7 @@ from completion import (
     fold,
 )
 from errors import UpstreamError
+from keys.redaction import Secret
 from providers import bodies, google
 from providers.base import Dialect, Provider, Target
 from providers.extra import fill

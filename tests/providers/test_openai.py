@@ -18,13 +18,13 @@ from completion import (
     Finished,
     FinishReason,
     Logprobs,
-    Secret,
     Started,
     Usage,
     Used,
     flatten,
 )
 from errors import UpstreamError
+from keys.redaction import Secret
 from providers import openai, sse
 from providers.base import Dialect, Provider, Target
 from providers.logprobs import Reader

@@ -12,8 +12,11 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from completion import CompletionRequest, Secret
+from completion import (
+    CompletionRequest,
+)
 from errors import UpstreamError
+from keys.redaction import Secret
 from providers import bedrock
 from providers.base import Call, Provider, Target
 

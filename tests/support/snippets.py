@@ -48,7 +48,7 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ("docs/api.md", '{"code": "rate_limited"'): SHAPE,
     ("docs/keys.md", "flask keys list [--json]"): "a synopsis; tests/test_cli.py runs each command",
     ("docs/keys.md", '{"id":"key_...'): (
-        "tests/test_auth.py::test_the_key_file_holds_the_documented_fields_and_no_secret"
+        "tests/keys/test_store.py::test_the_key_file_holds_the_documented_fields_and_no_secret"
     ),
     ("docs/operating.md", "cp /backups/"): (
         "tests/test_cli_usage.py::test_a_restored_backup_replaces_the_ledger"

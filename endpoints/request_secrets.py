@@ -1,22 +1,23 @@
-"""The keys that a request holds: none may come back in an answer or get into a log, wherever else
-in the request it stands."""
+"""The secrets that the current request holds. None may come back in an answer or get into a log,
+wherever else in the request it stands."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from auth import presented_key, x_api_key
-from completion import LEAST_PIECE, Secret
 from endpoints.inbound import current
 from errors import InvalidRequest
+from keys.redaction import LEAST_PIECE, Secret, hide
 
 SHORTEST_SECRET = 8
 CHOSEN_PIECE = 16
-"""Characters of a key that a name which the caller chose may share with it by chance, and one."""
+"""Characters of a key that a name may share with it. A caller chooses the name, so that a shorter
+piece may be chance."""
 
 
 def secrets() -> list[str]:
-    """The keys in the current request, good or not."""
+    """Return the keys in the current request, valid or not."""
     request = current()
     found = (
         presented_key(),
@@ -28,25 +29,18 @@ def secrets() -> list[str]:
 
 
 def without_secrets(value: Any, least: int = LEAST_PIECE) -> Any:
-    """Text, or a tree of objects with text in it, with the request's keys masked, and pieces of
-    them of `least` characters or more."""
-    if isinstance(value, str):
-        for secret in secrets():
-            value = Secret(secret).hidden_in(value, least)
-        return value
-    if isinstance(value, dict):
-        return {name: without_secrets(item, least) for name, item in value.items()}
-    return value
+    """Return a text, or a tree of dicts with texts in it, without the current request's keys."""
+    return hide(value, secrets(), least)
 
 
 def refuse_secrets(shown: dict[str, str]) -> None:
-    """Raises InvalidRequest where a name that is shown and logged holds a key of this request."""
+    """Raise InvalidRequest if a name that is shown and logged holds a key of this request."""
     names = "\n".join(shown.values())
     if len(names) < SHORTEST_SECRET:
         return
     for secret in map(Secret, secrets()):
         if secret.hidden_in(names, CHOSEN_PIECE) == names:
             continue
-        for name, text in shown.items():  # a key that two names hold between them is none
+        for name, text in shown.items():  # the match may be of two names, joined by chance
             if secret.hidden_in(text, CHOSEN_PIECE) != text:
                 raise InvalidRequest(f"{name} holds a key; it is shown and logged.")

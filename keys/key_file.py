@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from keys import BrokenLine, Key, KeyFileError, Row, read_row
+from keys.key import BrokenLine, Key, KeyFileError, Row, read_row
 
 VARIABLE = "SLUICE_KEYS"
 
