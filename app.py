@@ -17,6 +17,7 @@ import cli
 import endpoints.metrics
 import logs
 from auth import caller
+from completion import new_uuid
 from config import ConfigError, Settings
 from cooldown import Cooldowns
 from endpoints import (
@@ -46,7 +47,6 @@ from errors import (
     forget_frames,
 )
 from gateway import Gateway
-from ids import new_uuid
 from keys.store import KeyStore
 from ledger import Ledger
 from ledger.database import database_url

@@ -13,10 +13,14 @@ from typing import Protocol
 
 import msgspec
 
-from completion import Batch, Completion, Event, Usage, fold
+from completion import Batch, Completion, EndReason, Event, Usage, fold
 from counters import Hold
 from errors import ClientGone, SluiceError
-from relay import End, EndReason, Message, Nudge
+from relay import (
+    End,
+    Message,
+    Nudge,
+)
 from stream import Stream
 
 COMMENTS = {

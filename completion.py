@@ -1,13 +1,17 @@
 """The vocabulary: what is asked of a provider and what it answers, whatever its wire format.
 
-Rules that hold here: values only, no I/O; nothing of HTTP, of a face or of a provider. A call is a
-sequence of events, and `fold` turns them into a Completion, so streams and whole answers share one
-path. Events travel in batches (a list of what arrived together) so that one wake-up and one write
-serve many tokens.
+- Values only: no I/O, and nothing of HTTP, of a face or of a provider.
+- A call is a sequence of events, and `fold` turns them into a Completion, so that streams and whole
+  answers share one path.
+- Events travel in batches (a list of what arrived together), so that one wake-up and one write
+  serve many tokens.
+- An id names something and opens nothing. It is unique and need not be a secret, so it costs no
+  system call.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
@@ -15,6 +19,13 @@ import msgspec
 
 Prompt: TypeAlias = str | tuple[int, ...]
 FinishReason: TypeAlias = Literal["stop", "length", "content_filter", "cancelled"]
+EndReason: TypeAlias = Literal[
+    "completed", "stopped", "client_gone", "provider_error", "deadline", "shutdown"
+]
+"""Why a call ended."""
+
+StreamKey: TypeAlias = tuple[str, str]
+"""What an active call is found by: the id of its key, and its own id among that key's calls."""
 
 
 class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,3 +232,36 @@ def estimate_tokens(text: str, pieces: int = 0) -> int:
     """About how many tokens a text is, when nobody says: four UTF-8 bytes each, and at least
     one for each piece that the provider sent it in."""
     return max(pieces, -(-len(text.encode("utf-8", "surrogatepass")) // 4))
+
+
+def utf8_size(text: str) -> int:
+    """Return the size of a text in bytes of UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def prompt_tokens(prompt: Prompt) -> int:
+    """Return how many tokens a prompt has: counted if it is token ids, estimated if text."""
+    return estimate_tokens(prompt) if isinstance(prompt, str) else len(prompt)
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """An active call as a list of active calls shows it. opened_at: seconds since 1970 UTC."""
+
+    stream_id: str
+    provider: str
+    model: str
+    opened_at: float
+    input_tokens: int
+    output_tokens: int
+
+
+def hexadecimal(digits: int) -> str:
+    """Return random hexadecimal digits. The random module seeds itself anew in a forked process."""
+    return f"{random.getrandbits(4 * digits):0{digits}x}"
+
+
+def new_uuid() -> str:
+    """Return a UUID of version 4. Source: RFC 9562, section 5.4 (read 2026-11)."""
+    chance = hexadecimal(32)
+    variant = "89ab"[int(chance[16], 16) & 3]
+    return f"{chance[:8]}-{chance[8:12]}-4{chance[13:16]}-{variant}{chance[17:20]}-{chance[20:]}"

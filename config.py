@@ -12,12 +12,10 @@ import difflib
 import os
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-
-from timeouts import TIMEOUT_FIELDS, Timeouts
 
 VERSION = "0.1.0"
 DEFAULT_PORT = 8000
@@ -27,6 +25,34 @@ T = TypeVar("T")
 
 class ConfigError(Exception):
     """The configuration can't be used; the message is one line that says what to change."""
+
+
+TIMEOUT_FIELDS = ("connect", "first_event", "idle", "total")
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds that a call to a provider may take: to connect, until its first event, between two
+    events, and in all."""
+
+    connect: float = 10
+    first_event: float = 600
+    idle: float = 120
+    total: float = 1800
+    grace: float = 5
+    """How much later the transport gives up by itself, should nobody else have."""
+
+    @property
+    def longest_silence(self) -> float:
+        """When the transport gives up by itself."""
+        return max(self.first_event, self.idle) + self.grace
+
+    def overridden(self, own: Mapping[str, float], within: Mapping[str, float]) -> Timeouts:
+        """With a provider's own limits, and none above what the caller wants at most."""
+        if not (own or within):
+            return self
+        limits = {name: own.get(name, getattr(self, name)) for name in TIMEOUT_FIELDS}
+        return replace(self, **{n: min(v, within.get(n, v)) for n, v in limits.items()})
 
 
 @dataclass(frozen=True)

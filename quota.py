@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from completion import CompletionRequest
+from completion import CompletionRequest, prompt_tokens, utf8_size
 from counters import HOUR, Ask, Hold, LocalCounters, Tokens
 from errors import NO_RETRY, RateLimited, Unavailable, limit_details
 from keys.key import Key, Limits
 from ledger.entries import Budget, Claim
 from pricing import Price, ceiling
-from relay import prompt_tokens, size
 
 if TYPE_CHECKING:
     from shared import Shared
@@ -207,9 +206,9 @@ def never(kind: str, message: str, limit: int) -> RateLimited:
 def demand_of(request: CompletionRequest) -> Demand:
     """The tokens that a request may use."""
     count = len(request.prompts)
-    suffix = size(request.suffix or "")
+    suffix = utf8_size(request.suffix or "")
     unknown = [bag for bag in (request.extra, request.openai_extra) if bag]
-    prompts = sum(size(p) if isinstance(p, str) else len(p) for p in request.prompts)
+    prompts = sum(utf8_size(p) if isinstance(p, str) else len(p) for p in request.prompts)
     beside = suffix + TEMPLATE_TOKENS + len(msgspec.json.encode(unknown))  # with each prompt
     tries = count * max(request.n or 1, request.best_of or 1)
     return Demand(

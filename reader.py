@@ -16,6 +16,7 @@ import msgspec
 
 import providers
 from completion import CompletionRequest
+from config import Timeouts
 from cooldown import Cooldowns
 from errors import (
     InternalError,
@@ -35,7 +36,6 @@ from providers.transport import Aborted, HttpAttempt, Transport
 from relay import Nudge, Tally
 from retries import LONGEST_ASKED_S, RetryBudget, asked, delay, limits, worth_it
 from stream import Stream
-from timeouts import Timeouts
 
 log = logging.getLogger("sluice.reader")
 

@@ -12,20 +12,26 @@ from __future__ import annotations
 import threading
 from collections import deque
 from enum import Enum
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
-from completion import Batch, Delta, Prompt, Started, Usage, Used, estimate_tokens
+from completion import (
+    Batch,
+    Delta,
+    EndReason,
+    Prompt,
+    Started,
+    Usage,
+    Used,
+    prompt_tokens,
+    utf8_size,
+)
 from concurrency.native import BriefLock
 from errors import SluiceError
 
 BACKLOG = 256 * 1024  # bytes of events that may wait for a slow client, about
 EVENT_WEIGHT = 64  # bytes that an event counts beside its text
-
-EndReason: TypeAlias = Literal[
-    "completed", "stopped", "client_gone", "provider_error", "deadline", "shutdown"
-]
 
 
 class End(msgspec.Struct, frozen=True):
@@ -125,7 +131,7 @@ class Tally:
     def __init__(self, prompts: tuple[Prompt, ...], echoes: int = 0) -> None:
         """echoes: how often each prompt stands in the answer; that text is not output."""
         self._prompts = prompts
-        self._echoed = echoes * sum(size(p) for p in prompts if isinstance(p, str))
+        self._echoed = echoes * sum(utf8_size(p) for p in prompts if isinstance(p, str))
         self._started: Started | None = None
         self._usage: Usage | None = None
         self.pieces = 0
@@ -139,7 +145,7 @@ class Tally:
             if isinstance(event, Delta):
                 self.pieces += 1
                 text = event.text
-                self._bytes += len(text) if text.isascii() else size(text)
+                self._bytes += len(text) if text.isascii() else utf8_size(text)
             elif isinstance(event, Used):
                 self._usage = event.usage
                 self._told = (self.pieces, self._output_bytes)
@@ -187,13 +193,3 @@ class Tally:
             output_tokens=self.output_tokens,
             source="estimate",
         )
-
-
-def size(text: str) -> int:
-    """In bytes of UTF-8."""
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-
-
-def prompt_tokens(prompt: Prompt) -> int:
-    """How many tokens a prompt has: counted if it is token ids, estimated if text."""
-    return estimate_tokens(prompt) if isinstance(prompt, str) else len(prompt)

@@ -15,35 +15,27 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Final
 
-import msgspec
-
-from completion import Batch, CompletionRequest, Delta, Finished, Prompt, Usage
+from completion import (
+    Batch,
+    CompletionRequest,
+    Delta,
+    EndReason,
+    Finished,
+    Prompt,
+    Summary,
+    Usage,
+)
 from concurrency.native import BriefLock
+from config import Timeouts
 from drain import CANCEL, Disconnect, Drain
 from errors import SluiceError, UpstreamTimeout
 from hangup import hung_up, shut
 from providers.base import Attempt, Target
-from relay import End, EndReason, Mailbox, Nudge, Tally
-from timeouts import Timeouts
+from relay import End, Mailbox, Nudge, Tally
 
 NO_LIMITS: Final[Mapping[str, float]] = MappingProxyType({})
-
-
-Place: TypeAlias = tuple[str, str]
-"""A key's id, and that of one of its calls."""
-
-
-class Summary(msgspec.Struct, frozen=True):
-    """An active call as a list of them shows it. opened_at: seconds since 1970 UTC."""
-
-    stream_id: str
-    provider: str
-    model: str
-    opened_at: float
-    input_tokens: int
-    output_tokens: int
 
 
 class Leg:

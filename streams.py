@@ -14,10 +14,13 @@ import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
+from completion import StreamKey, Summary
 from concurrency.native import BriefLock
 from concurrency.threads import BackgroundThread
 from errors import RateLimited, StreamExists, StreamNotFound, Unavailable, limit_details
-from stream import Place, Stream, Summary
+from stream import (
+    Stream,
+)
 
 if TYPE_CHECKING:
     from fleet import Fleet
@@ -48,11 +51,11 @@ class Streams:
         self._limit, self._queue_size = limit, queue
         self._per_key = max(1, int(SHARE * (limit + queue))) if per_key is None else per_key
         self._lock = BriefLock()
-        self._active: dict[Place, Stream] = {}
+        self._active: dict[StreamKey, Stream] = {}
         self._of_key: Counter[str] = Counter()
         self._running: set[Stream] = set()
         self._waiting: deque[Stream] = deque()
-        self._stopped: dict[Place, float] = {}
+        self._stopped: dict[StreamKey, float] = {}
         self._sweeper = BackgroundThread(self._sweep, "sweeper")
 
     def add(self, stream: Stream, share: int | None = None) -> None:
@@ -140,17 +143,17 @@ class Streams:
         if not remembered:
             raise StreamNotFound("No active stream has this id. It may have ended by itself.")
 
-    def stop_here(self, place: Place) -> bool:
+    def stop_here(self, place: StreamKey) -> bool:
         """Whether this process has such a call, or stopped it within a minute; it is stopped."""
         return self.end_active(place) or self._remembers(place)
 
-    def end_active(self, place: Place) -> bool:
+    def end_active(self, place: StreamKey) -> bool:
         """Stop a call of this process. False: there is no such one."""
         with self._lock:
             stream = self._active.get(place)
         return stream is not None and (stream.end("stopped") or stream.stopped)
 
-    def _remembers(self, place: Place) -> bool:
+    def _remembers(self, place: StreamKey) -> bool:
         with self._lock:
             return self._stopped.get(place, -math.inf) > time.monotonic() - REMEMBER_STOPPED_S
 
@@ -166,7 +169,7 @@ class Streams:
         with self._lock:
             return [stream for (owner, _), stream in self._active.items() if owner == key_id]
 
-    def places(self) -> list[Place]:
+    def places(self) -> list[StreamKey]:
         """What this process has."""
         with self._lock:
             return list(self._active)

@@ -13,13 +13,12 @@ from flask import Response
 
 from auth import current_key
 from call import CallInProgress, Encoder, Outcome
-from completion import Completion, CompletionRequest, FinishReason
+from completion import Completion, CompletionRequest, FinishReason, new_uuid
+from config import TIMEOUT_FIELDS
 from endpoints import Answer, body, json_response, request_secrets, services
 from endpoints.inbound import current
 from errors import InvalidRequest
-from ids import new_uuid
 from stream import Stream
-from timeouts import TIMEOUT_FIELDS
 
 MOST_NAMES, MOST_OF_A_NAME = 20, 64
 SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?")

@@ -18,13 +18,16 @@ from completion import (
     Finished,
     FinishReason,
     Logprobs,
+    Summary,
     Usage,
 )
 from endpoints import body, calls, json_response, services
 from errors import InvalidRequest, SluiceError, Unauthorized
 from pricing import dollars
 from quota import instant
-from stream import Stream, Summary
+from stream import (
+    Stream,
+)
 
 bp = Blueprint("native", __name__, url_prefix="/api/v1")
 

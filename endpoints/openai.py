@@ -22,10 +22,10 @@ from completion import (
     Logprobs,
     Prompt,
     Usage,
+    hexadecimal,
 )
 from endpoints import body, calls, json_response, services
 from errors import InvalidRequest, ModelNotFound, SluiceError
-from ids import hexadecimal
 from pricing import dollars
 from stream import Stream
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import errors as e
-from config import VERSION
+from config import TIMEOUT_FIELDS, VERSION
 from endpoints import openapi_errors, openapi_examples, openapi_schemas
 from endpoints.openapi_errors import Face, responses
 from endpoints.openapi_schemas import ref
 from endpoints.usage import FORMATS, GROUPS, MOST_ROWS, SOME_ROWS, TAKES
 from quota import RATE_PARTS
-from timeouts import TIMEOUT_FIELDS
 
 Part = dict[str, Any]
 

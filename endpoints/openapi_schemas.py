@@ -10,12 +10,11 @@ from typing import Any, get_args
 
 import msgspec
 
-from completion import FinishReason
+from completion import EndReason, FinishReason
 from endpoints import body, native, openai
 from endpoints.openapi_errors import CODES, UNSEEN
 from endpoints.usage import GROUPS
 from ledger.writing import INTERRUPTED
-from relay import EndReason
 
 Schema = dict[str, Any]
 

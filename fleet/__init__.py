@@ -18,12 +18,15 @@ from typing import Any, Literal, Protocol, TypeAlias
 import msgspec
 import redis
 
+from completion import StreamKey, Summary
 from concurrency.threads import BackgroundThread
 from errors import Unavailable
 from fleet.post import CHANNEL, QUESTIONS, TTL_S, Post, Question, close, new_token, run
 from fleet.scripts import ASK, BEAT, CLAIM, OWNERS, RELEASE
 from shared import Away, Shared
-from stream import Place, Stream, Summary
+from stream import (
+    Stream,
+)
 
 log = logging.getLogger("sluice.fleet")
 
@@ -48,10 +51,10 @@ VERDICTS: tuple[Verdict, ...] = ("yes", "exists", "too many")
 class Local(Protocol):
     """The calls of this process."""
 
-    def stop_here(self, place: Place) -> bool: ...
-    def end_active(self, place: Place) -> bool: ...
+    def stop_here(self, place: StreamKey) -> bool: ...
+    def end_active(self, place: StreamKey) -> bool: ...
     def of(self, key_id: str) -> list[Stream]: ...
-    def places(self) -> list[Place]: ...
+    def places(self) -> list[StreamKey]: ...
 
 
 class Fleet:
@@ -69,7 +72,7 @@ class Fleet:
         self._beaten_at = time.monotonic()
         self._stale = True
         """Whether Redis may not know all that this process has."""
-        self._unreleased: dict[Place, bool] = {}
+        self._unreleased: dict[StreamKey, bool] = {}
         """Calls that ended while Redis was away; whether they were stopped."""
 
     def attend(self, local: Local, *at_beats: Callable[[], None]) -> None:
@@ -91,7 +94,7 @@ class Fleet:
             self._shared.run(lambda client: client.zrem(FLEET, self._me))
         self._shared.close()
 
-    def claim(self, place: Place, share: int | None = None) -> Verdict:
+    def claim(self, place: StreamKey, share: int | None = None) -> Verdict:
         """Claim a call's id. share: how many calls its key may have in the whole fleet."""
         self._thread.start()
         self._unreleased.pop(place, None)
@@ -101,7 +104,7 @@ class Fleet:
             self._stale = True
             return "yes"
 
-    def release(self, place: Place, *, stopped: bool) -> None:
+    def release(self, place: StreamKey, *, stopped: bool) -> None:
         """A call has ended."""
         key_id, stream_id = place
         keys = [CALLS + key_id, mark_of(place)]
@@ -113,7 +116,7 @@ class Fleet:
             if len(self._unreleased) < MOST_UNRELEASED:
                 self._unreleased[place] = stopped
 
-    def stop(self, place: Place) -> bool:
+    def stop(self, place: StreamKey) -> bool:
         """Stop a call of another process. False: no process has it. Raises Unavailable."""
         self._thread.start()
         token = new_token()
@@ -141,12 +144,12 @@ class Fleet:
         answers = self._post.ask_all(asked, Question(self._me, key_id))
         return [found for answer in answers for found in msgspec.convert(answer, list[Summary])]
 
-    def _claim(self, client: Any, place: Place, share: int | None) -> int:
+    def _claim(self, client: Any, place: StreamKey, share: int | None) -> int:
         key_id, stream_id = place
         arguments = [self._me, stream_id, -1 if share is None else share, CALLS_TTL_S]
         return CLAIM(client, [CALLS + key_id, FLEET, mark_of(place)], arguments)  # type: ignore[no-any-return]
 
-    def _ask(self, client: Any, place: Place, token: str) -> Any:
+    def _ask(self, client: Any, place: StreamKey, token: str) -> Any:
         key_id, stream_id = place
         keys = [CALLS + key_id, FLEET, SINCE, mark_of(place)]
         question = msgspec.json.encode(Question(self._me, *place))
@@ -209,7 +212,7 @@ class Fleet:
             if place not in active:
                 self.release(place, stopped=stopped)
 
-    def _claim_all(self, places: list[Place]) -> None:
+    def _claim_all(self, places: list[StreamKey]) -> None:
         def claim(client: Any) -> None:
             with client.pipeline(transaction=False) as pipe:
                 for place in places:
@@ -219,6 +222,6 @@ class Fleet:
         self._shared.run(claim)
 
 
-def mark_of(place: Place) -> str:
+def mark_of(place: StreamKey) -> str:
     """Where it stands that a call was stopped. No call's id has a slash."""
     return STOPPED + "/".join(place)

@@ -29,8 +29,8 @@ from sqlalchemy import (
     update,
 )
 
+from completion import hexadecimal
 from config import ConfigError
-from ids import hexadecimal
 
 MIGRATION_LOCK = 0x51_1CE
 

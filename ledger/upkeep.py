@@ -33,9 +33,9 @@ from sqlalchemy import (
     update,
 )
 
+from completion import EndReason
 from ledger.schema import daily, day_of, facts, first_id, requests
 from ledger.writing import COUNTED, COUNTS, INTERRUPTED
-from relay import EndReason
 
 DAY_US = 86_400_000_000
 APART_US = 3_600_000_000

@@ -19,10 +19,9 @@ from typing import Any, Final, cast
 import msgspec
 
 from completion import CompletionRequest
-from config import DAY, ConfigError, did_you_mean
+from config import DAY, TIMEOUT_FIELDS, ConfigError, did_you_mean
 from providers.base import Dialect, Provider, Signer
 from providers.rows import BUILT_IN
-from timeouts import TIMEOUT_FIELDS
 
 DIALECTS: Final = {
     "openai": "providers.openai",

@@ -25,7 +25,7 @@ from providers.http1 import Malformed
 from providers.switch import Aborted, Switch
 
 if TYPE_CHECKING:
-    from timeouts import Timeouts
+    from config import Timeouts
 
 __all__ = ["MAX_BODY", "MAX_ERROR_BODY", "Aborted", "Exchange", "HttpAttempt", "Transport"]
 

@@ -13,7 +13,6 @@ import pytest
 from click.testing import Result
 from flask import Flask
 
-import auth
 import cli
 import cli.keys
 from cli.providers import provider_table
@@ -28,7 +27,7 @@ from tests.support.commands import Commands
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KeyStore:
-    monkeypatch.setattr(auth, "LOOK_EVERY_S", 0)
+    monkeypatch.setattr("keys.store.LOOK_EVERY_S", 0)
     return KeyStore(tmp_path / "keys.jsonl")
 
 

@@ -24,6 +24,7 @@ from completion import (
     flatten,
     fold,
     join_logprobs,
+    utf8_size,
 )
 
 INDEXES = st.integers(0, 3)
@@ -168,3 +169,8 @@ def test_an_answer_has_n_choices_for_each_prompt(fields: dict[str, Any], choices
 def test_total_tokens_are_input_plus_output_tokens() -> None:
     usage = Usage(3, 4, cache_read_tokens=2, reasoning_tokens=1)
     assert usage.total_tokens == 7
+
+
+@given(st.text())
+def test_size_counts_the_utf_8_bytes_of_a_text(text: str) -> None:
+    assert utf8_size(text) == len(text.encode("utf-8", "surrogatepass"))

@@ -14,9 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import config
-from config import DEFAULT_PORT, VARIABLES, ConfigError, Settings, did_you_mean
+from config import (
+    DEFAULT_PORT,
+    TIMEOUT_FIELDS,
+    VARIABLES,
+    ConfigError,
+    Settings,
+    Timeouts,
+    did_you_mean,
+)
 from tests.support.paths import ROOT
-from timeouts import TIMEOUT_FIELDS, Timeouts
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,13 @@ from typing import Any, cast
 import pytest
 
 import fleet
+from completion import StreamKey, Summary
 from errors import Unavailable
 from fleet import Fleet, post
 from shared import Shared
-from stream import Place, Stream, Summary
+from stream import (
+    Stream,
+)
 from tests.support.pace import HANG_S
 from tests.support.redis_server import RedisServer
 
@@ -26,22 +29,22 @@ class Calls:
     """A process's calls, for a Fleet to attend to."""
 
     def __init__(self) -> None:
-        self.active: dict[Place, Summary] = {}
-        self.stopped: list[Place] = []
+        self.active: dict[StreamKey, Summary] = {}
+        self.stopped: list[StreamKey] = []
 
-    def end_active(self, place: Place) -> bool:
+    def end_active(self, place: StreamKey) -> bool:
         if place in self.active:
             self.stopped.append(place)
         return place in self.active
 
-    def stop_here(self, place: Place) -> bool:
+    def stop_here(self, place: StreamKey) -> bool:
         return self.end_active(place)
 
     def of(self, key_id: str) -> list[Stream]:
         found = [summary for (owner, _), summary in self.active.items() if owner == key_id]
         return [cast(Stream, Listed(summary)) for summary in found]
 
-    def places(self) -> list[Place]:
+    def places(self) -> list[StreamKey]:
         return list(self.active)
 
 
@@ -71,13 +74,13 @@ class Process:
     def _fail(self) -> None:
         raise RuntimeError("a task that fails")
 
-    def begin(self, place: Place = CALL, share: int | None = None) -> str:
+    def begin(self, place: StreamKey = CALL, share: int | None = None) -> str:
         verdict = self.fleet.claim(place, share)
         if verdict == "yes":
             self.calls.active[place] = Summary(place[1], "fake", "m", time.time(), 1, 2)
         return verdict
 
-    def end(self, place: Place = CALL, *, stopped: bool = False) -> None:
+    def end(self, place: StreamKey = CALL, *, stopped: bool = False) -> None:
         del self.calls.active[place]
         self.fleet.release(place, stopped=stopped)
 
@@ -373,7 +376,7 @@ def test_a_call_that_ends_while_claims_are_repeated_is_not_claimed(
     ours.begin()
     claim_all = ours.fleet._claim_all
 
-    def end_first(places: list[Place]) -> None:
+    def end_first(places: list[StreamKey]) -> None:
         if CALL in ours.calls.active:
             ours.end()
         claim_all(places)

@@ -20,13 +20,14 @@ from completion import (
     Completion,
     CompletionRequest,
     Delta,
+    EndReason,
     Event,
     Finished,
     Started,
     Usage,
     Used,
 )
-from config import Settings
+from config import Settings, Timeouts
 from errors import (
     ClientGone,
     InternalError,
@@ -53,11 +54,13 @@ from providers.local import LocalAttempt
 from providers.transport import Aborted, HttpAttempt
 from quota import Quota
 from reader import Reader
-from relay import End, EndReason, Nudge
+from relay import (
+    End,
+    Nudge,
+)
 from routing import Route
 from stream import Stream
 from tests.support.pace import HANG_S
-from timeouts import Timeouts
 
 ROWS: dict[str, dict[str, Any]] = {
     name: {"base_url": "http://127.0.0.1:1/v1", "completions": True, "cannot": cannot}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 
-import ids
+import completion as ids
 
 
 def test_new_uuid_has_version_4() -> None:

@@ -22,10 +22,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
 import metrics
-from completion import Usage
+from completion import EndReason, Usage
 from metric_files import FILE_BYTES
 from metrics import LIMITS, LONGEST_MODEL, MOST_MODELS, OTHER, REASONS, Metrics
-from relay import EndReason
 from tests.support.pace import HANG_S
 from tests.support.paths import ROOT
 

@@ -21,7 +21,7 @@ from completion import (
     Usage,
     Used,
 )
-from config import Settings
+from config import Settings, Timeouts
 from cooldown import FAILURES
 from errors import (
     ModelNotFound,
@@ -53,7 +53,6 @@ from tests.test_gateway import (
     play,
     wait,
 )
-from timeouts import Timeouts
 
 ROWS: dict[str, dict[str, Any]] = {
     "sim": {"base_url": "http://127.0.0.1:1/v1", "completions": True, "api_key_env": "SIM_KEY"},

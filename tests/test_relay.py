@@ -11,9 +11,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import relay
-from completion import Batch, Delta, Finished, Prompt, Started, Usage, Used
+from completion import (
+    Batch,
+    Delta,
+    EndReason,
+    Finished,
+    Prompt,
+    Started,
+    Usage,
+    Used,
+    prompt_tokens,
+)
 from errors import InternalError
-from relay import BACKLOG, EVENT_WEIGHT, End, EndReason, Mailbox, Nudge, Tally, prompt_tokens, size
+from relay import (
+    BACKLOG,
+    EVENT_WEIGHT,
+    End,
+    Mailbox,
+    Nudge,
+    Tally,
+)
 from tests.support.pace import HANG_S
 
 A: Batch = [Delta(0, "a")]
@@ -332,11 +349,6 @@ def test_an_output_estimate_is_at_least_the_number_of_deltas(texts: list[str], e
 @pytest.mark.parametrize(("prompt", "tokens"), [("", 0), ("abcde", 2), ((), 0), ((5, 6, 7), 3)])
 def test_prompt_tokens_counts_token_ids_and_estimates_texts(prompt: Prompt, tokens: int) -> None:
     assert prompt_tokens(prompt) == tokens
-
-
-@given(st.text())
-def test_size_counts_the_utf_8_bytes_of_a_text(text: str) -> None:
-    assert size(text) == len(text.encode("utf-8", "surrogatepass"))
 
 
 def test_a_waiting_take_uses_no_cpu_time() -> None:

@@ -16,7 +16,8 @@ import msgspec
 import pytest
 
 import streams
-from completion import CompletionRequest, Delta, Started, Usage, Used
+from completion import CompletionRequest, Delta, EndReason, Started, Usage, Used
+from config import Timeouts
 from drain import Disconnect
 from errors import (
     InternalError,
@@ -29,11 +30,14 @@ from errors import (
 from hangup import hung_up, shut
 from providers.base import Attempt, Target
 from providers.rows import BUILT_IN
-from relay import BACKLOG, End, EndReason, Nudge
+from relay import (
+    BACKLOG,
+    End,
+    Nudge,
+)
 from stream import Stream
 from streams import Streams
 from tests.support.pace import HANG_S
-from timeouts import Timeouts
 
 FOREVER = float("inf")
 TARGET = Target(BUILT_IN[0], "pydoc")

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
-import auth
 from call import Outcome
 from completion import (
     Batch,
@@ -788,7 +787,7 @@ PATHS = [
 @pytest.fixture
 def secrets(monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict[str, str]]:
     """Lines of a key file, and the text of keys that are not good."""
-    monkeypatch.setattr(auth, "LOOK_EVERY_S", 0)
+    monkeypatch.setattr("keys.store.LOOK_EVERY_S", 0)
     disabled, first = make_key("disabled", disabled=True)
     expired, second = make_key("expired")
     expired = json.dumps(json.loads(expired) | {"expires": "2026-01-02T00:00:00Z"}) + "\n"

@@ -558,7 +558,7 @@ def test_a_key_file_others_can_read_is_warned_about_once_then_set_to_0600(
     write(path, a_row(), a_row(name="b"))
     path.chmod(0o640)
     assert len(store.all()) == 2
-    assert caplog.messages == ["others may read or write key.jsonl: chmod 600 it"]
+    assert caplog.messages == ["others may read or write keys.jsonl: chmod 600 it"]
     store.delete("b")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 

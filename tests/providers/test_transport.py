@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pytest
 import trustme
 
+from config import Timeouts
 from errors import SluiceError, UpstreamError, UpstreamTimeout
 from providers.base import Call
 from providers.transport import MAX_ERROR_BODY, Aborted, Exchange, Transport
@@ -26,7 +27,6 @@ from tests.support.calls import BEGUN, EVENT, best_of
 from tests.support.fake import FakeProvider
 from tests.support.pace import HANG_S, scaled
 from tests.support.servers import free_port
-from timeouts import Timeouts
 
 # CPython's ssl leaves a socket to the garbage collector that is shut down as it is being wrapped.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl.SSLSocket")
