@@ -472,7 +472,7 @@ def test_stop_before_the_first_text_ends_a_stream_of_the_openai_sdk(
         asking = asyncio.create_task(asyncio.to_thread(ask))
         await asyncio.to_thread(fake.wait_requests)
         await asyncio.to_thread(stop, server, path, "mine")
-        await asyncio.wait_for(asking, 5)
+        await asyncio.wait_for(asking, HANG_S)
 
     asyncio.run(both())
     [only] = answers

@@ -59,14 +59,14 @@ class Scene:
     def begin(self) -> None:
         for thread in self._threads:
             thread.start()
-        self.fake.wait_requests(len(self.sent), 20)
+        self.fake.wait_requests(len(self.sent))
         for _ in range(IDLE):
             self._stack.enter_context(self.server.client())
         self._stack.enter_context(self.load.running())
         self.server.wait(lambda: sum(s.whole for s in self.load.sent) > CLIENTS)
         # Each stream's first text has reached its client, or the end would be a plain status.
         streams = [s for s in self.sent if s.kind.stream]
-        self.server.wait(lambda: all(s.status for s in streams), 10)
+        self.server.wait(lambda: all(s.status for s in streams))
 
     def join(self) -> None:
         """Wait for all of them to be answered, and end the load."""
@@ -99,9 +99,7 @@ def renew(
     act()
     time.sleep(1)
     fake.open("end")
-    scene.server.wait(
-        lambda: server.returncode() is not None or old not in server.worker_pids(), 15
-    )
+    scene.server.wait(lambda: server.returncode() is not None or old not in server.worker_pids())
     left = time.monotonic()
     scene.join()
     for sent in scene.sent:
@@ -159,7 +157,7 @@ def test_a_restart_by_max_requests_answers_and_records_every_call(fake: FakeProv
         [old] = server.worker_pids()
 
         def reach() -> None:
-            server.wait(lambda: "Autorestarting worker" in server.output(), 20)
+            server.wait(lambda: "Autorestarting worker" in server.output())
 
         scene = renew(fake, server, keys, reach, DRAIN_S)
         server.wait(lambda: server.worker_pids() not in ([], [old]))

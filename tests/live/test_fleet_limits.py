@@ -138,7 +138,7 @@ def test_reserved_tokens_never_exceed_the_hourly_limit(
 
     def open_when_all_are_decided() -> None:
         with contextlib.suppress(TimeoutError):
-            fleet.wait(lambda: opening.is_set() or decided() == CALLS, 60)
+            fleet.wait(lambda: opening.is_set() or decided() == CALLS)
         fake.open("answer")
 
     def decided() -> int:

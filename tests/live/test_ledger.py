@@ -78,7 +78,7 @@ def test_no_answer_is_whole_before_it_is_recorded(fake: FakeProvider, *, stream:
             os.kill(pid, signal.SIGKILL)
             caller.join()
         assert not sent.whole
-        server.wait(lambda: not open_rows(ledger_of(server)), 15)
+        server.wait(lambda: not open_rows(ledger_of(server)))
         [row] = rows(ledger_of(server))
         assert row["end_reason"] == "interrupted"
 
@@ -147,6 +147,6 @@ def reload_around_streams(server: Server, fake: FakeProvider, key: str, number: 
     fake.open(gate)
     for thread in threads:
         thread.join()
-    server.wait(lambda: old not in server.worker_pids(), 10)
+    server.wait(lambda: old not in server.worker_pids())
     assert [sent for sent in streams if not sent.whole or sent.usage != usage] == []
     return streams

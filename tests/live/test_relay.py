@@ -495,10 +495,10 @@ def test_a_running_server_reads_a_changed_key_file(server: Server, fake: FakePro
     listing = f"{calls.COMPLETIONS}/streams"
     assert calls.get(server, listing, text).status == 401
     path.write_text(original + line)
-    server.wait(lambda: calls.get(server, listing, text).status == 200, 1)
+    server.wait(lambda: calls.get(server, listing, text).status == 200, scaled(1))
     disabled = json.dumps(json.loads(line) | {"disabled": True}) + "\n"
     path.write_text(original + disabled)
-    server.wait(lambda: calls.get(server, listing, text).status == 401, 1)
+    server.wait(lambda: calls.get(server, listing, text).status == 401, scaled(1))
     path.write_text(original)
 
 

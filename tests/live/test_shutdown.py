@@ -49,7 +49,7 @@ def test_term_lets_calls_finish(fake: FakeProvider) -> None:
         ask(unary, model="fakechat/m")
         fake.wait_requests(2)
         server.signal(signal.SIGTERM)
-        server.wait(lambda: not server.is_ready(), 2)
+        server.wait(lambda: not server.is_ready())
         time.sleep(1.2)  # its listener is closed by then
         assert not server.is_ready()
         fake.open("end")
