@@ -203,7 +203,7 @@ def test_fleet_recovers_when_the_database_crashes_and_restarts(
     fleet, postgres = scene.fleet, scene.shared.postgres
     with under_load(scene, fake) as (run, probe):
         postgres.crash()
-        fleets.wait(lambda: probe.ready() == {503}, 20, "each worker says so")
+        fleets.wait(lambda: probe.ready() == {503}, HANG_S, "each worker says so")
         assert set(probe.statuses()) == {200}  # what is under way is stopped by anyone
         time.sleep(AWAY_S)
         postgres.restart()
@@ -232,7 +232,7 @@ def test_reload_of_both_machines_in_turn_loses_no_call(scene: Scene, fake: FakeP
             def renewed(machine: Server = machine, before: set[int] = before) -> bool:
                 return len(set(machine.worker_pids()) - before) == WORKERS
 
-            fleets.wait(renewed, 20, "it has new workers")
+            fleets.wait(renewed, HANG_S, "it has new workers")
             run.wait_answers()
         old = [*probe.streams.values(), *probe.kept.values()]
         for id_, client in old:  # their workers wait for them

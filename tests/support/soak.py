@@ -137,9 +137,9 @@ def run(
         load = Load(server, keys, kinds(), clients=clients)
         with load.running():
             watch(report, load, fake, lambda: held(worker, server.port), seconds, tell)
-        server.wait(lambda: proofs.metric(server, "sluice_streams_active") == 0, 30)
+        server.wait(lambda: proofs.metric(server, "sluice_streams_active") == 0)
         proofs.wait_settled(server, ledger_of(server))
-        server.wait(lambda: not held(worker, server.port).clients, 30)
+        server.wait(lambda: not held(worker, server.port).clients)
         after = held(worker, server.port)
         report.failures += leaks(before, after, report, clients=clients, warm=warm, growth=growth)
         if server.worker_pids() != [worker]:
