@@ -51,9 +51,9 @@ from keys.store import KeyStore
 from ledger import Ledger
 from ledger.database import database_url
 from metrics import LIMITS, Metrics
-from overdue import overdue
 from quota import RATE_PARTS, Quota
 from records import Records
+from server.read_deadline import read_deadlines
 from shared import Shared
 
 if TYPE_CHECKING:
@@ -88,7 +88,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = App(__name__, static_folder=None)
     app.url_map.strict_slashes = False
     app.extensions["sluice"] = wire(settings)
-    app.extensions["overdue"] = overdue  # for gunicorn.conf.py, which imports nothing of this
+    app.extensions["read_deadlines"] = (
+        read_deadlines  # for gunicorn.conf.py, which imports nothing of this
+    )
     CORS(
         app,
         resources=[NOT_METRICS],

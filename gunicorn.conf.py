@@ -1,8 +1,8 @@
 """How gunicorn serves Sluice: gevent workers, and a shutdown that cuts nobody silently.
 
-Rules that hold here: this file is loaded in the master, before gevent patches the worker, so it
-imports the standard library, and config.py, which itself needs timeouts.py alone, and nothing else:
-`import requests` here would make every https call recurse. A test holds it to that.
+- The master loads this file before gevent patches the worker, so it imports the standard library
+  and config.py, and nothing else: `import requests` here would make every https call recurse. A
+  test holds it to that.
 """
 
 import errno
@@ -22,11 +22,29 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-if __name__ == "__config__":  # gunicorn's master: its workers are copies of it, also after a reload
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if name != __name__ and file and Path(file).parent == HERE:
-            del sys.modules[name]
+OURS = (
+    *(
+        "app",
+        "auth",
+        "cli",
+        "cluster",
+        "completion",
+        "concurrency",
+        "config",
+        "endpoints",
+        "errors",
+    ),
+    *("gateway", "keys", "ledger", "providers", "quota", "routing", "server", "streams"),
+    *("telemetry", "wsgi"),
+)
+"""The top-level names of Sluice. A test compares them with what is there."""
+
+if __name__ == "__config__":
+    # The master reads this file again at a reload, and its workers are copies of it: forget what
+    # it has loaded of Sluice, so that they load the new code. (.venv lies in this folder too, so
+    # going by where a module's file is would forget gunicorn and gevent.)
+    for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
+        del sys.modules[name]
 
 from config import DEFAULT_PORT, ConfigError, Settings  # noqa: E402 - see above
 
@@ -43,12 +61,12 @@ WATCH_S, LOOK_S = 0.1, 1.0
 IDLE_S = 0.5
 CANNOT_LOAD = 4  # the master ends on this exit status instead of starting workers over
 FAREWELL_S = 2.0  # for the last events to reach their clients
-OURS = "worker.Worker"
+WORKER = "server.worker.Worker"
 METRICS = "PROMETHEUS_MULTIPROC_DIR"  # as prometheus_client has it, in each worker
 
 bind = f"0.0.0.0:{settings.port}" if settings.port else f"127.0.0.1:{DEFAULT_PORT}"
 workers = settings.workers
-worker_class = OURS
+worker_class = WORKER
 worker_connections = settings.max_streams + settings.queue + SPARE_CONNECTIONS
 graceful_timeout = int(settings.drain) + 5
 http_parser = "python"  # the other, where it is installed, takes folded headers
@@ -121,7 +139,7 @@ def on_reload(server: Any) -> None:
 def choose_worker(server: Any) -> None:
     """`-k gevent` means ours, which is one."""
     if server.cfg.worker_class_str == "gevent":
-        server.cfg.set("worker_class", OURS)
+        server.cfg.set("worker_class", WORKER)
         server.worker_class = server.cfg.worker_class
 
 

@@ -31,9 +31,9 @@ from concurrency.native import BriefLock
 from config import Timeouts
 from drain import CANCEL, Disconnect, Drain
 from errors import SluiceError, UpstreamTimeout
-from hangup import hung_up, shut
 from providers.base import Attempt, Target
 from relay import End, Mailbox, Nudge, Tally
+from server.sockets import hung_up, shut
 
 NO_LIMITS: Final[Mapping[str, float]] = MappingProxyType({})
 

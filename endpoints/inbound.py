@@ -23,7 +23,7 @@ from werkzeug.routing import MapAdapter
 from auth import current_request
 from concurrency.yielding import Yielder
 from errors import InvalidRequest, RequestTimeout, RequestTooLarge, SluiceError
-from overdue import overdue
+from server.read_deadline import read_deadlines
 
 if TYPE_CHECKING:
     from call import CallInProgress
@@ -112,7 +112,7 @@ def gathered(request: Request, stream: IO[bytes], limit: int) -> bytes:
     left = limit - announced  # of the room, when what was announced has come
     yielder = Yielder()
     patience = (client and client.gettimeout()) or math.inf
-    with overdue.within(client, PATIENCES * patience):
+    with read_deadlines.within(client, PATIENCES * patience):
         while chunk := stream.read(min(READ_SIZE, room + 1)):
             yielder.yield_if_due()
             room -= len(chunk)
@@ -131,7 +131,7 @@ def too_large(request: Request, limit: int) -> NoReturn:
     room, until = DRAIN_BYTES, time.monotonic() + DRAIN_S
     yielder = Yielder()
     # Whatever is wrong with the rest, it is too large.
-    with suppress(Exception), overdue.within(request.client, DRAIN_S):
+    with suppress(Exception), read_deadlines.within(request.client, DRAIN_S):
         while room > 0 and time.monotonic() < until and (chunk := request.stream.read(READ_SIZE)):
             yielder.yield_if_due()
             room -= len(chunk)

@@ -27,7 +27,6 @@ from errors import (
     Unavailable,
     UpstreamTimeout,
 )
-from hangup import hung_up, shut
 from providers.base import Attempt, Target
 from providers.rows import BUILT_IN
 from relay import (
@@ -35,6 +34,7 @@ from relay import (
     End,
     Nudge,
 )
+from server.sockets import hung_up, shut
 from stream import Stream
 from streams import Streams
 from tests.support.pace import HANG_S
@@ -960,7 +960,7 @@ def test_a_socket_closed_by_the_server_counts_as_hung_up(
 def test_a_peek_detects_a_hang_up_where_tcp_info_is_missing(
     monkeypatch: pytest.MonkeyPatch, leave: Callable[[socket.socket], None]
 ) -> None:
-    monkeypatch.setattr("hangup.sys.platform", "darwin")
+    monkeypatch.setattr("server.sockets.sys.platform", "darwin")
     server, client = tcp_pair()
     with closing(server), closing(client):
         assert not hung_up(server)

@@ -196,7 +196,7 @@ def test_an_idle_connection_is_closed_after_the_keep_alive_time(
 
 def test_the_gevent_option_of_gunicorn_starts_the_worker_of_sluice() -> None:
     with Server(args=("-k", "gevent")) as server:
-        assert "Using worker: worker.Worker" in server.output()
+        assert "Using worker: server.worker.Worker" in server.output()
         server.signal(signal.SIGHUP)
         server.wait(lambda: server.output().count("Booting worker") == 2)
         assert server.is_ready()

@@ -21,8 +21,8 @@ MOST_MODULE_LINES = 300
 MOST_FUNCTION_LINES = 40
 
 LAYERS = (
-    *("completion", "errors", "config", "concurrency", "hangup", "heads"),
-    *("worker", "overdue", "keys", "shared", "providers", "pricing", "relay", "drain"),
+    *("completion", "errors", "config", "concurrency", "server"),
+    *("keys", "shared", "providers", "pricing", "relay", "drain"),
     *("ledger", "counters", "shared_counters", "quota", "stream", "fleet", "streams", "news"),
     *("cooldown", "failures", "retries", "routing", "fidelity", "call", "meter", "reader"),
     *("gateway", "metric_files", "metrics", "logs", "tracing", "records", "auth", "endpoints"),

@@ -27,9 +27,9 @@ from typing import Any
 
 from gunicorn.config import Config
 
-from heads import Requests
+from server.http1 import Requests
+from server.worker import Worker
 from tests.support.paths import TESTS
-from worker import Worker
 
 RECORD = TESTS / "costs.json"
 CALLS, WARM_UP = 100, 20

@@ -1,4 +1,4 @@
-"""heads.py and worker.py beside gunicorn's own: what comes out of a request, and what an answer
+"""http1.py and worker.py beside gunicorn's own: what comes out of a request, and what an answer
 looks like on the wire, is the same."""
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from gunicorn.http.unreader import IterUnreader
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from heads import Answer, Head, date
-from worker import Worker
+from server.http1 import Answer, Head, date
+from server.worker import Worker
 
 PROXY, STRANGER = ("127.0.0.1", 1234), ("203.0.113.9", 1234)
 POST = b"POST /v1/completions HTTP/1.1\r\n"
@@ -167,7 +167,7 @@ def test_a_usual_head_skips_the_parsing_steps_of_gunicorn(monkeypatch: pytest.Mo
 def test_the_trust_of_a_peer_address_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(Head, "trusted", {})
-    monkeypatch.setattr("heads.MOST_PEERS", 2)
+    monkeypatch.setattr("server.http1.MOST_PEERS", 2)
     monkeypatch.setattr(
         Request, "_peer_is_trusted_proxy", lambda self: asked.append(self.peer_addr[0])
     )

@@ -1,4 +1,4 @@
-"""gunicorn's gevent worker as Sluice runs it: requests and answers in fewer steps (heads.py), and
+"""gunicorn's gevent worker as Sluice runs it: requests and answers in fewer steps (http1.py), and
 connections that neither starve each other nor outlast a shutdown.
 
 Rules that hold here: this is loaded in the master, before gevent patches the worker, so it imports
@@ -20,8 +20,8 @@ from gunicorn.http import wsgi
 from gunicorn.workers.ggevent import GeventWorker
 
 from concurrency.yielding import PAUSE_S, Yielder
-from hangup import shut, unread
-from heads import Answer, Requests
+from server.http1 import Answer, Requests
+from server.sockets import shut, unread
 
 FRESH_S = 1.0  # a new connection may be idle as much longer: its request may be on its way
 DRAIN_BODY_S, DRAIN_BODY_BYTES = 5.0, 16 * 1024 * 1024
@@ -155,7 +155,7 @@ class Worker(GeventWorker):
             return True
         try:
             client.settimeout(DRAIN_BODY_S)
-            with self.wsgi.extensions["overdue"].within(client, DRAIN_BODY_S):
+            with self.wsgi.extensions["read_deadlines"].within(client, DRAIN_BODY_S):
                 while room > 0:
                     data = request.body.read(1024)
                     if not data:

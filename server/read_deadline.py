@@ -1,9 +1,10 @@
-"""Clients that must be done with something by a given moment, however steadily they dribble on.
+"""Deadlines for reading a request: a client that sends one byte a second must still finish in time.
 
-A socket's own time limit holds for each wait alone, so a peer that sends a byte a second is never
-late by it. One thread takes the patience of those that are overdue: their next wait is none, and
-raises TimeoutError where it would have waited.
-Rules that hold here: plain threading, which runs under gevent and threads alike.
+A socket's own timeout holds for each wait alone, so such a client never exceeds it. One thread
+looks at the deadlines. When one has passed, it sets the socket's timeout to almost nothing, and the
+next wait for the client raises TimeoutError.
+
+- Plain threading, so that this works under gevent and with native threads alike.
 """
 
 from __future__ import annotations
@@ -16,25 +17,29 @@ from collections.abc import Iterator
 from concurrency.native import BriefLock
 from concurrency.threads import BackgroundThread
 
-LOOK_S = 0.5
+CHECK_S = 0.5
 NO_TIME_S = 0.001
 
 
-class Overdue:
-    """The sockets that somebody waits for, and until when."""
+class ReadDeadlines:
+    """The sockets that are being read, each with the time at which its deadline passes."""
 
     def __init__(self) -> None:
         self._lock = BriefLock()
         self._until: dict[socket.socket, float] = {}
-        self._thread = BackgroundThread(self._look, "overdue")
+        self._thread = BackgroundThread(self._check, "read-deadlines")
 
     @contextlib.contextmanager
     def within(self, client: socket.socket | None, seconds: float) -> Iterator[None]:
-        """Have so long, within this, for all waits for a socket's peer together."""
+        """Bound the time that all reads in this context may take together.
+
+        Args:
+            client: the socket that is read; None: there is no bound.
+        """
         if client is None:
             yield
             return
-        patience = client.gettimeout()
+        timeout = client.gettimeout()
         self._thread.start()
         with self._lock:
             self._until[client] = time.monotonic() + seconds
@@ -42,14 +47,14 @@ class Overdue:
             yield
         finally:
             with self._lock:
-                overdue = self._until.pop(client, None) is None
-            if overdue:
+                passed = self._until.pop(client, None) is None
+            if passed:
                 with contextlib.suppress(OSError):
-                    client.settimeout(patience)
+                    client.settimeout(timeout)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         while True:
-            time.sleep(LOOK_S)
+            time.sleep(CHECK_S)
             with self._lock:
                 now = time.monotonic()
                 for client in [c for c, until in self._until.items() if until < now]:
@@ -58,5 +63,5 @@ class Overdue:
                         client.settimeout(NO_TIME_S)
 
 
-overdue = Overdue()
-"""The process's own."""
+read_deadlines = ReadDeadlines()
+"""The deadlines of this process."""
