@@ -48,8 +48,8 @@ from errors import (
 )
 from gateway import Gateway
 from keys.store import KeyStore
-from ledger import Ledger
 from ledger.database import database_url
+from ledger.ledger import Ledger
 from metrics import LIMITS, Metrics
 from quota import RATE_PARTS, Quota
 from records import Records

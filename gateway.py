@@ -23,9 +23,9 @@ from drain import Disconnect
 from errors import ModelForbidden, SluiceError, UpstreamError, UpstreamTimeout
 from fidelity import Candidate, candidates
 from keys.key import Key, allows
-from ledger import Ledger
+from ledger.ledger import Ledger
+from ledger.pricing import Prices
 from meter import Bill, Meter
-from pricing import Prices
 from providers.base import Target
 from providers.transport import Transport
 from quota import Quota

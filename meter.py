@@ -16,10 +16,10 @@ from counters import Hold
 from errors import ModelForbidden
 from fidelity import Candidate
 from keys.key import Key
-from ledger import Ledger
 from ledger.entries import Claim, Entry, Settlement
+from ledger.ledger import Ledger
+from ledger.pricing import Price, Prices, cost
 from ledger.schema import new_id, now_us
-from pricing import Price, Prices, cost
 from providers.base import Target
 from quota import Demand, Quota, budget_of, demand_of
 from stream import Stream

@@ -21,7 +21,7 @@ from counters import HOUR, Ask, Hold, LocalCounters, Tokens
 from errors import NO_RETRY, RateLimited, Unavailable, limit_details
 from keys.key import Key, Limits
 from ledger.entries import Budget, Claim
-from pricing import Price, ceiling
+from ledger.pricing import Price, ceiling
 
 if TYPE_CHECKING:
     from shared import Shared

@@ -19,8 +19,8 @@ from call import Outcome
 from concurrency.threads import BackgroundThread
 from concurrency.yielding import Yielder
 from errors import ByokRejected
+from ledger.pricing import dollars
 from metrics import Metrics
-from pricing import dollars
 from stream import Stream
 
 if TYPE_CHECKING:

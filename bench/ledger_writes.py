@@ -23,9 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from completion import Usage
-from ledger import Ledger, schema
+from ledger import schema
 from ledger.database import database_url
 from ledger.entries import Budget, Claim, Entry, Settlement
+from ledger.ledger import Ledger
 
 NAP_S = 0.002
 CLAIM = Claim(Budget(10**14, "2026-01-01"), 10_000, 20_000)

@@ -20,7 +20,8 @@ from cli.keys import store
 from cli.shared import as_json, parse_duration, parse_instant, table, to_json
 from errors import SluiceError
 from keys.key import KeyFileError
-from ledger import Ledger, upkeep, usage
+from ledger import upkeep, usage
+from ledger.ledger import Ledger
 from ledger.schema import now_us
 from ledger.usage import Scope, Sums
 

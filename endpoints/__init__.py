@@ -13,7 +13,7 @@ from auth import current_app
 from config import Settings
 from gateway import Gateway
 from keys.store import KeyStore
-from ledger import Ledger
+from ledger.ledger import Ledger
 from metrics import Metrics
 from quota import Quota
 from records import Records

@@ -9,7 +9,7 @@ from flask import Blueprint, Response
 from auth import auth
 from endpoints import json_response, services
 from errors import ModelNotFound
-from pricing import ModelFacts, per_mtok
+from ledger.pricing import ModelFacts, per_mtok
 from providers.base import Provider
 
 bp = Blueprint("models", __name__, url_prefix="/api/v1/models")

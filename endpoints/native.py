@@ -23,7 +23,7 @@ from completion import (
 )
 from endpoints import body, calls, json_response, services
 from errors import InvalidRequest, SluiceError, Unauthorized
-from pricing import dollars
+from ledger.pricing import dollars
 from quota import instant
 from stream import (
     Stream,

@@ -26,7 +26,7 @@ from completion import (
 )
 from endpoints import body, calls, json_response, services
 from errors import InvalidRequest, ModelNotFound, SluiceError
-from pricing import dollars
+from ledger.pricing import dollars
 from stream import Stream
 
 bp = Blueprint("openai", __name__, url_prefix="/v1")

@@ -19,9 +19,9 @@ from endpoints import json_response, services
 from errors import InvalidRequest
 from keys.key import Key
 from ledger import usage
+from ledger.pricing import dollars
 from ledger.usage import Scope, Sums
 from ledger.writing import left_of
-from pricing import dollars
 from quota import budget_of
 
 bp = Blueprint("usage", __name__, url_prefix="/api/v1/user")

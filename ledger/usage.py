@@ -23,9 +23,9 @@ from sqlalchemy import (
     union_all,
 )
 
+from ledger.pricing import NANO, dollars
 from ledger.schema import daily, requests
 from ledger.writing import COUNTS
-from pricing import NANO, dollars
 
 GROUPS: dict[str, tuple[ColumnElement[str], ...]] = {
     "day": (daily.c.day,),

@@ -22,8 +22,8 @@ from completion import Usage
 from errors import InsufficientCredits
 from ledger.database import directly
 from ledger.entries import Budget, Claim, Entry, Opening, Settlement, Step, Withdrawal
+from ledger.pricing import dollars
 from ledger.schema import daily, day_of, now_us, requests
-from pricing import dollars
 
 INTERRUPTED = "interrupted"
 INTERRUPTED_STATUS = 500

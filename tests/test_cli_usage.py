@@ -16,8 +16,8 @@ from sqlalchemy import update
 
 import cli.usage
 from keys.store import KeyStore
-from ledger import Ledger
 from ledger.database import database_url
+from ledger.ledger import Ledger
 from ledger.schema import requests
 from tests.support.commands import Commands
 from tests.support.rows import connected, open_row, settled_row

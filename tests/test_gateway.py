@@ -46,8 +46,8 @@ from fidelity import Candidate, echoed
 from gateway import Gateway, permitted
 from keys.key import Key
 from keys.redaction import Secret
-from ledger import Ledger
 from ledger.entries import Claim, Entry, Settlement
+from ledger.ledger import Ledger
 from providers.base import Attempt, Target
 from providers.fanout import FanOut
 from providers.local import LocalAttempt

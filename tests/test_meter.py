@@ -15,10 +15,10 @@ from completion import (
 from errors import InsufficientCredits, ModelForbidden, RateLimited, Unavailable
 from fidelity import Candidate
 from keys.redaction import Secret
-from ledger import Ledger
 from ledger.entries import Claim, Entry, Settlement
+from ledger.ledger import Ledger
+from ledger.pricing import Prices
 from meter import Meter, storable
-from pricing import Prices
 from providers.base import Provider, Target
 from quota import Quota
 from stream import Stream

@@ -20,7 +20,7 @@ from counters import HOUR, Hold
 from errors import RateLimited
 from keys.key import LIMITS, Key
 from ledger.entries import Budget, Claim
-from pricing import FREE, MTOK, Price, Rate
+from ledger.pricing import FREE, MTOK, Price, Rate
 from quota import TEMPLATE_TOKENS, Demand, Quota, budget_of, demand_of, wait_for
 from tests.support.ledgers import at_once
 from tests.test_gateway import a_key

@@ -33,8 +33,8 @@ from errors import (
 )
 from gateway import Gateway
 from keys.redaction import Secret
-from ledger import Ledger
 from ledger.entries import Claim, Entry, Settlement
+from ledger.ledger import Ledger
 from quota import Quota
 from reader import continuable, ends_in_a_stop
 from retries import MOST_SAVED

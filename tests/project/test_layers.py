@@ -22,7 +22,7 @@ MOST_FUNCTION_LINES = 40
 
 LAYERS = (
     *("completion", "errors", "config", "concurrency", "server"),
-    *("keys", "shared", "providers", "pricing", "relay", "drain"),
+    *("keys", "shared", "providers", "relay", "drain"),
     *("ledger", "counters", "shared_counters", "quota", "stream", "fleet", "streams", "news"),
     *("cooldown", "failures", "retries", "routing", "fidelity", "call", "meter", "reader"),
     *("gateway", "metric_files", "metrics", "logs", "tracing", "records", "auth", "endpoints"),

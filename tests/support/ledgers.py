@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, event, select
 
 from completion import Usage
-from ledger import Ledger
 from ledger.database import Away, Link, make_engine
 from ledger.entries import Budget, Claim, Entry, Settlement
+from ledger.ledger import Ledger
 from ledger.schema import daily, metadata, new_id, now_us, requests
 from tests.support.pace import HANG_S
 

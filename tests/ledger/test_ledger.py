@@ -18,12 +18,13 @@ import pytest
 from sqlalchemy import Connection, func, select, text
 from sqlalchemy.engine import make_url
 
-import ledger as ledger_module
 from completion import Usage
 from config import ConfigError
 from errors import InsufficientCredits, Unavailable
-from ledger import Ledger, owners
+from ledger import ledger as ledger_module
+from ledger import owners
 from ledger.database import database_url
+from ledger.ledger import Ledger
 from ledger.schema import day_of, requests
 from tests.support.ledgers import (
     Outage,
@@ -643,7 +644,7 @@ def test_a_daily_budget_is_whole_again_the_next_day(ledger: Ledger) -> None:
 
 PROCESS = """
 import sys, time
-import ledger
+from ledger import ledger
 from ledger import owners
 from tests.support.ledgers import an_entry
 ledger.TEND_S, owners.DEAD_AFTER_S = 0.1, float(sys.argv[3])
@@ -721,7 +722,7 @@ monkey.patch_all()
 import json, sys, threading, time
 import gevent, ledger
 from errors import InsufficientCredits
-from ledger import Ledger
+from ledger.ledger import Ledger
 from tests.support.ledgers import Outage, a_claim, a_settlement, an_entry
 
 ledger.RETRY_S = 0.02

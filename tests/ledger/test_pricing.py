@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import pricing
 from completion import Usage
 from config import ConfigError
-from pricing import FREE, MTOK, NANO, Price, Prices, Rate, ceiling, cost, dollars, per_mtok
+from ledger import pricing
+from ledger.pricing import FREE, MTOK, NANO, Price, Prices, Rate, ceiling, cost, dollars, per_mtok
 from providers.base import Provider, Target
 from providers.rows import BUILT_IN
 

@@ -92,7 +92,7 @@ def test_an_empty_database_gets_the_tables_once(ledger_url: str) -> None:
 
 START = """
 import sys
-from ledger import Ledger
+from ledger.ledger import Ledger
 from tests.support.ledgers import a_settlement, an_entry
 sys.stdin.readline()
 book = Ledger(sys.argv[1])
