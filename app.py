@@ -15,8 +15,8 @@ from werkzeug.exceptions import HTTPException
 
 import cli
 import endpoints.metrics
-import logs
 from auth import caller
+from cluster.redis_client import RedisClient
 from completion import new_uuid
 from config import ConfigError, Settings
 from cooldown import Cooldowns
@@ -50,14 +50,14 @@ from gateway import Gateway
 from keys.store import KeyStore
 from ledger.database import database_url
 from ledger.ledger import Ledger
-from metrics import LIMITS, Metrics
-from quota import RATE_PARTS, Quota
-from records import Records
+from quota.quota import RATE_PARTS, Quota
 from server.read_deadline import read_deadlines
-from shared import Shared
+from telemetry import logs
+from telemetry.call_records import CallRecords
+from telemetry.metrics import LIMITS, Metrics
 
 if TYPE_CHECKING:
-    from tracing import Tracing
+    from telemetry.tracing import Tracing
 
 After = Callable[[Response], Any]
 log = logging.getLogger("sluice.app")
@@ -122,14 +122,14 @@ def for_browsers(after: After) -> After:
 
 def wire(settings: Settings) -> Services:
     """The parts. Raises ConfigError."""
-    shared = None
+    redis_client = None
     if settings.redis_url:
-        shared = Shared(settings.redis_url, verify=settings.redis_verify)
+        redis_client = RedisClient(settings.redis_url, verify=settings.redis_verify)
     metrics = Metrics(
         streams_active=lambda: len(gateway.streams),
         ledger_queue=lambda: ledger.queue,
         cooling=lambda: len(gateway.cooling()),
-        redis_up=None if shared is None else lambda: shared.available,
+        redis_up=None if redis_client is None else lambda: redis_client.available,
     )
     ledger = Ledger(
         database_url(settings.database_url, settings.database),
@@ -137,30 +137,32 @@ def wire(settings: Settings) -> Services:
         failed=metrics.ledger_failed,
         unrecorded=metrics.unrecorded,
     )
-    fleet = None
-    if shared is not None:
-        from fleet import Fleet  # late: who is alone has no use for redis-py
+    cluster = None
+    if redis_client is not None:
+        from cluster.ownership import Cluster  # late: who is alone has no use for redis-py
 
-        fleet = Fleet(shared)
+        cluster = Cluster(redis_client)
     tracing = traces(settings.otel_endpoint) if settings.otel_endpoint else None
-    records = Records(metrics, tracing, lambda: len(gateway.streams))
-    quota = Quota(settings.reserve_tokens, shared, required=settings.limits_required)
-    cooldowns = Cooldowns(enabled=settings.cooldown, shared=shared)
-    gateway = Gateway(settings, quota, ledger, records.settled, cooldowns=cooldowns, fleet=fleet)
-    if fleet is not None:
-        fleet.attend(gateway.streams, quota.beat, cooldowns.beat, metrics.refresh)
+    records = CallRecords(metrics, tracing, lambda: len(gateway.streams))
+    quota = Quota(settings.reserve_tokens, redis_client, required=settings.limits_required)
+    cooldowns = Cooldowns(enabled=settings.cooldown, redis_client=redis_client)
+    gateway = Gateway(
+        settings, quota, ledger, records.settled, cooldowns=cooldowns, cluster=cluster
+    )
+    if cluster is not None:
+        cluster.attend(gateway.streams, quota.beat, cooldowns.beat, metrics.refresh)
     aliased = chain.from_iterable(gateway.router.aliases.values())
     metrics.know([settings.default_model, *settings.prices, *aliased])
     keys = KeyStore(settings.keys_file, settings.keys)
     return Services(
-        settings, keys, gateway, quota, ledger, metrics, records, shared, fleet, tracing
+        settings, keys, gateway, quota, ledger, metrics, records, redis_client, cluster, tracing
     )
 
 
 def traces(endpoint: str) -> Tracing:
     """Raises ConfigError."""
     try:
-        from tracing import Tracing  # late: its packages are optional, and take memory
+        from telemetry.tracing import Tracing  # late: its packages are optional, and take memory
     except ImportError:
         raise ConfigError(
             "OTEL_EXPORTER_OTLP_ENDPOINT is set, and traces need packages that are not installed: "

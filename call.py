@@ -14,8 +14,8 @@ from typing import Protocol
 import msgspec
 
 from completion import Batch, Completion, EndReason, Event, Usage, fold
-from counters import Hold
 from errors import ClientGone, SluiceError
+from quota.memory import Hold
 from relay import (
     End,
     Message,

@@ -20,7 +20,7 @@ from news import Fact, Kind, News, Place
 from providers.base import Target
 
 if TYPE_CHECKING:
-    from shared import Shared
+    from cluster.redis_client import RedisClient
 
 FAILURES = 5
 WINDOW_S, WINDOW_CALLS, WINDOW_SHARE = 60.0, 20, 0.5
@@ -96,9 +96,9 @@ class Cooldowns:
         clock: Callable[[], float] = time.monotonic,
         *,
         enabled: bool = True,
-        shared: Shared | None = None,
+        redis_client: RedisClient | None = None,
     ) -> None:
-        """enabled: whether anything is left alone at all. shared: the Redis through which the
+        """enabled: whether anything is left alone at all. redis_client: the Redis through which the
         processes tell each other."""
         self._clock = clock
         self._enabled = enabled
@@ -106,7 +106,7 @@ class Cooldowns:
         self._troubles: dict[Place, Trouble] = {}
         self._limited: dict[Place, float] = {}
         """By credential: until when its host's 429 holds."""
-        self._news = News(shared, LONGEST_S) if enabled and shared is not None else None
+        self._news = News(redis_client, LONGEST_S) if enabled and redis_client is not None else None
         self._untold: dict[Place, Fact] = {}
         self._ended: dict[Place, float] = {}
         """When a target was well again, for as long as somebody may tell that it had failed."""

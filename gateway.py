@@ -28,7 +28,7 @@ from ledger.pricing import Prices
 from meter import Bill, Meter
 from providers.base import Target
 from providers.transport import Transport
-from quota import Quota
+from quota.quota import Quota
 from reader import Reader, continuable
 from relay import End
 from routing import Route, Router
@@ -36,7 +36,7 @@ from stream import NO_LIMITS, Leg, Stream
 from streams import Streams, too_many
 
 if TYPE_CHECKING:
-    from fleet import Fleet
+    from cluster.ownership import Cluster
 
 log = logging.getLogger("sluice.gateway")
 
@@ -54,16 +54,16 @@ class Gateway:
         settled: Callable[[Stream, Outcome], None] = lambda *_: None,
         *,
         cooldowns: Cooldowns | None = None,
-        fleet: Fleet | None = None,
+        cluster: Cluster | None = None,
     ) -> None:
-        """settled: called once for each call, at its end. fleet: the processes that share their
+        """settled: called once for each call, at its end. cluster: the processes that share their
         streams with this one. Raises ConfigError."""
         self.settings = settings
         self.router = Router(settings)
         self.prices = Prices(settings.prices)
         self._meter = Meter(self.prices, quota, ledger)
         self.streams = Streams(
-            settings.max_streams, queue=settings.queue, per_key=settings.per_key, fleet=fleet
+            settings.max_streams, queue=settings.queue, per_key=settings.per_key, cluster=cluster
         )
         self.draining = False
         self._disconnect = Disconnect(

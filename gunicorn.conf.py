@@ -75,7 +75,7 @@ control_socket_disable = True
 logconfig_dict = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"sluice": {"()": "logs.formatter", "kind": settings.log_format}},
+    "formatters": {"sluice": {"()": "telemetry.logs.formatter", "kind": settings.log_format}},
     "handlers": {"error": {"class": "logging.StreamHandler", "formatter": "sluice"}},
     "root": {"level": "WARNING", "handlers": ["error"]},
     "loggers": {

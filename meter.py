@@ -12,7 +12,6 @@ import msgspec
 
 from call import Outcome
 from completion import Usage
-from counters import Hold
 from errors import ModelForbidden
 from fidelity import Candidate
 from keys.key import Key
@@ -21,7 +20,8 @@ from ledger.ledger import Ledger
 from ledger.pricing import Price, Prices, cost
 from ledger.schema import new_id, now_us
 from providers.base import Target
-from quota import Demand, Quota, budget_of, demand_of
+from quota.memory import Hold
+from quota.quota import Demand, Quota, budget_of, demand_of
 from stream import Stream
 
 log = logging.getLogger("sluice.meter")

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
-from shared import Away, Shared
+from cluster.redis_client import Away, RedisClient
 
 STREAM: Final = "sluice:cooldown"
 MOST: Final = 10_000
@@ -62,15 +62,15 @@ class Fact(NamedTuple):
 class News:
     """What one process tells and reads."""
 
-    def __init__(self, shared: Shared, lasts: float) -> None:
+    def __init__(self, redis_client: RedisClient, lasts: float) -> None:
         """lasts: the seconds for which a fact means something."""
         from redis import Redis  # one process alone needs none
 
-        self._shared = shared
+        self._redis = redis_client
         self._lasts = round(lasts * 1000)
         self._me = uuid.uuid4().hex
         self._last = ""
-        self._script: Any = Redis(connection_pool=shared.pool).register_script(EXCHANGE)
+        self._script: Any = Redis(connection_pool=redis_client.pool).register_script(EXCHANGE)
 
     def exchange(self, facts: Iterable[Fact], now: float) -> list[Fact] | None:
         """Tell what is so here; what others told since last time. now: by the clock of the facts.
@@ -78,7 +78,7 @@ class News:
         told = [encode(self._me, fact, now) for fact in facts if len(fact.place[1]) <= MOST_NAME]
         sent = [self._last, self._lasts, MOST, *told]
         try:
-            moment, entries = self._shared.run(partial(self._script, [STREAM], sent))
+            moment, entries = self._redis.run(partial(self._script, [STREAM], sent))
         except Away:
             return None
         found = []

@@ -2,7 +2,7 @@
 
 A call (a stream or a unary one) is active from its admission until it is settled. More than `limit`
 of them wait for their turn; more than `queue` waiting ones are refused. Where processes share a
-Redis, the fleet knows of each call too. Rules that hold here: plain threading, which runs under
+Redis, the cluster knows of each call too. Rules that hold here: plain threading, which runs under
 gevent and threads alike; no lock is held while anything waits.
 """
 
@@ -23,7 +23,7 @@ from stream import (
 )
 
 if TYPE_CHECKING:
-    from fleet import Fleet
+    from cluster.ownership import Cluster
 
 log = logging.getLogger("sluice.streams")
 
@@ -42,12 +42,12 @@ class Streams:
         *,
         queue: int = 0,
         per_key: int | None = None,
-        fleet: Fleet | None = None,
+        cluster: Cluster | None = None,
     ) -> None:
         """limit: how many may be under way at once; queue: how many more may wait for that;
-        per_key: how many of both one key may have; None: SHARE of them. fleet: the processes that
+        per_key: how many of both one key may have; None: SHARE of them. cluster: the processes that
         share their streams with this one."""
-        self._fleet = fleet
+        self._cluster = cluster
         self._limit, self._queue_size = limit, queue
         self._per_key = max(1, int(SHARE * (limit + queue))) if per_key is None else per_key
         self._lock = BriefLock()
@@ -59,13 +59,13 @@ class Streams:
         self._sweeper = BackgroundThread(self._sweep, "sweeper")
 
     def add(self, stream: Stream, share: int | None = None) -> None:
-        """share: how many its key may have, if that is its own, in the whole fleet. Raises
+        """share: how many its key may have, if that is its own, in the whole cluster. Raises
         StreamExists (409); RateLimited (429) when its key has too many; Unavailable (503) when all
         have."""
         self._add_here(stream, self._per_key if share is None else share)
-        if self._fleet is None:
+        if self._cluster is None:
             return
-        verdict = self._fleet.claim((stream.key_id, stream.id), share)
+        verdict = self._cluster.claim((stream.key_id, stream.id), share)
         if verdict != "yes":
             self._forget(stream)
             raise StreamExists(stream.id) if verdict == "exists" else too_many_of_key(share or 0)
@@ -106,8 +106,8 @@ class Streams:
 
     def remove(self, stream: Stream) -> None:
         self._forget(stream)
-        if self._fleet is not None:
-            self._fleet.release((stream.key_id, stream.id), stopped=stream.stopped)
+        if self._cluster is not None:
+            self._cluster.release((stream.key_id, stream.id), stopped=stream.stopped)
 
     def _forget(self, stream: Stream) -> None:
         place = (stream.key_id, stream.id)
@@ -134,9 +134,9 @@ class Streams:
         if self.end_active(place):
             return
         remembered = self._remembers(place)
-        if self._fleet is not None:
+        if self._cluster is not None:
             try:  # another process may have a later call of that id
-                remembered = self._fleet.stop(place)
+                remembered = self._cluster.stop(place)
             except Unavailable:
                 if not remembered:
                     raise
@@ -159,10 +159,14 @@ class Streams:
 
     def summaries(self, key_id: str) -> list[Summary]:
         """The key's active calls, oldest first. Raises Unavailable when some can't be known."""
-        found = [stream.summary() for stream in self.of(key_id)]
-        if self._fleet is not None:
-            found += self._fleet.others(key_id)
+        found = self.summaries_here(key_id)
+        if self._cluster is not None:
+            found += self._cluster.others(key_id)
         return sorted(found, key=lambda summary: summary.opened_at)
+
+    def summaries_here(self, key_id: str) -> list[Summary]:
+        """Return the key's active calls in this process, oldest first."""
+        return [stream.summary() for stream in self.of(key_id)]
 
     def of(self, key_id: str) -> list[Stream]:
         """The key's active calls in this process, oldest first."""

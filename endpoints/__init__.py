@@ -10,18 +10,18 @@ from flask import Response
 from werkzeug.datastructures import Headers
 
 from auth import current_app
+from cluster.redis_client import RedisClient
 from config import Settings
 from gateway import Gateway
 from keys.store import KeyStore
 from ledger.ledger import Ledger
-from metrics import Metrics
-from quota import Quota
-from records import Records
-from shared import Shared
+from quota.quota import Quota
+from telemetry.call_records import CallRecords
+from telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from fleet import Fleet
-    from tracing import Tracing
+    from cluster.ownership import Cluster
+    from telemetry.tracing import Tracing
 
 
 class Services(NamedTuple):
@@ -33,24 +33,24 @@ class Services(NamedTuple):
     quota: Quota
     ledger: Ledger
     metrics: Metrics
-    records: Records
-    shared: Shared | None = None
-    fleet: Fleet | None = None
+    records: CallRecords
+    redis_client: RedisClient | None = None
+    cluster: Cluster | None = None
     tracing: Tracing | None = None
 
     def starts(self) -> Iterator[tuple[Callable[[], None], bool]]:
         """What connects to the ledger and to Redis, and raises ConfigError; and whether a server
         that just begins can't do without."""
         yield self.ledger.start, self.settings.ledger_required
-        if self.fleet is not None:
-            yield self.fleet.start, True
+        if self.cluster is not None:
+            yield self.cluster.start, True
 
     def close(self) -> None:
         """The process is about to end, and has no call left."""
         self.records.catch_up()
         self.ledger.close()
-        if self.fleet is not None:
-            self.fleet.close()
+        if self.cluster is not None:
+            self.cluster.close()
         if self.tracing is not None:
             self.tracing.close()
 

@@ -24,7 +24,7 @@ def ready() -> Response:
         return json_response({"status": "the ledger is away"}, 503, {"Retry-After": "1"})
     found = sorted(services().gateway.cooling().items())[:MOST_COOLING]
     cooling = {name[:MOST_OF_A_NAME]: round(seconds, 1) for name, seconds in found}
-    shared = services().shared
+    shared = services().redis_client
     remarks: dict[str, object] = {"cooling": cooling} if cooling else {}
     if shared is not None and not shared.available:  # calls go on meanwhile
         remarks |= {"redis": "away"}

@@ -24,7 +24,7 @@ from completion import (
 from endpoints import body, calls, json_response, services
 from errors import InvalidRequest, SluiceError, Unauthorized
 from ledger.pricing import dollars
-from quota import instant
+from quota.quota import instant
 from stream import (
     Stream,
 )

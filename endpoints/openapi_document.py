@@ -15,7 +15,7 @@ from endpoints import openapi_errors, openapi_examples, openapi_schemas
 from endpoints.openapi_errors import Face, responses
 from endpoints.openapi_schemas import ref
 from endpoints.usage import FORMATS, GROUPS, MOST_ROWS, SOME_ROWS, TAKES
-from quota import RATE_PARTS
+from quota.quota import RATE_PARTS
 
 Part = dict[str, Any]
 

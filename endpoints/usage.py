@@ -22,7 +22,7 @@ from ledger import usage
 from ledger.pricing import dollars
 from ledger.usage import Scope, Sums
 from ledger.writing import left_of
-from quota import budget_of
+from quota.quota import budget_of
 
 bp = Blueprint("usage", __name__, url_prefix="/api/v1/user")
 

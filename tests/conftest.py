@@ -44,7 +44,7 @@ def pytest_report_header() -> str:
 
 # Failed assertions in these helpers show their values, as those in a test do.
 pytest.register_assert_rewrite(
-    "tests.support.books", "tests.support.proofs", "tests.support.fleet_proofs"
+    "tests.support.books", "tests.support.proofs", "tests.support.cluster_proofs"
 )
 
 

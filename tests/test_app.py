@@ -22,13 +22,13 @@ from flask.testing import FlaskClient
 from werkzeug.exceptions import BadGateway, ImATeapot
 from werkzeug.test import TestResponse
 
-import logs
 from app import EXPOSED, access, create_app
 from completion import Delta, Finished, Started, Usage, Used
 from config import Settings
 from errors import UpstreamError
 from gateway import Gateway
 from keys.key import new_row
+from telemetry import logs
 from tests.support.paths import ROOT
 from tests.test_gateway import ROWS, Scripted, play
 

@@ -15,9 +15,9 @@ import redis
 
 import cooldown
 import news
+from cluster.redis_client import TIMEOUT_S, RedisClient
 from cooldown import FAILURES, FIRST_S, LONGEST_S, PROBE_PAUSE_S, Cooldowns
 from news import STREAM
-from shared import TIMEOUT_S, Shared
 from tests.support.pace import scaled
 from tests.support.redis_server import RedisServer
 from tests.test_cooldown import BYOK, OTHER_HOST, OTHER_MODEL, SECOND_KEY, TARGET
@@ -31,10 +31,12 @@ NEAR = scaled(1)
 class Process(Cooldowns):
     """The cool-downs of one process, with a clock of its own."""
 
-    def __init__(self, shared: Shared, begins: float = 0.0, *, enabled: bool = True) -> None:
+    def __init__(self, shared: RedisClient, begins: float = 0.0, *, enabled: bool = True) -> None:
         self.shared = shared
         self.began = begins - time.monotonic()
-        super().__init__(lambda: self.began + time.monotonic(), enabled=enabled, shared=shared)
+        super().__init__(
+            lambda: self.began + time.monotonic(), enabled=enabled, redis_client=shared
+        )
 
     def fail(self, times: int = FAILURES, target: Any = TARGET) -> None:
         for _ in range(times):
@@ -54,7 +56,7 @@ def client(redis_server: RedisServer) -> Iterator[Any]:
 @pytest.fixture
 def house(redis_server: RedisServer) -> Iterator[list[Process]]:
     """Three processes, on machines whose clocks have nothing in common."""
-    ways = [Shared(redis_server.url) for _ in range(3)]
+    ways = [RedisClient(redis_server.url) for _ in range(3)]
     yield [Process(way, begins) for way, begins in zip(ways, (0.0, 1e6, 5e3), strict=True)]
     redis_server.resume()
     for way in ways:

@@ -52,7 +52,7 @@ from providers.base import Attempt, Target
 from providers.fanout import FanOut
 from providers.local import LocalAttempt
 from providers.transport import Aborted, HttpAttempt
-from quota import Quota
+from quota.quota import Quota
 from reader import Reader
 from relay import (
     End,

@@ -20,7 +20,7 @@ from ledger.ledger import Ledger
 from ledger.pricing import Prices
 from meter import Meter, storable
 from providers.base import Provider, Target
-from quota import Quota
+from quota.quota import Quota
 from stream import Stream
 from tests.test_gateway import a_key
 

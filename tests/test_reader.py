@@ -35,7 +35,7 @@ from gateway import Gateway
 from keys.redaction import Secret
 from ledger.entries import Claim, Entry, Settlement
 from ledger.ledger import Ledger
-from quota import Quota
+from quota.quota import Quota
 from reader import continuable, ends_in_a_stop
 from retries import MOST_SAVED
 from routing import Route

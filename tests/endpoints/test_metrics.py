@@ -12,7 +12,7 @@ from werkzeug.test import TestResponse
 
 from completion import Delta, Started
 from errors import UpstreamError
-from metrics import OTHER, REASONS
+from telemetry.metrics import OTHER, REASONS
 from tests.test_app import PROMPT, Site, hello, make_app, make_key
 from tests.test_gateway import Scripted, play, wait
 

@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support import fake as fp
 from tests.support.calls import BEGUN, ask, begin_stream
+from tests.support.clusters import serves
 from tests.support.fake import FakeProvider
-from tests.support.fleets import serves
 from tests.support.raw_client import RawClient
 from tests.support.redis_server import RedisServer
 from tests.support.servers import UNTROUBLED, Server, fake_rows

@@ -22,11 +22,9 @@ MOST_FUNCTION_LINES = 40
 
 LAYERS = (
     *("completion", "errors", "config", "concurrency", "server"),
-    *("keys", "shared", "providers", "relay", "drain"),
-    *("ledger", "counters", "shared_counters", "quota", "stream", "fleet", "streams", "news"),
-    *("cooldown", "failures", "retries", "routing", "fidelity", "call", "meter", "reader"),
-    *("gateway", "metric_files", "metrics", "logs", "tracing", "records", "auth", "endpoints"),
-    *("cli", "app", "wsgi"),
+    *("keys", "cluster", "providers", "relay", "drain", "ledger", "quota", "stream", "streams"),
+    *("news", "cooldown", "failures", "retries", "routing", "fidelity", "call", "meter", "reader"),
+    *("gateway", "telemetry", "auth", "endpoints", "cli", "app", "wsgi"),
 )
 """The packages and modules of the root, from the bottom to the top. Each imports only those below
 it."""

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.pace import HANG_S
 from tests.support.paths import FIXTURES, ROOT
-from tests.test_metrics import families
+from tests.telemetry.test_metrics import families
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "deploy" / "grafana" / "sluice.json").read_text())

@@ -11,13 +11,13 @@ from flask import Flask
 
 import config
 import errors
-import logs
 from app import create_app
 from config import Settings
 from errors import SluiceError
 from providers.rows import BUILT_IN
+from telemetry import logs
 from tests.support.paths import ROOT
-from tests.test_metrics import families
+from tests.telemetry.test_metrics import families
 
 ROUTES = {
     ("GET", "/"),

@@ -14,14 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import quota as quota_module
 from completion import CompletionRequest
-from counters import HOUR, Hold
 from errors import RateLimited
 from keys.key import LIMITS, Key
 from ledger.entries import Budget, Claim
 from ledger.pricing import FREE, MTOK, Price, Rate
-from quota import TEMPLATE_TOKENS, Demand, Quota, budget_of, demand_of, wait_for
+from quota import quota as quota_module
+from quota.memory import HOUR, Hold
+from quota.quota import TEMPLATE_TOKENS, Demand, Quota, budget_of, demand_of, wait_for
 from tests.support.ledgers import at_once
 from tests.test_gateway import a_key
 

@@ -16,25 +16,25 @@ import pytest
 import trustme
 from redis.commands.core import Script
 
+from cluster.redis_client import CONNECTIONS, TIMEOUT_S, Away, RedisClient
 from config import ConfigError
-from shared import CONNECTIONS, TIMEOUT_S, Away, Shared
 from tests.support.pace import scaled
 from tests.support.redis_server import RedisServer
 
 
 @pytest.fixture
-def shared(redis_server: RedisServer) -> Iterator[Shared]:
-    found = Shared(redis_server.url)
+def shared(redis_server: RedisServer) -> Iterator[RedisClient]:
+    found = RedisClient(redis_server.url)
     yield found
     found.close()
 
 
-def ping(shared: Shared) -> bool:
+def ping(shared: RedisClient) -> bool:
     return bool(shared.run(lambda client: client.ping()))
 
 
 def test_calls_after_a_redis_failure_fail_at_once_until_a_probe_succeeds(
-    redis_server: RedisServer, shared: Shared, caplog: pytest.LogCaptureFixture
+    redis_server: RedisServer, shared: RedisClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert ping(shared)
     redis_server.pause()
@@ -56,7 +56,7 @@ def test_calls_after_a_redis_failure_fail_at_once_until_a_probe_succeeds(
 
 
 def test_concurrent_calls_to_a_hanging_redis_time_out_together(
-    redis_server: RedisServer, shared: Shared
+    redis_server: RedisServer, shared: RedisClient
 ) -> None:
     redis_server.pause()
     failures: list[Away] = []
@@ -90,7 +90,7 @@ def a_script(text: bytes) -> Any:
     return Script(nobody, text)
 
 
-def echoes(shared: Shared, count: int) -> dict[int, object]:
+def echoes(shared: RedisClient, count: int) -> dict[int, object]:
     """What a script gives to some callers at once, each of whom asks for its own number."""
     script: Any = a_script(b"return {KEYS[1], ARGV[1]}")
     found: dict[int, object] = {}
@@ -106,7 +106,7 @@ def echoes(shared: Shared, count: int) -> dict[int, object]:
 
 
 def test_scripts_of_many_callers_share_a_single_connection(
-    redis_server: RedisServer, shared: Shared
+    redis_server: RedisServer, shared: RedisClient
 ) -> None:
     with contextlib.closing(redis_server.client()) as client:
         client.script_flush()  # Redis doesn't know them, at first
@@ -116,7 +116,7 @@ def test_scripts_of_many_callers_share_a_single_connection(
 
 
 def test_scripts_that_wait_for_a_hanging_redis_fail_together(
-    redis_server: RedisServer, shared: Shared
+    redis_server: RedisServer, shared: RedisClient
 ) -> None:
     assert echoes(shared, 1) == {0: [b"k0", b"0"]}
     redis_server.pause()
@@ -132,7 +132,7 @@ def test_scripts_that_wait_for_a_hanging_redis_fail_together(
 
 
 def test_a_failing_script_raises_its_error_in_its_caller(
-    redis_server: RedisServer, shared: Shared
+    redis_server: RedisServer, shared: RedisClient
 ) -> None:
     script: Any = a_script(b"return redis.error_reply('ODD ' .. KEYS[1])")
     with pytest.raises(Away, match="ODD mine"):
@@ -142,7 +142,7 @@ def test_a_failing_script_raises_its_error_in_its_caller(
 
 
 def test_a_connection_closed_by_a_redis_restart_causes_no_failure(
-    redis_server: RedisServer, shared: Shared
+    redis_server: RedisServer, shared: RedisClient
 ) -> None:
     assert ping(shared)
     redis_server.crash()
@@ -151,7 +151,7 @@ def test_a_connection_closed_by_a_redis_restart_causes_no_failure(
 
 
 def test_a_command_that_redis_refuses_raises_away(
-    redis_server: RedisServer, shared: Shared
+    redis_server: RedisServer, shared: RedisClient
 ) -> None:
     with contextlib.closing(redis_server.client()) as client:
         client.config_set("maxmemory", "1")
@@ -163,7 +163,7 @@ def test_a_command_that_redis_refuses_raises_away(
 
 
 def test_concurrent_calls_stay_within_the_connection_limit(
-    redis_server: RedisServer, shared: Shared
+    redis_server: RedisServer, shared: RedisClient
 ) -> None:
     threads = [threading.Thread(target=ping, args=(shared,)) for _ in range(50)]
     for thread in threads:
@@ -180,13 +180,13 @@ def test_concurrent_calls_stay_within_the_connection_limit(
 )
 def test_an_invalid_redis_url_is_not_quoted_in_the_error(url: str) -> None:
     with pytest.raises(ConfigError, match="REDIS_URL takes redis://") as raised:
-        Shared(url)
+        RedisClient(url)
     assert "s3cret" not in str(raised.value)
     assert raised.value.__cause__ is None
 
 
 def test_a_check_of_an_unreachable_redis_reports_the_cause(
-    redis_server: RedisServer, shared: Shared
+    redis_server: RedisServer, shared: RedisClient
 ) -> None:
     shared.check()
     redis_server.crash()
@@ -200,7 +200,7 @@ def test_a_wrong_password_is_not_quoted(redis_server: RedisServer) -> None:
         client.config_set("requirepass", "another")
         try:
             with pytest.raises(ConfigError, match="REDIS_URL") as raised:
-                Shared(url).check()
+                RedisClient(url).check()
             assert "s3cret" not in str(raised.value)
         finally:
             client.config_set("requirepass", "")
@@ -244,13 +244,13 @@ def pump(source: socket.socket, sink: socket.socket) -> None:
 def test_tls_verifies_the_certificate_unless_verify_is_off(tls_port: int) -> None:
     url = f"rediss://127.0.0.1:{tls_port}/0"
     with pytest.raises(ConfigError, match="SLUICE_REDIS_VERIFY=0"):
-        Shared(url).check()
-    unverified = Shared(url, verify=False)
+        RedisClient(url).check()
+    unverified = RedisClient(url, verify=False)
     unverified.check()
     unverified.close()
 
 
 def test_tls_trusts_the_ca_file_named_in_the_url(tls_port: int, ca_bundle: str) -> None:
-    trusting = Shared(f"rediss://127.0.0.1:{tls_port}/0?ssl_ca_certs={ca_bundle}")
+    trusting = RedisClient(f"rediss://127.0.0.1:{tls_port}/0?ssl_ca_certs={ca_bundle}")
     trusting.check()
     trusting.close()

@@ -1,10 +1,13 @@
 """The processes that share one Redis: whose call is whose, and stop across them.
 
-A process claims its calls' ids in Redis, so that an id is one call's in the whole fleet, and beats
-each second; who wants something of another process's call asks its owner. One that hasn't beaten
-for a while is silent: it may have ended, or be cut off and go on. Rules that hold here: what can't
-be known is Unavailable, never a guess; calls go on whatever becomes of Redis, which is told all
-again when it is back; no lock is held while anything waits.
+A process claims the ids of its calls in Redis, so that an id belongs to one call of the whole
+cluster, and sends a heartbeat each second. To stop or list another process's call, it asks the
+owner. A process without a heartbeat for a while is silent: it may have ended, or be cut off and go
+on.
+
+- What can't be known raises Unavailable; it is never guessed.
+- Calls go on whatever becomes of Redis. When it is back, it is told everything again.
+- No lock is held while anything waits.
 """
 
 from __future__ import annotations
@@ -18,17 +21,14 @@ from typing import Any, Literal, Protocol, TypeAlias
 import msgspec
 import redis
 
+from cluster.messages import CHANNEL, QUESTIONS, TTL_S, Messages, Question, close, new_token, run
+from cluster.redis_client import Away, RedisClient
+from cluster.scripts import ASK, BEAT, CLAIM, OWNERS, RELEASE
 from completion import StreamKey, Summary
 from concurrency.threads import BackgroundThread
 from errors import Unavailable
-from fleet.post import CHANNEL, QUESTIONS, TTL_S, Post, Question, close, new_token, run
-from fleet.scripts import ASK, BEAT, CLAIM, OWNERS, RELEASE
-from shared import Away, Shared
-from stream import (
-    Stream,
-)
 
-log = logging.getLogger("sluice.fleet")
+log = logging.getLogger("sluice.cluster")
 
 BEAT_S, LONGEST_PAUSE_S = 1.0, 4.0
 """Between two beats, and between two tries to reach Redis while it is away."""
@@ -41,7 +41,7 @@ CALLS_TTL_S = 2 * 24 * 3600
 STOPPED_TTL_S = 60
 AT_ONCE = 500
 MOST_UNRELEASED = 100_000
-FLEET, SINCE = "sluice:fleet", "sluice:since"
+PROCESSES, SINCE = "sluice:fleet", "sluice:since"
 CALLS, STOPPED = "sluice:calls:", "sluice:stopped:"
 
 Verdict: TypeAlias = Literal["yes", "exists", "too many"]
@@ -53,20 +53,20 @@ class Local(Protocol):
 
     def stop_here(self, place: StreamKey) -> bool: ...
     def end_active(self, place: StreamKey) -> bool: ...
-    def of(self, key_id: str) -> list[Stream]: ...
+    def summaries_here(self, key_id: str) -> list[Summary]: ...
     def places(self) -> list[StreamKey]: ...
 
 
-class Fleet:
+class Cluster:
     """This process, among those that share its Redis."""
 
-    def __init__(self, shared: Shared) -> None:
-        self._shared = shared
+    def __init__(self, redis_client: RedisClient) -> None:
+        self._redis = redis_client
         self._me = new_token()
-        self._post = Post(shared, self._me, self._reply)
+        self._post = Messages(redis_client, self._me, self._reply)
         self._local: Local
         self._at_beats: tuple[Callable[[], None], ...] = ()
-        self._thread = BackgroundThread(self._work, "fleet")
+        self._thread = BackgroundThread(self._work, "cluster")
         self._closing = False
         self._since = b""
         self._beaten_at = time.monotonic()
@@ -81,25 +81,25 @@ class Fleet:
 
     def start(self) -> None:
         """Raises ConfigError when Redis can't be used."""
-        self._shared.check()
+        self._redis.check()
         self._thread.start()
 
     def close(self) -> None:
         """This process has no call left and is about to end."""
         self._closing = True
         with contextlib.suppress(Away):
-            self._shared.run(self._post.close)
+            self._redis.run(self._post.close)
         self._thread.join(CLOSE_S)  # its last beat may be under way
         with contextlib.suppress(Away):
-            self._shared.run(lambda client: client.zrem(FLEET, self._me))
-        self._shared.close()
+            self._redis.run(lambda client: client.zrem(PROCESSES, self._me))
+        self._redis.close()
 
     def claim(self, place: StreamKey, share: int | None = None) -> Verdict:
-        """Claim a call's id. share: how many calls its key may have in the whole fleet."""
+        """Claim a call's id. share: how many calls its key may have in the whole cluster."""
         self._thread.start()
         self._unreleased.pop(place, None)
         try:
-            return VERDICTS[self._shared.script(lambda client: self._claim(client, place, share))]
+            return VERDICTS[self._redis.script(lambda client: self._claim(client, place, share))]
         except Away:
             self._stale = True
             return "yes"
@@ -110,7 +110,7 @@ class Fleet:
         keys = [CALLS + key_id, mark_of(place)]
         arguments = [self._me, stream_id, STOPPED_TTL_S if stopped else 0]
         try:
-            self._shared.script(lambda client: RELEASE(client, keys, arguments))
+            self._redis.script(lambda client: RELEASE(client, keys, arguments))
         except Away:
             self._stale = True
             if len(self._unreleased) < MOST_UNRELEASED:
@@ -121,11 +121,11 @@ class Fleet:
         self._thread.start()
         token = new_token()
         with self._post.expecting(token):
-            told = run(self._shared, lambda client: self._ask(client, place, token))
+            told = run(self._redis, lambda client: self._ask(client, place, token))
             if told == b"asked":
                 return bool(self._post.answer(token))
         if told == b"unknown":  # to Redis; one that couldn't tell it may have the call
-            others = run(self._shared, lambda client: client.zrange(FLEET, 0, -1))
+            others = run(self._redis, lambda client: client.zrange(PROCESSES, 0, -1))
             asked = [other.decode() for other in others if other.decode() != self._me]
             return any(self._post.ask_all(asked, Question(self._me, *place, guess=True)))
         if told == b"stopped":
@@ -138,8 +138,8 @@ class Fleet:
     def others(self, key_id: str) -> list[Summary]:
         """The key's calls in other processes. Raises Unavailable."""
         self._thread.start()
-        keys, arguments = [CALLS + key_id, FLEET], [self._me, SILENT_S]
-        owners = run(self._shared, lambda client: OWNERS(client, keys, arguments))
+        keys, arguments = [CALLS + key_id, PROCESSES], [self._me, SILENT_S]
+        owners = run(self._redis, lambda client: OWNERS(client, keys, arguments))
         asked = [owner.decode() for owner in owners]
         answers = self._post.ask_all(asked, Question(self._me, key_id))
         return [found for answer in answers for found in msgspec.convert(answer, list[Summary])]
@@ -147,11 +147,11 @@ class Fleet:
     def _claim(self, client: Any, place: StreamKey, share: int | None) -> int:
         key_id, stream_id = place
         arguments = [self._me, stream_id, -1 if share is None else share, CALLS_TTL_S]
-        return CLAIM(client, [CALLS + key_id, FLEET, mark_of(place)], arguments)  # type: ignore[no-any-return]
+        return CLAIM(client, [CALLS + key_id, PROCESSES, mark_of(place)], arguments)  # type: ignore[no-any-return]
 
     def _ask(self, client: Any, place: StreamKey, token: str) -> Any:
         key_id, stream_id = place
-        keys = [CALLS + key_id, FLEET, SINCE, mark_of(place)]
+        keys = [CALLS + key_id, PROCESSES, SINCE, mark_of(place)]
         question = msgspec.json.encode(Question(self._me, *place))
         where, limits = [QUESTIONS, CHANNEL, token, question], [SILENT_S, SETTLED_S, TTL_S]
         return ASK(client, keys, [self._me, stream_id, *where, *limits])
@@ -161,7 +161,7 @@ class Fleet:
             place = question.key_id, question.stream_id
             local = self._local
             return local.end_active(place) if question.guess else local.stop_here(place)
-        return [stream.summary() for stream in self._local.of(question.key_id)]
+        return self._local.summaries_here(question.key_id)
 
     def _work(self) -> None:
         """The thread that beats, listens and answers."""
@@ -192,8 +192,8 @@ class Fleet:
 
     def _beat(self) -> None:
         """Raises Away."""
-        keys = [FLEET, SINCE, self._post.questions]
-        since, asked = self._shared.probe(lambda client: BEAT(client, keys, [self._me, DEAD_S]))
+        keys = [PROCESSES, SINCE, self._post.questions]
+        since, asked = self._redis.probe(lambda client: BEAT(client, keys, [self._me, DEAD_S]))
         now = time.monotonic()
         if self._stale or since != self._since or now - self._beaten_at > SILENT_S:
             self._stale, self._since = False, since
@@ -219,7 +219,7 @@ class Fleet:
                     self._claim(pipe, place, None)
                 pipe.execute()
 
-        self._shared.run(claim)
+        self._redis.run(claim)
 
 
 def mark_of(place: StreamKey) -> str:

@@ -21,10 +21,10 @@ from prometheus_client.multiprocess import mark_process_dead
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
-import metrics
 from completion import EndReason, Usage
-from metric_files import FILE_BYTES
-from metrics import LIMITS, LONGEST_MODEL, MOST_MODELS, OTHER, REASONS, Metrics
+from telemetry import metrics
+from telemetry.metrics import LIMITS, LONGEST_MODEL, MOST_MODELS, OTHER, REASONS, Metrics
+from telemetry.multiprocess import FILE_BYTES
 from tests.support.pace import HANG_S
 from tests.support.paths import ROOT
 
@@ -363,7 +363,7 @@ def test_the_documentation_has_every_metric_and_no_other() -> None:
 BEGIN = """
 import logging, os, resource
 from pathlib import Path
-from tests.test_metrics import *
+from tests.telemetry.test_metrics import *
 def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 def show(target, accept=""):

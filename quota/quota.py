@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from completion import CompletionRequest, prompt_tokens, utf8_size
-from counters import HOUR, Ask, Hold, LocalCounters, Tokens
 from errors import NO_RETRY, RateLimited, Unavailable, limit_details
 from keys.key import Key, Limits
 from ledger.entries import Budget, Claim
 from ledger.pricing import Price, ceiling
+from quota.memory import HOUR, Ask, Hold, LocalCounters, Tokens
 
 if TYPE_CHECKING:
-    from shared import Shared
-    from shared_counters import SharedCounters
+    from cluster.redis_client import RedisClient
+    from quota.redis import RedisCounters
 
 T = TypeVar("T")
 
@@ -51,14 +51,14 @@ class Quota:
     """What the keys have used, by the counters of this process or of all."""
 
     def __init__(
-        self, reserve_tokens: int, shared: Shared | None = None, *, required: bool = False
+        self, reserve_tokens: int, client: RedisClient | None = None, *, required: bool = False
     ) -> None:
-        """reserve_tokens: what a call without max_tokens reserves for its output. shared: the Redis
+        """reserve_tokens: what a call without max_tokens reserves for its output. client: the Redis
         that all count in; required: whether nobody is let in while it is away."""
         self._reserve = reserve_tokens
         self._required = required
         self._local = LocalCounters()
-        self._shared = shared_counters(shared)
+        self._cluster = counters_in(client)
 
     def admit(self, key: Key, demand: Demand) -> Hold | None:
         """Count a request and reserve its tokens. Raises RateLimited and, where Redis is required
@@ -81,8 +81,8 @@ class Quota:
 
     def settle(self, hold: Hold | None, tokens: int) -> None:
         """Count what a call did use in the place of what it had reserved."""
-        if hold is not None and hold.id and self._shared is not None:
-            self._shared.settle(hold, tokens)
+        if hold is not None and hold.id and self._cluster is not None:
+            self._cluster.settle(hold, tokens)
         else:
             self._local.settle(hold, tokens)
 
@@ -109,13 +109,13 @@ class Quota:
 
     def beat(self) -> None:
         """Each second: write what Redis hasn't been told, while it was away."""
-        if self._shared is not None:
-            self._shared.beat()
+        if self._cluster is not None:
+            self._cluster.beat()
 
-    def _counted(self, work: Callable[[LocalCounters | SharedCounters], T | None]) -> T | None:
+    def _counted(self, work: Callable[[LocalCounters | RedisCounters], T | None]) -> T | None:
         """What the work finds; None where it needs Redis, and that is away."""
-        if self._shared is not None:
-            found = work(self._shared)
+        if self._cluster is not None:
+            found = work(self._cluster)
             if found is not None or self._required:
                 return found
         return work(self._local)
@@ -149,12 +149,12 @@ class Quota:
         return Claim(budget, cost if least == most else dearest(least), cost)
 
 
-def shared_counters(shared: Shared | None) -> SharedCounters | None:
-    if shared is None:
+def counters_in(client: RedisClient | None) -> RedisCounters | None:
+    if client is None:
         return None
-    from shared_counters import SharedCounters  # one process alone needs no client of Redis
+    from quota.redis import RedisCounters  # one process alone needs no client of Redis
 
-    return SharedCounters(shared)
+    return RedisCounters(client)
 
 
 def too_many(limit: int, reset: float) -> RateLimited:

@@ -1,4 +1,4 @@
-"""A part of a fleet dies under load, hangs, or forgets, and comes back: streams go on, nothing is
+"""A part of a cluster dies under load, hangs, or forgets, and comes back: streams go on, nothing is
 lost but what a client was told was lost, no stop is a lie, and all recovers by itself."""
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.support import calls, fleets, mixture
+from tests.support import calls, clusters, mixture
 from tests.support.books import assert_sound, open_rows, rows
-from tests.support.fake import FakeProvider
-from tests.support.fleet_proofs import (
+from tests.support.cluster_proofs import (
     PER_MINUTE,
     SCRIPTS,
     Probe,
@@ -27,7 +26,8 @@ from tests.support.fleet_proofs import (
     probing,
     settled,
 )
-from tests.support.fleets import WORKERS, Backends, Fleet, backends, stop
+from tests.support.clusters import WORKERS, Backends, Cluster, backends, stop
+from tests.support.fake import FakeProvider
 from tests.support.pace import HANG_S, scaled
 from tests.support.servers import UNTROUBLED, Server
 
@@ -41,39 +41,39 @@ FAULTS = ("killed", "crashed", "paused", "flushed", "database", "reloaded")
 
 class Scene(NamedTuple):
     shared: Backends
-    fleet: Fleet
+    cluster: Cluster
     keys: dict[str, str]
 
 
 @pytest.fixture(scope="module")
 def started(fake_process: FakeProvider) -> Iterator[Scene]:
     with backends() as shared:
-        fleet = Fleet(
+        cluster = Cluster(
             mixture.config(fake_process.base_url),
             redis_url=shared.redis.url,
             database_url=shared.database_url,
             env=mixture.ENV | UNTROUBLED,
         )
-        keys = keys_for(fleet, FAULTS)
-        with fleet:
-            yield Scene(shared, fleet, keys)
+        keys = keys_for(cluster, FAULTS)
+        with cluster:
+            yield Scene(shared, cluster, keys)
             place = shared.database_url
-            fleets.wait(lambda: not open_rows(place), HANG_S, "no row is open")
+            clusters.wait(lambda: not open_rows(place), HANG_S, "no row is open")
             assert_sound(place)
-        assert "Traceback" not in fleet.output()
+        assert "Traceback" not in cluster.output()
 
 
 @pytest.fixture
 def scene(started: Scene, fake: FakeProvider) -> Scene:
     fake.named(SCRIPTS)
-    fleets.wait(started.fleet.is_whole, HANG_S, "the fleet is whole")
+    clusters.wait(started.cluster.is_whole, HANG_S, "the cluster is whole")
     return started
 
 
 @contextmanager
 def under_load(scene: Scene, fake: FakeProvider) -> Iterator[tuple[Run, Probe]]:
-    run = Run(scene.fleet, fake, scene.keys)
-    with probing(scene.fleet, scene.keys["probe"]) as probe, run.running():
+    run = Run(scene.cluster, fake, scene.keys)
+    with probing(scene.cluster, scene.keys["probe"]) as probe, run.running():
         time.sleep(WARM_S)
         yield run, probe
         run.wait_answers()
@@ -99,16 +99,16 @@ def assert_all_is_accounted_for(run: Run) -> None:
     print(f"{len(run.sent)} calls, {len(found)} rows, {len(run.stops)} stops")
 
 
-def test_killed_worker_loses_only_its_own_calls_and_the_fleet_recovers(
+def test_killed_worker_loses_only_its_own_calls_and_the_cluster_recovers(
     scene: Scene, fake: FakeProvider
 ) -> None:
-    fleet = scene.fleet
+    cluster = scene.cluster
     with under_load(scene, fake) as (run, probe):
         victim = probe.workers[0]
         mark = probe.streams[victim][0]
         os.kill(victim.pid, signal.SIGKILL)
-        fleets.wait(fleet.is_whole, HANG_S, "another one has taken its place")
-        with probing(fleet, scene.keys["probe"]) as others:
+        clusters.wait(cluster.is_whole, HANG_S, "another one has taken its place")
+        with probing(cluster, scene.keys["probe"]) as others:
             assert_recovers(scene, others, "killed")
     [owner] = [r["owner"] for r in rows(scene.shared.database_url) if r["request_id"] == mark]
     found = settled(run, but=owner)
@@ -158,14 +158,14 @@ def redis_goes_away(
     assert_all_is_accounted_for(run)
 
 
-def test_fleet_recovers_when_redis_crashes_and_restarts_empty(
+def test_cluster_recovers_when_redis_crashes_and_restarts_empty(
     scene: Scene, fake: FakeProvider
 ) -> None:
     redis = scene.shared.redis
     redis_goes_away(scene, fake, "crashed", redis.crash, redis.restart)
 
 
-def test_fleet_recovers_when_redis_hangs_for_a_while(scene: Scene, fake: FakeProvider) -> None:
+def test_cluster_recovers_when_redis_hangs_for_a_while(scene: Scene, fake: FakeProvider) -> None:
     redis = scene.shared.redis
     try:
         redis_goes_away(scene, fake, "paused", redis.pause, redis.resume, seconds=PAUSED_S)
@@ -173,7 +173,7 @@ def test_fleet_recovers_when_redis_hangs_for_a_while(scene: Scene, fake: FakePro
         redis.resume()
 
 
-def test_fleet_recovers_when_redis_is_flushed(scene: Scene, fake: FakeProvider) -> None:
+def test_cluster_recovers_when_redis_is_flushed(scene: Scene, fake: FakeProvider) -> None:
     with under_load(scene, fake) as (run, probe):
         scene.shared.redis.flush()
         assert_recovers(scene, probe, "flushed")
@@ -184,7 +184,7 @@ def test_fleet_recovers_when_redis_is_flushed(scene: Scene, fake: FakeProvider) 
 def test_stop_answers_503_for_a_stream_of_a_hanging_worker(
     scene: Scene, fake: FakeProvider, *, flushed: bool
 ) -> None:
-    with probing(scene.fleet, scene.keys["probe"]) as probe:
+    with probing(scene.cluster, scene.keys["probe"]) as probe:
         hanging, *others = probe.workers
         id_, _ = probe.streams[hanging]
         os.kill(hanging.pid, signal.SIGSTOP)
@@ -197,17 +197,17 @@ def test_stop_answers_503_for_a_stream_of_a_hanging_worker(
         probe.wait_stops(BACK_WITHIN_S)
 
 
-def test_fleet_recovers_when_the_database_crashes_and_restarts(
+def test_cluster_recovers_when_the_database_crashes_and_restarts(
     scene: Scene, fake: FakeProvider
 ) -> None:
-    fleet, postgres = scene.fleet, scene.shared.postgres
+    cluster, postgres = scene.cluster, scene.shared.postgres
     with under_load(scene, fake) as (run, probe):
         postgres.crash()
-        fleets.wait(lambda: probe.ready() == {503}, HANG_S, "each worker says so")
+        clusters.wait(lambda: probe.ready() == {503}, HANG_S, "each worker says so")
         assert set(probe.statuses()) == {200}  # what is under way is stopped by anyone
         time.sleep(AWAY_S)
         postgres.restart()
-        fleets.wait(lambda: probe.ready() == {200}, BACK_WITHIN_S, "each worker uses it again")
+        clusters.wait(lambda: probe.ready() == {200}, BACK_WITHIN_S, "each worker uses it again")
         for worker in probe.workers:
             probe.begin(worker)
         assert_recovers(scene, probe, "database")
@@ -218,29 +218,29 @@ def test_fleet_recovers_when_the_database_crashes_and_restarts(
     assert {sent.status for sent in run.sent} <= {200, 503, None}
     assert_nothing_is_lost(run, found, told_so=set())
     assert_stops_told_the_truth(run)
-    assert calls.get(fleet, "/ready").status == 200
+    assert calls.get(cluster, "/ready").status == 200
     print(f"{len(run.sent)} calls, {len(found)} rows, {len(refused)} refused")
 
 
 def test_reload_of_both_machines_in_turn_loses_no_call(scene: Scene, fake: FakeProvider) -> None:
-    fleet = scene.fleet
+    cluster = scene.cluster
     with under_load(scene, fake) as (run, probe):
-        for machine in fleet.machines:
+        for machine in cluster.machines:
             before = set(machine.worker_pids())
             machine.signal(signal.SIGHUP)
 
             def renewed(machine: Server = machine, before: set[int] = before) -> bool:
                 return len(set(machine.worker_pids()) - before) == WORKERS
 
-            fleets.wait(renewed, HANG_S, "it has new workers")
+            clusters.wait(renewed, HANG_S, "it has new workers")
             run.wait_answers()
         old = [*probe.streams.values(), *probe.kept.values()]
         for id_, client in old:  # their workers wait for them
-            assert calls.stop(fleet, id_, scene.keys["probe"]).status == 200
+            assert calls.stop(cluster, id_, scene.keys["probe"]).status == 200
             assert_cancelled(client)
-        fleets.wait(fleet.is_whole, HANG_S, "the old workers have ended")
-        assert set(fleet.workers()).isdisjoint(probe.workers)
-        with probing(fleet, scene.keys["probe"]) as others:
+        clusters.wait(cluster.is_whole, HANG_S, "the old workers have ended")
+        assert set(cluster.workers()).isdisjoint(probe.workers)
+        with probing(cluster, scene.keys["probe"]) as others:
             assert_recovers(scene, others, "reloaded")
     assert_all_is_accounted_for(run)
     assert {status for _, status in run.stops} == {200}

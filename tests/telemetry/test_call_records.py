@@ -10,16 +10,15 @@ from typing import TextIO, cast
 
 import pytest
 
-import logs
-import records
 from call import Outcome
-from metrics import Metrics
-from records import FEW_CALLS, Records
 from stream import Stream
+from telemetry import call_records, logs
+from telemetry.call_records import FEW_CALLS, CallRecords
+from telemetry.metrics import Metrics
 from tests.support.pace import HANG_S
 
 
-class Told(Records):
+class Told(CallRecords):
     """Keeps what would be told."""
 
     def __init__(self, under_way: int) -> None:
@@ -60,7 +59,7 @@ def test_many_calls_are_reported_a_moment_later_in_order() -> None:
 
 
 def test_catch_up_reports_waiting_calls_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "GATHER_S", HANG_S)
+    monkeypatch.setattr(call_records, "GATHER_S", HANG_S)
     found = Told(under_way=FEW_CALLS + 1)
     found.end("a")
     assert found.told == []
@@ -92,8 +91,8 @@ def lines_of(
     before = (root.handlers, root.level, ours.level)
     try:
         logs.configure(kind, "info")
-        logs.tell(records.access, "stream", told, 1_775_563_200.25)
-        records.access.info("stream", extra=told)
+        logs.tell(call_records.access, "stream", told, 1_775_563_200.25)
+        call_records.access.info("stream", extra=told)
     finally:
         root.handlers, root.level, ours.level = before
     return capsys.readouterr().err.splitlines()
@@ -146,11 +145,11 @@ def test_other_log_handlers_receive_the_log_line_of_a_call(
 def test_no_log_line_is_written_below_the_log_level(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records.access, "level", logging.WARNING)
-    records.access.manager._clear_cache()  # type: ignore[attr-defined]
+    monkeypatch.setattr(call_records.access, "level", logging.WARNING)
+    call_records.access.manager._clear_cache()  # type: ignore[attr-defined]
     assert lines_of(capsys, TOLD) == []
     monkeypatch.undo()
-    records.access.manager._clear_cache()  # type: ignore[attr-defined]
+    call_records.access.manager._clear_cache()  # type: ignore[attr-defined]
 
 
 def test_logging_a_call_to_a_full_disk_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +160,7 @@ def test_logging_a_call_to_a_full_disk_raises_nothing(monkeypatch: pytest.Monkey
     root = logging.getLogger()
     handler = logs.JsonLines(cast(TextIO, Full()))
     monkeypatch.setattr(root, "handlers", [handler])
-    monkeypatch.setattr(records.access, "level", logging.INFO)
-    records.access.manager._clear_cache()  # type: ignore[attr-defined]
-    logs.tell(records.access, "stream", TOLD, 0.0)
-    records.access.manager._clear_cache()  # type: ignore[attr-defined]
+    monkeypatch.setattr(call_records.access, "level", logging.INFO)
+    call_records.access.manager._clear_cache()  # type: ignore[attr-defined]
+    logs.tell(call_records.access, "stream", TOLD, 0.0)
+    call_records.access.manager._clear_cache()  # type: ignore[attr-defined]

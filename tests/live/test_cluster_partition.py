@@ -18,13 +18,13 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.support import calls, fleets
+from tests.support import calls, clusters
 from tests.support.balancer import Balancer
 from tests.support.books import assert_sound, open_rows
 from tests.support.calls import begin_stream
+from tests.support.cluster_proofs import SCRIPTS, assert_cancelled
+from tests.support.clusters import backends
 from tests.support.fake import FakeProvider
-from tests.support.fleet_proofs import SCRIPTS, assert_cancelled
-from tests.support.fleets import backends
 from tests.support.pace import HANG_S, scaled
 from tests.support.raw_client import RawClient
 from tests.support.servers import UNTROUBLED, Server, fake_rows, make_key
@@ -178,7 +178,7 @@ def test_a_machine_cut_off_from_redis_serves_on_and_recovers(pair: Pair) -> None
         client = begin(far, stack, "first")
         assert stopped(near, "first") == 200
         assert_cancelled(client)
-        fleets.wait(lambda: stopped(near, "unknown") == 404, BACK_WITHIN_S, "all is known")
+        clusters.wait(lambda: stopped(near, "unknown") == 404, BACK_WITHIN_S, "all is known")
         here, there = begin(near, stack, "here"), begin(far, stack, "there")
         REDIS.down()
         try:
@@ -207,7 +207,7 @@ def test_a_machine_cut_off_from_redis_serves_on_and_recovers(pair: Pair) -> None
                 statuses.append(stopped(server, name))
                 return statuses[-1] == 200
 
-            took = fleets.wait(done, BACK_WITHIN_S, f"{name} is stopped")
+            took = clusters.wait(done, BACK_WITHIN_S, f"{name} is stopped")
             print(f"{name}: after {took:.1f} s")
             assert set(statuses) <= {200, 503}
             assert_cancelled(client)

@@ -1,5 +1,5 @@
 """Limits and budgets that several machines share: what one key may do, it may do once in the whole
-fleet, however its calls are spread."""
+cluster, however its calls are spread."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tests.support import calls, mixture
 from tests.support import fake as fp
 from tests.support.books import Row, assert_sound, rows
 from tests.support.calls import BEGUN, begin_stream
+from tests.support.clusters import Cluster, backends, listed, stop
 from tests.support.fake import FakeProvider
-from tests.support.fleets import Fleet, backends, listed, stop
 from tests.support.load import NATIVE, OPENAI, Kind, Sent, play
 from tests.support.pace import scaled
 from tests.support.servers import UNTROUBLED
@@ -51,43 +51,43 @@ KEYS: Mapping[str, Mapping[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def started(fake_process: FakeProvider) -> Iterator[tuple[Fleet, dict[str, str]]]:
+def started(fake_process: FakeProvider) -> Iterator[tuple[Cluster, dict[str, str]]]:
     config = mixture.config(
         fake_process.base_url, input_usd=INPUT_NANO / 1000, output_usd=OUTPUT_NANO / 1000
     )
     with backends() as shared:
-        fleet = Fleet(
+        cluster = Cluster(
             config, redis_url=shared.redis.url, database_url=shared.database_url, env=UNTROUBLED
         )
         keys = {
-            name: fleet.add_key(name, id=f"key_{name}", **{"tier": "unlimited"} | dict(terms))
+            name: cluster.add_key(name, id=f"key_{name}", **{"tier": "unlimited"} | dict(terms))
             for name, terms in KEYS.items()
         }
-        with fleet:
-            yield fleet, keys
-            assert "Traceback" not in fleet.output()
+        with cluster:
+            yield cluster, keys
+            assert "Traceback" not in cluster.output()
 
 
 @pytest.fixture
-def fleet(started: tuple[Fleet, dict[str, str]], fake: FakeProvider) -> Fleet:
+def cluster(started: tuple[Cluster, dict[str, str]], fake: FakeProvider) -> Cluster:
     return started[0]
 
 
 @pytest.fixture
-def keys(started: tuple[Fleet, dict[str, str]]) -> dict[str, str]:
+def keys(started: tuple[Cluster, dict[str, str]]) -> dict[str, str]:
     """Their texts, by their names in KEYS."""
     return started[1]
 
 
-def rows_of(fleet: Fleet, key: str) -> list[Row]:
-    return [row for row in rows(fleet.database_url) if row["key_id"] == f"key_{key}"]
+def rows_of(cluster: Cluster, key: str) -> list[Row]:
+    return [row for row in rows(cluster.database_url) if row["key_id"] == f"key_{key}"]
 
 
-def at_once(fleet: Fleet, key: str, kind: Kind, *, count: int = CALLS) -> list[Sent]:
+def at_once(cluster: Cluster, key: str, kind: Kind, *, count: int = CALLS) -> list[Sent]:
     """That many calls, of many callers at a time, spread over all workers."""
     all_sent = [Sent(kind, (NATIVE, OPENAI)[number % 2]) for number in range(count)]
     with ThreadPoolExecutor(CALLERS) as callers:
-        list(callers.map(lambda sent: play(fleet, key, sent), all_sent))
+        list(callers.map(lambda sent: play(cluster, key, sent), all_sent))
     assert [sent for sent in all_sent if sent.failure] == []
     return all_sent
 
@@ -98,13 +98,13 @@ def workers_of(found: Sequence[Row]) -> int:
 
 
 def test_requests_per_minute_are_counted_once(
-    fleet: Fleet, fake: FakeProvider, keys: dict[str, str]
+    cluster: Cluster, fake: FakeProvider, keys: dict[str, str]
 ) -> None:
     fake.default(fp.answer(fp.body("x")))
-    sent = at_once(fleet, keys["requests"], Kind("limits"))
+    sent = at_once(cluster, keys["requests"], Kind("limits"))
     assert Counter(one.status for one in sent) == {200: PER_MINUTE, 429: CALLS - PER_MINUTE}
     assert fake.counts.received == PER_MINUTE
-    assert workers_of(rows_of(fleet, "requests")) > 2
+    assert workers_of(rows_of(cluster, "requests")) > 2
     left = [int(one.headers["x-ratelimit-remaining-requests"]) for one in sent if one.status == 200]
     assert min(left) == 0
     refused = next(one for one in sent if one.status == 429)
@@ -112,12 +112,12 @@ def test_requests_per_minute_are_counted_once(
 
 
 def test_each_worker_reports_the_shared_remaining_requests(
-    fleet: Fleet, fake: FakeProvider, keys: dict[str, str]
+    cluster: Cluster, fake: FakeProvider, keys: dict[str, str]
 ) -> None:
     """The free tier's ten a minute: what is told of a limit is told alike by each worker."""
     fake.default(fp.answer(fp.body("x", usage=TOLD)))
     answers = []
-    with fleet.clients_to_each() as clients:
+    with cluster.clients_to_each() as clients:
         for client in [*clients.values()] * 3:
             client.key = keys["free"]
             calls.ask(client, max_tokens=10)
@@ -128,7 +128,7 @@ def test_each_worker_reports_the_shared_remaining_requests(
 
 
 def test_reserved_tokens_never_exceed_the_hourly_limit(
-    fleet: Fleet, fake: FakeProvider, keys: dict[str, str]
+    cluster: Cluster, fake: FakeProvider, keys: dict[str, str]
 ) -> None:
     """All hold their reserve until the provider may answer: no more of them may be under way than
     the limit has room for."""
@@ -138,7 +138,7 @@ def test_reserved_tokens_never_exceed_the_hourly_limit(
 
     def open_when_all_are_decided() -> None:
         with contextlib.suppress(TimeoutError):
-            fleet.wait(lambda: opening.is_set() or decided() == CALLS)
+            cluster.wait(lambda: opening.is_set() or decided() == CALLS)
         fake.open("answer")
 
     def decided() -> int:
@@ -149,7 +149,7 @@ def test_reserved_tokens_never_exceed_the_hourly_limit(
     opener.start()
     try:
         with ThreadPoolExecutor(CALLS) as callers:
-            list(callers.map(lambda one: play(fleet, keys["tokens"], one), sent))
+            list(callers.map(lambda one: play(cluster, keys["tokens"], one), sent))
     finally:
         opening.set()
         opener.join()
@@ -165,12 +165,12 @@ def prompt_tokens(sent: Sent) -> int:
 
 
 def test_unused_reserved_tokens_are_given_back_to_all_workers(
-    fleet: Fleet, fake: FakeProvider, keys: dict[str, str]
+    cluster: Cluster, fake: FakeProvider, keys: dict[str, str]
 ) -> None:
     """Each call reserves half of the hour's tokens, and uses a few."""
     fake.default(fp.answer(fp.body("x", usage=TOLD)))
     left = []
-    with fleet.clients_to_each() as clients:
+    with cluster.clients_to_each() as clients:
         for client in [*clients.values()] * 2:
             client.key = keys["settled"]
             calls.ask(client, max_tokens=PER_HOUR // 2)
@@ -184,15 +184,15 @@ def test_unused_reserved_tokens_are_given_back_to_all_workers(
         client.body()
 
 
-def test_concurrent_streams_of_a_key_are_counted_over_the_fleet(
-    fleet: Fleet, fake: FakeProvider, keys: dict[str, str]
+def test_concurrent_streams_of_a_key_are_counted_over_the_cluster(
+    cluster: Cluster, fake: FakeProvider, keys: dict[str, str]
 ) -> None:
     fake.default([*BEGUN, fp.hold()])
-    with ExitStack() as stack, fleet.clients_to_each() as askers:
+    with ExitStack() as stack, cluster.clients_to_each() as askers:
         clients = []
         for number in range(MOST_STREAMS):
-            worker = fleet.workers()[number % 4]
-            clients.append(stack.enter_context(fleet.client_of(worker)))
+            worker = cluster.workers()[number % 4]
+            clients.append(stack.enter_context(cluster.client_of(worker)))
             clients[-1].key = keys["streams"]
             begin_stream(clients[-1], stream_id=f"s{number}")
         for asked in askers.values():
@@ -204,7 +204,7 @@ def test_concurrent_streams_of_a_key_are_counted_over_the_fleet(
         [first, *_, last] = askers.values()
         assert stop(last, "s0").status == 200
         list(clients[0].frames())
-        fleet.wait(lambda: len(listed(first).json) == MOST_STREAMS - 1)
+        cluster.wait(lambda: len(listed(first).json) == MOST_STREAMS - 1)
         clients[0].key = keys["streams"]
         begin_stream(clients[0], stream_id="s0")
         for number in range(MOST_STREAMS):
@@ -212,27 +212,27 @@ def test_concurrent_streams_of_a_key_are_counted_over_the_fleet(
 
 
 def test_a_burst_of_calls_never_exceeds_max_streams_of_a_key(
-    fleet: Fleet, fake: FakeProvider, keys: dict[str, str]
+    cluster: Cluster, fake: FakeProvider, keys: dict[str, str]
 ) -> None:
     fake.default([fp.sleep(1.0), *fp.answer(fp.body("x"))])
-    with fleet.client() as client:
-        fleet.wait(lambda: listed(client, keys["streams"]).json == [], LISTED_WITHIN_S)
-    sent = at_once(fleet, keys["streams"], Kind("limits"), count=CALLERS)
+    with cluster.client() as client:
+        cluster.wait(lambda: listed(client, keys["streams"]).json == [], LISTED_WITHIN_S)
+    sent = at_once(cluster, keys["streams"], Kind("limits"), count=CALLERS)
     assert Counter(s.status for s in sent) == {200: MOST_STREAMS, 429: CALLERS - MOST_STREAMS}
     assert fake.counts.received == MOST_STREAMS
 
 
 def test_a_budget_is_never_overspent_by_calls_with_max_tokens(
-    fleet: Fleet, fake: FakeProvider, keys: dict[str, str]
+    cluster: Cluster, fake: FakeProvider, keys: dict[str, str]
 ) -> None:
     kind = Kind("paid", more={"max_tokens": MOST_TOKENS})
     fake.named({"paid": answering(TOLD)})
     begun = time.monotonic()
-    found = spend_it_all(fleet, keys["dollar"], kind)
-    paid = rows_of(fleet, "dollar")
+    found = spend_it_all(cluster, keys["dollar"], kind)
+    paid = rows_of(cluster, "dollar")
     spent = sum(row["cost_nano"] for row in paid)
     print(f"spent {spent / 1e9:.6f} USD in {time.monotonic() - begun:.1f} s")
     assert 0.98 * BUDGET_NANO < spent <= BUDGET_NANO
     assert found[200] == len(paid) == fake.counts.received
-    assert_sound(fleet.database_url)
+    assert_sound(cluster.database_url)
     assert workers_of(paid) == 4

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import msgspec
 import redis
 
+from cluster.redis_client import Away, RedisClient
 from errors import Unavailable
-from shared import Away, Shared
 
 ANSWER_S, LOOK_S = 3.0, 0.5
 """How long who asks waits, and how often it looks for an answer whose message was lost."""
@@ -36,12 +36,14 @@ class Question(NamedTuple):
     guess: bool = False
 
 
-class Post:
+class Messages:
     """The questions and answers of one process, whose name is `me`."""
 
-    def __init__(self, shared: Shared, me: str, reply: Callable[[Question], Any]) -> None:
+    def __init__(
+        self, redis_client: RedisClient, me: str, reply: Callable[[Question], Any]
+    ) -> None:
         """reply: answers another's question, as JSON can have it, without waiting."""
-        self._shared = shared
+        self._redis = redis_client
         self._me = me
         self._reply = reply
         self._waiting: dict[str, threading.Event] = {}
@@ -73,7 +75,7 @@ class Post:
         if not tokens:
             return []
         with self.expecting(*tokens):
-            run(self._shared, leave)
+            run(self._redis, leave)
             until = time.monotonic() + ANSWER_S
             return [self.answer(token, until) for token in tokens]
 
@@ -94,14 +96,14 @@ class Post:
         while (left := until - time.monotonic()) > 0:
             woken.wait(min(left, LOOK_S))
             woken.clear()
-            told = run(self._shared, lambda client: client.get(ANSWER + token))
+            told = run(self._redis, lambda client: client.get(ANSWER + token))
             if told is not None:
                 return msgspec.json.decode(told)
         raise Unavailable("The process that has this stream doesn't answer. Try again.")
 
     def listener(self) -> Any:
         """A connection on which messages for this process come. Raises RedisError."""
-        listener = self._shared.listener()
+        listener = self._redis.listener()
         listener.subscribe(CHANNEL + self._me)
         return listener
 
@@ -115,7 +117,7 @@ class Post:
             if waiting is not None:
                 waiting.set()
             elif not message["data"]:
-                self.reply_to(self._shared.run(self._look))
+                self.reply_to(self._redis.run(self._look))
 
     def _look(self, client: Any) -> dict[bytes, bytes]:
         return client.hgetall(self.questions)  # type: ignore[no-any-return]
@@ -136,13 +138,13 @@ class Post:
                 pipe.execute()
 
         if answers:
-            self._shared.run(leave)
+            self._redis.run(leave)
 
 
-def run(shared: Shared, work: Callable[[Any], Any]) -> Any:
+def run(redis_client: RedisClient, work: Callable[[Any], Any]) -> Any:
     """What the work returns. Raises Unavailable."""
     try:
-        return shared.run(work)
+        return redis_client.run(work)
     except Away:
         raise Unavailable(
             "This process doesn't have the stream, and others can't be asked now. Try again."

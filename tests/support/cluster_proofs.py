@@ -1,4 +1,4 @@
-"""What must hold of a fleet whatever becomes of a part of it: a load that goes on meanwhile, what
+"""What must hold of a cluster whatever becomes of a part of it: a load that goes on meanwhile, what
 is asked of its workers beside it, and the books of it all in the end."""
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from tests.support import calls, fleets, mixture, proofs
+from tests.support import calls, clusters, mixture, proofs
 from tests.support import fake as fp
 from tests.support.books import Row, by_request, open_rows, rows
 from tests.support.calls import BEGUN
+from tests.support.clusters import Cluster, Worker, stop
 from tests.support.fake import FakeProvider
-from tests.support.fleets import Fleet, Worker, stop
 from tests.support.load import NATIVE, OPENAI, Load, Sent, body, failed, has_text, told
 from tests.support.load import scripts as scripts_of
 from tests.support.pace import HANG_S
@@ -38,12 +38,12 @@ SCRIPTS: Mapping[str, Sequence[fp.Step]] = {
 
 
 class Run:
-    """A load on a fleet, streams of which some are stopped by whoever is asked. sent: its calls.
+    """A load on a cluster, streams of which some are stopped by whoever is asked. sent: its calls.
     stops: what each attempt to stop one of them came to."""
 
-    def __init__(self, fleet: Fleet, fake: FakeProvider, keys: Mapping[str, str]) -> None:
-        self.fleet, self.fake, self.keys = fleet, fake, keys
-        self.load = Load(fleet, keys, KINDS, clients=CLIENTS)
+    def __init__(self, cluster: Cluster, fake: FakeProvider, keys: Mapping[str, str]) -> None:
+        self.cluster, self.fake, self.keys = cluster, fake, keys
+        self.load = Load(cluster, keys, KINDS, clients=CLIENTS)
         self.stops: list[tuple[Sent, int]] = []
         self._ending = threading.Event()
 
@@ -71,7 +71,7 @@ class Run:
             return sum(sent.whole and sent.status == 200 for sent in self.sent)
 
         before = answered()
-        fleets.wait(lambda: answered() >= before + count, HANG_S, "the load goes on")
+        clusters.wait(lambda: answered() >= before + count, HANG_S, "the load goes on")
 
     def _stop_some(self) -> None:
         while not self._ending.wait(random.uniform(0, 0.1)):
@@ -83,7 +83,7 @@ class Run:
             sent.failure = sent.failure or "cut"
 
     def _play(self, sent: Sent) -> None:
-        with RawClient(self.fleet.port, key=self.keys["main"], timeout=HANG_S) as client:
+        with RawClient(self.cluster.port, key=self.keys["main"], timeout=HANG_S) as client:
             headers = {"X-Request-ID": sent.id, "X-Stream-ID": sent.id}
             client.request("POST", sent.path, body(sent), headers)
             sent.status = client.read_head().status
@@ -104,7 +104,7 @@ class Run:
         until = time.monotonic() + HANG_S
         while time.monotonic() < until:
             with contextlib.suppress(OSError, EOFError):  # who is asked may be killed, too
-                status = calls.stop(self.fleet, sent.id, self.keys["main"]).status
+                status = calls.stop(self.cluster, sent.id, self.keys["main"]).status
                 self.stops.append((sent, status))
                 if status == 200:
                     return
@@ -123,10 +123,10 @@ class Probe:
     """Streams that nobody ends, two of each worker, and a connection to each to ask it of them.
     kept: those that are not stopped."""
 
-    def __init__(self, fleet: Fleet, key: str, stack: ExitStack) -> None:
-        self.fleet, self.key, self._stack = fleet, key, stack
-        self.workers = fleet.workers()
-        self.asked = {w: stack.enter_context(fleet.client_of(w)) for w in self.workers}
+    def __init__(self, cluster: Cluster, key: str, stack: ExitStack) -> None:
+        self.cluster, self.key, self._stack = cluster, key, stack
+        self.workers = cluster.workers()
+        self.asked = {w: stack.enter_context(cluster.client_of(w)) for w in self.workers}
         self.streams: dict[Worker, tuple[str, RawClient]] = {}
         for client in self.asked.values():
             client.key = key
@@ -138,7 +138,7 @@ class Probe:
 
     def begin(self, worker: Worker) -> str:
         """A stream of this worker's; its id, which is its request's too."""
-        client = self._stack.enter_context(self.fleet.client_of(worker))
+        client = self._stack.enter_context(self.cluster.client_of(worker))
         client.key = self.key
         id_ = f"probe.{next(NUMBERS)}"
         content = {"model": "fake/m", "prompt": "probe it", "stream": True}
@@ -177,7 +177,7 @@ class Probe:
             assert set(found) <= {200, maybe}, found
             return set(found) == {200}
 
-        took = fleets.wait(stopped, timeout, "each stops another one's stream")
+        took = clusters.wait(stopped, timeout, "each stops another one's stream")
         for _, client in self.streams.values():
             assert_cancelled(client)
         for worker in self.workers:
@@ -196,7 +196,7 @@ class Probe:
             client.body()
 
     def ready(self) -> set[int]:
-        return {fleets.exchange(client, "GET", "/ready").status for client in self.asked.values()}
+        return {clusters.exchange(client, "GET", "/ready").status for client in self.asked.values()}
 
     def accepted(self, key: str, each: int) -> int:
         """How many of so many calls of each worker a key's limit lets pass."""
@@ -217,13 +217,13 @@ def listed(client: RawClient) -> list[dict[str, Any]]:
     found: list[list[dict[str, Any]]] = []
 
     def known() -> bool:
-        answer = fleets.listed(client)
+        answer = clusters.listed(client)
         assert answer.status in (200, 503), answer
         if answer.status == 200:
             found.append(answer.json)
         return answer.status == 200
 
-    fleets.wait(known, HANG_S, "the list can be known")
+    clusters.wait(known, HANG_S, "the list can be known")
     return found[0]
 
 
@@ -231,9 +231,9 @@ NUMBERS = itertools.count()
 
 
 @contextlib.contextmanager
-def probing(fleet: Fleet, key: str) -> Iterator[Probe]:
+def probing(cluster: Cluster, key: str) -> Iterator[Probe]:
     with ExitStack() as stack:
-        yield Probe(fleet, key, stack)
+        yield Probe(cluster, key, stack)
 
 
 def assert_cancelled(client: RawClient) -> None:
@@ -249,13 +249,13 @@ def assert_cancelled(client: RawClient) -> None:
 def settled(run: Run, *, but: str | None = None) -> dict[str, Row]:
     """The rows of a run, by their request ids, once none is open. but: whose may be: who was
     killed."""
-    place, ids = run.fleet.database_url, {sent.id for sent in run.sent}
+    place, ids = run.cluster.database_url, {sent.id for sent in run.sent}
 
     def closed() -> bool:
         under_way = {row["request_id"] for row in open_rows(place) if row["owner"] != but}
         return ids.isdisjoint(under_way)
 
-    fleets.wait(closed, HANG_S, "all rows are settled")
+    clusters.wait(closed, HANG_S, "all rows are settled")
     return by_request(row for row in rows(place) if row["request_id"] in ids)
 
 
@@ -300,11 +300,11 @@ def assert_stops_told_the_truth(run: Run, *, but: Collection[str] = ()) -> None:
     assert [(sent, status) for sent, status in lies if sent.id not in but or status != 404] == []
 
 
-def keys_for(fleet: Fleet, names: Sequence[str]) -> dict[str, str]:
+def keys_for(cluster: Cluster, names: Sequence[str]) -> dict[str, str]:
     """The load's keys, and one of PER_MINUTE requests for each of these."""
     found: dict[str, Any] = {
-        name: fleet.add_key(name, id=f"key_{name}") for name in ("main", "other", "probe")
+        name: cluster.add_key(name, id=f"key_{name}") for name in ("main", "other", "probe")
     }
     for name in names:
-        found[name] = fleet.add_key(name, id=f"key_{name}", requests_per_minute=PER_MINUTE)
+        found[name] = cluster.add_key(name, id=f"key_{name}", requests_per_minute=PER_MINUTE)
     return found

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.support import calls, fleets
+from tests.support import calls, clusters
 from tests.support import fake as fp
 from tests.support.calls import BEGUN, EVENT, begin_stream, closed_after
+from tests.support.clusters import Cluster, Worker, listed, stop, untroubled
 from tests.support.fake import FakeProvider
-from tests.support.fleets import Fleet, Worker, listed, stop, untroubled
 from tests.support.load import NATIVE, OPENAI, told
 from tests.support.pace import scaled
 from tests.support.raw_client import RawClient
@@ -25,20 +25,20 @@ WITHIN_S = scaled(0.5)
 them."""
 TRIES = 5
 GONE_WITHIN_S, SETTLED_WITHIN_S = scaled(10), scaled(20)
-NUMBERS = range(fleets.MACHINES * fleets.WORKERS)
+NUMBERS = range(clusters.MACHINES * clusters.WORKERS)
 PAIRS = list(product(NUMBERS, NUMBERS))
 """Whose call it is, and who is asked."""
 
 
 @pytest.fixture(scope="module")
-def started(fake_process: FakeProvider) -> Iterator[Fleet]:
-    with untroubled(fake_process.base_url) as fleet:
-        yield fleet
-        assert "Traceback" not in fleet.output()
+def started(fake_process: FakeProvider) -> Iterator[Cluster]:
+    with untroubled(fake_process.base_url) as cluster:
+        yield cluster
+        assert "Traceback" not in cluster.output()
 
 
 @pytest.fixture
-def fleet(started: Fleet, fake: FakeProvider) -> Fleet:
+def cluster(started: Cluster, fake: FakeProvider) -> Cluster:
     """Two machines of two workers each."""
     return started
 
@@ -63,24 +63,24 @@ PHASES = {
 @pytest.mark.parametrize("name", PHASES)
 @pytest.mark.parametrize(("owner", "asked"), PAIRS)
 def test_call_of_any_worker_can_be_stopped_through_any_worker(
-    fleet: Fleet, fake: FakeProvider, owner: int, asked: int, name: str
+    cluster: Cluster, fake: FakeProvider, owner: int, asked: int, name: str
 ) -> None:
-    workers = fleet.workers()
+    workers = cluster.workers()
 
     def once() -> float:
-        return stop_once(fleet, fake, workers[owner], workers[asked], PHASES[name])
+        return stop_once(cluster, fake, workers[owner], workers[asked], PHASES[name])
 
     assert calls.best_of(TRIES, WITHIN_S, once) < WITHIN_S
 
 
 def stop_once(
-    fleet: Fleet, fake: FakeProvider, owner: Worker, asked: Worker, phase: Phase
+    cluster: Cluster, fake: FakeProvider, owner: Worker, asked: Worker, phase: Phase
 ) -> float:
     """Stop a call of one worker by another, and see that all is as it should be. How long the
     slowest of the stop's answer, the provider's end and the client's end took."""
     fake.reset()
     fake.script(phase.steps)
-    with fleet.client_of(owner) as client, fleet.client_of(asked) as asking:
+    with cluster.client_of(owner) as client, cluster.client_of(asked) as asking:
         begin(client, phase, stream_id := uuid.uuid4().hex)
         fake.wait_requests()
         answer = stop(asking, stream_id)
@@ -128,9 +128,9 @@ def read_cancelled(client: RawClient, phase: Phase) -> float:
 
 
 @pytest.fixture
-def clients(fleet: Fleet) -> Iterator[list[RawClient]]:
+def clients(cluster: Cluster) -> Iterator[list[RawClient]]:
     """A kept connection to each worker."""
-    with fleet.clients_to_each() as found:
+    with cluster.clients_to_each() as found:
         yield list(found.values())
 
 
@@ -141,31 +141,31 @@ def settled(clients: list[RawClient]) -> None:
     def known() -> bool:
         return {stop(asked, "unknown").status for asked in clients} == {404}
 
-    fleets.wait(known, SETTLED_WITHIN_S, "what is unknown is not found")
+    clusters.wait(known, SETTLED_WITHIN_S, "what is unknown is not found")
 
 
 def test_repeated_stop_succeeds_on_every_worker(
-    fleet: Fleet, fake: FakeProvider, clients: list[RawClient]
+    cluster: Cluster, fake: FakeProvider, clients: list[RawClient]
 ) -> None:
     fake.script(SILENT)
-    with fleet.client_of(fleet.workers()[0]) as client:
+    with cluster.client_of(cluster.workers()[0]) as client:
         stream_id = begin_stream(client)
         answers = [stop(asked, stream_id) for asked in clients]
         list(client.frames())
         fake.wait_closed()
-        fleet.wait(lambda: listed(clients[0]).json == [])
+        cluster.wait(lambda: listed(clients[0]).json == [])
         answers += [stop(asked, stream_id) for asked in clients]
     assert {(a.status, a.json["success"]) for a in answers} == {(200, True)}
 
 
 @pytest.mark.usefixtures("settled")
 def test_stop_of_an_unknown_ended_or_foreign_stream_answers_404_everywhere(
-    fleet: Fleet, fake: FakeProvider, clients: list[RawClient]
+    cluster: Cluster, fake: FakeProvider, clients: list[RawClient]
 ) -> None:
-    other = fleet.add_key("other")
-    fleet.wait_known(other)
+    other = cluster.add_key("other")
+    cluster.wait_known(other)
     fake.default([*BEGUN, fp.gate("more"), EVENT, fp.hold()])
-    with fleet.client_of(fleet.workers()[0]) as client, fleet.client() as ended:
+    with cluster.client_of(cluster.workers()[0]) as client, cluster.client() as ended:
         stream_id = begin_stream(client)
         fake.script(fp.sse(fp.chunks(["a"])))
         ended_id = begin_stream(ended)
@@ -185,10 +185,10 @@ def test_stop_of_an_unknown_ended_or_foreign_stream_answers_404_everywhere(
 
 @pytest.mark.parametrize("phase", [PHASES["silent"], PHASES["unary"]], ids=["stream", "unary"])
 def test_an_id_in_use_is_refused_by_every_worker(
-    fleet: Fleet, fake: FakeProvider, clients: list[RawClient], phase: Phase
+    cluster: Cluster, fake: FakeProvider, clients: list[RawClient], phase: Phase
 ) -> None:
     fake.default([*BEGUN, fp.gate("more"), EVENT, fp.hold()])
-    with fleet.client_of(fleet.workers()[0]) as client:
+    with cluster.client_of(cluster.workers()[0]) as client:
         begin_stream(client, stream_id="same")
         for asked in clients:
             calls.ask(asked, stream=phase.stream, stream_id="same")
@@ -203,33 +203,33 @@ def test_an_id_in_use_is_refused_by_every_worker(
 
 @pytest.mark.usefixtures("settled")
 def test_stopped_stream_id_can_be_reused_by_the_next_call(
-    fleet: Fleet, fake: FakeProvider, clients: list[RawClient]
+    cluster: Cluster, fake: FakeProvider, clients: list[RawClient]
 ) -> None:
     """Who remembers that it stopped a call of that id must not say so of the next one."""
     fake.default(SILENT)
-    for worker in fleet.workers():
+    for worker in cluster.workers():
         for asked in clients:
-            with fleet.client_of(worker) as client:
+            with cluster.client_of(worker) as client:
                 begin_stream(client, stream_id="again")
                 assert stop(asked, "again").status == 200
                 list(client.frames())
-            fleet.wait(lambda asked=asked: listed(asked).json == [])  # type: ignore[misc]
+            cluster.wait(lambda asked=asked: listed(asked).json == [])  # type: ignore[misc]
     fake.default(fp.sse(fp.chunks(["a"])))
-    with fleet.client() as client:
+    with cluster.client() as client:
         begin_stream(client, stream_id="again")
         list(client.frames())
-    fleet.wait(lambda: listed(clients[0]).json == [])
+    cluster.wait(lambda: listed(clients[0]).json == [])
     assert {stop(asked, "again").status for asked in clients} == {404}
 
 
 def test_two_keys_may_use_one_id_in_two_processes(
-    fleet: Fleet, fake: FakeProvider, clients: list[RawClient]
+    cluster: Cluster, fake: FakeProvider, clients: list[RawClient]
 ) -> None:
     fake.default([*BEGUN, fp.gate("more"), EVENT, fp.hold()])
-    other = fleet.add_key("other")
-    fleet.wait_known(other)
-    workers = fleet.workers()
-    with fleet.client_of(workers[0]) as first, fleet.client_of(workers[-1]) as second:
+    other = cluster.add_key("other")
+    cluster.wait_known(other)
+    workers = cluster.workers()
+    with cluster.client_of(workers[0]) as first, cluster.client_of(workers[-1]) as second:
         second.key = other
         begin_stream(first, stream_id="same")
         begin_stream(second, stream_id="same")
@@ -241,11 +241,11 @@ def test_two_keys_may_use_one_id_in_two_processes(
 
 
 def test_every_worker_lists_the_streams_of_all_workers(
-    fleet: Fleet, fake: FakeProvider, clients: list[RawClient]
+    cluster: Cluster, fake: FakeProvider, clients: list[RawClient]
 ) -> None:
     fake.default([*BEGUN, EVENT, fp.hold()])
     begun = []
-    with fleet.clients_to_each() as owners:
+    with cluster.clients_to_each() as owners:
         for client in owners.values():
             begun.append(begin_stream(client))
             client.frame()
@@ -266,18 +266,18 @@ def test_every_worker_lists_the_streams_of_all_workers(
         for client in owners.values():
             list(client.frames())
         for asked in clients:
-            fleet.wait(lambda asked=asked: listed(asked).json == [])  # type: ignore[misc]
+            cluster.wait(lambda asked=asked: listed(asked).json == [])  # type: ignore[misc]
 
 
 def test_stream_of_a_killed_worker_leaves_the_list_and_stop_never_answers_200(
-    fleet: Fleet, fake: FakeProvider
+    cluster: Cluster, fake: FakeProvider
 ) -> None:
     fake.default(SILENT)
-    [victim, *others] = fleet.workers()
-    with fleet.client_of(victim) as client, fleet.client_of(others[-1]) as asking:
+    [victim, *others] = cluster.workers()
+    with cluster.client_of(victim) as client, cluster.client_of(others[-1]) as asking:
         stream_id = begin_stream(client)
         assert [entry["stream_id"] for entry in listed(asking).json] == [stream_id]
-        fleet.kill(victim)
+        cluster.kill(victim)
         assert client.ended()
         statuses = set()
 
@@ -286,7 +286,7 @@ def test_stream_of_a_killed_worker_leaves_the_list_and_stop_never_answers_200(
             answer = listed(asking)
             return answer.status == 200 and answer.json == []
 
-        fleets.wait(left, GONE_WITHIN_S, "the list is empty")
+        clusters.wait(left, GONE_WITHIN_S, "the list is empty")
         statuses.add(stop(asking, stream_id).status)
         assert statuses <= {404, 503}
-    fleet.wait(fleet.is_whole)
+    cluster.wait(cluster.is_whole)

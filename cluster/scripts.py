@@ -1,4 +1,4 @@
-"""What the fleet does in Redis in one step: Lua, as redis-py loads it. Times are Redis' own.
+"""What the cluster does in Redis in one step: Lua, as redis-py loads it. Times are Redis' own.
 
 Rules that hold here: a script may be run twice, because an answer may have been lost with its
 connection.
@@ -32,7 +32,7 @@ def step(text: str) -> Step:
 
 
 BEAT = step("""
--- KEYS: fleet, since, my questions. ARGV: me, DEAD_S.
+-- KEYS: cluster, since, my questions. ARGV: me, DEAD_S.
 redis.call('ZADD', KEYS[1], now, ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
 redis.call('SET', KEYS[2], string.format('%.6f', now), 'NX')
@@ -41,7 +41,7 @@ return {redis.call('GET', KEYS[2]), redis.call('HGETALL', KEYS[3])}
 """This process lives. Returns since when Redis has its data, and what others ask."""
 
 CLAIM = step("""
--- KEYS: calls of the key, fleet, the mark of a stop. ARGV: me, call, share (-1: any), TTL.
+-- KEYS: calls of the key, cluster, the mark of a stop. ARGV: me, call, share (-1: any), TTL.
 redis.call('ZADD', KEYS[2], 'NX', now, ARGV[1])
 local owner = redis.call('HGET', KEYS[1], ARGV[2])
 if owner and owner ~= ARGV[1] and redis.call('ZSCORE', KEYS[2], owner) then return 1 end
@@ -69,7 +69,7 @@ if tonumber(ARGV[3]) > 0 then redis.call('SET', KEYS[2], '1', 'EX', ARGV[3]) end
 """)
 
 ASK = step("""
--- KEYS: calls of the key, fleet, since, the mark of a stop.
+-- KEYS: calls of the key, cluster, since, the mark of a stop.
 -- ARGV: me, call, questions of, channel of, token, question, SILENT_S, SETTLED_S, TTL.
 local silent = now - ARGV[7]
 local owner = redis.call('HGET', KEYS[1], ARGV[2])
@@ -94,7 +94,7 @@ return 'unknown'
 """Asks the owner of a call. Else says why not: it was stopped, is unknown, or can't be known."""
 
 OWNERS = step("""
--- KEYS: calls of the key, fleet. ARGV: me, SILENT_S.
+-- KEYS: calls of the key, cluster. ARGV: me, SILENT_S.
 local found, seen = {}, {}
 for _, owner in ipairs(redis.call('HVALS', KEYS[1])) do
   if owner ~= ARGV[1] and not seen[owner] then

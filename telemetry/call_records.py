@@ -14,17 +14,17 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import logs
 from call import Outcome
 from concurrency.threads import BackgroundThread
 from concurrency.yielding import Yielder
 from errors import ByokRejected
 from ledger.pricing import dollars
-from metrics import Metrics
 from stream import Stream
+from telemetry import logs
+from telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from tracing import Tracing
+    from telemetry.tracing import Tracing
 
 KEY_REFUSED = (401, 403)
 
@@ -35,7 +35,7 @@ access = logging.getLogger("sluice.access")
 log = logging.getLogger("sluice.records")
 
 
-class Records:
+class CallRecords:
     """Of one process."""
 
     def __init__(

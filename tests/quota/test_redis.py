@@ -21,20 +21,19 @@ from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import RedisStorage
 from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
 
-import shared_counters
-from counters import HOUR, Ask, Hold
+from cluster.redis_client import TIMEOUT_S, RedisClient
 from errors import RateLimited, Unavailable
 from keys.key import Key
-from quota import Demand, Quota
-from shared import TIMEOUT_S, Shared
-from shared_counters import Store
+from quota.memory import HOUR, Ask, Hold
+from quota.quota import Demand, Quota
+from quota.redis import Store
+from tests.quota.test_quota import RESERVE, by_tokens, demand, refused, remaining
 from tests.support.ledgers import at_once
 from tests.support.pace import HANG_S, scaled
 from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer
 from tests.support.servers import free_port
 from tests.test_gateway import a_key
-from tests.test_quota import RESERVE, by_tokens, demand, refused, remaining
 
 T = TypeVar("T")
 
@@ -49,14 +48,14 @@ def client(redis_server: RedisServer) -> Iterator[Any]:
 
 
 @pytest.fixture
-def shared(redis_server: RedisServer) -> Iterator[Shared]:
-    found = Shared(redis_server.url)
+def shared(redis_server: RedisServer) -> Iterator[RedisClient]:
+    found = RedisClient(redis_server.url)
     yield found
     found.close()
 
 
 @pytest.fixture
-def quota(redis_server: RedisServer, shared: Shared, client: Any) -> Iterator[Quota]:
+def quota(redis_server: RedisServer, shared: RedisClient, client: Any) -> Iterator[Quota]:
     """Whatever happens to it: nothing that is in Redis lasts, or is less than nothing."""
     yield Quota(RESERVE, shared)
     redis_server.resume()
@@ -86,8 +85,8 @@ def advance(client: Any, seconds: float) -> None:
             client.delete(name)
 
 
-def back(shared: Shared, *quotas: Quota) -> None:
-    """What the fleet does each second."""
+def back(shared: RedisClient, *quotas: Quota) -> None:
+    """What the cluster does each second."""
     shared.probe(lambda client: client.ping())
     for quota in quotas:
         quota.beat()
@@ -99,7 +98,7 @@ def taken(quota: Quota, key: Key, tokens: int, output: int | None = 0) -> Hold:
     return hold
 
 
-class Twice(Shared):
+class Twice(RedisClient):
     """Does everything twice, as one does whose connection breaks before the answer."""
 
     def run(self, work: Callable[[redis.Redis], T]) -> T:
@@ -107,11 +106,11 @@ class Twice(Shared):
         return super().run(work)
 
 
-# Together
+# ScriptBatcher
 
 
 def test_requests_and_tokens_of_one_process_count_in_other_processes(
-    quota: Quota, shared: Shared
+    quota: Quota, shared: RedisClient
 ) -> None:
     key, other = by_tokens(1000, requests_per_minute=2), Quota(RESERVE, shared)
     hold = taken(quota, key, 600)
@@ -131,7 +130,7 @@ def test_concurrent_processes_admit_exactly_what_the_limits_allow(
     redis_server: RedisServer, output: int | None
 ) -> None:
     for turn in range(5):
-        ways = [Shared(redis_server.url) for _ in range(4)]
+        ways = [RedisClient(redis_server.url) for _ in range(4)]
         quotas = [Quota(10, way) for way in ways]
         by_count = a_key(id=f"key_n{turn}", requests_per_minute=53)
         by_size = by_tokens(205, id=f"key_t{turn}")
@@ -403,7 +402,7 @@ def test_a_call_is_admitted_after_waiting_for_retry_after(
 
 
 def test_a_key_without_limits_needs_no_redis() -> None:
-    shared = Shared(f"redis://127.0.0.1:{free_port()}")
+    shared = RedisClient(f"redis://127.0.0.1:{free_port()}")
     quota, key = Quota(RESERVE, shared, required=True), a_key()
     assert quota.admit(key, demand(10**9)) is None
     assert quota.headers(key) == {}
@@ -413,7 +412,7 @@ def test_a_key_without_limits_needs_no_redis() -> None:
 
 
 def test_each_process_counts_alone_while_redis_is_away(
-    quota: Quota, shared: Shared, redis_server: RedisServer
+    quota: Quota, shared: RedisClient, redis_server: RedisServer
 ) -> None:
     key, other = by_tokens(1000, requests_per_minute=2), Quota(RESERVE, shared)
     before = taken(quota, key, 900)
@@ -436,7 +435,7 @@ def test_each_process_counts_alone_while_redis_is_away(
 
 
 def test_calls_with_limits_are_refused_while_a_required_redis_is_away(
-    shared: Shared, redis_server: RedisServer
+    shared: RedisClient, redis_server: RedisServer
 ) -> None:
     quota, key = Quota(RESERVE, shared, required=True), by_tokens(1000)
     hold = taken(quota, key, 100)
@@ -482,7 +481,7 @@ def test_a_call_waiting_for_redis_does_not_block_local_counting(
 
 
 def test_a_settlement_during_an_outage_is_written_once_afterward(
-    quota: Quota, shared: Shared, redis_server: RedisServer
+    quota: Quota, shared: RedisClient, redis_server: RedisServer
 ) -> None:
     key = by_tokens(1000)
     holds = [taken(quota, key, 100) for _ in range(5)]
@@ -497,7 +496,7 @@ def test_a_settlement_during_an_outage_is_written_once_afterward(
 
 
 def test_a_settlement_that_fails_again_stays_pending(
-    quota: Quota, shared: Shared, redis_server: RedisServer
+    quota: Quota, shared: RedisClient, redis_server: RedisServer
 ) -> None:
     key = by_tokens(1000)
     holds = [taken(quota, key, 100) for _ in range(3)]
@@ -513,7 +512,7 @@ def test_a_settlement_that_fails_again_stays_pending(
 
 
 def test_a_count_whose_answer_timed_out_is_given_back(
-    quota: Quota, shared: Shared, redis_server: RedisServer, client: Any
+    quota: Quota, shared: RedisClient, redis_server: RedisServer, client: Any
 ) -> None:
     key = by_tokens(1000)
     redis_server.pause()
@@ -525,11 +524,11 @@ def test_a_count_whose_answer_timed_out_is_given_back(
 
 
 def test_a_command_that_reaches_redis_too_late_is_not_counted(
-    quota: Quota, shared: Shared, redis_server: RedisServer
+    quota: Quota, shared: RedisClient, redis_server: RedisServer
 ) -> None:
     """As when a Redis that hung reads what was sent to it after it was given up."""
     key = by_tokens(1000)
-    counters = quota._shared
+    counters = quota._cluster
     assert counters is not None
     sent: list[tuple[list[str], list[int]]] = []
     take = counters._store.take
@@ -550,24 +549,24 @@ def test_a_command_that_reaches_redis_too_late_is_not_counted(
 
 
 def test_pending_settlements_are_bounded(
-    shared: Shared, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    shared: RedisClient, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_counters, "MOST_PENDING", 500)
+    monkeypatch.setattr("quota.redis.MOST_PENDING", 500)
     quota, key = Quota(RESERVE, shared), by_tokens(1000)
     holds = [taken(quota, key, 1) for _ in range(700)]
     redis_server.pause()
     for hold in holds:
         quota.settle(hold, 0)
-    assert quota._shared is not None
-    assert len(quota._shared._pending) == 500
+    assert quota._cluster is not None
+    assert len(quota._cluster._pending) == 500
     redis_server.resume()
     back(shared, quota)
-    assert len(quota._shared._pending) == 0
+    assert len(quota._cluster._pending) == 0
     assert 1000 - 200 <= remaining(quota, key) <= 1000 - 199, "the latest, and what was sent"
 
 
 def test_a_shared_quota_does_not_connect_before_its_first_use(redis_server: RedisServer) -> None:
-    shared = Shared(f"redis://127.0.0.1:{free_port()}")
+    shared = RedisClient(f"redis://127.0.0.1:{free_port()}")
     Store(shared.pool)
     Quota(RESERVE, shared)
     assert shared.available
@@ -580,11 +579,11 @@ from gevent import monkey, pool
 monkey.patch_all()
 import sys
 from errors import RateLimited
-from quota import Demand, Quota
-from shared import Shared
+from quota.quota import Demand, Quota
+from cluster.redis_client import RedisClient
 from tests.test_gateway import a_key
 
-quotas = [Quota(10, Shared(sys.argv[1])) for _ in range(2)]
+quotas = [Quota(10, RedisClient(sys.argv[1])) for _ in range(2)]
 key = a_key(requests_per_minute=70, tokens_per_hour=10**6)
 
 def call(number):

@@ -6,18 +6,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-import fleet
+from cluster import messages, ownership
+from cluster.ownership import Cluster
+from cluster.redis_client import RedisClient
 from completion import StreamKey, Summary
 from errors import Unavailable
-from fleet import Fleet, post
-from shared import Shared
-from stream import (
-    Stream,
-)
 from tests.support.pace import HANG_S
 from tests.support.redis_server import RedisServer
 
@@ -26,7 +23,7 @@ CALL = (KEY, "call-1")
 
 
 class Calls:
-    """A process's calls, for a Fleet to attend to."""
+    """A process's calls, for a Cluster to attend to."""
 
     def __init__(self) -> None:
         self.active: dict[StreamKey, Summary] = {}
@@ -40,32 +37,23 @@ class Calls:
     def stop_here(self, place: StreamKey) -> bool:
         return self.end_active(place)
 
-    def of(self, key_id: str) -> list[Stream]:
-        found = [summary for (owner, _), summary in self.active.items() if owner == key_id]
-        return [cast(Stream, Listed(summary)) for summary in found]
+    def summaries_here(self, key_id: str) -> list[Summary]:
+        return [summary for (owner, _), summary in self.active.items() if owner == key_id]
 
     def places(self) -> list[StreamKey]:
         return list(self.active)
 
 
-class Listed:
-    def __init__(self, summary: Summary) -> None:
-        self._summary = summary
-
-    def summary(self) -> Summary:
-        return self._summary
-
-
 class Process:
-    """A Fleet and its calls."""
+    """A Cluster and its calls."""
 
     def __init__(self, url: str) -> None:
-        self.shared = Shared(url)
-        self.fleet = Fleet(self.shared)
+        self.shared = RedisClient(url)
+        self.cluster = Cluster(self.shared)
         self.calls = Calls()
         self.beats = 0
-        self.fleet.attend(self.calls, self._count, self._fail)
-        self.fleet.start()
+        self.cluster.attend(self.calls, self._count, self._fail)
+        self.cluster.start()
         wait(lambda: self.beats > 0)
 
     def _count(self) -> None:
@@ -75,14 +63,14 @@ class Process:
         raise RuntimeError("a task that fails")
 
     def begin(self, place: StreamKey = CALL, share: int | None = None) -> str:
-        verdict = self.fleet.claim(place, share)
+        verdict = self.cluster.claim(place, share)
         if verdict == "yes":
             self.calls.active[place] = Summary(place[1], "fake", "m", time.time(), 1, 2)
         return verdict
 
     def end(self, place: StreamKey = CALL, *, stopped: bool = False) -> None:
         del self.calls.active[place]
-        self.fleet.release(place, stopped=stopped)
+        self.cluster.release(place, stopped=stopped)
 
     def told_all(self) -> None:
         """Wait for two more beats, the second of which began after this."""
@@ -114,9 +102,9 @@ def answered(condition: Callable[[], bool]) -> bool:
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "BEAT_S", 0.05)
-    monkeypatch.setattr(fleet, "LONGEST_PAUSE_S", 0.1)
-    monkeypatch.setattr(fleet, "SETTLED_S", 0.0)
+    monkeypatch.setattr(ownership, "BEAT_S", 0.05)
+    monkeypatch.setattr(ownership, "LONGEST_PAUSE_S", 0.1)
+    monkeypatch.setattr(ownership, "SETTLED_S", 0.0)
 
 
 @pytest.fixture
@@ -129,7 +117,7 @@ def new(redis_server: RedisServer) -> Iterator[Callable[[], Process]]:
 
     yield start
     for process in processes:
-        process.fleet.close()
+        process.cluster.close()
 
 
 @pytest.fixture
@@ -160,7 +148,7 @@ def test_a_process_may_repeat_its_own_claim(ours: Process) -> None:
 
 def test_release_does_not_free_a_claim_of_another_process(ours: Process, other: Process) -> None:
     ours.begin()
-    other.fleet.release(CALL, stopped=False)
+    other.cluster.release(CALL, stopped=False)
     assert other.begin() == "exists"
 
 
@@ -177,13 +165,13 @@ def test_calls_of_a_closed_process_do_not_count_against_the_key(
     ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours.begin((KEY, "0"), share=1)
-    ours.fleet.close()
+    ours.cluster.close()
     assert other.begin((KEY, "1"), share=1) == "yes"
 
 
 def test_the_stream_id_of_a_closed_process_is_free_again(ours: Process, other: Process) -> None:
     ours.begin()
-    ours.fleet.close()
+    ours.cluster.close()
     assert other.begin() == "yes"
 
 
@@ -192,39 +180,39 @@ def test_the_stream_id_of_a_closed_process_is_free_again(ours: Process, other: P
 
 def test_a_call_of_another_process_is_stopped(ours: Process, other: Process) -> None:
     ours.begin()
-    assert other.fleet.stop(CALL) is True
+    assert other.cluster.stop(CALL) is True
     assert ours.calls.stopped == [CALL]
 
 
 def test_stop_succeeds_again_after_a_call_was_stopped(ours: Process, other: Process) -> None:
     ours.begin()
     ours.end(stopped=True)
-    assert other.fleet.stop(CALL) is True
-    assert ours.fleet.stop(CALL) is True
+    assert other.cluster.stop(CALL) is True
+    assert ours.cluster.stop(CALL) is True
 
 
 def test_stop_reaches_the_next_call_with_a_stopped_stream_id(ours: Process, other: Process) -> None:
     ours.begin()
     ours.end(stopped=True)
     other.begin()
-    assert ours.fleet.stop(CALL) is True
+    assert ours.cluster.stop(CALL) is True
     assert other.calls.stopped == [CALL]
     other.end()
-    assert ours.fleet.stop(CALL) is False
+    assert ours.cluster.stop(CALL) is False
 
 
 def test_stop_reaches_a_call_that_redis_does_not_know(ours: Process, other: Process) -> None:
     ours.calls.active[CALL] = Summary(CALL[1], "fake", "m", time.time(), 1, 2)
-    assert other.fleet.stop(CALL) is True
+    assert other.cluster.stop(CALL) is True
     assert ours.calls.stopped == [CALL]
 
 
 def test_stop_reports_false_for_an_unknown_or_ended_call(ours: Process, other: Process) -> None:
-    assert other.fleet.stop(CALL) is False
+    assert other.cluster.stop(CALL) is False
     ours.begin()
     ours.end()
-    assert other.fleet.stop(CALL) is False
-    assert other.fleet.stop(("key_b", CALL[1])) is False
+    assert other.cluster.stop(CALL) is False
+    assert other.cluster.stop(("key_b", CALL[1])) is False
 
 
 def test_stop_reports_false_when_the_owner_has_ended_the_call(
@@ -232,65 +220,65 @@ def test_stop_reports_false_when_the_owner_has_ended_the_call(
 ) -> None:
     ours.begin()
     del ours.calls.active[CALL]
-    assert other.fleet.stop(CALL) is False
+    assert other.cluster.stop(CALL) is False
 
 
 def test_many_calls_of_another_process_are_stopped_in_order(ours: Process, other: Process) -> None:
     places = [(KEY, str(n)) for n in range(200)]
     for place in places:
         ours.begin(place)
-    assert all(other.fleet.stop(place) for place in places)
+    assert all(other.cluster.stop(place) for place in places)
     assert ours.calls.stopped == places
 
 
-@pytest.mark.parametrize("side", [fleet, post], ids=["question", "answer"])
+@pytest.mark.parametrize("side", [ownership, messages], ids=["question", "answer"])
 def test_stop_succeeds_although_a_published_message_is_lost(
     ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch, side: ModuleType
 ) -> None:
     ours.begin()
     monkeypatch.setattr(side, "CHANNEL", "nowhere:")
-    assert other.fleet.stop(CALL) is True
+    assert other.cluster.stop(CALL) is True
 
 
 def test_stop_and_list_are_unavailable_while_the_owner_does_not_answer(
     ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours.begin()
-    monkeypatch.setattr(post, "ANSWER_S", 0.3)
-    monkeypatch.setattr(ours.fleet._post, "reply_to", lambda _: None)
+    monkeypatch.setattr(messages, "ANSWER_S", 0.3)
+    monkeypatch.setattr(ours.cluster._post, "reply_to", lambda _: None)
     with pytest.raises(Unavailable, match="doesn't answer"):
-        other.fleet.stop(CALL)
+        other.cluster.stop(CALL)
     with pytest.raises(Unavailable, match="doesn't answer"):
-        other.fleet.others(KEY)
+        other.cluster.others(KEY)
 
 
 def silence(process: Process, seconds: float) -> None:
     """It goes on and can't beat; its last beat was so long ago."""
-    process.fleet._closing = True
-    process.fleet._thread.join(HANG_S)
+    process.cluster._closing = True
+    process.cluster._thread.join(HANG_S)
     process.shared.run(lambda client: age(client, process, seconds))
 
 
 def age(client: Any, process: Process, seconds: float) -> None:
-    client.zincrby(fleet.FLEET, -seconds, process.fleet._me)
+    client.zincrby(ownership.PROCESSES, -seconds, process.cluster._me)
 
 
 def test_stop_is_unavailable_while_a_process_is_silent(ours: Process, other: Process) -> None:
     ours.begin()
-    silence(ours, fleet.SILENT_S)
+    silence(ours, ownership.SILENT_S)
     with pytest.raises(Unavailable, match="not been heard of"):
-        other.fleet.stop(CALL)
+        other.cluster.stop(CALL)
     with pytest.raises(Unavailable, match="not been heard of"):
-        other.fleet.stop((KEY, "it may have begun this one while nobody heard of it"))
+        other.cluster.stop((KEY, "it may have begun this one while nobody heard of it"))
     assert other.begin() == "exists"
-    assert other.fleet.others(KEY) == []
+    assert other.cluster.others(KEY) == []
 
 
 def test_calls_of_a_process_silent_for_long_count_as_ended(ours: Process, other: Process) -> None:
     ours.begin()
-    silence(ours, fleet.DEAD_S)
+    silence(ours, ownership.DEAD_S)
     other.told_all()
-    assert other.fleet.stop(CALL) is False
+    assert other.cluster.stop(CALL) is False
     assert other.begin() == "yes"
 
 
@@ -301,12 +289,12 @@ def test_others_lists_the_calls_of_a_key_in_all_other_processes(
     for n, process in enumerate((ours, other, third)):
         process.begin((KEY, str(n)))
         process.begin(("key_b", str(n)))
-    found = ours.fleet.others(KEY)
+    found = ours.cluster.others(KEY)
     assert sorted(found, key=lambda summary: summary.stream_id) == [
         other.calls.active[(KEY, "1")],
         third.calls.active[(KEY, "2")],
     ]
-    assert ours.fleet.others("key_c") == []
+    assert ours.cluster.others("key_c") == []
 
 
 # What Redis does meanwhile
@@ -320,15 +308,15 @@ def test_while_redis_is_away_calls_begin_and_end(
     assert ours.begin() == "yes"
     ours.end((KEY, "before"))
     with pytest.raises(Unavailable, match="can't be asked now"):
-        other.fleet.stop(CALL)
+        other.cluster.stop(CALL)
     with pytest.raises(Unavailable, match="can't be asked now"):
-        other.fleet.others(KEY)
+        other.cluster.others(KEY)
     redis_server.restart()
     wait(lambda: ours.shared.available and other.shared.available)
     ours.told_all()
-    assert answered(lambda: other.fleet.stop(CALL))
+    assert answered(lambda: other.cluster.stop(CALL))
     assert other.begin() == "exists"
-    assert not other.fleet.stop((KEY, "before"))
+    assert not other.cluster.stop((KEY, "before"))
 
 
 def test_a_call_that_ended_while_redis_hung_is_released(
@@ -343,21 +331,21 @@ def test_a_call_that_ended_while_redis_hung_is_released(
     wait(lambda: ours.shared.available and other.shared.available)
     ours.told_all()
     assert other.begin() == "yes"
-    assert answered(lambda: other.fleet.stop((KEY, "stopped")))
+    assert answered(lambda: other.cluster.stop((KEY, "stopped")))
 
 
 def test_claims_are_reported_again_after_a_redis_flush(
     redis_server: RedisServer, ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours.begin()
-    monkeypatch.setattr(fleet, "SETTLED_S", 3600)
+    monkeypatch.setattr(ownership, "SETTLED_S", 3600)
     redis_server.flush()
     other.told_all()
     with pytest.raises(Unavailable, match="not been heard of"):
-        other.fleet.stop((KEY, "unknown, as far as that can be known"))
+        other.cluster.stop((KEY, "unknown, as far as that can be known"))
     ours.told_all()
     assert other.begin() == "exists"
-    assert other.fleet.stop(CALL) is True
+    assert other.cluster.stop(CALL) is True
 
 
 def test_a_listener_that_lost_its_connection_listens_again(
@@ -367,30 +355,30 @@ def test_a_listener_that_lost_its_connection_listens_again(
     with redis_server.client() as client:
         client.client_kill_filter(_type="pubsub")
     ours.told_all()
-    assert answered(lambda: other.fleet.stop(CALL))
+    assert answered(lambda: other.cluster.stop(CALL))
 
 
 def test_a_call_that_ends_while_claims_are_repeated_is_not_claimed(
     redis_server: RedisServer, ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours.begin()
-    claim_all = ours.fleet._claim_all
+    claim_all = ours.cluster._claim_all
 
     def end_first(places: list[StreamKey]) -> None:
         if CALL in ours.calls.active:
             ours.end()
         claim_all(places)
 
-    monkeypatch.setattr(ours.fleet, "_claim_all", end_first)
-    ours.fleet._stale = True
+    monkeypatch.setattr(ours.cluster, "_claim_all", end_first)
+    ours.cluster._stale = True
     ours.told_all()
     assert other.begin() == "yes"
 
 
-def test_a_closed_process_is_removed_from_the_fleet(
+def test_a_closed_process_is_removed_from_the_cluster(
     redis_server: RedisServer, ours: Process, other: Process
 ) -> None:
-    ours.fleet.close()
+    ours.cluster.close()
     other.told_all()
     with redis_server.client() as client:
-        assert client.zrange(fleet.FLEET, 0, -1) == [other.fleet._me]
+        assert client.zrange(ownership.PROCESSES, 0, -1) == [other.cluster._me]

@@ -18,9 +18,9 @@ import redis
 from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import RedisStorage
 
-from counters import HOUR, MINUTE, Admission, Ask, Counts, Hold, Requests, Tokens
+from cluster.redis_client import Away, RedisClient
 from keys.key import Limits
-from shared import Away, Shared
+from quota.memory import HOUR, MINUTE, Admission, Ask, Counts, Hold, Requests, Tokens
 
 MOST_PENDING: Final = 10_000
 """Settlements that wait for Redis, the latest."""
@@ -172,12 +172,12 @@ class Store(RedisStorage):
         return self.prefixed_key(f"hold/{number}")
 
 
-class SharedCounters:
+class RedisCounters:
     """The counters of all processes of one Redis. A token window begins with its first token."""
 
-    def __init__(self, shared: Shared) -> None:
-        self._shared = shared
-        self._store = Store(shared.pool)
+    def __init__(self, redis_client: RedisClient) -> None:
+        self._redis = redis_client
+        self._store = Store(redis_client.pool)
         self._pending: deque[tuple[Hold, int, int]] = deque(maxlen=MOST_PENDING)
 
     def admit(self, key_id: str, limits: Limits, ask: Ask) -> Admission | None:
@@ -186,9 +186,9 @@ class SharedCounters:
         keys = [*self._store.keys(key_id, limits), self._store.hold(number)]
         output = -1 if ask.output is None else min(ask.output, MOST_TOKENS)
         asked = (min(ask.input, MOST_TOKENS), output, ask.reserve)
-        sent = self._shared.available
+        sent = self._redis.available
         try:
-            found = self._shared.script(partial(self._store.take, keys, [*numbers(limits), *asked]))
+            found = self._redis.script(partial(self._store.take, keys, [*numbers(limits), *asked]))
         except Away:
             if sent and limits.tokens_per_hour is not None:  # it may be done, now or later
                 never = Hold(place, 0, Counts(None, None), id=number)
@@ -206,7 +206,7 @@ class SharedCounters:
         """Count what a call did use in the place of what it had reserved; later, if Redis is
         away."""
         try:
-            self._shared.script(partial(self._settle, hold, tokens, 0))
+            self._redis.script(partial(self._settle, hold, tokens, 0))
         except Away:
             self._pending.append((hold, tokens, 0))
 
@@ -214,14 +214,14 @@ class SharedCounters:
         """What counts now. None: Redis is away."""
         keys = self._store.keys(key_id, limits)
         try:
-            found = self._shared.script(partial(self._store.look, keys, numbers(limits)))
+            found = self._redis.script(partial(self._store.look, keys, numbers(limits)))
         except Away:
             return None
         return counts_of(found, limits)
 
     def beat(self) -> None:
         """Write the settlements that waited for Redis."""
-        while self._pending and self._shared.available:
+        while self._pending and self._redis.available:
             batch = [self._pending.popleft() for _ in range(min(BATCH, len(self._pending)))]
 
             def write(client: redis.Redis, batch: list[tuple[Hold, int, int]] = batch) -> None:
@@ -231,7 +231,7 @@ class SharedCounters:
                     pipeline.execute()
 
             try:
-                self._shared.run(write)
+                self._redis.run(write)
             except Away:
                 self._pending.extendleft(reversed(batch))
                 return

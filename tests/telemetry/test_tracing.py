@@ -144,7 +144,7 @@ def test_an_unreachable_collector_does_not_fail_a_call(
 def test_tracing_without_its_packages_stops_the_start_with_a_pip_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tracing", None)
+    monkeypatch.setitem(sys.modules, "telemetry.tracing", None)
     with pytest.raises(ConfigError, match=r"pip install -r requirements-otel\.txt"):
         make_app(tmp_path, monkeypatch, otel_endpoint="http://127.0.0.1:4318")
 

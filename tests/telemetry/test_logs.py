@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-import logs
-from logs import JsonFormatter, TextFormatter
+from telemetry import logs
+from telemetry.logs import JsonFormatter, TextFormatter
 
 
 def a_record(message: str = "request", **extra: Any) -> logging.LogRecord:

@@ -36,7 +36,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from completion import Usage
-from metric_files import Files, Merge
+from telemetry.multiprocess import Files, Merge
 
 log = logging.getLogger("sluice.metrics")
 

@@ -1,7 +1,7 @@
 """How long a stop takes that reaches another process than the call's own.
 
-usage: fleet_stop.py [ROUNDS]     (500 in all, over the phases)
-Starts a Redis, a Postgres, and two gunicorn masters of two workers each, as the fleet's tests do.
+usage: cluster_stop.py [ROUNDS]     (500 in all, over the phases)
+Starts a Redis, a Postgres, and two gunicorn masters of two workers each, as the cluster's tests do.
 Each stop is asked of another worker than the call's, every pair in turn; prints milliseconds from
 the moment at which it was sent.
 """
@@ -21,8 +21,8 @@ sys.path.insert(0, str(ROOT))
 from bench.stop_latency import show
 from tests.support import fake as fp
 from tests.support.calls import BEGUN, EVENT, ask, closed_after
+from tests.support.clusters import stop, untroubled
 from tests.support.fake import FakeProvider
-from tests.support.fleets import stop, untroubled
 from tests.support.raw_client import RawClient
 
 PHASES = {
@@ -67,11 +67,11 @@ def main() -> None:
     found: dict[str, list[Took]] = {phase: [] for phase in PHASES}
     with (
         FakeProvider.start() as fake,
-        untroubled(fake.base_url) as fleet,
-        fleet.clients_to_each() as owners,
-        fleet.clients_to_each() as asked,
+        untroubled(fake.base_url) as cluster,
+        cluster.clients_to_each() as owners,
+        cluster.clients_to_each() as asked,
     ):
-        cases = cycle(product(permutations(fleet.workers(), 2), PHASES))
+        cases = cycle(product(permutations(cluster.workers(), 2), PHASES))
         for (owner, other), phase in islice(cases, rounds):
             took = measure(fake, PHASES[phase], owners[owner], asked[other])
             found[phase].append(took)

@@ -1,8 +1,9 @@
 """The way to Redis, through which several processes share what one keeps in its memory.
 
-Rules that hold here: who has no REDIS_URL loads nothing of redis-py; while Redis is away nobody
-waits for it: after a failure `run` raises Away at once, until `probe`, which the fleet's beat calls
-each second, has reached it again. What is raised never quotes a password.
+- A process without REDIS_URL loads nothing of redis-py.
+- While Redis is away nothing waits for it: after a failure `run` raises Away at once, until
+  `probe`, which the cluster's heartbeat calls each second, has reached Redis again.
+- An error never quotes a password.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from config import ConfigError
 if TYPE_CHECKING:
     import redis
 
-log = logging.getLogger("sluice.shared")
+log = logging.getLogger("sluice.redis")
 T = TypeVar("T")
 Command: TypeAlias = tuple[Any, ...]
 
@@ -43,7 +44,7 @@ class Away(Exception):
     nobody knows. Its text is for the log."""
 
 
-class Shared:
+class RedisClient:
     """The Redis of one process. It connects at the first use."""
 
     def __init__(self, url: str, *, verify: bool = True) -> None:
@@ -78,7 +79,7 @@ class Shared:
         self._trouble = ""
         self._lock = threading.Lock()
         self._room = threading.BoundedSemaphore(CONNECTIONS)
-        self._together = Together(self._send)
+        self._together = ScriptBatcher(self._send)
 
     @property
     def available(self) -> bool:
@@ -153,7 +154,7 @@ class Shared:
             raise Away(trouble) from None
 
 
-class Order:
+class PendingCommand:
     """A command that somebody waits for."""
 
     __slots__ = ("command", "done", "result")
@@ -164,13 +165,13 @@ class Order:
         self.result: Any = None
 
 
-class Together:
+class ScriptBatcher:
     """What redis-py's scripts take for a client: it sends those of many callers in one piece, which
     costs each of them a fraction of a command of its own."""
 
     def __init__(self, send: Callable[[list[Command]], list[Any]]) -> None:
         self._send = send
-        self._orders: deque[Order] = deque()
+        self._orders: deque[PendingCommand] = deque()
         self._wanted = threading.Event()
         self._thread = BackgroundThread(self._work, "scripts")
         self._closed = False
@@ -186,7 +187,7 @@ class Together:
         self._wanted.set()
 
     def _ask(self, command: Command) -> Any:
-        order = Order(command)
+        order = PendingCommand(command)
         self._orders.append(order)
         self._thread.start()
         self._wanted.set()
@@ -205,7 +206,7 @@ class Together:
                 if taken > FEW:
                     time.sleep(GATHER_S)
 
-    def _turn(self, orders: list[Order]) -> None:
+    def _turn(self, orders: list[PendingCommand]) -> None:
         try:
             results = self._send([order.command for order in orders])
         except Exception as failure:

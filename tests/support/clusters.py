@@ -1,8 +1,10 @@
 """Several Sluices that share a Redis and a Postgres, behind a load balancer, as machines would be.
 
 Each machine is a gunicorn master with workers of its own, files of its own, and the same keys and
-sluice.toml. To its clients a fleet is a server. Rules that hold here: what a worker is asked, it is
-asked on a connection that it serves; which one that is the system tells, not Sluice.
+sluice.toml. To its clients a cluster is a server.
+
+- A worker is asked on a connection that it serves. The system tells which connection that is, not
+  Sluice.
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ class Worker(NamedTuple):
     pid: int
 
 
-class Fleet(Server):
-    """`with Fleet(config, redis_url=..., database_url=...) as fleet: ...`
+class Cluster(Server):
+    """`with Cluster(config, redis_url=..., database_url=...) as cluster: ...`
 
     config: the text of each machine's sluice.toml. env: more variables of each. Its port is that
     of the load balancer; its ledger is in `database_url`.
@@ -57,7 +59,7 @@ class Fleet(Server):
         env: Mapping[str, str] | None = None,
     ) -> None:
         self._cleanup = ExitStack()
-        temporary = tempfile.TemporaryDirectory(prefix="sluice-fleet-")
+        temporary = tempfile.TemporaryDirectory(prefix="sluice-cluster-")
         self.directory = Path(self._cleanup.enter_context(temporary))
         self.redis_url, self.database_url = redis_url, database_url
         shared = {"REDIS_URL": redis_url, "DATABASE_URL": database_url}
@@ -225,7 +227,7 @@ def wait(condition: Callable[[], bool], timeout: float, what: str) -> float:
 
 
 class Backends(NamedTuple):
-    """What a fleet shares."""
+    """What a cluster shares."""
 
     redis: RedisServer
     postgres: Postgres
@@ -246,15 +248,15 @@ def backends() -> Iterator[Backends]:
 
 
 @contextlib.contextmanager
-def untroubled(base_url: str) -> Iterator[Fleet]:
-    """A fleet with backends of its own, whose rows lead to a fake provider."""
+def untroubled(base_url: str) -> Iterator[Cluster]:
+    """A cluster with backends of its own, whose rows lead to a fake provider."""
     with (
         backends() as shared,
-        Fleet(
+        Cluster(
             fake_rows(base_url),
             redis_url=shared.redis.url,
             database_url=shared.database_url,
             env=UNTROUBLED,
-        ) as fleet,
+        ) as cluster,
     ):
-        yield fleet
+        yield cluster

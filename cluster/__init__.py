@@ -1,0 +1,1 @@
+"""What processes share by Redis: whose call is whose, stops, and the way to Redis itself."""

@@ -1,0 +1,1 @@
+"""What is seen of Sluice: log lines, metrics, traces, and the records of ended calls."""
