@@ -19,7 +19,6 @@ from auth import caller
 from cluster.redis_client import RedisClient
 from completion import new_uuid
 from config import ConfigError, Settings
-from cooldown import Cooldowns
 from endpoints import (
     Answer,
     Services,
@@ -51,6 +50,7 @@ from keys.store import KeyStore
 from ledger.database import database_url
 from ledger.ledger import Ledger
 from quota.quota import RATE_PARTS, Quota
+from routing.circuit_breaker import CircuitBreakers
 from server.read_deadline import read_deadlines
 from telemetry import logs
 from telemetry.call_records import CallRecords
@@ -128,7 +128,7 @@ def wire(settings: Settings) -> Services:
     metrics = Metrics(
         streams_active=lambda: len(gateway.streams),
         ledger_queue=lambda: ledger.queue,
-        cooling=lambda: len(gateway.cooling()),
+        cooling=lambda: len(gateway.open_circuits()),
         redis_up=None if redis_client is None else lambda: redis_client.available,
     )
     ledger = Ledger(
@@ -145,12 +145,10 @@ def wire(settings: Settings) -> Services:
     tracing = traces(settings.otel_endpoint) if settings.otel_endpoint else None
     records = CallRecords(metrics, tracing, lambda: len(gateway.streams))
     quota = Quota(settings.reserve_tokens, redis_client, required=settings.limits_required)
-    cooldowns = Cooldowns(enabled=settings.cooldown, redis_client=redis_client)
-    gateway = Gateway(
-        settings, quota, ledger, records.settled, cooldowns=cooldowns, cluster=cluster
-    )
+    breakers = CircuitBreakers(enabled=settings.cooldown, redis_client=redis_client)
+    gateway = Gateway(settings, quota, ledger, records.settled, breakers=breakers, cluster=cluster)
     if cluster is not None:
-        cluster.attend(gateway.streams, quota.beat, cooldowns.beat, metrics.refresh)
+        cluster.attend(gateway.streams, quota.beat, breakers.exchange, metrics.refresh)
     aliased = chain.from_iterable(gateway.router.aliases.values())
     metrics.know([settings.default_model, *settings.prices, *aliased])
     keys = KeyStore(settings.keys_file, settings.keys)

@@ -27,6 +27,10 @@ EndReason: TypeAlias = Literal[
 StreamKey: TypeAlias = tuple[str, str]
 """What an active call is found by: the id of its key, and its own id among that key's calls."""
 
+TargetKey: TypeAlias = tuple[str, str, int]
+"""What a target is found by: a provider, its model ("": all of them), and which of the operator's
+keys."""
+
 
 class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What to generate, validated and face-neutral. None, () or {} means: not asked for.

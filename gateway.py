@@ -18,7 +18,6 @@ from call import CallInProgress, Outcome, Try
 from completion import CompletionRequest, Usage, total
 from concurrency.threads import ThreadPool
 from config import Settings
-from cooldown import Cooldowns
 from drain import Disconnect
 from errors import ModelForbidden, SluiceError, UpstreamError, UpstreamTimeout
 from fidelity import Candidate, candidates
@@ -31,7 +30,8 @@ from providers.transport import Transport
 from quota.quota import Quota
 from reader import Reader, continuable
 from relay import End
-from routing import Route, Router
+from routing.circuit_breaker import CircuitBreakers
+from routing.router import Route, Router
 from stream import NO_LIMITS, Leg, Stream
 from streams import Streams, too_many
 
@@ -53,7 +53,7 @@ class Gateway:
         ledger: Ledger,
         settled: Callable[[Stream, Outcome], None] = lambda *_: None,
         *,
-        cooldowns: Cooldowns | None = None,
+        breakers: CircuitBreakers | None = None,
         cluster: Cluster | None = None,
     ) -> None:
         """settled: called once for each call, at its end. cluster: the processes that share their
@@ -69,8 +69,8 @@ class Gateway:
         self._disconnect = Disconnect(
             settings.disconnect, settings.disconnect_time, settings.disconnect_cost
         )
-        cooldowns = cooldowns or Cooldowns(enabled=settings.cooldown)
-        self.reader = Reader(Transport(settings.max_streams), settings.retries, cooldowns)
+        breakers = breakers or CircuitBreakers(enabled=settings.cooldown)
+        self.reader = Reader(Transport(settings.max_streams), settings.retries, breakers)
         self._settled = settled
         self._readers = ThreadPool()
 
@@ -120,12 +120,12 @@ class Gateway:
             self.streams.remove(stream)
             raise
 
-    def cooling(self) -> dict[str, float]:
+    def open_circuits(self) -> dict[str, float]:
         """Seconds for which a model, or a provider's key, is left alone, by name."""
         return {
             (f"{provider}/{model}" if model else provider)
             + (f" (key {number})" if number > 1 or not model else ""): seconds
-            for (provider, model, number), seconds in self.reader.cooldowns.cooling().items()
+            for (provider, model, number), seconds in self.reader.breakers.open_circuits().items()
         }
 
     def _choose(

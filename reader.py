@@ -17,7 +17,6 @@ import msgspec
 import providers
 from completion import CompletionRequest
 from config import Timeouts
-from cooldown import Cooldowns
 from errors import (
     InternalError,
     RateLimited,
@@ -28,13 +27,14 @@ from errors import (
     forget_frames,
     whole_seconds,
 )
-from failures import public_error, rate_limited, retryable
 from fidelity import Candidate, echoed
 from providers.base import Attempt, Target
 from providers.fanout import FanOut
 from providers.transport import Aborted, HttpAttempt, Transport
 from relay import Nudge, Tally
-from retries import LONGEST_ASKED_S, RetryBudget, asked, delay, limits, worth_it
+from routing.circuit_breaker import CircuitBreakers
+from routing.retries import LONGEST_ASKED_S, RetryBudget, asked, delay, limits, worth_it
+from routing.upstream_errors import public_error, rate_limited, retryable
 from stream import Stream
 
 log = logging.getLogger("sluice.reader")
@@ -43,9 +43,9 @@ log = logging.getLogger("sluice.reader")
 class Reader:
     """One per process: what it knows of the providers' health, and the connections."""
 
-    def __init__(self, transport: Transport, retries: int, cooldowns: Cooldowns) -> None:
+    def __init__(self, transport: Transport, retries: int, breakers: CircuitBreakers) -> None:
         """retries: how often one target is tried again."""
-        self.cooldowns = cooldowns
+        self.breakers = breakers
         self._transport = transport
         self._retries = retries
         self._budget = RetryBudget()
@@ -92,7 +92,7 @@ class Reader:
             if failure is None or final(stream, failure):
                 return failure
             fresh = [other for other in fresh if other is not candidate]
-            if limits(failure) and not all(self.cooldowns.left(other.target) for other in fresh):
+            if limits(failure) and not all(self.breakers.left(other.target) for other in fresh):
                 among = fresh
                 continue
             among, retries = group, retries + 1
@@ -104,14 +104,14 @@ class Reader:
         seconds."""
         waits = []
         for candidate in group:
-            wait = self.cooldowns.enter(candidate.target)
+            wait = self.breakers.enter(candidate.target)
             if not wait:
                 return candidate, 0.0
             waits.append((candidate, wait))
         return min(waits, key=lambda found: found[1])
 
     def _left_alone(self, target: Target, seconds: float) -> SluiceError:
-        if self.cooldowns.is_limited(target):
+        if self.breakers.is_limited(target):
             return rate_limited(seconds, target, {"provider": target.provider.name})
         return Unavailable(
             f"{target.name} is in trouble, and is left alone for {whole_seconds(seconds)} s.",
@@ -130,7 +130,7 @@ class Reader:
         """Wait for retry `number`, if there may be one. False: not, or the call has ended."""
         if number > self._retries or not worth_it(failure) or (asked(failure) and not last):
             return False  # another model needs no patience
-        cooling = min(self.cooldowns.left(candidate.target) for candidate in group)
+        cooling = min(self.breakers.left(candidate.target) for candidate in group)
         if cooling and not limits(failure):  # what is in trouble isn't waited for
             return False
         wait = delay(number, failure)
@@ -143,13 +143,13 @@ class Reader:
         if failure is None:
             return  # it was well with its first event, or the call was ended
         if limits(failure):
-            self.cooldowns.limited(target, asked(failure))
+            self.breakers.limited(target, asked(failure))
         elif isinstance(failure, UpstreamTimeout) and stream.impatient(failure):
             return
         elif retryable(failure):
-            self.cooldowns.failed(target)
+            self.breakers.failed(target)
         else:
-            self.cooldowns.succeeded(target)
+            self.breakers.succeeded(target)
 
     def _continue(
         self, stream: Stream, chosen: list[Candidate], failure: SluiceError
@@ -159,7 +159,7 @@ class Reader:
         if stream.drain is not None or stream.ended or not retryable(failure):
             return failure
         for candidate in continuations(stream, chosen):
-            if stream.time_left <= 0 or self.cooldowns.enter(candidate.target):
+            if stream.time_left <= 0 or self.breakers.enter(candidate.target):
                 continue
             stream.continued = True
             stream.mailbox.nudge(Nudge.CONTINUED)
@@ -202,7 +202,7 @@ class Reader:
         for batch in batches:
             if not heard:
                 heard = True
-                self.cooldowns.succeeded(candidate.target)
+                self.breakers.succeeded(candidate.target)
             if not stream.put(batch):
                 return None
         if stream.expired is not None:  # an aborted attempt may just end

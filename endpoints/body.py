@@ -25,7 +25,7 @@ from errors import (
     UnsupportedMediaType,
 )
 from keys.redaction import Secret
-from routing import Route
+from routing.router import Route
 
 ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 JSON = "application/json"

@@ -22,7 +22,7 @@ def ready() -> Response:
         return json_response({"status": "draining"}, 503, {"Retry-After": "1"})
     if not services().ledger.available:
         return json_response({"status": "the ledger is away"}, 503, {"Retry-After": "1"})
-    found = sorted(services().gateway.cooling().items())[:MOST_COOLING]
+    found = sorted(services().gateway.open_circuits().items())[:MOST_COOLING]
     cooling = {name[:MOST_OF_A_NAME]: round(seconds, 1) for name, seconds in found}
     shared = services().redis_client
     remarks: dict[str, object] = {"cooling": cooling} if cooling else {}

@@ -21,7 +21,7 @@ from config import Settings
 from keys.key import LIMITS
 from keys.store import KeyStore
 from providers.rows import BUILT_IN
-from routing import Router
+from routing.router import Router
 from tests.support.commands import Commands
 
 

@@ -12,7 +12,7 @@ from completion import CompletionRequest
 from errors import UnsupportedParameter
 from fidelity import Candidate, candidates, fit, wanted
 from providers.base import Target
-from tests.test_routing import ROWS, a_request, a_target
+from tests.routing.test_router import ROWS, a_request, a_target
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ from relay import (
     End,
     Nudge,
 )
-from routing import Route
+from routing.router import Route
 from stream import Stream
 from tests.support.pace import HANG_S
 

@@ -22,7 +22,6 @@ from completion import (
     Used,
 )
 from config import Settings, Timeouts
-from cooldown import FAILURES
 from errors import (
     ModelNotFound,
     RateLimited,
@@ -37,8 +36,9 @@ from ledger.entries import Claim, Entry, Settlement
 from ledger.ledger import Ledger
 from quota.quota import Quota
 from reader import continuable, ends_in_a_stop
-from retries import MOST_SAVED
-from routing import Route
+from routing.circuit_breaker import FAILURES
+from routing.retries import MOST_SAVED
+from routing.router import Route
 from stream import Stream
 from tests.support.pace import HANG_S
 from tests.test_gateway import (
@@ -261,7 +261,7 @@ def test_retry_wait_never_exceeds_the_cap_or_the_time_left_of_the_call(
     house: House, pauses: list[float], wait_s: float, within: dict[str, float], tried: bool
 ) -> None:
     house.play(failing(429, wait_s), good())
-    house.gateway.reader.cooldowns._clock = lambda: 0.0 if not pauses else 100.0
+    house.gateway.reader.breakers._clock = lambda: 0.0 if not pauses else 100.0
     if tried:
         assert house.run(within=within) == WHOLE
         assert 5 <= pauses[0] <= 5.25
@@ -280,7 +280,7 @@ def test_fallback_model_is_tried_without_a_wait(house: House, pauses: list[float
 def test_retry_budget_limits_a_failing_provider_to_a_fifth_more_attempts(
     house: House, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house.gateway.reader.cooldowns.failed = lambda *_: None  # type: ignore[method-assign]
+    house.gateway.reader.breakers.failed = lambda *_: None  # type: ignore[method-assign]
     house.play(*(failing() for _ in range(500)))
     for _ in range(100):
         house.refused()
@@ -327,7 +327,7 @@ def test_call_gets_retry_after_without_an_attempt_when_all_keys_are_limited(
     assert int(error.headers["Retry-After"]) in (29, 30)
     assert len(house.asked) == 2
     assert house.records.streams[-1].attempts == 0
-    assert set(house.gateway.cooling()) == {"sim (key 1)", "sim (key 2)"}
+    assert set(house.gateway.open_circuits()) == {"sim (key 1)", "sim (key 2)"}
 
 
 # Cool-downs
@@ -336,7 +336,7 @@ def test_call_gets_retry_after_without_an_attempt_when_all_keys_are_limited(
 def in_trouble(house: House, model: str = "sim/m") -> None:
     (target,) = house.gateway.router.targets(Route(model=model))
     for _ in range(FAILURES):
-        house.gateway.reader.cooldowns.failed(target)
+        house.gateway.reader.breakers.failed(target)
 
 
 def test_target_with_an_open_circuit_breaker_is_skipped(house: House) -> None:
@@ -349,13 +349,13 @@ def test_target_with_an_open_circuit_breaker_is_skipped(house: House) -> None:
     assert house.run("sim/m", "other/m") == WHOLE
     assert house.names == ["other/m"]
     assert house.run(byok="sk-own-key-of-mine") == WHOLE
-    assert set(house.gateway.cooling()) == {"sim/m"}
+    assert set(house.gateway.open_circuits()) == {"sim/m"}
 
 
 def test_single_call_probes_a_target_when_its_circuit_breaker_may_close(house: House) -> None:
     in_trouble(house)
-    cooldowns = house.gateway.reader.cooldowns
-    cooldowns._clock = lambda: time.monotonic() + 11
+    breakers = house.gateway.reader.breakers
+    breakers._clock = lambda: time.monotonic() + 11
     go_on = threading.Event()
     probe = Scripted(lambda: go_on.wait(HANG_S), HELLO, REST)
     house.play(probe, good())
@@ -364,7 +364,7 @@ def test_single_call_probes_a_target_when_its_circuit_breaker_may_close(house: H
     assert isinstance(house.refused(), Unavailable)
     go_on.set()
     call.wait()
-    assert house.gateway.cooling() == {}
+    assert house.gateway.open_circuits() == {}
     assert house.run() == WHOLE
     call.close()
 
@@ -374,7 +374,7 @@ def test_call_is_not_retried_when_its_failure_opens_the_circuit_breaker(
 ) -> None:
     (target,) = house.gateway.router.targets(Route(model="sim/m"))
     for _ in range(FAILURES - 1):
-        house.gateway.reader.cooldowns.failed(target)
+        house.gateway.reader.breakers.failed(target)
     house.play(failing(), good())
     assert house.refused().status == 502
     assert (len(house.asked), pauses) == (1, [])
@@ -395,7 +395,7 @@ def test_shorter_caller_timeout_does_not_open_the_circuit_breaker(
     house.play(*(Scripted(UpstreamTimeout("connect", 1)) for _ in range(FAILURES)))
     for _ in range(FAILURES):
         assert house.refused(within=within).status == 504
-    assert bool(house.gateway.cooling()) is cools
+    assert bool(house.gateway.open_circuits()) is cools
 
 
 def test_upstream_404_answers_do_not_open_the_circuit_breaker(house: House) -> None:
@@ -498,7 +498,7 @@ def test_broken_continuation_ends_the_call_with_the_first_failure(house: House) 
     words = f"the key {mine} is tired"
     first = UpstreamError("First.", upstream_status=500, upstream_message=words)
     house.play(Scripted(HELLO, first), Scripted([Delta(0, "x")], CUT), good())
-    house.gateway.reader.cooldowns.left = lambda *_: 0.0  # type: ignore[method-assign]
+    house.gateway.reader.breakers.left = lambda *_: 0.0  # type: ignore[method-assign]
     found = house.run("sim/m", continues=True)
     assert found.endswith("provider_error")
     assert len(house.asked) == 2
@@ -516,7 +516,7 @@ def test_failure_message_hides_the_key_of_the_target_that_failed(house: House) -
     first = UpstreamError("First.", upstream_status=500, upstream_message=f"it was {odd}")
     house.play(Scripted(HELLO, first), Scripted(CUT))
     in_trouble_later: Callable[..., float] = lambda target: target.provider.name == "sim"  # noqa: E731
-    house.gateway.reader.cooldowns.enter = (  # type: ignore[method-assign]
+    house.gateway.reader.breakers.enter = (  # type: ignore[method-assign]
         lambda target: float(bool(house.asked) and in_trouble_later(target))
     )
     house.run("sim/m", "other/m", continues=True)

@@ -132,9 +132,9 @@ PLAIN = frozenset(
 """What may be called under a lock that is held briefly; `set` is an event's, which waits for
 nobody."""
 LOOKED_AT = {
-    "cooldown": {"_clock", "_forget_well", "_learn", "_tell", "_trouble"}
-    | {"ask", "failed", "key_of", "place_of", "succeeded"},
-    "counters": {"_now", "counts", "left", "place_of", "tokens"},
+    "routing.circuit_breaker": {"_clock", "_forget_closed", "_apply", "_announce", "_circuit"}
+    | {"ask", "failed", "credential_key", "target_key", "succeeded"},
+    "quota.memory": {"_now", "counts", "left", "place_of", "tokens"},
     "providers.switch": {"_shut"},
     "stream": {"_overdue", "end"},
     "streams": {"_may_begin"},

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cooldown import FAILURES
-from routing import Route
+from routing.circuit_breaker import FAILURES
+from routing.router import Route
 from tests.test_app import Site, make_app
 
 
@@ -40,11 +40,11 @@ def test_a_call_is_accepted_while_the_worker_drains(site: Site) -> None:
 
 
 def test_ready_and_metrics_show_the_open_circuit_breakers(site: Site) -> None:
-    cooldowns = site.gateway.reader.cooldowns
+    breakers = site.gateway.reader.breakers
     (target,) = site.gateway.router.targets(Route(model="sim/" + "m" * 500))
     for _ in range(FAILURES):
-        cooldowns.failed(target)
-    cooldowns.limited(target, 30)
+        breakers.failed(target)
+    breakers.limited(target, 30)
     answer = site.client.get("/ready")
     assert answer.status_code == 200
     assert answer.json is not None

@@ -23,7 +23,7 @@ MOST_FUNCTION_LINES = 40
 LAYERS = (
     *("completion", "errors", "config", "concurrency", "server"),
     *("keys", "cluster", "providers", "relay", "drain", "ledger", "quota", "stream", "streams"),
-    *("news", "cooldown", "failures", "retries", "routing", "fidelity", "call", "meter", "reader"),
+    *("routing", "fidelity", "call", "meter", "reader"),
     *("gateway", "telemetry", "auth", "endpoints", "cli", "app", "wsgi"),
 )
 """The packages and modules of the root, from the bottom to the top. Each imports only those below

@@ -8,7 +8,15 @@ import pytest
 from errors import InternalError, RateLimited, SluiceError, UpstreamError, UpstreamTimeout
 from providers.base import Target
 from providers.rows import BUILT_IN
-from retries import LONGEST_ASKED_S, MOST_SAVED, UNTOLD_WAIT_S, RetryBudget, asked, delay, worth_it
+from routing.retries import (
+    LONGEST_ASKED_S,
+    MOST_SAVED,
+    UNTOLD_WAIT_S,
+    RetryBudget,
+    asked,
+    delay,
+    worth_it,
+)
 
 TARGET = Target(BUILT_IN[1], "m")
 BYOK = msgspec.structs.replace(TARGET, byok=True)
@@ -54,7 +62,9 @@ def test_a_retry_delay_adds_random_backoff_to_the_requested_wait(
     monkeypatch: pytest.MonkeyPatch, number: int, error: SluiceError, least: float, most: float
 ) -> None:
     for pick, expected in ((min, least), (max, most)):
-        monkeypatch.setattr("retries.random.uniform", lambda low, high, pick=pick: pick(low, high))
+        monkeypatch.setattr(
+            "routing.retries.random.uniform", lambda low, high, pick=pick: pick(low, high)
+        )
         assert delay(number, error) == expected
 
 

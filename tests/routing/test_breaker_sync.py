@@ -13,14 +13,13 @@ import msgspec
 import pytest
 import redis
 
-import cooldown
-import news
 from cluster.redis_client import TIMEOUT_S, RedisClient
-from cooldown import FAILURES, FIRST_S, LONGEST_S, PROBE_PAUSE_S, Cooldowns
-from news import STREAM
+from routing import breaker_sync, circuit_breaker
+from routing.breaker_sync import STREAM
+from routing.circuit_breaker import FAILURES, FIRST_S, LONGEST_S, PROBE_PAUSE_S, CircuitBreakers
+from tests.routing.test_circuit_breaker import BYOK, OTHER_HOST, OTHER_MODEL, SECOND_KEY, TARGET
 from tests.support.pace import scaled
 from tests.support.redis_server import RedisServer
-from tests.test_cooldown import BYOK, OTHER_HOST, OTHER_MODEL, SECOND_KEY, TARGET
 
 NAME = TARGET.provider.name
 PLACE = (NAME, "m", 1)
@@ -28,7 +27,7 @@ NEAR = scaled(1)
 """How much a wait may differ: the clock of Redis goes on while the tests work."""
 
 
-class Process(Cooldowns):
+class Process(CircuitBreakers):
     """The cool-downs of one process, with a clock of its own."""
 
     def __init__(self, shared: RedisClient, begins: float = 0.0, *, enabled: bool = True) -> None:
@@ -65,7 +64,7 @@ def house(redis_server: RedisServer) -> Iterator[list[Process]]:
 
 def beat(*processes: Process) -> None:
     for process in processes:
-        process.beat()
+        process.exchange()
 
 
 def passes(seconds: float, *processes: Process) -> None:
@@ -82,7 +81,7 @@ def test_a_circuit_that_opens_in_a_process_opens_in_all_processes(house: list[Pr
     beat(one, two, three)
     for other in (two, three):
         assert other.left(TARGET) == pytest.approx(FIRST_S, abs=NEAR)
-        assert other.cooling() == {PLACE: pytest.approx(FIRST_S, abs=NEAR)}
+        assert other.open_circuits() == {PLACE: pytest.approx(FIRST_S, abs=NEAR)}
         others = (SECOND_KEY, OTHER_MODEL, OTHER_HOST, BYOK)
         assert [other.left(target) for target in others] == [0] * 4
         assert not other.is_limited(TARGET)
@@ -100,10 +99,12 @@ def test_the_longer_of_two_waits_holds_in_both_processes(house: list[Process]) -
 
 
 def test_a_process_ignores_its_own_events() -> None:
-    fact = news.Fact("cools", PLACE, 90.0, 130.0, 40.0)
-    event = {b"event": news.encode("me", fact, 100.0).encode()}
-    assert news.decode("me", event, 100.0) is None
-    assert news.decode("other", event, 1100.0) == news.Fact("cools", PLACE, 1090.0, 1130.0, 40.0)
+    fact = breaker_sync.BreakerEvent("cools", PLACE, 90.0, 130.0, 40.0)
+    event = {b"event": breaker_sync.encode("me", fact, 100.0).encode()}
+    assert breaker_sync.decode("me", event, 100.0) is None
+    assert breaker_sync.decode("other", event, 1100.0) == breaker_sync.BreakerEvent(
+        "cools", PLACE, 1090.0, 1130.0, 40.0
+    )
 
 
 def test_a_learned_circuit_admits_a_probe_and_doubles_its_wait_on_failure(
@@ -132,7 +133,7 @@ def test_a_success_in_a_process_closes_the_circuit_in_all_processes(house: list[
     beat(two, one, three)
     for process in house:
         assert [process.enter(TARGET) for _ in "abc"] == [0, 0, 0]
-        assert process.cooling() == {}
+        assert process.open_circuits() == {}
     passes(5, *house)
     one.fail(FAILURES - 1)
     assert one.left(TARGET) == 0, "the row begins anew"
@@ -175,7 +176,7 @@ def test_a_rate_limit_blocks_the_key_in_all_processes(house: list[Process]) -> N
     for process in house:
         assert process.left(OTHER_MODEL) == pytest.approx(30, abs=NEAR)
         assert process.is_limited(TARGET)
-        assert process.cooling() == {(NAME, "", 1): pytest.approx(30, abs=NEAR)}
+        assert process.open_circuits() == {(NAME, "", 1): pytest.approx(30, abs=NEAR)}
     assert [two.left(target) for target in (SECOND_KEY, OTHER_HOST, BYOK)] == [0] * 3
     passes(30, *house)
     assert [two.enter(TARGET) for _ in "ab"] == [0, 0], "no probe is needed"
@@ -194,7 +195,7 @@ def test_a_late_process_learns_each_wait_for_its_remaining_time(
     assert two.left(SECOND_KEY) == pytest.approx(60 - late, abs=NEAR)
     late += age(client, 5)
     beat(three)
-    assert three.cooling() == {(NAME, "", 2): pytest.approx(60 - late, abs=NEAR)}
+    assert three.open_circuits() == {(NAME, "", 2): pytest.approx(60 - late, abs=NEAR)}
     assert [three.enter(TARGET) for _ in "ab"] == [0, 0], "it never knew"
 
 
@@ -236,7 +237,7 @@ def test_outdated_events_are_trimmed_from_the_redis_stream(
 
 
 @pytest.mark.parametrize(
-    "model", ["ünï/☃ 'quoted\" \\ \n", "\ud800", "\0", '["a", 1]', "x" * news.MOST_NAME]
+    "model", ["ünï/☃ 'quoted\" \\ \n", "\ud800", "\0", '["a", 1]', "x" * breaker_sync.MOST_NAME]
 )
 def test_any_model_name_can_be_shared_between_processes(house: list[Process], model: str) -> None:
     one, two, _ = house
@@ -249,21 +250,21 @@ def test_any_model_name_can_be_shared_between_processes(house: list[Process], mo
 def test_made_up_model_names_take_bounded_memory_and_redis_space(
     house: list[Process], client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cooldown, "MOST", 30)
-    monkeypatch.setattr(news, "MOST", 100)
+    monkeypatch.setattr(circuit_breaker, "MOST_CIRCUITS", 30)
+    monkeypatch.setattr(breaker_sync, "MOST", 100)
     one, two, _ = house
     for turn in range(20):
         for number in range(40):
             one.fail(FAILURES, msgspec.structs.replace(TARGET, model=f"made-up-{turn}-{number}"))
-        assert len(one._untold) == 30
+        assert len(one._unsent) == 30
         beat(one, two)
-    assert len(two._troubles) == 30
+    assert len(two._circuits) == 30
     assert client.xlen(STREAM) <= 100 + 200
-    one.fail(FAILURES, msgspec.structs.replace(TARGET, model="x" * (news.MOST_NAME + 1)))
+    one.fail(FAILURES, msgspec.structs.replace(TARGET, model="x" * (breaker_sync.MOST_NAME + 1)))
     one.fail()
     beat(one, two)
     assert two.left(TARGET) > 0
-    assert all(len(place[1]) <= news.MOST_NAME for place in two._troubles)
+    assert all(len(place[1]) <= breaker_sync.MOST_NAME for place in two._circuits)
 
 
 @pytest.mark.parametrize(
@@ -285,14 +286,14 @@ def test_unknown_or_invalid_events_are_skipped(
     client.xadd(STREAM, {"fact": event})
     house[0].fail()
     beat(*house)
-    assert house[1].cooling() == {PLACE: pytest.approx(FIRST_S, abs=NEAR)}
+    assert house[1].open_circuits() == {PLACE: pytest.approx(FIRST_S, abs=NEAR)}
 
 
 def test_a_shared_wait_is_capped_at_the_longest_wait(house: list[Process], client: Any) -> None:
     for kind in ("cools", "limited"):
         client.xadd(STREAM, {"event": json.dumps(["x", kind, NAME, kind, 1, 0, 1e9, 1e9])})
     beat(house[0])
-    assert [round(left) for left in house[0].cooling().values()] == [LONGEST_S, LONGEST_S]
+    assert [round(left) for left in house[0].open_circuits().values()] == [LONGEST_S, LONGEST_S]
 
 
 def test_a_disabled_circuit_breaker_learns_nothing_from_redis(house: list[Process]) -> None:
@@ -300,7 +301,7 @@ def test_a_disabled_circuit_breaker_learns_nothing_from_redis(house: list[Proces
     never.fail()
     house[0].fail()
     beat(never, *house, never)
-    assert never.cooling() == {}
+    assert never.open_circuits() == {}
     assert house[0].shared.available
 
 
@@ -346,7 +347,7 @@ def test_events_are_read_after_the_redis_clock_is_set_back(
     one, two, _ = house
     one.fail()
     beat(one, two)
-    two._news._last = f"{round((time.time() + 86_400) * 1000)}-0"  # type: ignore[union-attr]
+    two._sync._last = f"{round((time.time() + 86_400) * 1000)}-0"  # type: ignore[union-attr]
     one.fail(FAILURES, OTHER_HOST)
     beat(one, two)
     assert two.left(OTHER_HOST) > 0
@@ -356,7 +357,7 @@ def test_a_call_never_waits_for_redis(house: list[Process], redis_server: RedisS
     one = house[0]
     one.fail()
     redis_server.pause()
-    beats = threading.Thread(target=one.beat)
+    beats = threading.Thread(target=one.exchange)
     beats.start()
     began = time.monotonic()
     for _ in range(200):
@@ -364,7 +365,7 @@ def test_a_call_never_waits_for_redis(house: list[Process], redis_server: RedisS
         one.failed(OTHER_HOST)
         one.succeeded(OTHER_HOST)
         one.limited(SECOND_KEY, 1)
-        one.cooling()
+        one.open_circuits()
     assert time.monotonic() - began < TIMEOUT_S / 2
     assert beats.is_alive()
     redis_server.resume()
@@ -372,13 +373,13 @@ def test_a_call_never_waits_for_redis(house: list[Process], redis_server: RedisS
 
 
 def test_beat_keeps_no_events_when_no_redis_is_set() -> None:
-    alone = Cooldowns()
-    alone.beat()
+    alone = CircuitBreakers()
+    alone.exchange()
     for _ in range(FAILURES):
         alone.failed(TARGET)
-    alone.beat()
+    alone.exchange()
     assert alone.left(TARGET) > 0
-    assert alone._untold == {}
+    assert alone._unsent == {}
 
 
 def test_a_redis_key_of_the_wrong_type_raises_nothing(

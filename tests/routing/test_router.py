@@ -21,7 +21,7 @@ from errors import (
 )
 from keys.redaction import Secret
 from providers.base import Target
-from routing import Route, Router
+from routing.router import Route, Router
 
 ROWS: dict[str, dict[str, Any]] = {
     "sim": {"base_url": "http://127.0.0.1:1/v1", "completions": True},

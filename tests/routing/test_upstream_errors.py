@@ -17,8 +17,8 @@ from errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from failures import public_error, retryable
-from tests.test_routing import a_target
+from routing.upstream_errors import public_error, retryable
+from tests.routing.test_router import a_target
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from collections import defaultdict
 
 from concurrency.native import BriefLock
 from errors import SluiceError, UpstreamError, UpstreamTimeout
-from failures import EXHAUSTED
 from providers.base import Target
+from routing.upstream_errors import EXHAUSTED
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 8.0
 LONGEST_ASKED_S = 20.0

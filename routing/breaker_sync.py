@@ -1,4 +1,4 @@
-"""What processes tell each other of targets in trouble, through Redis.
+"""What processes tell each other of targets in circuit, through Redis.
 
 A stream of events holds it: each process adds its own and reads what the others added since it read
 last. Rules that hold here: a moment is told as an age by Redis' clock, for machines' clocks differ;
@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from cluster.redis_client import Away, RedisClient
+from completion import TargetKey
 
 STREAM: Final = "sluice:cooldown"
 MOST: Final = 10_000
@@ -21,8 +22,6 @@ MOST: Final = 10_000
 MOST_NAME: Final = 500
 """Characters of a model's name; a longer one is not told."""
 
-Place: TypeAlias = tuple[str, str, int]
-"""A provider, its model ("": all of them), and which of the operator's keys."""
 Kind: TypeAlias = Literal["cools", "limited", "well"]
 
 # KEYS: the stream. ARGV: the id that was read last ("": none), the milliseconds for which an event
@@ -48,22 +47,22 @@ return {string.format('%.0f', now), found and found[1] and found[1][2] or {}}
 """
 
 
-class Fact(NamedTuple):
+class BreakerEvent(NamedTuple):
     """at: when it came to be so; until: when a target has cooled down, or a limit is over; both by
     the clock of the process. length: the seconds that it cools down for."""
 
     kind: Kind
-    place: Place
+    key: TargetKey
     at: float
     until: float = 0.0
     length: float = 0.0
 
 
-class News:
+class BreakerSync:
     """What one process tells and reads."""
 
     def __init__(self, redis_client: RedisClient, lasts: float) -> None:
-        """lasts: the seconds for which a fact means something."""
+        """lasts: the seconds for which a event means something."""
         from redis import Redis  # one process alone needs none
 
         self._redis = redis_client
@@ -72,10 +71,10 @@ class News:
         self._last = ""
         self._script: Any = Redis(connection_pool=redis_client.pool).register_script(EXCHANGE)
 
-    def exchange(self, facts: Iterable[Fact], now: float) -> list[Fact] | None:
-        """Tell what is so here; what others told since last time. now: by the clock of the facts.
+    def exchange(self, events: Iterable[BreakerEvent], now: float) -> list[BreakerEvent] | None:
+        """Tell what is so here; what others told since last time. now: by the clock of the events.
         None: Redis is away."""
-        told = [encode(self._me, fact, now) for fact in facts if len(fact.place[1]) <= MOST_NAME]
+        told = [encode(self._me, event, now) for event in events if len(event.key[1]) <= MOST_NAME]
         sent = [self._last, self._lasts, MOST, *told]
         try:
             moment, entries = self._redis.run(partial(self._script, [STREAM], sent))
@@ -85,25 +84,25 @@ class News:
         for number, fields in entries:
             self._last = number.decode()
             ago = (int(moment) - int(number.split(b"-")[0])) / 1000
-            fact = decode(self._me, dict(zip(fields[::2], fields[1::2], strict=True)), now - ago)
-            if fact is not None:
-                found.append(fact)
+            event = decode(self._me, dict(zip(fields[::2], fields[1::2], strict=True)), now - ago)
+            if event is not None:
+                found.append(event)
         return found
 
 
-def encode(me: str, fact: Fact, now: float) -> str:
-    times = (now - fact.at, fact.until - now, fact.length)
-    return json.dumps([me, fact.kind, *fact.place, *times])
+def encode(me: str, event: BreakerEvent, now: float) -> str:
+    times = (now - event.at, event.until - now, event.length)
+    return json.dumps([me, event.kind, *event.key, *times])
 
 
-def decode(me: str, fields: dict[bytes, bytes], told: float) -> Fact | None:
-    """The fact of another process; None for one of ours, and for what is none. told: when it was
+def decode(me: str, fields: dict[bytes, bytes], told: float) -> BreakerEvent | None:
+    """The event of another process; None for one of ours, and for what is none. told: when it was
     told, by our clock."""
     try:
         who, kind, provider, model, number, age, left, length = json.loads(fields[b"event"])
         if who == me or kind not in get_args(Kind):
             return None
-        place = (str(provider), str(model), int(number))
-        return Fact(kind, place, told - float(age), told + float(left), float(length))
+        key = (str(provider), str(model), int(number))
+        return BreakerEvent(kind, key, told - float(age), told + float(left), float(length))
     except (KeyError, TypeError, ValueError):  # of a later version
         return None

@@ -8,10 +8,18 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-import cooldown
-from cooldown import FAILURES, FIRST_S, LONGEST_S, PROBE_PAUSE_S, PROBE_S, WINDOW_CALLS, Cooldowns
 from providers.base import Target
 from providers.rows import BUILT_IN
+from routing import circuit_breaker
+from routing.circuit_breaker import (
+    FAILURES,
+    FIRST_S,
+    LONGEST_S,
+    PROBE_PAUSE_S,
+    PROBE_S,
+    WINDOW_CALLS,
+    CircuitBreakers,
+)
 
 TARGET = Target(BUILT_IN[1], "m")
 SECOND_KEY = msgspec.structs.replace(TARGET, key_number=2)
@@ -20,7 +28,7 @@ OTHER_HOST = Target(BUILT_IN[2], "m")
 BYOK = msgspec.structs.replace(TARGET, byok=True)
 
 
-class Clocked(Cooldowns):
+class Clocked(CircuitBreakers):
     """With a clock of its own, which begins where a machine's does."""
 
     def __init__(self) -> None:
@@ -88,7 +96,7 @@ def test_a_successful_probe_closes_the_circuit(cooldowns: Clocked) -> None:
     assert cooldowns.enter(TARGET) == 0
     cooldowns.succeeded(TARGET)
     assert cooldowns.enter(TARGET) == cooldowns.enter(TARGET) == 0
-    assert cooldowns.cooling() == {}
+    assert cooldowns.open_circuits() == {}
 
 
 def test_a_failed_probe_reopens_the_circuit_for_longer_up_to_a_bound(cooldowns: Clocked) -> None:
@@ -150,7 +158,7 @@ def test_calls_with_a_byok_key_do_not_change_the_circuit(
 ) -> None:
     cooldowns.fail(1)
     happens(cooldowns)
-    assert cooldowns.cooling() == {}
+    assert cooldowns.open_circuits() == {}
     cooldowns.fail(FAILURES - 1)
     assert cooldowns.left(TARGET) == FIRST_S, "nor does it heal"
 
@@ -160,25 +168,25 @@ def test_cooling_lists_the_open_circuits_and_the_limited_keys(cooldowns: Clocked
     cooldowns.limited(SECOND_KEY, 4)
     cooldowns.fail(1, OTHER_HOST)
     name = TARGET.provider.name
-    assert cooldowns.cooling() == {(name, "m", 1): FIRST_S, (name, "", 2): 4}
+    assert cooldowns.open_circuits() == {(name, "m", 1): FIRST_S, (name, "", 2): 4}
     cooldowns.now += FIRST_S
-    assert cooldowns.cooling() == {}
+    assert cooldowns.open_circuits() == {}
 
 
 def test_made_up_model_names_take_bounded_memory_and_hide_no_failing_target(
     cooldowns: Clocked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cooldown, "MOST", 3)
+    monkeypatch.setattr(circuit_breaker, "MOST_CIRCUITS", 3)
     for number in range(10):
         cooldowns.failed(msgspec.structs.replace(TARGET, model=f"made-up-{number}"))
     cooldowns.fail()
     assert cooldowns.left(TARGET) == FIRST_S
-    assert len(cooldowns._troubles) == 3
+    assert len(cooldowns._circuits) == 3
 
 
 def test_a_disabled_circuit_breaker_never_opens() -> None:
-    never = Cooldowns(enabled=False)
+    never = CircuitBreakers(enabled=False)
     for _ in range(FAILURES):
         never.failed(TARGET)
     never.limited(TARGET, 30)
-    assert (never.left(TARGET), never.enter(TARGET), never.cooling()) == (0, 0, {})
+    assert (never.left(TARGET), never.enter(TARGET), never.open_circuits()) == (0, 0, {})
