@@ -15,8 +15,18 @@ from auth import current_key
 from call import CallInProgress, Encoder, Outcome
 from completion import Completion, CompletionRequest, FinishReason, new_uuid
 from config import TIMEOUT_FIELDS
-from endpoints import Answer, body, json_response, request_secrets, services
+from endpoints import (
+    body,
+    request_secrets,
+)
 from endpoints.inbound import current
+from endpoints.responses import (
+    DirectResponse,
+    json_response,
+)
+from endpoints.services import (
+    services,
+)
 from errors import InvalidRequest
 from stream import Stream
 
@@ -114,7 +124,7 @@ def respond(
         return json_response(answer(call.stream, completion, outcome), headers=headers(call))
     call.wait()
     try:
-        response = Answer(
+        response = DirectResponse(
             call.frames(encoder(call.stream)),
             headers=STREAM_HEADERS | headers(call),
             content_type="text/event-stream; charset=utf-8",

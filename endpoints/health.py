@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from endpoints import json_response, services
+from endpoints.responses import (
+    json_response,
+)
+from endpoints.services import (
+    services,
+)
 
 MOST_COOLING, MOST_OF_A_NAME = 100, 128
 

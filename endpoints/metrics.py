@@ -6,7 +6,9 @@ import hmac
 
 from flask import Blueprint, Response, request
 
-from endpoints import services
+from endpoints.services import (
+    services,
+)
 from errors import Unauthorized
 
 bp = Blueprint("metrics", __name__)

@@ -7,7 +7,12 @@ from typing import Any
 from flask import Blueprint, Response
 
 from auth import auth
-from endpoints import json_response, services
+from endpoints.responses import (
+    json_response,
+)
+from endpoints.services import (
+    services,
+)
 from errors import ModelNotFound
 from ledger.pricing import ModelFacts, per_mtok
 from providers.base import Provider

@@ -21,7 +21,16 @@ from completion import (
     Summary,
     Usage,
 )
-from endpoints import body, calls, json_response, services
+from endpoints import (
+    body,
+    calls,
+)
+from endpoints.responses import (
+    json_response,
+)
+from endpoints.services import (
+    services,
+)
 from errors import InvalidRequest, SluiceError, Unauthorized
 from ledger.pricing import dollars
 from quota.quota import instant

@@ -24,7 +24,16 @@ from completion import (
     Usage,
     hexadecimal,
 )
-from endpoints import body, calls, json_response, services
+from endpoints import (
+    body,
+    calls,
+)
+from endpoints.responses import (
+    json_response,
+)
+from endpoints.services import (
+    services,
+)
 from errors import InvalidRequest, ModelNotFound, SluiceError
 from ledger.pricing import dollars
 from stream import Stream

@@ -15,7 +15,12 @@ from typing import NamedTuple
 from flask import Blueprint, Response, render_template, request, send_from_directory
 
 from config import VERSION
-from endpoints import json_response, services
+from endpoints.responses import (
+    json_response,
+)
+from endpoints.services import (
+    services,
+)
 
 bp = Blueprint("pages", __name__)
 

@@ -15,7 +15,12 @@ from flask import Blueprint, Response, request
 from sqlalchemy import Connection, RowMapping
 
 from auth import auth, current_key
-from endpoints import json_response, services
+from endpoints.responses import (
+    json_response,
+)
+from endpoints.services import (
+    services,
+)
 from errors import InvalidRequest
 from keys.key import Key
 from ledger import usage

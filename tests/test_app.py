@@ -22,9 +22,10 @@ from flask.testing import FlaskClient
 from werkzeug.exceptions import BadGateway, ImATeapot
 from werkzeug.test import TestResponse
 
-from app import EXPOSED, access, create_app
+from app import create_app
 from completion import Delta, Finished, Started, Usage, Used
 from config import Settings
+from endpoints.hooks import EXPOSED, access
 from errors import UpstreamError
 from gateway import Gateway
 from keys.key import new_row

@@ -17,7 +17,11 @@ from werkzeug.exceptions import ClientDisconnected
 from completion import (
     CompletionRequest,
 )
-from endpoints import body, inbound, native
+from endpoints import (
+    body,
+    inbound,
+    native,
+)
 from endpoints.body import NAMES, NEVER_SHOWN, TAKES, Parameters, kind_of, shown
 from endpoints.inbound import Request
 from errors import (

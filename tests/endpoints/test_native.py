@@ -23,7 +23,10 @@ from completion import (
     Usage,
     Used,
 )
-from endpoints import calls, native
+from endpoints import (
+    calls,
+    native,
+)
 from errors import (
     InvalidRequest,
     ModelNotFound,

@@ -34,7 +34,9 @@ from completion import (
     Used,
 )
 from config import Settings
-from endpoints import Services
+from endpoints.services import (
+    Services,
+)
 from errors import (
     ByokRejected,
     ClientGone,

@@ -12,7 +12,10 @@ import pytest
 from openapi_spec_validator import validate
 
 import errors
-from endpoints import body, native
+from endpoints import (
+    body,
+    native,
+)
 from tests.project.test_surface import classes
 from tests.test_app import Site, make_app
 

@@ -10,7 +10,10 @@ import pytest
 from werkzeug.test import TestResponse
 
 from config import VERSION
-from endpoints import native, pages
+from endpoints import (
+    native,
+    pages,
+)
 from errors import InvalidRequest
 from tests.test_app import Site, make_app
 

@@ -36,7 +36,9 @@ LONG_MODULES = {
     "config": "all settings, in one place",
     "providers.local": "one thing",
 }
-LONG_FUNCTIONS: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {
+    "app.wire": "each part is made and connected once",
+}
 
 
 def path_of(module: str) -> Path:

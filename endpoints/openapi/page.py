@@ -9,8 +9,10 @@ from __future__ import annotations
 import msgspec
 from flask import Blueprint, Response, current_app
 
-from endpoints import services
 from endpoints.pages import POLICY, page
+from endpoints.services import (
+    services,
+)
 
 bp = Blueprint("openapi", __name__)
 
@@ -33,9 +35,9 @@ def docs() -> Response:
 def document_bytes() -> bytes:
     found: bytes | None = current_app.extensions.get("sluice.openapi")
     if found is None:
-        from endpoints import openapi_document  # late: most servers are never asked
+        from endpoints.openapi import document  # late: most servers are never asked
 
         names = sorted(services().gateway.router.providers)
-        found = msgspec.json.encode(openapi_document.build(names))
+        found = msgspec.json.encode(document.build(names))
         current_app.extensions["sluice.openapi"] = found
     return found

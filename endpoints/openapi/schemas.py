@@ -11,8 +11,12 @@ from typing import Any, get_args
 import msgspec
 
 from completion import EndReason, FinishReason
-from endpoints import body, native, openai
-from endpoints.openapi_errors import CODES, UNSEEN
+from endpoints import (
+    body,
+    native,
+    openai,
+)
+from endpoints.openapi.errors import CODES, UNSEEN
 from endpoints.usage import GROUPS
 from ledger.writing import INTERRUPTED
 

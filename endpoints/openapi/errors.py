@@ -9,7 +9,10 @@ from __future__ import annotations
 from typing import Any, Literal, TypeAlias
 
 import errors
-from endpoints import native, openai
+from endpoints import (
+    native,
+    openai,
+)
 from errors import SluiceError
 
 Face: TypeAlias = Literal["native", "openai"]

@@ -11,9 +11,9 @@ from typing import Any
 
 import errors as e
 from config import TIMEOUT_FIELDS, VERSION
-from endpoints import openapi_errors, openapi_examples, openapi_schemas
-from endpoints.openapi_errors import Face, responses
-from endpoints.openapi_schemas import ref
+from endpoints.openapi import errors, examples, schemas
+from endpoints.openapi.errors import Face, responses
+from endpoints.openapi.schemas import ref
 from endpoints.usage import FORMATS, GROUPS, MOST_ROWS, SOME_ROWS, TAKES
 from quota.quota import RATE_PARTS
 
@@ -67,7 +67,7 @@ def ok(schema: Part | None, example: Any, *headers: str, media: str = "applicati
 
 
 def named(name: str, *headers: str) -> Part:
-    return ok(ref(name), openapi_examples.ANSWERS[name], *headers)
+    return ok(ref(name), examples.ANSWERS[name], *headers)
 
 
 def operation(id_: str, tag: str, summary: str, answers: Part, **more: Any) -> Part:
@@ -100,10 +100,10 @@ def completion(face: Face) -> Part:
         "ends with an error of the same codes, and without [DONE]."
     )
     # No schema: JSON Schema has no words for a stream of events.
-    found["content"]["text/event-stream"] = {"example": openapi_examples.STREAMS[face]}
+    found["content"]["text/event-stream"] = {"example": examples.STREAMS[face]}
     content = {
         "schema": ref(f"{prefix}CompletionRequest"),
-        "examples": {n: {"value": v} for n, v in openapi_examples.BODIES[face].items()},
+        "examples": {n: {"value": v} for n, v in examples.BODIES[face].items()},
     }
     return operation(
         f"{face}Completion",
@@ -138,8 +138,8 @@ def reading(id_: str, tag: str, summary: str, name: str, *kinds: Any, **more: An
     found = named(name, *LIMITS)
     if several:
         found["content"]["application/json"] = {
-            "schema": openapi_schemas.items(ref(name)),
-            "example": [openapi_examples.ANSWERS[name]],
+            "schema": schemas.items(ref(name)),
+            "example": [examples.ANSWERS[name]],
         }
     answers = {"200": found} | responses(face, e.Unauthorized, *kinds)
     return operation(id_, tag, summary, answers, **more)
@@ -153,16 +153,16 @@ def usage() -> Part:
         parameters=[
             in_query("start_date", day),
             in_query("end_date", day),
-            in_query("group_by", openapi_schemas.enum(*GROUPS)),
-            in_query("format", openapi_schemas.enum(*FORMATS)),
+            in_query("group_by", schemas.enum(*GROUPS)),
+            in_query("format", schemas.enum(*FORMATS)),
         ],
     )
     good = found["responses"]["200"]
     good["description"] = "Everything at once; with group_by, or as CSV, the sums of one group."
-    examples = {n: {"value": openapi_examples.ANSWERS[n]} for n in ("UsageReport", "UsageGroups")}
-    schema = {"oneOf": [ref(name) for name in examples]}
-    good["content"]["application/json"] = {"schema": schema, "examples": examples}
-    good["content"]["text/csv"] = {"example": openapi_examples.CSV}
+    shown = {n: {"value": examples.ANSWERS[n]} for n in ("UsageReport", "UsageGroups")}
+    schema = {"oneOf": [ref(name) for name in shown]}
+    good["content"]["application/json"] = {"schema": schema, "examples": shown}
+    good["content"]["text/csv"] = {"example": examples.CSV}
     good["headers"]["Content-Disposition"] = {"$ref": "#/components/headers/Content-Disposition"}
     return found
 
@@ -190,8 +190,8 @@ def for_operators() -> dict[str, Part]:
     away = named("Ready", "Retry-After")
     away["content"]["application/json"]["example"] = {"status": "draining"}
     ready["responses"]["503"] = away | {"description": "It is shutting down, or can't record."}
-    text = ok({"type": "string"}, openapi_examples.METRICS, media="text/plain")
-    text["content"]["application/openmetrics-text"] = {"example": openapi_examples.METRICS}
+    text = ok({"type": "string"}, examples.METRICS, media="text/plain")
+    text["content"]["application/openmetrics-text"] = {"example": examples.METRICS}
     asset = ok(None, "", media="text/css")
     asset["content"] |= {kind: {"example": ""} for kind in ("text/javascript", "image/svg+xml")}
     service = named("Service")
@@ -284,8 +284,8 @@ def build(providers: list[str]) -> Part:
         "tags": [{"name": n} for n in ("Completions", "Models", "Usage", "Keys", "Operation")],
         "paths": paths,
         "components": {
-            "schemas": openapi_schemas.every(),
-            "examples": openapi_errors.examples(),
+            "schemas": schemas.every(),
+            "examples": errors.examples(),
             "headers": {
                 name: {"description": text, "schema": {"type": "string"}}
                 for name, text in HEADERS.items()

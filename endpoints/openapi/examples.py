@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from endpoints.openapi_errors import REQUEST_ID, Face
+from endpoints.openapi.errors import REQUEST_ID, Face
 
 CURSOR = "MDE5NmQ3YTFjMGRlNGY1YTZiN2M4ZDllMGYxYTJi"
 MODEL = {

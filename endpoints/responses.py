@@ -1,0 +1,47 @@
+"""HTTP responses whose headers are known, without the checks that werkzeug makes for others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+from flask import Response
+from werkzeug.datastructures import Headers
+
+
+class DirectResponse(Response):
+    """A response of bytes whose headers are known.
+
+    werkzeug would check the headers when they are set, and add missing ones when they are sent.
+    """
+
+    def __init__(
+        self,
+        body: Iterable[bytes],
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+    ) -> None:
+        """body: its parts. headers: with values that are fit for one."""
+        self.fields = {"Content-Type": content_type, **(headers or {})}
+        self.headers = Headers()  # what others add
+        self.status_code = status
+        self.response = body
+        self.direct_passthrough = False
+        self._on_close = []
+
+    def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] == "HEAD":
+            self.response = ()
+        start_response(self.status, [*self.fields.items(), *self.headers])
+        return self
+
+    def __iter__(self) -> Iterator[bytes]:
+        body: Any = self.response
+        return iter(body)
+
+
+def json_response(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    body = msgspec.json.encode(data)
+    return DirectResponse((body,), status, {"Content-Length": str(len(body)), **(headers or {})})
