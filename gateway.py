@@ -27,7 +27,7 @@ from ledger import Ledger
 from meter import Bill, Meter
 from pricing import Prices
 from providers.base import Target
-from providers.transport import Transport
+from providers.transport.http_call import Transport
 from quota import Quota
 from reader import Reader, continuable
 from relay import End

@@ -31,7 +31,8 @@ from failures import public_error, rate_limited, retryable
 from fidelity import Candidate, echoed
 from providers.base import Attempt, Target
 from providers.fanout import FanOut
-from providers.transport import Aborted, HttpAttempt, Transport
+from providers.transport.abort import Aborted
+from providers.transport.http_call import HttpCall, Transport
 from relay import Nudge, Tally
 from retries import LONGEST_ASKED_S, RetryBudget, asked, delay, limits, worth_it
 from stream import Stream
@@ -232,7 +233,7 @@ class Reader:
             return LocalAttempt(request, target)
         dialect = providers.dialect(target.dialect)
         signer = providers.signer(target.provider)
-        return HttpAttempt(self._transport, dialect, request, target, timeouts, signer)
+        return HttpCall(self._transport, dialect, request, target, timeouts, signer)
 
 
 def final(stream: Stream, failure: SluiceError) -> bool:

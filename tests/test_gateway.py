@@ -50,7 +50,8 @@ from ledger.entries import Claim, Entry, Settlement
 from providers.base import Attempt, Target
 from providers.fanout import FanOut
 from providers.local import LocalAttempt
-from providers.transport import Aborted, HttpAttempt
+from providers.transport.abort import Aborted
+from providers.transport.http_call import HttpCall
 from quota import Quota
 from reader import Reader
 from relay import End, EndReason, Nudge
@@ -947,7 +948,7 @@ def candidate(gateway: Gateway, model: str, *prompts: str, **more: Any) -> Candi
     ("model", "split", "kind"),
     [
         ("local/pydoc", False, LocalAttempt),
-        ("sim/m", False, HttpAttempt),
+        ("sim/m", False, HttpCall),
         ("sim/m", True, FanOut),
         ("local/pydoc", True, FanOut),
     ],

@@ -135,7 +135,7 @@ LOOKED_AT = {
     "cooldown": {"_clock", "_forget_well", "_learn", "_tell", "_trouble"}
     | {"ask", "failed", "key_of", "place_of", "succeeded"},
     "counters": {"_now", "counts", "left", "place_of", "tokens"},
-    "providers.switch": {"_shut"},
+    "providers.transport.abort": {"_shut"},
     "stream": {"_overdue", "end"},
     "streams": {"_may_begin"},
 }

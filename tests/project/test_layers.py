@@ -31,7 +31,7 @@ LAYERS = (
 """The packages and modules of the root, from the bottom to the top. Each imports only those below
 it."""
 
-NETWORK = ("providers.adapter", "providers.connection", "providers.transport")
+NETWORK = tuple(f"providers.transport.{name}" for name in ("adapter", "http_call", "pool"))
 """The modules that talk to providers."""
 
 LONG_MODULES = {

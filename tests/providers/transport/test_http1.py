@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from providers import http1
-from providers.http1 import MAX_FIELDS, MAX_HEAD, MAX_SIZE_LINE, MAX_TRAILER, Malformed
+from providers.transport import http1
+from providers.transport.http1 import MAX_FIELDS, MAX_HEAD, MAX_SIZE_LINE, MAX_TRAILER, Malformed
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"

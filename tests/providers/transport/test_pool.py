@@ -1,4 +1,4 @@
-"""Connections that are kept: which is taken next, and which is of no use any more."""
+"""pool.py: which connection is taken next, which are closed, and how TLS is verified."""
 
 from __future__ import annotations
 
@@ -6,43 +6,19 @@ import os
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trustme
 
-from providers import connection, switch
-from providers.connection import IDLE_S, MAX_ORIGINS, Origin, Pool
-from providers.switch import Aborted, Switch
+from providers.transport.abort import AbortSwitch
+from providers.transport.pool import IDLE_S, MAX_ORIGINS, Origin, Pool
+from tests.providers.transport.conftest import Peers
 from tests.support.fake import FakeProvider
-from tests.support.pace import HANG_S
 
 HERE = Origin("127.0.0.1", 9, "")
-
-
-class Peers:
-    """Pairs of sockets, of which one end is ours."""
-
-    def __init__(self) -> None:
-        self.theirs: dict[socket.socket, socket.socket] = {}
-
-    def new(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        self.theirs[ours] = theirs
-        return ours
-
-
-@pytest.fixture
-def peers() -> Iterator[Peers]:
-    made = Peers()
-    yield made
-    for ours, theirs in made.theirs.items():
-        ours.close()
-        theirs.close()
 
 
 @pytest.fixture
@@ -61,14 +37,14 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(connection, "time", made)
+    monkeypatch.setattr("providers.transport.pool.time", made)
     return made
 
 
 def taken(pool: Pool, origin: Origin = HERE) -> socket.socket | None:
     """The connection that is kept; None: a new one would be made, to where nobody listens."""
     try:
-        return pool.connection(origin, 1, Switch())
+        return pool.connection(origin, 1, AbortSwitch())
     except OSError:
         return None
 
@@ -217,10 +193,10 @@ def test_certificates_are_read_anew_when_they_change(
     origin = Origin("127.0.0.1", int(tls_fake.origin.rpartition(":")[2]), str(bundle))
     with closing(Pool(1)) as pool:
         with pytest.raises(ssl.SSLError):
-            pool.connection(origin, 5, Switch())
+            pool.connection(origin, 5, AbortSwitch())
         bundle.write_bytes(Path(ca_bundle).read_bytes())
         os.utime(bundle, (1, 1))
-        with closing(pool.connection(origin, 5, Switch())) as sock:
+        with closing(pool.connection(origin, 5, AbortSwitch())) as sock:
             assert isinstance(sock, ssl.SSLSocket)
         assert pool._context(str(bundle)) is pool._context(str(bundle))
 
@@ -239,7 +215,7 @@ def test_missing_or_invalid_certificate_bundle_prevents_a_connection(
         bundle.write_text(content)
     origin = Origin("127.0.0.1", int(tls_fake.origin.rpartition(":")[2]), str(bundle))
     with closing(Pool(1)) as pool, pytest.raises(OSError):
-        pool.connection(origin, 5, Switch())
+        pool.connection(origin, 5, AbortSwitch())
     assert tls_fake.requests == []
 
 
@@ -250,155 +226,6 @@ def test_host_certificate_must_match_the_name_that_was_called(
     certificate.write_to_path(str(tmp_path / "named.pem"))
     with FakeProvider.start(tls=tmp_path / "named.pem") as named, closing(Pool(1)) as pool:
         port = int(named.origin.rpartition(":")[2])
-        pool.connection(Origin("localhost", port, ca_bundle), 5, Switch()).close()
+        pool.connection(Origin("localhost", port, ca_bundle), 5, AbortSwitch()).close()
         with pytest.raises(ssl.SSLCertVerificationError):
-            pool.connection(Origin("127.0.0.1", port, ca_bundle), 5, Switch())
-
-
-# The switch
-
-
-@pytest.mark.parametrize(("connecting", "times"), [(True, 3), (False, 1)])
-def test_an_abort_waits_for_a_connect_that_is_about_to_begin(
-    peers: Peers, monkeypatch: pytest.MonkeyPatch, connecting: bool, times: int
-) -> None:
-    """There, until it does, the socket can't be shut down."""
-    lever, tries = Switch(), [True, False, False]
-    monkeypatch.setattr(switch, "_shut", lambda _: tries.pop())
-    lever.note(peers.new(), connecting=connecting)
-    lever.throw()
-    assert len(tries) == 3 - times
-    lever.forget()
-
-
-def test_abort_leaves_a_forgotten_socket_open_and_rejects_the_next_socket(peers: Peers) -> None:
-    ours = peers.new()
-    lever = Switch()
-    lever.note(ours)
-    lever.forget()
-    lever.throw()
-    peers.theirs[ours].send(b"x")
-    assert ours.recv(1) == b"x"
-    with pytest.raises(Aborted):
-        lever.note(ours)
-
-
-def test_forget_waits_until_a_running_abort_has_finished(
-    peers: Peers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Forgetting waits until the abort is through: it never strikes the next exchange."""
-    ours, lever = peers.new(), Switch()
-    lever.note(ours)
-    within, order = threading.Event(), []
-
-    def slow(sock: socket.socket) -> bool:
-        within.set()
-        time.sleep(0.05)
-        order.append("shut")
-        return True
-
-    monkeypatch.setattr(switch, "_shut", slow)
-    thread = threading.Thread(target=lever.throw)
-    thread.start()
-    assert within.wait(5)
-    lever.forget()
-    order.append("forgotten")
-    thread.join(HANG_S)
-    assert order == ["shut", "forgotten"]
-
-
-def test_receive_times_out_when_the_host_falls_silent(peers: Peers) -> None:
-    ours, lever = peers.new(), Switch()
-    lever.silence = 0.1
-    lever.note(ours)
-    with pytest.raises(TimeoutError):
-        lever.receive(ours)
-    with pytest.raises(TimeoutError):
-        lever.receive(ours)
-
-
-def test_send_times_out_when_the_host_reads_nothing(peers: Peers) -> None:
-    ours, lever = peers.new(), Switch()
-    lever.silence = 0.1
-    lever.note(ours)
-    with pytest.raises(TimeoutError):
-        lever.send(ours, bytes(50_000_000))
-
-
-def test_socket_error_after_the_idle_timeout_is_raised_as_a_timeout(peers: Peers) -> None:
-    """Under gevent the shutdown raises where the reader waits."""
-
-    class Broken:
-        def recv(self, _size: int) -> bytes:
-            lever.look(time.monotonic() + 1)
-            raise OSError("closed in another greenlet")
-
-        send = recv
-
-    lever, broken = Switch(), Broken()
-    sock: Any = broken
-    lever.silence = 0.1
-    lever.note(peers.new())
-    for fail in (lever.receive, lambda sock: lever.send(sock, b"x")):
-        with pytest.raises(TimeoutError):
-            fail(sock)
-    lever.forget()
-
-
-def test_idle_timeout_does_not_run_between_receives(peers: Peers) -> None:
-    """A reader may be held up by a slow client for longer than its host may be silent."""
-    ours, lever = peers.new(), Switch()
-    lever.silence = 0.1
-    lever.note(ours)
-    peers.theirs[ours].send(b"x")
-    assert lever.receive(ours) == b"x"
-    lever.look(time.monotonic() + 1000)
-    peers.theirs[ours].send(b"y")
-    assert lever.receive(ours) == b"y"
-    lever.forget()
-
-
-def test_forgotten_socket_is_not_shut_down_by_the_idle_timeout(peers: Peers) -> None:
-    ours, lever = peers.new(), Switch()
-    lever.silence = 0.1
-    lever.note(ours)
-    lever.forget()
-    state: Any = lever
-    state._silent_since = 0.0
-    lever.look(time.monotonic())
-    peers.theirs[ours].send(b"x")
-    assert ours.recv(1) == b"x"
-
-
-def test_idle_timeout_watches_a_switch_only_between_connect_and_forget(peers: Peers) -> None:
-    lever = Switch()
-    lever.note(peers.new(), connecting=True)
-    assert lever not in switch._silences._switches, "its connect has a limit of its own"
-    lever.note(peers.new())
-    assert lever in switch._silences._switches
-    lever.forget()
-    assert lever not in switch._silences._switches
-
-
-def test_receive_reads_more_after_a_full_read(peers: Peers) -> None:
-    """Room for a large read is made only where the last one was full."""
-    ours, lever = peers.new(), Switch()
-    peers.theirs[ours].sendall(bytes(30_000))
-    assert [len(lever.receive(ours)) for _ in range(2)] == [8192, 30_000 - 8192]
-    peers.theirs[ours].sendall(bytes(10_000))
-    assert [len(lever.receive(ours)) for _ in range(2)] == [8192, 10_000 - 8192]
-
-
-def test_send_delivers_all_bytes_over_partial_writes(peers: Peers) -> None:
-    ours, lever = peers.new(), Switch()
-    sent, came = b"0123456789" * 1_000_000, bytearray()
-
-    def receive() -> None:
-        while len(came) < len(sent) and (data := peers.theirs[ours].recv(1 << 20)):
-            came.extend(data)
-
-    reader = threading.Thread(target=receive)
-    reader.start()
-    lever.send(ours, sent)
-    reader.join(HANG_S)
-    assert bytes(came) == sent
+            pool.connection(Origin("127.0.0.1", port, ca_bundle), 5, AbortSwitch())

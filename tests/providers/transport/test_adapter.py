@@ -1,5 +1,7 @@
-"""The adapter over a scripted socket, so that each read and each byte is seen; over a real one see
-test_transport.py."""
+"""The adapter over a scripted socket, so that each read and each byte is seen.
+
+test_http_call.py uses real sockets.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,10 @@ from typing import Any
 import pytest
 import requests
 
-from providers.adapter import MAX_INTERIM, Adapter, NotReached
-from providers.connection import Origin, Pool
-from providers.http1 import Malformed
-from providers.switch import Switch
+from providers.transport.abort import AbortSwitch
+from providers.transport.adapter import MAX_INTERIM, Adapter, NotReached
+from providers.transport.http1 import Malformed
+from providers.transport.pool import Origin, Pool
 from tests.support.fake import FakeProvider
 from tests.support.fake import answer as answered
 from tests.support.pace import HANG_S
@@ -65,7 +67,7 @@ class OnePool(Pool):
         self.origin: Origin | None = None
         self.returned = False
 
-    def connection(self, origin: Origin, timeout: float, switch: Switch) -> socket.socket:
+    def connection(self, origin: Origin, timeout: float, switch: AbortSwitch) -> socket.socket:
         self.origin = origin
         switch.note(self.sock)
         connected: socket.socket = self.sock
@@ -80,7 +82,7 @@ def post(pool: Pool, url: str = "http://host/v1", body: bytes = b"{}") -> reques
     request = requests.PreparedRequest()
     request.method, request.url, request.body = "POST", url, body
     request.headers = requests.structures.CaseInsensitiveDict({"Content-Length": str(len(body))})
-    return Adapter(pool, Switch()).send(request, timeout=(1, 5))
+    return Adapter(pool, AbortSwitch()).send(request, timeout=(1, 5))
 
 
 def rest(response: requests.Response) -> bytes:
@@ -290,7 +292,7 @@ def test_the_adapter_serves_a_requests_session(fake: FakeProvider) -> None:
     fake.script(answered({"a": 1}))
     with closing(Pool(1)) as pool, requests.Session() as session:
         session.trust_env = False
-        session.mount("http://", Adapter(pool, Switch()))
+        session.mount("http://", Adapter(pool, AbortSwitch()))
         response = session.post(f"{fake.origin}/x", json={"b": 2}, timeout=HANG_S)
         assert response.json() == {"a": 1}
     assert fake.requests[0].body == b'{"b": 2}'
@@ -300,5 +302,5 @@ def test_a_call_without_timeouts_is_refused() -> None:
     request = requests.Request("POST", "http://host/").prepare()
     for timeout in (None, (1.0, None)):
         with pytest.raises(AssertionError):
-            Adapter(OnePool(Scripted([HELLO])), Switch()).send(request, timeout=timeout)
-    assert Switch().silence == math.inf
+            Adapter(OnePool(Scripted([HELLO])), AbortSwitch()).send(request, timeout=timeout)
+    assert AbortSwitch().silence == math.inf

@@ -20,7 +20,8 @@ import trustme
 
 from errors import SluiceError, UpstreamError, UpstreamTimeout
 from providers.base import Call
-from providers.transport import MAX_ERROR_BODY, Aborted, Exchange, Transport
+from providers.transport.abort import Aborted
+from providers.transport.http_call import MAX_ERROR_BODY, Exchange, Transport
 from tests.support import fake as fp
 from tests.support.calls import BEGUN, EVENT, best_of
 from tests.support.fake import FakeProvider
@@ -60,8 +61,8 @@ def upstream(request: pytest.FixtureRequest, ca_bundle: str) -> Iterator[Upstrea
 def make(
     transport: Transport, origin: str, timeouts: Timeouts = PATIENT, ca_bundle: str | None = None
 ) -> Exchange:
-    call = Call("POST", f"{origin}/v1/x", {"Accept-Encoding": "identity"}, b"{}")
-    return transport.exchange(call, timeouts, ca_bundle)
+    request = Call("POST", f"{origin}/v1/x", {"Accept-Encoding": "identity"}, b"{}")
+    return transport.exchange(request, timeouts, ca_bundle)
 
 
 def to(upstream: Upstream, transport: Transport, timeouts: Timeouts = PATIENT) -> Exchange:
@@ -459,8 +460,8 @@ def test_a_connection_reset_at_once_raises_an_upstream_error(
 def test_a_key_that_is_invalid_in_a_header_raises_and_is_not_shown(
     fake: FakeProvider, transport: Transport
 ) -> None:
-    call = Call("POST", f"{fake.origin}/x", {"X-Key": "secret\r\nY: z"}, b"{}")
-    failure = failure_of(transport.exchange(call, PATIENT))
+    request = Call("POST", f"{fake.origin}/x", {"X-Key": "secret\r\nY: z"}, b"{}")
+    failure = failure_of(transport.exchange(request, PATIENT))
     assert failure.message == "X-Key holds what no header can: is the key set right?"
     assert "secret" not in repr(failure.__cause__)
     assert fake.requests == []

@@ -1,8 +1,8 @@
-"""A call to a provider over HTTP: sent, read as it comes, and aborted from any thread.
+"""A call to a provider over HTTP: it is sent, read as it arrives, and aborted from any thread.
 
-Rules that hold here: an exchange may be aborted in any phase, within milliseconds; what goes wrong
-is told in our own errors, and no word of what the network's code says gets out. The network itself
-is for adapter.py, connection.py and switch.py.
+- An exchange can be aborted in any phase, within milliseconds.
+- Failures are raised as our own errors; the messages of network libraries never get out.
+- The network itself is left to adapter.py, pool.py and abort.py.
 """
 
 from __future__ import annotations
@@ -18,65 +18,66 @@ import urllib3
 from completion import Batch, CompletionRequest
 from concurrency.yielding import Yielder
 from errors import SluiceError, UpstreamError, UpstreamTimeout
-from providers.adapter import Adapter, NotReached
 from providers.base import Call, Dialect, Signer, Target
-from providers.connection import Pool
-from providers.http1 import Malformed
-from providers.switch import Aborted, Switch
+from providers.transport.abort import Aborted, AbortSwitch
+from providers.transport.adapter import Adapter, NotReached
+from providers.transport.http1 import Malformed
+from providers.transport.pool import Pool
 
 if TYPE_CHECKING:
     from timeouts import Timeouts
 
-__all__ = ["MAX_BODY", "MAX_ERROR_BODY", "Aborted", "Exchange", "HttpAttempt", "Transport"]
-
 MAX_BODY: Final = 64 * 1024 * 1024
-"""Bytes of a whole answer; more is no completion."""
+"""The largest whole response in bytes; no completion is larger."""
 MAX_ERROR_BODY: Final = 64 * 1024
-FAREWELL_S: Final = 0.05
-"""For the last bytes of a body whose meaning is complete already."""
+LAST_BYTES_S: Final = 0.05
+"""How long `close` waits for the last bytes of a body whose meaning is already complete."""
 
 FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, Malformed, OSError)
-"""What an adapter and a body raise."""
+"""The exceptions that an adapter and a body raise."""
 
 
 class Transport:
-    """Connections to all providers. One per process; safe to share between threads."""
+    """The connections to all providers. A process has one; threads may share it."""
 
     def __init__(self, pool_size: int = 1000) -> None:
-        """pool_size: how many idle connections to one host are kept."""
+        """Keep at most `pool_size` idle connections for each host."""
         self._pool = Pool(pool_size)
 
-    def exchange(self, call: Call, timeouts: Timeouts, ca_bundle: str | None = None) -> Exchange:
-        return Exchange(self._pool, call, timeouts, ca_bundle)
+    def exchange(self, request: Call, timeouts: Timeouts, ca_bundle: str | None = None) -> Exchange:
+        return Exchange(self._pool, request, timeouts, ca_bundle)
 
     def close(self) -> None:
         self._pool.close()
 
 
 class Exchange:
-    """One HTTP request and its answer.
+    """One HTTP request and its response.
 
-    `open`, then `chunks` or `read`, then `close`, all in one thread; `abort` from any.
+    One thread calls `open`, then `chunks` or `read`, then `close`. Any thread may call `abort`.
     """
 
     def __init__(
-        self, pool: Pool, call: Call, timeouts: Timeouts, ca_bundle: str | None = None
+        self, pool: Pool, request: Call, timeouts: Timeouts, ca_bundle: str | None = None
     ) -> None:
-        self.call = call
-        self._pool, self._switch = pool, Switch()
+        self.request = request
+        self._pool, self._switch = pool, AbortSwitch()
         self._timeouts, self._verify = timeouts, ca_bundle or True
         self._response: requests.Response | None = None
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The answer's headers, names in lower case."""
-        assert self._response is not None  # noqa: S101 - a caller's mistake, not a state
+        """The headers of the response, with names in lower case."""
+        assert self._response is not None  # noqa: S101 - else the caller made a mistake
         return {name.lower(): value for name, value in self._response.headers.items()}
 
     def open(self) -> int:
-        """Send the request and wait for the answer's headers. Returns the status.
+        """Send the request, wait for the headers of the response, and return its status.
 
-        Raises UpstreamError (never reached, broke off), UpstreamTimeout, Aborted.
+        Raises:
+            UpstreamError: the host can't be reached, or broke the connection off.
+            UpstreamTimeout: a time limit was exceeded.
+            Aborted: the exchange was aborted.
         """
         timeouts = self._timeouts
         try:
@@ -93,7 +94,7 @@ class Exchange:
         return self._response.status_code
 
     def chunks(self) -> Iterator[bytes]:
-        """The body as it arrives. Raises as `open`."""
+        """Yield the body as it arrives. Raises what `open` raises."""
         assert self._response is not None  # noqa: S101
         read, yielder = self._response.raw.read1, Yielder()
         while True:
@@ -104,14 +105,14 @@ class Exchange:
                 raise self._explained(failure) from failure
             waited = time.monotonic() - asked
             if not chunk:
-                if self._switch.thrown:  # where the connection's end is the body's
+                if self._switch.thrown:  # the body may end with its connection
                     raise Aborted
                 return
             yield chunk
             yielder.yield_if_due(waited)
 
     def read(self, limit: int = MAX_BODY) -> bytes:
-        """The whole body, at most `limit` bytes. Raises as `open`, and UpstreamError above it."""
+        """Return the whole body. Raises what `open` raises; UpstreamError above `limit` bytes."""
         parts = []
         for chunk in self.chunks():
             parts.append(chunk)
@@ -121,7 +122,8 @@ class Exchange:
         return b"".join(parts)
 
     def read_error(self) -> bytes:
-        """The body of an error answer: what came of it, bounded, whatever happens meanwhile."""
+        """Return the body of an error response: the bytes that arrived, at most MAX_ERROR_BODY,
+        even if reading fails."""
         parts: list[bytes] = []
         with contextlib.suppress(SluiceError):
             for chunk in self.chunks():
@@ -131,32 +133,32 @@ class Exchange:
         return b"".join(parts)[:MAX_ERROR_BODY]
 
     def close(self) -> None:
-        """Give the connection back if its body is at its end (or ends at once), else close it."""
+        """Give the connection back if its body has ended or ends at once, else close it."""
         if self._response is None:
             return
         body: Any = self._response.raw
         self._response = None
         if body.released:
             return
-        with contextlib.suppress(Exception):  # it is over; nothing that fails here matters
+        with contextlib.suppress(Exception):  # the call is over: a failure here changes nothing
             if not self._switch.thrown:
-                body.finish(FAREWELL_S)
+                body.finish(LAST_BYTES_S)
         body.close()
 
     def abort(self) -> None:
-        """End the exchange, in whatever phase it is, within milliseconds."""
+        """End the exchange in whatever phase it is, within milliseconds."""
         self._switch.throw()
 
     def _prepared(self) -> requests.PreparedRequest:
-        call, prepared = self.call, requests.PreparedRequest()
-        prepared.method, prepared.url, prepared.body = call.method, call.url, call.body
-        named = {"User-Agent": "sluice"} | call.headers
-        named["Content-Length"] = str(len(call.body))
-        prepared.headers = named  # type: ignore[assignment]  # a dict will do: all names are ours
+        request, prepared = self.request, requests.PreparedRequest()
+        prepared.method, prepared.url, prepared.body = request.method, request.url, request.body
+        headers = {"User-Agent": "sluice"} | request.headers
+        headers["Content-Length"] = str(len(request.body))
+        prepared.headers = headers  # type: ignore[assignment]  # our adapter needs only a mapping
         return prepared
 
     def _explained(self, failure: Exception) -> Exception:
-        """What requests, urllib3 and the sockets raise, as one of our errors."""
+        """Return our own error for what requests, urllib3 and the sockets raise."""
         if self._switch.thrown:
             return Aborted()
         if isinstance(failure, requests.ConnectTimeout):
@@ -164,9 +166,9 @@ class Exchange:
         if isinstance(failure, requests.Timeout | TimeoutError):
             phase = "first_event" if self._response is None else "idle"
             return UpstreamTimeout(phase, self._timeouts.longest_silence)
-        return UpstreamError(self._told(failure))
+        return UpstreamError(self._message(failure))
 
-    def _told(self, failure: Exception) -> str:
+    def _message(self, failure: Exception) -> str:
         if self._response is not None:
             return "The upstream broke off in the middle of its answer."
         if isinstance(failure, requests.exceptions.InvalidHeader):
@@ -178,8 +180,8 @@ class Exchange:
         return "The upstream closed the connection before it answered."
 
 
-class HttpAttempt:
-    """One call to one target over HTTP: what its dialect says, through the transport."""
+class HttpCall:
+    """An UpstreamCall over HTTP: the request of the target's dialect, sent through a transport."""
 
     def __init__(
         self,
@@ -199,8 +201,8 @@ class HttpAttempt:
         )
 
     def events(self) -> Iterator[Batch]:
-        if self._signer is not None:  # not before: a signature ages while a call waits
-            self._exchange.call = self._signer.sign(self._exchange.call, self._target)
+        if self._signer is not None:  # signed late, because signatures expire while a call waits
+            self._exchange.request = self._signer.sign(self._exchange.request, self._target)
         status = self._exchange.open()
         if not 200 <= status < 300:
             body = self._exchange.read_error()

@@ -1,10 +1,12 @@
-"""What ends an exchange that is under way: an abort from any thread, or its host's silence.
+"""The abort of an exchange that is under way, from any thread or because its host is silent.
 
-Rules that hold here: plain threading, which runs under gevent and threads alike. A `shutdown` of
-the socket, noted before its connect begins, wakes a connect, a handshake, a wait for headers, a
-silence and a flow. (close() from another thread can hang; a flag alone is seen only when bytes
-come.) One thread looks for silences: a socket's own time limit is a timer for each wait, which
-under gevent is a third of what an event of a slow stream costs the transport (35 us, now 25).
+- It uses plain threading, which runs under gevent and under threads.
+- An abort calls `shutdown` on the socket, which is noted before its connect begins. That wakes a
+  connect, a handshake, a wait for headers, a silence and a flow. (close() from another thread can
+  hang; a flag alone is seen only when bytes arrive.)
+- One thread checks all exchanges for idle timeouts. A timeout of each socket is a timer for each
+  wait, which under gevent is a third of what an event of a slow stream costs the transport (35 us
+  with timers, 25 us without).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from concurrency.threads import BackgroundThread
 
 READ_SIZE: Final = 64 * 1024
 SMALL_READ_SIZE: Final = 8 * 1024
-"""Where the last receive was not full: to make room for READ_SIZE takes 13 us, for this 1."""
+"""The size of a read after one that was not full: allocating READ_SIZE takes 13 us, this 1 us."""
 LOOK_S: Final = 0.5
 
 
@@ -28,8 +30,8 @@ class Aborted(Exception):
     """The exchange was aborted; nobody waits for its result."""
 
 
-class Switch:
-    """Of one exchange."""
+class AbortSwitch:
+    """The switch that ends one exchange."""
 
     __slots__ = (
         *("_connecting", "_late", "_lock", "_silent_since", "_size", "_socket", "_waits"),
@@ -38,7 +40,7 @@ class Switch:
 
     def __init__(self) -> None:
         self.silence = math.inf
-        """Seconds for which the host may be silent."""
+        """The idle timeout: seconds for which the host may be silent."""
         self.thrown = False
         self._lock = BriefLock()
         self._socket: socket.socket | None = None
@@ -47,16 +49,16 @@ class Switch:
         self._size = SMALL_READ_SIZE
 
     def throw(self) -> None:
-        """End what the exchange is doing, whatever that is; takes milliseconds. May be repeated."""
+        """End the exchange in whatever phase it is, within milliseconds. May be called again."""
         for _ in range(20):
-            with self._lock:  # nobody else gets the socket meanwhile
+            with self._lock:  # the socket can't be given to another exchange meanwhile
                 self.thrown = True
                 if self._socket is None or _shut(self._socket) or not self._connecting:
                     return
             time.sleep(0.001)  # noted, but its connect has not begun yet
 
     def note(self, sock: socket.socket, *, connecting: bool = False) -> None:
-        """This is the socket to shut down. Raises Aborted."""
+        """Remember the socket that an abort must shut down. Raises Aborted."""
         with self._lock:
             self._socket, self._connecting = sock, connecting
             if self.thrown:
@@ -66,13 +68,13 @@ class Switch:
             _silences.watch(self)
 
     def forget(self) -> None:
-        """The socket is no longer this exchange's: a late abort must not end another's call."""
+        """Forget the socket, which may now serve another call: a late abort must not end that."""
         _silences.leave(self)
         with self._lock:
             self._socket = None
 
     def send(self, sock: socket.socket, data: bytes) -> None:
-        """Raises OSError; TimeoutError when the host was silent for too long."""
+        """Send all the data. Raises OSError, and TimeoutError at the idle timeout."""
         self._silent_since = time.monotonic()
         try:
             sent = sock.send(data)  # sendall of gevent's sockets asks for the buffer's size first
@@ -85,7 +87,10 @@ class Switch:
             self._silent_since = math.inf
 
     def receive(self, sock: socket.socket) -> bytes:
-        """What came, READ_SIZE at most; empty at the connection's end. Raises as `send`."""
+        """Return the bytes that arrived, at most READ_SIZE; none at the end of the connection.
+
+        Raises what `send` raises.
+        """
         self._silent_since = time.monotonic()
         try:
             if self._waits and self._size == SMALL_READ_SIZE:
@@ -103,7 +108,7 @@ class Switch:
         return data
 
     def look(self, now: float) -> None:
-        """End the exchange if its host has been silent for too long."""
+        """End the exchange if its host has been silent for longer than the idle timeout."""
         if now - self._silent_since > self.silence:
             with self._lock:
                 if self._socket is not None:
@@ -116,7 +121,7 @@ class Switch:
 
 
 def _shut(sock: socket.socket) -> bool:
-    """False: it isn't connected."""
+    """Shut the socket down. Return False if it isn't connected yet."""
     try:
         # Not SSLSocket's own shutdown: that drops its TLS state under the reader's feet.
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
@@ -126,17 +131,17 @@ def _shut(sock: socket.socket) -> bool:
 
 
 class _Silences:
-    """The exchanges under way, and the thread that looks at them."""
+    """The switches of the exchanges under way, and the thread that checks their idle timeouts."""
 
     def __init__(self) -> None:
-        self._switches: set[Switch] = set()
+        self._switches: set[AbortSwitch] = set()
         self._thread = BackgroundThread(self._look, "silences")
 
-    def watch(self, switch: Switch) -> None:
+    def watch(self, switch: AbortSwitch) -> None:
         self._switches.add(switch)
         self._thread.start()
 
-    def leave(self, switch: Switch) -> None:
+    def leave(self, switch: AbortSwitch) -> None:
         self._switches.discard(switch)
 
     def _look(self) -> None:

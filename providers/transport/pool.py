@@ -1,8 +1,8 @@
-"""Connections to providers: opened, TLS and all, and kept for the next call.
+"""The pool of connections to providers: they are opened, with TLS, and kept for the next call.
 
-Rules that hold here: nothing of the environment is consulted. Each connection is noted by the
-switch of the exchange that it is for before its connect begins. What an idle one brought, its end
-or bytes that nobody asked for, makes it useless.
+- The environment is never read.
+- The abort switch of an exchange notes each connection before its connect begins.
+- An idle connection that has ended, or has brought bytes that weren't asked for, is closed.
 """
 
 from __future__ import annotations
@@ -16,36 +16,45 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from concurrency.native import BriefLock
-from providers.switch import Aborted, Switch
+from providers.transport.abort import Aborted, AbortSwitch
 
 IDLE_S: Final = 90.0
-"""How long a connection is kept for a next call; load balancers forget theirs in silence."""
+"""How long an idle connection is kept; load balancers drop theirs without a sign."""
 MAX_ORIGINS: Final = 64
-"""Of how many origins idle connections are kept."""
+"""The number of origins for which idle connections are kept."""
 
 
 class Origin(NamedTuple):
-    """What connections have in common. ca_bundle: a file or folder of certificates; empty: TCP."""
+    """A host and how it is trusted: connections to one origin are interchangeable."""
 
     host: str
     port: int
     ca_bundle: str
+    """A file or folder of certificates; empty for plain TCP."""
 
 
 class Pool:
-    """Idle connections; what was used last is used next. Safe to share between threads."""
+    """A pool of idle connections, which threads may share. The one used last is used next."""
 
     def __init__(self, size: int) -> None:
-        """size: how many of one origin are kept at most."""
+        """Keep at most `size` idle connections for each origin."""
         self._size = size
         self._lock = BriefLock()
         self._idle: dict[Origin, deque[tuple[socket.socket, float]]] = {}
         self._contexts: dict[str, tuple[int, ssl.SSLContext]] = {}
         self._closed = False
 
-    def connection(self, origin: Origin, timeout: float, switch: Switch) -> socket.socket:
-        """One that is open, TLS and all, noted by the switch. timeout: in seconds, to connect.
-        Raises OSError (of which TimeoutError and ssl.SSLError), ValueError, Aborted."""
+    def connection(self, origin: Origin, timeout: float, switch: AbortSwitch) -> socket.socket:
+        """Return an open connection that the switch has noted, after its TLS handshake.
+
+        Args:
+            timeout: seconds to connect.
+
+        Raises:
+            OSError: the connection failed; also TimeoutError and ssl.SSLError.
+            ValueError: the host name is impossible.
+            Aborted: the switch was thrown.
+        """
         while (kept := self._take(origin)) is not None:
             sock, since = kept
             if time.monotonic() - since < IDLE_S and _quiet(sock):
@@ -61,7 +70,7 @@ class Pool:
         return sock
 
     def give_back(self, origin: Origin, sock: socket.socket) -> None:
-        """For another exchange; the one that had it has forgotten it."""
+        """Keep a connection for another exchange. The switch must have forgotten it."""
         now = time.monotonic()
         useless = []
         with self._lock:
@@ -96,17 +105,18 @@ class Pool:
             return kept
 
     def _secured(self, sock: socket.socket, origin: Origin) -> ssl.SSLSocket:
-        """The socket as a TLS one, which takes the descriptor over; no byte is sent yet."""
+        """Return a TLS socket that takes over the descriptor. No byte is sent yet."""
         try:
             context = self._context(origin.ca_bundle)
             return context.wrap_socket(
                 sock, server_hostname=origin.host, do_handshake_on_connect=False
             )
         finally:
-            sock.close()  # which does nothing once its descriptor is another's
+            sock.close()  # has no effect once the TLS socket has the descriptor
 
     def _context(self, ca_bundle: str) -> ssl.SSLContext:
-        """Made once, as reading the public certificates takes 10 ms; anew when the file changes."""
+        """Return a cached TLS context: reading the public certificates takes 10 ms. A change of
+        the file makes a new one."""
         changed = Path(ca_bundle).stat().st_mtime_ns
         known = self._contexts.get(ca_bundle)
         if known is None or known[0] != changed:
@@ -115,8 +125,8 @@ class Pool:
 
 
 def _new_context(ca_bundle: str) -> ssl.SSLContext:
-    # Not ssl.create_default_context, which asks the environment where to log the session's keys.
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # which verifies chain and host
+    # ssl.create_default_context would read the environment: SSLKEYLOGFILE logs session keys.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies the chain and the host name
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.hostname_checks_common_name = False
     if sys.version_info >= (3, 13):
@@ -130,10 +140,10 @@ def _new_context(ca_bundle: str) -> ssl.SSLContext:
 
 
 def _quiet(sock: socket.socket) -> bool:
-    """Whether nothing came while it was idle. Never waits."""
+    """Return True if nothing arrived while the connection was idle. Never waits."""
     try:
         sock.settimeout(0)
-        socket.socket.recv(sock, 1, socket.MSG_PEEK)  # not SSLSocket's own, which can't peek
+        socket.socket.recv(sock, 1, socket.MSG_PEEK)  # SSLSocket.recv can't peek
     except BlockingIOError:
         return True
     except OSError:
@@ -141,7 +151,7 @@ def _quiet(sock: socket.socket) -> bool:
     return False
 
 
-def _noted(sock: socket.socket, switch: Switch) -> None:
+def _noted(sock: socket.socket, switch: AbortSwitch) -> None:
     try:
         switch.note(sock)
     except Aborted:
@@ -149,7 +159,7 @@ def _noted(sock: socket.socket, switch: Switch) -> None:
         raise
 
 
-def _connected(origin: Origin, deadline: float, switch: Switch) -> socket.socket:
+def _connected(origin: Origin, deadline: float, switch: AbortSwitch) -> socket.socket:
     error: OSError | None = None
     found = socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
     for family, kind, proto, _, address in found:
@@ -169,7 +179,7 @@ def _connected(origin: Origin, deadline: float, switch: Switch) -> socket.socket
     raise error or OSError("no address")
 
 
-def _handshake(sock: ssl.SSLSocket, deadline: float, switch: Switch) -> None:
+def _handshake(sock: ssl.SSLSocket, deadline: float, switch: AbortSwitch) -> None:
     try:
         switch.note(sock, connecting=True)
         sock.settimeout(max(0.001, deadline - time.monotonic()))
