@@ -17,9 +17,10 @@ import msgspec
 
 from completion import Batch, CompletionRequest
 from errors import UpstreamError
-from providers import openai, plain_chat
+from providers import openai
 from providers.anthropic_answer import Answer, whole
 from providers.base import Call, Target
+from providers.decoding import single_choice
 
 VERSION: Final = "2023-06-01"
 MAX_TOKENS: Final = 4096
@@ -31,7 +32,7 @@ NAMES: Final = {
     "top_p": "top_p",
     "stop": "stop_sequences",
 }
-LACKS: Final = plain_chat.LACKS | {"seed", "frequency_penalty", "presence_penalty"}
+LACKS: Final = single_choice.LACKS | {"seed", "frequency_penalty", "presence_penalty"}
 
 
 def unsupported(target: Target) -> frozenset[str]:
@@ -41,11 +42,11 @@ def unsupported(target: Target) -> frozenset[str]:
 
 def call(request: CompletionRequest, target: Target) -> Call:
     """The request to make: exactly one prompt, a text."""
-    body = plain_chat.body(request, target, NAMES)
+    body = single_choice.body(request, target, NAMES)
     body.setdefault("max_tokens", MAX_TOKENS)
     if request.user is not None and "user" not in target.cannot:
         body["metadata"] = {"user_id": request.user}
-    address = plain_chat.url(target, "/messages")
+    address = single_choice.url(target, "/messages")
     return Call("POST", address, _headers(request, target), msgspec.json.encode(body))
 
 
@@ -60,7 +61,7 @@ def _headers(request: CompletionRequest, target: Target) -> dict[str, str]:
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
     """Decode a streamed body; see base.Dialect."""
-    return plain_chat.events(chunks, Answer().read, partial(complete, request=request))
+    return single_choice.events(chunks, Answer().read, partial(complete, request=request))
 
 
 def complete(body: bytes, request: CompletionRequest) -> Batch:  # noqa: ARG001

@@ -18,9 +18,9 @@ import msgspec
 
 from completion import Batch, Delta, Finished, FinishReason, Started, Usage, Used
 from errors import UpstreamError
-from providers import patient, sse
+from providers.decoding import lenient_json, sse
+from providers.decoding.single_choice import failure, refuse_error
 from providers.openai_chunk import Count, garbage
-from providers.plain_chat import failure, refuse_error
 
 REASONS: Final[dict[str, FinishReason]] = {
     **dict.fromkeys(("end_turn", "stop_sequence", "tool_use", "pause_turn"), "stop"),
@@ -99,7 +99,7 @@ _MESSAGE: Final = msgspec.json.Decoder(Message)
 
 def whole(body: bytes) -> Batch:
     """The events of a whole answer. Raises UpstreamError for an error, and for what is none."""
-    message = patient.decode(body, _MESSAGE)
+    message = lenient_json.decode(body, _MESSAGE)
     if message.content is None or message.error:
         refuse_error(body, STATUSES)
         raise garbage("The upstream's answer holds no content.", body)
@@ -132,7 +132,7 @@ class Answer:
             return False
         if frame.event == "error":
             raise failure(frame.data, STATUSES)
-        chunk = patient.decode(frame.data, _CHUNK)
+        chunk = lenient_json.decode(frame.data, _CHUNK)
         kind = chunk.type or frame.event
         if kind == "content_block_delta":
             if (delta := chunk.delta) and delta.text and delta.type == "text_delta":

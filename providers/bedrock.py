@@ -23,12 +23,13 @@ import msgspec
 
 from completion import Batch, CompletionRequest, named
 from errors import UpstreamError
-from providers import bodies, eventstream, openai
+from providers import openai
 from providers.base import Call, Target
 from providers.bedrock_answer import Answer, failure
-from providers.extra import fill
+from providers.decoding import bodies, event_stream
+from providers.decoding.retry_after import retry_after
 from providers.openai_chunk import NOT_JSON, garbage, sample
-from providers.retry_after import retry_after
+from providers.request_parts import fill
 
 CONFIG: Final = {
     "max_tokens": "maxTokens",
@@ -113,14 +114,14 @@ def events(
         start = bodies.beginning(chunks)
         raise garbage("The upstream ended the stream without an answer.", start)
     answer = Answer()
-    for frames in eventstream.decode(chunks):
+    for frames in event_stream.decode(chunks):
         yield from bodies.told(partial(_read, answer, frames))
         if answer.ended:
             return
     answer.break_off()
 
 
-def _read(answer: Answer, frames: list[eventstream.Frame], batch: Batch) -> None:
+def _read(answer: Answer, frames: list[event_stream.Frame], batch: Batch) -> None:
     for frame in frames:
         answer.read(frame, batch)
         if answer.ended:

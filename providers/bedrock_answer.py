@@ -18,8 +18,8 @@ import msgspec
 
 from completion import Batch, Delta, Finished, FinishReason, Started, Usage, Used
 from errors import UpstreamError
-from providers import patient
-from providers.eventstream import Frame
+from providers.decoding import lenient_json
+from providers.decoding.event_stream import Frame
 from providers.openai_chunk import NOT_JSON, Count, garbage
 
 REASONS: Final[dict[str, FinishReason]] = {
@@ -144,18 +144,18 @@ class Answer:
             return
         self.start(batch)
         if event == "contentBlockDelta":
-            delta = patient.decode(frame.payload, _delta).delta
+            delta = lenient_json.decode(frame.payload, _delta).delta
             if delta and delta.text and not self.finished:
                 batch.append(Delta(0, delta.text))
         elif event == "messageStop":
-            self.finish(patient.decode(frame.payload, _stop).stop_reason, batch)
+            self.finish(lenient_json.decode(frame.payload, _stop).stop_reason, batch)
         elif event == "metadata":
-            self.use(patient.decode(frame.payload, _metadata).usage, batch)
+            self.use(lenient_json.decode(frame.payload, _metadata).usage, batch)
             self.ended = self.finished
 
     def read_whole(self, body: bytes, batch: Batch) -> None:
         """Append the events of a whole answer. Raises UpstreamError likewise."""
-        answer = patient.decode(body, _whole)
+        answer = lenient_json.decode(body, _whole)
         if answer.output is None or answer.stop_reason is None:
             refuse_error(body)
             raise garbage("The upstream's answer holds no output.", body)

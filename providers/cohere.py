@@ -17,9 +17,10 @@ import msgspec
 
 from completion import Batch, CompletionRequest
 from errors import UpstreamError
-from providers import openai, plain_chat
+from providers import openai
 from providers.base import Call, Target
 from providers.cohere_answer import read, whole
+from providers.decoding import single_choice
 
 NAMES: Final = {
     "max_tokens": "max_tokens",
@@ -30,7 +31,7 @@ NAMES: Final = {
     "frequency_penalty": "frequency_penalty",
     "presence_penalty": "presence_penalty",
 }
-LACKS: Final = plain_chat.LACKS | {"user"}
+LACKS: Final = single_choice.LACKS | {"user"}
 
 
 def unsupported(target: Target) -> frozenset[str]:
@@ -40,14 +41,14 @@ def unsupported(target: Target) -> frozenset[str]:
 
 def call(request: CompletionRequest, target: Target) -> Call:
     """The request to make: exactly one prompt, a text."""
-    body = msgspec.json.encode(plain_chat.body(request, target, NAMES))
-    address = plain_chat.url(target, "/chat")
+    body = msgspec.json.encode(single_choice.body(request, target, NAMES))
+    address = single_choice.url(target, "/chat")
     return Call("POST", address, openai.headers(request, target), body)
 
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
     """Decode a streamed body; see base.Dialect."""
-    return plain_chat.events(chunks, read, partial(complete, request=request))
+    return single_choice.events(chunks, read, partial(complete, request=request))
 
 
 def complete(body: bytes, request: CompletionRequest) -> Batch:  # noqa: ARG001

@@ -16,10 +16,10 @@ import msgspec
 
 from completion import Batch, Delta, Finished, FinishReason, Started, Usage, Used
 from errors import UpstreamError
-from providers import patient, sse
 from providers.base import decode_error
+from providers.decoding import lenient_json, sse
+from providers.decoding.single_choice import broken_off, failure, refuse_error
 from providers.openai_chunk import garbage
-from providers.plain_chat import broken_off, failure, refuse_error
 
 REASONS: Final[dict[str, FinishReason]] = {
     **dict.fromkeys(("COMPLETE", "STOP_SEQUENCE", "TOOL_CALL"), "stop"),
@@ -101,7 +101,7 @@ def read(frame: sse.Frame, batch: Batch) -> bool:
         raise failure(frame.data, {})
     if frame.data.lstrip().startswith(DONE):  # follows message-end, if it comes
         raise broken_off()
-    chunk = patient.decode(frame.data, _CHUNK)
+    chunk = lenient_json.decode(frame.data, _CHUNK)
     kind = chunk.type or frame.event
     if kind in TEXT:
         words = chunk.delta and chunk.delta.message
@@ -121,7 +121,7 @@ def read(frame: sse.Frame, batch: Batch) -> bool:
 
 def whole(body: bytes) -> Batch:
     """The events of a whole answer. Raises UpstreamError for an error, and for what is none."""
-    chunk = patient.decode(body, _CHUNK)
+    chunk = lenient_json.decode(body, _CHUNK)
     if not isinstance(chunk.message, Words) or chunk.error:
         refuse_error(body, {})
         raise garbage("The upstream's answer holds no message.", body)

@@ -23,13 +23,14 @@ import msgspec
 
 from completion import Batch, CompletionRequest, named
 from errors import UpstreamError
-from providers import bodies, openai, sse
+from providers import openai
 from providers.base import Call, Target
-from providers.extra import fill
+from providers.decoding import bodies, sse
+from providers.decoding.retry_after import retry_after
 from providers.google_answer import Answer
 from providers.google_error import bare, failure, reported
 from providers.openai_chunk import NOT_JSON, garbage, sample
-from providers.retry_after import retry_after
+from providers.request_parts import fill
 
 CONFIG: Final = {
     "max_tokens": "maxOutputTokens",

@@ -29,9 +29,9 @@ from completion import (
     Used,
 )
 from errors import UpstreamError
-from providers import patient
+from providers.decoding import lenient_json
+from providers.decoding.logprobs import Reader
 from providers.google_error import reported
-from providers.logprobs import Reader
 from providers.openai_chunk import Count
 
 REASONS: Final[dict[str, FinishReason]] = {
@@ -139,7 +139,7 @@ class Answer:
         Raises UpstreamError for an error that it holds, an end that was none, and what is not a
         JSON object.
         """
-        self.take(patient.decode(data, _decoder), batch)
+        self.take(lenient_json.decode(data, _decoder), batch)
 
     def take(self, chunk: Chunk, batch: Batch) -> None:
         if chunk.error:

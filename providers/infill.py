@@ -25,8 +25,9 @@ from completion import (
     named,
 )
 from errors import UpstreamError
-from providers import openai, sse
+from providers import openai
 from providers.base import Call, Target
+from providers.decoding import sse
 from providers.openai_chunk import NOT_JSON, Count, garbage, reported
 
 NAMES: Final = {

@@ -20,11 +20,11 @@ import msgspec
 
 from completion import Batch, CompletionRequest, asked_for
 from errors import UpstreamError
-from providers import bodies, sse
 from providers.base import Call, Target, decode_error_body
+from providers.decoding import bodies, sse
+from providers.decoding.retry_after import retry_after
 from providers.openai_answer import Answer
 from providers.openai_chunk import NOT_JSON, decode_many, garbage, reported, sample
-from providers.retry_after import retry_after
 
 SAMPLING: Final[tuple[str, ...]] = (
     "max_tokens",

@@ -26,7 +26,7 @@ from completion import (
 )
 from errors import UpstreamError
 from providers.base import decode_error
-from providers.logprobs import Reader
+from providers.decoding.logprobs import Reader
 from providers.openai_chunk import NOT_JSON, Choice, Chunk, Details, Tokens, decode, reported
 
 REASONS: Final[dict[str, FinishReason]] = {

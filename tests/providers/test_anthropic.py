@@ -24,9 +24,10 @@ from completion import (
     fold,
 )
 from errors import UpstreamError
-from providers import anthropic, sse
+from providers import anthropic
 from providers.anthropic_answer import REASONS, STATUSES, Tokens, usage_of
 from providers.base import Dialect, Family, Provider, Target
+from providers.decoding import sse
 from relay import Tally
 
 ROW = Provider(

@@ -20,10 +20,11 @@ from completion import (
     fold,
 )
 from errors import UpstreamError
-from providers import bodies, google
+from providers import google
 from providers.base import Dialect, Provider, Target
-from providers.extra import fill
+from providers.decoding import bodies
 from providers.google_answer import FAILURES, NOT_YET, REASONS
+from providers.request_parts import fill
 
 HOST = "https://generativelanguage.example/v1beta"
 ROW = Provider(name="google", dialect="google", base_url=HOST, key_header="x-goog-api-key")

@@ -25,12 +25,13 @@ from completion import (
     flatten,
 )
 from errors import UpstreamError
-from providers import openai, sse
+from providers import openai
 from providers.base import Dialect, Provider, Target
-from providers.logprobs import Reader
+from providers.decoding import sse
+from providers.decoding.logprobs import Reader
+from providers.decoding.retry_after import retry_after
 from providers.openai_answer import FAILURES, REASONS, usage_of
 from providers.openai_chunk import Details, Tokens, reported, sample
-from providers.retry_after import retry_after
 
 BOTH = Provider(name="sim", base_url="https://sim.example/v1", completions=("old-*",))
 LEGACY = Target(BOTH, "old-1", Secret("test-credential"))

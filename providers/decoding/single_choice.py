@@ -13,8 +13,9 @@ import msgspec
 
 from completion import Batch, CompletionRequest, named
 from errors import UpstreamError
-from providers import bodies, openai, sse
+from providers import openai
 from providers.base import Target, decode_error
+from providers.decoding import bodies, sse
 from providers.openai_chunk import NOT_JSON, garbage, reported, sample
 
 LACKS: Final = openai.CHAT_LACKS | {"n", "logprobs", "logit_bias", "openai_extra"}

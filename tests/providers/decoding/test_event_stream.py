@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import UpstreamError
-from providers import eventstream
-from providers.eventstream import MAX_FRAME, MAX_HEADERS, Frame
+from providers.decoding import event_stream
+from providers.decoding.event_stream import MAX_FRAME, MAX_HEADERS, Frame
 from tests.support import frames
 from tests.support.frames import Byte, Long, Short, Timestamp, frame, sealed
 
@@ -46,7 +46,7 @@ messages = st.lists(st.tuples(headers, st.binary(max_size=40)), min_size=1, max_
 
 
 def decoded(chunks: Iterable[bytes]) -> list[Frame]:
-    return [each for batch in eventstream.decode(chunks) for each in batch]
+    return [each for batch in event_stream.decode(chunks) for each in batch]
 
 
 def damaged(chunks: Iterable[bytes]) -> str:
@@ -74,7 +74,7 @@ def test_a_bit_flipped_anywhere_is_an_error(
     stream[bit // 8] ^= 1 << bit % 8
     found: list[Frame] = []
     with pytest.raises(UpstreamError):
-        found.extend(chain.from_iterable(eventstream.decode([bytes(stream)])))
+        found.extend(chain.from_iterable(event_stream.decode([bytes(stream)])))
     intact = [end for end in frames.ends(b"".join(frame(*m) for m in sent)) if end * 8 <= bit]
     assert found == [Frame(*message) for message in sent[: len(intact)]]
 
@@ -116,12 +116,12 @@ def test_a_frame_comes_with_the_chunk_that_completes_it() -> None:
             asked += 1
             yield chunk
 
-    assert [(asked, len(batch)) for batch in eventstream.decode(chunks())] == [(2, 2), (3, 1)]
+    assert [(asked, len(batch)) for batch in event_stream.decode(chunks())] == [(2, 2), (3, 1)]
 
 
 def test_frames_before_damage_are_delivered_before_the_error() -> None:
     good = frame({"a": 1}, b"x")
-    stream = eventstream.decode([good + b"\x00" * 12])
+    stream = event_stream.decode([good + b"\x00" * 12])
     assert next(stream) == [Frame({"a": 1}, b"x")]
     with pytest.raises(UpstreamError):
         next(stream)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from errors import UpstreamError
-from providers import sse
+from providers.decoding import sse
 
 Events = list[tuple[str, bytes]]
 
