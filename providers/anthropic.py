@@ -17,10 +17,10 @@ import msgspec
 
 from completion import Batch, CompletionRequest
 from errors import UpstreamError
-from providers import openai
+from providers import request_parts
 from providers.anthropic_answer import Answer, whole
 from providers.base import Call, Target
-from providers.decoding import single_choice
+from providers.decoding import error_bodies, single_choice
 
 VERSION: Final = "2023-06-01"
 MAX_TOKENS: Final = 4096
@@ -32,7 +32,11 @@ NAMES: Final = {
     "top_p": "top_p",
     "stop": "stop_sequences",
 }
-LACKS: Final = single_choice.LACKS | {"seed", "frequency_penalty", "presence_penalty"}
+LACKS: Final = request_parts.SINGLE_CHOICE_UNSUPPORTED | {
+    "seed",
+    "frequency_penalty",
+    "presence_penalty",
+}
 
 
 def unsupported(target: Target) -> frozenset[str]:
@@ -42,17 +46,17 @@ def unsupported(target: Target) -> frozenset[str]:
 
 def call(request: CompletionRequest, target: Target) -> Call:
     """The request to make: exactly one prompt, a text."""
-    body = single_choice.body(request, target, NAMES)
+    body = request_parts.message_body(request, target, NAMES)
     body.setdefault("max_tokens", MAX_TOKENS)
     if request.user is not None and "user" not in target.cannot:
         body["metadata"] = {"user_id": request.user}
-    address = single_choice.url(target, "/messages")
+    address = request_parts.url(target, "/messages")
     return Call("POST", address, _headers(request, target), msgspec.json.encode(body))
 
 
 def _headers(request: CompletionRequest, target: Target) -> dict[str, str]:
     """The key goes to x-api-key, unless the row names another header."""
-    headers = openai.headers(request, target) | {"anthropic-version": VERSION}
+    headers = request_parts.headers(request, target) | {"anthropic-version": VERSION}
     bearer = headers.pop("Authorization", None)
     if bearer:
         headers["x-api-key"] = bearer.removeprefix("Bearer ")
@@ -71,4 +75,4 @@ def complete(body: bytes, request: CompletionRequest) -> Batch:  # noqa: ARG001
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
     """What an answer other than 2xx means; header names are in lower case."""
-    return openai.error(status, headers, body)
+    return error_bodies.refused_call(status, headers, body)

@@ -19,8 +19,8 @@ import msgspec
 from completion import Batch, Delta, Finished, FinishReason, Started, Usage, Used
 from errors import UpstreamError
 from providers.decoding import lenient_json, sse
-from providers.decoding.single_choice import failure, refuse_error
-from providers.openai_chunk import Count, garbage
+from providers.decoding.error_bodies import failure, refuse_error
+from providers.decoding.lenient_json import Count, garbage
 
 REASONS: Final[dict[str, FinishReason]] = {
     **dict.fromkeys(("end_turn", "stop_sequence", "tool_use", "pause_turn"), "stop"),

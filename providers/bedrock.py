@@ -23,12 +23,12 @@ import msgspec
 
 from completion import Batch, CompletionRequest, named
 from errors import UpstreamError
-from providers import openai
+from providers import request_parts
 from providers.base import Call, Target
 from providers.bedrock_answer import Answer, failure
 from providers.decoding import bodies, event_stream
+from providers.decoding.lenient_json import NOT_JSON, garbage, sample
 from providers.decoding.retry_after import retry_after
-from providers.openai_chunk import NOT_JSON, garbage, sample
 from providers.request_parts import fill
 
 CONFIG: Final = {
@@ -39,7 +39,7 @@ CONFIG: Final = {
 }
 """Our parameters, and what inferenceConfig calls them."""
 
-LACKS: Final = openai.CHAT_LACKS | frozenset(
+LACKS: Final = request_parts.CHAT_UNSUPPORTED | frozenset(
     (
         *("n", "logprobs", "seed", "logit_bias", "user", "openai_extra"),
         *("frequency_penalty", "presence_penalty"),
@@ -68,7 +68,7 @@ def unsupported(target: Target) -> frozenset[str]:
 
 def call(request: CompletionRequest, target: Target) -> Call:
     """The request to make; it has exactly one prompt, a text."""
-    headers = openai.headers(request, target)
+    headers = request_parts.headers(request, target)
     if request.stream:
         headers["Accept"] = FRAMES
     body = msgspec.json.encode(_body(request, target))
@@ -108,20 +108,20 @@ def events(
     """
     first, chunks = bodies.peek(chunks)
     if first == b"{":
-        yield from bodies.told(partial(Answer().read_whole, bodies.join(chunks)))
+        yield from bodies.batch_of(partial(Answer().read_whole, bodies.join(chunks)))
         return
     if first != b"\0":  # of a length below 16 MiB
         start = bodies.beginning(chunks)
         raise garbage("The upstream ended the stream without an answer.", start)
     answer = Answer()
     for frames in event_stream.decode(chunks):
-        yield from bodies.told(partial(_read, answer, frames))
+        yield from bodies.batch_of(partial(_read, answer, frames))
         if answer.ended:
             return
     answer.break_off()
 
 
-def _read(answer: Answer, frames: list[event_stream.Frame], batch: Batch) -> None:
+def _read(answer: Answer, frames: list[event_stream.BinaryFrame], batch: Batch) -> None:
     for frame in frames:
         answer.read(frame, batch)
         if answer.ended:

@@ -19,8 +19,8 @@ import msgspec
 from completion import Batch, Delta, Finished, FinishReason, Started, Usage, Used
 from errors import UpstreamError
 from providers.decoding import lenient_json
-from providers.decoding.event_stream import Frame
-from providers.openai_chunk import NOT_JSON, Count, garbage
+from providers.decoding.event_stream import BinaryFrame
+from providers.decoding.lenient_json import NOT_JSON, Count, garbage
 
 REASONS: Final[dict[str, FinishReason]] = {
     **dict.fromkeys(("max_tokens", "model_context_window_exceeded"), "length"),
@@ -129,7 +129,7 @@ class Answer:
         self.ended = False
         """Nothing more is to be expected."""
 
-    def read(self, frame: Frame, batch: Batch) -> None:
+    def read(self, frame: BinaryFrame, batch: Batch) -> None:
         """Append a frame's events. Raises UpstreamError for an exception, an error, an end that
         was none, and a payload that is no JSON object."""
         headers = frame.headers

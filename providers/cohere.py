@@ -17,10 +17,10 @@ import msgspec
 
 from completion import Batch, CompletionRequest
 from errors import UpstreamError
-from providers import openai
+from providers import request_parts
 from providers.base import Call, Target
 from providers.cohere_answer import read, whole
-from providers.decoding import single_choice
+from providers.decoding import error_bodies, single_choice
 
 NAMES: Final = {
     "max_tokens": "max_tokens",
@@ -31,7 +31,7 @@ NAMES: Final = {
     "frequency_penalty": "frequency_penalty",
     "presence_penalty": "presence_penalty",
 }
-LACKS: Final = single_choice.LACKS | {"user"}
+LACKS: Final = request_parts.SINGLE_CHOICE_UNSUPPORTED | {"user"}
 
 
 def unsupported(target: Target) -> frozenset[str]:
@@ -41,9 +41,9 @@ def unsupported(target: Target) -> frozenset[str]:
 
 def call(request: CompletionRequest, target: Target) -> Call:
     """The request to make: exactly one prompt, a text."""
-    body = msgspec.json.encode(single_choice.body(request, target, NAMES))
-    address = single_choice.url(target, "/chat")
-    return Call("POST", address, openai.headers(request, target), body)
+    body = msgspec.json.encode(request_parts.message_body(request, target, NAMES))
+    address = request_parts.url(target, "/chat")
+    return Call("POST", address, request_parts.headers(request, target), body)
 
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
@@ -58,4 +58,4 @@ def complete(body: bytes, request: CompletionRequest) -> Batch:  # noqa: ARG001
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
     """What an answer other than 2xx means; header names are in lower case."""
-    return openai.error(status, headers, body)
+    return error_bodies.refused_call(status, headers, body)

@@ -16,10 +16,9 @@ import msgspec
 
 from completion import Batch, Delta, Finished, FinishReason, Started, Usage, Used
 from errors import UpstreamError
-from providers.base import decode_error
 from providers.decoding import lenient_json, sse
-from providers.decoding.single_choice import broken_off, failure, refuse_error
-from providers.openai_chunk import garbage
+from providers.decoding.error_bodies import broken_off, decode_error, failure, refuse_error
+from providers.decoding.lenient_json import garbage
 
 REASONS: Final[dict[str, FinishReason]] = {
     **dict.fromkeys(("COMPLETE", "STOP_SEQUENCE", "TOOL_CALL"), "stop"),

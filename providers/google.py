@@ -23,13 +23,13 @@ import msgspec
 
 from completion import Batch, CompletionRequest, named
 from errors import UpstreamError
-from providers import openai
+from providers import request_parts
 from providers.base import Call, Target
 from providers.decoding import bodies, sse
+from providers.decoding.lenient_json import NOT_JSON, garbage, sample
 from providers.decoding.retry_after import retry_after
 from providers.google_answer import Answer
 from providers.google_error import bare, failure, reported
-from providers.openai_chunk import NOT_JSON, garbage, sample
 from providers.request_parts import fill
 
 CONFIG: Final = {
@@ -76,7 +76,9 @@ def unsupported(target: Target) -> frozenset[str]:
 def call(request: CompletionRequest, target: Target) -> Call:
     """The request to make; it has exactly one prompt, a text."""
     body = msgspec.json.encode(_body(request, target))
-    return Call("POST", _url(target, stream=request.stream), openai.headers(request, target), body)
+    return Call(
+        "POST", _url(target, stream=request.stream), request_parts.headers(request, target), body
+    )
 
 
 def _url(target: Target, *, stream: bool) -> str:
@@ -123,13 +125,13 @@ def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batc
     """
     first, chunks = bodies.peek(chunks)
     if first in (b"{", b"["):
-        yield from bodies.told(partial(_whole, bodies.join(chunks), request))
+        yield from bodies.batch_of(partial(_whole, bodies.join(chunks), request))
         return
-    seen = bodies.Seen(end=True)
+    seen = bodies.Excerpt(end=True)
     answer = Answer(request)
     for frames in sse.decode(seen.watch(chunks)):
-        yield from bodies.told(partial(_read, answer, frames))
-    yield from bodies.told(partial(_end, answer, seen))
+        yield from bodies.batch_of(partial(_read, answer, frames))
+    yield from bodies.batch_of(partial(_end, answer, seen))
 
 
 def _read(answer: Answer, frames: list[sse.Frame], batch: Batch) -> None:
@@ -137,7 +139,7 @@ def _read(answer: Answer, frames: list[sse.Frame], batch: Batch) -> None:
         answer.read(frame.data, batch)
 
 
-def _end(answer: Answer, seen: bodies.Seen, batch: Batch) -> None:
+def _end(answer: Answer, seen: bodies.Excerpt, batch: Batch) -> None:
     """What remains to be told when the body is at its end."""
     try:
         answer.end(batch, whole=False)

@@ -30,9 +30,9 @@ from completion import (
 )
 from errors import UpstreamError
 from providers.decoding import lenient_json
-from providers.decoding.logprobs import Reader
+from providers.decoding.lenient_json import Count
+from providers.decoding.logprobs import LogprobsReader
 from providers.google_error import reported
-from providers.openai_chunk import Count
 
 REASONS: Final[dict[str, FinishReason]] = {
     "MAX_TOKENS": "length",
@@ -125,7 +125,7 @@ class Answer:
     def __init__(self, request: CompletionRequest) -> None:
         self.choices = request.choices
         self.logprobs = request.logprobs
-        self.readers: dict[int, Reader] = {}
+        self.readers: dict[int, LogprobsReader] = {}
         self.started = False
         self.blocked = False
         self.texts: dict[int, bool] = {}
@@ -185,7 +185,7 @@ class Answer:
             return None
         reader = self.readers.get(index)
         if reader is None:
-            reader = self.readers[index] = Reader(self.logprobs)
+            reader = self.readers[index] = LogprobsReader(self.logprobs)
         top = [entry.candidates or [] for entry in result.top_candidates or ()]
         chosen = result.chosen_candidates or []
         top += [[]] * (len(chosen) - len(top))

@@ -15,8 +15,8 @@ from typing import Any, Final
 import msgspec
 
 from errors import UpstreamError
-from providers.base import decode_error
-from providers.openai_chunk import NOT_JSON
+from providers.decoding.error_bodies import decode_error
+from providers.decoding.lenient_json import NOT_JSON
 
 KEY_REASONS: Final = "API_KEY_"
 """What the reasons of a key's refusal begin with: API_KEY_INVALID, API_KEY_SERVICE_BLOCKED, ..."""

@@ -25,10 +25,11 @@ from completion import (
     named,
 )
 from errors import UpstreamError
-from providers import openai
+from providers import request_parts
 from providers.base import Call, Target
-from providers.decoding import sse
-from providers.openai_chunk import NOT_JSON, Count, garbage, reported
+from providers.decoding import error_bodies, sse
+from providers.decoding.error_bodies import reported
+from providers.decoding.lenient_json import NOT_JSON, Count, garbage
 
 NAMES: Final = {
     "max_tokens": "n_predict",
@@ -82,7 +83,7 @@ def call(request: CompletionRequest, target: Target) -> Call:
     }
     root = target.provider.base_url.rstrip("/").removesuffix("/v1")
     path = target.fim.path if target.fim else "/infill"
-    headers = openai.headers(request, target)
+    headers = request_parts.headers(request, target)
     return Call("POST", root + path, headers, msgspec.json.encode(body))
 
 
@@ -136,4 +137,4 @@ def decode(data: bytes) -> Piece:
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
     """What an answer other than 2xx means; header names are in lower case."""
-    return openai.error(status, headers, body)
+    return error_bodies.refused_call(status, headers, body)

@@ -20,11 +20,13 @@ import msgspec
 
 from completion import Batch, CompletionRequest, asked_for
 from errors import UpstreamError
-from providers.base import Call, Target, decode_error_body
+from providers import request_parts
+from providers.base import Call, Target
 from providers.decoding import bodies, sse
-from providers.decoding.retry_after import retry_after
+from providers.decoding.error_bodies import failure, refused_call
+from providers.decoding.lenient_json import garbage
 from providers.openai_answer import Answer
-from providers.openai_chunk import NOT_JSON, decode_many, garbage, reported, sample
+from providers.openai_chunk import decode_many
 
 SAMPLING: Final[tuple[str, ...]] = (
     "max_tokens",
@@ -42,10 +44,6 @@ SAMPLING: Final[tuple[str, ...]] = (
 
 LEGACY_ONLY: Final[tuple[str, ...]] = ("logprobs", "echo", "best_of", "suffix")
 
-CHAT_LACKS: Final = frozenset(
-    {"suffix", "best_of", "token_ids", "echo", "echo_logprobs", "prompt_list"}
-)
-
 OURS: Final = frozenset({"model", "prompt", "messages", "stream", "stream_options"})
 """What `extra` can't set, absent or not."""
 
@@ -54,28 +52,13 @@ DONE: Final = b"[DONE]"
 
 def unsupported(target: Target) -> frozenset[str]:
     """What this target can't be asked; see base.Dialect."""
-    return target.cannot if target.legacy else target.cannot | CHAT_LACKS
+    return target.cannot if target.legacy else target.cannot | request_parts.CHAT_UNSUPPORTED
 
 
 def call(request: CompletionRequest, target: Target) -> Call:
     """The request to make. A chat target takes exactly one prompt, a text."""
     body = msgspec.json.encode(_body(request, target))
-    return Call("POST", _url(target), headers(request, target), body)
-
-
-def headers(request: CompletionRequest, target: Target) -> dict[str, str]:
-    """The headers of a call, the credential among them."""
-    found = {
-        "Content-Type": "application/json",
-        "Accept": "text/event-stream" if request.stream else "application/json",
-        "Accept-Encoding": "identity",
-        "User-Agent": "sluice",
-    }
-    if target.credential is not None:
-        key = target.credential.reveal()
-        name = target.provider.key_header
-        found[name] = f"Bearer {key}" if name.lower() == "authorization" else key
-    return found
+    return Call("POST", _url(target), request_parts.headers(request, target), body)
 
 
 def _url(target: Target) -> str:
@@ -126,7 +109,7 @@ def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batc
     if start in (b"{", b"["):
         yield complete(bodies.join(chunks), request)
         return
-    seen = bodies.Seen()
+    seen = bodies.Excerpt()
     answer = Answer(request)
     read, read_all = partial(_read, answer), partial(_read_all, answer)
     ended = yield from sse.batches(seen.watch(chunks), read, read_all)
@@ -145,7 +128,7 @@ def _read(answer: Answer, frame: sse.Frame, batch: Batch) -> bool:
         answer.end(batch)
         return True
     if frame.event == "error":
-        raise _error_frame(frame.data)
+        raise failure(frame.data, {})
     answer.read(frame.data, batch)
     return False
 
@@ -161,13 +144,6 @@ def _read_all(answer: Answer, frames: list[sse.Frame], batch: Batch) -> bool:
     return _read(answer, last, batch)
 
 
-def _error_frame(data: bytes) -> UpstreamError:
-    try:
-        return reported(msgspec.json.decode(data))
-    except NOT_JSON:
-        return reported(sample(data))
-
-
 def complete(body: bytes, request: CompletionRequest) -> Batch:
     """Decode a whole JSON body; see base.Dialect."""
     answer = Answer(request)
@@ -181,12 +157,4 @@ def complete(body: bytes, request: CompletionRequest) -> Batch:
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
     """What an answer other than 2xx means; header names are in lower case."""
-    found = decode_error_body(body)
-    verb = "failed" if status >= 500 else "refused the call"
-    return UpstreamError(
-        f"The upstream {verb} with status {status}.",
-        upstream_status=status,
-        upstream_code=found.code,
-        upstream_message=found.message or sample(body) or None,
-        retry_after=retry_after(headers),
-    )
+    return refused_call(status, headers, body)

@@ -25,9 +25,10 @@ from completion import (
     Used,
 )
 from errors import UpstreamError
-from providers.base import decode_error
-from providers.decoding.logprobs import Reader
-from providers.openai_chunk import NOT_JSON, Choice, Chunk, Details, Tokens, decode, reported
+from providers.decoding.error_bodies import decode_error, reported
+from providers.decoding.lenient_json import NOT_JSON
+from providers.decoding.logprobs import LogprobsReader
+from providers.openai_chunk import Choice, Chunk, Details, Tokens, decode
 
 REASONS: Final[dict[str, FinishReason]] = {
     **dict.fromkeys(("length", "max_tokens", "model_length", "max_length"), "length"),
@@ -53,7 +54,7 @@ class Answer:
     def __init__(self, request: CompletionRequest) -> None:
         self.choices = request.choices
         self.logprobs = request.logprobs
-        self.readers: dict[int, Reader] = {}
+        self.readers: dict[int, LogprobsReader] = {}
         self.started = False
         self.texts: dict[int, bool] = {}
         """The choices that began, and whether text of theirs came."""
@@ -131,7 +132,7 @@ class Answer:
             return None
         reader = self.readers.get(index)
         if reader is None:
-            reader = self.readers[index] = Reader(self.logprobs)
+            reader = self.readers[index] = LogprobsReader(self.logprobs)
         return reader.read(raw)
 
     def finish(self, index: int, word: str, batch: Batch) -> None:

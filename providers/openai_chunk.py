@@ -11,19 +11,12 @@ DeepSeek, Groq, Mistral and OpenRouter references for what they add (read 2026-1
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from errors import UpstreamError
-from providers.base import decode_error
-
-NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for bytes that don't fit."""
-
-
-Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
-"""A number of tokens; what can't be one is junk."""
+from providers.decoding.error_bodies import decode_error, reported
+from providers.decoding.lenient_json import NOT_JSON, Count, garbage, replace_lone_surrogates
 
 
 class Details(msgspec.Struct, gc=False):
@@ -137,7 +130,7 @@ def salvage(value: dict[str, Any], kind: type[_Kind]) -> _Kind:
                 kept["choices"] = [salvage(c, Choice) for c in found if isinstance(c, dict)]
         elif found is not None:
             try:
-                found = whole(joined(found) if field.name == "content" else found)
+                found = replace_lone_surrogates(joined(found) if field.name == "content" else found)
                 kept[field.name] = msgspec.convert(found, field.type, strict=False)
             except (msgspec.ValidationError, RecursionError):
                 continue
@@ -150,41 +143,3 @@ def joined(content: Any) -> Any:
         return content
     parts = (part for part in content if isinstance(part, dict) and part.get("type") == "text")
     return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
-
-
-def reported(value: Any) -> UpstreamError:
-    """The error in a decoded object or text, whatever its shape. Its code may be an HTTP status."""
-    if isinstance(value, dict) and isinstance(value.get("message"), str) and not value.get("error"):
-        value = {"error": value}  # flat, as older vLLM: its code stands beside the message
-    found = decode_error(value)
-    code = found.code
-    status = int(code) if code and code.isdecimal() and len(code) == 3 else 0
-    return UpstreamError(
-        "The upstream reported an error instead of an answer.",
-        upstream_status=status if 400 <= status < 600 else None,
-        upstream_code=code,
-        upstream_message=found.message,
-    )
-
-
-def whole(value: Any) -> Any:
-    """The value with U+FFFD for each half of a surrogate pair, which UTF-8 can't express."""
-    if isinstance(value, str):
-        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    if isinstance(value, list):
-        return [whole(item) for item in value]
-    if isinstance(value, dict):
-        return {whole(key): whole(item) for key, item in value.items()}
-    return value
-
-
-def garbage(message: str, data: bytes) -> UpstreamError:
-    """An error that shows what came."""
-    return UpstreamError(message, upstream_message=sample(data) or None)
-
-
-def sample(data: bytes) -> str:
-    """The first 80 characters or so, on one line and printable."""
-    text = " ".join(data[:400].decode("utf-8", "replace").split())
-    text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-    return text if len(text) <= 80 else text[:80] + "…"

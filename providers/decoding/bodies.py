@@ -1,6 +1,6 @@
-"""What decoders of bodies share: how one begins, all of it, what came of it, what it told.
+"""Readers of bodies: how a body begins, all of it, an excerpt of it, a batch of its events.
 
-Rules that hold here: pure; nothing depends on where the body was split; sizes are bounded.
+- It is pure: nothing depends on where the body was split. Sizes are bounded.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from completion import Batch
 from errors import UpstreamError
 
 MAX_BODY: Final = 4 << 20
-"""Bytes of a whole answer that came where a stream was asked for."""
+"""The most bytes of a whole answer that a host sends where a stream was asked for."""
 START: Final = 400
-"""Bytes remembered of a body's start, to show what came."""
+"""The bytes that are kept of a body's start, to show in an error."""
 END: Final = 16 << 10
-"""Bytes remembered of its end."""
+"""The bytes that are kept of its end."""
 
 
 def peek(chunks: Iterable[bytes]) -> tuple[bytes, Iterator[bytes]]:
-    """The first byte that isn't white space (none: empty), and the chunks, all of them."""
+    """Return the first byte that isn't white space, or b"", and an iterator over all chunks."""
     source, taken = iter(chunks), []
     for chunk in source:
         taken.append(chunk)
@@ -31,7 +31,7 @@ def peek(chunks: Iterable[bytes]) -> tuple[bytes, Iterator[bytes]]:
 
 
 def join(chunks: Iterable[bytes], most: int = MAX_BODY) -> bytes:
-    """The whole body. Raises UpstreamError for one of more than `most` bytes."""
+    """Return the whole body. Raises UpstreamError if it has more than `most` bytes."""
     body = bytearray()
     for chunk in chunks:
         body += chunk
@@ -41,7 +41,7 @@ def join(chunks: Iterable[bytes], most: int = MAX_BODY) -> bytes:
 
 
 def beginning(chunks: Iterable[bytes]) -> bytes:
-    """The first START bytes; the rest is not asked for."""
+    """Return the first START bytes. The rest is not asked for."""
     body = bytearray()
     for chunk in chunks:
         body += chunk
@@ -50,9 +50,9 @@ def beginning(chunks: Iterable[bytes]) -> bytes:
     return bytes(body[:START])
 
 
-def told(read: Callable[[Batch], None]) -> Iterator[Batch]:
-    """The batch that `read` fills, unless it stays empty. What came before an error that it raises
-    is the caller's all the same."""
+def batch_of(read: Callable[[Batch], None]) -> Iterator[Batch]:
+    """Yield the batch that `read` fills, unless it stays empty. Events that `read` appended before
+    it raised an error are yielded first."""
     batch: Batch = []
     try:
         read(batch)
@@ -64,8 +64,8 @@ def told(read: Callable[[Batch], None]) -> Iterator[Batch]:
         yield batch
 
 
-class Seen:
-    """What came of a body while it was decoded: its start, and if that was asked for its end."""
+class Excerpt:
+    """The start of a body, and its end if `end` is true, kept while the body is decoded."""
 
     __slots__ = ("_end", "_start")
 
@@ -82,7 +82,7 @@ class Seen:
         return bytes((self._end or b"")[-END:])
 
     def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """The same chunks."""
+        """Yield the chunks, and keep their excerpt."""
         source, end = iter(chunks), self._end
         for chunk in source:
             if len(self._start) < START:

@@ -9,9 +9,10 @@ A frame is, with numbers in network order,
     ...       payload
     4 bytes   CRC-32 of everything before
 
-Rules that hold here: pure; the result depends on the bytes, never on where they were split; sizes
-are bounded, and no length is believed before its checksum is. A body that breaks off in the middle
-of a frame is not this module's to judge: what is unfinished is discarded.
+- It is pure: the result depends on the bytes, never on where they were split.
+- Sizes are bounded, and a length is used only after its checksum was verified.
+- A frame that is unfinished when the body ends is discarded; the dialect decides whether the answer
+  is whole.
 
 Source: Smithy specification, "Amazon Event Stream" (application/vnd.amazon.eventstream, read
 2026-11).
@@ -31,9 +32,9 @@ import msgspec
 from errors import UpstreamError
 
 MAX_FRAME: Final = 4 << 20
-"""Bytes a frame may have here; the format allows 16 MiB and more."""
+"""The most bytes of a frame; the format allows 16 MiB and more."""
 MAX_HEADERS: Final = 128 << 10
-"""Bytes its headers may have, as the format has it."""
+"""The most bytes of its headers, as in the format."""
 
 PRELUDE: Final = struct.Struct("!III")
 CHECKSUM: Final = struct.Struct("!I")
@@ -44,18 +45,18 @@ Value: TypeAlias = bool | int | bytes | str | UUID
 Headers: TypeAlias = Mapping[str, Value]
 
 
-class Frame(msgspec.Struct, frozen=True, gc=False):
+class BinaryFrame(msgspec.Struct, frozen=True, gc=False):
     """One message. A header of type timestamp is a number of milliseconds."""
 
     headers: Headers
     payload: bytes
 
 
-def decode(chunks: Iterable[bytes]) -> Iterator[list[Frame]]:
-    """The frames of a body: a list for each chunk that completes one or more.
+def decode(chunks: Iterable[bytes]) -> Iterator[list[BinaryFrame]]:
+    """Yield the frames of a body: a list for each chunk that completes one or more.
 
-    It ends when the body does, dropping a frame that is not whole. Raises UpstreamError for a wrong
-    checksum, a length that can't be, and headers that can't be read, after what came before them.
+    An unfinished frame at the end is dropped. Raises UpstreamError for a wrong checksum, an
+    impossible length and unreadable headers, after the frames before them.
     """
     rest = bytearray()
     needed = PRELUDE.size
@@ -63,7 +64,7 @@ def decode(chunks: Iterable[bytes]) -> Iterator[list[Frame]]:
         rest += chunk
         if len(rest) < needed:
             continue
-        frames: list[Frame] = []
+        frames: list[BinaryFrame] = []
         try:
             needed = _take(rest, frames)
         except UpstreamError:
@@ -74,9 +75,9 @@ def decode(chunks: Iterable[bytes]) -> Iterator[list[Frame]]:
             yield frames
 
 
-def _take(rest: bytearray, frames: list[Frame]) -> int:
-    """Move the whole frames from the buffer to the list. Returns how many bytes the buffer must
-    have before it is worth looking again."""
+def _take(rest: bytearray, frames: list[BinaryFrame]) -> int:
+    """Move the whole frames from the buffer to the list. Return the number of bytes that the buffer
+    must have before the next one can be whole."""
     data, start = bytes(rest), 0
     while True:
         left = len(data) - start
@@ -91,7 +92,7 @@ def _take(rest: bytearray, frames: list[Frame]) -> int:
 
 
 def _prelude(data: bytes, start: int) -> tuple[int, int]:
-    """The lengths of the frame that begins there, and of its headers."""
+    """Return the length of the frame that begins at `start`, and the length of its headers."""
     length, headers, checksum = PRELUDE.unpack_from(data, start)
     if crc32(data[start : start + 8]) != checksum:
         raise _damaged("the checksum of a frame's prelude is wrong")
@@ -100,14 +101,14 @@ def _prelude(data: bytes, start: int) -> tuple[int, int]:
     return length, headers
 
 
-def _frame(data: bytes, headers: int) -> Frame:
+def _frame(data: bytes, headers: int) -> BinaryFrame:
     body_end = len(data) - CHECKSUM.size
     if crc32(memoryview(data)[:body_end]) != CHECKSUM.unpack_from(data, body_end)[0]:
         raise _damaged("the checksum of a frame is wrong")
     start = PRELUDE.size + headers
     block = data[PRELUDE.size : start]
     read = _cached if headers <= MAX_CACHED else _headers
-    return Frame(read(block), data[start:body_end])
+    return BinaryFrame(read(block), data[start:body_end])
 
 
 def _headers(block: bytes) -> Headers:
@@ -128,7 +129,7 @@ def _headers(block: bytes) -> Headers:
 
 
 _cached = lru_cache(maxsize=64)(_headers)
-"""An answer's frames have a handful of header blocks between them, each many times."""
+"""Cached, because the frames of an answer repeat a handful of header blocks."""
 
 
 def _number(kind: str) -> Callable[[bytes, int], tuple[int, int]]:
@@ -165,7 +166,7 @@ TYPES: Final[tuple[Callable[[bytes, int], tuple[Value, int]], ...]] = (
     _number("q"),
     lambda block, place: (UUID(bytes=block[place : place + 16]), place + 16),
 )
-"""How to read a header's value, by the number of its type."""
+"""The readers of a header's value, by the number of its type."""
 
 
 def _damaged(what: str) -> UpstreamError:

@@ -1,13 +1,15 @@
-"""Log probabilities, from both of OpenAI's shapes to the legacy one.
+"""Log probabilities in either of OpenAI's shapes, converted to the legacy shape.
 
 The chat shape is {"content": [{"token", "bytes", "logprob", "top_logprobs": [...]}]}; the legacy
-shape is four parallel lists. Hosts mix them up (llama.cpp answers /completions with the chat
-shape), so the content decides. Rules that hold here: pure; what is malformed is left out, since
-text without its log probabilities is worth more than an error.
+shape is four parallel lists.
 
-A token that is not whole characters is named as OpenAI's legacy endpoint names it: "bytes:" and
-the bytes, those beyond ASCII as \\xNN. Each of the tokens that share a character has that
-character's offset.
+- It is pure.
+- The content decides which shape it is, because hosts mix them up (llama.cpp answers /completions
+  with the chat shape).
+- Malformed parts are left out: text without its log probabilities is worth more than an error.
+- A token that is not whole characters is named as OpenAI's legacy endpoint names it: "bytes:" and
+  the bytes, those beyond ASCII as \\xNN.
+- Tokens that share a character all have that character's offset.
 
 Source: OpenAI API reference, "Completions" and "Chat", logprobs; answers of
 gpt-3.5-turbo-instruct for the bytes and offsets (read 2026-11).
@@ -22,23 +24,23 @@ from typing import Any
 from completion import Logprobs
 
 VERY_UNLIKELY = -9999.0
-"""What OpenAI says in the place of a log probability too small to tell."""
+"""The value that OpenAI sends instead of a log probability that is too small."""
 
 
-class Reader:
-    """Reads the log probabilities of one choice, part by part."""
+class LogprobsReader:
+    """A reader of the log probabilities of one choice, part by part."""
 
     __slots__ = ("base", "decoder", "offset", "top")
 
     def __init__(self, top: int) -> None:
-        """top: how many alternatives were asked for; with 0 there is no top_logprobs."""
+        """Expect `top` alternatives for each token; with 0 there are no top_logprobs."""
         self.top = top
         self.offset = 0
         self.base: int | None = None
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def read(self, raw: Any) -> Logprobs | None:
-        """A part in either shape; None when it holds no token."""
+        """Convert a part in either shape; return None if it holds no token."""
         if not isinstance(raw, dict):
             return None
         if isinstance(raw.get("content"), list):
@@ -76,13 +78,13 @@ class Reader:
         )
 
     def advance(self, token: bytes) -> int:
-        """The offset of the next token: the characters that were whole before it."""
+        """Return the offset of the next token: the number of whole characters before it."""
         offset = self.offset
         self.offset += len(self.decoder.decode(token))
         return offset
 
     def rebase(self, offsets: list[int]) -> list[int]:
-        """Offsets from the start of the choice's text; OpenAI counts from that of the prompt."""
+        """Return offsets from the start of the choice's text; OpenAI counts from the prompt's."""
         if self.base is None:
             self.base = offsets[0]
         return [offset - self.base for offset in offsets]
@@ -93,7 +95,7 @@ def _is_token(entry: Any) -> bool:
 
 
 def _bytes(entry: dict[str, Any]) -> bytes:
-    """A token's bytes; those of its name when it tells none."""
+    """Return the bytes of a token, or those of its name if the entry has no bytes."""
     try:
         return bytes(entry["bytes"])
     except (KeyError, TypeError, ValueError):
@@ -110,7 +112,7 @@ def _name(entry: dict[str, Any]) -> str:
 
 
 def _alternatives(entry: dict[str, Any]) -> dict[str, float]:
-    """The likeliest first; of two tokens with one name the likelier stays."""
+    """Return the alternatives, likeliest first. Of two with one name the likelier is kept."""
     found: dict[str, float] = {}
     for other in entry.get("top_logprobs") or ():
         if _is_token(other) and (value := _number(other.get("logprob"))) is not None:
@@ -119,7 +121,7 @@ def _alternatives(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def _number(value: Any) -> float | None:
-    """A log probability; hosts that write their JSON by hand have -Infinity and NaN."""
+    """Return a log probability. Hosts that write JSON by hand send -Infinity and NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
         return None
     return float(value) if math.isfinite(value) else VERY_UNLIKELY
@@ -132,6 +134,6 @@ def _numbers(entry: Any) -> dict[str, float] | None:
 
 
 def _list(raw: dict[str, Any], name: str, count: int) -> list[Any] | None:
-    """A list that is parallel to the tokens, or None."""
+    """Return a list that is parallel to the tokens, or None."""
     value = raw.get(name)
     return value if isinstance(value, list) and len(value) == count else None

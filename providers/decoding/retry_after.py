@@ -1,7 +1,7 @@
-"""How long a provider asks to wait, read from the headers of its refusal.
+"""The time that a provider asks to wait before a retry, read from the headers of its response.
 
-Rules that hold here: pure, and no clock: a date counts from the answer's own `date` header, which
-also spares us the difference between the two hosts' clocks.
+- It is pure and reads no clock: a date is relative to the `date` header of the same response, so a
+  difference between the clocks of two hosts doesn't matter.
 
 Source: RFC 9110, section 10.2.3 (seconds or a date); `retry-after-ms` is OpenAI's (read 2026-11).
 """
@@ -16,7 +16,7 @@ MOST_S = 1e9
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, 0 or more; None when the headers (names in lower case) don't say."""
+    """Return the seconds to wait, 0 or more, or None. Header names are in lower case."""
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000
@@ -41,5 +41,5 @@ def _between(start: str | None, end: str | None) -> float | None:
             0.0,
             (parsedate_to_datetime(end or "") - parsedate_to_datetime(start or "")).total_seconds(),
         )
-    except (ValueError, TypeError):  # TypeError: only one of them names its zone
+    except (ValueError, TypeError):  # TypeError: only one of the dates has a time zone
         return None

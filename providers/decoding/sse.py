@@ -1,12 +1,12 @@
 """Server-sent events: the bytes of a body in, events out.
 
-Rules that hold here: pure; the result depends on the bytes, never on where they were split; line
-and event are bounded in size. A body that breaks off in the middle of an event is not this
-module's to judge: what is unfinished is discarded, and the dialect, which knows what the last
-event must be, decides whether the answer is whole.
+- It is pure: the result depends on the bytes, never on where they were split.
+- The sizes of a line and of an event are bounded.
+- An event that is unfinished when the body ends is discarded. The dialect, which knows what the
+  last event must be, decides whether the answer is whole.
 
 Source: WHATWG HTML, section 9.2 "Server-sent events", "Interpreting an event stream"
-(read 2026-11). `id` and `retry` serve reconnection, which an answer has no use for.
+(read 2026-11). `id` and `retry` are for reconnection, which a completion doesn't use.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from completion import Batch
 from errors import UpstreamError
 
 MAX_LINE = 1 << 20
-"""Bytes a line may have."""
+"""The most bytes of a line."""
 MAX_EVENT = 4 << 20
-"""Bytes the data of an event may have."""
+"""The most bytes of an event's data."""
 
 BOM = b"\xef\xbb\xbf"
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
-    """One event. data is UTF-8 as it came: the specification asks for U+FFFD in the place of
-    what is not, and whoever decodes it does that."""
+    """One server-sent event."""
 
     event: str
     data: bytes
+    """The data as it arrived. The specification asks for U+FFFD in place of what is not UTF-8;
+    the decoder of the data sees to that."""
 
 
 def decode(chunks: Iterable[bytes]) -> Iterator[list[Frame]]:
-    """The events of a body: a list for each chunk that completes one or more.
+    """Yield the events of a body: a list for each chunk that completes one or more.
 
-    It ends when the body does, dropping an event whose blank line never came. Raises UpstreamError
-    for a line above MAX_LINE or an event above MAX_EVENT, after what came before it.
+    An event whose blank line never arrives is dropped. Raises UpstreamError for a line above
+    MAX_LINE or an event above MAX_EVENT, after the events before it.
     """
     pending = _Pending()
     for text in _unix_lines(_without_bom(iter(chunks))):
@@ -54,7 +55,7 @@ def decode(chunks: Iterable[bytes]) -> Iterator[list[Frame]]:
 
 
 class _Pending:
-    """The event under way: its fields so far, and the pieces of its unfinished line."""
+    """The unfinished event: its fields so far, and the pieces of its unfinished line."""
 
     __slots__ = ("data", "event", "pieces", "size", "unfinished")
 
@@ -91,14 +92,14 @@ class _Pending:
             self.hold(rest)
 
     def hold(self, piece: bytes) -> None:
-        """Keep a piece of a line whose end has not come."""
+        """Keep a piece of a line whose end hasn't arrived."""
         self.unfinished += len(piece)
         if self.unfinished > MAX_LINE:
             raise _too_long("line", MAX_LINE)
         self.pieces.append(piece)
 
     def take(self, lines: list[bytes]) -> None:
-        """Take whole lines of the event. An empty one here is a blank line before its begin."""
+        """Take whole lines of the event. An empty line here is one before the event begins."""
         for line in lines:
             if len(line) > MAX_LINE:
                 raise _too_long("line", MAX_LINE)
@@ -113,7 +114,7 @@ class _Pending:
                 self.event = value
 
     def dispatch(self, frames: list[Frame]) -> None:
-        """The blank line came: the event is complete. One without data is none."""
+        """End the event at its blank line. An event without data is dropped."""
         if self.data:
             name = self.event.decode("utf-8", "replace") or "message"
             frames.append(Frame(name, b"\n".join(self.data)))
@@ -121,8 +122,8 @@ class _Pending:
 
 
 def _plain(text: bytes) -> tuple[list[bytes], bytes]:
-    """The data of a text's events, where each is one line of data and nothing else, and the text
-    behind them; else none, and all of it. To look at all together is quicker than at each."""
+    """Return the data of each event, if each is one line of data and nothing else, and the text
+    after them; otherwise no data and all of the text. This is faster than reading line by line."""
     end = text.rfind(b"\n\n") + 2
     if end > 2 and text.startswith(b"data: "):
         found = text[6 : end - 2].split(b"\n\ndata: ")
@@ -146,8 +147,8 @@ def _without_bom(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _unix_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same text with LF for each line end. A CR ends its line at once, without waiting for
-    what follows: a LF that opens the next chunk then belongs to it, and is swallowed."""
+    """Yield the text with LF for each line end. A CR ends its line at once, without waiting for
+    the next chunk; a LF that begins the next chunk belongs to that CR and is dropped."""
     after_cr = False
     for chunk in chunks:
         if after_cr and chunk:
@@ -169,11 +170,13 @@ def batches(
     read: Callable[[Frame, Batch], bool],
     read_all: Callable[[list[Frame], Batch], bool] | None = None,
 ) -> Generator[Batch, None, bool]:
-    """A batch for each chunk that brings one event or more; returns whether the end was told.
+    """Yield a batch for each chunk that brings events; return True if the last event was read.
 
-    read: appends a frame's events to a batch, and says whether that was the end; nothing after it
-    is asked for. When it raises UpstreamError, what came before is delivered first: it is the
-    caller's all the same. read_all: the same for all frames of a chunk, in fewer steps.
+    Args:
+        read: appends the events of a frame to a batch, and returns True if the frame was the last;
+            nothing after it is asked for. If it raises UpstreamError, the events before the error
+            are yielded first.
+        read_all: does that for all frames of a chunk, in fewer steps.
     """
 
     def each(frames: list[Frame], batch: Batch) -> bool:

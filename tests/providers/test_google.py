@@ -22,9 +22,7 @@ from completion import (
 from errors import UpstreamError
 from providers import google
 from providers.base import Dialect, Provider, Target
-from providers.decoding import bodies
 from providers.google_answer import FAILURES, NOT_YET, REASONS
-from providers.request_parts import fill
 
 HOST = "https://generativelanguage.example/v1beta"
 ROW = Provider(name="google", dialect="google", base_url=HOST, key_header="x-goog-api-key")
@@ -354,32 +352,3 @@ def test_a_stream_body_that_is_one_json_array_has_a_size_limit() -> None:
     chunks = [b"[", *[b" " * (1 << 20)] * 5]
     with pytest.raises(UpstreamError, match="more than"):
         list(google.events(chunks, request(stream=True)))
-
-
-# What dialects share
-
-
-def test_fill_overwrites_no_value_at_any_depth() -> None:
-    asked = {"a": {"b": 1}, "c": 2}
-    body = dict(asked)
-    fill(body, {"a": {"b": 9, "d": {"e": 3}}, "c": {"f": 4}, "g": None})
-    assert body == {"a": {"b": 1, "d": {"e": 3}}, "c": 2, "g": None}
-    assert asked == {"a": {"b": 1}, "c": 2}
-
-
-def test_seen_keeps_a_bounded_start_and_end_of_a_body_however_it_is_split() -> None:
-    data = bytes(range(256)) * 400
-    for size in (1000, 7, len(data)):
-        seen = bodies.Seen(end=True)
-        chunks = [data[i : i + size] for i in range(0, len(data), size)]
-        assert b"".join(seen.watch(chunks)) == data
-        assert (seen.start, seen.end) == (data[: bodies.START], data[-bodies.END :])
-
-
-def test_beginning_and_peek_return_the_start_of_a_body() -> None:
-    assert bodies.beginning(iter([b"a" * 300, b"b" * 300])) == b"a" * 300 + b"b" * 100
-    assert bodies.beginning([b"a"]) == b"a"
-    first, chunks = bodies.peek([b"", b" \n", b" x", b"y"])
-    assert (first, b"".join(chunks)) == (b"x", b" \n xy")
-    first, chunks = bodies.peek([b" "])
-    assert (first, b"".join(chunks)) == (b"", b" ")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -17,7 +16,6 @@ from completion import (
     Delta,
     Finished,
     FinishReason,
-    Logprobs,
     Secret,
     Started,
     Usage,
@@ -28,10 +26,8 @@ from errors import UpstreamError
 from providers import openai
 from providers.base import Dialect, Provider, Target
 from providers.decoding import sse
-from providers.decoding.logprobs import Reader
-from providers.decoding.retry_after import retry_after
 from providers.openai_answer import FAILURES, REASONS, usage_of
-from providers.openai_chunk import Details, Tokens, reported, sample
+from providers.openai_chunk import Details, Tokens
 
 BOTH = Provider(name="sim", base_url="https://sim.example/v1", completions=("old-*",))
 LEGACY = Target(BOTH, "old-1", Secret("test-credential"))
@@ -270,116 +266,6 @@ def test_a_stream_of_blank_chunks_is_an_upstream_error() -> None:
 )
 def test_reported_token_counts_become_usage(tokens: Tokens, usage: Usage | None) -> None:
     assert usage_of(tokens) == usage
-
-
-@pytest.mark.parametrize(
-    ("value", "status", "code"),
-    [
-        ({"error": {"message": "m", "code": 429}}, 429, "429"),
-        ({"error": {"message": "m", "code": "503"}}, 503, "503"),
-        ({"error": {"message": "m", "code": 200}}, None, "200"),
-        ({"error": {"message": "m", "code": 1113}}, None, "1113"),
-        ({"error": {"message": "m", "code": "rate_limit_exceeded"}}, None, "rate_limit_exceeded"),
-        ({"error": {"message": "m", "type": "tokens"}}, None, "tokens"),
-        ({"error": {"message": "m", "code": []}}, None, None),
-        ({"message": "m", "code": 422}, 422, "422"),
-        ({"error": "m", "message": "other"}, None, None),
-        ("m", None, None),
-    ],
-)
-def test_an_error_of_any_shape_is_read_for_status_code_and_message(
-    value: Any, status: int | None, code: str | None
-) -> None:
-    error = reported(value)
-    assert (error.upstream_status, error.upstream_code) == (status, code)
-    assert error.upstream_message == "m"
-    assert "m" not in error.message.split(), "the provider's words are for the details"
-
-
-@pytest.mark.parametrize(
-    ("data", "text"),
-    [
-        (b"", ""),
-        (b" a \r\n\t b ", "a b"),
-        (b"\x00\x1b[31m\xff", "\ufffd\ufffd[31m\ufffd"),
-        ("é".encode() * 80, "é" * 80),
-        (b"x" * 5000, "x" * 80 + "…"),
-    ],
-)
-def test_a_sample_is_short_and_printable(data: bytes, text: str) -> None:
-    assert sample(data) == text
-
-
-DATE = "Sun, 22 Nov 2026 12:00:00 GMT"
-WAITS: list[tuple[Mapping[str, str], float | None]] = [
-    ({}, None),
-    ({"retry-after": "20"}, 20.0),
-    ({"retry-after": " 1.5 "}, 1.5),
-    ({"retry-after": "0"}, 0.0),
-    ({"retry-after": "-3"}, 0.0),
-    ({"retry-after": "soon"}, None),
-    ({"retry-after": "nan"}, None),
-    ({"retry-after": "inf"}, None),
-    ({"retry-after-ms": "250", "retry-after": "1"}, 0.25),
-    ({"retry-after-ms": "x", "retry-after": "1"}, 1.0),
-    ({"retry-after": DATE}, None),
-    ({"retry-after": DATE, "date": "yesterday"}, None),
-    ({"retry-after": DATE, "date": "Sun, 22 Nov 2026 11:59:00 GMT"}, 60.0),
-    ({"retry-after": DATE, "date": "Sun, 22 Nov 2026 13:00:00 GMT"}, 0.0),
-    ({"retry-after": DATE, "date": "Sun, 22 Nov 2026 11:59:00 -0000"}, None),
-    ({"date": DATE}, None),
-]
-
-
-@pytest.mark.parametrize(("headers", "seconds"), WAITS)
-def test_retry_after_headers_become_seconds(
-    headers: Mapping[str, str], seconds: float | None
-) -> None:
-    assert retry_after(headers) == seconds
-
-
-MALFORMED: list[tuple[Any, Logprobs | None]] = [
-    (None, None),
-    ([], None),
-    ({}, None),
-    ({"content": None}, None),
-    ({"content": []}, None),
-    ({"content": [None, {}, {"token": 3}]}, None),
-    ({"tokens": []}, None),
-    ({"tokens": "ab"}, None),
-    ({"content": [{"token": "é"}]}, Logprobs(["é"], [None], [{}], [0])),
-    (
-        {"content": [{"token": "a", "bytes": [999], "logprob": True, "top_logprobs": [3]}]},
-        Logprobs(["a"], [None], [{}], [0]),
-    ),
-    (
-        {"content": [{"token": "a", "logprob": float("nan"), "top_logprobs": [{"token": "b"}]}]},
-        Logprobs(["a"], [None], [{}], [0]),
-    ),
-    ({"tokens": ["é", "b"]}, Logprobs(["é", "b"], [None, None], None, [0, 1])),
-    (
-        {"tokens": ["a"], "token_logprobs": [-1, -2], "top_logprobs": [], "text_offset": [None]},
-        Logprobs(["a"], [None], None, [0]),
-    ),
-    (
-        {"tokens": ["a"], "token_logprobs": ["x"], "top_logprobs": [3], "text_offset": [9]},
-        Logprobs(["a"], [None], [None], [0]),
-    ),
-]
-
-
-@pytest.mark.parametrize(("raw", "logprobs"), MALFORMED)
-def test_malformed_logprobs_keep_only_their_valid_parts(
-    raw: Any, logprobs: Logprobs | None
-) -> None:
-    assert Reader(1).read(raw) == logprobs
-
-
-def test_the_likelier_of_two_equally_named_tokens_is_kept() -> None:
-    top = [{"token": "?", "logprob": -1.0}, {"token": "?", "logprob": -2.0}]
-    part = Reader(2).read({"content": [{"token": "?", "logprob": -1.0, "top_logprobs": top}]})
-    assert part is not None
-    assert part.top_logprobs == [{"?": -1.0}]
 
 
 NAMES = st.sampled_from(

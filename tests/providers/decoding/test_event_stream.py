@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from errors import UpstreamError
 from providers.decoding import event_stream
-from providers.decoding.event_stream import MAX_FRAME, MAX_HEADERS, Frame
+from providers.decoding.event_stream import MAX_FRAME, MAX_HEADERS, BinaryFrame
 from tests.support import frames
 from tests.support.frames import Byte, Long, Short, Timestamp, frame, sealed
 
@@ -45,7 +45,7 @@ headers = st.dictionaries(names, values, max_size=4)
 messages = st.lists(st.tuples(headers, st.binary(max_size=40)), min_size=1, max_size=4)
 
 
-def decoded(chunks: Iterable[bytes]) -> list[Frame]:
+def decoded(chunks: Iterable[bytes]) -> list[BinaryFrame]:
     return [each for batch in event_stream.decode(chunks) for each in batch]
 
 
@@ -62,7 +62,7 @@ def test_any_split_of_an_event_stream_gives_its_frames(
     stream = b"".join(frame(*message) for message in sent)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
     chunks = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
-    assert decoded(chunks) == [Frame(*message) for message in sent]
+    assert decoded(chunks) == [BinaryFrame(*message) for message in sent]
 
 
 @given(messages, st.data())
@@ -72,11 +72,11 @@ def test_a_bit_flipped_anywhere_is_an_error(
     stream = bytearray(b"".join(frame(*message) for message in sent))
     bit = data.draw(st.integers(0, len(stream) * 8 - 1))
     stream[bit // 8] ^= 1 << bit % 8
-    found: list[Frame] = []
+    found: list[BinaryFrame] = []
     with pytest.raises(UpstreamError):
         found.extend(chain.from_iterable(event_stream.decode([bytes(stream)])))
     intact = [end for end in frames.ends(b"".join(frame(*m) for m in sent)) if end * 8 <= bit]
-    assert found == [Frame(*message) for message in sent[: len(intact)]]
+    assert found == [BinaryFrame(*message) for message in sent[: len(intact)]]
 
 
 def test_flipping_any_bit_of_a_frame_is_a_checksum_error() -> None:
@@ -89,20 +89,20 @@ def test_flipping_any_bit_of_a_frame_is_a_checksum_error() -> None:
 
 def test_header_values_keep_their_types() -> None:
     (found,) = decoded([frame(VALUES, b"payload")])
-    assert found == Frame(VALUES, b"payload")
+    assert found == BinaryFrame(VALUES, b"payload")
     kinds = [bool, bool, int, int, int, int, bytes, str, int, UUID]
     assert [type(value) for value in found.headers.values()] == kinds
 
 
 def test_headers_too_large_for_the_cache_are_read() -> None:
     sent = {f"name-{i}": "x" * 100 for i in range(10)}
-    assert decoded([frame(sent)]) == [Frame(sent, b"")]
+    assert decoded([frame(sent)]) == [BinaryFrame(sent, b"")]
 
 
 def test_an_unfinished_frame_is_discarded() -> None:
     good = frame({"a": 1}, b"x")
     for place in range(len(good)):
-        assert decoded([good + good[:place]]) == [Frame({"a": 1}, b"x")]
+        assert decoded([good + good[:place]]) == [BinaryFrame({"a": 1}, b"x")]
     assert decoded([]) == []
 
 
@@ -122,7 +122,7 @@ def test_a_frame_comes_with_the_chunk_that_completes_it() -> None:
 def test_frames_before_damage_are_delivered_before_the_error() -> None:
     good = frame({"a": 1}, b"x")
     stream = event_stream.decode([good + b"\x00" * 12])
-    assert next(stream) == [Frame({"a": 1}, b"x")]
+    assert next(stream) == [BinaryFrame({"a": 1}, b"x")]
     with pytest.raises(UpstreamError):
         next(stream)
 
