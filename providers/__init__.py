@@ -25,15 +25,15 @@ from providers.rows import BUILT_IN
 from timeouts import TIMEOUT_FIELDS
 
 DIALECTS: Final = {
-    "openai": "providers.openai",
-    "anthropic": "providers.anthropic",
-    "google": "providers.google",
-    "cohere": "providers.cohere",
-    "bedrock": "providers.bedrock",
-    "infill": "providers.infill",
+    "openai": "providers.openai.dialect",
+    "anthropic": "providers.anthropic.dialect",
+    "google": "providers.google.dialect",
+    "cohere": "providers.cohere.dialect",
+    "bedrock": "providers.bedrock.dialect",
+    "infill": "providers.infill.dialect",
     "local": "providers.local",
 }
-SIGNERS: Final = {"sigv4": "providers.sigv4"}
+SIGNERS: Final = {"sigv4": "providers.bedrock.sigv4"}
 SIGNERS_NEED: Final = {"sigv4": ("botocore", "requirements-bedrock.txt")}
 
 POLICIES: Final = ("", "cancel", "drain")

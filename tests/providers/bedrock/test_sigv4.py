@@ -14,8 +14,8 @@ import pytest
 
 from completion import CompletionRequest, Secret
 from errors import UpstreamError
-from providers import bedrock
 from providers.base import Call, Provider, Target
+from providers.bedrock import dialect as bedrock
 
 pytest.importorskip("botocore", reason="botocore is optional: requirements-bedrock.txt")
 
@@ -23,7 +23,7 @@ import botocore.auth
 from botocore.credentials import Credentials
 from botocore.exceptions import ProfileNotFound
 
-from providers import sigv4
+from providers.bedrock import sigv4
 
 NOW = datetime.datetime(2026, 11, 22, 12, 0, 0, tzinfo=datetime.UTC)
 STAMP = "20261122T120000Z"

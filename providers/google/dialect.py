@@ -28,8 +28,8 @@ from providers.base import Call, Target
 from providers.decoding import bodies, sse
 from providers.decoding.lenient_json import NOT_JSON, garbage, sample
 from providers.decoding.retry_after import retry_after
-from providers.google_answer import Answer
-from providers.google_error import bare, failure, reported
+from providers.google.errors import bare, failure, reported
+from providers.google.response import Answer
 from providers.request_parts import fill
 
 CONFIG: Final = {

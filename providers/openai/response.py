@@ -28,7 +28,7 @@ from errors import UpstreamError
 from providers.decoding.error_bodies import decode_error, reported
 from providers.decoding.lenient_json import NOT_JSON
 from providers.decoding.logprobs import LogprobsReader
-from providers.openai_chunk import Choice, Chunk, Details, Tokens, decode
+from providers.openai.schemas import Choice, Chunk, Details, Tokens, decode
 
 REASONS: Final[dict[str, FinishReason]] = {
     **dict.fromkeys(("length", "max_tokens", "model_length", "max_length"), "length"),

@@ -23,9 +23,9 @@ from completion import (
     fold,
 )
 from errors import UpstreamError
-from providers import bedrock
 from providers.base import Call, Dialect, Provider, Target
-from providers.bedrock_answer import FAILURES, REASONS, STATUSES
+from providers.bedrock import dialect as bedrock
+from providers.bedrock.response import FAILURES, REASONS, STATUSES
 from tests.support.frames import event, exception, frame
 from tests.support.paths import FIXTURES
 

@@ -20,9 +20,9 @@ from completion import (
     fold,
 )
 from errors import UpstreamError
-from providers import google
 from providers.base import Dialect, Provider, Target
-from providers.google_answer import FAILURES, NOT_YET, REASONS
+from providers.google import dialect as google
+from providers.google.response import FAILURES, NOT_YET, REASONS
 
 HOST = "https://generativelanguage.example/v1beta"
 ROW = Provider(name="google", dialect="google", base_url=HOST, key_header="x-goog-api-key")

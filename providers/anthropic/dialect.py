@@ -18,7 +18,7 @@ import msgspec
 from completion import Batch, CompletionRequest
 from errors import UpstreamError
 from providers import request_parts
-from providers.anthropic_answer import Answer, whole
+from providers.anthropic.response import Answer, whole
 from providers.base import Call, Target
 from providers.decoding import error_bodies, single_choice
 

@@ -24,8 +24,8 @@ from completion import (
     fold,
 )
 from errors import UpstreamError
-from providers import anthropic
-from providers.anthropic_answer import REASONS, STATUSES, Tokens, usage_of
+from providers.anthropic import dialect as anthropic
+from providers.anthropic.response import REASONS, STATUSES, Tokens, usage_of
 from providers.base import Dialect, Family, Provider, Target
 from providers.decoding import sse
 from relay import Tally

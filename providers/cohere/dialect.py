@@ -19,7 +19,7 @@ from completion import Batch, CompletionRequest
 from errors import UpstreamError
 from providers import request_parts
 from providers.base import Call, Target
-from providers.cohere_answer import read, whole
+from providers.cohere.response import read, whole
 from providers.decoding import error_bodies, single_choice
 
 NAMES: Final = {

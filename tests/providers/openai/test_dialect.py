@@ -23,11 +23,11 @@ from completion import (
     flatten,
 )
 from errors import UpstreamError
-from providers import openai
 from providers.base import Dialect, Provider, Target
 from providers.decoding import sse
-from providers.openai_answer import FAILURES, REASONS, usage_of
-from providers.openai_chunk import Details, Tokens
+from providers.openai import dialect as openai
+from providers.openai.response import FAILURES, REASONS, usage_of
+from providers.openai.schemas import Details, Tokens
 
 BOTH = Provider(name="sim", base_url="https://sim.example/v1", completions=("old-*",))
 LEGACY = Target(BOTH, "old-1", Secret("test-credential"))

@@ -32,7 +32,7 @@ from errors import UpstreamError
 from providers.decoding import lenient_json
 from providers.decoding.lenient_json import Count
 from providers.decoding.logprobs import LogprobsReader
-from providers.google_error import reported
+from providers.google.errors import reported
 
 REASONS: Final[dict[str, FinishReason]] = {
     "MAX_TOKENS": "length",

@@ -23,9 +23,9 @@ from completion import (
     fold,
 )
 from errors import UpstreamError
-from providers import cohere
 from providers.base import Dialect, Provider, Target
-from providers.cohere_answer import FAILURES, Counts, Tokens, usage_of
+from providers.cohere import dialect as cohere
+from providers.cohere.response import FAILURES, Counts, Tokens, usage_of
 
 ROW = Provider(name="cohere", dialect="cohere", base_url="https://sim.example/v2")
 TARGET = Target(ROW, "command-1", Secret("test-credential"))

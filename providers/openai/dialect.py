@@ -25,8 +25,8 @@ from providers.base import Call, Target
 from providers.decoding import bodies, sse
 from providers.decoding.error_bodies import failure, refused_call
 from providers.decoding.lenient_json import garbage
-from providers.openai_answer import Answer
-from providers.openai_chunk import decode_many
+from providers.openai.response import Answer
+from providers.openai.schemas import decode_many
 
 SAMPLING: Final[tuple[str, ...]] = (
     "max_tokens",

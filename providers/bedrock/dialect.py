@@ -25,7 +25,7 @@ from completion import Batch, CompletionRequest, named
 from errors import UpstreamError
 from providers import request_parts
 from providers.base import Call, Target
-from providers.bedrock_answer import Answer, failure
+from providers.bedrock.response import Answer, failure
 from providers.decoding import bodies, event_stream
 from providers.decoding.lenient_json import NOT_JSON, garbage, sample
 from providers.decoding.retry_after import retry_after

@@ -1,0 +1,1 @@
+"""The infill dialect: llama.cpp's fill-in-the-middle endpoint."""

@@ -1,0 +1,1 @@
+"""The OpenAI dialect: hosts with /completions, /chat/completions, or both."""
