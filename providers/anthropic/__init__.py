@@ -1,1 +1,1 @@
-"""The Anthropic dialect: the Messages API."""
+"""The Anthropic dialect: the Messages API, POST /messages."""

@@ -1,8 +1,7 @@
-"""The Anthropic dialect: POST /messages.
+"""The functions of the Anthropic dialect, POST /messages; see base.Dialect.
 
-Rules that hold here: pure functions, after the protocol in base.py. What is sent is what was asked
-for, and max_tokens, which the API requires; it counts the thinking too, of the models that think,
-as the newer ones do unless told not to. What an answer means is in anthropic_answer.py.
+- They are pure. A request holds what was asked for, and max_tokens, which the API requires.
+- max_tokens also counts thinking, which the newer models do by default.
 
 Source: Anthropic API reference, "Messages" and "Errors" (read 2026-11).
 """
@@ -18,13 +17,13 @@ import msgspec
 from completion import Batch, CompletionRequest
 from errors import UpstreamError
 from providers import request_parts
-from providers.anthropic.response import Answer, whole
+from providers.anthropic.response import AnthropicResponse, read_whole
 from providers.base import Call, Target
 from providers.decoding import error_bodies, single_choice
 
 VERSION: Final = "2023-06-01"
 MAX_TOKENS: Final = 4096
-"""Sent where the caller leaves it open."""
+"""The max_tokens of a request that has none."""
 
 NAMES: Final = {
     "max_tokens": "max_tokens",
@@ -32,7 +31,7 @@ NAMES: Final = {
     "top_p": "top_p",
     "stop": "stop_sequences",
 }
-LACKS: Final = request_parts.SINGLE_CHOICE_UNSUPPORTED | {
+UNSUPPORTED: Final = request_parts.SINGLE_CHOICE_UNSUPPORTED | {
     "seed",
     "frequency_penalty",
     "presence_penalty",
@@ -40,12 +39,12 @@ LACKS: Final = request_parts.SINGLE_CHOICE_UNSUPPORTED | {
 
 
 def unsupported(target: Target) -> frozenset[str]:
-    """What this target can't be asked; see base.Dialect."""
-    return LACKS | target.cannot
+    """Return the parameters that the target lacks; see base.Dialect."""
+    return UNSUPPORTED | target.cannot
 
 
 def call(request: CompletionRequest, target: Target) -> Call:
-    """The request to make: exactly one prompt, a text."""
+    """Return the request to send. It takes exactly one prompt, a text."""
     body = request_parts.message_body(request, target, NAMES)
     body.setdefault("max_tokens", MAX_TOKENS)
     if request.user is not None and "user" not in target.cannot:
@@ -55,7 +54,7 @@ def call(request: CompletionRequest, target: Target) -> Call:
 
 
 def _headers(request: CompletionRequest, target: Target) -> dict[str, str]:
-    """The key goes to x-api-key, unless the row names another header."""
+    """Return the headers. The key goes into x-api-key, unless the row names another header."""
     headers = request_parts.headers(request, target) | {"anthropic-version": VERSION}
     bearer = headers.pop("Authorization", None)
     if bearer:
@@ -65,14 +64,16 @@ def _headers(request: CompletionRequest, target: Target) -> dict[str, str]:
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
     """Decode a streamed body; see base.Dialect."""
-    return single_choice.events(chunks, Answer().read, partial(complete, request=request))
+    return single_choice.events(
+        chunks, AnthropicResponse().read, partial(complete, request=request)
+    )
 
 
 def complete(body: bytes, request: CompletionRequest) -> Batch:  # noqa: ARG001
     """Decode a whole JSON body; see base.Dialect."""
-    return whole(body)
+    return read_whole(body)
 
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-    """What an answer other than 2xx means; header names are in lower case."""
+    """Return the error for a response other than 2xx. Header names are in lower case."""
     return error_bodies.refused_call(status, headers, body)

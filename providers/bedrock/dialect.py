@@ -1,12 +1,10 @@
-"""The Bedrock dialect: Amazon Bedrock's Converse and ConverseStream.
+"""The functions of the Bedrock dialect, Converse and ConverseStream; see base.Dialect.
 
-Rules that hold here: pure functions, after the protocol in base.py. By default the key is a Bedrock
-API key, sent as a bearer's; signing with SigV4 is sigv4.py's. What an answer means is in
-bedrock_answer.py.
-
-Of `extra`, what Converse knows (guardrailConfig, performanceConfig, ...) stands at the top,
-inferenceConfig and additionalModelRequestFields are merged in depth, and the rest, being the
-model's own, goes into additionalModelRequestFields.
+- They are pure.
+- By default the key is a Bedrock API key, sent as a bearer token. sigv4.py signs with SigV4.
+- Fields of `extra` that Converse has (guardrailConfig, performanceConfig, ...) go to the top;
+  inferenceConfig and additionalModelRequestFields are merged at every depth; the others are the
+  model's own and go into additionalModelRequestFields.
 
 Source: Amazon Bedrock API reference, Converse, ConverseStream, their errors, and the service's
 model (read 2026-11).
@@ -25,11 +23,12 @@ from completion import Batch, CompletionRequest, named
 from errors import UpstreamError
 from providers import request_parts
 from providers.base import Call, Target
-from providers.bedrock.response import Answer, failure
+from providers.bedrock.errors import decode_value, failure
+from providers.bedrock.response import BedrockResponse
 from providers.decoding import bodies, event_stream
-from providers.decoding.lenient_json import NOT_JSON, garbage, sample
+from providers.decoding.error_bodies import refusal_message
+from providers.decoding.lenient_json import garbage, sample
 from providers.decoding.retry_after import retry_after
-from providers.request_parts import fill
 
 CONFIG: Final = {
     "max_tokens": "maxTokens",
@@ -37,17 +36,17 @@ CONFIG: Final = {
     "top_p": "topP",
     "stop": "stopSequences",
 }
-"""Our parameters, and what inferenceConfig calls them."""
+"""The names of our parameters in inferenceConfig."""
 
-LACKS: Final = request_parts.CHAT_UNSUPPORTED | frozenset(
+UNSUPPORTED: Final = request_parts.CHAT_UNSUPPORTED | frozenset(
     (
         *("n", "logprobs", "seed", "logit_bias", "user", "openai_extra"),
         *("frequency_penalty", "presence_penalty"),
     )
 )
 
-OURS: Final = frozenset(("messages", "modelId"))
-"""What `extra` can't set, absent or not."""
+RESERVED: Final = frozenset(("messages", "modelId"))
+"""Fields that `extra` can't set, absent or not."""
 
 AT_TOP: Final = frozenset(
     (
@@ -56,18 +55,18 @@ AT_TOP: Final = frozenset(
         *("toolConfig", "inferenceConfig", "additionalModelRequestFields"),
     )
 )
-"""The fields of a request to Converse, but for ours."""
+"""The fields of a request to Converse, except the reserved ones."""
 
 FRAMES: Final = "application/vnd.amazon.eventstream"
 
 
 def unsupported(target: Target) -> frozenset[str]:
-    """What it can't be asked; see base.Dialect."""
-    return target.cannot | LACKS
+    """Return the parameters that the target lacks; see base.Dialect."""
+    return target.cannot | UNSUPPORTED
 
 
 def call(request: CompletionRequest, target: Target) -> Call:
-    """The request to make; it has exactly one prompt, a text."""
+    """Return the request to send. It takes exactly one prompt, a text."""
     headers = request_parts.headers(request, target)
     if request.stream:
         headers["Accept"] = FRAMES
@@ -90,9 +89,9 @@ def _body(request: CompletionRequest, target: Target) -> dict[str, Any]:
         body["inferenceConfig"] = config
     for name, value in request.extra.items():
         if name in AT_TOP:
-            fill(body, {name: value})
-        elif name not in OURS:
-            fill(body, {"additionalModelRequestFields": {name: value}})
+            request_parts.fill(body, {name: value})
+        elif name not in RESERVED:
+            request_parts.fill(body, {"additionalModelRequestFields": {name: value}})
     return body
 
 
@@ -100,50 +99,45 @@ def events(
     chunks: Iterable[bytes],
     request: CompletionRequest,  # noqa: ARG001
 ) -> Iterator[Batch]:
-    """Decode a streamed body; see base.Dialect. Ends at the metadata that follows messageStop
-    without asking for what comes after it.
+    """Decode a streamed body; see base.Dialect. Nothing after the metadata that follows messageStop
+    is asked for.
 
     A body that is one JSON object (a host that doesn't stream, or an error with status 200) is
-    decoded as such.
+    decoded as a whole body.
     """
     first, chunks = bodies.peek(chunks)
     if first == b"{":
-        yield from bodies.batch_of(partial(Answer().read_whole, bodies.join(chunks)))
+        yield from bodies.batch_of(partial(BedrockResponse().read_whole, bodies.join(chunks)))
         return
-    if first != b"\0":  # of a length below 16 MiB
+    if first != b"\0":  # the first byte of a length below 16 MiB
         start = bodies.beginning(chunks)
         raise garbage("The upstream ended the stream without an answer.", start)
-    answer = Answer()
+    response = BedrockResponse()
     for frames in event_stream.decode(chunks):
-        yield from bodies.batch_of(partial(_read, answer, frames))
-        if answer.ended:
+        yield from bodies.batch_of(partial(_read, response, frames))
+        if response.ended:
             return
-    answer.break_off()
+    response.break_off()
 
 
-def _read(answer: Answer, frames: list[event_stream.BinaryFrame], batch: Batch) -> None:
+def _read(response: BedrockResponse, frames: list[event_stream.BinaryFrame], batch: Batch) -> None:
     for frame in frames:
-        answer.read(frame, batch)
-        if answer.ended:
+        response.read(frame, batch)
+        if response.ended:
             break
 
 
 def complete(body: bytes, request: CompletionRequest) -> Batch:  # noqa: ARG001
     """Decode a whole JSON body; see base.Dialect."""
     batch: Batch = []
-    Answer().read_whole(body, batch)
+    BedrockResponse().read_whole(body, batch)
     return batch
 
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-    """What an answer other than 2xx means; header names are in lower case."""
-    try:
-        value = msgspec.json.decode(body)
-    except NOT_JSON:
-        value = None
-    verb = "failed" if status >= 500 else "refused the call"
-    message = f"The upstream {verb} with status {status}."
-    found = failure(message, value, headers.get("x-amzn-errortype"), status)
+    """Return the error for a response other than 2xx. Header names are in lower case."""
+    value = decode_value(body)
+    found = failure(refusal_message(status), value, headers.get("x-amzn-errortype"), status)
     if found.upstream_message is None:
         found.upstream_message = sample(body) or None
     found.retry_after = retry_after(headers)

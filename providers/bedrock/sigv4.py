@@ -1,10 +1,10 @@
-"""SigV4: how a call to Amazon is signed, where it has no API key.
+"""SigV4: the signature of a request to Amazon that has no API key.
 
-It needs botocore (requirements-bedrock.txt), whose own ways lead to the credentials: variables,
-profiles, single sign-on, a container's or a machine's role. Rules that hold here: loaded only for a
-row with sign = "sigv4"; botocore is the signer, never the client. It asks the network itself where
-credentials come from there, and renews them when they age. Sign when the call is about to be sent:
-a signature is good for some minutes.
+- It is loaded only for a row with sign = "sigv4", and needs botocore (requirements-bedrock.txt).
+- botocore finds the credentials in its own ways: variables, profiles, single sign-on, the role of a
+  container or a machine. It asks the network for them if necessary, and renews them.
+- botocore is the signer, never the client.
+- A request is signed just before it is sent, because a signature is valid for some minutes.
 
 Source: AWS reference, "Signature Version 4 signing process"; botocore (read 2026-11).
 """
@@ -28,43 +28,43 @@ from providers.base import Call, Target
 
 SERVICE: Final = "bedrock"
 REGION: Final = re.compile(r"\.([a-z]+(?:-[a-z]+)+-[0-9]+)\.")
-"""A region among the labels of a host's name."""
+"""A region among the labels of a host name."""
 
-logging.getLogger("botocore").setLevel(logging.WARNING)  # below it, session tokens are logged
+logging.getLogger("botocore").setLevel(logging.WARNING)  # lower levels log session tokens
 
 _lock = threading.Lock()
 
 
-def sign(call: Call, target: Target) -> Call:
-    """The call with its signature. One that has a credential, a caller's own key, stays as it is.
+def sign(request: Call, target: Target) -> Call:
+    """Return the request with its signature; if the target has a credential, as it is.
 
-    Raises UpstreamError where there are no credentials, or no region.
+    Raises UpstreamError if there are no AWS credentials, or no region.
     """
     if target.credential is not None:
-        return call
+        return request
     try:
         credentials = _credentials()
-        region = _region(call.url)
-    except BotoCoreError as failure:  # its words name profiles and hosts, never keys
+        region = _region(request.url)
+    except BotoCoreError as failure:  # its message names profiles and hosts, never keys
         raise UpstreamError(f"No AWS credentials can be had: {failure}") from failure
     if credentials is None:
         raise UpstreamError("This server has no AWS credentials.")
     if region is None:
         raise UpstreamError("This server has no AWS region.")
-    request = AWSRequest(call.method, call.url, headers=call.headers, data=call.body)
-    SigV4Auth(credentials, SERVICE, region).add_auth(request)
-    return Call(call.method, call.url, dict(request.headers.items()), call.body)
+    signed = AWSRequest(request.method, request.url, headers=request.headers, data=request.body)
+    SigV4Auth(credentials, SERVICE, region).add_auth(signed)
+    return Call(request.method, request.url, dict(signed.headers.items()), request.body)
 
 
 def _credentials() -> Any:
-    """As they are now: an access key, its secret and, for a role, a token. None: there are none."""
+    """Return the current access key, its secret and, for a role, a token; None without any."""
     with _lock:
         credentials = _session().get_credentials()
     return credentials and credentials.get_frozen_credentials()
 
 
 def _region(url: str) -> str | None:
-    """The region that the host's name tells; for another host, the one that is configured."""
+    """Return the region in the host name, or else the configured one."""
     match = REGION.search(urlsplit(url).hostname or "")
     if match:
         return match[1]

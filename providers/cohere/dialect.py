@@ -1,10 +1,10 @@
-"""The Cohere dialect: POST /chat of API v2.
+"""The functions of the Cohere dialect, POST /chat of API v2; see base.Dialect.
 
-Rules that hold here: pure functions, after the protocol in base.py. What is sent is what was asked
-for and nothing else. What an answer means is in cohere_answer.py.
+- They are pure. A request holds what was asked for and nothing else.
+- There are no log probabilities: Cohere's are for pieces of text that may hold several tokens, and
+  OpenAI's are for single tokens.
 
-Source: Cohere API reference v2, "Chat" and "Errors" (read 2026-11). Its log probabilities come for
-pieces of text that may hold several tokens, so OpenAI's, a token each, can't be had of them.
+Source: Cohere API reference v2, "Chat" and "Errors" (read 2026-11).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from completion import Batch, CompletionRequest
 from errors import UpstreamError
 from providers import request_parts
 from providers.base import Call, Target
-from providers.cohere.response import read, whole
+from providers.cohere.response import read, read_whole
 from providers.decoding import error_bodies, single_choice
 
 NAMES: Final = {
@@ -31,16 +31,16 @@ NAMES: Final = {
     "frequency_penalty": "frequency_penalty",
     "presence_penalty": "presence_penalty",
 }
-LACKS: Final = request_parts.SINGLE_CHOICE_UNSUPPORTED | {"user"}
+UNSUPPORTED: Final = request_parts.SINGLE_CHOICE_UNSUPPORTED | {"user"}
 
 
 def unsupported(target: Target) -> frozenset[str]:
-    """What this target can't be asked; see base.Dialect."""
-    return LACKS | target.cannot
+    """Return the parameters that the target lacks; see base.Dialect."""
+    return UNSUPPORTED | target.cannot
 
 
 def call(request: CompletionRequest, target: Target) -> Call:
-    """The request to make: exactly one prompt, a text."""
+    """Return the request to send. It takes exactly one prompt, a text."""
     body = msgspec.json.encode(request_parts.message_body(request, target, NAMES))
     address = request_parts.url(target, "/chat")
     return Call("POST", address, request_parts.headers(request, target), body)
@@ -53,9 +53,9 @@ def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batc
 
 def complete(body: bytes, request: CompletionRequest) -> Batch:  # noqa: ARG001
     """Decode a whole JSON body; see base.Dialect."""
-    return whole(body)
+    return read_whole(body)
 
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-    """What an answer other than 2xx means; header names are in lower case."""
+    """Return the error for a response other than 2xx. Header names are in lower case."""
     return error_bodies.refused_call(status, headers, body)

@@ -1,8 +1,10 @@
-"""What Cohere's chat API v2 answers, turned into events.
+"""The answers of Cohere's chat API v2, translated into events.
 
-Rules that hold here: pure. Thinking, tool plans, tool calls and citations are not text, though
-their tokens count as output. An answer is whole when message-end came. Events and fields that we
-don't know mean nothing to us. Both modes end in the same step, so that they can't drift apart.
+- It is pure.
+- Thinking, tool plans, tool calls and citations are not text, though their tokens count as output.
+- An answer is whole when message-end arrived.
+- Unknown events and fields are ignored.
+- Streams and whole answers end in the same step, so that they can't drift apart.
 
 Source: Cohere API reference v2, "Chat" and "Chat with Streaming", and "How does Cohere's pricing
 work?" (read 2026-11).
@@ -10,12 +12,21 @@ work?" (read 2026-11).
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
-
-import msgspec
+from typing import Final
 
 from completion import Batch, Delta, Finished, FinishReason, Started, Usage, Used
 from errors import UpstreamError
+from providers.cohere.schemas import (
+    CHUNK,
+    DONE,
+    KNOWN,
+    TEXT,
+    Change,
+    Content,
+    Counts,
+    Message,
+    Tokens,
+)
 from providers.decoding import lenient_json, sse
 from providers.decoding.error_bodies import broken_off, decode_error, failure, refuse_error
 from providers.decoding.lenient_json import garbage
@@ -25,86 +36,29 @@ REASONS: Final[dict[str, FinishReason]] = {
     **dict.fromkeys(("MAX_TOKENS", "ERROR_LIMIT"), "length"),
     "ERROR_TOXIC": "content_filter",
 }
-"""`finish_reason`; ERROR_LIMIT and ERROR_TOXIC are v1's. One that is new to us means that the model
-came to an end by itself, stop, unless an error stands beside it."""
+"""Our finish reason for a `finish_reason`. ERROR_LIMIT and ERROR_TOXIC are of v1. A new one means
+that the model ended by itself, stop, unless an error stands beside it."""
 
 FAILURES: Final[dict[str, int | None]] = {"ERROR": 500, "TIMEOUT": 504, "USER_CANCEL": None}
-"""Words for an end that was none, and the HTTP status that they stand for."""
-
-DONE: Final = b"[DONE]"
-TEXT: Final = frozenset({"content-delta", "content-start"})
-KNOWN: Final = TEXT | {"message", "message-start", "message-end", "error"}
-"""Names of events to look into; "message" is what server-sent events without a name have."""
-
-Amount = Annotated[float, msgspec.Meta(ge=0, le=1 << 53)]
-"""A number of tokens, which may be written as 34.0; what can't be one is junk."""
-
-
-class Tokens(msgspec.Struct):
-    input_tokens: Amount | None = None
-    output_tokens: Amount | None = None
-
-
-class Counts(msgspec.Struct):
-    """`usage`."""
-
-    billed_units: Tokens | None = None
-    tokens: Tokens | None = None
-    cached_tokens: Amount | None = None
-
-
-class Content(msgspec.Struct):
-    """A block of a message, or a piece of one, which has no type."""
-
-    type: str = "text"
-    text: str | None = None
-
-
-class Words(msgspec.Struct):
-    """`message`. In content-start and content-delta, the content is one block."""
-
-    content: Content | list[Content] | str | None = None
-
-
-class Change(msgspec.Struct):
-    """`delta`."""
-
-    message: Words | None = None
-    finish_reason: str | None = None
-    usage: Counts | None = None
-    error: Any = None
-
-
-class Chunk(msgspec.Struct):
-    """An event of a stream, or a whole answer. A message that is a text is an error's."""
-
-    type: str | None = None
-    delta: Change | None = None
-    message: Words | str | None = None
-    finish_reason: str | None = None
-    usage: Counts | None = None
-    error: Any = None
-
-
-_CHUNK: Final = msgspec.json.Decoder(Chunk)
+"""Finish reasons of a failure, and the HTTP status that they stand for."""
 
 
 def read(frame: sse.Frame, batch: Batch) -> bool:
-    """Append what a frame of the stream brings; whether it was the last.
+    """Append the events of a frame. Return True if it was the last.
 
-    Raises UpstreamError for an error that it holds, and for what is not the format.
+    Raises UpstreamError if the frame holds an error, or doesn't have the format.
     """
     if frame.event not in KNOWN:
         return False
     if frame.event == "error":
         raise failure(frame.data, {})
-    if frame.data.lstrip().startswith(DONE):  # follows message-end, if it comes
+    if frame.data.lstrip().startswith(DONE):  # it may only follow message-end
         raise broken_off()
-    chunk = lenient_json.decode(frame.data, _CHUNK)
+    chunk = lenient_json.decode(frame.data, CHUNK)
     kind = chunk.type or frame.event
     if kind in TEXT:
-        words = chunk.delta and chunk.delta.message
-        if words and (text := text_of(words)):
+        message = chunk.delta and chunk.delta.message
+        if message and (text := text_of(message)):
             batch.append(Delta(0, text))
     elif kind == "message-start":
         batch.append(Started())
@@ -118,10 +72,10 @@ def read(frame: sse.Frame, batch: Batch) -> bool:
     return False
 
 
-def whole(body: bytes) -> Batch:
-    """The events of a whole answer. Raises UpstreamError for an error, and for what is none."""
-    chunk = lenient_json.decode(body, _CHUNK)
-    if not isinstance(chunk.message, Words) or chunk.error:
+def read_whole(body: bytes) -> Batch:
+    """Return the events of a whole answer. Raises UpstreamError if it is not one."""
+    chunk = lenient_json.decode(body, CHUNK)
+    if not isinstance(chunk.message, Message) or chunk.error:
         refuse_error(body, {})
         raise garbage("The upstream's answer holds no message.", body)
     batch: Batch = [Started()]
@@ -131,8 +85,9 @@ def whole(body: bytes) -> Batch:
     return batch
 
 
-def text_of(words: Words) -> str:
-    content = words.content
+def text_of(message: Message) -> str:
+    """Return the text of a message, whose content is a block, a list of blocks or a text."""
+    content = message.content
     if isinstance(content, Content):
         return (content.text or "") if content.type == "text" else ""
     if isinstance(content, list):
@@ -141,9 +96,9 @@ def text_of(words: Words) -> str:
 
 
 def end(change: Change, batch: Batch) -> None:
-    """The answer's last words: what it used, and why it ended.
+    """Append the usage and the finish reason of an answer.
 
-    Raises UpstreamError for an end that was none; what was used is in the batch by then.
+    Raises UpstreamError if the answer ended in a failure; the usage is in the batch by then.
     """
     if change.usage and (usage := usage_of(change.usage)):
         batch.append(Used(usage))
@@ -159,8 +114,8 @@ def end(change: Change, batch: Batch) -> None:
 
 
 def usage_of(counts: Counts) -> Usage | None:
-    """The tokens that are billed: `tokens` also has those of prompts that Cohere puts around ours,
-    for which nobody pays. None where nothing is told."""
+    """Return the billed tokens, or None if there are no counts. (`tokens` also counts the prompts
+    that Cohere puts around ours, which nobody pays for.)"""
     billed, all_of_them = counts.billed_units or Tokens(), counts.tokens or Tokens()
     given = billed.input_tokens if billed.input_tokens is not None else all_of_them.input_tokens
     made = billed.output_tokens if billed.output_tokens is not None else all_of_them.output_tokens
@@ -170,6 +125,6 @@ def usage_of(counts: Counts) -> Usage | None:
     return Usage(
         input_tokens=int(given),
         output_tokens=int(made or 0),
-        # Counted among all tokens: how many of these are billed ones isn't told.
+        # This counts among all tokens; Cohere doesn't say how many of them are billed.
         cache_read_tokens=int(min(counts.cached_tokens or 0, given)),
     )

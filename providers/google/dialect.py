@@ -1,11 +1,12 @@
-"""The Google dialect: the Gemini API's generateContent and streamGenerateContent.
+"""The functions of the Google dialect, generateContent and streamGenerateContent of the Gemini API;
+see base.Dialect.
 
-Rules that hold here: pure functions, after the protocol in base.py. The key goes into a header,
-never into the URL. There is no [DONE]: an answer is whole when the body ended and each candidate
-asked for had a finishReason, or the prompt was blocked; anything else is an UpstreamError.
-
-Of `extra`, what is a field of generationConfig goes there, generationConfig itself is merged in
-depth, and the rest (safetySettings, systemInstruction, cachedContent, ...) stands at the top.
+- They are pure.
+- The key goes into a header, never into the URL.
+- There is no [DONE]. An answer is whole when the body ended and each candidate that was asked for
+  had a finishReason, or when the prompt was blocked. Anything else is an UpstreamError.
+- Fields of `extra` that belong to generationConfig go there; generationConfig itself is merged at
+  every depth; the others (safetySettings, systemInstruction, cachedContent, ...) go to the top.
 
 Source: the types and converters of Google's own SDK, python-genai of 2026-08, and its issue threads
 (read 2026-11).
@@ -26,11 +27,11 @@ from errors import UpstreamError
 from providers import request_parts
 from providers.base import Call, Target
 from providers.decoding import bodies, sse
+from providers.decoding.error_bodies import refusal_message
 from providers.decoding.lenient_json import NOT_JSON, garbage, sample
 from providers.decoding.retry_after import retry_after
 from providers.google.errors import bare, failure, reported
-from providers.google.response import Answer
-from providers.request_parts import fill
+from providers.google.response import GoogleResponse
 
 CONFIG: Final = {
     "max_tokens": "maxOutputTokens",
@@ -42,17 +43,17 @@ CONFIG: Final = {
     "frequency_penalty": "frequencyPenalty",
     "presence_penalty": "presencePenalty",
 }
-"""Our parameters, and what generationConfig calls them."""
+"""The names of our parameters in generationConfig."""
 
-LACKS: Final = frozenset(
+UNSUPPORTED: Final = frozenset(
     (
         *("suffix", "best_of", "logit_bias", "user", "openai_extra"),
         *("token_ids", "echo", "echo_logprobs", "prompt_list"),
     )
 )
 
-OURS: Final = frozenset(("model", "contents"))
-"""What `extra` can't set, absent or not."""
+RESERVED: Final = frozenset(("model", "contents"))
+"""Fields that `extra` can't set, absent or not."""
 
 IN_CONFIG: Final = frozenset(
     (
@@ -62,23 +63,22 @@ IN_CONFIG: Final = frozenset(
         *("responseModalities", "speechConfig", "imageConfig", "enableEnhancedCivicAnswers"),
     )
 )
-"""Fields of generationConfig, which `extra` may name at its top."""
+"""Fields of generationConfig, which `extra` may have at its top."""
 
 COLLECTIONS: Final = ("models/", "tunedModels/")
-"""What a model's name may begin with; without one it is of the first."""
+"""The collections that a model's name may begin with; the first is the default."""
 
 
 def unsupported(target: Target) -> frozenset[str]:
-    """What it can't be asked; see base.Dialect."""
-    return target.cannot | LACKS
+    """Return the parameters that the target lacks; see base.Dialect."""
+    return target.cannot | UNSUPPORTED
 
 
 def call(request: CompletionRequest, target: Target) -> Call:
-    """The request to make; it has exactly one prompt, a text."""
+    """Return the request to send. It takes exactly one prompt, a text."""
     body = msgspec.json.encode(_body(request, target))
-    return Call(
-        "POST", _url(target, stream=request.stream), request_parts.headers(request, target), body
-    )
+    url = _url(target, stream=request.stream)
+    return Call("POST", url, request_parts.headers(request, target), body)
 
 
 def _url(target: Target, *, stream: bool) -> str:
@@ -100,55 +100,55 @@ def _body(request: CompletionRequest, target: Target) -> dict[str, Any]:
             config["logprobs"] = request.logprobs
     body: dict[str, Any] = {"contents": [{"role": "user", "parts": [{"text": prompt}]}]}
     for name, value in request.extra.items():
-        theirs = _camel(name)
+        theirs = _camel_case(name)
         if theirs == "generationConfig" and isinstance(value, Mapping):
-            fill(config, {_camel(key): inner for key, inner in value.items()})
+            request_parts.fill(config, {_camel_case(key): inner for key, inner in value.items()})
         elif theirs in IN_CONFIG:
-            fill(config, {theirs: value})
-        elif theirs not in OURS:
-            fill(body, {name: value})
+            request_parts.fill(config, {theirs: value})
+        elif theirs not in RESERVED:
+            request_parts.fill(body, {name: value})
     if config:
-        fill(body, {"generationConfig": config})
+        request_parts.fill(body, {"generationConfig": config})
     return body
 
 
-def _camel(name: str) -> str:
-    """A field's name as JSON has it; the API takes snake case as well."""
+def _camel_case(name: str) -> str:
+    """Return a field's name in camel case. The API takes snake case too."""
     return re.sub("_([a-z])", lambda match: match[1].upper(), name)
 
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
     """Decode a streamed body; see base.Dialect.
 
-    A body that is one JSON value is decoded as such: a list of chunks is what a host gives that
-    overlooks alt=sse.
+    A body that is one JSON value is decoded as a whole body: a host that ignores alt=sse sends a
+    list of chunks.
     """
     first, chunks = bodies.peek(chunks)
     if first in (b"{", b"["):
         yield from bodies.batch_of(partial(_whole, bodies.join(chunks), request))
         return
-    seen = bodies.Excerpt(end=True)
-    answer = Answer(request)
-    for frames in sse.decode(seen.watch(chunks)):
-        yield from bodies.batch_of(partial(_read, answer, frames))
-    yield from bodies.batch_of(partial(_end, answer, seen))
+    excerpt = bodies.Excerpt(end=True)
+    response = GoogleResponse(request)
+    for frames in sse.decode(excerpt.watch(chunks)):
+        yield from bodies.batch_of(partial(_read, response, frames))
+    yield from bodies.batch_of(partial(_end, response, excerpt))
 
 
-def _read(answer: Answer, frames: list[sse.Frame], batch: Batch) -> None:
+def _read(response: GoogleResponse, frames: list[sse.Frame], batch: Batch) -> None:
     for frame in frames:
-        answer.read(frame.data, batch)
+        response.read(frame.data, batch)
 
 
-def _end(answer: Answer, seen: bodies.Excerpt, batch: Batch) -> None:
-    """What remains to be told when the body is at its end."""
+def _end(response: GoogleResponse, excerpt: bodies.Excerpt, batch: Batch) -> None:
+    """Append the last events, at the end of the body."""
     try:
-        answer.end(batch, whole=False)
+        response.end(batch, whole=False)
     except UpstreamError:
-        if stray := bare(seen.end):
+        if stray := bare(excerpt.end):
             raise reported(stray) from None
-        if not answer.started:
+        if not response.started:
             message = "The upstream ended the stream without an answer."
-            raise garbage(message, seen.start) from None
+            raise garbage(message, excerpt.start) from None
         raise
 
 
@@ -160,27 +160,26 @@ def complete(body: bytes, request: CompletionRequest) -> Batch:
 
 
 def _whole(body: bytes, request: CompletionRequest, batch: Batch) -> None:
-    """An answer in one piece of JSON, or in a list of them."""
+    """Append the events of a whole answer: one JSON object, or a list of them."""
     try:
         parts = msgspec.json.decode(body, type=list[msgspec.Raw])
     except NOT_JSON:
         parts = [msgspec.Raw(body)]
-    answer = Answer(request)
+    response = GoogleResponse(request)
     for part in parts:
-        answer.read(bytes(part), batch)
-    if not answer.texts and not answer.blocked:
+        response.read(bytes(part), batch)
+    if not response.texts and not response.blocked:
         raise garbage("The upstream's answer holds no candidates.", body)
-    answer.end(batch, whole=True)
+    response.end(batch, whole=True)
 
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-    """What an answer other than 2xx means; header names are in lower case."""
+    """Return the error for a response other than 2xx. Header names are in lower case."""
     try:
         value = msgspec.json.decode(body)
     except NOT_JSON:
         value = None
-    verb = "failed" if status >= 500 else "refused the call"
-    found = failure(f"The upstream {verb} with status {status}.", value, status)
+    found = failure(refusal_message(status), value, status)
     if found.upstream_message is None:
         found.upstream_message = sample(body) or None
     if found.retry_after is None:

@@ -1,8 +1,11 @@
-"""What the Gemini API says when it refuses or fails.
+"""The errors of the Gemini API.
 
 An error is {"error": {"code": HTTP status, "status": a word, "message": prose, "details": [...]}},
-in a list where JSON was streamed. Rules that hold here: pure; by status and code, never by prose. A
-refused key is a 400 here, known by its reason alone; it counts as a 401.
+in a list if JSON was streamed.
+
+- It is pure.
+- An error is classified by its status and code, never by the prose of its message.
+- An invalid key has the status 400 and can be recognized only by its reason. It counts as a 401.
 
 Source: google.rpc.Status with its ErrorInfo and RetryInfo, as AIP-193 has them (read 2026-11).
 """
@@ -19,21 +22,25 @@ from providers.decoding.error_bodies import decode_error
 from providers.decoding.lenient_json import NOT_JSON
 
 KEY_REASONS: Final = "API_KEY_"
-"""What the reasons of a key's refusal begin with: API_KEY_INVALID, API_KEY_SERVICE_BLOCKED, ..."""
+"""The prefix of the reasons for refusing a key: API_KEY_INVALID, API_KEY_SERVICE_BLOCKED, ..."""
 UNAUTHORIZED: Final = (401, 403)
 
 DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)s")
 BARE: Final = re.compile(rb"(?:\A|(?<=[\r\n]))[\[{]")
-"""Where a line begins as JSON does."""
+"""The start of a line that begins like JSON."""
 
 
 def reported(value: Any) -> UpstreamError:
-    """The error in a decoded body that should have been an answer."""
+    """Return the error in a decoded body that should have been an answer."""
     return failure("The upstream reported an error instead of an answer.", value)
 
 
 def failure(message: str, value: Any, status: int | None = None) -> UpstreamError:
-    """An error in our words with Google's. status: HTTP's; None: what the body says counts."""
+    """Return an error with our message, and with the status, code and message of Google's.
+
+    Args:
+        status: the HTTP status; None to take the status from the body.
+    """
     body = _error(value)
     details = [entry for entry in body.get("details") or () if isinstance(entry, dict)]
     reason = next((r for entry in details if isinstance(r := entry.get("reason"), str)), "")
@@ -53,8 +60,8 @@ def failure(message: str, value: Any, status: int | None = None) -> UpstreamErro
 
 
 def bare(end: bytes) -> Any:
-    """The error that stands at a stream's end as lines of its own, outside any event: one that
-    came late is written so. None if there is none."""
+    """Return an error that stands at the end of a stream on lines of its own, outside any event, as
+    late errors do. Return None if there is none."""
     for match in BARE.finditer(end):
         try:
             value = msgspec.json.decode(end[match.start() :])
@@ -65,7 +72,7 @@ def bare(end: bytes) -> Any:
 
 
 def _error(value: Any) -> dict[str, Any]:
-    """The object with code, status and details, of whatever is wrapped around it."""
+    """Return the object with code, status and details, without the objects around it."""
     if isinstance(value, list) and value:
         value = value[0]
     inner = value.get("error") if isinstance(value, dict) else None
@@ -77,7 +84,7 @@ def _status(code: Any) -> int | None:
 
 
 def _delay(detail: dict[str, Any]) -> float | None:
-    """RetryInfo's delay in seconds."""
+    """Return the delay of a RetryInfo in seconds."""
     delay = detail.get("retryDelay")
     match = DURATION.fullmatch(delay) if isinstance(delay, str) else None
     return float(match[1]) if match else None

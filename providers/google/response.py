@@ -1,11 +1,13 @@
-"""What the Gemini API answers, turned into events.
+"""The answers of the Gemini API, translated into events.
 
-Rules that hold here: pure; a chunk of a stream and a whole answer are the same object, so both take
-one path. A candidate's end is told when the body is at its own: some hosts put a finishReason on
-every chunk, and text that follows one is text all the same; the last one counts. Usage may come
-with every chunk; the last counts, and comes after the chunk's text, which it includes. One that
-doesn't tell the output yet, although text came, is held until the end: it would make a stopped
-stream look free. Thoughts are not text.
+- It is pure.
+- A chunk of a stream and a whole answer are the same object, so both take one path.
+- The finish of a candidate is reported at the end of the body: some hosts put a finishReason on
+  every chunk, and text that follows one is still text. The last finishReason counts.
+- Usage may come with every chunk. The last counts, and is reported after the chunk's text, which it
+  includes. A usage without output tokens, although there is text, is held until the end: it would
+  make a stopped stream look free.
+- Thoughts are not text.
 
 Source: Gemini API reference, GenerateContentResponse, and the types of Google's own SDK (read
 2026-11).
@@ -14,8 +16,6 @@ Source: Gemini API reference, GenerateContentResponse, and the types of Google's
 from __future__ import annotations
 
 from typing import Any, Final
-
-import msgspec
 
 from completion import (
     Batch,
@@ -30,9 +30,10 @@ from completion import (
 )
 from errors import UpstreamError
 from providers.decoding import lenient_json
-from providers.decoding.lenient_json import Count
+from providers.decoding.error_bodies import broken_off
 from providers.decoding.logprobs import LogprobsReader
 from providers.google.errors import reported
+from providers.google.schemas import CHUNK, Candidate, Chunk, LogprobsResult, Token, Tokens
 
 REASONS: Final[dict[str, FinishReason]] = {
     "MAX_TOKENS": "length",
@@ -44,7 +45,8 @@ REASONS: Final[dict[str, FinishReason]] = {
         "content_filter",
     ),
 }
-"""A finishReason; any other, STOP or a new one, means that the model came to an end by itself."""
+"""Our finish reason for a finishReason. Any other, STOP or a new one, means that the model ended by
+itself."""
 
 FAILURES: Final = frozenset(
     (
@@ -52,73 +54,14 @@ FAILURES: Final = frozenset(
         *("MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "TOO_MANY_TOOL_CALLS"),
     )
 )
-"""Ends that were none: what came is not what was asked for, and nobody filtered it."""
+"""Finish reasons of a failure: the output is not what was asked for, and no filter removed it."""
 
 NOT_YET: Final = frozenset(("", "FINISH_REASON_UNSPECIFIED"))
 NOT_BLOCKED: Final = frozenset(("", "BLOCK_REASON_UNSPECIFIED", "BLOCKED_REASON_UNSPECIFIED"))
 
 
-class Part(msgspec.Struct):
-    text: str | None = None
-    thought: bool | None = None
-
-
-class Content(msgspec.Struct):
-    parts: list[Part] | None = None
-
-
-class Token(msgspec.Struct, rename="camel"):
-    token: str | None = None
-    log_probability: float | None = None
-
-
-class Top(msgspec.Struct):
-    candidates: list[Token] | None = None
-
-
-class LogprobsResult(msgspec.Struct, rename="camel"):
-    """Two lists with an entry a token."""
-
-    chosen_candidates: list[Token] | None = None
-    top_candidates: list[Top] | None = None
-
-
-class Candidate(msgspec.Struct, rename="camel"):
-    index: int = 0
-    content: Content | None = None
-    finish_reason: str | None = None
-    logprobs_result: LogprobsResult | None = None
-
-
-class Feedback(msgspec.Struct, rename="camel"):
-    block_reason: str | None = None
-
-
-class Tokens(msgspec.Struct, rename="camel"):
-    """`usageMetadata`. The prompt includes what was cached; candidates don't include thoughts."""
-
-    prompt_token_count: Count | None = None
-    tool_use_prompt_token_count: Count | None = None
-    cached_content_token_count: Count | None = None
-    candidates_token_count: Count | None = None
-    thoughts_token_count: Count | None = None
-
-
-class Chunk(msgspec.Struct, rename="camel"):
-    """GenerateContentResponse."""
-
-    candidates: list[Candidate] | None = None
-    prompt_feedback: Feedback | None = None
-    usage_metadata: Tokens | None = None
-    model_version: str | None = None
-    error: Any = None
-
-
-_decoder = msgspec.json.Decoder(Chunk)
-
-
-class Answer:
-    """One answer, as far as it has come."""
+class GoogleResponse:
+    """The state of one answer while it is read."""
 
     __slots__ = ("blocked", "choices", "held", "logprobs", "readers", "reasons", "started", "texts")
 
@@ -129,19 +72,20 @@ class Answer:
         self.started = False
         self.blocked = False
         self.texts: dict[int, bool] = {}
-        """The candidates that began, and whether text of theirs came."""
+        """The candidates that began, and whether they have text."""
         self.reasons: dict[int, FinishReason] = {}
         self.held: Usage | None = None
+        """A usage that is not reported yet."""
 
     def read(self, data: bytes, batch: Batch) -> None:
         """Decode a chunk, or a whole body, and append its events.
 
-        Raises UpstreamError for an error that it holds, an end that was none, and what is not a
-        JSON object.
+        Raises UpstreamError if it holds an error or the end of a failure, or is not a JSON object.
         """
-        self.take(lenient_json.decode(data, _decoder), batch)
+        self.take(lenient_json.decode(data, CHUNK), batch)
 
     def take(self, chunk: Chunk, batch: Batch) -> None:
+        """Append the events of a chunk. Raises what `read` raises."""
         if chunk.error:
             raise reported({"error": chunk.error})
         usage = chunk.usage_metadata and usage_of(chunk.usage_metadata)
@@ -150,19 +94,21 @@ class Answer:
             batch.append(
                 Started(chunk.model_version or None, usage.input_tokens if usage else None)
             )
-        words = [self.candidate(each, batch) for each in chunk.candidates or ()]
+        reasons = [self.candidate(each, batch) for each in chunk.candidates or ()]
         feedback = chunk.prompt_feedback
         if feedback and (feedback.block_reason or "") not in NOT_BLOCKED:
             self.blocked = True
         if usage and chunk.usage_metadata:
             self.count(usage, chunk.usage_metadata.candidates_token_count is not None, batch)
-        if failures := FAILURES.intersection(words):
-            self.tell_usage(batch)
+        if failures := FAILURES.intersection(reasons):
+            self.append_usage(batch)
             raise UpstreamError("The upstream gave up in the middle.", upstream_code=min(failures))
 
     def candidate(self, candidate: Candidate, batch: Batch) -> str:
-        """Append the events of one, and return its finishReason ("": not yet). One that wasn't
-        asked for (the caller's own candidateCount) is left out."""
+        """Append the events of a candidate and return its finishReason, empty if it goes on.
+
+        A candidate that wasn't asked for (from the caller's own candidateCount) is left out.
+        """
         index = candidate.index
         if not 0 <= index < self.choices:
             return ""
@@ -196,35 +142,39 @@ class Answer:
         return reader.read({"content": entries})
 
     def count(self, usage: Usage, final: bool, batch: Batch) -> None:
-        """Tell the usage, unless it lacks the output of text that came."""
+        """Append the usage, unless it lacks the output tokens of text that arrived."""
         self.held = usage
         if final or not any(self.texts.values()):
-            self.tell_usage(batch)
+            self.append_usage(batch)
 
-    def tell_usage(self, batch: Batch) -> None:
+    def append_usage(self, batch: Batch) -> None:
         if self.held is not None:
             batch.append(Used(self.held))
             self.held = None
 
     def end(self, batch: Batch, *, whole: bool) -> None:
-        """The body is at its end. whole: it was one JSON body, which can't have been cut off, so
-        that a candidate without a finishReason is finished.
+        """Append the last events, at the end of the body.
 
-        Raises UpstreamError where that can't be all.
+        Args:
+            whole: True for one JSON body. It can't have been cut off, so a candidate without a
+                finishReason is finished.
+
+        Raises:
+            UpstreamError: the answer is incomplete.
         """
         blocked = self.blocked and not self.texts
         if not blocked:
-            self.refuse_less(whole=whole)
-        self.tell_usage(batch)
+            self.refuse_incomplete(whole=whole)
+        self.append_usage(batch)
         if blocked:
             batch.extend(Finished(index, "content_filter") for index in range(self.choices))
         batch.extend(
             Finished(index, self.reasons.get(index, "stop")) for index in sorted(self.texts)
         )
 
-    def refuse_less(self, *, whole: bool) -> None:
+    def refuse_incomplete(self, *, whole: bool) -> None:
         if not whole and len(self.reasons) < self.choices:
-            raise UpstreamError("The upstream's answer ended before its end.")
+            raise broken_off()
         if len(self.texts) < self.choices:
             raise UpstreamError(
                 f"The upstream gave {len(self.texts)} of the {self.choices} choices asked for."
@@ -234,7 +184,7 @@ class Answer:
 
 
 def usage_of(tokens: Tokens) -> Usage | None:
-    """None where it tells nothing."""
+    """Return the usage, or None if all counts are zero or missing."""
     given = (tokens.prompt_token_count or 0) + (tokens.tool_use_prompt_token_count or 0)
     thoughts = tokens.thoughts_token_count or 0
     made = (tokens.candidates_token_count or 0) + thoughts
@@ -249,5 +199,5 @@ def usage_of(tokens: Tokens) -> Usage | None:
 
 
 def _entry(token: Token) -> dict[str, Any]:
-    """A token as OpenAI's chat shape has it."""
+    """Return a token in OpenAI's chat shape."""
     return {"token": token.token, "logprob": token.log_probability}

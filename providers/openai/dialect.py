@@ -1,10 +1,9 @@
-"""The OpenAI dialect: hosts with POST /completions (legacy), /chat/completions, or both.
+"""The functions of the OpenAI dialect; see base.Dialect.
 
-Rules that hold here: pure functions, after the protocol in base.py. What is sent is what was
-asked for and nothing else. An answer is whole when [DONE] came, or when the body ended and each
-choice asked for had its finish_reason; anything else is an UpstreamError, never a clean end.
-
-Which of the two endpoints answered is seen in the answer, not assumed: see openai_answer.py.
+- They are pure. A request holds what was asked for and nothing else.
+- An answer is whole when [DONE] arrived, or when the body ended and each choice that was asked for
+  had its finish_reason. Anything else is an UpstreamError, never a clean end.
+- The answer shows which of the two endpoints sent it; nothing is assumed. See response.py.
 
 Source: OpenAI API reference, "Completions" and "Chat" (read 2026-11).
 """
@@ -25,8 +24,8 @@ from providers.base import Call, Target
 from providers.decoding import bodies, sse
 from providers.decoding.error_bodies import failure, refused_call
 from providers.decoding.lenient_json import garbage
-from providers.openai.response import Answer
-from providers.openai.schemas import decode_many
+from providers.openai.response import OpenAIResponse
+from providers.openai.schemas import DONE, decode_many
 
 SAMPLING: Final[tuple[str, ...]] = (
     "max_tokens",
@@ -40,23 +39,24 @@ SAMPLING: Final[tuple[str, ...]] = (
     "logit_bias",
     "user",
 )
-"""Parameters with one name and meaning at both endpoints."""
+"""Parameters that have the same name and meaning at both endpoints."""
 
 LEGACY_ONLY: Final[tuple[str, ...]] = ("logprobs", "echo", "best_of", "suffix")
 
-OURS: Final = frozenset({"model", "prompt", "messages", "stream", "stream_options"})
-"""What `extra` can't set, absent or not."""
+RESERVED: Final = frozenset({"model", "prompt", "messages", "stream", "stream_options"})
+"""Fields that `extra` can't set, absent or not."""
 
-DONE: Final = b"[DONE]"
+
+# The request
 
 
 def unsupported(target: Target) -> frozenset[str]:
-    """What this target can't be asked; see base.Dialect."""
+    """Return the parameters that the target lacks; see base.Dialect."""
     return target.cannot if target.legacy else target.cannot | request_parts.CHAT_UNSUPPORTED
 
 
 def call(request: CompletionRequest, target: Target) -> Call:
-    """The request to make. A chat target takes exactly one prompt, a text."""
+    """Return the request to send. A chat target takes exactly one prompt, a text."""
     body = msgspec.json.encode(_body(request, target))
     return Call("POST", _url(target), request_parts.headers(request, target), body)
 
@@ -94,67 +94,73 @@ def _body(request: CompletionRequest, target: Target) -> dict[str, Any]:
         if target.provider.stream_options:
             body["stream_options"] = target.provider.stream_options
     for name, value in (request.openai_extra | request.extra).items():
-        if name not in OURS:
+        if name not in RESERVED:
             body.setdefault(name, value)
     return body
 
 
+# The response
+
+
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
-    """Decode a streamed body; see base.Dialect. Ends at [DONE] without asking for what follows.
+    """Decode a streamed body; see base.Dialect. Nothing after [DONE] is asked for.
 
     A body that is one JSON value (a host that doesn't stream, or an error with status 200) is
-    decoded as such.
+    decoded as a whole body.
     """
     start, chunks = bodies.peek(chunks)
     if start in (b"{", b"["):
         yield complete(bodies.join(chunks), request)
         return
-    seen = bodies.Excerpt()
-    answer = Answer(request)
-    read, read_all = partial(_read, answer), partial(_read_all, answer)
-    ended = yield from sse.batches(seen.watch(chunks), read, read_all)
+    excerpt = bodies.Excerpt()
+    response = OpenAIResponse(request)
+    read, read_all = partial(_read, response), partial(_read_all, response)
+    ended = yield from sse.batches(excerpt.watch(chunks), read, read_all)
     if not ended:
-        if not answer.started:
-            raise garbage("The upstream ended the stream without an answer.", seen.start)
+        if not response.started:
+            raise garbage("The upstream ended the stream without an answer.", excerpt.start)
         rest: Batch = []
-        answer.break_off(rest)
+        response.break_off(rest)
         if rest:
             yield rest
 
 
-def _read(answer: Answer, frame: sse.Frame, batch: Batch) -> bool:
-    """Append the events of a frame; whether it was [DONE]."""
+def _read(response: OpenAIResponse, frame: sse.Frame, batch: Batch) -> bool:
+    """Append the events of a frame. Return True if it was [DONE]."""
     if frame.data.lstrip().startswith(DONE):
-        answer.end(batch)
+        response.end(batch)
         return True
     if frame.event == "error":
         raise failure(frame.data, {})
-    answer.read(frame.data, batch)
+    response.read(frame.data, batch)
     return False
 
 
-def _read_all(answer: Answer, frames: list[sse.Frame], batch: Batch) -> bool:
-    """The same for some frames: all but the last, which may be [DONE], are decoded at once."""
+def _read_all(response: OpenAIResponse, frames: list[sse.Frame], batch: Batch) -> bool:
+    """Append the events of several frames. Return True if the last was [DONE].
+
+    All frames but the last, which may be [DONE], are decoded at once.
+    """
     *several, last = frames
     data = [frame.data for frame in several if frame.event == "message"]
     chunks = decode_many(data) if len(data) == len(several) else []
     if len(chunks) < len(several):
-        return any(_read(answer, frame, batch) for frame in frames)
-    answer.take_all(chunks, data, batch)
-    return _read(answer, last, batch)
+        return any(_read(response, frame, batch) for frame in frames)
+    response.take_all(chunks, data, batch)
+    return _read(response, last, batch)
 
 
 def complete(body: bytes, request: CompletionRequest) -> Batch:
     """Decode a whole JSON body; see base.Dialect."""
-    answer = Answer(request)
+    response = OpenAIResponse(request)
     batch: Batch = []
-    answer.read(body, batch)
-    if not answer.texts:
+    response.read(body, batch)
+    if not response.texts:
         raise garbage("The upstream's answer holds no choices.", body)
-    answer.end(batch)
+    response.end(batch)
     return batch
 
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-    """What an answer other than 2xx means; header names are in lower case."""
+    """Return the error for a response other than 2xx. Header names are in lower case."""
     return refused_call(status, headers, body)

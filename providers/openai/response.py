@@ -1,7 +1,8 @@
-"""What an OpenAI-compatible host answers, turned into events.
+"""The answers of OpenAI-compatible hosts, translated into events.
 
-Rules that hold here: pure; one path for both modes and both shapes (a chunk's `text`, `delta` or
-whole `message` are the same thing to us), so that they can't drift apart.
+- It is pure.
+- Streams and whole answers, legacy and chat, take one path (a chunk's `text`, `delta` or whole
+  `message` mean the same), so that they can't drift apart.
 
 Source: OpenAI API reference, "Completions" and "Chat", with their streaming objects; the xAI and
 DeepSeek references for usage (read 2026-11).
@@ -25,7 +26,7 @@ from completion import (
     Used,
 )
 from errors import UpstreamError
-from providers.decoding.error_bodies import decode_error, reported
+from providers.decoding.error_bodies import broken_off, decode_error, reported
 from providers.decoding.lenient_json import NOT_JSON
 from providers.decoding.logprobs import LogprobsReader
 from providers.openai.schemas import Choice, Chunk, Details, Tokens, decode
@@ -37,17 +38,18 @@ REASONS: Final[dict[str, FinishReason]] = {
         "content_filter",
     ),
 }
-"""A host's word (in lower case) for the end of a choice. Any other, known (stop, eos, end_turn,
-stop_sequence, tool_calls, ...) or new, means that the model came to an end by itself: stop."""
+"""Our finish reason for a host's word (in lower case). Any other word, known (stop, eos, end_turn,
+stop_sequence, tool_calls, ...) or new, means that the model ended by itself: stop."""
 
 FAILURES: Final = frozenset({"error", "abort", "insufficient_system_resource"})
-"""Words for an end that was none: OpenRouter and Mistral, vLLM, DeepSeek."""
+"""Finish reasons of a failure: of OpenRouter and Mistral, of vLLM, of DeepSeek."""
 
 NOT_YET: Final = frozenset({"", "null"})
+"""Words that some hosts send before a choice has finished."""
 
 
-class Answer:
-    """One answer, as far as it has come."""
+class OpenAIResponse:
+    """The state of one answer while it is read."""
 
     __slots__ = ("choices", "finished", "held", "logprobs", "readers", "started", "texts")
 
@@ -57,40 +59,41 @@ class Answer:
         self.readers: dict[int, LogprobsReader] = {}
         self.started = False
         self.texts: dict[int, bool] = {}
-        """The choices that began, and whether text of theirs came."""
+        """The choices that began, and whether they have text."""
         self.finished: set[int] = set()
         self.held: Usage | None = None
+        """A usage that is not reported yet."""
 
     def read(self, data: bytes, batch: Batch) -> None:
         """Decode a chunk, or a whole body, and append its events.
 
-        Raises UpstreamError for an error that it holds and for what is not a JSON object.
+        Raises UpstreamError if it holds an error, or is not a JSON object.
         """
         self.take(decode(data), data, batch)
 
     def take(self, chunk: Chunk, data: bytes, batch: Batch) -> None:
-        """Append the events of a chunk, which was decoded from that. Raises as `read`."""
+        """Append the events of a chunk that was decoded from `data`. Raises what `read` raises."""
         if chunk.error:
             raise reported({"error": chunk.error})
         if chunk.choices is None and chunk.usage is None:
             refuse_bare_error(data)
         if not self.started and (chunk.choices or chunk.model or chunk.usage):
-            # Not for Azure's first chunk, which holds a content filter's verdict and no model.
+            # Azure's first chunk, with a content filter's verdict and no model, starts nothing.
             self.started = True
             batch.append(Started(chunk.model or None))
         if chunk.choices:
-            # A host that gives more than the one choice asked for has a first one.
+            # If one choice was asked for, a host that sends more has a first one.
             for choice in chunk.choices if self.choices > 1 else chunk.choices[:1]:
                 self.read_choice(choice, batch)
         tokens = chunk.usage or (chunk.x_groq and chunk.x_groq.usage)
         if tokens and (usage := usage_of(tokens)):
             self.held = usage
-            # Beside one of several choices it may be that choice's alone (vLLM).
+            # A usage beside one of several choices may count only that choice (vLLM).
             if self.choices == 1 or not chunk.choices:
-                self.tell_usage(batch)
+                self.append_usage(batch)
 
     def take_all(self, chunks: list[Chunk], data: list[bytes], batch: Batch) -> None:
-        """The same for several, most of which are a piece of the one choice's text alone."""
+        """Append the events of several chunks, most of which hold only text of the one choice."""
         for chunk, source in zip(chunks, data, strict=True):
             if chunk.choices and self.choices == 1 and self.started and not self.finished:
                 choice = chunk.choices[0]
@@ -102,13 +105,13 @@ class Answer:
                     continue
             self.take(chunk, source, batch)
 
-    def tell_usage(self, batch: Batch) -> None:
+    def append_usage(self, batch: Batch) -> None:
         if self.held is not None:
             batch.append(Used(self.held))
             self.held = None
 
     def read_choice(self, choice: Choice, batch: Batch) -> None:
-        # Some hosts count tokens in `index`; with one choice it has nothing to tell.
+        # Some hosts count tokens in `index`, so it is ignored if there is one choice.
         index = choice.index if self.choices > 1 else 0
         if index in self.finished:
             return
@@ -116,8 +119,8 @@ class Answer:
             raise UpstreamError(f"The upstream sent choice {index}; {self.choices} were asked for.")
         if choice.error:
             raise reported({"error": choice.error})
-        words = choice.delta or choice.message
-        text = choice.text or (words.content if words else None) or ""
+        message = choice.delta or choice.message
+        text = choice.text or (message.content if message else None) or ""
         logprobs = self.read_logprobs(index, choice.logprobs) if choice.logprobs else None
         if text or logprobs:
             self.texts[index] = True
@@ -145,36 +148,38 @@ class Answer:
         batch.append(Finished(index, REASONS.get(word, "stop")))
 
     def end(self, batch: Batch) -> None:
-        """The host said that this is all: [DONE], or the end of a JSON body. Some never give a
-        finish_reason. Raises UpstreamError for a host that ignored n, too: its row should say
-        that it can't."""
+        """End the answer at [DONE], or at the end of a JSON body.
+
+        Some hosts never send a finish_reason. Raises UpstreamError if there is no text, or if the
+        host ignored `n`, in which case its row should list `n` in `cannot`.
+        """
         if not self.finished and not any(self.texts.values()):
             raise UpstreamError("The upstream ended its answer without a word.")
         if len(self.texts) < self.choices:
             raise UpstreamError(
                 f"The upstream gave {len(self.texts)} of the {self.choices} choices asked for."
             )
-        self.tell_usage(batch)
+        self.append_usage(batch)
         batch.extend(
             Finished(index, "stop") for index in sorted(self.texts) if index not in self.finished
         )
 
     def break_off(self, batch: Batch) -> None:
-        """The body ended and nothing in it said so: all right only if each choice is finished."""
+        """End the answer without [DONE]. Raises UpstreamError unless each choice has finished."""
         if len(self.finished) < self.choices:
-            raise UpstreamError("The upstream's answer ended before its end.")
-        self.tell_usage(batch)
+            raise broken_off()
+        self.append_usage(batch)
 
 
 def usage_of(tokens: Tokens) -> Usage | None:
-    """None where it tells nothing: some hosts send zeros until they know, some for ever."""
+    """Return the usage, or None for zeros, which some hosts send until they know it or always."""
     given = tokens.prompt_tokens or 0
     made = tokens.completion_tokens or 0
     if not given and not made:
         return None
     prompt = tokens.prompt_tokens_details or Details()
     reasoning = (tokens.completion_tokens_details or Details()).reasoning_tokens or 0
-    if tokens.total_tokens == given + made + reasoning:  # xAI counts reasoning beside the rest
+    if tokens.total_tokens == given + made + reasoning:  # xAI counts reasoning separately
         made += reasoning
     return Usage(
         input_tokens=given,
@@ -186,8 +191,8 @@ def usage_of(tokens: Tokens) -> Usage | None:
 
 
 def refuse_bare_error(data: bytes) -> None:
-    """Raise for an object that is no chunk and has a message, such as {"detail": "..."}. Others,
-    a ping for one, mean nothing to us."""
+    """Raise the error in an object that is not a chunk and has a message, such as
+    {"detail": "..."}. Other objects, such as a ping, are ignored."""
     try:
         value = msgspec.json.decode(data)
     except NOT_JSON:

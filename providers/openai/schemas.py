@@ -1,8 +1,9 @@
 """The JSON of an OpenAI-compatible host, in all its spellings, as Structs.
 
-Rules that hold here: pure; only the fields that matter. JSON that fits the types is decoded once;
-what doesn't fit is decoded again with patience, a field of a wrong type counting as absent; only
-what isn't JSON, or isn't an object, is an error.
+- It is pure, and has only the fields that matter.
+- JSON that fits the types is decoded once. JSON that doesn't is decoded again leniently: a field of
+  a wrong type counts as absent.
+- Only data that isn't JSON, or isn't a JSON object, is an error.
 
 Source: OpenAI API reference, "Completions" and "Chat", with their streaming objects; the xAI,
 DeepSeek, Groq, Mistral and OpenRouter references for what they add (read 2026-11).
@@ -18,8 +19,13 @@ import msgspec
 from providers.decoding.error_bodies import decode_error, reported
 from providers.decoding.lenient_json import NOT_JSON, Count, garbage, replace_lone_surrogates
 
+DONE: Final = b"[DONE]"
+"""The data of a stream's last event."""
+
 
 class Details(msgspec.Struct, gc=False):
+    """`prompt_tokens_details` and `completion_tokens_details`."""
+
     cached_tokens: Count | None = None
     cache_write_tokens: Count | None = None
     reasoning_tokens: Count | None = None
@@ -36,23 +42,27 @@ class Tokens(msgspec.Struct, gc=False):
     completion_tokens_details: Details | None = None
 
 
-class Words(msgspec.Struct, gc=False):
+class Message(msgspec.Struct, gc=False):
     """`delta` of a chat chunk, `message` of a whole answer. Reasoning is not text."""
 
     content: str | None = None
 
 
 class Choice(msgspec.Struct, gc=False):
+    """A choice of a chunk, or of a whole answer, of either endpoint."""
+
     index: int = 0
     text: str | None = None
-    delta: Words | None = None
-    message: Words | None = None
+    delta: Message | None = None
+    message: Message | None = None
     finish_reason: str | None = None
     logprobs: Any = None
     error: Any = None
 
 
 class Groq(msgspec.Struct, gc=False):
+    """`x_groq`."""
+
     usage: Tokens | None = None
 
 
@@ -67,13 +77,14 @@ class Chunk(msgspec.Struct, gc=False):
 
 
 PARTS: Final[dict[str, type[msgspec.Struct]]] = {
-    "delta": Words,
-    "message": Words,
+    "delta": Message,
+    "message": Message,
     "usage": Tokens,
     "prompt_tokens_details": Details,
     "completion_tokens_details": Details,
     "x_groq": Groq,
 }
+"""The Structs of the fields that hold one."""
 
 
 _decoder = msgspec.json.Decoder(Chunk)
@@ -82,15 +93,15 @@ _Kind = TypeVar("_Kind", bound=msgspec.Struct)
 
 
 def decode(data: bytes) -> Chunk:
-    """A chunk, or a whole body. Raises UpstreamError for what is not a JSON object."""
+    """Return a chunk, or a whole body. Raises UpstreamError if it is not a JSON object."""
     try:
         return _typed(data)
     except NOT_JSON:
-        return patiently(data)
+        return decode_leniently(data)
 
 
 def decode_many(data: list[bytes]) -> list[Chunk]:
-    """The same of many at once, where each is one line of JSON that fits the types; else none."""
+    """Return many chunks at once if each is one line of JSON that fits the types, else none."""
     lines = b"\n".join(data)
     if lines.count(b"\n") >= len(data):
         return []
@@ -101,9 +112,12 @@ def decode_many(data: list[bytes]) -> list[Chunk]:
     return found if len(found) == len(data) else []
 
 
-def patiently(data: bytes) -> Chunk:
-    """Decode what doesn't fit the types. The JSON may have NaN, lone surrogates and bytes that
-    are not UTF-8. No data at all is an empty chunk."""
+def decode_leniently(data: bytes) -> Chunk:
+    """Return a chunk from JSON that doesn't fit the types.
+
+    The JSON may have NaN, lone surrogates and bytes that are not UTF-8. Empty data is an empty
+    chunk. Raises UpstreamError if it is not a JSON object.
+    """
     if not data.strip():
         return Chunk()
     try:
@@ -118,7 +132,7 @@ def patiently(data: bytes) -> Chunk:
 
 
 def salvage(value: dict[str, Any], kind: type[_Kind]) -> _Kind:
-    """A Struct of the fields that fit."""
+    """Return a Struct of the fields that fit."""
     kept: dict[str, Any] = {}
     for field in msgspec.structs.fields(kind):
         found = value.get(field.name)
@@ -138,7 +152,7 @@ def salvage(value: dict[str, Any], kind: type[_Kind]) -> _Kind:
 
 
 def joined(content: Any) -> Any:
-    """Content may be a list of parts, of which those of type "text" are text (Mistral)."""
+    """Return the text of content that is a list of parts (Mistral); other content as it is."""
     if not isinstance(content, list):
         return content
     parts = (part for part in content if isinstance(part, dict) and part.get("type") == "text")

@@ -25,7 +25,8 @@ from completion import (
 )
 from errors import UpstreamError
 from providers.anthropic import dialect as anthropic
-from providers.anthropic.response import REASONS, STATUSES, Tokens, usage_of
+from providers.anthropic.response import REASONS, usage_of
+from providers.anthropic.schemas import STATUSES, Tokens
 from providers.base import Dialect, Family, Provider, Target
 from providers.decoding import sse
 from relay import Tally

@@ -25,7 +25,8 @@ from completion import (
 from errors import UpstreamError
 from providers.base import Call, Dialect, Provider, Target
 from providers.bedrock import dialect as bedrock
-from providers.bedrock.response import FAILURES, REASONS, STATUSES
+from providers.bedrock.errors import STATUSES
+from providers.bedrock.response import FAILURES, REASONS
 from tests.support.frames import event, exception, frame
 from tests.support.paths import FIXTURES
 

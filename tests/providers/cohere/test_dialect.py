@@ -25,7 +25,8 @@ from completion import (
 from errors import UpstreamError
 from providers.base import Dialect, Provider, Target
 from providers.cohere import dialect as cohere
-from providers.cohere.response import FAILURES, Counts, Tokens, usage_of
+from providers.cohere.response import FAILURES, usage_of
+from providers.cohere.schemas import Counts, Tokens
 
 ROW = Provider(name="cohere", dialect="cohere", base_url="https://sim.example/v2")
 TARGET = Target(ROW, "command-1", Secret("test-credential"))
