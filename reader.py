@@ -228,9 +228,9 @@ class Reader:
 
     def _make(self, request: CompletionRequest, target: Target, timeouts: Timeouts) -> Attempt:
         if target.dialect == "local":
-            from providers.local import LocalAttempt  # loaded where it is used
+            from providers.local.call import LocalCall  # loaded where it is used
 
-            return LocalAttempt(request, target)
+            return LocalCall(request, target)
         dialect = providers.dialect(target.dialect)
         signer = providers.signer(target.provider)
         return HttpCall(self._transport, dialect, request, target, timeouts, signer)

@@ -31,7 +31,7 @@ DIALECTS: Final = {
     "cohere": "providers.cohere.dialect",
     "bedrock": "providers.bedrock.dialect",
     "infill": "providers.infill.dialect",
-    "local": "providers.local",
+    "local": "providers.local.dialect",
 }
 SIGNERS: Final = {"sigv4": "providers.bedrock.sigv4"}
 SIGNERS_NEED: Final = {"sigv4": ("botocore", "requirements-bedrock.txt")}

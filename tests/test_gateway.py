@@ -49,7 +49,7 @@ from ledger import Ledger
 from ledger.entries import Claim, Entry, Settlement
 from providers.base import Attempt, Target
 from providers.fanout import FanOut
-from providers.local import LocalAttempt
+from providers.local.call import LocalCall
 from providers.transport.abort import Aborted
 from providers.transport.http_call import HttpCall
 from quota import Quota
@@ -947,7 +947,7 @@ def candidate(gateway: Gateway, model: str, *prompts: str, **more: Any) -> Candi
 @pytest.mark.parametrize(
     ("model", "split", "kind"),
     [
-        ("local/pydoc", False, LocalAttempt),
+        ("local/pydoc", False, LocalCall),
         ("sim/m", False, HttpCall),
         ("sim/m", True, FanOut),
         ("local/pydoc", True, FanOut),

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from providers import ngram
-from providers.ngram import BREAK, END, UNKNOWN, Model, Sampling, follow, shape, tokens, walk
+from providers.local import ngram
+from providers.local.ngram import BREAK, END, UNKNOWN, Model, Sampling, follow, shape, tokens, walk
 
 TEXT = """Birds
 *****

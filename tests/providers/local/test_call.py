@@ -28,9 +28,12 @@ from completion import (
     fold,
 )
 from errors import ModelNotFound, UnsupportedParameter
-from providers import local, ngram
 from providers.base import Attempt, Provider, Target
-from providers.local import LocalAttempt, cut
+from providers.local import call as local
+from providers.local import ngram
+from providers.local.call import LocalCall
+from providers.local.dialect import UNSUPPORTED, unsupported
+from providers.local.stop_strings import cut
 from tests.support.pace import HANG_S
 from tests.support.paths import ROOT
 
@@ -38,9 +41,9 @@ TARGET = Target(Provider(name="local", dialect="local"), "pydoc")
 PROMPT = "Write a haiku about the sea"
 
 
-def attempt(*prompts: str, **parameters: Any) -> LocalAttempt:
+def attempt(*prompts: str, **parameters: Any) -> LocalCall:
     request = CompletionRequest(prompts=prompts or (PROMPT,), **parameters)
-    return LocalAttempt(request, TARGET)
+    return LocalCall(request, TARGET)
 
 
 def answer(*prompts: str, **parameters: Any) -> Completion:
@@ -181,7 +184,7 @@ def test_a_seed_fixes_the_answer_whatever_the_parameters(
 
 def test_a_seed_fixes_the_answer_in_every_process() -> None:
     program = (
-        "from providers.local import LocalAttempt as L; from providers.base import *;"
+        "from providers.local.call import LocalCall as L; from providers.base import *;"
         "from completion import *;"
         f"r = CompletionRequest(prompts=({PROMPT!r},), seed=7, n=2, temperature=0.9);"
         "t = Target(Provider(name='local'), 'pydoc');"
@@ -394,11 +397,7 @@ def test_cut_splits_text_before_a_stop_string_or_its_possible_start(
 @pytest.mark.parametrize("model", ["x", "", "pydoc2", "x" * 10_000])
 def test_an_unknown_model_is_not_found(model: str) -> None:
     with pytest.raises(ModelNotFound) as caught:
-        list(
-            LocalAttempt(
-                CompletionRequest(prompts=("Hi",)), Target(TARGET.provider, model)
-            ).events()
-        )
+        list(LocalCall(CompletionRequest(prompts=("Hi",)), Target(TARGET.provider, model)).events())
     message = caught.value.message
     assert message.startswith(f"Model 'local/{model}"[:90])
     assert "was not found" in message
@@ -409,7 +408,7 @@ def test_an_unknown_model_is_not_found(model: str) -> None:
 def test_token_ids_are_refused() -> None:
     request = CompletionRequest(prompts=("Hi", (1, 2)))
     with pytest.raises(UnsupportedParameter):
-        list(LocalAttempt(request, TARGET).events())
+        list(LocalCall(request, TARGET).events())
 
 
 def test_the_unsupported_parameters_are_declared() -> None:
@@ -421,9 +420,9 @@ def test_the_unsupported_parameters_are_declared() -> None:
         "echo_logprobs",
         "extra",
         "openai_extra",
-    } == local.UNSUPPORTED
+    } == UNSUPPORTED
     row = Provider(name="local", dialect="local", cannot=("n",))
-    assert local.unsupported(Target(row, "pydoc")) == local.UNSUPPORTED | {"n"}
+    assert unsupported(Target(row, "pydoc")) == UNSUPPORTED | {"n"}
 
 
 # Time
@@ -509,7 +508,7 @@ GEVENT = """
 from gevent import monkey; monkey.patch_all()
 import threading, time
 from completion import CompletionRequest
-from providers import local
+from providers.local import call as local
 from providers.base import Provider, Target
 target = Target(Provider(name="local"), "pydoc")
 slices = 0
@@ -520,7 +519,7 @@ def counted(work, batch, advance=local._advance):
 local._advance = counted
 def talk():
     request = CompletionRequest(prompts=("Hi",), n=10_000)
-    for batch in local.LocalAttempt(request, target).events(): pass
+    for batch in local.LocalCall(request, target).events(): pass
 for _ in range(8): threading.Thread(target=talk, daemon=True).start()
 time.sleep(0.2)
 between = []

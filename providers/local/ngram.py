@@ -1,11 +1,12 @@
 """A toy language model: word n-grams with back-off over the reference text in every CPython.
 
-Rules that hold here: pure and deterministic; no clock, no lock, and randomness comes from the
-caller. Tokens are lossless: joined, they are the text again. A token is known by a small number;
-a context is the last three of them in one integer, the latest in the highest bits. The whole index
-is one sorted array of (context, next token) rows, so whatever follows a context of three, two or
-one tokens lies side by side, found by bisection, and drawing a row at random is drawing a token
-with the right probability.
+- It is pure and deterministic: no clock, no lock, and randomness comes from the caller.
+- Tokens are lossless: joined, they are the text again.
+- A token has a small number. A context is the last three of them in one integer, the latest in the
+  highest bits.
+- The whole index is one sorted array of (context, next token) rows. What follows a context of
+  three, two or one tokens lies side by side and is found by bisection, and a random row is a token
+  with the right probability.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from completion import CompletionRequest, Logprobs
 
 UNKNOWN, BREAK, END, FULL_STOP = range(4)
 SPECIAL: Final = ("", "\n\n", "<|endoftext|>", ".")
-"""The texts of those: a word never seen, a paragraph's end, the text's end, a full stop."""
+"""The texts of these tokens: an unknown word, a paragraph's end, the text's end, a full stop."""
 ORDER: Final = 3
-"""How many tokens a context remembers."""
+"""The number of tokens in a context."""
 TRUST: Final = 0.85
-"""The weight of the longest context that was seen; one a token shorter gets the rest."""
+"""The weight of the longest known context; the context that is a token shorter has the rest."""
 
 _BITS: Final = 16
 _NEXT: Final = (1 << _BITS) - 1
@@ -48,24 +49,26 @@ _FEWEST_SPACES: Final = 4
 
 
 def tokens(text: str) -> Iterator[str]:
-    """The tokens of any text: words and marks with their leading white space, line ends."""
+    """Yield the tokens of any text: words and marks with their leading white space, line ends."""
     return (match.group() for match in _TOKEN.finditer(text))
 
 
 def follow(context: int, token: int) -> int:
-    """The context after one more token."""
+    """Return the context after one more token."""
     return token << _LATEST | context >> _BITS
 
 
 class Model(NamedTuple):
+    """An index of what follows each context."""
+
     texts: list[str]
-    """What each token is as text, by number."""
+    """The text of each token, by its number."""
     numbers: dict[str, int]
     rows: array[int]
     """(context, next token) as 64-bit integers, sorted."""
 
     def context(self, prompt: Iterable[str]) -> int:
-        """The context after a prompt's tokens; line ends of any kind count as a paragraph's."""
+        """Return the context after a prompt's tokens. Any line end counts as a paragraph's end."""
         context = _START
         for token in deque(prompt, ORDER):
             number = BREAK if "\n" in token else self.numbers.get(token, UNKNOWN)
@@ -73,15 +76,16 @@ class Model(NamedTuple):
         return context
 
     def draw(self, context: int, source: random.Random) -> int:
-        """A token that may follow, as often as `probabilities` says."""
+        """Return a random token that may follow; `probabilities` gives its probability."""
         longest, shorter = self._spans(context)
         low, high = longest if source.random() < TRUST else shorter
         return self.rows[low + int(source.random() * (high - low))] & _NEXT
 
     def probabilities(self, context: int, *, first: bool = False) -> dict[int, float]:
-        """The probability of every token that may follow; their sum is 1.
+        """Return the probability of every token that may follow; their sum is 1.
 
-        first: the answer begins here. It shall not be empty, so END becomes BREAK.
+        Args:
+            first: True if the answer begins here. It must not be empty, so END becomes BREAK.
         """
         result: dict[int, float] = {}
         for (low, high), trust in zip(self._spans(context), (TRUST, 1 - TRUST), strict=True):
@@ -95,9 +99,12 @@ class Model(NamedTuple):
     def logprobs(
         self, likely: Mapping[int, float], token: int, alternatives: int, offset: int
     ) -> Logprobs:
-        """The entry of one generated token, `offset` characters into its choice's text.
+        """Return the log probabilities of one generated token.
 
-        likely: what could have been there. alternatives: how many of those to name.
+        Args:
+            likely: the probabilities of the tokens that could follow.
+            alternatives: the number of those tokens to list.
+            offset: where the token begins, in characters of its choice's text.
         """
         top: list[dict[str, float] | None] = []
         if alternatives:
@@ -107,9 +114,9 @@ class Model(NamedTuple):
         return Logprobs([self.texts[token]], [math.log(likely[token])], top or None, [offset])
 
     def _spans(self, context: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Where the rows of the longest known context are, and those of the next shorter one.
+        """Return the spans of rows of the longest known context, and of the next shorter one.
 
-        Every context has rows when only its latest token is looked at: see `build`.
+        Every context that is reduced to its latest token has rows: see `build`.
         """
         pair = self._span(context, 2, 0, len(self.rows))
         if pair[0] == pair[1]:
@@ -119,7 +126,7 @@ class Model(NamedTuple):
         return (triple if triple[0] < triple[1] else pair), pair
 
     def _span(self, context: int, order: int, low: int, high: int) -> tuple[int, int]:
-        """The rows between low and high that agree with a context's latest `order` tokens."""
+        """Return the span of rows that match a context's latest `order` tokens."""
         shift = (ORDER + 1 - order) * _BITS
         key = context << _BITS >> shift << shift
         low = bisect_left(self.rows, key, low, high)
@@ -127,7 +134,7 @@ class Model(NamedTuple):
 
 
 def build(texts: Iterable[str]) -> Iterator[Model | None]:
-    """Learn from texts; yields None now and then (a chance to rest) and then the model."""
+    """Learn from texts. Yield None now and then, where the caller may pause, and then the model."""
     numbers = {text: number for number, text in enumerate(SPECIAL)}
     rows = [BREAK]  # after an unknown word comes a new paragraph
     seen: set[str] = set()
@@ -147,7 +154,7 @@ def build(texts: Iterable[str]) -> Iterator[Model | None]:
 
 
 def _paragraphs(section: str, seen: set[str]) -> Iterator[str]:
-    """The prose of a section, without code, grammar, lists and what was `seen` elsewhere."""
+    """Yield the prose of a section, without code, grammar, lists and `seen` paragraphs."""
     for paragraph in section.split("\n\n"):
         if paragraph in seen or not paragraph.rstrip().endswith("."):
             continue
@@ -168,7 +175,7 @@ def _is_prose(sentence: str) -> bool:
 
 
 class Sampling(NamedTuple):
-    """How to choose among the tokens that may follow: OpenAI's parameters and defaults."""
+    """The parameters of choosing the next token, with OpenAI's names and defaults."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -177,7 +184,7 @@ class Sampling(NamedTuple):
 
     @classmethod
     def of(cls, request: CompletionRequest) -> Sampling:
-        """What a request asks for."""
+        """Return the parameters of a request."""
         return cls(
             1.0 if request.temperature is None else request.temperature,
             1.0 if request.top_p is None else request.top_p,
@@ -191,17 +198,20 @@ class Sampling(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether the model's own probabilities hold."""
+        """Return True if the model's own probabilities hold."""
         return self.temperature == 1 and self.top_p >= 1 and not self.penalized
 
 
 def shape(
     probabilities: Mapping[int, float], counts: Mapping[int, int], sampling: Sampling
 ) -> dict[int, float]:
-    """The probabilities to choose by: penalties, then temperature, then top_p.
+    """Return the probabilities after penalties, then temperature, then top_p.
 
-    counts: how often each token has been generated. The result has at least one token and its sum
-    is 1; temperature 0 leaves the likeliest token alone (the first one, if several are).
+    The result has at least one token and its sum is 1. Temperature 0 leaves only the likeliest
+    token (the first of several).
+
+    Args:
+        counts: how often each token has been generated.
     """
     if sampling.temperature == 0 and not sampling.penalized:
         return {max(probabilities, key=probabilities.__getitem__): 1.0}
@@ -224,7 +234,7 @@ def _penalty(count: int, sampling: Sampling) -> float:
 
 
 def _nucleus(weights: dict[int, float], top_p: float) -> dict[int, float]:
-    """The fewest tokens, likeliest first, that make up top_p of the whole; their sum is made 1."""
+    """Return the fewest tokens, likeliest first, that make up top_p, scaled to a sum of 1."""
     total = math.fsum(weights.values())
     if top_p < 1:
         kept: dict[int, float] = {}
@@ -241,10 +251,10 @@ def _nucleus(weights: dict[int, float], top_p: float) -> dict[int, float]:
 def walk(
     model: Model, context: int, sampling: Sampling, source: random.Random
 ) -> Iterator[tuple[int, int]]:
-    """Generate: (the context, the token that follows it) one after another, until the end.
+    """Yield pairs of a context and the token that follows it, until the end.
 
-    Where a full stop is met again and no other way was open in between, the text would go round
-    for ever: it ends there.
+    The text also ends at a full stop that comes again without a choice in between, because it would
+    repeat forever.
     """
     counts: Counter[int] = Counter()
     certain: set[int] = set()
