@@ -24,7 +24,7 @@ from concurrency.native import BriefLock
 from drain import CANCEL, Disconnect, Drain
 from errors import SluiceError, UpstreamTimeout
 from hangup import hung_up, shut
-from providers.base import Attempt, Target
+from providers.base import Target, UpstreamCall
 from relay import End, EndReason, Mailbox, Nudge, Tally
 from timeouts import Timeouts
 
@@ -99,7 +99,7 @@ class Stream:
         self._timeouts = self.timeouts_at(target)
         self._keepalive, self._hold = keepalive, hold
         self._lock, self._over = BriefLock(), threading.Event()
-        self._attempt: Attempt | None = None
+        self._attempt: UpstreamCall | None = None
         self._disconnect, self._cost = disconnect, cost
         self.drain: Drain | None = None
 
@@ -156,7 +156,7 @@ class Stream:
 
     def attach(
         self,
-        attempt: Attempt,
+        attempt: UpstreamCall,
         target: Target,
         dropped: tuple[str, ...],
         prompts: tuple[Prompt, ...] | None = None,

@@ -1,6 +1,6 @@
-"""What a provider is: a row of data, a target, and the functions that a dialect gives.
+"""The vocabulary of providers: rows of data, targets, and the protocols of dialects and calls.
 
-Rules that hold here: pure values and protocols; no I/O, no clock, no environment.
+- It has only values and protocols: no I/O, no clock, no environment.
 """
 
 from __future__ import annotations
@@ -163,8 +163,9 @@ def matches(model: str, globs: Iterable[str]) -> bool:
     return any(fnmatchcase(model, glob) for glob in globs)
 
 
-class Call(msgspec.Struct, frozen=True):
-    """What to send. The headers may hold a credential: never log them."""
+class UpstreamRequest(msgspec.Struct, frozen=True):
+    """The HTTP request that a dialect wants sent. Its headers may hold a credential: never log
+    them."""
 
     method: str
     url: str
@@ -173,50 +174,51 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Signer(Protocol):
-    """What signs a call that is about to be sent; it may see the clock and the network."""
+    """A signer of requests that are about to be sent. It may use the clock and the network."""
 
-    def sign(self, call: Call, target: Target) -> Call:
-        """The call with its signature. One that has a credential, a caller's own key, stays as it
-        is. Raises SluiceError."""
+    def sign(self, request: UpstreamRequest, target: Target) -> UpstreamRequest:
+        """Return the request with its signature. If the target has a credential, a caller's own
+        key, the request stays as it is. Raises SluiceError."""
 
 
 class Dialect(Protocol):
     """A wire format, as pure functions: bytes in, events out."""
 
     def unsupported(self, target: Target) -> frozenset[str]:
-        """Parameters of CompletionRequest that can't be had from this target, `target.cannot`
-        among them. Beside the field names: "token_ids" (prompts of token ids), "echo_logprobs"
-        (both together), "prompt_list" (more than one prompt in a call)."""
+        """Return the parameters of CompletionRequest that the target lacks, including
+        `target.cannot`. Besides field names there are "token_ids" (prompts of token ids),
+        "echo_logprobs" (both together) and "prompt_list" (more than one prompt in a call)."""
 
-    def call(self, request: CompletionRequest, target: Target) -> Call:
-        """The HTTP request to make; `request.stream` chooses the mode."""
+    def call(self, request: CompletionRequest, target: Target) -> UpstreamRequest:
+        """Return the HTTP request to send; `request.stream` chooses the mode."""
 
     def events(self, chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
-        """Decode a streamed body: a batch for each chunk that completes one event or more.
+        """Decode a streamed body: yield a batch for each chunk that completes one event or more.
 
-        Raises UpstreamError for an error in the stream, for what is not the format, and for a
-        body that ends without its terminal event.
+        Raises UpstreamError for an error in the stream, for data that doesn't have the format, and
+        for a body that ends without its terminal event.
         """
 
     def complete(self, body: bytes, request: CompletionRequest) -> Batch:
-        """Decode a whole JSON body. Raises UpstreamError likewise."""
+        """Decode a whole JSON body. Raises UpstreamError as `events` does."""
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-        """What an answer other than 2xx means, by status and code. Header names are lower-case."""
+        """Return the error for a response other than 2xx, by status and code. Header names are in
+        lower case."""
 
 
-class Attempt(Protocol):
-    """One call to one target, under way."""
+class UpstreamCall(Protocol):
+    """What does the I/O of one call to one target."""
 
     def events(self) -> Iterator[Batch]:
-        """Make the call and decode its answer. Raises SluiceError."""
+        """Make the call and yield the events of its answer. Raises SluiceError."""
 
     def abort(self) -> None:
-        """End it from another thread, in any phase, at once; `events` then ends or raises
-        promptly. May be called more than once, and before `events`."""
+        """End the call at once, in any phase; `events` then ends or raises promptly. Any thread may
+        call this, more than once, and before `events`."""
 
     def wind_up(self) -> None:
-        """Nobody waits for it any more: begin nothing new, finish what has begun."""
+        """Begin nothing new, and finish what has begun, because the client has gone."""
 
     def close(self) -> None:
-        """Called by the thread that ran `events`, when it needs no more of them."""
+        """Release what the call holds. The thread that ran `events` calls this."""

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import providers
 from completion import CompletionRequest, Secret
 from config import ConfigError, Settings
 from errors import (
@@ -17,6 +16,7 @@ from errors import (
     ProviderNotFound,
     SluiceError,
 )
+from providers import registry
 from providers.base import Target
 from routing import Route, Router
 
@@ -51,7 +51,7 @@ def names(found: list[Target]) -> list[str]:
 
 
 def a_target(provider: str = "sim", *, key: str | None = None, byok: bool = False) -> Target:
-    row = providers.rows(ROWS, {})[provider]
+    row = registry.rows(ROWS, {})[provider]
     return Target(row, "m-1", Secret(key) if key else None, byok)
 
 

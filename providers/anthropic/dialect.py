@@ -18,7 +18,7 @@ from completion import Batch, CompletionRequest
 from errors import UpstreamError
 from providers import request_parts
 from providers.anthropic.response import AnthropicResponse, read_whole
-from providers.base import Call, Target
+from providers.base import Target, UpstreamRequest
 from providers.decoding import error_bodies, single_choice
 
 VERSION: Final = "2023-06-01"
@@ -43,14 +43,14 @@ def unsupported(target: Target) -> frozenset[str]:
     return UNSUPPORTED | target.cannot
 
 
-def call(request: CompletionRequest, target: Target) -> Call:
+def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
     """Return the request to send. It takes exactly one prompt, a text."""
     body = request_parts.message_body(request, target, NAMES)
     body.setdefault("max_tokens", MAX_TOKENS)
     if request.user is not None and "user" not in target.cannot:
         body["metadata"] = {"user_id": request.user}
     address = request_parts.url(target, "/messages")
-    return Call("POST", address, _headers(request, target), msgspec.json.encode(body))
+    return UpstreamRequest("POST", address, _headers(request, target), msgspec.json.encode(body))
 
 
 def _headers(request: CompletionRequest, target: Target) -> dict[str, str]:

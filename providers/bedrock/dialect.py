@@ -22,7 +22,7 @@ import msgspec
 from completion import Batch, CompletionRequest, named
 from errors import UpstreamError
 from providers import request_parts
-from providers.base import Call, Target
+from providers.base import Target, UpstreamRequest
 from providers.bedrock.errors import decode_value, failure
 from providers.bedrock.response import BedrockResponse
 from providers.decoding import bodies, event_stream
@@ -65,13 +65,13 @@ def unsupported(target: Target) -> frozenset[str]:
     return target.cannot | UNSUPPORTED
 
 
-def call(request: CompletionRequest, target: Target) -> Call:
+def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
     """Return the request to send. It takes exactly one prompt, a text."""
     headers = request_parts.headers(request, target)
     if request.stream:
         headers["Accept"] = FRAMES
     body = msgspec.json.encode(_body(request, target))
-    return Call("POST", _url(target, stream=request.stream), headers, body)
+    return UpstreamRequest("POST", _url(target, stream=request.stream), headers, body)
 
 
 def _url(target: Target, *, stream: bool) -> str:

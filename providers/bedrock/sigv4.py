@@ -24,7 +24,7 @@ from botocore.exceptions import BotoCoreError
 from botocore.session import Session, get_session
 
 from errors import UpstreamError
-from providers.base import Call, Target
+from providers.base import Target, UpstreamRequest
 
 SERVICE: Final = "bedrock"
 REGION: Final = re.compile(r"\.([a-z]+(?:-[a-z]+)+-[0-9]+)\.")
@@ -35,7 +35,7 @@ logging.getLogger("botocore").setLevel(logging.WARNING)  # lower levels log sess
 _lock = threading.Lock()
 
 
-def sign(request: Call, target: Target) -> Call:
+def sign(request: UpstreamRequest, target: Target) -> UpstreamRequest:
     """Return the request with its signature; if the target has a credential, as it is.
 
     Raises UpstreamError if there are no AWS credentials, or no region.
@@ -53,7 +53,7 @@ def sign(request: Call, target: Target) -> Call:
         raise UpstreamError("This server has no AWS region.")
     signed = AWSRequest(request.method, request.url, headers=request.headers, data=request.body)
     SigV4Auth(credentials, SERVICE, region).add_auth(signed)
-    return Call(request.method, request.url, dict(signed.headers.items()), request.body)
+    return UpstreamRequest(request.method, request.url, dict(signed.headers.items()), request.body)
 
 
 def _credentials() -> Any:

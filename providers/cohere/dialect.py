@@ -18,7 +18,7 @@ import msgspec
 from completion import Batch, CompletionRequest
 from errors import UpstreamError
 from providers import request_parts
-from providers.base import Call, Target
+from providers.base import Target, UpstreamRequest
 from providers.cohere.response import read, read_whole
 from providers.decoding import error_bodies, single_choice
 
@@ -39,11 +39,11 @@ def unsupported(target: Target) -> frozenset[str]:
     return UNSUPPORTED | target.cannot
 
 
-def call(request: CompletionRequest, target: Target) -> Call:
+def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
     """Return the request to send. It takes exactly one prompt, a text."""
     body = msgspec.json.encode(request_parts.message_body(request, target, NAMES))
     address = request_parts.url(target, "/chat")
-    return Call("POST", address, request_parts.headers(request, target), body)
+    return UpstreamRequest("POST", address, request_parts.headers(request, target), body)
 
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:

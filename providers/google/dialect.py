@@ -25,7 +25,7 @@ import msgspec
 from completion import Batch, CompletionRequest, named
 from errors import UpstreamError
 from providers import request_parts
-from providers.base import Call, Target
+from providers.base import Target, UpstreamRequest
 from providers.decoding import bodies, sse
 from providers.decoding.error_bodies import refusal_message
 from providers.decoding.lenient_json import NOT_JSON, garbage, sample
@@ -74,11 +74,11 @@ def unsupported(target: Target) -> frozenset[str]:
     return target.cannot | UNSUPPORTED
 
 
-def call(request: CompletionRequest, target: Target) -> Call:
+def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
     """Return the request to send. It takes exactly one prompt, a text."""
     body = msgspec.json.encode(_body(request, target))
     url = _url(target, stream=request.stream)
-    return Call("POST", url, request_parts.headers(request, target), body)
+    return UpstreamRequest("POST", url, request_parts.headers(request, target), body)
 
 
 def _url(target: Target, *, stream: bool) -> str:

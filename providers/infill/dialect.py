@@ -17,7 +17,7 @@ import msgspec
 from completion import Batch, CompletionRequest, Started, named
 from errors import UpstreamError
 from providers import request_parts
-from providers.base import Call, Target
+from providers.base import Target, UpstreamRequest
 from providers.decoding import sse
 from providers.decoding.error_bodies import broken_off, refused_call
 from providers.infill.response import decode, read
@@ -44,7 +44,7 @@ def unsupported(target: Target) -> frozenset[str]:
     return UNSUPPORTED | target.cannot
 
 
-def call(request: CompletionRequest, target: Target) -> Call:
+def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
     """Return the request to send.
 
     The endpoint lies beside the /v1 of the OpenAI-compatible ones, and takes their key.
@@ -65,7 +65,7 @@ def call(request: CompletionRequest, target: Target) -> Call:
     root = target.provider.base_url.rstrip("/").removesuffix("/v1")
     path = target.fim.path if target.fim else "/infill"
     headers = request_parts.headers(request, target)
-    return Call("POST", root + path, headers, msgspec.json.encode(body))
+    return UpstreamRequest("POST", root + path, headers, msgspec.json.encode(body))
 
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:  # noqa: ARG001

@@ -20,7 +20,7 @@ import msgspec
 from completion import Batch, CompletionRequest, asked_for
 from errors import UpstreamError
 from providers import request_parts
-from providers.base import Call, Target
+from providers.base import Target, UpstreamRequest
 from providers.decoding import bodies, sse
 from providers.decoding.error_bodies import failure, refused_call
 from providers.decoding.lenient_json import garbage
@@ -55,10 +55,10 @@ def unsupported(target: Target) -> frozenset[str]:
     return target.cannot if target.legacy else target.cannot | request_parts.CHAT_UNSUPPORTED
 
 
-def call(request: CompletionRequest, target: Target) -> Call:
+def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
     """Return the request to send. A chat target takes exactly one prompt, a text."""
     body = msgspec.json.encode(_body(request, target))
-    return Call("POST", _url(target), request_parts.headers(request, target), body)
+    return UpstreamRequest("POST", _url(target), request_parts.headers(request, target), body)
 
 
 def _url(target: Target) -> str:

@@ -18,7 +18,7 @@ import urllib3
 from completion import Batch, CompletionRequest
 from concurrency.yielding import Yielder
 from errors import SluiceError, UpstreamError, UpstreamTimeout
-from providers.base import Call, Dialect, Signer, Target
+from providers.base import Dialect, Signer, Target, UpstreamRequest
 from providers.transport.abort import Aborted, AbortSwitch
 from providers.transport.adapter import Adapter, NotReached
 from providers.transport.http1 import Malformed
@@ -44,7 +44,9 @@ class Transport:
         """Keep at most `pool_size` idle connections for each host."""
         self._pool = Pool(pool_size)
 
-    def exchange(self, request: Call, timeouts: Timeouts, ca_bundle: str | None = None) -> Exchange:
+    def exchange(
+        self, request: UpstreamRequest, timeouts: Timeouts, ca_bundle: str | None = None
+    ) -> Exchange:
         return Exchange(self._pool, request, timeouts, ca_bundle)
 
     def close(self) -> None:
@@ -58,7 +60,7 @@ class Exchange:
     """
 
     def __init__(
-        self, pool: Pool, request: Call, timeouts: Timeouts, ca_bundle: str | None = None
+        self, pool: Pool, request: UpstreamRequest, timeouts: Timeouts, ca_bundle: str | None = None
     ) -> None:
         self.request = request
         self._pool, self._switch = pool, AbortSwitch()

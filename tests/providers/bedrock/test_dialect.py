@@ -23,7 +23,7 @@ from completion import (
     fold,
 )
 from errors import UpstreamError
-from providers.base import Call, Dialect, Provider, Target
+from providers.base import Dialect, Provider, Target, UpstreamRequest
 from providers.bedrock import dialect as bedrock
 from providers.bedrock.errors import STATUSES
 from providers.bedrock.response import FAILURES, REASONS
@@ -311,7 +311,7 @@ KNOWN: dict[str, Any] = {
 @pytest.mark.parametrize("stream", [False, True])
 def test_botocore_and_the_dialect_send_equal_requests(peer: Peer, model: str, stream: bool) -> None:
     asked = request(**EVERYTHING, stream=stream, extra=KNOWN)
-    ours: Call = bedrock.call(asked, Target(ROW, model))
+    ours: UpstreamRequest = bedrock.call(asked, Target(ROW, model))
     call = {
         "modelId": model,
         "messages": [{"role": "user", "content": [{"text": "Hi"}]}],

@@ -14,7 +14,7 @@ import pytest
 
 from completion import CompletionRequest, Secret
 from errors import UpstreamError
-from providers.base import Call, Provider, Target
+from providers.base import Provider, Target, UpstreamRequest
 from providers.bedrock import dialect as bedrock
 
 pytest.importorskip("botocore", reason="botocore is optional: requirements-bedrock.txt")
@@ -65,12 +65,12 @@ def session(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return use
 
 
-def a_call(model: str = ARN, row: Provider = ROW) -> tuple[Call, Target]:
+def a_call(model: str = ARN, row: Provider = ROW) -> tuple[UpstreamRequest, Target]:
     target = Target(row, model)
     return bedrock.call(REQUEST, target), target
 
 
-def signature(call: Call, region: str, signed: list[str]) -> str:
+def signature(call: UpstreamRequest, region: str, signed: list[str]) -> str:
     """Computed after the specification, with nothing of botocore's."""
     parts = urlsplit(call.url)
     headers = {name.lower(): value for name, value in call.headers.items()}
@@ -133,7 +133,9 @@ def test_the_signature_headers_equal_those_of_the_botocore_client() -> None:
     added = ("Authorization", "X-Amz-Date", "X-Amz-Security-Token")
     names = headers["Authorization"].partition("SignedHeaders=")[2].partition(",")[0].split(";")
     plain = {n: value for n, value in headers.items() if n.lower() in names and n not in added}
-    ours = sigv4.sign(Call(theirs.method, theirs.url, plain, theirs.body), Target(ROW, ARN))
+    ours = sigv4.sign(
+        UpstreamRequest(theirs.method, theirs.url, plain, theirs.body), Target(ROW, ARN)
+    )
     assert {name: ours.headers[name] for name in added} == {name: headers[name] for name in added}
 
 

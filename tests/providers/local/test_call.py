@@ -28,7 +28,7 @@ from completion import (
     fold,
 )
 from errors import ModelNotFound, UnsupportedParameter
-from providers.base import Attempt, Provider, Target
+from providers.base import Provider, Target, UpstreamCall
 from providers.local import call as local
 from providers.local import ngram
 from providers.local.call import LocalCall
@@ -83,7 +83,7 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_local_attempt_yields_started_delta_and_finished() -> None:
-    one: Attempt = attempt(max_tokens=1)
+    one: UpstreamCall = attempt(max_tokens=1)
     assert [type(event) for event in flatten(one.events()) if not isinstance(event, Used)] == [
         Started,
         Delta,

@@ -19,7 +19,7 @@ import pytest
 import trustme
 
 from errors import SluiceError, UpstreamError, UpstreamTimeout
-from providers.base import Call
+from providers.base import UpstreamRequest
 from providers.transport.abort import Aborted
 from providers.transport.http_call import MAX_ERROR_BODY, Exchange, Transport
 from tests.support import fake as fp
@@ -61,7 +61,7 @@ def upstream(request: pytest.FixtureRequest, ca_bundle: str) -> Iterator[Upstrea
 def make(
     transport: Transport, origin: str, timeouts: Timeouts = PATIENT, ca_bundle: str | None = None
 ) -> Exchange:
-    request = Call("POST", f"{origin}/v1/x", {"Accept-Encoding": "identity"}, b"{}")
+    request = UpstreamRequest("POST", f"{origin}/v1/x", {"Accept-Encoding": "identity"}, b"{}")
     return transport.exchange(request, timeouts, ca_bundle)
 
 
@@ -460,7 +460,7 @@ def test_a_connection_reset_at_once_raises_an_upstream_error(
 def test_a_key_that_is_invalid_in_a_header_raises_and_is_not_shown(
     fake: FakeProvider, transport: Transport
 ) -> None:
-    request = Call("POST", f"{fake.origin}/x", {"X-Key": "secret\r\nY: z"}, b"{}")
+    request = UpstreamRequest("POST", f"{fake.origin}/x", {"X-Key": "secret\r\nY: z"}, b"{}")
     failure = failure_of(transport.exchange(request, PATIENT))
     assert failure.message == "X-Key holds what no header can: is the key set right?"
     assert "secret" not in repr(failure.__cause__)
