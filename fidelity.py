@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 import msgspec
 
-import providers
 from completion import Batch, CompletionRequest, Delta, Started, asked_for
 from errors import UnsupportedParameter
+from providers import registry
 from providers.base import Target, matches
 
 HINTS = frozenset(
@@ -64,7 +64,7 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
     if request.suffix and fim and matches(target.model, fim.models):
         target = msgspec.structs.replace(target, fim=fim)
     asked = wanted(request)
-    lacking = asked & providers.dialect(target.dialect).unsupported(target)
+    lacking = asked & registry.dialect(target.dialect).unsupported(target)
     lacking |= frozenset([name for name in target.exclusive if name in asked][1:])
     echo = "echo" in lacking and asked.isdisjoint(("echo_logprobs", "token_ids"))
     split = "prompt_list" in lacking
@@ -140,7 +140,7 @@ def wanted(request: CompletionRequest) -> frozenset[str]:
 def shortcomings(target: Target) -> tuple[list[str], list[str], list[str]]:
     """Parameters that a target lacks: those emulated, those dropped by name, those refused. All
     others it has."""
-    lacks = providers.dialect(target.dialect).unsupported(target) - BAGS
+    lacks = registry.dialect(target.dialect).unsupported(target) - BAGS
     fim = target.provider.fim
     if fim is not None and matches(target.model, fim.models):
         lacks -= {"suffix"}

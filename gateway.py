@@ -26,7 +26,7 @@ from ledger.ledger import Ledger
 from ledger.pricing import Prices
 from meter import Bill, Meter
 from providers.base import Target
-from providers.transport import Transport
+from providers.transport.http_call import Transport
 from quota.quota import Quota
 from reader import Reader, continuable
 from relay import End

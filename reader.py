@@ -14,7 +14,6 @@ from itertools import groupby
 
 import msgspec
 
-import providers
 from completion import CompletionRequest
 from config import Timeouts
 from errors import (
@@ -28,9 +27,11 @@ from errors import (
     whole_seconds,
 )
 from fidelity import Candidate, echoed
-from providers.base import Attempt, Target
+from providers import registry
+from providers.base import Target, UpstreamCall
 from providers.fanout import FanOut
-from providers.transport import Aborted, HttpAttempt, Transport
+from providers.transport.abort import Aborted
+from providers.transport.http_call import HttpCall, Transport
 from relay import Nudge, Tally
 from routing.circuit_breaker import CircuitBreakers
 from routing.retries import LONGEST_ASKED_S, RetryBudget, asked, delay, limits, worth_it
@@ -170,7 +171,7 @@ class Reader:
 
     def _attempt(self, stream: Stream, candidate: Candidate) -> SluiceError | None:
         """One attempt at one target. None: the call has ended; otherwise what went wrong."""
-        attempt: Attempt | None = None
+        attempt: UpstreamCall | None = None
         failure: SluiceError | None = None
         attached = False
         try:
@@ -193,7 +194,9 @@ class Reader:
             stream.detach(failure)
         return failure
 
-    def _relay(self, stream: Stream, attempt: Attempt, candidate: Candidate) -> SluiceError | None:
+    def _relay(
+        self, stream: Stream, attempt: UpstreamCall, candidate: Candidate
+    ) -> SluiceError | None:
         """Pass on what an attempt brings. Raises what it raises."""
         batches = attempt.events()
         if candidate.echo:
@@ -210,7 +213,7 @@ class Reader:
         stream.end("completed")
         return None
 
-    def _start(self, candidate: Candidate, timeouts: Timeouts) -> Attempt:
+    def _start(self, candidate: Candidate, timeouts: Timeouts) -> UpstreamCall:
         request, target = candidate.request, candidate.target
         make = partial(self._make, target=target, timeouts=timeouts)
         if not candidate.split:
@@ -225,14 +228,14 @@ class Reader:
             n,
         )
 
-    def _make(self, request: CompletionRequest, target: Target, timeouts: Timeouts) -> Attempt:
+    def _make(self, request: CompletionRequest, target: Target, timeouts: Timeouts) -> UpstreamCall:
         if target.dialect == "local":
-            from providers.local import LocalAttempt  # loaded where it is used
+            from providers.local.call import LocalCall  # loaded where it is used
 
-            return LocalAttempt(request, target)
-        dialect = providers.dialect(target.dialect)
-        signer = providers.signer(target.provider)
-        return HttpAttempt(self._transport, dialect, request, target, timeouts, signer)
+            return LocalCall(request, target)
+        dialect = registry.dialect(target.dialect)
+        signer = registry.signer(target.provider)
+        return HttpCall(self._transport, dialect, request, target, timeouts, signer)
 
 
 def final(stream: Stream, failure: SluiceError) -> bool:

@@ -31,7 +31,7 @@ from concurrency.native import BriefLock
 from config import Timeouts
 from drain import CANCEL, Disconnect, Drain
 from errors import SluiceError, UpstreamTimeout
-from providers.base import Attempt, Target
+from providers.base import Target, UpstreamCall
 from relay import End, Mailbox, Nudge, Tally
 from server.sockets import hung_up, shut
 
@@ -91,7 +91,7 @@ class Stream:
         self._timeouts = self.timeouts_at(target)
         self._keepalive, self._hold = keepalive, hold
         self._lock, self._over = BriefLock(), threading.Event()
-        self._attempt: Attempt | None = None
+        self._attempt: UpstreamCall | None = None
         self._disconnect, self._cost = disconnect, cost
         self.drain: Drain | None = None
 
@@ -148,7 +148,7 @@ class Stream:
 
     def attach(
         self,
-        attempt: Attempt,
+        attempt: UpstreamCall,
         target: Target,
         dropped: tuple[str, ...],
         prompts: tuple[Prompt, ...] | None = None,

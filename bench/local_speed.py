@@ -20,11 +20,11 @@ TARGET = Target(BUILT_IN[0], "pydoc")
 
 def run(**fields: object) -> tuple[float, int, float]:
     """Seconds to the first token, tokens, seconds in all."""
-    from providers.local import LocalAttempt
+    from providers.local.call import LocalCall
 
     request = CompletionRequest(prompts=("The best way to open a file is",), **fields)  # type: ignore[arg-type]
     began, first, count = time.perf_counter(), 0.0, 0
-    for batch in LocalAttempt(request, TARGET).events():
+    for batch in LocalCall(request, TARGET).events():
         found = sum(isinstance(event, Delta) for event in batch)
         if found and not count:
             first = time.perf_counter() - began

@@ -10,8 +10,8 @@ from flask.cli import with_appcontext
 
 import fidelity
 from cli.shared import cell, table
-from providers import missing
 from providers.base import Provider, Target
+from providers.registry import missing
 from providers.rows import BUILT_IN
 
 

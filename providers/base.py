@@ -1,6 +1,6 @@
-"""What a provider is: a row of data, a target, and the functions that a dialect gives.
+"""The vocabulary of providers: rows of data, targets, and the protocols of dialects and calls.
 
-Rules that hold here: pure values and protocols; no I/O, no clock, no environment.
+- It has only values and protocols: no I/O, no clock, no environment.
 """
 
 from __future__ import annotations
@@ -167,8 +167,9 @@ def matches(model: str, globs: Iterable[str]) -> bool:
     return any(fnmatchcase(model, glob) for glob in globs)
 
 
-class Call(msgspec.Struct, frozen=True):
-    """What to send. The headers may hold a credential: never log them."""
+class UpstreamRequest(msgspec.Struct, frozen=True):
+    """The HTTP request that a dialect wants sent. Its headers may hold a credential: never log
+    them."""
 
     method: str
     url: str
@@ -177,89 +178,51 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Signer(Protocol):
-    """What signs a call that is about to be sent; it may see the clock and the network."""
+    """A signer of requests that are about to be sent. It may use the clock and the network."""
 
-    def sign(self, call: Call, target: Target) -> Call:
-        """The call with its signature. One that has a credential, a caller's own key, stays as it
-        is. Raises SluiceError."""
+    def sign(self, request: UpstreamRequest, target: Target) -> UpstreamRequest:
+        """Return the request with its signature. If the target has a credential, a caller's own
+        key, the request stays as it is. Raises SluiceError."""
 
 
 class Dialect(Protocol):
     """A wire format, as pure functions: bytes in, events out."""
 
     def unsupported(self, target: Target) -> frozenset[str]:
-        """Parameters of CompletionRequest that can't be had from this target, `target.cannot`
-        among them. Beside the field names: "token_ids" (prompts of token ids), "echo_logprobs"
-        (both together), "prompt_list" (more than one prompt in a call)."""
+        """Return the parameters of CompletionRequest that the target lacks, including
+        `target.cannot`. Besides field names there are "token_ids" (prompts of token ids),
+        "echo_logprobs" (both together) and "prompt_list" (more than one prompt in a call)."""
 
-    def call(self, request: CompletionRequest, target: Target) -> Call:
-        """The HTTP request to make; `request.stream` chooses the mode."""
+    def call(self, request: CompletionRequest, target: Target) -> UpstreamRequest:
+        """Return the HTTP request to send; `request.stream` chooses the mode."""
 
     def events(self, chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
-        """Decode a streamed body: a batch for each chunk that completes one event or more.
+        """Decode a streamed body: yield a batch for each chunk that completes one event or more.
 
-        Raises UpstreamError for an error in the stream, for what is not the format, and for a
-        body that ends without its terminal event.
+        Raises UpstreamError for an error in the stream, for data that doesn't have the format, and
+        for a body that ends without its terminal event.
         """
 
     def complete(self, body: bytes, request: CompletionRequest) -> Batch:
-        """Decode a whole JSON body. Raises UpstreamError likewise."""
+        """Decode a whole JSON body. Raises UpstreamError as `events` does."""
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-        """What an answer other than 2xx means, by status and code. Header names are lower-case."""
+        """Return the error for a response other than 2xx, by status and code. Header names are in
+        lower case."""
 
 
-class Attempt(Protocol):
-    """One call to one target, under way."""
+class UpstreamCall(Protocol):
+    """What does the I/O of one call to one target."""
 
     def events(self) -> Iterator[Batch]:
-        """Make the call and decode its answer. Raises SluiceError."""
+        """Make the call and yield the events of its answer. Raises SluiceError."""
 
     def abort(self) -> None:
-        """End it from another thread, in any phase, at once; `events` then ends or raises
-        promptly. May be called more than once, and before `events`."""
+        """End the call at once, in any phase; `events` then ends or raises promptly. Any thread may
+        call this, more than once, and before `events`."""
 
     def wind_up(self) -> None:
-        """Nobody waits for it any more: begin nothing new, finish what has begun."""
+        """Begin nothing new, and finish what has begun, because the client has gone."""
 
     def close(self) -> None:
-        """Called by the thread that ran `events`, when it needs no more of them."""
-
-
-class Decoded(msgspec.Struct):
-    """A provider's error body, whatever its shape: OpenAI's {"error": {...}}, {"error": "text"},
-    {"detail": ...}, {"message": ...} or no JSON at all."""
-
-    message: str | None = None
-    code: str | None = None
-
-
-def decode_error_body(body: bytes) -> Decoded:
-    """The message and code in an error body; empty fields where there are none."""
-    try:
-        data = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return Decoded()
-    return decode_error(data)
-
-
-def decode_error(data: Any) -> Decoded:
-    """The same for a body that is decoded already."""
-    for _ in range(3):  # some wrap it in a list, and FastAPI's {"detail": [...]} in both
-        if isinstance(data, list) and data:
-            data = data[0]
-        elif isinstance(data, dict):
-            inner = next((data[k] for k in ("error", "detail", "errors") if data.get(k)), None)
-            if inner is None:
-                break
-            data = inner
-    if isinstance(data, str):
-        return Decoded(message=data)
-    if not isinstance(data, dict):
-        return Decoded()
-    message = data.get("message") or data.get("msg")
-    code = data.get("code") or data.get("type") or data.get("status")
-    return Decoded(
-        message=message if isinstance(message, str) else None,
-        code=str(code) if isinstance(code, str | int) else None,
-    )
+        """Release what the call holds. The thread that ran `events` calls this."""

@@ -1,7 +1,8 @@
-"""Several prompts for a target that takes one a call: a call each, and their events as one.
+"""Several prompts for a target that takes one prompt a call: the events of their calls are merged.
 
-Rules that hold here: at most AT_ONCE calls at a time; a bounded queue, so that a slow client slows
-the providers down too; the first failure ends them all.
+- At most AT_ONCE calls run at a time.
+- The queue is bounded, so that a slow client slows down the providers too.
+- The first failure ends all calls.
 """
 
 from __future__ import annotations
@@ -14,32 +15,37 @@ from typing import Final, Protocol, TypeAlias
 import msgspec
 
 from completion import Batch, Delta, Event, Finished, Started, Usage, Used
-from providers.base import Attempt
+from providers.base import UpstreamCall
 
 AT_ONCE = 8
 QUEUE_SIZE = 32
 
 Item: TypeAlias = tuple[int, Batch | BaseException | None]
-"""Which call, and events of it, its failure, or None: it is complete."""
+"""The number of a call with its events, with its failure, or with None if it is complete."""
 
 
-class Count(Protocol):
-    """What keeps count of one call: what its provider told, and an estimate of the rest."""
+class UsageCounter(Protocol):
+    """A counter of one call: what its provider reported, and an estimate of the rest."""
 
     def add(self, batch: Batch) -> object: ...
     def usage(self, *, failed: bool) -> Usage: ...
 
 
 class FanOut:
-    """An Attempt made of several. makers: a function for each prompt that makes its attempt.
-    counts: what counts it, for each prompt. n: choices a prompt; those of prompt p are numbered
-    from p * n."""
+    """An UpstreamCall made of several."""
 
     def __init__(
-        self, makers: Sequence[Callable[[], Attempt]], counts: Sequence[Count], n: int
+        self, makers: Sequence[Callable[[], UpstreamCall]], counts: Sequence[UsageCounter], n: int
     ) -> None:
-        self._waiting = deque(enumerate(makers))  # made when its turn comes: it holds a body
-        self._running: set[Attempt] = set()
+        """Prepare a call for each prompt.
+
+        Args:
+            makers: a function for each prompt that makes its call.
+            counts: a counter for each prompt.
+            n: choices for each prompt; those of prompt p are numbered from p * n.
+        """
+        self._waiting = deque(enumerate(makers))  # made late, because a call holds a body
+        self._running: set[UpstreamCall] = set()
         self._merge = Merge(counts, n)
         self._changed = threading.Condition()
         self._items: deque[Item] = deque()
@@ -65,11 +71,11 @@ class FanOut:
             self._changed.notify_all()
             self._waiting.clear()
             running = list(self._running)
-        for attempt in running:
-            attempt.abort()
+        for call in running:
+            call.abort()
 
     def wind_up(self) -> None:
-        """Prompts whose turn has not come stay unasked."""
+        """Begin no more calls: prompts that are still waiting are dropped."""
         with self._changed:
             self._unfinished -= len(self._waiting)
             self._merge.calls -= len(self._waiting)
@@ -77,7 +83,7 @@ class FanOut:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Each worker closes its own attempt."""
+        """End all calls. Each worker closes its own call."""
         self.abort()
 
     def _take(self) -> Item | None:
@@ -100,41 +106,41 @@ class FanOut:
             return True
 
     def _work(self) -> None:
-        """Make one call after another, while there are any."""
+        """Make one call after another until none is left."""
         wanted = True
         while wanted and (begun := self._begin()) is not None:
-            number, attempt = begun
+            number, call = begun
             try:
-                wanted = all(self._put(number, batch) for batch in attempt.events())
+                wanted = all(self._put(number, batch) for batch in call.events())
                 wanted = wanted and self._put(number, None)
-            except BaseException as failure:  # noqa: BLE001 - `events` raises it, where it is heard
+            except BaseException as failure:  # noqa: BLE001 - `events` raises it
                 wanted = False
                 self._put(number, failure)
             finally:
                 with self._changed:
-                    self._running.discard(attempt)
-                attempt.close()
+                    self._running.discard(call)
+                call.close()
 
-    def _begin(self) -> tuple[int, Attempt] | None:
-        """The next call, made but not begun; None when there is none or all has ended."""
+    def _begin(self) -> tuple[int, UpstreamCall] | None:
+        """Make the next call without beginning it. Return None if none is left or all has ended."""
         with self._changed:
             if self._ended or not self._waiting:
                 return None
             number, make = self._waiting.popleft()
             try:
-                attempt = make()
-            except Exception as failure:  # noqa: BLE001 - likewise
+                call = make()
+            except Exception as failure:  # noqa: BLE001 - `events` raises it
                 self._items.append((number, failure))
                 self._changed.notify_all()
                 return None
-            self._running.add(attempt)
-            return number, attempt
+            self._running.add(call)
+            return number, call
 
 
 class Merge:
-    """The events of several calls as those of one."""
+    """The events of several calls merged into those of one."""
 
-    def __init__(self, counts: Sequence[Count], n: int) -> None:
+    def __init__(self, counts: Sequence[UsageCounter], n: int) -> None:
         self.calls = len(counts)
         self._counts = counts
         self._n = n
@@ -143,8 +149,8 @@ class Merge:
         self._exact = 0
 
     def add(self, number: int, batch: Batch) -> Batch:
-        """A call's events, renumbered. When it tells its usage, that of all calls that began is
-        told: an estimate until it is known of each."""
+        """Return a call's events, renumbered. A usage becomes the usage of all calls that began; it
+        is an estimate until each call has reported its own."""
         self._count(number, batch)
         merged: Batch = []
         for event in batch:

@@ -14,7 +14,6 @@ from typing import Any
 
 import msgspec
 
-import providers
 from config import ConfigError, Settings
 from errors import (
     ModelNotFound,
@@ -22,6 +21,7 @@ from errors import (
     SluiceError,
 )
 from keys.redaction import Secret
+from providers import registry
 from providers.base import Provider, Target
 
 MOST_KNOWN = 10_000
@@ -42,7 +42,7 @@ class Router:
 
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigError: an alias or the default model that leads nowhere."""
-        self.providers = providers.rows(settings.providers, settings.environ)
+        self.providers = registry.rows(settings.providers, settings.environ)
         self._default = settings.default_model
         self._environ = settings.environ
         self._turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
@@ -61,7 +61,7 @@ class Router:
 
     def enabled(self, provider: Provider) -> bool:
         """Whether it can be called without the caller's own key."""
-        return not providers.missing(provider, self._environ)
+        return not registry.missing(provider, self._environ)
 
     def provider(self, name: str) -> Provider:
         """Raises ProviderNotFound."""
@@ -116,7 +116,7 @@ class Router:
         ProviderNotFound."""
         if byok is None and (targets := self._known.get((row.name, model))) is not None:
             return self._turned(row, targets)
-        needed = providers.missing(row, self._environ, byok=byok is not None)
+        needed = registry.missing(row, self._environ, byok=byok is not None)
         if needed:
             own = (
                 ", or you send your own key as byok_api_key" if needed == [row.api_key_env] else ""

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 import fidelity
-import providers
 from completion import CompletionRequest
 from errors import UnsupportedParameter
 from fidelity import Candidate, candidates, fit, wanted
+from providers import registry
 from providers.base import Target
 from tests.routing.test_router import ROWS, a_request, a_target
 
@@ -119,7 +119,7 @@ def test_a_value_above_what_a_host_takes_is_refused(
     fields: dict[str, Any], says: str | None
 ) -> None:
     row = {**ROWS["sim"], "limits": {"n": 2, "stop": 1}}
-    target = Target(providers.rows({"limited": row}, {})["limited"], "m-1")
+    target = Target(registry.rows({"limited": row}, {})["limited"], "m-1")
     if says is None:
         assert fit(a_request(**fields), target, strict=False).request == a_request(**fields)
         return

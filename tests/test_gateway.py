@@ -48,10 +48,11 @@ from keys.key import Key
 from keys.redaction import Secret
 from ledger.entries import Claim, Entry, Settlement
 from ledger.ledger import Ledger
-from providers.base import Attempt, Target
+from providers.base import Target, UpstreamCall
 from providers.fanout import FanOut
-from providers.local import LocalAttempt
-from providers.transport import Aborted, HttpAttempt
+from providers.local.call import LocalCall
+from providers.transport.abort import Aborted
+from providers.transport.http_call import HttpCall
 from quota.quota import Quota
 from reader import Reader
 from relay import (
@@ -72,7 +73,7 @@ PRICES = {"sim/m": {"input_per_mtok": 1, "output_per_mtok": 2}}
 Step: TypeAlias = "Batch | BaseException | Callable[[], object]"
 
 
-class Scripted(Attempt):
+class Scripted(UpstreamCall):
     """An attempt that does what its steps say: a batch is events, an exception is raised, a
     function is called. `wait` as a step waits until the attempt is aborted."""
 
@@ -116,12 +117,12 @@ def wait() -> None:
     """As a step: until the attempt is aborted."""
 
 
-def play(monkeypatch: pytest.MonkeyPatch, *attempts: Attempt) -> list[Candidate]:
+def play(monkeypatch: pytest.MonkeyPatch, *attempts: UpstreamCall) -> list[Candidate]:
     """Let the next calls of any gateway meet these attempts, in turn. Returns the list of what
     they are asked, which fills as they are."""
     waiting, asked = list(attempts), []
 
-    def start(_reader: Reader, candidate: Candidate, _timeouts: Timeouts) -> Attempt:
+    def start(_reader: Reader, candidate: Candidate, _timeouts: Timeouts) -> UpstreamCall:
         asked.append(candidate)
         return waiting.pop(0)
 
@@ -690,7 +691,7 @@ def test_a_call_stopped_before_its_attempt_begins_counts_no_attempt(
     attempt = Scripted(HELLO)
     begin, begun = threading.Event(), threading.Event()
 
-    def start(_reader: Reader, _candidate: Candidate, _timeouts: Timeouts) -> Attempt:
+    def start(_reader: Reader, _candidate: Candidate, _timeouts: Timeouts) -> UpstreamCall:
         begun.set()
         begin.wait(HANG_S)
         return attempt
@@ -949,14 +950,14 @@ def candidate(gateway: Gateway, model: str, *prompts: str, **more: Any) -> Candi
 @pytest.mark.parametrize(
     ("model", "split", "kind"),
     [
-        ("local/pydoc", False, LocalAttempt),
-        ("sim/m", False, HttpAttempt),
+        ("local/pydoc", False, LocalCall),
+        ("sim/m", False, HttpCall),
         ("sim/m", True, FanOut),
         ("local/pydoc", True, FanOut),
     ],
 )
 def test_the_attempt_class_follows_the_dialect_and_the_split(
-    gateway: Gateway, model: str, split: bool, kind: type[Attempt]
+    gateway: Gateway, model: str, split: bool, kind: type[UpstreamCall]
 ) -> None:
     asked = candidate(gateway, model, "a", "b", split=split)
     attempt = gateway.reader._start(asked, Timeouts())

@@ -27,7 +27,7 @@ from errors import (
     Unavailable,
     UpstreamTimeout,
 )
-from providers.base import Attempt, Target
+from providers.base import Target, UpstreamCall
 from providers.rows import BUILT_IN
 from relay import (
     BACKLOG,
@@ -45,7 +45,7 @@ OTHER = Target(BUILT_IN[1], "gpt-4o-mini")
 TIMEOUTS = Timeouts(connect=1, first_event=30, idle=20, total=100)
 
 
-class Quiet(Attempt):
+class Quiet(UpstreamCall):
     """An attempt that counts how often it was aborted and wound up."""
 
     def __init__(self) -> None:

@@ -135,7 +135,7 @@ LOOKED_AT = {
     "routing.circuit_breaker": {"_clock", "_forget_closed", "_apply", "_announce", "_circuit"}
     | {"ask", "failed", "credential_key", "target_key", "succeeded"},
     "quota.memory": {"_now", "counts", "left", "place_of", "tokens"},
-    "providers.switch": {"_shut"},
+    "providers.transport.abort": {"_shut"},
     "stream": {"_overdue", "end"},
     "streams": {"_may_begin"},
 }

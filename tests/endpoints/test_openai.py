@@ -98,7 +98,7 @@ Line: TypeAlias = Batch | SluiceError | Callable[[], object] | None
 
 
 class Attempt:
-    """Plays a script; see providers.base.Attempt."""
+    """Plays a script; see providers.base.UpstreamCall."""
 
     def __init__(self, script: Sequence[Line]) -> None:
         self._script = script

@@ -29,12 +29,15 @@ LAYERS = (
 """The packages and modules of the root, from the bottom to the top. Each imports only those below
 it."""
 
-NETWORK = ("providers.adapter", "providers.connection", "providers.transport")
+NETWORK = tuple(f"providers.transport.{name}" for name in ("adapter", "http_call", "pool"))
 """The modules that talk to providers."""
+
+DIALECTS = frozenset(path.parent.name for path in (ROOT / "providers").glob("*/dialect.py"))
+"""The packages of providers/ that are a dialect."""
 
 LONG_MODULES = {
     "config": "all settings, in one place",
-    "providers.local": "one thing",
+    "endpoints.native": "one face",
 }
 LONG_FUNCTIONS: dict[str, str] = {
     "app.wire": "each part is made and connected once",
@@ -65,6 +68,13 @@ MODULES = sorted(name_of(path) for path in FILES)
 
 def package_of(module: str) -> str:
     return module.partition(".")[0]
+
+
+def dialect_of(module: str) -> str | None:
+    """Return the dialect that a module belongs to, if it does."""
+    package, _, rest = module.partition(".")
+    name = rest.partition(".")[0]
+    return name if package == "providers" and name in DIALECTS else None
 
 
 @cache
@@ -191,6 +201,20 @@ def test_only_the_transport_touches_the_network() -> None:
     assert set(found(network)) == set(NETWORK)
 
 
+def test_only_the_transport_of_the_providers_opens_sockets() -> None:
+    """sigv4 is the exception: botocore asks the network for credentials."""
+    sockets = {"socket", "select", "selectors", "asyncio"}
+    found_sockets = {
+        module: packages(module) & sockets
+        for module in MODULES
+        if package_of(module) == "providers" and not module.startswith("providers.transport")
+    }
+    assert found(found_sockets) == {}
+    assert [module for module in MODULES if "botocore" in packages(module)] == [
+        "providers.bedrock.sigv4"
+    ]
+
+
 def test_only_config_sees_the_environment() -> None:
     names = {"os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv"}
     assert set(found({module: names_in(tree_of(module)) & names for module in MODULES})) == {
@@ -209,13 +233,96 @@ def test_only_the_module_for_native_threads_imports_gevent() -> None:
 
 
 def test_no_endpoint_imports_a_dialect() -> None:
-    allowed = {"providers", "providers.base"}
+    allowed = {"providers.base"}
     known = {
         module: {name for name in ours(module) if package_of(name) == "providers"} - allowed
         for module in MODULES
         if package_of(module) == "endpoints"
     }
     assert found(known) == {}
+
+
+def test_no_dialect_imports_another_dialect() -> None:
+    others = {
+        module: {
+            name for name in ours(module) if dialect_of(name) not in (None, dialect_of(module))
+        }
+        for module in MODULES
+        if package_of(module) == "providers"
+    }
+    assert found(others) == {}
+
+
+def test_a_dialect_imports_only_vocabulary_and_shared_parts_of_the_providers() -> None:
+    shared = {"completion", "errors", "providers.base", "providers.request_parts"}
+    imported_by = {
+        module: {
+            name
+            for name in ours(module)
+            if name not in shared
+            and not name.startswith("providers.decoding.")
+            and dialect_of(name) != dialect_of(module)
+        }
+        for module in MODULES
+        if dialect_of(module)
+    }
+    assert found(imported_by) == {}
+
+
+def test_the_decoders_of_the_providers_know_no_provider() -> None:
+    known = {
+        module: {
+            name
+            for name in ours(module)
+            if package_of(name) == "providers" and not name.startswith("providers.decoding")
+        }
+        for module in MODULES
+        if module.startswith("providers.decoding")
+    }
+    assert found(known) == {}
+
+
+def test_wire_schemas_are_apart_from_their_translation() -> None:
+    """A schemas module imports no events, and no other module of a dialect declares a Struct."""
+    schemas = [m for m in MODULES if dialect_of(m) and m.endswith(".schemas")]
+    assert len(schemas) == len(DIALECTS) - 1, "local has none"
+    translating = {
+        m: ours(m) & {"completion", "providers.base", "providers.request_parts"} for m in schemas
+    }
+    assert found(translating) == {}
+    declared = {
+        module: {
+            node.name
+            for node in ast.walk(tree_of(module))
+            if isinstance(node, ast.ClassDef)
+            and any(ast.unparse(base).endswith("Struct") for base in node.bases)
+        }
+        for module in MODULES
+        if dialect_of(module) and module not in schemas
+    }
+    assert found(declared) == {}
+
+
+def test_classes_of_the_providers_have_names_of_their_own() -> None:
+    """Only schemas may repeat a name: they are named as the hosts name them."""
+    modules: dict[str, set[str]] = {}
+    for module in MODULES:
+        if package_of(module) == "providers" and not module.endswith(".schemas"):
+            for node in ast.walk(tree_of(module)):
+                if isinstance(node, ast.ClassDef):
+                    modules.setdefault(node.name, set()).add(module)
+    assert {name: found for name, found in modules.items() if len(found) > 1} == {}
+
+
+def test_the_packages_of_the_providers_have_no_code_in_init() -> None:
+    with_code = [
+        module
+        for module in MODULES
+        if package_of(module) == "providers"
+        and path_of(module).name == "__init__.py"
+        and len(tree_of(module).body) > 1
+    ]
+    assert with_code == []
 
 
 def test_the_vocabulary_imports_only_msgspec_and_the_standard_library() -> None:
@@ -266,8 +373,8 @@ def test_every_module_has_a_docstring() -> None:
     ("source", "names"),
     [
         ("import os.path", {"os.path"}),
-        ("from providers import sse", {"providers.sse"}),
-        ("from providers import sse, dialect", {"providers.sse", "providers"}),
+        ("from providers import rows", {"providers.rows"}),
+        ("from providers import rows, dialect", {"providers.rows", "providers"}),
         ("def f():\n    from config import Settings", {"config"}),
         ("if TYPE_CHECKING:\n    import gevent\nelse:\n    import json", {"json"}),
         ("if typing.TYPE_CHECKING:\n    import gevent", set()),

@@ -31,8 +31,13 @@ import pytest
 import completion
 from completion import Completion, CompletionRequest, Event, Finished, flatten, fold
 from errors import UpstreamError
-from providers import anthropic, bedrock, cohere, google, infill, openai
+from providers.anthropic import dialect as anthropic
 from providers.base import Dialect
+from providers.bedrock import dialect as bedrock
+from providers.cohere import dialect as cohere
+from providers.google import dialect as google
+from providers.infill import dialect as infill
+from providers.openai import dialect as openai
 from relay import Tally
 from tests.support import frames
 from tests.support.paths import FIXTURES

@@ -31,14 +31,14 @@ from completion import (
 )
 from errors import RateLimited, SluiceError, UpstreamError
 from providers.fanout import AT_ONCE, QUEUE_SIZE, FanOut, Merge
-from providers.transport import Aborted
+from providers.transport.abort import Aborted
 from relay import Tally
 from tests.support.pace import HANG_S, scaled
 
 PROMPT_S = scaled(0.5)
 
 
-class Attempt:
+class ScriptedCall:
     """Brings its batches; then fails, or ends, or (with `hold`) waits for its abort.
 
     gate: nothing comes before it is set. hush: an aborted attempt just ends, as `local` does;
@@ -112,8 +112,8 @@ def said(text: str, usage: Usage | None = None) -> list[Batch]:
     return [[Started("m", 3)], [Delta(0, text)], [Finished(0, "stop"), *used]]
 
 
-def fan(attempts: Sequence[Attempt], n: int = 1) -> FanOut:
-    def maker(attempt: Attempt) -> Callable[[], Attempt]:
+def fan(attempts: Sequence[ScriptedCall], n: int = 1) -> FanOut:
+    def maker(attempt: ScriptedCall) -> Callable[[], ScriptedCall]:
         return lambda: attempt
 
     return FanOut([maker(attempt) for attempt in attempts], counts(len(attempts)), n)
@@ -173,7 +173,7 @@ class Reader:
 
 @pytest.mark.parametrize("count", [1, 2, AT_ONCE, AT_ONCE + 1, 40])
 def test_answer_of_each_prompt_gets_the_index_of_its_prompt(count: int) -> None:
-    fanout = fan([Attempt(said(f"t{number}")) for number in range(count)])
+    fanout = fan([ScriptedCall(said(f"t{number}")) for number in range(count)])
     completion = fold(flatten(fanout.events()))
     fanout.close()
     assert texts(completion) == [(number, f"t{number}") for number in range(count)]
@@ -185,7 +185,9 @@ def test_choices_are_numbered_prompt_by_prompt_when_n_is_3() -> None:
         deltas: Batch = [Delta(2, f"{name}2"), Delta(0, f"{name}0"), Delta(1, f"{name}1")]
         return [[Started()], deltas, [Finished(index, "length") for index in range(3)]]
 
-    completion = fold(flatten(fan([Attempt(answer("a")), Attempt(answer("b"))], n=3).events()))
+    completion = fold(
+        flatten(fan([ScriptedCall(answer("a")), ScriptedCall(answer("b"))], n=3).events())
+    )
     assert texts(completion) == [*enumerate(["a0", "a1", "a2", "b0", "b1", "b2"])]
     assert [choice.finish_reason for choice in completion.choices] == ["length"] * 6
 
@@ -239,7 +241,7 @@ def test_echoed_prompt_does_not_count_as_output_tokens() -> None:
 
 
 def test_merged_usage_is_an_estimate_when_a_prompt_reports_none() -> None:
-    fanout = fan([Attempt(said("a", Usage(1, 2))), Attempt(said("b"))])
+    fanout = fan([ScriptedCall(said("a", Usage(1, 2))), ScriptedCall(said("b"))])
     usage = fold(flatten(fanout.events())).usage
     assert usage is not None
     assert usage.source == "estimate"
@@ -247,7 +249,7 @@ def test_merged_usage_is_an_estimate_when_a_prompt_reports_none() -> None:
 
 def test_fanout_yields_no_empty_batch() -> None:
     quiet: list[Batch] = [[Started()], [Used(Usage(1, 1))], [Delta(0, "a"), Finished(0, "stop")]]
-    assert all(fan([Attempt(quiet), Attempt(quiet)]).events())
+    assert all(fan([ScriptedCall(quiet), ScriptedCall(quiet)]).events())
 
 
 # How many at once
@@ -256,7 +258,7 @@ def test_fanout_yields_no_empty_batch() -> None:
 def test_at_most_eight_prompts_run_at_once() -> None:
     assert AT_ONCE == 8
     gates = [threading.Event() for _ in range(20)]
-    attempts = [Attempt(said("a"), gate=gate) for gate in gates]
+    attempts = [ScriptedCall(said("a"), gate=gate) for gate in gates]
     reader = Reader(fan(attempts))
     for started in (*range(AT_ONCE, len(attempts)), *[len(attempts)] * AT_ONCE):
         wait(partial(has_started, attempts, started))
@@ -267,12 +269,12 @@ def test_at_most_eight_prompts_run_at_once() -> None:
     assert [attempt.started for attempt in attempts] == [1] * 20
 
 
-def has_started(attempts: Sequence[Attempt], count: int) -> bool:
+def has_started(attempts: Sequence[ScriptedCall], count: int) -> bool:
     return sum(attempt.started for attempt in attempts) == count
 
 
 def test_fanout_starts_a_thread_per_prompt_and_none_before_reading() -> None:
-    attempts = [Attempt(said("a"), hold=True) for _ in range(3)]
+    attempts = [ScriptedCall(said("a"), hold=True) for _ in range(3)]
     before = threading.active_count()
     fanout = fan(attempts)
     assert threading.active_count() == before  # nothing is called before it is asked for
@@ -285,7 +287,7 @@ def test_fanout_starts_a_thread_per_prompt_and_none_before_reading() -> None:
 
 def test_quick_prompt_does_not_wait_for_a_slow_prompt() -> None:
     gate = threading.Event()
-    slow, quick = Attempt(said("slow"), gate=gate), Attempt(said("quick"))
+    slow, quick = ScriptedCall(said("slow"), gate=gate), ScriptedCall(said("quick"))
     reader = Reader(fan([slow, quick]))
     wait(lambda: Finished(1, "stop") in reader.events)
     assert not any(isinstance(e, Delta) and e.index == 0 for e in reader.events)
@@ -300,8 +302,8 @@ def test_quick_prompt_does_not_wait_for_a_slow_prompt() -> None:
 @pytest.mark.parametrize("count", [2, AT_ONCE, 30])
 def test_first_failure_aborts_all_other_prompts(count: int) -> None:
     failure = UpstreamError("down", upstream_status=503)
-    attempts = [Attempt(said("a"), hold=True) for _ in range(count - 1)]
-    attempts.insert(1, Attempt(failure=failure))
+    attempts = [ScriptedCall(said("a"), hold=True) for _ in range(count - 1)]
+    attempts.insert(1, ScriptedCall(failure=failure))
     reader = Reader(fan(attempts))
     reader.join()
     assert reader.failure is failure
@@ -312,16 +314,16 @@ def test_first_failure_aborts_all_other_prompts(count: int) -> None:
 
 
 def test_events_before_a_failure_are_delivered() -> None:
-    failing = Attempt([[Started(None, 1)], [Delta(0, "half")]], failure=UpstreamError("down"))
-    reader = Reader(fan([failing, Attempt(hold=True)]))
+    failing = ScriptedCall([[Started(None, 1)], [Delta(0, "half")]], failure=UpstreamError("down"))
+    reader = Reader(fan([failing, ScriptedCall(hold=True)]))
     reader.join()
     assert reader.events == [Started(None, 1), Delta(0, "half")]
 
 
 def test_failure_of_a_queued_prompt_is_raised() -> None:
     failure = RateLimited("Slowly.", retry_after=1)
-    attempts = [Attempt(said("a")) for _ in range(20)]
-    reader = Reader(fan([*attempts, Attempt(failure=failure)]))
+    attempts = [ScriptedCall(said("a")) for _ in range(20)]
+    reader = Reader(fan([*attempts, ScriptedCall(failure=failure)]))
     reader.join()
     assert reader.failure is failure
 
@@ -329,24 +331,24 @@ def test_failure_of_a_queued_prompt_is_raised() -> None:
 def test_first_of_several_failures_is_raised() -> None:
     first, second = UpstreamError("first"), UpstreamError("second")
     gate = threading.Event()
-    late = Attempt(failure=second, gate=gate)
-    reader = Reader(fan([late, Attempt(failure=first)]))
+    late = ScriptedCall(failure=second, gate=gate)
+    reader = Reader(fan([late, ScriptedCall(failure=first)]))
     reader.join()
     gate.set()
     assert reader.failure is first
 
 
 def test_unexpected_exception_in_a_prompt_is_raised_to_the_reader() -> None:
-    fanout = fan([Attempt(failure=KeyError("ours")), Attempt(hold=True)])
+    fanout = fan([ScriptedCall(failure=KeyError("ours")), ScriptedCall(hold=True)])
     with pytest.raises(KeyError):
         list(fanout.events())
     fanout.close()
 
 
 def test_failing_attempt_maker_ends_the_other_prompts() -> None:
-    other = Attempt(hold=True)
+    other = ScriptedCall(hold=True)
 
-    def refuse() -> Attempt:
+    def refuse() -> ScriptedCall:
         raise UpstreamError("no")
 
     fanout = FanOut([lambda: other, refuse], counts(2), 1)
@@ -362,7 +364,7 @@ def test_failing_attempt_maker_ends_the_other_prompts() -> None:
 @pytest.mark.parametrize("count", [1, AT_ONCE, AT_ONCE + 5])
 def test_wind_up_lets_started_prompts_finish_and_starts_no_others(count: int) -> None:
     gate = threading.Event()
-    attempts = [Attempt(said("a", Usage(1, 2)), gate=gate) for _ in range(count)]
+    attempts = [ScriptedCall(said("a", Usage(1, 2)), gate=gate) for _ in range(count)]
     fanout = fan(attempts)
     reader = Reader(fanout)
     begun = min(count, AT_ONCE)
@@ -379,7 +381,7 @@ def test_wind_up_lets_started_prompts_finish_and_starts_no_others(count: int) ->
 
 
 def test_wind_up_before_the_start_runs_no_prompt() -> None:
-    attempt = Attempt(said("a"))
+    attempt = ScriptedCall(said("a"))
     fanout = fan([attempt])
     fanout.wind_up()
     assert list(fanout.events()) == []
@@ -391,7 +393,7 @@ def test_wind_up_before_the_start_runs_no_prompt() -> None:
 def test_abort_ends_the_fanout_at_once_and_closes_started_attempts(
     count: int, *, hush: bool
 ) -> None:
-    attempts = [Attempt(said("a"), hold=True, hush=hush) for _ in range(count)]
+    attempts = [ScriptedCall(said("a"), hold=True, hush=hush) for _ in range(count)]
     fanout = fan(attempts)
     reader = Reader(fanout)
     busy = min(count, AT_ONCE)
@@ -408,7 +410,7 @@ def test_abort_ends_the_fanout_at_once_and_closes_started_attempts(
 
 
 def test_abort_before_the_start_runs_no_prompt() -> None:
-    attempts = [Attempt(said("a")) for _ in range(3)]
+    attempts = [ScriptedCall(said("a")) for _ in range(3)]
     fanout = fan(attempts)
     fanout.abort()
     assert list(fanout.events()) == []
@@ -417,7 +419,7 @@ def test_abort_before_the_start_runs_no_prompt() -> None:
 
 
 def test_abort_ends_a_fanout_whose_reader_is_slow() -> None:
-    attempts = [Attempt([[Delta(0, "a")]] * 1000) for _ in range(4)]
+    attempts = [ScriptedCall([[Delta(0, "a")]] * 1000) for _ in range(4)]
     fanout = fan(attempts)
     events = fanout.events()
     next(events)
@@ -428,7 +430,7 @@ def test_abort_ends_a_fanout_whose_reader_is_slow() -> None:
     assert [attempt.closes for attempt in attempts] == [attempt.started for attempt in attempts]
 
 
-def wait_closed(attempts: Sequence[Attempt], timeout: float = HANG_S) -> None:
+def wait_closed(attempts: Sequence[ScriptedCall], timeout: float = HANG_S) -> None:
     """Wait until each that was started is closed."""
     wait(lambda: not any(attempt.running for attempt in attempts), timeout)
 
@@ -436,7 +438,7 @@ def wait_closed(attempts: Sequence[Attempt], timeout: float = HANG_S) -> None:
 def test_abort_at_any_moment_closes_each_started_attempt_once() -> None:
     """Including those between two steps: nothing hangs, nothing is closed twice or never."""
     for step in range(60):
-        attempts = [Attempt(said("a")) for _ in range(12)]
+        attempts = [ScriptedCall(said("a")) for _ in range(12)]
         fanout = fan(attempts)
         reader = Reader(fanout)
         time.sleep(step * 0.00005)
@@ -447,7 +449,7 @@ def test_abort_at_any_moment_closes_each_started_attempt_once() -> None:
 
 
 def test_abort_from_several_threads_at_once_ends_the_fanout() -> None:
-    attempts = [Attempt(hold=True) for _ in range(20)]
+    attempts = [ScriptedCall(hold=True) for _ in range(20)]
     fanout = fan(attempts)
     reader = Reader(fanout)
     aborters = [threading.Thread(target=fanout.abort) for _ in range(5)]
@@ -460,7 +462,7 @@ def test_abort_from_several_threads_at_once_ends_the_fanout() -> None:
 
 
 def test_closing_a_half_read_fanout_closes_its_started_attempts() -> None:
-    attempts = [Attempt([[Delta(0, "a")]] * 1000) for _ in range(3)]
+    attempts = [ScriptedCall([[Delta(0, "a")]] * 1000) for _ in range(3)]
     fanout = fan(attempts)
     for _ in fanout.events():
         break
@@ -470,7 +472,7 @@ def test_closing_a_half_read_fanout_closes_its_started_attempts() -> None:
 
 
 def test_each_attempt_is_closed_once_by_its_own_thread() -> None:
-    attempts = [Attempt(said("a")) for _ in range(20)]
+    attempts = [ScriptedCall(said("a")) for _ in range(20)]
     fanout = fan(attempts)
     list(fanout.events())
     fanout.close()
@@ -484,7 +486,7 @@ def test_each_attempt_is_closed_once_by_its_own_thread() -> None:
 
 
 def test_a_slow_reader_slows_the_providers() -> None:
-    attempts = [Attempt([[Delta(0, "a")]] * 500) for _ in range(AT_ONCE)]
+    attempts = [ScriptedCall([[Delta(0, "a")]] * 500) for _ in range(AT_ONCE)]
     fanout = fan(attempts)
     events = fanout.events()
     taken = [next(events)]
@@ -508,7 +510,7 @@ def test_a_slow_reader_slows_the_providers() -> None:
 
 def test_order_within_a_choice_is_kept() -> None:
     batches: list[Batch] = [[Delta(0, f"{number} ")] for number in range(200)]
-    fanout = fan([Attempt(batches) for _ in range(10)])
+    fanout = fan([ScriptedCall(batches) for _ in range(10)])
     expected = "".join(f"{number} " for number in range(200))
     completion = fold(flatten(fanout.events()))
     assert texts(completion) == [(number, expected) for number in range(10)]

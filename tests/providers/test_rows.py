@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-import providers
 from config import ConfigError
+from providers import registry
 from providers.base import Provider
 from providers.rows import BUILT_IN
 
@@ -16,11 +16,11 @@ URL = "http://127.0.0.1:1/v1"
 
 
 def test_the_built_in_provider_rows_are_valid() -> None:
-    assert list(providers.rows({})) == [row.name for row in BUILT_IN]
+    assert list(registry.rows({})) == [row.name for row in BUILT_IN]
 
 
 def test_a_provider_table_overrides_only_the_fields_that_it_names() -> None:
-    row = providers.rows({"ollama": {"base_url": "http://10.0.0.5:11434/v1/"}})["ollama"]
+    row = registry.rows({"ollama": {"base_url": "http://10.0.0.5:11434/v1/"}})["ollama"]
     assert (row.base_url, row.completions) == ("http://10.0.0.5:11434/v1", True)
 
 
@@ -53,7 +53,7 @@ def test_a_provider_table_overrides_only_the_fields_that_it_names() -> None:
 )
 def test_an_invalid_provider_row_raises_a_config_error(table: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        providers.rows({"mine": table})
+        registry.rows({"mine": table})
     message = str(caught.value)
     assert "[providers.mine]" in message
     assert says in message
@@ -62,42 +62,42 @@ def test_an_invalid_provider_row_raises_a_config_error(table: dict[str, Any], sa
 
 @pytest.mark.parametrize("policy", ["", "cancel", "drain"])
 def test_a_provider_row_sets_its_own_disconnect_policy(policy: str) -> None:
-    found = providers.rows({"mine": {"base_url": URL, "disconnect": policy}})
+    found = registry.rows({"mine": {"base_url": URL, "disconnect": policy}})
     assert (found["mine"].disconnect, found["openai"].disconnect) == (policy, "")
 
 
 def test_the_vllm_row_asks_for_usage_in_every_chunk() -> None:
-    asked = providers.rows({})["vllm"].stream_options
+    asked = registry.rows({})["vllm"].stream_options
     assert asked == {"include_usage": True, "continuous_usage_stats": True}
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "a\n"])
 def test_an_invalid_provider_name_raises_a_config_error(name: str) -> None:
     with pytest.raises(ConfigError):
-        providers.rows({name: {"base_url": URL}})
+        registry.rows({name: {"base_url": URL}})
 
 
 def test_a_base_url_takes_variables_and_missing_variables_are_reported() -> None:
     bare, filled = (
-        providers.rows({}, environ)["azure"]
+        registry.rows({}, environ)["azure"]
         for environ in ({}, {"AZURE_OPENAI_ENDPOINT": "https://me.openai.azure.com/"})
     )
     assert filled.base_url == "https://me.openai.azure.com/openai/v1"
-    assert providers.missing(bare, {}) == ["AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_API_KEY"]
-    assert providers.missing(filled, {"AZURE_OPENAI_API_KEY": "x"}) == []
-    assert providers.missing(filled, {}, byok=True) == []
+    assert registry.missing(bare, {}) == ["AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_API_KEY"]
+    assert registry.missing(filled, {"AZURE_OPENAI_API_KEY": "x"}) == []
+    assert registry.missing(filled, {}, byok=True) == []
 
 
 def test_a_provider_row_accepts_a_ca_bundle_file(tmp_path: Path) -> None:
     path = tmp_path / "ca.pem"
     path.touch()
-    row = providers.rows({"mine": {"base_url": URL, "ca_bundle": str(path)}})["mine"]
+    row = registry.rows({"mine": {"base_url": URL, "ca_bundle": str(path)}})["mine"]
     assert row.ca_bundle == str(path)
 
 
 def test_a_row_whose_calls_are_signed_needs_no_key() -> None:
     pytest.importorskip("botocore")
-    row = providers.rows({"bedrock": {"sign": "sigv4"}}, {"AWS_REGION": "us-east-1"})["bedrock"]
-    assert providers.missing(row, {}) == []
-    assert providers.signer(row) is not None
-    assert providers.signer(Provider(name="x")) is None
+    row = registry.rows({"bedrock": {"sign": "sigv4"}}, {"AWS_REGION": "us-east-1"})["bedrock"]
+    assert registry.missing(row, {}) == []
+    assert registry.signer(row) is not None
+    assert registry.signer(Provider(name="x")) is None

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import providers
 from completion import (
     CompletionRequest,
 )
@@ -20,6 +19,7 @@ from errors import (
     SluiceError,
 )
 from keys.redaction import Secret
+from providers import registry
 from providers.base import Target
 from routing.router import Route, Router
 
@@ -54,7 +54,7 @@ def names(found: list[Target]) -> list[str]:
 
 
 def a_target(provider: str = "sim", *, key: str | None = None, byok: bool = False) -> Target:
-    row = providers.rows(ROWS, {})[provider]
+    row = registry.rows(ROWS, {})[provider]
     return Target(row, "m-1", Secret(key) if key else None, byok)
 
 

@@ -1,0 +1,79 @@
+"""The functions of the Anthropic dialect, POST /messages; see base.Dialect.
+
+- They are pure. A request holds what was asked for, and max_tokens, which the API requires.
+- max_tokens also counts thinking, which the newer models do by default.
+
+Source: Anthropic API reference, "Messages" and "Errors" (read 2026-11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from completion import Batch, CompletionRequest
+from errors import UpstreamError
+from providers import request_parts
+from providers.anthropic.response import AnthropicResponse, read_whole
+from providers.base import Target, UpstreamRequest
+from providers.decoding import error_bodies, single_choice
+
+VERSION: Final = "2023-06-01"
+MAX_TOKENS: Final = 4096
+"""The max_tokens of a request that has none."""
+
+NAMES: Final = {
+    "max_tokens": "max_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "stop": "stop_sequences",
+}
+UNSUPPORTED: Final = request_parts.SINGLE_CHOICE_UNSUPPORTED | {
+    "seed",
+    "frequency_penalty",
+    "presence_penalty",
+}
+
+
+def unsupported(target: Target) -> frozenset[str]:
+    """Return the parameters that the target lacks; see base.Dialect."""
+    return UNSUPPORTED | target.cannot
+
+
+def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
+    """Return the request to send. It takes exactly one prompt, a text."""
+    body = request_parts.message_body(request, target, NAMES)
+    body.setdefault("max_tokens", MAX_TOKENS)
+    if request.user is not None and "user" not in target.cannot:
+        body["metadata"] = {"user_id": request.user}
+    address = request_parts.url(target, "/messages")
+    return UpstreamRequest("POST", address, _headers(request, target), msgspec.json.encode(body))
+
+
+def _headers(request: CompletionRequest, target: Target) -> dict[str, str]:
+    """Return the headers. The key goes into x-api-key, unless the row names another header."""
+    headers = request_parts.headers(request, target) | {"anthropic-version": VERSION}
+    bearer = headers.pop("Authorization", None)
+    if bearer:
+        headers["x-api-key"] = bearer.removeprefix("Bearer ")
+    return headers
+
+
+def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
+    """Decode a streamed body; see base.Dialect."""
+    return single_choice.events(
+        chunks, AnthropicResponse().read, partial(complete, request=request)
+    )
+
+
+def complete(body: bytes, request: CompletionRequest) -> Batch:  # noqa: ARG001
+    """Decode a whole JSON body; see base.Dialect."""
+    return read_whole(body)
+
+
+def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+    """Return the error for a response other than 2xx. Header names are in lower case."""
+    return error_bodies.refused_call(status, headers, body)

@@ -1,0 +1,83 @@
+"""The JSON of Anthropic's Messages API as Structs, with the fields that matter.
+
+Source: Anthropic API reference, "Messages", "Streaming" and "Errors" (read 2026-11).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from providers.decoding.lenient_json import Count
+
+STATUSES: Final = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "conflict_error": 409,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "api_error": 500,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+"""The HTTP status that an error's type stands for when it comes in a stream, whose own is 200."""
+
+
+class OutputDetails(msgspec.Struct):
+    """`output_tokens_details`."""
+
+    thinking_tokens: Count | None = None
+
+
+class Tokens(msgspec.Struct):
+    """`usage`. input_tokens leaves out what was read from the cache or written to it."""
+
+    input_tokens: Count | None = None
+    cache_read_input_tokens: Count | None = None
+    cache_creation_input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    output_tokens_details: OutputDetails | None = None
+
+
+class Block(msgspec.Struct):
+    """A block of content."""
+
+    type: str | None = None
+    text: str | None = None
+
+
+class Message(msgspec.Struct):
+    """A whole answer, the first event of a stream, or an error."""
+
+    model: str | None = None
+    content: list[Block] | None = None
+    stop_reason: str | None = None
+    usage: Tokens | None = None
+    error: Any = None
+
+
+class Change(msgspec.Struct):
+    """`delta`, of a block or of the message."""
+
+    type: str | None = None
+    text: str | None = None
+    stop_reason: str | None = None
+
+
+class Chunk(msgspec.Struct):
+    """An event of a stream."""
+
+    type: str | None = None
+    delta: Change | None = None
+    content_block: Block | None = None
+    message: Message | None = None
+    usage: Tokens | None = None
+    error: Any = None
+
+
+CHUNK: Final = msgspec.json.Decoder(Chunk)
+MESSAGE: Final = msgspec.json.Decoder(Message)

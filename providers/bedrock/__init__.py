@@ -1,0 +1,1 @@
+"""The Bedrock dialect: Amazon Bedrock's Converse."""

@@ -1,0 +1,128 @@
+"""The answers of Bedrock's Converse, translated into events.
+
+- It is pure.
+- Streams and whole answers end in the same few methods.
+- An answer is whole when messageStop arrived. The metadata that should follow holds the usage; if
+  it is missing, the text is complete and the usage is estimated.
+- Reasoning and tool use are not text.
+
+Source: Amazon Bedrock API reference, ConverseResponse and ConverseStreamOutput (read 2026-11).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from completion import Batch, Delta, Finished, FinishReason, Started, Usage, Used
+from errors import UpstreamError
+from providers.bedrock.errors import decode_value, refuse_error, reported
+from providers.bedrock.schemas import DELTA, EVENTS, METADATA, STOP, WHOLE, Block, Tokens
+from providers.decoding import lenient_json
+from providers.decoding.error_bodies import broken_off
+from providers.decoding.event_stream import BinaryFrame
+from providers.decoding.lenient_json import garbage
+
+REASONS: Final[dict[str, FinishReason]] = {
+    **dict.fromkeys(("max_tokens", "model_context_window_exceeded"), "length"),
+    **dict.fromkeys(("guardrail_intervened", "content_filtered"), "content_filter"),
+}
+"""Our finish reason for a stopReason. Any other (end_turn, stop_sequence, tool_use, a new one)
+means that the model ended by itself."""
+
+FAILURES: Final = frozenset(("malformed_model_output", "malformed_tool_use"))
+"""Finish reasons of a failure."""
+
+
+class BedrockResponse:
+    """The state of one answer while it is read. Converse sends one choice."""
+
+    __slots__ = ("ended", "finished", "started")
+
+    def __init__(self) -> None:
+        self.started = False
+        self.finished = False
+        self.ended = False
+        """True if nothing more is expected."""
+
+    def read(self, frame: BinaryFrame, batch: Batch) -> None:
+        """Append the events of a frame.
+
+        Raises UpstreamError if it is an exception, an error or the end of a failure, or if its
+        payload is not a JSON object.
+        """
+        headers = frame.headers
+        kind = headers.get(":message-type")
+        if kind == "exception":
+            raise reported(decode_value(frame.payload), headers.get(":exception-type"))
+        if kind == "error":
+            text = headers.get(":error-message")
+            raise reported({"message": text}, headers.get(":error-code"))
+        event = headers.get(":event-type")
+        if event not in EVENTS:
+            return
+        self.start(batch)
+        if event == "contentBlockDelta":
+            delta = lenient_json.decode(frame.payload, DELTA).delta
+            if delta and delta.text and not self.finished:
+                batch.append(Delta(0, delta.text))
+        elif event == "messageStop":
+            self.finish(lenient_json.decode(frame.payload, STOP).stop_reason, batch)
+        elif event == "metadata":
+            self.use(lenient_json.decode(frame.payload, METADATA).usage, batch)
+            self.ended = self.finished
+
+    def read_whole(self, body: bytes, batch: Batch) -> None:
+        """Append the events of a whole answer. Raises what `read` raises."""
+        answer = lenient_json.decode(body, WHOLE)
+        if answer.output is None or answer.stop_reason is None:
+            refuse_error(body)
+            raise garbage("The upstream's answer holds no output.", body)
+        self.start(batch)
+        blocks = (answer.output.message and answer.output.message.content) or ()
+        if text := "".join(map(text_of, blocks)):
+            batch.append(Delta(0, text))
+        self.use(answer.usage, batch)
+        self.finish(answer.stop_reason, batch)
+
+    def start(self, batch: Batch) -> None:
+        if not self.started:
+            self.started = True
+            batch.append(Started())
+
+    def finish(self, word: str | None, batch: Batch) -> None:
+        if word in FAILURES:
+            raise UpstreamError("The upstream gave up in the middle.", upstream_code=word)
+        if not self.finished:
+            self.finished = True
+            batch.append(Finished(0, REASONS.get(word or "", "stop")))
+
+    def use(self, tokens: Tokens | None, batch: Batch) -> None:
+        if tokens and (usage := usage_of(tokens)):
+            batch.append(Used(usage))
+
+    def break_off(self) -> None:
+        """End the answer at the end of the body. Raises UpstreamError before messageStop."""
+        if not self.finished:
+            raise broken_off()
+
+
+def usage_of(tokens: Tokens) -> Usage | None:
+    """Return the usage, or None if all counts are zero or missing."""
+    read = tokens.cache_read_input_tokens or 0
+    written = tokens.cache_write_input_tokens or 0
+    given = (tokens.input_tokens or 0) + read + written
+    made = tokens.output_tokens or 0
+    if not given and not made:
+        return None
+    return Usage(
+        input_tokens=given,
+        output_tokens=made,
+        cache_read_tokens=read,
+        cache_write_tokens=written,
+    )
+
+
+def text_of(block: Block) -> str:
+    """Return the text of a block; a block with citations has it in pieces."""
+    cited = (block.citations_content and block.citations_content.content) or ()
+    return (block.text or "") + "".join([part.text or "" for part in cited])

@@ -1,0 +1,77 @@
+"""The JSON of Bedrock's Converse and ConverseStream as Structs, with the fields that matter.
+
+Source: Amazon Bedrock API reference, ConverseResponse, ConverseStreamOutput and TokenUsage; the
+user guide's "Prompt caching" (inputTokens leaves out what was read from the cache or written to it;
+read 2026-11).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from providers.decoding.lenient_json import Count
+
+
+class Text(msgspec.Struct):
+    """A piece of text, in a delta or a block."""
+
+    text: str | None = None
+
+
+class Cited(msgspec.Struct):
+    content: list[Text] | None = None
+
+
+class Block(msgspec.Struct, rename="camel"):
+    text: str | None = None
+    citations_content: Cited | None = None
+
+
+class Message(msgspec.Struct):
+    content: list[Block] | None = None
+
+
+class Output(msgspec.Struct):
+    message: Message | None = None
+
+
+class Tokens(msgspec.Struct, rename="camel"):
+    """`usage`. The three kinds of input tokens don't overlap."""
+
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    cache_read_input_tokens: Count | None = None
+    cache_write_input_tokens: Count | None = None
+
+
+class Whole(msgspec.Struct, rename="camel"):
+    output: Output | None = None
+    stop_reason: str | None = None
+    usage: Tokens | None = None
+
+
+class BlockDelta(msgspec.Struct):
+    delta: Text | None = None
+
+
+class Stop(msgspec.Struct, rename="camel"):
+    stop_reason: str | None = None
+
+
+class Metadata(msgspec.Struct):
+    usage: Tokens | None = None
+
+
+WHOLE: Final = msgspec.json.Decoder(Whole)
+DELTA: Final = msgspec.json.Decoder(BlockDelta)
+STOP: Final = msgspec.json.Decoder(Stop)
+METADATA: Final = msgspec.json.Decoder(Metadata)
+
+EVENTS: Final = frozenset(
+    (
+        *("messageStart", "contentBlockStart", "contentBlockDelta", "contentBlockStop"),
+        *("messageStop", "metadata"),
+    )
+)

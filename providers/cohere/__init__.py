@@ -1,0 +1,1 @@
+"""The Cohere dialect: the chat API v2, POST /chat."""

@@ -1,0 +1,1 @@
+"""Decoders that dialects share: they are pure, and know no provider."""

@@ -1,0 +1,98 @@
+"""Readers of bodies: how a body begins, all of it, an excerpt of it, a batch of its events.
+
+- It is pure: nothing depends on where the body was split. Sizes are bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Final
+
+from completion import Batch
+from errors import UpstreamError
+
+MAX_BODY: Final = 4 << 20
+"""The most bytes of a whole answer that a host sends where a stream was asked for."""
+START: Final = 400
+"""The bytes that are kept of a body's start, to show in an error."""
+END: Final = 16 << 10
+"""The bytes that are kept of its end."""
+
+
+def peek(chunks: Iterable[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """Return the first byte that isn't white space, or b"", and an iterator over all chunks."""
+    source, taken = iter(chunks), []
+    for chunk in source:
+        taken.append(chunk)
+        if first := chunk.lstrip()[:1]:
+            return first, chain(taken, source)
+    return b"", iter(taken)
+
+
+def join(chunks: Iterable[bytes], most: int = MAX_BODY) -> bytes:
+    """Return the whole body. Raises UpstreamError if it has more than `most` bytes."""
+    body = bytearray()
+    for chunk in chunks:
+        body += chunk
+        if len(body) > most:
+            raise UpstreamError(f"The upstream sent a body of more than {most} bytes.")
+    return bytes(body)
+
+
+def beginning(chunks: Iterable[bytes]) -> bytes:
+    """Return the first START bytes. The rest is not asked for."""
+    body = bytearray()
+    for chunk in chunks:
+        body += chunk
+        if len(body) >= START:
+            break
+    return bytes(body[:START])
+
+
+def batch_of(read: Callable[[Batch], None]) -> Iterator[Batch]:
+    """Yield the batch that `read` fills, unless it stays empty. Events that `read` appended before
+    it raised an error are yielded first."""
+    batch: Batch = []
+    try:
+        read(batch)
+    except UpstreamError:
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
+
+
+class Excerpt:
+    """The start of a body, and its end if `end` is true, kept while the body is decoded."""
+
+    __slots__ = ("_end", "_start")
+
+    def __init__(self, *, end: bool = False) -> None:
+        self._start = bytearray()
+        self._end = bytearray() if end else None
+
+    @property
+    def start(self) -> bytes:
+        return bytes(self._start[:START])
+
+    @property
+    def end(self) -> bytes:
+        return bytes((self._end or b"")[-END:])
+
+    def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield the chunks, and keep their excerpt."""
+        source, end = iter(chunks), self._end
+        for chunk in source:
+            if len(self._start) < START:
+                self._start += chunk[:START]
+            elif end is None:
+                yield chunk
+                break
+            if end is not None:
+                end += chunk
+                if len(end) > 2 * END:
+                    del end[:-END]
+            yield chunk
+        yield from source

@@ -1,0 +1,46 @@
+"""Streams of server-sent events that hold one choice, and whose last event says so.
+
+- It is pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from completion import Batch
+from providers.decoding import bodies, sse
+from providers.decoding.error_bodies import broken_off
+from providers.decoding.lenient_json import garbage
+
+
+def events(
+    chunks: Iterable[bytes],
+    read: Callable[[sse.Frame, Batch], bool],
+    complete: Callable[[bytes], Batch],
+) -> Iterator[Batch]:
+    """Decode a streamed body; see base.Dialect.
+
+    Args:
+        read: appends the events of a frame to a batch; see sse.batches.
+        complete: decodes a whole body, for a host that sends one JSON object, an answer or an
+            error, where a stream was asked for.
+    """
+    start, chunks = bodies.peek(chunks)
+    if start in (b"{", b"["):
+        yield complete(bodies.join(chunks))
+        return
+    excerpt = bodies.Excerpt()
+    answered = False
+    frames = sse.batches(excerpt.watch(chunks), read)
+    while True:
+        try:
+            batch = next(frames)
+        except StopIteration as stop:
+            ended: bool = stop.value
+            break
+        answered = True
+        yield batch
+    if not answered:
+        raise garbage("The upstream ended the stream without an answer.", excerpt.start)
+    if not ended:
+        raise broken_off()

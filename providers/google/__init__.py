@@ -1,0 +1,1 @@
+"""The Google dialect: the Gemini API."""

@@ -1,0 +1,187 @@
+"""The functions of the Google dialect, generateContent and streamGenerateContent of the Gemini API;
+see base.Dialect.
+
+- They are pure.
+- The key goes into a header, never into the URL.
+- There is no [DONE]. An answer is whole when the body ended and each candidate that was asked for
+  had a finishReason, or when the prompt was blocked. Anything else is an UpstreamError.
+- Fields of `extra` that belong to generationConfig go there; generationConfig itself is merged at
+  every depth; the others (safetySettings, systemInstruction, cachedContent, ...) go to the top.
+
+Source: the types and converters of Google's own SDK, python-genai of 2026-08, and its issue threads
+(read 2026-11).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, Final
+from urllib.parse import quote
+
+import msgspec
+
+from completion import Batch, CompletionRequest, named
+from errors import UpstreamError
+from providers import request_parts
+from providers.base import Target, UpstreamRequest
+from providers.decoding import bodies, sse
+from providers.decoding.error_bodies import refusal_message
+from providers.decoding.lenient_json import NOT_JSON, garbage, sample
+from providers.decoding.retry_after import retry_after
+from providers.google.errors import bare, failure, reported
+from providers.google.response import GoogleResponse
+
+CONFIG: Final = {
+    "max_tokens": "maxOutputTokens",
+    "temperature": "temperature",
+    "top_p": "topP",
+    "n": "candidateCount",
+    "stop": "stopSequences",
+    "seed": "seed",
+    "frequency_penalty": "frequencyPenalty",
+    "presence_penalty": "presencePenalty",
+}
+"""The names of our parameters in generationConfig."""
+
+UNSUPPORTED: Final = frozenset(
+    (
+        *("suffix", "best_of", "logit_bias", "user", "openai_extra"),
+        *("token_ids", "echo", "echo_logprobs", "prompt_list"),
+    )
+)
+
+RESERVED: Final = frozenset(("model", "contents"))
+"""Fields that `extra` can't set, absent or not."""
+
+IN_CONFIG: Final = frozenset(
+    (
+        *CONFIG.values(),
+        *("topK", "logprobs", "responseLogprobs", "thinkingConfig", "mediaResolution"),
+        *("responseMimeType", "responseSchema", "responseJsonSchema", "responseFormat"),
+        *("responseModalities", "speechConfig", "imageConfig", "enableEnhancedCivicAnswers"),
+    )
+)
+"""Fields of generationConfig, which `extra` may have at its top."""
+
+COLLECTIONS: Final = ("models/", "tunedModels/")
+"""The collections that a model's name may begin with; the first is the default."""
+
+
+def unsupported(target: Target) -> frozenset[str]:
+    """Return the parameters that the target lacks; see base.Dialect."""
+    return target.cannot | UNSUPPORTED
+
+
+def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
+    """Return the request to send. It takes exactly one prompt, a text."""
+    body = msgspec.json.encode(_body(request, target))
+    url = _url(target, stream=request.stream)
+    return UpstreamRequest("POST", url, request_parts.headers(request, target), body)
+
+
+def _url(target: Target, *, stream: bool) -> str:
+    collection = next((c for c in COLLECTIONS if target.model.startswith(c)), "")
+    name = quote(target.model.removeprefix(collection), safe="")
+    method = "streamGenerateContent" if stream else "generateContent"
+    url = f"{target.provider.base_url.rstrip('/')}/{collection or COLLECTIONS[0]}{name}:{method}"
+    query = [*(["alt=sse"] if stream else []), target.provider.query]
+    return "?".join(filter(None, (url, "&".join(filter(None, query)))))
+
+
+def _body(request: CompletionRequest, target: Target) -> dict[str, Any]:
+    (prompt,) = request.prompts
+    lacks = target.cannot
+    config = named(request, CONFIG, lacks)
+    if request.logprobs is not None and "logprobs" not in lacks:
+        config["responseLogprobs"] = True
+        if request.logprobs:
+            config["logprobs"] = request.logprobs
+    body: dict[str, Any] = {"contents": [{"role": "user", "parts": [{"text": prompt}]}]}
+    for name, value in request.extra.items():
+        theirs = _camel_case(name)
+        if theirs == "generationConfig" and isinstance(value, Mapping):
+            request_parts.fill(config, {_camel_case(key): inner for key, inner in value.items()})
+        elif theirs in IN_CONFIG:
+            request_parts.fill(config, {theirs: value})
+        elif theirs not in RESERVED:
+            request_parts.fill(body, {name: value})
+    if config:
+        request_parts.fill(body, {"generationConfig": config})
+    return body
+
+
+def _camel_case(name: str) -> str:
+    """Return a field's name in camel case. The API takes snake case too."""
+    return re.sub("_([a-z])", lambda match: match[1].upper(), name)
+
+
+def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
+    """Decode a streamed body; see base.Dialect.
+
+    A body that is one JSON value is decoded as a whole body: a host that ignores alt=sse sends a
+    list of chunks.
+    """
+    first, chunks = bodies.peek(chunks)
+    if first in (b"{", b"["):
+        yield from bodies.batch_of(partial(_whole, bodies.join(chunks), request))
+        return
+    excerpt = bodies.Excerpt(end=True)
+    response = GoogleResponse(request)
+    for frames in sse.decode(excerpt.watch(chunks)):
+        yield from bodies.batch_of(partial(_read, response, frames))
+    yield from bodies.batch_of(partial(_end, response, excerpt))
+
+
+def _read(response: GoogleResponse, frames: list[sse.Frame], batch: Batch) -> None:
+    for frame in frames:
+        response.read(frame.data, batch)
+
+
+def _end(response: GoogleResponse, excerpt: bodies.Excerpt, batch: Batch) -> None:
+    """Append the last events, at the end of the body."""
+    try:
+        response.end(batch, whole=False)
+    except UpstreamError:
+        if stray := bare(excerpt.end):
+            raise reported(stray) from None
+        if not response.started:
+            message = "The upstream ended the stream without an answer."
+            raise garbage(message, excerpt.start) from None
+        raise
+
+
+def complete(body: bytes, request: CompletionRequest) -> Batch:
+    """Decode a whole JSON body; see base.Dialect."""
+    batch: Batch = []
+    _whole(body, request, batch)
+    return batch
+
+
+def _whole(body: bytes, request: CompletionRequest, batch: Batch) -> None:
+    """Append the events of a whole answer: one JSON object, or a list of them."""
+    try:
+        parts = msgspec.json.decode(body, type=list[msgspec.Raw])
+    except NOT_JSON:
+        parts = [msgspec.Raw(body)]
+    response = GoogleResponse(request)
+    for part in parts:
+        response.read(bytes(part), batch)
+    if not response.texts and not response.blocked:
+        raise garbage("The upstream's answer holds no candidates.", body)
+    response.end(batch, whole=True)
+
+
+def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+    """Return the error for a response other than 2xx. Header names are in lower case."""
+    try:
+        value = msgspec.json.decode(body)
+    except NOT_JSON:
+        value = None
+    found = failure(refusal_message(status), value, status)
+    if found.upstream_message is None:
+        found.upstream_message = sample(body) or None
+    if found.retry_after is None:
+        found.retry_after = retry_after(headers)
+    return found

@@ -1,0 +1,90 @@
+"""The errors of the Gemini API.
+
+An error is {"error": {"code": HTTP status, "status": a word, "message": prose, "details": [...]}},
+in a list if JSON was streamed.
+
+- It is pure.
+- An error is classified by its status and code, never by the prose of its message.
+- An invalid key has the status 400 and can be recognized only by its reason. It counts as a 401.
+
+Source: google.rpc.Status with its ErrorInfo and RetryInfo, as AIP-193 has them (read 2026-11).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+from errors import UpstreamError
+from providers.decoding.error_bodies import decode_error
+from providers.decoding.lenient_json import NOT_JSON
+
+KEY_REASONS: Final = "API_KEY_"
+"""The prefix of the reasons for refusing a key: API_KEY_INVALID, API_KEY_SERVICE_BLOCKED, ..."""
+UNAUTHORIZED: Final = (401, 403)
+
+DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)s")
+BARE: Final = re.compile(rb"(?:\A|(?<=[\r\n]))[\[{]")
+"""The start of a line that begins like JSON."""
+
+
+def reported(value: Any) -> UpstreamError:
+    """Return the error in a decoded body that should have been an answer."""
+    return failure("The upstream reported an error instead of an answer.", value)
+
+
+def failure(message: str, value: Any, status: int | None = None) -> UpstreamError:
+    """Return an error with our message, and with the status, code and message of Google's.
+
+    Args:
+        status: the HTTP status; None to take the status from the body.
+    """
+    body = _error(value)
+    details = [entry for entry in body.get("details") or () if isinstance(entry, dict)]
+    reason = next((r for entry in details if isinstance(r := entry.get("reason"), str)), "")
+    word = body.get("status")
+    status = status or _status(body.get("code"))
+    if reason.startswith(KEY_REASONS):
+        word = reason
+        status = status if status in UNAUTHORIZED else 401
+    found = decode_error(value)
+    return UpstreamError(
+        message,
+        upstream_status=status,
+        upstream_code=word if isinstance(word, str) and word else found.code,
+        upstream_message=found.message,
+        retry_after=next((s for e in details if (s := _delay(e)) is not None), None),
+    )
+
+
+def bare(end: bytes) -> Any:
+    """Return an error that stands at the end of a stream on lines of its own, outside any event, as
+    late errors do. Return None if there is none."""
+    for match in BARE.finditer(end):
+        try:
+            value = msgspec.json.decode(end[match.start() :])
+        except NOT_JSON:
+            continue
+        return value if _error(value) else None
+    return None
+
+
+def _error(value: Any) -> dict[str, Any]:
+    """Return the object with code, status and details, without the objects around it."""
+    if isinstance(value, list) and value:
+        value = value[0]
+    inner = value.get("error") if isinstance(value, dict) else None
+    return inner if isinstance(inner, dict) else {}
+
+
+def _status(code: Any) -> int | None:
+    return code if isinstance(code, int) and 400 <= code < 600 else None
+
+
+def _delay(detail: dict[str, Any]) -> float | None:
+    """Return the delay of a RetryInfo in seconds."""
+    delay = detail.get("retryDelay")
+    match = DURATION.fullmatch(delay) if isinstance(delay, str) else None
+    return float(match[1]) if match else None

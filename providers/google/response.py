@@ -1,0 +1,203 @@
+"""The answers of the Gemini API, translated into events.
+
+- It is pure.
+- A chunk of a stream and a whole answer are the same object, so both take one path.
+- The finish of a candidate is reported at the end of the body: some hosts put a finishReason on
+  every chunk, and text that follows one is still text. The last finishReason counts.
+- Usage may come with every chunk. The last counts, and is reported after the chunk's text, which it
+  includes. A usage without output tokens, although there is text, is held until the end: it would
+  make a stopped stream look free.
+- Thoughts are not text.
+
+Source: Gemini API reference, GenerateContentResponse, and the types of Google's own SDK (read
+2026-11).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from completion import (
+    Batch,
+    CompletionRequest,
+    Delta,
+    Finished,
+    FinishReason,
+    Logprobs,
+    Started,
+    Usage,
+    Used,
+)
+from errors import UpstreamError
+from providers.decoding import lenient_json
+from providers.decoding.error_bodies import broken_off
+from providers.decoding.logprobs import LogprobsReader
+from providers.google.errors import reported
+from providers.google.schemas import CHUNK, Candidate, Chunk, LogprobsResult, Token, Tokens
+
+REASONS: Final[dict[str, FinishReason]] = {
+    "MAX_TOKENS": "length",
+    **dict.fromkeys(
+        (
+            *("SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"),
+            *("IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION", "MODEL_ARMOR"),
+        ),
+        "content_filter",
+    ),
+}
+"""Our finish reason for a finishReason. Any other, STOP or a new one, means that the model ended by
+itself."""
+
+FAILURES: Final = frozenset(
+    (
+        *("OTHER", "IMAGE_OTHER", "NO_IMAGE", "MALFORMED_RESPONSE", "MISSING_THOUGHT_SIGNATURE"),
+        *("MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "TOO_MANY_TOOL_CALLS"),
+    )
+)
+"""Finish reasons of a failure: the output is not what was asked for, and no filter removed it."""
+
+NOT_YET: Final = frozenset(("", "FINISH_REASON_UNSPECIFIED"))
+NOT_BLOCKED: Final = frozenset(("", "BLOCK_REASON_UNSPECIFIED", "BLOCKED_REASON_UNSPECIFIED"))
+
+
+class GoogleResponse:
+    """The state of one answer while it is read."""
+
+    __slots__ = ("blocked", "choices", "held", "logprobs", "readers", "reasons", "started", "texts")
+
+    def __init__(self, request: CompletionRequest) -> None:
+        self.choices = request.choices
+        self.logprobs = request.logprobs
+        self.readers: dict[int, LogprobsReader] = {}
+        self.started = False
+        self.blocked = False
+        self.texts: dict[int, bool] = {}
+        """The candidates that began, and whether they have text."""
+        self.reasons: dict[int, FinishReason] = {}
+        self.held: Usage | None = None
+        """A usage that is not reported yet."""
+
+    def read(self, data: bytes, batch: Batch) -> None:
+        """Decode a chunk, or a whole body, and append its events.
+
+        Raises UpstreamError if it holds an error or the end of a failure, or is not a JSON object.
+        """
+        self.take(lenient_json.decode(data, CHUNK), batch)
+
+    def take(self, chunk: Chunk, batch: Batch) -> None:
+        """Append the events of a chunk. Raises what `read` raises."""
+        if chunk.error:
+            raise reported({"error": chunk.error})
+        usage = chunk.usage_metadata and usage_of(chunk.usage_metadata)
+        if not self.started and (chunk.candidates or chunk.prompt_feedback or usage):
+            self.started = True
+            batch.append(
+                Started(chunk.model_version or None, usage.input_tokens if usage else None)
+            )
+        reasons = [self.candidate(each, batch) for each in chunk.candidates or ()]
+        feedback = chunk.prompt_feedback
+        if feedback and (feedback.block_reason or "") not in NOT_BLOCKED:
+            self.blocked = True
+        if usage and chunk.usage_metadata:
+            self.count(usage, chunk.usage_metadata.candidates_token_count is not None, batch)
+        if failures := FAILURES.intersection(reasons):
+            self.append_usage(batch)
+            raise UpstreamError("The upstream gave up in the middle.", upstream_code=min(failures))
+
+    def candidate(self, candidate: Candidate, batch: Batch) -> str:
+        """Append the events of a candidate and return its finishReason, empty if it goes on.
+
+        A candidate that wasn't asked for (from the caller's own candidateCount) is left out.
+        """
+        index = candidate.index
+        if not 0 <= index < self.choices:
+            return ""
+        parts = (candidate.content and candidate.content.parts) or ()
+        text = "".join([part.text for part in parts if part.text and not part.thought])
+        result = candidate.logprobs_result
+        logprobs = self.read_logprobs(index, result) if result else None
+        if text or logprobs:
+            self.texts[index] = True
+            batch.append(Delta(index, text, logprobs))
+        else:
+            self.texts.setdefault(index, False)
+        word = candidate.finish_reason or ""
+        if word not in NOT_YET:
+            self.reasons[index] = REASONS.get(word, "stop")
+        return word
+
+    def read_logprobs(self, index: int, result: LogprobsResult) -> Logprobs | None:
+        if self.logprobs is None:
+            return None
+        reader = self.readers.get(index)
+        if reader is None:
+            reader = self.readers[index] = LogprobsReader(self.logprobs)
+        top = [entry.candidates or [] for entry in result.top_candidates or ()]
+        chosen = result.chosen_candidates or []
+        top += [[]] * (len(chosen) - len(top))
+        entries = [
+            {**_entry(token), "top_logprobs": [_entry(other) for other in others]}
+            for token, others in zip(chosen, top, strict=False)
+        ]
+        return reader.read({"content": entries})
+
+    def count(self, usage: Usage, final: bool, batch: Batch) -> None:
+        """Append the usage, unless it lacks the output tokens of text that arrived."""
+        self.held = usage
+        if final or not any(self.texts.values()):
+            self.append_usage(batch)
+
+    def append_usage(self, batch: Batch) -> None:
+        if self.held is not None:
+            batch.append(Used(self.held))
+            self.held = None
+
+    def end(self, batch: Batch, *, whole: bool) -> None:
+        """Append the last events, at the end of the body.
+
+        Args:
+            whole: True for one JSON body. It can't have been cut off, so a candidate without a
+                finishReason is finished.
+
+        Raises:
+            UpstreamError: the answer is incomplete.
+        """
+        blocked = self.blocked and not self.texts
+        if not blocked:
+            self.refuse_incomplete(whole=whole)
+        self.append_usage(batch)
+        if blocked:
+            batch.extend(Finished(index, "content_filter") for index in range(self.choices))
+        batch.extend(
+            Finished(index, self.reasons.get(index, "stop")) for index in sorted(self.texts)
+        )
+
+    def refuse_incomplete(self, *, whole: bool) -> None:
+        if not whole and len(self.reasons) < self.choices:
+            raise broken_off()
+        if len(self.texts) < self.choices:
+            raise UpstreamError(
+                f"The upstream gave {len(self.texts)} of the {self.choices} choices asked for."
+            )
+        if not self.reasons and not any(self.texts.values()):
+            raise UpstreamError("The upstream ended its answer without a word.")
+
+
+def usage_of(tokens: Tokens) -> Usage | None:
+    """Return the usage, or None if all counts are zero or missing."""
+    given = (tokens.prompt_token_count or 0) + (tokens.tool_use_prompt_token_count or 0)
+    thoughts = tokens.thoughts_token_count or 0
+    made = (tokens.candidates_token_count or 0) + thoughts
+    if not given and not made:
+        return None
+    return Usage(
+        input_tokens=given,
+        output_tokens=made,
+        cache_read_tokens=tokens.cached_content_token_count or 0,
+        reasoning_tokens=thoughts,
+    )
+
+
+def _entry(token: Token) -> dict[str, Any]:
+    """Return a token in OpenAI's chat shape."""
+    return {"token": token.token, "logprob": token.log_probability}

@@ -1,0 +1,1 @@
+"""The infill dialect: llama.cpp's POST /infill, in that server's own format."""

@@ -1,0 +1,96 @@
+"""The functions of the infill dialect, llama.cpp's POST /infill; see base.Dialect.
+
+- They are pure.
+- An answer is whole when an object with "stop": true arrived. A body that ends before it is an
+  UpstreamError.
+
+Source: llama.cpp, tools/server/README.md, "POST /infill" and "POST /completion" (read 2026-11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from completion import Batch, CompletionRequest, Started, named
+from errors import UpstreamError
+from providers import request_parts
+from providers.base import Target, UpstreamRequest
+from providers.decoding import sse
+from providers.decoding.error_bodies import broken_off, refused_call
+from providers.infill.response import decode, read
+
+NAMES: Final = {
+    "max_tokens": "n_predict",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "frequency_penalty": "frequency_penalty",
+    "presence_penalty": "presence_penalty",
+    "stop": "stop",
+    "seed": "seed",
+}
+UNSUPPORTED: Final = frozenset(
+    {
+        *("n", "best_of", "logprobs", "echo", "echo_logprobs", "logit_bias", "user"),
+        *("token_ids", "prompt_list"),
+    }
+)
+
+
+def unsupported(target: Target) -> frozenset[str]:
+    """Return the parameters that the target lacks; see base.Dialect."""
+    return UNSUPPORTED | target.cannot
+
+
+def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
+    """Return the request to send.
+
+    The endpoint lies beside the /v1 of the OpenAI-compatible ones, and takes their key.
+    """
+    (prompt,) = request.prompts
+    body: dict[str, Any] = {
+        "input_prefix": prompt,
+        "input_suffix": request.suffix or "",
+        "prompt": "",
+        "stream": request.stream,
+    }
+    body |= named(request, NAMES)
+    body |= {
+        name: value
+        for name, value in (request.openai_extra | request.extra).items()
+        if name not in body
+    }
+    root = target.provider.base_url.rstrip("/").removesuffix("/v1")
+    path = target.fim.path if target.fim else "/infill"
+    headers = request_parts.headers(request, target)
+    return UpstreamRequest("POST", root + path, headers, msgspec.json.encode(body))
+
+
+def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:  # noqa: ARG001
+    """Decode a streamed body; see base.Dialect."""
+    started = False
+
+    def read_frame(frame: sse.Frame, batch: Batch) -> bool:
+        nonlocal started
+        piece = decode(frame.data)
+        if not started:
+            started = True
+            batch.append(Started(piece.model))
+        batch += read(piece)
+        return bool(piece.stop)
+
+    if not (yield from sse.batches(chunks, read_frame)):
+        raise broken_off()
+
+
+def complete(body: bytes, request: CompletionRequest) -> Batch:  # noqa: ARG001
+    """Decode a whole JSON body; see base.Dialect."""
+    piece = decode(body)
+    return [Started(piece.model), *read(msgspec.structs.replace(piece, stop=True))]
+
+
+def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+    """Return the error for a response other than 2xx. Header names are in lower case."""
+    return refused_call(status, headers, body)

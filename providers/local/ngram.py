@@ -1,0 +1,279 @@
+"""A toy language model: word n-grams with back-off over the reference text in every CPython.
+
+- It is pure and deterministic: no clock, no lock, and randomness comes from the caller.
+- Tokens are lossless: joined, they are the text again.
+- A token has a small number. A context is the last three of them in one integer, the latest in the
+  highest bits.
+- The whole index is one sorted array of (context, next token) rows. What follows a context of
+  three, two or one tokens lies side by side and is found by bisection, and a random row is a token
+  with the right probability.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from array import array
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, NamedTuple
+
+from completion import CompletionRequest, Logprobs
+
+UNKNOWN, BREAK, END, FULL_STOP = range(4)
+SPECIAL: Final = ("", "\n\n", "<|endoftext|>", ".")
+"""The texts of these tokens: an unknown word, a paragraph's end, the text's end, a full stop."""
+ORDER: Final = 3
+"""The number of tokens in a context."""
+TRUST: Final = 0.85
+"""The weight of the longest known context; the context that is a token shorter has the rest."""
+
+_BITS: Final = 16
+_NEXT: Final = (1 << _BITS) - 1
+_LATEST: Final = (ORDER - 1) * _BITS
+_START: Final = BREAK << _LATEST
+
+_TOKEN = re.compile(
+    r"\s*\n\s*"  # line ends and what surrounds them
+    r"|[^\S\n]*(?:\w+(?:[\u2019'.-]\w+)*(?:\(\))?|[^\w\s])"  # a word, name() or punctuation mark
+    r"|\s+"
+)
+_HEADING = re.compile(r"\n.+\n[*=~-]{4,}\n")
+_REMARK = re.compile(r" \([^()]+(?:\(\)[^()]*)*\)")
+_SENTENCE_END = re.compile(r"\. (?=[A-Z])")
+_PROSE = re.compile(r"[A-Z][\w ,.\u2019()-]*")
+_ODD = re.compile(r"\([^)]| \(|  |\d\.\d| (?:-|[b-zB-HJ-Z][ ,]|import )|^(?:See|New|Changed) ")
+_FEWEST_SPACES: Final = 4
+
+
+def tokens(text: str) -> Iterator[str]:
+    """Yield the tokens of any text: words and marks with their leading white space, line ends."""
+    return (match.group() for match in _TOKEN.finditer(text))
+
+
+def follow(context: int, token: int) -> int:
+    """Return the context after one more token."""
+    return token << _LATEST | context >> _BITS
+
+
+class Model(NamedTuple):
+    """An index of what follows each context."""
+
+    texts: list[str]
+    """The text of each token, by its number."""
+    numbers: dict[str, int]
+    rows: array[int]
+    """(context, next token) as 64-bit integers, sorted."""
+
+    def context(self, prompt: Iterable[str]) -> int:
+        """Return the context after a prompt's tokens. Any line end counts as a paragraph's end."""
+        context = _START
+        for token in deque(prompt, ORDER):
+            number = BREAK if "\n" in token else self.numbers.get(token, UNKNOWN)
+            context = follow(context, number)
+        return context
+
+    def draw(self, context: int, source: random.Random) -> int:
+        """Return a random token that may follow; `probabilities` gives its probability."""
+        longest, shorter = self._spans(context)
+        low, high = longest if source.random() < TRUST else shorter
+        return self.rows[low + int(source.random() * (high - low))] & _NEXT
+
+    def probabilities(self, context: int, *, first: bool = False) -> dict[int, float]:
+        """Return the probability of every token that may follow; their sum is 1.
+
+        Args:
+            first: True if the answer begins here. It must not be empty, so END becomes BREAK.
+        """
+        result: dict[int, float] = {}
+        for (low, high), trust in zip(self._spans(context), (TRUST, 1 - TRUST), strict=True):
+            for row in self.rows[low:high]:
+                token = row & _NEXT
+                result[token] = result.get(token, 0.0) + trust / (high - low)
+        if first and END in result:
+            result[BREAK] = result.get(BREAK, 0.0) + result.pop(END)
+        return result
+
+    def logprobs(
+        self, likely: Mapping[int, float], token: int, alternatives: int, offset: int
+    ) -> Logprobs:
+        """Return the log probabilities of one generated token.
+
+        Args:
+            likely: the probabilities of the tokens that could follow.
+            alternatives: the number of those tokens to list.
+            offset: where the token begins, in characters of its choice's text.
+        """
+        top: list[dict[str, float] | None] = []
+        if alternatives:
+            ranked = sorted(likely, key=likely.__getitem__, reverse=True)[:alternatives]
+            named = dict.fromkeys([*ranked, token])
+            top.append({self.texts[each]: math.log(likely[each]) for each in named})
+        return Logprobs([self.texts[token]], [math.log(likely[token])], top or None, [offset])
+
+    def _spans(self, context: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return the spans of rows of the longest known context, and of the next shorter one.
+
+        Every context that is reduced to its latest token has rows: see `build`.
+        """
+        pair = self._span(context, 2, 0, len(self.rows))
+        if pair[0] == pair[1]:
+            single = self._span(context, 1, 0, len(self.rows))
+            return single, single
+        triple = self._span(context, 3, *pair)
+        return (triple if triple[0] < triple[1] else pair), pair
+
+    def _span(self, context: int, order: int, low: int, high: int) -> tuple[int, int]:
+        """Return the span of rows that match a context's latest `order` tokens."""
+        shift = (ORDER + 1 - order) * _BITS
+        key = context << _BITS >> shift << shift
+        low = bisect_left(self.rows, key, low, high)
+        return low, bisect_left(self.rows, key + (1 << shift), low, high)
+
+
+def build(texts: Iterable[str]) -> Iterator[Model | None]:
+    """Learn from texts. Yield None now and then, where the caller may pause, and then the model."""
+    numbers = {text: number for number, text in enumerate(SPECIAL)}
+    rows = [BREAK]  # after an unknown word comes a new paragraph
+    seen: set[str] = set()
+    for text in texts:
+        for section in _HEADING.split(text):
+            context = _START
+            for token in _TOKEN.findall("\n\n".join(_paragraphs(section, seen))):
+                number = numbers.setdefault(token, len(numbers))
+                rows.append(context << _BITS | number)
+                context = follow(context, number)
+            if context != _START:
+                rows.append(context << _BITS | END)
+            yield None
+    rows.sort()
+    yield None
+    yield Model(list(numbers), numbers, array("Q", rows))
+
+
+def _paragraphs(section: str, seen: set[str]) -> Iterator[str]:
+    """Yield the prose of a section, without code, grammar, lists and `seen` paragraphs."""
+    for paragraph in section.split("\n\n"):
+        if paragraph in seen or not paragraph.rstrip().endswith("."):
+            continue
+        seen.add(paragraph)
+        line = _REMARK.sub("", " ".join(paragraph.split()).replace("- ", "-"))
+        line = line.replace('"', "").replace("*", "")
+        kept = ". ".join(filter(_is_prose, _SENTENCE_END.split(line[:-1])))
+        if kept:
+            yield kept + "."
+
+
+def _is_prose(sentence: str) -> bool:
+    return (
+        sentence.count(" ") >= _FEWEST_SPACES
+        and _PROSE.fullmatch(sentence) is not None
+        and _ODD.search(sentence) is None
+    )
+
+
+class Sampling(NamedTuple):
+    """The parameters of choosing the next token, with OpenAI's names and defaults."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+    @classmethod
+    def of(cls, request: CompletionRequest) -> Sampling:
+        """Return the parameters of a request."""
+        return cls(
+            1.0 if request.temperature is None else request.temperature,
+            1.0 if request.top_p is None else request.top_p,
+            request.presence_penalty or 0.0,
+            request.frequency_penalty or 0.0,
+        )
+
+    @property
+    def penalized(self) -> bool:
+        return bool(self.presence_penalty or self.frequency_penalty)
+
+    @property
+    def plain(self) -> bool:
+        """Return True if the model's own probabilities hold."""
+        return self.temperature == 1 and self.top_p >= 1 and not self.penalized
+
+
+def shape(
+    probabilities: Mapping[int, float], counts: Mapping[int, int], sampling: Sampling
+) -> dict[int, float]:
+    """Return the probabilities after penalties, then temperature, then top_p.
+
+    The result has at least one token and its sum is 1. Temperature 0 leaves only the likeliest
+    token (the first of several).
+
+    Args:
+        counts: how often each token has been generated.
+    """
+    if sampling.temperature == 0 and not sampling.penalized:
+        return {max(probabilities, key=probabilities.__getitem__): 1.0}
+    logits = {
+        token: math.log(probability) - _penalty(counts.get(token, 0), sampling)
+        for token, probability in probabilities.items()
+    }
+    best = max(logits, key=logits.__getitem__)
+    if sampling.temperature == 0:
+        return {best: 1.0}
+    weights = {
+        token: math.exp((logit - logits[best]) / sampling.temperature)
+        for token, logit in logits.items()
+    }
+    return _nucleus(weights, sampling.top_p)
+
+
+def _penalty(count: int, sampling: Sampling) -> float:
+    return sampling.presence_penalty * (count > 0) + sampling.frequency_penalty * count
+
+
+def _nucleus(weights: dict[int, float], top_p: float) -> dict[int, float]:
+    """Return the fewest tokens, likeliest first, that make up top_p, scaled to a sum of 1."""
+    total = math.fsum(weights.values())
+    if top_p < 1:
+        kept: dict[int, float] = {}
+        wanted, reached = top_p * total, 0.0
+        for token in sorted(weights, key=weights.__getitem__, reverse=True):
+            kept[token] = weights[token]
+            reached += weights[token]
+            if reached >= wanted:
+                break
+        weights, total = kept, math.fsum(kept.values())
+    return {token: weight / total for token, weight in weights.items()}
+
+
+def walk(
+    model: Model, context: int, sampling: Sampling, source: random.Random
+) -> Iterator[tuple[int, int]]:
+    """Yield pairs of a context and the token that follows it, until the end.
+
+    The text also ends at a full stop that comes again without a choice in between, because it would
+    repeat forever.
+    """
+    counts: Counter[int] = Counter()
+    certain: set[int] = set()
+    while True:
+        if sampling.plain:
+            token = model.draw(context, source)
+        else:
+            now = model.probabilities(context, first=not counts)
+            weights = shape(now, counts, sampling)
+            (token,) = source.choices(tuple(weights), tuple(weights.values()))
+            if len(weights) > 1 or sampling.penalized:
+                certain.clear()
+            elif context >> _LATEST == FULL_STOP and context in certain:
+                return
+            certain.add(context)
+        if token == END:
+            if counts:
+                return
+            token = BREAK
+        yield context, token
+        counts[token] += 1
+        context = follow(context, token)

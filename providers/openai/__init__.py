@@ -1,0 +1,1 @@
+"""The OpenAI dialect: hosts with POST /completions (legacy), /chat/completions, or both."""

@@ -1,0 +1,166 @@
+"""The functions of the OpenAI dialect; see base.Dialect.
+
+- They are pure. A request holds what was asked for and nothing else.
+- An answer is whole when [DONE] arrived, or when the body ended and each choice that was asked for
+  had its finish_reason. Anything else is an UpstreamError, never a clean end.
+- The answer shows which of the two endpoints sent it; nothing is assumed. See response.py.
+
+Source: OpenAI API reference, "Completions" and "Chat" (read 2026-11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, Final
+from urllib.parse import quote
+
+import msgspec
+
+from completion import Batch, CompletionRequest, asked_for
+from errors import UpstreamError
+from providers import request_parts
+from providers.base import Target, UpstreamRequest
+from providers.decoding import bodies, sse
+from providers.decoding.error_bodies import failure, refused_call
+from providers.decoding.lenient_json import garbage
+from providers.openai.response import OpenAIResponse
+from providers.openai.schemas import DONE, decode_many
+
+SAMPLING: Final[tuple[str, ...]] = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "n",
+    "stop",
+    "seed",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "user",
+)
+"""Parameters that have the same name and meaning at both endpoints."""
+
+LEGACY_ONLY: Final[tuple[str, ...]] = ("logprobs", "echo", "best_of", "suffix")
+
+RESERVED: Final = frozenset({"model", "prompt", "messages", "stream", "stream_options"})
+"""Fields that `extra` can't set, absent or not."""
+
+
+# The request
+
+
+def unsupported(target: Target) -> frozenset[str]:
+    """Return the parameters that the target lacks; see base.Dialect."""
+    return target.cannot if target.legacy else target.cannot | request_parts.CHAT_UNSUPPORTED
+
+
+def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
+    """Return the request to send. A chat target takes exactly one prompt, a text."""
+    body = msgspec.json.encode(_body(request, target))
+    return UpstreamRequest("POST", _url(target), request_parts.headers(request, target), body)
+
+
+def _url(target: Target) -> str:
+    provider, base = target.provider, target.provider.base_url.rstrip("/")
+    if "{model}" in base:
+        base = base.replace("{model}", quote(target.model, safe=""))
+    path = "/completions" if target.legacy else "/chat/completions"
+    if target.fim:
+        path = target.fim.path
+    return f"{base}{path}?{provider.query}" if provider.query else base + path
+
+
+def _body(request: CompletionRequest, target: Target) -> dict[str, Any]:
+    body: dict[str, Any] = {"model": target.model}
+    if target.legacy:
+        prompts = request.prompts
+        body["prompt"] = prompts[0] if len(prompts) == 1 else prompts
+        names = SAMPLING + LEGACY_ONLY
+    else:
+        (prompt,) = request.prompts
+        body["messages"] = [{"role": "user", "content": prompt}]
+        names = SAMPLING
+    asked, theirs, lacks = asked_for(request), target.names, target.cannot
+    for name in names:
+        if name in asked and name not in lacks:
+            body[theirs.get(name, name)] = asked[name]
+    if not target.legacy and request.logprobs is not None:
+        body["logprobs"] = True
+        if request.logprobs:
+            body["top_logprobs"] = request.logprobs
+    if request.stream:
+        body["stream"] = True
+        if target.provider.stream_options:
+            body["stream_options"] = target.provider.stream_options
+    for name, value in (request.openai_extra | request.extra).items():
+        if name not in RESERVED:
+            body.setdefault(name, value)
+    return body
+
+
+# The response
+
+
+def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
+    """Decode a streamed body; see base.Dialect. Nothing after [DONE] is asked for.
+
+    A body that is one JSON value (a host that doesn't stream, or an error with status 200) is
+    decoded as a whole body.
+    """
+    start, chunks = bodies.peek(chunks)
+    if start in (b"{", b"["):
+        yield complete(bodies.join(chunks), request)
+        return
+    excerpt = bodies.Excerpt()
+    response = OpenAIResponse(request)
+    read, read_all = partial(_read, response), partial(_read_all, response)
+    ended = yield from sse.batches(excerpt.watch(chunks), read, read_all)
+    if not ended:
+        if not response.started:
+            raise garbage("The upstream ended the stream without an answer.", excerpt.start)
+        rest: Batch = []
+        response.break_off(rest)
+        if rest:
+            yield rest
+
+
+def _read(response: OpenAIResponse, frame: sse.Frame, batch: Batch) -> bool:
+    """Append the events of a frame. Return True if it was [DONE]."""
+    if frame.data.lstrip().startswith(DONE):
+        response.end(batch)
+        return True
+    if frame.event == "error":
+        raise failure(frame.data, {})
+    response.read(frame.data, batch)
+    return False
+
+
+def _read_all(response: OpenAIResponse, frames: list[sse.Frame], batch: Batch) -> bool:
+    """Append the events of several frames. Return True if the last was [DONE].
+
+    All frames but the last, which may be [DONE], are decoded at once.
+    """
+    *several, last = frames
+    data = [frame.data for frame in several if frame.event == "message"]
+    chunks = decode_many(data) if len(data) == len(several) else []
+    if len(chunks) < len(several):
+        return any(_read(response, frame, batch) for frame in frames)
+    response.take_all(chunks, data, batch)
+    return _read(response, last, batch)
+
+
+def complete(body: bytes, request: CompletionRequest) -> Batch:
+    """Decode a whole JSON body; see base.Dialect."""
+    response = OpenAIResponse(request)
+    batch: Batch = []
+    response.read(body, batch)
+    if not response.texts:
+        raise garbage("The upstream's answer holds no choices.", body)
+    response.end(batch)
+    return batch
+
+
+def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+    """Return the error for a response other than 2xx. Header names are in lower case."""
+    return refused_call(status, headers, body)

@@ -1,0 +1,201 @@
+"""The answers of OpenAI-compatible hosts, translated into events.
+
+- It is pure.
+- Streams and whole answers, legacy and chat, take one path (a chunk's `text`, `delta` or whole
+  `message` mean the same), so that they can't drift apart.
+
+Source: OpenAI API reference, "Completions" and "Chat", with their streaming objects; the xAI and
+DeepSeek references for usage (read 2026-11).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from completion import (
+    Batch,
+    CompletionRequest,
+    Delta,
+    Finished,
+    FinishReason,
+    Logprobs,
+    Started,
+    Usage,
+    Used,
+)
+from errors import UpstreamError
+from providers.decoding.error_bodies import broken_off, decode_error, reported
+from providers.decoding.lenient_json import NOT_JSON
+from providers.decoding.logprobs import LogprobsReader
+from providers.openai.schemas import Choice, Chunk, Details, Tokens, decode
+
+REASONS: Final[dict[str, FinishReason]] = {
+    **dict.fromkeys(("length", "max_tokens", "model_length", "max_length"), "length"),
+    **dict.fromkeys(
+        ("content_filter", "content-filter", "safety", "recitation", "sensitive", "blocklist"),
+        "content_filter",
+    ),
+}
+"""Our finish reason for a host's word (in lower case). Any other word, known (stop, eos, end_turn,
+stop_sequence, tool_calls, ...) or new, means that the model ended by itself: stop."""
+
+FAILURES: Final = frozenset({"error", "abort", "insufficient_system_resource"})
+"""Finish reasons of a failure: of OpenRouter and Mistral, of vLLM, of DeepSeek."""
+
+NOT_YET: Final = frozenset({"", "null"})
+"""Words that some hosts send before a choice has finished."""
+
+
+class OpenAIResponse:
+    """The state of one answer while it is read."""
+
+    __slots__ = ("choices", "finished", "held", "logprobs", "readers", "started", "texts")
+
+    def __init__(self, request: CompletionRequest) -> None:
+        self.choices = request.choices
+        self.logprobs = request.logprobs
+        self.readers: dict[int, LogprobsReader] = {}
+        self.started = False
+        self.texts: dict[int, bool] = {}
+        """The choices that began, and whether they have text."""
+        self.finished: set[int] = set()
+        self.held: Usage | None = None
+        """A usage that is not reported yet."""
+
+    def read(self, data: bytes, batch: Batch) -> None:
+        """Decode a chunk, or a whole body, and append its events.
+
+        Raises UpstreamError if it holds an error, or is not a JSON object.
+        """
+        self.take(decode(data), data, batch)
+
+    def take(self, chunk: Chunk, data: bytes, batch: Batch) -> None:
+        """Append the events of a chunk that was decoded from `data`. Raises what `read` raises."""
+        if chunk.error:
+            raise reported({"error": chunk.error})
+        if chunk.choices is None and chunk.usage is None:
+            refuse_bare_error(data)
+        if not self.started and (chunk.choices or chunk.model or chunk.usage):
+            # Azure's first chunk, with a content filter's verdict and no model, starts nothing.
+            self.started = True
+            batch.append(Started(chunk.model or None))
+        if chunk.choices:
+            # If one choice was asked for, a host that sends more has a first one.
+            for choice in chunk.choices if self.choices > 1 else chunk.choices[:1]:
+                self.read_choice(choice, batch)
+        tokens = chunk.usage or (chunk.x_groq and chunk.x_groq.usage)
+        if tokens and (usage := usage_of(tokens)):
+            self.held = usage
+            # A usage beside one of several choices may count only that choice (vLLM).
+            if self.choices == 1 or not chunk.choices:
+                self.append_usage(batch)
+
+    def take_all(self, chunks: list[Chunk], data: list[bytes], batch: Batch) -> None:
+        """Append the events of several chunks, most of which hold only text of the one choice."""
+        for chunk, source in zip(chunks, data, strict=True):
+            if chunk.choices and self.choices == 1 and self.started and not self.finished:
+                choice = chunk.choices[0]
+                more = choice.finish_reason or choice.logprobs or choice.error
+                text = choice.text or (choice.delta.content if choice.delta else None)
+                if text and not (more or chunk.usage or chunk.error or chunk.x_groq):
+                    self.texts[0] = True
+                    batch.append(Delta(0, text))
+                    continue
+            self.take(chunk, source, batch)
+
+    def append_usage(self, batch: Batch) -> None:
+        if self.held is not None:
+            batch.append(Used(self.held))
+            self.held = None
+
+    def read_choice(self, choice: Choice, batch: Batch) -> None:
+        # Some hosts count tokens in `index`, so it is ignored if there is one choice.
+        index = choice.index if self.choices > 1 else 0
+        if index in self.finished:
+            return
+        if not 0 <= index < self.choices:
+            raise UpstreamError(f"The upstream sent choice {index}; {self.choices} were asked for.")
+        if choice.error:
+            raise reported({"error": choice.error})
+        message = choice.delta or choice.message
+        text = choice.text or (message.content if message else None) or ""
+        logprobs = self.read_logprobs(index, choice.logprobs) if choice.logprobs else None
+        if text or logprobs:
+            self.texts[index] = True
+            batch.append(Delta(index, text, logprobs))
+        elif index not in self.texts:
+            self.texts[index] = False
+        if choice.finish_reason:
+            self.finish(index, choice.finish_reason, batch)
+
+    def read_logprobs(self, index: int, raw: object) -> Logprobs | None:
+        if self.logprobs is None:
+            return None
+        reader = self.readers.get(index)
+        if reader is None:
+            reader = self.readers[index] = LogprobsReader(self.logprobs)
+        return reader.read(raw)
+
+    def finish(self, index: int, word: str, batch: Batch) -> None:
+        word = word.lower()
+        if word in NOT_YET:
+            return
+        if word in FAILURES:
+            raise UpstreamError("The upstream gave up in the middle.", upstream_code=word)
+        self.finished.add(index)
+        batch.append(Finished(index, REASONS.get(word, "stop")))
+
+    def end(self, batch: Batch) -> None:
+        """End the answer at [DONE], or at the end of a JSON body.
+
+        Some hosts never send a finish_reason. Raises UpstreamError if there is no text, or if the
+        host ignored `n`, in which case its row should list `n` in `cannot`.
+        """
+        if not self.finished and not any(self.texts.values()):
+            raise UpstreamError("The upstream ended its answer without a word.")
+        if len(self.texts) < self.choices:
+            raise UpstreamError(
+                f"The upstream gave {len(self.texts)} of the {self.choices} choices asked for."
+            )
+        self.append_usage(batch)
+        batch.extend(
+            Finished(index, "stop") for index in sorted(self.texts) if index not in self.finished
+        )
+
+    def break_off(self, batch: Batch) -> None:
+        """End the answer without [DONE]. Raises UpstreamError unless each choice has finished."""
+        if len(self.finished) < self.choices:
+            raise broken_off()
+        self.append_usage(batch)
+
+
+def usage_of(tokens: Tokens) -> Usage | None:
+    """Return the usage, or None for zeros, which some hosts send until they know it or always."""
+    given = tokens.prompt_tokens or 0
+    made = tokens.completion_tokens or 0
+    if not given and not made:
+        return None
+    prompt = tokens.prompt_tokens_details or Details()
+    reasoning = (tokens.completion_tokens_details or Details()).reasoning_tokens or 0
+    if tokens.total_tokens == given + made + reasoning:  # xAI counts reasoning separately
+        made += reasoning
+    return Usage(
+        input_tokens=given,
+        output_tokens=made,
+        cache_read_tokens=prompt.cached_tokens or tokens.prompt_cache_hit_tokens or 0,
+        cache_write_tokens=prompt.cache_write_tokens or 0,
+        reasoning_tokens=reasoning,
+    )
+
+
+def refuse_bare_error(data: bytes) -> None:
+    """Raise the error in an object that is not a chunk and has a message, such as
+    {"detail": "..."}. Other objects, such as a ping, are ignored."""
+    try:
+        value = msgspec.json.decode(data)
+    except NOT_JSON:
+        return
+    if decode_error(value).message:
+        raise reported(value)

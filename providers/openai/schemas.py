@@ -1,0 +1,159 @@
+"""The JSON of an OpenAI-compatible host, in all its spellings, as Structs.
+
+- It is pure, and has only the fields that matter.
+- JSON that fits the types is decoded once. JSON that doesn't is decoded again leniently: a field of
+  a wrong type counts as absent.
+- Only data that isn't JSON, or isn't a JSON object, is an error.
+
+Source: OpenAI API reference, "Completions" and "Chat", with their streaming objects; the xAI,
+DeepSeek, Groq, Mistral and OpenRouter references for what they add (read 2026-11).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from providers.decoding.error_bodies import decode_error, reported
+from providers.decoding.lenient_json import NOT_JSON, Count, garbage, replace_lone_surrogates
+
+DONE: Final = b"[DONE]"
+"""The data of a stream's last event."""
+
+
+class Details(msgspec.Struct, gc=False):
+    """`prompt_tokens_details` and `completion_tokens_details`."""
+
+    cached_tokens: Count | None = None
+    cache_write_tokens: Count | None = None
+    reasoning_tokens: Count | None = None
+
+
+class Tokens(msgspec.Struct, gc=False):
+    """`usage`."""
+
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
+    total_tokens: Count | None = None
+    prompt_cache_hit_tokens: Count | None = None
+    prompt_tokens_details: Details | None = None
+    completion_tokens_details: Details | None = None
+
+
+class Message(msgspec.Struct, gc=False):
+    """`delta` of a chat chunk, `message` of a whole answer. Reasoning is not text."""
+
+    content: str | None = None
+
+
+class Choice(msgspec.Struct, gc=False):
+    """A choice of a chunk, or of a whole answer, of either endpoint."""
+
+    index: int = 0
+    text: str | None = None
+    delta: Message | None = None
+    message: Message | None = None
+    finish_reason: str | None = None
+    logprobs: Any = None
+    error: Any = None
+
+
+class Groq(msgspec.Struct, gc=False):
+    """`x_groq`."""
+
+    usage: Tokens | None = None
+
+
+class Chunk(msgspec.Struct, gc=False):
+    """A chunk of a stream, or a whole answer."""
+
+    model: str | None = None
+    choices: list[Choice] | None = None
+    usage: Tokens | None = None
+    error: Any = None
+    x_groq: Groq | None = None
+
+
+PARTS: Final[dict[str, type[msgspec.Struct]]] = {
+    "delta": Message,
+    "message": Message,
+    "usage": Tokens,
+    "prompt_tokens_details": Details,
+    "completion_tokens_details": Details,
+    "x_groq": Groq,
+}
+"""The Structs of the fields that hold one."""
+
+
+_decoder = msgspec.json.Decoder(Chunk)
+_typed = _decoder.decode
+_Kind = TypeVar("_Kind", bound=msgspec.Struct)
+
+
+def decode(data: bytes) -> Chunk:
+    """Return a chunk, or a whole body. Raises UpstreamError if it is not a JSON object."""
+    try:
+        return _typed(data)
+    except NOT_JSON:
+        return decode_leniently(data)
+
+
+def decode_many(data: list[bytes]) -> list[Chunk]:
+    """Return many chunks at once if each is one line of JSON that fits the types, else none."""
+    lines = b"\n".join(data)
+    if lines.count(b"\n") >= len(data):
+        return []
+    try:
+        found = _decoder.decode_lines(lines)
+    except NOT_JSON:
+        return []
+    return found if len(found) == len(data) else []
+
+
+def decode_leniently(data: bytes) -> Chunk:
+    """Return a chunk from JSON that doesn't fit the types.
+
+    The JSON may have NaN, lone surrogates and bytes that are not UTF-8. Empty data is an empty
+    chunk. Raises UpstreamError if it is not a JSON object.
+    """
+    if not data.strip():
+        return Chunk()
+    try:
+        value = json.loads(data.decode("utf-8-sig", "replace"))
+    except (ValueError, RecursionError):
+        raise garbage("The upstream sent something that is not JSON.", data) from None
+    if isinstance(value, list) and decode_error(value).message:
+        raise reported(value)
+    if not isinstance(value, dict):
+        raise garbage("The upstream sent JSON that is not an object.", data)
+    return salvage(value, Chunk)
+
+
+def salvage(value: dict[str, Any], kind: type[_Kind]) -> _Kind:
+    """Return a Struct of the fields that fit."""
+    kept: dict[str, Any] = {}
+    for field in msgspec.structs.fields(kind):
+        found = value.get(field.name)
+        if field.name in PARTS:
+            if isinstance(found, dict):
+                kept[field.name] = salvage(found, PARTS[field.name])
+        elif field.name == "choices":
+            if isinstance(found, list):
+                kept["choices"] = [salvage(c, Choice) for c in found if isinstance(c, dict)]
+        elif found is not None:
+            try:
+                found = replace_lone_surrogates(joined(found) if field.name == "content" else found)
+                kept[field.name] = msgspec.convert(found, field.type, strict=False)
+            except (msgspec.ValidationError, RecursionError):
+                continue
+    return kind(**kept)
+
+
+def joined(content: Any) -> Any:
+    """Return the text of content that is a list of parts (Mistral); other content as it is."""
+    if not isinstance(content, list):
+        return content
+    parts = (part for part in content if isinstance(part, dict) and part.get("type") == "text")
+    return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))

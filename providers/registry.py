@@ -1,0 +1,150 @@
+"""The registry of providers: rows of hosts, as sluice.toml and the environment change them, and the
+dialects that they speak.
+
+- An OpenAI-compatible host is a row and no code. Another wire format is a package whose `dialect`
+  module has the functions of `base.Dialect`.
+- Dialects and signers are imported on first use.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, cast
+
+import msgspec
+
+from completion import CompletionRequest
+from config import DAY, TIMEOUT_FIELDS, ConfigError, did_you_mean
+from providers.base import Dialect, Provider, Signer
+from providers.rows import BUILT_IN
+
+DIALECTS: Final = {
+    "openai": "providers.openai.dialect",
+    "anthropic": "providers.anthropic.dialect",
+    "google": "providers.google.dialect",
+    "cohere": "providers.cohere.dialect",
+    "bedrock": "providers.bedrock.dialect",
+    "infill": "providers.infill.dialect",
+    "local": "providers.local.dialect",
+}
+SIGNERS: Final = {"sigv4": "providers.bedrock.sigv4"}
+SIGNERS_NEED: Final = {"sigv4": ("botocore", "requirements-bedrock.txt")}
+
+POLICIES: Final = ("", "cancel", "drain")
+PLACEHOLDER: Final = re.compile(r"\{([A-Z][A-Z0-9_]*)\}")
+
+
+@cache
+def dialect(name: str) -> Dialect:
+    """Return the dialect of that name. Its module is imported on first use."""
+    return cast(Dialect, import_module(DIALECTS[name]))
+
+
+def signer(row: Provider) -> Signer | None:
+    """Return the signer of a row, or None. Its module is imported on first use."""
+    return cast(Signer, import_module(SIGNERS[row.sign])) if row.sign else None
+
+
+def rows(
+    tables: Mapping[str, Mapping[str, Any]], environ: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Provider]:
+    """Return the built-in rows, overridden by those of sluice.toml, with values of the environment
+    in their URLs. Raises ConfigError."""
+    known = {row.name: row for row in BUILT_IN}
+    for name, table in tables.items():
+        base = msgspec.to_builtins(known[name]) if name in known else {}
+        try:
+            known[name] = msgspec.convert({**base, **table, "name": name}, Provider)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"sluice.toml, [providers.{name}]: {error}") from None
+    return {name: check(fill_in(row, environ)) for name, row in known.items()}
+
+
+def fill_in(row: Provider, environ: Mapping[str, str]) -> Provider:
+    """Return the row with variables in its URL replaced.
+
+    A variable that isn't set stays in the URL and keeps the row disabled. A row whose calls are
+    signed needs no key.
+    """
+    url = PLACEHOLDER.sub(
+        lambda match: environ.get(match[1], "").strip().rstrip("/") or match[0], row.base_url
+    )
+    key = None if row.sign else row.api_key_env
+    return msgspec.structs.replace(row, base_url=url.rstrip("/"), api_key_env=key)
+
+
+def missing(row: Provider, environ: Mapping[str, str], *, byok: bool = False) -> list[str]:
+    """Return the variables that the row needs and that aren't set."""
+    names = PLACEHOLDER.findall(row.base_url)
+    if row.api_key_env and not byok and not environ.get(row.api_key_env, "").strip(", \t\r\n"):
+        names.append(row.api_key_env)
+    return names
+
+
+PARAMETERS: Final = frozenset(CompletionRequest.__struct_fields__) - {"prompts", "stream"}
+PSEUDO: Final = frozenset(("token_ids", "prompt_list", "echo_logprobs"))
+"""The names in `Dialect.unsupported` that are not fields of a request."""
+COUNTED: Final = frozenset(
+    ("max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty")
+) | {"n", "best_of", "logprobs", "stop"}
+"""Parameters that can have a limit."""
+
+
+def check(row: Provider) -> Provider:
+    """Return the row. Raises ConfigError if its first call would fail or mean something else."""
+    where = f"sluice.toml, [providers.{row.name}]"
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", row.name):
+        raise ConfigError(f"{where}: a name has letters, digits, - and _")
+    for name in (row.dialect, *((row.fim.dialect,) if row.fim and row.fim.dialect else ())):
+        if name not in DIALECTS:
+            near = did_you_mean(name, list(DIALECTS))
+            raise ConfigError(f"{where}: dialect {name!r} is not known{near}")
+    if row.disconnect not in POLICIES:
+        raise ConfigError(f"{where}: disconnect is {row.disconnect!r}; it takes cancel or drain")
+    for name, limit in row.timeouts.items():
+        if name not in TIMEOUT_FIELDS or not 0 < limit <= DAY:
+            raise ConfigError(
+                f"{where}: timeouts takes seconds of {', '.join(TIMEOUT_FIELDS)}, "
+                f"not {name} = {limit}"
+            )
+    check_signer(row, where)
+    check_names(row, where)
+    if row.dialect != "local" and not row.base_url.startswith(("http://", "https://", "{")):
+        raise ConfigError(
+            f"{where}: base_url must begin with http:// or https://, not {row.base_url}"
+        )
+    if row.ca_bundle and not Path(row.ca_bundle).is_file():
+        raise ConfigError(f"{where}: ca_bundle is {row.ca_bundle!r}, and there is no such file")
+    return row
+
+
+def check_names(row: Provider, where: str) -> None:
+    """Refuse misspelt parameters, which would otherwise be sent anyway. Raises ConfigError."""
+    lacks = [*row.cannot, *(row.fim.cannot if row.fim else ())]
+    limited, renamed = [*row.limits], [*row.chat_names, *(row.fim.names if row.fim else ())]
+    for family in row.families:
+        lacks += [*family.cannot, *family.exclusive]
+        limited += family.limits
+        renamed += family.chat_names
+    for names, known in ((lacks, PARAMETERS | PSEUDO), (limited, COUNTED), (renamed, PARAMETERS)):
+        for name in names:
+            if name not in known:
+                near = did_you_mean(name, sorted(known))
+                raise ConfigError(f"{where}: {name!r} is no parameter{near}")
+
+
+def check_signer(row: Provider, where: str) -> None:
+    if not row.sign:
+        return
+    if row.sign not in SIGNERS:
+        near = did_you_mean(row.sign, list(SIGNERS))
+        raise ConfigError(f"{where}: sign {row.sign!r} is not known{near}")
+    package, file = SIGNERS_NEED[row.sign]
+    if find_spec(package) is None:
+        raise ConfigError(f"{where}: sign = {row.sign!r} needs {package}: pip install -r {file}")

@@ -1,0 +1,1 @@
+"""The way to providers over the network: a call over HTTP, its connections, and what aborts it."""

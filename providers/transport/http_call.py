@@ -1,0 +1,224 @@
+"""A call to a provider over HTTP: it is sent, read as it arrives, and aborted from any thread.
+
+- An exchange can be aborted in any phase, within milliseconds.
+- Failures are raised as our own errors; the messages of network libraries never get out.
+- The network itself is left to adapter.py, pool.py and abort.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import requests
+import urllib3
+
+from completion import Batch, CompletionRequest
+from concurrency.yielding import Yielder
+from errors import SluiceError, UpstreamError, UpstreamTimeout
+from providers.base import Dialect, Signer, Target, UpstreamRequest
+from providers.transport.abort import Aborted, AbortSwitch
+from providers.transport.adapter import Adapter, NotReached
+from providers.transport.http1 import Malformed
+from providers.transport.pool import Pool
+
+if TYPE_CHECKING:
+    from config import Timeouts
+
+MAX_BODY: Final = 64 * 1024 * 1024
+"""The largest whole response in bytes; no completion is larger."""
+MAX_ERROR_BODY: Final = 64 * 1024
+LAST_BYTES_S: Final = 0.05
+"""How long `close` waits for the last bytes of a body whose meaning is already complete."""
+
+FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, Malformed, OSError)
+"""The exceptions that an adapter and a body raise."""
+
+
+class Transport:
+    """The connections to all providers. A process has one; threads may share it."""
+
+    def __init__(self, pool_size: int = 1000) -> None:
+        """Keep at most `pool_size` idle connections for each host."""
+        self._pool = Pool(pool_size)
+
+    def exchange(
+        self, request: UpstreamRequest, timeouts: Timeouts, ca_bundle: str | None = None
+    ) -> Exchange:
+        return Exchange(self._pool, request, timeouts, ca_bundle)
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+class Exchange:
+    """One HTTP request and its response.
+
+    One thread calls `open`, then `chunks` or `read`, then `close`. Any thread may call `abort`.
+    """
+
+    def __init__(
+        self, pool: Pool, request: UpstreamRequest, timeouts: Timeouts, ca_bundle: str | None = None
+    ) -> None:
+        self.request = request
+        self._pool, self._switch = pool, AbortSwitch()
+        self._timeouts, self._verify = timeouts, ca_bundle or True
+        self._response: requests.Response | None = None
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers of the response, with names in lower case."""
+        assert self._response is not None  # noqa: S101 - else the caller made a mistake
+        return {name.lower(): value for name, value in self._response.headers.items()}
+
+    def open(self) -> int:
+        """Send the request, wait for the headers of the response, and return its status.
+
+        Raises:
+            UpstreamError: the host can't be reached, or broke the connection off.
+            UpstreamTimeout: a time limit was exceeded.
+            Aborted: the exchange was aborted.
+        """
+        timeouts = self._timeouts
+        try:
+            self._response = Adapter(self._pool, self._switch).send(
+                self._prepared(),
+                stream=True,
+                timeout=(timeouts.connect, timeouts.longest_silence),
+                verify=self._verify,
+            )
+        except FAILURES as failure:
+            raise self._explained(failure) from failure
+        if self._switch.thrown:
+            raise Aborted
+        return self._response.status_code
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the body as it arrives. Raises what `open` raises."""
+        assert self._response is not None  # noqa: S101
+        read, yielder = self._response.raw.read1, Yielder()
+        while True:
+            asked = time.monotonic()
+            try:
+                chunk = read(decode_content=True)
+            except FAILURES as failure:
+                raise self._explained(failure) from failure
+            waited = time.monotonic() - asked
+            if not chunk:
+                if self._switch.thrown:  # the body may end with its connection
+                    raise Aborted
+                return
+            yield chunk
+            yielder.yield_if_due(waited)
+
+    def read(self, limit: int = MAX_BODY) -> bytes:
+        """Return the whole body. Raises what `open` raises; UpstreamError above `limit` bytes."""
+        parts = []
+        for chunk in self.chunks():
+            parts.append(chunk)
+            limit -= len(chunk)
+            if limit < 0:
+                raise UpstreamError("The upstream's answer was larger than any completion.")
+        return b"".join(parts)
+
+    def read_error(self) -> bytes:
+        """Return the body of an error response: the bytes that arrived, at most MAX_ERROR_BODY,
+        even if reading fails."""
+        parts: list[bytes] = []
+        with contextlib.suppress(SluiceError):
+            for chunk in self.chunks():
+                parts.append(chunk)
+                if sum(map(len, parts)) >= MAX_ERROR_BODY:
+                    break
+        return b"".join(parts)[:MAX_ERROR_BODY]
+
+    def close(self) -> None:
+        """Give the connection back if its body has ended or ends at once, else close it."""
+        if self._response is None:
+            return
+        body: Any = self._response.raw
+        self._response = None
+        if body.released:
+            return
+        with contextlib.suppress(Exception):  # the call is over: a failure here changes nothing
+            if not self._switch.thrown:
+                body.finish(LAST_BYTES_S)
+        body.close()
+
+    def abort(self) -> None:
+        """End the exchange in whatever phase it is, within milliseconds."""
+        self._switch.throw()
+
+    def _prepared(self) -> requests.PreparedRequest:
+        request, prepared = self.request, requests.PreparedRequest()
+        prepared.method, prepared.url, prepared.body = request.method, request.url, request.body
+        headers = {"User-Agent": "sluice"} | request.headers
+        headers["Content-Length"] = str(len(request.body))
+        prepared.headers = headers  # type: ignore[assignment]  # our adapter needs only a mapping
+        return prepared
+
+    def _explained(self, failure: Exception) -> Exception:
+        """Return our own error for what requests, urllib3 and the sockets raise."""
+        if self._switch.thrown:
+            return Aborted()
+        if isinstance(failure, requests.ConnectTimeout):
+            return UpstreamTimeout("connect", self._timeouts.connect)
+        if isinstance(failure, requests.Timeout | TimeoutError):
+            phase = "first_event" if self._response is None else "idle"
+            return UpstreamTimeout(phase, self._timeouts.longest_silence)
+        return UpstreamError(self._message(failure))
+
+    def _message(self, failure: Exception) -> str:
+        if self._response is not None:
+            return "The upstream broke off in the middle of its answer."
+        if isinstance(failure, requests.exceptions.InvalidHeader):
+            return f"{failure} holds what no header can: is the key set right?"
+        if isinstance(failure, requests.exceptions.SSLError):
+            return "The upstream's TLS certificate or handshake was not right."
+        if isinstance(failure, NotReached | requests.exceptions.InvalidURL):
+            return "The upstream could not be reached."
+        return "The upstream closed the connection before it answered."
+
+
+class HttpCall:
+    """An UpstreamCall over HTTP: the request of the target's dialect, sent through a transport."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        dialect: Dialect,
+        request: CompletionRequest,
+        target: Target,
+        timeouts: Timeouts,
+        signer: Signer | None = None,
+    ) -> None:
+        self._dialect = dialect
+        self._request = request
+        self._target = target
+        self._signer = signer
+        self._exchange = transport.exchange(
+            dialect.call(request, target), timeouts, target.provider.ca_bundle
+        )
+
+    def events(self) -> Iterator[Batch]:
+        if self._signer is not None:  # signed late, because signatures expire while a call waits
+            self._exchange.request = self._signer.sign(self._exchange.request, self._target)
+        status = self._exchange.open()
+        if not 200 <= status < 300:
+            body = self._exchange.read_error()
+            raise self._dialect.error(status, self._exchange.headers, body)
+        if self._request.stream:
+            yield from self._dialect.events(self._exchange.chunks(), self._request)
+        else:
+            yield self._dialect.complete(self._exchange.read(), self._request)
+
+    def abort(self) -> None:
+        self._exchange.abort()
+
+    def wind_up(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._exchange.close()

@@ -1,0 +1,189 @@
+"""The pool of connections to providers: they are opened, with TLS, and kept for the next call.
+
+- The environment is never read.
+- The abort switch of an exchange notes each connection before its connect begins.
+- An idle connection that has ended, or has brought bytes that weren't asked for, is closed.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from concurrency.native import BriefLock
+from providers.transport.abort import Aborted, AbortSwitch
+
+IDLE_S: Final = 90.0
+"""How long an idle connection is kept; load balancers drop theirs without a sign."""
+MAX_ORIGINS: Final = 64
+"""The number of origins for which idle connections are kept."""
+
+
+class Origin(NamedTuple):
+    """A host and how it is trusted: connections to one origin are interchangeable."""
+
+    host: str
+    port: int
+    ca_bundle: str
+    """A file or folder of certificates; empty for plain TCP."""
+
+
+class Pool:
+    """A pool of idle connections, which threads may share. The one used last is used next."""
+
+    def __init__(self, size: int) -> None:
+        """Keep at most `size` idle connections for each origin."""
+        self._size = size
+        self._lock = BriefLock()
+        self._idle: dict[Origin, deque[tuple[socket.socket, float]]] = {}
+        self._contexts: dict[str, tuple[int, ssl.SSLContext]] = {}
+        self._closed = False
+
+    def connection(self, origin: Origin, timeout: float, switch: AbortSwitch) -> socket.socket:
+        """Return an open connection that the switch has noted, after its TLS handshake.
+
+        Args:
+            timeout: seconds to connect.
+
+        Raises:
+            OSError: the connection failed; also TimeoutError and ssl.SSLError.
+            ValueError: the host name is impossible.
+            Aborted: the switch was thrown.
+        """
+        while (kept := self._take(origin)) is not None:
+            sock, since = kept
+            if time.monotonic() - since < IDLE_S and _quiet(sock):
+                _noted(sock, switch)
+                return sock
+            sock.close()
+        deadline = time.monotonic() + timeout
+        sock = _connected(origin, deadline, switch)
+        if origin.ca_bundle:
+            sock = secured = self._secured(sock, origin)
+            _handshake(secured, deadline, switch)
+        _noted(sock, switch)
+        return sock
+
+    def give_back(self, origin: Origin, sock: socket.socket) -> None:
+        """Keep a connection for another exchange. The switch must have forgotten it."""
+        now = time.monotonic()
+        useless = []
+        with self._lock:
+            if self._closed:
+                useless.append((sock, now))
+            else:
+                idle = self._idle.setdefault(origin, deque())
+                idle.append((sock, now))
+                while len(idle) > self._size or now - idle[0][1] > IDLE_S:
+                    useless.append(idle.popleft())
+                if len(self._idle) > MAX_ORIGINS:
+                    useless += self._idle.pop(next(iter(self._idle)))
+        for old, _ in useless:
+            old.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            useless = [kept for idle in self._idle.values() for kept in idle]
+            self._idle.clear()
+        for sock, _ in useless:
+            sock.close()
+
+    def _take(self, origin: Origin) -> tuple[socket.socket, float] | None:
+        with self._lock:
+            idle = self._idle.get(origin)
+            if idle is None:
+                return None
+            kept = idle.pop()
+            if not idle:
+                del self._idle[origin]
+            return kept
+
+    def _secured(self, sock: socket.socket, origin: Origin) -> ssl.SSLSocket:
+        """Return a TLS socket that takes over the descriptor. No byte is sent yet."""
+        try:
+            context = self._context(origin.ca_bundle)
+            return context.wrap_socket(
+                sock, server_hostname=origin.host, do_handshake_on_connect=False
+            )
+        finally:
+            sock.close()  # has no effect once the TLS socket has the descriptor
+
+    def _context(self, ca_bundle: str) -> ssl.SSLContext:
+        """Return a cached TLS context: reading the public certificates takes 10 ms. A change of
+        the file makes a new one."""
+        changed = Path(ca_bundle).stat().st_mtime_ns
+        known = self._contexts.get(ca_bundle)
+        if known is None or known[0] != changed:
+            known = self._contexts[ca_bundle] = changed, _new_context(ca_bundle)
+        return known[1]
+
+
+def _new_context(ca_bundle: str) -> ssl.SSLContext:
+    # ssl.create_default_context would read the environment: SSLKEYLOGFILE logs session keys.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies the chain and the host name
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.hostname_checks_common_name = False
+    if sys.version_info >= (3, 13):
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_STRICT
+    context.set_alpn_protocols(["http/1.1"])
+    if Path(ca_bundle).is_dir():
+        context.load_verify_locations(capath=ca_bundle)
+    else:
+        context.load_verify_locations(cafile=ca_bundle)
+    return context
+
+
+def _quiet(sock: socket.socket) -> bool:
+    """Return True if nothing arrived while the connection was idle. Never waits."""
+    try:
+        sock.settimeout(0)
+        socket.socket.recv(sock, 1, socket.MSG_PEEK)  # SSLSocket.recv can't peek
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _noted(sock: socket.socket, switch: AbortSwitch) -> None:
+    try:
+        switch.note(sock)
+    except Aborted:
+        sock.close()
+        raise
+
+
+def _connected(origin: Origin, deadline: float, switch: AbortSwitch) -> socket.socket:
+    error: OSError | None = None
+    found = socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+    for family, kind, proto, _, address in found:
+        sock = socket.socket(family, kind, proto)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            switch.note(sock, connecting=True)
+            sock.connect(address)
+            return sock
+        except OSError as failure:
+            error = failure
+            sock.close()
+        except BaseException:
+            sock.close()
+            raise
+    raise error or OSError("no address")
+
+
+def _handshake(sock: ssl.SSLSocket, deadline: float, switch: AbortSwitch) -> None:
+    try:
+        switch.note(sock, connecting=True)
+        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        sock.do_handshake()
+    except BaseException:
+        sock.close()
+        raise

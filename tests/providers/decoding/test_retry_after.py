@@ -1,0 +1,36 @@
+"""retry_after.py: the headers of a refusal, in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from providers.decoding.retry_after import retry_after
+
+DATE = "Sun, 22 Nov 2026 12:00:00 GMT"
+WAITS: list[tuple[Mapping[str, str], float | None]] = [
+    ({}, None),
+    ({"retry-after": "20"}, 20.0),
+    ({"retry-after": " 1.5 "}, 1.5),
+    ({"retry-after": "0"}, 0.0),
+    ({"retry-after": "-3"}, 0.0),
+    ({"retry-after": "soon"}, None),
+    ({"retry-after": "nan"}, None),
+    ({"retry-after": "inf"}, None),
+    ({"retry-after-ms": "250", "retry-after": "1"}, 0.25),
+    ({"retry-after-ms": "x", "retry-after": "1"}, 1.0),
+    ({"retry-after": DATE}, None),
+    ({"retry-after": DATE, "date": "yesterday"}, None),
+    ({"retry-after": DATE, "date": "Sun, 22 Nov 2026 11:59:00 GMT"}, 60.0),
+    ({"retry-after": DATE, "date": "Sun, 22 Nov 2026 13:00:00 GMT"}, 0.0),
+    ({"retry-after": DATE, "date": "Sun, 22 Nov 2026 11:59:00 -0000"}, None),
+    ({"date": DATE}, None),
+]
+
+
+@pytest.mark.parametrize(("headers", "seconds"), WAITS)
+def test_retry_after_headers_become_seconds(
+    headers: Mapping[str, str], seconds: float | None
+) -> None:
+    assert retry_after(headers) == seconds

@@ -1,0 +1,221 @@
+"""The decoder of server-sent events, against a table and against a slow, obvious one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from errors import UpstreamError
+from providers.decoding import sse
+
+Events = list[tuple[str, bytes]]
+
+CASES: dict[str, tuple[bytes, Events]] = {
+    "nothing": (b"", []),
+    "one": (b"data: a\n\n", [("message", b"a")]),
+    "several": (b"data: a\n\ndata: b\n\n", [("message", b"a"), ("message", b"b")]),
+    "crlf": (b"data: a\r\n\r\ndata: b\r\n\r\n", [("message", b"a"), ("message", b"b")]),
+    "cr": (b"data: a\r\rdata: b\r\r", [("message", b"a"), ("message", b"b")]),
+    "mixed line ends": (b"data: a\r\n\rdata: b\n\r\n", [("message", b"a"), ("message", b"b")]),
+    "lf cr is two": (b"data: a\n\rdata: b\n\n", [("message", b"a"), ("message", b"b")]),
+    "many lines": (b"data: a\ndata:b\ndata:  c\n\n", [("message", b"a\nb\n c")]),
+    "empty data": (b"data\n\ndata\ndata\n\ndata:", [("message", b""), ("message", b"\n")]),
+    "one space only": (b"data:  a\n\ndata:\ta\n\n", [("message", b" a"), ("message", b"\ta")]),
+    "no space": (b"data:a\n\n", [("message", b"a")]),
+    "colons": (b"data: a: b:c\n\n", [("message", b"a: b:c")]),
+    "named": (b"event: error\ndata: a\n\n", [("error", b"a")]),
+    "name after data": (b"data: a\nevent:x\n\n", [("x", b"a")]),
+    "the last name counts": (b"event: x\nevent: y\ndata: a\n\n", [("y", b"a")]),
+    "an empty name is none": (b"event: x\nevent\ndata: a\n\n", [("message", b"a")]),
+    "a name lasts one event": (
+        b"event: x\ndata: a\n\ndata: b\n\n",
+        [("x", b"a"), ("message", b"b")],
+    ),
+    "a name without data is lost": (b"event: x\n\ndata: b\n\n", [("message", b"b")]),
+    "a name in UTF-8": ("event: ü\ndata: a\n\n".encode(), [("ü", b"a")]),
+    "a name that is not": (b"event: \xff\ndata: a\n\n", [("\ufffd", b"a")]),
+    "comments": (b": hello\n\n:\ndata: a\n: b\ndata: c\n\n", [("message", b"a\nc")]),
+    "id, retry and unknown": (b"id: 1\nretry: 5\nfoo: x\nid\ndata: a\n\n", [("message", b"a")]),
+    "like data, but not": (b"database: x\nDATA: y\n data: z\n\n", []),
+    "blank lines": (
+        b"\n\n\n\ndata: a\n\n\n\n\ndata: b\n\n",
+        [("message", b"a"), ("message", b"b")],
+    ),
+    "odd blank lines": (b"\ndata: a\n\n\ndata: b\n\n", [("message", b"a"), ("message", b"b")]),
+    "byte order mark": (b"\xef\xbb\xbfdata: a\n\n", [("message", b"a")]),
+    "two byte order marks": (b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\n", []),
+    "mark in the middle": (
+        b"data: a\n\n\xef\xbb\xbfdata: b\n\ndata: c\n\n",
+        [("message", b"a"), ("message", b"c")],
+    ),
+    "half a mark": (b"\xef\xbbdata: a\n\n", []),
+    "half a mark alone": (b"\xef\xbb", []),
+    "a mark alone": (b"\xef\xbb\xbf", []),
+    "unfinished line": (b"data: a\n\ndata: b", [("message", b"a")]),
+    "unfinished event": (b"data: a\n\ndata: b\n", [("message", b"a")]),
+    "other separators": (
+        "data: a\u2028b\u2029c\u0085d\x0be\x0cf\n\n".encode(),
+        [("message", "a\u2028b\u2029c\u0085d\x0be\x0cf".encode())],
+    ),
+    "nul": (b"data: a\0b\n\n", [("message", b"a\0b")]),
+    "not UTF-8": (b"data: \xff\n\n", [("message", b"\xff")]),
+}
+
+
+def decoded(chunks: Iterable[bytes]) -> Events:
+    return [(frame.event, frame.data) for frames in sse.decode(chunks) for frame in frames]
+
+
+def splits(stream: bytes) -> Iterator[list[bytes]]:
+    yield [stream]
+    yield [stream[i : i + 1] for i in range(len(stream))]
+    yield [part for i in range(len(stream)) for part in (b"", stream[i : i + 1])]
+    for i in range(len(stream)):
+        for j in range(i, len(stream)):
+            yield [stream[:i], stream[i:j], stream[j:]]
+
+
+def slowly(stream: bytes) -> Events:
+    """The specification word by word, a byte at a time, over the whole body."""
+    events: Events = []
+    data, name = b"", b""
+    for line in lines_of(stream.removeprefix(b"\xef\xbb\xbf")):
+        if line == b"":
+            if data != b"":
+                events.append((name.decode("utf-8", "replace") or "message", data[:-1]))
+            data, name = b"", b""
+            continue
+        colon = line.find(b":") if b":" in line else len(line)
+        field, value = line[:colon], line[colon + 1 :]
+        if value[:1] == b" ":
+            value = value[1:]
+        if field == b"data":
+            data += value + b"\n"
+        if field == b"event":
+            name = value
+    return events
+
+
+def lines_of(stream: bytes) -> list[bytes]:
+    """The lines that have an end."""
+    lines, line, at = [], b"", 0
+    while at < len(stream):
+        byte = stream[at : at + 1]
+        at += 1
+        if byte not in (b"\r", b"\n"):
+            line += byte
+            continue
+        if byte == b"\r" and stream[at : at + 1] == b"\n":
+            at += 1
+        lines.append(line)
+        line = b""
+    return lines
+
+
+@pytest.mark.parametrize(("stream", "events"), CASES.values(), ids=CASES)
+def test_decoder_yields_the_expected_events_however_bytes_are_split(
+    stream: bytes, events: Events
+) -> None:
+    assert slowly(stream) == events
+    for chunks in splits(stream):
+        assert decoded(chunks) == events, chunks
+
+
+WORDS = st.sampled_from(
+    [
+        *(
+            b"data: ",
+            b"data",
+            b"data:",
+            b"event: ",
+            b"event",
+            b"id: 1",
+            b"retry: 2",
+            b":",
+            b" ",
+            b"a",
+        ),
+        *(b"\n", b"\r", b"\r\n", b"\n\n", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"\xc2\x85", b"\0"),
+        *(b"data: {}\n\n", b"data: {}\r\n\r\n"),
+    ]
+)
+STREAMS = st.lists(st.one_of(WORDS, st.binary(max_size=3)), max_size=40).map(b"".join)
+
+
+@settings(deadline=None, max_examples=600, database=None)
+@given(stream=STREAMS, cuts=st.lists(st.integers(0, 200), max_size=12))
+def test_decoder_matches_the_reference_for_any_split_of_any_stream(
+    stream: bytes, cuts: list[int]
+) -> None:
+    edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    chunks = [stream[a:b] for a, b in pairwise(edges)]
+    assert decoded(chunks) == decoded([stream]) == slowly(stream)
+
+
+def test_decoder_yields_a_list_per_chunk_that_completes_an_event() -> None:
+    chunks = [b"data: a\n\ndata: b\n\nda", b"ta: c", b"\n", b"\n: ping\n\n", b"data: d\n\n"]
+    lists = [[frame.data for frame in frames] for frames in sse.decode(chunks)]
+    assert lists == [[b"a", b"b"], [b"c"], [b"d"]]
+
+
+def test_event_is_yielded_before_the_next_chunk_is_read() -> None:
+    """Also when CR ends it, which might be half of a CRLF."""
+    asked = []
+
+    def chunks() -> Iterator[bytes]:
+        for chunk in (b"data: a\r\r", b"\ndata: b\r\n\r", b"\ndata: c\n\n"):
+            asked.append(chunk)
+            yield chunk
+
+    served = [(len(asked), frames[0].data) for frames in sse.decode(chunks())]
+    assert served == [(1, b"a"), (2, b"b"), (3, b"c")]
+
+
+def pieces(stream: bytes, size: int) -> list[bytes]:
+    return [stream[i : i + size] for i in range(0, len(stream), size)]
+
+
+@pytest.mark.parametrize("size", [1 << 30, 100_003])
+@pytest.mark.parametrize("end", [b"", b"\n\n", b"\n", b"\nx: y\n\n"])
+@pytest.mark.parametrize("field", [b"data: ", b": ", b"foo"])
+def test_line_above_the_size_limit_raises_after_earlier_events(
+    size: int, end: bytes, field: bytes
+) -> None:
+    """However it is cut, finished or not; and what came before it is not lost."""
+    longest = field + b"x" * (sse.MAX_LINE - len(field))
+    before = b"data: a\n\n"
+    assert decoded(pieces(before + longest + end, size))[0] == ("message", b"a")
+    lists = sse.decode(pieces(before + longest + b"x" + end, size))
+    assert next(lists) == [sse.Frame("message", b"a")]
+    with pytest.raises(UpstreamError, match="line of more than 1048576 bytes"):
+        next(lists)
+
+
+@pytest.mark.parametrize("size", [1 << 30, 100_003])
+@pytest.mark.parametrize("end", [b"\n\n", b"\n"])
+def test_event_above_the_size_limit_raises(size: int, end: bytes) -> None:
+    line = b"data: " + b"x" * ((1 << 19) - 1)
+    largest = b"\n".join([line] * 8)
+    assert [len(data) for _, data in decoded(pieces(largest + b"\n\n", size))] == [(4 << 20) - 1]
+    with pytest.raises(UpstreamError, match="event of more than 4194304 bytes"):
+        decoded(pieces(largest + b"\ndata" + end, size))
+
+
+def test_a_large_event_in_small_pieces_takes_linear_time() -> None:
+    """Nothing that came is scanned or copied again with each piece: this takes moments, not
+    minutes."""
+    line = b"data: " + b"x" * 1000 + b"\n"
+    stream = line * 4000 + b"\n"
+    ((_, data),) = decoded(pieces(stream, 64))
+    assert data.count(b"\n") == 3999
+    ((_, data),) = decoded(pieces(b"data: " + b"y" * (sse.MAX_LINE - 6) + b"\n\n", 16))
+    assert len(data) == sse.MAX_LINE - 6
+
+
+def test_keep_alive_comments_and_blank_lines_yield_no_event() -> None:
+    chunks = [b": ping\n"] * 1000 + [b"\n"] * 1000 + [b"data: a\n\n"]
+    assert decoded(chunks) == [("message", b"a")]
