@@ -16,7 +16,7 @@ from endpoints import metrics as metrics_page
 from endpoints.inbound import App
 from endpoints.openapi import page as openapi
 from endpoints.services import Services
-from gateway import Gateway
+from gateway.gateway import Gateway
 from keys.store import KeyStore
 from ledger.database import database_url
 from ledger.ledger import Ledger

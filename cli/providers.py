@@ -8,8 +8,8 @@ import click
 from flask import current_app
 from flask.cli import with_appcontext
 
-import fidelity
 from cli.shared import cell, table
+from gateway import capabilities
 from providers.base import Provider, Target
 from providers.registry import missing
 from providers.rows import BUILT_IN
@@ -44,7 +44,7 @@ def provider_table(rows: Iterable[Provider]) -> str:
             ", ".join(f"`{name}`" for name in missing(row, {})) or "-",
             f"`{model}`",
             legacy(row),
-            *(", ".join(names) or "-" for names in fidelity.shortcomings(Target(row, model))),
+            *(", ".join(names) or "-" for names in capabilities.shortcomings(Target(row, model))),
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

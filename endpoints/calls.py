@@ -12,7 +12,6 @@ import msgspec
 from flask import Response
 
 from auth import current_key
-from call import CallInProgress, Encoder, Outcome
 from completion import Completion, CompletionRequest, FinishReason, new_uuid
 from config import TIMEOUT_FIELDS
 from endpoints import (
@@ -28,14 +27,15 @@ from endpoints.services import (
     services,
 )
 from errors import InvalidRequest
-from stream import Stream
+from gateway.call import Call, Encoder, Outcome
+from streams.stream import Stream
 
 MOST_NAMES, MOST_OF_A_NAME = 20, 64
 SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?")
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-def start(found: body.Parameters, wanted: CompletionRequest) -> CallInProgress:
+def start(found: body.Parameters, wanted: CompletionRequest) -> Call:
     """Admit a call and start it, for the caller of the current request. Raises SluiceError."""
     request = current()
     sent = request.environ
@@ -97,7 +97,7 @@ def header(sent: Mapping[str, Any], name: str, field: str) -> str | None:
     return value
 
 
-def headers(call: CallInProgress) -> dict[str, str]:
+def headers(call: Call) -> dict[str, str]:
     """The answer's headers that say what became of the request."""
     found = {}
     if call.stream.request.stream:
@@ -114,7 +114,7 @@ def dropped_names(stream: Stream) -> str:
 
 
 def respond(
-    call: CallInProgress,
+    call: Call,
     encoder: Callable[[Stream], Encoder],
     answer: Callable[[Stream, Completion, Outcome], dict[str, Any]],
 ) -> Response:

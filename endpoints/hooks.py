@@ -103,7 +103,7 @@ def leave(response: Response) -> Response:
     request = current()
     found = {"X-Request-ID": request.id} | rate_headers(request)
     if request.call is not None:
-        found["X-Sluice-Attempts"] = str(request.call.stream.attempts)
+        found["X-Sluice-Attempts"] = str(len(request.call.stream.attempts))
     if isinstance(response, DirectResponse):
         response.fields |= found
     else:

@@ -26,7 +26,7 @@ from errors import InvalidRequest, RequestTimeout, RequestTooLarge, SluiceError
 from server.read_deadline import read_deadlines
 
 if TYPE_CHECKING:
-    from call import CallInProgress
+    from gateway.call import Call
 
 READ_SIZE = 4 * 1024  # a body can come in chunks of a byte, 3 us each
 DRAIN_BYTES = 16 * 1024 * 1024  # of a body that is too large, so that its sender hears why
@@ -46,7 +46,7 @@ class Request(flask.Request):
     """By the monotonic clock, in seconds."""
     byok_api_key: Any = None
     """The provider's key in its body, if any, good or not."""
-    call: CallInProgress | None = None
+    call: Call | None = None
     """Set where a call was admitted: its line in the log is written when it is settled."""
     error_code: str | None = None
     """Of the answer, where that is an error."""

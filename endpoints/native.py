@@ -9,7 +9,6 @@ from typing import Any
 from flask import Blueprint, Response
 
 from auth import auth, current_key, key_of, x_api_key
-from call import Outcome
 from completion import (
     Batch,
     Completion,
@@ -32,9 +31,10 @@ from endpoints.services import (
     services,
 )
 from errors import InvalidRequest, SluiceError, Unauthorized
+from gateway.call import Outcome
 from ledger.pricing import dollars
 from quota.quota import instant
-from stream import (
+from streams.stream import (
     Stream,
 )
 
@@ -219,7 +219,7 @@ class Encoder:
             "output_tokens": usage.output_tokens,
             "cost_usd": dollars(outcome.cost),
             "latency_ms": round(outcome.latency * 1000, 1),
-            "attempts": self._stream.attempts,
+            "attempts": len(self._stream.attempts),
         }
         frames.append(
             calls.frame(final | particulars(usage) | remarks(self._stream), "usage_final")

@@ -11,7 +11,6 @@ from typing import Any
 from flask import Blueprint, Response
 
 from auth import auth
-from call import Outcome
 from completion import (
     Batch,
     Completion,
@@ -35,8 +34,9 @@ from endpoints.services import (
     services,
 )
 from errors import InvalidRequest, ModelNotFound, SluiceError
+from gateway.call import Outcome
 from ledger.pricing import dollars
-from stream import Stream
+from streams.stream import Stream
 
 bp = Blueprint("openai", __name__, url_prefix="/v1")
 

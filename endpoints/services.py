@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from auth import current_app
 from cluster.redis_client import RedisClient
 from config import Settings
-from gateway import Gateway
+from gateway.gateway import Gateway
 from keys.store import KeyStore
 from ledger.ledger import Ledger
 from quota.quota import Quota

@@ -1,25 +1,26 @@
-"""When a call is made again: what is worth it, how long to wait, and how many of them there may be.
+"""What follows a failed attempt: whether the call is made again, where, when, and how often.
 
-Rules that hold here: no I/O. A refused request is never retried. Retries are a share of the calls,
-so that a provider in trouble is not hammered.
+- `classify` decides, by status and code alone, in one table.
+- No I/O. A refused request is never retried.
+- Retries are a share of the calls, so that a failing provider is not flooded.
 """
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
+from typing import Final, Literal, NamedTuple
 
 from concurrency.native import BriefLock
-from errors import SluiceError, UpstreamError, UpstreamTimeout
+from errors import RateLimited, SluiceError, Unavailable, UpstreamError, UpstreamTimeout
 from providers.base import Target
 from routing.upstream_errors import EXHAUSTED
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 8.0
 LONGEST_ASKED_S = 20.0
-"""A provider that asks for a longer wait is not waited for."""
+"""A provider that asks for a longer wait gets no retry."""
 UNTOLD_WAIT_S = 1.0
-"""What a 429 that doesn't say how long asks for."""
-PASSING = frozenset((408, 429, 500, 502, 503, 504, 529))
+"""The wait after a 429 that doesn't say how long."""
 SHARE = 0.2
 SLACK = 1e-9  # five shares are one retry, whatever their sum rounds to
 MOST_SAVED = 10.0
@@ -50,30 +51,56 @@ class RetryBudget:
             return True
 
 
-def worth_it(error: SluiceError) -> bool:
-    """Whether the same call to the same host may do better in a moment."""
+class Verdict(NamedTuple):
+    """What follows a failed attempt.
+
+    retry_same: the same call to the same host may succeed in a moment.
+    try_next: another target may succeed.
+    cools: what must not be called for a while.
+    """
+
+    retry_same: bool
+    try_next: bool
+    cools: Literal["nothing", "target", "credential"]
+
+
+REFUSED: Final = Verdict(retry_same=False, try_next=False, cools="nothing")
+ELSEWHERE: Final = Verdict(retry_same=False, try_next=True, cools="nothing")
+FAILED: Final = Verdict(retry_same=True, try_next=True, cools="target")
+FAILED_FOR_NOW: Final = Verdict(retry_same=False, try_next=True, cools="target")
+LIMITED: Final = Verdict(retry_same=True, try_next=True, cools="credential")
+
+VERDICTS: Final[dict[int | None, Verdict]] = {
+    **dict.fromkeys((None, 408, 500, 502, 503, 504, 529), FAILED),
+    **dict.fromkeys((409, 424, 425), FAILED_FOR_NOW),
+    429: LIMITED,
+}
+"""By the status that a provider answered with; None: it never answered, or broke off. Any other
+status is REFUSED."""
+
+
+def classify(error: SluiceError) -> Verdict:
+    """Return what follows an attempt that failed with this error."""
     if isinstance(error, UpstreamTimeout):
-        return error.phase == "connect"
-    if not isinstance(error, UpstreamError) or error.upstream_code in EXHAUSTED:
-        return False
-    return error.upstream_status is None or error.upstream_status in PASSING
-
-
-def limits(error: SluiceError) -> bool:
-    """Whether it is about the credential: its host limits how often it may be used."""
-    return isinstance(error, UpstreamError) and error.upstream_status == 429
+        return FAILED if error.phase == "connect" else FAILED_FOR_NOW
+    if isinstance(error, UpstreamError):
+        verdict = VERDICTS.get(error.upstream_status, REFUSED)
+        exhausted = error.upstream_code in EXHAUSTED  # no waiting gives an account credit
+        return verdict._replace(retry_same=False) if exhausted else verdict
+    # An open circuit, or a credential that a 429 holds for: nothing was sent.
+    return ELSEWHERE if isinstance(error, RateLimited | Unavailable) else REFUSED
 
 
 def asked(error: SluiceError) -> float:
-    """Seconds that the provider asked to wait; 0: it didn't."""
+    """Return the seconds that the provider asked to wait; 0: it didn't ask."""
     if isinstance(error, UpstreamError) and error.retry_after is not None:
         return error.retry_after
-    return UNTOLD_WAIT_S if limits(error) else 0.0
+    return UNTOLD_WAIT_S if classify(error).cools == "credential" else 0.0
 
 
 def delay(number: int, error: SluiceError) -> float | None:
-    """Seconds before retry `number`, from 1: exponential, with full jitter; at least what the
-    provider asked for. None: it asked for more than a caller would wait."""
+    """Return the seconds before retry `number`, which counts from 1: exponential, with full jitter,
+    and at least what the provider asked for. None: it asked for more than a caller would wait."""
     least = asked(error)
     if least > LONGEST_ASKED_S:
         return None

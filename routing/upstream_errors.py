@@ -1,8 +1,7 @@
-"""What a provider's failure means to the client, by status and code, and whether another target may
-do better.
+"""What a provider's error means to the client, by status and code.
 
-Rules that hold here: never by prose. A provider's words are shown without what looks like a key,
-and not at all where it refused one.
+- A provider's prose decides nothing. It is shown without what looks like a key, and not at all
+  where the provider refused a key.
 """
 
 from __future__ import annotations
@@ -25,20 +24,12 @@ from errors import (
 from keys.redaction import shown
 from providers.base import Target
 
-RETRYABLE = frozenset((408, 409, 424, 425, 429, 500, 502, 503, 504, 529))
 EXHAUSTED = frozenset(("insufficient_quota", "billing_hard_limit_reached"))
 DEFAULT_RETRY_S = 5.0
 
 
-def retryable(error: SluiceError) -> bool:
-    """Whether another target may do better: the call broke, or its provider is in trouble."""
-    if not isinstance(error, UpstreamError):
-        return False
-    return error.upstream_status is None or error.upstream_status in RETRYABLE
-
-
 def public_error(error: UpstreamError, target: Target) -> SluiceError:
-    """What the client is told of a provider's failure, by status and code."""
+    """Return the error that the client gets for a provider's."""
     status = error.upstream_status
     details = {"provider": target.provider.name, "model": target.model, "upstream_status": status}
     if status in (401, 403):  # its words may hold part of a key
@@ -55,21 +46,21 @@ def public_error(error: UpstreamError, target: Target) -> SluiceError:
         )
     if status in (400, 413, 422):
         kind = RequestTooLarge if status == 413 else InvalidRequest
-        return kind(f"{target.name} refused the request{said(text)}", details=details)
+        return kind(f"{target.name} refused the request{suffix_of(text)}", details=details)
     if status == 402 or error.upstream_code in EXHAUSTED:
         message = f"The account at {target.provider.name} has no credit left."
-        return failure(message, details, NO_RETRY)
+        return gateway_error(message, details, NO_RETRY)
     if status == 429:
         wait = DEFAULT_RETRY_S if error.retry_after is None else error.retry_after
         return rate_limited(wait, target, details)
-    return failure(error.message, details, {})
+    return gateway_error(error.message, details, {})
 
 
 def refused_key(target: Target, details: dict[str, Any]) -> SluiceError:
     where = target.provider.name
     if target.byok:
         return ByokRejected(f"{where} refused your own key (byok_api_key).", details=details)
-    return failure(f"{where} refused this server's key for it.", details, NO_RETRY)
+    return gateway_error(f"{where} refused this server's key for it.", details, NO_RETRY)
 
 
 def rate_limited(seconds: float, target: Target, details: dict[str, Any]) -> RateLimited:
@@ -80,11 +71,11 @@ def rate_limited(seconds: float, target: Target, details: dict[str, Any]) -> Rat
     )
 
 
-def failure(message: str, details: dict[str, Any], headers: dict[str, str]) -> UpstreamError:
+def gateway_error(message: str, details: dict[str, Any], headers: dict[str, str]) -> UpstreamError:
     error = UpstreamError(message)
     error.details, error.headers = details, dict(headers)
     return error
 
 
-def said(text: str | None) -> str:
+def suffix_of(text: str | None) -> str:
     return f": {text}" if text else "."

@@ -14,12 +14,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from call import Outcome
 from concurrency.threads import BackgroundThread
 from concurrency.yielding import Yielder
 from errors import ByokRejected
+from gateway.call import Outcome
 from ledger.pricing import dollars
-from stream import Stream
+from streams.stream import Stream
 from telemetry import logs
 from telemetry.metrics import Metrics
 
@@ -103,7 +103,7 @@ def told_of(stream: Stream, outcome: Outcome) -> dict[str, Any]:
         "cost_usd": dollars(outcome.cost),
         "duration_ms": round(outcome.duration * 1000, 1),
         "first_event_ms": outcome.first_event and round(outcome.first_event * 1000, 1),
-        "attempts": stream.attempts,
+        "attempts": len(stream.attempts),
         "end_reason": outcome.reason,
     }
     if outcome.error is not None:
@@ -131,16 +131,16 @@ def count(metrics: Metrics, stream: Stream, outcome: Outcome) -> None:
         overhead=overhead(stream, now),
         stop=None if stopped is None else max(0.0, now - stopped),
     )
-    for leg, attempt in zip(stream.legs, outcome.tries, strict=True):
-        status, code = attempt.status, attempt.code
-        if leg.target.byok and status in KEY_REFUSED:  # the caller's doing, not the provider's
+    for attempt, record in zip(stream.attempts, outcome.attempts, strict=True):
+        status, code = record.status, record.code
+        if attempt.target.byok and status in KEY_REFUSED:  # the caller's doing, not the provider's
             status, code = None, ByokRejected.code
-        metrics.attempted(attempt.provider, status, code)
-    if len(outcome.tries) > 1:
-        metrics.retried(len(outcome.tries) - 1)
+        metrics.attempted(record.provider, status, code)
+    if len(outcome.attempts) > 1:
+        metrics.retried(len(outcome.attempts) - 1)
 
 
 def overhead(stream: Stream, now: float) -> float:
     """Seconds of a call, until now, in which no attempt was under way. now: as time.monotonic."""
-    at_work = sum(min(leg.ended or now, now) - leg.began for leg in stream.legs)
+    at_work = sum(min(attempt.ended or now, now) - attempt.began for attempt in stream.attempts)
     return max(0.0, now - stream.opened - at_work)

@@ -19,9 +19,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from call import Outcome, Try
 from config import VERSION
-from stream import Leg, Stream
+from gateway.call import AttemptRecord, Outcome
+from streams.stream import Attempt, Stream
 
 NANO = 1_000_000_000
 Attributes = dict[str, str | int | float | bool]
@@ -63,19 +63,19 @@ class Tracing:
         if outcome.status >= 500 or outcome.error is not None:
             span.set_status(Status(StatusCode.ERROR))
         within = set_span_in_context(span)
-        for leg, attempt in zip(stream.legs, outcome.tries, strict=False):
+        for attempt, record in zip(stream.attempts, outcome.attempts, strict=False):
             below = self._tracer.start_span(
-                f"text_completion {attempt.model}",
+                f"text_completion {record.model}",
                 context=within,
                 kind=SpanKind.CLIENT,
-                start_time=wall(leg.began),
-                attributes=of_attempt(leg, attempt),
+                start_time=wall(attempt.began),
+                attributes=of_attempt(attempt, record),
             )
-            if leg.first_event is not None:
-                below.add_event("first_event", timestamp=wall(leg.first_event))
-            if attempt.code is not None:
+            if attempt.first_event is not None:
+                below.add_event("first_event", timestamp=wall(attempt.first_event))
+            if record.code is not None:
                 below.set_status(Status(StatusCode.ERROR))
-            below.end(wall(leg.ended or end))
+            below.end(wall(attempt.ended or end))
         span.end(wall(end))
 
     def close(self) -> None:
@@ -102,18 +102,18 @@ def of_call(stream: Stream, outcome: Outcome) -> Attributes:
     return found
 
 
-def of_attempt(leg: Leg, attempt: Try) -> Attributes:
+def of_attempt(attempt: Attempt, record: AttemptRecord) -> Attributes:
     found: Attributes = {
         "gen_ai.operation.name": "text_completion",
-        "gen_ai.provider.name": attempt.provider,
-        "gen_ai.request.model": attempt.model,
-        "gen_ai.usage.input_tokens": attempt.input_tokens,
-        "gen_ai.usage.output_tokens": attempt.output_tokens,
-        "sluice.key_number": attempt.key,
-        "sluice.byok": leg.target.byok,
+        "gen_ai.provider.name": record.provider,
+        "gen_ai.request.model": record.model,
+        "gen_ai.usage.input_tokens": record.input_tokens,
+        "gen_ai.usage.output_tokens": record.output_tokens,
+        "sluice.key_number": record.key,
+        "sluice.byok": attempt.target.byok,
     }
-    if attempt.status is not None:
-        found["http.response.status_code"] = attempt.status
-    if attempt.code is not None:
-        found["error.type"] = attempt.code
+    if record.status is not None:
+        found["http.response.status_code"] = record.status
+    if record.code is not None:
+        found["error.type"] = record.code
     return found

@@ -27,11 +27,11 @@ from completion import Delta, Finished, Started, Usage, Used
 from config import Settings
 from endpoints.hooks import EXPOSED, access
 from errors import UpstreamError
-from gateway import Gateway
+from gateway.gateway import Gateway
 from keys.key import new_row
 from telemetry import logs
+from tests.gateway.test_gateway import ROWS, Scripted, play
 from tests.support.paths import ROOT
-from tests.test_gateway import ROWS, Scripted, play
 
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 PRICES = {"sim/m": {"input_per_mtok": 1, "output_per_mtok": 2}}

@@ -136,8 +136,8 @@ LOOKED_AT = {
     | {"ask", "failed", "credential_key", "target_key", "succeeded"},
     "quota.memory": {"_now", "counts", "left", "place_of", "tokens"},
     "providers.transport.abort": {"_shut"},
-    "stream": {"_overdue", "end"},
-    "streams": {"_may_begin"},
+    "streams.stream": {"_late", "end", "go_to"},
+    "streams.registry": {"_may_begin"},
 }
 """Functions of ours that were looked at: they neither wait, nor start a thread, nor log."""
 

@@ -13,11 +13,11 @@ from werkzeug.test import TestResponse
 from completion import Delta, Finished, Usage, Used
 from endpoints.calls import Template, frame, time_limits
 from errors import InvalidRequest, UpstreamError
-from stream import Stream
+from streams.stream import Stream
 from tests.endpoints.test_native import in_thread
+from tests.gateway.test_gateway import Scripted, eventually, play, wait
 from tests.support.pace import HANG_S
 from tests.test_app import PROMPT, Site, hello, make_app, make_key
-from tests.test_gateway import Scripted, eventually, play, wait
 
 FACES = ["/api/v1/completions", "/v1/completions"]
 
@@ -95,7 +95,7 @@ def test_timeout_header_can_only_lower_the_timeouts_of_its_call(
     thread, _ = in_thread(lambda: ask(site, X_Sluice_Timeout=text))
     assert attempt.reached.wait(HANG_S)
     (stream,) = site.gateway.streams.of(site.gateway.streams._snapshot()[0].key_id)
-    found = stream.timeouts_at(stream.target)
+    found = stream.deadlines.at(stream.target)
     stream.end("stopped")
     thread.join(HANG_S)
     assert (found.idle, found.total) == (idle, total)
@@ -108,7 +108,7 @@ def test_answer_reports_its_number_of_attempts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, fails: int, stream: bool
 ) -> None:
     site = make_app(tmp_path, monkeypatch, retries=1)
-    monkeypatch.setattr("reader.delay", lambda *_: 0.0)
+    monkeypatch.setattr("gateway.attempts.delay", lambda *_: 0.0)
     failing = [Scripted(UpstreamError("No.", upstream_status=500)) for _ in range(2)]
     play(monkeypatch, *failing[:fails], hello(), *failing)
     answer = site.post(PROMPT | {"stream": stream}, path, buffered=True)

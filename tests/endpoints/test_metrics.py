@@ -13,8 +13,8 @@ from werkzeug.test import TestResponse
 from completion import Delta, Started
 from errors import UpstreamError
 from telemetry.metrics import OTHER, REASONS
+from tests.gateway.test_gateway import Scripted, play, wait
 from tests.test_app import PROMPT, Site, hello, make_app, make_key
-from tests.test_gateway import Scripted, play, wait
 
 TOKEN = "a-token-for-the-scraper"
 

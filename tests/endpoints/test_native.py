@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
-from call import Outcome
 from completion import (
     Batch,
     Delta,
@@ -34,10 +33,11 @@ from errors import (
     UpstreamError,
     UpstreamTimeout,
 )
+from gateway.call import Outcome
 from keys.redaction import Secret
+from tests.gateway.test_gateway import Scripted, play, wait
 from tests.support.pace import HANG_S
 from tests.test_app import PROMPT, UUID, Site, hello, make_app, make_key
-from tests.test_gateway import Scripted, play, wait
 
 COMPLETIONS = "/api/v1/completions"
 INSTANT = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ"
@@ -301,7 +301,7 @@ def test_failed_target_falls_back_to_the_next_target(
     assert body_of(answer)["provider"] == "sim"
 
 
-# Streams
+# StreamRegistry
 
 
 def frame(data: dict[str, Any] | str, event: str | None = None) -> str:
@@ -498,7 +498,7 @@ def test_frames_never_have_empty_choices_or_a_stray_error_key(texts: list[str]) 
 
 
 def a_stream() -> Any:
-    from tests.test_streams import a_stream as make
+    from tests.streams.test_registry import a_stream as make
 
     return make()
 

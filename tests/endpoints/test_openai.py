@@ -56,10 +56,10 @@ from errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from gateway import Gateway
+from gateway.attempts import Reader
+from gateway.gateway import Gateway
 from providers.base import Target
-from reader import Reader
-from relay import Nudge
+from streams.mailbox import Nudge
 from tests.support.pace import HANG_S
 from tests.support.servers import make_key, settings_files
 
@@ -617,7 +617,7 @@ def test_provider_and_fallbacks_fields_choose_the_targets(face: Face, upstream: 
     assert [target.name for target in upstream.targets] == ["fakechat/m", "fake/other"]
 
 
-# Streams
+# StreamRegistry
 
 
 def test_stream_matches_the_expected_bytes_and_headers(face: Face, upstream: Upstream) -> None:

@@ -12,9 +12,9 @@ from werkzeug.test import TestResponse
 
 from errors import Unavailable
 from ledger.database import database_url
+from tests.gateway.test_gateway import play
 from tests.support.rows import connected, entry, settle, settled_row
 from tests.test_app import PROMPT, Site, hello, make_app, make_key
-from tests.test_gateway import play
 
 USAGE, REQUESTS = "/api/v1/user/usage", "/api/v1/user/requests"
 OTHER = "/v1/completions"

@@ -38,7 +38,7 @@ from providers.cohere import dialect as cohere
 from providers.google import dialect as google
 from providers.infill import dialect as infill
 from providers.openai import dialect as openai
-from relay import Tally
+from streams.tally import Tally
 from tests.support import frames
 from tests.support.paths import FIXTURES
 

@@ -32,7 +32,7 @@ from completion import (
 from errors import RateLimited, SluiceError, UpstreamError
 from providers.fanout import AT_ONCE, QUEUE_SIZE, FanOut, Merge
 from providers.transport.abort import Aborted
-from relay import Tally
+from streams.tally import Tally
 from tests.support.pace import HANG_S, scaled
 
 PROMPT_S = scaled(0.5)

@@ -22,8 +22,8 @@ from ledger.pricing import FREE, MTOK, Price, Rate
 from quota import quota as quota_module
 from quota.memory import HOUR, Hold
 from quota.quota import TEMPLATE_TOKENS, Demand, Quota, budget_of, demand_of, wait_for
+from tests.gateway.test_gateway import a_key
 from tests.support.ledgers import at_once
-from tests.test_gateway import a_key
 
 START = 1_800_000_000.0
 """The clock hour that begins then is the first of the tests."""

@@ -27,13 +27,13 @@ from keys.key import Key
 from quota.memory import HOUR, Ask, Hold
 from quota.quota import Demand, Quota
 from quota.redis import Store
+from tests.gateway.test_gateway import a_key
 from tests.quota.test_quota import RESERVE, by_tokens, demand, refused, remaining
 from tests.support.ledgers import at_once
 from tests.support.pace import HANG_S, scaled
 from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer
 from tests.support.servers import free_port
-from tests.test_gateway import a_key
 
 T = TypeVar("T")
 
@@ -581,7 +581,7 @@ import sys
 from errors import RateLimited
 from quota.quota import Demand, Quota
 from cluster.redis_client import RedisClient
-from tests.test_gateway import a_key
+from tests.gateway.test_gateway import a_key
 
 quotas = [Quota(10, RedisClient(sys.argv[1])) for _ in range(2)]
 key = a_key(requests_per_minute=70, tokens_per_hour=10**6)

@@ -14,8 +14,8 @@ from routing.retries import (
     UNTOLD_WAIT_S,
     RetryBudget,
     asked,
+    classify,
     delay,
-    worth_it,
 )
 
 TARGET = Target(BUILT_IN[1], "m")
@@ -42,7 +42,7 @@ def upstream(status: int | None, wait: float | None = None, code: str | None = N
     ids=lambda value: getattr(value, "upstream_status", value),
 )
 def test_only_temporary_failures_are_retried(error: SluiceError, expected: bool) -> None:
-    assert worth_it(error) is expected
+    assert classify(error).retry_same is expected
 
 
 @pytest.mark.parametrize(

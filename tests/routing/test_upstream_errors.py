@@ -14,10 +14,12 @@ from errors import (
     RateLimited,
     RequestTooLarge,
     SluiceError,
+    Unavailable,
     UpstreamError,
     UpstreamTimeout,
 )
-from routing.upstream_errors import public_error, retryable
+from routing.retries import classify
+from routing.upstream_errors import public_error
 from tests.routing.test_router import a_target
 
 
@@ -29,6 +31,8 @@ from tests.routing.test_router import a_target
         *((UpstreamError("", upstream_status=status), False)
           for status in (400, 401, 402, 403, 404, 413, 422, 501)),
         *((UpstreamTimeout(phase, 1), True) for phase in ("connect", "first_event", "idle")),
+        (RateLimited("The credential's circuit is open.", retry_after=1), True),
+        (Unavailable("The target's circuit is open."), True),
         (InvalidRequest(""), False),
         (InternalError(), False),
     ],
@@ -36,7 +40,7 @@ from tests.routing.test_router import a_target
 def test_only_failures_that_another_target_may_avoid_are_retryable(
     error: SluiceError, expected: bool
 ) -> None:
-    assert retryable(error) is expected
+    assert classify(error).try_next is expected
 
 
 NO_RETRY = {"x-should-retry": "false"}

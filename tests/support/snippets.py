@@ -46,12 +46,15 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
         "X-Sluice-Timeout: 30",
     ): "tests/endpoints/test_calls.py::test_timeout_header_parses_into_time_limits",
     ("docs/api.md", '{"code": "rate_limited"'): SHAPE,
-    ("docs/keys.md", "flask keys list [--json]"): "a synopsis; tests/test_cli.py runs each command",
+    (
+        "docs/keys.md",
+        "flask keys list [--json]",
+    ): "a synopsis; cli/test_cli.py runs each command",
     ("docs/keys.md", '{"id":"key_...'): (
         "tests/keys/test_store.py::test_the_key_file_holds_the_documented_fields_and_no_secret"
     ),
     ("docs/operating.md", "cp /backups/"): (
-        "tests/test_cli_usage.py::test_a_restored_backup_replaces_the_ledger"
+        "tests/cli/test_usage.py::test_a_restored_backup_replaces_the_ledger"
     ),
     ("docs/deploy/docker.md", "docker build"): DOCKER,
     ("docs/deploy/docker.md", 'echo "POSTGRES_PASSWORD='): DOCKER,

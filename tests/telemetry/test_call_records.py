@@ -10,8 +10,8 @@ from typing import TextIO, cast
 
 import pytest
 
-from call import Outcome
-from stream import Stream
+from gateway.call import Outcome
+from streams.stream import Stream
 from telemetry import call_records, logs
 from telemetry.call_records import FEW_CALLS, CallRecords
 from telemetry.metrics import Metrics

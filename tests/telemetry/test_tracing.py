@@ -14,11 +14,11 @@ pytest.importorskip("opentelemetry.sdk", reason="traces are optional: requiremen
 
 from config import ConfigError, Settings
 from errors import UpstreamError
+from tests.gateway.test_gateway import Scripted, play
 from tests.support.collector import Collector, Span
 from tests.support.pace import HANG_S
 from tests.support.paths import ROOT
 from tests.test_app import PROMPT, Site, hello, make_app
-from tests.test_gateway import Scripted, play
 
 PATH = "/api/v1/completions"
 

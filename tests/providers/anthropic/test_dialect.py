@@ -29,7 +29,7 @@ from providers.anthropic.response import REASONS, usage_of
 from providers.anthropic.schemas import STATUSES, Tokens
 from providers.base import Dialect, Family, Provider, Target
 from providers.decoding import sse
-from relay import Tally
+from streams.tally import Tally
 
 ROW = Provider(
     name="anthropic",

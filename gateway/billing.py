@@ -10,10 +10,10 @@ import logging
 
 import msgspec
 
-from call import Outcome
 from completion import Usage
 from errors import ModelForbidden
-from fidelity import Candidate
+from gateway.call import Outcome
+from gateway.capabilities import Candidate
 from keys.key import Key
 from ledger.entries import Claim, Entry, Settlement
 from ledger.ledger import Ledger
@@ -22,13 +22,13 @@ from ledger.schema import new_id, now_us
 from providers.base import Target
 from quota.memory import Hold
 from quota.quota import Demand, Quota, budget_of, demand_of
-from stream import Stream
+from streams.stream import Stream
 
 log = logging.getLogger("sluice.meter")
 MICRO = 1_000_000
 
 
-class Bill(msgspec.Struct, frozen=True):
+class Reservation(msgspec.Struct, frozen=True):
     """What was written down when a call began."""
 
     entry: Entry
@@ -36,7 +36,7 @@ class Bill(msgspec.Struct, frozen=True):
     recorded: bool
 
 
-class Meter:
+class Billing:
     def __init__(self, prices: Prices, quota: Quota, ledger: Ledger) -> None:
         self._prices = prices
         self._quota = quota
@@ -56,7 +56,7 @@ class Meter:
             )
         return found
 
-    def open(self, key: Key, stream: Stream, candidates: list[Candidate]) -> Bill:
+    def open(self, key: Key, stream: Stream, candidates: list[Candidate]) -> Reservation:
         """Reserve what the call may use and open its row; on return it is on disk.
 
         Raises RateLimited, InsufficientCredits and, when the ledger is away, Unavailable.
@@ -64,20 +64,20 @@ class Meter:
         demand = demand_of(stream.request)
         entry = self._entry(stream, demand)
         if stream.target.byok:
-            return Bill(entry, None, self._ledger.open(entry, None))
+            return Reservation(entry, None, self._ledger.open(entry, None))
         hold = self._quota.admit(key, demand)
         try:
             claim = self._claim(key, demand, candidates, continued=stream.text is not None)
-            return Bill(entry, hold, self._ledger.open(entry, claim))
+            return Reservation(entry, hold, self._ledger.open(entry, claim))
         except BaseException:
             self._quota.settle(hold, 0)
             raise
 
-    def settle(self, bill: Bill, stream: Stream, outcome: Outcome) -> None:
+    def settle(self, reservation: Reservation, stream: Stream, outcome: Outcome) -> None:
         """Account for a call that has ended; on return its row is on disk."""
-        self._quota.settle(bill.hold, outcome.usage.total_tokens)
-        if bill.recorded:
-            self._ledger.settle(settlement(bill.entry, stream, outcome))
+        self._quota.settle(reservation.hold, outcome.usage.total_tokens)
+        if reservation.recorded:
+            self._ledger.settle(settlement(reservation.entry, stream, outcome))
 
     def cost(self, target: Target, usage: Usage) -> int | None:
         """In nano-dollars; None: no price is known. A caller's own key costs us nothing."""
@@ -131,8 +131,8 @@ def settlement(entry: Entry, stream: Stream, outcome: Outcome) -> Settlement:
         error_code=outcome.error.code if outcome.error else None,
         usage=outcome.usage,
         cost_nano=outcome.cost,
-        attempts=stream.attempts,
-        tries=msgspec.json.encode(outcome.tries).decode() if len(outcome.tries) > 1 else None,
+        attempts=len(stream.attempts),
+        tries=msgspec.json.encode(outcome.attempts).decode() if len(outcome.attempts) > 1 else None,
         ended_us=max(now, entry.started_us),  # a clock may be set back
         duration_us=round(outcome.duration * MICRO),
         latency_us=round(outcome.latency * MICRO),

@@ -1,4 +1,4 @@
-"""reader.py: retries, several keys, cool-downs and continuations, with a fake provider."""
+"""attempts.py: retries, several keys, circuit breakers and continuations, with a fake provider."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-import reader
-from call import CallInProgress
 from completion import (
     Batch,
     CompletionRequest,
@@ -30,18 +28,19 @@ from errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from gateway import Gateway
+from gateway import attempts
+from gateway.call import Call
+from gateway.continuation import continuable, ends_in_a_stop
+from gateway.gateway import Gateway
 from keys.redaction import Secret
 from ledger.entries import Claim, Entry, Settlement
 from ledger.ledger import Ledger
 from quota.quota import Quota
-from reader import continuable, ends_in_a_stop
 from routing.circuit_breaker import FAILURES
 from routing.retries import MOST_SAVED
 from routing.router import Route
-from stream import Stream
-from tests.support.pace import HANG_S
-from tests.test_gateway import (
+from streams.stream import Stream
+from tests.gateway.test_gateway import (
     HELLO,
     PRICES,
     REST,
@@ -53,6 +52,7 @@ from tests.test_gateway import (
     play,
     wait,
 )
+from tests.support.pace import HANG_S
 
 ROWS: dict[str, dict[str, Any]] = {
     "sim": {"base_url": "http://127.0.0.1:1/v1", "completions": True, "api_key_env": "SIM_KEY"},
@@ -95,7 +95,7 @@ class House:
     def play(self, *attempts: Scripted) -> None:
         self.asked = play(self._monkeypatch, *attempts)
 
-    def open(self, *models: str, byok: str | None = None, **more: Any) -> CallInProgress:
+    def open(self, *models: str, byok: str | None = None, **more: Any) -> Call:
         own_options = ("within", "continues", "key")
         options: dict[str, Any] = {n: more.pop(n) for n in own_options if n in more}
         request = CompletionRequest(**{"prompts": ("Hi there",), "stream": True, **more})
@@ -174,7 +174,7 @@ def test_temporary_failure_is_retried(house: House, pauses: list[float], status:
     assert house.run() == WHOLE
     assert len(pauses) == 2
     assert house.names == ["sim/m"] * 3
-    assert house.records.streams[0].attempts == house.pages.settlements[0].attempts == 3
+    assert len(house.records.streams[0].attempts) == house.pages.settlements[0].attempts == 3
 
 
 @pytest.mark.parametrize("retries", [0, 1, 2])
@@ -227,10 +227,12 @@ def test_retry_wait_ends_at_once_when_its_call_ends(
     house: House, monkeypatch: pytest.MonkeyPatch, how: Any, policy: str
 ) -> None:
     house.made(disconnect=policy)
-    monkeypatch.setattr(reader, "delay", lambda *_: 15.0)
+    monkeypatch.setattr(attempts, "delay", lambda *_: 15.0)
     house.play(failing())
     call = house.open("sim/m", "other/m")
-    assert eventually(lambda: bool(call.stream.legs) and call.stream.legs[0].ended is not None)
+    assert eventually(
+        lambda: bool(call.stream.attempts) and call.stream.attempts[0].ended is not None
+    )
     left = threading.Event()
     call.stream.reader_left = left.set  # type: ignore[method-assign]
     call.stream.end(how)
@@ -244,10 +246,12 @@ def test_retry_wait_ends_at_once_when_its_call_ends(
 def test_call_that_waits_for_a_retry_does_not_time_out(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "delay", lambda *_: 15.0)
+    monkeypatch.setattr(attempts, "delay", lambda *_: 15.0)
     house.play(failing())
     call = house.open()
-    assert eventually(lambda: bool(call.stream.legs) and call.stream.legs[0].ended is not None)
+    assert eventually(
+        lambda: bool(call.stream.attempts) and call.stream.attempts[0].ended is not None
+    )
     call.stream.look(call.stream.opened + 700)
     assert (call.stream.expired, call.stream.mailbox.ended_by) == (None, None)
     call.close()
@@ -326,7 +330,7 @@ def test_call_gets_retry_after_without_an_attempt_when_all_keys_are_limited(
     assert isinstance(error, RateLimited)
     assert int(error.headers["Retry-After"]) in (29, 30)
     assert len(house.asked) == 2
-    assert house.records.streams[-1].attempts == 0
+    assert len(house.records.streams[-1].attempts) == 0
     assert set(house.gateway.open_circuits()) == {"sim (key 1)", "sim (key 2)"}
 
 
@@ -360,7 +364,7 @@ def test_single_call_probes_a_target_when_its_circuit_breaker_may_close(house: H
     probe = Scripted(lambda: go_on.wait(HANG_S), HELLO, REST)
     house.play(probe, good())
     call = house.open(key=a_key(id="key_2"))
-    assert eventually(lambda: call.stream.attempts == 1)
+    assert eventually(lambda: len(call.stream.attempts) == 1)
     assert isinstance(house.refused(), Unavailable)
     go_on.set()
     call.wait()
@@ -407,7 +411,7 @@ def test_upstream_404_answers_do_not_open_the_circuit_breaker(house: House) -> N
 # What several attempts use
 
 
-def late(house: House, attempt: Scripted, call: CallInProgress) -> None:
+def late(house: House, attempt: Scripted, call: Call) -> None:
     assert attempt.reached.wait(HANG_S)
     call.stream.look(call.stream.attempt_began + 601)
 
@@ -422,7 +426,7 @@ def test_usage_includes_the_prompt_of_a_timed_out_attempt(house: House) -> None:
     outcome = house.records.only
     assert outcome.usage == Usage(2 + 8, 3, source="estimate")
     assert outcome.cost is None, "other/m has no price"
-    assert [t.code for t in outcome.tries] == ["provider_timeout", None]
+    assert [t.code for t in outcome.attempts] == ["provider_timeout", None]
 
 
 @pytest.mark.parametrize(
@@ -455,7 +459,7 @@ def test_broken_stream_is_continued_with_its_text_in_the_prompt(house: House) ->
     outcome = house.records.only
     assert outcome.usage == Usage(8 + 8, 3 + 3, source="estimate")
     assert outcome.cost == 16 * 1000 + 6 * 2000
-    assert (call.stream.continued, call.stream.attempts) == (True, 2)
+    assert (call.stream.continued, len(call.stream.attempts)) == (True, 2)
     assert house.tries is not None
 
 

@@ -16,12 +16,12 @@ import msgspec
 from completion import Batch, Completion, EndReason, Event, Usage, fold
 from errors import ClientGone, SluiceError
 from quota.memory import Hold
-from relay import (
+from streams.mailbox import (
     End,
     Message,
     Nudge,
 )
-from stream import Stream
+from streams.stream import Stream
 
 COMMENTS = {
     Nudge.KEEP_ALIVE: b": keep-alive\n\n",
@@ -29,7 +29,7 @@ COMMENTS = {
 }
 
 
-class Try(msgspec.Struct, frozen=True):
+class AttemptRecord(msgspec.Struct, frozen=True):
     """One attempt, as the ledger keeps it. key: which of the operator's. status: the provider's,
     when it failed. cost_nano: None if unknown."""
 
@@ -57,7 +57,7 @@ class Outcome(msgspec.Struct, frozen=True):
     first_event: float | None
     status: int
     """The HTTP status that the client saw."""
-    tries: tuple[Try, ...] = ()
+    attempts: tuple[AttemptRecord, ...] = ()
     """Its attempts."""
 
 
@@ -81,7 +81,7 @@ class Last(bytes):
     last = True
 
 
-class CallInProgress:
+class Call:
     """An admitted call, for its writer: either `result`, or `wait` and then `frames`."""
 
     def __init__(
@@ -158,7 +158,7 @@ class CallInProgress:
                 data = b"".join(out)
                 yield data
                 if data:  # events that a face doesn't show are silence
-                    self.stream.last_write = time.monotonic()
+                    self.stream.deadlines.last_write = time.monotonic()
                 messages = self.stream.mailbox.take()
         finally:
             self.close()

@@ -1,8 +1,9 @@
-"""What becomes of a call whose client has gone: cancelled at once, or drained.
+"""What becomes of a call when its client disconnects: it is cancelled at once, or drained.
 
-A drain reads on and counts, for nobody, so that the bill is exact, where a provider would charge
-for the rest of its answer anyway. Rules that hold here: it is bounded in time and money; whatever
-ends it first counts.
+A drain reads on and counts, for nobody, so that the bill is exact where a provider would charge for
+the rest of its answer anyway.
+
+- A drain is bounded in time and money. Whatever ends it first counts.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import Final
 
 import msgspec
 
-from relay import End
+from streams.mailbox import End
 
 
-class Disconnect(msgspec.Struct, frozen=True):
-    """The policy, and how far a drain may go."""
+class DisconnectPolicy(msgspec.Struct, frozen=True):
+    """What is done with calls without a client, and how far a drain may go."""
 
     policy: str = "cancel"
     """cancel or drain; for the rows that don't say."""
@@ -27,14 +28,18 @@ class Disconnect(msgspec.Struct, frozen=True):
     """Nano-dollars from the disconnect on, as far as they are known."""
 
 
-CANCEL: Final = Disconnect()
+CANCEL: Final = DisconnectPolicy()
 
 
 class Drain:
-    """A drain under way. One thread reads, one waits, any may end it."""
+    """A drain that has begun. One thread reads, one waits, and any may end it."""
 
-    def __init__(self, bounds: Disconnect, spent: Callable[[], int | None]) -> None:
-        """spent: what the call has cost so far, in nano-dollars; None: unknown."""
+    def __init__(self, bounds: DisconnectPolicy, spent: Callable[[], int | None]) -> None:
+        """Begin a drain.
+
+        Args:
+            spent: returns what the call has cost so far, in nano-dollars; None: unknown.
+        """
         self.until = time.monotonic() + bounds.seconds
         self._cost = bounds.cost
         self._spent = spent
@@ -44,14 +49,14 @@ class Drain:
         self.ended_by: End | None = None
 
     def goes_on(self) -> bool:
-        """Whether its reader may read on."""
+        """Return True if the reader may read on."""
         if self._over.is_set() or time.monotonic() > self.until:
             return False
         spent = self._spent()
         return spent is None or self._before is None or spent - self._before <= self._cost
 
     def end(self, end: End) -> bool:
-        """Returns whether it was this that ended it."""
+        """End the drain. Return True if this ended it, and nothing did before."""
         with self._lock:
             if self.ended_by is not None:
                 return False
@@ -60,5 +65,5 @@ class Drain:
         return True
 
     def wait(self) -> bool:
-        """Wait for its end. False: its time is up."""
+        """Wait for the end. Return False if the time is up."""
         return self._over.wait(max(0.0, self.until - time.monotonic()))

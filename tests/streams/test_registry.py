@@ -15,10 +15,8 @@ from typing import Any
 import msgspec
 import pytest
 
-import streams
 from completion import CompletionRequest, Delta, EndReason, Started, Usage, Used
 from config import Timeouts
-from drain import Disconnect
 from errors import (
     InternalError,
     RateLimited,
@@ -29,14 +27,17 @@ from errors import (
 )
 from providers.base import Target, UpstreamCall
 from providers.rows import BUILT_IN
-from relay import (
+from server.sockets import hung_up, shut
+from streams import registry
+from streams.deadlines import Deadlines
+from streams.disconnect import DisconnectPolicy
+from streams.mailbox import (
     BACKLOG,
     End,
     Nudge,
 )
-from server.sockets import hung_up, shut
-from stream import Stream
-from streams import Streams
+from streams.registry import StreamRegistry
+from streams.stream import Stream
 from tests.support.pace import HANG_S
 
 FOREVER = float("inf")
@@ -70,13 +71,13 @@ def a_stream(**changes: Any) -> Stream:
         "key_id": "key_1",
         "endpoint": "/v1/completions",
         "request_id": "r-1",
-        "timeouts": TIMEOUTS,
-        "keepalive": FOREVER,
-        "hold": FOREVER,
         "request": CompletionRequest(prompts=("Hi",), stream=True),
         **changes,
     }
-    return Stream(fields.pop("request"), TARGET, **fields)
+    timeouts = fields.pop("timeouts", TIMEOUTS)
+    own = {name: fields.pop(name) for name in ("within", "keepalive", "hold") if name in fields}
+    deadlines = Deadlines(timeouts, TARGET, **own)
+    return Stream(fields.pop("request"), TARGET, deadlines, **fields)
 
 
 def under_way(**changes: Any) -> tuple[Stream, Quiet]:
@@ -99,16 +100,16 @@ def eventually(condition: Callable[[], bool]) -> bool:
 def test_attach_sets_the_target_and_counts_the_attempts() -> None:
     stream = a_stream()
     assert stream.attach(Quiet(), OTHER, ("seed",))
-    assert (stream.target, stream.dropped, stream.attempts) == (OTHER, ("seed",), 1)
+    assert (stream.target, stream.dropped, len(stream.attempts)) == (OTHER, ("seed",), 1)
     assert stream.attach(Quiet(), TARGET, ())
-    assert (stream.target, stream.dropped, stream.attempts) == (TARGET, (), 2)
+    assert (stream.target, stream.dropped, len(stream.attempts)) == (TARGET, (), 2)
 
 
 def test_no_attempt_begins_once_the_call_has_ended() -> None:
     stream = a_stream()
     stream.end("stopped")
     assert not stream.attach(Quiet(), OTHER, ("seed",))
-    assert (stream.target, stream.dropped, stream.attempts) == (TARGET, (), 0)
+    assert (stream.target, stream.dropped, len(stream.attempts)) == (TARGET, (), 0)
 
 
 def test_events_after_a_stop_still_count_in_the_usage() -> None:
@@ -160,7 +161,7 @@ def test_an_echoed_prompt_is_not_counted_as_output(fields: dict[str, Any], echoe
 
 # A client that has gone
 
-DRAIN = Disconnect("drain", seconds=30, cost=1000)
+DRAIN = DisconnectPolicy("drain", seconds=30, cost=1000)
 WHOLE: list[Any] = [Delta(0, "b"), Used(Usage(3, 9))]
 
 
@@ -189,7 +190,7 @@ def draining(**changes: Any) -> tuple[Stream, Quiet]:
 def test_the_disconnect_policy_of_a_row_overrides_the_default(
     default: str, own: str, drains: bool
 ) -> None:
-    stream, attempt = a_stream(disconnect=Disconnect(default)), Quiet()
+    stream, attempt = a_stream(disconnect=DisconnectPolicy(default)), Quiet()
     stream.attach(attempt, row(own), ())
     assert stream.end("client_gone")
     assert (attempt.aborts, attempt.wound_up) == ((0, 1) if drains else (1, 0))
@@ -249,7 +250,7 @@ def test_drained_returns_when_the_reader_has_left() -> None:
 
 
 def test_drained_aborts_a_drain_past_its_time_limit() -> None:
-    stream, attempt = draining(disconnect=Disconnect("drain", seconds=0.01))
+    stream, attempt = draining(disconnect=DisconnectPolicy("drain", seconds=0.01))
     stream.drained()
     assert attempt.aborts == 1
     assert not stream.put(WHOLE)
@@ -270,25 +271,25 @@ def test_a_drain_above_its_cost_limit_ends() -> None:
 def test_first_event_and_idle_timeouts_end_a_drain(
     begun: bool, seconds: float, ended: bool, full: bool
 ) -> None:
-    stream, attempt = under_way(disconnect=Disconnect("drain", seconds=1000))
+    stream, attempt = under_way(disconnect=DisconnectPolicy("drain", seconds=1000))
     stream.attach(attempt, row(""), ())
     if begun:
         stream.put([Delta(0, "x" * BACKLOG if full else "x")])
     stream.end("client_gone")
-    stream.look(stream.last_event + seconds)
+    stream.look(stream.deadlines.last_event + seconds)
     assert attempt.aborts == int(ended)
 
 
 @pytest.mark.parametrize(("seconds", "ended"), [(98, False), (101, True)])
 def test_the_total_timeout_ends_a_drain(seconds: float, ended: bool) -> None:
-    stream, attempt = draining(disconnect=Disconnect("drain", seconds=1000))
-    stream.last_event = stream.opened + seconds
+    stream, attempt = draining(disconnect=DisconnectPolicy("drain", seconds=1000))
+    stream.deadlines.last_event = stream.opened + seconds
     stream.look(stream.opened + seconds)
     assert attempt.aborts == int(ended)
 
 
 def test_look_aborts_a_drain_past_its_time_limit() -> None:
-    stream, attempt = draining(disconnect=Disconnect("drain", seconds=2))
+    stream, attempt = draining(disconnect=DisconnectPolicy("drain", seconds=2))
     stream.look(time.monotonic() + 3)
     assert attempt.aborts == 1
 
@@ -317,7 +318,7 @@ def test_a_stop_before_the_disconnect_starts_no_drain() -> None:
 
 @pytest.mark.parametrize("removed", [True, False])
 def test_a_drain_can_be_stopped_twice_by_its_id(removed: bool) -> None:
-    registry = Streams(10)
+    registry = StreamRegistry(10)
     stream, attempt = draining()
     registry.add(stream)
     assert registry.of("key_1") == [stream]
@@ -335,7 +336,7 @@ def test_look_does_nothing_within_the_timeouts() -> None:
     stream, attempt = under_way()
     stream.look(stream.opened + 29)
     stream.put([Delta(0, "x")])
-    stream.look(stream.last_event + 19)
+    stream.look(stream.deadlines.last_event + 19)
     assert stream.mailbox.take() == [[Delta(0, "x")]]
     assert stream.expired is None
     assert attempt.aborts == 0
@@ -385,7 +386,7 @@ def test_the_total_timeout_ends_a_call_without_an_attempt() -> None:
 def test_the_idle_timeout_aborts_an_attempt_silent_after_an_event() -> None:
     stream, attempt = under_way()
     stream.put([Delta(0, "x")])
-    stream.look(stream.last_event + 21)
+    stream.look(stream.deadlines.last_event + 21)
     assert stream.expired is not None
     assert stream.expired.phase == "idle"
     assert attempt.aborts == 1
@@ -395,10 +396,10 @@ def test_the_idle_timeout_does_not_run_while_the_mailbox_is_full() -> None:
     stream, attempt = under_way()
     stream.put([Delta(0, "x" * BACKLOG)])
     assert stream.mailbox.full
-    stream.look(stream.last_event + 21)
+    stream.look(stream.deadlines.last_event + 21)
     assert attempt.aborts == 0
     stream.mailbox.take()
-    stream.look(stream.last_event + 21)
+    stream.look(stream.deadlines.last_event + 21)
     assert attempt.aborts == 1
 
 
@@ -424,7 +425,7 @@ def test_no_timeout_ends_a_complete_answer_that_is_undelivered() -> None:
     stream.put([Delta(0, "x")])
     stream.end("completed")
     for later in (21, 22, 101, 1000):
-        stream.look(stream.last_event + later)
+        stream.look(stream.deadlines.last_event + later)
     assert stream.mailbox.take() == [[Delta(0, "x")], End("completed")]
 
 
@@ -460,7 +461,7 @@ def drained(stream: Stream) -> list[Any]:
 
 def test_a_write_delays_the_next_keep_alive() -> None:
     stream, _ = under_way(keepalive=15)
-    stream.last_write = stream.opened + 10
+    stream.deadlines.last_write = stream.opened + 10
     stream.look(stream.opened + 24)
     assert drained(stream) == []
     stream.look(stream.opened + 25)
@@ -471,7 +472,7 @@ def test_a_write_delays_the_next_keep_alive() -> None:
 
 
 def test_a_key_sees_its_own_calls_oldest_first() -> None:
-    registry = Streams(10)
+    registry = StreamRegistry(10)
     first, second = a_stream(stream_id="a"), a_stream(stream_id="b")
     foreign = a_stream(stream_id="a", key_id="key_2")
     for stream in (first, foreign, second):
@@ -487,7 +488,7 @@ def test_a_key_sees_its_own_calls_oldest_first() -> None:
 
 
 def test_a_stream_id_is_in_use_while_its_call_is_active() -> None:
-    registry, stream = Streams(10), a_stream()
+    registry, stream = StreamRegistry(10), a_stream()
     registry.add(stream)
     with pytest.raises(StreamExists):
         registry.add(a_stream())
@@ -496,7 +497,7 @@ def test_a_stream_id_is_in_use_while_its_call_is_active() -> None:
 
 
 def test_calls_above_the_limit_are_refused_until_a_call_ends() -> None:
-    registry, stream = Streams(2, per_key=9), a_stream(stream_id="a")
+    registry, stream = StreamRegistry(2, per_key=9), a_stream(stream_id="a")
     registry.add(stream)
     registry.add(a_stream(stream_id="b"))
     with pytest.raises(Unavailable) as caught:
@@ -513,7 +514,7 @@ def test_a_call_is_not_registered_when_the_sweeper_cannot_start(
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    registry = Streams(2)
+    registry = StreamRegistry(2)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         with pytest.raises(RuntimeError):
@@ -529,7 +530,7 @@ class Queue:
     """A registry of one place, and the calls that wait for it, each in a thread."""
 
     def __init__(self, size: int = 9, limit: int = 1) -> None:
-        self.registry = Streams(limit, queue=size, per_key=99)
+        self.registry = StreamRegistry(limit, queue=size, per_key=99)
         self.begun: list[str] = []
         self.refused: list[str] = []
         self.threads: list[threading.Thread] = []
@@ -604,7 +605,7 @@ def test_the_turn_of_an_ended_call_passes_to_the_next_call(removed: bool) -> Non
 
 @pytest.mark.parametrize("removed", [True, False])
 def test_an_ended_call_takes_no_turn(removed: bool) -> None:
-    registry, stream = Streams(1), a_stream()
+    registry, stream = StreamRegistry(1), a_stream()
     registry.add(stream)
     stream.end("stopped")
     if removed:
@@ -614,7 +615,7 @@ def test_an_ended_call_takes_no_turn(removed: bool) -> None:
 
 
 def test_a_turn_granted_while_the_wait_times_out_is_kept() -> None:
-    registry = Streams(1, queue=1, per_key=9)
+    registry = StreamRegistry(1, queue=1, per_key=9)
     first, second = a_stream(stream_id="a"), a_stream(stream_id="b")
     for stream in (first, second):
         registry.add(stream)
@@ -648,7 +649,7 @@ def test_a_queued_call_can_be_stopped_and_gets_keep_alives() -> None:
 
 def test_many_concurrent_calls_leave_the_registry_empty() -> None:
     """A place that leaks would be a call fewer, for ever."""
-    registry = Streams(3, queue=1000, per_key=2000)
+    registry = StreamRegistry(3, queue=1000, per_key=2000)
     most, under = 0, 0
     lock = threading.Lock()
 
@@ -692,7 +693,7 @@ def test_many_concurrent_calls_leave_the_registry_empty() -> None:
 def test_a_key_is_limited_to_its_share_of_concurrent_calls(
     limit: int, queue: int, per_key: int | None, own: int | None, share: int
 ) -> None:
-    registry = Streams(limit, queue=queue, per_key=per_key)
+    registry = StreamRegistry(limit, queue=queue, per_key=per_key)
     calls = [a_stream(stream_id=f"s-{number}") for number in range(share)]
     for stream in calls:
         registry.add(stream, own)
@@ -711,7 +712,7 @@ def test_a_key_is_limited_to_its_share_of_concurrent_calls(
 
 
 def test_a_stopped_call_ends_at_once() -> None:
-    registry = Streams(10)
+    registry = StreamRegistry(10)
     stream, attempt = under_way()
     registry.add(stream)
     registry.stop("key_1", "s-1")
@@ -724,7 +725,7 @@ def test_a_repeated_stop_succeeds_for_a_minute(
     monkeypatch: pytest.MonkeyPatch, removed: bool
 ) -> None:
     clock = Clock(monkeypatch)
-    registry, stream = Streams(10), a_stream()
+    registry, stream = StreamRegistry(10), a_stream()
     registry.add(stream)
     registry.stop("key_1", "s-1")
     if removed:
@@ -745,14 +746,14 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         seen = SimpleNamespace(monotonic=lambda: self.now, time=time.time, sleep=time.sleep)
-        monkeypatch.setattr(streams, "time", seen)
+        monkeypatch.setattr(registry, "time", seen)
 
 
 @pytest.mark.parametrize(("key_id", "stream_id"), [("key_1", "other"), ("key_2", "s-1")])
 def test_stop_reports_unknown_calls_and_calls_of_other_keys_as_not_found(
     key_id: str, stream_id: str
 ) -> None:
-    registry, stream = Streams(10), a_stream()
+    registry, stream = StreamRegistry(10), a_stream()
     registry.add(stream)
     with pytest.raises(StreamNotFound) as caught:
         registry.stop(key_id, stream_id)
@@ -762,7 +763,7 @@ def test_stop_reports_unknown_calls_and_calls_of_other_keys_as_not_found(
 
 @pytest.mark.parametrize("reason", ["provider_error", "deadline", "client_gone", "shutdown"])
 def test_a_call_that_has_ended_cannot_be_stopped(reason: EndReason) -> None:
-    registry, stream = Streams(10), a_stream()
+    registry, stream = StreamRegistry(10), a_stream()
     registry.add(stream)
     stream.end(reason)
     with pytest.raises(StreamNotFound):
@@ -770,7 +771,7 @@ def test_a_call_that_has_ended_cannot_be_stopped(reason: EndReason) -> None:
 
 
 def test_a_complete_but_undelivered_answer_can_still_be_stopped() -> None:
-    registry = Streams(10)
+    registry = StreamRegistry(10)
     stream, _ = under_way()
     registry.add(stream)
     stream.put([Delta(0, "x")])
@@ -780,7 +781,7 @@ def test_a_complete_but_undelivered_answer_can_still_be_stopped() -> None:
 
 
 def test_a_delivered_answer_cannot_be_stopped() -> None:
-    registry = Streams(10)
+    registry = StreamRegistry(10)
     stream, _ = under_way()
     registry.add(stream)
     stream.end("completed")
@@ -790,7 +791,7 @@ def test_a_delivered_answer_cannot_be_stopped() -> None:
 
 
 def test_a_new_call_with_a_stopped_id_does_not_count_as_stopped() -> None:
-    registry, old = Streams(10), a_stream()
+    registry, old = StreamRegistry(10), a_stream()
     registry.add(old)
     registry.stop("key_1", "s-1")
     registry.remove(old)
@@ -804,14 +805,14 @@ def test_a_new_call_with_a_stopped_id_does_not_count_as_stopped() -> None:
 
 def test_two_concurrent_stops_both_succeed() -> None:
     """Also when the second comes before the first has noted that it was the first."""
-    registry, stream = Streams(10), a_stream()
+    registry, stream = StreamRegistry(10), a_stream()
     registry.add(stream)
     stream.end("stopped")
     registry.stop("key_1", "s-1")
 
 
 def test_shutdown_ends_all_calls_with_an_unavailable_error() -> None:
-    registry = Streams(10)
+    registry = StreamRegistry(10)
     calls = [a_stream(stream_id=name) for name in "abc"]
     for stream in calls:
         registry.add(stream)
@@ -829,16 +830,16 @@ def test_shutdown_ends_all_calls_with_an_unavailable_error() -> None:
 def test_the_sweeper_survives_a_failing_call_and_forgets_old_stops(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(streams, "SWEEP_S", 0.001)
-    monkeypatch.setattr(streams, "REMEMBER_STOPPED_S", 0.0)
+    monkeypatch.setattr("streams.registry.SWEEP_S", 0.001)
+    monkeypatch.setattr("streams.registry.REMEMBER_STOPPED_S", 0.0)
 
     def fail(now: float) -> None:
         raise OSError("odd")
 
-    registry = Streams(10)
+    registry = StreamRegistry(10)
     odd, late, stopped = (a_stream(stream_id=name, request_id=name) for name in ("a", "b", "c"))
     odd.look = fail  # type: ignore[method-assign]
-    late.opened -= 1000
+    late.deadlines.opened -= 1000
     with caplog.at_level(logging.ERROR, "sluice.streams"):
         for stream in (odd, late, stopped):
             registry.add(stream)
@@ -852,7 +853,7 @@ def test_the_sweeper_survives_a_failing_call_and_forgets_old_stops(
 
 
 def test_one_sweeper_serves_all_calls() -> None:
-    registry = Streams(10)
+    registry = StreamRegistry(10)
     registry.add(a_stream(stream_id="a"))
     sweeper = registry._sweeper
     registry.add(a_stream(stream_id="b"))

@@ -14,7 +14,6 @@ from typing import Any, TypeAlias, cast
 
 import pytest
 
-from call import COMMENTS, CallInProgress, Last, Outcome, raise_for
 from completion import (
     Batch,
     Completion,
@@ -42,8 +41,10 @@ from errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from fidelity import Candidate, echoed
-from gateway import Gateway, permitted
+from gateway.attempts import Reader
+from gateway.call import COMMENTS, Call, Last, Outcome, raise_for
+from gateway.capabilities import Candidate, echoed
+from gateway.gateway import Gateway, permitted
 from keys.key import Key
 from keys.redaction import Secret
 from ledger.entries import Claim, Entry, Settlement
@@ -54,13 +55,12 @@ from providers.local.call import LocalCall
 from providers.transport.abort import Aborted
 from providers.transport.http_call import HttpCall
 from quota.quota import Quota
-from reader import Reader
-from relay import (
+from routing.router import Route
+from streams.mailbox import (
     End,
     Nudge,
 )
-from routing.router import Route
-from stream import Stream
+from streams.stream import Stream
 from tests.support.pace import HANG_S
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -203,7 +203,7 @@ def a_gateway(records: Records, **settings: Any) -> Gateway:
 
 def open_call(
     gateway: Gateway, model: str = "sim/m", *fallbacks: str, byok: str | None = None, **fields: Any
-) -> CallInProgress:
+) -> Call:
     key = fields.pop("key", a_key())
     strict = fields.pop("strict", False)
     request = CompletionRequest(**{"prompts": ("Hi there",), "stream": True, **fields})
@@ -322,10 +322,10 @@ def test_a_client_that_hangs_up_on_a_whole_answer_stops_its_provider(
     assert attempt.aborts == 1
 
 
-# Streams
+# StreamRegistry
 
 
-def frames(call: CallInProgress) -> Iterator[bytes]:
+def frames(call: Call) -> Iterator[bytes]:
     call.wait()
     return call.frames(Words())
 
@@ -450,13 +450,13 @@ def test_events_without_a_frame_do_not_suppress_keep_alive_comments(
     second.set()
     assert attempt.reached.wait(HANG_S)
     assert next(found) == b""
-    wrote = call.stream.last_write
+    wrote = call.stream.deadlines.last_write
     call.stream.mailbox.nudge(Nudge.KEEP_ALIVE)
     assert next(found) == QUIET
-    assert call.stream.last_write == wrote
+    assert call.stream.deadlines.last_write == wrote
     call.stream.mailbox.nudge(Nudge.KEEP_ALIVE)
     assert next(found) == QUIET
-    assert call.stream.last_write > wrote
+    assert call.stream.deadlines.last_write > wrote
     call.close()
 
 
@@ -475,39 +475,39 @@ def test_a_stream_stopped_before_its_first_event_ends_with_stopped(
 # However it ends, it is settled once
 
 
-def read_on(call: CallInProgress, found: Iterator[bytes]) -> None:
+def read_on(call: Call, found: Iterator[bytes]) -> None:
     list(found)
 
 
-def close_the_generator(call: CallInProgress, found: Any) -> None:
+def close_the_generator(call: Call, found: Any) -> None:
     found.close()
 
 
-def never_start_it(call: CallInProgress, found: Iterator[bytes]) -> None:
+def never_start_it(call: Call, found: Iterator[bytes]) -> None:
     call.close()
 
 
-def stop(call: CallInProgress, found: Iterator[bytes]) -> None:
+def stop(call: Call, found: Iterator[bytes]) -> None:
     call.stream.end("stopped")
     list(found)
 
 
-def shut_down(call: CallInProgress, found: Iterator[bytes]) -> None:
+def shut_down(call: Call, found: Iterator[bytes]) -> None:
     call.stream.end("shutdown", Unavailable("The server is shutting down."))
     list(found)
 
 
-def run_out_of_time(call: CallInProgress, found: Iterator[bytes]) -> None:
+def run_out_of_time(call: Call, found: Iterator[bytes]) -> None:
     call.stream.look(call.stream.opened + 1801)
     list(found)
 
 
-def fall_silent(call: CallInProgress, found: Iterator[bytes]) -> None:
-    call.stream.look(call.stream.last_event + 121)
+def fall_silent(call: Call, found: Iterator[bytes]) -> None:
+    call.stream.look(call.stream.deadlines.last_event + 121)
     list(found)
 
 
-def break_the_encoder(call: CallInProgress, found: Iterator[bytes]) -> None:
+def break_the_encoder(call: Call, found: Iterator[bytes]) -> None:
     def fail(*_: object) -> bytes:
         raise ZeroDivisionError
 
@@ -518,7 +518,7 @@ def break_the_encoder(call: CallInProgress, found: Iterator[bytes]) -> None:
         list(call.frames(encoder))
 
 
-def everything_at_once(call: CallInProgress, found: Iterator[bytes]) -> None:
+def everything_at_once(call: Call, found: Iterator[bytes]) -> None:
     call.stream.end("stopped")
     call.stream.end("client_gone")
     call.stream.end("shutdown", Unavailable("Later."))
@@ -527,7 +527,7 @@ def everything_at_once(call: CallInProgress, found: Iterator[bytes]) -> None:
     call.close()
 
 
-ENDS: list[tuple[Callable[[CallInProgress, Iterator[bytes]], None], EndReason, int]] = [
+ENDS: list[tuple[Callable[[Call, Iterator[bytes]], None], EndReason, int]] = [
     (close_the_generator, "client_gone", 499),
     (never_start_it, "client_gone", 499),
     (stop, "stopped", 200),
@@ -544,7 +544,7 @@ ENDS: list[tuple[Callable[[CallInProgress, Iterator[bytes]], None], EndReason, i
 @pytest.mark.parametrize("failure", [None, OSError("disk full")])
 def test_a_call_under_way_is_settled_once_whatever_ends_it(
     monkeypatch: pytest.MonkeyPatch,
-    end: Callable[[CallInProgress, Iterator[bytes]], None],
+    end: Callable[[Call, Iterator[bytes]], None],
     reason: EndReason,
     status: int,
     just_ends: bool,
@@ -606,7 +606,7 @@ def test_no_fallback_is_tried_for_a_client_that_has_gone(
     failure = UpstreamError("No.", upstream_status=status)
     asked = play(monkeypatch, Scripted(lambda: go_on.wait(HANG_S), failure))
     call = open_call(gateway, "sim/m", "other/m")
-    assert eventually(lambda: call.stream.attempts == 1)
+    assert eventually(lambda: len(call.stream.attempts) == 1)
     call.stream.end("client_gone")
     go_on.set()
     call.close()
@@ -703,7 +703,7 @@ def test_a_call_stopped_before_its_attempt_begins_counts_no_attempt(
     begin.set()
     assert list(frames(call)) == [b"stopped"]
     assert eventually(lambda: attempt.closes == 1)
-    assert (call.stream.attempts, call.stream.first_event) == (0, None)
+    assert (len(call.stream.attempts), call.stream.first_event) == (0, None)
 
 
 def test_a_reader_delivers_nothing_after_its_stream_was_stopped(
@@ -732,7 +732,7 @@ def test_the_next_target_is_tried_when_a_target_fails(
     completion, outcome = call.result()
     assert completion.choices[0].text == "Hello there"
     assert [candidate.target.name for candidate in asked] == ["other/a", "other/b", "sim/m"]
-    assert (call.stream.attempts, call.stream.target.name) == (3, "sim/m")
+    assert (len(call.stream.attempts), call.stream.target.name) == (3, "sim/m")
     assert outcome.cost == 14_000
     assert outcome is records.only
     assert [attempt.closes for attempt in broken] == [1, 1]
@@ -819,7 +819,7 @@ def test_a_failure_after_the_first_event_timeout_is_raised_as_a_timeout(
     late = Scripted(lambda: go_on.wait(HANG_S), BROKEN)
     play(monkeypatch, late)
     call = open_call(gateway)
-    assert eventually(lambda: call.stream.attempts == 1)
+    assert eventually(lambda: len(call.stream.attempts) == 1)
     call.stream.look(call.stream.attempt_began + 601)
     go_on.set()
     with pytest.raises(UpstreamTimeout):

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import relay
 from completion import (
     Batch,
     Delta,
@@ -23,14 +22,14 @@ from completion import (
     prompt_tokens,
 )
 from errors import InternalError
-from relay import (
+from streams.mailbox import (
     BACKLOG,
-    EVENT_WEIGHT,
     End,
     Mailbox,
+    Message,
     Nudge,
-    Tally,
 )
+from streams.tally import EVENT_WEIGHT, Tally
 from tests.support.pace import HANG_S
 
 A: Batch = [Delta(0, "a")]
@@ -186,7 +185,7 @@ def test_nudges_and_ends_never_wait_for_a_full_mailbox() -> None:
 
 
 def test_nothing_is_lost_or_reordered_between_two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "BACKLOG", 50)
+    monkeypatch.setattr("streams.mailbox.BACKLOG", 50)
     mailbox = Mailbox()
     sent: list[Batch] = [[Delta(0, str(number))] for number in range(500)]
 
@@ -195,7 +194,7 @@ def test_nothing_is_lost_or_reordered_between_two_threads(monkeypatch: pytest.Mo
         return mailbox.end(End("completed")) and accepted
 
     reader = Beside(read)
-    received: list[relay.Message] = []
+    received: list[Message] = []
     most = 0
     while End("completed") not in received:
         taken = mailbox.take()

@@ -1,7 +1,7 @@
 """The path of a request: admit -> route -> call -> relay -> settle, for streams and whole answers.
 
 `Gateway.open` admits a call and starts its reader; the endpoint that asked is its writer, through
-`CallInProgress`. Rules that hold here: nothing of HTTP or of a face (the encoder is passed in); a
+`Call`. Rules that hold here: nothing of HTTP or of a face (the encoder is passed in); a
 call is settled exactly once, whatever ended it.
 """
 
@@ -14,26 +14,28 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from call import CallInProgress, Outcome, Try
 from completion import CompletionRequest, Usage, total
 from concurrency.threads import ThreadPool
 from config import Settings
-from drain import Disconnect
 from errors import ModelForbidden, SluiceError, UpstreamError, UpstreamTimeout
-from fidelity import Candidate, candidates
+from gateway.attempts import Reader
+from gateway.billing import Billing, Reservation
+from gateway.call import AttemptRecord, Call, Outcome
+from gateway.capabilities import Candidate, candidates
+from gateway.continuation import continuable
 from keys.key import Key, allows
 from ledger.ledger import Ledger
 from ledger.pricing import Prices
-from meter import Bill, Meter
 from providers.base import Target
 from providers.transport.http_call import Transport
 from quota.quota import Quota
-from reader import Reader, continuable
-from relay import End
 from routing.circuit_breaker import CircuitBreakers
 from routing.router import Route, Router
-from stream import NO_LIMITS, Leg, Stream
-from streams import Streams, too_many
+from streams.deadlines import NO_LIMITS, Deadlines
+from streams.disconnect import DisconnectPolicy
+from streams.mailbox import End
+from streams.registry import StreamRegistry, too_many
+from streams.stream import Attempt, Stream
 
 if TYPE_CHECKING:
     from cluster.ownership import Cluster
@@ -61,12 +63,12 @@ class Gateway:
         self.settings = settings
         self.router = Router(settings)
         self.prices = Prices(settings.prices)
-        self._meter = Meter(self.prices, quota, ledger)
-        self.streams = Streams(
+        self._billing = Billing(self.prices, quota, ledger)
+        self.streams = StreamRegistry(
             settings.max_streams, queue=settings.queue, per_key=settings.per_key, cluster=cluster
         )
         self.draining = False
-        self._disconnect = Disconnect(
+        self._disconnect = DisconnectPolicy(
             settings.disconnect, settings.disconnect_time, settings.disconnect_cost
         )
         breakers = breakers or CircuitBreakers(enabled=settings.cooldown)
@@ -87,35 +89,45 @@ class Gateway:
         continues: bool = False,
         within: Mapping[str, float] = NO_LIMITS,
         client: socket.socket | None = None,
-    ) -> CallInProgress:
+    ) -> Call:
         """Admit a call and start it; on return it is in the ledger. endpoint: the path it came in
         by. continues: another call may go on where it breaks off. within: what the caller wants at
         most, by Timeouts' fields. Raises SluiceError."""
         chosen = self._choose(request, route, key, strict=strict)
+        target = chosen[0].target
         names = {"stream_id": stream_id, "request_id": request_id, "endpoint": endpoint}
         stream = Stream(
             request,
-            chosen[0].target,
+            target,
+            self._deadlines(request, target, within),
             **names,
             key_id=key.id,
-            timeouts=self.settings.timeouts,
-            within=within,
-            keepalive=self.settings.keepalive if request.stream else FOREVER,
-            hold=self.settings.first_event_wait if request.stream else FOREVER,
             client=client,
             disconnect=self._disconnect,
-            cost=self._meter.cost,
+            cost=self._billing.cost,
         )
         if (continues or self.settings.continue_streams) and continuable(request):
             stream.text = []
-        bill = self._admit(key, stream, chosen)
+        reservation = self._admit(key, stream, chosen)
         self._start_reader(stream, chosen)
-        return CallInProgress(stream, partial(self.settle, bill), bill.hold)
+        return Call(stream, partial(self.settle, reservation), reservation.hold)
 
-    def _admit(self, key: Key, stream: Stream, chosen: list[Candidate]) -> Bill:
+    def _deadlines(
+        self, request: CompletionRequest, target: Target, within: Mapping[str, float]
+    ) -> Deadlines:
+        settings = self.settings
+        return Deadlines(
+            settings.timeouts,
+            target,
+            within=within,
+            keepalive=settings.keepalive if request.stream else FOREVER,
+            hold=settings.first_event_wait if request.stream else FOREVER,
+        )
+
+    def _admit(self, key: Key, stream: Stream, chosen: list[Candidate]) -> Reservation:
         self.streams.add(stream, key.max_streams)
         try:
-            return self._meter.open(key, stream, chosen)
+            return self._billing.open(key, stream, chosen)
         except BaseException:
             self.streams.remove(stream)
             raise
@@ -134,7 +146,7 @@ class Gateway:
         """The targets to try, in order, with what each can honour. Raises SluiceError."""
         targets = permitted(key, self.router.targets(route))
         fitting = candidates(request, targets, strict=strict or self.settings.strict)
-        return self._meter.payable(key, fitting)
+        return self._billing.payable(key, fitting)
 
     def _start_reader(self, stream: Stream, chosen: list[Candidate]) -> None:
         try:
@@ -142,27 +154,27 @@ class Gateway:
         except RuntimeError:  # the system has no thread left
             stream.end("provider_error", too_many())
 
-    def settle(self, bill: Bill, stream: Stream, end: End, status: int) -> Outcome:
+    def settle(self, reservation: Reservation, stream: Stream, end: End, status: int) -> Outcome:
         """Account for a call that has ended, and forget it."""
         now = time.monotonic()
         ended_by = (stream.drain and stream.drain.ended_by) or end
         usages = usages_of(stream, ended_by)
         costs = [
-            self._meter.cost(leg.target, usage) if usage.total_tokens else 0
-            for leg, usage in zip(stream.legs, usages, strict=True)
+            self._billing.cost(attempt.target, usage) if usage.total_tokens else 0
+            for attempt, usage in zip(stream.attempts, usages, strict=True)
         ]
         outcome = Outcome(
             reason=end.reason,
             error=end.error,
             usage=total(usages),
             cost=None if None in costs else sum(filter(None, costs)),
-            tries=tuple(map(tried, stream.legs, usages, costs)),
+            attempts=tuple(map(record_of, stream.attempts, usages, costs)),
             duration=now - stream.opened,
-            latency=now - (stream.legs[-1].began if stream.legs else stream.opened),
+            latency=now - (stream.attempts[-1].began if stream.attempts else stream.opened),
             first_event=stream.first_event and stream.first_event - stream.opened,
             status=status,
         )
-        for settle in (partial(self._meter.settle, bill), self._settled):
+        for settle in (partial(self._billing.settle, reservation), self._settled):
             try:
                 settle(stream, outcome)
             except Exception:  # the client's answer doesn't depend on our records' format
@@ -188,15 +200,15 @@ def permitted(key: Key, targets: list[Target]) -> list[Target]:
 
 def usages_of(stream: Stream, end: End) -> list[Usage]:
     """What each attempt used."""
-    return [leg.tally.usage(failed=unbilled(leg, end)) for leg in stream.legs]
+    return [attempt.tally.usage(failed=unbilled(attempt, end)) for attempt in stream.attempts]
 
 
-def unbilled(leg: Leg, end: End) -> bool:
+def unbilled(attempt: Attempt, end: End) -> bool:
     """Whether an attempt that failed before it began costs nothing. One that was late does: its
     provider was at work."""
-    if leg.failure is None:
+    if attempt.failure is None:
         return unreached(end.error) or end.reason == "provider_error"
-    return unreached(leg.failure) or not isinstance(leg.failure, UpstreamTimeout)
+    return unreached(attempt.failure) or not isinstance(attempt.failure, UpstreamTimeout)
 
 
 def unreached(error: SluiceError | None) -> bool:
@@ -204,16 +216,16 @@ def unreached(error: SluiceError | None) -> bool:
     return isinstance(error, UpstreamTimeout) and error.phase == "connect"
 
 
-def tried(leg: Leg, usage: Usage, cost: int | None) -> Try:
-    failure = leg.failure
-    return Try(
-        provider=leg.target.provider.name,
-        model=leg.target.model,
-        key=leg.target.key_number,
+def record_of(attempt: Attempt, usage: Usage, cost: int | None) -> AttemptRecord:
+    failure = attempt.failure
+    return AttemptRecord(
+        provider=attempt.target.provider.name,
+        model=attempt.target.model,
+        key=attempt.target.key_number,
         code=None if failure is None else failure.code,
         status=failure.upstream_status if isinstance(failure, UpstreamError) else None,
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
         cost_nano=cost,
-        duration_us=round(((leg.ended or time.monotonic()) - leg.began) * 1_000_000),
+        duration_us=round(((attempt.ended or time.monotonic()) - attempt.began) * 1_000_000),
     )

@@ -1,14 +1,16 @@
 """The provider's side of a call: attempt after attempt, until one has begun to answer.
 
 A target is tried again, after a while, when it failed in a way that may pass; then the next one is
-tried. Rules that hold here: nothing is tried again once the client has seen a part of the answer,
-but for a continuation, once, that the caller asked for; never past the call's deadline.
+tried. routing/retries.py decides which.
+
+- Nothing is tried again once the client has seen a part of the answer, but for a continuation that
+  the caller asked for, once.
+- Nothing is tried past the call's deadline.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from functools import partial
 from itertools import groupby
 
@@ -18,7 +20,6 @@ from completion import CompletionRequest
 from config import Timeouts
 from errors import (
     InternalError,
-    RateLimited,
     SluiceError,
     Unavailable,
     UpstreamError,
@@ -26,17 +27,21 @@ from errors import (
     forget_frames,
     whole_seconds,
 )
-from fidelity import Candidate, echoed
+from gateway.capabilities import Candidate, echoed
+from gateway.continuation import continuations
 from providers import registry
 from providers.base import Target, UpstreamCall
 from providers.fanout import FanOut
 from providers.transport.abort import Aborted
 from providers.transport.http_call import HttpCall, Transport
-from relay import Nudge, Tally
 from routing.circuit_breaker import CircuitBreakers
-from routing.retries import LONGEST_ASKED_S, RetryBudget, asked, delay, limits, worth_it
-from routing.upstream_errors import public_error, rate_limited, retryable
-from stream import Stream
+from routing.retries import LONGEST_ASKED_S, RetryBudget, asked, classify, delay
+from routing.upstream_errors import public_error, rate_limited
+from streams.mailbox import (
+    Nudge,
+)
+from streams.stream import Stream
+from streams.tally import Tally
 
 log = logging.getLogger("sluice.reader")
 
@@ -59,7 +64,9 @@ class Reader:
                 failure = self._continue(stream, chosen, failure)
             if failure is not None:
                 late = isinstance(failure, UpstreamTimeout)  # the sweeper's or the transport's
-                stream.end("deadline" if late else "provider_error", told(stream, failure))
+                stream.end(
+                    "deadline" if late else "provider_error", error_for_client(stream, failure)
+                )
         except Exception:
             log.exception("a call failed inside", extra={"request_id": stream.request_id})
             stream.end("provider_error", InternalError())
@@ -85,15 +92,17 @@ class Reader:
         while True:
             candidate, cooling = self._pick(among)
             if cooling:
-                return failure or self._left_alone(candidate.target, cooling)
+                return failure or self._circuit_open(candidate.target, cooling)
             if failure is None:
                 self._budget.called(candidate.target)
             failure = self._attempt(stream, candidate)
-            self._learn(stream, candidate.target, failure)
+            self._note_health(stream, candidate.target, failure)
             if failure is None or final(stream, failure):
                 return failure
             fresh = [other for other in fresh if other is not candidate]
-            if limits(failure) and not all(self.breakers.left(other.target) for other in fresh):
+            if classify(failure).cools == "credential" and not all(
+                self.breakers.left(other.target) for other in fresh
+            ):
                 among = fresh
                 continue
             among, retries = group, retries + 1
@@ -101,8 +110,8 @@ class Reader:
                 return failure
 
     def _pick(self, group: list[Candidate]) -> tuple[Candidate, float]:
-        """The first that isn't cooling down; else the one that is ready soonest, and in how many
-        seconds."""
+        """Return the first candidate that may be called, and 0; else the one that may be called
+        soonest, and in how many seconds."""
         waits = []
         for candidate in group:
             wait = self.breakers.enter(candidate.target)
@@ -111,7 +120,7 @@ class Reader:
             waits.append((candidate, wait))
         return min(waits, key=lambda found: found[1])
 
-    def _left_alone(self, target: Target, seconds: float) -> SluiceError:
+    def _circuit_open(self, target: Target, seconds: float) -> SluiceError:
         if self.breakers.is_limited(target):
             return rate_limited(seconds, target, {"provider": target.provider.name})
         return Unavailable(
@@ -129,25 +138,29 @@ class Reader:
         last: bool,
     ) -> bool:
         """Wait for retry `number`, if there may be one. False: not, or the call has ended."""
-        if number > self._retries or not worth_it(failure) or (asked(failure) and not last):
+        verdict = classify(failure)
+        if number > self._retries or not verdict.retry_same or (asked(failure) and not last):
             return False  # another model needs no patience
         cooling = min(self.breakers.left(candidate.target) for candidate in group)
-        if cooling and not limits(failure):  # what is in trouble isn't waited for
+        if cooling and verdict.cools != "credential":  # an open circuit isn't waited for
             return False
         wait = delay(number, failure)
-        if wait is None or max(wait, cooling) > min(LONGEST_ASKED_S, stream.time_left):
+        if wait is None or max(wait, cooling) > min(LONGEST_ASKED_S, stream.deadlines.time_left):
             return False
         return self._budget.take(group[0].target) and stream.pause(max(wait, cooling))
 
-    def _learn(self, stream: Stream, target: Target, failure: SluiceError | None) -> None:
-        """What an attempt says about its target's health."""
+    def _note_health(self, stream: Stream, target: Target, failure: SluiceError | None) -> None:
+        """Tell the breakers what an attempt says about its target's health."""
         if failure is None:
             return  # it was well with its first event, or the call was ended
-        if limits(failure):
-            self.breakers.limited(target, asked(failure))
-        elif isinstance(failure, UpstreamTimeout) and stream.impatient(failure):
+        if isinstance(failure, UpstreamTimeout) and stream.deadlines.is_callers_own(
+            failure, target
+        ):
             return
-        elif retryable(failure):
+        cools = classify(failure).cools
+        if cools == "credential":
+            self.breakers.limited(target, asked(failure))
+        elif cools == "target":
             self.breakers.failed(target)
         else:
             self.breakers.succeeded(target)
@@ -157,37 +170,37 @@ class Reader:
     ) -> SluiceError | None:
         """Go on from the text so far, once. None: the call has ended; otherwise what is to be told
         of the failure, the first one if the second is no better."""
-        if stream.drain is not None or stream.ended or not retryable(failure):
+        if stream.drain is not None or stream.ended or not classify(failure).try_next:
             return failure
         for candidate in continuations(stream, chosen):
-            if stream.time_left <= 0 or self.breakers.enter(candidate.target):
+            if stream.deadlines.time_left <= 0 or self.breakers.enter(candidate.target):
                 continue
             stream.continued = True
             stream.mailbox.nudge(Nudge.CONTINUED)
             second = self._attempt(stream, candidate)
-            self._learn(stream, candidate.target, second)
+            self._note_health(stream, candidate.target, second)
             return None if second is None else failure
         return failure
 
     def _attempt(self, stream: Stream, candidate: Candidate) -> SluiceError | None:
         """One attempt at one target. None: the call has ended; otherwise what went wrong."""
-        attempt: UpstreamCall | None = None
+        upstream: UpstreamCall | None = None
         failure: SluiceError | None = None
         attached = False
         try:
-            attempt = self._start(candidate, stream.timeouts_at(candidate.target))
+            upstream = self._start(candidate, stream.deadlines.at(candidate.target))
             prompts = candidate.request.prompts
-            attached = stream.attach(attempt, candidate.target, candidate.dropped, prompts)
+            attached = stream.attach(upstream, candidate.target, candidate.dropped, prompts)
             if not attached:
                 return None
-            failure = self._relay(stream, attempt, candidate)
+            failure = self._relay(stream, upstream, candidate)
         except Aborted:
             failure = stream.expired
         except SluiceError as error:
             failure = stream.expired or error
         finally:
-            if attempt is not None:
-                attempt.close()
+            if upstream is not None:
+                upstream.close()
         if failure is not None:
             forget_frames(failure)
         if attached:
@@ -195,10 +208,10 @@ class Reader:
         return failure
 
     def _relay(
-        self, stream: Stream, attempt: UpstreamCall, candidate: Candidate
+        self, stream: Stream, upstream: UpstreamCall, candidate: Candidate
     ) -> SluiceError | None:
         """Pass on what an attempt brings. Raises what it raises."""
-        batches = attempt.events()
+        batches = upstream.events()
         if candidate.echo:
             batches = echoed(batches, candidate.request)
         heard = False
@@ -241,49 +254,12 @@ class Reader:
 def final(stream: Stream, failure: SluiceError) -> bool:
     """Whether nothing else is to be tried: the client has seen a part, or gone, or the request
     itself was refused."""
-    passing = retryable(failure) or isinstance(failure, RateLimited | Unavailable)
-    return not passing or stream.first_event is not None or stream.ended
+    return not classify(failure).try_next or stream.first_event is not None or stream.ended
 
 
-def told(stream: Stream, failure: SluiceError) -> SluiceError:
-    """What the client is told, by the target that it is of: its words may hold that one's key."""
+def error_for_client(stream: Stream, failure: SluiceError) -> SluiceError:
+    """Return the error for the client, by the target that failed: its message may hold the key."""
     if not isinstance(failure, UpstreamError):
         return failure
-    found = (leg.target for leg in stream.legs if leg.failure is failure)
+    found = (attempt.target for attempt in stream.attempts if attempt.failure is failure)
     return public_error(failure, next(found, stream.target))
-
-
-def continuations(stream: Stream, chosen: list[Candidate]) -> Iterator[Candidate]:
-    """The candidates that go on from a text, with what is left to do: those that complete it as it
-    stands, which chat models don't."""
-    text = "".join(stream.text or ())
-    if not text or ends_in_a_stop(text, stream.request):
-        return
-    for candidate in chosen:
-        request, prompt = candidate.request, candidate.request.prompts[0]
-        if not candidate.target.legacy or not isinstance(prompt, str):
-            continue
-        left = request.max_tokens
-        if left is not None:
-            left -= stream.output_tokens
-            if left < 1:
-                continue
-        yield msgspec.structs.replace(
-            candidate,
-            request=msgspec.structs.replace(request, prompts=(prompt + text,), max_tokens=left),
-        )
-
-
-def continuable(request: CompletionRequest) -> bool:
-    """Whether another call could go on with its text: one choice, as plain text. What a host's own
-    parameters would mean for a second call (a grammar, a least length) nobody knows."""
-    plain = request.logprobs is None and not request.echo and request.suffix is None
-    ours = not (request.extra or request.openai_extra)
-    single = request.choices == 1 and isinstance(request.prompts[0], str)
-    return request.stream and single and plain and ours
-
-
-def ends_in_a_stop(text: str, request: CompletionRequest) -> bool:
-    """Whether the text ends with the beginning of a stop sequence: what goes on from there can't
-    see it as one."""
-    return any(text.endswith(stop[:n]) for stop in request.stop or () for n in range(1, len(stop)))

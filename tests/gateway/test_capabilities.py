@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-import fidelity
 from completion import CompletionRequest
 from errors import UnsupportedParameter
-from fidelity import Candidate, candidates, fit, wanted
+from gateway import capabilities
+from gateway.capabilities import Candidate, candidates, fit, wanted
 from providers import registry
 from providers.base import Target
 from tests.routing.test_router import ROWS, a_request, a_target
@@ -140,4 +140,4 @@ def test_a_request_that_no_target_can_honor_gets_the_error_of_the_first_target()
 
 
 def test_every_hint_is_a_parameter() -> None:
-    assert set(CompletionRequest.__struct_fields__) >= fidelity.HINTS
+    assert set(CompletionRequest.__struct_fields__) >= capabilities.HINTS

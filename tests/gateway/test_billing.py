@@ -7,22 +7,22 @@ from typing import Any, cast
 
 import pytest
 
-from call import Outcome
 from completion import (
     CompletionRequest,
     Usage,
 )
 from errors import InsufficientCredits, ModelForbidden, RateLimited, Unavailable
-from fidelity import Candidate
+from gateway.billing import Billing, storable
+from gateway.call import Outcome
+from gateway.capabilities import Candidate
 from keys.redaction import Secret
 from ledger.entries import Claim, Entry, Settlement
 from ledger.ledger import Ledger
 from ledger.pricing import Prices
-from meter import Meter, storable
 from providers.base import Provider, Target
 from quota.quota import Quota
-from stream import Stream
-from tests.test_gateway import a_key
+from streams.stream import Stream
+from tests.gateway.test_gateway import a_key
 
 SIM = Provider(name="sim", base_url="http://127.0.0.1:1/v1")
 TABLES = {
@@ -56,7 +56,7 @@ class Desk:
         self.book = Book()
         self.prices = Prices(TABLES)
         self.quota = Quota(1024)
-        self.meter = Meter(self.prices, self.quota, cast(Ledger, self.book))
+        self.meter = Billing(self.prices, self.quota, cast(Ledger, self.book))
 
     def left(self, key: Any) -> int:
         return int(self.quota.headers(key)["x-ratelimit-remaining-tokens"])
@@ -84,7 +84,7 @@ def a_stream(candidate: Candidate) -> Stream:
             endpoint="/v1/completions",
             request=candidate.request,
             target=candidate.target,
-            attempts=2,
+            attempts=[None, None],
             text=None,
         ),
     )

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-import drain
-from drain import Disconnect, Drain
-from relay import End
+from streams import disconnect
+from streams.disconnect import DisconnectPolicy, Drain
+from streams.mailbox import End
 from tests.support.pace import HANG_S
 
 
@@ -29,12 +29,12 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(drain, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(disconnect, "time", SimpleNamespace(monotonic=lambda: self.now))
 
 
 def test_a_drain_goes_on_until_its_seconds_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    found = Drain(Disconnect(seconds=30), Spent())
+    found = Drain(DisconnectPolicy(seconds=30), Spent())
     clock.now += 30
     assert found.goes_on()
     clock.now += 0.1
@@ -44,7 +44,7 @@ def test_a_drain_goes_on_until_its_seconds_are_over(monkeypatch: pytest.MonkeyPa
 
 def test_cost_spent_before_the_drain_does_not_count() -> None:
     spent = Spent(1_000_000)
-    found = Drain(Disconnect(cost=500), spent)
+    found = Drain(DisconnectPolicy(cost=500), spent)
     spent.cost = 1_000_500
     assert found.goes_on()
     spent.cost = 1_000_501
@@ -54,21 +54,21 @@ def test_cost_spent_before_the_drain_does_not_count() -> None:
 @pytest.mark.parametrize(("before", "after"), [(None, None), (None, 10**12), (5, None)])
 def test_an_unknown_cost_does_not_end_a_drain(before: int | None, after: int | None) -> None:
     spent = Spent(before)
-    found = Drain(Disconnect(cost=0), spent)
+    found = Drain(DisconnectPolicy(cost=0), spent)
     spent.cost = after
     assert found.goes_on()
 
 
 def test_a_drain_with_a_zero_cost_limit_ends_at_the_first_cost() -> None:
     spent = Spent(5)
-    found = Drain(Disconnect(cost=0), spent)
+    found = Drain(DisconnectPolicy(cost=0), spent)
     assert found.goes_on()
     spent.cost = 6
     assert not found.goes_on()
 
 
 def test_the_first_end_of_a_drain_is_kept() -> None:
-    found = Drain(Disconnect(), Spent())
+    found = Drain(DisconnectPolicy(), Spent())
     assert found.end(End("stopped"))
     assert not found.end(End("completed"))
     assert found.ended_by == End("stopped")
@@ -77,7 +77,7 @@ def test_the_first_end_of_a_drain_is_kept() -> None:
 
 
 def test_the_end_of_a_drain_wakes_its_waiter() -> None:
-    found = Drain(Disconnect(seconds=HANG_S), Spent())
+    found = Drain(DisconnectPolicy(seconds=HANG_S), Spent())
     threading.Timer(0.02, found.end, [End("completed")]).start()
     began = time.monotonic()
     assert found.wait()

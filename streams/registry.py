@@ -18,7 +18,7 @@ from completion import StreamKey, Summary
 from concurrency.native import BriefLock
 from concurrency.threads import BackgroundThread
 from errors import RateLimited, StreamExists, StreamNotFound, Unavailable, limit_details
-from stream import (
+from streams.stream import (
     Stream,
 )
 
@@ -33,7 +33,7 @@ SHARE = 0.8
 """The part of all calls that one key may have, so that there is room for the others."""
 
 
-class Streams:
+class StreamRegistry:
     """The active streams of this process, by key and id, and the sweeper over them."""
 
     def __init__(
