@@ -18,7 +18,7 @@ import msgspec
 from flask import current_app
 from flask.cli import AppGroup
 
-from cli.shared import as_json, cell, parse_duration, parse_instant, table, to_json
+from cli.formats import as_json, cell, parse_duration, parse_instant, table, to_json
 from keys.key import FIELDS, PERIODS, TIERS, Key, KeyFileError, Terms
 from keys.store import KeyStore
 

@@ -8,7 +8,7 @@ import click
 from flask import current_app
 from flask.cli import with_appcontext
 
-from cli.shared import cell, table
+from cli.formats import cell, table
 from gateway import capabilities
 from providers.base import Provider, Target
 from providers.registry import missing

@@ -16,8 +16,8 @@ import click
 from flask import current_app
 from flask.cli import AppGroup
 
+from cli.formats import as_json, parse_duration, parse_instant, table, to_json
 from cli.keys import store
-from cli.shared import as_json, parse_duration, parse_instant, table, to_json
 from errors import SluiceError
 from keys.key import KeyFileError
 from ledger import upkeep, usage

@@ -1,5 +1,4 @@
 """Going on with a text where an answer broke off: which calls, and by which targets."""
-targets."""
 
 from __future__ import annotations
 

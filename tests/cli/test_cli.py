@@ -15,8 +15,8 @@ from flask import Flask
 
 import cli
 import cli.keys
+from cli.formats import cell, parse_duration
 from cli.providers import provider_table
-from cli.shared import cell, parse_duration
 from config import Settings
 from keys.key import LIMITS
 from keys.store import KeyStore
