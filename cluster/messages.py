@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 import redis
 
-from cluster.redis_client import Away, RedisClient
+from cluster.redis_client import RedisAway, RedisClient
 from errors import Unavailable
 
 ANSWER_S, LOOK_S = 3.0, 0.5
@@ -108,7 +108,7 @@ class Messages:
         return listener
 
     def listen(self, listener: Any, until: float) -> None:
-        """Do what messages ask for. Raises Away, RedisError."""
+        """Do what messages ask for. Raises RedisAway, RedisError."""
         while (left := until - time.monotonic()) > 0 and not self._closed:
             message = listener.get_message(timeout=left)
             if message is None:
@@ -123,7 +123,7 @@ class Messages:
         return client.hgetall(self.questions)  # type: ignore[no-any-return]
 
     def reply_to(self, asked: dict[bytes, bytes]) -> None:
-        """Answer questions, by their tokens. Raises Away."""
+        """Answer questions, by their tokens. Raises RedisAway."""
         answers = []
         for token, text in asked.items():
             question = msgspec.json.decode(text, type=Question)
@@ -145,7 +145,7 @@ def run(redis_client: RedisClient, work: Callable[[Any], Any]) -> Any:
     """What the work returns. Raises Unavailable."""
     try:
         return redis_client.run(work)
-    except Away:
+    except RedisAway:
         raise Unavailable(
             "This process doesn't have the stream, and others can't be asked now. Try again."
         ) from None

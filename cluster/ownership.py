@@ -22,7 +22,7 @@ import msgspec
 import redis
 
 from cluster.messages import CHANNEL, QUESTIONS, TTL_S, Messages, Question, close, new_token, run
-from cluster.redis_client import Away, RedisClient
+from cluster.redis_client import RedisAway, RedisClient
 from cluster.scripts import ASK, BEAT, CLAIM, OWNERS, RELEASE
 from completion import StreamKey, Summary
 from concurrency.threads import BackgroundThread
@@ -44,8 +44,8 @@ MOST_UNRELEASED = 100_000
 PROCESSES, SINCE = "sluice:fleet", "sluice:since"
 CALLS, STOPPED = "sluice:calls:", "sluice:stopped:"
 
-Verdict: TypeAlias = Literal["yes", "exists", "too many"]
-VERDICTS: tuple[Verdict, ...] = ("yes", "exists", "too many")
+ClaimResult: TypeAlias = Literal["yes", "exists", "too many"]
+CLAIM_RESULTS: tuple[ClaimResult, ...] = ("yes", "exists", "too many")
 
 
 class Local(Protocol):
@@ -87,20 +87,22 @@ class Cluster:
     def close(self) -> None:
         """This process has no call left and is about to end."""
         self._closing = True
-        with contextlib.suppress(Away):
+        with contextlib.suppress(RedisAway):
             self._redis.run(self._post.close)
         self._thread.join(CLOSE_S)  # its last beat may be under way
-        with contextlib.suppress(Away):
+        with contextlib.suppress(RedisAway):
             self._redis.run(lambda client: client.zrem(PROCESSES, self._me))
         self._redis.close()
 
-    def claim(self, place: StreamKey, share: int | None = None) -> Verdict:
+    def claim(self, place: StreamKey, share: int | None = None) -> ClaimResult:
         """Claim a call's id. share: how many calls its key may have in the whole cluster."""
         self._thread.start()
         self._unreleased.pop(place, None)
         try:
-            return VERDICTS[self._redis.script(lambda client: self._claim(client, place, share))]
-        except Away:
+            return CLAIM_RESULTS[
+                self._redis.script(lambda client: self._claim(client, place, share))
+            ]
+        except RedisAway:
             self._stale = True
             return "yes"
 
@@ -111,7 +113,7 @@ class Cluster:
         arguments = [self._me, stream_id, STOPPED_TTL_S if stopped else 0]
         try:
             self._redis.script(lambda client: RELEASE(client, keys, arguments))
-        except Away:
+        except RedisAway:
             self._stale = True
             if len(self._unreleased) < MOST_UNRELEASED:
                 self._unreleased[place] = stopped
@@ -172,7 +174,7 @@ class Cluster:
                 listener = listener or self._post.listener()
                 failures = 0
                 self._post.listen(listener, time.monotonic() + BEAT_S)
-            except (Away, redis.RedisError, OSError):
+            except (RedisAway, redis.RedisError, OSError):
                 if listener is not None:
                     close(listener)
                 listener, self._stale = None, True
@@ -191,7 +193,7 @@ class Cluster:
                 log.exception("a task of the beat failed")
 
     def _beat(self) -> None:
-        """Raises Away."""
+        """Raises RedisAway."""
         keys = [PROCESSES, SINCE, self._post.questions]
         since, asked = self._redis.probe(lambda client: BEAT(client, keys, [self._me, DEAD_S]))
         now = time.monotonic()
@@ -202,7 +204,7 @@ class Cluster:
         self._post.reply_to(dict(zip(asked[::2], asked[1::2], strict=True)))
 
     def _tell_all(self) -> None:
-        """Tell Redis all that this process has, and what has ended. Raises Away."""
+        """Tell Redis all that this process has, and what has ended. Raises RedisAway."""
         places = self._local.places()
         for n in range(0, len(places), AT_ONCE):
             self._claim_all(places[n : n + AT_ONCE])

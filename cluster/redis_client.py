@@ -1,7 +1,7 @@
 """The way to Redis, through which several processes share what one keeps in its memory.
 
 - A process without REDIS_URL loads nothing of redis-py.
-- While Redis is away nothing waits for it: after a failure `run` raises Away at once, until
+- While Redis is away nothing waits for it: after a failure `run` raises RedisAway at once, until
   `probe`, which the cluster's heartbeat calls each second, has reached Redis again.
 - An error never quotes a password.
 """
@@ -39,7 +39,7 @@ LISTENER_CHECK_S: Final = 5
 """How often it is made sure that a connection on which nothing comes is one."""
 
 
-class Away(Exception):
+class RedisAway(Exception):
     """Redis can't be reached or doesn't do what it is told: what was asked for was not done, or
     nobody knows. Its text is for the log."""
 
@@ -86,21 +86,21 @@ class RedisClient:
         return not self._trouble
 
     def run(self, work: Callable[[redis.Redis], T]) -> T:
-        """What the work returns. It must bear being done twice. Raises Away."""
+        """What the work returns. It must bear being done twice. Raises RedisAway."""
         if not self._trouble:
             with self._room:
                 if not self._trouble:  # who waited for its turn doesn't wait for Redis
                     return self._attempt(work, self._redis)
-        raise Away(self._trouble)
+        raise RedisAway(self._trouble)
 
     def script(self, work: Callable[[Any], T]) -> T:
         """The same, for work that is one script: those of many callers are sent together."""
         if self._trouble:
-            raise Away(self._trouble)
+            raise RedisAway(self._trouble)
         return self._attempt(work, self._together)
 
     def probe(self, work: Callable[[redis.Redis], T]) -> T:
-        """The same, also while Redis is away; when it succeeds, Redis is back. Raises Away."""
+        """The same, also while Redis is away; when it succeeds, Redis is back. Raises RedisAway."""
         with self._room:
             result = self._attempt(work, self._redis)
         with self._lock:
@@ -120,7 +120,7 @@ class RedisClient:
         """Raises ConfigError when Redis can't be used."""
         try:
             self.probe(lambda client: client.ping())
-        except Away as failure:
+        except RedisAway as failure:
             raise ConfigError(
                 f"Redis (REDIS_URL) can't be used: {failure}{hint(failure)}"
             ) from None
@@ -132,7 +132,7 @@ class RedisClient:
         self._listening.disconnect()
 
     def _send(self, commands: list[Command]) -> list[Any]:
-        """What each command gives, or fails with. Raises Away."""
+        """What each command gives, or fails with. Raises RedisAway."""
 
         def send(client: redis.Redis) -> list[Any]:
             with client.pipeline(transaction=False) as pipe:
@@ -151,7 +151,7 @@ class RedisClient:
                 news, self._trouble = not self._trouble, trouble
             if news:
                 log.error("Redis is away: %s", trouble)
-            raise Away(trouble) from None
+            raise RedisAway(trouble) from None
 
 
 class PendingCommand:
@@ -210,9 +210,9 @@ class ScriptBatcher:
         try:
             results = self._send([order.command for order in orders])
         except Exception as failure:
-            if not isinstance(failure, Away):
+            if not isinstance(failure, RedisAway):
                 log.exception("scripts can't be sent")
-            results = [Away(str(failure)) for _ in orders]  # each raises its own
+            results = [RedisAway(str(failure)) for _ in orders]  # each raises its own
         for order, result in zip(orders, results, strict=True):
             order.result = result
             order.done.set()
@@ -223,7 +223,7 @@ def said(failure: Exception) -> str:
     return " ".join(str(failure).split())[:300] or type(failure).__name__
 
 
-def hint(failure: Away) -> str:
+def hint(failure: RedisAway) -> str:
     """What helps where a certificate is nobody's."""
     if "CERTIFICATE_VERIFY_FAILED" not in str(failure):
         return ""

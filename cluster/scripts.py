@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from redis.commands.core import Script
 
-Step: TypeAlias = Callable[[Any, Sequence[str], Sequence[Any]], Any]
+ScriptCall: TypeAlias = Callable[[Any, Sequence[str], Sequence[Any]], Any]
 
 NOW = """
 local time = redis.call('TIME')
@@ -19,7 +19,7 @@ local now = time[1] + time[2] / 1000000
 """
 
 
-def step(text: str) -> Step:
+def step(text: str) -> ScriptCall:
     """A script, as a function of a client or a pipeline, its keys and its arguments."""
     found: list[Script] = []
 

@@ -51,7 +51,7 @@ FIELDS = (
 @auth.login_required
 def completions() -> Response:
     call = calls.start(*parse(body.read_object(services().settings.max_body)))
-    return calls.respond(call, Encoder, answer)
+    return calls.respond(call, NativeEncoder, answer)
 
 
 @bp.post("/completions/stop-stream/<stream_id>")
@@ -164,7 +164,7 @@ def listed(summary: Summary) -> dict[str, Any]:
     }
 
 
-class Encoder:
+class NativeEncoder:
     """A stream's frames: usage_start, content, finish, usage_final, [DONE] or an error."""
 
     def __init__(self, stream: Stream) -> None:

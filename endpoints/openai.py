@@ -55,7 +55,7 @@ ERROR_TYPES = {
 def completions() -> Response:
     found, wanted, include_usage = parse(body.read_object(services().settings.max_body))
     call = calls.start(found, wanted)
-    return calls.respond(call, partial(Encoder, include_usage=include_usage), answer)
+    return calls.respond(call, partial(OpenAIEncoder, include_usage=include_usage), answer)
 
 
 @bp.post("/completions/stop-stream/<stream_id>")
@@ -204,7 +204,7 @@ def usage_details(usage: Usage) -> dict[str, Any]:
     return found
 
 
-class Encoder:
+class OpenAIEncoder:
     """A stream's chunks, then [DONE] or an error."""
 
     def __init__(self, stream: Stream, *, include_usage: bool) -> None:

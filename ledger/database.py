@@ -43,7 +43,7 @@ POSTGRES = {
 }
 
 
-class Away(Exception):
+class DatabaseAway(Exception):
     """The database can't be reached, or can't write: what was asked for was not done, or nobody
     knows. Its text is for the log."""
 
@@ -84,7 +84,7 @@ class Link:
 
     def run(self, work: Callable[[Connection], T]) -> T:
         """What the work returns, done as one transaction. It must bear being done twice: it is,
-        when the connection breaks. Raises Away, and what the work raises."""
+        when the connection breaks. Raises DatabaseAway, and what the work raises."""
         return self._thread.run(self._run, work)
 
     def close(self) -> None:
@@ -96,14 +96,14 @@ class Link:
                 connection = self._connection or self._connect()
                 with connection.begin():
                     return work(connection)
-            except Away:
+            except DatabaseAway:
                 raise
             except BaseException as failure:
                 self._drop()  # nobody knows what state it is in
                 if not is_away(failure):
                     raise
                 if last:
-                    raise Away(said(failure)) from failure
+                    raise DatabaseAway(said(failure)) from failure
         raise AssertionError  # pragma: no cover - the loop returns or raises
 
     def _connect(self) -> Connection:
@@ -115,7 +115,7 @@ class Link:
             if is_away(failure):
                 raise
             self._drop()
-            raise Away(said(failure)) from failure
+            raise DatabaseAway(said(failure)) from failure
         return connection
 
     def _drop(self) -> None:

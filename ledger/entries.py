@@ -84,4 +84,4 @@ class Withdrawal(msgspec.Struct, frozen=True):
     id: str
 
 
-Step: TypeAlias = Opening | Settlement | Withdrawal
+LedgerStep: TypeAlias = Opening | Settlement | Withdrawal

@@ -28,8 +28,8 @@ from concurrency.threads import BackgroundThread
 from config import ConfigError
 from errors import Unavailable
 from ledger import schema
-from ledger.database import Away, Link
-from ledger.entries import Claim, Entry, Opening, Settlement, Step, Withdrawal
+from ledger.database import DatabaseAway, Link
+from ledger.entries import Claim, Entry, LedgerStep, Opening, Settlement, Withdrawal
 from ledger.owners import Heartbeat, LockFile, Presence
 from ledger.writing import interrupt, owners_of_open, write
 
@@ -50,7 +50,7 @@ class Group:
     """Steps that are committed together, and tasks that follow them."""
 
     def __init__(self) -> None:
-        self.steps: list[Step] = []
+        self.steps: list[LedgerStep] = []
         self.tasks: list[Callable[[], None]] = []
         self.done = threading.Event()
         self._watched = self._late = False
@@ -93,7 +93,7 @@ class Ledger:
         self._lock = BriefLock()
         self._wanted = threading.Event()
         self._next = Group()
-        self._late: list[Step] = []
+        self._late: list[LedgerStep] = []
         """What could not be committed and has to be."""
         self._pump = BackgroundThread(self._run, "ledger")
         self._trouble = ""
@@ -156,7 +156,7 @@ class Ledger:
             self._ready = True
         try:
             return self._reader.run(query)
-        except (Away, SQLAlchemyError) as failure:
+        except (DatabaseAway, SQLAlchemyError) as failure:
             log.error("a query of the ledger failed: %s", failure)
             raise Unavailable("The ledger can't be read now. Try again.") from None
 
@@ -175,7 +175,7 @@ class Ledger:
 
         self._submit(task=task)
         over.wait()
-        if failures and not isinstance(failures[0], Away):
+        if failures and not isinstance(failures[0], DatabaseAway):
             raise failures[0]
         if not results:
             raise Unavailable("The ledger can't be written now. Try again.")
@@ -188,7 +188,7 @@ class Ledger:
             self._wanted.set()
             self._pump.join(patience)
 
-    def _submit(self, *steps: Step, task: Callable[[], None] | None = None) -> Group:
+    def _submit(self, *steps: LedgerStep, task: Callable[[], None] | None = None) -> Group:
         self._pump.start()
         with self._lock:
             if self._ended:
@@ -214,7 +214,7 @@ class Ledger:
         self._turn()
         if self._late:
             log.error("the ledger is away: %d steps are not written", len(self._late))
-        with contextlib.suppress(Away):
+        with contextlib.suppress(DatabaseAway):
             self._writer.run(self._presence.end)
         self._writer.close()
         self._reader.close()
@@ -228,7 +228,7 @@ class Ledger:
                 self._commit(steps)
             if time.monotonic() >= self._tend_at:
                 self._tend()
-        except Away as failure:
+        except DatabaseAway as failure:
             self._keep(steps)
             self._note(str(failure))
         else:
@@ -237,11 +237,11 @@ class Ledger:
             task()
         group.done.set()
 
-    def _commit(self, steps: list[Step]) -> None:
-        """Raises Away."""
+    def _commit(self, steps: list[LedgerStep]) -> None:
+        """Raises DatabaseAway."""
         try:
             self._writer.run(lambda connection: write(connection, self._owner, steps))
-        except Away:
+        except DatabaseAway:
             raise
         except Exception:
             if len(steps) > 1:
@@ -253,7 +253,7 @@ class Ledger:
             if isinstance(steps[0], Opening):
                 steps[0].failed = True
 
-    def _keep(self, steps: list[Step]) -> None:
+    def _keep(self, steps: list[LedgerStep]) -> None:
         """Nothing of these is known to be written. Their calls are refused, or have ended."""
         self._failed()
         for step in steps:
@@ -277,11 +277,11 @@ class Ledger:
 
     def _tend(self) -> None:
         """Say that this process is alive, and close the open rows of those that are not. Raises
-        Away."""
+        DatabaseAway."""
         closed = 0
         try:
             closed = self._writer.run(self._look_around)
-        except Away:
+        except DatabaseAway:
             raise
         except Exception:  # one odd row must not end the pump
             log.exception("the rows of processes that have ended can't be closed")

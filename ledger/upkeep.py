@@ -77,14 +77,14 @@ CHECKS = {
 """What is wrong with a row where the condition holds."""
 
 
-class Verdict(NamedTuple):
+class Verification(NamedTuple):
     """rows: how many were looked at. problems: a line each, MOST_PROBLEMS and one at most."""
 
     rows: int
     problems: list[str]
 
 
-def verify(connection: Connection, now_us: int) -> Verdict:
+def verify(connection: Connection, now_us: int) -> Verification:
     """Whether each row makes sense, none has been open for more than a day, and the daily roll-up
     is the sum of the settled rows on those days of which none has been pruned."""
     days = set(connection.execute(select(daily.c.day).distinct()).scalars())
@@ -102,7 +102,7 @@ def verify(connection: Connection, now_us: int) -> Verdict:
             problems += differences(connection, day)
     if len(problems) > MOST_PROBLEMS:
         problems[MOST_PROBLEMS:] = ["There are more."]
-    return Verdict(rows, problems)
+    return Verification(rows, problems)
 
 
 def starts_of_days(connection: Connection) -> Iterator[int]:

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Dialect, Text, bindparam, delete, func, selec
 from completion import Usage
 from errors import InsufficientCredits
 from ledger.database import directly
-from ledger.entries import Budget, Claim, Entry, Opening, Settlement, Step, Withdrawal
+from ledger.entries import Budget, Claim, Entry, LedgerStep, Opening, Settlement, Withdrawal
 from ledger.pricing import dollars
 from ledger.schema import daily, day_of, now_us, requests
 
@@ -29,7 +29,7 @@ INTERRUPTED = "interrupted"
 INTERRUPTED_STATUS = 500
 
 
-def write(connection: Connection, owner: str, steps: Sequence[Step]) -> None:
+def write(connection: Connection, owner: str, steps: Sequence[LedgerStep]) -> None:
     """Write some steps, within a transaction of the writer's. Sets `refusal` of an Opening."""
     openings = [step for step in steps if isinstance(step, Opening)]
     withdrawn = [step.id for step in steps if isinstance(step, Withdrawal)]

@@ -46,7 +46,7 @@ class FanOut:
         """
         self._waiting = deque(enumerate(makers))  # made late, because a call holds a body
         self._running: set[UpstreamCall] = set()
-        self._merge = Merge(counts, n)
+        self._merge = BatchMerge(counts, n)
         self._changed = threading.Condition()
         self._items: deque[Item] = deque()
         self._unfinished = len(self._waiting)
@@ -137,7 +137,7 @@ class FanOut:
             return number, call
 
 
-class Merge:
+class BatchMerge:
     """The events of several calls merged into those of one."""
 
     def __init__(self, counts: Sequence[UsageCounter], n: int) -> None:

@@ -21,7 +21,7 @@ from keys.key import Limits
 MINUTE, HOUR = 60, 3600
 TIDY_S = 30.0
 
-Kind: TypeAlias = Literal["requests", "tokens"]
+LimitKind: TypeAlias = Literal["requests", "tokens"]
 
 
 class Ask(NamedTuple):
@@ -37,7 +37,7 @@ class Ask(NamedTuple):
         return self.input + self.output
 
 
-class Requests(NamedTuple):
+class RequestCounts(NamedTuple):
     """A key's requests. left: how many it may make now; reset: seconds until the oldest no longer
     counts."""
 
@@ -61,7 +61,7 @@ class Tokens(NamedTuple):
 class Counts(NamedTuple):
     """What counts now; None where there is no limit."""
 
-    requests: Requests | None
+    requests: RequestCounts | None
     tokens: Tokens | None
 
 
@@ -84,12 +84,12 @@ class Admission(NamedTuple):
     """Whether a call may go. refused: the limit that stands against it; wanted: its tokens."""
 
     hold: Hold | None
-    refused: Kind | None
+    refused: LimitKind | None
     wanted: int
     counts: Counts
 
 
-class Used:
+class KeyUsage:
     """What one key has used: when it made its requests, and its tokens by the clock's hours."""
 
     __slots__ = ("before", "current", "hour", "requests")
@@ -120,7 +120,7 @@ class Used:
         if limits.requests_per_minute is not None:
             made = self.requests
             reset = made[0] + MINUTE - now if made else MINUTE
-            requests = Requests(max(0, limits.requests_per_minute - len(made)), reset)
+            requests = RequestCounts(max(0, limits.requests_per_minute - len(made)), reset)
         if limits.tokens_per_hour is not None:
             tokens = self.tokens(now)
         return Counts(requests, tokens)
@@ -134,14 +134,14 @@ class LocalCounters:
     """The counters of one process. Its token windows are the hours of the clock."""
 
     def __init__(self) -> None:
-        self._used: defaultdict[str, Used] = defaultdict(Used)
+        self._used: defaultdict[str, KeyUsage] = defaultdict(KeyUsage)
         self._lock = BriefLock()
         self._tidy_at = 0.0
 
     def admit(self, key_id: str, limits: Limits, ask: Ask) -> Admission:
         """Count a request and reserve its tokens."""
         now, wanted = time.time(), 0
-        refused: Kind | None = None
+        refused: LimitKind | None = None
         with self._lock:
             used = self._now(place := place_of(key_id, limits), now)
             per_minute, per_hour = limits
@@ -178,7 +178,7 @@ class LocalCounters:
         with self._lock:
             return self._now(place_of(key_id, limits), now).counts(limits, now)
 
-    def _now(self, place: str, now: float) -> Used:
+    def _now(self, place: str, now: float) -> KeyUsage:
         """What was used there, as of now. Each TIDY_S those are forgotten that have used
         nothing."""
         if now > self._tidy_at:

@@ -18,9 +18,9 @@ import redis
 from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import RedisStorage
 
-from cluster.redis_client import Away, RedisClient
+from cluster.redis_client import RedisAway, RedisClient
 from keys.key import Limits
-from quota.memory import HOUR, MINUTE, Admission, Ask, Counts, Hold, Requests, Tokens
+from quota.memory import HOUR, MINUTE, Admission, Ask, Counts, Hold, RequestCounts, Tokens
 
 MOST_PENDING: Final = 10_000
 """Settlements that wait for Redis, the latest."""
@@ -189,7 +189,7 @@ class RedisCounters:
         sent = self._redis.available
         try:
             found = self._redis.script(partial(self._store.take, keys, [*numbers(limits), *asked]))
-        except Away:
+        except RedisAway:
             if sent and limits.tokens_per_hour is not None:  # it may be done, now or later
                 never = Hold(place, 0, Counts(None, None), id=number)
                 self._pending.append((never, 0, REVOKED_S))
@@ -207,7 +207,7 @@ class RedisCounters:
         away."""
         try:
             self._redis.script(partial(self._settle, hold, tokens, 0))
-        except Away:
+        except RedisAway:
             self._pending.append((hold, tokens, 0))
 
     def counts(self, key_id: str, limits: Limits) -> Counts | None:
@@ -215,7 +215,7 @@ class RedisCounters:
         keys = self._store.keys(key_id, limits)
         try:
             found = self._redis.script(partial(self._store.look, keys, numbers(limits)))
-        except Away:
+        except RedisAway:
             return None
         return counts_of(found, limits)
 
@@ -232,7 +232,7 @@ class RedisCounters:
 
             try:
                 self._redis.run(write)
-            except Away:
+            except RedisAway:
                 self._pending.extendleft(reversed(batch))
                 return
 
@@ -256,7 +256,7 @@ def counts_of(found: list[int], limits: Limits) -> Counts:
     made, reset, before, fade, current, rest = found[2:]
     requests, tokens = None, None
     if limits.requests_per_minute is not None:
-        requests = Requests(limits.requests_per_minute - made, reset / 1000)
+        requests = RequestCounts(limits.requests_per_minute - made, reset / 1000)
     if limits.tokens_per_hour is not None:
         tokens = Tokens(before, fade / 1000, current, rest / 1000)
     return Counts(requests, tokens)

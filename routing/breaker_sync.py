@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
-from cluster.redis_client import Away, RedisClient
+from cluster.redis_client import RedisAway, RedisClient
 from completion import TargetKey
 
 STREAM: Final = "sluice:cooldown"
@@ -22,7 +22,7 @@ MOST: Final = 10_000
 MOST_NAME: Final = 500
 """Characters of a model's name; a longer one is not told."""
 
-Kind: TypeAlias = Literal["cools", "limited", "well"]
+EventKind: TypeAlias = Literal["cools", "limited", "well"]
 
 # KEYS: the stream. ARGV: the id that was read last ("": none), the milliseconds for which an event
 # means something, how many are kept; then new events. The answer: Redis' time, and what is new.
@@ -51,7 +51,7 @@ class BreakerEvent(NamedTuple):
     """at: when it came to be so; until: when a target has cooled down, or a limit is over; both by
     the clock of the process. length: the seconds that it cools down for."""
 
-    kind: Kind
+    kind: EventKind
     key: TargetKey
     at: float
     until: float = 0.0
@@ -78,7 +78,7 @@ class BreakerSync:
         sent = [self._last, self._lasts, MOST, *told]
         try:
             moment, entries = self._redis.run(partial(self._script, [STREAM], sent))
-        except Away:
+        except RedisAway:
             return None
         found = []
         for number, fields in entries:
@@ -100,7 +100,7 @@ def decode(me: str, fields: dict[bytes, bytes], told: float) -> BreakerEvent | N
     told, by our clock."""
     try:
         who, kind, provider, model, number, age, left, length = json.loads(fields[b"event"])
-        if who == me or kind not in get_args(Kind):
+        if who == me or kind not in get_args(EventKind):
             return None
         key = (str(provider), str(model), int(number))
         return BreakerEvent(kind, key, told - float(age), told + float(left), float(length))

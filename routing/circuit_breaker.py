@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from completion import TargetKey
 from concurrency.native import BriefLock
 from providers.base import Target
-from routing.breaker_sync import BreakerEvent, BreakerSync, Kind
+from routing.breaker_sync import BreakerEvent, BreakerSync, EventKind
 
 if TYPE_CHECKING:
     from cluster.redis_client import RedisClient
@@ -214,7 +214,7 @@ class CircuitBreakers:
         if all(good for _, good in circuit.recent):
             del self._circuits[key]
 
-    def _announce(self, kind: Kind, key: TargetKey, now: float, *times: float) -> None:
+    def _announce(self, kind: EventKind, key: TargetKey, now: float, *times: float) -> None:
         if self._sync is not None:
             if kind == "well":
                 self._ended[key] = now

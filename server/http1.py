@@ -32,7 +32,7 @@ END = CHUNK + b"0\r\n\r\n"
 MOST_PEERS = 1000
 
 
-class Head(Request):
+class RequestHead(Request):
     """A request. gunicorn looks at each field of its head in a dozen steps, which few need."""
 
     trusted: ClassVar[dict[str, bool]] = {}
@@ -90,17 +90,17 @@ def plain_fields(text: str) -> list[tuple[str, str]]:
     return [(name.upper(), value.strip(" \t")) for name, value in FIELD.findall(text)]
 
 
-class Requests(RequestParser):
+class FastRequestParser(RequestParser):
     """The requests of a connection."""
 
-    mesg_class = Head
+    mesg_class = RequestHead
 
     def finish_body(self, deadline: Any = None, max_bytes: Any = None) -> bool:  # noqa: ARG002 - gunicorn's
         """The worker has taken what an endpoint left of it."""
         return True
 
 
-class Answer(wsgi.Response):
+class FastResponse(wsgi.Response):
     """An answer, its head made in one go and its chunks sent as they come."""
 
     headers_sent: bool

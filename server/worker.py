@@ -20,7 +20,7 @@ from gunicorn.http import wsgi
 from gunicorn.workers.ggevent import GeventWorker
 
 from concurrency.yielding import PAUSE_S, Yielder
-from server.http1 import Answer, Requests
+from server.http1 import FastRequestParser, FastResponse
 from server.sockets import shut, unread
 
 FRESH_S = 1.0  # a new connection may be idle as much longer: its request may be on its way
@@ -41,7 +41,7 @@ class Worker(GeventWorker):
         self._below = "SCRIPT_NAME" in self.cfg.env_orig | self.cfg.env
 
     def init_process(self) -> None:
-        gunicorn.http.RequestParser = Requests  # where a connection's parser is made
+        gunicorn.http.RequestParser = FastRequestParser  # where a connection's parser is made
         super().init_process()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
@@ -86,7 +86,9 @@ class Worker(GeventWorker):
         finally:
             self.finish(req, sock)
 
-    def begin(self, listener: Any, req: Any, sock: Any, addr: Any) -> tuple[Answer, dict[str, Any]]:
+    def begin(
+        self, listener: Any, req: Any, sock: Any, addr: Any
+    ) -> tuple[FastResponse, dict[str, Any]]:
         answer, environ = self.create(listener, req, sock, addr)
         self.nr += 1
         if self.nr >= self.max_requests and self.alive:
@@ -98,20 +100,20 @@ class Worker(GeventWorker):
 
     def create(
         self, listener: Any, req: Any, sock: Any, addr: Any
-    ) -> tuple[Answer, dict[str, Any]]:
+    ) -> tuple[FastResponse, dict[str, Any]]:
         """The answer to be, and the WSGI environment."""
         fields = {f"HTTP_{name.replace('-', '_')}": value for name, value in req.headers}
         unusual = self._below or "HTTP_SCRIPT_NAME" in fields or len(fields) < len(req.headers)
         unusual |= not isinstance(addr, tuple) or not isinstance(listener, tuple)
         if unusual or req.proxy_protocol_info or req._expected_100_continue:
             ask = (req, sock, addr, listener, self.cfg)
-            answer, environ = wsgi.create(*ask, response_class=Answer)
+            answer, environ = wsgi.create(*ask, response_class=FastResponse)
             return answer, environ | THREADED
         for name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             if (value := fields.pop(f"HTTP_{name}", None)) is not None:
                 fields[name] = value
         major, minor = req.version
-        return Answer(req, sock, self.cfg), {
+        return FastResponse(req, sock, self.cfg), {
             **self.base_environ,
             **fields,
             "wsgi.input": req.body,

@@ -36,7 +36,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from completion import Usage
-from telemetry.multiprocess import Files, Merge
+from telemetry.multiprocess import Files, GaugeMerge
 
 log = logging.getLogger("sluice.metrics")
 
@@ -274,7 +274,13 @@ class Metrics(Collector):
         return Labelled(self.registry, self._files, *about)
 
     def _gauge(
-        self, name: str, meaning: str, value: Callable[[], int], merge: Merge, *, first: int = 0
+        self,
+        name: str,
+        meaning: str,
+        value: Callable[[], int],
+        merge: GaugeMerge,
+        *,
+        first: int = 0,
     ) -> None:
         """first: what it is until the first refresh."""
         gauge = Gauge(f"sluice_{name}", meaning, registry=self.registry, multiprocess_mode=merge)

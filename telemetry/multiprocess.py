@@ -17,9 +17,9 @@ from typing import Literal, TypeAlias
 
 log = logging.getLogger("sluice.metrics")
 
-Merge: TypeAlias = Literal["livesum", "livemax", "livemin"]
+GaugeMerge: TypeAlias = Literal["livesum", "livemax", "livemin"]
 """How a gauge's values in several processes become one."""
-MERGES: tuple[Merge, ...] = ("livesum", "livemax", "livemin")
+MERGES: tuple[GaugeMerge, ...] = ("livesum", "livemax", "livemin")
 FILE_BYTES = 1 << 16
 """Of a file of values, at first."""
 ENTRY_BYTES = 28

@@ -43,7 +43,7 @@ MOST_TOKENS: Final = 4096
 SLICE_S: Final = 0.002
 PAUSE_S: Final = 0.0005
 
-Work: TypeAlias = Iterator[Event | None]
+Generation: TypeAlias = Iterator[Event | None]
 """Events in order, and None where there is no event but the clock may be read."""
 
 
@@ -153,7 +153,7 @@ class LocalCall:
             raise UnsupportedParameter("Token ids can't be had here.", param="prompt")
         return prompts
 
-    def _work(self, prompts: list[str]) -> Work:
+    def _work(self, prompts: list[str]) -> Generation:
         tails = []
         for prompt in prompts:
             tail: deque[str] = deque(maxlen=ngram.ORDER)
@@ -167,7 +167,7 @@ class LocalCall:
         for number, prompt in enumerate(prompts):
             yield from self._answer(model, prompt, model.context(tails[number]), number)
 
-    def _answer(self, model: ngram.Model, prompt: str, context: int, number: int) -> Work:
+    def _answer(self, model: ngram.Model, prompt: str, context: int, number: int) -> Generation:
         """Generate all choices of one prompt."""
         n, best_of = self._request.n or 1, self._request.best_of
         tries = best_of or n
@@ -176,7 +176,7 @@ class LocalCall:
         best = range(number * n, (number + 1) * n)
         yield from chain(*choices) if best_of is None else self._best(choices, best)
 
-    def _best(self, choices: list[Work], indexes: range) -> Work:
+    def _best(self, choices: list[Generation], indexes: range) -> Generation:
         """Yield the choices with the highest mean log probability, under these indexes."""
         best: list[list[Event]] = []
         for choice in choices:
@@ -193,7 +193,7 @@ class LocalCall:
                 else:
                     yield msgspec.structs.replace(event, index=index)
 
-    def _choice(self, model: ngram.Model, prompt: str, context: int, index: int) -> Work:
+    def _choice(self, model: ngram.Model, prompt: str, context: int, index: int) -> Generation:
         request = self._request
         limit = MOST_TOKENS if request.max_tokens is None else min(request.max_tokens, MOST_TOKENS)
         before, offset = self._output_tokens, 0
@@ -227,7 +227,7 @@ class LocalCall:
             yield text, logprobs
 
 
-def _advance(work: Work, batch: Batch) -> bool:
+def _advance(work: Generation, batch: Batch) -> bool:
     """Work for a time slice. Return True if the work has ended."""
     until = time.monotonic() + SLICE_S
     for event in work:

@@ -112,7 +112,7 @@ class Adapter(BaseAdapter):
             return False
         return True
 
-    def _received(self, sock: socket.socket) -> tuple[http1.Head, bytes]:
+    def _received(self, sock: socket.socket) -> tuple[http1.ResponseHead, bytes]:
         """Return the head of the final response, and the bytes that arrived with it."""
         data = self.switch.receive(sock)
         for _ in range(MAX_INTERIM):
@@ -188,7 +188,9 @@ class Response(requests.Response):
     """A `requests.Response` whose headers and cookie jar are made on first use: making them takes
     longer than everything else, and Sluice doesn't use them."""
 
-    def __init__(self, request: requests.PreparedRequest, head: http1.Head, body: Body) -> None:
+    def __init__(
+        self, request: requests.PreparedRequest, head: http1.ResponseHead, body: Body
+    ) -> None:
         vars(self).update(_BLANK)
         del self.headers, self.cookies
         self.history, self.fields = [], head.fields
@@ -213,7 +215,7 @@ class Body:
         adapter: Adapter,
         origin: Origin,
         sock: socket.socket,
-        head: http1.Head,
+        head: http1.ResponseHead,
         rest: bytes,
         *,
         keep: bool,

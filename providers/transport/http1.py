@@ -68,7 +68,7 @@ def _is_token(name: str) -> bool:
 # Heads
 
 
-class Head(NamedTuple):
+class ResponseHead(NamedTuple):
     """The head of a response."""
 
     minor: int
@@ -94,7 +94,7 @@ class Head(NamedTuple):
         return "close" not in options and (self.minor > 0 or "keep-alive" in options)
 
 
-def read_head(data: bytes) -> tuple[Head, bytes] | None:
+def read_head(data: bytes) -> tuple[ResponseHead, bytes] | None:
     """Return the head that the data begins with, and the rest; None if the head is incomplete.
 
     Raises Malformed.
@@ -118,7 +118,7 @@ def read_head(data: bytes) -> tuple[Head, bytes] | None:
     if match is None or len(lines) > MAX_FIELDS:
         raise Malformed("not HTTP/1, or too many headers")
     minor, status, reason = match.groups(default="")
-    return Head(int(minor), int(status), reason.strip(), _fields(lines)), data[after:]
+    return ResponseHead(int(minor), int(status), reason.strip(), _fields(lines)), data[after:]
 
 
 def _fields(lines: list[str]) -> dict[str, str]:
@@ -161,7 +161,7 @@ class Framing(Protocol):
         """Set `ended` or `fault`, because the connection has ended."""
 
 
-def framing(head: Head) -> Framing:
+def framing(head: ResponseHead) -> Framing:
     """Return the framing of the body after a head. Raises Malformed."""
     if head.status in BODILESS:
         return Sized(0)

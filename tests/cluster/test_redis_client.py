@@ -16,7 +16,7 @@ import pytest
 import trustme
 from redis.commands.core import Script
 
-from cluster.redis_client import CONNECTIONS, TIMEOUT_S, Away, RedisClient
+from cluster.redis_client import CONNECTIONS, TIMEOUT_S, RedisAway, RedisClient
 from config import ConfigError
 from tests.support.pace import scaled
 from tests.support.redis_server import RedisServer
@@ -38,16 +38,16 @@ def test_calls_after_a_redis_failure_fail_at_once_until_a_probe_succeeds(
 ) -> None:
     assert ping(shared)
     redis_server.pause()
-    with pytest.raises(Away):
+    with pytest.raises(RedisAway):
         ping(shared)
     assert not shared.available
     before = time.monotonic()
     for _ in range(100):
-        with pytest.raises(Away):
+        with pytest.raises(RedisAway):
             ping(shared)
     assert time.monotonic() - before < scaled(0.5)
     redis_server.resume()
-    with pytest.raises(Away):  # nobody has looked
+    with pytest.raises(RedisAway):  # nobody has looked
         ping(shared)
     assert shared.probe(lambda client: client.ping())
     assert ping(shared)
@@ -59,12 +59,12 @@ def test_concurrent_calls_to_a_hanging_redis_time_out_together(
     redis_server: RedisServer, shared: RedisClient
 ) -> None:
     redis_server.pause()
-    failures: list[Away] = []
+    failures: list[RedisAway] = []
 
     def ask() -> None:
         try:
             ping(shared)
-        except Away as failure:
+        except RedisAway as failure:
             failures.append(failure)
 
     threads = [threading.Thread(target=ask) for _ in range(20 * CONNECTIONS)]
@@ -98,7 +98,7 @@ def echoes(shared: RedisClient, count: int) -> dict[int, object]:
     def ask(number: int) -> None:
         try:
             found[number] = shared.script(lambda client: script([f"k{number}"], [number], client))
-        except Away as failure:
+        except RedisAway as failure:
             found[number] = failure
 
     many(ask, count)
@@ -123,7 +123,7 @@ def test_scripts_that_wait_for_a_hanging_redis_fail_together(
     before = time.monotonic()
     found = echoes(shared, 500)
     assert len(found) == 500
-    assert all(isinstance(failure, Away) for failure in found.values())
+    assert all(isinstance(failure, RedisAway) for failure in found.values())
     assert len({id(failure) for failure in found.values()}) == 500
     assert time.monotonic() - before < scaled(10 * TIMEOUT_S)
     redis_server.resume()
@@ -135,7 +135,7 @@ def test_a_failing_script_raises_its_error_in_its_caller(
     redis_server: RedisServer, shared: RedisClient
 ) -> None:
     script: Any = a_script(b"return redis.error_reply('ODD ' .. KEYS[1])")
-    with pytest.raises(Away, match="ODD mine"):
+    with pytest.raises(RedisAway, match="ODD mine"):
         shared.script(lambda client: script(["mine"], [], client))
     shared.probe(lambda client: client.ping())
     assert echoes(shared, 1) == {0: [b"k0", b"0"]}
@@ -156,7 +156,7 @@ def test_a_command_that_redis_refuses_raises_away(
     with contextlib.closing(redis_server.client()) as client:
         client.config_set("maxmemory", "1")
         try:
-            with pytest.raises(Away, match="maxmemory"):
+            with pytest.raises(RedisAway, match="maxmemory"):
                 shared.run(lambda client: client.set("a", "b"))
         finally:
             client.config_set("maxmemory", "0")

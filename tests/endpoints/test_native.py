@@ -479,7 +479,7 @@ def test_failure_before_the_first_event_is_an_http_error(
 @given(st.lists(st.text(max_size=10), max_size=5))
 def test_frames_never_have_empty_choices_or_a_stray_error_key(texts: list[str]) -> None:
     """No empty choices, no key `error` but in an error, no line that ends early."""
-    encoder = native.Encoder(a_stream())
+    encoder = native.NativeEncoder(a_stream())
     events: Batch = [Delta(0, text) for text in texts]
     outcome = Outcome("completed", None, Usage(), 0, 0, 0, None, 200)
     found = (encoder.events(events) + encoder.end(outcome)).decode()

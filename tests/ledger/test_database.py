@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from config import ConfigError
 from ledger import database
-from ledger.database import Away, Link, database_url, directly, make_engine, said
+from ledger.database import DatabaseAway, Link, database_url, directly, make_engine, said
 from tests.support.ledgers import at_once, break_after_commit
 
 SECRET = "hunter2"
@@ -164,7 +164,7 @@ def test_direct_statement_failure_raises_integrity_error_or_away(link: Link) -> 
     link.run(insert)
     with pytest.raises(IntegrityError):
         link.run(lambda connection: directly(connection, "INSERT INTO t VALUES (1)"))
-    with pytest.raises(Away, match="none"):
+    with pytest.raises(DatabaseAway, match="none"):
         link.run(lambda connection: directly(connection, "SELECT x FROM none"))
     assert link.run(count) == 1
 
@@ -187,7 +187,7 @@ def test_work_is_retried_when_a_direct_statement_finds_a_broken_connection(link:
 def test_outage_error_reports_why_postgres_closed_the_connection(postgres_url: str) -> None:
     link = Link(database_url(postgres_url, Path()))
     end = "SELECT pg_terminate_backend(pg_backend_pid())"
-    with pytest.raises(Away, match="terminating connection"):
+    with pytest.raises(DatabaseAway, match="terminating connection"):
         link.run(lambda connection: directly(connection, end))
     link.close()
 
@@ -226,7 +226,7 @@ def test_work_is_retried_once_when_the_connection_breaks(link: Link, times: int)
     if times == 1:
         link.run(work)
     else:
-        with pytest.raises(Away, match="server closed the connection"):
+        with pytest.raises(DatabaseAway, match="server closed the connection"):
             link.run(work)
     assert [len(tries), len({id(one) for one in tries})] == ([2, 2] if times == 1 else [1, 1])
     assert len(broken) == times, "the second breaks while it is prepared"
@@ -242,7 +242,7 @@ def test_outage_message_is_one_line_without_statement_or_password(
         f"postgresql+psycopg://u:{SECRET}@127.0.0.1:1/d",
     ):
         link = Link(url)
-        with pytest.raises(Away) as caught:
+        with pytest.raises(DatabaseAway) as caught:
             link.run(count)
         told = str(caught.value)
         assert told
@@ -269,7 +269,7 @@ def test_every_database_failure_gets_a_short_one_line_message(
 
 def test_missing_table_is_reported_as_an_outage(link: Link) -> None:
     link.run(lambda connection: connection.execute(text("DROP TABLE t")))
-    with pytest.raises(Away):
+    with pytest.raises(DatabaseAway):
         link.run(insert)
     link.run(lambda connection: connection.execute(text("CREATE TABLE t (x BIGINT PRIMARY KEY)")))
     assert link.run(insert) == 1
@@ -285,7 +285,7 @@ def test_new_connection_is_prepared_and_failed_preparation_is_an_outage(ledger_u
         prepared.append(connection)
 
     link = Link(ledger_url, connected=prepare)
-    with pytest.raises(Away, match="not this one"):
+    with pytest.raises(DatabaseAway, match="not this one"):
         link.run(lambda _: None)
     refused.clear()
     link.run(lambda _: None)

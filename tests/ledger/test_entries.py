@@ -16,7 +16,7 @@ from sqlalchemy.pool import StaticPool
 from completion import Usage
 from ledger import schema
 from ledger.database import database_url, make_engine
-from ledger.entries import Budget, Claim, Entry, Opening, Step, Withdrawal
+from ledger.entries import Budget, Claim, Entry, LedgerStep, Opening, Withdrawal
 from ledger.schema import daily, day_of, first_id, requests
 from ledger.writing import interrupt, left_of, owners_of_open, refusal, write
 from tests.support.ledgers import a_claim, a_settlement, an_entry, connected
@@ -69,14 +69,16 @@ STEPS = st.one_of(
 )
 
 
-def fresh(steps: Sequence[Step]) -> list[Step]:
+def fresh(steps: Sequence[LedgerStep]) -> list[LedgerStep]:
     """The same steps, as nobody has tried them."""
     return [Opening(s.entry, s.claim) if isinstance(s, Opening) else s for s in steps]
 
 
 @given(st.lists(st.lists(STEPS, max_size=6), max_size=6))
 @settings(max_examples=150, deadline=None)
-def test_daily_sums_equal_the_settled_rows_whatever_is_written(groups: list[list[Step]]) -> None:
+def test_daily_sums_equal_the_settled_rows_whatever_is_written(
+    groups: list[list[LedgerStep]],
+) -> None:
     """The roll-up is the sum of the settled rows, by the UTC day of their start; what is held of a
     budget and what is open belong together."""
     with memory() as connection:
@@ -109,7 +111,7 @@ def test_a_group_that_is_written_twice_counts_once(
 ) -> None:
     """As when its commit was lost. Its calls are new ones, and so are their ids."""
     claims = st.none() | st.builds(a_claim, st.just(1000), st.integers(1, 600))
-    steps: list[Step] = [Opening(entry, data.draw(claims)) for entry in entries[settled:]]
+    steps: list[LedgerStep] = [Opening(entry, data.draw(claims)) for entry in entries[settled:]]
     steps += [a_settlement(entry) for entry in entries[:settled]]
     with memory() as connection:
         write(connection, ME, [Opening(entry) for entry in entries[:settled]])
@@ -279,7 +281,7 @@ def test_open_rows_of_a_dead_process_are_settled_with_their_estimates(ledger_url
     entries = [an_entry(cost_nano=cost, input_tokens=5) for cost in (10, None, 0)]
     done, mine = an_entry(), an_entry()
     with connected(ledger_url) as connection:
-        dead: list[Step] = [Opening(entry, a_claim(1000, 100)) for entry in entries]
+        dead: list[LedgerStep] = [Opening(entry, a_claim(1000, 100)) for entry in entries]
         write(connection, "dead", [*dead, Opening(done)])
         write(connection, "dead", [a_settlement(done)])
         write(connection, ME, [Opening(mine)])

@@ -37,6 +37,7 @@ DIALECTS = frozenset(path.parent.name for path in (ROOT / "providers").glob("*/d
 LONG_MODULES = {
     "config": "all settings, in one place",
     "endpoints.native": "one face",
+    "telemetry.metrics": "all metrics, in one place",
 }
 LONG_FUNCTIONS: dict[str, str] = {
     "app.wire": "each part is made and connected once",
@@ -303,15 +304,28 @@ def test_wire_schemas_are_apart_from_their_translation() -> None:
     assert found(declared) == {}
 
 
-def test_classes_of_the_providers_have_names_of_their_own() -> None:
-    """Only schemas may repeat a name: they are named as the hosts name them."""
+def test_every_class_and_type_has_a_name_of_its_own() -> None:
+    """Only wire schemas may repeat a name: they are named as the hosts name them."""
     modules: dict[str, set[str]] = {}
     for module in MODULES:
-        if package_of(module) == "providers" and not module.endswith(".schemas"):
-            for node in ast.walk(tree_of(module)):
-                if isinstance(node, ast.ClassDef):
-                    modules.setdefault(node.name, set()).add(module)
+        if module.endswith(".schemas"):
+            continue
+        for node in ast.walk(tree_of(module)):
+            if isinstance(node, ast.ClassDef):
+                modules.setdefault(node.name, set()).add(module)
+            elif isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) == "TypeAlias":
+                modules.setdefault(ast.unparse(node.target), set()).add(module)
     assert {name: found for name, found in modules.items() if len(found) > 1} == {}
+
+
+def test_a_reload_forgets_every_package_and_module_of_ours() -> None:
+    tree = ast.parse((ROOT / "gunicorn.conf.py").read_text(encoding="utf-8"))
+    [names] = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "OURS"
+    ]
+    assert set(eval(ast.unparse(names))) == set(LAYERS)
 
 
 def test_the_packages_of_the_providers_have_no_code_in_init() -> None:

@@ -30,7 +30,7 @@ from completion import (
     fold,
 )
 from errors import RateLimited, SluiceError, UpstreamError
-from providers.fanout import AT_ONCE, QUEUE_SIZE, FanOut, Merge
+from providers.fanout import AT_ONCE, QUEUE_SIZE, BatchMerge, FanOut
 from providers.transport.abort import Aborted
 from streams.tally import Tally
 from tests.support.pace import HANG_S, scaled
@@ -194,13 +194,13 @@ def test_choices_are_numbered_prompt_by_prompt_when_n_is_3() -> None:
 
 def test_merge_renumbers_events_and_keeps_logprobs_and_finish_reasons() -> None:
     told = Logprobs(["a"], [-1.0], None, [0])
-    merge = Merge(counts(3), 2)
+    merge = BatchMerge(counts(3), 2)
     assert merge.add(2, [Delta(1, "a", told)]) == [Delta(5, "a", told)]
     assert merge.add(0, [Finished(1, "content_filter")]) == [Finished(1, "content_filter")]
 
 
 def test_merge_sums_the_input_tokens_of_the_started_calls() -> None:
-    merge = Merge(counts(3), 1)
+    merge = BatchMerge(counts(3), 1)
     assert merge.add(1, [Started("m", 3), Delta(0, "a")]) == [Started("m", 3), Delta(1, "a")]
     assert merge.add(0, [Started("m")]) == [Started("m", 13)]
 
@@ -210,21 +210,21 @@ def about(*tokens: Any) -> Batch:
 
 
 def test_merged_usage_is_the_sum_over_all_prompts() -> None:
-    merge = Merge(counts(3), 1)
+    merge = BatchMerge(counts(3), 1)
     assert merge.add(0, [Used(Usage(1, 2, 3, 4, 5))]) == about(1, 2, 3, 4, 5)
     assert merge.add(2, [Used(Usage(10, 20, 30, 40, 50))]) == about(11, 22, 33, 44, 55)
     assert merge.add(1, [Used(Usage(100, 200))]) == [Used(Usage(111, 222, 33, 44, 55))]
 
 
 def test_last_usage_report_of_each_prompt_counts() -> None:
-    merge = Merge(counts(2), 1)
+    merge = BatchMerge(counts(2), 1)
     merge.add(0, [Used(Usage(1, 1)), Used(Usage(1, 2))])
     assert merge.add(1, [Used(Usage(5, 1))]) == [Used(Usage(6, 3))]
     assert merge.add(0, [Used(Usage(1, 9))]) == [Used(Usage(6, 10))]
 
 
 def test_unreported_usage_of_a_prompt_is_estimated() -> None:
-    merge = Merge(counts(2), 1)
+    merge = BatchMerge(counts(2), 1)
     merge.add(0, [Started(), Delta(0, "a" * 20)])
     assert merge.add(1, [Delta(0, "b"), Used(Usage(5, 1))]) == [
         Delta(1, "b"), *about(10 + 5, 5 + 1)
@@ -235,7 +235,7 @@ def test_unreported_usage_of_a_prompt_is_estimated() -> None:
 
 
 def test_echoed_prompt_does_not_count_as_output_tokens() -> None:
-    merge = Merge([Tally(("p" * 40,), echoes=1) for _ in range(2)], 1)
+    merge = BatchMerge([Tally(("p" * 40,), echoes=1) for _ in range(2)], 1)
     merge.add(0, [Delta(0, "p" * 40 + "a" * 8)])
     assert merge.add(1, [Used(Usage(10, 3))]) == about(20, 2 + 3)
 

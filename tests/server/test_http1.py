@@ -15,7 +15,7 @@ from gunicorn.http.unreader import IterUnreader
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from server.http1 import Answer, Head, date
+from server.http1 import FastResponse, RequestHead, date
 from server.worker import Worker
 
 PROXY, STRANGER = ("127.0.0.1", 1234), ("203.0.113.9", 1234)
@@ -42,7 +42,7 @@ def read(kind: type[Request], sent: bytes, peer: Any, **given: Any) -> Any:
 
 
 def same(sent: bytes, peer: Any = STRANGER, **given: Any) -> Any:
-    ours = read(Head, sent, peer, **given)
+    ours = read(RequestHead, sent, peer, **given)
     assert ours == read(Request, sent, peer, **given)
     return ours
 
@@ -134,7 +134,9 @@ def test_a_request_is_read_exactly_as_by_gunicorn(sent: bytes, peer: Any) -> Non
 def test_a_request_is_read_exactly_as_by_gunicorn_under_any_settings(
     sent: bytes, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Head, "trusted", {})  # it is of a process, whose settings don't change
+    monkeypatch.setattr(
+        RequestHead, "trusted", {}
+    )  # it is of a process, whose settings don't change
     same(sent, **given)
 
 
@@ -156,7 +158,7 @@ def test_a_usual_head_skips_the_parsing_steps_of_gunicorn(monkeypatch: pytest.Mo
 
     for name in ("parse_headers", "parse_request_line", "_apply_header_policy"):
         monkeypatch.setattr(Request, name, never)
-    read_of_it = read(Head, ODD_HEADS["usual"], STRANGER)
+    read_of_it = read(RequestHead, ODD_HEADS["usual"], STRANGER)
     assert read_of_it[1] == [
         ("HOST", "sluice.test"),
         ("CONTENT-TYPE", "application/json"),
@@ -166,17 +168,17 @@ def test_a_usual_head_skips_the_parsing_steps_of_gunicorn(monkeypatch: pytest.Mo
 
 def test_the_trust_of_a_peer_address_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(Head, "trusted", {})
+    monkeypatch.setattr(RequestHead, "trusted", {})
     monkeypatch.setattr("server.http1.MOST_PEERS", 2)
     monkeypatch.setattr(
         Request, "_peer_is_trusted_proxy", lambda self: asked.append(self.peer_addr[0])
     )
     sent = ODD_HEADS["https by a proxy"]
     for host in "aab":
-        read(Head, sent, (host, 1))
+        read(RequestHead, sent, (host, 1))
     assert asked == ["a", "b"]
-    read(Head, sent, ("c", 1))
-    assert list(Head.trusted) == ["c"]  # bounded
+    read(RequestHead, sent, ("c", 1))
+    assert list(RequestHead.trusted) == ["c"]  # bounded
 
 
 # Answers
@@ -200,7 +202,7 @@ def answered(
     first: bytes,
 ) -> tuple[Any, Wire]:
     wire = Wire()
-    request = Head(settings(), IterUnreader([head(HOST, first=first)]), STRANGER)
+    request = RequestHead(settings(), IterUnreader([head(HOST, first=first)]), STRANGER)
     answer = kind(request, wire, settings())
     try:
         answer.start_response(status, fields)
@@ -249,15 +251,15 @@ SIX = ("Content-Length", "6")
 def test_an_answer_is_written_exactly_as_by_gunicorn(
     parts: list[Any], fields: list[tuple[Any, Any]], status: str, first: bytes
 ) -> None:
-    ours, _ = answered(Answer, parts, status, fields, first)
+    ours, _ = answered(FastResponse, parts, status, fields, first)
     theirs, _ = answered(wsgi.Response, parts, status, fields, first)
     assert ours == theirs
 
 
 def test_the_first_bytes_of_a_body_go_out_with_its_head() -> None:
-    _, whole = answered(Answer, [b"abcdef"], "200 OK", [SIX], POST)
+    _, whole = answered(FastResponse, [b"abcdef"], "200 OK", [SIX], POST)
     assert len(whole.sent) == 1
-    _, stream = answered(Answer, [b"abc", b"def"], "200 OK", [], POST)
+    _, stream = answered(FastResponse, [b"abc", b"def"], "200 OK", [], POST)
     assert [sent[-10:] for sent in stream.sent] == [
         b"\r\n3\r\nabc\r\n",
         b"3\r\ndef\r\n",
@@ -270,20 +272,23 @@ class Last(bytes):
 
 
 def test_the_last_bytes_of_a_stream_go_out_with_its_end() -> None:
-    marked, wire = answered(Answer, [b"abc", Last(b"def")], "200 OK", [], POST)
-    plain, _ = answered(Answer, [b"abc", b"def"], "200 OK", [], POST)
+    marked, wire = answered(FastResponse, [b"abc", Last(b"def")], "200 OK", [], POST)
+    plain, _ = answered(FastResponse, [b"abc", b"def"], "200 OK", [], POST)
     assert marked == plain
     assert wire.sent[-1] == b"3\r\ndef\r\n0\r\n\r\n"
     assert len(wire.sent) == 2
-    sized, wire = answered(Answer, [Last(b"abcdef")], "200 OK", [SIX], POST)
-    assert (sized, len(wire.sent)) == (answered(Answer, [b"abcdef"], "200 OK", [SIX], POST)[0], 1)
+    sized, wire = answered(FastResponse, [Last(b"abcdef")], "200 OK", [SIX], POST)
+    assert (sized, len(wire.sent)) == (
+        answered(FastResponse, [b"abcdef"], "200 OK", [SIX], POST)[0],
+        1,
+    )
 
 
 @pytest.mark.parametrize(("fields", "part"), [([], "text"), ([("X-A", 1)], b"abc")])
 def test_an_answer_of_wrong_types_raises_type_error_and_sends_nothing(
     fields: list[tuple[str, Any]], part: Any
 ) -> None:
-    (outcome, _, sent), _ = answered(Answer, [part], "200 OK", fields, POST)
+    (outcome, _, sent), _ = answered(FastResponse, [part], "200 OK", fields, POST)
     assert outcome[0] is TypeError
     assert sent == b""
 
@@ -330,7 +335,7 @@ def test_the_wsgi_environment_equals_that_of_gunicorn(
     client: Any,
 ) -> None:
     try:
-        request = Head(settings(), IterUnreader([sent]), client)
+        request = RequestHead(settings(), IterUnreader([sent]), client)
     except Exception:  # noqa: BLE001 - it is refused before there is an environment
         return
     serving = worker(**({"SCRIPT_NAME": script_name} if script_name else {}))

@@ -27,7 +27,7 @@ from typing import Any
 
 from gunicorn.config import Config
 
-from server.http1 import Requests
+from server.http1 import FastRequestParser
 from server.worker import Worker
 from tests.support.paths import TESTS
 
@@ -156,7 +156,7 @@ class Counted:
         ).encode()
         client, server = socket.socketpair()
         with client, server:
-            parser = Requests(self._config, server, ("127.0.0.1", 50000))
+            parser = FastRequestParser(self._config, server, ("127.0.0.1", 50000))
             for _ in range(min(calls, WARM_UP)):
                 self._ask(parser, client, server, request)
             sys.setprofile(self._called)
@@ -168,7 +168,11 @@ class Counted:
         return (last - first) / calls
 
     def _ask(
-        self, parser: Requests, client: socket.socket, server: socket.socket, request: bytes
+        self,
+        parser: FastRequestParser,
+        client: socket.socket,
+        server: socket.socket,
+        request: bytes,
     ) -> None:
         client.sendall(request)
         found = next(parser)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, event, select
 
 from completion import Usage
-from ledger.database import Away, Link, make_engine
+from ledger.database import DatabaseAway, Link, make_engine
 from ledger.entries import Budget, Claim, Entry, Settlement
 from ledger.ledger import Ledger
 from ledger.schema import daily, metadata, new_id, now_us, requests
@@ -143,7 +143,7 @@ class Outage:
     def __call__(self, work: Callable[[Connection], T]) -> T:
         self.tries += 1
         if self.on:
-            raise Away("connection refused")
+            raise DatabaseAway("connection refused")
         return self._run(work)
 
 
