@@ -13,7 +13,7 @@ from cluster.redis_client import RedisClient
 from config import ConfigError, Settings
 from endpoints import health, hooks, models, native, openai, pages, usage
 from endpoints import metrics as metrics_page
-from endpoints.inbound import App
+from endpoints.flask_app import App
 from endpoints.openapi import page as openapi
 from endpoints.services import Services
 from gateway.gateway import Gateway

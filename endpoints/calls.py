@@ -14,11 +14,8 @@ from flask import Response
 from auth import current_key
 from completion import Completion, CompletionRequest, FinishReason, new_uuid
 from config import TIMEOUT_FIELDS
-from endpoints import (
-    body,
-    request_secrets,
-)
-from endpoints.inbound import current
+from endpoints import request_fields, request_secrets
+from endpoints.flask_app import current
 from endpoints.responses import (
     DirectResponse,
     json_response,
@@ -35,7 +32,7 @@ SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?")
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-def start(found: body.Parameters, wanted: CompletionRequest) -> Call:
+def start(found: request_fields.Parameters, wanted: CompletionRequest) -> Call:
     """Admit a call and start it, for the caller of the current request. Raises SluiceError."""
     request = current()
     sent = request.environ
@@ -53,7 +50,7 @@ def start(found: body.Parameters, wanted: CompletionRequest) -> Call:
     )
     call = services().gateway.open(
         wanted,
-        body.to_route(found),
+        request_fields.to_route(found),
         key=current_key(),
         endpoint=str(request.url_rule),
         request_id=request.id,
@@ -93,7 +90,7 @@ def header(sent: Mapping[str, Any], name: str, field: str) -> str | None:
     field would."""
     value: str | None = sent.get(name)
     if value is not None:
-        body.check(field, value, body.FIELDS[field])
+        request_fields.check(field, value, request_fields.FIELDS[field])
     return value
 
 

@@ -18,8 +18,8 @@ from werkzeug.exceptions import HTTPException
 
 from auth import caller
 from completion import new_uuid
-from endpoints import body, metrics, native, openai, request_secrets
-from endpoints.inbound import Request, current
+from endpoints import metrics, native, openai, request_fields, request_secrets
+from endpoints.flask_app import Request, current
 from endpoints.responses import DirectResponse, json_response
 from endpoints.services import services
 from errors import (
@@ -92,7 +92,9 @@ def enter() -> None:
     request = current()
     request.began = time.monotonic()
     sent = request.environ.get("HTTP_X_REQUEST_ID", "")
-    good = sent and body.ID.fullmatch(sent) and request_secrets.without_secrets(sent) == sent
+    good = (
+        sent and request_fields.ID.fullmatch(sent) and request_secrets.without_secrets(sent) == sent
+    )
     request.id = sent if good else new_uuid()
     if (client := request.client) is not None:
         client.settimeout(services().settings.client_timeout)

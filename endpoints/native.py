@@ -20,10 +20,7 @@ from completion import (
     Summary,
     Usage,
 )
-from endpoints import (
-    body,
-    calls,
-)
+from endpoints import calls, request_fields
 from endpoints.responses import (
     json_response,
 )
@@ -50,7 +47,7 @@ FIELDS = (
 @bp.post("/completions")
 @auth.login_required
 def completions() -> Response:
-    call = calls.start(*parse(body.read_object(services().settings.max_body)))
+    call = calls.start(*parse(request_fields.read_object(services().settings.max_body)))
     return calls.respond(call, NativeEncoder, answer)
 
 
@@ -81,17 +78,21 @@ def refuse_token() -> Response:
     raise Unauthorized(key_sent=True)
 
 
-def parse(data: dict[str, Any]) -> tuple[body.Parameters, CompletionRequest]:
+def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRequest]:
     """Raises InvalidRequest."""
-    body.refuse_unknown(data, FIELDS, " Provider-specific fields go into additional_params.")
+    request_fields.refuse_unknown(
+        data, FIELDS, " Provider-specific fields go into additional_params."
+    )
     fields = {name: value for name, value in data.items() if value is not None}
     if "prompt" not in fields:
-        raise InvalidRequest(f"prompt is missing; it takes {body.TAKES['prompt']}.", param="prompt")
+        raise InvalidRequest(
+            f"prompt is missing; it takes {request_fields.TAKES['prompt']}.", param="prompt"
+        )
     prompt = fields.pop("prompt")
-    body.check("prompt", prompt, body.Text)
-    extra = body.merge_params(fields)
-    found = body.parameters(fields)
-    return found, body.to_request(found, (prompt,), extra)
+    request_fields.check("prompt", prompt, request_fields.Text)
+    extra = request_fields.merge_params(fields)
+    found = request_fields.parameters(fields)
+    return found, request_fields.to_request(found, (prompt,), extra)
 
 
 def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str, Any]:

@@ -23,10 +23,7 @@ from completion import (
     Usage,
     hexadecimal,
 )
-from endpoints import (
-    body,
-    calls,
-)
+from endpoints import calls, request_fields
 from endpoints.responses import (
     json_response,
 )
@@ -53,7 +50,7 @@ ERROR_TYPES = {
 @bp.post("/completions")
 @auth.login_required
 def completions() -> Response:
-    found, wanted, include_usage = parse(body.read_object(services().settings.max_body))
+    found, wanted, include_usage = parse(request_fields.read_object(services().settings.max_body))
     call = calls.start(found, wanted)
     return calls.respond(call, partial(OpenAIEncoder, include_usage=include_usage), answer)
 
@@ -94,7 +91,7 @@ def described(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": owner}
 
 
-def parse(data: dict[str, Any]) -> tuple[body.Parameters, CompletionRequest, bool]:
+def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRequest, bool]:
     """The third: whether a stream ends with its usage. Raises InvalidRequest."""
     fields = {name: value for name, value in data.items() if value is not None}
     if "prompt" not in fields:
@@ -102,22 +99,22 @@ def parse(data: dict[str, Any]) -> tuple[body.Parameters, CompletionRequest, boo
     prompts = read_prompts(fields.pop("prompt"))
     include_usage = False
     if (options := fields.pop("stream_options", None)) is not None:
-        body.check("stream_options", options, dict[str, Any])
+        request_fields.check("stream_options", options, dict[str, Any])
         include_usage = options.get("include_usage") or False
-        body.check("include_usage", include_usage, bool)
-    extra = body.merge_params(fields)
-    others = {name: fields.pop(name) for name in list(fields) if name not in body.NAMES}
+        request_fields.check("include_usage", include_usage, bool)
+    extra = request_fields.merge_params(fields)
+    others = {name: fields.pop(name) for name in list(fields) if name not in request_fields.NAMES}
     for name in others:
-        if name in body.BEYOND_PARAMS:
+        if name in request_fields.BEYOND_PARAMS:
             raise InvalidRequest(f"Unknown field: {name}.", param=name)
-    found = body.parameters(fields)
+    found = request_fields.parameters(fields)
     tries = max(found.n or 1, found.best_of or 1)
     if len(prompts) * tries > MOST_CHOICES:
         raise InvalidRequest(
             f"{len(prompts)} prompts with {tries} choices each are more than {MOST_CHOICES}.",
             param="n",
         )
-    return found, body.to_request(found, prompts, extra, others), include_usage
+    return found, request_fields.to_request(found, prompts, extra, others), include_usage
 
 
 PROMPT_TAKES = "a string, a list of strings, a list of token ids, or a list of such lists"
@@ -135,7 +132,8 @@ def read_prompts(value: Any) -> tuple[Prompt, ...]:
         if all(isinstance(item, list) and item and is_token_ids(item) for item in value):
             return tuple(tuple(item) for item in value)
     raise InvalidRequest(
-        f"prompt: got {body.shown('prompt', value)}; it takes {PROMPT_TAKES}.", param="prompt"
+        f"prompt: got {request_fields.shown('prompt', value)}; it takes {PROMPT_TAKES}.",
+        param="prompt",
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from auth import presented_key, x_api_key
-from endpoints.inbound import current
+from endpoints.flask_app import current
 from errors import InvalidRequest
 from keys.redaction import LEAST_PIECE, Secret, hide
 

@@ -1,7 +1,6 @@
-"""Whether the peer at the other end of a socket is still there, and whether it has sent anything.
+"""Sockets: how much waits in one, and shutting one down that may be closed already.
 
-Rules that hold here: nothing waits, no byte is taken. On Linux TCP is asked, elsewhere
-a peek tells.
+- Nothing waits, and no byte is taken.
 """
 
 from __future__ import annotations
@@ -11,32 +10,6 @@ import fcntl
 import socket
 import sys
 import termios
-
-TCP_ESTABLISHED = 1
-
-
-def hung_up(client: socket.socket) -> bool:
-    """Whether the client closed its connection, or its half of it. Never waits, takes no byte."""
-    try:
-        if sys.platform == "linux" and client.family in (socket.AF_INET, socket.AF_INET6):
-            # Works on TLS sockets, and behind pipelined bytes.
-            state = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-            return state[0] != TCP_ESTABLISHED
-        return _at_end(client)
-    except OSError:  # closed
-        return True
-
-
-def _at_end(client: socket.socket) -> bool:
-    """The same where there is no TCP_INFO: peek, which can't see an end behind other bytes."""
-    timeout = client.gettimeout()
-    client.settimeout(0)
-    try:
-        return client.recv(1, socket.MSG_PEEK) == b""
-    except (BlockingIOError, InterruptedError, ValueError):  # ValueError: a TLS socket can't
-        return False
-    finally:
-        client.settimeout(timeout)
 
 
 def unread(sock: socket.socket) -> int:

@@ -29,9 +29,9 @@ from completion import (
 from concurrency.native import BriefLock
 from errors import SluiceError, UpstreamTimeout
 from providers.base import Target, UpstreamCall
-from server.sockets import hung_up, shut
+from server.sockets import shut
 from streams.deadlines import Deadlines
-from streams.disconnect import CANCEL, DisconnectPolicy, Drain
+from streams.disconnect import CANCEL, DisconnectPolicy, Drain, hung_up
 from streams.mailbox import End, Mailbox
 from streams.tally import Tally
 

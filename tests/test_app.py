@@ -486,7 +486,7 @@ def test_wsgi_py_serves_on_the_loopback_address_when_run_directly(
     assert asked == [{"host": "127.0.0.1", "port": port, "threaded": True}]
 
 
-# What the app does without (endpoints/inbound.py)
+# What the app does without (endpoints/read_body.py)
 
 
 def test_flask_has_no_request_hooks_but_those_of_the_app(site: Site) -> None:

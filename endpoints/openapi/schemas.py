@@ -11,11 +11,7 @@ from typing import Any, get_args
 import msgspec
 
 from completion import EndReason, FinishReason
-from endpoints import (
-    body,
-    native,
-    openai,
-)
+from endpoints import native, openai, request_fields
 from endpoints.openapi.errors import CODES, UNSEEN
 from endpoints.usage import GROUPS
 from ledger.writing import INTERRUPTED
@@ -71,12 +67,12 @@ def parameter(schema: Schema, name: str) -> Schema:
             part["pattern"] = part["pattern"].replace(r"\A", "^").replace(r"\Z", "$")
     if name == "byok_api_key":
         found["format"] = "password"
-    return found | {"description": f"It takes {body.TAKES[name]}. null means absent."}
+    return found | {"description": f"It takes {request_fields.TAKES[name]}. null means absent."}
 
 
 def parameters() -> dict[str, Schema]:
     """Every named field but the prompt."""
-    found = msgspec.json.schema(body.Parameters)["$defs"]["Parameters"]["properties"]
+    found = msgspec.json.schema(request_fields.Parameters)["$defs"]["Parameters"]["properties"]
     return {name: parameter(schema, name) for name, schema in found.items()}
 
 
@@ -86,7 +82,7 @@ def additional(fields: dict[str, Schema]) -> Schema:
         {
             "type": "object",
             "properties": fields,
-            "propertyNames": {"not": {"enum": sorted(body.BEYOND_PARAMS)}},
+            "propertyNames": {"not": {"enum": sorted(request_fields.BEYOND_PARAMS)}},
             "additionalProperties": True,
         }
     ) | {
@@ -97,15 +93,19 @@ def additional(fields: dict[str, Schema]) -> Schema:
 
 def native_body() -> Schema:
     known = parameters()
-    inside = {name: s for name, s in known.items() if name not in body.BEYOND_PARAMS}
+    inside = {name: s for name, s in known.items() if name not in request_fields.BEYOND_PARAMS}
     named = {name: known[name] for name in native.FIELDS if name in known}
-    prompt = {"type": "string", "minLength": 1, "description": f"It takes {body.TAKES['prompt']}."}
+    prompt = {
+        "type": "string",
+        "minLength": 1,
+        "description": f"It takes {request_fields.TAKES['prompt']}.",
+    }
     return closed({"prompt": prompt}, named | {"additional_params": additional(inside)})
 
 
 def openai_body() -> Schema:
     known = parameters()
-    inside = {name: s for name, s in known.items() if name not in body.BEYOND_PARAMS}
+    inside = {name: s for name, s in known.items() if name not in request_fields.BEYOND_PARAMS}
     token = {"type": "integer", "minimum": 0}
     several = {"minItems": 1, "maxItems": openai.MOST_PROMPTS}
     lists = (TEXT, token, items(token) | {"minItems": 1})
@@ -120,7 +120,7 @@ def openai_body() -> Schema:
     }
     more = {"stream_options": nullable(options), "additional_params": additional(inside)}
     found = closed({"prompt": prompt}, known | more)
-    refused = sorted(body.BEYOND_PARAMS - {*found["properties"]})
+    refused = sorted(request_fields.BEYOND_PARAMS - {*found["properties"]})
     return found | {
         "additionalProperties": True,
         "propertyNames": {"not": {"enum": refused}},

@@ -12,10 +12,7 @@ import pytest
 from openapi_spec_validator import validate
 
 import errors
-from endpoints import (
-    body,
-    native,
-)
+from endpoints import native, request_fields
 from tests.project.test_surface import classes
 from tests.test_app import Site, make_app
 
@@ -70,16 +67,21 @@ def test_the_request_schemas_have_exactly_the_fields_of_a_body(document: Json) -
     schemas = document["components"]["schemas"]
     faces = {
         "CompletionRequest": {*native.FIELDS},
-        "OpenAICompletionRequest": {*body.NAMES, "prompt", "stream_options", "additional_params"},
+        "OpenAICompletionRequest": {
+            *request_fields.NAMES,
+            "prompt",
+            "stream_options",
+            "additional_params",
+        },
     }
     for name, fields in faces.items():
         properties = schemas[name]["properties"]
         assert set(properties) == fields
         inside = properties["additional_params"]["anyOf"][0]["properties"]
-        assert set(inside) == body.NAMES - body.BEYOND_PARAMS
+        assert set(inside) == request_fields.NAMES - request_fields.BEYOND_PARAMS
         assert set(properties) | set(inside) == {
-            *body.NAMES,
-            *(fields - body.NAMES),
+            *request_fields.NAMES,
+            *(fields - request_fields.NAMES),
         }
     assert schemas["CompletionRequest"]["additionalProperties"] is False
     assert schemas["OpenAICompletionRequest"]["additionalProperties"] is True

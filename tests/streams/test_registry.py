@@ -27,10 +27,10 @@ from errors import (
 )
 from providers.base import Target, UpstreamCall
 from providers.rows import BUILT_IN
-from server.sockets import hung_up, shut
+from server.sockets import shut
 from streams import registry
 from streams.deadlines import Deadlines
-from streams.disconnect import DisconnectPolicy
+from streams.disconnect import DisconnectPolicy, hung_up
 from streams.mailbox import (
     BACKLOG,
     End,
@@ -961,7 +961,7 @@ def test_a_socket_closed_by_the_server_counts_as_hung_up(
 def test_a_peek_detects_a_hang_up_where_tcp_info_is_missing(
     monkeypatch: pytest.MonkeyPatch, leave: Callable[[socket.socket], None]
 ) -> None:
-    monkeypatch.setattr("server.sockets.sys.platform", "darwin")
+    monkeypatch.setattr("streams.disconnect.sys.platform", "darwin")
     server, client = tcp_pair()
     with closing(server), closing(client):
         assert not hung_up(server)

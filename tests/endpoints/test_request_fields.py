@@ -1,4 +1,5 @@
-"""endpoints/body.py: any JSON value is a field's value, or a sentence that names the field."""
+"""endpoints/request_fields.py: any JSON value is a field's value, or a sentence that names the
+field."""
 
 from __future__ import annotations
 
@@ -17,13 +18,9 @@ from werkzeug.exceptions import ClientDisconnected
 from completion import (
     CompletionRequest,
 )
-from endpoints import (
-    body,
-    inbound,
-    native,
-)
-from endpoints.body import NAMES, NEVER_SHOWN, TAKES, Parameters, kind_of, shown
-from endpoints.inbound import Request
+from endpoints import native, request_fields
+from endpoints.flask_app import Request
+from endpoints.request_fields import NAMES, NEVER_SHOWN, TAKES, Parameters, kind_of, shown
 from errors import (
     InvalidRequest,
     RequestTimeout,
@@ -84,7 +81,7 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
 def read(data: dict[str, Any]) -> CompletionRequest:
     """A native body as the request that it means."""
     found, request = native.parse(data)
-    body.to_route(found)
+    request_fields.to_route(found)
     return request
 
 
@@ -121,7 +118,7 @@ def test_any_field_value_is_accepted_or_rejected_with_a_helpful_error(
 @given(st.sampled_from(sorted(NAMES)), JSON)
 def test_a_field_in_additional_params_is_checked_as_in_the_body(name: str, value: Any) -> None:
     """Whichever place a value stands in, it is taken or refused."""
-    if name in body.BEYOND_PARAMS or name not in native.FIELDS:
+    if name in request_fields.BEYOND_PARAMS or name not in native.FIELDS:
         return
 
     def outcome(data: dict[str, Any]) -> object:
@@ -163,8 +160,11 @@ def test_an_invalid_byok_api_key_is_not_shown_in_the_error_message(secret: str, 
 def test_valid_field_values_reach_the_request_and_the_route(fields: dict[str, Any]) -> None:
     """Through JSON, and back out of the request and the route."""
     data = json.loads(json.dumps(fields))
-    found = body.parameters({name: v for name, v in data.items() if v is not None})
-    request, route = body.to_request(found, ("Hi",), {"top_k": 1}), body.to_route(found)
+    found = request_fields.parameters({name: v for name, v in data.items() if v is not None})
+    request, route = (
+        request_fields.to_request(found, ("Hi",), {"top_k": 1}),
+        request_fields.to_route(found),
+    )
     there = {name: value for name, value in fields.items() if value is not None}
     no_op = {
         "top_p": 1, "n": 1, "frequency_penalty": 0, "presence_penalty": 0,
@@ -255,16 +255,16 @@ def test_additional_params_accept_values_up_to_their_limits_and_reject_others(
 )
 def test_best_of_below_n_is_rejected(fields: dict[str, Any], fine: bool) -> None:
     if fine:
-        assert body.parameters(dict(fields)).best_of == fields["best_of"]
+        assert request_fields.parameters(dict(fields)).best_of == fields["best_of"]
         return
     with pytest.raises(InvalidRequest) as caught:
-        body.parameters(dict(fields))
+        request_fields.parameters(dict(fields))
     assert caught.value.param == "best_of"
 
 
 def test_the_first_field_that_is_wrong_is_named() -> None:
     with pytest.raises(InvalidRequest) as caught:
-        body.parameters({"n": 1, "temperature": "hot", "max_tokens": 0})
+        request_fields.parameters({"n": 1, "temperature": "hot", "max_tokens": 0})
     assert caught.value.param == "temperature"
 
 
@@ -303,7 +303,7 @@ def test_the_error_for_a_misplaced_field_mentions_additional_params(name: str) -
     assert "additional_params" in caught.value.message
 
 
-@pytest.mark.parametrize("name", sorted(body.BEYOND_PARAMS))
+@pytest.mark.parametrize("name", sorted(request_fields.BEYOND_PARAMS))
 @pytest.mark.parametrize("value", [1, None])
 def test_additional_params_cannot_set_reserved_fields(name: str, value: Any) -> None:
     with pytest.raises(InvalidRequest) as caught:
@@ -327,13 +327,13 @@ def test_known_additional_params_become_fields_and_the_rest_stay_unchanged(
     fields: dict[str, Any], params: dict[str, Any], extra: dict[str, Any], merged: dict[str, Any]
 ) -> None:
     given = fields | {"additional_params": params}
-    assert body.merge_params(given) == extra
+    assert request_fields.merge_params(given) == extra
     assert given == merged
 
 
 def test_a_field_with_two_different_values_is_rejected() -> None:
     with pytest.raises(InvalidRequest) as caught:
-        body.merge_params({"top_p": 0.5, "additional_params": {"top_p": 0.6}})
+        request_fields.merge_params({"top_p": 0.5, "additional_params": {"top_p": 0.6}})
     assert caught.value.param == "top_p"
     assert "top_p stands in the body and in additional_params" in caught.value.message
 
@@ -374,7 +374,7 @@ def test_every_json_value_can_be_shown_and_has_a_kind(value: Any) -> None:
 def reading(flask: Flask, data: bytes, limit: int = 1000, **options: Any) -> Any:
     options = {"content_type": "application/json", **options}
     with flask.test_request_context(method="POST", data=data, **options):
-        return body.read_object(limit)
+        return request_fields.read_object(limit)
 
 
 READER = Flask(__name__)
@@ -461,10 +461,10 @@ def test_a_body_above_the_size_limit_is_rejected_and_read_to_its_end(
         else:
             context.request.environ.pop("CONTENT_LENGTH", None)
         if fits:
-            assert len(body.read_object(1000)["a"]) == size - 8
+            assert len(request_fields.read_object(1000)["a"]) == size - 8
         else:
             with pytest.raises(RequestTooLarge, match="larger than 1000 bytes"):
-                body.read_object(1000)
+                request_fields.read_object(1000)
     assert stream.read() == b"", "the rest is taken"
 
 
@@ -498,7 +498,7 @@ def test_a_body_that_breaks_off_raises_a_timeout_or_invalid_request(
     with flask.test_request_context(method="POST", content_type="application/json") as context:
         monkeypatch.setattr(type(context.request), "stream", Feed(b"{", failure))
         with pytest.raises(kind):
-            body.read_object(1000)
+            request_fields.read_object(1000)
 
 
 def test_the_rest_of_a_too_large_body_is_read_up_to_a_bound(
@@ -511,28 +511,28 @@ def test_the_rest_of_a_too_large_body_is_read_up_to_a_bound(
         with flask.test_request_context(method="POST", content_type="application/json") as context:
             monkeypatch.setattr(type(context.request), "stream", feed)
             if feed is slow:
-                monkeypatch.setattr(inbound, "DRAIN_S", -1.0)
+                monkeypatch.setattr("endpoints.read_body.DRAIN_S", -1.0)
             with pytest.raises(RequestTooLarge):
-                body.read_object(1000)
+                request_fields.read_object(1000)
         assert feed.taken <= most
 
 
 # Ids
 
 
-@given(st.from_regex(body.ID, fullmatch=True))
+@given(st.from_regex(request_fields.ID, fullmatch=True))
 def test_a_stream_id_that_matches_the_pattern_is_accepted(text: str) -> None:
-    assert body.parameters({"stream_id": text}).stream_id == text
+    assert request_fields.parameters({"stream_id": text}).stream_id == text
 
 
 @given(st.text(max_size=20))
 def test_a_valid_stream_id_is_safe_in_a_header_and_in_a_path(text: str) -> None:
-    if body.ID.fullmatch(text):
+    if request_fields.ID.fullmatch(text):
         assert text.isascii()
         assert not set(text) & set("/\\ \r\n%?#\"'")
 
 
 def test_field_types_match_the_parameters_struct_and_allow_none() -> None:
-    assert set(body.FIELDS) == set(Parameters.__struct_fields__)
-    for name, kind in body.FIELDS.items():
+    assert set(request_fields.FIELDS) == set(Parameters.__struct_fields__)
+    for name, kind in request_fields.FIELDS.items():
         assert msgspec.convert(None, cast(Any, kind)) is None, name

@@ -19,7 +19,8 @@ from completion import (
     CompletionRequest,
     Prompt,
 )
-from endpoints.inbound import current, read_body
+from endpoints.flask_app import current
+from endpoints.read_body import read_body
 from errors import (
     InvalidRequest,
     UnsupportedMediaType,
