@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from completion import CompletionRequest, Delta
 from providers.base import Target
-from providers.rows import BUILT_IN
+from providers.hosts import BUILT_IN
 
 TARGET = Target(BUILT_IN[0], "pydoc")
 

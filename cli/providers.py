@@ -11,8 +11,8 @@ from flask.cli import with_appcontext
 from cli.formats import cell, table
 from gateway import capabilities
 from providers.base import Provider, Target
+from providers.hosts import BUILT_IN
 from providers.registry import missing
-from providers.rows import BUILT_IN
 
 
 @click.command("providers")

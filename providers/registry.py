@@ -22,7 +22,7 @@ import msgspec
 from completion import CompletionRequest
 from config import DAY, TIMEOUT_FIELDS, ConfigError, did_you_mean
 from providers.base import Dialect, Provider, Signer
-from providers.rows import BUILT_IN
+from providers.hosts import BUILT_IN
 
 DIALECTS: Final = {
     "openai": "providers.openai.dialect",

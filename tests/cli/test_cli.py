@@ -20,7 +20,7 @@ from cli.providers import provider_table
 from config import Settings
 from keys.key import LIMITS
 from keys.store import KeyStore
-from providers.rows import BUILT_IN
+from providers.hosts import BUILT_IN
 from routing.router import Router
 from tests.support.commands import Commands
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from providers.rows import BUILT_IN
+from providers.hosts import BUILT_IN
 from tests.test_app import Site, make_app
 
 MODELS = "/api/v1/models"

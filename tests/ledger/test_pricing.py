@@ -14,7 +14,7 @@ from config import ConfigError
 from ledger import pricing
 from ledger.pricing import FREE, MTOK, NANO, Price, Prices, Rate, ceiling, cost, dollars, per_mtok
 from providers.base import Provider, Target
-from providers.rows import BUILT_IN
+from providers.hosts import BUILT_IN
 
 LOCAL = next(row for row in BUILT_IN if row.name == "local")
 OPENAI = next(row for row in BUILT_IN if row.name == "openai")

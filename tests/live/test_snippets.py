@@ -19,7 +19,7 @@ import pytest
 from app import create_app
 from config import Settings
 from keys.store import KeyStore
-from providers.rows import BUILT_IN
+from providers.hosts import BUILT_IN
 from tests.support import calls
 from tests.support import fake as fp
 from tests.support.checkouts import ADDRESS, Checkout

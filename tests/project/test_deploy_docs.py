@@ -14,7 +14,7 @@ import pytest
 
 from app import create_app
 from config import VARIABLES, Settings
-from providers.rows import BUILT_IN
+from providers.hosts import BUILT_IN
 from tests.support.pace import HANG_S
 from tests.support.paths import ROOT
 

@@ -7,7 +7,7 @@ import re
 from cli.providers import provider_table
 from config import VARIABLES, Settings
 from providers.base import Provider
-from providers.rows import BUILT_IN
+from providers.hosts import BUILT_IN
 from tests.support.paths import ROOT
 
 

@@ -387,8 +387,8 @@ def test_every_module_has_a_docstring() -> None:
     ("source", "names"),
     [
         ("import os.path", {"os.path"}),
-        ("from providers import rows", {"providers.rows"}),
-        ("from providers import rows, dialect", {"providers.rows", "providers"}),
+        ("from providers import hosts", {"providers.hosts"}),
+        ("from providers import hosts, dialect", {"providers.hosts", "providers"}),
         ("def f():\n    from config import Settings", {"config"}),
         ("if TYPE_CHECKING:\n    import gevent\nelse:\n    import json", {"json"}),
         ("if typing.TYPE_CHECKING:\n    import gevent", set()),

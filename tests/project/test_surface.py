@@ -14,7 +14,7 @@ import errors
 from app import create_app
 from config import Settings
 from errors import SluiceError
-from providers.rows import BUILT_IN
+from providers.hosts import BUILT_IN
 from telemetry import logs
 from tests.support.paths import ROOT
 from tests.telemetry.test_metrics import families

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from providers.base import Target
-from providers.rows import BUILT_IN
+from providers.hosts import BUILT_IN
 from routing import circuit_breaker
 from routing.circuit_breaker import (
     FAILURES,

@@ -7,7 +7,7 @@ import pytest
 
 from errors import InternalError, RateLimited, SluiceError, UpstreamError, UpstreamTimeout
 from providers.base import Target
-from providers.rows import BUILT_IN
+from providers.hosts import BUILT_IN
 from routing.retries import (
     LONGEST_ASKED_S,
     MOST_SAVED,

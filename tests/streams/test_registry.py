@@ -26,7 +26,7 @@ from errors import (
     UpstreamTimeout,
 )
 from providers.base import Target, UpstreamCall
-from providers.rows import BUILT_IN
+from providers.hosts import BUILT_IN
 from server.sockets import shut
 from streams import registry
 from streams.deadlines import Deadlines

@@ -10,7 +10,7 @@ import pytest
 from config import ConfigError
 from providers import registry
 from providers.base import Provider
-from providers.rows import BUILT_IN
+from providers.hosts import BUILT_IN
 
 URL = "http://127.0.0.1:1/v1"
 
