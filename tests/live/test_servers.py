@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from itertools import product
 from pathlib import Path
-from select import select
 from typing import NamedTuple, get_args
 
 import pytest
@@ -186,7 +185,7 @@ def test_an_idle_connection_is_closed_after_the_keep_alive_time(
         begun = time.monotonic()
         client.send(sent.encode())
         with suppress(ConnectionError):
-            while not select([client.sock], [], [], 0.1)[0]:
+            while not client.readable(0.1):
                 assert time.monotonic() < begun + HANG_S
                 client.send(b"x" if sent else b"")
         assert 0.9 < time.monotonic() - begun < scaled(3)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-import select
 import socket
 import threading
 import time
@@ -115,8 +114,7 @@ class Run:
 
 def hung_up(client: RawClient) -> bool:
     """Whether the server has closed, and all that it said was read."""
-    readable, _, _ = select.select([client.sock], [], [], 0)
-    return bool(readable) and client.sock.recv(1, socket.MSG_PEEK) == b""
+    return client.readable(0) and client.sock.recv(1, socket.MSG_PEEK) == b""
 
 
 class Probe:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 import ssl
 import struct
@@ -164,6 +165,15 @@ class RawClient:
         except TimeoutError:
             pass
         return False
+
+    def readable(self, timeout: float) -> bool:
+        """Return True if a read would not wait. timeout: seconds to wait for that.
+
+        `select.select` can't look at a descriptor above 1,023; a poll can.
+        """
+        poller = select.poll()
+        poller.register(self.sock, select.POLLIN)
+        return bool(poller.poll(1000 * timeout))
 
     def half_close(self) -> None:
         """Say that nothing more will be sent (FIN), but go on reading."""
