@@ -179,7 +179,8 @@ class UpstreamError(SluiceError):
 
     upstream_status: the HTTP status it gave (None: it never answered, or broke off, or its body
     wasn't the format). upstream_code, upstream_message: its own words, shown in details only.
-    retry_after: seconds it asked to wait. `failures.public_error` decides what the client is told.
+    retry_after: seconds it asked to wait. `routing.upstream_errors.public_error` decides what the
+    client is told.
     """
 
     status, code = 502, "provider_error"

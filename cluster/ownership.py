@@ -28,7 +28,7 @@ from completion import StreamKey, Summary
 from concurrency.threads import BackgroundThread
 from errors import Unavailable
 
-log = logging.getLogger("sluice.cluster")
+log = logging.getLogger("sluice.fleet")
 
 BEAT_S, LONGEST_PAUSE_S = 1.0, 4.0
 """Between two beats, and between two tries to reach Redis while it is away."""

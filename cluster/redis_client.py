@@ -21,7 +21,7 @@ from config import ConfigError
 if TYPE_CHECKING:
     import redis
 
-log = logging.getLogger("sluice.redis")
+log = logging.getLogger("sluice.shared")
 T = TypeVar("T")
 Command: TypeAlias = tuple[Any, ...]
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TypeAlias
 
-log = logging.getLogger("sluice.threads")
+log = logging.getLogger("sluice.crew")
 
 MOST_IDLE = 64
 

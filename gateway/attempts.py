@@ -170,7 +170,7 @@ class Reader:
     ) -> SluiceError | None:
         """Go on from the text so far, once. None: the call has ended; otherwise what is to be told
         of the failure, the first one if the second is no better."""
-        if stream.drain is not None or stream.ended or not classify(failure).try_next:
+        if stream.drain is not None or stream.ended or classify(failure).cools == "nothing":
             return failure
         for candidate in continuations(stream, chosen):
             if stream.deadlines.time_left <= 0 or self.breakers.enter(candidate.target):

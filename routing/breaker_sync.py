@@ -1,4 +1,4 @@
-"""What processes tell each other of targets in circuit, through Redis.
+"""What processes tell each other of circuits, through Redis.
 
 A stream of events holds it: each process adds its own and reads what the others added since it read
 last. Rules that hold here: a moment is told as an age by Redis' clock, for machines' clocks differ;
@@ -62,7 +62,7 @@ class BreakerSync:
     """What one process tells and reads."""
 
     def __init__(self, redis_client: RedisClient, lasts: float) -> None:
-        """lasts: the seconds for which a event means something."""
+        """lasts: the seconds for which an event means something."""
         from redis import Redis  # one process alone needs none
 
         self._redis = redis_client

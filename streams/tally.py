@@ -12,7 +12,7 @@ EVENT_WEIGHT = 64
 
 
 class Tally:
-    """What a call has brought so far, kept by its reader: what the meter goes by, whatever the
+    """What a call has brought so far, kept by its reader: what billing goes by, whatever the
     client received of it.
 
     It is exact as long as no text came after the usage that the provider told last; from there on

@@ -1,8 +1,8 @@
 """The OpenAPI document: every route, with its parameters, bodies, answers and errors.
 
 Rules that hold here: a route stands in the document exactly if the application has it, which
-tests hold; schemas come from openapi_schemas.py, errors from openapi_errors.py, examples of
-bodies from openapi_examples.py.
+tests hold; schemas come from schemas.py, errors from errors.py, examples of
+bodies from examples.py.
 """
 
 from __future__ import annotations
