@@ -26,7 +26,9 @@ from ledger import owners
 from ledger.database import database_url
 from ledger.ledger import Ledger
 from ledger.schema import day_of, requests
+from ledger.schema import owners as owners_table
 from tests.support.ledgers import (
+    FileClock,
     Outage,
     a_claim,
     a_ledger,
@@ -644,23 +646,23 @@ def test_a_daily_budget_is_whole_again_the_next_day(ledger: Ledger) -> None:
 
 PROCESS = """
 import sys, time
+from pathlib import Path
 from ledger import ledger
 from ledger import owners
-from tests.support.ledgers import an_entry
-ledger.TEND_S, owners.DEAD_AFTER_S = 0.1, float(sys.argv[3])
+from tests.support.ledgers import FileClock, an_entry
+ledger.TEND_S, owners.time = 0.1, FileClock(Path(sys.argv[3]))
 book = ledger.Ledger(sys.argv[1])
 for number in range(3):
     assert book.open(an_entry(request_id=sys.argv[2], cost_nano=50))
 print("opened", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
-DEAD_AFTER_S = 0.6
 
 
-def a_process(url: str, name: str) -> subprocess.Popen[str]:
-    """Another process, with three open rows."""
+def a_process(url: str, name: str, clock: FileClock) -> subprocess.Popen[str]:
+    """Start another process, with three open rows, that reads the time from `clock`."""
     process = subprocess.Popen(
-        [sys.executable, "-c", PROCESS, url, name, str(DEAD_AFTER_S)],
+        [sys.executable, "-c", PROCESS, url, name, str(clock.path)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -677,12 +679,37 @@ def end(process: subprocess.Popen[str]) -> None:
     process.stdout.close()
 
 
+def let_time_pass(url: str, clock: FileClock, living: int) -> None:
+    """Put the clock forward by two thirds of DEAD_AFTER_S once `living` ledgers know each other.
+
+    By then each of them has changed its heartbeat and then looked at the others', so that a machine
+    that stalls makes no living process look dead.
+    """
+
+    def beats() -> dict[str, int]:
+        with connected(url) as connection:
+            return {row.id: row.beats for row in connection.execute(select(owners_table))}
+
+    def all_have_looked(before: dict[str, int]) -> bool:
+        now = beats()
+        return sum(now.get(owner, 0) >= beat + 2 for owner, beat in before.items()) >= living
+
+    for _ in range(2):
+        assert eventually(partial(all_have_looked, beats()))
+    clock.now += owners.DEAD_AFTER_S * 2 / 3
+
+
 def test_only_rows_of_dead_processes_are_closed_as_interrupted(
-    ledger_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ledger_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    clock = FileClock(tmp_path / "clock")
     monkeypatch.setattr(ledger_module, "TEND_S", 0.1)
-    monkeypatch.setattr(owners, "DEAD_AFTER_S", DEAD_AFTER_S)
-    dead, living = a_process(ledger_url, "dead"), a_process(ledger_url, "living")
+    monkeypatch.setattr(owners, "time", clock)
+    by_heartbeat = not ledger_url.startswith("sqlite")
+    dead, living = (a_process(ledger_url, name, clock) for name in ("dead", "living"))
     try:
         dead.send_signal(signal.SIGKILL)
         dead.wait(HANG_S)
@@ -695,8 +722,14 @@ def test_only_rows_of_dead_processes_are_closed_as_interrupted(
             def closed() -> list[str]:
                 return [row["request_id"] for row in rows(ledger_url) if row["ended_us"]]
 
+            if by_heartbeat:
+                for _ in range(2):
+                    assert closed() == []
+                    let_time_pass(ledger_url, clock, living=3)
             assert eventually(lambda: len(closed()) == 3)
-            time.sleep(2 * DEAD_AFTER_S)
+            if by_heartbeat:
+                for _ in range(2):
+                    let_time_pass(ledger_url, clock, living=3)
             assert closed() == ["dead"] * 3
             ended = [row for row in rows(ledger_url) if row["ended_us"]]
             assert {
@@ -706,6 +739,9 @@ def test_only_rows_of_dead_processes_are_closed_as_interrupted(
             assert [(day["requests"], day["cost_nano"]) for day in days(ledger_url)] == [(3, 150)]
             ledger.settle(a_settlement(mine))
             end(living)
+            if by_heartbeat:
+                for _ in range(2):
+                    let_time_pass(ledger_url, clock, living=2)
             assert eventually(lambda: len(closed()) == 7)
     finally:
         for process in (dead, living):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, event, select
@@ -58,6 +59,28 @@ def a_settlement(entry: Entry, **fields: Any) -> Settlement:
 
 def a_claim(limit: int, least: int, most: int | None = None, since: str | None = None) -> Claim:
     return Claim(Budget(limit, since), least, least if most is None else most)
+
+
+class FileClock:
+    """A clock that stands still until a test puts it forward. Processes share it by its file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.exists():
+            self.now = 1000.0
+
+    @property
+    def now(self) -> float:
+        return float(self.path.read_text())
+
+    @now.setter
+    def now(self, seconds: float) -> None:
+        new = self.path.with_suffix(".new")
+        new.write_text(str(seconds))
+        new.rename(self.path)
+
+    def monotonic(self) -> float:
+        return self.now
 
 
 @contextmanager
