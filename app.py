@@ -11,7 +11,7 @@ from flask import Flask
 import cli
 from cluster.redis_client import RedisClient
 from config import ConfigError, Settings
-from endpoints import health, hooks, models, native, openai, pages, usage
+from endpoints import error_handlers, health, hooks, models, native, openai, pages, usage
 from endpoints import metrics as metrics_page
 from endpoints.flask_app import App
 from endpoints.openapi import page as openapi
@@ -48,6 +48,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["sluice"] = wire(settings)
     app.extensions["read_deadlines"] = read_deadlines  # for the worker, which can't import it
     hooks.register(app, settings.cors_origins)
+    error_handlers.register(app)
     for blueprint in BLUEPRINTS:
         app.register_blueprint(blueprint)
     cli.register(app)

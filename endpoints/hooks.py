@@ -1,6 +1,5 @@
-"""What happens at every request and response: ids, deadlines, headers, the log line, and errors.
+"""The hooks of every request and response: ids, client timeouts, headers, CORS, the log line.
 
-- Each error has one handler, and its answer has the form of the face that was asked.
 - Nothing that is shown or logged here holds a key of the request.
 """
 
@@ -14,29 +13,16 @@ from typing import Any
 
 from flask import Flask, Response
 from flask_cors import CORS
-from werkzeug.exceptions import HTTPException
 
 from auth import caller
 from completion import new_uuid
-from endpoints import metrics, native, openai, request_fields, request_secrets
+from endpoints import metrics, request_fields, request_secrets
 from endpoints.flask_app import Request, current
-from endpoints.responses import DirectResponse, json_response
+from endpoints.responses import DirectResponse
 from endpoints.services import services
-from errors import (
-    InternalError,
-    InvalidRequest,
-    MethodNotAllowed,
-    NotFound,
-    RequestTooLarge,
-    SluiceError,
-    UnsupportedMediaType,
-    forget_frames,
-)
 from quota.quota import RATE_PARTS
-from telemetry.metrics import LIMITS
 
 After = Callable[[Response], Any]
-log = logging.getLogger("sluice.app")
 access = logging.getLogger("sluice.access")
 
 EXPOSED = [
@@ -48,20 +34,10 @@ EXPOSED = [
 """Headers that a page of another origin may read."""
 NOT_METRICS = r"/(?!metrics/?$).*"
 """Pages of other origins may read anything but the metrics, which may need no key."""
-HTTP_ERRORS: dict[int, type[SluiceError]] = {
-    404: NotFound,
-    405: MethodNotAllowed,
-    413: RequestTooLarge,
-    415: UnsupportedMediaType,
-}
 
 
 def register(app: Flask, cors_origins: tuple[str, ...]) -> None:
-    """Register the hooks and the error handlers of an app.
-
-    Args:
-        cors_origins: the origins whose pages may call it.
-    """
+    """Register the hooks of an app, whose API pages of `cors_origins` may call."""
     CORS(
         app,
         resources=[NOT_METRICS],
@@ -73,9 +49,6 @@ def register(app: Flask, cors_origins: tuple[str, ...]) -> None:
     app.after_request_funcs[None] = [for_browsers(work) for work in app.after_request_funcs[None]]
     app.before_request(enter)
     app.after_request(leave)
-    app.register_error_handler(SluiceError, error_response)
-    app.register_error_handler(HTTPException, http_error)
-    app.register_error_handler(Exception, unexpected)
 
 
 def for_browsers(after: After) -> After:
@@ -147,45 +120,3 @@ def log_request(request: Request, response: Response) -> None:
     if request.error_code is not None:
         extra["code"] = request.error_code
     access.log(level, "request", extra=extra)
-
-
-def error_response(error: SluiceError) -> Response:
-    request = current()
-    request.error_code = error.code
-    limit = (error.details or {}).get("limit_type")
-    if limit in LIMITS:
-        services().metrics.rejected(limit)
-    error.message = request_secrets.without_secrets(error.message)
-    error.param = request_secrets.without_secrets(error.param)
-    error.details = request_secrets.without_secrets(error.details)
-    forget_frames(error)
-    face = openai if request.path.startswith("/v1/") else native
-    return json_response(face.error_body(error, request.id), error.status, error.headers)
-
-
-def http_error(error: HTTPException) -> Response:
-    """What Flask and werkzeug raise, as ours."""
-    kind = HTTP_ERRORS.get(error.code or 500)
-    if kind is None and (error.code or 500) >= 500:
-        return unexpected(error)
-    allowed = getattr(error, "valid_methods", None)
-    headers = {"Allow": ", ".join(sorted(allowed))} if allowed else {}
-    return error_response((kind or InvalidRequest)(http_message(error), headers=headers))
-
-
-def http_message(error: HTTPException) -> str:
-    if error.code == 404:
-        return "Nothing is at this path."  # to name it could say "model" to the official client
-    if error.code == 405:
-        request = current()
-        return f"{request.path[:200]} doesn't take {request.method}."
-    return error.description or error.name
-
-
-def unexpected(error: Exception) -> Response:
-    """A defect of ours: the log has it, the client learns its id only."""
-    request = current()
-    path = request_secrets.without_secrets(request.path[:200])
-    extra = {"request_id": request.id}
-    log.error("%s %s failed", request.method, path, exc_info=error, extra=extra)
-    return error_response(InternalError())

@@ -1,0 +1,86 @@
+"""The error handlers: each error becomes a response in the form of the face that was asked.
+
+- Nothing that is shown or logged here holds a key of the request.
+- The details of a defect are for the log. The client gets its request id.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from flask import Flask, Response
+from werkzeug.exceptions import HTTPException
+
+from endpoints import native, openai, request_secrets
+from endpoints.flask_app import current
+from endpoints.responses import json_response
+from endpoints.services import services
+from errors import (
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    RequestTooLarge,
+    SluiceError,
+    UnsupportedMediaType,
+    forget_frames,
+)
+from telemetry.metrics import LIMITS
+
+log = logging.getLogger("sluice.app")
+
+HTTP_ERRORS: dict[int, type[SluiceError]] = {
+    404: NotFound,
+    405: MethodNotAllowed,
+    413: RequestTooLarge,
+    415: UnsupportedMediaType,
+}
+
+
+def register(app: Flask) -> None:
+    """Register the handlers of every error that an app can raise."""
+    app.register_error_handler(SluiceError, error_response)
+    app.register_error_handler(HTTPException, http_error)
+    app.register_error_handler(Exception, unexpected)
+
+
+def error_response(error: SluiceError) -> Response:
+    request = current()
+    request.error_code = error.code
+    limit = (error.details or {}).get("limit_type")
+    if limit in LIMITS:
+        services().metrics.rejected(limit)
+    error.message = request_secrets.without_secrets(error.message)
+    error.param = request_secrets.without_secrets(error.param)
+    error.details = request_secrets.without_secrets(error.details)
+    forget_frames(error)
+    face = openai if request.path.startswith("/v1/") else native
+    return json_response(face.error_body(error, request.id), error.status, error.headers)
+
+
+def http_error(error: HTTPException) -> Response:
+    """What Flask and werkzeug raise, as ours."""
+    kind = HTTP_ERRORS.get(error.code or 500)
+    if kind is None and (error.code or 500) >= 500:
+        return unexpected(error)
+    allowed = getattr(error, "valid_methods", None)
+    headers = {"Allow": ", ".join(sorted(allowed))} if allowed else {}
+    return error_response((kind or InvalidRequest)(http_message(error), headers=headers))
+
+
+def http_message(error: HTTPException) -> str:
+    if error.code == 404:
+        return "Nothing is at this path."  # to name it could say "model" to the official client
+    if error.code == 405:
+        request = current()
+        return f"{request.path[:200]} doesn't take {request.method}."
+    return error.description or error.name
+
+
+def unexpected(error: Exception) -> Response:
+    """A defect of ours: the log has it, the client learns its id only."""
+    request = current()
+    path = request_secrets.without_secrets(request.path[:200])
+    extra = {"request_id": request.id}
+    log.error("%s %s failed", request.method, path, exc_info=error, extra=extra)
+    return error_response(InternalError())
