@@ -51,10 +51,10 @@ CLAIM_RESULTS: tuple[ClaimResult, ...] = ("yes", "exists", "too many")
 class Local(Protocol):
     """The calls of this process."""
 
-    def stop_here(self, place: StreamKey) -> bool: ...
-    def end_active(self, place: StreamKey) -> bool: ...
+    def stop_here(self, stream_key: StreamKey) -> bool: ...
+    def end_active(self, stream_key: StreamKey) -> bool: ...
     def summaries_here(self, key_id: str) -> list[Summary]: ...
-    def places(self) -> list[StreamKey]: ...
+    def stream_keys(self) -> list[StreamKey]: ...
 
 
 class Cluster:
@@ -94,42 +94,42 @@ class Cluster:
             self._redis.run(lambda client: client.zrem(PROCESSES, self._me))
         self._redis.close()
 
-    def claim(self, place: StreamKey, share: int | None = None) -> ClaimResult:
+    def claim(self, stream_key: StreamKey, share: int | None = None) -> ClaimResult:
         """Claim a call's id. share: how many calls its key may have in the whole cluster."""
         self._thread.start()
-        self._unreleased.pop(place, None)
+        self._unreleased.pop(stream_key, None)
         try:
             return CLAIM_RESULTS[
-                self._redis.script(lambda client: self._claim(client, place, share))
+                self._redis.script(lambda client: self._claim(client, stream_key, share))
             ]
         except RedisAway:
             self._stale = True
             return "yes"
 
-    def release(self, place: StreamKey, *, stopped: bool) -> None:
+    def release(self, stream_key: StreamKey, *, stopped: bool) -> None:
         """A call has ended."""
-        key_id, stream_id = place
-        keys = [CALLS + key_id, mark_of(place)]
+        key_id, stream_id = stream_key
+        keys = [CALLS + key_id, mark_of(stream_key)]
         arguments = [self._me, stream_id, STOPPED_TTL_S if stopped else 0]
         try:
             self._redis.script(lambda client: RELEASE(client, keys, arguments))
         except RedisAway:
             self._stale = True
             if len(self._unreleased) < MOST_UNRELEASED:
-                self._unreleased[place] = stopped
+                self._unreleased[stream_key] = stopped
 
-    def stop(self, place: StreamKey) -> bool:
+    def stop(self, stream_key: StreamKey) -> bool:
         """Stop a call of another process. False: no process has it. Raises Unavailable."""
         self._thread.start()
         token = new_token()
         with self._post.expecting(token):
-            told = run(self._redis, lambda client: self._ask(client, place, token))
+            told = run(self._redis, lambda client: self._ask(client, stream_key, token))
             if told == b"asked":
                 return bool(self._post.answer(token))
         if told == b"unknown":  # to Redis; one that couldn't tell it may have the call
             others = run(self._redis, lambda client: client.zrange(PROCESSES, 0, -1))
             asked = [other.decode() for other in others if other.decode() != self._me]
-            return any(self._post.ask_all(asked, Question(self._me, *place, guess=True)))
+            return any(self._post.ask_all(asked, Question(self._me, *stream_key, guess=True)))
         if told == b"stopped":
             return True
         raise Unavailable(
@@ -146,23 +146,23 @@ class Cluster:
         answers = self._post.ask_all(asked, Question(self._me, key_id))
         return [found for answer in answers for found in msgspec.convert(answer, list[Summary])]
 
-    def _claim(self, client: Any, place: StreamKey, share: int | None) -> int:
-        key_id, stream_id = place
+    def _claim(self, client: Any, stream_key: StreamKey, share: int | None) -> int:
+        key_id, stream_id = stream_key
         arguments = [self._me, stream_id, -1 if share is None else share, CALLS_TTL_S]
-        return CLAIM(client, [CALLS + key_id, PROCESSES, mark_of(place)], arguments)  # type: ignore[no-any-return]
+        return CLAIM(client, [CALLS + key_id, PROCESSES, mark_of(stream_key)], arguments)  # type: ignore[no-any-return]
 
-    def _ask(self, client: Any, place: StreamKey, token: str) -> Any:
-        key_id, stream_id = place
-        keys = [CALLS + key_id, PROCESSES, SINCE, mark_of(place)]
-        question = msgspec.json.encode(Question(self._me, *place))
+    def _ask(self, client: Any, stream_key: StreamKey, token: str) -> Any:
+        key_id, stream_id = stream_key
+        keys = [CALLS + key_id, PROCESSES, SINCE, mark_of(stream_key)]
+        question = msgspec.json.encode(Question(self._me, *stream_key))
         where, limits = [QUESTIONS, CHANNEL, token, question], [SILENT_S, SETTLED_S, TTL_S]
         return ASK(client, keys, [self._me, stream_id, *where, *limits])
 
     def _reply(self, question: Question) -> bool | list[Summary]:
         if question.stream_id is not None:
-            place = question.key_id, question.stream_id
+            stream_key = question.key_id, question.stream_id
             local = self._local
-            return local.end_active(place) if question.guess else local.stop_here(place)
+            return local.end_active(stream_key) if question.guess else local.stop_here(stream_key)
         return self._local.summaries_here(question.key_id)
 
     def _work(self) -> None:
@@ -205,25 +205,25 @@ class Cluster:
 
     def _tell_all(self) -> None:
         """Tell Redis all that this process has, and what has ended. Raises RedisAway."""
-        places = self._local.places()
-        for n in range(0, len(places), AT_ONCE):
-            self._claim_all(places[n : n + AT_ONCE])
-        active = set(self._local.places())
-        ended, self._unreleased = dict.fromkeys(places, False) | self._unreleased, {}
-        for place, stopped in ended.items():
-            if place not in active:
-                self.release(place, stopped=stopped)
+        stream_keys = self._local.stream_keys()
+        for n in range(0, len(stream_keys), AT_ONCE):
+            self._claim_all(stream_keys[n : n + AT_ONCE])
+        active = set(self._local.stream_keys())
+        ended, self._unreleased = dict.fromkeys(stream_keys, False) | self._unreleased, {}
+        for stream_key, stopped in ended.items():
+            if stream_key not in active:
+                self.release(stream_key, stopped=stopped)
 
-    def _claim_all(self, places: list[StreamKey]) -> None:
+    def _claim_all(self, stream_keys: list[StreamKey]) -> None:
         def claim(client: Any) -> None:
             with client.pipeline(transaction=False) as pipe:
-                for place in places:
-                    self._claim(pipe, place, None)
+                for stream_key in stream_keys:
+                    self._claim(pipe, stream_key, None)
                 pipe.execute()
 
         self._redis.run(claim)
 
 
-def mark_of(place: StreamKey) -> str:
+def mark_of(stream_key: StreamKey) -> str:
     """Where it stands that a call was stopped. No call's id has a slash."""
-    return STOPPED + "/".join(place)
+    return STOPPED + "/".join(stream_key)

@@ -205,7 +205,7 @@ class NativeEncoder:
                 frames.append(self._finish(event.index, event.reason))
         return b"".join(frames)
 
-    def end(self, outcome: Outcome) -> bytes:
+    def last_frames(self, outcome: Outcome) -> bytes:
         frames = [] if self._begun else [self.begin()]
         if outcome.error is None:
             frames += [

@@ -235,7 +235,7 @@ class OpenAIEncoder:
                 frames.append(self._finish(event.index, event.reason))
         return b"".join(frames)
 
-    def end(self, outcome: Outcome) -> bytes:
+    def last_frames(self, outcome: Outcome) -> bytes:
         if outcome.error is not None:
             return calls.frame(error_body(outcome.error, self._stream.request_id))
         frames = [self._late_remarks()] if self._released else []

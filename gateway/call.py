@@ -70,7 +70,7 @@ class Encoder(Protocol):
     def events(self, batch: Batch) -> bytes:
         """Some events; begins the stream when it has not begun."""
 
-    def end(self, outcome: Outcome) -> bytes:
+    def last_frames(self, outcome: Outcome) -> bytes:
         """The last frames, whatever ended it."""
 
 
@@ -147,7 +147,7 @@ class Call:
                         out.append(encoder.events(message))
                     elif isinstance(message, End):
                         outcome = self._settle(message)
-                        out.append(encoder.end(outcome))
+                        out.append(encoder.last_frames(outcome))
                         yield Last(b"".join(out))
                         return
                     elif message in COMMENTS:

@@ -215,7 +215,7 @@ class Ledger:
         if self._late:
             log.error("the ledger is away: %d steps are not written", len(self._late))
         with contextlib.suppress(DatabaseAway):
-            self._writer.run(self._presence.end)
+            self._writer.run(self._presence.leave)
         self._writer.close()
         self._reader.close()
 

@@ -35,7 +35,7 @@ class Presence(Protocol):
     def is_dead(self, connection: Connection, owner: str) -> bool:
         """Whether another process is known to have ended."""
 
-    def end(self, connection: Connection) -> None:
+    def leave(self, connection: Connection) -> None:
         """This process has no open row and is about to end."""
 
 
@@ -84,7 +84,7 @@ class LockFile:
             if self.is_dead(None, path.name):
                 path.unlink(missing_ok=True)
 
-    def end(self, _connection: Connection) -> None:
+    def leave(self, _connection: Connection) -> None:
         if self._held is not None:
             with contextlib.suppress(OSError):
                 (self._folder / self._me).unlink()
@@ -125,5 +125,5 @@ class Heartbeat:
         connection.execute(delete(owners).where(owners.c.id == owner))
         return True
 
-    def end(self, connection: Connection) -> None:
+    def leave(self, connection: Connection) -> None:
         connection.execute(delete(owners).where(owners.c.id == self._me))

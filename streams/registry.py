@@ -71,18 +71,18 @@ class StreamRegistry:
             raise StreamExists(stream.id) if verdict == "exists" else too_many_of_key(share or 0)
 
     def _add_here(self, stream: Stream, share: int) -> None:
-        place = (stream.key_id, stream.id)
+        stream_key = (stream.key_id, stream.id)
         self._sweeper.start()
         with self._lock:
-            if place in self._active:
+            if stream_key in self._active:
                 raise StreamExists(stream.id)
             if len(self._active) >= self._limit + self._queue_size:
                 raise too_many()
             if self._of_key[stream.key_id] >= share:
                 raise too_many_of_key(share)
-            self._active[place] = stream
+            self._active[stream_key] = stream
             self._of_key[stream.key_id] += 1
-            self._stopped.pop(place, None)
+            self._stopped.pop(stream_key, None)
 
     def await_turn(self, stream: Stream, patience: float) -> bool:
         """Wait until the stream may begin, in the order of arrival; at most `patience` seconds.
@@ -110,10 +110,10 @@ class StreamRegistry:
             self._cluster.release((stream.key_id, stream.id), stopped=stream.stopped)
 
     def _forget(self, stream: Stream) -> None:
-        place = (stream.key_id, stream.id)
+        stream_key = (stream.key_id, stream.id)
         with self._lock:
-            if self._active.get(place) is stream:
-                del self._active[place]
+            if self._active.get(stream_key) is stream:
+                del self._active[stream_key]
                 self._of_key[stream.key_id] -= 1
                 if not self._of_key[stream.key_id]:
                     del self._of_key[stream.key_id]
@@ -124,38 +124,38 @@ class StreamRegistry:
                     self._running.add(following)
                     following.turn.set()
             if stream.stopped:
-                self._stopped[place] = time.monotonic()
+                self._stopped[stream_key] = time.monotonic()
 
     def stop(self, key_id: str, stream_id: str) -> None:
         """Stop one of the key's calls, in whatever state and process it is. Again within a minute:
         the same. Raises StreamNotFound: unknown, ended by itself, or another key's; Unavailable
         when that can't be known."""
-        place = (key_id, stream_id)
-        if self.end_active(place):
+        stream_key = (key_id, stream_id)
+        if self.end_active(stream_key):
             return
-        remembered = self._remembers(place)
+        remembered = self._remembers(stream_key)
         if self._cluster is not None:
             try:  # another process may have a later call of that id
-                remembered = self._cluster.stop(place)
+                remembered = self._cluster.stop(stream_key)
             except Unavailable:
                 if not remembered:
                     raise
         if not remembered:
             raise StreamNotFound("No active stream has this id. It may have ended by itself.")
 
-    def stop_here(self, place: StreamKey) -> bool:
+    def stop_here(self, stream_key: StreamKey) -> bool:
         """Whether this process has such a call, or stopped it within a minute; it is stopped."""
-        return self.end_active(place) or self._remembers(place)
+        return self.end_active(stream_key) or self._remembers(stream_key)
 
-    def end_active(self, place: StreamKey) -> bool:
+    def end_active(self, stream_key: StreamKey) -> bool:
         """Stop a call of this process. False: there is no such one."""
         with self._lock:
-            stream = self._active.get(place)
+            stream = self._active.get(stream_key)
         return stream is not None and (stream.end("stopped") or stream.stopped)
 
-    def _remembers(self, place: StreamKey) -> bool:
+    def _remembers(self, stream_key: StreamKey) -> bool:
         with self._lock:
-            return self._stopped.get(place, -math.inf) > time.monotonic() - REMEMBER_STOPPED_S
+            return self._stopped.get(stream_key, -math.inf) > time.monotonic() - REMEMBER_STOPPED_S
 
     def summaries(self, key_id: str) -> list[Summary]:
         """The key's active calls, oldest first. Raises Unavailable when some can't be known."""
@@ -173,7 +173,7 @@ class StreamRegistry:
         with self._lock:
             return [stream for (owner, _), stream in self._active.items() if owner == key_id]
 
-    def places(self) -> list[StreamKey]:
+    def stream_keys(self) -> list[StreamKey]:
         """What this process has."""
         with self._lock:
             return list(self._active)

@@ -3,6 +3,7 @@ harness need none of them, and a test that starts servers doesn't import them in
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -161,3 +162,13 @@ def app(fake: FakeProvider, tmp_path: Path, new_key: tuple[str, str]) -> Flask:
 @pytest.fixture
 def client(app: Flask) -> FlaskClient:
     return app.test_client()
+
+
+@pytest.fixture
+def no_secret_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail the test if a key or a key's hash got into one of Sluice's log lines."""
+    caplog.set_level(logging.DEBUG, "sluice")
+    yield
+    for record in caplog.records:
+        assert "sk-sluice-" not in record.getMessage()
+        assert "sha256:" not in record.getMessage()

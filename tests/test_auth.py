@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +16,8 @@ from errors import SluiceError
 from keys import key as key_module
 from keys import store as store_module
 from keys.store import KeyStore
+
+pytestmark = pytest.mark.usefixtures("no_secret_is_logged")
 
 
 @pytest.fixture
@@ -165,14 +165,3 @@ def test_current_key_is_unauthorized_without_login_required(
     client: FlaskClient, secret: str
 ) -> None:
     assert client.get("/open", headers={"X-API-Key": secret}).status_code == 401
-
-
-@pytest.fixture(autouse=True)
-def _nothing_logged_is_a_secret(
-    caplog: pytest.LogCaptureFixture,
-) -> Iterator[None]:
-    caplog.set_level(logging.DEBUG, "sluice")
-    yield
-    for record in caplog.records:
-        assert "sk-sluice-" not in record.getMessage()
-        assert "sha256:" not in record.getMessage()

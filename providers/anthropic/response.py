@@ -50,13 +50,13 @@ def read_whole(body: bytes) -> Batch:
         raise garbage("The upstream's answer holds no content.", body)
     response = AnthropicResponse()
     batch: Batch = []
-    response.start(Chunk(message=message), batch)
+    response.message_start(Chunk(message=message), batch)
     text = "".join(block.text or "" for block in message.content if block.type == "text")
     if text:
         batch.append(Delta(0, text))
     change = Change(stop_reason=message.stop_reason)
-    response.change(Chunk(delta=change, usage=message.usage), batch)
-    response.end(Chunk(), batch)
+    response.message_delta(Chunk(delta=change, usage=message.usage), batch)
+    response.message_stop(Chunk(), batch)
     return batch
 
 
@@ -92,7 +92,7 @@ class AnthropicResponse:
             refuse_error(frame.data, STATUSES)
         return kind == "message_stop"
 
-    def start(self, chunk: Chunk, batch: Batch) -> None:
+    def message_start(self, chunk: Chunk, batch: Batch) -> None:
         message = chunk.message or Message()
         self.tokens = message.usage or Tokens()
         # Hosts that don't know the input yet send 0, which no prompt has.
@@ -102,12 +102,12 @@ class AnthropicResponse:
             # Cached tokens have prices of their own, also if the answer is stopped.
             batch.append(Used(msgspec.structs.replace(usage, output_tokens=0, source="estimate")))
 
-    def begin_block(self, chunk: Chunk, batch: Batch) -> None:
+    def content_block_start(self, chunk: Chunk, batch: Batch) -> None:
         """Append the text of a new block, which only other hosts than Anthropic send here."""
         if (block := chunk.content_block) and block.text and block.type == "text":
             batch.append(Delta(0, block.text))
 
-    def change(self, chunk: Chunk, batch: Batch) -> None:
+    def message_delta(self, chunk: Chunk, batch: Batch) -> None:
         """Take the stop reason, and the counts so far: those of the input only if they changed."""
         if chunk.delta and chunk.delta.stop_reason:
             self.reason = chunk.delta.stop_reason
@@ -116,17 +116,17 @@ class AnthropicResponse:
             if usage := usage_of(self.tokens):
                 batch.append(Used(usage))
 
-    def end(self, chunk: Chunk, batch: Batch) -> None:  # noqa: ARG002
+    def message_stop(self, chunk: Chunk, batch: Batch) -> None:  # noqa: ARG002
         if self.reason is None:
             raise UpstreamError("The upstream ended its answer without a reason.")
         batch.append(Finished(0, REASONS.get(self.reason, "stop")))
 
 
 STEPS: Final[dict[str, Callable[[AnthropicResponse, Chunk, Batch], None]]] = {
-    "message_start": AnthropicResponse.start,
-    "content_block_start": AnthropicResponse.begin_block,
-    "message_delta": AnthropicResponse.change,
-    "message_stop": AnthropicResponse.end,
+    "message_start": AnthropicResponse.message_start,
+    "content_block_start": AnthropicResponse.content_block_start,
+    "message_delta": AnthropicResponse.message_delta,
+    "message_stop": AnthropicResponse.message_stop,
 }
 KNOWN: Final = frozenset({"message", "content_block_delta", "error", *STEPS})
 """The names of events that are read; a server-sent event without a name is a "message"."""

@@ -63,7 +63,7 @@ def read(frame: sse.Frame, batch: Batch) -> bool:
     elif kind == "message-start":
         batch.append(Started())
     elif kind == "message-end":
-        end(chunk.delta or Change(), batch)
+        message_end(chunk.delta or Change(), batch)
         return True
     elif kind == "error" or chunk.error:
         raise failure(frame.data, {})
@@ -81,7 +81,7 @@ def read_whole(body: bytes) -> Batch:
     batch: Batch = [Started()]
     if text := text_of(chunk.message):
         batch.append(Delta(0, text))
-    end(Change(finish_reason=chunk.finish_reason, usage=chunk.usage), batch)
+    message_end(Change(finish_reason=chunk.finish_reason, usage=chunk.usage), batch)
     return batch
 
 
@@ -95,7 +95,7 @@ def text_of(message: Message) -> str:
     return content or ""
 
 
-def end(change: Change, batch: Batch) -> None:
+def message_end(change: Change, batch: Batch) -> None:
     """Append the usage and the finish reason of an answer.
 
     Raises UpstreamError if the answer ended in a failure; the usage is in the batch by then.

@@ -142,7 +142,7 @@ def _read(response: GoogleResponse, frames: list[sse.Frame], batch: Batch) -> No
 def _end(response: GoogleResponse, excerpt: bodies.Excerpt, batch: Batch) -> None:
     """Append the last events, at the end of the body."""
     try:
-        response.end(batch, whole=False)
+        response.finish_all(batch, whole=False)
     except UpstreamError:
         if stray := bare(excerpt.end):
             raise reported(stray) from None
@@ -170,7 +170,7 @@ def _whole(body: bytes, request: CompletionRequest, batch: Batch) -> None:
         response.read(bytes(part), batch)
     if not response.texts and not response.blocked:
         raise garbage("The upstream's answer holds no candidates.", body)
-    response.end(batch, whole=True)
+    response.finish_all(batch, whole=True)
 
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:

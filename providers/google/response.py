@@ -152,7 +152,7 @@ class GoogleResponse:
             batch.append(Used(self.held))
             self.held = None
 
-    def end(self, batch: Batch, *, whole: bool) -> None:
+    def finish_all(self, batch: Batch, *, whole: bool) -> None:
         """Append the last events, at the end of the body.
 
         Args:

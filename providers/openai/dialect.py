@@ -128,7 +128,7 @@ def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batc
 def _read(response: OpenAIResponse, frame: sse.Frame, batch: Batch) -> bool:
     """Append the events of a frame. Return True if it was [DONE]."""
     if frame.data.lstrip().startswith(DONE):
-        response.end(batch)
+        response.finish_all(batch)
         return True
     if frame.event == "error":
         raise failure(frame.data, {})
@@ -157,7 +157,7 @@ def complete(body: bytes, request: CompletionRequest) -> Batch:
     response.read(body, batch)
     if not response.texts:
         raise garbage("The upstream's answer holds no choices.", body)
-    response.end(batch)
+    response.finish_all(batch)
     return batch
 
 

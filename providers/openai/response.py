@@ -147,7 +147,7 @@ class OpenAIResponse:
         self.finished.add(index)
         batch.append(Finished(index, REASONS.get(word, "stop")))
 
-    def end(self, batch: Batch) -> None:
+    def finish_all(self, batch: Batch) -> None:
         """End the answer at [DONE], or at the end of a JSON body.
 
         Some hosts never send a finish_reason. Raises UpstreamError if there is no text, or if the

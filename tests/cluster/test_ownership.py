@@ -29,18 +29,18 @@ class Calls:
         self.active: dict[StreamKey, Summary] = {}
         self.stopped: list[StreamKey] = []
 
-    def end_active(self, place: StreamKey) -> bool:
-        if place in self.active:
-            self.stopped.append(place)
-        return place in self.active
+    def end_active(self, stream_key: StreamKey) -> bool:
+        if stream_key in self.active:
+            self.stopped.append(stream_key)
+        return stream_key in self.active
 
-    def stop_here(self, place: StreamKey) -> bool:
-        return self.end_active(place)
+    def stop_here(self, stream_key: StreamKey) -> bool:
+        return self.end_active(stream_key)
 
     def summaries_here(self, key_id: str) -> list[Summary]:
         return [summary for (owner, _), summary in self.active.items() if owner == key_id]
 
-    def places(self) -> list[StreamKey]:
+    def stream_keys(self) -> list[StreamKey]:
         return list(self.active)
 
 
@@ -62,15 +62,15 @@ class Process:
     def _fail(self) -> None:
         raise RuntimeError("a task that fails")
 
-    def begin(self, place: StreamKey = CALL, share: int | None = None) -> str:
-        verdict = self.cluster.claim(place, share)
+    def begin(self, stream_key: StreamKey = CALL, share: int | None = None) -> str:
+        verdict = self.cluster.claim(stream_key, share)
         if verdict == "yes":
-            self.calls.active[place] = Summary(place[1], "fake", "m", time.time(), 1, 2)
+            self.calls.active[stream_key] = Summary(stream_key[1], "fake", "m", time.time(), 1, 2)
         return verdict
 
-    def end(self, place: StreamKey = CALL, *, stopped: bool = False) -> None:
-        del self.calls.active[place]
-        self.cluster.release(place, stopped=stopped)
+    def end(self, stream_key: StreamKey = CALL, *, stopped: bool = False) -> None:
+        del self.calls.active[stream_key]
+        self.cluster.release(stream_key, stopped=stopped)
 
     def told_all(self) -> None:
         """Wait for two more beats, the second of which began after this."""
@@ -225,9 +225,9 @@ def test_stop_reports_false_when_the_owner_has_ended_the_call(
 
 def test_many_calls_of_another_process_are_stopped_in_order(ours: Process, other: Process) -> None:
     places = [(KEY, str(n)) for n in range(200)]
-    for place in places:
-        ours.begin(place)
-    assert all(other.cluster.stop(place) for place in places)
+    for stream_key in places:
+        ours.begin(stream_key)
+    assert all(other.cluster.stop(stream_key) for stream_key in places)
     assert ours.calls.stopped == places
 
 

@@ -482,7 +482,7 @@ def test_frames_never_have_empty_choices_or_a_stray_error_key(texts: list[str]) 
     encoder = native.NativeEncoder(a_stream())
     events: Batch = [Delta(0, text) for text in texts]
     outcome = Outcome("completed", None, Usage(), 0, 0, 0, None, 200)
-    found = (encoder.events(events) + encoder.end(outcome)).decode()
+    found = (encoder.events(events) + encoder.last_frames(outcome)).decode()
     frames = found.split("\n\n")
     assert frames[-2:] == ["data: [DONE]", ""]
     read = []

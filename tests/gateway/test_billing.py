@@ -1,4 +1,4 @@
-"""meter.py: a call's bill, from what it reserves to what it came to."""
+"""billing.py: a call's bill, from what it reserves to what it came to."""
 
 from __future__ import annotations
 

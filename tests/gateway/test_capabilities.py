@@ -1,4 +1,4 @@
-"""fidelity.py: what a target can honour of a request, and what becomes of the rest."""
+"""capabilities.py: what a target can honour of a request, and what becomes of the rest."""
 
 from __future__ import annotations
 

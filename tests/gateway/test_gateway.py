@@ -182,7 +182,7 @@ class Words:
     def events(self, batch: Batch) -> bytes:
         return b"".join(event.text.encode() + b" " for event in batch if isinstance(event, Delta))
 
-    def end(self, outcome: Outcome) -> bytes:
+    def last_frames(self, outcome: Outcome) -> bytes:
         return outcome.reason.encode()
 
 
@@ -512,7 +512,7 @@ def break_the_encoder(call: Call, found: Iterator[bytes]) -> None:
         raise ZeroDivisionError
 
     encoder = Words()
-    encoder.events = encoder.end = fail  # type: ignore[method-assign, assignment]
+    encoder.events = encoder.last_frames = fail  # type: ignore[method-assign, assignment]
     call.stream.mailbox.put(HELLO, 1)
     with pytest.raises(ZeroDivisionError):
         list(call.frames(encoder))

@@ -45,11 +45,11 @@ def test_an_owner_is_alive_while_its_lock_file_is_held(
     assert not one.is_dead(connection, "other")
     assert not other.is_dead(connection, "one")
     assert (tmp_path / "sluice.db.owners").stat().st_mode & 0o777 == 0o700
-    other.end(connection)
-    other.end(connection)
+    other.leave(connection)
+    other.leave(connection)
     assert one.is_dead(connection, "other")
     assert names(tmp_path) == {"one"}
-    one.end(connection)
+    one.leave(connection)
     assert names(tmp_path) == set()
 
 
@@ -66,7 +66,7 @@ def test_files_of_dead_owners_are_swept_and_those_of_live_owners_stay(
     assert names(tmp_path) == {"living", "new"}
     assert new.is_dead(connection, "dead")
     for presence in (living, new):
-        presence.end(connection)
+        presence.leave(connection)
 
 
 def open_files() -> int:
@@ -91,7 +91,7 @@ def test_a_begin_that_failed_can_be_repeated_and_leaks_no_file(
     assert open_files() == opened
     one.begin(connection)
     assert not other.is_dead(connection, "one")
-    one.end(connection)
+    one.leave(connection)
 
 
 # Rows that change
@@ -176,6 +176,6 @@ def test_an_owner_that_ended_is_dead_and_has_no_row(connection: Connection, cloc
     one, other = Heartbeat("one"), Heartbeat("other")
     for presence in (one, other):
         presence.begin(connection)
-    other.end(connection)
+    other.leave(connection)
     assert one.is_dead(connection, "other")
     assert set(beats(connection)) == {"one"}

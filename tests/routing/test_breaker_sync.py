@@ -1,4 +1,4 @@
-"""cooldown.py with Redis: what one process learns of a target, the others know a beat later."""
+"""breaker_sync.py: what one process learns of a target, the others know a beat later."""
 
 from __future__ import annotations
 

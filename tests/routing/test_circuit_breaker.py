@@ -1,4 +1,4 @@
-"""cooldown.py: which targets are left alone, for how long, and who may try them again."""
+"""circuit_breaker.py: which targets are left alone, for how long, and who may try them again."""
 
 from __future__ import annotations
 
@@ -41,108 +41,108 @@ class Clocked(CircuitBreakers):
 
 
 @pytest.fixture
-def cooldowns() -> Clocked:
+def breakers() -> Clocked:
     return Clocked()
 
 
-def test_the_circuit_of_a_target_opens_after_consecutive_failures(cooldowns: Clocked) -> None:
-    cooldowns.fail(FAILURES - 1)
-    assert cooldowns.left(TARGET) == 0
-    cooldowns.fail(1)
-    assert cooldowns.left(TARGET) == FIRST_S
-    assert [cooldowns.left(t) for t in (SECOND_KEY, OTHER_MODEL, OTHER_HOST, BYOK)] == [0] * 4
-    assert not cooldowns.is_limited(TARGET)
+def test_the_circuit_of_a_target_opens_after_consecutive_failures(breakers: Clocked) -> None:
+    breakers.fail(FAILURES - 1)
+    assert breakers.left(TARGET) == 0
+    breakers.fail(1)
+    assert breakers.left(TARGET) == FIRST_S
+    assert [breakers.left(t) for t in (SECOND_KEY, OTHER_MODEL, OTHER_HOST, BYOK)] == [0] * 4
+    assert not breakers.is_limited(TARGET)
 
 
-def test_a_success_resets_the_count_of_consecutive_failures(cooldowns: Clocked) -> None:
+def test_a_success_resets_the_count_of_consecutive_failures(breakers: Clocked) -> None:
     for _ in range(2):
-        cooldowns.fail(FAILURES - 1)
-        cooldowns.succeeded(TARGET)
-    cooldowns.fail(FAILURES - 1)
-    assert cooldowns.left(TARGET) == 0
+        breakers.fail(FAILURES - 1)
+        breakers.succeeded(TARGET)
+    breakers.fail(FAILURES - 1)
+    assert breakers.left(TARGET) == 0
 
 
 @pytest.mark.parametrize(("every", "cools"), [(2, True), (3, False)])
 @pytest.mark.parametrize(("apart", "recent"), [(1.0, True), (10.0, False)])
 def test_the_circuit_opens_when_half_of_the_recent_calls_fail(
-    cooldowns: Clocked, every: int, cools: bool, apart: float, recent: bool
+    breakers: Clocked, every: int, cools: bool, apart: float, recent: bool
 ) -> None:
     for number in range(WINDOW_CALLS + 1):
-        (cooldowns.failed if number % every == 0 else cooldowns.succeeded)(TARGET)
-        cooldowns.now += apart
-    cooldowns.now -= apart
-    assert (cooldowns.left(TARGET) > 0) is (cools and recent)
+        (breakers.failed if number % every == 0 else breakers.succeeded)(TARGET)
+        breakers.now += apart
+    breakers.now -= apart
+    assert (breakers.left(TARGET) > 0) is (cools and recent)
 
 
-def test_a_half_open_circuit_admits_a_single_probe(cooldowns: Clocked) -> None:
-    cooldowns.fail()
-    cooldowns.now += FIRST_S
-    assert cooldowns.left(TARGET) == cooldowns.left(TARGET) == 0, "asking takes nothing"
+def test_a_half_open_circuit_admits_a_single_probe(breakers: Clocked) -> None:
+    breakers.fail()
+    breakers.now += FIRST_S
+    assert breakers.left(TARGET) == breakers.left(TARGET) == 0, "asking takes nothing"
     found: list[float] = []
     threads = [
-        threading.Thread(target=lambda: found.append(cooldowns.enter(TARGET))) for _ in range(20)
+        threading.Thread(target=lambda: found.append(breakers.enter(TARGET))) for _ in range(20)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert sorted(found) == [0.0] + [PROBE_PAUSE_S] * 19
-    assert cooldowns.left(TARGET) == PROBE_PAUSE_S
+    assert breakers.left(TARGET) == PROBE_PAUSE_S
 
 
-def test_a_successful_probe_closes_the_circuit(cooldowns: Clocked) -> None:
-    cooldowns.fail()
-    cooldowns.now += FIRST_S
-    assert cooldowns.enter(TARGET) == 0
-    cooldowns.succeeded(TARGET)
-    assert cooldowns.enter(TARGET) == cooldowns.enter(TARGET) == 0
-    assert cooldowns.open_circuits() == {}
+def test_a_successful_probe_closes_the_circuit(breakers: Clocked) -> None:
+    breakers.fail()
+    breakers.now += FIRST_S
+    assert breakers.enter(TARGET) == 0
+    breakers.succeeded(TARGET)
+    assert breakers.enter(TARGET) == breakers.enter(TARGET) == 0
+    assert breakers.open_circuits() == {}
 
 
-def test_a_failed_probe_reopens_the_circuit_for_longer_up_to_a_bound(cooldowns: Clocked) -> None:
-    cooldowns.fail()
+def test_a_failed_probe_reopens_the_circuit_for_longer_up_to_a_bound(breakers: Clocked) -> None:
+    breakers.fail()
     lengths = []
     for _ in range(6):
-        cooldowns.now += cooldowns.left(TARGET)
-        assert cooldowns.enter(TARGET) == 0
-        cooldowns.fail(1)
-        lengths.append(cooldowns.left(TARGET))
+        breakers.now += breakers.left(TARGET)
+        assert breakers.enter(TARGET) == 0
+        breakers.fail(1)
+        lengths.append(breakers.left(TARGET))
     assert lengths == [20, 40, 80, LONGEST_S, LONGEST_S, LONGEST_S]
 
 
-def test_a_probe_without_a_result_expires(cooldowns: Clocked) -> None:
-    cooldowns.fail()
-    cooldowns.now += FIRST_S
-    assert cooldowns.enter(TARGET) == 0
-    cooldowns.now += PROBE_S - 0.1
-    assert cooldowns.enter(TARGET) == PROBE_PAUSE_S
-    cooldowns.now += 0.2
-    assert [cooldowns.enter(TARGET) for _ in "ab"] == [0, PROBE_PAUSE_S]
+def test_a_probe_without_a_result_expires(breakers: Clocked) -> None:
+    breakers.fail()
+    breakers.now += FIRST_S
+    assert breakers.enter(TARGET) == 0
+    breakers.now += PROBE_S - 0.1
+    assert breakers.enter(TARGET) == PROBE_PAUSE_S
+    breakers.now += 0.2
+    assert [breakers.enter(TARGET) for _ in "ab"] == [0, PROBE_PAUSE_S]
 
 
-def test_failures_of_calls_under_way_do_not_extend_an_open_circuit(cooldowns: Clocked) -> None:
-    cooldowns.fail(100)
-    cooldowns.now += 1
-    cooldowns.fail(100)
-    assert cooldowns.left(TARGET) == FIRST_S - 1
+def test_failures_of_calls_under_way_do_not_extend_an_open_circuit(breakers: Clocked) -> None:
+    breakers.fail(100)
+    breakers.now += 1
+    breakers.fail(100)
+    assert breakers.left(TARGET) == FIRST_S - 1
 
 
 @pytest.mark.parametrize(("asked", "waits"), [(3.0, 3.0), (0.0, 0.0), (3600.0, LONGEST_S)])
 def test_a_rate_limit_blocks_the_key_for_every_model(
-    cooldowns: Clocked, asked: float, waits: float
+    breakers: Clocked, asked: float, waits: float
 ) -> None:
-    cooldowns.limited(TARGET, asked)
-    assert cooldowns.left(TARGET) == cooldowns.enter(OTHER_MODEL) == waits
-    assert cooldowns.is_limited(TARGET) is bool(waits)
-    assert [cooldowns.left(target) for target in (SECOND_KEY, OTHER_HOST, BYOK)] == [0] * 3
-    cooldowns.now += waits
-    assert [cooldowns.enter(TARGET) for _ in "ab"] == [0, 0], "no probe is needed"
+    breakers.limited(TARGET, asked)
+    assert breakers.left(TARGET) == breakers.enter(OTHER_MODEL) == waits
+    assert breakers.is_limited(TARGET) is bool(waits)
+    assert [breakers.left(target) for target in (SECOND_KEY, OTHER_HOST, BYOK)] == [0] * 3
+    breakers.now += waits
+    assert [breakers.enter(TARGET) for _ in "ab"] == [0, 0], "no probe is needed"
 
 
-def test_a_shorter_rate_limit_wait_does_not_end_a_longer_wait(cooldowns: Clocked) -> None:
-    cooldowns.limited(TARGET, 9)
-    cooldowns.limited(TARGET, 2)
-    assert cooldowns.left(TARGET) == 9
+def test_a_shorter_rate_limit_wait_does_not_end_a_longer_wait(breakers: Clocked) -> None:
+    breakers.limited(TARGET, 9)
+    breakers.limited(TARGET, 2)
+    assert breakers.left(TARGET) == 9
 
 
 @pytest.mark.parametrize(
@@ -154,34 +154,34 @@ def test_a_shorter_rate_limit_wait_does_not_end_a_longer_wait(cooldowns: Clocked
     ],
 )
 def test_calls_with_a_byok_key_do_not_change_the_circuit(
-    cooldowns: Clocked, happens: Callable[[Clocked], object]
+    breakers: Clocked, happens: Callable[[Clocked], object]
 ) -> None:
-    cooldowns.fail(1)
-    happens(cooldowns)
-    assert cooldowns.open_circuits() == {}
-    cooldowns.fail(FAILURES - 1)
-    assert cooldowns.left(TARGET) == FIRST_S, "nor does it heal"
+    breakers.fail(1)
+    happens(breakers)
+    assert breakers.open_circuits() == {}
+    breakers.fail(FAILURES - 1)
+    assert breakers.left(TARGET) == FIRST_S, "nor does it heal"
 
 
-def test_cooling_lists_the_open_circuits_and_the_limited_keys(cooldowns: Clocked) -> None:
-    cooldowns.fail()
-    cooldowns.limited(SECOND_KEY, 4)
-    cooldowns.fail(1, OTHER_HOST)
+def test_cooling_lists_the_open_circuits_and_the_limited_keys(breakers: Clocked) -> None:
+    breakers.fail()
+    breakers.limited(SECOND_KEY, 4)
+    breakers.fail(1, OTHER_HOST)
     name = TARGET.provider.name
-    assert cooldowns.open_circuits() == {(name, "m", 1): FIRST_S, (name, "", 2): 4}
-    cooldowns.now += FIRST_S
-    assert cooldowns.open_circuits() == {}
+    assert breakers.open_circuits() == {(name, "m", 1): FIRST_S, (name, "", 2): 4}
+    breakers.now += FIRST_S
+    assert breakers.open_circuits() == {}
 
 
 def test_made_up_model_names_take_bounded_memory_and_hide_no_failing_target(
-    cooldowns: Clocked, monkeypatch: pytest.MonkeyPatch
+    breakers: Clocked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(circuit_breaker, "MOST_CIRCUITS", 3)
     for number in range(10):
-        cooldowns.failed(msgspec.structs.replace(TARGET, model=f"made-up-{number}"))
-    cooldowns.fail()
-    assert cooldowns.left(TARGET) == FIRST_S
-    assert len(cooldowns._circuits) == 3
+        breakers.failed(msgspec.structs.replace(TARGET, model=f"made-up-{number}"))
+    breakers.fail()
+    assert breakers.left(TARGET) == FIRST_S
+    assert len(breakers._circuits) == 3
 
 
 def test_a_disabled_circuit_breaker_never_opens() -> None:

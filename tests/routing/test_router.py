@@ -1,4 +1,4 @@
-"""routing.py: where a name leads, and with whose key."""
+"""router.py: where a name leads, and with whose key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""failures.py: what a provider's failure is told as."""
+"""upstream_errors.py: what a provider's failure is told as."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""drain.py: how long a call may go on whose client has gone."""
+"""disconnect.py: how long a call may go on whose client has gone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Spent:
 
 
 class Clock:
-    """The time as drain.py sees it."""
+    """The time as disconnect.py sees it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0

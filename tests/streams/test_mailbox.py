@@ -1,4 +1,4 @@
-"""relay.py: the mailbox between two threads, and the tally of what came."""
+"""mailbox.py and tally.py: the mailbox between two threads, and the tally of what came."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""streams.py: one call and what may happen to it, the registry, stop, and clients that hang up."""
+"""stream.py and registry.py: what may happen to a call, the registry, stop, and hang-ups."""
 
 from __future__ import annotations
 
@@ -741,7 +741,7 @@ def test_a_repeated_stop_succeeds_for_a_minute(
 
 
 class Clock:
-    """The time as streams.py sees it."""
+    """The time as stream.py sees it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0

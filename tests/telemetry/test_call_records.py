@@ -1,4 +1,4 @@
-"""records.py: what is told of calls that have ended, and when."""
+"""call_records.py: what is told of calls that have ended, and when."""
 
 from __future__ import annotations
 
