@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import ssl
+import time
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -243,24 +244,34 @@ class Body:
             return self._decoder.read1(READ_SIZE, decode_content=True)
         ready, self._ready = self._ready, b""
         while not ready and (sock := self._socket) is not None:
-            if self._reader.fault:
-                raise http1.Malformed(self._reader.fault)
-            if data := self._adapter.switch.receive(sock):
-                ready = self._reader.feed(data)
-            else:
-                self._reader.finish()
-            if self._reader.ended:
-                self._release()
+            ready = self._receive(sock)
         return ready
 
     read = read1
 
     def finish(self, seconds: float) -> None:
-        """Wait for the rest of a body that is nearly complete, for at most this long."""
-        if self._socket is not None:
-            self._socket.settimeout(seconds)
-            self._ready = b""
-            self.read1()
+        """Wait for the framing's end of a body whose content is complete, at most this long in all.
+
+        A host that sends its trailer byte by byte can't hold the exchange for longer.
+        """
+        deadline = time.monotonic() + seconds
+        while (sock := self._socket) is not None and (left := deadline - time.monotonic()) > 0:
+            self._adapter.switch.limit(sock, left)
+            if self._receive(sock):
+                return
+
+    def _receive(self, sock: socket.socket) -> bytes:
+        """Wait for bytes, and return those of the content. Release the connection at the end."""
+        if self._reader.fault:
+            raise http1.Malformed(self._reader.fault)
+        content = b""
+        if data := self._adapter.switch.receive(sock):
+            content = self._reader.feed(data)
+        else:
+            self._reader.finish()
+        if self._reader.ended:
+            self._release()
+        return content
 
     @property
     def released(self) -> bool:
