@@ -285,7 +285,8 @@ class Body:
     def _release(self) -> None:
         sock, self._socket = self._socket, None
         if sock is not None:
-            self._adapter.release(self._origin, sock, keep=self._keep and self._reader.clean)
+            keep = self._keep and self._reader.ended and self._reader.clean
+            self._adapter.release(self._origin, sock, keep=keep)
 
     def _decoded(self, coding: str) -> urllib3.HTTPResponse:
         """Return urllib3's decoder of content codings, which is bounded, over this body."""

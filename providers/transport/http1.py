@@ -130,7 +130,8 @@ class ResponseReader:
     """A reader of one response: interim heads, the final head, and the body."""
 
     __slots__ = (
-        *("_chunked", "_events", "_head", "_interim", "_overhead", "_parser", "_sized", "_tail"),
+        *("_chunked", "_events", "_head", "_interim", "_overhead", "_parser", "_searched"),
+        *("_sized", "_tail"),
         *("clean", "ended", "fault", "head"),
     )
 
@@ -140,7 +141,8 @@ class ResponseReader:
         # FastAPI proxies in front of Azure OpenAI send both fields; Transfer-Encoding counts then,
         # and the connection isn't kept (RFC 9112, 6.3).
         self._parser.set_dangerous_leniencies(lenient_chunked_length=True)
-        self._head = b""  # the incomplete head
+        self._head = bytearray()  # the incomplete head
+        self._searched = 0  # bytes of it that hold no end
         self._tail = b""  # the last bytes of the body, as they arrived
         self._interim = 0
         self._chunked = self._sized = False
@@ -160,7 +162,8 @@ class ResponseReader:
         bytes before it are returned.
         """
         if self.head is None:
-            data = self._read_heads(self._head + data)
+            self._head += data
+            data = self._read_heads()
         return self._read_body(data) if data and not self.ended else b""
 
     def finish(self) -> None:
@@ -174,19 +177,37 @@ class ResponseReader:
         if not self.ended:
             self.fault = "the body broke off"
 
-    def _read_heads(self, data: bytes) -> bytes:
+    def _read_heads(self) -> bytes:
         """Read heads up to the final one, and return the bytes after it. Raises Malformed."""
-        while (after := _end_of_head(data)) is not None:
-            head, data = self._read_head(data[:after]), data[after:]
+        while (end := self._end_of_head()) is not None:
+            head, rest = self._read_head(bytes(self._head[:end])), bytes(self._head[end:])
+            self._head, self._searched = bytearray(rest), 0
             if head.status >= 200:
-                self._head, self.head = b"", head
-                self._begin_body(head, data)
-                return data
+                self._head, self.head = bytearray(), head
+                self._begin_body(head, rest)
+                return rest
             self._interim += 1
             if head.status == SWITCHING_PROTOCOLS or self._interim > MAX_INTERIM:
                 raise Malformed("no final response")
-        self._head = data
         return b""
+
+    def _end_of_head(self) -> int | None:
+        """Return where the first head of the data ends; None if it is incomplete.
+
+        Raises Malformed if the data can't be a head.
+        """
+        data, start = self._head, max(0, self._searched - 3)
+        if not data.startswith(b"HTTP/"[: len(data)]):
+            raise Malformed("not HTTP")
+        end = data.find(b"\r\n\r\n", start, MAX_HEAD)
+        if end >= 0:
+            return end + 4
+        # llhttp would refuse a bare LF too, but only when the end of the head has arrived.
+        bare = data.find(b"\n\n", start) >= 0 or data.find(b"\n\r\n", start) >= 0
+        if bare or len(data) >= MAX_HEAD:
+            raise Malformed("a head without an end")
+        self._searched = len(data)
+        return None
 
     def _read_head(self, data: bytes) -> ResponseHead:
         events, parser = self._events, self._parser
@@ -219,7 +240,8 @@ class ResponseReader:
             if not _LENGTH.fullmatch(length):
                 raise Malformed("an invalid Content-Length")
             self._sized = True
-            self.ended, self.clean = self._events.complete, not rest
+            self.ended = self._events.complete  # a length of 0
+            self.clean = self.ended and not rest
 
     def _read_body(self, data: bytes) -> bytes:
         events, refused = self._events, False
@@ -231,12 +253,12 @@ class ResponseReader:
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
         self._overhead = 0 if body else self._overhead + len(data)
-        tail = self._tail = data[-6:] if len(data) >= 6 else (self._tail + data)[-6:]
+        tail = self._tail = data[-5:] if len(data) >= 5 else (self._tail + data)[-5:]
         if events.complete:
             self.ended = True
             if self._chunked:
                 # llhttp skips line ends after a body without a callback.
-                rest = not tail.endswith(b"\r\n\r\n") or tail == b"\r\n\r\n\r\n"
+                rest = not tail.endswith(b"\r\n\r\n") or tail[0] in b"\r\n"
             else:
                 rest = len(body) < len(data)
             self.clean = not (refused or rest)
@@ -245,19 +267,3 @@ class ResponseReader:
         elif self._overhead > MAX_TRAILER:
             self.fault = "the trailer or the size line of a chunk is too long"
         return body
-
-
-def _end_of_head(data: bytes) -> int | None:
-    """Return where the head at the start of the data ends; None if it is incomplete.
-
-    Raises Malformed if the data can't be a head.
-    """
-    if not data.startswith(b"HTTP/"[: len(data)]):
-        raise Malformed("not HTTP")
-    end = data.find(b"\r\n\r\n", 0, MAX_HEAD)
-    if end >= 0:
-        return end + 4
-    # llhttp would refuse a bare LF too, but only when the end of the head has arrived.
-    if len(data) >= MAX_HEAD or b"\n\n" in data or b"\n\r\n" in data:
-        raise Malformed("a head without an end")
-    return None

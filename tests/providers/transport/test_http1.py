@@ -302,7 +302,10 @@ def test_an_endless_size_line_or_trailer_breaks_off_at_the_limit(start: bytes) -
         assert fed <= MAX_TRAILER + 1000
 
 
-@pytest.mark.parametrize("stray", [b"\r\n", b"\n", b"\r", b"\r\n\r\n", b" ", b"\0", OK])
+STRAY = [b"\r\n", b"\n", b"\r", b"\r\n\r\n", b"\n\r\n\r\n", b"\r\r\n\r\n", b" ", b"\0", OK]
+
+
+@pytest.mark.parametrize("stray", STRAY)
 @pytest.mark.parametrize(
     "response",
     [
@@ -324,6 +327,15 @@ def test_bytes_after_a_response_spoil_the_connection(
     assert alone is not None
     assert alone.again
     assert spoiled == alone._replace(again=False)
+
+
+@pytest.mark.parametrize("head", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b""])
+@pytest.mark.parametrize("body", [[], [b"3\r\nhel"]])
+def test_a_body_that_has_not_ended_is_never_clean(head: bytes, body: list[bytes]) -> None:
+    reader = ResponseReader()
+    for piece in [OK + head + b"\r\n", *body]:
+        reader.feed(piece)
+    assert not reader.clean
 
 
 def test_the_body_of_a_second_response_is_not_returned() -> None:

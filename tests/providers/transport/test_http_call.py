@@ -306,6 +306,23 @@ def test_a_host_that_dribbles_after_the_last_chunk_cannot_hold_the_exchange(
     assert (request.closed_by, request.outcome) == ("peer", "aborted")
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_the_rest_of_an_unread_body_is_no_answer_to_the_next_call(
+    upstream: Upstream, transport: Transport, together: bool
+) -> None:
+    """An error's body is read up to a bound; the next call must not read the rest."""
+    evil = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nEVIL"
+    head = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n" % (200_000 + len(evil))
+    body = [fp.send(b"x" * 100_000), fp.sleep(0.2), fp.send(b"x" * 100_000 + evil)]
+    start = [fp.send(head)] if together else [fp.send(head), fp.sleep(0.1)]
+    upstream.fake.script([*start, *body])
+    upstream.fake.default(fp.answer("own"))
+    with closing(to(upstream, transport)) as exchange:
+        assert exchange.open() == 400
+        exchange.read_error()
+    assert fetch(to(upstream, transport)) == (200, b'"own"')
+
+
 def test_a_pooled_connection_that_was_closed_is_replaced(
     upstream: Upstream, transport: Transport
 ) -> None:
