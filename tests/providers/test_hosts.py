@@ -44,7 +44,7 @@ def test_a_provider_table_overrides_only_the_fields_that_it_names() -> None:
         ({"base_url": URL, "fim": {"path": "/x", "cannot": ["nn"]}}, "'nn'"),
         ({"base_url": URL, "ca_bundle": "/nowhere/ca.pem"}, "no such file"),
         ({"base_url": URL, "sign": "sigv5"}, "did you mean sigv4"),
-        ({"base_url": URL, "disconnect": "wait"}, "it takes cancel or drain"),
+        ({"base_url": URL, "disconnect": "wait"}, "must be cancel or drain"),
         ({"base_url": URL, "timeouts": {"read": 5}}, "not read = 5"),
         ({"base_url": URL, "timeouts": {"idle": 0}}, "not idle = 0"),
         ({"base_url": URL, "timeouts": {"total": 86401}}, "not total = 86401"),
