@@ -187,7 +187,7 @@ def test_calls_are_served_while_an_optional_ledger_is_locked(fake: FakeProvider)
             unrecorded = proofs.metric(caller.server, "sluice_ledger_unrecorded_total")
         assert unrecorded == 3
         assert proofs.metric(caller.server, "sluice_ledger_errors_total") >= 1
-        caller.server.wait(lambda: "the ledger is back" in caller.server.output())
+        caller.server.wait(lambda: "database is available again" in caller.server.output())
         assert caller.ask().status == 200
         assert_sound(caller.place)
         before |= {caller.sent[-1].id}
