@@ -109,10 +109,10 @@ def test_any_field_value_is_accepted_or_rejected_with_a_helpful_error(
     if name == "additional_params" and isinstance(value, dict):
         assert error.param in value
     elif value is None:
-        assert error.message == f"prompt is missing; it takes {TAKES['prompt']}."
+        assert error.message == f"prompt is missing; expected {TAKES['prompt']}."
     else:
         assert error.param == name
-        assert error.message == f"{name}: got {shown(name, value)}; it takes {TAKES[name]}."
+        assert error.message == f"{name}: got {shown(name, value)}; expected {TAKES[name]}."
 
 
 @given(st.sampled_from(sorted(NAMES)), JSON)
@@ -282,7 +282,7 @@ def test_every_field_has_a_description_of_its_valid_values() -> None:
     [
         ("temprature", "Unknown field: temprature. Did you mean temperature?"),
         ("maxtokens", "Unknown field: maxtokens. Did you mean max_tokens?"),
-        ("zzz", "Unknown field: zzz. Provider-specific fields go into additional_params."),
+        ("zzz", "Unknown field: zzz. Provider-specific fields belong in additional_params."),
         ("x" * 300, f"Unknown field: {'x' * 100}...."),
     ],
 )
@@ -335,7 +335,8 @@ def test_a_field_with_two_different_values_is_rejected() -> None:
     with pytest.raises(InvalidRequest) as caught:
         request_fields.merge_params({"top_p": 0.5, "additional_params": {"top_p": 0.6}})
     assert caught.value.param == "top_p"
-    assert "top_p stands in the body and in additional_params" in caught.value.message
+    message = "top_p has different values in the body and in additional_params."
+    assert caught.value.message == message
 
 
 # Showing
@@ -351,7 +352,7 @@ def test_a_field_with_two_different_values_is_rejected() -> None:
         (None, "null"),
         ([], "[]"),
         ({}, "{}"),
-        ([1, 2], "a list of 2"),
+        ([1, 2], "a list of length 2"),
         ({"a": 1}, "an object"),
         (1e300, "1e300"),
         (10**99, "1" + "0" * 59 + "... (a number)"),
@@ -414,8 +415,8 @@ def test_an_unsupported_content_type_is_rejected_and_named(flask: Flask, kind: s
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"", "The body is empty. It takes a JSON object."),
-        (b" \n", "The body is empty."),
+        (b"", "The body is empty; expected a JSON object."),
+        (b" \n", "The body is empty;"),
         (b"{", "The body is not JSON: "),
         (b"{'a': 1}", "The body is not JSON: "),
         (b'{"a": NaN}', "The body is not JSON: "),
@@ -424,11 +425,11 @@ def test_an_unsupported_content_type_is_rejected_and_named(flask: Flask, kind: s
         (b'{"a": "\xed\xa0\x80"}', "The body is not UTF-8 at byte "),
         (b'{"a": "\\ud800"}', "The body is not JSON: "),
         (b"[" * 900, "The body is "),
-        (b"[]", "The body is a list of 0. It takes a JSON object."),
-        (b"null", "The body is null."),
-        (b"5", "The body is a number."),
-        (b"true", "The body is true."),
-        (b'"prompt"', "The body is a string of 6 characters."),
+        (b"[]", "The body is a list of length 0; expected a JSON object."),
+        (b"null", "The body is null;"),
+        (b"5", "The body is a number;"),
+        (b"true", "The body is true;"),
+        (b'"prompt"', "The body is a string of 6 characters;"),
     ],
 )
 def test_the_error_for_a_body_that_is_no_json_object_gives_the_reason(

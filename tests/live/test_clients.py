@@ -734,7 +734,7 @@ HUB_REFUSED: dict[str, tuple[Create, type[Exception], str]] = {
     "range": ({"temperature": 3}, indoxhub.InvalidParametersError, "temperature: got 3"),
     "type": ({"max_tokens": "x"}, indoxhub.InvalidParametersError, 'max_tokens: got "x"'),
     "prompt": ({"prompt": ""}, indoxhub.InvalidParametersError, "prompt: got"),
-    "list": ({"prompt": ["a"]}, indoxhub.InvalidParametersError, "prompt: got a list of 1"),
+    "list": ({"prompt": ["a"]}, indoxhub.InvalidParametersError, "prompt: got a list of length 1"),
     "param": ({"messages": []}, indoxhub.InvalidParametersError, "can't set messages"),
     "unsupported": (
         {"model": "fakechat/m", "suffix": "x"},
