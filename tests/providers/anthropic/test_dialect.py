@@ -327,7 +327,7 @@ def test_token_counts_are_converted_to_usage(tokens: Tokens, usage: Usage | None
 
 def test_a_body_in_place_of_a_stream_is_bounded() -> None:
     chunks = [b"{", *([b" " * 65536] * (sse.MAX_EVENT // 65536 + 1))]
-    with pytest.raises(UpstreamError, match="more than"):
+    with pytest.raises(UpstreamError, match="larger than"):
         list(anthropic.events(chunks, request()))
 
 

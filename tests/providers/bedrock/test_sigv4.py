@@ -177,9 +177,9 @@ def test_the_region_comes_from_the_host_or_the_aws_configuration(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ((None,), "This server has no AWS credentials."),
-        ((ProfileNotFound(profile="x"),), "No AWS credentials can be had: "),
-        ((Credentials(ACCESS, HIDDEN),), "This server has no AWS region."),
+        ((None,), "No AWS credentials are configured on this server."),
+        ((ProfileNotFound(profile="x"),), "The AWS credentials could not be loaded: "),
+        ((Credentials(ACCESS, HIDDEN),), "No AWS region is configured on this server."),
     ],
 )
 def test_missing_aws_credentials_or_region_raise_an_upstream_error(

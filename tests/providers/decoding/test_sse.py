@@ -191,7 +191,7 @@ def test_line_above_the_size_limit_raises_after_earlier_events(
     assert decoded(pieces(before + longest + end, size))[0] == ("message", b"a")
     lists = sse.decode(pieces(before + longest + b"x" + end, size))
     assert next(lists) == [sse.Frame("message", b"a")]
-    with pytest.raises(UpstreamError, match="line of more than 1048576 bytes"):
+    with pytest.raises(UpstreamError, match="line larger than 1048576 bytes"):
         next(lists)
 
 
@@ -201,7 +201,7 @@ def test_event_above_the_size_limit_raises(size: int, end: bytes) -> None:
     line = b"data: " + b"x" * ((1 << 19) - 1)
     largest = b"\n".join([line] * 8)
     assert [len(data) for _, data in decoded(pieces(largest + b"\n\n", size))] == [(4 << 20) - 1]
-    with pytest.raises(UpstreamError, match="event of more than 4194304 bytes"):
+    with pytest.raises(UpstreamError, match="event larger than 4194304 bytes"):
         decoded(pieces(largest + b"\ndata" + end, size))
 
 
