@@ -119,7 +119,7 @@ def test_missing_and_invalid_keys_answer_401_with_equal_bodies(
     assert answer.status_code == 401
     assert answer.json == {
         "code": "unauthorized",
-        "message": "A valid API key is needed: send it as 'Authorization: Bearer KEY'.",
+        "message": "A valid API key is required: send it as 'Authorization: Bearer KEY'.",
     }
     challenge = 'Bearer realm="sluice"' + (', error="invalid_token"' if key_sent else "")
     assert answer.headers["WWW-Authenticate"] == challenge

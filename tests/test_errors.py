@@ -153,8 +153,8 @@ def test_an_upstream_error_keeps_the_provider_message_apart() -> None:
     ("phase", "words", "headers"),
     [
         ("connect", "did not accept the connection within 1.5 s", {}),
-        ("first_event", "did not begin to answer within 1.5 s", {}),
-        ("idle", "fell silent within 1.5 s", {}),
+        ("first_event", "did not start to answer within 1.5 s", {}),
+        ("idle", "sent nothing for 1.5 s", {}),
         ("total", "did not finish within 1.5 s", NO_RETRY),
     ],
 )

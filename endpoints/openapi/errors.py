@@ -29,7 +29,7 @@ SAMPLES: tuple[tuple[str, SluiceError], ...] = (
     ),
     (
         "The target lacks a parameter that would change the result.",
-        errors.UnsupportedParameter("suffix can't be had from local/pydoc.", param="suffix"),
+        errors.UnsupportedParameter("local/pydoc doesn't support suffix.", param="suffix"),
     ),
     ("The key is missing, unknown, disabled or expired.", errors.Unauthorized(key_sent=True)),
     (

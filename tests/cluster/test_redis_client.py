@@ -47,12 +47,15 @@ def test_calls_after_a_redis_failure_fail_at_once_until_a_probe_succeeds(
             ping(shared)
     assert time.monotonic() - before < scaled(0.5)
     redis_server.resume()
-    with pytest.raises(RedisAway):  # nobody has looked
+    with pytest.raises(RedisAway):  # there was no probe yet
         ping(shared)
     assert shared.probe(lambda client: client.ping())
     assert ping(shared)
-    said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    assert [text[:13] for text in said] == ["Redis is away", "Redis is back"]
+    lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert [line.split(":")[0] for line in lines] == [
+        "Redis is unavailable",
+        "Redis is available again",
+    ]
 
 
 def test_concurrent_calls_to_a_hanging_redis_time_out_together(
@@ -179,7 +182,7 @@ def test_concurrent_calls_stay_within_the_connection_limit(
     "url", ["localhost:6379", "http://h/0", "redis://:s3cret@h:port/0", "redis://:s3cret@[::1/0"]
 )
 def test_an_invalid_redis_url_is_not_quoted_in_the_error(url: str) -> None:
-    with pytest.raises(ConfigError, match="REDIS_URL takes redis://") as raised:
+    with pytest.raises(ConfigError, match="REDIS_URL must be redis://") as raised:
         RedisClient(url)
     assert "s3cret" not in str(raised.value)
     assert raised.value.__cause__ is None

@@ -77,7 +77,7 @@ def test_a_disabled_model_is_marked_and_its_unknown_price_is_null(
 @pytest.mark.parametrize(
     ("path", "code", "says"),
     [
-        ("nobody", "provider_not_found", "Provider 'nobody' is not known here."),
+        ("nobody", "provider_not_found", "Provider 'nobody' was not found."),
         ("nobody/m", "provider_not_found", "Provider 'nobody'"),
         ("opneai", "provider_not_found", "Did you mean openai?"),
         ("local/none", "model_not_found", "Model 'none' is not a known model of local."),

@@ -630,7 +630,7 @@ def test_stop_needs_no_body_and_ignores_any_body(site: Site, data: bytes, kind: 
         ({"prompt": "Hi", "top_p": 0.1, "additional_params": {"top_p": 0.2}}, 400,
          "invalid_request", "top_p has different values"),
         ({"prompt": "Hi", "model": "poor/m", "additional_params": {"suffix": "s"}}, 400,
-         "unsupported_parameter", "suffix can't be had from poor/m."),
+         "unsupported_parameter", "poor/m doesn't support suffix."),
         ({"prompt": "Hi", "model": "gpt-4o"}, 404, "model_not_found", "Model 'gpt-4o' was not"),
         ({"prompt": "Hi", "model": "nobody/m"}, 404, "provider_not_found", "Provider 'nobody'"),
         ({"prompt": "Hi", "model": "locked/m"}, 404, "provider_not_found", "LOCKED_KEY"),
@@ -745,7 +745,7 @@ def test_strict_header_turns_a_dropped_parameter_into_a_400(
     sent = PROMPT | {"model": "poor/m", "additional_params": {"seed": 7}}
     answer = site.post(sent, headers={"X-Sluice-Strict": value})
     if value == "1":
-        assert_error(answer, 400, "unsupported_parameter", "seed can't be had from poor/m.")
+        assert_error(answer, 400, "unsupported_parameter", "poor/m doesn't support seed.")
     else:
         assert answer.status_code == 200
 
@@ -817,7 +817,7 @@ def test_every_invalid_key_gets_an_identical_401(
     for headers in tries:
         headers = headers | {"X-Request-ID": "r-1"}
         answer = site.client.open(path + slash, method=method, headers=headers)
-        assert_error(answer, 401, "unauthorized", "A valid API key is needed")
+        assert_error(answer, 401, "unauthorized", "A valid API key is required")
         sent = any(secret in value for secret in bad.values() for value in headers.values())
         challenge = 'Bearer realm="sluice"' + (', error="invalid_token"' if sent else "")
         assert answer.headers["WWW-Authenticate"] == challenge

@@ -657,7 +657,7 @@ def test_a_failed_settlement_does_not_lose_the_answer(
     completion, outcome = open_call(gateway, stream=False).result()
     assert completion.choices[0].text == "Hello there"
     assert outcome.reason == "completed"
-    (record,) = [record for record in caplog.records if record.message == "settling failed"]
+    (record,) = [record for record in caplog.records if record.message == "settlement failed"]
     assert record.__dict__["request_id"] == "r-1"
 
 
@@ -680,7 +680,9 @@ def test_a_defect_in_an_attempt_is_logged_with_the_request_id(
     play(monkeypatch, Scripted(RuntimeError("the inside")))
     with pytest.raises(InternalError):
         open_call(gateway).wait()
-    (record,) = [record for record in caplog.records if record.message == "a call failed inside"]
+    (record,) = [
+        record for record in caplog.records if record.message == "internal error in a call"
+    ]
     assert record.levelno == logging.ERROR
     assert record.__dict__["request_id"] == "r-1"
 

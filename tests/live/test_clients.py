@@ -246,7 +246,7 @@ def test_openai_sdk_raises_authentication_error_for_an_invalid_key(server: Serve
     assert (e.value.status_code, e.value.code) == (401, "unauthorized")
     assert e.value.type == "authentication_error"
     assert e.value.request_id
-    assert "A valid API key is needed" in e.value.message
+    assert "A valid API key is required" in e.value.message
 
 
 Create = dict[str, Any]
@@ -708,7 +708,7 @@ def test_indoxhub_client_works_as_a_context_manager(server: Server) -> None:
 def test_indoxhub_client_raises_for_an_invalid_key_at_construction(server: Server) -> None:
     with pytest.raises(indoxhub.AuthenticationError) as caught, hub(server, api_key="wrong"):
         pass
-    assert str(caught.value).startswith("Authentication failed: A valid API key is needed")
+    assert str(caught.value).startswith("Authentication failed: A valid API key is required")
     assert "request_id" in str(caught.value)
 
 
@@ -739,7 +739,7 @@ HUB_REFUSED: dict[str, tuple[Create, type[Exception], str]] = {
     "unsupported": (
         {"model": "fakechat/m", "suffix": "x"},
         indoxhub.InvalidParametersError,
-        "suffix can't be had from fakechat/m",
+        "fakechat/m doesn't support suffix",
     ),
     "large": ({"prompt": "a" * 1_100_000}, indoxhub.APIError, "Client error (413): The body is"),
 }
@@ -765,9 +765,9 @@ def expect(
 
 
 HUB_UPSTREAM: dict[str, tuple[int, Create, type[Exception], str]] = {
-    "bad": (400, {}, indoxhub.InvalidParametersError, "fake/m refused the request: fake 400"),
-    "entity": (422, {}, indoxhub.InvalidParametersError, "fake/m refused the request"),
-    "our_key": (401, {}, indoxhub.RequestError, "Server error (502): fake refused this server's"),
+    "bad": (400, {}, indoxhub.InvalidParametersError, "fake/m rejected the request: fake 400"),
+    "entity": (422, {}, indoxhub.InvalidParametersError, "fake/m rejected the request"),
+    "our_key": (401, {}, indoxhub.RequestError, "Server error (502): fake rejected the API key"),
     "own_key": (401, {"byok_api_key": "mine"}, indoxhub.APIError, "(403): fake refused your own"),
     "model": (404, {}, indoxhub.ModelNotFoundError, "Model 'fake/m' was not found"),
     "rate": (429, {}, indoxhub.RateLimitError, "Try again in 5 s"),
@@ -793,7 +793,7 @@ def test_a_provider_message_does_not_mislead_the_indoxhub_client(
     """It takes a 400 with "validation" in it for another error, a 404 with "provider" too."""
     words = {"error": {"message": "validation of the provider failed: invalid format"}}
     fake.script(fp.error(400, words))
-    expect(official, indoxhub.InvalidParametersError, "fake/m refused the request", {})
+    expect(official, indoxhub.InvalidParametersError, "fake/m rejected the request", {})
     fake.script(fp.error(404, words))
     expect(official, indoxhub.ModelNotFoundError, "Model 'fake/m' was not found", {})
 

@@ -100,11 +100,11 @@ def test_the_default_model_may_be_an_alias() -> None:
     [
         (Route(model="gpt-4o"), ModelNotFound, "Model 'gpt-4o' was not found."),
         (Route(model="sim/"), ModelNotFound, "Model 'sim/' was not found."),
-        (Route(model="/m"), ProviderNotFound, "Provider '' is not known here."),
-        (Route(model="smi/m"), ProviderNotFound, "'smi' is not known here. Did you mean sim?"),
-        (Route(model="zzzzz/m"), ProviderNotFound, "Provider 'zzzzz' is not known here."),
+        (Route(model="/m"), ProviderNotFound, "Provider '' was not found."),
+        (Route(model="smi/m"), ProviderNotFound, "'smi' was not found. Did you mean sim?"),
+        (Route(model="zzzzz/m"), ProviderNotFound, "Provider 'zzzzz' was not found."),
         (Route(model="m", provider="smi"), ProviderNotFound, "Did you mean sim?"),
-        (Route(model="locked/m"), ProviderNotFound, "its operator sets LOCKED_KEY"),
+        (Route(model="locked/m"), ProviderNotFound, "its operator must set LOCKED_KEY"),
         (Route(model="sim/m", fallbacks=("nobody/m",)), ProviderNotFound, "'nobody'"),
         (Route(model="x" * 500), ModelNotFound, f"'{'x' * 100}...'"),
     ],
@@ -166,14 +166,14 @@ def test_a_provider_is_enabled_when_its_key_is_set_or_not_needed(
 @pytest.mark.parametrize(
     ("aliases", "default", "says"),
     [
-        ({"fast": []}, "local/pydoc", "[aliases]: fast takes a model or a list of models"),
-        ({"fast": [1]}, "local/pydoc", "[aliases]: fast takes a model"),
-        ({"fast": 1}, "local/pydoc", "[aliases]: fast takes a model"),
-        ({"fast": "nobody/m"}, "local/pydoc", "fast: 'nobody/m' is no model of this server"),
-        ({"fast": "sim/"}, "local/pydoc", "fast: 'sim/' is no model"),
-        ({"fast": ["sim/m"], "best": "fast"}, "local/pydoc", "best: 'fast' is no model"),
-        ({}, "gpt-4o", "SLUICE_DEFAULT_MODEL: 'gpt-4o' is no model"),
-        ({"fast": ["sim/m"]}, "slow", "SLUICE_DEFAULT_MODEL: 'slow' is no model"),
+        ({"fast": []}, "local/pydoc", "[aliases]: fast must be a model or a list of models"),
+        ({"fast": [1]}, "local/pydoc", "[aliases]: fast must be a model"),
+        ({"fast": 1}, "local/pydoc", "[aliases]: fast must be a model"),
+        ({"fast": "nobody/m"}, "local/pydoc", "fast: 'nobody/m' is not a model of this server"),
+        ({"fast": "sim/"}, "local/pydoc", "fast: 'sim/' is not a model"),
+        ({"fast": ["sim/m"], "best": "fast"}, "local/pydoc", "best: 'fast' is not a model"),
+        ({}, "gpt-4o", "SLUICE_DEFAULT_MODEL: 'gpt-4o' is not a model"),
+        ({"fast": ["sim/m"]}, "slow", "SLUICE_DEFAULT_MODEL: 'slow' is not a model"),
     ],
 )
 def test_an_invalid_alias_or_default_model_stops_the_start(

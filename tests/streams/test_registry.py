@@ -757,7 +757,7 @@ def test_stop_reports_unknown_calls_and_calls_of_other_keys_as_not_found(
     registry.add(stream)
     with pytest.raises(StreamNotFound) as caught:
         registry.stop(key_id, stream_id)
-    assert caught.value.message == "No active stream has this id. It may have ended by itself."
+    assert caught.value.message == "No active stream has this id. It may have finished already."
     assert stream.mailbox.ended_by is None
 
 
