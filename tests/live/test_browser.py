@@ -93,7 +93,7 @@ def page(browser: Browser, server: Server, theme: Any, width: int) -> Iterator[P
 def sign_in(page: Page, server: Server, path: str = "/") -> None:
     page.goto(path)
     page.get_by_label("Your Sluice key").fill(server.key)
-    page.get_by_role("button", name="Open").click()
+    page.get_by_role("button", name="Sign in").click()
     expect(page.locator("#app")).to_be_visible()
 
 
@@ -275,7 +275,7 @@ def test_stop_is_at_hand_on_a_narrow_screen(page: Page, server: Server, fake: Fa
     expect(page.locator("#ending")).to_contain_text("Stopped")
 
 
-# The same by program
+# Use it from code
 
 PROMPT = 'It\'s a "test" of $HOME, `id` and \\n\nin two lines: \u00e9, \U0001f600'
 COMMANDS = {
@@ -351,7 +351,7 @@ def test_the_usage_page_follows_a_stream_stopped_in_another_tab(
     sign_in(other, server, "/usage")
     expect(other.locator("#active tbody tr")).to_have_count(1)
     ends = other.locator("#latest tbody tr .end")
-    expect(ends.first).to_have_text("under way")
+    expect(ends.first).to_have_text("active")
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("#ending")).to_contain_text("Stopped")
     expect(other.locator("#no-active")).to_be_visible(timeout=1000 * HANG_S)
@@ -391,7 +391,7 @@ def test_the_usage_page_shows_requests_tokens_and_active_streams(
             other.locator("#measure").get_by_text(measure).click()
             name = re.compile(f"Chart of {measure.lower()} by day")
             expect(other.locator("#chart")).to_have_attribute("aria-label", name)
-        other.get_by_text("As a table").click()
+        other.get_by_text("Show as a table").click()
         expect(other.locator("#days tbody tr")).to_have_count(1)
         with other.expect_download() as loaded:
             other.get_by_role("button", name="Download").click()
@@ -450,7 +450,7 @@ def test_pages_have_no_axe_violations_and_fit_the_screen_width(
         expect(page.locator("#latest tbody tr").first).to_be_visible()
         expect(page.locator("#active").get_by_role("button")).to_be_visible()
         expect(page.locator("#chart canvas")).to_be_visible()
-        page.get_by_text("As a table").click()
+        page.get_by_text("Show as a table").click()
         found["usage"] = violations(page)
         assert page.evaluate("document.documentElement.scrollWidth") == width
         assert found == {name: [] for name in found}
@@ -464,7 +464,7 @@ def test_the_playground_can_be_used_by_keyboard_alone(
     page.goto("/")
     expect(page.get_by_label("Your Sluice key")).to_be_visible()
     page.keyboard.press("Tab")
-    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
     expect(page.get_by_label("Your Sluice key")).to_be_focused()
