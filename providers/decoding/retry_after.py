@@ -1,7 +1,7 @@
 """The delay that a provider requests before a retry, decoded from its response headers.
 
-- The module is pure and reads no clock. A date is compared with the `date` header of its own
-  response, so a wrong clock on either side doesn't matter.
+- The module is pure and reads no clock. A date is compared with the response's `date`
+  header, so a wrong clock on either side doesn't matter.
 
 Source: RFC 9110, section 10.2.3 (seconds or a date); `retry-after-ms` is OpenAI's (read 2026-11).
 """

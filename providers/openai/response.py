@@ -1,8 +1,8 @@
 """Decoding of responses from OpenAI-compatible hosts into events.
 
 - The module is pure.
-- Streams and whole JSON bodies of both endpoints take one code path, so that they can't drift apart.
-  The text of a choice is read from its `text`, `delta` or `message`, whichever it has.
+- Streams and JSON bodies of both endpoints take one code path, so that they can't drift apart. The
+  text of a choice is read from its `text`, `delta` or `message`, whichever it has.
 
 Source: OpenAI API reference, "Completions" and "Chat", with their streaming objects; the xAI and
 DeepSeek references for usage (read 2026-11).
