@@ -1,9 +1,10 @@
-"""Settings: read once, at start, from the environment and sluice.toml; frozen afterwards.
+"""Settings, read once at start from the environment and sluice.toml, and frozen afterwards.
 
-Rules that hold here: the only module that sees the environment; the standard library only, because
-gunicorn.conf.py loads it in the master, before gevent patches anything. A value that is unknown or
-malformed stops the start with one line (ConfigError). VARIABLES is the whole list;
-docs/configuration.md documents each, and a test holds the two together.
+- Only this module reads the environment.
+- It imports only the standard library, because gunicorn.conf.py loads it in the master, before
+  gevent patches anything.
+- An unknown setting or an invalid value stops the start with a message of one line (ConfigError).
+- VARIABLES lists all settings. docs/configuration.md documents each of them, which a test checks.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 
 class ConfigError(Exception):
-    """The configuration can't be used; the message is one line that says what to change."""
+    """The configuration is invalid. The message is one line that says what to change."""
 
 
 TIMEOUT_FIELDS = ("connect", "first_event", "idle", "total")
@@ -32,23 +33,30 @@ TIMEOUT_FIELDS = ("connect", "first_event", "idle", "total")
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Seconds that a call to a provider may take: to connect, until its first event, between two
-    events, and in all."""
+    """The timeouts of a call to a provider, in seconds."""
 
     connect: float = 10
     first_event: float = 600
+    """Until the first event of the response."""
     idle: float = 120
+    """Between two events."""
     total: float = 1800
+    """For the whole call."""
     grace: float = 5
-    """How much later the transport gives up by itself, should nobody else have."""
+    """How much later the transport's read timeout ends a call that nothing else has ended."""
 
     @property
     def longest_silence(self) -> float:
-        """When the transport gives up by itself."""
+        """The transport's read timeout in seconds."""
         return max(self.first_event, self.idle) + self.grace
 
     def overridden(self, own: Mapping[str, float], within: Mapping[str, float]) -> Timeouts:
-        """With a provider's own limits, and none above what the caller wants at most."""
+        """Return a copy with other timeouts.
+
+        Args:
+            own: the provider's timeouts, which replace these.
+            within: the caller's upper bounds.
+        """
         if not (own or within):
             return self
         limits = {name: own.get(name, getattr(self, name)) for name in TIMEOUT_FIELDS}
@@ -57,17 +65,17 @@ class Timeouts:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that can be set. Durations are seconds, sizes bytes, money nano-dollars."""
+    """All settings. Durations are in seconds, sizes in bytes, amounts of money in nano-dollars."""
 
     config_file: Path | None = None
     keys_file: Path = Path("keys.jsonl")
     keys: str = field(default="", repr=False)
     database: Path = Path("sluice.db")
     database_url: str = field(default="", repr=False)
-    """Postgres, in the place of the file."""
+    """The URL of a Postgres database, which is used instead of the file."""
     ledger_required: bool = True
     redis_url: str = field(default="", repr=False)
-    """What several processes share; empty: this is the only one."""
+    """The Redis that several processes share; empty if there is only this process."""
     redis_verify: bool = True
     limits_required: bool = False
     reserve_tokens: int = 1024
@@ -96,15 +104,17 @@ class Settings:
     otel_endpoint: str = field(default="", repr=False)
     port: int | None = None
     workers: int = 1
-    """Processes that serve; more than one only with redis_url."""
+    """The number of worker processes; always 1 without redis_url."""
     providers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Tables of sluice.toml, as they are: [providers.NAME], [aliases], [prices."MODEL"]."""
+    """The tables [providers.NAME] of sluice.toml, not validated yet."""
     aliases: Mapping[str, Any] = field(default_factory=dict)
+    """The table [aliases] of sluice.toml, not validated yet."""
     prices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The tables [prices."MODEL"] of sluice.toml, not validated yet."""
     warnings: tuple[str, ...] = ()
-    """What the operator should know at start; a line each."""
+    """Warnings for the operator to log at start, one line each."""
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """For the providers' keys alone, whose variables the rows name."""
+    """The environment, to look up the providers' keys, whose variables are named in their rows."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -129,7 +139,7 @@ class Settings:
 
 
 def whole(least: int, most: int) -> Callable[[str, str], int]:
-    """A parser of whole numbers in a range."""
+    """Return a parser for whole numbers in a range, which includes both bounds."""
 
     def parse(name: str, text: str) -> int:
         return check_range(name, text, convert(name, text, int, "a whole number"), least, most)
@@ -138,24 +148,26 @@ def whole(least: int, most: int) -> Callable[[str, str], int]:
 
 
 def seconds(least: float, most: float) -> Callable[[str, str], float]:
-    """A parser of seconds in a range."""
+    """Return a parser for seconds in a range, which includes both bounds."""
 
     def parse(name: str, text: str) -> float:
-        return check_range(name, text, convert(name, text, float, "seconds"), least, most)
+        return check_range(
+            name, text, convert(name, text, float, "a number of seconds"), least, most
+        )
 
     return parse
 
 
 def dollars(least: int, most: int) -> Callable[[str, str], int]:
-    """A parser of dollars in a range, to nano-dollars."""
+    """Return a parser for US dollars in a range, which returns nano-dollars."""
 
     def parse(name: str, text: str) -> int:
         try:
             amount = Decimal(text.strip())
         except InvalidOperation:
-            raise ConfigError(f"{name} is {text!r}; it takes dollars") from None
+            raise ConfigError(f"{name} is {text!r}, but must be a number of US dollars") from None
         if not amount.is_finite() or not least <= amount <= most:
-            raise ConfigError(f"{name} is {text!r}; it takes {least} to {most}")
+            raise ConfigError(f"{name} is {text!r}, but must be from {least} to {most}")
         return int(amount * 10**9)
 
     return parse
@@ -164,7 +176,7 @@ def dollars(least: int, most: int) -> Callable[[str, str], int]:
 def one_of(*words: str) -> Callable[[str, str], str]:
     def parse(name: str, text: str) -> str:
         if text.strip().lower() not in words:
-            raise ConfigError(f"{name} is {text!r}; it takes one of: {', '.join(words)}")
+            raise ConfigError(f"{name} is {text!r}, but must be one of: {', '.join(words)}")
         return text.strip().lower()
 
     return parse
@@ -173,7 +185,7 @@ def one_of(*words: str) -> Callable[[str, str], str]:
 def flag(name: str, text: str) -> bool:
     words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
     if text.strip().lower() not in words:
-        raise ConfigError(f"{name} is {text!r}; it takes 1 or 0")
+        raise ConfigError(f"{name} is {text!r}, but must be 1 or 0")
     return words[text.strip().lower()]
 
 
@@ -182,9 +194,9 @@ def existing_file(name: str, text: str) -> Path:
     try:
         found = path.is_file()
     except OSError as error:
-        raise ConfigError(f"{name} is {text!r}, and that can't be read: {error.strerror}") from None
+        raise ConfigError(f"{name} is {text!r}, which can't be read: {error.strerror}") from None
     if not found:
-        raise ConfigError(f"{name} is {text!r}, and there is no such file")
+        raise ConfigError(f"{name} is {text!r}, but there is no such file")
     return path
 
 
@@ -192,7 +204,7 @@ def file_path(name: str, text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        raise ConfigError(f"{name} is {text!r}, and there is no such home directory") from None
+        raise ConfigError(f"{name} is {text!r}, but there is no such home directory") from None
 
 
 def words(_name: str, text: str) -> tuple[str, ...]:
@@ -211,15 +223,15 @@ def convert(name: str, text: str, kind: Callable[[str], T], what: str) -> T:
     try:
         return kind(text.strip())
     except ValueError:
-        raise ConfigError(f"{name} is {text!r}; it takes {what}") from None
+        raise ConfigError(f"{name} is {text!r}, but must be {what}") from None
 
 
 Number = TypeVar("Number", int, float)
 
 
 def check_range(name: str, text: str, value: Number, least: Number, most: Number) -> Number:
-    if not least <= value <= most:  # also false for nan
-        raise ConfigError(f"{name} is {text!r}; it takes {least} to {most}")
+    if not least <= value <= most:  # a NaN is out of range too
+        raise ConfigError(f"{name} is {text!r}, but must be from {least} to {most}")
     return value
 
 
@@ -281,8 +293,10 @@ def refuse_unknown(environ: Mapping[str, str]) -> None:
 
 
 def read_toml(path: Path | None) -> dict[str, Any]:
-    """The tables of sluice.toml: the file that SLUICE_CONFIG names, or ./sluice.toml if it is
-    there."""
+    """Return the tables of a configuration file, or of ./sluice.toml if no path is given.
+
+    Raises ConfigError if the file is invalid. A missing ./sluice.toml counts as empty.
+    """
     path = path or Path("sluice.toml")
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -306,14 +320,14 @@ def start_warnings(environ: Mapping[str, str]) -> list[str]:
     found = []
     if environ.get("DYNO") and not environ.get("DATABASE_URL"):
         found.append(
-            "DYNO is set and DATABASE_URL is not: this disk is not kept between restarts, "
-            "so put the key lines into SLUICE_KEYS, and add a Postgres for the ledger"
+            "DYNO is set but DATABASE_URL is not: a dyno loses its files when it restarts, "
+            "so put the lines of the keys into SLUICE_KEYS, and add a Postgres for the ledger"
         )
     wanted = environ.get("WEB_CONCURRENCY", "1").strip()
     if wanted not in ("", "1") and not environ.get("REDIS_URL", "").strip():
         found.append(
-            f"WEB_CONCURRENCY={wanted} is ignored: without REDIS_URL streams are known to one "
-            "process, so one worker serves"
+            f"WEB_CONCURRENCY={wanted} is ignored: several workers need a Redis to share their "
+            "streams, so without REDIS_URL only one worker is started"
         )
     return found
 
