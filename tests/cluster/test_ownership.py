@@ -1,5 +1,7 @@
-"""Processes that share a Redis, as several Fleets in one: claims, stop across them, and what Redis
-can do to them meanwhile."""
+"""ownership.py: claims and stops across processes, also while Redis fails.
+
+Several Cluster objects in one process stand for the processes.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ CALL = (KEY, "call-1")
 
 
 class Calls:
-    """A process's calls, for a Cluster to attend to."""
+    """A fake registry of a process's calls."""
 
     def __init__(self) -> None:
         self.active: dict[StreamKey, Summary] = {}
@@ -45,7 +47,7 @@ class Calls:
 
 
 class Process:
-    """A Cluster and its calls."""
+    """A process of the cluster: a Cluster and its calls."""
 
     def __init__(self, url: str) -> None:
         self.shared = RedisClient(url)
@@ -73,7 +75,7 @@ class Process:
         self.cluster.release(stream_key, stopped=stopped)
 
     def told_all(self) -> None:
-        """Wait for two more beats, the second of which began after this."""
+        """Wait for two heartbeats. The second one starts after this call."""
         so_far = self.beats
         wait(lambda: self.beats > so_far + 1)
 
@@ -86,7 +88,7 @@ def wait(condition: Callable[[], object], timeout: float = HANG_S) -> None:
 
 
 def answered(condition: Callable[[], bool]) -> bool:
-    """Whether it is so, once that can be known."""
+    """Return the condition's value, once it no longer raises Unavailable."""
     found: list[bool] = []
 
     def known() -> bool:
@@ -224,11 +226,11 @@ def test_stop_reports_false_when_the_owner_has_ended_the_call(
 
 
 def test_many_calls_of_another_process_are_stopped_in_order(ours: Process, other: Process) -> None:
-    places = [(KEY, str(n)) for n in range(200)]
-    for stream_key in places:
+    stream_keys = [(KEY, str(n)) for n in range(200)]
+    for stream_key in stream_keys:
         ours.begin(stream_key)
-    assert all(other.cluster.stop(stream_key) for stream_key in places)
-    assert ours.calls.stopped == places
+    assert all(other.cluster.stop(stream_key) for stream_key in stream_keys)
+    assert ours.calls.stopped == stream_keys
 
 
 @pytest.mark.parametrize("side", [ownership, messages], ids=["question", "answer"])
@@ -253,7 +255,7 @@ def test_stop_and_list_are_unavailable_while_the_owner_does_not_answer(
 
 
 def silence(process: Process, seconds: float) -> None:
-    """It goes on and can't beat; its last beat was so long ago."""
+    """Stop a process's heartbeat, and pretend that the last one was some seconds ago."""
     process.cluster._closing = True
     process.cluster._thread.join(HANG_S)
     process.shared.run(lambda client: age(client, process, seconds))
@@ -269,7 +271,7 @@ def test_stop_is_unavailable_while_a_process_is_silent(ours: Process, other: Pro
     with pytest.raises(Unavailable, match="not all processes"):
         other.cluster.stop(CALL)
     with pytest.raises(Unavailable, match="not all processes"):
-        other.cluster.stop((KEY, "it may have begun this one while nobody heard of it"))
+        other.cluster.stop((KEY, "the silent process may have started this call"))
     assert other.begin() == "exists"
     assert other.cluster.others(KEY) == []
 
@@ -297,10 +299,10 @@ def test_others_lists_the_calls_of_a_key_in_all_other_processes(
     assert ours.cluster.others("key_c") == []
 
 
-# What Redis does meanwhile
+# Failures of Redis
 
 
-def test_while_redis_is_away_calls_begin_and_end(
+def test_calls_start_and_end_while_redis_is_unavailable(
     redis_server: RedisServer, ours: Process, other: Process
 ) -> None:
     ours.begin((KEY, "before"))
@@ -342,7 +344,7 @@ def test_claims_are_reported_again_after_a_redis_flush(
     redis_server.flush()
     other.told_all()
     with pytest.raises(Unavailable, match="not all processes"):
-        other.cluster.stop((KEY, "unknown, as far as that can be known"))
+        other.cluster.stop((KEY, "unknown"))
     ours.told_all()
     assert other.begin() == "exists"
     assert other.cluster.stop(CALL) is True
@@ -364,10 +366,10 @@ def test_a_call_that_ends_while_claims_are_repeated_is_not_claimed(
     ours.begin()
     claim_all = ours.cluster._claim_all
 
-    def end_first(places: list[StreamKey]) -> None:
+    def end_first(stream_keys: list[StreamKey]) -> None:
         if CALL in ours.calls.active:
             ours.end()
-        claim_all(places)
+        claim_all(stream_keys)
 
     monkeypatch.setattr(ours.cluster, "_claim_all", end_first)
     ours.cluster._stale = True

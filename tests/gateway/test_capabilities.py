@@ -1,4 +1,4 @@
-"""capabilities.py: what a target can honour of a request, and what becomes of the rest."""
+"""capabilities.py: the parameters that a target supports, and the treatment of the others."""
 
 from __future__ import annotations
 

@@ -729,7 +729,7 @@ def test_indoxhub_client_raises_once_its_key_is_removed(server: Server, fake: Fa
 
 MODELS = "/v1/models"
 HUB_REFUSED: dict[str, tuple[Create, type[Exception], str]] = {
-    "provider": ({"model": "nobody/m"}, indoxhub.ProviderNotFoundError, "Provider 'nobody' is not"),
+    "provider": ({"model": "nobody/m"}, indoxhub.ProviderNotFoundError, "Provider 'nobody' was"),
     "model": ({"model": "bare"}, indoxhub.ModelNotFoundError, "Model 'bare' was not found"),
     "range": ({"temperature": 3}, indoxhub.InvalidParametersError, "temperature: got 3"),
     "type": ({"max_tokens": "x"}, indoxhub.InvalidParametersError, 'max_tokens: got "x"'),

@@ -1,4 +1,4 @@
-"""router.py: where a name leads, and with whose key."""
+"""router.py: which targets a model name resolves to, and which key each of them gets."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_a_provider_name_without_a_model_is_not_found() -> None:
 
 
 def keyed(text: str, route: Route | None = None) -> list[list[Target]]:
-    """What four calls in a row lead to."""
+    """Return the targets of four successive calls."""
     found = router({"LOCKED_KEY": text})
     return [found.targets(route or Route(model="locked/m")) for _ in range(4)]
 
@@ -225,7 +225,7 @@ def test_a_single_key_or_a_key_of_the_caller_is_always_one_target() -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", ",", " , ,\t"])
-def test_a_key_variable_of_commas_alone_is_no_key(text: str) -> None:
+def test_a_key_variable_with_only_commas_holds_no_key(text: str) -> None:
     found = router({"LOCKED_KEY": text})
     assert not found.enabled(found.provider("locked"))
     with pytest.raises(ProviderNotFound):

@@ -1,4 +1,4 @@
-"""upstream_errors.py: what a provider's failure is told as."""
+"""upstream_errors.py: the client's error for each failure of a provider."""
 
 from __future__ import annotations
 
