@@ -1,4 +1,4 @@
-"""auth.py: which headers carry a key, and which callers are let in. Keys are made in the tests."""
+"""Tests of auth.py: which headers carry a key, and which keys are accepted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("no_secret_is_logged")
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KeyStore:
-    """A store that looks at its file on every call."""
+    """Return a store that checks its file on every look-up."""
     monkeypatch.setattr(store_module, "LOOK_EVERY_S", 0)
     return KeyStore(tmp_path / "keys.jsonl")
 

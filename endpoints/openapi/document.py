@@ -130,10 +130,8 @@ def stop(face: Face) -> Part:
 def reading(id_: str, tag: str, summary: str, name: str, *kinds: Any, **more: Any) -> Part:
     """Return a GET operation that needs a key.
 
-    Args:
-        id_: the operation's id; with the prefix openai, its errors are those of the OpenAI face.
-        name: the response's schema; in brackets, the response is a list.
-        kinds: the errors that it raises.
+    An id_ that starts with openai selects the OpenAI face's errors. A name in brackets means that
+    the response is a list of that schema.
     """
     face: Face = "openai" if id_.startswith("openai") else "native"
     several = name.startswith("[")
@@ -192,8 +190,7 @@ def for_operators() -> dict[str, Part]:
     ready = open_get("ready", "Whether the server accepts calls", named("Ready"))
     away = named("Ready", "Retry-After")
     away["content"]["application/json"]["example"] = {"status": "draining"}
-    reason = "The server is shutting down, or the ledger's database is unavailable."
-    ready["responses"]["503"] = away | {"description": reason}
+    ready["responses"]["503"] = away | {"description": "Shutting down, or without its ledger."}
     text = ok({"type": "string"}, examples.METRICS, media="text/plain")
     text["content"]["application/openmetrics-text"] = {"example": examples.METRICS}
     asset = ok(None, "", media="text/css")

@@ -1,4 +1,4 @@
-"""endpoints/models.py: the providers and what they have, in the native shape."""
+"""Tests of endpoints/models.py: providers and models in the native format."""
 
 from __future__ import annotations
 

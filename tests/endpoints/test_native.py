@@ -1,4 +1,4 @@
-"""endpoints/native.py over Flask's test client, with a fake provider: exact bodies, exact bytes."""
+"""Tests of endpoints/native.py with Flask's test client and a fake provider, to the byte."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def body_of(answer: TestResponse) -> dict[str, Any]:
 
 
 def assert_error(answer: TestResponse, status: int, code: str, says: str = "") -> dict[str, Any]:
-    """The answer is this error, in exactly the documented shape."""
+    """Check that a response is this error, in exactly the documented format."""
     assert (answer.status_code, answer.mimetype) == (status, "application/json"), answer.data
     found = body_of(answer)
     assert list(found) == ERROR_KEYS
@@ -73,7 +73,7 @@ def assert_error(answer: TestResponse, status: int, code: str, says: str = "") -
 
 
 def assert_right_words(detail: str, status: int, code: str) -> None:
-    """The official client chooses its exception by words."""
+    """Check the words by which the official client chooses its exception."""
     words = detail.lower()
     if code == "model_not_found":
         assert "Model" in detail
@@ -240,7 +240,7 @@ def test_stopped_answer_holds_the_text_so_far_and_is_cancelled(
     assert attempt.aborts >= 1
 
 
-# What a provider is asked
+# Requests to providers
 
 
 @pytest.mark.parametrize(
@@ -301,12 +301,12 @@ def test_failed_target_falls_back_to_the_next_target(
     assert body_of(answer)["provider"] == "sim"
 
 
-# StreamRegistry
+# Streams
 
 
 def frame(data: dict[str, Any] | str, event: str | None = None) -> str:
     text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"))
-    text = text.replace("1e-05", "0.00001")  # the same number
+    text = text.replace("1e-05", "0.00001")  # json and msgspec format it differently
     return (f"event: {event}\n" if event else "") + f"data: {text}\n\n"
 
 
@@ -341,7 +341,7 @@ DONE = "data: [DONE]\n\n"
 
 
 def text_of(answer: TestResponse) -> str:
-    """A stream's bytes, with its one time left out."""
+    """Return a stream's text, with the latency replaced by MS."""
     return re.sub(r'("latency_ms":)[0-9.]+', r"\1MS", answer.get_data(as_text=True))
 
 
@@ -478,7 +478,7 @@ def test_failure_before_the_first_event_is_an_http_error(
 
 @given(st.lists(st.text(max_size=10), max_size=5))
 def test_frames_never_have_empty_choices_or_a_stray_error_key(texts: list[str]) -> None:
-    """No empty choices, no key `error` but in an error, no line that ends early."""
+    """Check also that no other line separator ends a line early."""
     encoder = native.NativeEncoder(a_stream())
     events: Batch = [Delta(0, text) for text in texts]
     outcome = Outcome("completed", None, Usage(), 0, 0, 0, None, 200)
@@ -789,7 +789,7 @@ PATHS = [
 
 @pytest.fixture
 def secrets(monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict[str, str]]:
-    """Lines of a key file, and the text of keys that are not good."""
+    """Return lines of a key file, and the text of invalid keys by the reason."""
     monkeypatch.setattr("keys.store.LOOK_EVERY_S", 0)
     disabled, first = make_key("disabled", disabled=True)
     expired, second = make_key("expired")

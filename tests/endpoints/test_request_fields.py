@@ -1,5 +1,4 @@
-"""endpoints/request_fields.py: any JSON value is a field's value, or a sentence that names the
-field."""
+"""Tests of endpoints/request_fields.py: a field accepts a value, or the error names the field."""
 
 from __future__ import annotations
 
@@ -75,18 +74,18 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "logit_bias": st.dictionaries(TEXT, number(-100, 100), max_size=3),
     "user": st.text(max_size=5),
 }
-"""best_of depends on n, and is tested apart."""
+"""Valid values by field. best_of depends on n, so it has its own test."""
 
 
 def read(data: dict[str, Any]) -> CompletionRequest:
-    """A native body as the request that it means."""
+    """Return the request of a native body."""
     found, request = native.parse(data)
     request_fields.to_route(found)
     return request
 
 
 def refusal(data: dict[str, Any]) -> InvalidRequest | None:
-    """Why it means none; None: it does."""
+    """Return the error for a body; None if the body is valid."""
     try:
         read(data)
     except InvalidRequest as error:
@@ -117,7 +116,6 @@ def test_any_field_value_is_accepted_or_rejected_with_a_helpful_error(
 
 @given(st.sampled_from(sorted(NAMES)), JSON)
 def test_a_field_in_additional_params_is_checked_as_in_the_body(name: str, value: Any) -> None:
-    """Whichever place a value stands in, it is taken or refused."""
     if name in request_fields.BEYOND_PARAMS or name not in native.FIELDS:
         return
 
@@ -158,7 +156,7 @@ def test_an_invalid_byok_api_key_is_not_shown_in_the_error_message(secret: str, 
 
 @given(st.fixed_dictionaries({}, optional={name: optional(VALID[name]) for name in VALID}))
 def test_valid_field_values_reach_the_request_and_the_route(fields: dict[str, Any]) -> None:
-    """Through JSON, and back out of the request and the route."""
+    """Send the values through JSON, and read them back from the request and the route."""
     data = json.loads(json.dumps(fields))
     found = request_fields.parameters({name: v for name, v in data.items() if v is not None})
     request, route = (
@@ -262,7 +260,7 @@ def test_best_of_below_n_is_rejected(fields: dict[str, Any], fine: bool) -> None
     assert caught.value.param == "best_of"
 
 
-def test_the_first_field_that_is_wrong_is_named() -> None:
+def test_the_first_invalid_field_is_named() -> None:
     with pytest.raises(InvalidRequest) as caught:
         request_fields.parameters({"n": 1, "temperature": "hot", "max_tokens": 0})
     assert caught.value.param == "temperature"
@@ -339,7 +337,7 @@ def test_a_field_with_two_different_values_is_rejected() -> None:
     assert caught.value.message == message
 
 
-# Showing
+# Values in messages
 
 
 @pytest.mark.parametrize(
@@ -369,7 +367,7 @@ def test_every_json_value_can_be_shown_and_has_a_kind(value: Any) -> None:
     assert shown("byok_api_key", value) == kind_of(value)
 
 
-# Reading
+# Bodies
 
 
 def reading(flask: Flask, data: bytes, limit: int = 1000, **options: Any) -> Any:
@@ -432,7 +430,7 @@ def test_an_unsupported_content_type_is_rejected_and_named(flask: Flask, kind: s
         (b'"prompt"', "The body is a string of 6 characters;"),
     ],
 )
-def test_the_error_for_a_body_that_is_no_json_object_gives_the_reason(
+def test_the_error_for_a_body_that_is_not_a_json_object_gives_the_reason(
     flask: Flask, data: bytes, says: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
@@ -466,11 +464,11 @@ def test_a_body_above_the_size_limit_is_rejected_and_read_to_its_end(
         else:
             with pytest.raises(RequestTooLarge, match="larger than 1000 bytes"):
                 request_fields.read_object(1000)
-    assert stream.read() == b"", "the rest is taken"
+    assert stream.read() == b"", "the rest of the body was not read"
 
 
 class Feed:
-    """A request's stream: chunks, then an exception or more chunks."""
+    """A fake request stream: it returns chunks, raises, then returns `forever` endlessly."""
 
     def __init__(self, *items: bytes | Exception, forever: bytes = b"") -> None:
         self.items: Iterator[bytes | Exception] = iter(items)

@@ -1,4 +1,4 @@
-"""endpoints/usage.py: what the caller has used, and nobody else."""
+"""Tests of endpoints/usage.py: the usage of the caller's key, and of no other key."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def key_id(site: Site) -> str:
 
 
 def fill(site: Site, *rows: tuple[Any, ...], **fields: Any) -> None:
-    """Settled rows of the site's key."""
+    """Add settled rows of the site's key to the ledger."""
     with connected(database_url(None, site.app.extensions["sluice"].settings.database)) as found:
         for row in rows:
             settled_row(found, *row, **{"key_id": key_id(site), **fields})
@@ -62,7 +62,7 @@ def ok(site: Site, path: str, **headers: str) -> Any:
 
 
 def refused(site: Site, path: str) -> str:
-    """The message of a 400."""
+    """Check that a GET is refused with 400, and return the error's message."""
     answer = site.get(path)
     assert (answer.status_code, answer.mimetype) == (400, "application/json"), answer.data
     assert answer.json is not None
@@ -321,7 +321,7 @@ def test_a_csv_without_rows_is_its_header_line(site: Site) -> None:
     assert len(site.get(f"{USAGE}?format=csv").data.splitlines()) == 1
 
 
-# One by one
+# The request list
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
@@ -376,7 +376,7 @@ def test_a_listed_request_shows_all_fields_of_its_ledger_row(site: Site) -> None
     ]
 
 
-def test_requests_of_the_caller_alone_are_paged_newest_first(site: Site) -> None:
+def test_the_request_list_pages_only_requests_of_the_caller_newest_first(site: Site) -> None:
     fill(site, *((f"2026-01-{day:02}T12:00:00",) for day in range(1, 26)))
     fill(site, ("2026-01-31T12:00:00",), key_id="key_of_others")
     seen, path = [], REQUESTS
