@@ -28,8 +28,6 @@ STATUSES: Final = {
 
 
 class OutputDetails(msgspec.Struct):
-    """The `output_tokens_details` object."""
-
     thinking_tokens: Count | None = None
 
 
@@ -59,8 +57,6 @@ class Message(msgspec.Struct):
 
 
 class Change(msgspec.Struct):
-    """The `delta` object of a block or of the message."""
-
     type: str | None = None
     text: str | None = None
     stop_reason: str | None = None

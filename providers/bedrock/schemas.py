@@ -15,8 +15,6 @@ from providers.decoding.lenient_json import Count
 
 
 class Text(msgspec.Struct):
-    """A piece of text in a delta or a block."""
-
     text: str | None = None
 
 

@@ -66,7 +66,6 @@ def _credentials() -> Any:
 
 
 def _region(url: str) -> str | None:
-    """Return the region in the host name, or else the configured region."""
     match = REGION.search(urlsplit(url).hostname or "")
     if match:
         return match[1]

@@ -87,7 +87,6 @@ def read_whole(body: bytes) -> Batch:
 
 
 def text_of(message: Message) -> str:
-    """Return the text of a message, whose content may be a block, a list of blocks or a string."""
     content = message.content
     if isinstance(content, Content):
         return (content.text or "") if content.type == "text" else ""

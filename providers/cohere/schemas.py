@@ -20,15 +20,11 @@ Amount = Annotated[float, msgspec.Meta(ge=0, le=1 << 53)]
 
 
 class Tokens(msgspec.Struct):
-    """The `billed_units` and `tokens` objects."""
-
     input_tokens: Amount | None = None
     output_tokens: Amount | None = None
 
 
 class Counts(msgspec.Struct):
-    """The `usage` object."""
-
     billed_units: Tokens | None = None
     tokens: Tokens | None = None
     cached_tokens: Amount | None = None
@@ -48,8 +44,6 @@ class Message(msgspec.Struct):
 
 
 class Change(msgspec.Struct):
-    """The `delta` object."""
-
     message: Message | None = None
     finish_reason: str | None = None
     usage: Counts | None = None

@@ -78,7 +78,7 @@ class _Pending:
         if self.pieces:
             text = b"".join((*self.pieces, text))
             self.pieces, self.unfinished = [], 0
-        if self.data or self.event:  # restore the last LF: it may be half of a blank line
+        if self.data or self.event:  # the LF before this text may be half of a blank line
             text = b"\n" + text
         elif len(text) <= MAX_LINE:
             plain, text = _plain(text)
@@ -93,7 +93,6 @@ class _Pending:
             self.hold(rest)
 
     def hold(self, piece: bytes) -> None:
-        """Keep a piece of a line whose end hasn't arrived yet."""
         self.unfinished += len(piece)
         if self.unfinished > MAX_LINE:
             raise _too_long("line", MAX_LINE)

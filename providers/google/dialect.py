@@ -141,7 +141,6 @@ def _read(response: GoogleResponse, frames: list[sse.Frame], batch: Batch) -> No
 
 
 def _end(response: GoogleResponse, excerpt: bodies.Excerpt, batch: Batch) -> None:
-    """Append the final events after the end of the body."""
     try:
         response.finish_all(batch, whole=False)
     except UpstreamError:

@@ -24,16 +24,12 @@ DONE: Final = b"[DONE]"
 
 
 class Details(msgspec.Struct, gc=False):
-    """The `prompt_tokens_details` and `completion_tokens_details` objects."""
-
     cached_tokens: Count | None = None
     cache_write_tokens: Count | None = None
     reasoning_tokens: Count | None = None
 
 
 class Tokens(msgspec.Struct, gc=False):
-    """The `usage` object."""
-
     prompt_tokens: Count | None = None
     completion_tokens: Count | None = None
     total_tokens: Count | None = None
@@ -61,8 +57,6 @@ class Choice(msgspec.Struct, gc=False):
 
 
 class Groq(msgspec.Struct, gc=False):
-    """The `x_groq` object, in which Groq repeats the usage."""
-
     usage: Tokens | None = None
 
 
