@@ -1,5 +1,7 @@
-"""Limits and budgets that several machines share: what one key may do, it may do once in the whole
-cluster, however its calls are spread."""
+"""Tests of limits and budgets that several machines share.
+
+A key's limits hold for the whole cluster, however its calls are spread over workers.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,7 @@ def cluster(started: tuple[Cluster, dict[str, str]], fake: FakeProvider) -> Clus
 
 @pytest.fixture
 def keys(started: tuple[Cluster, dict[str, str]]) -> dict[str, str]:
-    """Their texts, by their names in KEYS."""
+    """Return the keys by their names in KEYS."""
     return started[1]
 
 
@@ -84,7 +86,7 @@ def rows_of(cluster: Cluster, key: str) -> list[Row]:
 
 
 def at_once(cluster: Cluster, key: str, kind: Kind, *, count: int = CALLS) -> list[Sent]:
-    """That many calls, of many callers at a time, spread over all workers."""
+    """Make `count` calls from CALLERS threads, spread over all workers."""
     all_sent = [Sent(kind, (NATIVE, OPENAI)[number % 2]) for number in range(count)]
     with ThreadPoolExecutor(CALLERS) as callers:
         list(callers.map(lambda sent: play(cluster, key, sent), all_sent))
@@ -93,7 +95,7 @@ def at_once(cluster: Cluster, key: str, kind: Kind, *, count: int = CALLS) -> li
 
 
 def workers_of(found: Sequence[Row]) -> int:
-    """How many workers made these calls."""
+    """Return the number of workers that made these calls."""
     return len({row["owner"] for row in found})
 
 
@@ -114,7 +116,7 @@ def test_requests_per_minute_are_counted_once(
 def test_each_worker_reports_the_shared_remaining_requests(
     cluster: Cluster, fake: FakeProvider, keys: dict[str, str]
 ) -> None:
-    """The free tier's ten a minute: what is told of a limit is told alike by each worker."""
+    # The free tier allows ten requests per minute.
     fake.default(fp.answer(fp.body("x", usage=TOLD)))
     answers = []
     with cluster.clients_to_each() as clients:
@@ -130,8 +132,7 @@ def test_each_worker_reports_the_shared_remaining_requests(
 def test_reserved_tokens_never_exceed_the_hourly_limit(
     cluster: Cluster, fake: FakeProvider, keys: dict[str, str]
 ) -> None:
-    """All hold their reserve until the provider may answer: no more of them may be under way than
-    the limit has room for."""
+    # The provider responds only after all calls are accepted or rejected, so all holds overlap.
     fake.default([fp.gate("answer"), *fp.answer(fp.body("x", usage=TOLD))])
     kind = Kind("limits", more={"max_tokens": ASKED_TOKENS})
     opening = threading.Event()
@@ -160,14 +161,14 @@ def test_reserved_tokens_never_exceed_the_hourly_limit(
 
 
 def prompt_tokens(sent: Sent) -> int:
-    """About as Sluice estimates them: a token is four bytes."""
+    """Estimate the tokens of the prompt as Sluice does: four bytes per token."""
     return -(-len(f"{sent.kind.name} {sent.id}") // 4)
 
 
 def test_unused_reserved_tokens_are_given_back_to_all_workers(
     cluster: Cluster, fake: FakeProvider, keys: dict[str, str]
 ) -> None:
-    """Each call reserves half of the hour's tokens, and uses a few."""
+    # Each call reserves half of the hourly tokens, but uses only a few.
     fake.default(fp.answer(fp.body("x", usage=TOLD)))
     left = []
     with cluster.clients_to_each() as clients:
