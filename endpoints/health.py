@@ -32,6 +32,6 @@ def ready() -> Response:
     cooling = {name[:MOST_OF_A_NAME]: round(seconds, 1) for name, seconds in found}
     shared = services().redis_client
     remarks: dict[str, object] = {"cooling": cooling} if cooling else {}
-    if shared is not None and not shared.available:  # no 503, because calls work without Redis
+    if shared is not None and not shared.available:  # no 503, because calls continue without Redis
         remarks |= {"redis": "unavailable"}
     return json_response({"status": "ready"} | remarks)

@@ -73,7 +73,7 @@ def exchange_key() -> Response:
 
 @bp.post("/auth/token")
 def refuse_token() -> Response:
-    """Refuse. The official client posts a key here if it is invalid; its body is never read."""
+    """Refuse every request. The official client posts an invalid key here; the body is not read."""
     raise Unauthorized(key_sent=True)
 
 

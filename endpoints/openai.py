@@ -86,16 +86,13 @@ def model(model: str) -> Response:
 
 
 def described(name: str) -> dict[str, Any]:
-    """Return a model in OpenAI's format. The time of its creation is unknown, hence the 0."""
+    """Return a model in OpenAI's format. Its creation time is unknown, so it is 0."""
     owner = name.partition("/")[0] if "/" in name else "sluice"
     return {"id": name, "object": "model", "created": 0, "owned_by": owner}
 
 
 def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRequest, bool]:
-    """Return the parameters, the request, and True if a stream must end with its usage.
-
-    Raises InvalidRequest.
-    """
+    """Return the parameters, the request, and the value of include_usage. Raises InvalidRequest."""
     fields = {name: value for name, value in data.items() if value is not None}
     if "prompt" not in fields:
         raise InvalidRequest(f"prompt is missing; expected {PROMPT_TAKES}.", param="prompt")
@@ -114,7 +111,7 @@ def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRe
     tries = max(found.n or 1, found.best_of or 1)
     if len(prompts) * tries > MOST_CHOICES:
         raise InvalidRequest(
-            f"{len(prompts)} prompts with {tries} choices each exceed {MOST_CHOICES} choices.",
+            f"{len(prompts)} prompts with {tries} choices each exceed the limit of {MOST_CHOICES}.",
             param="n",
         )
     return found, request_fields.to_request(found, prompts, extra, others), include_usage
@@ -255,7 +252,7 @@ class OpenAIEncoder:
         return b"".join([*frames, calls.DONE])
 
     def _late_remarks(self) -> bytes:
-        """Return a comment that replaces X-Sluice-Dropped, since the headers went out too early."""
+        """Return a comment that names dropped parameters, once it is too late for the header."""
         self._released = False
         dropped = calls.dropped_names(self._stream)
         return f": X-Sluice-Dropped: {dropped}\n\n".encode() if dropped else b""

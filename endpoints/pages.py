@@ -99,7 +99,7 @@ def static(name: str) -> Response:
 
 
 def wants_html() -> bool:
-    """Return True if the client prefers HTML to JSON. One that accepts anything gets JSON."""
+    """Return True if the client prefers HTML to JSON; `*/*` prefers neither."""
     kinds = ("application/json", "text/html")
     return request.accept_mimetypes.best_match(kinds) == "text/html"
 

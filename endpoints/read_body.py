@@ -18,7 +18,7 @@ from server.read_deadline import read_deadlines
 READ_SIZE = 4 * 1024
 """Bytes per read. Small, because a read can parse thousands of one-byte chunks without yielding."""
 DRAIN_BYTES = 16 * 1024 * 1024
-"""How much of a too large body is read, so that its sender gets to see the response."""
+"""How many bytes of a too large body are read, so that its sender sees the response."""
 DRAIN_S = 5.0
 PATIENCES = 4
 """The time limit for the whole body, as a multiple of the client's timeout for a single read."""

@@ -1,7 +1,7 @@
 """Validation of a completion's body, with errors that name the field and what was expected.
 
-msgspec checks all fields in one fast pass. Only if that fails, a slower pass finds the invalid
-field and writes the message.
+msgspec checks all fields in one fast pass. Only if that fails does a slower pass find the invalid
+field and write the message.
 
 - null counts as absent.
 - Nothing is clamped or guessed.
@@ -104,8 +104,8 @@ BEYOND_PARAMS = frozenset(
         *("extra_headers", "extra_body", "extra_query"),
     )
 )
-"""Fields that additional_params can't set. `models` is one of them because with it a router could
-use models that the key may not."""
+"""Fields that additional_params can't set. `models` is one of them, because a provider that routes
+requests by it could use models that the key may not use."""
 
 
 def read_object(max_body: int) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def read_object(max_body: int) -> dict[str, Any]:
 
 
 def parameters(data: dict[str, Any]) -> Parameters:
-    """Return the fields, checked. Raises InvalidRequest for the first invalid one."""
+    """Return the fields as Parameters. Raises InvalidRequest for the first invalid one."""
     try:
         found = msgspec.convert(data, Parameters)
     except msgspec.ValidationError:
@@ -185,10 +185,10 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], hint: str = "") -
 
 
 def merge_params(fields: dict[str, Any]) -> dict[str, Any]:
-    """Remove additional_params from a body's fields, and move the names that Sluice knows up there.
+    """Replace additional_params in a body's fields by those of its fields that Sluice knows.
 
     Returns:
-        The other names of additional_params, which go to the provider unchanged.
+        The other fields of additional_params, which go to the provider unchanged.
 
     Raises:
         InvalidRequest: additional_params is not an object, sets a field of BEYOND_PARAMS, or

@@ -35,9 +35,9 @@ class Services(NamedTuple):
     tracing: Tracing | None = None
 
     def starts(self) -> Iterator[tuple[Callable[[], None], bool]]:
-        """Yield the functions that connect to the ledger and to Redis.
+        """Yield the functions that connect to the ledger and to Redis, which raise ConfigError.
 
-        Each raises ConfigError on failure, and comes with True if the server can't start then.
+        Each comes with True if the server can't start without that connection.
         """
         yield self.ledger.start, self.settings.ledger_required
         if self.cluster is not None:

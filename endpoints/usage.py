@@ -120,8 +120,7 @@ def table(by: str, rows: dict[str, Sums]) -> Response:
 
 
 def described(row: RowMapping) -> dict[str, Any]:
-    """Return a row of the ledger. While it is open, its tokens and cost are an estimate of the
-    input only."""
+    """Return a ledger row as JSON. In an open row, tokens and cost are estimates of the input."""
     counts = usage.tokens(row["input_tokens"], row["output_tokens"])
     parts = {
         name: row[f"{name}_tokens"]
@@ -180,7 +179,7 @@ def parameters(*known: str) -> dict[str, str]:
         label = name if len(name) <= 100 else name[:100] + "..."
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            more = f"Did you mean {near[0]}?" if near else f"Known ones: {', '.join(known)}."
+            more = f"Did you mean {near[0]}?" if near else f"Known parameters: {', '.join(known)}."
             raise InvalidRequest(f"Unknown parameter: {label}. {more}", param=label)
         if len(values) > 1:
             raise InvalidRequest(f"{name} appears {len(values)} times; send it once.", param=name)

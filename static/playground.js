@@ -158,7 +158,7 @@ class Answer {
     const about = this.usage && this.usage.source !== "estimate" ? "" : "≈ ";
     const now = this.ended ?? performance.now();
     const flowing = now - (this.first ?? now);
-    // A completion that arrived all at once is divided by the duration of the whole request.
+    // If the completion arrived all at once, the rate is that of the whole request.
     const seconds = (flowing > 50 ? flowing : now - this.began) / 1000;
     const cost = this.cost();
     $("live-tokens").textContent = about + whole(this.tokens());

@@ -19,7 +19,7 @@ Part = dict[str, Any]
 
 HEADERS = {
     "X-Request-ID": "The request's id, sent by the client or generated. The log contains it.",
-    "X-Stream-ID": "The id to stop the call with.",
+    "X-Stream-ID": "The id by which to stop the call.",
     "X-Sluice-Attempts": "The number of attempts at providers.",
     "X-Sluice-Dropped": "The parameters that the target ignores.",
     "X-RateLimit-Bypass": "The call used the caller's own provider key.",
@@ -159,7 +159,7 @@ def usage() -> Part:
         ],
     )
     good = found["responses"]["200"]
-    good["description"] = "All sums; with group_by, or as CSV, the sums by that group only."
+    good["description"] = "All sums. With group_by or as CSV, the sums of one group only."
     shown = {n: {"value": examples.ANSWERS[n]} for n in ("UsageReport", "UsageGroups")}
     schema = {"oneOf": [ref(name) for name in shown]}
     good["content"]["application/json"] = {"schema": schema, "examples": shown}

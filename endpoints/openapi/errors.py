@@ -28,21 +28,23 @@ SAMPLES: tuple[tuple[str, SluiceError], ...] = (
         ),
     ),
     (
-        "The target lacks a parameter that would change the result.",
+        "The target doesn't support a parameter that would change the result.",
         errors.UnsupportedParameter("local/pydoc doesn't support suffix.", param="suffix"),
     ),
     ("The key is missing, unknown, disabled or expired.", errors.Unauthorized(key_sent=True)),
     (
         "The key's budget is spent.",
-        errors.InsufficientCredits("The budget of this key is spent."),
+        errors.InsufficientCredits(
+            "This key's budget of $10 has $0 left, but this call may cost $0.0008."
+        ),
     ),
     (
         "The model is not on the key's list.",
         errors.ModelForbidden("This key may not use openai/gpt-4o-mini.", param="model"),
     ),
     (
-        "The provider refused the caller's own key.",
-        errors.ByokRejected("openai refused the key in byok_api_key.", param="byok_api_key"),
+        "The provider rejected the caller's own key.",
+        errors.ByokRejected("openai rejected your own key (byok_api_key)."),
     ),
     ("There is nothing at this path.", errors.NotFound("There is nothing at this path.")),
     (
@@ -55,7 +57,7 @@ SAMPLES: tuple[tuple[str, SluiceError], ...] = (
     ),
     (
         "The caller has no active call with this id.",
-        errors.StreamNotFound("Stream 'my-stream' was not found."),
+        errors.StreamNotFound("No active stream has this id. It may have finished already."),
     ),
     (
         "The path doesn't allow this method.",
@@ -75,7 +77,7 @@ SAMPLES: tuple[tuple[str, SluiceError], ...] = (
     ),
     (
         "A limit of the key or of the provider is reached.",
-        errors.RateLimited("Try again in 12 seconds.", retry_after=12, details=LIMIT),
+        errors.RateLimited("Try again in 12 s.", retry_after=12, details=LIMIT),
     ),
     ("The server has a bug; search its log for the request id.", errors.InternalError()),
     ("The provider failed.", errors.UpstreamError("openai failed.")),

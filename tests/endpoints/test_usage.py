@@ -147,7 +147,7 @@ def test_an_invalid_date_is_refused_with_400(site: Site, name: str, text: str) -
         (f"{USAGE}?start_date=2026-02-01&end_date=2026-01-31", "start_date is after end_date"),
         (
             f"{USAGE}?x=1",
-            "Unknown parameter: x. Known ones: start_date, end_date, group_by, format.",
+            "Unknown parameter: x. Known parameters: start_date, end_date, group_by, format.",
         ),
         (f"{USAGE}?strat_date=1", "Unknown parameter: strat_date. Did you mean start_date?"),
         (f"{USAGE}?model=m", "Unknown parameter: model."),
