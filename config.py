@@ -37,13 +37,13 @@ class Timeouts:
 
     connect: float = 10
     first_event: float = 600
-    """Until the first event of the response."""
+    """The time until the first event of the response."""
     idle: float = 120
-    """Between two events."""
+    """The time between two events."""
     total: float = 1800
-    """For the whole call."""
+    """The time for the whole call."""
     grace: float = 5
-    """How much later the transport's read timeout ends a call that nothing else has ended."""
+    """The margin of the transport's read timeout over these timeouts, which should fire first."""
 
     @property
     def longest_silence(self) -> float:

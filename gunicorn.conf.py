@@ -135,7 +135,7 @@ def tell_workers(server: Any) -> None:
 
 
 def on_reload(server: Any) -> None:
-    """Repeat the changes to the settings, which a reload has read again.
+    """Apply Sluice's changes to gunicorn's settings again, as a reload has reset them.
 
     The metrics directory stays the same, so that the old workers, which drain, still count.
     """
@@ -144,7 +144,7 @@ def on_reload(server: Any) -> None:
 
 
 def choose_worker(server: Any) -> None:
-    """Use Sluice's worker for `-k gevent`, as it is a gevent worker."""
+    """Replace gunicorn's gevent worker with Sluice's, which is a subclass of it."""
     if server.cfg.worker_class_str == "gevent":
         server.cfg.set("worker_class", WORKER)
         server.worker_class = server.cfg.worker_class
@@ -166,7 +166,9 @@ def on_exit(server: Any) -> None:
 
 
 def pre_fork(_server: Any, _worker: Any) -> None:
-    gc.freeze()  # the worker shares the master's memory until its garbage collector writes to it
+    # Keep the worker's garbage collector from writing to the master's objects, which would copy the
+    # memory that both share.
+    gc.freeze()
 
 
 def tells_news(record: logging.LogRecord) -> bool:
@@ -207,7 +209,7 @@ def connect(worker: Any, services: Any) -> None:
     """Connect to the ledger and to Redis.
 
     If that fails in one of the first workers, the settings are assumed to be wrong, and the server
-    ends. A later worker starts, and connects when they are available again.
+    ends. A later worker starts anyway, and connects once they are available.
     """
     for start, needed in services.starts():
         try:
@@ -240,7 +242,7 @@ def wordless(handle_error: Callable[..., None]) -> Callable[..., None]:
 
 
 def watch(worker: Any) -> None:
-    """Shut idle connections down while the worker runs, and drain it when it is to end.
+    """Shut idle connections down while the worker runs, and drain the worker when it must end.
 
     gunicorn has no hook for that moment, whether the reason is TERM, HUP or max_requests.
     """

@@ -62,7 +62,7 @@ TERMS = (
     click.option(
         "--max-streams",
         metavar="N",
-        help="The most calls at once, or 'share' for the server's share for a key.",
+        help="The most calls at once, or 'share' for the server's limit per key.",
     ),
 )
 
@@ -223,7 +223,7 @@ def parse_streams(text: str) -> int | None:
         return None
     if not re.fullmatch("[0-9]{1,99}", text):
         raise click.ClickException(
-            "--max-streams must be a whole number, or 'share' for the server's share for a key."
+            "--max-streams must be a whole number, or 'share' for the server's limit per key."
         )
     return int(text)
 

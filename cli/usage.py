@@ -31,7 +31,7 @@ docs/decisions/0007-the-ledger.md."""
 
 
 class LedgerGroup(AppGroup):
-    """A group of commands that report errors of the ledger and the key store in one line."""
+    """A group of commands that report errors of the ledger and the keys in one line on stderr."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

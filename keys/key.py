@@ -2,7 +2,7 @@
 
 - A key's secret is never stored, only its SHA-256.
 - An error about a row names the field, but never quotes its value.
-- A misspelt restriction must not lift the restriction: a row that lacks a field is invalid.
+- A misspelt field name must not lift a restriction, so a row that lacks a field is invalid.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class BrokenLine(Exception):
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """An API key, with what its caller may use. All times are in UTC."""
+    """An API key and its restrictions. All times are in UTC."""
 
     id: Annotated[str, Meta(pattern=r"\Akey_[A-Za-z0-9_-]{1,64}\Z")]
     name: Annotated[str, Meta(min_length=1, max_length=100)]
@@ -100,7 +100,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     budget_period: Period = "total"
     """The period of the budget: a UTC day or month, or all time."""
     max_streams: Annotated[int, Meta(ge=1)] | None = None
-    """The number of calls at once; None: the server's share for a key."""
+    """The most calls at once; None: the server's limit per key."""
     models: tuple[str, ...] = ("*",)
     """Globs of full model names (provider/model)."""
 

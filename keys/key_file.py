@@ -1,7 +1,7 @@
 """The key file: how its lines are read and written, and how the file is replaced.
 
 - An error about a line names its number and the field, but never quotes its content.
-- No state is kept between calls: keys.store.KeyStore does that.
+- This module keeps no state; keys.store.KeyStore does.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class View(NamedTuple):
 
 
 def read_view(data: bytes, name: str, fixed: bytes) -> View:
-    """Return the keys in the bytes of the file and of SLUICE_KEYS.
+    """Parse the key file and SLUICE_KEYS.
 
     Of several lines with the same id or hash, only the first counts.
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 LEAST_PIECE = 8
-"""The number of consecutive characters of a secret that are redacted."""
+"""The least number of consecutive characters of a secret that are redacted."""
 MARK = "[key]"
 MOST_WORDS = 1000
 """The number of characters of a provider's message that a client may see."""

@@ -44,7 +44,7 @@ POSTGRES = {
 
 
 class DatabaseAway(Exception):
-    """The database can't be reached or can't write, so the work may or may not have been committed.
+    """The database can't be reached or can't write. The work may or may not have been committed.
 
     The message is meant for the log.
     """
@@ -70,7 +70,7 @@ def database_url(variable: str | None, path: Path) -> str:
     except (ArgumentError, ValueError):  # not chained: the message may quote the password
         count = 0
     if not count:
-        raise ConfigError("DATABASE_URL takes postgresql://USER:PASSWORD@HOST/NAME")
+        raise ConfigError("DATABASE_URL must be postgresql://USER:PASSWORD@HOST/NAME")
     return url
 
 

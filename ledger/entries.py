@@ -14,7 +14,7 @@ from errors import InsufficientCredits
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """A call as it is opened.
+    """A call at the time when its row is opened.
 
     The tokens and the cost are estimates for its input, which become final if its process dies.
     """
@@ -45,7 +45,8 @@ class Budget(msgspec.Struct, frozen=True):
 class Claim(msgspec.Struct, frozen=True):
     """The part of a budget that a call reserves while it is open.
 
-    A call reserves `most_nano`, or the rest of the budget if that is at least `least_nano`.
+    A call reserves `most_nano`, or the rest of the budget if that is less. If the rest is below
+    `least_nano`, the call is refused.
     """
 
     budget: Budget
@@ -63,7 +64,7 @@ class Opening(msgspec.Struct):
     failed: bool = False
     """True if the row could not be written."""
     tried: bool = False
-    """True once a transaction has tried to write the row, which may exist even if that failed."""
+    """True after an attempt to write the row, which may exist even if the attempt failed."""
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""The ledger of a process: it writes one row for each accepted call, whatever happens to the call.
+"""The ledger, which records a row for each accepted call, whatever happens to the call.
 
 - A call's row is opened before its provider is called and settled before the last byte of the
   response is sent. The row is on disk when `open` and `settle` return.
@@ -61,7 +61,7 @@ class Group:
         self._watched = self._late = False
 
     def wait(self) -> bool:
-        """Wait for the commit, and return True if it took less than WAIT_S.
+        """Wait for the commit, and return False if it takes longer than WAIT_S.
 
         Only the first waiter has a timeout and wakes the others: under gevent, a timer for each
         would double the cost of waiting.
@@ -111,7 +111,8 @@ class Ledger:
         """Steps that could not be committed and will be tried again."""
         self._pump = BackgroundThread(self._run, "ledger")
         self._trouble = ""
-        # Open calls. Updated without a lock: it only decides whether a group waits for more steps.
+        # The number of open calls. It is updated without a lock and may be slightly wrong, but it
+        # only decides how long a group waits for more steps.
         self._under_way = 0
         self._tend_at = 0.0
         self._ready = False
@@ -168,10 +169,9 @@ class Ledger:
         return False
 
     def settle(self, settlement: Settlement) -> None:
-        """Settle a call's row.
+        """Settle a call's row, which is on disk on return.
 
-        On return the row is on disk, unless the database is unavailable: then the settlement is
-        kept and written later.
+        While the database is unavailable, the settlement is kept in memory and written later.
         """
         self._under_way -= 1
         group = self._submit(settlement)
@@ -216,7 +216,7 @@ class Ledger:
         return results[0]
 
     def close(self, patience: float = 5.0) -> None:
-        """Commit the pending steps and withdraw this process from the owners of rows.
+        """Commit the pending steps, and record that this process has no open rows.
 
         Args:
             patience: seconds to wait for the commit.

@@ -1,4 +1,4 @@
-"""Detection of dead processes, so that the ledger closes only the open rows of dead ones.
+"""Detection of dead processes, whose open rows the ledger must close.
 
 A reload starts new workers while the old ones still serve, so an open row of another process
 doesn't mean that the process is dead.
@@ -28,7 +28,7 @@ OPEN = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Presence(Protocol):
-    """A process's sign of life to the others, and its view of them. Only one thread uses it."""
+    """The means to show that this process is alive, and to detect dead ones. Not thread-safe."""
 
     def begin(self, connection: Connection) -> None:
         """Announce this process, before it opens a row and again on each new connection."""
@@ -40,7 +40,7 @@ class Presence(Protocol):
         """Return True if another process is known to be dead."""
 
     def leave(self, connection: Connection) -> None:
-        """Withdraw this process, which has no open rows and is shutting down."""
+        """Remove this process, which has no open rows and is shutting down."""
 
 
 class LockFile:

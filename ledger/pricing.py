@@ -64,7 +64,6 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
     id: str
     name: str | None = None
-    """The display name."""
     context_window: int | None = None
     """The size of the context window in tokens."""
     price: Price | None = None
@@ -92,7 +91,7 @@ def cost(usage: Usage, price: Price) -> int:
 def ceiling(price: Price, input_tokens: int, output_tokens: int) -> int:
     """Return the highest possible cost of a call with that many tokens, in nano-dollars.
 
-    It holds for any number of cached tokens and for each tier.
+    The bound holds for any number of cached tokens and in every tier.
     """
     inputs = (price.input, price.cache_read, price.cache_write)
     dearest = max([rate.most for rate in inputs if rate is not None])
@@ -110,7 +109,7 @@ def per_mtok(rate: Rate) -> float:
 
 
 class Prices:
-    """The prices of all targets."""
+    """A lookup of prices, first in sluice.toml and then in the data of genai-prices."""
 
     def __init__(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
         """Read the tables [prices."provider/model"] of sluice.toml, by name.
@@ -186,7 +185,7 @@ def known_models(price_id: str) -> Iterator[ModelFacts]:
 
 
 def from_data(data: ModelPrice) -> Price | None:
-    """Return a price of the package, or None if it isn't a price for text."""
+    """Convert a price of the package. Return None if it has no price for text."""
     fields = data.__dict__
     if fields.get("input_mtok") is None and fields.get("output_mtok") is None:
         return None

@@ -138,7 +138,6 @@ def first_id(moment_us: int) -> str:
 
 
 def now_us() -> int:
-    """Return the current time in microseconds since 1970 UTC."""
     return time.time_ns() // 1000
 
 

@@ -1,6 +1,6 @@
 """Maintenance of the ledger: verification, pruning and backups.
 
-- All of it works while the server runs.
+- Each operation works while the server runs.
 - Memory is bounded: verification handles one day of requests at a time, and pruning one batch.
 """
 
@@ -44,7 +44,7 @@ PART_US = 1_000_000
 """The tolerance by which a part of a call may exceed its duration; each is measured separately."""
 MOST_PROBLEMS = 100
 PRUNED_BEFORE = "pruned_before"
-"""The name of the fact whose value is the id from which on no row was ever pruned."""
+"""The name of the fact that stores the lower bound of the ids that pruning has not reached."""
 
 row = requests.c
 settled = row.ended_us.is_not(None)
@@ -78,8 +78,6 @@ CHECKS = {
 
 
 class Verification(NamedTuple):
-    """The result of a verification."""
-
     rows: int
     """The number of rows that were checked."""
     problems: list[str]
@@ -221,7 +219,7 @@ def prune(connection: Connection, before_us: int, batch: int) -> int:
 
     Args:
         before_us: the time in microseconds since 1970.
-        batch: the number of rows to delete. Further rows of the same microsecond go with them.
+        batch: the number of rows to delete, apart from further rows of the same microsecond.
 
     Returns:
         The number of deleted rows; 0 when none are left.
@@ -230,8 +228,7 @@ def prune(connection: Connection, before_us: int, batch: int) -> int:
         select(row.id).where(prunable(before_us)).order_by(row.id).offset(batch - 1).limit(1)
     ).scalar()
     end = before_us if last is None else moment_of(last) + 1
-    # Only one bound on the id: given two, SQLite would search by the other one, which includes all
-    # old rows.
+    # Only one bound on the id: given two, SQLite may use the looser one, and read all old rows.
     some = and_(settled, row.id < first_id(end), row.started_us < before_us)
     deleted = connection.execute(delete(requests).where(some)).rowcount
     if deleted:
@@ -254,7 +251,7 @@ def note_pruned(connection: Connection, whole_from: str) -> None:
 
 
 def pruned_before(connection: Connection) -> str:
-    """Return the id from which on no row was ever pruned; empty if none was pruned."""
+    """Return the lower bound of the ids that pruning has not reached; empty if none was pruned."""
     found = select(facts.c.value).where(facts.c.name == PRUNED_BEFORE)
     return str(connection.execute(found).scalar() or "")
 

@@ -119,8 +119,8 @@ def latest(
     """Return a key's latest requests, open ones too, newest first.
 
     Args:
-        before: the id before which to start; None starts at the newest.
-        limit: the largest number of requests to return.
+        before: the id below which to start; None: start at the newest request.
+        limit: the most requests to return.
     """
     found = select(requests).where(requests.c.key_id == key_id)
     if before is not None:

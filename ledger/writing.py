@@ -31,7 +31,7 @@ INTERRUPTED_STATUS = 500
 
 
 def write(connection: Connection, owner: str, steps: Sequence[LedgerStep]) -> None:
-    """Write steps in the current transaction. Sets `refusal` and `tried` of each Opening."""
+    """Write steps in the current transaction, and set `refusal` and `tried` of each opening."""
     openings = [step for step in steps if isinstance(step, Opening)]
     withdrawn = [step.id for step in steps if isinstance(step, Withdrawal)]
     lock_budgets(connection, openings)
@@ -140,8 +140,8 @@ AT_FIRST = {
 
 def settle(connection: Connection, settlements: Sequence[Settlement]) -> None:
     rows = [(*astuple(one), *astuple(one.usage), one.entry.id) for one in settlements]
-    # Try all rows at once. If one of them is settled already, which is rare, settle them one by one
-    # to find out which rows to add to the roll-up.
+    # Try all rows at once. In the rare case that one of them isn't open, settle them one by one to
+    # find out which ones to add to the roll-up.
     if len(rows) > 1:
         directly(connection, "SAVEPOINT several")
         if execute(connection, CLOSING, rows) == len(rows):

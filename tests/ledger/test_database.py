@@ -49,7 +49,7 @@ def test_database_url_is_normalized_or_falls_back_to_sqlite(variable: str | None
 def test_invalid_database_url_error_hides_the_password(variable: str) -> None:
     with pytest.raises(ConfigError) as caught:
         database_url(variable, Path("sluice.db"))
-    assert str(caught.value).startswith("DATABASE_URL takes postgresql://")
+    assert str(caught.value).startswith("DATABASE_URL must be postgresql://")
     assert SECRET not in repr(caught.value)
 
 
@@ -244,11 +244,11 @@ def test_outage_message_is_one_line_without_statement_or_password(
         link = Link(url)
         with pytest.raises(DatabaseAway) as caught:
             link.run(count)
-        told = str(caught.value)
-        assert told
-        assert "\n" not in told
-        assert "SELECT" not in told
-        assert SECRET not in told
+        message = str(caught.value)
+        assert message
+        assert "\n" not in message
+        assert "SELECT" not in message
+        assert SECRET not in message
         link.close()
 
 

@@ -116,13 +116,13 @@ def test_a_group_that_is_written_twice_counts_once(
         write(connection, ME, [Opening(entry) for entry in entries[:settled]])
         write(connection, ME, steps)
         once = state(connection)
-        told = [step.refusal is None for step in steps if isinstance(step, Opening)]
+        accepted = [step.refusal is None for step in steps if isinstance(step, Opening)]
         write(connection, ME, steps)
         assert state(connection) == once
-        assert [step.refusal is None for step in steps if isinstance(step, Opening)] == told
-        there = {row[0] for row in once[0]}
+        assert [step.refusal is None for step in steps if isinstance(step, Opening)] == accepted
+        ids = {row[0] for row in once[0]}
         openings = [step for step in steps if isinstance(step, Opening)]
-        assert [step.entry.id in there for step in openings] == told
+        assert [step.entry.id in ids for step in openings] == accepted
 
 
 @given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 500)), max_size=12))

@@ -243,9 +243,9 @@ def test_no_call_is_accepted_while_the_database_is_unavailable(
         assert eventually(lambda: ledger.available)
         assert ledger.open(an_entry())
     assert len(rows(sqlite_url)) == 1
-    told = [record.getMessage() for record in caplog.records if record.name == "sluice.ledger"]
-    assert told.count("the ledger's database is unavailable: connection refused") == 1
-    assert told.count("the ledger's database is available again") == 1
+    lines = [record.getMessage() for record in caplog.records if record.name == "sluice.ledger"]
+    assert lines.count("the ledger's database is unavailable: connection refused") == 1
+    assert lines.count("the ledger's database is available again") == 1
 
 
 def test_an_optional_ledger_refuses_only_budgeted_calls_in_an_outage(sqlite_url: str) -> None:
