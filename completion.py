@@ -1,4 +1,4 @@
-"""The vocabulary of completions: requests, and the events that answer them, in no wire format.
+"""The vocabulary of completions: requests and events, independent of any wire format.
 
 - The module contains only values: no I/O, and nothing about HTTP, faces or providers.
 - A call produces a sequence of events. `fold` turns them into a Completion, so that streams and
@@ -34,7 +34,7 @@ operator's key."""
 
 
 class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A validated request in no face's format. None, () and {} mean that a parameter is unset.
+    """A validated request from any face. None, () and {} mean that a parameter is unset.
 
     The faces leave a parameter unset if its value is a no-op (n 1, best_of 1, penalties 0, top_p 1,
     empty logit_bias), so that a target without that parameter can still serve the request.
@@ -66,7 +66,6 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def choices(self) -> int:
-        """The number of choices in the completion: n for each prompt."""
         return len(self.prompts) * (self.n or 1)
 
 
@@ -132,7 +131,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 def total(usages: Iterable[Usage]) -> Usage:
-    """Return the sum of some usages. It is an estimate if any usage with tokens is one."""
+    """Return the sum of some usages. It is an estimate if any of them with tokens is one."""
     several = list(usages)
     if len(several) == 1 and (several[0].total_tokens or several[0].source == "provider"):
         return several[0]

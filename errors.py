@@ -36,8 +36,8 @@ from typing import Any, ClassVar
 
 NO_RETRY = {"x-should-retry": "false"}
 LONGEST_RETRY_S = 60
-"""The longest Retry-After that SDKs may obey. A longer one comes with NO_RETRY, because one SDK
-sleeps for as long as Retry-After says."""
+"""The longest wait for which SDKs may retry on their own. One SDK sleeps for as long as Retry-After
+says, so a longer wait comes with NO_RETRY."""
 
 
 class SluiceError(Exception):
@@ -191,8 +191,8 @@ class UpstreamError(SluiceError):
     Attributes:
         upstream_status: the provider's HTTP status. None if the provider sent no response, closed
             the connection early, or sent an invalid body.
-        upstream_code, upstream_message: the provider's own code and message, shown only in the
-            details.
+        upstream_code, upstream_message: the provider's own code and message. They may contain a
+            key, so `public_error` redacts them.
         retry_after: the seconds that the provider asked to wait.
     """
 
@@ -239,9 +239,10 @@ def limit_details(
     """Return the error details for a reached limit.
 
     Args:
-        kind: the details' limit_type.
-        retry_after: in seconds; None if waiting doesn't help.
-        reset_time: when the limit resets, in ISO 8601.
+        kind: the kind of limit, for the field limit_type.
+        limit: None if the limit isn't known or isn't a number.
+        retry_after: the seconds to wait; None if waiting doesn't help.
+        reset_time: the time at which the limit resets, in ISO 8601.
     """
     return {
         "limit_type": kind,
@@ -252,15 +253,12 @@ def limit_details(
 
 
 def whole_seconds(seconds: float) -> int:
-    """Round a wait up to whole seconds, at least 1, as Retry-After needs it."""
+    """Round a wait up to whole seconds, and to at least 1, for Retry-After."""
     return max(1, math.ceil(seconds))
 
 
 def retry_headers(seconds: float) -> dict[str, str]:
-    """Return the Retry-After header. For a long wait, add a header that stops SDKs from retrying.
-
-    Otherwise an SDK might sleep for that long.
-    """
+    """Return the Retry-After header. Add NO_RETRY if the wait is longer than LONGEST_RETRY_S."""
     headers = {"Retry-After": str(whole_seconds(seconds))}
     if seconds > LONGEST_RETRY_S:
         headers.update(NO_RETRY)
@@ -270,7 +268,7 @@ def retry_headers(seconds: float) -> dict[str, str]:
 def forget_frames(error: BaseException) -> None:
     """Drop the traceback and the causes of an error that will be stored.
 
-    Its frames refer to all of the call's objects, among them the one that stores the error. Such a
-    cycle would stay in memory until the garbage collector runs.
+    A traceback refers to all objects of the call, including the one that stores the error. That
+    reference cycle would keep them in memory until the garbage collector runs.
     """
     error.__traceback__ = error.__cause__ = error.__context__ = None

@@ -49,7 +49,7 @@ CLAIM_RESULTS: tuple[ClaimResult, ...] = ("yes", "exists", "too many")
 
 
 class Local(Protocol):
-    """The registry of this process's calls."""
+    """The part of the stream registry that the cluster needs."""
 
     def stop_here(self, stream_key: StreamKey) -> bool: ...
     def end_active(self, stream_key: StreamKey) -> bool: ...
@@ -106,7 +106,8 @@ class Cluster:
             share: the maximum number of the key's calls in the cluster; None means no limit.
 
         Returns:
-            "yes" also if Redis is unavailable, because calls never depend on it.
+            "yes"; "exists" if another process has a call with this id; "too many" if the key has
+            reached its share. If Redis is unavailable, "yes", because calls don't depend on Redis.
         """
         self._thread.start()
         self._unreleased.pop(stream_key, None)
@@ -181,7 +182,6 @@ class Cluster:
         return self._local.summaries_here(question.key_id)
 
     def _work(self) -> None:
-        """Send heartbeats, and answer other processes' questions between them."""
         listener, failures = None, 0
         while not self._closing:
             try:
@@ -214,11 +214,11 @@ class Cluster:
         now = time.monotonic()
         if self._stale or since != self._since or now - self._beaten_at > SILENT_S:
             self._stale, self._since = False, since
-            self._tell_all()
+            self._repeat_claims()
         self._beaten_at = now
         self._post.reply_to(dict(zip(asked[::2], asked[1::2], strict=True)))
 
-    def _tell_all(self) -> None:
+    def _repeat_claims(self) -> None:
         """Claim all active calls again, and release those that have ended. Raises RedisAway."""
         stream_keys = self._local.stream_keys()
         for n in range(0, len(stream_keys), AT_ONCE):

@@ -1,4 +1,4 @@
-"""The Redis client. Through Redis, several processes share state that one process keeps in memory.
+"""The Redis client. Processes share state in Redis that a single process would keep in memory.
 
 - A process without REDIS_URL doesn't import redis-py.
 - Nothing waits for an unavailable Redis: after a failure, `run` raises RedisAway at once, until
@@ -68,7 +68,7 @@ class RedisClient:
             "socket_timeout": TIMEOUT_S,
             "socket_connect_timeout": CONNECT_TIMEOUT_S,
             "socket_keepalive": True,
-            # The server may have closed an idle connection. All scripts are idempotent.
+            # Redis may have closed an idle connection. A retry is safe: all work is repeatable.
             "retry": Retry(NoBackoff(), 1, (redis.ConnectionError,)),
             "client_name": "sluice",
         }
@@ -97,7 +97,7 @@ class RedisClient:
         return not self._trouble
 
     def run(self, work: Callable[[redis.Redis], T]) -> T:
-        """Run the work, which must be idempotent, and return its result. Raises RedisAway."""
+        """Run the work and return its result. The work may run twice. Raises RedisAway."""
         if not self._trouble:
             with self._room:
                 if not self._trouble:  # Redis may have failed while this thread waited
@@ -105,7 +105,7 @@ class RedisClient:
         raise RedisAway(self._trouble)
 
     def script(self, work: Callable[[Any], T]) -> T:
-        """Run a single script, in a batch with other callers' scripts. Raises RedisAway."""
+        """Run a single script, in a batch with other threads' scripts. Raises RedisAway."""
         if self._trouble:
             raise RedisAway(self._trouble)
         return self._attempt(work, self._together)
@@ -160,7 +160,7 @@ class RedisClient:
         try:
             return work(client)
         except self._failures as failure:
-            trouble = said(failure)
+            trouble = one_line(failure)
             with self._lock:
                 news, self._trouble = not self._trouble, trouble
             if news:
@@ -169,8 +169,6 @@ class RedisClient:
 
 
 class PendingCommand:
-    """A command in the batcher's queue, whose caller waits until it is done."""
-
     __slots__ = ("command", "done", "result")
 
     def __init__(self, command: Command) -> None:
@@ -180,7 +178,7 @@ class PendingCommand:
 
 
 class ScriptBatcher:
-    """A batcher for the scripts of many callers.
+    """A batcher for the scripts of many threads.
 
     Scripts in one batch cost a fraction of what they cost one by one (see
     docs/decisions/0009-the-cluster.md). redis-py's Script objects take the batcher for a client.
@@ -229,19 +227,18 @@ class ScriptBatcher:
         except Exception as failure:
             if not isinstance(failure, RedisAway):
                 log.exception("can't send scripts to Redis")
-            results = [RedisAway(str(failure)) for _ in orders]  # each caller raises its own copy
+            results = [RedisAway(str(failure)) for _ in orders]  # each thread raises its own copy
         for order, result in zip(orders, results, strict=True):
             order.result = result
             order.done.set()
 
 
-def said(failure: Exception) -> str:
+def one_line(failure: Exception) -> str:
     """Return the message of a Redis or system error, cut to one short line."""
     return " ".join(str(failure).split())[:300] or type(failure).__name__
 
 
 def hint(failure: RedisAway) -> str:
-    """Return a hint for a failed certificate verification, or an empty string."""
     if "CERTIFICATE_VERIFY_FAILED" not in str(failure):
         return ""
     return "; if the host signs its own certificates, as Heroku does, set SLUICE_REDIS_VERIFY=0"

@@ -90,7 +90,7 @@ class Reader:
     def _model(self, stream: Stream, group: list[Candidate], *, last: bool) -> SluiceError | None:
         """Try one model. Return None if the call has ended, else the last failure.
 
-        After a 429, another key of the provider is tried at once. Other retries wait.
+        After a 429, the provider's other keys are tried at once. Retries wait for a back-off.
         """
         failure: SluiceError | None = None
         among, fresh, retries = group, group, 0
@@ -162,7 +162,6 @@ class Reader:
         return self._budget.take(group[0].target) and stream.pause(max(wait, cooling))
 
     def _note_health(self, stream: Stream, target: Target, failure: SluiceError | None) -> None:
-        """Report an attempt's outcome to the circuit breakers."""
         if failure is None:
             return  # its first event was reported as a success, or the call was ended early
         if isinstance(failure, UpstreamTimeout) and stream.deadlines.is_callers_own(
@@ -272,18 +271,18 @@ class Reader:
 
 
 def final(stream: Stream, failure: SluiceError) -> bool:
-    """Return True if no other attempt may follow.
+    """Return True if no other model may be tried.
 
-    That is so if the provider refused the request itself, the client has seen part of the answer,
-    or the call has ended.
+    That is so if the request itself was refused, the client has seen part of the answer, or the
+    call has ended.
     """
     return not classify(failure).try_next or stream.first_event is not None or stream.ended
 
 
 def error_for_client(stream: Stream, failure: SluiceError) -> SluiceError:
-    """Return the error for the client. It shows no key of the target that failed.
+    """Return the error for the client, without the key of the target that failed.
 
-    That target may not be the last one, and the provider's message may quote its key.
+    The provider's message may quote that key. The target isn't necessarily the last one.
     """
     if not isinstance(failure, UpstreamError):
         return failure

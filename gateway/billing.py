@@ -1,6 +1,6 @@
 """The billing of a call: reserve quota and budget at its start, and settle them at its end.
 
-- Each admitted call has one row in the ledger.
+- Each admitted call has one row in the ledger, unless the ledger is unavailable and not required.
 - Each reservation is settled exactly once.
 - A call with a BYOK key bypasses the limits and the budget, but is recorded.
 """
@@ -46,10 +46,9 @@ class Billing:
         self._ledger = ledger
 
     def payable(self, key: Key, candidates: list[Candidate]) -> list[Candidate]:
-        """Return the candidates that the key can pay for.
+        """Return the candidates that the key can pay for. Raises ModelForbidden if there is none.
 
-        If the key has a budget, they need a known price, except with a BYOK key. Raises
-        ModelForbidden if no candidate is left.
+        If the key has a budget, a candidate needs a known price or a BYOK key.
         """
         if budget_of(key) is None:
             return candidates
@@ -83,7 +82,7 @@ class Billing:
             raise
 
     def settle(self, reservation: Reservation, stream: Stream, outcome: Outcome) -> None:
-        """Settle a call that has ended. Its ledger row is on disk on return."""
+        """Settle a call that has ended. Its ledger row, if it has one, is on disk on return."""
         self._quota.settle(reservation.hold, outcome.usage.total_tokens)
         if reservation.recorded:
             self._ledger.settle(settlement(reservation.entry, stream, outcome))

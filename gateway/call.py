@@ -30,8 +30,6 @@ COMMENTS = {
 
 
 class AttemptRecord(msgspec.Struct, frozen=True):
-    """An attempt's record in the ledger."""
-
     provider: str
     model: str
     key: int
@@ -59,7 +57,7 @@ class Outcome(msgspec.Struct, frozen=True):
     cost: int | None
     duration: float
     latency: float
-    """The time since the last attempt started."""
+    """The provider's part of the duration: the time since the last attempt started."""
     first_event: float | None
     """The time from admission to the first event; None if there was none."""
     status: int
@@ -182,7 +180,7 @@ class Call:
             self.close()
 
     def close(self) -> None:
-        """Settle a call that has not been settled yet: its client must have gone."""
+        """Settle the call as client_gone, unless it has already been settled."""
         if self._outcome is None:
             self.stream.end("client_gone")
             self._settle(End("client_gone"))

@@ -1,8 +1,9 @@
 """The parameters of a request that a target supports, and how Sluice treats the others.
 
 - No parameter is dropped silently.
-- If an unsupported parameter would change the result, the target is skipped or the request refused.
-- If Sluice can do exactly what the parameter does, it emulates the parameter.
+- If an unsupported parameter would change the result, the target is skipped. If no target is left,
+  the request is refused.
+- If Sluice can produce exactly the parameter's effect, it emulates the parameter.
 - If the parameter is a hint, it is dropped, and its name is reported to the caller.
 """
 
@@ -53,7 +54,7 @@ def candidates(
         strict: refuse hints that a target doesn't support, instead of dropping them.
 
     Raises:
-        UnsupportedParameter: no target supports the request. It names the first target.
+        UnsupportedParameter: no target supports the request. The error names the first target.
     """
     fitting = []
     refusal: UnsupportedParameter | None = None
@@ -128,7 +129,7 @@ PARAMETER_WORDS = {
 FIELDS = {"token_ids": "prompt", "echo_logprobs": "logprobs"}
 """The request fields behind the names that aren't fields themselves."""
 BAGS = frozenset(("extra", "openai_extra"))
-"""Fields that hold parameters under the caller's names."""
+"""Fields that hold parameters under names that the caller chose."""
 EMPTY: Mapping[str, Any] = {"logit_bias": {}, "extra": {}, "openai_extra": {}}
 
 

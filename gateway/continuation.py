@@ -12,7 +12,7 @@ from streams.stream import Stream
 
 
 def continuations(stream: Stream, chosen: list[Candidate]) -> Iterator[Candidate]:
-    """Yield the candidates that can continue the stream's text, with the remaining request.
+    """Yield the candidates that can continue the stream's text, with the rest of the request.
 
     Chat models are left out: they would reply to their own text instead of continuing it.
     """
@@ -35,16 +35,16 @@ def continuations(stream: Stream, chosen: list[Candidate]) -> Iterator[Candidate
 
 
 def continuable(request: CompletionRequest) -> bool:
-    """Return True if another attempt could continue the request's text.
+    """Return True if another attempt could continue the answer to this request.
 
-    That takes a stream of one plain-text choice. Requests with host-specific parameters are
-    excluded, because the effect of, say, a grammar or a minimum length on a second attempt is
-    unknown.
+    The answer must be a stream of one choice of plain text. Requests with host-specific parameters
+    are excluded, because nobody knows how, say, a grammar or a minimum length would affect a second
+    attempt.
     """
     plain = request.logprobs is None and not request.echo and request.suffix is None
-    ours = not (request.extra or request.openai_extra)
+    standard = not (request.extra or request.openai_extra)
     single = request.choices == 1 and isinstance(request.prompts[0], str)
-    return request.stream and single and plain and ours
+    return request.stream and single and plain and standard
 
 
 def ends_in_a_stop(text: str, request: CompletionRequest) -> bool:

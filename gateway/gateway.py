@@ -100,7 +100,7 @@ class Gateway:
         within: Mapping[str, float] = NO_LIMITS,
         client: socket.socket | None = None,
     ) -> Call:
-        """Admit a call and start it. Its ledger row is on disk on return.
+        """Admit a call and start it. Its ledger row, if it has one, is on disk on return.
 
         Args:
             endpoint: the path of the request.
@@ -163,7 +163,6 @@ class Gateway:
     def _choose(
         self, request: CompletionRequest, route: Route, key: Key, *, strict: bool
     ) -> list[Candidate]:
-        """Return the candidates to try, in order. Raises SluiceError if there is none."""
         targets = permitted(key, self.router.targets(route))
         fitting = candidates(request, targets, strict=strict or self.settings.strict)
         return self._billing.payable(key, fitting)
@@ -219,14 +218,14 @@ def permitted(key: Key, targets: list[Target]) -> list[Target]:
 
 
 def usages_of(stream: Stream, end: End) -> list[Usage]:
-    """Return the usage of each attempt."""
     return [attempt.tally.usage(failed=unbilled(attempt, end)) for attempt in stream.attempts]
 
 
 def unbilled(attempt: Attempt, end: End) -> bool:
-    """Return True if an attempt costs nothing, provided that it failed before its first event.
+    """Return True if an attempt costs nothing, given that it ended before its first event.
 
-    A timeout, except of the connection, is billed: the provider was already working.
+    That is so if it failed or never reached the provider. After a timeout it does cost something,
+    because the provider was already working on it.
     """
     if attempt.failure is None:
         return unreached(end.error) or end.reason == "provider_error"
@@ -234,7 +233,6 @@ def unbilled(attempt: Attempt, end: End) -> bool:
 
 
 def unreached(error: SluiceError | None) -> bool:
-    """Return True if the error shows that the provider never received the call."""
     return isinstance(error, UpstreamTimeout) and error.phase == "connect"
 
 

@@ -67,8 +67,6 @@ class BreakerEvent(NamedTuple):
 
 
 class BreakerSync:
-    """A process's connection to the stream of events."""
-
     def __init__(self, redis_client: RedisClient, lasts: float) -> None:
         """Register the script. `lasts` is the lifetime of an event in seconds."""
         from redis import Redis  # imported here because a single process doesn't need redis-py
@@ -89,8 +87,8 @@ class BreakerSync:
         Returns:
             The other processes' events, or None if Redis is unavailable.
         """
-        told = [encode(self._me, event, now) for event in events if len(event.key[1]) <= MOST_NAME]
-        sent = [self._last, self._lasts, MOST, *told]
+        new = [encode(self._me, event, now) for event in events if len(event.key[1]) <= MOST_NAME]
+        sent = [self._last, self._lasts, MOST, *new]
         try:
             moment, entries = self._redis.run(partial(self._script, [STREAM], sent))
         except RedisAway:
@@ -121,8 +119,8 @@ def decode(me: str, fields: dict[bytes, bytes], told: float) -> BreakerEvent | N
         None if this process sent the event, or if the event is invalid.
     """
     try:
-        who, kind, provider, model, number, age, left, length = json.loads(fields[b"event"])
-        if who == me or kind not in get_args(EventKind):
+        sender, kind, provider, model, number, age, left, length = json.loads(fields[b"event"])
+        if sender == me or kind not in get_args(EventKind):
             return None
         key = (str(provider), str(model), int(number))
         return BreakerEvent(kind, key, told - float(age), told + float(left), float(length))

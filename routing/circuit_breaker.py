@@ -39,7 +39,7 @@ number must be bounded."""
 
 
 class Circuit:
-    """The circuit breaker of one target. Times are those of the caller's clock, in seconds."""
+    """The circuit breaker of one target. Times are in seconds, by the clock of CircuitBreakers."""
 
     def __init__(self) -> None:
         self.failures = 0
@@ -136,7 +136,7 @@ class CircuitBreakers:
     def enter(self, target: Target) -> float:
         """Return the seconds for which a target must not be called, or 0 to call it now.
 
-        If the circuit breaker is half-open and the result is 0, the caller's call is the probe.
+        If the circuit breaker is half-open and the result is 0, the call that follows is the probe.
         """
         return self._ask(target, Circuit.enter)
 
@@ -152,7 +152,6 @@ class CircuitBreakers:
             return ask(circuit, now)
 
     def is_limited(self, target: Target) -> bool:
-        """Return True if the target's credential is waiting after a 429."""
         return self._limited.get(credential_key(target), -math.inf) > self._clock()
 
     def succeeded(self, target: Target) -> None:

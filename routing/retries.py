@@ -87,7 +87,6 @@ provider closed the connection too early. Any other status is REFUSED."""
 
 
 def classify(error: SluiceError) -> Verdict:
-    """Return the consequences of an attempt's error."""
     if isinstance(error, UpstreamTimeout):
         return FAILED if error.phase == "connect" else FAILED_FOR_NOW
     if isinstance(error, UpstreamError):
@@ -99,7 +98,10 @@ def classify(error: SluiceError) -> Verdict:
 
 
 def asked(error: SluiceError) -> float:
-    """Return the seconds that the provider asked to wait, or 0 if it didn't ask."""
+    """Return the seconds that the provider asked to wait, or 0 if it didn't ask.
+
+    A 429 without a Retry-After counts as UNTOLD_WAIT_S.
+    """
     if isinstance(error, UpstreamError) and error.retry_after is not None:
         return error.retry_after
     return UNTOLD_WAIT_S if classify(error).cools == "credential" else 0.0

@@ -30,8 +30,6 @@ the number must be bounded."""
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """The caller's choice of models, with the provider and the BYOK key, if any."""
-
     model: str | None = None
     provider: str | None = None
     fallbacks: tuple[str, ...] = ()
@@ -39,8 +37,6 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Router:
-    """The providers, the aliases and the default model of this server."""
-
     def __init__(self, settings: Settings) -> None:
         """Make a router. Raises ConfigError if an alias or the default model is invalid."""
         self.providers = registry.rows(settings.providers, settings.environ)
@@ -77,8 +73,8 @@ class Router:
         """Return the targets to try, in order. There is at least one.
 
         Raises:
-            ProviderNotFound: a provider is unknown, or none of them is enabled.
-            ModelNotFound: a model's name is missing or has no provider.
+            ProviderNotFound: a provider is unknown, or none of the providers is enabled.
+            ModelNotFound: a model is missing, or its name lacks the provider.
         """
         names = self._expand(route.model, route.provider)
         for fallback in route.fallbacks:

@@ -1,8 +1,8 @@
 """The translation of a provider's error into the client's error.
 
 - Only the provider's status and error code decide, never its message.
-- The provider's message is shown with all keys removed. If the provider rejected a key, the message
-  isn't shown at all.
+- The provider's message is shown, but whatever looks like a key in it is redacted. If the provider
+  rejected a key, the message isn't shown at all.
 """
 
 from __future__ import annotations

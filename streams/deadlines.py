@@ -47,11 +47,10 @@ class Deadlines:
         self.opened = self.last_event = self.last_write = time.monotonic()
 
     def at(self, target: Target) -> Timeouts:
-        """Return the timeouts of a call to a target."""
         return self._server.overridden(target.provider.timeouts, self._within)
 
     def go_to(self, limits: Timeouts, now: float) -> None:
-        """Apply another target's timeouts, because an attempt starts there now."""
+        """Switch to the timeouts of the target at which an attempt starts now."""
         self._limits = limits
         self.last_event = now
 
@@ -63,26 +62,19 @@ class Deadlines:
 
     @property
     def time_left(self) -> float:
-        """The seconds until the call's total timeout."""
+        """The seconds until the total timeout of the call."""
         return self.opened + self._limits.total - time.monotonic()
 
     def total_passed(self, now: float) -> UpstreamTimeout | None:
-        """Return the error for the total timeout, if it has expired."""
         if now - self.opened > self._limits.total:
             return UpstreamTimeout("total", self._limits.total)
         return None
 
     def first_event_passed(self, began: float, now: float) -> UpstreamTimeout | None:
-        """Return the error for the timeout of the first event, if it has expired.
-
-        Args:
-            began: the monotonic time at which the attempt started.
-        """
         limit = self._limits.first_event
         return UpstreamTimeout("first_event", limit) if now - began > limit else None
 
     def idle_passed(self, now: float) -> UpstreamTimeout | None:
-        """Return the error for the idle timeout, if it has expired."""
         limit = self._limits.idle
         return UpstreamTimeout("idle", limit) if now - self.last_event > limit else None
 

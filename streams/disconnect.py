@@ -1,7 +1,7 @@
 """The detection of disconnected clients, and the drain of their calls.
 
 When a client disconnects, its call is cancelled or drained. A drain reads the rest of the answer
-only to count its tokens. Some providers charge for the whole answer anyway, and the drain keeps the
+only to count its tokens: some providers charge for the whole answer anyway, and the drain keeps the
 bill exact.
 
 - A drain is bounded in time and cost. The first bound that is reached ends it.
@@ -61,7 +61,7 @@ class DisconnectPolicy(msgspec.Struct, frozen=True):
     """Either cancel or drain. A provider's row may override it."""
     seconds: float = 30
     cost: int = 50_000_000
-    """The cost of a drain in nano-dollars. It bounds only calls whose price is known."""
+    """The maximum cost of a drain in nano-dollars. It applies only if the price is known."""
 
 
 CANCEL: Final = DisconnectPolicy()
@@ -86,7 +86,6 @@ class Drain:
         self.ended_by: End | None = None
 
     def goes_on(self) -> bool:
-        """Return True if the reader may continue."""
         if self._over.is_set() or time.monotonic() > self.until:
             return False
         spent = self._spent()

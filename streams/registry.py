@@ -70,13 +70,13 @@ class StreamRegistry:
         """Register a stream.
 
         Args:
-            share: the maximum number of the key's calls in the whole cluster; None if the key has
-                no limit of its own.
+            share: the maximum number of the key's calls, in this process and in the whole cluster.
+                None means `per_key`, which applies only to this process.
 
         Raises:
-            StreamExists: the key has an active call with this id.
+            StreamExists: the key has an active call with this id, in any process.
             RateLimited: the key has too many calls.
-            Unavailable: the process has too many calls.
+            Unavailable: this process has too many calls.
         """
         self._add_here(stream, self._per_key if share is None else share)
         if self._cluster is None:

@@ -38,7 +38,7 @@ from streams.tally import Tally
 
 
 class Attempt:
-    """One try of a call at one target. Times are monotonic."""
+    """One try of a call at one target. All times are monotonic."""
 
     def __init__(self, target: Target, tally: Tally) -> None:
         self.target = target
@@ -117,7 +117,6 @@ class Stream:
 
     @property
     def tally(self) -> Tally:
-        """The tally of the current attempt."""
         return self.attempts[-1].tally if self.attempts else Tally(())
 
     @property
@@ -231,7 +230,6 @@ class Stream:
         return self._cost(self.target, self.tally.usage(failed=False))
 
     def _drains_on(self) -> bool:
-        """Return True if the reader must continue for a drain although the call has ended."""
         with self._lock:
             drain = self.drain
         return drain is not None and drain.goes_on()
@@ -286,7 +284,6 @@ class Stream:
         return late is not None
 
     def _late(self, now: float) -> UpstreamTimeout | None:
-        """Return the error for the current attempt's timeout, if one has expired."""
         attempt = self.attempts[-1] if self.attempts else None
         if attempt is None or attempt.ended is not None:  # the call is queued, or waits for a retry
             return None

@@ -14,8 +14,8 @@ EVENT_WEIGHT = 64
 class Tally:
     """A counter of an attempt's tokens.
 
-    The counts are exact until text arrives after the provider's last usage report. The output since
-    that report is estimated.
+    The counts are exact if no text has arrived since the provider's last usage report. Otherwise,
+    the output since that report is estimated.
     """
 
     def __init__(self, prompts: tuple[Prompt, ...], echoes: int = 0) -> None:
@@ -31,7 +31,7 @@ class Tally:
         self._usage: Usage | None = None
         self.pieces = 0
         self._bytes = 0
-        self._told = (0, 0)  # the pieces and bytes of output at the last usage report
+        self._reported = (0, 0)  # the pieces and bytes of output at the last usage report
 
     def add(self, batch: Batch) -> int:
         """Count a batch. Return its weight in a mailbox, in bytes."""
@@ -43,7 +43,7 @@ class Tally:
                 self._bytes += len(text) if text.isascii() else utf8_size(text)
             elif isinstance(event, Used):
                 self._usage = event.usage
-                self._told = (self.pieces, self._output_bytes)
+                self._reported = (self.pieces, self._output_bytes)
             elif isinstance(event, Started):
                 self._started = event
         return self._bytes - before + EVENT_WEIGHT * len(batch)
@@ -54,9 +54,9 @@ class Tally:
         return max(0, self._bytes - self._echoed)
 
     @property
-    def _untold(self) -> int:
+    def _unreported(self) -> int:
         """An estimate of the tokens of output since the last usage report."""
-        pieces, output = self._told
+        pieces, output = self._reported
         return max(self.pieces - pieces, -(-(self._output_bytes - output) // 4))
 
     @property
@@ -69,7 +69,7 @@ class Tally:
     @property
     def output_tokens(self) -> int:
         """The tokens of output so far: those reported, and an estimate of the rest."""
-        return (self._usage.output_tokens if self._usage else 0) + self._untold
+        return (self._usage.output_tokens if self._usage else 0) + self._unreported
 
     def usage(self, *, failed: bool) -> Usage:
         """Return the usage to bill. Whatever the provider hasn't reported is estimated.
@@ -78,16 +78,16 @@ class Tally:
             failed: whether the attempt costs nothing if the provider hasn't started to answer.
         """
         if self._usage is not None:
-            if not self._untold:
+            if not self._unreported:
                 return self._usage
             return msgspec.structs.replace(
                 self._usage, output_tokens=self.output_tokens, source="estimate"
             )
         if failed and self._started is None:
             return Usage()
-        told = self.input_tokens
+        known = self.input_tokens
         return Usage(
-            input_tokens=told if told is not None else sum(map(prompt_tokens, self._prompts)),
+            input_tokens=known if known is not None else sum(map(prompt_tokens, self._prompts)),
             output_tokens=self.output_tokens,
             source="estimate",
         )

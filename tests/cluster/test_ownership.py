@@ -74,7 +74,7 @@ class Process:
         del self.calls.active[stream_key]
         self.cluster.release(stream_key, stopped=stopped)
 
-    def told_all(self) -> None:
+    def reported_all(self) -> None:
         """Wait for two heartbeats. The second one starts after this call."""
         so_far = self.beats
         wait(lambda: self.beats > so_far + 1)
@@ -279,7 +279,7 @@ def test_stop_is_unavailable_while_a_process_is_silent(ours: Process, other: Pro
 def test_calls_of_a_process_silent_for_long_count_as_ended(ours: Process, other: Process) -> None:
     ours.begin()
     silence(ours, ownership.DEAD_S)
-    other.told_all()
+    other.reported_all()
     assert other.cluster.stop(CALL) is False
     assert other.begin() == "yes"
 
@@ -315,7 +315,7 @@ def test_calls_start_and_end_while_redis_is_unavailable(
         other.cluster.others(KEY)
     redis_server.restart()
     wait(lambda: ours.shared.available and other.shared.available)
-    ours.told_all()
+    ours.reported_all()
     assert answered(lambda: other.cluster.stop(CALL))
     assert other.begin() == "exists"
     assert not other.cluster.stop((KEY, "before"))
@@ -331,7 +331,7 @@ def test_a_call_that_ended_while_redis_hung_is_released(
     ours.end((KEY, "stopped"), stopped=True)
     redis_server.resume()
     wait(lambda: ours.shared.available and other.shared.available)
-    ours.told_all()
+    ours.reported_all()
     assert other.begin() == "yes"
     assert answered(lambda: other.cluster.stop((KEY, "stopped")))
 
@@ -342,10 +342,10 @@ def test_claims_are_reported_again_after_a_redis_flush(
     ours.begin()
     monkeypatch.setattr(ownership, "SETTLED_S", 3600)
     redis_server.flush()
-    other.told_all()
+    other.reported_all()
     with pytest.raises(Unavailable, match="not all processes"):
         other.cluster.stop((KEY, "unknown"))
-    ours.told_all()
+    ours.reported_all()
     assert other.begin() == "exists"
     assert other.cluster.stop(CALL) is True
 
@@ -356,7 +356,7 @@ def test_a_listener_that_lost_its_connection_listens_again(
     ours.begin()
     with redis_server.client() as client:
         client.client_kill_filter(_type="pubsub")
-    ours.told_all()
+    ours.reported_all()
     assert answered(lambda: other.cluster.stop(CALL))
 
 
@@ -373,7 +373,7 @@ def test_a_call_that_ends_while_claims_are_repeated_is_not_claimed(
 
     monkeypatch.setattr(ours.cluster, "_claim_all", end_first)
     ours.cluster._stale = True
-    ours.told_all()
+    ours.reported_all()
     assert other.begin() == "yes"
 
 
@@ -381,6 +381,6 @@ def test_a_closed_process_is_removed_from_the_cluster(
     redis_server: RedisServer, ours: Process, other: Process
 ) -> None:
     ours.cluster.close()
-    other.told_all()
+    other.reported_all()
     with redis_server.client() as client:
         assert client.zrange(ownership.PROCESSES, 0, -1) == [other.cluster._me]

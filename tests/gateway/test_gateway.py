@@ -995,7 +995,7 @@ def test_an_echo_that_a_target_lacks_is_put_before_its_text(
 def test_an_echo_is_not_metered_as_output(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The provider reports no usage, so Sluice estimates it without the prompt that it echoed."""
+    """The provider reports no usage. The estimate leaves out the prompt that Sluice echoed."""
     play(monkeypatch, Scripted([Started(), Delta(0, "abcd" * 10), Finished(0, "stop")]))
     open_call(gateway, "poor/m", stream=False, echo=True, prompts=("p" * 400,)).result()
     assert records.only.usage == Usage(100, 10, source="estimate")

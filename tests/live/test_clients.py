@@ -202,10 +202,12 @@ def test_openai_sdk_gets_n_choices_logprobs_and_echo(client: OpenAI) -> None:
     answer = client.completions.create(prompt=["The list", "A dict"], n=2, logprobs=2, **ask)  # type: ignore[call-overload]
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
     for choice in answer.choices:
-        told = choice.logprobs
-        assert "".join(told.tokens) == choice.text
-        assert len(told.token_logprobs) == len(told.top_logprobs) == len(told.text_offset)
-        assert all(value <= 0 for value in told.token_logprobs)
+        logprobs = choice.logprobs
+        assert "".join(logprobs.tokens) == choice.text
+        assert (
+            len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == len(logprobs.text_offset)
+        )
+        assert all(value <= 0 for value in logprobs.token_logprobs)
     echoed = client.completions.create(prompt="The list", echo=True, **ask)  # type: ignore[call-overload]
     plain = client.completions.create(prompt="The list", **ask)  # type: ignore[call-overload]
     assert echoed.choices[0].text == "The list" + plain.choices[0].text

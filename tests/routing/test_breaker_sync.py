@@ -205,7 +205,7 @@ def test_a_late_process_learns_each_wait_for_its_remaining_time(
 
 
 def age(client: Any, seconds: float) -> float:
-    """Make the events in Redis older. Return the seconds."""
+    """Make the events in Redis older by some seconds, and return the seconds."""
     entries = client.xrange(STREAM)
     client.delete(STREAM)
     for number, fields in entries:

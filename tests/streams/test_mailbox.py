@@ -351,7 +351,7 @@ def test_prompt_tokens_counts_token_ids_and_estimates_texts(prompt: Prompt, toke
 
 
 def test_a_waiting_take_uses_no_cpu_time() -> None:
-    """It sleeps; it doesn't poll."""
+    """The waiting thread sleeps; it doesn't poll."""
     mailbox = Mailbox()
     taker = Beside(mailbox.take)
     began = time.process_time()
