@@ -38,7 +38,6 @@ HTTP_ERRORS: dict[int, type[SluiceError]] = {
 
 
 def register(app: Flask) -> None:
-    """Register a handler for every exception that the app can raise."""
     app.register_error_handler(SluiceError, error_response)
     app.register_error_handler(HTTPException, http_error)
     app.register_error_handler(Exception, unexpected)

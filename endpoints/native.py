@@ -130,7 +130,6 @@ def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str
 
 
 def particulars(usage: Usage) -> dict[str, Any]:
-    """Return a usage's optional fields: cached and reasoning tokens, and an estimate's mark."""
     found: dict[str, Any] = {
         name: count
         for name in ("cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
@@ -152,7 +151,6 @@ def remarks(stream: Stream) -> dict[str, Any]:
 
 
 def listed(summary: Summary) -> dict[str, Any]:
-    """Return an entry of the list of active streams."""
     return {
         "stream_id": summary.stream_id,
         "provider": summary.provider,
@@ -289,7 +287,6 @@ def error_body(error: SluiceError, request_id: str) -> dict[str, Any]:
 
 
 def error_frame(error: SluiceError, request_id: str) -> dict[str, Any]:
-    """Return the data of the last frame of a failed stream."""
     return {
         "type": "error",
         "error": detail(error, request_id),

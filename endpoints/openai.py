@@ -191,7 +191,6 @@ def usage_of(outcome: Outcome) -> dict[str, Any]:
 
 
 def usage_details(usage: Usage) -> dict[str, Any]:
-    """Return a usage's optional fields: cached and reasoning tokens, and an estimate's mark."""
     found: dict[str, Any] = {}
     if usage.cache_read_tokens or usage.cache_write_tokens:
         found["prompt_tokens_details"] = {

@@ -267,7 +267,6 @@ def shown(name: str, value: Any) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """Return a JSON value's type and size in words."""
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list):

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 
 class Services(NamedTuple):
-    """The services of one app."""
-
     settings: Settings
     keys: KeyStore
     gateway: Gateway

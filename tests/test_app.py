@@ -207,8 +207,6 @@ def test_an_http_error_without_a_description_gives_its_name(site: Site) -> None:
 
 
 class Kept(logging.Handler):
-    """A handler that stores the log records."""
-
     def __init__(self) -> None:
         super().__init__()
         self.records: list[logging.LogRecord] = []

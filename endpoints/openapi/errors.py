@@ -99,7 +99,6 @@ def encoded(face: Face, error: SluiceError) -> dict[str, Any]:
 
 
 def examples() -> dict[str, Any]:
-    """Return components.examples: each error in the format of both faces."""
     return {
         f"{face}.{error.code}": {"summary": when, "value": encoded(face, error)}
         for face in ERROR_SCHEMAS

@@ -72,7 +72,6 @@ def parameter(schema: Schema, name: str) -> Schema:
 
 
 def parameters() -> dict[str, Schema]:
-    """Return the schemas of all fields of Parameters, which is all but the prompt."""
     found = msgspec.json.schema(request_fields.Parameters)["$defs"]["Parameters"]["properties"]
     return {name: parameter(schema, name) for name, schema in found.items()}
 
@@ -261,5 +260,4 @@ def operations() -> dict[str, Schema]:
 
 
 def every() -> dict[str, Schema]:
-    """Return components.schemas."""
     return completions() | around() | models() | usage() | failures() | operations()

@@ -26,7 +26,6 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 @pytest.fixture
 def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    """Return a site whose metrics need a token."""
     return make_app(tmp_path, monkeypatch, metrics_token=TOKEN)
 
 

@@ -78,7 +78,6 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
 
 
 def read(data: dict[str, Any]) -> CompletionRequest:
-    """Return the request of a native body."""
     found, request = native.parse(data)
     request_fields.to_route(found)
     return request
