@@ -77,7 +77,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cannot: tuple[str, ...] = ()
     """Parameters (of CompletionRequest) that this host lacks although its dialect has them."""
     limits: dict[str, float] = {}
-    """The greatest value that the host accepts for a parameter; for `stop`, the number of
+    """The greatest value that the host accepts for a parameter; for `stop`, the greatest number of
     strings."""
     chat_names: dict[str, str] = {}
     """The names of parameters in /chat/completions that differ from Sluice's names."""
@@ -144,7 +144,8 @@ class Target(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def limits(self) -> dict[str, float]:
-        """The greatest value of each limited parameter; for `stop`, the number of strings."""
+        """The greatest value of each limited parameter; for `stop`, the greatest number of
+        strings."""
         found = dict(self.provider.limits)
         for family in self._families:
             found |= family.limits

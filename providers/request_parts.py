@@ -1,7 +1,7 @@
 """The parts of a request that several dialects share: headers, the URL, and a one-message body.
 
 - All functions are pure, except that `fill` changes its argument.
-- A body has only the parameters that the caller set. Nothing is added.
+- A body has only the parameters that the caller set. Sluice adds no defaults.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from tests.support import fake as fp
 from tests.support.calls import BEGUN, EVENT, begin_stream, closed_after
 from tests.support.clusters import Cluster, Worker, listed, stop, untroubled
 from tests.support.fake import FakeProvider
-from tests.support.load import NATIVE, OPENAI, told
+from tests.support.load import NATIVE, OPENAI, usage_in
 from tests.support.pace import scaled
 from tests.support.raw_client import RawClient
 
@@ -117,13 +117,13 @@ def read_cancelled(client: RawClient, phase: Phase) -> float:
     if not phase.stream:
         head, answer = client.read_head(), client.json()
         assert head.status == 200
-        usage = told(answer)
+        usage = usage_in(answer)
         reason = answer["choices"][0] if phase.path == OPENAI else answer
     else:
         frames = list(client.frames())
         assert frames[-1].data == "[DONE]"
         *_, finish, final = (frame.json for frame in frames[:-1])
-        usage = told(final)
+        usage = usage_in(final)
         reason = finish["choices"][0]
     assert usage is not None
     assert usage[0] > 0

@@ -151,12 +151,12 @@ def ask(server: Server, cell: Cell) -> Answer:
 
 
 def of_stream(status: int, headers: dict[str, str], frames: list[Frame]) -> Answer:
-    told = [frame.json for frame in frames if frame.data not in (None, "[DONE]")]
-    texts = [part["data"] for part in told if part["type"] == "content"]
-    code = told[-1].get("code")
-    provider = told[0]["provider"]
+    events = [frame.json for frame in frames if frame.data not in (None, "[DONE]")]
+    texts = [part["data"] for part in events if part["type"] == "content"]
+    code = events[-1].get("code")
+    provider = events[0]["provider"]
     ended = [kind for kind in kinds(frames) if kind not in ("usage_start", "content", "comment")]
-    details = told[-1].get("details") or {}
+    details = events[-1].get("details") or {}
     return Answer(status, headers, "".join(texts), code, provider, ended, details)
 
 

@@ -28,7 +28,7 @@ from tests.support.servers import Server, fake_rows
 
 LOCKED_S = 8.0
 KEPT_S = 2.5
-"""A time in which the ledger retries its pending writes, without success."""
+"""Seconds in which the ledger retries its pending writes, without success."""
 PAGE = 4096
 USAGE = (7, 9)
 PLAIN = Kind("plain")
@@ -227,11 +227,11 @@ def assert_start_fails(place: Path, kind: ServerKind) -> None:
     server = Server(kind=kind, env={"SLUICE_DATABASE": str(place)})
     with pytest.raises(RuntimeError) as raised:
         server.start()
-    said = str(raised.value)
+    output = str(raised.value)
     assert server.returncode() == (4 if kind == "gevent" else 1)
-    assert said.count("the ledger can't be opened") == 1
-    assert "Traceback" not in said
-    assert str(place) in said
+    assert output.count("the ledger can't be opened") == 1
+    assert "Traceback" not in output
+    assert str(place) in output
 
 
 @pytest.mark.parametrize("kind", ["gevent", "python"])

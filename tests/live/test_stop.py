@@ -204,10 +204,10 @@ def test_a_stopped_stream_is_recorded_with_estimated_tokens(
 def test_a_stopped_stream_with_usage_in_every_chunk_has_exact_usage(
     server: Server, fake: FakeProvider
 ) -> None:
-    told: list[dict[str, Any]] = fp.chunks(["Hello", "word "], finish=None)
-    for made, chunk in enumerate(told, 11):
+    chunks: list[dict[str, Any]] = fp.chunks(["Hello", "word "], finish=None)
+    for made, chunk in enumerate(chunks, 11):
         chunk["usage"] = {"prompt_tokens": 7, "completion_tokens": made}
-    fake.script([*fp.sse(told, done=False, complete=False), fp.hold()])
+    fake.script([*fp.sse(chunks, done=False, complete=False), fp.hold()])
     with server.client() as client:
         stream_id = begin_stream(client)
         client.frame()

@@ -86,17 +86,17 @@ class Side:
         reads = not self.over and not self.other.held
         return reads * selectors.EVENT_READ | bool(self.held) * selectors.EVENT_WRITE
 
-    def hear(self) -> None:
+    def read(self) -> None:
         """Read from this socket, and write to the other one."""
         data = self.socket.recv(READ_BYTES)
         if data:
             self.other.held = data
-            self.other.tell()
+            self.other.write()
         else:
             self.over = True
             self.other.socket.shutdown(socket.SHUT_WR)
 
-    def tell(self) -> None:
+    def write(self) -> None:
         """Write as much of the held data as the socket accepts."""
         with contextlib.suppress(BlockingIOError):
             self.held = self.held[self.socket.send(self.held) :]
@@ -142,9 +142,9 @@ class Loop:
     def _serve(self, side: Side, events: int) -> None:
         try:
             if events & side.interest & selectors.EVENT_WRITE:
-                side.tell()
+                side.write()
             if events & side.interest & selectors.EVENT_READ:
-                side.hear()
+                side.read()
         except BlockingIOError:
             pass
         except OSError:  # one of the two peers has reset the connection

@@ -90,11 +90,13 @@ def assert_usage_is_the_providers(
     Also assert that costs match the tokens. Calls that didn't end as their kind demands are left
     out. Return the sums of the reported input and output tokens.
     """
-    told = reported(requests)
+    by_provider = reported(requests)
     ended = [s for s in load.sent if s.id in found and found[s.id]["end_reason"] == s.kind.reason]
     exact = [(s, found[s.id]) for s in ended if s.kind.exact]
     estimated = [(s, found[s.id]) for s in ended if not s.kind.exact]
-    assert [pair for pair in exact if usage_of(pair[1]) != told.get(pair[0].id, (0, 0))] == []
+    assert [
+        pair for pair in exact if usage_of(pair[1]) != by_provider.get(pair[0].id, (0, 0))
+    ] == []
     assert [pair for pair in exact if pair[1]["usage_source"] != "provider"] == []
     begun = [pair for pair in estimated if pair[1]["attempts"]]
     assert [pair for pair in begun if pair[1]["usage_source"] != "estimate"] == []
