@@ -146,7 +146,6 @@ def new_key() -> tuple[str, str]:
 
 @pytest.fixture
 def key(new_key: tuple[str, str]) -> str:
-    """Return the API key that `app` accepts."""
     return new_key[0]
 
 

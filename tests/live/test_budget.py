@@ -116,7 +116,6 @@ def test_calls_without_max_tokens_overspend_at_most_by_the_calls_in_flight(
 
 
 def most_at_once(found: list[dict[str, Any]]) -> int:
-    """Return the greatest number of calls that were active at any one time."""
     changes = sorted((row[name], step) for row in found for name, step in ENDS)
     count = most = 0
     for _, step in changes:

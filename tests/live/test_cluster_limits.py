@@ -77,7 +77,6 @@ def cluster(started: tuple[Cluster, dict[str, str]], fake: FakeProvider) -> Clus
 
 @pytest.fixture
 def keys(started: tuple[Cluster, dict[str, str]]) -> dict[str, str]:
-    """Return the keys by their names in KEYS."""
     return started[1]
 
 
@@ -95,7 +94,6 @@ def at_once(cluster: Cluster, key: str, kind: Kind, *, count: int = CALLS) -> li
 
 
 def workers_of(found: Sequence[Row]) -> int:
-    """Return the number of workers that made these calls."""
     return len({row["owner"] for row in found})
 
 

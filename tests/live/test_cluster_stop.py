@@ -41,17 +41,12 @@ def started(fake_process: FakeProvider) -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(started: Cluster, fake: FakeProvider) -> Cluster:
-    """Return a cluster of two machines with two workers each."""
     return started
 
 
 class Phase(NamedTuple):
-    """A phase of a call in which a test stops it."""
-
     steps: Sequence[fp.Step]
-    """The provider's script."""
     path: str = NATIVE
-    """The path of the face."""
     stream: bool = True
 
 
@@ -98,7 +93,6 @@ def stop_once(
 
 
 def begin(client: RawClient, phase: Phase, stream_id: str) -> None:
-    """Start a call. Read a stream up to its first text."""
     fields: dict[str, Any] = {"model": "fake/m", "prompt": "Say it"}
     if phase.stream:
         fields["stream"] = True
@@ -136,7 +130,6 @@ def read_cancelled(client: RawClient, phase: Phase) -> float:
 
 @pytest.fixture
 def clients(cluster: Cluster) -> Iterator[list[RawClient]]:
-    """Yield an open connection to each worker."""
     with cluster.clients_to_each() as found:
         yield list(found.values())
 

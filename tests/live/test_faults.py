@@ -99,7 +99,6 @@ class Run(NamedTuple):
     answers: dict[str, Answer]
     rows: dict[str, Row]
     reached: Counter[str]
-    """The number of requests at each provider."""
 
 
 def config(fake: FakeProvider) -> str:
@@ -162,7 +161,6 @@ def of_stream(status: int, headers: dict[str, str], frames: list[Frame]) -> Answ
 
 @pytest.fixture(scope="module")
 def run(fake_process: FakeProvider) -> Run:
-    """Make the calls of all cells. Return the results."""
     fake_process.reset()
     arm(fake_process)
     env = {"SLUICE_RETRIES": str(RETRIES), "SLUICE_LOG_LEVEL": "error"}

@@ -57,7 +57,6 @@ class Caller:
 
     @property
     def answered(self) -> set[str]:
-        """The request ids of the successful short calls."""
         return {sent.id for sent in self.sent if sent.status == 200}
 
     def check_outage(self, failing: AbstractContextManager[None]) -> None:
@@ -97,7 +96,6 @@ class Caller:
 
 @contextmanager
 def serve(fake: FakeProvider, **env: str) -> Iterator[Caller]:
-    """Start a server. Yield a caller of it."""
     server = Server(fake_rows(fake.base_url), env=env)
     server.key = server.add_key(id="key_main", tier="unlimited")
     with server:
@@ -147,7 +145,6 @@ def full(directory: Path) -> Iterator[None]:
 
 
 def mounted(*arguments: str) -> bool:
-    """Run `mount`. Return True if it succeeded."""
     program = shutil.which("mount")
     command = [str(program), *arguments]
     return (

@@ -520,7 +520,6 @@ LEAKY_BODIES: dict[str, Any] = {
 
 
 def leaky_body(name: str, secret: str) -> Any:
-    """Return a provider's body that contains a secret."""
     half = len(secret) // 2
     pieces = {"KEY": secret, "FIRST": secret[:half], "SECOND": secret[half:]}
     content = LEAKY_BODIES[name]

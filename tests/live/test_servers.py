@@ -59,7 +59,6 @@ def every(fake_process: FakeProvider) -> Iterator[dict[Kind, Server]]:
 
 @pytest.fixture(params=KINDS)
 def server(request: pytest.FixtureRequest, every: dict[Kind, Server], fake: FakeProvider) -> Server:
-    """Return a server of each kind in turn."""
     return every[request.param]
 
 

@@ -49,8 +49,6 @@ def server(started: Server, fake: FakeProvider) -> Server:
 
 
 class Phase(NamedTuple):
-    """A phase of a call in which a test stops it."""
-
     steps: Sequence[fp.Step] | None = None
     """The provider's script. None if the call doesn't reach the provider."""
     model: str = "fake/m"
@@ -260,7 +258,6 @@ def test_a_stream_of_another_key_answers_404_like_an_unknown_stream(
 
 
 def wait_key(server: Server, key: str) -> None:
-    """Wait until the server accepts a key that was added to its file."""
     server.wait(lambda: calls.get(server, f"{calls.COMPLETIONS}/streams", key).status == 200)
 
 

@@ -87,7 +87,6 @@ class Side:
         return reads * selectors.EVENT_READ | bool(self.held) * selectors.EVENT_WRITE
 
     def read(self) -> None:
-        """Read from this socket, and write to the other one."""
         data = self.socket.recv(READ_BYTES)
         if data:
             self.other.held = data
@@ -107,8 +106,6 @@ class Side:
 
 
 class Loop:
-    """The event loop of the balancer's process."""
-
     def __init__(self, listener: socket.socket, backends: Sequence[Address]) -> None:
         self._listener, self._count, self._next = listener, len(backends), cycle(backends)
         self._selector = selectors.DefaultSelector()
@@ -116,7 +113,6 @@ class Loop:
         self._selector.register(sys.stdin, selectors.EVENT_READ)
 
     def run(self) -> None:
-        """Accept and forward connections until stdin closes."""
         while True:
             for key, events in self._selector.select():
                 if key.fileobj is sys.stdin:

@@ -204,5 +204,4 @@ def usage_in(answer: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def scripts(kinds: Sequence[Kind]) -> dict[str, Sequence[fp.Step]]:
-    """Return the scripts of kinds, for FakeProvider.named."""
     return {kind.name: kind.steps for kind in kinds if kind.steps}

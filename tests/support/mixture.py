@@ -62,7 +62,6 @@ def begun(*steps: fp.Step) -> list[fp.Step]:
 
 
 def good() -> list[Kind]:
-    """Return the kinds that complete."""
     found = []
     for n in range(VARIANTS):
         usage = (5 + n, 3 + 7 * n)
@@ -89,7 +88,6 @@ def lasting() -> list[Kind]:
 
 
 def ended() -> list[Kind]:
-    """Return the kinds that the client ends."""
     with_usage = begun(text_with_usage("word ", (7, 2)), fp.hold())
     without_usage = begun(calls.EVENT, fp.hold())
     rest = [*(fp.event(frame) for frame in fp.chunks(["!"], usage=(9, 21))), fp.last_chunk()]
@@ -136,7 +134,6 @@ FALLBACK = {
 
 
 def refused() -> list[Kind]:
-    """Return the kinds that Sluice rejects."""
     return [
         Kind(name, reason=None, status=status, key=key, more=more, weight=2)
         for name, status, key, more in (

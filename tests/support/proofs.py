@@ -36,7 +36,6 @@ def serve(
 
 
 def wait_settled(server: Server, place: Place, timeout: float = HANG_S) -> None:
-    """Wait until no row is open."""
     server.wait(lambda: not open_rows(place), timeout)
 
 
@@ -107,12 +106,10 @@ def assert_usage_is_the_providers(
 
 
 def reported(requests: Iterable[fp.Request]) -> dict[str, tuple[int, int]]:
-    """Return the tokens that the provider reported, by request id."""
     return {asked(request): request.usage for request in requests if request.usage}
 
 
 def asked(request: fp.Request) -> str:
-    """Return the request id in the prompt."""
     return request.prompt.partition(" ")[2]
 
 
@@ -199,7 +196,6 @@ def samples(server: Server) -> list[tuple[str, dict[str, str], float]]:
 
 
 def metric(server: Server, name: str, **labels: str) -> float:
-    """Return the sum over all series with these labels."""
     return sum(
         value
         for found, own, value in samples(server)
