@@ -288,7 +288,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_copied_code_runs_and_holds_no_key(
+def test_copied_code_runs_and_contains_no_key(
     page: Page, server: Server, fake: FakeProvider, stream: bool
 ) -> None:
     sign_in(page, server)
