@@ -1,10 +1,12 @@
-"""Settings, read once at start from the environment and sluice.toml, and frozen afterwards.
+"""Settings, read once at startup from the environment and sluice.toml, and frozen afterwards.
 
 - Only this module reads the environment.
 - It imports only the standard library, because gunicorn.conf.py loads it in the master, before
   gevent patches anything.
-- An unknown setting or an invalid value stops the start with a message of one line (ConfigError).
-- VARIABLES lists all settings. docs/configuration.md documents each of them, which a test checks.
+- An unknown SLUICE_ variable or table, or an invalid value, makes startup fail with a one-line
+  message (ConfigError).
+- VARIABLES lists all environment variables except those of the providers. docs/configuration.md
+  documents each of them, which a test checks.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ T = TypeVar("T")
 
 
 class ConfigError(Exception):
-    """The configuration is invalid. The message is one line that says what to change."""
+    """The error for an invalid configuration. The message is one line that says what to change."""
 
 
 TIMEOUT_FIELDS = ("connect", "first_event", "idle", "total")
@@ -42,7 +44,7 @@ class Timeouts:
     """The time between two events."""
     total: float = 1800
     grace: float = 5
-    """The margin of the transport's read timeout over these timeouts, which should fire first."""
+    """The extra time of the transport's read timeout, so that these timeouts fire first."""
 
     @property
     def longest_silence(self) -> float:
@@ -50,11 +52,11 @@ class Timeouts:
         return max(self.first_event, self.idle) + self.grace
 
     def overridden(self, own: Mapping[str, float], within: Mapping[str, float]) -> Timeouts:
-        """Return a copy with other timeouts.
+        """Return these timeouts with the provider's overrides, capped by the caller's.
 
         Args:
-            own: the provider's timeouts, which replace these.
-            within: the caller's upper bounds.
+            own: the provider's timeouts.
+            within: the caller's timeouts.
         """
         if not (own or within):
             return self
@@ -110,9 +112,9 @@ class Settings:
     aliases: Mapping[str, Any] = field(default_factory=dict)
     prices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    """Warnings for the operator to log at start, one line each."""
+    """Warnings to log at startup, one line each."""
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """The environment, to look up the providers' keys, whose variables are named in their rows."""
+    """The environment. Each provider's row names the variable that holds its key."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -136,7 +138,7 @@ class Settings:
         )
 
 
-def whole(least: int, most: int) -> Callable[[str, str], int]:
+def parse_int(least: int, most: int) -> Callable[[str, str], int]:
     def parse(name: str, text: str) -> int:
         return check_range(name, text, convert(name, text, int, "a whole number"), least, most)
 
@@ -176,7 +178,7 @@ def one_of(*words: str) -> Callable[[str, str], str]:
     return parse
 
 
-def flag(name: str, text: str) -> bool:
+def parse_bool(name: str, text: str) -> bool:
     words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
     if text.strip().lower() not in words:
         raise ConfigError(f"{name} is {text!r}, but must be 1 or 0")
@@ -205,11 +207,11 @@ def words(_name: str, text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def plain(_name: str, text: str) -> str:
+def parse_stripped(_name: str, text: str) -> str:
     return text.strip()
 
 
-def untouched(_name: str, text: str) -> str:
+def parse_raw(_name: str, text: str) -> str:
     return text
 
 
@@ -239,23 +241,23 @@ DAY = 24 * 3600
 VARIABLES = (
     Variable("SLUICE_CONFIG", "config_file", existing_file),
     Variable("SLUICE_KEYS_FILE", "keys_file", file_path),
-    Variable("SLUICE_KEYS", "keys", untouched),
+    Variable("SLUICE_KEYS", "keys", parse_raw),
     Variable("SLUICE_DATABASE", "database", file_path),
-    Variable("DATABASE_URL", "database_url", untouched),
-    Variable("SLUICE_LEDGER_REQUIRED", "ledger_required", flag),
-    Variable("REDIS_URL", "redis_url", plain),
-    Variable("SLUICE_REDIS_VERIFY", "redis_verify", flag),
-    Variable("SLUICE_LIMITS_REQUIRED", "limits_required", flag),
-    Variable("SLUICE_RESERVE_TOKENS", "reserve_tokens", whole(1, 1_000_000)),
-    Variable("SLUICE_DEFAULT_MODEL", "default_model", plain),
-    Variable("SLUICE_MAX_BODY", "max_body", whole(1024, 1 << 30)),
-    Variable("SLUICE_MAX_STREAMS", "max_streams", whole(1, 100_000)),
-    Variable("SLUICE_QUEUE", "queue", whole(0, 100_000)),
+    Variable("DATABASE_URL", "database_url", parse_raw),
+    Variable("SLUICE_LEDGER_REQUIRED", "ledger_required", parse_bool),
+    Variable("REDIS_URL", "redis_url", parse_stripped),
+    Variable("SLUICE_REDIS_VERIFY", "redis_verify", parse_bool),
+    Variable("SLUICE_LIMITS_REQUIRED", "limits_required", parse_bool),
+    Variable("SLUICE_RESERVE_TOKENS", "reserve_tokens", parse_int(1, 1_000_000)),
+    Variable("SLUICE_DEFAULT_MODEL", "default_model", parse_stripped),
+    Variable("SLUICE_MAX_BODY", "max_body", parse_int(1024, 1 << 30)),
+    Variable("SLUICE_MAX_STREAMS", "max_streams", parse_int(1, 100_000)),
+    Variable("SLUICE_QUEUE", "queue", parse_int(0, 100_000)),
     Variable("SLUICE_QUEUE_S", "queue_time", seconds(0, DAY)),
-    Variable("SLUICE_MAX_STREAMS_PER_KEY", "per_key", whole(1, 100_000)),
-    Variable("SLUICE_RETRIES", "retries", whole(0, 10)),
-    Variable("SLUICE_COOLDOWN", "cooldown", flag),
-    Variable("SLUICE_CONTINUE", "continue_streams", flag),
+    Variable("SLUICE_MAX_STREAMS_PER_KEY", "per_key", parse_int(1, 100_000)),
+    Variable("SLUICE_RETRIES", "retries", parse_int(0, 10)),
+    Variable("SLUICE_COOLDOWN", "cooldown", parse_bool),
+    Variable("SLUICE_CONTINUE", "continue_streams", parse_bool),
     Variable("SLUICE_KEEPALIVE_S", "keepalive", seconds(1, DAY)),
     Variable("SLUICE_FIRST_EVENT_WAIT_S", "first_event_wait", seconds(0, DAY)),
     Variable("SLUICE_CLIENT_TIMEOUT_S", "client_timeout", seconds(1, DAY)),
@@ -267,14 +269,14 @@ VARIABLES = (
     Variable("SLUICE_FIRST_EVENT_TIMEOUT_S", "first_event", seconds(1, DAY)),
     Variable("SLUICE_IDLE_TIMEOUT_S", "idle", seconds(1, DAY)),
     Variable("SLUICE_TOTAL_TIMEOUT_S", "total", seconds(1, DAY)),
-    Variable("SLUICE_STRICT", "strict", flag),
+    Variable("SLUICE_STRICT", "strict", parse_bool),
     Variable("SLUICE_CORS_ORIGINS", "cors_origins", words),
     Variable("SLUICE_LOG_FORMAT", "log_format", one_of("auto", "json", "text")),
     Variable("SLUICE_LOG_LEVEL", "log_level", one_of("debug", "info", "warning", "error")),
-    Variable("SLUICE_METRICS_TOKEN", "metrics_token", plain),
-    Variable("OTEL_EXPORTER_OTLP_ENDPOINT", "otel_endpoint", plain),
-    Variable("PORT", "port", whole(1, 65535)),
-    Variable("WEB_CONCURRENCY", "workers", whole(1, 1024)),
+    Variable("SLUICE_METRICS_TOKEN", "metrics_token", parse_stripped),
+    Variable("OTEL_EXPORTER_OTLP_ENDPOINT", "otel_endpoint", parse_stripped),
+    Variable("PORT", "port", parse_int(1, 65535)),
+    Variable("WEB_CONCURRENCY", "workers", parse_int(1, 1024)),
 )
 TABLES = ("providers", "aliases", "prices")
 
@@ -300,7 +302,7 @@ def read_toml(path: Path | None) -> dict[str, Any]:
         raise ConfigError(f"{path} can't be read: {error}") from None
     for name, table in data.items():
         if name not in TABLES:
-            raise ConfigError(f"{path}: [{name}] is not a table{did_you_mean(name, TABLES)}")
+            raise ConfigError(f"{path}: [{name}] is not a known table{did_you_mean(name, TABLES)}")
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: {name} must be a table, [{name}]")
     for name in ("providers", "prices"):

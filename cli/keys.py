@@ -23,7 +23,7 @@ from cli.formats import as_json, cell, parse_duration, parse_instant, table, to_
 from keys.key import FIELDS, PERIODS, TIERS, Key, KeyFileError, Terms
 from keys.store import KeyStore
 
-LONGEST_CELL = 24
+MAX_CELL = 24
 C = TypeVar("C", bound=Callable[..., Any])
 
 
@@ -169,7 +169,7 @@ def delete(id_or_name: str, yes: bool) -> None:
     key = store().get(id_or_name)
     if not yes:
         if not sys.stdin.isatty():
-            raise click.ClickException("There is no terminal to confirm on; add --yes.")
+            raise click.ClickException("Can't ask for confirmation without a terminal; pass --yes.")
         click.confirm(f"Permanently delete key {key.name!r} ({key.id})?", abort=True, err=True)
     report(store().delete(key.id), "deleted")
 
@@ -281,7 +281,7 @@ def in_short(key: Key) -> dict[str, str]:
 
 
 def shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 3] + "..."
+    return text if len(text) <= MAX_CELL else text[: MAX_CELL - 3] + "..."
 
 
 def budget(key: Key) -> str:

@@ -66,11 +66,11 @@ def report(
     scope = Scope(key and key_id(key), parse_day("--since", since), parse_day("--until", until))
     if scope.first_day and scope.last_day and scope.first_day > scope.last_day:
         raise click.ClickException("--since is after --until.")
-    with recorded() as ledger:
+    with open_ledger() as ledger:
         rows = ledger.read(lambda connection: usage.grouped(connection, scope, by))
     names = {found.id: found.name for found in store().all()} if by == "key" else None
     if as_json:
-        click.echo(to_json(structured(by, scope, rows, names)))
+        click.echo(to_json(report_as_json(by, scope, rows, names)))
     elif as_csv:
         titles = [by] if names is None else [by, "name"]
         cells = ((labels(name, names), sums) for name, sums in rows.items())
@@ -90,15 +90,17 @@ def report(
 )
 @click.option("--yes", is_flag=True, help="Don't ask for confirmation.")
 def prune(older_than: str, yes: bool) -> None:
-    """Delete the records of old requests, and keep the daily sums."""
+    """Delete the rows of old requests, and keep the daily sums."""
     before = midnight_before(older_than)
     day = f"{before:%Y-%m-%d}"
     before_us = int(before.timestamp()) * 1_000_000
-    with recorded() as ledger:
+    with open_ledger() as ledger:
         rows = ledger.read(lambda connection: upkeep.older(connection, before_us))
         if rows and not yes:
             if not sys.stdin.isatty():
-                raise click.ClickException("There is no terminal to confirm on; add --yes.")
+                raise click.ClickException(
+                    "Can't ask for confirmation without a terminal; pass --yes."
+                )
             click.confirm(f"Delete {rows} requests from before {day}?", abort=True, err=True)
         deleted = 0
         while True:
@@ -113,20 +115,22 @@ def prune(older_than: str, yes: bool) -> None:
 
 @usage_group.command("verify")
 def verify() -> None:
-    """Check that the records are consistent and the daily sums match them."""
-    with recorded() as ledger:
+    """Check that the rows are consistent and the daily sums match them."""
+    with open_ledger() as ledger:
         rows, problems = ledger.read(lambda connection: upkeep.verify(connection, now_us()))
     for problem in problems:
         click.echo(printable(problem))
     if problems:
-        raise click.ClickException(f"The ledger is inconsistent ({len(problems)} lines above).")
+        raise click.ClickException(
+            f"The ledger is inconsistent ({len(problems)} lines, listed above)."
+        )
     click.echo(f"The ledger is consistent (rows checked: {rows}).")
 
 
 @ledger_group.command("backup")
 @click.argument("file", type=click.Path(path_type=Path))
 def backup(file: Path) -> None:
-    """Copy the ledger to a new FILE, while the server may be running."""
+    """Copy the ledger to FILE, which must not exist. Safe while the server runs."""
     source = current_app.extensions["sluice"].ledger.path
     if source is None:
         raise click.ClickException('The ledger is on PostgreSQL; use pg_dump "$DATABASE_URL".')
@@ -143,7 +147,7 @@ def backup(file: Path) -> None:
 
 
 @contextmanager
-def recorded() -> Iterator[Ledger]:
+def open_ledger() -> Iterator[Ledger]:
     """Yield the ledger and close it afterwards. Raises ClickException if it doesn't exist yet."""
     found: Ledger = current_app.extensions["sluice"].ledger
     if found.path is not None:
@@ -195,7 +199,7 @@ def midnight_before(age: str) -> datetime:
     return found.replace(hour=0, minute=0, second=0, microsecond=0)
 
 
-def structured(
+def report_as_json(
     by: str, scope: Scope, rows: Mapping[str, Sums], names: Mapping[str, str] | None
 ) -> dict[str, Any]:
     """Return the report for --json. The name of a deleted key is None."""

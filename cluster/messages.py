@@ -4,7 +4,7 @@ A question stays in a hash of the process that must answer it until that process
 published message only wakes the recipient.
 
 - Both sides also poll, so a lost message delays an answer, but loses nothing.
-- A missing answer raises Unavailable. It is never guessed.
+- If an answer is missing, the result is Unavailable, never a guess.
 """
 
 from __future__ import annotations

@@ -5,9 +5,8 @@ sends a heartbeat once a second. To stop or list the calls of another process, i
 A process is silent if its last heartbeat is too old. It may be dead, or it may still run its calls
 without a connection to Redis.
 
-- If the state of a call isn't known, the answer is Unavailable. It is never guessed.
+- If the state of a call isn't known, the answer is Unavailable, never a guess.
 - Calls continue if Redis is unavailable. Once Redis is back, each process claims its calls again.
-- No lock is held during a wait.
 """
 
 from __future__ import annotations
@@ -28,9 +27,10 @@ from completion import StreamKey, Summary
 from concurrency.threads import BackgroundThread
 from errors import Unavailable
 
+# The logger's name is kept from earlier releases: see docs/decisions/0013-the-house.md.
 log = logging.getLogger("sluice.fleet")
 
-BEAT_S, LONGEST_PAUSE_S = 1.0, 4.0
+BEAT_S, MAX_PAUSE_S = 1.0, 4.0
 """The interval between heartbeats, and the longest back-off while Redis is unavailable."""
 SILENT_S, DEAD_S = 5.0, 30.0
 """The age of the last heartbeat at which a process counts as silent, and as dead."""
@@ -40,7 +40,8 @@ CLOSE_S = 2.0
 CALLS_TTL_S = 2 * 24 * 3600
 STOPPED_TTL_S = 60
 AT_ONCE = 500
-MOST_UNRELEASED = 100_000
+MAX_UNRELEASED = 100_000
+# Processes of earlier releases use these Redis keys too: see docs/decisions/0013-the-house.md.
 PROCESSES, SINCE = "sluice:fleet", "sluice:since"
 CALLS, STOPPED = "sluice:calls:", "sluice:stopped:"
 
@@ -71,7 +72,7 @@ class Cluster:
         self._since = b""
         self._beaten_at = time.monotonic()
         self._stale = True
-        """True if claims of this process may be missing in Redis."""
+        """True if claims of this process may be missing from Redis."""
         self._unreleased: dict[StreamKey, bool] = {}
         """Calls that ended while Redis was unavailable; True for those that were stopped."""
 
@@ -99,21 +100,21 @@ class Cluster:
             self._redis.run(lambda client: client.zrem(PROCESSES, self._me))
         self._redis.close()
 
-    def claim(self, stream_key: StreamKey, share: int | None = None) -> ClaimResult:
+    def claim(self, stream_key: StreamKey, max_calls: int | None = None) -> ClaimResult:
         """Claim a call's id.
 
         Args:
-            share: the maximum number of the key's calls in the cluster; None means no limit.
+            max_calls: the key's limit on calls in the cluster; None means no limit.
 
         Returns:
             "yes"; "exists" if another process has a call with this id; "too many" if the key has
-            reached its share. If Redis is unavailable, "yes", because calls don't depend on Redis.
+            max_calls. If Redis is unavailable, "yes", because calls don't depend on Redis.
         """
         self._thread.start()
         self._unreleased.pop(stream_key, None)
         try:
             return CLAIM_RESULTS[
-                self._redis.script(lambda client: self._claim(client, stream_key, share))
+                self._redis.script(lambda client: self._claim(client, stream_key, max_calls))
             ]
         except RedisAway:
             self._stale = True
@@ -128,7 +129,7 @@ class Cluster:
             self._redis.script(lambda client: RELEASE(client, keys, arguments))
         except RedisAway:
             self._stale = True
-            if len(self._unreleased) < MOST_UNRELEASED:
+            if len(self._unreleased) < MAX_UNRELEASED:
                 self._unreleased[stream_key] = stopped
 
     def stop(self, stream_key: StreamKey) -> bool:
@@ -149,8 +150,8 @@ class Cluster:
         if result == b"stopped":
             return True
         raise Unavailable(
-            "It isn't known at the moment whether this stream is active, because not all processes "
-            "of this server have reported. Try again."
+            "Sluice can't tell right now whether this stream is active: some of its processes "
+            "haven't reported. Try again."
         )
 
     def others(self, key_id: str) -> list[Summary]:
@@ -162,9 +163,9 @@ class Cluster:
         answers = self._post.ask_all(asked, Question(self._me, key_id))
         return [found for answer in answers for found in msgspec.convert(answer, list[Summary])]
 
-    def _claim(self, client: Any, stream_key: StreamKey, share: int | None) -> int:
+    def _claim(self, client: Any, stream_key: StreamKey, max_calls: int | None) -> int:
         key_id, stream_id = stream_key
-        arguments = [self._me, stream_id, -1 if share is None else share, CALLS_TTL_S]
+        arguments = [self._me, stream_id, -1 if max_calls is None else max_calls, CALLS_TTL_S]
         return CLAIM(client, [CALLS + key_id, PROCESSES, mark_of(stream_key)], arguments)  # type: ignore[no-any-return]
 
     def _ask(self, client: Any, stream_key: StreamKey, token: str) -> Any:
@@ -193,7 +194,7 @@ class Cluster:
                 if listener is not None:
                     close(listener)
                 listener, self._stale = None, True
-                time.sleep(min(BEAT_S * 2**failures, LONGEST_PAUSE_S))
+                time.sleep(min(BEAT_S * 2**failures, MAX_PAUSE_S))
                 failures += 1
             except Exception:  # without this thread, no other process could stop this one's calls
                 log.exception("the heartbeat failed")

@@ -21,6 +21,7 @@ from config import ConfigError
 if TYPE_CHECKING:
     import redis
 
+# The logger's name is kept from earlier releases: see docs/decisions/0013-the-house.md.
 log = logging.getLogger("sluice.shared")
 T = TypeVar("T")
 Command: TypeAlias = tuple[Any, ...]

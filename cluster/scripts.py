@@ -43,19 +43,19 @@ return {redis.call('GET', KEYS[2]), redis.call('HGETALL', KEYS[3])}
 process."""
 
 CLAIM = step("""
--- KEYS: calls of the key, cluster, the mark of a stop. ARGV: me, call, share (-1: any), TTL.
+-- KEYS: calls of the key, cluster, the mark of a stop. ARGV: me, call, max_calls (-1: any), TTL.
 redis.call('ZADD', KEYS[2], 'NX', now, ARGV[1])
 local owner = redis.call('HGET', KEYS[1], ARGV[2])
 if owner and owner ~= ARGV[1] and redis.call('ZSCORE', KEYS[2], owner) then return 1 end
-local share = tonumber(ARGV[3])
-if share >= 0 and not owner and redis.call('HLEN', KEYS[1]) >= share then
+local max_calls = tonumber(ARGV[3])
+if max_calls >= 0 and not owner and redis.call('HLEN', KEYS[1]) >= max_calls then
   local calls = redis.call('HGETALL', KEYS[1])
   for n = 1, #calls, 2 do
     if not redis.call('ZSCORE', KEYS[2], calls[n + 1]) then
       redis.call('HDEL', KEYS[1], calls[n])
     end
   end
-  if redis.call('HLEN', KEYS[1]) >= share then return 2 end
+  if redis.call('HLEN', KEYS[1]) >= max_calls then return 2 end
 end
 redis.call('HSET', KEYS[1], ARGV[2], ARGV[1])
 redis.call('EXPIRE', KEYS[1], ARGV[4])

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TypeAlias
 
+# The logger's name is kept from earlier releases: see docs/decisions/0013-the-house.md.
 log = logging.getLogger("sluice.crew")
 
 MOST_IDLE = 64

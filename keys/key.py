@@ -36,8 +36,8 @@ LATER_FIELDS = ("budget_period", "max_streams")
 """Fields that earlier versions didn't write. A row without them has their defaults."""
 NEARLY = 0.75
 """The similarity to a field's name from which an unknown name counts as a misspelling of it."""
-MOST_COUNT = 10**12
-MOST_USD = 10**9
+MAX_COUNT = 10**12
+MAX_USD = 10**9
 """The largest limit and the largest budget: more than anyone needs, but no counter overflows."""
 
 
@@ -74,11 +74,11 @@ class Terms(TypedDict, total=False):
 
 
 class KeyFileError(Exception):
-    """An operation on the keys failed. The message is one line for the operator."""
+    """The error for a failed operation on the keys. The message is one line for the operator."""
 
 
 class BrokenLine(Exception):
-    """A line of the key file is invalid. The message never quotes the line."""
+    """The error for an invalid line of the key file. The message never quotes the line."""
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,7 +131,7 @@ NAMES = frozenset(field.name for field in FIELDS)
 @lru_cache(maxsize=1024)
 def nano(usd: float) -> int:
     # Converted through its decimal text, so that 0.1 is exactly 100,000,000.
-    return int(min(Decimal(str(usd)), Decimal(MOST_USD)).scaleb(9))
+    return int(min(Decimal(str(usd)), Decimal(MAX_USD)).scaleb(9))
 
 
 @lru_cache(maxsize=1024)
@@ -143,7 +143,7 @@ def limits_of(tier: Tier, requests: int | None, tokens: int | None) -> Limits:
 
 
 def limit(own: int | None, tier: int | None) -> int | None:
-    return tier if own is None else min(own, MOST_COUNT)
+    return tier if own is None else min(own, MAX_COUNT)
 
 
 def allows(key: Key, model: str) -> bool:
@@ -206,14 +206,14 @@ def check(terms: Terms) -> None:
     if not models or "" in models:
         raise KeyFileError("The models must be full names or patterns such as 'openai/*'.")
     for count in (terms.get("requests_per_minute"), terms.get("tokens_per_hour")):
-        if count is not None and not 0 <= count <= MOST_COUNT:
-            raise KeyFileError(f"A limit must be from 0 to {MOST_COUNT:,}.")
+        if count is not None and not 0 <= count <= MAX_COUNT:
+            raise KeyFileError(f"A limit must be from 0 to {MAX_COUNT:,}.")
     streams = terms.get("max_streams")
-    if streams is not None and not 1 <= streams <= MOST_COUNT:
-        raise KeyFileError(f"The number of streams must be from 1 to {MOST_COUNT:,}.")
+    if streams is not None and not 1 <= streams <= MAX_COUNT:
+        raise KeyFileError(f"The number of streams must be from 1 to {MAX_COUNT:,}.")
     budget = terms.get("budget_usd")
-    if budget is not None and not 0 <= budget <= MOST_USD:
-        raise KeyFileError(f"A budget must be from 0 to {MOST_USD:,} US dollars.")
+    if budget is not None and not 0 <= budget <= MAX_USD:
+        raise KeyFileError(f"A budget must be from 0 to {MAX_USD:,} US dollars.")
 
 
 def expiry(created: datetime, expires: timedelta | datetime | None) -> datetime | None:

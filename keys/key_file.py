@@ -46,7 +46,7 @@ class View(NamedTuple):
     problems: tuple[str, ...] = ()
 
     def pick(self, id_or_name: str) -> Line:
-        """Return the line of a key. Raises KeyFileError if none or more than one has the name."""
+        """Return a key's line. Raises KeyFileError if none or more than one has this id or name."""
         found = [line for line in self.lines if line.key.id == id_or_name]
         found = found or [line for line in self.lines if line.key.name == id_or_name]
         if not found:

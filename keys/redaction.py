@@ -13,8 +13,8 @@ from typing import Any
 LEAST_PIECE = 8
 """The least number of consecutive characters of a secret that are redacted."""
 MARK = "[key]"
-MOST_WORDS = 1000
-"""The number of characters of a provider's message that a client may see."""
+MAX_MESSAGE = 1000
+"""The maximum number of characters of a provider's message that a client may see."""
 
 
 class Secret:
@@ -102,11 +102,11 @@ def shown(text: str | None, credential: Secret | None) -> str | None:
     """Return the part of a provider's message that a client may see.
 
     The credential that was sent and everything that looks like a key are redacted, and the message
-    is cut to MOST_WORDS characters.
+    is cut to MAX_MESSAGE characters.
     """
     if text is None:
         return None
-    text = text[: 4 * MOST_WORDS]  # cut before the search, because a message can have megabytes
+    text = text[: 4 * MAX_MESSAGE]  # cut before the search, because a message can have megabytes
     if credential is not None:
         text = credential.hidden_in(text)
-    return mask(text[:MOST_WORDS])
+    return mask(text[:MAX_MESSAGE])

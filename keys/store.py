@@ -1,7 +1,8 @@
-"""The store of a process's keys, which reads the key file again when it changes, and can change it.
+"""The key store: reads the key file again when the file changes, and can edit it.
 
-- Readers never wait and never see a partial set of keys: a single assignment replaces the View.
-- A change rewrites a single line. All other lines keep their bytes, even invalid ones.
+- Readers never wait for each other and never see a partial set of keys: a single assignment
+  replaces the View.
+- A change affects a single line. All other lines keep their bytes, even invalid ones.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from keys.key_file import (
 )
 
 LOOK_EVERY_S = 0.25
-LONGEST_SECRET = 512
+MAX_SECRET = 512
 """Characters. A longer text is rejected without hashing it, because a header can be a megabyte."""
 
+# The logger's name is kept from earlier releases: see docs/decisions/0013-the-house.md.
 log = logging.getLogger("sluice.auth")
 
 
@@ -54,7 +56,7 @@ class KeyStore:
 
     def find(self, secret: str) -> Key | None:
         """Return the key with this secret, or None if it is unknown, disabled or expired."""
-        if len(secret) > LONGEST_SECRET:
+        if len(secret) > MAX_SECRET:
             return None
         key = self._fresh().by_hash.get(fingerprint(secret))
         return key if key is not None and key.status == "active" else None
@@ -63,11 +65,11 @@ class KeyStore:
         return [line.key for line in self._fresh().lines]
 
     def get(self, id_or_name: str) -> Key:
-        """Return a key. Raises KeyFileError if none or more than one has this name."""
+        """Return a key. Raises KeyFileError if none or more than one has this id or name."""
         return self._fresh().pick(id_or_name).key
 
     def line(self, id_or_name: str) -> str:
-        """Return a key's line for SLUICE_KEYS, which has the hash and not the secret.
+        """Return a key's line for SLUICE_KEYS. The line has the hash, not the secret.
 
         Raises KeyFileError as `get` does.
         """

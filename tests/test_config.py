@@ -200,7 +200,7 @@ def test_any_variable_text_parses_or_raises_an_error_naming_the_variable(
 
 @given(st.integers(1, 100_000))
 def test_every_whole_number_in_range_is_accepted(number: int) -> None:
-    assert config.whole(1, 100_000)("N", str(number)) == number
+    assert config.parse_int(1, 100_000)("N", str(number)) == number
 
 
 @given(st.floats())
@@ -320,8 +320,8 @@ def test_named_config_file_replaces_sluice_toml(elsewhere: Path) -> None:
     [
         (b"[providers", "sluice.toml can't be read: "),
         (b"\xff", "sluice.toml can't be read: "),
-        (b"[provider.x]", "sluice.toml: [provider] is not a table; did you mean providers?"),
-        (b"[zzz]", "sluice.toml: [zzz] is not a table"),
+        (b"[provider.x]", "sluice.toml: [provider] is not a known table; did you mean providers?"),
+        (b"[zzz]", "sluice.toml: [zzz] is not a known table"),
         (b"aliases = 1", "sluice.toml: aliases must be a table, [aliases]"),
         (b"[[providers]]", "sluice.toml: providers must be a table, [providers]"),
         (b"[providers]\nx = 1",

@@ -245,7 +245,9 @@ def test_verify_lists_the_errors_of_the_ledger_and_fails(run: Runner) -> None:
     assert "\x1b" not in result.stdout
     lines = result.stdout.splitlines()
     assert "reasoning" in lines[-1]
-    assert result.stderr == f"Error: The ledger is inconsistent ({len(lines)} lines above).\n"
+    assert (
+        result.stderr == f"Error: The ledger is inconsistent ({len(lines)} lines, listed above).\n"
+    )
 
 
 # backup

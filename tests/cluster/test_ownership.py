@@ -64,8 +64,8 @@ class Process:
     def _fail(self) -> None:
         raise RuntimeError("a task that fails")
 
-    def begin(self, stream_key: StreamKey = CALL, share: int | None = None) -> str:
-        verdict = self.cluster.claim(stream_key, share)
+    def begin(self, stream_key: StreamKey = CALL, max_calls: int | None = None) -> str:
+        verdict = self.cluster.claim(stream_key, max_calls)
         if verdict == "yes":
             self.calls.active[stream_key] = Summary(stream_key[1], "fake", "m", time.time(), 1, 2)
         return verdict
@@ -105,7 +105,7 @@ def answered(condition: Callable[[], bool]) -> bool:
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership, "BEAT_S", 0.05)
-    monkeypatch.setattr(ownership, "LONGEST_PAUSE_S", 0.1)
+    monkeypatch.setattr(ownership, "MAX_PAUSE_S", 0.1)
     monkeypatch.setattr(ownership, "SETTLED_S", 0.0)
 
 
@@ -155,20 +155,20 @@ def test_release_does_not_free_a_claim_of_another_process(ours: Process, other: 
 
 
 def test_the_stream_limit_of_a_key_holds_among_all_processes(ours: Process, other: Process) -> None:
-    assert [ours.begin((KEY, str(n)), share=3) for n in range(2)] == ["yes", "yes"]
-    assert [other.begin((KEY, str(n)), share=3) for n in (2, 3)] == ["yes", "too many"]
-    assert other.begin(("key_b", "3"), share=3) == "yes"
+    assert [ours.begin((KEY, str(n)), max_calls=3) for n in range(2)] == ["yes", "yes"]
+    assert [other.begin((KEY, str(n)), max_calls=3) for n in (2, 3)] == ["yes", "too many"]
+    assert other.begin(("key_b", "3"), max_calls=3) == "yes"
     ours.end((KEY, "0"))
-    assert other.begin((KEY, "3"), share=3) == "yes"
+    assert other.begin((KEY, "3"), max_calls=3) == "yes"
     assert ours.begin((KEY, "4")) == "yes"
 
 
 def test_calls_of_a_closed_process_do_not_count_against_the_key(
     ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours.begin((KEY, "0"), share=1)
+    ours.begin((KEY, "0"), max_calls=1)
     ours.cluster.close()
-    assert other.begin((KEY, "1"), share=1) == "yes"
+    assert other.begin((KEY, "1"), max_calls=1) == "yes"
 
 
 def test_the_stream_id_of_a_closed_process_is_free_again(ours: Process, other: Process) -> None:
@@ -268,9 +268,9 @@ def age(client: Any, process: Process, seconds: float) -> None:
 def test_stop_is_unavailable_while_a_process_is_silent(ours: Process, other: Process) -> None:
     ours.begin()
     silence(ours, ownership.SILENT_S)
-    with pytest.raises(Unavailable, match="not all processes"):
+    with pytest.raises(Unavailable, match="haven't reported"):
         other.cluster.stop(CALL)
-    with pytest.raises(Unavailable, match="not all processes"):
+    with pytest.raises(Unavailable, match="haven't reported"):
         other.cluster.stop((KEY, "the silent process may have started this call"))
     assert other.begin() == "exists"
     assert other.cluster.others(KEY) == []
@@ -343,7 +343,7 @@ def test_claims_are_reported_again_after_a_redis_flush(
     monkeypatch.setattr(ownership, "SETTLED_S", 3600)
     redis_server.flush()
     other.reported_all()
-    with pytest.raises(Unavailable, match="not all processes"):
+    with pytest.raises(Unavailable, match="haven't reported"):
         other.cluster.stop((KEY, "unknown"))
     ours.reported_all()
     assert other.begin() == "exists"

@@ -62,16 +62,16 @@ def test_a_success_resets_the_count_of_consecutive_failures(breakers: Clocked) -
     assert breakers.left(TARGET) == 0
 
 
-@pytest.mark.parametrize(("every", "cools"), [(2, True), (3, False)])
+@pytest.mark.parametrize(("every", "opens"), [(2, True), (3, False)])
 @pytest.mark.parametrize(("apart", "recent"), [(1.0, True), (10.0, False)])
 def test_the_circuit_opens_when_half_of_the_recent_calls_fail(
-    breakers: Clocked, every: int, cools: bool, apart: float, recent: bool
+    breakers: Clocked, every: int, opens: bool, apart: float, recent: bool
 ) -> None:
     for number in range(WINDOW_CALLS + 1):
         (breakers.failed if number % every == 0 else breakers.succeeded)(TARGET)
         breakers.now += apart
     breakers.now -= apart
-    assert (breakers.left(TARGET) > 0) is (cools and recent)
+    assert (breakers.left(TARGET) > 0) is (opens and recent)
 
 
 def test_a_half_open_circuit_admits_a_single_probe(breakers: Clocked) -> None:

@@ -1,4 +1,4 @@
-"""mailbox.py and tally.py: the mailbox between two threads, and the count of its tokens."""
+"""mailbox.py and tally.py: the mailbox between two threads, and the token count of a call."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def tally_of(*events: Started | Delta | Finished | Used, prompts: tuple[Prompt, 
 
 
 @pytest.mark.parametrize("failed", [True, False])
-def test_the_last_usage_that_the_provider_reported_counts(failed: bool) -> None:
+def test_the_last_reported_usage_is_used(failed: bool) -> None:
     reported = Usage(5, 9, cache_read_tokens=2)
     tally = tally_of(Started("m", 4), Used(Usage(5, 1)), Delta(0, "x" * 100), Used(reported))
     assert tally.usage(failed=failed) is reported
