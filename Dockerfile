@@ -12,7 +12,7 @@ RUN python -m compileall -q . \
  && install -d -o sluice -g sluice -m 0700 /data
 USER 10001
 
-# Keys and the SQLite ledger; with DATABASE_URL the keys alone.
+# The key file, and the SQLite ledger unless DATABASE_URL is set.
 VOLUME /data
 ENV PORT=8000 SLUICE_KEYS_FILE=/data/keys.jsonl SLUICE_DATABASE=/data/sluice.db
 EXPOSE 8000
@@ -20,5 +20,5 @@ EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=5s --start-period=20s \
   CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:%s/health' % os.environ['PORT'], timeout=4)"]
 
-# A list, so that TERM reaches gunicorn itself; it needs SLUICE_DRAIN_S + 10 s to end.
+# Without a shell, so that TERM reaches gunicorn, which needs SLUICE_DRAIN_S + 10 s to shut down.
 CMD ["gunicorn", "wsgi:app"]

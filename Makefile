@@ -1,7 +1,8 @@
-# make run: set up and serve.
-# make test: set up, then check the format, the types and what most tests hold; a few minutes.
-# make test-all: the tests that take longer. Together with make test these are all tests.
-# make soak: ten minutes of load. make bench: what a call costs, beside other gateways.
+# make run: set up Sluice and start the server.
+# make test: set up, check the format and the types, and run most tests; takes a few minutes.
+# make test-all: run the remaining tests, which take longer.
+# make soak: run ten minutes of load.
+# make bench: measure the cost of a call, compared with other gateways.
 # docs/quickstart.md gives the commands behind each target, for machines without make.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PIP := $(BIN)/pip install --disable-pip-version-check
 PYTEST := $(BIN)/pytest -n 4 --dist loadfile
 DOTENV := $(if $(wildcard .env),$(BIN)/dotenv run --no-override --,)
 
-# The tests start hundreds of processes, which would each compile every module.
+# The tests start hundreds of processes. Without cached bytecode, each would compile every module.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test test-all soak bench format clean
@@ -45,18 +46,18 @@ clean:
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "Sluice needs Python 3.11 or newer. Install one and type: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	  echo "Sluice needs Python 3.11 or newer. Install it, then run: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
-	  echo "Python's venv module is missing. On Debian or Ubuntu type: sudo apt install python3-venv" >&2; exit 1; }
+	  echo "Python's venv module is missing. On Debian or Ubuntu, run: sudo apt install python3-venv" >&2; exit 1; }
 	@echo "Creating .venv ..."
 	@$(PYTHON) -m venv .venv
 
 $(READY): requirements.txt .venv/bin/python
-	@echo "Installing the packages of requirements.txt into .venv (once, about half a minute) ..."
+	@echo "Installing the packages in requirements.txt into .venv (only once, takes about half a minute) ..."
 	@$(PIP) -r requirements.txt
 	@touch $@
 
 $(READY_DEV): requirements-dev.txt requirements-otel.txt requirements.txt .venv/bin/python
-	@echo "Installing the packages of requirements-dev.txt into .venv (once, about a minute) ..."
+	@echo "Installing the packages in requirements-dev.txt into .venv (only once, takes about a minute) ..."
 	@$(PIP) -r requirements-dev.txt
 	@touch $@ $(READY)

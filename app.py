@@ -1,4 +1,4 @@
-"""create_app: the only place where the parts are wired together."""
+"""The application factory, which is the only place where the parts are wired together."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BLUEPRINTS = tuple(
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """Return the WSGI application. Raises ConfigError when its configuration can't be used."""
+    """Return the WSGI application. Raises ConfigError if its configuration is invalid."""
     settings = settings or Settings.from_env()
     logs.configure(settings.log_format, settings.log_level)
     for warning in settings.warnings:
@@ -56,7 +56,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 
 def wire(settings: Settings) -> Services:
-    """Make the parts and connect them. Raises ConfigError."""
+    """Create the parts and connect them. Raises ConfigError."""
     redis_client = None
     if settings.redis_url:
         redis_client = RedisClient(settings.redis_url, verify=settings.redis_verify)
@@ -74,7 +74,8 @@ def wire(settings: Settings) -> Services:
     )
     cluster = None
     if redis_client is not None:
-        from cluster.ownership import Cluster  # here: a single process needs no redis-py
+        # Imported here because a single process doesn't need redis-py.
+        from cluster.ownership import Cluster
 
         cluster = Cluster(redis_client)
     tracing = traces(settings.otel_endpoint) if settings.otel_endpoint else None
@@ -101,12 +102,13 @@ def wire(settings: Settings) -> Services:
 
 
 def traces(endpoint: str) -> Tracing:
-    """Return the traces that go to an OTLP endpoint. Raises ConfigError."""
+    """Return tracing to an OTLP endpoint. Raises ConfigError if its packages are missing."""
     try:
-        from telemetry.tracing import Tracing  # here: its packages are optional, and take memory
+        # Imported here because its packages are optional, and take memory.
+        from telemetry.tracing import Tracing
     except ImportError:
         raise ConfigError(
-            "OTEL_EXPORTER_OTLP_ENDPOINT is set, and traces need packages that are not installed: "
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, but the packages for tracing are not installed: "
             "pip install -r requirements-otel.txt"
         ) from None
     return Tracing(endpoint)

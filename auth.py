@@ -1,8 +1,7 @@
-"""Bearer authentication: who sent the current request.
+"""Bearer authentication: the key that the current request carries, and its check.
 
-- A request without a key, and with an unknown, a disabled or an expired key, are refused in the
-  same words.
-- This is the one module below the endpoints that imports Flask.
+- A missing, an unknown, a disabled and an expired key get identical 401 messages.
+- No other module below the endpoints imports Flask.
 """
 
 from __future__ import annotations
@@ -23,21 +22,23 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def current_app() -> Flask:
-    """The app that answers now. Flask's own proxy calls four functions at each use of it, and a
-    call uses it some thirty times."""
+    """Return the app that handles the current request.
+
+    Flask's own proxy makes several function calls per use, and each request uses the app often;
+    see docs/decisions/0011-the-cost-of-a-call.md.
+    """
     return _cv_app.get().app
 
 
 def current_request() -> Request:
-    """The request that is being answered."""
     return _cv_request.get().request
 
 
 class BearerAuth(HTTPTokenAuth):  # type: ignore[misc]
-    """HTTPTokenAuth that takes its token from where `presented_key` finds it.
+    """An HTTPTokenAuth that reads the token with `presented_key`.
 
-    The library's own reading (werkzeug's request.authorization) raises on a non-ASCII Basic
-    header and takes a token with a `=` inside for parameters.
+    The library uses werkzeug's request.authorization, which raises on a non-ASCII Basic header and
+    parses a token that contains `=` as parameters.
     """
 
     def get_auth(self) -> Authorization | None:
@@ -45,12 +46,15 @@ class BearerAuth(HTTPTokenAuth):  # type: ignore[misc]
         return None if secret is None else Authorization("bearer", token=secret)
 
     def login_required(self, view: F) -> F:
-        """The view, for callers with a good key only. OPTIONS needs none."""
+        """Return the view, guarded: every method except OPTIONS needs a valid key."""
         guarded: F = super().login_required(view)
         return guarded
 
     def ensure_sync(self, view: F) -> F:
-        """As it is: our views are plain functions, and the library's asks the app at each call."""
+        """Return the view unchanged, since it is a plain function.
+
+        The library would ask the app about it on each call.
+        """
         return view
 
 
@@ -71,8 +75,10 @@ auth.error_handler(refuse)
 
 
 def presented_key() -> str | None:
-    """The text of the key in this request, good or not: the Authorization header's, if it is a
-    bearer's; X-API-Key's only when there is no Authorization header."""
+    """Return the text of the current request's key, valid or not; None if there is none.
+
+    X-API-Key is read only if there is no Authorization header.
+    """
     header = current_request().environ.get("HTTP_AUTHORIZATION", "").strip()
     if not header:
         return x_api_key()
@@ -81,12 +87,12 @@ def presented_key() -> str | None:
 
 
 def x_api_key() -> str | None:
-    """The text in this request's X-API-Key header."""
+    """Return the X-API-Key header of the current request; None if it is missing or empty."""
     return current_request().environ.get("HTTP_X_API_KEY", "").strip() or None
 
 
 def key_of(secret: str | None) -> Key:
-    """The key with this text, for a view that reads its header itself. Raises Unauthorized."""
+    """Return the key with this text, for a view without `login_required`. Raises Unauthorized."""
     key = None if secret is None else verify(secret)
     if key is None:
         raise Unauthorized(key_sent=secret is not None)
@@ -94,13 +100,13 @@ def key_of(secret: str | None) -> Key:
 
 
 def caller() -> Key | None:
-    """The caller's key, once a view under login_required was reached with a good one."""
+    """Return the caller's key; None unless `login_required` has accepted one for this request."""
     key = _cv_app.get().g.get("flask_httpauth_user")
     return key if isinstance(key, Key) else None
 
 
 def current_key() -> Key:
-    """The caller's key, in a view under login_required. Raises Unauthorized where there is none."""
+    """Return the caller's key, in a view with `login_required`. Raises Unauthorized elsewhere."""
     key = caller()
     if key is None:
         raise Unauthorized(key_sent=False)

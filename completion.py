@@ -1,11 +1,11 @@
-"""The vocabulary: what is asked of a provider and what it answers, whatever its wire format.
+"""The vocabulary of completions: requests and events, independent of any wire format.
 
-- Values only: no I/O, and nothing of HTTP, of a face or of a provider.
-- A call is a sequence of events, and `fold` turns them into a Completion, so that streams and whole
-  answers share one path.
-- Events travel in batches (a list of what arrived together), so that one wake-up and one write
-  serve many tokens.
-- An id names something and opens nothing. It is unique and need not be a secret, so it costs no
+- The module contains only values: no I/O, and nothing about HTTP, faces or providers.
+- A call produces a sequence of events. `fold` turns them into a Completion, so that streams and
+  whole completions share one code path.
+- Events travel in batches, which are lists of the events that arrived together, so that one
+  wake-up and one write serve many tokens.
+- Ids identify, but never authorize. They must be unique but not secret, so generating one costs no
   system call.
 """
 
@@ -25,18 +25,19 @@ EndReason: TypeAlias = Literal[
 """Why a call ended."""
 
 StreamKey: TypeAlias = tuple[str, str]
-"""What an active call is found by: the id of its key, and its own id among that key's calls."""
+"""The identity of an active call: the id of its API key, and its stream id, which is unique only
+among that key's calls."""
 
 TargetKey: TypeAlias = tuple[str, str, int]
-"""What a target is found by: a provider, its model ("": all of them), and which of the operator's
-keys."""
+"""The identity of a target: the provider, its model ("" means all models), and the number of the
+operator's key."""
 
 
 class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What to generate, validated and face-neutral. None, () or {} means: not asked for.
+    """A validated request from any face. None, () and {} mean that a parameter is unset.
 
-    A parameter equal to its no-op (n 1, best_of 1, penalties 0, top_p 1, empty logit_bias) is
-    stored as not asked for, so a target that lacks it can still serve the request.
+    The faces leave a parameter unset if its value is a no-op (n 1, best_of 1, penalties 0, top_p 1,
+    empty logit_bias), so that a target without that parameter can still serve the request.
     """
 
     prompts: tuple[Prompt, ...]
@@ -50,20 +51,21 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     n: int | None = None
     best_of: int | None = None
     logprobs: int | None = None
-    """How many alternatives per token; 0 asks for the chosen token's alone."""
+    """The number of alternatives per token; 0 requests only the log probability of the chosen
+    token."""
     echo: bool = False
     suffix: str | None = None
     logit_bias: dict[str, float] = {}
     user: str | None = None
     stream: bool = False
     extra: dict[str, Any] = {}
-    """Parameters that Sluice has no name for; sent to the provider as they are."""
+    """Parameters that Sluice doesn't know, sent to the provider unchanged."""
     openai_extra: dict[str, Any] = {}
-    """The same from the OpenAI face's top level; for OpenAI-compatible hosts alone."""
+    """Unknown parameters from the top level of an OpenAI request, sent unchanged, and only to
+    OpenAI-compatible hosts."""
 
     @property
     def choices(self) -> int:
-        """How many choices the answer has: prompts times n."""
         return len(self.prompts) * (self.n or 1)
 
 
@@ -72,8 +74,11 @@ DEFAULTS: Final = msgspec.structs.astuple(CompletionRequest(prompts=()))
 
 
 def asked_for(request: CompletionRequest) -> dict[str, Any]:
-    """The fields by which a request asks for something, with their values: those that differ from
-    what they are by default. 0 does; None, False, () and {} don't."""
+    """Return the fields that a request sets, with their values.
+
+    A field counts as set if it differs from its default, so 0 counts, but None, False, () and {}
+    don't.
+    """
     values = msgspec.structs.astuple(request)
     return {
         name: value
@@ -85,8 +90,12 @@ def asked_for(request: CompletionRequest) -> dict[str, Any]:
 def named(
     request: CompletionRequest, names: Mapping[str, str], lacks: Container[str] = ()
 ) -> dict[str, Any]:
-    """What a request asks for, by a host's names. names: ours -> theirs. lacks: ours of what the
-    host can't do."""
+    """Return the fields that a request sets, under a host's names for them.
+
+    Args:
+        names: Sluice's names -> the host's names. Fields without an entry are left out.
+        lacks: Sluice's names of the parameters that the host doesn't support, also left out.
+    """
     asked = asked_for(request)
     return {
         theirs: asked[ours] for ours, theirs in names.items() if ours in asked and ours not in lacks
@@ -94,8 +103,11 @@ def named(
 
 
 class Logprobs(msgspec.Struct, frozen=True):
-    """OpenAI's legacy shape. The lists are parallel, an entry a token; a log probability is
-    natural; text_offset counts characters from the start of the choice's text."""
+    """Log probabilities in the shape of OpenAI's legacy completions.
+
+    The lists are parallel, with one entry per token. Log probabilities are natural logarithms;
+    text_offset counts characters from the start of the choice's text.
+    """
 
     tokens: list[str] = []
     token_logprobs: list[float | None] = []
@@ -104,7 +116,7 @@ class Logprobs(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens of one call. Cached and reasoning tokens are parts of input and output."""
+    """Token counts. Cached tokens are part of the input, reasoning tokens part of the output."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -119,7 +131,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 def total(usages: Iterable[Usage]) -> Usage:
-    """The usage of several calls as one's; an estimate where one of them is."""
+    """Return the sum of some usages. It is an estimate if any of them with tokens is one."""
     several = list(usages)
     if len(several) == 1 and (several[0].total_tokens or several[0].source == "provider"):
         return several[0]
@@ -130,14 +142,14 @@ def total(usages: Iterable[Usage]) -> Usage:
 
 
 class Started(msgspec.Struct, frozen=True):
-    """The provider accepted the call. The model is the one it says it runs, if it says."""
+    """The provider's acceptance of the call. model: the model that the provider reports, if any."""
 
     model: str | None = None
     input_tokens: int | None = None
 
 
 class Delta(msgspec.Struct, frozen=True, gc=False):
-    """More text of one choice."""
+    """A piece of one choice's text."""
 
     index: int
     text: str
@@ -145,14 +157,14 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """One choice is complete."""
+    """The end of one choice."""
 
     index: int
     reason: FinishReason
 
 
 class Used(msgspec.Struct, frozen=True):
-    """What the call has used so far; the last one counts."""
+    """The usage of the call so far. The last one that a provider reports is final."""
 
     usage: Usage
 
@@ -169,7 +181,7 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 class Completion(msgspec.Struct, frozen=True):
-    """A call's events, folded. usage is None when the provider told none."""
+    """A call's result. usage is None if the provider didn't report any."""
 
     model: str | None
     choices: tuple[Choice, ...]
@@ -178,7 +190,7 @@ class Completion(msgspec.Struct, frozen=True):
 
 
 def fold(events: Iterable[Event]) -> Completion:
-    """What a sequence of events amounts to; choices come in the order of their index."""
+    """Combine events into a completion, whose choices are in the order of their index."""
     model: str | None = None
     input_tokens: int | None = None
     usage: Usage | None = None
@@ -210,7 +222,7 @@ def fold(events: Iterable[Event]) -> Completion:
 
 
 def join_logprobs(parts: list[Logprobs]) -> Logprobs:
-    """One Logprobs of several that follow each other."""
+    """Concatenate consecutive log probabilities of one choice."""
     if len(parts) == 1:
         return parts[0]
     top = [part.top_logprobs or [None] * len(part.tokens) for part in parts]
@@ -227,29 +239,30 @@ def join_logprobs(parts: list[Logprobs]) -> Logprobs:
 
 
 def flatten(batches: Iterable[Batch]) -> Iterator[Event]:
-    """The events of some batches, one by one."""
     for batch in batches:
         yield from batch
 
 
 def estimate_tokens(text: str, pieces: int = 0) -> int:
-    """About how many tokens a text is, when nobody says: four UTF-8 bytes each, and at least
-    one for each piece that the provider sent it in."""
+    """Estimate the number of tokens in a text, for providers that don't report usage.
+
+    The estimate is one token per four UTF-8 bytes, but at least one for each of the `pieces` in
+    which the provider sent the text.
+    """
     return max(pieces, -(-len(text.encode("utf-8", "surrogatepass")) // 4))
 
 
 def utf8_size(text: str) -> int:
-    """Return the size of a text in bytes of UTF-8."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def prompt_tokens(prompt: Prompt) -> int:
-    """Return how many tokens a prompt has: counted if it is token ids, estimated if text."""
+    """Return the number of tokens in a prompt: exact for token ids, estimated for text."""
     return estimate_tokens(prompt) if isinstance(prompt, str) else len(prompt)
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """An active call as a list of active calls shows it. opened_at: seconds since 1970 UTC."""
+    """An active call's entry in the list of active calls. opened_at is a Unix time in seconds."""
 
     stream_id: str
     provider: str
@@ -260,12 +273,15 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 def hexadecimal(digits: int) -> str:
-    """Return random hexadecimal digits. The random module seeds itself anew in a forked process."""
+    """Return random hexadecimal digits, which differ between forked processes.
+
+    (Python reseeds the random module after a fork.)
+    """
     return f"{random.getrandbits(4 * digits):0{digits}x}"
 
 
 def new_uuid() -> str:
-    """Return a UUID of version 4. Source: RFC 9562, section 5.4 (read 2026-11)."""
+    """Return a version 4 UUID. Source: RFC 9562, section 5.4 (read 2026-11)."""
     chance = hexadecimal(32)
     variant = "89ab"[int(chance[16], 16) & 3]
     return f"{chance[:8]}-{chance[8:12]}-4{chance[13:16]}-{variant}{chance[17:20]}-{chance[20:]}"

@@ -1,9 +1,12 @@
-"""Settings: read once, at start, from the environment and sluice.toml; frozen afterwards.
+"""Settings, read once at startup from the environment and sluice.toml, and frozen afterwards.
 
-Rules that hold here: the only module that sees the environment; the standard library only, because
-gunicorn.conf.py loads it in the master, before gevent patches anything. A value that is unknown or
-malformed stops the start with one line (ConfigError). VARIABLES is the whole list;
-docs/configuration.md documents each, and a test holds the two together.
+- Only this module reads the environment.
+- It imports only the standard library, because gunicorn.conf.py loads it in the master, before
+  gevent patches anything.
+- An unknown SLUICE_ variable or table, or an invalid value, makes startup fail with a one-line
+  message (ConfigError).
+- VARIABLES lists all environment variables except those of the providers. docs/configuration.md
+  documents each of them, which a test checks.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ T = TypeVar("T")
 
 
 class ConfigError(Exception):
-    """The configuration can't be used; the message is one line that says what to change."""
+    """The error for an invalid configuration. The message is one line that says what to change."""
 
 
 TIMEOUT_FIELDS = ("connect", "first_event", "idle", "total")
@@ -32,23 +35,29 @@ TIMEOUT_FIELDS = ("connect", "first_event", "idle", "total")
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Seconds that a call to a provider may take: to connect, until its first event, between two
-    events, and in all."""
+    """The timeouts of a call to a provider, in seconds."""
 
     connect: float = 10
     first_event: float = 600
+    """The time until the first event of the response."""
     idle: float = 120
+    """The time between two events."""
     total: float = 1800
     grace: float = 5
-    """How much later the transport gives up by itself, should nobody else have."""
+    """The extra time of the transport's read timeout, so that these timeouts fire first."""
 
     @property
     def longest_silence(self) -> float:
-        """When the transport gives up by itself."""
+        """The transport's read timeout in seconds."""
         return max(self.first_event, self.idle) + self.grace
 
     def overridden(self, own: Mapping[str, float], within: Mapping[str, float]) -> Timeouts:
-        """With a provider's own limits, and none above what the caller wants at most."""
+        """Return these timeouts with the provider's overrides, capped by the caller's.
+
+        Args:
+            own: the provider's timeouts.
+            within: the caller's timeouts.
+        """
         if not (own or within):
             return self
         limits = {name: own.get(name, getattr(self, name)) for name in TIMEOUT_FIELDS}
@@ -57,17 +66,17 @@ class Timeouts:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that can be set. Durations are seconds, sizes bytes, money nano-dollars."""
+    """All settings. Durations are in seconds, sizes in bytes, amounts of money in nano-dollars."""
 
     config_file: Path | None = None
     keys_file: Path = Path("keys.jsonl")
     keys: str = field(default="", repr=False)
     database: Path = Path("sluice.db")
     database_url: str = field(default="", repr=False)
-    """Postgres, in the place of the file."""
+    """The URL of a Postgres database, which is used instead of the file."""
     ledger_required: bool = True
     redis_url: str = field(default="", repr=False)
-    """What several processes share; empty: this is the only one."""
+    """The Redis that several processes share; empty if there is only this process."""
     redis_verify: bool = True
     limits_required: bool = False
     reserve_tokens: int = 1024
@@ -96,15 +105,16 @@ class Settings:
     otel_endpoint: str = field(default="", repr=False)
     port: int | None = None
     workers: int = 1
-    """Processes that serve; more than one only with redis_url."""
+    """The number of worker processes; always 1 without redis_url."""
+    # Tables of sluice.toml, whose contents are not validated yet: [providers.NAME], [aliases],
+    # [prices."MODEL"].
     providers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Tables of sluice.toml, as they are: [providers.NAME], [aliases], [prices."MODEL"]."""
     aliases: Mapping[str, Any] = field(default_factory=dict)
     prices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    """What the operator should know at start; a line each."""
+    """Warnings to log at startup, one line each."""
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """For the providers' keys alone, whose variables the rows name."""
+    """The environment. Each provider's row names the variable that holds its key."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -128,9 +138,7 @@ class Settings:
         )
 
 
-def whole(least: int, most: int) -> Callable[[str, str], int]:
-    """A parser of whole numbers in a range."""
-
+def parse_int(least: int, most: int) -> Callable[[str, str], int]:
     def parse(name: str, text: str) -> int:
         return check_range(name, text, convert(name, text, int, "a whole number"), least, most)
 
@@ -138,24 +146,24 @@ def whole(least: int, most: int) -> Callable[[str, str], int]:
 
 
 def seconds(least: float, most: float) -> Callable[[str, str], float]:
-    """A parser of seconds in a range."""
-
     def parse(name: str, text: str) -> float:
-        return check_range(name, text, convert(name, text, float, "seconds"), least, most)
+        return check_range(
+            name, text, convert(name, text, float, "a number of seconds"), least, most
+        )
 
     return parse
 
 
 def dollars(least: int, most: int) -> Callable[[str, str], int]:
-    """A parser of dollars in a range, to nano-dollars."""
+    """Return a parser for US dollars in a range, which returns nano-dollars."""
 
     def parse(name: str, text: str) -> int:
         try:
             amount = Decimal(text.strip())
         except InvalidOperation:
-            raise ConfigError(f"{name} is {text!r}; it takes dollars") from None
+            raise ConfigError(f"{name} is {text!r}, but must be a number of US dollars") from None
         if not amount.is_finite() or not least <= amount <= most:
-            raise ConfigError(f"{name} is {text!r}; it takes {least} to {most}")
+            raise ConfigError(f"{name} is {text!r}, but must be from {least} to {most}")
         return int(amount * 10**9)
 
     return parse
@@ -164,16 +172,16 @@ def dollars(least: int, most: int) -> Callable[[str, str], int]:
 def one_of(*words: str) -> Callable[[str, str], str]:
     def parse(name: str, text: str) -> str:
         if text.strip().lower() not in words:
-            raise ConfigError(f"{name} is {text!r}; it takes one of: {', '.join(words)}")
+            raise ConfigError(f"{name} is {text!r}, but must be one of: {', '.join(words)}")
         return text.strip().lower()
 
     return parse
 
 
-def flag(name: str, text: str) -> bool:
+def parse_bool(name: str, text: str) -> bool:
     words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
     if text.strip().lower() not in words:
-        raise ConfigError(f"{name} is {text!r}; it takes 1 or 0")
+        raise ConfigError(f"{name} is {text!r}, but must be 1 or 0")
     return words[text.strip().lower()]
 
 
@@ -182,9 +190,9 @@ def existing_file(name: str, text: str) -> Path:
     try:
         found = path.is_file()
     except OSError as error:
-        raise ConfigError(f"{name} is {text!r}, and that can't be read: {error.strerror}") from None
+        raise ConfigError(f"{name} is {text!r}, which can't be read: {error.strerror}") from None
     if not found:
-        raise ConfigError(f"{name} is {text!r}, and there is no such file")
+        raise ConfigError(f"{name} is {text!r}, but there is no such file")
     return path
 
 
@@ -192,18 +200,18 @@ def file_path(name: str, text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        raise ConfigError(f"{name} is {text!r}, and there is no such home directory") from None
+        raise ConfigError(f"{name} is {text!r}, but there is no such home directory") from None
 
 
 def words(_name: str, text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def plain(_name: str, text: str) -> str:
+def parse_stripped(_name: str, text: str) -> str:
     return text.strip()
 
 
-def untouched(_name: str, text: str) -> str:
+def parse_raw(_name: str, text: str) -> str:
     return text
 
 
@@ -211,15 +219,15 @@ def convert(name: str, text: str, kind: Callable[[str], T], what: str) -> T:
     try:
         return kind(text.strip())
     except ValueError:
-        raise ConfigError(f"{name} is {text!r}; it takes {what}") from None
+        raise ConfigError(f"{name} is {text!r}, but must be {what}") from None
 
 
 Number = TypeVar("Number", int, float)
 
 
 def check_range(name: str, text: str, value: Number, least: Number, most: Number) -> Number:
-    if not least <= value <= most:  # also false for nan
-        raise ConfigError(f"{name} is {text!r}; it takes {least} to {most}")
+    if not least <= value <= most:  # a NaN is out of range too
+        raise ConfigError(f"{name} is {text!r}, but must be from {least} to {most}")
     return value
 
 
@@ -233,23 +241,23 @@ DAY = 24 * 3600
 VARIABLES = (
     Variable("SLUICE_CONFIG", "config_file", existing_file),
     Variable("SLUICE_KEYS_FILE", "keys_file", file_path),
-    Variable("SLUICE_KEYS", "keys", untouched),
+    Variable("SLUICE_KEYS", "keys", parse_raw),
     Variable("SLUICE_DATABASE", "database", file_path),
-    Variable("DATABASE_URL", "database_url", untouched),
-    Variable("SLUICE_LEDGER_REQUIRED", "ledger_required", flag),
-    Variable("REDIS_URL", "redis_url", plain),
-    Variable("SLUICE_REDIS_VERIFY", "redis_verify", flag),
-    Variable("SLUICE_LIMITS_REQUIRED", "limits_required", flag),
-    Variable("SLUICE_RESERVE_TOKENS", "reserve_tokens", whole(1, 1_000_000)),
-    Variable("SLUICE_DEFAULT_MODEL", "default_model", plain),
-    Variable("SLUICE_MAX_BODY", "max_body", whole(1024, 1 << 30)),
-    Variable("SLUICE_MAX_STREAMS", "max_streams", whole(1, 100_000)),
-    Variable("SLUICE_QUEUE", "queue", whole(0, 100_000)),
+    Variable("DATABASE_URL", "database_url", parse_raw),
+    Variable("SLUICE_LEDGER_REQUIRED", "ledger_required", parse_bool),
+    Variable("REDIS_URL", "redis_url", parse_stripped),
+    Variable("SLUICE_REDIS_VERIFY", "redis_verify", parse_bool),
+    Variable("SLUICE_LIMITS_REQUIRED", "limits_required", parse_bool),
+    Variable("SLUICE_RESERVE_TOKENS", "reserve_tokens", parse_int(1, 1_000_000)),
+    Variable("SLUICE_DEFAULT_MODEL", "default_model", parse_stripped),
+    Variable("SLUICE_MAX_BODY", "max_body", parse_int(1024, 1 << 30)),
+    Variable("SLUICE_MAX_STREAMS", "max_streams", parse_int(1, 100_000)),
+    Variable("SLUICE_QUEUE", "queue", parse_int(0, 100_000)),
     Variable("SLUICE_QUEUE_S", "queue_time", seconds(0, DAY)),
-    Variable("SLUICE_MAX_STREAMS_PER_KEY", "per_key", whole(1, 100_000)),
-    Variable("SLUICE_RETRIES", "retries", whole(0, 10)),
-    Variable("SLUICE_COOLDOWN", "cooldown", flag),
-    Variable("SLUICE_CONTINUE", "continue_streams", flag),
+    Variable("SLUICE_MAX_STREAMS_PER_KEY", "per_key", parse_int(1, 100_000)),
+    Variable("SLUICE_RETRIES", "retries", parse_int(0, 10)),
+    Variable("SLUICE_COOLDOWN", "cooldown", parse_bool),
+    Variable("SLUICE_CONTINUE", "continue_streams", parse_bool),
     Variable("SLUICE_KEEPALIVE_S", "keepalive", seconds(1, DAY)),
     Variable("SLUICE_FIRST_EVENT_WAIT_S", "first_event_wait", seconds(0, DAY)),
     Variable("SLUICE_CLIENT_TIMEOUT_S", "client_timeout", seconds(1, DAY)),
@@ -261,14 +269,14 @@ VARIABLES = (
     Variable("SLUICE_FIRST_EVENT_TIMEOUT_S", "first_event", seconds(1, DAY)),
     Variable("SLUICE_IDLE_TIMEOUT_S", "idle", seconds(1, DAY)),
     Variable("SLUICE_TOTAL_TIMEOUT_S", "total", seconds(1, DAY)),
-    Variable("SLUICE_STRICT", "strict", flag),
+    Variable("SLUICE_STRICT", "strict", parse_bool),
     Variable("SLUICE_CORS_ORIGINS", "cors_origins", words),
     Variable("SLUICE_LOG_FORMAT", "log_format", one_of("auto", "json", "text")),
     Variable("SLUICE_LOG_LEVEL", "log_level", one_of("debug", "info", "warning", "error")),
-    Variable("SLUICE_METRICS_TOKEN", "metrics_token", plain),
-    Variable("OTEL_EXPORTER_OTLP_ENDPOINT", "otel_endpoint", plain),
-    Variable("PORT", "port", whole(1, 65535)),
-    Variable("WEB_CONCURRENCY", "workers", whole(1, 1024)),
+    Variable("SLUICE_METRICS_TOKEN", "metrics_token", parse_stripped),
+    Variable("OTEL_EXPORTER_OTLP_ENDPOINT", "otel_endpoint", parse_stripped),
+    Variable("PORT", "port", parse_int(1, 65535)),
+    Variable("WEB_CONCURRENCY", "workers", parse_int(1, 1024)),
 )
 TABLES = ("providers", "aliases", "prices")
 
@@ -281,8 +289,10 @@ def refuse_unknown(environ: Mapping[str, str]) -> None:
 
 
 def read_toml(path: Path | None) -> dict[str, Any]:
-    """The tables of sluice.toml: the file that SLUICE_CONFIG names, or ./sluice.toml if it is
-    there."""
+    """Return the tables of a configuration file, or of ./sluice.toml if no path is given.
+
+    Raises ConfigError if the file is invalid. A missing ./sluice.toml counts as empty.
+    """
     path = path or Path("sluice.toml")
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -292,7 +302,7 @@ def read_toml(path: Path | None) -> dict[str, Any]:
         raise ConfigError(f"{path} can't be read: {error}") from None
     for name, table in data.items():
         if name not in TABLES:
-            raise ConfigError(f"{path}: [{name}] is not a table{did_you_mean(name, TABLES)}")
+            raise ConfigError(f"{path}: [{name}] is not a known table{did_you_mean(name, TABLES)}")
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: {name} must be a table, [{name}]")
     for name in ("providers", "prices"):
@@ -306,14 +316,14 @@ def start_warnings(environ: Mapping[str, str]) -> list[str]:
     found = []
     if environ.get("DYNO") and not environ.get("DATABASE_URL"):
         found.append(
-            "DYNO is set and DATABASE_URL is not: this disk is not kept between restarts, "
-            "so put the key lines into SLUICE_KEYS, and add a Postgres for the ledger"
+            "DYNO is set but DATABASE_URL is not: a dyno loses its files when it restarts, "
+            "so put the lines of the keys into SLUICE_KEYS, and add a Postgres for the ledger"
         )
     wanted = environ.get("WEB_CONCURRENCY", "1").strip()
     if wanted not in ("", "1") and not environ.get("REDIS_URL", "").strip():
         found.append(
-            f"WEB_CONCURRENCY={wanted} is ignored: without REDIS_URL streams are known to one "
-            "process, so one worker serves"
+            f"WEB_CONCURRENCY={wanted} is ignored: several workers need a Redis to share their "
+            "streams, so without REDIS_URL only one worker is started"
         )
     return found
 

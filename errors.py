@@ -1,4 +1,4 @@
-"""One tree of errors. Each class knows its HTTP status and code; the faces only encode them.
+"""The tree of errors. Each class defines its HTTP status and code; the faces only encode them.
 
     SluiceError
     ├── InvalidRequest 400 invalid_request
@@ -17,15 +17,15 @@
     ├── RequestTooLarge 413 request_too_large
     ├── UnsupportedMediaType 415 unsupported_media_type
     ├── RateLimited 429 rate_limited
-    ├── ClientGone 499 client_gone (nobody is there to read it)
+    ├── ClientGone 499 client_gone (only in the ledger: the client can't read it)
     ├── InternalError 500 internal_error
     ├── UpstreamError 502 provider_error
     │   └── UpstreamTimeout 504 provider_timeout
     └── Unavailable 503 unavailable
 
-Rules that hold here: a message is a sentence for the person who made the call and never holds a
-key. The official client chooses its exception by words in it (see the API docs), so only
-ModelNotFound says "Model", only ProviderNotFound says "Provider", no 400 says "validation".
+- A message is a sentence for the caller. It never contains a key.
+- The official client chooses its exception by words in the message (see the API docs). So only
+  ModelNotFound says "Model", only ProviderNotFound says "Provider", and no 400 says "validation".
 """
 
 from __future__ import annotations
@@ -36,14 +36,18 @@ from typing import Any, ClassVar
 
 NO_RETRY = {"x-should-retry": "false"}
 LONGEST_RETRY_S = 60
-"""One SDK sleeps however long Retry-After says; above this it is told not to retry by itself."""
+"""The longest wait for which SDKs may retry on their own. One SDK sleeps for as long as Retry-After
+says, so a longer wait comes with NO_RETRY."""
 
 
 class SluiceError(Exception):
-    """What a client is told.
+    """An error that a client can receive.
 
-    message: a sentence. param: the field at fault. details: machine-readable particulars.
-    headers: extra response headers.
+    Attributes:
+        message: a sentence for the caller.
+        param: the name of the request's field that caused the error.
+        details: machine-readable facts.
+        headers: additional response headers.
     """
 
     status: ClassVar[int] = 500
@@ -73,14 +77,17 @@ class UnsupportedParameter(InvalidRequest):
 
 
 class Unauthorized(SluiceError):
-    """No key, an unknown, a disabled or an expired one: the same words for all of them."""
+    """A missing, unknown, disabled or expired key.
+
+    All four have one message, so that it doesn't reveal which keys exist.
+    """
 
     status, code = 401, "unauthorized"
 
     def __init__(self, *, key_sent: bool) -> None:
         challenge = 'Bearer realm="sluice"' + (', error="invalid_token"' if key_sent else "")
         super().__init__(
-            "A valid API key is needed: send it as 'Authorization: Bearer KEY'.",
+            "A valid API key is required: send it as 'Authorization: Bearer KEY'.",
             headers={"WWW-Authenticate": challenge},
         )
 
@@ -126,7 +133,8 @@ class StreamExists(SluiceError):
 
     def __init__(self, stream_id: str) -> None:
         super().__init__(
-            f"A stream with the id {stream_id!r} is active. Choose another stream_id, or stop it.",
+            f"A stream with the id {stream_id!r} is already active. "
+            "Choose another stream_id, or stop that stream.",
             param="stream_id",
             headers=NO_RETRY,
         )
@@ -141,7 +149,7 @@ class UnsupportedMediaType(SluiceError):
 
 
 class RateLimited(SluiceError):
-    """retry_after: seconds; sent in whole seconds, at least 1."""
+    """A limit that was reached. `retry_after` is in seconds."""
 
     status, code = 429, "rate_limited"
 
@@ -152,7 +160,8 @@ class RateLimited(SluiceError):
 
 
 class ClientGone(SluiceError):
-    """The client hung up before there was an answer; for the records only."""
+    """A client that disconnected before the call ended. The code appears only in Sluice's records,
+    because nobody is left to read a response."""
 
     status, code = 499, "client_gone"
 
@@ -161,10 +170,10 @@ class ClientGone(SluiceError):
 
 
 class InternalError(SluiceError):
-    """Ours. What happened is in the log, under the request id."""
+    """A defect in Sluice. The log has the traceback, under the request id."""
 
     def __init__(self) -> None:
-        super().__init__("Something went wrong on our side. The request id finds it in the log.")
+        super().__init__("Internal error. Search the server's log for the request id.")
 
 
 class Unavailable(SluiceError):
@@ -175,12 +184,16 @@ class Unavailable(SluiceError):
 
 
 class UpstreamError(SluiceError):
-    """A provider refused the call, failed, or sent what its format doesn't allow.
+    """A provider that refused the call, failed, or violated its wire format.
 
-    upstream_status: the HTTP status it gave (None: it never answered, or broke off, or its body
-    wasn't the format). upstream_code, upstream_message: its own words, shown in details only.
-    retry_after: seconds it asked to wait. `routing.upstream_errors.public_error` decides what the
-    client is told.
+    `routing.upstream_errors.public_error` turns it into the error that the client receives.
+
+    Attributes:
+        upstream_status: the provider's HTTP status. None if the provider sent no response, closed
+            the connection early, or sent an invalid body.
+        upstream_code, upstream_message: the provider's own code and message. They may contain a
+            key, so `public_error` redacts them.
+        retry_after: the seconds that the provider asked to wait.
     """
 
     status, code = 502, "provider_error"
@@ -202,18 +215,18 @@ class UpstreamError(SluiceError):
 
 
 class UpstreamTimeout(UpstreamError):
-    """phase: connect, first_event, idle or total."""
+    """An upstream that took too long. phase: connect, first_event, idle or total."""
 
     status, code = 504, "provider_timeout"
 
     def __init__(self, phase: str, seconds: float) -> None:
         what = {
-            "connect": "did not accept the connection",
-            "first_event": "did not begin to answer",
-            "idle": "fell silent",
-            "total": "did not finish",
+            "connect": "did not accept the connection within",
+            "first_event": "did not start to answer within",
+            "idle": "sent nothing for",
+            "total": "did not finish within",
         }[phase]
-        super().__init__(f"The upstream {what} within {seconds:g} s.")
+        super().__init__(f"The upstream {what} {seconds:g} s.")
         self.phase = phase
         self.details = {"phase": phase, "seconds": seconds}
         if phase == "total":
@@ -223,7 +236,14 @@ class UpstreamTimeout(UpstreamError):
 def limit_details(
     kind: str, limit: int | None, retry_after: float | None, reset_time: str | None = None
 ) -> dict[str, Any]:
-    """The details of a limit that was reached. retry_after: seconds; None: no waiting helps."""
+    """Return the error details for a reached limit.
+
+    Args:
+        kind: the kind of limit, for the field limit_type.
+        limit: None if the limit isn't known or isn't a number.
+        retry_after: the seconds to wait; None if waiting doesn't help.
+        reset_time: the time at which the limit resets, in ISO 8601.
+    """
     return {
         "limit_type": kind,
         "limit": limit,
@@ -233,12 +253,12 @@ def limit_details(
 
 
 def whole_seconds(seconds: float) -> int:
-    """A wait as Retry-After has it: whole seconds, at least 1."""
+    """Round a wait up to whole seconds, and to at least 1, for Retry-After."""
     return max(1, math.ceil(seconds))
 
 
 def retry_headers(seconds: float) -> dict[str, str]:
-    """Retry-After; a long one also asks SDKs not to sleep it out."""
+    """Return the Retry-After header. Add NO_RETRY if the wait is longer than LONGEST_RETRY_S."""
     headers = {"Retry-After": str(whole_seconds(seconds))}
     if seconds > LONGEST_RETRY_S:
         headers.update(NO_RETRY)
@@ -246,6 +266,9 @@ def retry_headers(seconds: float) -> dict[str, str]:
 
 
 def forget_frames(error: BaseException) -> None:
-    """Of an error that is kept: its frames hold all that a call held, and who keeps it as well, so
-    that it would stay until garbage is looked for."""
+    """Drop the traceback and the causes of an error that will be stored.
+
+    A traceback refers to all objects of the call, including the one that stores the error. That
+    reference cycle would keep them in memory until the garbage collector runs.
+    """
     error.__traceback__ = error.__cause__ = error.__context__ = None

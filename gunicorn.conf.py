@@ -1,8 +1,8 @@
-"""How gunicorn serves Sluice: gevent workers, and a shutdown that cuts nobody silently.
+"""Configuration of gunicorn: gevent workers, and a shutdown that gives every stream a proper end.
 
-- The master loads this file before gevent patches the worker, so it imports the standard library
-  and config.py, and nothing else: `import requests` here would make every https call recurse. A
-  test holds it to that.
+- The master loads this file before gevent patches the worker, so it imports only the standard
+  library and config.py, which a test checks. `import requests` here would make every https call
+  recurse.
 """
 
 import errno
@@ -37,12 +37,12 @@ OURS = (
     *("gateway", "keys", "ledger", "providers", "quota", "routing", "server", "streams"),
     *("telemetry", "wsgi"),
 )
-"""The top-level names of Sluice. A test compares them with what is there."""
+"""The top-level modules and packages of Sluice. A test compares this list with the files."""
 
 if __name__ == "__config__":
-    # The master reads this file again at a reload, and its workers are copies of it: forget what
-    # it has loaded of Sluice, so that they load the new code. (.venv lies in this folder too, so
-    # going by where a module's file is would forget gunicorn and gevent.)
+    # A reload runs this file again in the master, from which the new workers are forked. Unload
+    # Sluice's modules, so that the workers load the new code. The modules are found by name: their
+    # paths don't tell them from those of gunicorn and gevent, as .venv is in this folder too.
     for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
         del sys.modules[name]
 
@@ -54,23 +54,27 @@ except ConfigError as error:
     sys.exit(f"sluice: {error}")
 
 SOCKETS_PER_STREAM = 2
-GC_THRESHOLDS = (20_000, 20, 10)  # a stream is a hundred objects; at 700, 3 to 5% goes into it
-SPARE_CONNECTIONS = 5000  # idle ones beside the streams; at gunicorn's 1,000 they starve /ready
+# Higher than Python's defaults, as a stream is a hundred objects. See
+# docs/decisions/0012-the-worker.md.
+GC_THRESHOLDS = (20_000, 20, 10)
+# Idle connections beside the streams. With gunicorn's default of 1,000 connections, idle ones could
+# take all of them, and /ready would get none.
+SPARE_CONNECTIONS = 5000
 INTERRUPT_DRAIN_S = 2.0
 WATCH_S, LOOK_S = 0.1, 1.0
-IDLE_S = 0.5
-CANNOT_LOAD = 4  # the master ends on this exit status instead of starting workers over
+IDLE_S = 0.5  # while the worker drains
+CANNOT_LOAD = 4  # with this exit status of a worker, the master ends instead of starting another
 FAREWELL_S = 2.0  # for the last events to reach their clients
 WORKER = "server.worker.Worker"
-METRICS = "PROMETHEUS_MULTIPROC_DIR"  # as prometheus_client has it, in each worker
+METRICS = "PROMETHEUS_MULTIPROC_DIR"  # the variable that prometheus_client reads in each worker
 
 bind = f"0.0.0.0:{settings.port}" if settings.port else f"127.0.0.1:{DEFAULT_PORT}"
 workers = settings.workers
 worker_class = WORKER
 worker_connections = settings.max_streams + settings.queue + SPARE_CONNECTIONS
 graceful_timeout = int(settings.drain) + 5
-http_parser = "python"  # the other, where it is installed, takes folded headers
-keepalive = 75  # longer than proxies and SDKs keep idle connections, so that they close first
+http_parser = "python"  # not gunicorn's C parser, see docs/decisions/0008-retries.md
+keepalive = 75  # longer than most proxies and SDKs, so that they close an idle connection first
 control_socket_disable = True
 logconfig_dict = {
     "version": 1,
@@ -88,18 +92,18 @@ log = logging.getLogger("gunicorn.error")
 
 
 def on_starting(server: Any) -> None:
-    """Refuse what would not work, raise the limit of open files to what it may be."""
+    """Refuse an unusable number of workers, and raise the limit of open files to its maximum."""
     if server.cfg.workers != 1 and not settings.redis_url:
         sys.exit(
-            f"sluice: {server.cfg.workers} workers were asked for; without REDIS_URL streams are "
-            "known to one process, so that stop-stream reaches each: use one worker (leave out -w)"
+            f"sluice: {server.cfg.workers} workers need a Redis to share their streams, so that "
+            "stop-stream reaches each of them: set REDIS_URL, or use one worker (leave out -w)"
         )
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     needed = SOCKETS_PER_STREAM * settings.max_streams + settings.queue + 100
     if hard != resource.RLIM_INFINITY and hard < needed:
         log.warning(
-            "%d open files are allowed, and SLUICE_MAX_STREAMS=%d streams may need %d: "
+            "the limit of open files is %d, but SLUICE_MAX_STREAMS=%d may need %d: "
             "raise the limit (ulimit -Hn, LimitNOFILE) or lower SLUICE_MAX_STREAMS",
             hard, settings.max_streams, needed,
         )  # fmt: skip
@@ -109,43 +113,48 @@ def on_starting(server: Any) -> None:
 
 
 def share_metrics(server: Any) -> None:
-    """Find or make the directory through which several workers add their metrics up."""
+    """Find or create the directory in which several workers share their metrics."""
     given = (server.cfg.env_orig | server.cfg.env).get(METRICS)
     if given:
         if not Path(given).is_dir() or not os.access(given, os.W_OK | os.X_OK):
-            sys.exit(f"sluice: {METRICS} is {given!r}, and that is no directory to write to")
+            sys.exit(f"sluice: {METRICS} is {given!r}, which is not a writable directory")
         server.metrics = Path(given)
     elif server.cfg.workers > 1:
         try:
             server.metrics = server.own_metrics = Path(tempfile.mkdtemp(prefix="sluice-metrics-"))
             os.chown(server.metrics, server.cfg.uid, server.cfg.gid)
         except OSError as error:
-            sys.exit(f"sluice: there is no place for the workers' metrics: {error}")
+            sys.exit(f"sluice: can't create a directory for the workers' metrics: {error}")
     tell_workers(server)
 
 
 def tell_workers(server: Any) -> None:
-    """Each worker has it in its environment before it loads the app."""
+    """Pass the metrics directory to new workers through their environment."""
     if server.metrics:
         server.cfg.set("raw_env", [*server.cfg.raw_env, f"{METRICS}={server.metrics}"])
 
 
 def on_reload(server: Any) -> None:
-    """The settings were read anew; the old workers, which drain, and the new ones add up."""
+    """Apply Sluice's changes to gunicorn's settings again, as a reload has reset them.
+
+    The metrics directory stays the same, so that the old workers, which drain, still count.
+    """
     tell_workers(server)
     choose_worker(server)
 
 
 def choose_worker(server: Any) -> None:
-    """`-k gevent` means ours, which is one."""
+    """Replace gunicorn's gevent worker with Sluice's, which is a subclass of it."""
     if server.cfg.worker_class_str == "gevent":
         server.cfg.set("worker_class", WORKER)
         server.worker_class = server.cfg.worker_class
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """What a dead worker counted stays; what was under way in it has gone. This is what
-    prometheus_client's `mark_process_dead` does, which can't be imported here."""
+    """Remove a dead worker's gauges of active calls, and keep its counters.
+
+    prometheus_client's `mark_process_dead` does this too, but it can't be imported in the master.
+    """
     if server.metrics:
         for path in server.metrics.glob(f"gauge_live*_{worker.pid}.db"):
             path.unlink(missing_ok=True)
@@ -157,12 +166,17 @@ def on_exit(server: Any) -> None:
 
 
 def pre_fork(_server: Any, _worker: Any) -> None:
-    gc.freeze()  # what the worker's collector doesn't look through stays the master's and its own
+    # Keep the worker's garbage collector from writing to the master's objects, which would copy the
+    # memory that both share.
+    gc.freeze()
 
 
 def tells_news(record: logging.LogRecord) -> bool:
-    """Not a traceback for a connection that was given up, because its client blocked for too long
-    or because we shut it down: gunicorn takes that for an error, and the call has its own line."""
+    """Return False for gunicorn's traceback of a connection that Sluice gave up.
+
+    The client had stopped reading, or the worker shut the connection down. Neither is an error, and
+    the call has a log line anyway.
+    """
     failure = record.exc_info and record.exc_info[1]
     given_up = isinstance(failure, TimeoutError) or getattr(failure, "errno", 0) == errno.EBADF
     return not (given_up and record.msg == "Socket error processing request.")
@@ -171,27 +185,32 @@ def tells_news(record: logging.LogRecord) -> bool:
 def post_worker_init(worker: Any) -> None:
     log.addFilter(tells_news)
     at_hand(worker.cfg)
-    worker.log.access = lambda *_: None  # it would put together what nobody reads
+    worker.log.access = lambda *_: None  # it would format a line that no handler writes
     worker.handle_error = wordless(worker.handle_error)
     services = worker.wsgi.extensions["sluice"]
-    # Now, because under gevent it would hold up every stream of the process.
+    # Load the prices before the first call: under gevent, loading blocks all streams of a process.
     services.gateway.prices.load()
     connect(worker, services)
     gc.collect()
-    gc.freeze()  # what is here now stays, and needn't be looked through again and again
+    gc.freeze()  # the objects loaded so far stay, so the garbage collector needn't visit them
     gc.set_threshold(*GC_THRESHOLDS)
     threading.Thread(target=watch, args=(worker,), name="watcher", daemon=True).start()
 
 
 def at_hand(cfg: Any) -> None:
-    """gunicorn asks for some fifty of its settings a request, each of which it looks up in two
-    functions; in a worker they don't change."""
+    """Store gunicorn's settings as plain attributes, as they don't change in a worker.
+
+    gunicorn reads many settings for each request, each through two function calls.
+    """
     vars(cfg).update({name: setting.get() for name, setting in cfg.settings.items()})
 
 
 def connect(worker: Any, services: Any) -> None:
-    """A first worker without its ledger or its Redis is a mistake in the settings; a later one
-    waits for them."""
+    """Connect to the ledger and to Redis.
+
+    If that fails in one of the first workers, the settings are assumed to be wrong, and the server
+    ends. A later worker starts anyway, and connects once they are available.
+    """
     for start, needed in services.starts():
         try:
             start()
@@ -207,21 +226,26 @@ def worker_exit(_server: Any, worker: Any) -> None:
 
 
 def wordless(handle_error: Callable[..., None]) -> Callable[..., None]:
-    """gunicorn quotes what it can't parse, keys and all, in its log and its answer; of an error
-    of its parser it is to say no more than the name."""
+    """Return an error handler for which a parser error's text is only its class name.
+
+    gunicorn quotes what it can't parse in its log and its response, which could reveal a key.
+    """
 
     def handle(request: Any, client: Any, address: Any, error: Exception) -> None:
         kind = type(error)
         if kind.__module__ == "gunicorn.http.errors":
-            said = {"__str__": lambda _: kind.__name__}
-            error.__class__ = type(kind.__name__, (kind,), said)
+            methods = {"__str__": lambda _: kind.__name__}
+            error.__class__ = type(kind.__name__, (kind,), methods)
         handle_error(request, client, address, error)
 
     return handle
 
 
 def watch(worker: Any) -> None:
-    """Nothing tells the app that its worker is to end (TERM, HUP, max_requests) but this."""
+    """Shut idle connections down while the worker runs, and drain the worker when it must end.
+
+    gunicorn has no hook for that moment, whether the reason is TERM, HUP or max_requests.
+    """
     look_at = 0.0
     while worker.alive:
         time.sleep(WATCH_S)
@@ -232,13 +256,18 @@ def watch(worker: Any) -> None:
 
 
 def worker_int(worker: Any) -> None:
-    """Ctrl-C, or the master's QUIT: the same, in a hurry."""
+    """Drain the worker quickly, because of Ctrl-C or the master's QUIT."""
     drain(worker, INTERRUPT_DRAIN_S)
 
 
 def drain(worker: Any, seconds: float) -> None:
-    """Let calls go on for a while, then end them with their error event; shut idle connections.
-    Requests that still arrive are served."""
+    """Wait for calls to end, then end the remaining ones with an error event.
+
+    Idle connections are shut down. Requests that still arrive are served.
+
+    Args:
+        seconds: the time after which the remaining calls are ended.
+    """
     gateway = worker.wsgi.extensions["sluice"].gateway
     gateway.draining = True
     patience = time.monotonic() + seconds
@@ -251,7 +280,9 @@ def drain(worker: Any, seconds: float) -> None:
 
 
 def connections(worker: Any, seconds: float) -> int:
-    """How many there are, when those have been shut that were idle so long; of our own worker,
-    because others keep theirs to themselves."""
+    """Shut down the connections that have been idle for `seconds`, and return the number left.
+
+    Only Sluice's worker supports this: for other workers, nothing is shut down and 0 is returned.
+    """
     left: int = worker.shut_idle(seconds) if hasattr(worker, "shut_idle") else 0
     return left

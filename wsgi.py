@@ -7,7 +7,7 @@ import sys
 from app import create_app
 from config import DEFAULT_PORT, ConfigError
 
-CANNOT_LOAD = 4  # gunicorn's master ends on this exit status instead of starting workers over
+CANNOT_LOAD = 4  # on this exit status gunicorn's master exits instead of restarting its workers
 
 try:
     app = create_app()

@@ -1,7 +1,7 @@
-"""All benchmarks, or some: python -m bench [compare] [growth] [added] [start] [--rounds N]
+"""Run all benchmarks or some: python -m bench [compare] [growth] [added] [start] [--rounds N]
 
-Writes bench/results/: latest.md, and a plot for each table. A part that isn't run keeps its last
-result (its file in bench/results/).
+The results go to bench/results/: latest.md and the plots. A benchmark that doesn't run keeps its
+last result.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 
 from bench import compare, growth, machine, report
 
-UNITS = {"unary": "us a request", "burst": "us an event", "many": "us an event"}
+UNITS = {"unary": "us per request", "burst": "us per event", "many": "us per event"}
 MEANINGS = {
-    "unary": "Whole answers, 32 at once",
-    "burst": "Streams of 100 events that come at once, 32 at once",
-    "many": "500 streams with an event each 50 ms",
+    "unary": "Responses without streaming, 32 at a time",
+    "burst": "Streams of 100 events without pauses, 32 at a time",
+    "many": "500 streams with an event every 50 ms",
 }
 
 
@@ -32,14 +32,14 @@ def comparison(folder: Path, rounds: int) -> str:
             times = (f"{ms:.1f}" for ms in (f.first_p50, f.first_p99, f.gap_p99))
             cost = (f"{f.cpu:.1f}", f"{f.cpu / base[scenario].cpu:.2f}", f"{f.rate:,.0f}")
             rows.append((name, *cost, *times, f"{f.memory:.0f}", int(f.failed)))
-        head = ("system", f"CPU, {unit}", f"x {compare.BASELINE}", "a second")
+        head = ("system", f"CPU, {unit}", f"x {compare.BASELINE}", "per second")
         timing = ("first byte p50, ms", "p99", "gap p99, ms")
         parts.append(f"### {MEANINGS[scenario]}\n\n![]({scenario}.svg)\n")
         parts.append(report.table((*head, *timing, "MB", "failed"), rows))
         cpu = {name: by[scenario].cpu for name, by in found.items()}
         plot = report.bars(f"{MEANINGS[scenario]}: CPU time", cpu, unit)
         (report.RESULTS / f"{scenario}.svg").write_text(plot)
-    return f"Medians of {rounds} rounds in turn.\n\n" + "\n".join(parts)
+    return f"Medians of {rounds} rounds. Each round runs all systems.\n\n" + "\n".join(parts)
 
 
 def quiet(folder: Path) -> str:
@@ -49,13 +49,13 @@ def quiet(folder: Path) -> str:
         for s in found
     ]
     for name, title, unit, values in (
-        ("growth-cpu", "CPU time an event, by streams", "us", [s.cpu for s in found]),
-        ("growth-memory", "Memory a stream, by streams", "KB", [s.kilobytes for s in found]),
+        ("growth-cpu", "CPU time per event, by streams", "us", [s.cpu for s in found]),
+        ("growth-memory", "Memory per stream, by streams", "KB", [s.kilobytes for s in found]),
     ):
         points = list(zip((s.streams for s in found), values, strict=True))
         plot = report.lines(title, points, "quiet streams in one worker", unit)
         (report.RESULTS / f"{name}.svg").write_text(plot)
-    head = ("streams", "KB each", "CPU us an event", "stop p50, ms", "stop p99, ms")
+    head = ("streams", "KB per stream", "CPU us per event", "stop p50, ms", "stop p99, ms")
     return "![](growth-cpu.svg)\n![](growth-memory.svg)\n\n" + report.table(head, rows)
 
 
@@ -64,27 +64,27 @@ def latency(folder: Path) -> str:
         (what, *(f"{value:.2f}" for value in v), f"{v[2] - v[0]:.2f}", f"{v[3] - v[1]:.2f}")
         for what, v in growth.added(folder).items()
     ]
-    head = ("ms", "direct p50", "p99", "through p50", "p99", "added p50", "added p99")
+    head = ("ms", "direct p50", "p99", "gateway p50", "p99", "added p50", "added p99")
     return report.table(head, rows)
 
 
 def start(_folder: Path) -> str:
     seconds, megabytes = growth.start_up()
-    at_rest = f"{megabytes:.0f} MB at rest (PSS, with gunicorn's master)"
+    at_rest = f"{megabytes:.0f} MB when idle (PSS, including gunicorn's master)"
     return f"{seconds:.2f} s from the command to /ready; {at_rest}.\n"
 
 
 TITLES = {
     "compare": "Side by side",
-    "growth": "Quiet streams: a token a second each, in one worker",
-    "added": "What the gateway adds, one request at a time",
-    "start": "Start",
+    "growth": "Quiet streams: one token per second each, in one worker",
+    "added": "Latency that the gateway adds, one request at a time",
+    "start": "Start-up",
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*TITLES, []], help="all, if none is named")
+    parser.add_argument("parts", nargs="*", choices=[*TITLES, []], help="default: all")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     report.RESULTS.mkdir(exist_ok=True)

@@ -1,9 +1,9 @@
-"""How long a stop takes that reaches another process than the call's own.
+"""Measure the latency of a stop when the process that receives it doesn't run the call.
 
-usage: cluster_stop.py [ROUNDS]     (500 in all, over the phases)
-Starts a Redis, a Postgres, and two gunicorn masters of two workers each, as the cluster's tests do.
-Each stop is asked of another worker than the call's, every pair in turn; prints milliseconds from
-the moment at which it was sent.
+usage: cluster_stop.py [ROUNDS]     (default: 500, spread over the phases)
+The script starts a Redis, a Postgres, and two gunicorn masters of two workers each, as the tests of
+the cluster do. It cycles through all pairs of workers: one runs the call, the other gets the stop.
+It prints milliseconds since the stop was sent.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ PHASES = {
 
 
 class Took(NamedTuple):
-    """Seconds since the stop was sent, until: its answer, the end of the provider's connection, the
-    end of the client's answer."""
+    """Seconds since the stop was sent."""
 
     answer: float
+    """Until the response to the stop."""
     closed: float
+    """Until the connection to the provider was closed."""
     ended: float
+    """Until the client had its complete response."""
 
 
 def measure(
@@ -76,9 +78,9 @@ def main() -> None:
             took = measure(fake, PHASES[phase], owners[owner], asked[other])
             found[phase].append(took)
     for phase, all_took in [*found.items(), ("all", list(chain(*found.values())))]:
-        show(f"stop elsewhere, {phase}: upstream closed", [took.closed for took in all_took])
-        show(f"stop elsewhere, {phase}: answered", [took.answer for took in all_took])
-        show(f"stop elsewhere, {phase}: client has its end", [took.ended for took in all_took])
+        show(f"remote stop, {phase}: upstream closed", [took.closed for took in all_took])
+        show(f"remote stop, {phase}: response", [took.answer for took in all_took])
+        show(f"remote stop, {phase}: client response complete", [took.ended for took in all_took])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Side by side: the same load on several systems in front of one upstream, in turn, in rounds."""
+"""Comparison of Sluice with other systems, under equal load and in front of one upstream.
+
+Each round measures every system once, so that all see the machine in a similar state.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ SCENARIOS: dict[str, tuple[int, float, float, dict[str, Any]]] = {
     "burst": (32, 4, 1, {"stream": True, "sim_tokens": 100, "sim_interval_ms": 0}),
     "many": (500, 6, 6, {"stream": True, "sim_tokens": 100, "sim_interval_ms": 50}),
 }
-"""Connections, seconds, seconds before those, and the body's own fields."""
+"""The number of connections, the measured seconds, the seconds of warm-up before them, and
+additional fields of the request body."""
 BASELINE = "plain-flask"
 
 
@@ -37,29 +41,33 @@ class Running(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Of a scenario. cpu: microseconds a request (unary) or an event. The rest: milliseconds,
-    megabytes."""
+    """The results of one scenario. Times are in milliseconds unless stated otherwise."""
 
     cpu: float
+    """CPU microseconds per request ("unary") or per event."""
     rate: float
+    """Requests ("unary") or events per second."""
     first_p50: float
     first_p99: float
     gap_p99: float
     memory: float
+    """Megabytes."""
     failed: int
 
 
 @contextmanager
 def sluice(_folder: Path, upstream: Upstream) -> Iterator[Running]:
-    """One worker with everything on: keys, limits, a budget, ledger, metrics, log."""
+    """Start one worker with all features on: keys, limits, a budget, ledger, metrics, log."""
     with gateway(upstream.rows) as server:
         yield Running(server.pid, server.port, key=server.key)
 
 
 @contextmanager
 def two_workers(_folder: Path, upstream: Upstream) -> Iterator[Running]:
-    """The same, twice, sharing their streams and counters through a Redis, whose own time isn't
-    counted."""
+    """Start two such workers, which share streams and counters through a Redis.
+
+    The CPU time of Redis itself isn't measured.
+    """
     with RedisServer() as redis:
         shared = {"REDIS_URL": redis.url, "WEB_CONCURRENCY": "2"}
         with gateway(upstream.rows, **shared) as server:
@@ -70,7 +78,11 @@ def two_workers(_folder: Path, upstream: Upstream) -> Iterator[Running]:
 def command(
     folder: Path, upstream: Upstream, *words: str, model: str = "sim/sim-1", key: str = "test"
 ) -> Iterator[Running]:
-    """A peer. $PORT, $UPSTREAM_PORT, $BENCH, $FOLDER and $PEERS stand for theirs."""
+    """Start a peer.
+
+    $PORT, $UPSTREAM_PORT, $BENCH, $FOLDER and $PEERS are replaced in its configuration and its
+    command.
+    """
     port = free_port()
     names = {
         "PORT": str(port),
@@ -126,17 +138,17 @@ KEYS = {"litellm": "sk-test"}
 
 
 def systems() -> dict[str, Callable[[Path, Upstream], Any]]:
-    """Those that are installed, by name; ours first."""
+    """Return the functions that start the installed systems, by name. Sluice comes first."""
     found: dict[str, Callable[[Path, Upstream], Any]] = {"sluice": sluice}
     try:
         RedisServer()
         found["sluice, 2 workers"] = two_workers
     except CantRunError as error:
-        print(f"two workers are left out: {error}", flush=True)
+        print(f"skipping two workers: {error}", flush=True)
     for name, words in PEERS.items():
         program = words[0].replace("$PEERS", os.environ.get("PEERS", "/nowhere"))
         if shutil.which(program) is None:
-            print(f"{name} is not installed, and left out", flush=True)
+            print(f"skipping {name}: not installed", flush=True)
             continue
 
         def start(
@@ -150,7 +162,6 @@ def systems() -> dict[str, Callable[[Path, Upstream], Any]]:
 
 
 def compare(folder: Path, rounds: int) -> dict[str, dict[str, Figures]]:
-    """The median of the rounds, by system and scenario."""
     seen: dict[tuple[str, str], list[Figures]] = {}
     with Upstream(folder) as upstream:
         for number in range(rounds):
@@ -177,14 +188,17 @@ def wait(folder: Path, running: Running) -> None:
         except RuntimeError:
             pass
         if time.monotonic() > until:
-            raise TimeoutError("a system did not start")
+            raise TimeoutError("a system didn't start within 60 s")
         time.sleep(0.3)
     load(folder, running.port, 16, 1, 0.2, running.key, model=running.model)
 
 
 def measure(folder: Path, upstream: Upstream, running: Running, scenario: str) -> Figures:
-    """CPU time, and the work of the very same span by the upstream's own count: the load goes on
-    until its last stream has ended, and its own rate is of the seconds before that alone."""
+    """Run a scenario against a system.
+
+    CPU time and work are measured over one span, with the work as the upstream counted it. The load
+    generator's own rate can't be used: it leaves out the last streams, which still cost CPU time.
+    """
     connections, seconds, warm, body = SCENARIOS[scenario]
     work = "requests" if scenario == "unary" else "tokens"
     done, used, began = upstream.stats()[work], cpu(running.pid), time.monotonic()

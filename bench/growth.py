@@ -1,5 +1,4 @@
-"""One worker with many quiet streams (a token a second), stops meanwhile, its start, and what it
-adds to an answer on an idle machine."""
+"""Measurements of one worker: many quiet streams, stops meanwhile, start-up, and added latency."""
 
 from __future__ import annotations
 
@@ -21,13 +20,13 @@ QUIET = {"stream": True, "sim_tokens": 100000, "sim_interval_ms": 1000}
 
 
 class Size(NamedTuple):
-    """kilobytes: of each stream. cpu: microseconds an event. stop: ms from a stop to the
-    upstream's close, p50 and p99."""
-
     streams: int
     kilobytes: float
+    """Memory per stream."""
     cpu: float
+    """CPU microseconds per event."""
     stop_p50: float
+    """Milliseconds from a stop until the connection to the upstream is closed."""
     stop_p99: float
 
 
@@ -54,7 +53,7 @@ def size(folder: Path, upstream: Upstream, server: Server, count: int) -> Size:
         until = time.monotonic() + 90
         while (active := upstream.stats()["active"]) < count:
             if time.monotonic() > until:
-                raise TimeoutError(f"only {active} of {count} streams are open")
+                raise TimeoutError(f"only {active} of {count} streams are open after 90 s")
             time.sleep(0.2)
         time.sleep(3)
         each = (memory(server.pid) - before) * 1024 / count
@@ -84,7 +83,7 @@ def upstream_empty(upstream: Upstream) -> None:
 
 
 def stop(upstream: Upstream, server: Server, number: int) -> float:
-    """Seconds from a stop to the close of its upstream connection."""
+    """Return the seconds from a stop until the connection to the upstream is closed."""
     before = upstream.stats()
     name = f"bench-{time.monotonic_ns()}-{number}"
     client = begin(server.port, server.key, stream_id=name, **QUIET)
@@ -116,7 +115,7 @@ def begin(port: int, key: str, **fields: Any) -> socket.socket:
 
 
 def ask(connection: http.client.HTTPConnection, key: str, **fields: Any) -> float:
-    """Seconds until the first byte of an answer's body."""
+    """Return the seconds until the first byte of the response's body."""
     body = json.dumps(PROMPT | {"model": "sim/sim-1"} | fields)
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     began = time.monotonic()
@@ -130,8 +129,14 @@ def ask(connection: http.client.HTTPConnection, key: str, **fields: Any) -> floa
 
 
 def added(folder: Path, times: int = 400) -> dict[str, tuple[float, float, float, float]]:
-    """Milliseconds to the first byte, one request at a time: straight to the upstream and through
-    the gateway, p50 and p99 of each. In turn, so that both see the same machine."""
+    """Measure the time to the first byte, directly from the upstream and through the gateway.
+
+    Requests are sent one at a time and alternate between the two, so that both see the machine in a
+    similar state.
+
+    Returns:
+        Milliseconds: direct p50, direct p99, gateway p50, gateway p99.
+    """
     found = {}
     with Upstream(folder) as upstream, gateway(upstream.rows) as server:
         for what, fields in (("unary", {}), ("first event", {"stream": True, "sim_tokens": 3})):
@@ -155,7 +160,7 @@ def added(folder: Path, times: int = 400) -> dict[str, tuple[float, float, float
 
 
 def start_up(times: int = 5) -> tuple[float, float]:
-    """Seconds from the command to /ready (median), and megabytes at rest."""
+    """Return the median seconds from the command to /ready, and the median megabytes when idle."""
     seconds, megabytes = [], []
     for _ in range(times):
         began = time.monotonic()

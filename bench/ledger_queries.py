@@ -1,9 +1,10 @@
-"""How long the questions to a large ledger take.
+"""Measure how long queries of a large ledger take.
 
-usage: ledger_queries.py [ROWS] [MODELS]     (1,000,000, and 3)
-Fills a SQLite ledger in a temporary directory: a year, 50 keys with MODELS models each and one
-face. One key has a third of the requests, and all of 12 models and both faces. Prints milliseconds
-(median and worst of 9; of 1 for the check and the copy) and how SQLite goes about each.
+usage: ledger_queries.py [ROWS] [MODELS]     (default: 1,000,000 and 3)
+The script fills a SQLite ledger in a temporary directory with a year of requests by 50 keys. Each
+key uses MODELS models and one face, but one heavy key has a third of all requests, 12 models and
+both faces. The script prints milliseconds (median and worst of 9 runs; verify and backup run once)
+and SQLite's query plan of each query.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def rows(count: int, models: int) -> Iterator[dict[str, Any]]:
 
 
 def fill(connection: Connection, count: int, models: int) -> int:
-    """Returns the number of rows of the roll-up."""
+    """Insert the rows and their daily sums. Return the number of daily sums."""
     sums: dict[tuple[str, ...], list[int]] = defaultdict(lambda: [0] * len(COUNTS))
     batch = []
     for row in rows(count, models):
@@ -122,20 +123,20 @@ def questions() -> dict[str, Callable[[Connection], Any]]:
     return found | {
         "GET requests, newest 101": lambda c: usage.latest(c, HEAVY, None, 101),
         "GET requests, 101 from the middle": lambda c: usage.latest(c, HEAVY, middle, 101),
-        "left of a budget, total": lambda c: left_of(c, HEAVY, Budget(10**12)),
-        "left of a budget, month": lambda c: left_of(c, HEAVY, Budget(10**12, month)),
+        "remaining budget, total": lambda c: left_of(c, HEAVY, Budget(10**12)),
+        "remaining budget, month": lambda c: left_of(c, HEAVY, Budget(10**12, month)),
     }
 
 
 def measure(connection: Connection, name: str, ask: Callable[[Connection], Any]) -> None:
     statements: list[tuple[str, Any]] = []
 
-    def note(*told: Any) -> None:
-        statements.append((told[2], told[3]))
+    def record(*arguments: Any) -> None:
+        statements.append((arguments[2], arguments[3]))
 
-    event.listen(connection, "before_cursor_execute", note)
+    event.listen(connection, "before_cursor_execute", record)
     ask(connection)
-    event.remove(connection, "before_cursor_execute", note)
+    event.remove(connection, "before_cursor_execute", record)
     took = [timed(lambda: ask(connection)) for _ in range(ROUNDS)]
     show(name, took)
     for text, arguments in statements:
@@ -146,7 +147,7 @@ def measure(connection: Connection, name: str, ask: Callable[[Connection], Any])
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Milliseconds."""
+    """Run `work` and return the milliseconds that it took."""
     began = time.perf_counter()
     work()
     return (time.perf_counter() - began) * 1000

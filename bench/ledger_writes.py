@@ -1,10 +1,10 @@
-"""What a row in the ledger costs a call, and whether it stalls streams.
+"""Measure how much a row of the ledger costs a call, and whether ledger writes stall streams.
 
-usage: ledger_writes.py [CALLS]     (8,000)
-Opens and settles calls under gevent, as the server does, with 1, 8 and 32 of them at once, in a
-SQLite ledger in a temporary directory; their key has a budget. Prints for each: CPU time a call
-(user and system, all threads; the call itself does nothing else), how long a call takes, and by how
-much a greenlet that sleeps 2 ms at a time is late meanwhile.
+usage: ledger_writes.py [CALLS]     (default: 8,000)
+The script opens and settles calls under gevent, as the server does, with 1, 8 and 32 calls at a
+time. The SQLite ledger is in a temporary directory, and the key has a budget. The script prints the
+CPU time per call (user and system, all threads; a call does nothing else), the duration of a call,
+and how late a greenlet that sleeps 2 ms at a time wakes up meanwhile.
 """
 
 from __future__ import annotations
@@ -95,14 +95,14 @@ def measure(ledger: Ledger, calls: int, at_once: int) -> str:
     cpu = time.process_time() - cpu
     over.set()
     return (
-        f"{at_once:3} at once: {cpu / len(took) * 1e6:5.0f} us CPU a call; "
-        f"a call p50 {percentile(took, 0.5):5.1f} p99 {percentile(took, 0.99):5.1f} ms; "
-        f"late p99 {percentile(late, 0.99):4.1f} max {max(late) * 1e3:4.1f} ms"
+        f"{at_once:3} at a time: {cpu / len(took) * 1e6:5.0f} us CPU per call; "
+        f"call p50 {percentile(took, 0.5):5.1f} p99 {percentile(took, 0.99):5.1f} ms; "
+        f"lateness p99 {percentile(late, 0.99):4.1f} max {max(late) * 1e3:4.1f} ms"
     )
 
 
 def percentile(seconds: list[float], share: float) -> float:
-    """In milliseconds."""
+    """Return a percentile in milliseconds."""
     return sorted(seconds)[int(share * (len(seconds) - 1))] * 1e3
 
 

@@ -1,4 +1,4 @@
-"""Tokens per second of the embedded model, and how long its first tokens take.
+"""Measure the embedded model: its tokens per second and its time to the first token.
 
 usage: local_speed.py
 """
@@ -19,7 +19,7 @@ TARGET = Target(BUILT_IN[0], "pydoc")
 
 
 def run(**fields: object) -> tuple[float, int, float]:
-    """Seconds to the first token, tokens, seconds in all."""
+    """Return the seconds to the first token, the number of tokens, and the total seconds."""
     from providers.local.call import LocalCall
 
     request = CompletionRequest(prompts=("The best way to open a file is",), **fields)  # type: ignore[arg-type]
@@ -34,7 +34,7 @@ def run(**fields: object) -> tuple[float, int, float]:
 
 def main() -> None:
     first, _, _ = run(max_tokens=10)
-    print(f"first ever token {1000 * first:.1f} ms")
+    print(f"first token of the process {1000 * first:.1f} ms")
     for fields in ({}, {"temperature": 0.7, "top_p": 0.9}, {"logprobs": 2}, {"stop": ("zzz",)}):
         runs = [run(max_tokens=4096, n=20, seed=seed, **fields) for seed in range(3)]
         speed = sum(r[1] for r in runs) / sum(r[2] for r in runs)

@@ -1,7 +1,7 @@
-"""What the benchmarks share: the simulated upstream, the load, and what a system's processes use.
+"""Shared parts of the benchmarks: the simulated upstream, the load, CPU time and memory.
 
-CPU time is that of all processes of a system, by the kernel's own account, so it holds on a busy
-machine where throughput and latency don't.
+CPU time is the kernel's figure for all processes of a system. On a busy machine it stays
+comparable; throughput and latency don't.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ PROMPT = {"prompt": "Write a haiku about programming:", "max_tokens": 100, "temp
 
 
 def build(folder: Path) -> None:
-    """The upstream and the load generator."""
     if shutil.which("gcc") is None:
         sys.exit("The benchmarks need gcc (Debian: sudo apt install gcc).")
     for name in ("simllm", "simload"):
@@ -36,8 +35,6 @@ def build(folder: Path) -> None:
 
 
 class Upstream:
-    """simllm, and its counters."""
-
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self.process = subprocess.Popen([folder / "simllm", str(self.port)])
@@ -57,17 +54,21 @@ class Upstream:
         return found
 
     def wait(self, name: str, least: int, seconds: float = 10) -> float:
-        """When the counter got there."""
+        """Wait until a counter reaches `least`. Return the monotonic time at which it did.
+
+        Raises:
+            TimeoutError: The counter is still lower after `seconds`.
+        """
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if self.stats()[name] >= least:
                 return time.monotonic()
             time.sleep(0.0005)
-        raise TimeoutError(f"{name} never got to {least}")
+        raise TimeoutError(f"{name} didn't reach {least} within {seconds} s")
 
     @property
     def rows(self) -> str:
-        """sluice.toml's, for it: with a price, so that each call has a cost."""
+        """The text of a sluice.toml with this upstream and a price, so that calls have a cost."""
         return (
             f'[providers.sim]\nbase_url = "http://127.0.0.1:{self.port}/v1"\ncompletions = true\n'
             '[prices."sim/sim-1"]\ninput_per_mtok = 1.0\noutput_per_mtok = 2.0\n'
@@ -75,8 +76,10 @@ class Upstream:
 
 
 def gateway(rows: str, **env: str) -> Server:
-    """A server as its user would start it, whose key has every limit and a budget, so high that
-    they refuse nothing: counting costs what it costs."""
+    """Return a server whose key has all limits and a budget.
+
+    They are so high that no request is refused, but the cost of counting is measured too.
+    """
     server = Server(rows, env=env)
     high = {"requests_per_minute": 10**9, "tokens_per_hour": 10**9, "budget_usd": 1e6}
     server.key = server.add_key("limited", **high)
@@ -86,7 +89,12 @@ def gateway(rows: str, **env: str) -> Server:
 def load(
     folder: Path, port: int, connections: int, seconds: float, warm: float, key: str, **body: Any
 ) -> dict[str, Any]:
-    """What the load generator saw in `seconds` after `warm` ones."""
+    """Run the load generator and return its measurements.
+
+    Args:
+        seconds: The length of the measurement, after the warm-up.
+        warm: Seconds of warm-up, which aren't measured.
+    """
     command = [
         *(folder / "simload", str(port), "/v1/completions", "-c", str(connections)),
         *("-d", str(seconds), "-w", str(warm), "-b", json.dumps(PROMPT | body), "-k", key),
@@ -99,7 +107,6 @@ def load(
 
 
 def tree(pid: int) -> list[int]:
-    """A process, and all below it."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -116,7 +123,7 @@ def tree(pid: int) -> list[int]:
 
 
 def cpu(pid: int) -> float:
-    """Seconds of a processor that a process and all below it have used."""
+    """Return the CPU seconds that a process and its running descendants have used."""
     total = 0
     for process in tree(pid):
         try:
@@ -128,7 +135,7 @@ def cpu(pid: int) -> float:
 
 
 def memory(pid: int) -> float:
-    """Megabytes of a process and all below it, each its share of what they share (PSS)."""
+    """Return the megabytes of a process and its descendants (PSS: shared pages are divided)."""
     total = 0
     for process in tree(pid):
         try:
@@ -140,7 +147,6 @@ def memory(pid: int) -> float:
 
 
 def described() -> str:
-    """The machine and the versions, a line."""
     names = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -151,6 +157,6 @@ def described() -> str:
         f"Linux {platform.release()}",
         f"Python {platform.python_version()}",
         *(f"{name} {version(name)}" for name in ("flask", "gunicorn", "gevent", "requests")),
-        f"load average {os.getloadavg()[0]:.1f} at the beginning",
+        f"load average {os.getloadavg()[0]:.1f} at the start",
     ]
     return ", ".join(parts)

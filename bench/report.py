@@ -1,4 +1,4 @@
-"""The results as a table and as plots (SVG by hand: a few bars and lines need no library)."""
+"""Tables and plots of the results. Plots are plain SVG: a few bars and lines need no library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def bars(title: str, values: Mapping[str, float], unit: str) -> str:
-    """A plot of horizontal bars."""
     most = max(values.values()) or 1
     height = 44 + LINE * len(values)
     parts = [text(10, 24, title, size=15)]
@@ -31,7 +30,7 @@ def bars(title: str, values: Mapping[str, float], unit: str) -> str:
 
 
 def lines(title: str, points: Sequence[tuple[float, float]], across: str, unit: str) -> str:
-    """A plot of a line, its steps across as wide as each other."""
+    """Return an SVG plot of a line. Points are evenly spaced, whatever their x values."""
     most = max(y for _, y in points) * 1.15 or 1
     height, bottom, top = 260, 216, 48
     step = (WIDTH - LEFT - RIGHT) / max(1, len(points) - 1)

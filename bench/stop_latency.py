@@ -1,8 +1,8 @@
-"""How long from a stop, or a client's hang-up, until the provider's connection is closed.
+"""Measure the time from a stop or a disconnect until the connection to the provider is closed.
 
-usage: stop_latency.py [ROUNDS]     (200 a phase; hang-ups: a tenth of it)
-Starts simllm and the gateway as its user would (gunicorn with gevent), and prints milliseconds.
-What the upstream saw is polled from its counters each half millisecond.
+usage: stop_latency.py [ROUNDS]     (default: 200 per phase, and a tenth of that for disconnects)
+The script starts simllm and the gateway (gunicorn with gevent) and prints milliseconds. It polls
+the upstream's counters every half millisecond.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def measure_stop(server: Server, upstream: Upstream, phase: str, rounds: int) ->
         ended.append(finish[0] - stopped)
         client.close()
     show(f"stop, {phase}: upstream closed", closed)
-    show(f"stop, {phase}: client has its end", ended)
+    show(f"stop, {phase}: client response complete", ended)
 
 
 def measure_gone(server: Server, upstream: Upstream, phase: str, rounds: int) -> None:
@@ -83,7 +83,8 @@ def measure_gone(server: Server, upstream: Upstream, phase: str, rounds: int) ->
         before = upstream.stats()
         client = begin(server, PHASES[phase], f"g{number}")
         upstream.wait("requests", before["requests"] + 1)
-        time.sleep(0.02 + 0.9 * (number / rounds))  # at every point of the sweep
+        # The gateway looks for disconnected clients once a second. Spread the disconnects over it.
+        time.sleep(0.02 + 0.9 * (number / rounds))
         gone = time.monotonic()
         client.close()
         closed.append(upstream.wait("aborted", before["aborted"] + 1) - gone)
@@ -91,7 +92,7 @@ def measure_gone(server: Server, upstream: Upstream, phase: str, rounds: int) ->
 
 
 def read_end(client: socket.socket) -> float:
-    """When the answer was complete."""
+    """Read the response to its end. Return the monotonic time at which it was complete."""
     data = b""
     while not (data.endswith((b"0\r\n\r\n", b"}"))):
         data = (data + client.recv(65536))[-4096:]

@@ -1,7 +1,4 @@
-"""The operator's commands: flask keys, usage, ledger, providers, quickstart.
-
-What they share is in cli.shared: this module imports the commands, so they can't import it.
-"""
+"""The operator's commands: flask keys, usage, ledger, providers and quickstart."""
 
 from __future__ import annotations
 
@@ -22,6 +19,6 @@ COMMANDS = (
 
 
 def register(app: Flask) -> None:
-    """Adds the commands to an app whose extensions["sluice"] has its parts."""
+    """Add the commands to an app whose services are in extensions["sluice"]."""
     for command in COMMANDS:
         app.cli.add_command(command)

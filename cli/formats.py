@@ -1,7 +1,9 @@
-"""What the commands share: the options and the forms of what is read and printed.
+"""Input and output formats that the commands share.
 
-Rules that hold here and in every command: what can't be done is one line on stderr and exit code 1
-(click.ClickException). With --json, stdout is one JSON value.
+All commands follow these rules:
+
+- An error is one line on stderr and exit status 1 (click.ClickException).
+- With --json, stdout is a single JSON value.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def parse_duration(text: str) -> timedelta:
-    """A duration such as 90m, 12h, 30d or 2w. Raises ValueError."""
+    """Parse a duration such as 90m, 12h, 30d or 2w. Raises ValueError."""
     found = re.fullmatch(r"([0-9]{1,6})([mhdw])", text)
     if found is None:
         raise ValueError("not a duration")
@@ -27,7 +29,7 @@ def parse_duration(text: str) -> timedelta:
 
 
 def parse_instant(text: str) -> datetime:
-    """An ISO date or time, UTC where it names no zone. Raises ValueError."""
+    """Parse an ISO date or time, in UTC unless it has a time zone. Raises ValueError."""
     instant = datetime.fromisoformat(text)
     return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
 
@@ -37,7 +39,6 @@ def to_json(value: object) -> str:
 
 
 def cell(value: object) -> str:
-    """A value as a table shows it."""
     match value:
         case None:
             return "-"
@@ -49,7 +50,7 @@ def cell(value: object) -> str:
 
 
 def table(rows: Iterable[Sequence[str]]) -> str:
-    """Rows of equal length as aligned columns, two spaces apart."""
+    """Return rows of equal length as aligned columns, two spaces apart."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

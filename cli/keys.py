@@ -1,6 +1,7 @@
-"""flask keys ...: create, list and change the keys that callers use.
+"""The commands of `flask keys`, which create, list and change API keys.
 
-Rules that hold here: a key's text is printed by `create` alone; a hash only by `show --line`.
+- Only `create` prints a secret.
+- Only `show --line` prints a hash.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from cli.formats import as_json, cell, parse_duration, parse_instant, table, to_
 from keys.key import FIELDS, PERIODS, TIERS, Key, KeyFileError, Terms
 from keys.store import KeyStore
 
-LONGEST_CELL = 24
+MAX_CELL = 24
 C = TypeVar("C", bound=Callable[..., Any])
 
 
 class KeysGroup(AppGroup):
-    """Commands on keys; what the store refuses is a line on stderr."""
+    """A group of commands that report a KeyFileError in one line on stderr."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -39,44 +40,47 @@ class KeysGroup(AppGroup):
 keys = KeysGroup("keys", help="Create, list and change the keys that callers use.")
 which = click.argument("id_or_name", metavar="ID_OR_NAME")
 
-OWN = "In place of the tier's; tier: the tier's again."
+OWN = "Overrides the tier's limit; 'tier' restores it."
 TERMS = (
     click.option(
-        "--expires", metavar="WHEN", help="90m, 12h, 30d, 2w, an ISO date or time (UTC), or none."
+        "--expires",
+        metavar="WHEN",
+        help="A duration (90m, 12h, 30d, 2w), an ISO date or time (UTC), or 'none'.",
     ),
-    click.option("--models", metavar="LIST", help="What it may use: 'openai/*,local/*'."),
-    click.option("--tier", metavar="|".join(TIERS), help="The limits that it has."),
+    click.option("--models", metavar="LIST", help="Allowed models, such as 'openai/*,local/*'."),
+    click.option("--tier", metavar="|".join(TIERS), help="The tier that sets the key's limits."),
     click.option("--requests-per-minute", metavar="N", help=OWN),
     click.option("--tokens-per-hour", metavar="N", help=OWN),
     click.option(
-        "--budget", "budget_usd", metavar="USD", help="What it may spend, or none: no budget."
+        "--budget", "budget_usd", metavar="USD", help="The most that the key may spend, or 'none'."
     ),
     click.option(
         "--budget-period",
         metavar="|".join(PERIODS),
-        help="When the budget begins anew (UTC); total: never.",
+        help="How often the budget is renewed (UTC); 'total': never.",
     ),
     click.option(
-        "--max-streams", metavar="N", help="Calls at once; share: what the server gives each key."
+        "--max-streams",
+        metavar="N",
+        help="The most calls at once, or 'share' for the server's limit per key.",
     ),
 )
 
 
 def with_terms(command: C) -> C:
-    """Gives a command the options of TERMS."""
     for option in reversed(TERMS):
         command = option(command)
     return command
 
 
 @keys.command("create")
-@click.option("--name", required=True, help="What to call it; no two keys share a name.")
+@click.option("--name", required=True, help="The key's name, which must be unique.")
 @with_terms
 @as_json
 def create(name: str, as_json: bool, **chosen: str | None) -> None:
-    """Make a key and print it, this once.
+    """Create a key and print its secret, which can't be shown again.
 
-    Without options it is of the tier unlimited, may use every model, and never expires.
+    By default, the key has the tier "unlimited", may use every model and never expires.
     """
     key, secret = store().create(name, **parse_terms(chosen))
     if as_json:
@@ -86,14 +90,14 @@ def create(name: str, as_json: bool, **chosen: str | None) -> None:
         )
         return
     click.echo(secret)
-    click.echo("Keep it now: it is shown only once.", err=True)
+    click.echo("Save this key now: it can't be shown again.", err=True)
 
 
 @keys.command("change")
 @which
 @with_terms
 def change(id_or_name: str, **chosen: str | None) -> None:
-    """Change what a key may do; what isn't named stays."""
+    """Change the given options of a key, and keep the others."""
     terms = parse_terms(chosen)
     if not terms:
         raise click.ClickException("Nothing to change: see 'flask keys change --help'.")
@@ -103,7 +107,7 @@ def change(id_or_name: str, **chosen: str | None) -> None:
 @keys.command("list")
 @as_json
 def list_keys(as_json: bool) -> None:
-    """Show all keys, and what is wrong with the file."""
+    """List all keys, and warn about problems in the key file."""
     for problem in store().problems():
         click.echo(f"Warning: {problem}", err=True)
     found = store().all()
@@ -111,7 +115,7 @@ def list_keys(as_json: bool) -> None:
         click.echo(to_json([described(key) for key in found]))
         return
     if not found:
-        click.echo("There are no keys yet: 'flask keys create --name NAME' makes one.", err=True)
+        click.echo("There are no keys yet; 'flask keys create --name NAME' creates one.", err=True)
         return
     rows = [in_short(key) for key in found]
     columns = list(rows[0])
@@ -123,9 +127,9 @@ def list_keys(as_json: bool) -> None:
 @keys.command("show")
 @which
 @as_json
-@click.option("--line", is_flag=True, help="Print its line, with the hash, for SLUICE_KEYS.")
+@click.option("--line", is_flag=True, help="Print the key's line for SLUICE_KEYS, with the hash.")
 def show(id_or_name: str, as_json: bool, line: bool) -> None:
-    """Show one key."""
+    """Show a key."""
     if as_json and line:
         raise click.ClickException("Choose --json or --line, not both.")
     if line:
@@ -145,7 +149,7 @@ def show(id_or_name: str, as_json: bool, line: bool) -> None:
 @keys.command("disable")
 @which
 def disable(id_or_name: str) -> None:
-    """Refuse a key until it is enabled again."""
+    """Reject a key until it is enabled again."""
     report(store().update(id_or_name, disabled=True), "disabled")
 
 
@@ -159,14 +163,14 @@ def enable(id_or_name: str) -> None:
 
 @keys.command("delete")
 @which
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.option("--yes", is_flag=True, help="Don't ask for confirmation.")
 def delete(id_or_name: str, yes: bool) -> None:
-    """Remove a key for good."""
+    """Delete a key permanently."""
     key = store().get(id_or_name)
     if not yes:
         if not sys.stdin.isatty():
-            raise click.ClickException("Nobody can be asked here: add --yes to delete the key.")
-        click.confirm(f"Delete the key {key.name!r} ({key.id}) for good?", abort=True, err=True)
+            raise click.ClickException("Can't ask for confirmation without a terminal; pass --yes.")
+        click.confirm(f"Permanently delete key {key.name!r} ({key.id})?", abort=True, err=True)
     report(store().delete(key.id), "deleted")
 
 
@@ -176,11 +180,11 @@ def store() -> KeyStore:
 
 
 def report(key: Key, state: str) -> None:
-    click.echo(f"{key.name} ({key.id}) is {state}.")
+    click.echo(f"Key {key.name!r} ({key.id}) is {state}.")
 
 
 def parse_terms(chosen: Mapping[str, str | None]) -> Terms:
-    """What the options of TERMS say; those that aren't given are left out."""
+    """Return the values of those options of TERMS that were given."""
     found = {name: PARSERS[name](text) for name, text in chosen.items() if text is not None}
     return cast(Terms, found)
 
@@ -194,8 +198,8 @@ def parse_expires(text: str) -> timedelta | datetime | None:
         return parse_instant(text)
     except ValueError:
         raise click.ClickException(
-            "--expires takes a duration such as 90m, 12h, 30d or 2w, "
-            "a date or time such as 2030-01-31 or 2030-01-31T12:00:00Z, or none."
+            "--expires must be a duration such as 90m, 12h, 30d or 2w, "
+            "a date or time such as 2030-01-31 or 2030-01-31T12:00:00Z, or 'none'."
         ) from None
 
 
@@ -207,7 +211,9 @@ def parse_count(text: str) -> int | None:
     if text == "tier":
         return None
     if not re.fullmatch("[0-9]{1,99}", text):
-        raise click.ClickException("A limit is a whole number, or the word tier: the tier's own.")
+        raise click.ClickException(
+            "A limit must be a whole number, or 'tier' for the tier's limit."
+        )
     return int(text)
 
 
@@ -216,17 +222,17 @@ def parse_streams(text: str) -> int | None:
         return None
     if not re.fullmatch("[0-9]{1,99}", text):
         raise click.ClickException(
-            "--max-streams takes a whole number, or the word share: what the server gives each key."
+            "--max-streams must be a whole number, or 'share' for the server's limit per key."
         )
     return int(text)
 
 
 def parse_budget(text: str) -> float | None:
-    """US dollars, to the nano-dollar."""
+    """Parse an amount of US dollars with at most nine decimals."""
     if text == "none":
         return None
     if not re.fullmatch(r"[0-9]{1,99}(\.[0-9]{1,9})?", text):
-        raise click.ClickException("--budget takes US dollars such as 5 or 0.25, or none.")
+        raise click.ClickException("--budget must be US dollars such as 5 or 0.25, or 'none'.")
     return float(text)
 
 
@@ -243,7 +249,7 @@ PARSERS: Mapping[str, Callable[[str], object]] = {
 
 
 def public(key: Key) -> dict[str, Any]:
-    """A key's fields as a line has them, without the hash."""
+    """Return a key's fields in the format of the key file, without the hash."""
     return {
         field.name: msgspec.to_builtins(getattr(key, field.name))
         for field in FIELDS
@@ -252,15 +258,14 @@ def public(key: Key) -> dict[str, Any]:
 
 
 def described(key: Key) -> dict[str, Any]:
-    """The same, with the limits that hold, its status (active, disabled, expired) and source
-    (file, environment)."""
+    """Return a key's public fields, its effective limits, its status and its source."""
     source = "environment" if store().is_fixed(key) else "file"
     limits = key.limits._asdict()
     return public(key) | {"limits": limits, "status": key.status, "source": source}
 
 
 def in_short(key: Key) -> dict[str, str]:
-    """A key's row of the list."""
+    """Return a key's cells in the list of keys."""
     return {
         "id": key.id,
         "name": shortened(key.name),
@@ -276,11 +281,11 @@ def in_short(key: Key) -> dict[str, str]:
 
 
 def shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 3] + "..."
+    return text if len(text) <= MAX_CELL else text[: MAX_CELL - 3] + "..."
 
 
 def budget(key: Key) -> str:
-    """US dollars and how often: $5, $0.25/day."""
+    """Return a key's budget and its period, such as $5 or $0.25/day."""
     if key.budget_nano is None:
         return "-"
     usd = Decimal(key.budget_nano).scaleb(-9).normalize()

@@ -1,4 +1,4 @@
-"""flask providers: the hosts that Sluice knows."""
+"""The command `flask providers`, which lists the known providers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from providers.registry import missing
 @click.option("--markdown", is_flag=True, help="Print the table of docs/providers.md.")
 @with_appcontext
 def list_providers(markdown: bool) -> None:
-    """Show the hosts that Sluice knows, and which of them are enabled."""
+    """List the known providers, and show which of them are enabled."""
     if markdown:
         click.echo(provider_table(BUILT_IN))
         return
@@ -32,7 +32,7 @@ def list_providers(markdown: bool) -> None:
 
 
 def provider_table(rows: Iterable[Provider]) -> str:
-    """The rows as a Markdown table: what a first model of each can't do by itself."""
+    """Return a Markdown table of providers, with the shortcomings of each one's first model."""
     lines = [
         "| provider | variables | a model | legacy completions | emulated | dropped | refused |",
         "|---|---|---|---|---|---|---|",
@@ -51,7 +51,7 @@ def provider_table(rows: Iterable[Provider]) -> str:
 
 
 def legacy(row: Provider) -> str:
-    """Which of a row's models are asked through the legacy completions."""
+    """Return a text that names the models called through the legacy completions API."""
     if row.dialect != "openai":
         return "-"
     if isinstance(row.completions, bool):

@@ -1,4 +1,4 @@
-"""flask quickstart: the way to a first answer."""
+"""The command `flask quickstart`, which creates a first key and shows how to use it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ EXAMPLE = """\
 @click.command("quickstart")
 @with_appcontext
 def quickstart() -> None:
-    """Make a first key when there is none, and show a call to try."""
+    """Create a key if there is none, and print an example request."""
     settings: Settings = current_app.extensions["sluice"].settings
     secret = "YOUR_KEY"  # noqa: S105
     try:
         if not store().all():
             _, secret = store().create("first")
-            click.echo(f"Your first API key, shown only this once: {secret}\n")
+            click.echo(f"Your first API key (save it now, it can't be shown again): {secret}\n")
     except KeyFileError as error:
         raise click.ClickException(str(error)) from None
     url = f"http://127.0.0.1:{settings.port or DEFAULT_PORT}"
-    click.echo(f"Sluice listens on {url} (Ctrl-C stops it): open it in a browser, or try\n")
+    click.echo(f"Sluice listens on {url} (Ctrl-C stops it). Open it in a browser, or try\n")
     click.echo(EXAMPLE.format(url=url, secret=secret))

@@ -1,4 +1,4 @@
-"""flask usage ... and flask ledger ...: what was used, whether it adds up, and looking after it."""
+"""The commands of `flask usage` and `flask ledger`: reports, verification, pruning and backups."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ from ledger.schema import now_us
 from ledger.usage import Scope, Sums
 
 BATCH = 2_000
-"""Rows that are pruned in one transaction: some 20 ms, in which no call can begin or end."""
+"""Rows that are pruned in one transaction, during which no call can start or end. See
+docs/decisions/0007-the-ledger.md."""
 
 
 class LedgerGroup(AppGroup):
-    """Commands on the ledger; what it refuses, or the key store, is a line on stderr."""
+    """A group of commands that report errors of the ledger and the keys in one line on stderr."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -39,16 +40,20 @@ class LedgerGroup(AppGroup):
             raise click.ClickException(str(error)) from None
 
 
-usage_group = LedgerGroup("usage", help="Show what was used, check it, delete what is old.")
-ledger_group = LedgerGroup("ledger", help="Look after the ledger's database.")
+usage_group = LedgerGroup("usage", help="Report usage, verify the ledger, prune old requests.")
+ledger_group = LedgerGroup("ledger", help="Maintain the ledger's database.")
 
 
 @usage_group.command("report")
-@click.option("--key", metavar="ID_OR_NAME", help="Of this key. Default: of all.")
-@click.option("--since", metavar="WHEN", help="From this UTC day on: 7d (ago), or an ISO date.")
-@click.option("--until", metavar="WHEN", help="Up to this UTC day, included.")
+@click.option("--key", metavar="ID_OR_NAME", help="Only this key; by default all keys.")
+@click.option("--since", metavar="WHEN", help="The first UTC day: an age such as 7d, or a date.")
+@click.option("--until", metavar="WHEN", help="The last UTC day, which is included.")
 @click.option(
-    "--by", type=click.Choice(list(usage.GROUPS)), default="model", show_default=True, help="Group."
+    "--by",
+    type=click.Choice(list(usage.GROUPS)),
+    default="model",
+    show_default=True,
+    help="The field to group by.",
 )
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @as_json
@@ -61,34 +66,41 @@ def report(
     scope = Scope(key and key_id(key), parse_day("--since", since), parse_day("--until", until))
     if scope.first_day and scope.last_day and scope.first_day > scope.last_day:
         raise click.ClickException("--since is after --until.")
-    with recorded() as ledger:
+    with open_ledger() as ledger:
         rows = ledger.read(lambda connection: usage.grouped(connection, scope, by))
     names = {found.id: found.name for found in store().all()} if by == "key" else None
     if as_json:
-        click.echo(to_json(structured(by, scope, rows, names)))
+        click.echo(to_json(report_as_json(by, scope, rows, names)))
     elif as_csv:
         titles = [by] if names is None else [by, "name"]
         cells = ((labels(name, names), sums) for name, sums in rows.items())
         click.echo(usage.as_csv(titles, cells), nl=False)
     elif not rows:
-        click.echo("There were no requests in that time.", err=True)
+        click.echo("There are no requests in this period.", err=True)
     else:
         click.echo(report_table(by, rows, names))
 
 
 @usage_group.command("prune")
-@click.option("--older-than", required=True, metavar="AGE", help="90d, 12w: in whole UTC days.")
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.option(
+    "--older-than",
+    required=True,
+    metavar="AGE",
+    help="An age such as 90d or 12w, rounded to whole UTC days.",
+)
+@click.option("--yes", is_flag=True, help="Don't ask for confirmation.")
 def prune(older_than: str, yes: bool) -> None:
-    """Delete old requests one by one; the daily sums stay."""
+    """Delete the rows of old requests, and keep the daily sums."""
     before = midnight_before(older_than)
     day = f"{before:%Y-%m-%d}"
     before_us = int(before.timestamp()) * 1_000_000
-    with recorded() as ledger:
+    with open_ledger() as ledger:
         rows = ledger.read(lambda connection: upkeep.older(connection, before_us))
         if rows and not yes:
             if not sys.stdin.isatty():
-                raise click.ClickException("Nobody can be asked here: add --yes to delete them.")
+                raise click.ClickException(
+                    "Can't ask for confirmation without a terminal; pass --yes."
+                )
             click.confirm(f"Delete {rows} requests from before {day}?", abort=True, err=True)
         deleted = 0
         while True:
@@ -97,44 +109,46 @@ def prune(older_than: str, yes: bool) -> None:
             if not batch:
                 break
             deleted += batch
-            time.sleep(time.monotonic() - began)  # as long again for those who wait to write
-    click.echo(f"{deleted} requests from before {day} are deleted. The daily sums stay.")
+            time.sleep(time.monotonic() - began)  # leave half of the time to the server's writes
+    click.echo(f"Deleted {deleted} requests from before {day}. The daily sums are kept.")
 
 
 @usage_group.command("verify")
 def verify() -> None:
-    """Check that each request makes sense and the daily sums are theirs."""
-    with recorded() as ledger:
+    """Check that the rows are consistent and the daily sums match them."""
+    with open_ledger() as ledger:
         rows, problems = ledger.read(lambda connection: upkeep.verify(connection, now_us()))
     for problem in problems:
         click.echo(printable(problem))
     if problems:
-        raise click.ClickException(f"The ledger doesn't add up ({len(problems)} lines above).")
-    click.echo(f"{rows} rows add up.")
+        raise click.ClickException(
+            f"The ledger is inconsistent ({len(problems)} lines, listed above)."
+        )
+    click.echo(f"The ledger is consistent (rows checked: {rows}).")
 
 
 @ledger_group.command("backup")
 @click.argument("file", type=click.Path(path_type=Path))
 def backup(file: Path) -> None:
-    """Copy the ledger into a new FILE while the server serves."""
+    """Copy the ledger to FILE, which must not exist. Safe while the server runs."""
     source = current_app.extensions["sluice"].ledger.path
     if source is None:
-        raise click.ClickException('The ledger is on PostgreSQL: use pg_dump "$DATABASE_URL".')
+        raise click.ClickException('The ledger is on PostgreSQL; use pg_dump "$DATABASE_URL".')
     refuse_missing(source)
     try:
         upkeep.backup(source, file)
     except FileExistsError:
-        raise click.ClickException(f"{file} exists already; nothing was written.") from None
+        raise click.ClickException(f"{file} already exists; nothing was written.") from None
     except OSError as error:
         raise click.ClickException(f"{file} can't be written: {error.strerror}.") from None
     except sqlite3.Error as error:
         raise click.ClickException(f"{source} can't be copied to {file}: {error}.") from None
-    click.echo(f"{file} is a copy of {source}.")
+    click.echo(f"Copied {source} to {file}.")
 
 
 @contextmanager
-def recorded() -> Iterator[Ledger]:
-    """The ledger, which isn't made here if it isn't there yet."""
+def open_ledger() -> Iterator[Ledger]:
+    """Yield the ledger and close it afterwards. Raises ClickException if it doesn't exist yet."""
     found: Ledger = current_app.extensions["sluice"].ledger
     if found.path is not None:
         refuse_missing(found.path)
@@ -146,11 +160,11 @@ def recorded() -> Iterator[Ledger]:
 
 def refuse_missing(path: Path) -> None:
     if not path.exists():
-        raise click.ClickException(f"Nothing has been recorded yet: there is no {path}.")
+        raise click.ClickException(f"Nothing has been recorded yet: {path} does not exist.")
 
 
 def key_id(id_or_name: str) -> str:
-    """A key's id; also that of a key which is no longer there. Raises KeyFileError."""
+    """Return a key's id. The id of a deleted key is accepted too. Raises KeyFileError."""
     try:
         return store().get(id_or_name).id
     except KeyFileError:
@@ -160,7 +174,7 @@ def key_id(id_or_name: str) -> str:
 
 
 def parse_day(option: str, text: str | None) -> str | None:
-    """The UTC day of a moment, or of so long ago."""
+    """Parse a date, a time or an age, and return its UTC day."""
     if text is None:
         return None
     try:
@@ -170,25 +184,25 @@ def parse_day(option: str, text: str | None) -> str | None:
             found = parse_instant(text).astimezone(UTC)
     except (ValueError, OverflowError):
         raise click.ClickException(
-            f"{option} takes a time that has passed since, such as 7d or 12w, "
+            f"{option} must be an age such as 7d or 12w, "
             "or a date or time such as 2026-01-31 or 2026-01-31T12:00:00Z."
         ) from None
     return found.date().isoformat()
 
 
 def midnight_before(age: str) -> datetime:
-    """The beginning of the UTC day of so long ago."""
+    """Parse an age, and return the start of the UTC day that long ago."""
     try:
         found = datetime.now(UTC) - parse_duration(age)
     except (ValueError, OverflowError):
-        raise click.ClickException("--older-than takes an age such as 90d or 12w.") from None
+        raise click.ClickException("--older-than must be an age such as 90d or 12w.") from None
     return found.replace(hour=0, minute=0, second=0, microsecond=0)
 
 
-def structured(
+def report_as_json(
     by: str, scope: Scope, rows: Mapping[str, Sums], names: Mapping[str, str] | None
 ) -> dict[str, Any]:
-    """The report as --json has it. A key's name is null when the key is gone."""
+    """Return the report for --json. The name of a deleted key is None."""
     data = [
         {"name": name}
         | ({} if names is None else {"key_name": names.get(name)})
@@ -205,7 +219,7 @@ def structured(
 
 
 def labels(name: str, names: Mapping[str, str] | None) -> list[str]:
-    """What stands before a row's counts: its name, and the key's where it is a key's id."""
+    """Return the cells before a row's counts: its name, and for a key's id also the key's name."""
     return [name] if names is None else [name, names.get(name, "")]
 
 
@@ -213,7 +227,7 @@ def report_table(by: str, rows: Mapping[str, Sums], names: Mapping[str, str] | N
     total = Sums.of(rows.values())
     titles = ["requests", "input", "output", "total", "cost (USD)"]
     if total.unpriced:
-        titles.append("of unknown price")
+        titles.append("unpriced")
     rest = len(titles)
     figures = [titles, *(numbers(sums)[:rest] for sums in (*rows.values(), total))]
     widths = [max(map(len, column)) for column in zip(*figures, strict=True)]
@@ -233,5 +247,5 @@ def numbers(sums: Sums) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """Fit for a terminal: callers write models' names."""
+    """Make a text safe to print: callers choose the names of models."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,1 +1,1 @@
-"""What processes share by Redis: whose call is whose, stops, and the way to Redis itself."""
+"""The cluster of processes that share a Redis: ownership of calls, stops, and the Redis client."""

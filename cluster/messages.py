@@ -1,8 +1,10 @@
-"""What one process asks another through Redis, and its answer.
+"""Questions and answers between processes, through Redis.
 
-A question lies with its owner's others until it is answered, and a message only wakes who is meant;
-both sides also look by themselves, so a message that is lost makes them late, and loses nothing.
-Rules that hold here: an answer that doesn't come in time is Unavailable, never a guess.
+A question stays in a hash of the process that must answer it until that process has answered. A
+published message only wakes the recipient.
+
+- Both sides also poll, so a lost message delays an answer, but loses nothing.
+- If an answer is missing, the result is Unavailable, never a guess.
 """
 
 from __future__ import annotations
@@ -21,28 +23,35 @@ from cluster.redis_client import RedisAway, RedisClient
 from errors import Unavailable
 
 ANSWER_S, LOOK_S = 3.0, 0.5
-"""How long who asks waits, and how often it looks for an answer whose message was lost."""
+"""The time to wait for an answer, and the interval at which to poll for it."""
 TTL_S = 30
 QUESTIONS, ANSWER, CHANNEL = "sluice:questions:", "sluice:answer:", "sluice:channel:"
 
 
 class Question(NamedTuple):
-    """stream_id: of the call to stop; None: which calls does the key have. asker: whom to wake.
-    guess: Redis doesn't know who has the call."""
+    """A question about a key's calls: stop one of them, or list them."""
 
     asker: str
+    """The name of the process that waits for the answer."""
     key_id: str
     stream_id: str | None = None
+    """The call to stop. None requests a list of the key's calls."""
     guess: bool = False
+    """True if Redis doesn't know which process has the call, so every process is asked."""
 
 
 class Messages:
-    """The questions and answers of one process, whose name is `me`."""
+    """The questions and answers of one process, whose unique name is `me`."""
 
     def __init__(
         self, redis_client: RedisClient, me: str, reply: Callable[[Question], Any]
     ) -> None:
-        """reply: answers another's question, as JSON can have it, without waiting."""
+        """Make the messages of a process.
+
+        Args:
+            reply: answers a question of another process. It must not wait, and its result must be
+                JSON-serializable.
+        """
         self._redis = redis_client
         self._me = me
         self._reply = reply
@@ -50,18 +59,18 @@ class Messages:
         self._closed = False
 
     def close(self, client: Any) -> None:
-        """Leave nothing, and wake who listens."""
+        """Delete this process's questions, and wake its listener so that it stops."""
         self._closed = True
         client.delete(self.questions)
         client.publish(CHANNEL + self._me, b"")
 
     @property
     def questions(self) -> str:
-        """Where the others leave their questions."""
+        """The Redis key of the hash with the questions to this process."""
         return QUESTIONS + self._me
 
     def ask_all(self, owners: Iterable[str], question: Question) -> list[Any]:
-        """The answers of some processes. Raises Unavailable."""
+        """Ask some processes, and return their answers. Raises Unavailable if one is missing."""
         tokens = {new_token(): owner for owner in owners}
 
         def leave(client: Any) -> None:
@@ -81,7 +90,7 @@ class Messages:
 
     @contextmanager
     def expecting(self, *tokens: str) -> Iterator[None]:
-        """While answers may come."""
+        """Accept the answers to some questions while the context is active."""
         self._waiting |= {token: threading.Event() for token in tokens}
         try:
             yield
@@ -90,25 +99,33 @@ class Messages:
                 del self._waiting[token]
 
     def answer(self, token: str, until: float | None = None) -> Any:
-        """What was answered. Raises Unavailable when nothing was, in time."""
+        """Wait for the answer to a question.
+
+        Args:
+            token: the id of the question, which must be among those of `expecting`.
+            until: the monotonic time to give up; by default in ANSWER_S.
+
+        Raises:
+            Unavailable: there was no answer in time, or Redis is unavailable.
+        """
         until = time.monotonic() + ANSWER_S if until is None else until
         woken = self._waiting[token]
         while (left := until - time.monotonic()) > 0:
             woken.wait(min(left, LOOK_S))
             woken.clear()
-            told = run(self._redis, lambda client: client.get(ANSWER + token))
-            if told is not None:
-                return msgspec.json.decode(told)
-        raise Unavailable("The process that has this stream doesn't answer. Try again.")
+            text = run(self._redis, lambda client: client.get(ANSWER + token))
+            if text is not None:
+                return msgspec.json.decode(text)
+        raise Unavailable("Another process of this server didn't respond in time. Try again.")
 
     def listener(self) -> Any:
-        """A connection on which messages for this process come. Raises RedisError."""
+        """Return a connection that receives this process's messages. Raises RedisError."""
         listener = self._redis.listener()
         listener.subscribe(CHANNEL + self._me)
         return listener
 
     def listen(self, listener: Any, until: float) -> None:
-        """Do what messages ask for. Raises RedisAway, RedisError."""
+        """Process messages until a monotonic time. Raises RedisAway or RedisError."""
         while (left := until - time.monotonic()) > 0 and not self._closed:
             message = listener.get_message(timeout=left)
             if message is None:
@@ -123,7 +140,7 @@ class Messages:
         return client.hgetall(self.questions)  # type: ignore[no-any-return]
 
     def reply_to(self, asked: dict[bytes, bytes]) -> None:
-        """Answer questions, by their tokens. Raises RedisAway."""
+        """Answer questions, given as token -> JSON. Raises RedisAway."""
         answers = []
         for token, text in asked.items():
             question = msgspec.json.decode(text, type=Question)
@@ -142,12 +159,12 @@ class Messages:
 
 
 def run(redis_client: RedisClient, work: Callable[[Any], Any]) -> Any:
-    """What the work returns. Raises Unavailable."""
+    """Run the work with a client, and return its result. Raises Unavailable."""
     try:
         return redis_client.run(work)
     except RedisAway:
         raise Unavailable(
-            "This process doesn't have the stream, and others can't be asked now. Try again."
+            "This server can't reach its other processes at the moment. Try again."
         ) from None
 
 
@@ -156,7 +173,7 @@ def new_token() -> str:
 
 
 def close(listener: Any) -> None:
-    """Give a connection up, in whatever state it is."""
+    """Close a connection in any state."""
     try:
         listener.close()
     except (redis.RedisError, OSError):

@@ -1,13 +1,12 @@
-"""The processes that share one Redis: whose call is whose, and stop across them.
+"""The ownership of calls in a cluster: which process runs a call, and how another one stops it.
 
-A process claims the ids of its calls in Redis, so that an id belongs to one call of the whole
-cluster, and sends a heartbeat each second. To stop or list another process's call, it asks the
-owner. A process without a heartbeat for a while is silent: it may have ended, or be cut off and go
-on.
+A process claims the ids of its calls in Redis, so that an id is unique in the cluster. It also
+sends a heartbeat once a second. To stop or list the calls of another process, it asks that process.
+A process is silent if its last heartbeat is too old. It may be dead, or it may still run its calls
+without a connection to Redis.
 
-- What can't be known raises Unavailable; it is never guessed.
-- Calls go on whatever becomes of Redis. When it is back, it is told everything again.
-- No lock is held while anything waits.
+- If the state of a call isn't known, the answer is Unavailable, never a guess.
+- Calls continue if Redis is unavailable. Once Redis is back, each process claims its calls again.
 """
 
 from __future__ import annotations
@@ -28,19 +27,21 @@ from completion import StreamKey, Summary
 from concurrency.threads import BackgroundThread
 from errors import Unavailable
 
+# The logger's name is kept from earlier releases: see docs/decisions/0013-the-house.md.
 log = logging.getLogger("sluice.fleet")
 
-BEAT_S, LONGEST_PAUSE_S = 1.0, 4.0
-"""Between two beats, and between two tries to reach Redis while it is away."""
+BEAT_S, MAX_PAUSE_S = 1.0, 4.0
+"""The interval between heartbeats, and the longest back-off while Redis is unavailable."""
 SILENT_S, DEAD_S = 5.0, 30.0
-"""A process that hasn't beaten for so long is silent, or has ended."""
+"""The age of the last heartbeat at which a process counts as silent, and as dead."""
 SETTLED_S = 8.0
-"""When Redis has had data for so long, each process has told it what it has."""
+"""The time after which all processes have claimed their calls in a Redis that lost its data."""
 CLOSE_S = 2.0
 CALLS_TTL_S = 2 * 24 * 3600
 STOPPED_TTL_S = 60
 AT_ONCE = 500
-MOST_UNRELEASED = 100_000
+MAX_UNRELEASED = 100_000
+# Processes of earlier releases use these Redis keys too: see docs/decisions/0013-the-house.md.
 PROCESSES, SINCE = "sluice:fleet", "sluice:since"
 CALLS, STOPPED = "sluice:calls:", "sluice:stopped:"
 
@@ -49,7 +50,7 @@ CLAIM_RESULTS: tuple[ClaimResult, ...] = ("yes", "exists", "too many")
 
 
 class Local(Protocol):
-    """The calls of this process."""
+    """The part of the stream registry that the cluster needs."""
 
     def stop_here(self, stream_key: StreamKey) -> bool: ...
     def end_active(self, stream_key: StreamKey) -> bool: ...
@@ -58,7 +59,7 @@ class Local(Protocol):
 
 
 class Cluster:
-    """This process, among those that share its Redis."""
+    """A process's membership in the cluster."""
 
     def __init__(self, redis_client: RedisClient) -> None:
         self._redis = redis_client
@@ -71,43 +72,56 @@ class Cluster:
         self._since = b""
         self._beaten_at = time.monotonic()
         self._stale = True
-        """Whether Redis may not know all that this process has."""
+        """True if claims of this process may be missing from Redis."""
         self._unreleased: dict[StreamKey, bool] = {}
-        """Calls that ended while Redis was away; whether they were stopped."""
+        """Calls that ended while Redis was unavailable; True for those that were stopped."""
 
     def attend(self, local: Local, *at_beats: Callable[[], None]) -> None:
-        """local: this process's calls. at_beats: called each second, in a thread that may wait."""
+        """Attach the process's calls, and tasks that run after each heartbeat.
+
+        Args:
+            local: the registry of this process's calls.
+            at_beats: callbacks that run once a second in the heartbeat's thread. They may wait.
+        """
         self._local, self._at_beats = local, at_beats
 
     def start(self) -> None:
-        """Raises ConfigError when Redis can't be used."""
+        """Start the heartbeat. Raises ConfigError if Redis can't be used."""
         self._redis.check()
         self._thread.start()
 
     def close(self) -> None:
-        """This process has no call left and is about to end."""
+        """Leave the cluster. The process must have no calls left."""
         self._closing = True
         with contextlib.suppress(RedisAway):
             self._redis.run(self._post.close)
-        self._thread.join(CLOSE_S)  # its last beat may be under way
+        self._thread.join(CLOSE_S)  # a heartbeat may be in progress, which would rejoin the cluster
         with contextlib.suppress(RedisAway):
             self._redis.run(lambda client: client.zrem(PROCESSES, self._me))
         self._redis.close()
 
-    def claim(self, stream_key: StreamKey, share: int | None = None) -> ClaimResult:
-        """Claim a call's id. share: how many calls its key may have in the whole cluster."""
+    def claim(self, stream_key: StreamKey, max_calls: int | None = None) -> ClaimResult:
+        """Claim a call's id.
+
+        Args:
+            max_calls: the key's limit on calls in the cluster; None means no limit.
+
+        Returns:
+            "yes"; "exists" if another process has a call with this id; "too many" if the key has
+            max_calls. If Redis is unavailable, "yes", because calls don't depend on Redis.
+        """
         self._thread.start()
         self._unreleased.pop(stream_key, None)
         try:
             return CLAIM_RESULTS[
-                self._redis.script(lambda client: self._claim(client, stream_key, share))
+                self._redis.script(lambda client: self._claim(client, stream_key, max_calls))
             ]
         except RedisAway:
             self._stale = True
             return "yes"
 
     def release(self, stream_key: StreamKey, *, stopped: bool) -> None:
-        """A call has ended."""
+        """Release the id of a call that has ended. Remember a stop for STOPPED_TTL_S."""
         key_id, stream_id = stream_key
         keys = [CALLS + key_id, mark_of(stream_key)]
         arguments = [self._me, stream_id, STOPPED_TTL_S if stopped else 0]
@@ -115,30 +129,33 @@ class Cluster:
             self._redis.script(lambda client: RELEASE(client, keys, arguments))
         except RedisAway:
             self._stale = True
-            if len(self._unreleased) < MOST_UNRELEASED:
+            if len(self._unreleased) < MAX_UNRELEASED:
                 self._unreleased[stream_key] = stopped
 
     def stop(self, stream_key: StreamKey) -> bool:
-        """Stop a call of another process. False: no process has it. Raises Unavailable."""
+        """Stop a call of another process. Return False if no process has it.
+
+        Raises Unavailable if that isn't known.
+        """
         self._thread.start()
         token = new_token()
         with self._post.expecting(token):
-            told = run(self._redis, lambda client: self._ask(client, stream_key, token))
-            if told == b"asked":
+            result = run(self._redis, lambda client: self._ask(client, stream_key, token))
+            if result == b"asked":
                 return bool(self._post.answer(token))
-        if told == b"unknown":  # to Redis; one that couldn't tell it may have the call
+        if result == b"unknown":  # but a process without Redis may have been unable to claim it
             others = run(self._redis, lambda client: client.zrange(PROCESSES, 0, -1))
             asked = [other.decode() for other in others if other.decode() != self._me]
             return any(self._post.ask_all(asked, Question(self._me, *stream_key, guess=True)))
-        if told == b"stopped":
+        if result == b"stopped":
             return True
         raise Unavailable(
-            "Whether this stream is active can't be known now: some of the servers have not been "
-            "heard of. Try again."
+            "Sluice can't tell right now whether this stream is active: some of its processes "
+            "haven't reported. Try again."
         )
 
     def others(self, key_id: str) -> list[Summary]:
-        """The key's calls in other processes. Raises Unavailable."""
+        """Return the key's calls in other processes. Raises Unavailable if one doesn't respond."""
         self._thread.start()
         keys, arguments = [CALLS + key_id, PROCESSES], [self._me, SILENT_S]
         owners = run(self._redis, lambda client: OWNERS(client, keys, arguments))
@@ -146,9 +163,9 @@ class Cluster:
         answers = self._post.ask_all(asked, Question(self._me, key_id))
         return [found for answer in answers for found in msgspec.convert(answer, list[Summary])]
 
-    def _claim(self, client: Any, stream_key: StreamKey, share: int | None) -> int:
+    def _claim(self, client: Any, stream_key: StreamKey, max_calls: int | None) -> int:
         key_id, stream_id = stream_key
-        arguments = [self._me, stream_id, -1 if share is None else share, CALLS_TTL_S]
+        arguments = [self._me, stream_id, -1 if max_calls is None else max_calls, CALLS_TTL_S]
         return CLAIM(client, [CALLS + key_id, PROCESSES, mark_of(stream_key)], arguments)  # type: ignore[no-any-return]
 
     def _ask(self, client: Any, stream_key: StreamKey, token: str) -> Any:
@@ -166,7 +183,6 @@ class Cluster:
         return self._local.summaries_here(question.key_id)
 
     def _work(self) -> None:
-        """The thread that beats, listens and answers."""
         listener, failures = None, 0
         while not self._closing:
             try:
@@ -178,10 +194,10 @@ class Cluster:
                 if listener is not None:
                     close(listener)
                 listener, self._stale = None, True
-                time.sleep(min(BEAT_S * 2**failures, LONGEST_PAUSE_S))
+                time.sleep(min(BEAT_S * 2**failures, MAX_PAUSE_S))
                 failures += 1
-            except Exception:  # without this thread nobody could stop anything from elsewhere
-                log.exception("a beat failed")
+            except Exception:  # without this thread, no other process could stop this one's calls
+                log.exception("the heartbeat failed")
                 time.sleep(BEAT_S)
             self._do_tasks()
 
@@ -189,22 +205,22 @@ class Cluster:
         for task in self._at_beats:
             try:
                 task()
-            except Exception:  # one odd task must not keep the others from theirs
-                log.exception("a task of the beat failed")
+            except Exception:  # a broken task must not prevent the other tasks
+                log.exception("a task after the heartbeat failed")
 
     def _beat(self) -> None:
-        """Raises RedisAway."""
+        """Send a heartbeat, and answer the questions that are waiting. Raises RedisAway."""
         keys = [PROCESSES, SINCE, self._post.questions]
         since, asked = self._redis.probe(lambda client: BEAT(client, keys, [self._me, DEAD_S]))
         now = time.monotonic()
         if self._stale or since != self._since or now - self._beaten_at > SILENT_S:
             self._stale, self._since = False, since
-            self._tell_all()
+            self._repeat_claims()
         self._beaten_at = now
         self._post.reply_to(dict(zip(asked[::2], asked[1::2], strict=True)))
 
-    def _tell_all(self) -> None:
-        """Tell Redis all that this process has, and what has ended. Raises RedisAway."""
+    def _repeat_claims(self) -> None:
+        """Claim all active calls again, and release those that have ended. Raises RedisAway."""
         stream_keys = self._local.stream_keys()
         for n in range(0, len(stream_keys), AT_ONCE):
             self._claim_all(stream_keys[n : n + AT_ONCE])
@@ -225,5 +241,5 @@ class Cluster:
 
 
 def mark_of(stream_key: StreamKey) -> str:
-    """Where it stands that a call was stopped. No call's id has a slash."""
+    """Return the Redis key that marks a call as stopped. It is unique, as ids have no slash."""
     return STOPPED + "/".join(stream_key)

@@ -1,9 +1,9 @@
-"""The way to Redis, through which several processes share what one keeps in its memory.
+"""The Redis client. Processes share state in Redis that a single process would keep in memory.
 
-- A process without REDIS_URL loads nothing of redis-py.
-- While Redis is away nothing waits for it: after a failure `run` raises RedisAway at once, until
-  `probe`, which the cluster's heartbeat calls each second, has reached Redis again.
-- An error never quotes a password.
+- A process without REDIS_URL doesn't import redis-py.
+- Nothing waits for an unavailable Redis: after a failure, `run` raises RedisAway at once, until
+  `probe` succeeds. The cluster's heartbeat calls `probe` once a second.
+- Error messages never contain a password.
 """
 
 from __future__ import annotations
@@ -21,35 +21,46 @@ from config import ConfigError
 if TYPE_CHECKING:
     import redis
 
+# The logger's name is kept from earlier releases: see docs/decisions/0013-the-house.md.
 log = logging.getLogger("sluice.shared")
 T = TypeVar("T")
 Command: TypeAlias = tuple[Any, ...]
 
 TIMEOUT_S: Final = 1.0
-"""How long a command may take before Redis counts as away."""
+"""The time after which a command fails and Redis counts as unavailable."""
 CONNECT_TIMEOUT_S: Final = 2.0
 CONNECTIONS: Final = 6
-"""Of one process, beside the one that listens; small plans allow some twenty in all."""
+"""The maximum number of connections of a process, besides the listener's. It is low because small
+Redis plans allow only about twenty in all."""
 AT_ONCE: Final = 200
-"""Scripts that are sent in one piece."""
+"""The maximum number of scripts in a batch."""
 FEW, GATHER_S = 2, 0.001
-"""Where more than a few scripts were sent together the last time, others are waited for: a piece
-costs as much as the scripts in it."""
+"""If the last batch had more than FEW scripts, wait GATHER_S for others to join the next batch:
+sending a batch costs about as much as the scripts in it."""
 LISTENER_CHECK_S: Final = 5
-"""How often it is made sure that a connection on which nothing comes is one."""
+"""The interval of health checks on the listener's connection while it is idle."""
 
 
 class RedisAway(Exception):
-    """Redis can't be reached or doesn't do what it is told: what was asked for was not done, or
-    nobody knows. Its text is for the log."""
+    """The error for an unavailable Redis. The work may or may not have been done.
+
+    The message is for the log, not for callers.
+    """
 
 
 class RedisClient:
-    """The Redis of one process. It connects at the first use."""
+    """The Redis client of one process. It connects when it is first used."""
 
     def __init__(self, url: str, *, verify: bool = True) -> None:
-        """verify: whether the certificate of a rediss:// server must be good. Raises ConfigError
-        for a URL that is none."""
+        """Make a client.
+
+        Args:
+            url: starts with redis://, or with rediss:// for TLS.
+            verify: whether to verify the certificate of a rediss:// server.
+
+        Raises:
+            ConfigError: the URL is invalid.
+        """
         import redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
@@ -58,7 +69,7 @@ class RedisClient:
             "socket_timeout": TIMEOUT_S,
             "socket_connect_timeout": CONNECT_TIMEOUT_S,
             "socket_keepalive": True,
-            # A pooled connection may have been closed meanwhile; scripts bear being run twice.
+            # Redis may have closed an idle connection. A retry is safe: all work is repeatable.
             "retry": Retry(NoBackoff(), 1, (redis.ConnectionError,)),
             "client_name": "sluice",
         }
@@ -66,13 +77,14 @@ class RedisClient:
             options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
         try:
             self.pool = redis.ConnectionPool.from_url(url.strip(), **options)
-            # Beside the pool: it listens, and its time is not a command's.
+            # The listener needs a separate pool, because it waits longer than a command may take.
             self._listening = redis.ConnectionPool.from_url(
                 url.strip(), health_check_interval=LISTENER_CHECK_S, **options
             )
-        except ValueError:  # whose words may quote the password
+        except ValueError:  # its message may contain the password
             raise ConfigError(
-                "REDIS_URL takes redis://[USER:PASSWORD@]HOST[:PORT][/NUMBER], or rediss:// for TLS"
+                "REDIS_URL must be redis://[USER:PASSWORD@]HOST[:PORT][/NUMBER], or rediss:// "
+                "for TLS"
             ) from None
         self._failures = (redis.RedisError, OSError)
         self._redis = redis.Redis(connection_pool=self.pool)
@@ -86,38 +98,41 @@ class RedisClient:
         return not self._trouble
 
     def run(self, work: Callable[[redis.Redis], T]) -> T:
-        """What the work returns. It must bear being done twice. Raises RedisAway."""
+        """Run the work and return its result. The work may run twice. Raises RedisAway."""
         if not self._trouble:
             with self._room:
-                if not self._trouble:  # who waited for its turn doesn't wait for Redis
+                if not self._trouble:  # Redis may have failed while this thread waited
                     return self._attempt(work, self._redis)
         raise RedisAway(self._trouble)
 
     def script(self, work: Callable[[Any], T]) -> T:
-        """The same, for work that is one script: those of many callers are sent together."""
+        """Run a single script, in a batch with other threads' scripts. Raises RedisAway."""
         if self._trouble:
             raise RedisAway(self._trouble)
         return self._attempt(work, self._together)
 
     def probe(self, work: Callable[[redis.Redis], T]) -> T:
-        """The same, also while Redis is away; when it succeeds, Redis is back. Raises RedisAway."""
+        """Run the work even if Redis counts as unavailable. A success makes it available again.
+
+        Raises RedisAway.
+        """
         with self._room:
             result = self._attempt(work, self._redis)
         with self._lock:
             was, self._trouble = self._trouble, ""
         if was:
-            log.warning("Redis is back")
+            log.warning("Redis is available again")
         return result
 
     def listener(self) -> Any:
-        """What a thread of its own can listen on; it takes a connection when it subscribes."""
+        """Return a PubSub for the listener's thread. It connects when it subscribes."""
         import redis
 
         client: Any = redis.Redis(connection_pool=self._listening)
         return client.pubsub(ignore_subscribe_messages=True)
 
     def check(self) -> None:
-        """Raises ConfigError when Redis can't be used."""
+        """Raise ConfigError if Redis can't be used."""
         try:
             self.probe(lambda client: client.ping())
         except RedisAway as failure:
@@ -126,13 +141,13 @@ class RedisClient:
             ) from None
 
     def close(self) -> None:
-        self._trouble = "this process is about to end"  # nobody would do what is asked for now
+        self._trouble = "this process is shutting down"  # so that new work is refused
         self._together.close()
         self.pool.disconnect()
         self._listening.disconnect()
 
     def _send(self, commands: list[Command]) -> list[Any]:
-        """What each command gives, or fails with. Raises RedisAway."""
+        """Return each command's result or exception. Raises RedisAway."""
 
         def send(client: redis.Redis) -> list[Any]:
             with client.pipeline(transaction=False) as pipe:
@@ -146,17 +161,15 @@ class RedisClient:
         try:
             return work(client)
         except self._failures as failure:
-            trouble = said(failure)
+            trouble = one_line(failure)
             with self._lock:
                 news, self._trouble = not self._trouble, trouble
             if news:
-                log.error("Redis is away: %s", trouble)
+                log.error("Redis is unavailable: %s", trouble)
             raise RedisAway(trouble) from None
 
 
 class PendingCommand:
-    """A command that somebody waits for."""
-
     __slots__ = ("command", "done", "result")
 
     def __init__(self, command: Command) -> None:
@@ -166,8 +179,11 @@ class PendingCommand:
 
 
 class ScriptBatcher:
-    """What redis-py's scripts take for a client: it sends those of many callers in one piece, which
-    costs each of them a fraction of a command of its own."""
+    """A batcher for the scripts of many threads.
+
+    Scripts in one batch cost a fraction of what they cost one by one (see
+    docs/decisions/0009-the-cluster.md). redis-py's Script objects take the batcher for a client.
+    """
 
     def __init__(self, send: Callable[[list[Command]], list[Any]]) -> None:
         self._send = send
@@ -211,20 +227,19 @@ class ScriptBatcher:
             results = self._send([order.command for order in orders])
         except Exception as failure:
             if not isinstance(failure, RedisAway):
-                log.exception("scripts can't be sent")
-            results = [RedisAway(str(failure)) for _ in orders]  # each raises its own
+                log.exception("can't send scripts to Redis")
+            results = [RedisAway(str(failure)) for _ in orders]  # each thread raises its own copy
         for order, result in zip(orders, results, strict=True):
             order.result = result
             order.done.set()
 
 
-def said(failure: Exception) -> str:
-    """What Redis or the system said, on one line."""
+def one_line(failure: Exception) -> str:
+    """Return the message of a Redis or system error, cut to one short line."""
     return " ".join(str(failure).split())[:300] or type(failure).__name__
 
 
 def hint(failure: RedisAway) -> str:
-    """What helps where a certificate is nobody's."""
     if "CERTIFICATE_VERIFY_FAILED" not in str(failure):
         return ""
-    return "; where the host signs its own certificates, as Heroku does, set SLUICE_REDIS_VERIFY=0"
+    return "; if the host signs its own certificates, as Heroku does, set SLUICE_REDIS_VERIFY=0"

@@ -1,7 +1,8 @@
-"""What the cluster does in Redis in one step: Lua, as redis-py loads it. Times are Redis' own.
+"""The cluster's atomic operations in Redis: Lua scripts, loaded by redis-py.
 
-Rules that hold here: a script may be run twice, because an answer may have been lost with its
-connection.
+- All times are by Redis' clock.
+- All scripts are idempotent. A script may run twice, because its first result may have been lost
+  with the connection.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ local now = time[1] + time[2] / 1000000
 
 
 def step(text: str) -> ScriptCall:
-    """A script, as a function of a client or a pipeline, its keys and its arguments."""
+    """Return a function that runs a script with a client or a pipeline, keys and arguments."""
     found: list[Script] = []
 
     def run(client: Any, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
@@ -38,32 +39,34 @@ redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
 redis.call('SET', KEYS[2], string.format('%.6f', now), 'NX')
 return {redis.call('GET', KEYS[2]), redis.call('HGETALL', KEYS[3])}
 """)
-"""This process lives. Returns since when Redis has its data, and what others ask."""
+"""The heartbeat. It returns the time since which Redis has had its data, and the questions to this
+process."""
 
 CLAIM = step("""
--- KEYS: calls of the key, cluster, the mark of a stop. ARGV: me, call, share (-1: any), TTL.
+-- KEYS: calls of the key, cluster, the mark of a stop. ARGV: me, call, max_calls (-1: any), TTL.
 redis.call('ZADD', KEYS[2], 'NX', now, ARGV[1])
 local owner = redis.call('HGET', KEYS[1], ARGV[2])
 if owner and owner ~= ARGV[1] and redis.call('ZSCORE', KEYS[2], owner) then return 1 end
-local share = tonumber(ARGV[3])
-if share >= 0 and not owner and redis.call('HLEN', KEYS[1]) >= share then
+local max_calls = tonumber(ARGV[3])
+if max_calls >= 0 and not owner and redis.call('HLEN', KEYS[1]) >= max_calls then
   local calls = redis.call('HGETALL', KEYS[1])
   for n = 1, #calls, 2 do
     if not redis.call('ZSCORE', KEYS[2], calls[n + 1]) then
       redis.call('HDEL', KEYS[1], calls[n])
     end
   end
-  if redis.call('HLEN', KEYS[1]) >= share then return 2 end
+  if redis.call('HLEN', KEYS[1]) >= max_calls then return 2 end
 end
 redis.call('HSET', KEYS[1], ARGV[2], ARGV[1])
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 redis.call('DEL', KEYS[3])
 return 0
 """)
-"""0: the call is ours. 1: a process that isn't dead has it. 2: the key has too many."""
+"""The claim of a call. It returns 0 on success, 1 if a process that isn't dead has the call, and 2
+if the key has too many calls."""
 
 RELEASE = step("""
--- KEYS: calls of the key, the mark of a stop. ARGV: me, call, how long to keep the mark (0: none).
+-- KEYS: calls of the key, the mark of a stop. ARGV: me, call, TTL of the mark (0: no mark).
 if redis.call('HGET', KEYS[1], ARGV[2]) == ARGV[1] then redis.call('HDEL', KEYS[1], ARGV[2]) end
 if tonumber(ARGV[3]) > 0 then redis.call('SET', KEYS[2], '1', 'EX', ARGV[3]) end
 """)
@@ -91,7 +94,8 @@ if not since or now - since < tonumber(ARGV[8]) then return 'unsettled' end
 if redis.call('ZCOUNT', KEYS[2], '-inf', silent) > 0 then return 'silent' end
 return 'unknown'
 """)
-"""Asks the owner of a call. Else says why not: it was stopped, is unknown, or can't be known."""
+"""The request to the owner of a call to stop it. It returns "asked", or why it asked nobody: the
+call was stopped, no process has claimed it, or its state isn't known ("silent", "unsettled")."""
 
 OWNERS = step("""
 -- KEYS: calls of the key, cluster. ARGV: me, SILENT_S.
@@ -105,4 +109,4 @@ for _, owner in ipairs(redis.call('HVALS', KEYS[1])) do
 end
 return found
 """)
-"""The other processes that have calls of the key and have been heard of."""
+"""The query for the other processes that have calls of the key and aren't silent."""

@@ -1,1 +1,1 @@
-"""Threads and greenlets. Nothing here knows what Sluice does."""
+"""Threads and greenlets. This package imports no other package of Sluice."""

@@ -1,9 +1,8 @@
-"""Threads that are reused for one piece of work after another, and threads that never end.
+"""A thread pool, and background threads for work that never ends.
 
-To start a thread costs more than most of the work that it would do.
-
-- Plain threading, so that this works under gevent and with native threads alike.
-- Nothing waits for a thread to be free.
+- The pool reuses threads, because starting a thread costs more than most of the work done in it.
+- Work never waits for a free thread: the pool starts a new one instead.
+- Only the threading module is used, so this works both with native threads and under gevent.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TypeAlias
 
+# The logger's name is kept from earlier releases: see docs/decisions/0013-the-house.md.
 log = logging.getLogger("sluice.crew")
 
 MOST_IDLE = 64
@@ -23,15 +23,16 @@ Work: TypeAlias = Callable[[], object]
 
 
 class ThreadPool:
-    """A pool of threads: as many as there is work at once, of which some stay for more work."""
+    """An unbounded thread pool. At most MOST_IDLE threads stay idle for later work."""
 
     def __init__(self) -> None:
         self._idle: deque[SimpleQueue[Work]] = deque()
 
     def start(self, work: Work) -> None:
-        """Do the work in an idle thread, or in a new one.
+        """Run the work in an idle thread or, if there is none, in a new one.
 
-        Raises RuntimeError when the system has no thread left.
+        Raises:
+            RuntimeError: The system can't start another thread.
         """
         try:
             inbox = self._idle.pop()
@@ -44,16 +45,18 @@ class ThreadPool:
         while True:
             try:
                 inbox.get()()
-            except Exception:  # the thread stays fit for the next piece of work
-                log.exception("a thread's work failed")
+            except Exception:  # the thread must survive for the next piece of work
+                log.exception("work in a pool thread failed")
             if len(self._idle) >= MOST_IDLE:
                 return
             self._idle.append(inbox)
 
 
 class BackgroundThread:
-    """A thread for work that never ends. It is started when it is first needed, because a forked
-    process has none of its parent's threads."""
+    """A daemon thread for work that never ends.
+
+    It starts on first use, because a forked process doesn't inherit its parent's threads.
+    """
 
     def __init__(self, work: Work, name: str) -> None:
         self._work, self._name = work, name
@@ -65,7 +68,11 @@ class BackgroundThread:
         return self._thread is not None
 
     def start(self) -> None:
-        """Start the thread unless it runs. Raises RuntimeError when the system has none left."""
+        """Start the thread unless it has been started.
+
+        Raises:
+            RuntimeError: The system can't start another thread.
+        """
         if self._thread is None:
             with self._lock:
                 if self._thread is None:
@@ -74,6 +81,6 @@ class BackgroundThread:
                     self._thread = thread
 
     def join(self, timeout: float) -> None:
-        """Wait for the thread's end, if it was started, for `timeout` seconds at most."""
+        """Wait until the thread ends, for at most `timeout` seconds. No-op if it never started."""
         if self._thread is not None:
             self._thread.join(timeout)

@@ -1,6 +1,7 @@
-"""Let other greenlets run during work that may never have to wait.
+"""Yielding to other greenlets during work that may never have to wait.
 
-Under gevent a greenlet that doesn't wait lets no other work: no other call, no stop, no clock.
+Under gevent, a greenlet that doesn't wait blocks all others: no other call, no stop request and no
+timer makes progress.
 """
 
 from __future__ import annotations
@@ -12,16 +13,15 @@ PAUSE_S = 0.0005
 
 
 class Yielder:
-    """Yields to other greenlets now and then, for one loop."""
-
     def __init__(self) -> None:
         self._yielded_at = time.monotonic()
 
     def yield_if_due(self, waited: float = 0.0) -> None:
-        """Yield if the loop has worked for a while. Call it in each round of the loop.
+        """Yield if the loop has worked for WORK_S seconds. Call this in each round of the loop.
 
         Args:
-            waited: seconds that this round has waited, which let others work too.
+            waited: The seconds that this round has waited. During a long enough wait, other
+                greenlets ran, so the loop doesn't have to yield.
         """
         now = time.monotonic()
         if waited > PAUSE_S * 4:

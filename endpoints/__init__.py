@@ -1,1 +1,4 @@
-"""The HTTP faces, a blueprint a module. An endpoint knows no dialect, and a dialect no endpoint."""
+"""The HTTP faces, one blueprint per module.
+
+- An endpoint knows no dialect, and a dialect knows no endpoint.
+"""

@@ -1,4 +1,4 @@
-"""What both faces do with a call: start it for the current request, and answer with its stream."""
+"""Calls as both faces handle them: start a call, then respond with its stream or completion."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 def start(found: request_fields.Parameters, wanted: CompletionRequest) -> Call:
-    """Admit a call and start it, for the caller of the current request. Raises SluiceError."""
+    """Admit and start a call for the caller of the current request. Raises SluiceError."""
     request = current()
     sent = request.environ
     if found.byok_api_key is None:
@@ -45,7 +45,7 @@ def start(found: request_fields.Parameters, wanted: CompletionRequest) -> Call:
             "model": found.model or "",
             "provider": found.provider or "",
             "fallbacks": "\n".join(found.fallbacks or ()),
-            "a field's name": "\n".join((*wanted.extra, *wanted.openai_extra)),
+            "a field name": "\n".join((*wanted.extra, *wanted.openai_extra)),
         }
     )
     call = services().gateway.open(
@@ -67,17 +67,20 @@ def start(found: request_fields.Parameters, wanted: CompletionRequest) -> Call:
 
 
 def time_limits(text: str) -> dict[str, float]:
-    """X-Sluice-Timeout: seconds for all of the call ("30"), or for some of its parts
-    ("first_event=5, idle=2.5"). Raises InvalidRequest."""
+    """Parse X-Sluice-Timeout into seconds per field of Timeouts. Raises InvalidRequest.
+
+    The header limits the whole call ("30"), some of its phases ("first_event=5, idle=2.5"), or
+    both.
+    """
     found: dict[str, float] = {}
     for part in text.split(",") if text.strip() else ():
         name, equals, value = part.rpartition("=")
         name = name.strip() if equals else "total"
         seconds = float(value) if SECONDS.fullmatch(value.strip()) else 0
         if name not in TIMEOUT_FIELDS or name in found or not 0 < seconds < math.inf:
-            # What was sent isn't repeated: by mistake it may be a key.
+            # The message doesn't quote the value, which may be a key that was sent by mistake.
             raise InvalidRequest(
-                "X-Sluice-Timeout takes seconds above 0 for all of the call, or some of "
+                "X-Sluice-Timeout: expected seconds above 0 for the whole call, or any of "
                 f"{', '.join(f'{field}=SECONDS' for field in TIMEOUT_FIELDS)}.",
                 param="X-Sluice-Timeout",
             )
@@ -86,8 +89,16 @@ def time_limits(text: str) -> dict[str, float]:
 
 
 def header(sent: Mapping[str, Any], name: str, field: str) -> str | None:
-    """A header, by its WSGI name, that stands for a field of the body. Raises InvalidRequest as the
-    field would."""
+    """Return a header that can replace a field of the body; None if it is missing.
+
+    Args:
+        sent: the WSGI environ.
+        name: the header's WSGI name.
+        field: the body's field; the header's value is checked like that field's.
+
+    Raises:
+        InvalidRequest: the value is invalid.
+    """
     value: str | None = sent.get(name)
     if value is not None:
         request_fields.check(field, value, request_fields.FIELDS[field])
@@ -95,7 +106,7 @@ def header(sent: Mapping[str, Any], name: str, field: str) -> str | None:
 
 
 def headers(call: Call) -> dict[str, str]:
-    """The answer's headers that say what became of the request."""
+    """Return the headers that name a stream and the parameters that its target ignores."""
     found = {}
     if call.stream.request.stream:
         found["X-Stream-ID"] = call.stream.id
@@ -105,8 +116,10 @@ def headers(call: Call) -> dict[str, str]:
 
 
 def dropped_names(stream: Stream) -> str:
-    """The names of the hints that the target can't honour, fit for a header. Some are the
-    caller's own, so what is odd in them is percent-encoded."""
+    """Return the names of the parameters that the target ignores, safe for a header.
+
+    A caller can invent names, so they are percent-encoded and cut to a bounded length.
+    """
     return ", ".join(quote(name[:MOST_OF_A_NAME], safe="") for name in stream.dropped[:MOST_NAMES])
 
 
@@ -115,7 +128,15 @@ def respond(
     encoder: Callable[[Stream], Encoder],
     answer: Callable[[Stream, Completion, Outcome], dict[str, Any]],
 ) -> Response:
-    """The answer to a call, in a face's format: a stream, or a body. Raises SluiceError."""
+    """Return the response to a call, streamed or whole, in a face's format.
+
+    Args:
+        encoder: makes the face's encoder for a stream.
+        answer: makes the face's JSON body of a whole completion.
+
+    Raises:
+        SluiceError: the call failed before the first event.
+    """
     if not call.stream.request.stream:
         completion, outcome = call.result()
         return json_response(answer(call.stream, completion, outcome), headers=headers(call))
@@ -126,10 +147,10 @@ def respond(
             headers=STREAM_HEADERS | headers(call),
             content_type="text/event-stream; charset=utf-8",
         )
-    except BaseException:  # else it would stay active for ever
+    except BaseException:  # an unclosed call would stay active forever
         call.close()
         raise
-    # A generator that is never started skips its `finally`.
+    # Needed because a generator that was never started skips its `finally`.
     response.call_on_close(call.close)
     return response
 
@@ -141,18 +162,18 @@ def stop(stream_id: str) -> Response:
 
 
 def reason(outcome: Outcome, told: FinishReason | None) -> FinishReason:
-    """A choice's finish reason; one that did not get to its end was stopped."""
+    """Return a choice's finish reason: the provider's, or one derived from the outcome."""
     return told or ("cancelled" if outcome.reason == "stopped" else "stop")
 
 
 def frame(data: Any, event: str | None = None) -> bytes:
-    """One SSE frame."""
+    """Return one SSE frame with JSON data."""
     head = b"event: " + event.encode() + b"\n" if event else b""
     return head + b"data: " + escaped(msgspec.json.encode(data)) + b"\n\n"
 
 
 def escaped(text: bytes) -> bytes:
-    """JSON without the line separators that common splitters take for a line's end."""
+    """Return JSON with Unicode line separators escaped, because some clients split lines there."""
     if not text.isascii() and (b"\xe2\x80" in text or b"\xc2\x85" in text):
         for raw, escape in SEPARATORS:
             text = text.replace(raw, escape)
@@ -160,16 +181,15 @@ def escaped(text: bytes) -> bytes:
 
 
 class Template:
-    """A frame that differs from others like it in a text alone: all else is encoded once."""
+    """A frame in which only the text varies, so that everything else is encoded once."""
 
     TEXT: Final = f"text {new_uuid()}"
-    """Stands for the text, in what a template is made of; nobody else's text is that."""
+    """A placeholder for the text; random, so that it never occurs elsewhere in the data."""
 
     def __init__(self, data: Any) -> None:
         self._parts = frame(data).split(msgspec.json.encode(self.TEXT))
 
     def filled(self, text: str) -> bytes:
-        """The frame with that text."""
         encoded = msgspec.json.encode(text)
         if not text.isascii():
             encoded = escaped(encoded)
@@ -177,15 +197,19 @@ class Template:
 
 
 class Templates:
-    """Of one stream's texts: a template a choice, and others where another target goes on."""
+    """The templates of one stream: one per choice, discarded when another target takes over."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream, self._target = stream, stream.target
         self._of: dict[int, Callable[[str], bytes]] = {}
 
     def of(self, index: int, shape: Callable[[int, str], Any]) -> Callable[[str], bytes]:
-        """What makes a frame of a text of that choice, until the target changes. shape: the data of
-        a frame, by both."""
+        """Return a function that makes a choice's frame from a text; valid for the current target.
+
+        Args:
+            index: the choice's index.
+            shape: makes a frame's data from the choice's index and a text.
+        """
         if self._stream.target is not self._target:
             self._target, self._of = self._stream.target, {}
         filled = self._of.get(index)

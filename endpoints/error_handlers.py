@@ -1,7 +1,7 @@
-"""The error handlers: each error becomes a response in the form of the face that was asked.
+"""The error handlers, which turn each error into a response in the format of the requested face.
 
-- Nothing that is shown or logged here holds a key of the request.
-- The details of a defect are for the log. The client gets its request id.
+- No response or log line from here contains a key of the request.
+- The details of a bug go to the log only. The client gets the request id.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ HTTP_ERRORS: dict[int, type[SluiceError]] = {
 
 
 def register(app: Flask) -> None:
-    """Register the handlers of every error that an app can raise."""
     app.register_error_handler(SluiceError, error_response)
     app.register_error_handler(HTTPException, http_error)
     app.register_error_handler(Exception, unexpected)
@@ -59,7 +58,7 @@ def error_response(error: SluiceError) -> Response:
 
 
 def http_error(error: HTTPException) -> Response:
-    """What Flask and werkzeug raise, as ours."""
+    """Return the response for an error that Flask or werkzeug raised."""
     kind = HTTP_ERRORS.get(error.code or 500)
     if kind is None and (error.code or 500) >= 500:
         return unexpected(error)
@@ -70,15 +69,16 @@ def http_error(error: HTTPException) -> Response:
 
 def http_message(error: HTTPException) -> str:
     if error.code == 404:
-        return "Nothing is at this path."  # to name it could say "model" to the official client
+        # The path is not quoted: it may contain "model", which misleads the official client.
+        return "There is nothing at this path."
     if error.code == 405:
         request = current()
-        return f"{request.path[:200]} doesn't take {request.method}."
+        return f"{request.path[:200]} doesn't allow {request.method}."
     return error.description or error.name
 
 
 def unexpected(error: Exception) -> Response:
-    """A defect of ours: the log has it, the client learns its id only."""
+    """Log a bug, and return a 500 that shows only the request id."""
     request = current()
     path = request_secrets.without_secrets(request.path[:200])
     extra = {"request_id": request.id}

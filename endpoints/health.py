@@ -1,4 +1,4 @@
-"""Is it alive, and does it take work."""
+"""The health endpoints: whether the process is alive, and whether it accepts calls."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ def ready() -> Response:
     if services().gateway.draining:
         return json_response({"status": "draining"}, 503, {"Retry-After": "1"})
     if not services().ledger.available:
-        return json_response({"status": "the ledger is away"}, 503, {"Retry-After": "1"})
+        status = "the ledger's database is unavailable"
+        return json_response({"status": status}, 503, {"Retry-After": "1"})
     found = sorted(services().gateway.open_circuits().items())[:MOST_COOLING]
     cooling = {name[:MOST_OF_A_NAME]: round(seconds, 1) for name, seconds in found}
     shared = services().redis_client
     remarks: dict[str, object] = {"cooling": cooling} if cooling else {}
-    if shared is not None and not shared.available:  # calls go on meanwhile
-        remarks |= {"redis": "away"}
+    if shared is not None and not shared.available:  # no 503, because calls continue without Redis
+        remarks |= {"redis": "unavailable"}
     return json_response({"status": "ready"} | remarks)

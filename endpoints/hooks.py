@@ -1,6 +1,6 @@
-"""The hooks of every request and response: ids, client timeouts, headers, CORS, the log line.
+"""The hooks of every request and response: ids, client timeouts, headers, CORS, the access log.
 
-- Nothing that is shown or logged here holds a key of the request.
+- No header or log line from here contains a key of the request.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ EXPOSED = [
     "Content-Disposition",
     *(f"x-ratelimit-{what}-{kind}" for kind in ("requests", "tokens") for what in RATE_PARTS),
 ]
-"""Headers that a page of another origin may read."""
+"""Response headers that pages of other origins may read."""
 NOT_METRICS = r"/(?!metrics/?$).*"
-"""Pages of other origins may read anything but the metrics, which may need no key."""
+"""The paths that pages of other origins may read: all but the metrics, which may need no key."""
 
 
 def register(app: Flask, cors_origins: tuple[str, ...]) -> None:
-    """Register the hooks of an app, whose API pages of `cors_origins` may call."""
+    """Register the hooks. Pages of `cors_origins` may call the API."""
     CORS(
         app,
         resources=[NOT_METRICS],
@@ -52,7 +52,7 @@ def register(app: Flask, cors_origins: tuple[str, ...]) -> None:
 
 
 def for_browsers(after: After) -> After:
-    """Return a hook that runs only for a page's request, so that others pay nothing for CORS."""
+    """Return a hook that runs only for requests with an Origin, so that others skip CORS."""
 
     def done(response: Response) -> Response:
         return after(response) if "HTTP_ORIGIN" in current().environ else response
@@ -61,7 +61,7 @@ def for_browsers(after: After) -> After:
 
 
 def enter() -> None:
-    """A request comes in: name it, and bound how long its client may keep us waiting."""
+    """Give the request its id, and the client's socket a timeout."""
     request = current()
     request.began = time.monotonic()
     sent = request.environ.get("HTTP_X_REQUEST_ID", "")
@@ -74,7 +74,10 @@ def enter() -> None:
 
 
 def leave(response: Response) -> Response:
-    """A response goes out. A call that was admitted is logged when it is settled."""
+    """Add headers to the response, and log and count it.
+
+    An admitted call is logged and counted at its settlement instead.
+    """
     request = current()
     found = {"X-Request-ID": request.id} | rate_headers(request)
     if request.call is not None:
@@ -85,7 +88,7 @@ def leave(response: Response) -> Response:
         response.headers.extend(found)
     if (client := request.client) is not None:
 
-        def unbind() -> None:  # the server's own time-outs hold between requests
+        def unbind() -> None:  # between requests the server's own timeouts apply
             with contextlib.suppress(OSError):
                 client.settimeout(None)
 
@@ -97,7 +100,7 @@ def leave(response: Response) -> Response:
 
 
 def rate_headers(request: Request) -> dict[str, str]:
-    """What the caller's limits have left."""
+    """Return the headers that report the caller's rate limits, or that BYOK bypassed them."""
     key, call = caller(), request.call
     if key is None:
         return {}

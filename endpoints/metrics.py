@@ -1,4 +1,4 @@
-"""The metrics for a Prometheus server, and which requests count among them."""
+"""The metrics endpoint for Prometheus, and the count of requests that started no call."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from errors import Unauthorized
 bp = Blueprint("metrics", __name__)
 
 UNCOUNTED = frozenset(("/health", "/ready", "/metrics"))
-"""What machines ask every few seconds; it would drown what people do."""
+"""Routes that machines poll every few seconds; counting them would drown real traffic."""
 
 
 @bp.get("/metrics")
 def metrics() -> Response:
-    """Raises Unauthorized."""
     check_token(services().settings.metrics_token)
     services().records.catch_up()
     text, content_type = services().metrics.render(request.headers.get("Accept", ""))
@@ -27,20 +26,21 @@ def metrics() -> Response:
 
 
 def check_token(token: str) -> None:
-    """Whether the current request has it, if there is one. Raises Unauthorized."""
+    """Raise Unauthorized unless the current request carries the token. "" admits every request."""
     if not token:
         return
     scheme, _, sent = request.headers.get("Authorization", "").strip().partition(" ")
     good = hmac.compare_digest(sent.strip().encode(), token.encode())
     if scheme.lower() != "bearer" or not good:
         error = Unauthorized(key_sent=bool(sent))
-        error.message = "The metrics need a token of their own: 'Authorization: Bearer TOKEN'."
+        error.message = (
+            "The metrics need their own token: send it as 'Authorization: Bearer TOKEN'."
+        )
         raise error
 
 
 def count(response: Response) -> None:
-    """The current request, which became no call, has its answer: count it, unless it is one of
-    UNCOUNTED or a browser's preflight."""
+    """Count the current request, which started no call. OPTIONS and UNCOUNTED are skipped."""
     route = request.url_rule.rule if request.url_rule else None
     if route not in UNCOUNTED and request.method != "OPTIONS":
         services().metrics.answered(route, response.status_code)

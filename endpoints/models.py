@@ -1,4 +1,4 @@
-"""Which models there are, in the native shape."""
+"""The endpoints that list providers and models, in the native format."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def one_model(provider: str, model: str) -> Response:
     for facts in services().gateway.prices.models(row):
         if facts.id == model.rstrip("/"):
             return json_response(described(row, facts))
-    raise ModelNotFound(f"Model {model[:100]!r} is not one that {row.name} is known to have.")
+    raise ModelNotFound(f"Model {model[:100]!r} is not a known model of {row.name}.")
 
 
 def listed(row: Provider) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def listed(row: Provider) -> dict[str, Any]:
 
 
 def described(row: Provider, facts: ModelFacts) -> dict[str, Any]:
-    """MODEL of the API reference; prices are USD per million tokens, null where unknown."""
+    """Return MODEL of the API reference. Prices are USD per million tokens, None if unknown."""
     price = facts.price
     return {
         "modelName": facts.id,

@@ -1,5 +1,4 @@
-"""The native face: completions, stop-stream, the caller's active streams, and the key exchange
-that the official client begins with."""
+"""The native face: completions, stop-stream, active streams, and the key exchange."""
 
 from __future__ import annotations
 
@@ -66,7 +65,7 @@ def active_streams() -> Response:
 
 @bp.post("/auth/api-key")
 def exchange_key() -> Response:
-    """The official client trades its key for a token here; the token is the key."""
+    """Return the caller's key as a token. The official client starts with this request."""
     secret = x_api_key()
     key_of(secret)
     return json_response({"access_token": secret, "token_type": "bearer"})
@@ -74,19 +73,19 @@ def exchange_key() -> Response:
 
 @bp.post("/auth/token")
 def refuse_token() -> Response:
-    """With a bad key the official client posts it here. The body is not read."""
+    """Refuse every request. The official client posts an invalid key here; the body is not read."""
     raise Unauthorized(key_sent=True)
 
 
 def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRequest]:
-    """Raises InvalidRequest."""
+    """Return the parameters and the request of a native body. Raises InvalidRequest."""
     request_fields.refuse_unknown(
-        data, FIELDS, " Provider-specific fields go into additional_params."
+        data, FIELDS, " Provider-specific fields belong in additional_params."
     )
     fields = {name: value for name, value in data.items() if value is not None}
     if "prompt" not in fields:
         raise InvalidRequest(
-            f"prompt is missing; it takes {request_fields.TAKES['prompt']}.", param="prompt"
+            f"prompt is missing; expected {request_fields.TAKES['prompt']}.", param="prompt"
         )
     prompt = fields.pop("prompt")
     request_fields.check("prompt", prompt, request_fields.Text)
@@ -96,7 +95,6 @@ def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRe
 
 
 def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str, Any]:
-    """The body of a whole answer."""
     first = next((c for c in completion.choices if c.index == 0), None)
     milliseconds = round(outcome.latency * 1000, 1)
     found: dict[str, Any] = {
@@ -132,7 +130,6 @@ def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str
 
 
 def particulars(usage: Usage) -> dict[str, Any]:
-    """What there is to say of a usage beyond its sums."""
     found: dict[str, Any] = {
         name: count
         for name in ("cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
@@ -144,7 +141,7 @@ def particulars(usage: Usage) -> dict[str, Any]:
 
 
 def remarks(stream: Stream) -> dict[str, Any]:
-    """What applies to some answers only."""
+    """Return the fields that only some responses have: the BYOK mark and warnings."""
     found: dict[str, Any] = {}
     if stream.target.byok:
         found["byok_api_key"] = True
@@ -154,7 +151,6 @@ def remarks(stream: Stream) -> dict[str, Any]:
 
 
 def listed(summary: Summary) -> dict[str, Any]:
-    """An entry of the list of active streams."""
     return {
         "stream_id": summary.stream_id,
         "provider": summary.provider,
@@ -166,7 +162,7 @@ def listed(summary: Summary) -> dict[str, Any]:
 
 
 class NativeEncoder:
-    """A stream's frames: usage_start, content, finish, usage_final, [DONE] or an error."""
+    """An encoder that writes usage_start, content, finish, usage_final, then [DONE] or an error."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -260,24 +256,23 @@ class NativeEncoder:
 
 
 MISLEADING = re.compile("validation|invalid format", re.IGNORECASE)
-"""Words by which the official client takes a 400 for another error. They can be a provider's, or
-the caller's own value."""
+"""Words in a 400 that the official client mistakes for another error. They may come from a provider
+or from a value that the caller sent."""
 
 
 def worded(error: SluiceError) -> str:
-    """The message, without words that mean something else to the official client."""
+    """Return the error's message, with MISLEADING words abbreviated in a 400."""
     if error.status != InvalidRequest.status:
         return error.message
     return MISLEADING.sub(lambda found: found[0][0] + "...", error.message)
 
 
 def detail(error: SluiceError, request_id: str) -> str:
-    """All that the official client shows of an error."""
+    """Return the only text of an error that the official client shows."""
     return f"{worded(error)} (request_id {request_id})"
 
 
 def error_body(error: SluiceError, request_id: str) -> dict[str, Any]:
-    """The body of an error answer."""
     return {
         "success": False,
         "request_id": request_id,
@@ -292,7 +287,6 @@ def error_body(error: SluiceError, request_id: str) -> dict[str, Any]:
 
 
 def error_frame(error: SluiceError, request_id: str) -> dict[str, Any]:
-    """The last frame of a stream that failed."""
     return {
         "type": "error",
         "error": detail(error, request_id),

@@ -86,16 +86,16 @@ def model(model: str) -> Response:
 
 
 def described(name: str) -> dict[str, Any]:
-    """A model in OpenAI's shape. When it was made is not known."""
+    """Return a model in OpenAI's format. Its creation time is unknown, so it is 0."""
     owner = name.partition("/")[0] if "/" in name else "sluice"
     return {"id": name, "object": "model", "created": 0, "owned_by": owner}
 
 
 def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRequest, bool]:
-    """The third: whether a stream ends with its usage. Raises InvalidRequest."""
+    """Return the parameters, the request, and the value of include_usage. Raises InvalidRequest."""
     fields = {name: value for name, value in data.items() if value is not None}
     if "prompt" not in fields:
-        raise InvalidRequest(f"prompt is missing; it takes {PROMPT_TAKES}.", param="prompt")
+        raise InvalidRequest(f"prompt is missing; expected {PROMPT_TAKES}.", param="prompt")
     prompts = read_prompts(fields.pop("prompt"))
     include_usage = False
     if (options := fields.pop("stream_options", None)) is not None:
@@ -111,7 +111,7 @@ def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRe
     tries = max(found.n or 1, found.best_of or 1)
     if len(prompts) * tries > MOST_CHOICES:
         raise InvalidRequest(
-            f"{len(prompts)} prompts with {tries} choices each are more than {MOST_CHOICES}.",
+            f"{len(prompts)} prompts with {tries} choices each exceed the limit of {MOST_CHOICES}.",
             param="n",
         )
     return found, request_fields.to_request(found, prompts, extra, others), include_usage
@@ -121,7 +121,7 @@ PROMPT_TAKES = "a string, a list of strings, a list of token ids, or a list of s
 
 
 def read_prompts(value: Any) -> tuple[Prompt, ...]:
-    """Raises InvalidRequest."""
+    """Return a body's prompts, each as text or token ids. Raises InvalidRequest."""
     if isinstance(value, str):
         return (value,)
     if isinstance(value, list) and 0 < len(value) <= MOST_PROMPTS:
@@ -132,7 +132,7 @@ def read_prompts(value: Any) -> tuple[Prompt, ...]:
         if all(isinstance(item, list) and item and is_token_ids(item) for item in value):
             return tuple(tuple(item) for item in value)
     raise InvalidRequest(
-        f"prompt: got {request_fields.shown('prompt', value)}; it takes {PROMPT_TAKES}.",
+        f"prompt: got {request_fields.shown('prompt', value)}; expected {PROMPT_TAKES}.",
         param="prompt",
     )
 
@@ -142,7 +142,6 @@ def is_token_ids(items: list[Any]) -> bool:
 
 
 def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str, Any]:
-    """The body of a whole answer."""
     choices = [
         choice(c.index, c.text, calls.reason(outcome, c.finish_reason), c.logprobs)
         for c in completion.choices
@@ -164,7 +163,11 @@ def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str
 def choice(
     index: int, text: str, reason: FinishReason | None, logprobs: Logprobs | None
 ) -> dict[str, Any]:
-    """OpenAI has no word for a stopped choice, so the SDKs get "stop" and ours stands beside."""
+    """Return a choice in OpenAI's format.
+
+    OpenAI has no finish reason for a stopped choice, so finish_reason is "stop" for the SDKs and
+    native_finish_reason holds "cancelled".
+    """
     found: dict[str, Any] = {
         "text": text,
         "index": index,
@@ -188,7 +191,6 @@ def usage_of(outcome: Outcome) -> dict[str, Any]:
 
 
 def usage_details(usage: Usage) -> dict[str, Any]:
-    """What there is to say beyond the sums."""
     found: dict[str, Any] = {}
     if usage.cache_read_tokens or usage.cache_write_tokens:
         found["prompt_tokens_details"] = {
@@ -203,7 +205,7 @@ def usage_details(usage: Usage) -> dict[str, Any]:
 
 
 class OpenAIEncoder:
-    """A stream's chunks, then [DONE] or an error."""
+    """An encoder that writes OpenAI chunks, then [DONE] or an error."""
 
     def __init__(self, stream: Stream, *, include_usage: bool) -> None:
         self._stream = stream
@@ -215,7 +217,7 @@ class OpenAIEncoder:
 
     def begin(self) -> bytes:
         self._released = True
-        return b": the model has not begun yet\n\n"
+        return b": waiting for the model\n\n"
 
     def events(self, batch: Batch) -> bytes:
         frames = [self._late_remarks()] if self._released else []
@@ -249,7 +251,7 @@ class OpenAIEncoder:
         return b"".join([*frames, calls.DONE])
 
     def _late_remarks(self) -> bytes:
-        """What stands in a header when the target is known before the status line goes out."""
+        """Return a comment that names dropped parameters, once it is too late for the header."""
         self._released = False
         dropped = calls.dropped_names(self._stream)
         return f": X-Sluice-Dropped: {dropped}\n\n".encode() if dropped else b""
@@ -276,7 +278,7 @@ class OpenAIEncoder:
 
 
 def error_body(error: SluiceError, request_id: str) -> dict[str, Any]:
-    """The body of an error answer, and the last frame of a stream that failed."""
+    """Return the body of an error response, which is also the last frame of a failed stream."""
     server = "server_error" if error.status >= 500 else "invalid_request_error"
     found: dict[str, Any] = {
         "message": error.message,

@@ -1,8 +1,8 @@
-"""What is at the root, and the pages for people: playground and usage.
+"""The root path, the pages for people (playground and usage), and their static files.
 
-Rules that hold here: a page is the same for everyone and holds nobody's data; what it shows it
-fetches from the API, with the key that its reader typed in. It loads nothing from elsewhere, and
-runs no script and no style that isn't a file of ours.
+- A page contains no user's data. It fetches what it shows from the API, with the key that its
+  reader typed in.
+- A page loads nothing from other hosts, and has no inline scripts or styles.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ HEADERS = {
 
 
 class Range(NamedTuple):
-    """A number that the playground asks for; step "any" where it need not be whole."""
+    """A number field of the playground's form. step: "any" permits fractions."""
 
     name: str
     label: str
@@ -60,7 +60,7 @@ class Range(NamedTuple):
 RANGES = (
     Range("max_tokens", "Max tokens", 1, 2**31 - 1, "1", "1 or more"),
     Range("temperature", "Temperature", 0, 2, "any", "0 to 2"),
-    Range("top_p", "Top p", 0, 1, "any", "above 0, to 1"),
+    Range("top_p", "Top p", 0, 1, "any", "above 0, up to 1"),
     Range("frequency_penalty", "Frequency penalty", -2, 2, "any", "\N{MINUS SIGN}2 to 2"),
     Range("presence_penalty", "Presence penalty", -2, 2, "any", "\N{MINUS SIGN}2 to 2"),
     Range("seed", "Seed", -(2**53) + 1, 2**53 - 1, "1", "a whole number"),
@@ -69,7 +69,7 @@ RANGES = (
 
 @bp.get("/")
 def index() -> Response:
-    """The playground for a browser, a few words for a program."""
+    """Return the playground to a browser, and a JSON object to any other client."""
     if wants_html():
         model = services().settings.default_model
         response = page("playground.html", ranges=RANGES, default_model=model)
@@ -86,7 +86,7 @@ def usage() -> Response:
 
 @bp.get("/static/<path:name>")
 def static(name: str) -> Response:
-    """A file. Under the version's own path it never changes; elsewhere it is asked for again."""
+    """Return a static file, cached for a year under a versioned path and revalidated elsewhere."""
     base, _, rest = name.partition("/")
     if kept := base == version():
         name = rest
@@ -99,7 +99,7 @@ def static(name: str) -> Response:
 
 
 def wants_html() -> bool:
-    """Whether the client likes HTML better than JSON; one that takes anything gets JSON."""
+    """Return True if the client prefers HTML to JSON; `*/*` prefers neither."""
     kinds = ("application/json", "text/html")
     return request.accept_mimetypes.best_match(kinds) == "text/html"
 
@@ -114,7 +114,7 @@ def page(template: str, **values: object) -> Response:
 
 @cache
 def version() -> str:
-    """Of all static files together: they import each other, so they are of one version."""
+    """Return a hash of all static files. They import each other, so they share one version."""
     found = hashlib.sha256()
     for path in sorted(path for path in STATIC.rglob("*") if path.is_file()):
         found.update(path.relative_to(STATIC).as_posix().encode() + b"\0" + path.read_bytes())

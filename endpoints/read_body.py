@@ -1,4 +1,4 @@
-"""Reading a request's body: how much of it, for how long, and what a client hears when it fails."""
+"""Reading of a request's body, limited in size and time."""
 
 from __future__ import annotations
 
@@ -15,20 +15,31 @@ from endpoints.flask_app import Request
 from errors import InvalidRequest, RequestTimeout, RequestTooLarge, SluiceError
 from server.read_deadline import read_deadlines
 
-READ_SIZE = 4 * 1024  # a body can come in chunks of a byte, 3 us each
-DRAIN_BYTES = 16 * 1024 * 1024  # of a body that is too large, so that its sender hears why
+READ_SIZE = 4 * 1024
+"""Bytes per read. Small, because a read can parse thousands of one-byte chunks without yielding."""
+DRAIN_BYTES = 16 * 1024 * 1024
+"""How many bytes of a too large body are read, so that its sender sees the response."""
 DRAIN_S = 5.0
 PATIENCES = 4
-"""How often all of a body may take what a client may keep us waiting for a piece of it."""
+"""The time limit for the whole body, as a multiple of the client's timeout for a single read."""
 
 
 def read_body(request: Request, limit: int) -> bytes:
-    """All of the body, at most `limit` bytes; also when its length was not announced."""
+    """Return the whole body, whether its length was announced or not.
+
+    Args:
+        limit: the most bytes that the body may have.
+
+    Raises:
+        InvalidRequest: the body is incomplete or badly framed.
+        RequestTimeout: the client was too slow.
+        RequestTooLarge: the body exceeds the limit.
+    """
     announced = request.announced
     if (announced or 0) > limit:
         too_large(request, limit)
     stream = request.incoming
-    if announced is not None and isinstance(stream, BytesIO):  # it came along with the head
+    if announced is not None and isinstance(stream, BytesIO):  # it arrived with the headers
         return stream.read()
     try:
         return gathered(request, stream, limit)
@@ -37,19 +48,19 @@ def read_body(request: Request, limit: int) -> bytes:
     except (OSError, ClientDisconnected) as error:
         if isinstance(error.__context__, TimeoutError):  # werkzeug's own server hides it
             raise RequestTimeout("The body did not arrive in time.") from None
-        raise InvalidRequest("The body ended before its end.") from None
+        raise InvalidRequest("The body is incomplete.") from None
     except SluiceError:
         raise
-    except Exception:  # noqa: BLE001 - the server's own, which quotes what is badly framed
-        raise InvalidRequest("The body could not be read to its end.") from None
+    except Exception:  # noqa: BLE001 - the server's own errors, which quote badly framed bytes
+        raise InvalidRequest("The body could not be read: its framing is invalid.") from None
 
 
 def gathered(request: Request, stream: IO[bytes], limit: int) -> bytes:
-    """A body that arrives bit by bit. Raises what its stream does."""
+    """Read a body piece by piece. Raises RequestTooLarge, and whatever its stream raises."""
     client, announced = request.client, request.announced or 0
     parts: list[bytes] = []
     room = limit
-    left = limit - announced  # of the room, when what was announced has come
+    left = limit - announced  # the room that remains once the announced length has arrived
     yielder = Yielder()
     patience = (client and client.gettimeout()) or math.inf
     with read_deadlines.within(client, PATIENCES * patience):
@@ -67,10 +78,13 @@ def gathered(request: Request, stream: IO[bytes], limit: int) -> bytes:
 
 
 def too_large(request: Request, limit: int) -> NoReturn:
-    """Take the rest of the body, bounded, or some clients see a broken pipe and not the answer."""
+    """Read the rest of the body up to a bound, then raise RequestTooLarge.
+
+    Some clients would otherwise see a broken pipe instead of the response.
+    """
     room, until = DRAIN_BYTES, time.monotonic() + DRAIN_S
     yielder = Yielder()
-    # Whatever is wrong with the rest, it is too large.
+    # Errors in the rest don't matter: the body is too large anyway.
     with suppress(Exception), read_deadlines.within(request.client, DRAIN_S):
         while room > 0 and time.monotonic() < until and (chunk := request.stream.read(READ_SIZE)):
             yielder.yield_if_due()

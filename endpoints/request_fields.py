@@ -1,8 +1,11 @@
-"""A completion's body: reading it, checking it, and saying well what is wrong with it.
+"""Validation of a completion's body, with errors that name the field and what was expected.
 
-msgspec checks the whole in one quick pass; only when that fails does a slow path look for the
-field, and write a message that names it, what it got and what it takes. Rules that hold here:
-null means absent; nothing is clamped or guessed; a value that may be a key is never shown.
+msgspec checks all fields in one fast pass. Only if that fails does a slower pass find the invalid
+field and write the message.
+
+- null counts as absent.
+- Nothing is clamped or guessed.
+- A value that may be a key is never shown.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ StreamId = Annotated[str, Meta(pattern=rf"\A{ID.pattern}\Z")]
 
 
 class Parameters(msgspec.Struct, kw_only=True):
-    """Every named field of a completion's body but its prompt."""
+    """All fields of a completion's body that Sluice knows, except the prompt."""
 
     model: Name | None = None
     provider: Name | None = None
@@ -65,27 +68,27 @@ class Parameters(msgspec.Struct, kw_only=True):
 
 
 TAKES = {
-    "prompt": "a string that is not empty",
-    "model": "a string of 1 to 512 characters, like local/pydoc",
-    "provider": "a string of 1 to 512 characters, like openai",
+    "prompt": "a non-empty string",
+    "model": "a string of 1 to 512 characters, such as local/pydoc",
+    "provider": "a string of 1 to 512 characters, such as openai",
     "fallbacks": "a list of at most 8 models",
-    "byok_api_key": "a key of printable ASCII characters",
-    "stream_id": "1 to 128 of A-Z a-z 0-9 . _ : -",
+    "byok_api_key": "a key of printable ASCII characters without spaces",
+    "stream_id": "1 to 128 of the characters A-Z a-z 0-9 . _ : -",
     "stream": "true or false",
     "temperature": "a number from 0 to 2",
     "max_tokens": "an integer from 1 to 2147483647",
-    "top_p": "a number above 0, to 1",
+    "top_p": "a number above 0 and at most 1",
     "frequency_penalty": "a number from -2 to 2",
     "presence_penalty": "a number from -2 to 2",
     "additional_params": "an object",
-    "stop": "a string, or a list of at most 4 strings, none of them empty",
-    "seed": "an integer of 64 bits",
+    "stop": "a non-empty string, or a list of at most 4 of them",
+    "seed": "a 64-bit integer",
     "n": "an integer from 1 to 128",
-    "best_of": "an integer from 1 to 128, at least n",
+    "best_of": "an integer from 1 to 128, and at least n",
     "logprobs": "an integer from 0 to 20",
     "echo": "true or false",
     "suffix": "a string",
-    "logit_bias": "an object of token ids to numbers from -100 to 100",
+    "logit_bias": "an object that maps token ids to numbers from -100 to 100",
     "user": "a string",
     "stream_options": "an object",
     "include_usage": "true or false",
@@ -101,17 +104,27 @@ BEYOND_PARAMS = frozenset(
         *("extra_headers", "extra_body", "extra_query"),
     )
 )
-"""What additional_params can't set. By `models` a router would use others than the key may."""
+"""Fields that additional_params can't set. `models` is one of them, because a provider that routes
+requests by it could use models that the key may not use."""
 
 
 def read_object(max_body: int) -> dict[str, Any]:
-    """The current request's body, a JSON object. Raises InvalidRequest (400), RequestTimeout
-    (408), RequestTooLarge (413), UnsupportedMediaType (415)."""
+    """Return the current request's body, which must be a JSON object.
+
+    Args:
+        max_body: the most bytes that the body may have.
+
+    Raises:
+        InvalidRequest: the body is incomplete, or not a JSON object.
+        RequestTimeout: the client was too slow.
+        RequestTooLarge: the body exceeds max_body.
+        UnsupportedMediaType: the Content-Type is not JSON.
+    """
     request = current()
     kind = "" if request.environ.get("CONTENT_TYPE") == JSON else request.mimetype
     if kind and kind != JSON and not kind.endswith("+json"):
         raise UnsupportedMediaType(
-            f"The body is {kind}; this takes JSON: send 'Content-Type: application/json'."
+            f"The body is {kind}; expected JSON: send 'Content-Type: application/json'."
         )
     body = read_body(request, max_body)
     try:
@@ -122,15 +135,15 @@ def read_object(max_body: int) -> dict[str, Any]:
         raise InvalidRequest(f"The body is not UTF-8 at byte {error.start}.") from None
     except msgspec.DecodeError as error:
         what = "empty" if not body.strip() else f"not JSON: {error}"
-        raise InvalidRequest(f"The body is {what}. It takes a JSON object.") from None
+        raise InvalidRequest(f"The body is {what}; expected a JSON object.") from None
     if not isinstance(data, dict):
-        raise InvalidRequest(f"The body is {kind_of(data)}. It takes a JSON object.")
+        raise InvalidRequest(f"The body is {kind_of(data)}; expected a JSON object.")
     request.byok_api_key = data.get("byok_api_key")
     return data
 
 
 def parameters(data: dict[str, Any]) -> Parameters:
-    """Check named fields. Raises InvalidRequest for the first that is wrong."""
+    """Return the fields as Parameters. Raises InvalidRequest for the first invalid one."""
     try:
         found = msgspec.convert(data, Parameters)
     except msgspec.ValidationError:
@@ -143,7 +156,7 @@ def parameters(data: dict[str, Any]) -> Parameters:
 
 
 def check(name: str, value: Any, kind: Any) -> None:
-    """Raises InvalidRequest when the value is not of the kind."""
+    """Raise InvalidRequest if msgspec can't convert the value to the type `kind`."""
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError:
@@ -151,16 +164,20 @@ def check(name: str, value: Any, kind: Any) -> None:
 
 
 def refuse(name: str, value: Any) -> NoReturn:
-    raise InvalidRequest(f"{name}: got {shown(name, value)}; it takes {TAKES[name]}.", param=name)
+    raise InvalidRequest(f"{name}: got {shown(name, value)}; expected {TAKES[name]}.", param=name)
 
 
 def refuse_unknown(names: Iterable[str], known: Iterable[str], hint: str = "") -> None:
-    """Raises InvalidRequest naming the first unknown field and the nearest known one."""
+    """Raise InvalidRequest for the first unknown field; the message suggests the nearest known one.
+
+    Args:
+        hint: ends the message if no known name is near.
+    """
     known = list(known)
     for name in names:
         if name not in known:
             if name in NAMES:
-                raise InvalidRequest(f"{name} goes into additional_params here.", param=name)
+                raise InvalidRequest(f"{name} belongs in additional_params here.", param=name)
             near = difflib.get_close_matches(name, known, n=1)
             more = f" Did you mean {near[0]}?" if near else hint
             label = name if len(name) <= 100 else name[:100] + "..."
@@ -168,9 +185,15 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], hint: str = "") -
 
 
 def merge_params(fields: dict[str, Any]) -> dict[str, Any]:
-    """Move the names that Sluice knows from the field additional_params to the others. Returns the
-    rest, which goes to the provider as it is. Raises InvalidRequest for what is no object, and on
-    a conflict."""
+    """Replace additional_params in a body's fields by those of its fields that Sluice knows.
+
+    Returns:
+        The other fields of additional_params, which go to the provider unchanged.
+
+    Raises:
+        InvalidRequest: additional_params is not an object, sets a field of BEYOND_PARAMS, or
+            contradicts the body.
+    """
     params = fields.pop("additional_params", None)
     if params is None:
         return {}
@@ -183,7 +206,7 @@ def merge_params(fields: dict[str, Any]) -> dict[str, Any]:
             extra[name] = value
         elif value is not None and fields.setdefault(name, value) != value:
             raise InvalidRequest(
-                f"{name} stands in the body and in additional_params, with different values.",
+                f"{name} has different values in the body and in additional_params.",
                 param=name,
             )
     return extra
@@ -195,7 +218,12 @@ def to_request(
     extra: dict[str, Any],
     openai_extra: dict[str, Any] | None = None,
 ) -> CompletionRequest:
-    """The face-neutral request. What equals its no-op counts as not asked for."""
+    """Return the face-neutral request. A value without effect, such as n=1, counts as absent.
+
+    Args:
+        extra: fields for the provider, unchanged.
+        openai_extra: fields for OpenAI-compatible hosts only, unchanged.
+    """
     stop = (found.stop,) if isinstance(found.stop, str) else tuple(found.stop or ())
     return CompletionRequest(
         prompts=prompts,
@@ -229,7 +257,7 @@ def to_route(found: Parameters) -> Route:
 
 
 def shown(name: str, value: Any) -> str:
-    """A value for a message: short, and never one that may be a key."""
+    """Return a value for use in a message: shortened, and never one that may be a key."""
     if name in NEVER_SHOWN:
         return kind_of(value)
     if isinstance(value, dict | list) and len(value) > 0:
@@ -239,11 +267,10 @@ def shown(name: str, value: Any) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """A JSON value's kind, in words."""
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list):
-        return f"a list of {len(value)}"
+        return f"a list of length {len(value)}"
     if isinstance(value, str):
         return f"a string of {len(value)} characters"
     if value is None or isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The parts of the application that the endpoints work with."""
+"""The services that app.py creates and the endpoints use."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 
 class Services(NamedTuple):
-    """What the endpoints work with; app.py puts it together."""
-
     settings: Settings
     keys: KeyStore
     gateway: Gateway
@@ -35,14 +33,16 @@ class Services(NamedTuple):
     tracing: Tracing | None = None
 
     def starts(self) -> Iterator[tuple[Callable[[], None], bool]]:
-        """What connects to the ledger and to Redis, and raises ConfigError; and whether a server
-        that just begins can't do without."""
+        """Yield the functions that connect to the ledger and to Redis, which raise ConfigError.
+
+        Each comes with True if the server can't start without that connection.
+        """
         yield self.ledger.start, self.settings.ledger_required
         if self.cluster is not None:
             yield self.cluster.start, True
 
     def close(self) -> None:
-        """The process is about to end, and has no call left."""
+        """Flush what is pending and disconnect, once the process has no calls left."""
         self.records.catch_up()
         self.ledger.close()
         if self.cluster is not None:

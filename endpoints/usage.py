@@ -1,5 +1,7 @@
-"""What the caller has used: sums, also as a table, and the latest requests one by one. A caller
-sees the use of its own key alone."""
+"""The usage endpoints: sums as JSON or CSV, and the latest requests one by one.
+
+- A caller sees the usage of its own key only.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +38,12 @@ FORMATS = {"json": "application/json", "csv": "text/csv"}
 MOST_ROWS, SOME_ROWS = 100, 20
 ID = re.compile("[0-9a-f]{30}")
 TAKES = {
-    "start_date": "a day such as 2026-01-31, or a moment such as 2026-01-31T12:00:00Z",
-    "end_date": "a day such as 2026-01-31, or a moment such as 2026-01-31T12:00:00Z",
+    "start_date": "a date such as 2026-01-31, or a time such as 2026-01-31T12:00:00Z",
+    "end_date": "a date such as 2026-01-31, or a time such as 2026-01-31T12:00:00Z",
     "group_by": " or ".join((", ".join(GROUPS[:-1]), GROUPS[-1])),
     "format": "json or csv",
     "limit": f"an integer from 1 to {MOST_ROWS}",
-    "cursor": "next_cursor of an answer",
+    "cursor": "the next_cursor of a previous response",
 }
 
 
@@ -69,7 +71,7 @@ def show_requests() -> Response:
     asked = parameters("limit", "cursor")
     limit, before = row_limit(asked), id_of_cursor(asked)
     key = current_key()
-    # One more than asked for, which says whether there is a next page.
+    # One more row than requested shows whether there is a next page.
     rows = services().ledger.read(lambda found: usage.latest(found, key.id, before, limit + 1))
     more = len(rows) > limit
     return json_response(
@@ -81,8 +83,11 @@ def show_requests() -> Response:
 
 
 def whole(connection: Connection, key: Key, scope: Scope) -> dict[str, Any]:
-    """Everything at once; costs are USD. remaining_credits is what is left of the key's budget in
-    its period, null without a budget."""
+    """Return the sums of a scope by every group. Costs are USD.
+
+    remaining_credits is what is left of the key's budget in its current period, and None if the
+    key has no budget.
+    """
     sums = usage.summary(connection, scope, GROUPS)
     total = usage.as_json(Sums.of(sums["provider"].values()))
     budget = budget_of(key)
@@ -115,7 +120,7 @@ def table(by: str, rows: dict[str, Sums]) -> Response:
 
 
 def described(row: RowMapping) -> dict[str, Any]:
-    """A row of the ledger. While it is open, tokens and cost are those of its input, estimated."""
+    """Return a ledger row as JSON. In an open row, tokens and cost are estimates of the input."""
     counts = usage.tokens(row["input_tokens"], row["output_tokens"])
     parts = {
         name: row[f"{name}_tokens"]
@@ -141,7 +146,7 @@ def described(row: RowMapping) -> dict[str, Any]:
 
 
 def tries(text: str) -> list[dict[str, Any]]:
-    """What each of several attempts came to."""
+    """Return the outcome of each attempt, from the ledger's JSON."""
     return [
         {
             **{name: found[name] for name in ("provider", "model", "code", "status")},
@@ -154,7 +159,7 @@ def tries(text: str) -> list[dict[str, Any]]:
 
 
 def moment(microseconds: int | None) -> str | None:
-    """In UTC: 2026-01-31T12:00:00.123Z."""
+    """Format a Unix time as UTC, such as 2026-01-31T12:00:00.123Z."""
     if microseconds is None:
         return None
     found = datetime.fromtimestamp(microseconds / 1_000_000, UTC).replace(tzinfo=None)
@@ -166,26 +171,28 @@ def milliseconds(microseconds: int | None) -> float | None:
 
 
 def parameters(*known: str) -> dict[str, str]:
-    """The query's parameters; an empty one counts as absent. Raises InvalidRequest on one that
-    isn't known, or is there twice."""
+    """Return the query's parameters; an empty one counts as absent.
+
+    Raises InvalidRequest if one is unknown or repeated.
+    """
     for name, values in request.args.lists():
         label = name if len(name) <= 100 else name[:100] + "..."
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            more = f"Did you mean {near[0]}?" if near else f"This takes {', '.join(known)}."
+            more = f"Did you mean {near[0]}?" if near else f"Known parameters: {', '.join(known)}."
             raise InvalidRequest(f"Unknown parameter: {label}. {more}", param=label)
         if len(values) > 1:
-            raise InvalidRequest(f"{name} is given {len(values)} times.", param=name)
+            raise InvalidRequest(f"{name} appears {len(values)} times; send it once.", param=name)
     return {name: value for name, value in request.args.items() if value}
 
 
 def refuse(name: str, value: str) -> NoReturn:
     got = value if len(value) <= 60 else value[:60] + "..."
-    raise InvalidRequest(f"{name}: got {got!r}; it takes {TAKES[name]}.", param=name)
+    raise InvalidRequest(f"{name}: got {got!r}; expected {TAKES[name]}.", param=name)
 
 
 def day(asked: dict[str, str], name: str) -> str | None:
-    """The UTC day of a day or moment; a moment without a zone is UTC. Raises InvalidRequest."""
+    """Return the UTC day of a date or time; without a zone it is UTC. Raises InvalidRequest."""
     text = asked.get(name)
     if text is None:
         return None
@@ -215,13 +222,13 @@ def cursor_of(id_: str) -> str:
 
 
 def id_of_cursor(asked: dict[str, str]) -> str | None:
-    """The id of the last row of the page before. Raises InvalidRequest."""
+    """Return the id of the previous page's last row. Raises InvalidRequest."""
     text = asked.get("cursor")
     if text is None:
         return None
     try:
         found = base64.b64decode(text, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):  # also what isn't ASCII, or isn't UTF-8 inside
+    except (binascii.Error, ValueError):  # ValueError: not ASCII, or not UTF-8 once decoded
         found = ""
     if not ID.fullmatch(found):
         refuse("cursor", text)
@@ -229,12 +236,12 @@ def id_of_cursor(asked: dict[str, str]) -> str | None:
 
 
 def accepted() -> str:
-    """The format that the client's Accept header likes best; JSON where it has no preference."""
+    """Return the format that the Accept header prefers; JSON if it has no preference."""
     kind = request.accept_mimetypes.best_match(FORMATS.values(), default=FORMATS["json"])
     return "csv" if kind == FORMATS["csv"] else "json"
 
 
 def varied(response: Response) -> Response:
-    """What is sent depends on what is accepted."""
+    """Mark a response as one that depends on the Accept header."""
     response.vary.add("Accept")
     return response

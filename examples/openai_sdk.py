@@ -1,9 +1,9 @@
-"""Stream a completion by the openai SDK, and stop it when there is enough of it.
+"""Stream a completion with the openai SDK, and stop it once it is long enough.
 
     SLUICE_KEY=sk-sluice-... python examples/openai_sdk.py "The list type"
 
-SLUICE_URL and SLUICE_MODEL say where to and which model; ENOUGH how many characters are enough.
-It needs the package openai.
+SLUICE_URL is the gateway's URL, SLUICE_MODEL the model, and ENOUGH the number of characters after
+which the example stops the stream. The example needs the package openai.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ def main() -> None:
             print(choice.text, end="", flush=True)
             characters += len(choice.text)
             if choice.finish_reason:
-                # OpenAI has no word for "cancelled"; ours stands beside its "stop".
+                # OpenAI has no finish_reason for a stopped stream. Sluice sends "stop", and
+                # "cancelled" in native_finish_reason.
                 reason = (choice.model_extra or {}).get("native_finish_reason")
                 print(f"\n\nfinish_reason: {reason or choice.finish_reason}")
         if characters >= ENOUGH and not stopped:
             stopped = True
-            with contextlib.suppress(openai.NotFoundError):  # it had ended by itself
+            with contextlib.suppress(openai.NotFoundError):  # the stream has already ended
                 client.post(f"/completions/stop-stream/{stream_id}", cast_to=object)
         if chunk.usage:
             print(f"output_tokens: {chunk.usage.completion_tokens}")

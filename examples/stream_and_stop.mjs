@@ -1,8 +1,9 @@
-// Stream a completion, and stop it when there is enough of it. Node 18 or newer; no packages.
+// Stream a completion, and stop it once it is long enough. Needs Node 18 or newer, and no packages.
 //
 //   SLUICE_KEY=sk-sluice-... node examples/stream_and_stop.mjs "The list type"
 //
-// SLUICE_URL and SLUICE_MODEL say where to and which model; ENOUGH how many characters are enough.
+// SLUICE_URL is the gateway's URL, SLUICE_MODEL the model, and ENOUGH the number of characters after
+// which the example stops the stream.
 
 import { randomUUID } from "node:crypto";
 
@@ -14,38 +15,38 @@ const HEADERS = {
   "Content-Type": "application/json",
 };
 
-/** The events of a streamed completion, as they come. Throws on a failure. */
+/** Yield the events of a streamed completion as they arrive. Throws an Error on a failure. */
 async function* stream(prompt, stream_id) {
-  const answer = await fetch(`${URL}/api/v1/completions`, {
+  const response = await fetch(`${URL}/api/v1/completions`, {
     method: "POST",
     headers: HEADERS,
     body: JSON.stringify({ model: MODEL, prompt, max_tokens: 4000, stream: true, stream_id }),
   });
-  if (!answer.ok) throw new Error((await answer.json()).detail);
+  if (!response.ok) throw new Error((await response.json()).detail);
   const decoder = new TextDecoder();
   let rest = "";
-  for await (const bytes of answer.body) {
+  for await (const bytes of response.body) {
     const lines = (rest + decoder.decode(bytes, { stream: true })).split("\n");
     rest = lines.pop();
     for (const line of lines) {
       if (line === "data: [DONE]") return;
-      if (!line.startsWith("data: ")) continue; // an event's name, a comment, a blank line
+      if (!line.startsWith("data: ")) continue; // the event's name, a comment or a blank line
       const event = JSON.parse(line.slice(6));
       if (event.type === "error") throw new Error(event.error);
       yield event;
     }
   }
-  throw new Error("The stream broke off.");
+  throw new Error("The connection closed before the end of the stream.");
 }
 
-/** Stop a stream, from any process with the same key. False: it had ended by itself. */
+/** Stop a stream. Any process that has the API key can do this. False if it has already ended. */
 async function stop(stream_id) {
-  const answer = await fetch(`${URL}/api/v1/completions/stop-stream/${stream_id}`, {
+  const response = await fetch(`${URL}/api/v1/completions/stop-stream/${stream_id}`, {
     method: "POST",
     headers: HEADERS,
   });
-  if (!answer.ok && answer.status !== 404) throw new Error((await answer.json()).detail);
-  return answer.ok;
+  if (!response.ok && response.status !== 404) throw new Error((await response.json()).detail);
+  return response.ok;
 }
 
 const prompt = process.argv.slice(2).join(" ") || "The list type";

@@ -1,9 +1,9 @@
-"""Stream a completion, and stop it when there is enough of it.
+"""Stream a completion, and stop it once it is long enough.
 
     SLUICE_KEY=sk-sluice-... python examples/stream_and_stop.py "The list type"
 
-SLUICE_URL and SLUICE_MODEL say where to and which model; ENOUGH how many characters are enough.
-It needs the package requests.
+SLUICE_URL is the gateway's URL, SLUICE_MODEL the model, and ENOUGH the number of characters after
+which the example stops the stream. The example needs the package requests.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ENOUGH = int(os.environ.get("ENOUGH", "200"))
 
 
 def stream(prompt: str, stream_id: str) -> Iterator[dict[str, Any]]:
-    """The events of a streamed completion, as they come. Raises RuntimeError on a failure."""
+    """Yield the events of a streamed completion as they arrive. Raises RuntimeError on failure."""
     body = {
         "model": MODEL,
         "prompt": prompt,
@@ -33,11 +33,12 @@ def stream(prompt: str, stream_id: str) -> Iterator[dict[str, Any]]:
         "stream_id": stream_id,
     }
     url = f"{URL}/api/v1/completions"
-    # The second time limit is for silence; a stream has a comment every 15 s.
-    with requests.post(url, headers=HEADERS, json=body, stream=True, timeout=(10, 60)) as answer:
-        if not answer.ok:
-            raise RuntimeError(answer.json()["detail"])
-        for line in answer.iter_lines():
+    # The second timeout limits the time between two reads. A silent stream sends a comment every
+    # 15 s.
+    with requests.post(url, headers=HEADERS, json=body, stream=True, timeout=(10, 60)) as response:
+        if not response.ok:
+            raise RuntimeError(response.json()["detail"])
+        for line in response.iter_lines():
             if line == b"data: [DONE]":
                 return
             if line.startswith(b"data: "):
@@ -45,16 +46,19 @@ def stream(prompt: str, stream_id: str) -> Iterator[dict[str, Any]]:
                 if event["type"] == "error":
                     raise RuntimeError(event["error"])
                 yield event
-    raise RuntimeError("The stream broke off.")
+    raise RuntimeError("The connection closed before the end of the stream.")
 
 
 def stop(stream_id: str) -> bool:
-    """Stop a stream, from any process with the same key. False: it had ended by itself."""
+    """Stop a stream. Any process that has the API key can do this.
+
+    Return False if the stream has already ended.
+    """
     url = f"{URL}/api/v1/completions/stop-stream/{stream_id}"
-    answer = requests.post(url, headers=HEADERS, timeout=10)
-    if answer.status_code == 404:
+    response = requests.post(url, headers=HEADERS, timeout=10)
+    if response.status_code == 404:
         return False
-    answer.raise_for_status()
+    response.raise_for_status()
     return True
 
 

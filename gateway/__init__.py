@@ -1,1 +1,1 @@
-"""The path of a call: admit, choose targets, make attempts, relay, settle."""
+"""The path of a call: admit it, choose targets, make attempts, relay the answer, and settle."""

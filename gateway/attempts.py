@@ -1,11 +1,12 @@
-"""The provider's side of a call: attempt after attempt, until one has begun to answer.
+"""The provider's side of a call: make attempts until one of them starts to answer.
 
-A target is tried again, after a while, when it failed in a way that may pass; then the next one is
-tried. routing/retries.py decides which.
+After a temporary failure the call is retried at the same target, with a back-off. After that, and
+after any other failure that may not recur elsewhere, it goes to the next target. routing/retries.py
+classifies the failures.
 
-- Nothing is tried again once the client has seen a part of the answer, but for a continuation that
-  the caller asked for, once.
-- Nothing is tried past the call's deadline.
+- Once the client has seen part of the answer, the only further attempt is a single continuation,
+  and only if the caller or the server's settings enabled it.
+- No attempt starts after the call's deadline.
 """
 
 from __future__ import annotations
@@ -47,34 +48,35 @@ log = logging.getLogger("sluice.reader")
 
 
 class Reader:
-    """One per process: what it knows of the providers' health, and the connections."""
+    """The part of a process that calls providers. It owns the connections and the breakers."""
 
     def __init__(self, transport: Transport, retries: int, breakers: CircuitBreakers) -> None:
-        """retries: how often one target is tried again."""
+        """Make a reader. `retries` is the maximum number of retries for each model."""
         self.breakers = breakers
         self._transport = transport
         self._retries = retries
         self._budget = RetryBudget()
 
     def run(self, stream: Stream, chosen: list[Candidate]) -> None:
-        """Make the call, of which the stream gets all: its events, and its end."""
+        """Make the call, and pass its events and its end to the stream. Raises nothing."""
         try:
             failure = self._all(stream, chosen)
             if failure is not None and stream.text:
                 failure = self._continue(stream, chosen, failure)
             if failure is not None:
-                late = isinstance(failure, UpstreamTimeout)  # the sweeper's or the transport's
+                # A timeout may come from the sweeper or from the transport.
+                late = isinstance(failure, UpstreamTimeout)
                 stream.end(
                     "deadline" if late else "provider_error", error_for_client(stream, failure)
                 )
         except Exception:
-            log.exception("a call failed inside", extra={"request_id": stream.request_id})
+            log.exception("internal error in a call", extra={"request_id": stream.request_id})
             stream.end("provider_error", InternalError())
         finally:
             stream.reader_left()
 
     def _all(self, stream: Stream, chosen: list[Candidate]) -> SluiceError | None:
-        """Try the models in turn. None: the call has ended; otherwise what went wrong last."""
+        """Try the models in turn. Return None if the call has ended, else the last failure."""
         failure: SluiceError | None = None
         models = [list(group) for _, group in groupby(chosen, lambda c: c.target.name)]
         for number, group in enumerate(models, 1):
@@ -86,7 +88,10 @@ class Reader:
         return failure
 
     def _model(self, stream: Stream, group: list[Candidate], *, last: bool) -> SluiceError | None:
-        """Try one model a few times: after a 429 with another key at once, else after a while."""
+        """Try one model. Return None if the call has ended, else the last failure.
+
+        After a 429, the provider's other keys are tried at once. Retries wait for a back-off.
+        """
         failure: SluiceError | None = None
         among, fresh, retries = group, group, 0
         while True:
@@ -110,8 +115,11 @@ class Reader:
                 return failure
 
     def _pick(self, group: list[Candidate]) -> tuple[Candidate, float]:
-        """Return the first candidate that may be called, and 0; else the one that may be called
-        soonest, and in how many seconds."""
+        """Return the first candidate that may be called now, and 0.
+
+        If there is none, return the candidate that may be called soonest, and the seconds until
+        then.
+        """
         waits = []
         for candidate in group:
             wait = self.breakers.enter(candidate.target)
@@ -124,7 +132,7 @@ class Reader:
         if self.breakers.is_limited(target):
             return rate_limited(seconds, target, {"provider": target.provider.name})
         return Unavailable(
-            f"{target.name} is in trouble, and is left alone for {whole_seconds(seconds)} s.",
+            f"{target.name} is failing. Calls to it are paused for {whole_seconds(seconds)} s.",
             retry_after=seconds,
         )
 
@@ -137,12 +145,16 @@ class Reader:
         *,
         last: bool,
     ) -> bool:
-        """Wait for retry `number`, if there may be one. False: not, or the call has ended."""
+        """Wait before retry `number`, which counts from 1.
+
+        Return False if this retry isn't allowed, or if the call has ended during the wait.
+        """
         verdict = classify(failure)
         if number > self._retries or not verdict.retry_same or (asked(failure) and not last):
-            return False  # another model needs no patience
+            # If the provider asked for a wait, a fallback model is faster.
+            return False
         cooling = min(self.breakers.left(candidate.target) for candidate in group)
-        if cooling and verdict.cools != "credential":  # an open circuit isn't waited for
+        if cooling and verdict.cools != "credential":  # never wait for an open circuit breaker
             return False
         wait = delay(number, failure)
         if wait is None or max(wait, cooling) > min(LONGEST_ASKED_S, stream.deadlines.time_left):
@@ -150,9 +162,8 @@ class Reader:
         return self._budget.take(group[0].target) and stream.pause(max(wait, cooling))
 
     def _note_health(self, stream: Stream, target: Target, failure: SluiceError | None) -> None:
-        """Tell the breakers what an attempt says about its target's health."""
         if failure is None:
-            return  # it was well with its first event, or the call was ended
+            return  # its first event was reported as a success, or the call was ended early
         if isinstance(failure, UpstreamTimeout) and stream.deadlines.is_callers_own(
             failure, target
         ):
@@ -168,8 +179,11 @@ class Reader:
     def _continue(
         self, stream: Stream, chosen: list[Candidate], failure: SluiceError
     ) -> SluiceError | None:
-        """Go on from the text so far, once. None: the call has ended; otherwise what is to be told
-        of the failure, the first one if the second is no better."""
+        """Continue from the text so far, once.
+
+        Return None if the call has ended. Else return the first failure, even if the continuation
+        failed too.
+        """
         if stream.drain is not None or stream.ended or classify(failure).cools == "nothing":
             return failure
         for candidate in continuations(stream, chosen):
@@ -183,7 +197,7 @@ class Reader:
         return failure
 
     def _attempt(self, stream: Stream, candidate: Candidate) -> SluiceError | None:
-        """One attempt at one target. None: the call has ended; otherwise what went wrong."""
+        """Make one attempt at one target. Return None if the call has ended, else the failure."""
         upstream: UpstreamCall | None = None
         failure: SluiceError | None = None
         attached = False
@@ -210,7 +224,11 @@ class Reader:
     def _relay(
         self, stream: Stream, upstream: UpstreamCall, candidate: Candidate
     ) -> SluiceError | None:
-        """Pass on what an attempt brings. Raises what it raises."""
+        """Pass an attempt's events to the stream.
+
+        Return None if the call has ended, or the timeout that aborted the attempt. Raises Aborted,
+        or SluiceError if the attempt fails.
+        """
         batches = upstream.events()
         if candidate.echo:
             batches = echoed(batches, candidate.request)
@@ -221,7 +239,7 @@ class Reader:
                 self.breakers.succeeded(candidate.target)
             if not stream.put(batch):
                 return None
-        if stream.expired is not None:  # an aborted attempt may just end
+        if stream.expired is not None:  # an aborted attempt may end without raising Aborted
             return stream.expired
         stream.end("completed")
         return None
@@ -243,7 +261,8 @@ class Reader:
 
     def _make(self, request: CompletionRequest, target: Target, timeouts: Timeouts) -> UpstreamCall:
         if target.dialect == "local":
-            from providers.local.call import LocalCall  # loaded where it is used
+            # Imported on first use, because most servers don't need the embedded model.
+            from providers.local.call import LocalCall
 
             return LocalCall(request, target)
         dialect = registry.dialect(target.dialect)
@@ -252,13 +271,19 @@ class Reader:
 
 
 def final(stream: Stream, failure: SluiceError) -> bool:
-    """Whether nothing else is to be tried: the client has seen a part, or gone, or the request
-    itself was refused."""
+    """Return True if no other model may be tried.
+
+    That is so if the request itself was refused, the client has seen part of the answer, or the
+    call has ended.
+    """
     return not classify(failure).try_next or stream.first_event is not None or stream.ended
 
 
 def error_for_client(stream: Stream, failure: SluiceError) -> SluiceError:
-    """Return the error for the client, by the target that failed: its message may hold the key."""
+    """Return the error for the client, without the key of the target that failed.
+
+    The provider's message may quote that key. The target isn't necessarily the last one.
+    """
     if not isinstance(failure, UpstreamError):
         return failure
     found = (attempt.target for attempt in stream.attempts if attempt.failure is failure)

@@ -1,7 +1,8 @@
-"""What a call costs its caller: quota, budget and ledger, at its beginning and at its end.
+"""The billing of a call: reserve quota and budget at its start, and settle them at its end.
 
-Rules that hold here: a call that isn't refused has one row in the ledger; what it reserved is
-settled exactly once; a caller's own key bypasses limits and budget, and is recorded all the same.
+- Each admitted call has one row in the ledger, unless the ledger is unavailable and not required.
+- Each reservation is settled exactly once.
+- A call with a BYOK key bypasses the limits and the budget, but is recorded.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ MICRO = 1_000_000
 
 
 class Reservation(msgspec.Struct, frozen=True):
-    """What was written down when a call began."""
+    """The quota and the ledger row that a call reserved when it was admitted."""
 
     entry: Entry
     hold: Hold | None
+    """None for a BYOK key, and for a key without limits."""
     recorded: bool
+    """False if the ledger was unavailable and the call runs without a row."""
 
 
 class Billing:
@@ -43,23 +46,28 @@ class Billing:
         self._ledger = ledger
 
     def payable(self, key: Key, candidates: list[Candidate]) -> list[Candidate]:
-        """The candidates that the key can pay for: a budget can't count what has no price. Raises
-        ModelForbidden when there is none."""
+        """Return the candidates that the key can pay for. Raises ModelForbidden if there is none.
+
+        If the key has a budget, a candidate needs a known price or a BYOK key.
+        """
         if budget_of(key) is None:
             return candidates
         found = [c for c in candidates if c.target.byok or self._price(c.target) is not None]
         if not found:
             raise ModelForbidden(
-                f"The price of {candidates[0].target.name} is not known here, so a key with a "
-                "budget can't use it: its operator can set one under [prices] in sluice.toml.",
+                f"{candidates[0].target.name} has no known price, so a key with a budget can't use "
+                "it. The server's operator can set its price under [prices] in sluice.toml.",
                 param="model",
             )
         return found
 
     def open(self, key: Key, stream: Stream, candidates: list[Candidate]) -> Reservation:
-        """Reserve what the call may use and open its row; on return it is on disk.
+        """Reserve the call's quota and budget, and open its ledger row, which is on disk on return.
 
-        Raises RateLimited, InsufficientCredits and, when the ledger is away, Unavailable.
+        Raises:
+            RateLimited: the key has reached a limit.
+            InsufficientCredits: the key's budget has no room for the call.
+            Unavailable: the ledger can't record the call, but must.
         """
         demand = demand_of(stream.request)
         entry = self._entry(stream, demand)
@@ -74,13 +82,13 @@ class Billing:
             raise
 
     def settle(self, reservation: Reservation, stream: Stream, outcome: Outcome) -> None:
-        """Account for a call that has ended; on return its row is on disk."""
+        """Settle a call that has ended. Its ledger row, if it has one, is on disk on return."""
         self._quota.settle(reservation.hold, outcome.usage.total_tokens)
         if reservation.recorded:
             self._ledger.settle(settlement(reservation.entry, stream, outcome))
 
     def cost(self, target: Target, usage: Usage) -> int | None:
-        """In nano-dollars; None: no price is known. A caller's own key costs us nothing."""
+        """Return the cost in nano-dollars: 0 for a BYOK key, None if the price isn't known."""
         if target.byok:
             return 0
         price = self._price(target)
@@ -89,7 +97,7 @@ class Billing:
     def _price(self, target: Target) -> Price | None:
         try:
             return self._prices.of(target)
-        except Exception:  # a price list that is out of order is no reason to lose the record
+        except Exception:  # a broken price list must not prevent the ledger row
             log.exception("pricing failed", extra={"model": target.name})
             return None
 
@@ -98,7 +106,8 @@ class Billing:
     ) -> Claim | None:
         prices = [self._price(candidate.target) for candidate in candidates]
         known = [price for price in prices if price is not None]
-        models = len({candidate.target.name for candidate in candidates})  # each may be late
+        # Each model may time out after its provider has charged for the prompt.
+        models = len({candidate.target.name for candidate in candidates})
         return self._quota.claim(key, demand, known, times=models, continued=continued)
 
     def _entry(self, stream: Stream, demand: Demand) -> Entry:
@@ -133,7 +142,7 @@ def settlement(entry: Entry, stream: Stream, outcome: Outcome) -> Settlement:
         cost_nano=outcome.cost,
         attempts=len(stream.attempts),
         tries=msgspec.json.encode(outcome.attempts).decode() if len(outcome.attempts) > 1 else None,
-        ended_us=max(now, entry.started_us),  # a clock may be set back
+        ended_us=max(now, entry.started_us),  # the clock may have been set back
         duration_us=round(outcome.duration * MICRO),
         latency_us=round(outcome.latency * MICRO),
         first_event_us=None if first is None else round(first * MICRO),
@@ -141,5 +150,5 @@ def settlement(entry: Entry, stream: Stream, outcome: Outcome) -> Settlement:
 
 
 def storable(name: str) -> str:
-    """A name as every database takes it; it is a caller's."""
+    """Replace NUL characters in a name that a caller chose: some databases reject them."""
     return name.replace("\0", "\N{REPLACEMENT CHARACTER}")

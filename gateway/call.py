@@ -1,7 +1,7 @@
-"""A call under way, as its writer sees it: wait for its result, or relay its stream.
+"""The client's side of an active call: wait for its result, or relay its stream.
 
-Rules that hold here: nothing of HTTP or of a face (the encoder is passed in); whatever ends the
-call, it is settled exactly once.
+- The module knows nothing of HTTP or faces; the encoder is passed in.
+- A call is settled exactly once, whatever ends it.
 """
 
 from __future__ import annotations
@@ -25,27 +25,31 @@ from streams.stream import Stream
 
 COMMENTS = {
     Nudge.KEEP_ALIVE: b": keep-alive\n\n",
-    Nudge.CONTINUED: b": the call broke off, and another one goes on from here\n\n",
+    Nudge.CONTINUED: b": the stream was interrupted; another attempt continues it from here\n\n",
 }
 
 
 class AttemptRecord(msgspec.Struct, frozen=True):
-    """One attempt, as the ledger keeps it. key: which of the operator's. status: the provider's,
-    when it failed. cost_nano: None if unknown."""
-
     provider: str
     model: str
     key: int
+    """The number of the operator's key."""
     code: str | None
+    """The code of the error that ended the attempt."""
     status: int | None
+    """The provider's HTTP status, if the attempt failed with one."""
     input_tokens: int
     output_tokens: int
     cost_nano: int | None
+    """None if unknown."""
     duration_us: int
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What a call came to. Durations are seconds, the cost nano-dollars (None: unknown)."""
+    """The result of a call for billing and metrics.
+
+    Durations are in seconds, and the cost is in nano-dollars (None if unknown).
+    """
 
     reason: EndReason
     error: SluiceError | None
@@ -53,36 +57,36 @@ class Outcome(msgspec.Struct, frozen=True):
     cost: int | None
     duration: float
     latency: float
-    """The provider's part of the duration."""
+    """The provider's part of the duration: the time since the last attempt started."""
     first_event: float | None
+    """The time from admission to the first event; None if there was none."""
     status: int
-    """The HTTP status that the client saw."""
+    """The HTTP status that the client saw; 499 if it has gone."""
     attempts: tuple[AttemptRecord, ...] = ()
-    """Its attempts."""
 
 
 class Encoder(Protocol):
-    """How a face writes a stream. Each returns whole frames."""
+    """A face's encoder for streams. Each method returns complete frames."""
 
     def begin(self) -> bytes:
-        """What a stream begins with; at least a comment, so that the status line goes out."""
+        """Return the start of a stream: at least a comment, so that the status line is sent."""
 
     def events(self, batch: Batch) -> bytes:
-        """Some events; begins the stream when it has not begun."""
+        """Encode events. Prepend the first frame if it hasn't been sent."""
 
     def last_frames(self, outcome: Outcome) -> bytes:
-        """The last frames, whatever ended it."""
+        """Return the last frames, whatever ended the call."""
 
 
 class Last(bytes):
-    """The end of a stream: the server need not wait to see whether more comes."""
+    """The last chunk of a stream, marked so that the server doesn't wait for more."""
 
     __slots__ = ()
     last = True
 
 
 class Call:
-    """An admitted call, for its writer: either `result`, or `wait` and then `frames`."""
+    """An admitted call. Its writer uses either `result`, or `wait` and then `frames`."""
 
     def __init__(
         self,
@@ -90,8 +94,12 @@ class Call:
         settle: Callable[[Stream, End, int], Outcome],
         hold: Hold | None = None,
     ) -> None:
-        """settle: accounts for the call, given the HTTP status that its client saw. hold: the
-        tokens that it reserved."""
+        """Make a call.
+
+        Args:
+            settle: settles the call; its third argument is the HTTP status that the client saw.
+            hold: the tokens that the call reserved.
+        """
         self.stream = stream
         self.hold = hold
         self._account = settle
@@ -102,13 +110,17 @@ class Call:
 
     @property
     def held(self) -> int:
-        """The tokens that count for it now: those reserved, or once it is settled those used."""
+        """The tokens that count against the key's limit: those reserved, or after the settlement
+        those used."""
         if self._outcome is not None:
             return self._outcome.usage.total_tokens
         return self.hold.tokens if self.hold else 0
 
     def result(self) -> tuple[Completion, Outcome]:
-        """The whole answer, of a call that was stopped too. Raises SluiceError."""
+        """Wait for the whole completion. If the call is stopped, return what has arrived.
+
+        Raises SluiceError if the call fails.
+        """
         events: list[Event] = []
         try:
             while True:
@@ -123,10 +135,14 @@ class Call:
             self.close()
 
     def wait(self) -> None:
-        """Hold the status line back: until the first event, a failure (raised), or long enough."""
+        """Wait until the status line can be sent.
+
+        That is at the first event, at the end of the call, or when the server's hold time is up.
+        Raises SluiceError if the call fails before that.
+        """
         while not self._waiting:
             for message in self.stream.mailbox.take():
-                if message is Nudge.KEEP_ALIVE:  # there is no stream yet
+                if message is Nudge.KEEP_ALIVE:  # nothing can be sent before the status line
                     continue
                 if isinstance(message, End) and not self._waiting and message.error:
                     self._settle(message)
@@ -135,7 +151,7 @@ class Call:
         self._begun = True
 
     def frames(self, encoder: Encoder) -> Iterator[bytes]:
-        """The stream in a face's format, a write a yield."""
+        """Yield the stream in a face's format. Each yield is one write to the client."""
         messages, self._waiting = self._waiting, []
         begun = False
         try:
@@ -152,25 +168,25 @@ class Call:
                         return
                     elif message in COMMENTS:
                         out.append(COMMENTS[message])
-                    elif not begun:  # a release may come behind the first event
+                    elif not begun:  # a RELEASE may arrive after the first event
                         begun = True
                         out.append(encoder.begin())
                 data = b"".join(out)
                 yield data
-                if data:  # events that a face doesn't show are silence
+                if data:  # if a face hides an event, the client still sees silence
                     self.stream.deadlines.last_write = time.monotonic()
                 messages = self.stream.mailbox.take()
         finally:
             self.close()
 
     def close(self) -> None:
-        """The writer is done. If the call has not ended, its client must have gone."""
+        """Settle the call as client_gone, unless it has already been settled."""
         if self._outcome is None:
             self.stream.end("client_gone")
             self._settle(End("client_gone"))
 
     def _settle(self, end: End) -> Outcome:
-        if end.reason == "client_gone":  # what its provider brings for nobody counts
+        if end.reason == "client_gone":  # a drain adds to the usage
             self.stream.drained()
         with self._lock:
             if self._outcome is None:

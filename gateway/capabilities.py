@@ -1,7 +1,10 @@
-"""What a target can honour of a request.
+"""The parameters of a request that a target supports, and how Sluice treats the others.
 
-Rules that hold here: a parameter that can't be had is never dropped in silence. What would change
-the result refuses the target; what can be done exactly is emulated; a hint is dropped by name.
+- No parameter is dropped silently.
+- If an unsupported parameter would change the result, the target is skipped. If no target is left,
+  the request is refused.
+- If Sluice can produce exactly the parameter's effect, it emulates the parameter.
+- If the parameter is a hint, it is dropped, and its name is reported to the caller.
 """
 
 from __future__ import annotations
@@ -22,30 +25,37 @@ HINTS = frozenset(
         *("temperature", "top_p", "extra", "openai_extra"),
     )
 )
-"""Parameters without which the answer is still an answer to the request."""
+"""Parameters whose absence still leaves a valid answer (see docs/decisions/0005-hints.md)."""
 
 
 EMULATED = frozenset(("echo", "prompt_list"))
-"""Parameters that are done exactly where a target lacks them."""
+"""Parameters that Sluice emulates exactly for targets without them."""
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """A target, and the request as it can honour it."""
+    """A target, and the request adapted to the parameters that it supports."""
 
     target: Target
     request: CompletionRequest
     dropped: tuple[str, ...] = ()
-    """Hints that it can't honour, by name."""
+    """The names of the hints that the request lost."""
     echo: bool = False
-    """The prompt is put before the text by us."""
+    """True if Sluice must put the prompt before the text."""
     split: bool = False
-    """Each prompt is a call of its own."""
+    """True if each prompt needs a separate upstream call."""
 
 
 def candidates(
     request: CompletionRequest, targets: list[Target], *, strict: bool
 ) -> list[Candidate]:
-    """Those targets that can honour the request. Raises UnsupportedParameter when none can."""
+    """Return a candidate for each target that supports the request.
+
+    Args:
+        strict: refuse hints that a target doesn't support, instead of dropping them.
+
+    Raises:
+        UnsupportedParameter: no target supports the request. The error names the first target.
+    """
     fitting = []
     refusal: UnsupportedParameter | None = None
     for target in targets:
@@ -59,7 +69,7 @@ def candidates(
 
 
 def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidate:
-    """The request as one target can honour it. Raises UnsupportedParameter."""
+    """Adapt the request to one target. Raises UnsupportedParameter if that isn't possible."""
     fim = target.provider.fim
     if request.suffix and fim and matches(target.model, fim.models):
         target = msgspec.structs.replace(target, fim=fim)
@@ -85,7 +95,7 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
 
 
 def check_limits(request: CompletionRequest, target: Target, hints: frozenset[str]) -> None:
-    """Raises UnsupportedParameter for a value above what the host takes; hints are left out."""
+    """Raise UnsupportedParameter if a value exceeds the host's limit and isn't a dropped hint."""
     for name, most in target.limits.items():
         if name in hints:
             continue
@@ -98,14 +108,14 @@ def check_limits(request: CompletionRequest, target: Target, hints: frozenset[st
 def unsupported(name: str, words: str, target: Target) -> NoReturn:
     field = FIELDS.get(name, name)
     raise UnsupportedParameter(
-        f"{words} can't be had from {target.name}.",
+        f"{target.name} doesn't support {words}.",
         param=field,
         details={"parameter": field, "target": target.name},
     )
 
 
 def names_of(request: CompletionRequest, hints: frozenset[str]) -> tuple[str, ...]:
-    """The hints by the names that the caller gave them."""
+    """Return the names that the caller used for the hints."""
     names: set[str] = set()
     for hint in hints:
         names |= getattr(request, hint).keys() if hint in BAGS else {hint}
@@ -113,18 +123,18 @@ def names_of(request: CompletionRequest, hints: frozenset[str]) -> tuple[str, ..
 
 
 PARAMETER_WORDS = {
-    "token_ids": "A prompt of token ids",
+    "token_ids": "a prompt of token ids",
     "echo_logprobs": "echo together with logprobs",
 }
 FIELDS = {"token_ids": "prompt", "echo_logprobs": "logprobs"}
-"""The field of a request that a name stands for, where it is none itself."""
+"""The request fields behind the names that aren't fields themselves."""
 BAGS = frozenset(("extra", "openai_extra"))
-"""Parameters whose names are the caller's."""
+"""Fields that hold parameters under names that the caller chose."""
 EMPTY: Mapping[str, Any] = {"logit_bias": {}, "extra": {}, "openai_extra": {}}
 
 
 def wanted(request: CompletionRequest) -> frozenset[str]:
-    """The parameters that a request asks for, by the names that `Dialect.unsupported` uses."""
+    """Return the parameters that a request uses, under the names of `Dialect.unsupported`."""
     names = asked_for(request).keys() - {"prompts", "stream"}
     if any(not isinstance(prompt, str) for prompt in request.prompts):
         names.add("token_ids")
@@ -138,8 +148,7 @@ def wanted(request: CompletionRequest) -> frozenset[str]:
 
 
 def shortcomings(target: Target) -> tuple[list[str], list[str], list[str]]:
-    """Parameters that a target lacks: those emulated, those dropped by name, those refused. All
-    others it has."""
+    """Return the parameters that a target lacks: those emulated, those dropped, those refused."""
     lacks = registry.dialect(target.dialect).unsupported(target) - BAGS
     fim = target.provider.fim
     if fim is not None and matches(target.model, fim.models):
@@ -149,7 +158,7 @@ def shortcomings(target: Target) -> tuple[list[str], list[str], list[str]]:
 
 
 def echoed(batches: Iterator[Batch], request: CompletionRequest) -> Iterator[Batch]:
-    """Put each prompt before its choices' text: echo, for targets that lack it."""
+    """Emulate echo: insert each prompt before the text of its choices."""
     n = request.n or 1
     prompts: Batch = [
         Delta(prompt_index * n + choice, prompt)

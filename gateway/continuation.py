@@ -1,4 +1,4 @@
-"""Going on with a text where an answer broke off: which calls, and by which targets."""
+"""The continuation of interrupted streams: the calls and the targets that allow it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from streams.stream import Stream
 
 
 def continuations(stream: Stream, chosen: list[Candidate]) -> Iterator[Candidate]:
-    """The candidates that go on from a text, with what is left to do: those that complete it as it
-    stands, which chat models don't."""
+    """Yield the candidates that can continue the stream's text, with the rest of the request.
+
+    Chat models are left out: they would reply to their own text instead of continuing it.
+    """
     text = "".join(stream.text or ())
     if not text or ends_in_a_stop(text, stream.request):
         return
@@ -33,15 +35,21 @@ def continuations(stream: Stream, chosen: list[Candidate]) -> Iterator[Candidate
 
 
 def continuable(request: CompletionRequest) -> bool:
-    """Whether another call could go on with its text: one choice, as plain text. What a host's own
-    parameters would mean for a second call (a grammar, a least length) nobody knows."""
+    """Return True if another attempt could continue the answer to this request.
+
+    The answer must be a stream of one choice of plain text. Requests with host-specific parameters
+    are excluded, because nobody knows how, say, a grammar or a minimum length would affect a second
+    attempt.
+    """
     plain = request.logprobs is None and not request.echo and request.suffix is None
-    ours = not (request.extra or request.openai_extra)
+    standard = not (request.extra or request.openai_extra)
     single = request.choices == 1 and isinstance(request.prompts[0], str)
-    return request.stream and single and plain and ours
+    return request.stream and single and plain and standard
 
 
 def ends_in_a_stop(text: str, request: CompletionRequest) -> bool:
-    """Whether the text ends with the beginning of a stop sequence: what goes on from there can't
-    see it as one."""
+    """Return True if the text ends with the first part of a stop sequence.
+
+    A continuation generates only the rest, so its provider would not recognize the sequence.
+    """
     return any(text.endswith(stop[:n]) for stop in request.stop or () for n in range(1, len(stop)))

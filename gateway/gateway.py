@@ -1,8 +1,10 @@
-"""The path of a request: admit -> route -> call -> relay -> settle, for streams and whole answers.
+"""The path of a request, streamed or not: admit -> route -> call -> relay -> settle.
 
-`Gateway.open` admits a call and starts its reader; the endpoint that asked is its writer, through
-`Call`. Rules that hold here: nothing of HTTP or of a face (the encoder is passed in); a
-call is settled exactly once, whatever ended it.
+`Gateway.open` admits a call and starts its reader. The endpoint is the call's writer and uses the
+returned `Call`.
+
+- The module knows nothing of HTTP or faces; the encoder is passed in.
+- A call is settled exactly once, whatever ends it.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ FOREVER = float("inf")
 
 
 class Gateway:
-    """One per process: the router, the prices, the active streams and the connections."""
+    """The engine of a process: its router, prices, active streams and connections."""
 
     def __init__(
         self,
@@ -58,8 +60,16 @@ class Gateway:
         breakers: CircuitBreakers | None = None,
         cluster: Cluster | None = None,
     ) -> None:
-        """settled: called once for each call, at its end. cluster: the processes that share their
-        streams with this one. Raises ConfigError."""
+        """Make a gateway.
+
+        Args:
+            settled: a callback that runs once for each call, after the call has ended.
+            breakers: by default, breakers that aren't shared with other processes.
+            cluster: the processes that share a Redis; None if this process is the only one.
+
+        Raises:
+            ConfigError: the settings are invalid.
+        """
         self.settings = settings
         self.router = Router(settings)
         self.prices = Prices(settings.prices)
@@ -90,9 +100,19 @@ class Gateway:
         within: Mapping[str, float] = NO_LIMITS,
         client: socket.socket | None = None,
     ) -> Call:
-        """Admit a call and start it; on return it is in the ledger. endpoint: the path it came in
-        by. continues: another call may go on where it breaks off. within: what the caller wants at
-        most, by Timeouts' fields. Raises SluiceError."""
+        """Admit a call and start it. Its ledger row, if it has one, is on disk on return.
+
+        Args:
+            endpoint: the path of the request.
+            strict: refuse hints that a target doesn't support, instead of dropping them.
+            continues: whether another attempt may continue the stream if it is interrupted.
+            within: the caller's own timeouts in seconds, by the names of the fields of Timeouts.
+                They can only shorten the server's timeouts.
+            client: the client's connection, if the server exposes it.
+
+        Raises:
+            SluiceError: the call is refused.
+        """
         chosen = self._choose(request, route, key, strict=strict)
         target = chosen[0].target
         names = {"stream_id": stream_id, "request_id": request_id, "endpoint": endpoint}
@@ -133,7 +153,7 @@ class Gateway:
             raise
 
     def open_circuits(self) -> dict[str, float]:
-        """Seconds for which a model, or a provider's key, is left alone, by name."""
+        """Return the models and provider keys that are cooling down, with the seconds left."""
         return {
             (f"{provider}/{model}" if model else provider)
             + (f" (key {number})" if number > 1 or not model else ""): seconds
@@ -143,7 +163,6 @@ class Gateway:
     def _choose(
         self, request: CompletionRequest, route: Route, key: Key, *, strict: bool
     ) -> list[Candidate]:
-        """The targets to try, in order, with what each can honour. Raises SluiceError."""
         targets = permitted(key, self.router.targets(route))
         fitting = candidates(request, targets, strict=strict or self.settings.strict)
         return self._billing.payable(key, fitting)
@@ -151,11 +170,11 @@ class Gateway:
     def _start_reader(self, stream: Stream, chosen: list[Candidate]) -> None:
         try:
             self._readers.start(partial(self._read, stream, chosen))
-        except RuntimeError:  # the system has no thread left
+        except RuntimeError:  # the system can't start another thread
             stream.end("provider_error", too_many())
 
     def settle(self, reservation: Reservation, stream: Stream, end: End, status: int) -> Outcome:
-        """Account for a call that has ended, and forget it."""
+        """Settle a call that has ended, and remove it from the registry."""
         now = time.monotonic()
         ended_by = (stream.drain and stream.drain.ended_by) or end
         usages = usages_of(stream, ended_by)
@@ -177,8 +196,8 @@ class Gateway:
         for settle in (partial(self._billing.settle, reservation), self._settled):
             try:
                 settle(stream, outcome)
-            except Exception:  # the client's answer doesn't depend on our records' format
-                log.exception("settling failed", extra={"request_id": stream.request_id})
+            except Exception:  # a failed settlement must not cost the client its answer
+                log.exception("settlement failed", extra={"request_id": stream.request_id})
         self.streams.remove(stream)
         return outcome
 
@@ -191,7 +210,7 @@ class Gateway:
 
 
 def permitted(key: Key, targets: list[Target]) -> list[Target]:
-    """The targets that the key may use. Raises ModelForbidden when there is none."""
+    """Return the targets that the key may use. Raises ModelForbidden if there is none."""
     found = [target for target in targets if allows(key, target.name)]
     if not found:
         raise ModelForbidden(f"This key may not use {targets[0].name}.", param="model")
@@ -199,20 +218,21 @@ def permitted(key: Key, targets: list[Target]) -> list[Target]:
 
 
 def usages_of(stream: Stream, end: End) -> list[Usage]:
-    """What each attempt used."""
     return [attempt.tally.usage(failed=unbilled(attempt, end)) for attempt in stream.attempts]
 
 
 def unbilled(attempt: Attempt, end: End) -> bool:
-    """Whether an attempt that failed before it began costs nothing. One that was late does: its
-    provider was at work."""
+    """Return True if an attempt costs nothing, given that it ended before its first event.
+
+    That is so if it failed or never reached the provider. After a timeout it does cost something,
+    because the provider was already working on it.
+    """
     if attempt.failure is None:
         return unreached(end.error) or end.reason == "provider_error"
     return unreached(attempt.failure) or not isinstance(attempt.failure, UpstreamTimeout)
 
 
 def unreached(error: SluiceError | None) -> bool:
-    """Whether the provider never had the call."""
     return isinstance(error, UpstreamTimeout) and error.phase == "connect"
 
 

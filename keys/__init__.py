@@ -1,1 +1,1 @@
-"""Who the callers are: keys, the file that holds them, and what must not show of a secret."""
+"""API keys, the file that holds them, and the redaction of secrets."""

@@ -1,7 +1,8 @@
-"""A key: who it is, what it may use and spend, and how one is made.
+"""API keys: their fields, how a key is made, and how its row in the file is read.
 
-Rules that hold here: a key's text is never kept, only its SHA-256. What is said about a row is a
-field, never its content. A restriction whose name is misspelt must not be a restriction lifted.
+- A key's secret is never stored, only its SHA-256.
+- An error about a row names the field, but never quotes its value.
+- A misspelt field name must not lift a restriction, so a row that lacks a field is invalid.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ PERIODS: tuple[Period, ...] = get_args(Period)
 SECRET_PREFIX = "sk-sluice-"  # noqa: S105
 ID_PREFIX = "key_"
 LATER_FIELDS = ("budget_period", "max_streams")
-"""Earlier versions didn't write these: a row without them has their defaults."""
+"""Fields that earlier versions didn't write. A row without them has their defaults."""
 NEARLY = 0.75
-"""How alike a field's name and another must be for the other to count as a misspelling."""
-MOST_COUNT = 10**12
-MOST_USD = 10**9
-"""More than anyone means, and little enough for every counter."""
+"""The similarity to a field's name from which an unknown name counts as a misspelling of it."""
+MAX_COUNT = 10**12
+MAX_USD = 10**9
+"""The largest limit and the largest budget: more than anyone needs, but no counter overflows."""
 
 
 class Limits(NamedTuple):
-    """What a key may use. None: no limit; 0: nothing."""
+    """The rate limits of a key. None means no limit, and 0 means that nothing is allowed."""
 
     requests_per_minute: int | None = None
     tokens_per_hour: int | None = None
@@ -58,9 +59,10 @@ LIMITS: Mapping[Tier, Limits] = MappingProxyType(
 
 
 class Terms(TypedDict, total=False):
-    """What can be chosen for a key, as Key has it, but for `expires`: a duration from now too."""
+    """The fields of a key that an operator can choose."""
 
     expires: timedelta | datetime | None
+    """A time, or a duration from now; None: never."""
     disabled: bool
     tier: str
     requests_per_minute: int | None
@@ -72,17 +74,15 @@ class Terms(TypedDict, total=False):
 
 
 class KeyFileError(Exception):
-    """What can't be done with the keys: one line for the operator."""
+    """The error for a failed operation on the keys. The message is one line for the operator."""
 
 
 class BrokenLine(Exception):
-    """What is wrong with a line, without its content."""
+    """The error for an invalid line of the key file. The message never quotes the line."""
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """A caller. Instants are UTC; a count of None is the tier's, a budget of None is no limit, and
-    a budget's days and months are of UTC; max_streams (calls at once) of None is the server's share
-    of a key; models are globs."""
+    """An API key and its restrictions. All times are in UTC."""
 
     id: Annotated[str, Meta(pattern=r"\Akey_[A-Za-z0-9_-]{1,64}\Z")]
     name: Annotated[str, Meta(min_length=1, max_length=100)]
@@ -92,30 +92,35 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     disabled: bool = False
     tier: Tier = "unlimited"
     requests_per_minute: Count | None = None
+    """None: the tier's limit."""
     tokens_per_hour: Count | None = None
+    """None: the tier's limit."""
     budget_usd: Annotated[float, Meta(ge=0)] | None = None
+    """None: no limit."""
     budget_period: Period = "total"
+    """The period of the budget: a UTC day or month, or all time."""
     max_streams: Annotated[int, Meta(ge=1)] | None = None
+    """The most calls at once; None: the server's limit per key."""
     models: tuple[str, ...] = ("*",)
+    """Globs of full model names (provider/model)."""
 
     def __repr__(self) -> str:
         return f"Key({self.id!r}, {self.name!r})"
 
     @property
     def status(self) -> Status:
-        """As of now."""
         if self.disabled:
             return "disabled"
         return "active" if self.expires is None or datetime.now(UTC) < self.expires else "expired"
 
     @property
     def limits(self) -> Limits:
-        """The tier's, or this key's own where it has some."""
+        """The key's limits, and the tier's where the key has none."""
         return limits_of(self.tier, self.requests_per_minute, self.tokens_per_hour)
 
     @property
     def budget_nano(self) -> int | None:
-        """The budget in whole nano-dollars; None: no limit."""
+        """The budget in nano-dollars; None: no limit."""
         return None if self.budget_usd is None else nano(self.budget_usd)
 
 
@@ -125,8 +130,8 @@ NAMES = frozenset(field.name for field in FIELDS)
 
 @lru_cache(maxsize=1024)
 def nano(usd: float) -> int:
-    # By its decimal text: 0.1 is 100,000,000 and not what the float nearest to it comes to.
-    return int(min(Decimal(str(usd)), Decimal(MOST_USD)).scaleb(9))
+    # Converted through its decimal text, so that 0.1 is exactly 100,000,000.
+    return int(min(Decimal(str(usd)), Decimal(MAX_USD)).scaleb(9))
 
 
 @lru_cache(maxsize=1024)
@@ -138,25 +143,28 @@ def limits_of(tier: Tier, requests: int | None, tokens: int | None) -> Limits:
 
 
 def limit(own: int | None, tier: int | None) -> int | None:
-    return tier if own is None else min(own, MOST_COUNT)
+    return tier if own is None else min(own, MAX_COUNT)
 
 
 def allows(key: Key, model: str) -> bool:
-    """Whether the key may use a model, given by its full name (provider/model)."""
+    """Return True if the key may use a model, given by its full name (provider/model)."""
     return "*" in key.models or any(fnmatchcase(model, glob) for glob in key.models)
 
 
 def fingerprint(secret: str) -> str:
-    """The form in which a key's text is kept."""
+    """Return the hash under which a secret is stored."""
     return "sha256:" + hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def new_row(name: str, terms: Terms) -> tuple[Row, str]:
-    """A new key's row, and its text: the only time that it is known. Raises KeyFileError."""
+    """Return the row of a new key, and the secret, which is not stored anywhere.
+
+    Raises KeyFileError if the name or the terms are invalid.
+    """
     if name.startswith((ID_PREFIX, SECRET_PREFIX, "-")) or name != name.strip():
         raise KeyFileError(
-            f"A name can't begin with {ID_PREFIX!r}, {SECRET_PREFIX!r} or '-', "
-            "nor begin or end with a space."
+            f"A name can't start with {ID_PREFIX!r}, {SECRET_PREFIX!r} or '-', "
+            "and can't start or end with a space."
         )
     secret = SECRET_PREFIX + secrets.token_urlsafe(32)
     created = datetime.now(UTC).replace(microsecond=0)
@@ -172,7 +180,7 @@ def new_row(name: str, terms: Terms) -> tuple[Row, str]:
 
 
 def changed(row: Row, terms: Terms, now: datetime) -> Row:
-    """A key's row with other terms, all else as it is. Raises KeyFileError."""
+    """Return a copy of a row with new terms. Raises KeyFileError if they are invalid."""
     check(terms)
     new: Row = {**row, **terms}
     if "expires" in terms:
@@ -180,55 +188,58 @@ def changed(row: Row, terms: Terms, now: datetime) -> Row:
     if "models" in terms:
         new["models"] = list(terms["models"])
     if "budget_period" in terms and new["budget_usd"] is None:
-        raise KeyFileError("A budget's period says nothing without a budget.")
+        raise KeyFileError("A budget period needs a budget.")
     try:
         read_row(new)
     except BrokenLine as error:
-        raise KeyFileError(f"This can't be a key: {error}.") from None
+        raise KeyFileError(f"The key would be invalid: {error}.") from None
     return new
 
 
 def check(terms: Terms) -> None:
-    """What can't be chosen, though a field may be it. Raises KeyFileError."""
+    """Check terms, more strictly than a row of the file. Raises KeyFileError."""
     if terms.get("tier", "free") not in TIERS:
         raise KeyFileError(f"The tier must be one of {', '.join(TIERS)}.")
     if terms.get("budget_period", "total") not in PERIODS:
-        raise KeyFileError(f"The budget's period must be one of {', '.join(PERIODS)}.")
+        raise KeyFileError(f"The budget period must be one of {', '.join(PERIODS)}.")
     models = terms.get("models", ("*",))
     if not models or "" in models:
-        raise KeyFileError("The models must be names or patterns, such as 'openai/*'.")
+        raise KeyFileError("The models must be full names or patterns such as 'openai/*'.")
     for count in (terms.get("requests_per_minute"), terms.get("tokens_per_hour")):
-        if count is not None and not 0 <= count <= MOST_COUNT:
-            raise KeyFileError(f"A limit must be from 0 to {MOST_COUNT:,}.")
+        if count is not None and not 0 <= count <= MAX_COUNT:
+            raise KeyFileError(f"A limit must be from 0 to {MAX_COUNT:,}.")
     streams = terms.get("max_streams")
-    if streams is not None and not 1 <= streams <= MOST_COUNT:
-        raise KeyFileError(f"The streams at once must be from 1 to {MOST_COUNT:,}.")
+    if streams is not None and not 1 <= streams <= MAX_COUNT:
+        raise KeyFileError(f"The number of streams must be from 1 to {MAX_COUNT:,}.")
     budget = terms.get("budget_usd")
-    if budget is not None and not 0 <= budget <= MOST_USD:
-        raise KeyFileError(f"A budget must be from 0 to {MOST_USD:,} US dollars.")
+    if budget is not None and not 0 <= budget <= MAX_USD:
+        raise KeyFileError(f"A budget must be from 0 to {MAX_USD:,} US dollars.")
 
 
 def expiry(created: datetime, expires: timedelta | datetime | None) -> datetime | None:
-    """When a key ends, in whole seconds. Raises KeyFileError when that is not after `created`."""
+    """Return the time at which a key expires, in whole seconds.
+
+    Raises KeyFileError if that is not after `created`.
+    """
     if expires is None:
         return None
     try:
         end = created + expires if isinstance(expires, timedelta) else expires.astimezone(UTC)
     except OverflowError:
-        raise KeyFileError("A key can't expire as late as that.") from None
+        raise KeyFileError("The expiry date is too far in the future.") from None
     end = end.replace(microsecond=0)
     if end <= created:
-        raise KeyFileError("A key must expire in the future.")
+        raise KeyFileError("The expiry date must be in the future.")
     return end
 
 
 def as_text(instant: datetime | None) -> str | None:
-    """An instant of UTC as a line has it: 2026-01-01T00:00:00Z."""
+    """Return a UTC time in the format of the key file, such as 2026-01-01T00:00:00Z."""
     return None if instant is None else instant.replace(tzinfo=None).isoformat() + "Z"
 
 
 def read_row(row: Row) -> Key:
-    """A row's key. Every field must be there, but for LATER_FIELDS. Raises BrokenLine."""
+    """Return the key in a row, which must have every field but LATER_FIELDS. Raises BrokenLine."""
     values: Row = {}
     for field in FIELDS:
         if field.name in row:
@@ -241,18 +252,18 @@ def read_row(row: Row) -> Key:
 
 
 def value_of(field: msgspec.structs.FieldInfo, value: object) -> object:
-    """A field's value. Raises BrokenLine."""
+    """Return a field's value, converted to its type. Raises BrokenLine."""
     try:
         found = msgspec.convert(value, field.type)
     except msgspec.ValidationError:
         found = ...
     if found is ... or not is_sound(found):
-        raise BrokenLine(f"{field.name!r} is wrong")
+        raise BrokenLine(f"{field.name!r} is invalid")
     return found
 
 
 def is_sound(value: object) -> bool:
-    """What a type can't say: a text is fit for a terminal, an instant is UTC."""
+    """Return True if each text is safe to print on a terminal, and each time is in UTC."""
     match value:
         case str():
             return value.isprintable()

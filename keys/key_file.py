@@ -1,7 +1,7 @@
-"""The file of keys: what a line says, what a set of lines means, how a file is replaced.
+"""The key file: how its lines are read and written, and how the file is replaced.
 
-Rules that hold here: what is said about a line is its number and a field, never its content.
-Nothing is remembered between calls (auth.KeyStore does that).
+- An error about a line names its number and the field, but never quotes its content.
+- This module keeps no state; keys.store.KeyStore does.
 """
 
 from __future__ import annotations
@@ -27,35 +27,41 @@ VARIABLE = "SLUICE_KEYS"
 
 
 class Line(NamedTuple):
-    """A good line: at which index, its key, its whole object, whether it is SLUICE_KEYS's."""
+    """A valid line of the key file or of SLUICE_KEYS."""
 
     at: int
+    """The index of the line in its file or variable."""
     key: Key
     row: Row
+    """The line's whole JSON object."""
     fixed: bool
+    """True if the line comes from SLUICE_KEYS, so that commands can't change the key."""
 
 
 class View(NamedTuple):
-    """All keys at one moment, those of the file first."""
+    """A snapshot of all keys, those of the file first."""
 
     lines: tuple[Line, ...] = ()
     by_hash: Mapping[str, Key] = MappingProxyType({})
     problems: tuple[str, ...] = ()
 
     def pick(self, id_or_name: str) -> Line:
-        """The one line that is meant. Raises KeyFileError."""
+        """Return a key's line. Raises KeyFileError if none or more than one has this id or name."""
         found = [line for line in self.lines if line.key.id == id_or_name]
         found = found or [line for line in self.lines if line.key.name == id_or_name]
         if not found:
-            # What was asked for isn't repeated: by mistake it may be a key's text.
-            raise KeyFileError("No key has this id or name; 'flask keys list' shows them all.")
+            # The argument isn't quoted, because it may be a secret that was pasted by mistake.
+            raise KeyFileError("No key has this id or name; 'flask keys list' shows all keys.")
         if len(found) > 1:
             ids = ", ".join(line.key.id for line in found)
-            raise KeyFileError(f"More than one key is called {id_or_name!r}; use an id: {ids}.")
+            raise KeyFileError(f"More than one key is named {id_or_name!r}; use an id: {ids}.")
         return found[0]
 
     def pick_changeable(self, id_or_name: str) -> Line:
-        """The same, if it is the file's. Raises KeyFileError."""
+        """Return the line of a key in the file.
+
+        Raises KeyFileError as `pick` does, and for a key of SLUICE_KEYS.
+        """
         line = self.pick(id_or_name)
         if line.fixed:
             raise KeyFileError(
@@ -65,7 +71,15 @@ class View(NamedTuple):
 
 
 def read_view(data: bytes, name: str, fixed: bytes) -> View:
-    """The keys in a file's bytes and in SLUICE_KEYS; of two with one id or hash, the first."""
+    """Parse the key file and SLUICE_KEYS.
+
+    Of several lines with the same id or hash, only the first counts.
+
+    Args:
+        data: the content of the file.
+        name: the file's name, for the messages about its lines.
+        fixed: the value of SLUICE_KEYS.
+    """
     lines: list[Line] = []
     problems: list[str] = []
     taken: set[str] = set()
@@ -76,9 +90,9 @@ def read_view(data: bytes, name: str, fixed: bytes) -> View:
             try:
                 row, key = read_line(raw)
                 if not taken.isdisjoint((key.id, key.hash)):
-                    raise BrokenLine("its id or hash is an earlier line's")
+                    raise BrokenLine("an earlier line has the same id or hash")
             except BrokenLine as error:
-                problems.append(f"{where} line {index + 1} is skipped: {error}")
+                problems.append(f"{where}: skipped line {index + 1}: {error}")
                 continue
             taken |= {key.id, key.hash}
             lines.append(Line(index, key, row, is_fixed))
@@ -86,13 +100,13 @@ def read_view(data: bytes, name: str, fixed: bytes) -> View:
 
 
 def split_lines(data: bytes) -> list[bytes]:
-    """Without line ends; the end of the last line doesn't begin another."""
+    """Split bytes into lines without their line ends. A final line end doesn't start a new line."""
     data = data.removeprefix(codecs.BOM_UTF8)
     return data.removesuffix(b"\n").split(b"\n") if data else []
 
 
 def read_line(raw: bytes) -> tuple[Row, Key]:
-    """A line's object and its key. Raises BrokenLine."""
+    """Return a line's JSON object and its key. Raises BrokenLine."""
     try:
         row = msgspec.json.decode(raw)
     except (ValueError, RecursionError):
@@ -108,7 +122,10 @@ def write_line(row: Row) -> bytes:
 
 
 def regular(path: Path) -> os.stat_result:
-    """A file's status. Raises OSError: a pipe hangs its reader, a device must not be replaced."""
+    """Return the status of a regular file.
+
+    Raises OSError for any other file: reading a pipe could hang, and a device must not be replaced.
+    """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
@@ -117,7 +134,7 @@ def regular(path: Path) -> os.stat_result:
 
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Holds the lock beside a file, against other processes. Raises OSError."""
+    """Hold the lock file beside a file, so that no other process changes it. Raises OSError."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     lock = os.open(target.with_name(target.name + ".lock"), flags, 0o600)
     try:
@@ -128,9 +145,9 @@ def locked(target: Path) -> Iterator[None]:
 
 
 def replace(target: Path, data: bytes) -> None:
-    """Gives a file new content, whole or not at all; mode 0600, the owner stays.
+    """Replace a file's content atomically. The new file has mode 0600 and keeps its owner.
 
-    Raises OSError, also where the owner can't stay: a replacement would lock them out.
+    Raises OSError, even if only the owner can't be kept: the replacement would lock out the owner.
     """
     old = target.stat() if target.exists() else None
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
@@ -148,7 +165,7 @@ def replace(target: Path, data: bytes) -> None:
     except BaseException:
         Path(name).unlink()
         raise
-    # From here on the change is there; only whether a power cut spares it is open.
+    # The change is made. An error from here on only means that it may not survive a power cut.
     with suppress(OSError):
         folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -1,7 +1,7 @@
-"""What must not show of a secret: credentials in messages, log lines and answers.
+"""Redaction of credentials in messages, log lines and responses.
 
-- A credential that is known is found by its pieces, because others mask or cut what they quote.
-- A credential that isn't known is found by how it looks.
+- A known credential is found by its pieces, because providers mask or cut the key that they quote.
+- An unknown credential is found by its format.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from typing import Any
 
 LEAST_PIECE = 8
-"""Characters of a secret that must not show in a row."""
+"""The least number of consecutive characters of a secret that are redacted."""
 MARK = "[key]"
-MOST_WORDS = 1000
-"""Characters of a provider's message that are shown."""
+MAX_MESSAGE = 1000
+"""The maximum number of characters of a provider's message that a client may see."""
 
 
 class Secret:
@@ -38,10 +38,11 @@ class Secret:
         return hash(self._text)
 
     def hidden_in(self, text: str, least: int = LEAST_PIECE) -> str:
-        """Return a text with MARK in the place of each piece of the secret.
+        """Return a text with MARK instead of each piece of the secret.
 
         Args:
-            least: characters that a piece has at least.
+            text: the text to redact.
+            least: the least number of characters of a piece.
         """
         size = min(least, len(self._text))
         if len(text) < size:
@@ -67,26 +68,26 @@ KEY_LIKE = re.compile(
     rf"\b(?:(?:{'|'.join(PREFIXES)})[-_]|AIza|ABSK)[\w*.-]{{8,}}"
     r"|\bBearer\s+[^\s'\"]+"
 )
-"""What looks like a key, one of Sluice or of a provider, or like the part that providers show."""
+"""The format of a key of Sluice or of a provider, or of the masked key that a provider shows."""
 MARKS = (*(prefix + last for prefix in PREFIXES for last in "-_"), "AIza", "ABSK", "Bearer")
-"""Each text that KEY_LIKE matches has one of these in it, and they are found ten times faster."""
+"""Strings of which every match of KEY_LIKE contains one. Searching for them is much faster."""
 
 
 def may_hold_key(text: str) -> bool:
-    """Return True if a text may hold what looks like a key."""
-    for mark in MARKS:  # noqa: SIM110 - any() would cost a call each
+    """Return False if no part of a text can match KEY_LIKE."""
+    for mark in MARKS:  # noqa: SIM110 - any() would cost a call for each mark
         if mark in text:
             return True
     return False
 
 
 def mask(text: str) -> str:
-    """Return the text with MARK in the place of what looks like a key."""
+    """Return a text with MARK instead of everything that looks like a key."""
     return KEY_LIKE.sub(MARK, text) if may_hold_key(text) else text
 
 
 def hide(value: Any, secrets: Iterable[str], least: int = LEAST_PIECE) -> Any:
-    """Return a text, or a tree of dicts with texts in it, without the pieces of some secrets."""
+    """Redact the pieces of secrets in a text, or in all texts of a tree of dicts."""
     if isinstance(value, str):
         for secret in secrets:
             value = Secret(secret).hidden_in(value, least)
@@ -98,11 +99,14 @@ def hide(value: Any, secrets: Iterable[str], least: int = LEAST_PIECE) -> Any:
 
 
 def shown(text: str | None, credential: Secret | None) -> str | None:
-    """Return a provider's message as a client may see it: without the credential that was sent,
-    without what looks like a key, and not longer than MOST_WORDS characters."""
+    """Return the part of a provider's message that a client may see.
+
+    The credential that was sent and everything that looks like a key are redacted, and the message
+    is cut to MAX_MESSAGE characters.
+    """
     if text is None:
         return None
-    text = text[: 4 * MOST_WORDS]  # before the search: a message can have megabytes
+    text = text[: 4 * MAX_MESSAGE]  # cut before the search, because a message can have megabytes
     if credential is not None:
         text = credential.hidden_in(text)
-    return mask(text[:MOST_WORDS])
+    return mask(text[:MAX_MESSAGE])

@@ -1,8 +1,8 @@
-"""The keys of a process: read from a file again when it changes, and changed through it.
+"""The key store: reads the key file again when the file changes, and can edit it.
 
-- A reader never waits and never sees a moment without keys: a new View replaces the old one in one
-  assignment.
-- A change rewrites one line. Every other line keeps its bytes, a broken one too.
+- Readers never wait for each other and never see a partial set of keys: a single assignment
+  replaces the View.
+- A change affects a single line. All other lines keep their bytes, even invalid ones.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ from keys.key_file import (
 )
 
 LOOK_EVERY_S = 0.25
-LONGEST_SECRET = 512
-"""Characters. Nothing longer is hashed: a header can be a megabyte."""
+MAX_SECRET = 512
+"""Characters. A longer text is rejected without hashing it, because a header can be a megabyte."""
 
+# The logger's name is kept from earlier releases: see docs/decisions/0013-the-house.md.
 log = logging.getLogger("sluice.auth")
 
 
 class KeyStore:
-    """The keys of a file, which need not exist, and of SLUICE_KEYS's lines, which can't be changed.
+    """A store of the keys in a file, which need not exist, and in SLUICE_KEYS, which is read-only.
 
-    The file is looked at again when LOOK_EVERY_S have passed. While it can't be read, the keys
-    last read stay. Threads may share a store, processes may share a file.
+    The file is checked for changes once every LOOK_EVERY_S at most. While it can't be read, the
+    keys last read remain valid. Threads may share a store, and processes may share a file.
     """
 
     def __init__(self, path: Path, lines: str = "") -> None:
@@ -47,15 +48,15 @@ class KeyStore:
         self._lock = threading.Lock()
         self._view = View()
         self._seen: tuple[int, ...] | None = None
-        """The (mtime, size, inode) last read; () when there was no file, None before."""
+        """The (mtime, size, inode) of the file last read; (): no file; None: read it again."""
         self._trouble = ""
         self._warned_of_mode = False
         self._look_at = 0.0
         self._look()
 
     def find(self, secret: str) -> Key | None:
-        """The key with this text; None when it is unknown, disabled or expired."""
-        if len(secret) > LONGEST_SECRET:
+        """Return the key with this secret, or None if it is unknown, disabled or expired."""
+        if len(secret) > MAX_SECRET:
             return None
         key = self._fresh().by_hash.get(fingerprint(secret))
         return key if key is not None and key.status == "active" else None
@@ -64,36 +65,42 @@ class KeyStore:
         return [line.key for line in self._fresh().lines]
 
     def get(self, id_or_name: str) -> Key:
-        """Raises KeyFileError when no key, or more than one, is called so."""
+        """Return a key. Raises KeyFileError if none or more than one has this id or name."""
         return self._fresh().pick(id_or_name).key
 
     def line(self, id_or_name: str) -> str:
-        """The key's line, fit for SLUICE_KEYS: it has the hash, not the text. Raises as get."""
+        """Return a key's line for SLUICE_KEYS. The line has the hash, not the secret.
+
+        Raises KeyFileError as `get` does.
+        """
         return write_line(self._fresh().pick(id_or_name).row).decode("utf-8", "replace")
 
     def is_fixed(self, key: Key) -> bool:
-        """Whether it comes from SLUICE_KEYS."""
+        """Return True if a key comes from SLUICE_KEYS."""
         return any(line.fixed and line.key.id == key.id for line in self._fresh().lines)
 
     def problems(self) -> list[str]:
-        """What is wrong with the file and the variable: a sentence each, no content."""
+        """Return a sentence for each problem in the file and in SLUICE_KEYS, quoting neither."""
         view = self._fresh()
         return [self._trouble, *view.problems] if self._trouble else list(view.problems)
 
     def create(self, name: str, **terms: Unpack[Terms]) -> tuple[Key, str]:
-        """A new key, and its text: the only time that it is known. Raises KeyFileError."""
+        """Create a key, and return it with its secret, which can't be shown again.
+
+        Raises KeyFileError.
+        """
         new, secret = new_row(name, terms)
 
         def add(view: View, rows: list[bytes]) -> Key:
             if any(line.key.name == name for line in view.lines):
-                raise KeyFileError(f"There is a key called {name!r} already.")
+                raise KeyFileError(f"A key named {name!r} already exists.")
             rows.append(write_line(new))
             return read_row(new)
 
         return self._rewrite(add), secret
 
     def update(self, id_or_name: str, **terms: Unpack[Terms]) -> Key:
-        """The key as it is now; what isn't named stays. Raises KeyFileError."""
+        """Change the given terms of a key, and return the new key. Raises KeyFileError."""
 
         def change(view: View, rows: list[bytes]) -> Key:
             line = view.pick_changeable(id_or_name)
@@ -104,7 +111,7 @@ class KeyStore:
         return self._rewrite(change)
 
     def delete(self, id_or_name: str) -> Key:
-        """The key that was. Raises KeyFileError."""
+        """Delete a key, and return it. Raises KeyFileError."""
 
         def drop(view: View, rows: list[bytes]) -> Key:
             line = view.pick_changeable(id_or_name)
@@ -114,13 +121,13 @@ class KeyStore:
         return self._rewrite(drop)
 
     def _rewrite(self, edit: Callable[[View, list[bytes]], Key]) -> Key:
-        """Reads, lets `edit` change the list of lines, and writes, all under the file's lock."""
+        """Let `edit` change the list of lines, and write the file, all under the file's lock."""
         target = Path(os.path.realpath(self.path))
         try:
             if target.exists():
                 regular(target)
             with locked(target):
-                # Asked again: another process may have made it while this one waited.
+                # Check again: another process may have created it while this one waited.
                 data = target.read_bytes() if target.exists() else b""
                 rows = split_lines(data)
                 key = edit(read_view(data, self.path.name, self._fixed), rows)
@@ -132,7 +139,10 @@ class KeyStore:
         return key
 
     def _fresh(self) -> View:
-        """The keys as of LOOK_EVERY_S ago at most; who comes while another looks has the old."""
+        """Return the keys, checking the file first if LOOK_EVERY_S have passed.
+
+        While one thread checks the file, the others get the old keys.
+        """
         if time.monotonic() >= self._look_at and self._lock.acquire(blocking=False):
             try:
                 self._look()
@@ -141,25 +151,25 @@ class KeyStore:
         return self._view
 
     def _look(self) -> None:
-        """Reads the file, if it isn't the one last read."""
+        """Read the file again if it has changed."""
         self._look_at = time.monotonic() + LOOK_EVERY_S
         try:
             found = regular(self.path)
             seen = (found.st_mtime_ns, found.st_size, found.st_ino)
             if seen == self._seen:
                 return
-            # The bytes may be newer than `seen`; then the next look reads them once more.
+            # The bytes may be newer than `seen`. In that case the next check reads them again.
             self._take(self.path.read_bytes(), seen)
             self._warn_of_mode(found.st_mode)
         except FileNotFoundError:
             if self._seen or self._trouble:
-                log.warning("%s is gone, and its keys with it", self.path.name)
+                log.warning("%s no longer exists, so its keys are no longer valid", self.path.name)
             if self._seen != ():
                 self._take(b"", ())
         except OSError as error:
             trouble = f"{self.path.name} can't be read: {error.strerror}"
             if trouble != self._trouble:
-                log.error("%s; the keys last read stay", trouble)
+                log.error("%s; the keys last read remain valid", trouble)
             self._trouble, self._seen = trouble, None
 
     def _take(self, data: bytes, seen: tuple[int, ...]) -> None:
@@ -172,4 +182,4 @@ class KeyStore:
     def _warn_of_mode(self, mode: int) -> None:
         if mode & 0o077 and not self._warned_of_mode:
             self._warned_of_mode = True
-            log.warning("others may read or write %s: chmod 600 it", self.path.name)
+            log.warning("other users can read or write %s: run chmod 600 on it", self.path.name)

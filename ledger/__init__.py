@@ -1,1 +1,1 @@
-"""What was used: one row for each accepted call, on SQLite or Postgres, and its price."""
+"""The usage ledger: a row for each accepted call, on SQLite or Postgres, and model prices."""

@@ -1,7 +1,7 @@
-"""The way to the ledger's database: its URL, and a connection that lives in a native thread.
+"""Connections to the ledger's database, each of which lives in a native thread.
 
-Rules that hold here: a connection is used by its own thread alone, so no pool is needed; what is
-raised never quotes a password.
+- Only its own thread uses a connection, so no connection pool is needed.
+- No exception quotes a password.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from config import ConfigError
 T = TypeVar("T")
 
 BUSY_MS = 3_000
-"""How long SQLite waits for another process's transaction."""
+"""Milliseconds that SQLite waits for another process's transaction."""
 POSTGRES = {
     "connect_timeout": 5,
-    # A network that swallows everything: else a commit would wait for a quarter of an hour.
+    # If the network drops all packets, a commit would wait for a quarter of an hour without these.
     "keepalives_idle": 10,
     "keepalives_interval": 3,
     "keepalives_count": 3,
@@ -44,30 +44,38 @@ POSTGRES = {
 
 
 class DatabaseAway(Exception):
-    """The database can't be reached, or can't write: what was asked for was not done, or nobody
-    knows. Its text is for the log."""
+    """The database can't be reached or can't write. The work may or may not have been committed.
+
+    The message is meant for the log.
+    """
 
 
 def database_url(variable: str | None, path: Path) -> str:
-    """SQLAlchemy's URL of the database: Postgres if DATABASE_URL is set (Heroku's postgres:// too),
-    else the SQLite file. Raises ConfigError."""
+    """Return the database's URL for SQLAlchemy.
+
+    Args:
+        variable: the value of DATABASE_URL; Heroku's postgres:// is accepted.
+        path: the SQLite file to use if DATABASE_URL isn't set.
+
+    Raises:
+        ConfigError: DATABASE_URL isn't the URL of a Postgres database.
+    """
     if not variable:
-        found = URL.create("sqlite", database=str(path.absolute()))
-        return found.render_as_string()
+        return URL.create("sqlite", database=str(path.absolute())).render_as_string()
     url, count = re.subn(
         r"^postgres(ql)?(\+psycopg)?://", "postgresql+psycopg://", variable.strip()
     )
     try:
         make_url(url)
-    except (ArgumentError, ValueError):  # whose words may quote the password
+    except (ArgumentError, ValueError):  # not chained: the message may quote the password
         count = 0
     if not count:
-        raise ConfigError("DATABASE_URL takes postgresql://USER:PASSWORD@HOST/NAME")
+        raise ConfigError("DATABASE_URL must be postgresql://USER:PASSWORD@HOST/NAME")
     return url
 
 
 class Link:
-    """A connection and the native thread that it lives in."""
+    """A database connection and the native thread that it lives in."""
 
     def __init__(
         self,
@@ -76,15 +84,26 @@ class Link:
         writes: bool = False,
         connected: Callable[[Connection], None] = lambda _: None,
     ) -> None:
-        """connected: called on each new connection, in a transaction of its own."""
+        """Prepare a connection, which is opened on first use.
+
+        Args:
+            writes: whether transactions take SQLite's write lock when they begin.
+            connected: callback for each new connection, called in a separate transaction.
+        """
         self._engine = make_engine(url, writes=writes)
         self._thread = NativeThread()
         self._connected = connected
         self._connection: Connection | None = None
 
     def run(self, work: Callable[[Connection], T]) -> T:
-        """What the work returns, done as one transaction. It must bear being done twice: it is,
-        when the connection breaks. Raises DatabaseAway, and what the work raises."""
+        """Run the work in one transaction and return its result.
+
+        The work must be idempotent: it runs a second time if the connection breaks.
+
+        Raises:
+            DatabaseAway: the database can't be reached or can't write.
+            Exception: whatever the work raises.
+        """
         return self._thread.run(self._run, work)
 
     def close(self) -> None:
@@ -99,7 +118,7 @@ class Link:
             except DatabaseAway:
                 raise
             except BaseException as failure:
-                self._drop()  # nobody knows what state it is in
+                self._drop()  # the connection's state is unknown
                 if not is_away(failure):
                     raise
                 if last:
@@ -111,7 +130,7 @@ class Link:
             connection = self._connection = self._engine.connect()
             with connection.begin():
                 self._connected(connection)
-        except Exception as failure:  # such as a right that is missing
+        except Exception as failure:  # for example, a missing privilege
             if is_away(failure):
                 raise
             self._drop()
@@ -132,9 +151,17 @@ def directly(
     *,
     several: Sequence[Any] | None = None,
 ) -> Any:
-    """The driver's cursor, which has executed a statement: once, or for several parameters. For
-    what each call needs: SQLAlchemy's own way costs more than such a statement. Raises its
-    DBAPIError."""
+    """Execute a statement on the driver's own cursor and return the cursor.
+
+    This is for the statements of every call: SQLAlchemy's execute() costs more than they do.
+
+    Args:
+        parameters: the parameters of a single execution.
+        several: the parameters of each of several executions; they replace `parameters`.
+
+    Raises:
+        DBAPIError: SQLAlchemy's form of the driver's error.
+    """
     cursor = connection.connection.cursor()
     dbapi = connection.dialect.loaded_dbapi
     try:
@@ -144,21 +171,24 @@ def directly(
             cursor.executemany(statement, several)
     except dbapi.Error as failure:
         if connection.dialect.is_disconnect(failure, connection.connection, cursor):
-            connection.invalidate(failure)  # so that nobody tries to roll it back
+            connection.invalidate(failure)  # so that SQLAlchemy doesn't try to roll it back
         raise DBAPIError.instance(None, None, failure, dbapi.Error) from failure
     return cursor
 
 
 def is_away(failure: BaseException) -> bool:
-    """Whether it is the database that failed, and not the values that it was given: it can't be
-    reached, is damaged or full, takes no writes (a replica), lacks a right or a table."""
+    """Return True if the database itself failed, rather than the values that it was given.
+
+    For example, it is unreachable, damaged, full or a read-only replica, or a privilege or a table
+    is missing.
+    """
     if isinstance(failure, DataError | IntegrityError | NotSupportedError):
         return False
     return isinstance(failure, DBAPIError | OSError)
 
 
 def said(failure: BaseException) -> str:
-    """What the database or the system said, on one line, without the statement."""
+    """Return the message of the database or the system on one line, without the statement."""
     text = str(failure.orig if isinstance(failure, DBAPIError) else failure)
     return " ".join(text.split())[:300] or type(failure).__name__
 
@@ -166,7 +196,7 @@ def said(failure: BaseException) -> str:
 def make_engine(url: str, *, writes: bool = False) -> Engine:
     if not url.startswith("sqlite"):
         return create_engine(url, poolclass=NullPool, connect_args=POSTGRES, hide_parameters=True)
-    # Its native thread may be the thread of whoever asks, one at a time.
+    # Without gevent, NativeThread runs the work in the calling thread, one caller at a time.
     arguments = {"check_same_thread": False}
     engine = create_engine(url, poolclass=NullPool, connect_args=arguments, hide_parameters=True)
     path = Path(engine.url.database or "")
@@ -174,15 +204,16 @@ def make_engine(url: str, *, writes: bool = False) -> Engine:
 
     @event.listens_for(engine, "do_connect")
     def create(*_: object) -> None:
-        if not path.exists():  # with our mode, which its -wal and -shm take over
+        if not path.exists():  # SQLite gives the file's mode to its -wal and -shm files
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
 
     @event.listens_for(engine, "connect")
     def prepare(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None  # we say when a transaction begins
+        connection.isolation_level = None  # `start` below begins each transaction
         connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")  # what a client was told is on disk
+        # A client gets its response after the commit, so the commit must survive a power cut.
+        connection.execute("PRAGMA synchronous=FULL")
 
     @event.listens_for(engine, "begin")
     def start(connection: Connection) -> None:

@@ -1,6 +1,6 @@
-"""What is written of a call: when it is opened, when it is settled, and what it takes of a budget.
+"""The values that the ledger records for a call: its opening, its settlement, its budget claim.
 
-Rules that hold here: values only. Money is nano-dollars, a moment microseconds since 1970 UTC.
+- Amounts of money are in nano-dollars, and times in microseconds since 1970 UTC.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from errors import InsufficientCredits
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """A call as it is opened. The tokens and the cost are estimates of its input; they stay when
-    its process dies. model: the target's own name for it."""
+    """A call at the time when its row is opened.
+
+    The tokens and the cost are estimates for its input, which become final if its process dies.
+    """
 
     id: str
     request_id: str
@@ -24,6 +26,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: str
     provider: str
     model: str
+    """The provider's own name for the model."""
     streamed: bool
     byok: bool
     started_us: int
@@ -32,15 +35,17 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Budget(msgspec.Struct, frozen=True):
-    """What a key may spend from a UTC day on (None: ever), in nano-dollars."""
-
     limit_nano: int
     since_day: str | None = None
+    """The first UTC day whose spending counts, such as 2026-01-31; None: all spending counts."""
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """What a call takes of a budget while it is open: `most`, or what is left of the budget if
-    that is at least `least`. Nano-dollars."""
+    """The part of a budget that a call reserves while it is open.
+
+    A call reserves `most_nano`, or the rest of the budget if that is less. If the rest is below
+    `least_nano`, the call is refused.
+    """
 
     budget: Budget
     least_nano: int
@@ -48,19 +53,19 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 class Opening(msgspec.Struct):
+    """A call whose row is to be written. The writer sets the last three fields."""
+
     entry: Entry
     claim: Claim | None = None
     refusal: InsufficientCredits | None = None
-    """Set when the budget had no room: there is no row then."""
+    """The error if the budget had no room for the claim; the call then has no row."""
     failed: bool = False
-    """Set when the row could not be written."""
+    """True if the row could not be written."""
     tried: bool = False
-    """Set when it was written: the row may be there, if nobody heard of its commit."""
+    """True after an attempt to write the row, which may exist even if the attempt failed."""
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):
-    """How a call ended, and what it came to."""
-
     entry: Entry
     provider: str
     model: str
@@ -75,7 +80,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     latency_us: int
     first_event_us: int | None
     tries: str | None = None
-    """Of more than one attempt: what each came to, as JSON."""
+    """The outcome of each attempt as JSON, if there was more than one."""
 
 
 class Withdrawal(msgspec.Struct, frozen=True):

@@ -1,11 +1,13 @@
-"""One row for each accepted request, whatever happens to it.
+"""The ledger, which records a row for each accepted call, whatever happens to the call.
 
-A call's row is opened before its provider is called and settled before its last byte is sent, and
-is on disk when `open` and `settle` return. One writer, in a native thread, commits what has
-gathered meanwhile as one transaction (group commit), the daily roll-up and the budget check with
-it. Rules that hold here: what a group can't commit is committed step by step, so that one odd row
-spoils no other; while the database is away no call is accepted, and what ends is kept until it is
-back.
+- A call's row is opened before its provider is called and settled before the last byte of the
+  response is sent. The row is on disk when `open` and `settle` return.
+- A single writer, in a native thread, commits all pending steps in one transaction (group commit),
+  together with the daily roll-up and the budget check.
+- If a group can't be committed, its steps are committed one by one, so that an invalid row doesn't
+  affect the others.
+- While the database is unavailable, no calls are accepted (unless the ledger isn't required), and
+  the settlements of calls that end are kept in memory until the database is available again.
 """
 
 from __future__ import annotations
@@ -37,17 +39,20 @@ log = logging.getLogger("sluice.ledger")
 T = TypeVar("T")
 
 WAIT_S = 10.0
-"""How long a call waits for its group; above SQLite's own wait for another process."""
+"""Seconds that a call waits for its group's commit; longer than SQLite waits for a lock."""
 TEND_S = 15.0
+"""Seconds between two checks for dead processes."""
 RETRY_S = 1.0
+"""Seconds between two attempts to reach a database that is unavailable."""
 FEW_CALLS = 8
 GATHER_S, MOST_GATHER_S = 0.0002, 0.016
-"""With more than a few calls under way a group waits for others, so long for each of them: a
-transaction costs as much as the rows of a dozen calls."""
+"""Seconds that a group waits for more steps: GATHER_S for each open call, MOST_GATHER_S at most.
+With up to FEW_CALLS open calls it doesn't wait. A transaction costs much more than a row, see
+docs/decisions/0007-the-ledger.md."""
 
 
 class Group:
-    """Steps that are committed together, and tasks that follow them."""
+    """Steps that are committed together, and tasks that run after the commit."""
 
     def __init__(self) -> None:
         self.steps: list[LedgerStep] = []
@@ -56,8 +61,11 @@ class Group:
         self._watched = self._late = False
 
     def wait(self) -> bool:
-        """Whether it was done within WAIT_S. The first who waits looks at the clock for all: a
-        timer for each costs as much as the rest of the wait."""
+        """Wait for the commit, and return False if it takes longer than WAIT_S.
+
+        Only the first waiter has a timeout and wakes the others: under gevent, a timer for each
+        would double the cost of waiting.
+        """
         if self._watched:
             self.done.wait()
         else:
@@ -69,7 +77,7 @@ class Group:
 
 
 class Ledger:
-    """The ledger of one process. It connects at the first use, or when `start` is called."""
+    """The ledger of one process. It connects on first use, or when `start` is called."""
 
     def __init__(
         self,
@@ -79,8 +87,14 @@ class Ledger:
         failed: Callable[[], None] = lambda: None,
         unrecorded: Callable[[], None] = lambda: None,
     ) -> None:
-        """required: whether a call without a row is refused. failed, unrecorded: called for each
-        commit that failed, and for each call that goes on without a row."""
+        """Prepare the ledger without connecting to its database.
+
+        Args:
+            url: SQLAlchemy's URL of the database.
+            required: whether a call is refused if its row can't be written.
+            failed: callback for each commit that failed.
+            unrecorded: callback for each call that is served without a row.
+        """
         self.path = Path(make_url(url).database or "") if url.startswith("sqlite") else None
         self._required = required
         self._failed, self._unrecorded = failed, unrecorded
@@ -94,10 +108,12 @@ class Ledger:
         self._wanted = threading.Event()
         self._next = Group()
         self._late: list[LedgerStep] = []
-        """What could not be committed and has to be."""
+        """Steps that could not be committed and will be tried again."""
         self._pump = BackgroundThread(self._run, "ledger")
         self._trouble = ""
-        self._under_way = 0  # about: it only says whether to wait for others pays
+        # The number of open calls. It is updated without a lock and may be slightly wrong, but it
+        # only decides how long a group waits for more steps.
+        self._under_way = 0
         self._tend_at = 0.0
         self._ready = False
         self._closing = False
@@ -105,16 +121,19 @@ class Ledger:
 
     @property
     def available(self) -> bool:
-        """Whether calls are accepted, as far as the ledger is concerned."""
+        """True unless the ledger is required and its database is unavailable."""
         return not (self._trouble and self._required)
 
     @property
     def queue(self) -> int:
-        """How many steps wait for their commit."""
+        """The number of steps that wait for their commit."""
         return len(self._next.steps) + len(self._late)
 
     def start(self) -> None:
-        """Connect, migrate, close the rows of the dead. Raises ConfigError."""
+        """Connect to the database, migrate it and close the rows of dead processes.
+
+        Raises ConfigError if that fails.
+        """
         try:
             self.write(lambda _: None)
         except Unavailable:
@@ -122,15 +141,22 @@ class Ledger:
             raise ConfigError(f"the ledger can't be opened{where}: {self._trouble}") from None
 
     def open(self, entry: Entry, claim: Claim | None = None) -> bool:
-        """Open a call's row; on return it is on disk. False: the call goes on without a row.
+        """Open a call's row, which is on disk on return.
 
-        Raises InsufficientCredits when the budget has no room for the claim; Unavailable when the
-        ledger is away and is required, or the budget needs it.
+        Args:
+            claim: the part of a budget to reserve; None if the key has no budget.
+
+        Returns:
+            False if the row can't be written and the call is to be served without it.
+
+        Raises:
+            InsufficientCredits: the budget has no room for the claim.
+            Unavailable: the row can't be written, and the ledger is required or there is a claim.
         """
         if not self._trouble:
             opening = Opening(entry, claim)
             if not self._submit(opening).wait():
-                self._note("it has not answered")  # until it does, nobody else waits in vain
+                self._note("no response")  # from now on, calls don't wait until it responds
                 self._submit(Withdrawal(entry.id))
             elif opening.refusal is not None:
                 raise opening.refusal
@@ -138,51 +164,63 @@ class Ledger:
                 self._under_way += 1
                 return True
         if self._required or claim is not None:
-            raise Unavailable("The ledger can't be written now, so no call is accepted. Try again.")
+            raise Unavailable("The ledger is unavailable, so no calls are accepted. Try again.")
         self._unrecorded()
         return False
 
     def settle(self, settlement: Settlement) -> None:
-        """Close a call's row; on return it is on disk, or the ledger is away and it is kept."""
+        """Settle a call's row, which is on disk on return.
+
+        While the database is unavailable, the settlement is kept in memory and written later.
+        """
         self._under_way -= 1
         group = self._submit(settlement)
         if not self._trouble:
             group.wait()
 
     def read(self, query: Callable[[Connection], T]) -> T:
-        """What a query gives. Raises Unavailable."""
+        """Run a query and return its result. Raises Unavailable if it fails."""
         if not self._ready:
-            self.write(lambda _: None)  # so that there are tables
+            self.write(lambda _: None)  # creates the tables
             self._ready = True
         try:
             return self._reader.run(query)
         except (DatabaseAway, SQLAlchemyError) as failure:
             log.error("a query of the ledger failed: %s", failure)
-            raise Unavailable("The ledger can't be read now. Try again.") from None
+            raise Unavailable("The ledger can't be read at the moment. Try again.") from None
 
     def write(self, change: Callable[[Connection], T]) -> T:
-        """What a change gives that is a transaction of its own. Raises Unavailable."""
+        """Run a change in a separate transaction and return its result.
+
+        Raises:
+            Unavailable: the database is unavailable.
+            Exception: whatever the change raises.
+        """
         results: list[T] = []
         failures: list[Exception] = []
-        over = threading.Event()  # its group's may come early
+        finished = threading.Event()  # a waiter that times out sets the group's event early
 
         def task() -> None:
             try:
                 results.append(self._writer.run(change))
-            except Exception as failure:  # noqa: BLE001 - raised again, where it is waited for
+            except Exception as failure:  # noqa: BLE001 - raised again in the caller's thread
                 failures.append(failure)
-            over.set()
+            finished.set()
 
         self._submit(task=task)
-        over.wait()
+        finished.wait()
         if failures and not isinstance(failures[0], DatabaseAway):
             raise failures[0]
         if not results:
-            raise Unavailable("The ledger can't be written now. Try again.")
+            raise Unavailable("The ledger can't be written to at the moment. Try again.")
         return results[0]
 
     def close(self, patience: float = 5.0) -> None:
-        """Commit what waits, and say that this process has no open row."""
+        """Commit the pending steps, and record that this process has no open rows.
+
+        Args:
+            patience: seconds to wait for the commit.
+        """
         if self._pump.started:
             self._closing = True
             self._wanted.set()
@@ -192,7 +230,7 @@ class Ledger:
         self._pump.start()
         with self._lock:
             if self._ended:
-                raise Unavailable("This process is about to end. Try again.")
+                raise Unavailable("The server is shutting down. Try again.")
             group = self._next
             group.steps += steps
             if task is not None:
@@ -201,7 +239,6 @@ class Ledger:
         return group
 
     def _run(self) -> None:
-        """The pump: one group after another."""
         while not self._closing:
             if self._trouble:
                 time.sleep(RETRY_S)
@@ -213,7 +250,9 @@ class Ledger:
             self._ended = True
         self._turn()
         if self._late:
-            log.error("the ledger is away: %d steps are not written", len(self._late))
+            log.error(
+                "the ledger's database is unavailable: %d steps were not written", len(self._late)
+            )
         with contextlib.suppress(DatabaseAway):
             self._writer.run(self._presence.leave)
         self._writer.close()
@@ -238,7 +277,7 @@ class Ledger:
         group.done.set()
 
     def _commit(self, steps: list[LedgerStep]) -> None:
-        """Raises DatabaseAway."""
+        """Commit steps together, or one by one if that fails. Raises DatabaseAway."""
         try:
             self._writer.run(lambda connection: write(connection, self._owner, steps))
         except DatabaseAway:
@@ -248,13 +287,17 @@ class Ledger:
                 for step in steps:
                     self._commit([step])
                 return
-            log.exception("a row of the ledger can't be written, and is lost")
+            log.exception("can't write a row of the ledger; the row is lost")
             self._failed()
             if isinstance(steps[0], Opening):
                 steps[0].failed = True
 
     def _keep(self, steps: list[LedgerStep]) -> None:
-        """Nothing of these is known to be written. Their calls are refused, or have ended."""
+        """Keep steps to be committed later, and mark openings as failed.
+
+        None of these steps is known to be written. The call of an opening is refused, or served
+        without a row, so the opening is replaced with the withdrawal of its row.
+        """
         self._failed()
         for step in steps:
             if isinstance(step, Opening):
@@ -264,30 +307,29 @@ class Ledger:
 
     def _note(self, trouble: str) -> None:
         if trouble and not self._trouble:
-            log.error("the ledger is away: %s", trouble)
+            log.error("the ledger's database is unavailable: %s", trouble)
         elif self._trouble and not trouble:
-            log.warning("the ledger is back")
+            log.warning("the ledger's database is available again")
         self._trouble = trouble
         if trouble:
-            self._tend_at = 0.0  # what asks for nothing still asks whether it is back
+            self._tend_at = 0.0  # so that a turn without steps still tries to reach the database
 
     def _connected(self, connection: Connection) -> None:
         schema.migrate(connection)
         self._presence.begin(connection)
 
     def _tend(self) -> None:
-        """Say that this process is alive, and close the open rows of those that are not. Raises
-        DatabaseAway."""
+        """Send a heartbeat and close the open rows of dead processes. Raises DatabaseAway."""
         closed = 0
         try:
             closed = self._writer.run(self._look_around)
         except DatabaseAway:
             raise
-        except Exception:  # one odd row must not end the pump
-            log.exception("the rows of processes that have ended can't be closed")
+        except Exception:  # an invalid row must not end this thread
+            log.exception("can't close the rows of dead processes")
             self._failed()
-        if closed:  # said here: a log's lock is not for the native thread
-            log.warning("%d calls of a process that has ended are closed as interrupted", closed)
+        if closed:  # logged here, because the native thread must not take a logging lock
+            log.warning("closed %d calls of a dead process as interrupted", closed)
         self._tend_at = time.monotonic() + TEND_S
 
     def _look_around(self, connection: Connection) -> int:

@@ -1,9 +1,13 @@
-"""Which processes are alive, so that only a dead one's open rows are closed: a reload starts the
-new worker before the old one has ended.
+"""Detection of dead processes, whose open rows the ledger must close.
 
-On SQLite a process holds a lock on a file of its own beside the database, which the system lets go
-when it dies. On Postgres, which others may reach from other machines, it changes a row of its own
-every few seconds, and who has seen that row unchanged for DEAD_AFTER_S takes it for dead.
+A reload starts new workers while the old ones still serve, so an open row of another process
+doesn't mean that the process is dead.
+
+- On SQLite each process locks a file beside the database. The system releases the lock when the
+  process dies.
+- On Postgres, which several machines may share, each process changes its row of `owners` every few
+  seconds. A process is considered dead when another one has seen that row unchanged for
+  DEAD_AFTER_S.
 """
 
 from __future__ import annotations
@@ -24,19 +28,19 @@ OPEN = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Presence(Protocol):
-    """How this process says that it is alive, and learns who else is. Used by one thread."""
+    """The means to show that this process is alive, and to detect dead ones. Not thread-safe."""
 
     def begin(self, connection: Connection) -> None:
-        """Say so, before the first row is opened; again on each new connection."""
+        """Announce this process, before it opens a row and again on each new connection."""
 
     def beat(self, connection: Connection) -> None:
-        """Go on saying so."""
+        """Send a heartbeat."""
 
     def is_dead(self, connection: Connection, owner: str) -> bool:
-        """Whether another process is known to have ended."""
+        """Return True if another process is known to be dead."""
 
     def leave(self, connection: Connection) -> None:
-        """This process has no open row and is about to end."""
+        """Remove this process, which has no open rows and is shutting down."""
 
 
 class LockFile:
@@ -51,7 +55,7 @@ class LockFile:
         if self._held is None:
             self._folder.mkdir(mode=0o700, exist_ok=True)
             self._sweep()
-            # Under its own name only when it is locked: else it could be taken for a dead one's.
+            # Renamed only once it is locked: an unlocked file means that its process is dead.
             early = self._folder / f".{self._me}"
             held = os.open(early, OPEN | os.O_CREAT, 0o600)
             try:
@@ -79,7 +83,7 @@ class LockFile:
         return True
 
     def _sweep(self) -> None:
-        """Remove what dead processes left."""
+        """Remove the files of dead processes."""
         for path in self._folder.glob("[!.]*"):
             if self.is_dead(None, path.name):
                 path.unlink(missing_ok=True)
@@ -93,23 +97,24 @@ class LockFile:
 
 
 class Heartbeat:
-    """A row for each process, that it changes while it lives."""
+    """A row for each process, which the process changes as long as it lives."""
 
     def __init__(self, me: str) -> None:
         self._me = me
         self._seen: dict[str, tuple[int, float]] = {}
-        """By process: its last change, and when it was first seen here."""
+        """For each process: its last value of `beats`, and when this process first saw it."""
 
     def begin(self, connection: Connection) -> None:
-        self._seen.clear()  # while the database was away, nobody could say a thing
+        self._seen.clear()  # no process could send heartbeats while the database was unavailable
         connection.execute(delete(owners).where(owners.c.id == self._me))
-        # Not from 0: who looks now and then could see the same number each time.
+        # Not 0: if the count restarted on each connection, another process could see the same
+        # number twice and consider this one dead.
         connection.execute(owners.insert().values(id=self._me, beats=now_us()))
 
     def beat(self, connection: Connection) -> None:
         mine = update(owners).where(owners.c.id == self._me)
         if not connection.execute(mine.values(beats=owners.c.beats + 1)).rowcount:
-            self.begin(connection)  # it had stood still for so long that it was taken for dead
+            self.begin(connection)  # another process considered this one dead and deleted its row
 
     def is_dead(self, connection: Connection, owner: str) -> bool:
         beat = connection.execute(select(owners.c.beats).where(owners.c.id == owner)).scalar()

@@ -1,9 +1,11 @@
-"""What tokens cost: Usage x price -> cost, in integer nano-dollars (a token can cost less than a
-micro-dollar).
+"""Prices of models, and the cost of a call's usage in integer nano-dollars.
 
-Prices are those of the genai-prices package, whose data ships with it, overridden by sluice.toml.
-Rules that hold here: no floats in a sum; the package is loaded by `Prices.load` or at the first
-price, not on import; a row that was looked up is kept. Time-dependent prices are read at each call.
+Prices come from the data that ships with the genai-prices package; sluice.toml overrides them. The
+unit is the nano-dollar because a token can cost less than a micro-dollar.
+
+- Sums never use floats.
+- The package is loaded by `Prices.load` or on first use, not on import.
+- Lookups are cached, but a price that depends on the time is computed for each call.
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ MTOK = 1_000_000
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """Nano-dollars per million tokens; more than `start` input tokens in the call may change it."""
+    """A price in nano-dollars per million tokens, which may depend on the call's input tokens."""
 
     base: int
-    tiers: tuple[tuple[int, int], ...] = ()  # (start, rate), ascending
+    tiers: tuple[tuple[int, int], ...] = ()
+    """Pairs (start, rate), ascending: `rate` applies to calls of more than `start` input tokens."""
 
     def at(self, input_tokens: int) -> int:
         rate = self.base
@@ -46,21 +49,23 @@ class Rate(msgspec.Struct, frozen=True):
 
 
 class Price(msgspec.Struct, frozen=True):
-    """What one model costs. Cached input without a rate of its own costs as other input."""
+    """The price of a model. Cached input without a separate rate costs the same as other input."""
 
     input: Rate
     output: Rate
     cache_read: Rate | None = None
     cache_write: Rate | None = None
-    per_call: int = 0  # nano-dollars
+    per_call: int = 0
+    """Nano-dollars for a call, in addition to its tokens."""
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
-    """What is known of a model: its id, display name, context window in tokens, price."""
+    """The known facts about a model; None means unknown."""
 
     id: str
     name: str | None = None
     context_window: int | None = None
+    """The size of the context window in tokens."""
     price: Price | None = None
 
 
@@ -68,8 +73,10 @@ FREE = Price(Rate(0), Rate(0))
 
 
 def cost(usage: Usage, price: Price) -> int:
-    """Nano-dollars for a call, rounded up: a token is never given away by rounding. A call without
-    a token was refused, and costs nothing."""
+    """Return a call's cost in nano-dollars, rounded up.
+
+    A call that used no tokens was refused by the provider, so it costs nothing.
+    """
     size = usage.input_tokens
     read, write = usage.cache_read_tokens, usage.cache_write_tokens
     total = max(0, size - read - write) * price.input.at(size)
@@ -82,55 +89,60 @@ def cost(usage: Usage, price: Price) -> int:
 
 
 def ceiling(price: Price, input_tokens: int, output_tokens: int) -> int:
-    """Nano-dollars that a call with so many tokens can't exceed, whatever is cached and whichever
-    tier it falls into."""
+    """Return the highest possible cost of a call with that many tokens, in nano-dollars.
+
+    The bound holds for any number of cached tokens and in every tier.
+    """
     inputs = (price.input, price.cache_read, price.cache_write)
     dearest = max([rate.most for rate in inputs if rate is not None])
     return -(-(input_tokens * dearest + output_tokens * price.output.most) // MTOK) + price.per_call
 
 
 def dollars(nano: int | None) -> float | None:
-    """Nano-dollars as the USD number that answers carry."""
+    """Return nano-dollars as US dollars, for a response."""
     return None if nano is None else nano / NANO
 
 
 def per_mtok(rate: Rate) -> float:
-    """A rate as USD per million tokens."""
+    """Return a rate's base in US dollars per million tokens."""
     return rate.base / NANO
 
 
 class Prices:
-    """The price of each target."""
+    """A lookup of prices, first in sluice.toml and then in the data of genai-prices."""
 
     def __init__(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
-        """tables: [prices."provider/model"] of sluice.toml. Raises ConfigError."""
+        """Read the tables [prices."provider/model"] of sluice.toml, by name.
+
+        Raises ConfigError if one is invalid.
+        """
         self._own = {name: from_table(name, table) for name, table in tables.items()}
         self._found: dict[tuple[str, str], Callable[[], Price | None]] = {}
 
     def load(self) -> None:
-        """Load the price data, which takes a fraction of a second, before anybody waits for it."""
+        """Load the price data now: it takes a fraction of a second, which a call would wait for."""
         find("openai", "gpt-4o-mini")
 
     def of(self, target: Target) -> Price | None:
-        """None: unknown."""
         return self.price(target.provider, target.model)
 
     def price(self, provider: Provider, model: str) -> Price | None:
+        """Return a model's current price, or None if it is unknown."""
         own = self._own.get(f"{provider.name}/{model}")
         if own is not None:
             return own
         if provider.free:
             return FREE
-        place = (provider.price_id or provider.name, model)
-        lookup = self._found.get(place)
+        key = (provider.price_id or provider.name, model)
+        lookup = self._found.get(key)
         if lookup is None:
-            lookup = find(*place)
-            if len(self._found) < 10_000:  # model names come from callers
-                self._found[place] = lookup
+            lookup = find(*key)
+            if len(self._found) < 10_000:  # bounded, because callers choose the model names
+                self._found[key] = lookup
         return lookup()
 
     def models(self, provider: Provider) -> list[ModelFacts]:
-        """The models of a provider that are known to complete text, those of its row first."""
+        """Return a provider's known models for text, those listed in its row first."""
         known = {facts.id: facts for facts in known_models(provider.price_id or provider.name)}
         rows = {
             name: known.get(name) or ModelFacts(name, price=self.price(provider, name))
@@ -145,7 +157,7 @@ class Prices:
 
 
 def find(price_id: str, model: str) -> Callable[[], Price | None]:
-    """A function that gives the model's price now."""
+    """Return a function that returns the model's current price, or None if it is unknown."""
     from genai_prices.data_snapshot import get_snapshot
     from genai_prices.types import ModelPrice
 
@@ -160,7 +172,7 @@ def find(price_id: str, model: str) -> Callable[[], Price | None]:
 
 
 def known_models(price_id: str) -> Iterator[ModelFacts]:
-    """The text models of a provider in the data, those that are being retired left out."""
+    """Yield a provider's text models in the package's data, except deprecated ones."""
     from genai_prices.data_snapshot import get_snapshot
 
     for provider in get_snapshot().providers:
@@ -172,6 +184,7 @@ def known_models(price_id: str) -> Iterator[ModelFacts]:
 
 
 def from_data(data: ModelPrice) -> Price | None:
+    """Convert a price of the package. Return None if it has no price for text."""
     fields = data.__dict__
     if fields.get("input_mtok") is None and fields.get("output_mtok") is None:
         return None
@@ -186,7 +199,7 @@ def from_data(data: ModelPrice) -> Price | None:
 
 
 def rate(value: Any) -> Rate | None:
-    """A rate of genai-prices' data: a Decimal in USD per million tokens, or tiers of them."""
+    """Convert a rate of the package: a Decimal in USD per million tokens, or tiers of Decimals."""
     if value is None:
         return None
     if isinstance(value, Decimal):
@@ -205,16 +218,19 @@ FIELDS = {
 
 
 def from_table(name: str, table: Mapping[str, Any]) -> Price:
+    """Return the price in a table of sluice.toml. Raises ConfigError if the table is invalid."""
     where = f'sluice.toml, [prices."{name}"]'
     for field in table:
         if field not in FIELDS:
-            raise ConfigError(f"{where}: {field} is not known; it takes {', '.join(FIELDS)}")
+            raise ConfigError(f"{where}: unknown field {field}; the fields are {', '.join(FIELDS)}")
     rates: dict[str, Rate] = {}
     for field, value in table.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or value < 0:
-            raise ConfigError(f"{where}: {field} is {value!r}; it takes USD per million tokens")
+            raise ConfigError(
+                f"{where}: {field} must be a number of USD per million tokens, not {value!r}"
+            )
         rates[FIELDS[field]] = Rate(int(Decimal(str(value)) * NANO))
     if "input" not in rates or "output" not in rates:
-        raise ConfigError(f"{where}: input_per_mtok and output_per_mtok are needed")
+        raise ConfigError(f"{where}: input_per_mtok and output_per_mtok are required")
     return Price(rates["input"], rates["output"], rates.get("cache_read"), rates.get("cache_write"))

@@ -1,9 +1,12 @@
-"""The ledger's tables, and how a database comes to have them.
+"""The ledger's tables and their migrations.
 
-A request is one row of `requests`, whatever happens to it; `daily` is their roll-up by UTC day of
-start, kept in the same transactions. Rules that hold here: money is integer nano-dollars, a moment
-is microseconds since 1970 UTC, a duration microseconds. An id sorts by the moment it was made. A
-change of a table is a new entry of MIGRATIONS; an entry that was released never changes.
+Each accepted call has one row in `requests`, whatever happens to it. `daily` is the roll-up of
+settled rows by the UTC day on which the call started, updated in the transactions that settle them.
+
+- Amounts of money are integer nano-dollars.
+- Times are microseconds since 1970 UTC, and durations are microseconds.
+- Ids sort by the time at which they were made.
+- A change to a table is a new entry of MIGRATIONS. A released entry never changes.
 """
 
 from __future__ import annotations
@@ -53,30 +56,30 @@ requests = Table(
     Column("streamed", Boolean, nullable=False),
     Column("byok", Boolean, nullable=False),
     Column("started_us", BigInteger, nullable=False),
-    Column("reserved_nano", BigInteger, nullable=False),  # of the key's budget, while it is open
-    Column("ended_us", BigInteger),  # NULL: open
+    Column("reserved_nano", BigInteger, nullable=False),  # part of the key's budget; 0 once settled
+    Column("ended_us", BigInteger),  # NULL while the row is open
     Column("status", Integer),
     Column("end_reason", Text),
     Column("error_code", Text),
-    # While a row is open: the estimate that stays if its process dies.
+    # While a row is open, the tokens and the cost are estimates, which stay if its process dies.
     Column("input_tokens", BigInteger, nullable=False),
     Column("output_tokens", BigInteger, nullable=False),
     Column("cache_read_tokens", BigInteger, nullable=False),
     Column("cache_write_tokens", BigInteger, nullable=False),
     Column("reasoning_tokens", BigInteger, nullable=False),
     Column("usage_source", Text, nullable=False),
-    Column("cost_nano", BigInteger),  # NULL: no price was known
+    Column("cost_nano", BigInteger),  # NULL if the price is unknown
     Column("attempts", Integer, nullable=False),
     Column("duration_us", BigInteger),
-    Column("latency_us", BigInteger),  # the provider's part
+    Column("latency_us", BigInteger),  # the provider's part of the duration
     Column("first_event_us", BigInteger),
-    Column("tries", Text),  # JSON of the attempts, where there was more than one; since version 2
+    Column("tries", Text),  # since version 2: the attempts as JSON, if there was more than one
     sqlite_with_rowid=False,
 )
 Index("requests_of_key", requests.c.key_id, requests.c.id)
 Index(
     "requests_open",
-    requests.c.ended_us,  # or SQLite may take the other one for it
+    requests.c.ended_us,  # without this column SQLite may use requests_of_key instead
     requests.c.key_id,
     sqlite_where=requests.c.ended_us.is_(None),
     postgresql_where=requests.c.ended_us.is_(None),
@@ -94,13 +97,13 @@ daily = Table(
     Column("input_tokens", BigInteger, nullable=False),
     Column("output_tokens", BigInteger, nullable=False),
     Column("cost_nano", BigInteger, nullable=False),
-    Column("unpriced", BigInteger, nullable=False),  # requests whose cost is not known
+    Column("unpriced", BigInteger, nullable=False),  # the number of requests of unknown cost
     sqlite_with_rowid=False,
 )
 Index("daily_by_day", daily.c.day)
 
 owners = Table(
-    "owners",  # on Postgres: the processes that may have open rows; each counts on while it lives
+    "owners",  # only used on Postgres: processes that may have open rows, and their heartbeats
     metadata,
     Column("id", Text, primary_key=True),
     Column("beats", BigInteger, nullable=False),
@@ -119,18 +122,18 @@ def add_tries(connection: Connection) -> None:
 
 
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (add_tries,)
-"""What turns version 1 into 2, 2 into 3, and so on."""
+"""The steps from version 1 to 2, from 2 to 3, and so on."""
 
 VERSION = 1 + len(MIGRATIONS)
 
 
 def new_id() -> str:
-    """A row's id: fourteen hexadecimal digits of the moment in microseconds, sixteen of chance."""
+    """Return a row's id: the time as 14 hexadecimal digits, then 16 random ones."""
     return first_id(now_us()) + hexadecimal(16)
 
 
 def first_id(moment_us: int) -> str:
-    """What sorts before the ids of that moment and after those of the moment before."""
+    """Return a text that sorts before the ids made at that time, and after all earlier ids."""
     return f"{moment_us:014x}"
 
 
@@ -139,7 +142,7 @@ def now_us() -> int:
 
 
 def day_of(moment_us: int) -> str:
-    """The UTC day of a moment: 2026-01-31."""
+    """Return the UTC day of a time, such as 2026-01-31."""
     return _day(moment_us // DAY_US)
 
 
@@ -149,10 +152,12 @@ def _day(days: int) -> str:
 
 
 def migrate(connection: Connection) -> None:
-    """Within a transaction: make the tables, or bring those of an older version up to date.
-    Raises ConfigError when they are newer than this program."""
+    """Create the tables, or migrate those of an older version, in the current transaction.
+
+    Raises ConfigError if the tables are newer than this program.
+    """
     if connection.dialect.name == "postgresql":  # several workers may start at once
-        for limit in ("statement_timeout", "lock_timeout"):  # they are for calls
+        for limit in ("statement_timeout", "lock_timeout"):  # a migration may take longer
             connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
         connection.execute(select(text(f"pg_advisory_xact_lock({MIGRATION_LOCK})")))
     if not inspect(connection).has_table(facts.name):
@@ -164,8 +169,8 @@ def migrate(connection: Connection) -> None:
     )
     if version > VERSION:
         raise ConfigError(
-            f"the ledger's tables are version {version} and this Sluice knows {VERSION}: "
-            "start the newer one, or restore a backup from before the upgrade"
+            f"the ledger's tables are of version {version}, but this Sluice only knows versions "
+            f"up to {VERSION}: run a newer Sluice, or restore a backup from before the upgrade"
         )
     for step in MIGRATIONS[version - 1 :]:
         step(connection)

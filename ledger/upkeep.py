@@ -1,7 +1,7 @@
-"""Looking after the ledger: whether it adds up, what is old goes, and a copy of it.
+"""Maintenance of the ledger: verification, pruning and backups.
 
-Rules that hold here: all of it works while the server serves, in bounded memory, a day of requests
-or a batch of them at a time.
+- Each operation works while the server runs.
+- Memory is bounded: verification handles one day of requests at a time, and pruning one batch.
 """
 
 from __future__ import annotations
@@ -39,58 +39,61 @@ from ledger.writing import COUNTED, COUNTS, INTERRUPTED
 
 DAY_US = 86_400_000_000
 APART_US = 3_600_000_000
-"""How far a row's start may be from the moment in its id, which is another clock reading."""
+"""The tolerance between a row's start and the time in its id, which are measured separately."""
 PART_US = 1_000_000
-"""How much longer than the whole a part may be: they are read from the clock one by one."""
+"""The tolerance by which a part of a call may exceed its duration; each is measured separately."""
 MOST_PROBLEMS = 100
 PRUNED_BEFORE = "pruned_before"
-"""The fact that says where the whole rows begin: a first id."""
+"""The name of the fact that stores the lower bound of the ids that pruning has not reached."""
 
 row = requests.c
 settled = row.ended_us.is_not(None)
 CHECKS = {
-    "it ended before it began": row.ended_us < row.started_us,
-    "it has ended without an HTTP status": and_(
+    "it ended before it started": row.ended_us < row.started_us,
+    "it ended without an HTTP status": and_(
         settled, or_(row.status.is_(None), ~row.status.between(100, 599))
     ),
-    "it has ended without a known reason": and_(
+    "it ended without a known reason": and_(
         settled,
         or_(row.end_reason.is_(None), row.end_reason.not_in((*get_args(EndReason), INTERRUPTED))),
     ),
     "a count is negative": or_(
         *(row[name] < 0 for name in (*COUNTED, "attempts", "reserved_nano", "cost_nano"))
     ),
-    "more tokens are cached than came in": (
+    "it has more cached tokens than input tokens": (
         row.cache_read_tokens + row.cache_write_tokens > row.input_tokens
     ),
-    "more tokens are reasoning than came out": row.reasoning_tokens > row.output_tokens,
+    "it has more reasoning tokens than output tokens": row.reasoning_tokens > row.output_tokens,
     "its usage has no known source": row.usage_source.not_in(("provider", "estimate")),
-    "it has ended and still holds some of a budget": and_(settled, row.reserved_nano != 0),
-    "it has ended without its durations": and_(
+    "it ended but still reserves part of a budget": and_(settled, row.reserved_nano != 0),
+    "it ended without its durations": and_(
         settled, or_(row.duration_us.is_(None), row.latency_us.is_(None))
     ),
     "a duration is negative": or_(row.duration_us < 0, row.latency_us < 0, row.first_event_us < 0),
-    "a part took longer than the whole": or_(
+    "its latency or its time to the first event exceeds its duration": or_(
         row.latency_us > row.duration_us + PART_US, row.first_event_us > row.duration_us + PART_US
     ),
 }
-"""What is wrong with a row where the condition holds."""
+"""Problems that a row can have, each with the condition under which the row has it."""
 
 
 class Verification(NamedTuple):
-    """rows: how many were looked at. problems: a line each, MOST_PROBLEMS and one at most."""
-
     rows: int
+    """The number of rows that were checked."""
     problems: list[str]
+    """A line for each problem. After MOST_PROBLEMS, one line says that there are more."""
 
 
 def verify(connection: Connection, now_us: int) -> Verification:
-    """Whether each row makes sense, none has been open for more than a day, and the daily roll-up
-    is the sum of the settled rows on those days of which none has been pruned."""
+    """Check the rows and the daily roll-up.
+
+    Each row must be consistent, and none may have been open for more than a day. The roll-up of a
+    day must be the sum of its settled rows, unless rows of that day may have been pruned.
+    """
     days = set(connection.execute(select(daily.c.day).distinct()).scalars())
     rows, problems = 0, stale(connection, now_us)
     for start in starts_of_days(connection):
-        days |= {day_of(start), day_of(start - DAY_US)}  # of a row, its id can be the next day's
+        days |= {day_of(start), day_of(start - DAY_US)}  # an id may be from the day after the start
         rows += count(connection, start)
         problems += unsound(connection, start)
         if len(problems) > MOST_PROBLEMS:
@@ -106,7 +109,7 @@ def verify(connection: Connection, now_us: int) -> Verification:
 
 
 def starts_of_days(connection: Connection) -> Iterator[int]:
-    """When each UTC day began in which an id of `requests` was made; microseconds."""
+    """Yield the start of each UTC day on which an id of `requests` was made, in microseconds."""
     after = ""
     while True:
         found = connection.execute(select(func.min(row.id)).where(row.id >= after)).scalar()
@@ -124,13 +127,19 @@ def count(connection: Connection, start: int) -> int:
 
 
 def of_day(start: int, around: int = 0) -> ColumnElement[bool]:
-    """The rows whose id was made on the day that began then, or that many microseconds around."""
+    """Return the condition for rows whose ids were made on a day.
+
+    Args:
+        start: the start of the day in microseconds since 1970.
+        around: microseconds by which the range is extended at both ends.
+    """
     return and_(
         row.id >= first_id(max(0, start - around)), row.id < first_id(start + DAY_US + around)
     )
 
 
 def stale(connection: Connection, now_us: int) -> list[str]:
+    """Return the problems of rows that have been open for more than a day."""
     old = and_(row.ended_us.is_(None), row.started_us < now_us - DAY_US)
     found = select(row.id, row.key_id, row.started_us).where(old).limit(MOST_PROBLEMS + 1)
     return [
@@ -140,9 +149,9 @@ def stale(connection: Connection, now_us: int) -> list[str]:
 
 
 def unsound(connection: Connection, start: int) -> list[str]:
-    """The problems of single rows, of the ids of a day."""
+    """Return the problems of single rows whose ids were made on a day."""
     apart = ~row.started_us.between(start - APART_US, start + DAY_US + APART_US)
-    checks = CHECKS | {"its id is of another time than its start": apart}
+    checks = CHECKS | {"its id doesn't match the time of its start": apart}
     flags = (case((wrong, 1), else_=0) for wrong in checks.values())
     found = select(row.id, row.key_id, *flags).where(of_day(start), or_(*checks.values()))
     return [
@@ -158,8 +167,10 @@ def negative_sums(connection: Connection) -> list[str]:
 
 
 def differences(connection: Connection, day: str) -> list[str]:
-    """Where the roll-up of a day isn't the sum of its settled rows. One statement, so that what is
-    settled meanwhile is in both or in neither."""
+    """Return the differences between the roll-up of a day and the sum of its settled rows.
+
+    Both are read in one statement, so that a call that is settled meanwhile is in both or neither.
+    """
     start = start_of(day)
     place = ("key_id", "provider", "model", "endpoint")
     of_rows = {
@@ -189,26 +200,35 @@ def differences(connection: Connection, day: str) -> list[str]:
         .limit(MOST_PROBLEMS + 1)
     )
     return [
-        f"{day}, {key_id}, {provider}/{model}, {endpoint}: the daily sums have more than the rows: "
+        f"{day}, {key_id}, {provider}/{model}, {endpoint}: the daily sums minus the rows: "
         + ", ".join(f"{name} {more:+d}" for name, more in zip(COUNTS, counts, strict=True) if more)
         for key_id, provider, model, endpoint, *counts in connection.execute(found)
     ]
 
 
 def older(connection: Connection, before_us: int) -> int:
-    """How many rows `prune` would delete."""
+    """Return the number of rows that `prune` would delete."""
     found = select(func.count()).select_from(requests).where(prunable(before_us))
     return int(connection.execute(found).scalar_one())
 
 
 def prune(connection: Connection, before_us: int, batch: int) -> int:
-    """Delete the oldest settled rows that began before then, `batch` of them and those of the same
-    microsecond; the daily sums stay, and so do open rows. Returns how many; 0: none are left."""
+    """Delete the oldest settled rows that started before a time.
+
+    The daily sums stay, and so do open rows.
+
+    Args:
+        before_us: the time in microseconds since 1970.
+        batch: the number of rows to delete, apart from further rows of the same microsecond.
+
+    Returns:
+        The number of deleted rows; 0 when none are left.
+    """
     last = connection.execute(
         select(row.id).where(prunable(before_us)).order_by(row.id).offset(batch - 1).limit(1)
     ).scalar()
     end = before_us if last is None else moment_of(last) + 1
-    # One bound only: SQLite would search by the first that it finds, to the end of the old rows.
+    # Only one bound on the id: given two, SQLite may use the looser one, and read all old rows.
     some = and_(settled, row.id < first_id(end), row.started_us < before_us)
     deleted = connection.execute(delete(requests).where(some)).rowcount
     if deleted:
@@ -231,24 +251,31 @@ def note_pruned(connection: Connection, whole_from: str) -> None:
 
 
 def pruned_before(connection: Connection) -> str:
-    """No row with an id that sorts after this was ever pruned. Empty: none at all."""
+    """Return the lower bound of the ids that pruning has not reached; empty if none was pruned."""
     found = select(facts.c.value).where(facts.c.name == PRUNED_BEFORE)
     return str(connection.execute(found).scalar() or "")
 
 
 def moment_of(id_: str) -> int:
-    """When an id was made; microseconds since 1970."""
+    """Return the time at which an id was made, in microseconds since 1970."""
     return int(id_[:14], 16)
 
 
 def start_of(day: str) -> int:
-    """When a UTC day began; microseconds since 1970."""
+    """Return the start of a UTC day in microseconds since 1970."""
     return int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()) * 1_000_000
 
 
 def backup(source: Path, target: Path) -> None:
-    """Copy a SQLite database as it is at one moment into a new file (mode 0600), which has its name
-    once it is complete. Raises OSError (FileExistsError: there is one), sqlite3.Error."""
+    """Copy a snapshot of a SQLite database into a new file of mode 0600.
+
+    The copy is written under a temporary name and renamed once it is complete.
+
+    Raises:
+        FileExistsError: the target already exists.
+        OSError: the target can't be written.
+        sqlite3.Error: the database can't be copied.
+    """
     refuse_existing(target)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     os.close(handle)

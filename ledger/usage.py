@@ -1,8 +1,10 @@
-"""What the ledger knows of its use: sums over the daily roll-up, and a key's latest requests.
+"""Usage reports: sums over the ledger's daily roll-up, and a key's latest requests.
 
-Rules that hold here: a query takes a connection and changes nothing; one answer is one statement,
-so that its sums agree with each other; both databases are asked with the same words. Open requests
-are not in the sums. A day is a UTC day, 2026-01-31.
+- A query takes a connection and changes nothing.
+- A report is read in one statement, so that its sums agree with each other.
+- The queries are the same on SQLite and Postgres.
+- Sums don't include open requests.
+- A day is a UTC day, such as 2026-01-31.
 """
 
 from __future__ import annotations
@@ -34,26 +36,25 @@ GROUPS: dict[str, tuple[ColumnElement[str], ...]] = {
     "endpoint": (daily.c.endpoint,),
     "key": (daily.c.key_id,),
 }
-"""What sums can be grouped by. A model's name is provider/model."""
+"""The columns to group by, for each kind of group. A model's name is provider/model."""
 
 
 class Scope(NamedTuple):
-    """What to sum: one key or all, from a day to a day, both included. None: no bound."""
+    """The requests to sum up: those of a key and of a range of days. None means no restriction."""
 
     key_id: str | None = None
     first_day: str | None = None
     last_day: str | None = None
+    """The last day, which is included."""
 
 
 class Sums(NamedTuple):
-    """Requests, their tokens and their cost in nano-dollars; unpriced: how many of them had no
-    known price, and count as 0."""
-
     requests: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cost_nano: int = 0
     unpriced: int = 0
+    """The number of requests without a known price, whose cost counts as 0."""
 
     @classmethod
     def of(cls, several: Iterable[Sums]) -> Self:
@@ -65,7 +66,14 @@ class Sums(NamedTuple):
 
 
 def grouped(connection: Connection, scope: Scope, by: str) -> dict[str, Sums]:
-    """The sums by name, days in order, others with the most expensive first. by: of GROUPS."""
+    """Return the sums of each group by its name.
+
+    Args:
+        by: a name in GROUPS.
+
+    Returns:
+        Days in chronological order; other groups by descending cost.
+    """
     rows = connection.execute(sums_by(by, scope))
     return ordered(by, {name: Sums(*counts) for _, name, *counts in rows})
 
@@ -73,7 +81,7 @@ def grouped(connection: Connection, scope: Scope, by: str) -> dict[str, Sums]:
 def summary(
     connection: Connection, scope: Scope, groups: Sequence[str]
 ) -> dict[str, dict[str, Sums]]:
-    """What `grouped` gives, for several groups at one moment."""
+    """Return the results of `grouped` for several names in GROUPS, read in one statement."""
     found: dict[str, dict[str, Sums]] = {by: {} for by in groups}
     for by, name, *counts in connection.execute(union_all(*(sums_by(b, scope) for b in groups))):
         found[by][name] = Sums(*counts)
@@ -81,10 +89,10 @@ def summary(
 
 
 def sums_by(by: str, scope: Scope) -> Select[*tuple[Any, ...]]:
-    """A row for each name of a group: the group, the name, the counts."""
+    """Return the query for one name in GROUPS, whose rows are (by, name, *counts)."""
     columns = GROUPS[by]
     name = columns[0] if len(columns) == 1 else columns[0] + "/" + columns[1]
-    # Postgres sums big integers as numerics, which arrive as Decimal.
+    # On Postgres, the sum of big integers is a numeric, which the driver returns as a Decimal.
     counts = (cast(func.sum(daily.c[count]), BigInteger) for count in COUNTS)
     found: Select[*tuple[Any, ...]] = select(literal(by), name, *counts).group_by(*columns)
     if scope.key_id is not None:
@@ -105,7 +113,12 @@ def ordered(by: str, rows: dict[str, Sums]) -> dict[str, Sums]:
 def latest(
     connection: Connection, key_id: str, before: str | None, limit: int
 ) -> Sequence[RowMapping]:
-    """A key's requests, open ones too, newest first: those whose id sorts before `before`."""
+    """Return a key's latest requests, open ones too, newest first.
+
+    Args:
+        before: the id below which to start; None: start at the newest request.
+        limit: the most requests to return.
+    """
     found = select(requests).where(requests.c.key_id == key_id)
     if before is not None:
         found = found.where(requests.c.id < before)
@@ -114,7 +127,10 @@ def latest(
 
 
 def as_json(sums: Sums) -> dict[str, Any]:
-    """Sums as answers have them; cost in USD. unpriced_requests is only there if there are some."""
+    """Return sums as a response shows them, with the cost in USD.
+
+    `unpriced_requests` is left out if there are none.
+    """
     found: dict[str, Any] = {
         "requests": sums.requests,
         "cost": dollars(sums.cost_nano),
@@ -134,7 +150,12 @@ CSV_COUNTS = (
 
 
 def as_csv(titles: Sequence[str], rows: Iterable[tuple[Sequence[str], Sums]]) -> str:
-    """RFC 4180, with a header. titles: of the cells that come before each row's counts."""
+    """Return sums as CSV (RFC 4180) with a header.
+
+    Args:
+        titles: the titles of the columns before the counts.
+        rows: the cells of these columns and the sums, for each row.
+    """
     lines = [",".join((*titles, *CSV_COUNTS))]
     for names, sums in rows:
         counts = (
@@ -146,13 +167,16 @@ def as_csv(titles: Sequence[str], rows: Iterable[tuple[Sequence[str], Sums]]) ->
 
 
 def csv_text(text: str) -> str:
-    """A quoted cell that no spreadsheet takes for a formula: callers write models' names. The
-    quotes also keep together what a `;` would split where that is the separator."""
+    """Return a quoted CSV cell that no spreadsheet interprets as a formula.
+
+    Callers choose the names of models, so a name could be a formula. The quotes also protect a `;`,
+    which is the separator in some locales.
+    """
     if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
         text = "'" + text
     return '"' + text.replace('"', '""') + '"'
 
 
 def usd(nano: int) -> str:
-    """Nano-dollars as dollars, exactly: 0.000000001."""
+    """Return nano-dollars as dollars with nine decimals, without rounding."""
     return f"{nano // NANO}.{nano % NANO:09d}"

@@ -1,9 +1,10 @@
-"""The transaction that writes many steps at once.
+"""The transaction that writes a group of the ledger's steps.
 
-Rules that hold here: whatever is done twice counts once (a row is opened if it isn't there, settled
-if it is open, and only what was settled is added to the roll-up), so that a group whose commit
-may have been lost can be written again. A budget is checked in the transaction that opens the row,
-against what is settled and what other open rows hold: nothing comes in between.
+- Each step is idempotent, so that a group can be written again if its commit may have been lost. A
+  row is inserted unless it exists, and settled only if it is open. Only rows settled in this
+  transaction are added to the roll-up.
+- A budget is checked in the transaction that opens the row, against the settled costs and the
+  reservations of open rows, so that no other call can be admitted between the check and the row.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ INTERRUPTED_STATUS = 500
 
 
 def write(connection: Connection, owner: str, steps: Sequence[LedgerStep]) -> None:
-    """Write some steps, within a transaction of the writer's. Sets `refusal` of an Opening."""
+    """Write steps in the current transaction, and set `refusal` and `tried` of each opening."""
     openings = [step for step in steps if isinstance(step, Opening)]
     withdrawn = [step.id for step in steps if isinstance(step, Withdrawal)]
     lock_budgets(connection, openings)
@@ -43,7 +44,10 @@ def write(connection: Connection, owner: str, steps: Sequence[LedgerStep]) -> No
 
 
 def lock_budgets(connection: Connection, openings: Iterable[Opening]) -> None:
-    """On Postgres other processes may open calls of the same key; on SQLite nobody writes now."""
+    """Lock the budgets of the keys for this transaction.
+
+    Only Postgres needs this: on SQLite, the transaction already excludes all other writers.
+    """
     if connection.dialect.name == "postgresql":
         keys = {opening.entry.key_id for opening in openings if opening.claim}
         execute(connection, LOCKING, [(key_id,) for key_id in sorted(keys)])
@@ -56,7 +60,8 @@ def locking(_dialect: str) -> Any:
 def open_rows(connection: Connection, owner: str, openings: Sequence[Opening]) -> None:
     again = [opening.entry.id for opening in openings if opening.claim and opening.tried]
     left: dict[tuple[str, Budget], int] = {}
-    taken: dict[str, int] = defaultdict(int)  # by key, whose budget may have changed within a group
+    # For each key rather than each budget, as a key's budget may change within a group.
+    taken: dict[str, int] = defaultdict(int)
     rows = []
     for opening in openings:
         reserved = 0
@@ -76,26 +81,29 @@ def open_rows(connection: Connection, owner: str, openings: Sequence[Opening]) -
 
 
 def left_of(connection: Connection, key_id: str, budget: Budget) -> int:
-    """What neither a settled call nor an open one has taken of a budget, in nano-dollars."""
+    """Return what settled calls and reservations have left of a budget, in nano-dollars."""
     query, parameters = prepared(BALANCE, connection.dialect)
     found = connection.exec_driver_sql(query, parameters((key_id, budget.since_day or "")))
     return budget.limit_nano - sum(int(part or 0) for part in found.one())
 
 
 def balance(_dialect: str) -> Any:
-    """What is settled since a day, and what is held."""
+    """Return the query for a key's settled cost since a day, and its reservations."""
     spent = select(func.sum(daily.c.cost_nano)).where(
         daily.c.key_id == bindparam("key"), daily.c.day >= bindparam("since")
     )
     held = select(func.sum(requests.c.reserved_nano)).where(
         requests.c.key_id == bindparam("key"), requests.c.ended_us.is_(None)
     )
-    # One statement: what another process settles between two would be in neither.
+    # One statement: with two, a call that another process settled in between would be in neither.
     return select(spent.scalar_subquery(), held.scalar_subquery())
 
 
 def held_by(connection: Connection, key_id: str, ids: Sequence[str]) -> int:
-    """What rows of ours hold that are to be opened again: nobody heard of their commit."""
+    """Return a key's reservations in rows with these ids, in nano-dollars.
+
+    An earlier attempt to open these rows may have been committed without this process knowing it.
+    """
     if not ids:
         return 0
     mine = requests.c.id.in_(ids) & (requests.c.key_id == key_id)
@@ -104,7 +112,7 @@ def held_by(connection: Connection, key_id: str, ids: Sequence[str]) -> int:
 
 
 def refusal(claim: Claim, left: int) -> InsufficientCredits | None:
-    """None when the budget has room for the call. What costs nothing always fits."""
+    """Return the error if the budget has no room for a call, else None. A free call always fits."""
     if claim.most_nano == 0 or (left > 0 and left >= claim.least_nano):
         return None
     limit, rest, need = (
@@ -112,7 +120,7 @@ def refusal(claim: Claim, left: int) -> InsufficientCredits | None:
         for nano in (claim.budget.limit_nano, max(0, left), claim.least_nano)
     )
     return InsufficientCredits(
-        f"This key's budget of {limit} has {rest} left, and this call may cost {need}.",
+        f"This key's budget of {limit} has {rest} left, but this call may cost {need}.",
         details={
             "limit_type": "budget",
             "limit": dollars(claim.budget.limit_nano),
@@ -132,7 +140,9 @@ AT_FIRST = {
 
 def settle(connection: Connection, settlements: Sequence[Settlement]) -> None:
     rows = [(*astuple(one), *astuple(one.usage), one.entry.id) for one in settlements]
-    if len(rows) > 1:  # all at once; in the rare case that one is settled already, one by one
+    # Try all rows at once. In the rare case that one of them isn't open, settle them one by one to
+    # find out which ones to add to the roll-up.
+    if len(rows) > 1:
         directly(connection, "SAVEPOINT several")
         if execute(connection, CLOSING, rows) == len(rows):
             directly(connection, "RELEASE SAVEPOINT several")
@@ -155,7 +165,7 @@ COUNTED = (
     *("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"),
     "reasoning_tokens",
 )
-"""Columns that a settlement sets: its own fields, and those of its usage."""
+"""The columns that a settlement sets from its own fields (COPIED) and from its usage (COUNTED)."""
 
 
 def closing(_dialect: str) -> Any:
@@ -174,23 +184,25 @@ COUNTS = ("requests", "input_tokens", "output_tokens", "cost_nano", "unpriced")
 
 
 def addition(dialect: str) -> Any:
-    """Adds to the rows of the roll-up, or makes them."""
+    """Return the statement that adds to rows of the roll-up, or inserts them."""
     insert = inserter(dialect)(daily)
     more = {name: daily.c[name] + insert.excluded[name] for name in COUNTS}
     return insert.on_conflict_do_update(index_elements=list(daily.primary_key), set_=more)
 
 
 def inserter(dialect: str) -> Any:
-    """The database's own INSERT, which knows ON CONFLICT. Its package is loaded on first use."""
+    """Return SQLAlchemy's INSERT for the dialect, which supports ON CONFLICT.
+
+    Imported here so that only the dialect in use is loaded.
+    """
     return import_module(f"sqlalchemy.dialects.{dialect}").insert
 
 
 class Statement(NamedTuple):
-    """make: gives it, for a dialect. names: what it calls each value of a row of parameters, of
-    which it may leave some out."""
-
     make: Callable[[str], Any]
+    """A function that returns the statement for a dialect."""
     names: tuple[str, ...]
+    """The names of the values in a row of parameters. The statement may use only some of them."""
 
 
 LOCKING = Statement(locking, ("key",))
@@ -202,7 +214,7 @@ ADDITION = Statement(addition, (*(column.name for column in daily.primary_key), 
 
 
 def execute(connection: Connection, statement: Statement, rows: Iterable[tuple[Any, ...]]) -> int:
-    """Run a statement for each of some rows. Returns how many rows it has touched."""
+    """Execute a statement for each row of parameters and return the number of affected rows."""
     query, parameters = prepared(statement, connection.dialect)
     several = list(map(parameters, rows))
     return directly(connection, query, several=several).rowcount if several else 0
@@ -212,8 +224,10 @@ def execute(connection: Connection, statement: Statement, rows: Iterable[tuple[A
 def prepared(
     statement: Statement, dialect: Dialect
 ) -> tuple[str, Callable[[tuple[Any, ...]], Any]]:
-    """A statement's text, and what makes its parameters of a row: prepared once, because it costs
-    more than to execute it."""
+    """Return a statement's SQL, and a function that turns a row into the parameters.
+
+    Cached, because compiling a statement costs more than executing it.
+    """
     compiled = statement.make(dialect.name).compile(dialect=dialect)
     place = statement.names.index
     if compiled.positiontup:
@@ -230,7 +244,7 @@ def roll_up(connection: Connection, settlements: Iterable[Settlement]) -> None:
         place = (entry.key_id, day_of(entry.started_us), *target, entry.endpoint)
         more = (1, usage.input_tokens, usage.output_tokens, cost or 0, int(cost is None))
         sums[place] = tuple(map(add, sums[place], more)) if place in sums else more
-    # In order, or two processes could wait for each other.
+    # Sorted, because two processes that update rows in different orders could deadlock.
     execute(connection, ADDITION, [(*place, *counts) for place, counts in sorted(sums.items())])
 
 
@@ -240,7 +254,7 @@ def owners_of_open(connection: Connection) -> list[str]:
 
 
 def interrupt(connection: Connection, owner: str) -> int:
-    """Close the open rows of a process that has ended. Returns how many."""
+    """Settle the open rows of a dead process as interrupted, and return their number."""
     columns = [requests.c[name] for name in (*Entry.__struct_fields__, "reserved_nano")]
     of_owner = (requests.c.owner == owner) & requests.c.ended_us.is_(None)
     found = connection.execute(select(*columns).where(of_owner)).mappings().all()

@@ -1,1 +1,1 @@
-"""The providers: rows of hosts, the dialects that they speak, and the transport to reach them."""
+"""Providers: the rows of hosts, the dialects that hosts speak, and the transport to reach them."""

@@ -1,6 +1,6 @@
 """The vocabulary of providers: rows of data, targets, and the protocols of dialects and calls.
 
-- It has only values and protocols: no I/O, no clock, no environment.
+- This module has only values and protocols: no I/O, no clock, no environment.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from keys.redaction import Secret
 
 
 class Family(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Some of a host's models that differ from the rest."""
+    """A group of a host's models that need other settings than the host's other models."""
 
     models: tuple[str, ...]
-    """Globs."""
+    """Globs of the models' names."""
     unless: tuple[str, ...] = ()
-    """Globs of those that don't belong to it after all."""
+    """Globs of models that match `models` but don't belong to the family."""
     cannot: tuple[str, ...] = ()
-    """Parameters that these models lack or refuse."""
+    """Parameters that these models lack or reject."""
     exclusive: tuple[str, ...] = ()
-    """Parameters of which these models take one at a time."""
+    """Parameters that these models don't accept together: a request may set only one of them."""
     limits: dict[str, float] = {}
     chat_names: dict[str, str] = {}
 
@@ -39,74 +39,79 @@ class Family(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Fim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where a host fills in the middle: requests with a suffix go there."""
+    """An endpoint for fill-in-the-middle. Requests with a suffix go there."""
 
     path: str
-    """After base_url."""
     models: tuple[str, ...] = ("*",)
     dialect: str = ""
-    """Empty: the host's own."""
+    """The endpoint's dialect. Empty means the provider's dialect."""
     cannot: tuple[str, ...] = ()
     names: dict[str, str] = {}
 
 
 class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A row: what a host is. `sluice.toml` can add rows and override fields of built-in ones."""
+    """A row that describes a provider's host.
+
+    `sluice.toml` can add rows, and override fields of the built-in rows.
+    """
 
     name: str
     dialect: str = "openai"
     base_url: str = ""
-    """{NAME} in it is an environment variable; {model} the model, quoted."""
+    """The URL that paths are appended to. {NAME} stands for an environment variable, {model} for
+    the URL-quoted model."""
     query: str = ""
-    """What follows the path's question mark, if anything."""
+    """The query string of every URL, without the question mark."""
     api_key_env: str | None = None
-    """The environment variable of its key; None: it needs none."""
+    """The environment variable that holds the API key. None if the host needs no key."""
     key_header: str = "Authorization"
-    """Where the key goes: Authorization takes it as a bearer's, another header as it is."""
+    """The header that carries the key: as a bearer token in Authorization, bare in any other."""
     sign: str = ""
-    """How its calls are signed ("sigv4"), where that takes the place of a key in a header."""
+    """The signer ("sigv4") of a host that wants signed requests instead of a key in a header."""
     ca_bundle: str | None = None
     """A file of certificates to trust instead of the public ones."""
     completions: bool | tuple[str, ...] = False
-    """Which models have the legacy /completions: all, none, or those that match a glob.
-    The others are asked through /chat/completions, the prompt as one user message."""
+    """The models that have the legacy /completions: all, none, or those that match a glob. For
+    other models, the prompt is sent to /chat/completions as one user message."""
     cannot: tuple[str, ...] = ()
     """Parameters (of CompletionRequest) that this host lacks although its dialect has them."""
     limits: dict[str, float] = {}
-    """The greatest value of a parameter that it takes; of `stop`, how many."""
+    """The greatest value that the host accepts for a parameter; for `stop`, the greatest number of
+    strings."""
     chat_names: dict[str, str] = {}
-    """What /chat/completions calls a parameter, where that isn't our name for it."""
+    """The names of parameters in /chat/completions that differ from Sluice's names."""
     families: tuple[Family, ...] = ()
-    """Models that differ from the rest."""
     fim: Fim | None = None
-    """Where requests with a suffix go, where it isn't /completions."""
+    """The endpoint for requests with a suffix. None if the host has no special endpoint."""
     stream_options: dict[str, Any] = msgspec.field(default_factory=lambda: {"include_usage": True})
-    """Sent with a stream; empty: the host doesn't take them, and tells usage or not."""
+    """The stream_options of a streaming request. Empty if the host doesn't accept the field."""
     models: tuple[str, ...] = ()
-    """Models worth listing; others work too."""
+    """Models to list. Other models work too."""
     price_id: str | None = None
-    """Its name in genai-prices; None: the same as ours."""
+    """The provider's name in genai-prices. None if that is `name`."""
     timeouts: dict[str, float] = {}
-    """Its own instead of the server's: seconds of connect, first_event, idle, total."""
+    """Seconds of connect, first_event, idle and total that override the server's settings."""
     free: bool = False
-    """Nobody bills for it: a cost of 0 rather than an unknown one."""
+    """True if calls cost nothing: their cost is 0 instead of unknown."""
     disconnect: str = ""
-    """What becomes of a call whose client has gone: "cancel" closes its connection at once, "drain"
-    reads on, within bounds; empty: what the settings say."""
+    """The policy for a call whose client has gone: "cancel" closes the connection at once, "drain"
+    reads on within bounds. Empty means the server's setting."""
 
 
 class Target(msgspec.Struct, frozen=True, dict=True):
-    """Where a request goes: a row, the upstream's own model id, and the credential to use. What
-    follows from these is found once."""
+    """A destination of a request: a row, the upstream's id of the model, and the credential.
+
+    Properties that follow from these are computed once, because the router reuses targets.
+    """
 
     provider: Provider
     model: str
     credential: Secret | None = None
     byok: bool = False
     key_number: int = 1
-    """Which of the operator's keys for the provider the credential is."""
+    """The number of the credential among the operator's keys for the provider, from 1."""
     fim: Fim | None = None
-    """Set where this call fills in the middle."""
+    """The fill-in-the-middle endpoint if the request has a suffix and goes there, else None."""
 
     @cached_property
     def name(self) -> str:
@@ -115,12 +120,11 @@ class Target(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def dialect(self) -> str:
-        """The name of the dialect that it speaks."""
         return (self.fim and self.fim.dialect) or self.provider.dialect
 
     @cached_property
     def legacy(self) -> bool:
-        """Whether this model is asked in the manner of the legacy /completions."""
+        """Return True if requests have the shape of the legacy /completions, not of a chat."""
         has = self.provider.completions
         if self.fim or isinstance(has, bool):
             return bool(self.fim or has)
@@ -128,18 +132,17 @@ class Target(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def cannot(self) -> frozenset[str]:
-        """Parameters that the host or this model lacks."""
         own = self.fim.cannot if self.fim else self.provider.cannot
         return frozenset(own).union(*(family.cannot for family in self._families))
 
     @cached_property
     def exclusive(self) -> tuple[str, ...]:
-        """Parameters of which this model takes one at a time."""
         return tuple(name for family in self._families for name in family.exclusive)
 
     @cached_property
     def limits(self) -> dict[str, float]:
-        """The greatest value of a parameter; of `stop`, how many."""
+        """The greatest value of each limited parameter; for `stop`, the greatest number of
+        strings."""
         found = dict(self.provider.limits)
         for family in self._families:
             found |= family.limits
@@ -147,7 +150,6 @@ class Target(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def names(self) -> Mapping[str, str]:
-        """What the host calls a parameter, where that isn't our name for it."""
         if self.fim:
             return self.fim.names
         if self.legacy:
@@ -163,13 +165,11 @@ class Target(msgspec.Struct, frozen=True, dict=True):
 
 
 def matches(model: str, globs: Iterable[str]) -> bool:
-    """Whether a model's name is like one of the globs."""
     return any(fnmatchcase(model, glob) for glob in globs)
 
 
 class UpstreamRequest(msgspec.Struct, frozen=True):
-    """The HTTP request that a dialect wants sent. Its headers may hold a credential: never log
-    them."""
+    """An HTTP request built by a dialect. Never log its headers: they may hold a credential."""
 
     method: str
     url: str
@@ -178,51 +178,68 @@ class UpstreamRequest(msgspec.Struct, frozen=True):
 
 
 class Signer(Protocol):
-    """A signer of requests that are about to be sent. It may use the clock and the network."""
+    """A signer of requests. It may use the clock and the network."""
 
     def sign(self, request: UpstreamRequest, target: Target) -> UpstreamRequest:
-        """Return the request with its signature. If the target has a credential, a caller's own
-        key, the request stays as it is. Raises SluiceError."""
+        """Return the signed request.
+
+        A request whose target has a credential (a BYOK key) is returned unsigned.
+
+        Raises:
+            SluiceError: There are no credentials to sign with.
+        """
 
 
 class Dialect(Protocol):
     """A wire format, as pure functions: bytes in, events out."""
 
     def unsupported(self, target: Target) -> frozenset[str]:
-        """Return the parameters of CompletionRequest that the target lacks, including
-        `target.cannot`. Besides field names there are "token_ids" (prompts of token ids),
-        "echo_logprobs" (both together) and "prompt_list" (more than one prompt in a call)."""
+        """Return the parameters of CompletionRequest that the target lacks.
+
+        They include `target.cannot`. Besides names of fields there are "token_ids" (prompts of
+        token ids), "echo_logprobs" (echo together with logprobs) and "prompt_list" (more than one
+        prompt in a request).
+        """
 
     def call(self, request: CompletionRequest, target: Target) -> UpstreamRequest:
-        """Return the HTTP request to send; `request.stream` chooses the mode."""
+        """Return the HTTP request to send. It asks for a stream if `request.stream` is True."""
 
     def events(self, chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
-        """Decode a streamed body: yield a batch for each chunk that completes one event or more.
+        """Decode a streamed body. Yield a batch for each chunk that completes at least one event.
 
-        Raises UpstreamError for an error in the stream, for data that doesn't have the format, and
-        for a body that ends without its terminal event.
+        Raises:
+            UpstreamError: The stream reports an error, has malformed data, or ends without its
+                terminal event.
         """
 
     def complete(self, body: bytes, request: CompletionRequest) -> Batch:
-        """Decode a whole JSON body. Raises UpstreamError as `events` does."""
+        """Decode a whole JSON body.
+
+        Raises:
+            UpstreamError: The body reports an error or is malformed.
+        """
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-        """Return the error for a response other than 2xx, by status and code. Header names are in
-        lower case."""
+        """Return the error for a response whose status isn't 2xx.
+
+        The status and the error code decide, not the message. Names of headers are in lower case.
+        """
 
 
 class UpstreamCall(Protocol):
-    """What does the I/O of one call to one target."""
+    """The I/O of one attempt at one target."""
 
     def events(self) -> Iterator[Batch]:
-        """Make the call and yield the events of its answer. Raises SluiceError."""
+        """Send the request and yield the events of the response. Raises SluiceError."""
 
     def abort(self) -> None:
-        """End the call at once, in any phase; `events` then ends or raises promptly. Any thread may
-        call this, more than once, and before `events`."""
+        """End the attempt at once, in any phase; `events` then ends or raises promptly.
+
+        Any thread may call this, repeatedly, and even before `events`.
+        """
 
     def wind_up(self) -> None:
-        """Begin nothing new, and finish what has begun, because the client has gone."""
+        """Start no new request, but finish the requests in flight: the client has gone."""
 
     def close(self) -> None:
-        """Release what the call holds. The thread that ran `events` calls this."""
+        """Release the resources. Only the thread that ran `events` may call this."""

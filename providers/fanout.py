@@ -1,8 +1,8 @@
-"""Several prompts for a target that takes one prompt a call: the events of their calls are merged.
+"""Prompt lists for targets that accept one prompt per request: one request each, events merged.
 
-- At most AT_ONCE calls run at a time.
-- The queue is bounded, so that a slow client slows down the providers too.
-- The first failure ends all calls.
+- At most AT_ONCE requests are in flight.
+- The queue of events is bounded, so a slow client slows down the providers too.
+- The first failure ends all requests.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ AT_ONCE = 8
 QUEUE_SIZE = 32
 
 Item: TypeAlias = tuple[int, Batch | BaseException | None]
-"""The number of a call with its events, with its failure, or with None if it is complete."""
+"""The number of a call, with its events, its failure, or None when the call is complete."""
 
 
 class UsageCounter(Protocol):
-    """A counter of one call: what its provider reported, and an estimate of the rest."""
+    """A counter of one call's tokens: reported by the provider, or estimated until then."""
 
     def add(self, batch: Batch) -> object: ...
     def usage(self, *, failed: bool) -> Usage: ...
 
 
 class FanOut:
-    """An UpstreamCall made of several."""
+    """An UpstreamCall that consists of several calls."""
 
     def __init__(
         self, makers: Sequence[Callable[[], UpstreamCall]], counts: Sequence[UsageCounter], n: int
@@ -40,11 +40,12 @@ class FanOut:
         """Prepare a call for each prompt.
 
         Args:
-            makers: a function for each prompt that makes its call.
-            counts: a counter for each prompt.
-            n: choices for each prompt; those of prompt p are numbered from p * n.
+            makers: For each prompt, a function that makes its call.
+            counts: For each prompt, a counter of its tokens.
+            n: The number of choices per prompt. Choices of prompt p are numbered from p * n.
         """
-        self._waiting = deque(enumerate(makers))  # made late, because a call holds a body
+        # Calls are made as late as possible, because each holds its request body in memory.
+        self._waiting = deque(enumerate(makers))
         self._running: set[UpstreamCall] = set()
         self._merge = BatchMerge(counts, n)
         self._changed = threading.Condition()
@@ -75,7 +76,7 @@ class FanOut:
             call.abort()
 
     def wind_up(self) -> None:
-        """Begin no more calls: prompts that are still waiting are dropped."""
+        """Drop the prompts whose calls haven't started."""
         with self._changed:
             self._unfinished -= len(self._waiting)
             self._merge.calls -= len(self._waiting)
@@ -83,7 +84,7 @@ class FanOut:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End all calls. Each worker closes its own call."""
+        """End all calls. Each worker thread closes its own call."""
         self.abort()
 
     def _take(self) -> Item | None:
@@ -106,7 +107,6 @@ class FanOut:
             return True
 
     def _work(self) -> None:
-        """Make one call after another until none is left."""
         wanted = True
         while wanted and (begun := self._begin()) is not None:
             number, call = begun
@@ -122,7 +122,7 @@ class FanOut:
                 call.close()
 
     def _begin(self) -> tuple[int, UpstreamCall] | None:
-        """Make the next call without beginning it. Return None if none is left or all has ended."""
+        """Make the next call, but don't start it. Return None if there is no call to start."""
         with self._changed:
             if self._ended or not self._waiting:
                 return None
@@ -138,7 +138,7 @@ class FanOut:
 
 
 class BatchMerge:
-    """The events of several calls merged into those of one."""
+    """A merger of several calls' events into the events of one call."""
 
     def __init__(self, counts: Sequence[UsageCounter], n: int) -> None:
         self.calls = len(counts)
@@ -149,8 +149,11 @@ class BatchMerge:
         self._exact = 0
 
     def add(self, number: int, batch: Batch) -> Batch:
-        """Return a call's events, renumbered. A usage becomes the usage of all calls that began; it
-        is an estimate until each call has reported its own."""
+        """Return a call's events with the choices renumbered.
+
+        A Used event gets the usage of all calls so far. Its source is "estimate" until the
+        provider has reported the usage of every call.
+        """
         self._count(number, batch)
         merged: Batch = []
         for event in batch:

@@ -1,7 +1,8 @@
-"""The rows of the hosts that Sluice knows.
+"""The built-in rows: a description of each host that Sluice knows.
 
-An OpenAI-compatible host is a row here, or in sluice.toml, and no code. Rules that hold here: data.
-Rows were checked against the hosts' own references and SDKs in 2026-11; docs/providers.md says how.
+- This module has only data. An OpenAI-compatible host needs only a row, here or in sluice.toml.
+
+Rows were checked against the hosts' own references and SDKs in 2026-11; see docs/providers.md.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ OPENAI_FAMILIES: Final = (
         cannot=("suffix",),
         limits={"logprobs": 5},
     ),
-    Family(  # reasoning models refuse what would steer the sampling
+    Family(  # reasoning models reject parameters that steer the sampling
         models=("o[1-9]*", "gpt-5*", "gpt-6*"),
         unless=("gpt-5-chat*",),
         cannot=("temperature", "top_p", "logprobs", "logit_bias", *PENALTIES),
     ),
     Family(models=("o3*", "o4-mini*"), cannot=("stop",)),
 )
-CLAUDE_UNSTEERED: Final = (  # these refuse what would steer the sampling
+CLAUDE_UNSTEERED: Final = (  # these models reject parameters that steer the sampling
     *("claude-opus-4-[78]*", "claude-opus-[5-9]*", "claude-sonnet-[5-9]*"),
     *("claude-haiku-[5-9]*", "claude-fable-*", "claude-mythos-*"),
 )
@@ -86,7 +87,7 @@ BUILT_IN: Final = (
         ),
         models=("gemini-2.5-flash",),
     ),
-    Provider(  # with AWS credentials in the place of an API key: sign = "sigv4"
+    Provider(  # for AWS credentials instead of an API key, set sign = "sigv4" in sluice.toml
         name="bedrock",
         dialect="bedrock",
         base_url="https://bedrock-runtime.{AWS_REGION}.amazonaws.com",
@@ -105,7 +106,7 @@ BUILT_IN: Final = (
         price_id="aws",
         models=("anthropic.claude-haiku-4-5-20251001-v1:0",),
     ),
-    Provider(  # deployments have names of their own: set `completions` for legacy ones
+    Provider(  # operators name deployments freely: list legacy ones in `completions`
         name="azure",
         base_url="{AZURE_OPENAI_ENDPOINT}/openai/v1",
         api_key_env="AZURE_OPENAI_API_KEY",
@@ -128,7 +129,7 @@ BUILT_IN: Final = (
         ),
         models=("deepseek-flash",),
     ),
-    Provider(  # its legacy endpoint is documented for models that it has since retired
+    Provider(  # xAI has retired the models for which its legacy endpoint is documented
         name="xai",
         base_url="https://api.x.ai/v1",
         api_key_env="XAI_API_KEY",
@@ -206,7 +207,7 @@ BUILT_IN: Final = (
         stream_options={},
         models=("accounts/fireworks/models/gpt-oss-120b",),
     ),
-    Provider(  # has a legacy endpoint outside its specification; not every upstream serves it
+    Provider(  # the legacy endpoint isn't in the specification, and not every upstream serves it
         name="openrouter",
         base_url="https://openrouter.ai/api/v1",
         api_key_env="OPENROUTER_API_KEY",
@@ -229,7 +230,7 @@ BUILT_IN: Final = (
         api_key_env="NVIDIA_API_KEY",
         models=("meta/llama-3.3-70b-instruct",),
     ),
-    Provider(  # said to have closed this endpoint in 2026-09; kept for those who still have it
+    Provider(  # reportedly closed in 2026-09; kept for accounts that still have access
         name="perplexity",
         base_url="https://api.perplexity.ai",
         api_key_env="PERPLEXITY_API_KEY",
@@ -251,7 +252,7 @@ BUILT_IN: Final = (
         base_url="http://127.0.0.1:8000/v1",
         completions=True,
         cannot=("best_of", "suffix", "user"),
-        # Usage in each chunk: what a stopped stream used is then exact.
+        # With usage in each chunk, the usage of a stopped stream is exact.
         stream_options={"include_usage": True, "continuous_usage_stats": True},
     ),
     Provider(

@@ -1,7 +1,6 @@
-"""The registry of providers: rows of hosts, as sluice.toml and the environment change them, and the
-dialects that they speak.
+"""The registry of providers: the rows after sluice.toml and the environment, and their dialects.
 
-- An OpenAI-compatible host is a row and no code. Another wire format is a package whose `dialect`
+- An OpenAI-compatible host needs only a row. Another wire format needs a package whose `dialect`
   module has the functions of `base.Dialect`.
 - Dialects and signers are imported on first use.
 """
@@ -42,20 +41,26 @@ PLACEHOLDER: Final = re.compile(r"\{([A-Z][A-Z0-9_]*)\}")
 
 @cache
 def dialect(name: str) -> Dialect:
-    """Return the dialect of that name. Its module is imported on first use."""
     return cast(Dialect, import_module(DIALECTS[name]))
 
 
 def signer(row: Provider) -> Signer | None:
-    """Return the signer of a row, or None. Its module is imported on first use."""
     return cast(Signer, import_module(SIGNERS[row.sign])) if row.sign else None
 
 
 def rows(
     tables: Mapping[str, Mapping[str, Any]], environ: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Provider]:
-    """Return the built-in rows, overridden by those of sluice.toml, with values of the environment
-    in their URLs. Raises ConfigError."""
+    """Return all rows by name, checked.
+
+    Args:
+        tables: The [providers.NAME] tables of sluice.toml. They add rows, and override fields of
+            built-in rows.
+        environ: The environment variables that replace placeholders in URLs.
+
+    Raises:
+        ConfigError: A row is invalid.
+    """
     known = {row.name: row for row in BUILT_IN}
     for name, table in tables.items():
         base = msgspec.to_builtins(known[name]) if name in known else {}
@@ -67,10 +72,10 @@ def rows(
 
 
 def fill_in(row: Provider, environ: Mapping[str, str]) -> Provider:
-    """Return the row with variables in its URL replaced.
+    """Return the row with the variables in its URL replaced.
 
-    A variable that isn't set stays in the URL and keeps the row disabled. A row whose calls are
-    signed needs no key.
+    A variable that isn't set stays in the URL, which keeps the provider disabled. The row of a
+    signed host loses its `api_key_env`, because it needs no key.
     """
     url = PLACEHOLDER.sub(
         lambda match: environ.get(match[1], "").strip().rstrip("/") or match[0], row.base_url
@@ -80,7 +85,11 @@ def fill_in(row: Provider, environ: Mapping[str, str]) -> Provider:
 
 
 def missing(row: Provider, environ: Mapping[str, str], *, byok: bool = False) -> list[str]:
-    """Return the variables that the row needs and that aren't set."""
+    """Return the environment variables that the row needs and that aren't set.
+
+    Args:
+        byok: True if the caller supplies the key, so that the operator's key isn't needed.
+    """
     names = PLACEHOLDER.findall(row.base_url)
     if row.api_key_env and not byok and not environ.get(row.api_key_env, "").strip(", \t\r\n"):
         names.append(row.api_key_env)
@@ -89,7 +98,7 @@ def missing(row: Provider, environ: Mapping[str, str], *, byok: bool = False) ->
 
 PARAMETERS: Final = frozenset(CompletionRequest.__struct_fields__) - {"prompts", "stream"}
 PSEUDO: Final = frozenset(("token_ids", "prompt_list", "echo_logprobs"))
-"""The names in `Dialect.unsupported` that are not fields of a request."""
+"""The names in `Dialect.unsupported` that aren't fields of CompletionRequest."""
 COUNTED: Final = frozenset(
     ("max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty")
 ) | {"n", "best_of", "logprobs", "stop"}
@@ -97,21 +106,24 @@ COUNTED: Final = frozenset(
 
 
 def check(row: Provider) -> Provider:
-    """Return the row. Raises ConfigError if its first call would fail or mean something else."""
+    """Return the row unchanged. Raises ConfigError if a value is invalid.
+
+    Otherwise the provider's first call would fail or silently do something else.
+    """
     where = f"sluice.toml, [providers.{row.name}]"
     if not re.fullmatch(r"[A-Za-z0-9_-]+", row.name):
-        raise ConfigError(f"{where}: a name has letters, digits, - and _")
+        raise ConfigError(f"{where}: a provider's name may have only letters, digits, - and _")
     for name in (row.dialect, *((row.fim.dialect,) if row.fim and row.fim.dialect else ())):
         if name not in DIALECTS:
             near = did_you_mean(name, list(DIALECTS))
-            raise ConfigError(f"{where}: dialect {name!r} is not known{near}")
+            raise ConfigError(f"{where}: unknown dialect {name!r}{near}")
     if row.disconnect not in POLICIES:
-        raise ConfigError(f"{where}: disconnect is {row.disconnect!r}; it takes cancel or drain")
+        raise ConfigError(f"{where}: disconnect must be cancel or drain, not {row.disconnect!r}")
     for name, limit in row.timeouts.items():
         if name not in TIMEOUT_FIELDS or not 0 < limit <= DAY:
             raise ConfigError(
-                f"{where}: timeouts takes seconds of {', '.join(TIMEOUT_FIELDS)}, "
-                f"not {name} = {limit}"
+                f"{where}: timeouts accepts {', '.join(TIMEOUT_FIELDS)}, each above 0 and at most "
+                f"{DAY} seconds, not {name} = {limit}"
             )
     check_signer(row, where)
     check_names(row, where)
@@ -120,12 +132,12 @@ def check(row: Provider) -> Provider:
             f"{where}: base_url must begin with http:// or https://, not {row.base_url}"
         )
     if row.ca_bundle and not Path(row.ca_bundle).is_file():
-        raise ConfigError(f"{where}: ca_bundle is {row.ca_bundle!r}, and there is no such file")
+        raise ConfigError(f"{where}: ca_bundle: no such file: {row.ca_bundle!r}")
     return row
 
 
 def check_names(row: Provider, where: str) -> None:
-    """Refuse misspelt parameters, which would otherwise be sent anyway. Raises ConfigError."""
+    """Raise ConfigError for a misspelt parameter, which would otherwise have no effect."""
     lacks = [*row.cannot, *(row.fim.cannot if row.fim else ())]
     limited, renamed = [*row.limits], [*row.chat_names, *(row.fim.names if row.fim else ())]
     for family in row.families:
@@ -136,7 +148,7 @@ def check_names(row: Provider, where: str) -> None:
         for name in names:
             if name not in known:
                 near = did_you_mean(name, sorted(known))
-                raise ConfigError(f"{where}: {name!r} is no parameter{near}")
+                raise ConfigError(f"{where}: {name!r} is not a valid parameter here{near}")
 
 
 def check_signer(row: Provider, where: str) -> None:
@@ -144,7 +156,9 @@ def check_signer(row: Provider, where: str) -> None:
         return
     if row.sign not in SIGNERS:
         near = did_you_mean(row.sign, list(SIGNERS))
-        raise ConfigError(f"{where}: sign {row.sign!r} is not known{near}")
+        raise ConfigError(f"{where}: unknown signer {row.sign!r} in sign{near}")
     package, file = SIGNERS_NEED[row.sign]
     if find_spec(package) is None:
-        raise ConfigError(f"{where}: sign = {row.sign!r} needs {package}: pip install -r {file}")
+        raise ConfigError(
+            f"{where}: sign = {row.sign!r} needs the package {package}: pip install -r {file}"
+        )

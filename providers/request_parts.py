@@ -1,7 +1,7 @@
-"""The parts of a request that several dialects share: headers, URL, the body of one prompt.
+"""The parts of a request that several dialects share: headers, the URL, and a one-message body.
 
-- It is pure.
-- A request holds what was asked for and nothing else.
+- All functions are pure, except that `fill` changes its argument.
+- A body has only the parameters that the caller set. Sluice adds no defaults.
 """
 
 from __future__ import annotations
@@ -15,19 +15,17 @@ from providers.base import Target
 CHAT_UNSUPPORTED: Final = frozenset(
     {"suffix", "best_of", "token_ids", "echo", "echo_logprobs", "prompt_list"}
 )
-"""Parameters that an endpoint for chat messages lacks."""
 
 SINGLE_CHOICE_UNSUPPORTED: Final = CHAT_UNSUPPORTED | {
     *("n", "logprobs", "logit_bias", "openai_extra")
 }
-"""Parameters that a dialect lacks which answers one message with one choice."""
+"""The parameters that a dialect lacks if it answers one message with one choice."""
 
 RESERVED: Final = frozenset({"model", "messages", "stream"})
-"""Fields of `message_body` that `extra` can't set, absent or not."""
+"""The fields of `message_body` that a request's `extra` can't set, even if the body lacks them."""
 
 
 def headers(request: CompletionRequest, target: Target) -> dict[str, str]:
-    """Return the headers of a request, with the credential."""
     found = {
         "Content-Type": "application/json",
         "Accept": "text/event-stream" if request.stream else "application/json",
@@ -42,7 +40,6 @@ def headers(request: CompletionRequest, target: Target) -> dict[str, str]:
 
 
 def url(target: Target, path: str) -> str:
-    """Return the URL of a path under the host's base_url, with its query."""
     provider = target.provider
     address = provider.base_url.rstrip("/") + path
     return f"{address}?{provider.query}" if provider.query else address
@@ -54,10 +51,10 @@ def message_body(
     """Return a body that sends the prompt as one user message.
 
     Args:
-        names: the dialect's name of each parameter, by our name.
+        names: Sluice's names of parameters, mapped to the dialect's names.
 
     Raises:
-        ValueError: there isn't exactly one prompt.
+        ValueError: The request doesn't have exactly one prompt.
     """
     (prompt,) = request.prompts
     found: dict[str, Any] = {
@@ -74,7 +71,7 @@ def message_body(
 
 
 def fill(body: dict[str, Any], extra: Mapping[str, Any]) -> None:
-    """Add what `extra` has and `body` lacks, at every depth. Existing values stay."""
+    """Add the fields of `extra` that `body` lacks, at every depth. Existing values stay."""
     for name, value in extra.items():
         existing = body.get(name)
         if name not in body:

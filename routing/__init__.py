@@ -1,2 +1,1 @@
-"""Where a call goes: names of models, circuit breakers, retries, and what a provider's error
-means."""
+"""The routing of calls: model names, circuit breakers, retries, and provider errors."""

@@ -1,8 +1,11 @@
-"""What processes tell each other of circuits, through Redis.
+"""The exchange of circuit breaker events between processes, through a Redis stream.
 
-A stream of events holds it: each process adds its own and reads what the others added since it read
-last. Rules that hold here: a moment is told as an age by Redis' clock, for machines' clocks differ;
-what is told holds names and numbers, never a key; it all expires.
+Each process appends its own events to the stream, and reads the events that the others have added
+since its last read.
+
+- Times are sent as ages and measured by Redis' clock, because the machines' clocks differ.
+- Events contain names and numbers, never a key.
+- All data in Redis expires.
 """
 
 from __future__ import annotations
@@ -18,14 +21,15 @@ from completion import TargetKey
 
 STREAM: Final = "sluice:cooldown"
 MOST: Final = 10_000
-"""Events that are kept, the latest."""
+"""The number of recent events that Redis keeps."""
 MOST_NAME: Final = 500
-"""Characters of a model's name; a longer one is not told."""
+"""The maximum length of a model's name. Events about longer names aren't sent."""
 
 EventKind: TypeAlias = Literal["cools", "limited", "well"]
 
-# KEYS: the stream. ARGV: the id that was read last ("": none), the milliseconds for which an event
-# means something, how many are kept; then new events. The answer: Redis' time, and what is new.
+# KEYS: the stream. ARGV: the id of the last event that was read ("" for none), the lifetime of an
+# event in milliseconds, the number of events to keep; then the new events to add.
+# Returns Redis' time in milliseconds and the events since the last read.
 EXCHANGE = """
 local stream, last, lasts = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local time = redis.call('time')
@@ -39,7 +43,7 @@ if #ARGV > 3 then
     redis.call('pexpire', stream, lasts)
 end
 local read = tonumber(string.match(last, '^%d+'))
-if not read or read > now then  -- the first time, or its clock was set back
+if not read or read > now then  -- this is the first read, or Redis' clock was set back
     last = oldest
 end
 local found = redis.call('xread', 'STREAMS', stream, last)
@@ -48,22 +52,24 @@ return {string.format('%.0f', now), found and found[1] and found[1][2] or {}}
 
 
 class BreakerEvent(NamedTuple):
-    """at: when it came to be so; until: when a target has cooled down, or a limit is over; both by
-    the clock of the process. length: the seconds that it cools down for."""
+    """A change of a target's circuit breaker, or a rate limit of a credential.
+
+    Times are in seconds by the clock of this process.
+    """
 
     kind: EventKind
     key: TargetKey
     at: float
     until: float = 0.0
+    """The end of the cool-down or of the rate limit."""
     length: float = 0.0
+    """The length of the cool-down."""
 
 
 class BreakerSync:
-    """What one process tells and reads."""
-
     def __init__(self, redis_client: RedisClient, lasts: float) -> None:
-        """lasts: the seconds for which an event means something."""
-        from redis import Redis  # one process alone needs none
+        """Register the script. `lasts` is the lifetime of an event in seconds."""
+        from redis import Redis  # imported here because a single process doesn't need redis-py
 
         self._redis = redis_client
         self._lasts = round(lasts * 1000)
@@ -72,10 +78,17 @@ class BreakerSync:
         self._script: Any = Redis(connection_pool=redis_client.pool).register_script(EXCHANGE)
 
     def exchange(self, events: Iterable[BreakerEvent], now: float) -> list[BreakerEvent] | None:
-        """Tell what is so here; what others told since last time. now: by the clock of the events.
-        None: Redis is away."""
-        told = [encode(self._me, event, now) for event in events if len(event.key[1]) <= MOST_NAME]
-        sent = [self._last, self._lasts, MOST, *told]
+        """Send events, and read those that other processes have sent since the last exchange.
+
+        Args:
+            events: the events of this process.
+            now: the current time, by the clock of the events.
+
+        Returns:
+            The other processes' events, or None if Redis is unavailable.
+        """
+        new = [encode(self._me, event, now) for event in events if len(event.key[1]) <= MOST_NAME]
+        sent = [self._last, self._lasts, MOST, *new]
         try:
             moment, entries = self._redis.run(partial(self._script, [STREAM], sent))
         except RedisAway:
@@ -96,13 +109,20 @@ def encode(me: str, event: BreakerEvent, now: float) -> str:
 
 
 def decode(me: str, fields: dict[bytes, bytes], told: float) -> BreakerEvent | None:
-    """The event of another process; None for one of ours, and for what is none. told: when it was
-    told, by our clock."""
+    """Decode an event of another process.
+
+    Args:
+        me: the id of this process.
+        told: the time at which the event was sent, by this process's clock.
+
+    Returns:
+        None if this process sent the event, or if the event is invalid.
+    """
     try:
-        who, kind, provider, model, number, age, left, length = json.loads(fields[b"event"])
-        if who == me or kind not in get_args(EventKind):
+        sender, kind, provider, model, number, age, left, length = json.loads(fields[b"event"])
+        if sender == me or kind not in get_args(EventKind):
             return None
         key = (str(provider), str(model), int(number))
         return BreakerEvent(kind, key, told - float(age), told + float(left), float(length))
-    except (KeyError, TypeError, ValueError):  # of a later version
+    except (KeyError, TypeError, ValueError):  # a later version of Sluice sent the event
         return None

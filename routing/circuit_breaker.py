@@ -1,12 +1,14 @@
-"""Circuit breakers: targets that fail are not called for a while.
+"""Circuit breakers: failing targets are not called for a while.
 
-A circuit opens after FAILURES in a row, or when half of its target's last calls failed. While it is
-open the target is not called. After its cool-down it is half-open: one call may go as a probe,
-whose success closes the circuit and whose failure opens it again, for longer. A credential is left
-alone for as long as its host's 429 says. With Redis the processes share what they know.
+A circuit breaker opens after FAILURES consecutive failures, or when half of its target's last
+WINDOW_CALLS calls failed within WINDOW_S. While it is open, the target is not called. After the
+cool-down it is half-open: a single call may go through as a probe. If the probe succeeds, the
+circuit breaker closes. If the probe fails, it opens again for twice as long. After a 429, the
+credential is not called for as long as the host asks. Processes share their state through Redis.
 
-- No I/O but in `exchange`, so that no call waits for it.
-- Only what a provider failed at counts, never what it refused.
+- Only `exchange` does I/O, so no call waits for Redis.
+- Only a provider's failures count, never its refusals.
+- A cool-down is at most LONGEST_S long, even after a 429.
 """
 
 from __future__ import annotations
@@ -29,24 +31,26 @@ FAILURES = 5
 WINDOW_S, WINDOW_CALLS, WINDOW_SHARE = 60.0, 20, 0.5
 FIRST_S, LONGEST_S = 10.0, 120.0
 PROBE_S, PROBE_PAUSE_S = 15.0, 1.0
-"""A probe without a result is forgotten after PROBE_S, and another one may go. PROBE_PAUSE_S is how
-long the other calls are asked to wait meanwhile."""
+"""A probe without a result is forgotten after PROBE_S, and another call may be the probe. Until
+then, the other calls are asked to wait for PROBE_PAUSE_S."""
 MOST_CIRCUITS = 10_000
-"""Circuits that are kept, the latest: the names of their targets come from callers."""
+"""The maximum number of circuit breakers in memory. Callers choose the names of the models, so the
+number must be bounded."""
 
 
 class Circuit:
-    """The circuit of one target, since it last closed."""
+    """The circuit breaker of one target. Times are in seconds, by the clock of CircuitBreakers."""
 
     def __init__(self) -> None:
         self.failures = 0
         self.recent: deque[tuple[float, bool]] = deque(maxlen=WINDOW_CALLS)
-        """When the target's last calls ended, and whether they succeeded."""
+        """The end times of the target's last calls, and whether the calls succeeded."""
         self.until = 0.0
-        """When the cool-down ends; 0: the circuit is closed."""
+        """The end of the cool-down; 0 if the circuit breaker is closed."""
         self.began = -math.inf
-        """When the circuit last opened."""
+        """The time at which the circuit breaker last opened."""
         self.probed = -math.inf
+        """The start of the last probe since then."""
         self.length = FIRST_S
 
     def left(self, now: float) -> float:
@@ -63,10 +67,10 @@ class Circuit:
         return left
 
     def failed(self, now: float) -> bool:
-        """Count a failure. Return True if it opens the circuit."""
+        """Count a failure. Return True if it opens the circuit breaker."""
         self.recent.append((now, False))
         self.failures += 1
-        if now < self.until:  # it was under way before
+        if now < self.until:  # the call started before the circuit breaker opened
             return False
         if self.until:
             self.length = min(self.length * 2, LONGEST_S)
@@ -92,8 +96,10 @@ class Circuit:
 
 
 class CircuitBreakers:
-    """The circuits of one process, by target, and the credentials that a 429 holds for. A caller's
-    own key has no circuit."""
+    """The circuit breakers of one process, and its rate-limited credentials.
+
+    There is a circuit breaker for each target that has failed, but none for BYOK keys.
+    """
 
     def __init__(
         self,
@@ -102,33 +108,36 @@ class CircuitBreakers:
         enabled: bool = True,
         redis_client: RedisClient | None = None,
     ) -> None:
-        """Make closed circuits.
+        """Start with all circuit breakers closed.
 
         Args:
-            clock: the time in seconds.
-            enabled: whether circuits open at all.
-            redis_client: the Redis through which processes share what they know.
+            clock: returns the time in seconds.
+            enabled: whether circuit breakers can open, and 429s hold.
+            redis_client: the Redis that the processes share; None if there is none.
         """
         self._clock = clock
         self._enabled = enabled
         self._lock = BriefLock()
         self._circuits: dict[TargetKey, Circuit] = {}
         self._limited: dict[TargetKey, float] = {}
-        """Until when a host's 429 holds, by credential."""
+        """The end of the wait after a host's 429, by credential."""
         self._sync = (
             BreakerSync(redis_client, LONGEST_S) if enabled and redis_client is not None else None
         )
         self._unsent: dict[TargetKey, BreakerEvent] = {}
         self._ended: dict[TargetKey, float] = {}
-        """When a circuit closed, for as long as an older event may still arrive that it opened."""
+        """The times at which circuit breakers closed. They are kept for as long as an older event
+        that opens the circuit breaker may still arrive."""
 
     def left(self, target: Target) -> float:
-        """Return for how many seconds a target must not be called; 0: it may be called."""
+        """Return the seconds for which a target must not be called, or 0 if it may be called."""
         return self._ask(target, Circuit.left)
 
     def enter(self, target: Target) -> float:
-        """Return as `left`, for a caller that then calls the target if it may: in a half-open
-        circuit that call is the probe, and all others wait."""
+        """Return the seconds for which a target must not be called, or 0 to call it now.
+
+        If the circuit breaker is half-open and the result is 0, the call that follows is the probe.
+        """
         return self._ask(target, Circuit.enter)
 
     def _ask(self, target: Target, ask: Callable[[Circuit, float], float]) -> float:
@@ -143,11 +152,10 @@ class CircuitBreakers:
             return ask(circuit, now)
 
     def is_limited(self, target: Target) -> bool:
-        """Return True if a 429 holds for the target's credential."""
         return self._limited.get(credential_key(target), -math.inf) > self._clock()
 
     def succeeded(self, target: Target) -> None:
-        """Note that a target answered, be it to refuse what was asked."""
+        """Record that a target responded, even if it refused the request."""
         key = target_key(target)
         if target.byok or key not in self._circuits:
             return
@@ -161,7 +169,7 @@ class CircuitBreakers:
             self._forget_closed(key, circuit)
 
     def failed(self, target: Target) -> None:
-        """Note that a target could not be reached, broke off, or failed by itself."""
+        """Record that a target was unreachable, failed, or closed the connection too early."""
         key = target_key(target)
         if target.byok or not self._enabled:
             return
@@ -171,7 +179,7 @@ class CircuitBreakers:
                 self._announce("cools", key, now, circuit.until, circuit.length)
 
     def limited(self, target: Target, seconds: float) -> None:
-        """Note that a target asked its credential to wait, in seconds."""
+        """Record that a target's host asked its credential to wait for some seconds."""
         if self._enabled and not target.byok:
             with self._lock:
                 now, key = self._clock(), credential_key(target)
@@ -180,14 +188,14 @@ class CircuitBreakers:
                 self._announce("limited", key, now, until)
 
     def open_circuits(self) -> dict[TargetKey, float]:
-        """Return how many seconds each target or credential is still not called."""
+        """Return the targets and credentials that are cooling down, with the seconds left."""
         with self._lock:
             now = self._clock()
             ends = {key: circuit.until for key, circuit in self._circuits.items()}
             return {key: end - now for key, end in (ends | self._limited).items() if end > now}
 
     def exchange(self) -> None:
-        """Send the other processes what is new here, and apply what is new there."""
+        """Send new events to the other processes, and apply theirs."""
         if self._sync is None:
             return
         with self._lock:
@@ -247,5 +255,5 @@ def target_key(target: Target) -> TargetKey:
 
 
 def credential_key(target: Target) -> TargetKey:
-    """Return what a 429 is about: one key, whatever the model."""
+    """Return the key for rate limits: a 429 is about a credential, whatever the model."""
     return (target.provider.name, "", target.key_number)

@@ -1,8 +1,10 @@
-"""What follows a failed attempt: whether the call is made again, where, when, and how often.
+"""The retry policy: whether, where and when a call is tried again after a failed attempt.
 
-- `classify` decides, by status and code alone, in one table.
-- No I/O. A refused request is never retried.
-- Retries are a share of the calls, so that a failing provider is not flooded.
+- `classify` decides from one table, only by status and error code, never by the message.
+- A refused request is never retried.
+- The number of retries is a share of the number of calls, so that retries don't flood a failing
+  provider.
+- The module does no I/O.
 """
 
 from __future__ import annotations
@@ -18,45 +20,50 @@ from routing.upstream_errors import EXHAUSTED
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 8.0
 LONGEST_ASKED_S = 20.0
-"""A provider that asks for a longer wait gets no retry."""
+"""The longest Retry-After that is honoured. If a provider asks for more, there is no retry."""
 UNTOLD_WAIT_S = 1.0
-"""The wait after a 429 that doesn't say how long."""
+"""The wait after a 429 without a Retry-After."""
 SHARE = 0.2
-SLACK = 1e-9  # five shares are one retry, whatever their sum rounds to
+"""The number of retries that each call earns for its provider."""
+SLACK = 1e-9  # despite rounding, five shares must add up to a retry
 MOST_SAVED = 10.0
-"""Retries that a provider may have at first, or after a long time without any."""
+"""The initial and the maximum number of saved retries of a provider."""
 
 
 class RetryBudget:
-    """How many retries each provider may still have: SHARE of the calls to it, and what was saved
-    of that. Calls with callers' own keys count by themselves."""
+    """The number of retries that each provider may still get.
+
+    Each call to a provider earns SHARE of a retry. Unused retries are saved, up to MOST_SAVED.
+    Calls with BYOK keys have a separate budget.
+    """
 
     def __init__(self) -> None:
         self._lock = BriefLock()
         self._saved: defaultdict[tuple[str, bool], float] = defaultdict(lambda: MOST_SAVED)
 
     def called(self, target: Target) -> None:
-        """There is a call, which isn't a retry."""
-        place = (target.provider.name, target.byok)
+        """Count a call that isn't a retry."""
+        budget = (target.provider.name, target.byok)
         with self._lock:
-            self._saved[place] = min(MOST_SAVED, self._saved[place] + SHARE)
+            self._saved[budget] = min(MOST_SAVED, self._saved[budget] + SHARE)
 
     def take(self, target: Target) -> bool:
-        """Whether there may be one more."""
-        place = (target.provider.name, target.byok)
+        """Take a retry from the budget. Return False if none is left."""
+        budget = (target.provider.name, target.byok)
         with self._lock:
-            if self._saved[place] < 1 - SLACK:
+            if self._saved[budget] < 1 - SLACK:
                 return False
-            self._saved[place] -= 1
+            self._saved[budget] -= 1
             return True
 
 
 class Verdict(NamedTuple):
-    """What follows a failed attempt.
+    """The consequences of a failed attempt.
 
-    retry_same: the same call to the same host may succeed in a moment.
-    try_next: another target may succeed.
-    cools: what must not be called for a while.
+    Attributes:
+        retry_same: whether a retry at the same target may succeed in a moment.
+        try_next: whether another target may succeed.
+        cools: what must cool down: nothing, the target, or the credential for all models.
     """
 
     retry_same: bool
@@ -75,32 +82,43 @@ VERDICTS: Final[dict[int | None, Verdict]] = {
     **dict.fromkeys((409, 424, 425), FAILED_FOR_NOW),
     429: LIMITED,
 }
-"""By the status that a provider answered with; None: it never answered, or broke off. Any other
-status is REFUSED."""
+"""The verdicts by the provider's status. None means that there was no response, or that the
+provider closed the connection too early. Any other status is REFUSED."""
 
 
 def classify(error: SluiceError) -> Verdict:
-    """Return what follows an attempt that failed with this error."""
     if isinstance(error, UpstreamTimeout):
         return FAILED if error.phase == "connect" else FAILED_FOR_NOW
     if isinstance(error, UpstreamError):
         verdict = VERDICTS.get(error.upstream_status, REFUSED)
-        exhausted = error.upstream_code in EXHAUSTED  # no waiting gives an account credit
+        exhausted = error.upstream_code in EXHAUSTED  # a wait doesn't add credit to an account
         return verdict._replace(retry_same=False) if exhausted else verdict
-    # An open circuit, or a credential that a 429 holds for: nothing was sent.
+    # The circuit breaker is open or the credential is waiting after a 429: nothing was sent.
     return ELSEWHERE if isinstance(error, RateLimited | Unavailable) else REFUSED
 
 
 def asked(error: SluiceError) -> float:
-    """Return the seconds that the provider asked to wait; 0: it didn't ask."""
+    """Return the seconds that the provider asked to wait, or 0 if it didn't ask.
+
+    A 429 without a Retry-After counts as UNTOLD_WAIT_S.
+    """
     if isinstance(error, UpstreamError) and error.retry_after is not None:
         return error.retry_after
     return UNTOLD_WAIT_S if classify(error).cools == "credential" else 0.0
 
 
 def delay(number: int, error: SluiceError) -> float | None:
-    """Return the seconds before retry `number`, which counts from 1: exponential, with full jitter,
-    and at least what the provider asked for. None: it asked for more than a caller would wait."""
+    """Return the seconds to wait before a retry: what the provider asked for, plus the back-off.
+
+    The back-off is exponential with full jitter.
+
+    Args:
+        number: the number of the retry, from 1.
+        error: the error of the last attempt.
+
+    Returns:
+        None if the provider asked for more than LONGEST_ASKED_S.
+    """
     least = asked(error)
     if least > LONGEST_ASKED_S:
         return None

@@ -1,7 +1,7 @@
-"""Where a request goes: model name -> targets.
+"""The router: it resolves model names and aliases to targets.
 
-Rules that hold here: no I/O. A caller's own key goes to the first target's host alone, never to
-another's.
+- A BYOK key is sent only to the first target's host (see docs/decisions/0006-own-key-one-host.md).
+- The module does no I/O.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ from providers import registry
 from providers.base import Provider, Target
 
 MOST_KNOWN = 10_000
-"""Models whose targets are kept: their names come from callers."""
+"""The maximum number of models whose targets are cached. Callers choose the names of the models, so
+the number must be bounded."""
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the caller wants a request to go."""
-
     model: str | None = None
     provider: str | None = None
     fallbacks: tuple[str, ...] = ()
@@ -38,10 +37,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Router:
-    """Model names and what they mean on this server."""
-
     def __init__(self, settings: Settings) -> None:
-        """Raises ConfigError: an alias or the default model that leads nowhere."""
+        """Make a router. Raises ConfigError if an alias or the default model is invalid."""
         self.providers = registry.rows(settings.providers, settings.environ)
         self._default = settings.default_model
         self._environ = settings.environ
@@ -57,27 +54,32 @@ class Router:
         if (name not in self.providers or not rest) and (
             where in self.aliases or model not in self.aliases
         ):
-            raise ConfigError(f"{where}: {model!r} is no model of this server (provider/model)")
+            raise ConfigError(f"{where}: {model!r} is not a model of this server (provider/model)")
 
     def enabled(self, provider: Provider) -> bool:
-        """Whether it can be called without the caller's own key."""
+        """Return True if the provider can be called without a BYOK key."""
         return not registry.missing(provider, self._environ)
 
     def provider(self, name: str) -> Provider:
-        """Raises ProviderNotFound."""
+        """Return the row of a provider. Raises ProviderNotFound."""
         row = self.providers.get(name)
         if row is None:
             near = difflib.get_close_matches(name, self.providers, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
-            raise ProviderNotFound(f"Provider {shown(name)} is not known here.{hint}")
+            raise ProviderNotFound(f"Provider {shown(name)} was not found.{hint}")
         return row
 
     def targets(self, route: Route) -> list[Target]:
-        """The targets to try, in order; at least one. Raises ProviderNotFound, ModelNotFound."""
+        """Return the targets to try, in order. There is at least one.
+
+        Raises:
+            ProviderNotFound: a provider is unknown, or none of the providers is enabled.
+            ModelNotFound: a model is missing, or its name lacks the provider.
+        """
         names = self._expand(route.model, route.provider)
         for fallback in route.fallbacks:
             names += self._expand(fallback, None)
-        if route.byok_api_key is not None:  # a caller's key is for one host, never for another
+        if route.byok_api_key is not None:  # fallbacks at other hosts must not receive this key
             names = [pair for pair in names if pair[0] == names[0][0]]
         targets = []
         missing: SluiceError | None = None
@@ -91,38 +93,44 @@ class Router:
         return targets
 
     def _expand(self, model: str | None, provider: str | None) -> list[tuple[str, str]]:
-        """(provider, its model) pairs. Raises ProviderNotFound, ModelNotFound."""
+        """Return pairs of a provider and its model. Raises ProviderNotFound or ModelNotFound."""
         wanted = model or self._default
         if provider is None:
             return [self._split(name) for name in self.aliases.get(wanted, (wanted,))]
         row = self.provider(provider)
         name = wanted.removeprefix(f"{provider}/")
         if not name or (model is None and name == wanted):
-            raise ModelNotFound(f"Model: say which one of {row.name}'s it is.", param="model")
+            raise ModelNotFound(
+                f"Model is missing: choose one of the models of {row.name}.", param="model"
+            )
         return [(row.name, name)]
 
     def _split(self, model: str) -> tuple[str, str]:
         name, _, rest = model.partition("/")
         if not rest:
             raise ModelNotFound(
-                f"Model {shown(model)} was not found. Write where it runs before its name: "
-                "local/pydoc, openai/gpt-4o-mini.",
+                f"Model {shown(model)} was not found. Use its full name, like local/pydoc or "
+                "openai/gpt-4o-mini.",
                 param="model",
             )
         return self.provider(name).name, rest
 
     def _keyed(self, row: Provider, model: str, byok: Secret | None) -> list[Target]:
-        """A model as a target for each of the operator's keys, another first each time. Raises
-        ProviderNotFound."""
+        """Return a target for each of the operator's keys, or one for the BYOK key.
+
+        The operator's keys take turns in being first. Raises ProviderNotFound if a key is missing.
+        """
         if byok is None and (targets := self._known.get((row.name, model))) is not None:
             return self._turned(row, targets)
         needed = registry.missing(row, self._environ, byok=byok is not None)
         if needed:
             own = (
-                ", or you send your own key as byok_api_key" if needed == [row.api_key_env] else ""
+                ", or you can send your own key as byok_api_key"
+                if needed == [row.api_key_env]
+                else ""
             )
             raise ProviderNotFound(
-                f"Provider {row.name!r} is not enabled on this server: its operator sets "
+                f"Provider {row.name!r} is not enabled on this server: its operator must set "
                 f"{' and '.join(needed)}{own}."
             )
         if byok is not None:
@@ -134,7 +142,7 @@ class Router:
         return self._turned(row, targets)
 
     def _turned(self, row: Provider, targets: list[Target]) -> list[Target]:
-        """So that the next one has its turn."""
+        """Rotate the targets, so that the provider's keys share the load."""
         if len(targets) == 1:
             return targets
         first = next(self._turns[row.name]) % len(targets)
@@ -142,7 +150,7 @@ class Router:
 
 
 def credentials(text: str) -> list[Secret | None]:
-    """The keys in a variable, separated by commas; one that stands there twice counts once."""
+    """Return the distinct keys in a comma-separated environment variable."""
     keys = dict.fromkeys(key.strip() for key in text.split(","))
     return [Secret(key) for key in keys if key]
 
@@ -150,10 +158,10 @@ def credentials(text: str) -> list[Secret | None]:
 def alias(name: str, value: Any) -> tuple[str, ...]:
     models = [value] if isinstance(value, str) else value
     if not isinstance(models, list) or not models or not all(isinstance(m, str) for m in models):
-        raise ConfigError(f"sluice.toml, [aliases]: {name} takes a model or a list of models")
+        raise ConfigError(f"sluice.toml, [aliases]: {name} must be a model or a list of models")
     return tuple(models)
 
 
 def shown(name: str) -> str:
-    """A name that a caller sent, for a sentence."""
+    """Quote and shorten a caller's name for a message."""
     return repr(name if len(name) <= 100 else name[:100] + "...")

@@ -1,7 +1,8 @@
-"""What a provider's error means to the client, by status and code.
+"""The translation of a provider's error into the client's error.
 
-- A provider's prose decides nothing. It is shown without what looks like a key, and not at all
-  where the provider refused a key.
+- Only the provider's status and error code decide, never its message.
+- The provider's message is shown, but whatever looks like a key in it is redacted. If the provider
+  rejected a key, the message isn't shown at all.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ DEFAULT_RETRY_S = 5.0
 
 
 def public_error(error: UpstreamError, target: Target) -> SluiceError:
-    """Return the error that the client gets for a provider's."""
+    """Return the error that the client receives for a provider's error."""
     status = error.upstream_status
     details = {"provider": target.provider.name, "model": target.model, "upstream_status": status}
-    if status in (401, 403):  # its words may hold part of a key
+    if status in (401, 403):  # the provider's message may quote part of the key
         return refused_key(target, details)
     text = shown(error.upstream_message, target.credential)
     code = shown(error.upstream_code, target.credential)
@@ -46,7 +47,7 @@ def public_error(error: UpstreamError, target: Target) -> SluiceError:
         )
     if status in (400, 413, 422):
         kind = RequestTooLarge if status == 413 else InvalidRequest
-        return kind(f"{target.name} refused the request{suffix_of(text)}", details=details)
+        return kind(f"{target.name} rejected the request{suffix_of(text)}", details=details)
     if status == 402 or error.upstream_code in EXHAUSTED:
         message = f"The account at {target.provider.name} has no credit left."
         return gateway_error(message, details, NO_RETRY)
@@ -59,13 +60,14 @@ def public_error(error: UpstreamError, target: Target) -> SluiceError:
 def refused_key(target: Target, details: dict[str, Any]) -> SluiceError:
     where = target.provider.name
     if target.byok:
-        return ByokRejected(f"{where} refused your own key (byok_api_key).", details=details)
-    return gateway_error(f"{where} refused this server's key for it.", details, NO_RETRY)
+        return ByokRejected(f"{where} rejected your own key (byok_api_key).", details=details)
+    return gateway_error(f"{where} rejected the API key that this server sent.", details, NO_RETRY)
 
 
 def rate_limited(seconds: float, target: Target, details: dict[str, Any]) -> RateLimited:
     return RateLimited(
-        f"{target.provider.name} is limiting calls. Try again in {whole_seconds(seconds)} s.",
+        f"{target.provider.name} has limited the request rate. "
+        f"Try again in {whole_seconds(seconds)} s.",
         retry_after=seconds,
         details=details | limit_details("provider", None, seconds),
     )

@@ -1,13 +1,13 @@
-// What both pages share: the key, calls of the API, errors, how figures are written.
+// Shared by both pages: the key, API requests, error notices, number formats.
 //
-// Rules that hold here: the key is kept in sessionStorage alone and goes nowhere but into the
-// Authorization header of our own server; what people or models wrote becomes text nodes, never HTML.
+// - The key is stored in sessionStorage only, and sent only to our own server, as Authorization.
+// - Text from users and models becomes text nodes, never HTML.
 
 const KEY = "sluice.key";
 
 export const $ = (id) => document.getElementById(id);
 
-/** An element; children are elements or strings, which become text. */
+/** Return an element. Children that are strings become text. */
 export function make(tag, attributes = {}, ...children) {
   const found = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -25,7 +25,7 @@ export function remembered(name, otherwise) {
   }
 }
 
-/** Whether there was room. */
+/** Return false if sessionStorage is full. */
 export function remember(name, value) {
   try {
     sessionStorage.setItem(name, JSON.stringify(value));
@@ -35,16 +35,16 @@ export function remember(name, value) {
   }
 }
 
-/** What the API, or the network, says has gone wrong. */
+/** An error from the API or the network. */
 export class Problem extends Error {
   constructor(message, { status = 0, code = "", requestId = "", details = null } = {}) {
     super(message);
     Object.assign(this, { status, code, requestId, details });
   }
 
-  /** Of an error's body, or of the last frame of a stream. */
+  /** Return a Problem from an error's body, or from the last frame of a failed stream. */
   static of(body, status, requestId) {
-    return new Problem(body?.message || `The server answered ${status}.`, {
+    return new Problem(body?.message || `The server responded with status ${status}.`, {
       status: body?.status_code ?? status,
       code: body?.code ?? "",
       requestId: body?.request_id ?? requestId,
@@ -53,7 +53,7 @@ export class Problem extends Error {
   }
 }
 
-/** fetch with the key; a Problem where the answer is none of 2xx. */
+/** Call fetch with the key. Throws a Problem unless the status is 2xx. */
 export async function call(path, options = {}) {
   const headers = { Accept: "application/json", ...options.headers };
   headers.Authorization = `Bearer ${remembered(KEY, "")}`;
@@ -74,8 +74,8 @@ export const get = async (path) => (await call(path)).json();
 export const stopStream = (id) =>
   call(`/api/v1/completions/stop-stream/${encodeURIComponent(id)}`, { method: "POST" });
 
-/** Show a problem in a box of class "problem"; null empties it. */
-export function tell(box, problem) {
+/** Show a problem in a box of class "problem"; null hides the box. */
+export function showProblem(box, problem) {
   box.replaceChildren();
   box.hidden = !problem;
   if (!problem) return;
@@ -92,7 +92,7 @@ export function tell(box, problem) {
 
 // Signing in
 
-/** Ask for the key where there is none, try it, then call begin(models). */
+/** Ask for a key if there is none, check it, then call begin(models). */
 export function signIn(begin) {
   const open = async () => {
     let models;
@@ -101,7 +101,7 @@ export function signIn(begin) {
     } catch (problem) {
       if (problem.status === 401) sessionStorage.removeItem(KEY);
       $("sign-in").hidden = false;
-      tell($("sign-in-error"), problem);
+      showProblem($("sign-in-error"), problem);
       $("key").focus();
       return;
     }
@@ -116,12 +116,15 @@ export function signIn(begin) {
     event.preventDefault();
     const key = $("key").value.trim();
     if (!key) return $("key").focus();
-    // What no header can carry would fail as a network error.
+    // fetch reports a key that a header can't carry as a network error.
     if (!/^[\x21-\x7e]+$/.test(key)) {
-      return tell($("sign-in-error"), new Problem("A key is of ASCII characters, without spaces."));
+      return showProblem(
+        $("sign-in-error"),
+        new Problem("A key has only ASCII characters and no spaces."),
+      );
     }
     remember(KEY, key);
-    tell($("sign-in-error"), null);
+    showProblem($("sign-in-error"), null);
     open();
   });
   $("sign-out").addEventListener("click", () => {
@@ -129,15 +132,15 @@ export function signIn(begin) {
     location.reload();
   });
   if (!remembered(KEY, "")) return;
-  $("sign-in").hidden = true; // until the key proves to be bad
+  $("sign-in").hidden = true; // until the server rejects the key
   open();
 }
 
-// How figures are written
+// Number formats
 
 export const whole = (number) => Number(number).toLocaleString("en");
 
-/** USD; small sums with the digits that matter. */
+/** Format USD; small amounts get more decimals. */
 export function money(usd) {
   if (usd === null || usd === undefined) return "unknown";
   if (usd === 0) return "$0";
@@ -152,7 +155,7 @@ export function duration(milliseconds) {
   return `${(milliseconds / 1000).toLocaleString("en", { maximumFractionDigits: 2 })} s`;
 }
 
-/** A size of a context: 128k, 1M. */
+/** Format a number of tokens briefly: 128k, 1M. */
 export function size(tokens) {
   if (tokens >= 1e6) return `${+(tokens / 1e6).toFixed(1)}M`;
   return tokens >= 1000 ? `${+(tokens / 1000).toFixed(tokens < 10000 ? 1 : 0)}k` : String(tokens);

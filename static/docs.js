@@ -1,4 +1,4 @@
-// The API's document, rendered.
+// Renders the OpenAPI document.
 SwaggerUIBundle({
   url: "/openapi.json",
   dom_id: "#api",

@@ -1,6 +1,6 @@
-// The playground: what is asked, the answer as it comes, how it is stopped, what was asked before.
+// The playground: the request form, the completion as it arrives, stop, code examples, history.
 
-import { $, call, make, Problem, remember, remembered, signIn, stopStream, tell } from "./common.js";
+import { $, call, make, Problem, remember, remembered, showProblem, signIn, stopStream } from "./common.js";
 import { duration, money, size, whole } from "./common.js";
 import { LANGUAGES } from "./snippets.js";
 import { frames } from "./sse.js";
@@ -12,7 +12,7 @@ const OTHER = "";
 const MOST_ASKED = 20;
 const LONGEST_KEPT = 20000;
 const CHARACTERS_A_TOKEN = 4;
-const OVERTAKEN = 10; // a stop may come before the request that it stops: try it again,
+const OVERTAKEN = 10; // retries of a stop, which may arrive before the request that it stops
 const OVERTAKEN_MS = 150;
 
 const narrow = matchMedia("(max-width: 860px)");
@@ -20,7 +20,7 @@ const models = new Map();
 let language = "curl";
 let running = null;
 
-// What is asked
+// The request form
 
 function fillModels(providers) {
   const select = $("model");
@@ -64,7 +64,7 @@ function showModel() {
   $("model-facts").textContent = context ? `${price} · context ${whole(context)} tokens` : price;
 }
 
-/** The request's body, in the native shape. */
+/** Return the request's body in the native format. */
 function asked() {
   const body = { model: chosen(), prompt: $("prompt").value, stream: $("stream").checked };
   const more = {};
@@ -87,7 +87,7 @@ function fill(body) {
   $("stop").value = (values.stop ?? []).map((text) => text.replaceAll("\n", "\\n")).join("\n");
 }
 
-/** The form has changed: what follows from it. */
+/** Update what depends on the form: the code, and the number of parameters that are set. */
 function changed() {
   const body = asked();
   $("code").textContent = LANGUAGES[language](location.origin, body);
@@ -95,7 +95,7 @@ function changed() {
   $("parameters-set").textContent = set.length ? `${set.length} set` : "";
 }
 
-/** Whether the form can be sent; else its first bad field has the focus and says why. */
+/** Return true if the form is valid; else focus its first invalid field, which shows the reason. */
 function valid() {
   const bad = [$("prompt"), ...NUMBERS.map($)].find((field) => !field.checkValidity());
   if (!bad) return true;
@@ -104,9 +104,9 @@ function valid() {
   return false;
 }
 
-// The answer
+// The completion
 
-/** An answer under way: its text, and what the live line says of it. */
+/** A completion that is arriving: its text, and the figures in the live line. */
 class Answer {
   constructor(body, streamId) {
     Object.assign(this, { body, streamId, began: performance.now(), at: Date.now() });
@@ -120,7 +120,7 @@ class Answer {
   add(text) {
     if (this.first === null) {
       this.first = performance.now();
-      if (!this.stopped) $("ending").textContent = "Answering…";
+      if (!this.stopped) $("ending").textContent = "Receiving…";
     }
     this.pieces += 1;
     this.text += text;
@@ -139,7 +139,7 @@ class Answer {
     this.live();
   }
 
-  /** Tokens so far: as the provider counts them once it has, else about. */
+  /** Return the output tokens so far: the provider's count once there is one, until then an estimate. */
   tokens() {
     return (
       this.usage?.output_tokens ??
@@ -158,7 +158,8 @@ class Answer {
     const about = this.usage && this.usage.source !== "estimate" ? "" : "≈ ";
     const now = this.ended ?? performance.now();
     const flowing = now - (this.first ?? now);
-    const seconds = (flowing > 50 ? flowing : now - this.began) / 1000; // or it came all at once
+    // If the completion arrived all at once, the rate is that of the whole request.
+    const seconds = (flowing > 50 ? flowing : now - this.began) / 1000;
     const cost = this.cost();
     $("live-tokens").textContent = about + whole(this.tokens());
     $("live-rate").textContent = this.first ? whole((this.tokens() / seconds).toPrecision(3)) : "–";
@@ -169,7 +170,7 @@ class Answer {
 }
 
 function newId() {
-  // crypto.randomUUID is for secure contexts alone, and this may be http on a local network.
+  // crypto.randomUUID needs a secure context, and this page may be on http in a local network.
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return `play-${[...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
 }
@@ -191,7 +192,7 @@ async function run() {
     if (body.stream) await follow(answer, response);
     else take(answer, await response.json());
   } catch (error) {
-    problem = error instanceof Problem ? error : new Problem("The answer broke off.", { code: "network", requestId: answer.requestId });
+    problem = error instanceof Problem ? error : new Problem("The connection broke before the completion was finished.", { code: "network", requestId: answer.requestId });
   }
   answer.ended = performance.now();
   answer.paint();
@@ -210,7 +211,7 @@ async function follow(answer, response) {
     else if (frame.type === "content") answer.add(frame.data);
     else if (frame.type === "finish") answer.reason = frame.finish_reason;
   }
-  throw new Problem("The stream ended without its end.", { requestId: answer.requestId });
+  throw new Problem("The stream ended before the completion was finished.", { requestId: answer.requestId });
 }
 
 function take(answer, found) {
@@ -226,13 +227,13 @@ function take(answer, found) {
 
 const ENDINGS = {
   stop: "Finished",
-  length: "Cut at max tokens",
-  content_filter: "Ended by the provider’s filter",
+  length: "Cut off at max tokens",
+  content_filter: "Ended by the provider’s content filter",
   cancelled: "Stopped",
 };
 
 function finish(answer, problem) {
-  tell($("error"), problem);
+  showProblem($("error"), problem);
   const { usage } = answer;
   const used = usage
     ? `${whole(usage.input_tokens)} tokens in, ${whole(usage.output_tokens)} out, ${money(usage.cost_usd)}`
@@ -252,18 +253,18 @@ function busy(is) {
   const [from, to] = is ? [$("run"), $("halt")] : [$("halt"), $("run")];
   const focused = document.activeElement === from;
   to.disabled = false;
-  $("output").setAttribute("aria-busy", String(is)); // so that it is read at its end, not by tokens
+  $("output").setAttribute("aria-busy", String(is)); // screen readers then wait for the whole text
   document.body.classList.toggle("flowing", is);
   if (focused) to.focus();
   from.disabled = true;
   if (!is) return;
   if (narrow.matches) $("live").scrollIntoView({ block: "start" });
-  tell($("error"), null);
-  $("ending").textContent = "Asking…";
+  showProblem($("error"), null);
+  $("ending").textContent = "Waiting for the model…";
   for (const name of ["tokens", "rate", "first", "cost"]) $(`live-${name}`).textContent = "–";
 }
 
-/** The stream then ends by itself, properly, with what was used. */
+/** Stop the running call. Its stream then ends normally, with its usage. */
 async function halt() {
   const answer = running;
   if (!answer || answer.stopped) return;
@@ -276,13 +277,13 @@ async function halt() {
       if (left && problem.status === 404) await new Promise((go) => setTimeout(go, OVERTAKEN_MS));
       else {
         answer.stopped = false;
-        return running === answer ? tell($("error"), problem) : undefined;
+        return running === answer ? showProblem($("error"), problem) : undefined;
       }
     }
   }
 }
 
-// What was asked before
+// The history
 
 function keep(entry) {
   const found = [entry, ...remembered("sluice.history", [])].slice(0, MOST_ASKED);
@@ -301,7 +302,7 @@ function showHistory() {
         "button",
         { type: "button" },
         make("span", { class: "figures faint" }, time),
-        make("span", { class: "said" }, entry.body.prompt.slice(0, 120)),
+        make("span", { class: "prompt" }, entry.body.prompt.slice(0, 120)),
         make("span", { class: "faint" }, `${entry.body.model} · ${entry.how}${entry.used ? ` · ${entry.used}` : ""}`),
       );
       button.addEventListener("click", () => bringBack(entry));
@@ -314,14 +315,14 @@ function bringBack(entry) {
   if (running) return;
   fill(entry.body);
   changed();
-  tell($("error"), null);
+  showProblem($("error"), null);
   $("output").replaceChildren(entry.text);
   $("ending").textContent = [entry.how, entry.used].filter(Boolean).join(" · ");
   for (const name of ["tokens", "rate", "first", "cost"]) $(`live-${name}`).textContent = "–";
   $("prompt").focus();
 }
 
-// The program
+// The code examples
 
 function select(tab) {
   for (const other of $("languages").children) {
@@ -348,7 +349,7 @@ async function copy() {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // The clipboard is for secure contexts alone, and this may be http on a local network.
+    // The clipboard API needs a secure context, and this page may be on http in a local network.
     const area = make("textarea", { class: "unseen" });
     area.value = text;
     document.body.append(area);
@@ -357,7 +358,7 @@ async function copy() {
     area.remove();
     $("copy").focus();
   }
-  $("copied").textContent = "Copied. Set SLUICE_KEY where you run it.";
+  $("copied").textContent = "Copied. Set SLUICE_KEY to your key before you run it.";
 }
 
 function begin(providers) {

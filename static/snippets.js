@@ -1,8 +1,8 @@
-// A request as a program that makes it. None holds the key: each reads the variable SLUICE_KEY.
+// Code examples that send a request. They read the key from the environment variable SLUICE_KEY.
 
 const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** A JSON value as Python; the strings of JSON are Python's too. */
+/** Return a JSON value as Python source. A JSON string is a Python string as well. */
 function python(value) {
   if (value === null) return "None";
   if (value === true) return "True";
@@ -30,14 +30,14 @@ function openai(origin, body) {
   const { additional_params: more = {}, ...fields } = body;
   const named = Object.entries({ ...fields, ...more }).map(([k, v]) => `${k}=${python(v)}`);
   const end = body.stream
-    ? 'for chunk in answer:\n    for choice in chunk.choices:\n        print(choice.text, end="", flush=True)\nprint()'
-    : "print(answer.choices[0].text)";
+    ? 'for chunk in completion:\n    for choice in chunk.choices:\n        print(choice.text, end="", flush=True)\nprint()'
+    : "print(completion.choices[0].text)";
   return `import os
 
 from openai import OpenAI
 
 client = OpenAI(base_url="${origin}/v1", api_key=os.environ["SLUICE_KEY"])
-answer = client.completions.create(
+completion = client.completions.create(
 ${lines(named, "    ")})
 ${end}`;
 }
@@ -45,7 +45,7 @@ ${end}`;
 function requests(origin, body) {
   const named = Object.entries(body).map(([k, v]) => `${python(k)}: ${python(v)}`);
   const end = body.stream
-    ? `for line in answer.iter_lines():
+    ? `for line in response.iter_lines():
     if line.startswith(b"data: {"):
         frame = json.loads(line[6:])
         if frame["type"] == "error":
@@ -53,27 +53,27 @@ function requests(origin, body) {
         if frame["type"] == "content":
             print(frame["data"], end="", flush=True)
 print()`
-    : 'print(answer.json()["data"])';
+    : 'print(response.json()["data"])';
   return `${body.stream ? "import json\n" : ""}import os
 
 import requests
 
 body = {
 ${lines(named, "    ")}}
-answer = requests.post(
+response = requests.post(
     "${origin}/api/v1/completions",
     headers={"Authorization": f"Bearer {os.environ['SLUICE_KEY']}"},
     json=body,
     stream=${python(body.stream)},
 )
-answer.raise_for_status()
+response.raise_for_status()
 ${end}`;
 }
 
 function javascript(origin, body) {
   const end = body.stream
     ? `let rest = "";
-for await (const piece of answer.body.pipeThrough(new TextDecoderStream())) {
+for await (const piece of response.body.pipeThrough(new TextDecoderStream())) {
   const lines = (rest + piece).split("\\n");
   rest = lines.pop();
   for (const line of lines) {
@@ -84,8 +84,8 @@ for await (const piece of answer.body.pipeThrough(new TextDecoderStream())) {
   }
 }
 console.log();`
-    : "console.log((await answer.json()).data);";
-  return `const answer = await fetch("${origin}/api/v1/completions", {
+    : "console.log((await response.json()).data);";
+  return `const response = await fetch("${origin}/api/v1/completions", {
   method: "POST",
   headers: {
     Authorization: \`Bearer \${process.env.SLUICE_KEY}\`,
@@ -93,7 +93,7 @@ console.log();`
   },
   body: JSON.stringify(${JSON.stringify(body, null, 2).replaceAll("\n", "\n  ")}),
 });
-if (!answer.ok) throw new Error(await answer.text());
+if (!response.ok) throw new Error(await response.text());
 ${end}`;
 }
 

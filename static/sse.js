@@ -1,6 +1,6 @@
-// Server-sent events out of a response's body, in whatever pieces it comes.
+// A parser of server-sent events.
 
-/** Yields {event, data} for each frame, data as text. */
+/** Yield {event, data} for each frame of a response's body, with data as text. */
 export async function* frames(body) {
   const reader = body.getReader();
   const decoder = new TextDecoder();

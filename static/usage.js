@@ -1,6 +1,6 @@
-// The usage page: sums of the chosen days, the latest requests, and what is flowing now.
+// The usage page: sums of the selected days, the latest requests, and the active streams.
 
-import { $, call, get, make, signIn, stopStream, tell } from "./common.js";
+import { $, call, get, make, showProblem, signIn, stopStream } from "./common.js";
 import { duration, money, size, whole } from "./common.js";
 
 const DAY_MS = 24 * 3600 * 1000;
@@ -32,7 +32,7 @@ function range() {
   return found;
 }
 
-/** Do it; what goes wrong is told until it goes well, and is the answer's absence. */
+/** Return the action's result; undefined if it fails. Its problem is shown until it succeeds. */
 async function attempt(what, action) {
   let found;
   try {
@@ -41,7 +41,7 @@ async function attempt(what, action) {
   } catch (problem) {
     problems.set(what, problem);
   }
-  tell($("error"), problems.values().next().value ?? null);
+  showProblem($("error"), problems.values().next().value ?? null);
   return found;
 }
 
@@ -50,23 +50,23 @@ async function attempt(what, action) {
 async function showSums() {
   const mine = ++asking;
   const found = await attempt("usage", () => get(`/api/v1/user/usage?${range()}`));
-  if (!found || mine !== asking) return; // other days were chosen meanwhile
+  if (!found || mine !== asking) return; // the user has selected other days since
   $("sum-requests").textContent = whole(found.total_requests);
   $("sum-tokens").textContent = whole(found.total_tokens.total);
   $("sum-split").textContent = `${whole(found.total_tokens.input)} in, ${whole(found.total_tokens.output)} out`;
   $("sum-cost").textContent = money(found.total_cost);
   const { unpriced_requests: unpriced = 0 } = found;
-  $("sum-unpriced").textContent = unpriced ? `without ${whole(unpriced)} of unknown price` : "";
+  $("sum-unpriced").textContent = unpriced ? `excludes ${whole(unpriced)} of unknown price` : "";
   $("sum-left").textContent = found.remaining_credits === null ? "no limit" : money(found.remaining_credits);
   days = filled(found.daily_usage);
   $("days").tBodies[0].replaceChildren(...days.filter((day) => day.requests).reverse().map(dayRow));
   named($("models"), found.models);
   named($("providers"), found.providers);
   draw();
-  $("status").textContent = `${whole(found.total_requests)} requests in these days`;
+  $("status").textContent = `${whole(found.total_requests)} requests in this period`;
 }
 
-/** Every day of the range, also those on which nothing was asked. */
+/** Return every day of the range; days without requests are zero. */
 function filled(found) {
   const known = new Map(found.map((day) => [day.date, day]));
   const dates = [...known.keys()].sort();
@@ -95,7 +95,7 @@ function dayRow(day) {
   );
 }
 
-/** A table of sums by name, the most expensive first, each with its share as a bar. */
+/** Fill a table of sums by name, most expensive first, with bars for the tokens. */
 function named(table, sums) {
   const rows = Object.entries(sums).sort(
     ([, a], [, b]) => b.cost - a.cost || b.tokens.total - a.tokens.total,
@@ -119,7 +119,7 @@ function named(table, sums) {
 }
 
 const nothing = (columns) =>
-  make("tr", {}, make("td", { colspan: columns, class: "faint" }, "Nothing in these days."));
+  make("tr", {}, make("td", { colspan: columns, class: "faint" }, "No requests in this period."));
 
 // The chart
 
@@ -177,7 +177,7 @@ function draw() {
   );
   const most = days.reduce((best, day) => (of(day) > of(best) ? day : best), days[0]);
   const peak = most && of(most) ? `; most on ${most.date}: ${write(of(most))}` : "";
-  box.setAttribute("aria-label", `Chart of ${measure()} by day${peak}. The same figures stand in the table below.`);
+  box.setAttribute("aria-label", `Chart of ${measure()} by day${peak}. The table below has the figures.`);
 }
 
 const INCREMENTS = [1, 2, 5].flatMap((step) => [...Array(13).keys()].map((power) => step * 10 ** power)).sort((a, b) => a - b);
@@ -201,14 +201,14 @@ async function showLatest(next) {
   if (!next) body.replaceChildren();
   body.append(...found.data.map(requestRow));
   if (!body.rows.length) {
-    body.append(make("tr", {}, make("td", { colspan: 7, class: "faint" }, "Nothing asked yet.")));
+    body.append(make("tr", {}, make("td", { colspan: 7, class: "faint" }, "No requests yet.")));
   }
   cursor = found.next_cursor;
   $("more").hidden = !cursor;
   if (!next) unsettled = found.data.filter((row) => !row.end_reason).map((row) => row.stream_id);
 }
 
-/** A call's row is settled a moment after its end: look again until those that ended are. */
+/** Reload until the calls that have ended are settled, which happens a moment after their end. */
 async function catchUp() {
   if (catchingUp) return;
   catchingUp = true;
@@ -226,7 +226,7 @@ async function catchUp() {
 
 const endedUnsettled = () => unsettled.some((id) => !flowing.has(id));
 
-/** A moment in UTC, as the days are; the year and the milliseconds are there to hover over. */
+/** Return a time element in UTC; its tooltip adds the year and the milliseconds. */
 function clock(moment, day = true) {
   const date = new Date(moment);
   const name = date.toLocaleDateString("en", { month: "short", day: "numeric", timeZone: "UTC" });
@@ -234,13 +234,13 @@ function clock(moment, day = true) {
   return make("time", { datetime: moment, title: moment }, day ? `${name}, ${text}` : text);
 }
 
-/** USD with six decimals, so that a column lines up; less would be rounded to nothing. */
+/** Format USD with six decimals, so that a column lines up; smaller amounts get more decimals. */
 const column = (usd) => (usd >= 0.000001 ? `$${usd.toFixed(6)}` : money(usd));
 
 function requestRow(row) {
-  const reason = row.end_reason ?? "under way";
+  const reason = row.end_reason ?? "active";
   const good = row.status === 200 || row.status === null;
-  const end = make("td", {}, make("span", { class: good ? `end ${reason.replace(" ", "-")}` : "end bad" }, reason));
+  const end = make("td", {}, make("span", { class: good ? `end ${reason}` : "end bad" }, reason));
   if (row.error_code) end.append(make("span", { class: "hint" }, ` ${row.status} ${row.error_code}`));
   return make(
     "tr",
@@ -255,12 +255,12 @@ function requestRow(row) {
   );
 }
 
-// What is flowing now
+// The active streams
 
 async function showActive() {
   const listed = await attempt("streams", () => get("/api/v1/completions/streams"));
   if (!listed) return;
-  const found = listed.filter((stream) => !stopped.has(stream.stream_id)); // it may be ending yet
+  const found = listed.filter((stream) => !stopped.has(stream.stream_id)); // a stopped one may still be listed
   const before = flowing;
   flowing = new Set(found.map((stream) => stream.stream_id));
   const focused = document.activeElement?.dataset?.stream;
@@ -298,7 +298,7 @@ function activeRow(stream) {
   );
 }
 
-// The file
+// The CSV file
 
 async function download(event) {
   event.preventDefault();

@@ -1,1 +1,1 @@
-"""Active calls: each has a mailbox between its reader and its writer, and can be stopped."""
+"""Active calls, each with a mailbox between its reader and its writer. Any call can be stopped."""

@@ -1,9 +1,10 @@
-"""Noticing that a client has gone, and what becomes of its call: it is cancelled, or drained.
+"""The detection of disconnected clients, and the drain of their calls.
 
-A drain reads on and counts, for nobody, so that the bill is exact where a provider would charge for
-the rest of its answer anyway.
+When a client disconnects, its call is cancelled or drained. A drain reads the rest of the answer
+only to count its tokens: some providers charge for the whole answer anyway, and the drain keeps the
+bill exact.
 
-- A drain is bounded in time and money. Whatever ends it first counts.
+- A drain is bounded in time and cost. The first bound that is reached ends it.
 """
 
 from __future__ import annotations
@@ -25,51 +26,56 @@ TCP_ESTABLISHED = 1
 def hung_up(client: socket.socket) -> bool:
     """Return True if the client closed its connection, or its half of it.
 
-    It never waits, and takes no byte: on Linux TCP tells, elsewhere a peek.
+    The check never blocks and consumes no bytes: it reads the TCP state on Linux, and peeks
+    elsewhere.
     """
     try:
         if sys.platform == "linux" and client.family in (socket.AF_INET, socket.AF_INET6):
-            # Works on TLS sockets, and behind pipelined bytes.
+            # The state is correct even for TLS, and if pipelined bytes are unread.
             state = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
             return state[0] != TCP_ESTABLISHED
         return _at_end(client)
-    except OSError:  # closed
+    except OSError:  # the socket is closed
         return True
 
 
 def _at_end(client: socket.socket) -> bool:
-    """Return the same where there is no TCP_INFO. A peek can't see an end behind other bytes."""
+    """Return True if the client closed its connection, where TCP_INFO doesn't exist.
+
+    A peek can't see the close if unread bytes come before it.
+    """
     timeout = client.gettimeout()
     client.settimeout(0)
     try:
         return client.recv(1, socket.MSG_PEEK) == b""
-    except (BlockingIOError, InterruptedError, ValueError):  # ValueError: a TLS socket can't
+    except (BlockingIOError, InterruptedError, ValueError):  # ValueError: a TLS socket can't peek
         return False
     finally:
         client.settimeout(timeout)
 
 
 class DisconnectPolicy(msgspec.Struct, frozen=True):
-    """What is done with calls without a client, and how far a drain may go."""
+    """The server's policy for calls whose client has disconnected, and the bounds of a drain."""
 
     policy: str = "cancel"
-    """cancel or drain; for the rows that don't say."""
+    """Either cancel or drain. A provider's row may override it."""
     seconds: float = 30
     cost: int = 50_000_000
-    """Nano-dollars from the disconnect on, as far as they are known."""
+    """The maximum cost of a drain in nano-dollars. It applies only if the price is known."""
 
 
 CANCEL: Final = DisconnectPolicy()
 
 
 class Drain:
-    """A drain that has begun. One thread reads, one waits, and any may end it."""
+    """An active drain. The reader reads on, the writer waits, and any thread may end the drain."""
 
     def __init__(self, bounds: DisconnectPolicy, spent: Callable[[], int | None]) -> None:
-        """Begin a drain.
+        """Start a drain.
 
         Args:
-            spent: returns what the call has cost so far, in nano-dollars; None: unknown.
+            bounds: the policy with the maximum time and cost.
+            spent: returns the cost of the call so far in nano-dollars, or None if it is unknown.
         """
         self.until = time.monotonic() + bounds.seconds
         self._cost = bounds.cost
@@ -80,14 +86,13 @@ class Drain:
         self.ended_by: End | None = None
 
     def goes_on(self) -> bool:
-        """Return True if the reader may read on."""
         if self._over.is_set() or time.monotonic() > self.until:
             return False
         spent = self._spent()
         return spent is None or self._before is None or spent - self._before <= self._cost
 
     def end(self, end: End) -> bool:
-        """End the drain. Return True if this ended it, and nothing did before."""
+        """End the drain. Return False if it had already ended."""
         with self._lock:
             if self.ended_by is not None:
                 return False
@@ -96,5 +101,5 @@ class Drain:
         return True
 
     def wait(self) -> bool:
-        """Wait for the end. Return False if the time is up."""
+        """Wait for the end of the drain. Return False if its time is up first."""
         return self._over.wait(max(0.0, self.until - time.monotonic()))

@@ -1,10 +1,13 @@
-"""The relay between a provider and a client: a mailbox, and a tally of what came.
+"""The mailbox between the reader and the writer of a call.
 
-A reader puts batches of the provider's events into the mailbox; a writer takes them out and answers
-the client. Everything else that can happen to a call (stop, a client gone, a deadline, shutdown) is
-a message in the same mailbox, so it is decided in one place: the first End wins.
-Rules that hold here: plain threading, which runs under gevent and threads alike; nothing of HTTP,
-of a face or of a provider.
+The reader puts batches of the provider's events into the mailbox. The writer takes them out and
+responds to the client. Everything else that can happen to a call (a stop, a disconnect, a deadline,
+a shutdown) is a message in this mailbox too.
+
+- The first End wins. Only a stop, a disconnect or a shutdown can still replace the End of a
+  completed call, and only until the writer has taken it.
+- The module uses plain threading, so that it works with gevent and with native threads.
+- The module knows nothing of HTTP, faces or providers.
 """
 
 from __future__ import annotations
@@ -23,31 +26,31 @@ from completion import (
 from concurrency.native import BriefLock
 from errors import SluiceError
 
-BACKLOG = 256 * 1024  # bytes of events that may wait for a slow client, about
+BACKLOG = 256 * 1024
+"""The approximate number of bytes of events that may wait for a slow client."""
 
 
 class End(msgspec.Struct, frozen=True):
-    """The last message of a call: why it ended, and what the client is told if that is a
-    failure."""
+    """The last message of a call: the reason why it ended, and the client's error, if any."""
 
     reason: EndReason
     error: SluiceError | None = None
 
 
 class Nudge(Enum):
-    KEEP_ALIVE = "keep-alive"  # there was silence for a while
-    CONTINUED = "continued"  # another call goes on where one broke off
-    RELEASE = "release"  # the status line has been held back long enough
+    KEEP_ALIVE = "keep-alive"  # nothing was written for a while
+    CONTINUED = "continued"  # another attempt continues an interrupted stream
+    RELEASE = "release"  # the status line was held back for the maximum time
 
 
 Message: TypeAlias = Batch | End | Nudge
 
 
 class Mailbox:
-    """Messages for one writer. Batches wait for room, the others never do."""
+    """The queue of messages for one writer. Only batches wait for room in it."""
 
     def __init__(self) -> None:
-        # No Condition: under gevent its lock is Python code, and slow.
+        # A Condition would be slow: under gevent its lock is Python code.
         self._lock = BriefLock()
         self._arrived, self._room = threading.Event(), threading.Event()
         self._messages: deque[Message] = deque()
@@ -55,7 +58,14 @@ class Mailbox:
         self._end: End | None = None
 
     def put(self, batch: Batch, weight: int) -> bool:
-        """Add a batch, when the backlog has room for it. False: the call has ended."""
+        """Wait until the backlog has room, and add a batch.
+
+        Args:
+            weight: the size of the batch in bytes.
+
+        Returns:
+            False if the call has ended and the batch was not added.
+        """
         while True:
             with self._lock:
                 if self._end is not None:
@@ -75,8 +85,11 @@ class Mailbox:
                 self._arrived.set()
 
     def end(self, end: End) -> bool:
-        """The call is over; the first End wins. Yet an answer that is complete but not yet
-        delivered can still be stopped: what waits is then dropped."""
+        """Post the end of the call. Return False if an earlier End stays in force.
+
+        A completed answer that the writer hasn't taken yet can still be stopped. Its messages are
+        dropped.
+        """
         with self._lock:
             if self._end is not None:
                 undelivered = bool(self._messages) and self._end.reason == "completed"
@@ -90,7 +103,7 @@ class Mailbox:
             return True
 
     def take(self) -> list[Message]:
-        """All that has arrived; waits until there is something."""
+        """Wait for messages, and return all that have arrived."""
         while True:
             with self._lock:
                 if self._messages:

@@ -1,9 +1,11 @@
-"""Active streams: the registry, stop, who may begin, and the sweeper.
+"""The registry of active calls, with their queue, stop-stream and the sweeper.
 
-A call (a stream or a unary one) is active from its admission until it is settled. More than `limit`
-of them wait for their turn; more than `queue` waiting ones are refused. Where processes share a
-Redis, the cluster knows of each call too. Rules that hold here: plain threading, which runs under
-gevent and threads alike; no lock is held while anything waits.
+A call, streamed or not, is active from its admission until its settlement. At most `limit` calls
+run, the next `queue` calls wait for their turn, and the others are refused. If processes share a
+Redis, each call is also claimed in the cluster.
+
+- The module uses plain threading, so that it works with gevent and with native threads.
+- No lock is held during a wait.
 """
 
 from __future__ import annotations
@@ -30,11 +32,11 @@ log = logging.getLogger("sluice.streams")
 REMEMBER_STOPPED_S = 60.0
 SWEEP_S = 1.0
 SHARE = 0.8
-"""The part of all calls that one key may have, so that there is room for the others."""
+"""The default share of all calls that one key may have, which leaves room for other keys."""
 
 
 class StreamRegistry:
-    """The active streams of this process, by key and id, and the sweeper over them."""
+    """The active streams of this process, and the sweeper that checks their deadlines."""
 
     def __init__(
         self,
@@ -44,9 +46,15 @@ class StreamRegistry:
         per_key: int | None = None,
         cluster: Cluster | None = None,
     ) -> None:
-        """limit: how many may be under way at once; queue: how many more may wait for that;
-        per_key: how many of both one key may have; None: SHARE of them. cluster: the processes that
-        share their streams with this one."""
+        """Make an empty registry.
+
+        Args:
+            limit: the maximum number of running calls.
+            queue: the maximum number of waiting calls.
+            per_key: the maximum number of calls of one key, running or waiting. None means SHARE of
+                all calls.
+            cluster: the processes that share a Redis; None if this process is the only one.
+        """
         self._cluster = cluster
         self._limit, self._queue_size = limit, queue
         self._per_key = max(1, int(SHARE * (limit + queue))) if per_key is None else per_key
@@ -59,9 +67,17 @@ class StreamRegistry:
         self._sweeper = BackgroundThread(self._sweep, "sweeper")
 
     def add(self, stream: Stream, share: int | None = None) -> None:
-        """share: how many its key may have, if that is its own, in the whole cluster. Raises
-        StreamExists (409); RateLimited (429) when its key has too many; Unavailable (503) when all
-        have."""
+        """Register a stream.
+
+        Args:
+            share: the maximum number of the key's calls, in this process and in the whole cluster.
+                None means `per_key`, which applies only to this process.
+
+        Raises:
+            StreamExists: the key has an active call with this id, in any process.
+            RateLimited: the key has too many calls.
+            Unavailable: this process has too many calls.
+        """
         self._add_here(stream, self._per_key if share is None else share)
         if self._cluster is None:
             return
@@ -85,8 +101,10 @@ class StreamRegistry:
             self._stopped.pop(stream_key, None)
 
     def await_turn(self, stream: Stream, patience: float) -> bool:
-        """Wait until the stream may begin, in the order of arrival; at most `patience` seconds.
-        False: it may not, or has ended meanwhile."""
+        """Wait until the stream may start. Waiting streams start in the order of their arrival.
+
+        Return False if the stream didn't get its turn within `patience` seconds, or has ended.
+        """
         with self._lock:
             if not self._may_begin(stream):
                 return False
@@ -101,7 +119,7 @@ class StreamRegistry:
             return stream in self._running
 
     def _may_begin(self, stream: Stream) -> bool:
-        """Whether it is still there: one that was removed would never give its turn back."""
+        """Return True if the stream is still active: a removed one would never free its slot."""
         return not stream.ended and self._active.get((stream.key_id, stream.id)) is stream
 
     def remove(self, stream: Stream) -> None:
@@ -127,28 +145,33 @@ class StreamRegistry:
                 self._stopped[stream_key] = time.monotonic()
 
     def stop(self, key_id: str, stream_id: str) -> None:
-        """Stop one of the key's calls, in whatever state and process it is. Again within a minute:
-        the same. Raises StreamNotFound: unknown, ended by itself, or another key's; Unavailable
-        when that can't be known."""
+        """Stop one of the key's calls, in any state and in any process.
+
+        Stopping a call again within REMEMBER_STOPPED_S is a no-op.
+
+        Raises:
+            StreamNotFound: the key has no active call with this id.
+            Unavailable: another process may have the call, but can't be reached.
+        """
         stream_key = (key_id, stream_id)
         if self.end_active(stream_key):
             return
         remembered = self._remembers(stream_key)
         if self._cluster is not None:
-            try:  # another process may have a later call of that id
+            try:  # another process may have started a new call with this id
                 remembered = self._cluster.stop(stream_key)
             except Unavailable:
                 if not remembered:
                     raise
         if not remembered:
-            raise StreamNotFound("No active stream has this id. It may have ended by itself.")
+            raise StreamNotFound("No active stream has this id. It may have finished already.")
 
     def stop_here(self, stream_key: StreamKey) -> bool:
-        """Whether this process has such a call, or stopped it within a minute; it is stopped."""
+        """Stop a call of this process. Return True also if it was stopped a moment ago."""
         return self.end_active(stream_key) or self._remembers(stream_key)
 
     def end_active(self, stream_key: StreamKey) -> bool:
-        """Stop a call of this process. False: there is no such one."""
+        """Stop an active call of this process. Return False if there is none with this id."""
         with self._lock:
             stream = self._active.get(stream_key)
         return stream is not None and (stream.end("stopped") or stream.stopped)
@@ -158,23 +181,24 @@ class StreamRegistry:
             return self._stopped.get(stream_key, -math.inf) > time.monotonic() - REMEMBER_STOPPED_S
 
     def summaries(self, key_id: str) -> list[Summary]:
-        """The key's active calls, oldest first. Raises Unavailable when some can't be known."""
+        """Return the key's active calls in the whole cluster, oldest first.
+
+        Raises Unavailable if the other processes can't be asked.
+        """
         found = self.summaries_here(key_id)
         if self._cluster is not None:
             found += self._cluster.others(key_id)
         return sorted(found, key=lambda summary: summary.opened_at)
 
     def summaries_here(self, key_id: str) -> list[Summary]:
-        """Return the key's active calls in this process, oldest first."""
         return [stream.summary() for stream in self.of(key_id)]
 
     def of(self, key_id: str) -> list[Stream]:
-        """The key's active calls in this process, oldest first."""
+        """Return the key's active calls in this process, oldest first."""
         with self._lock:
             return [stream for (owner, _), stream in self._active.items() if owner == key_id]
 
     def stream_keys(self) -> list[StreamKey]:
-        """What this process has."""
         with self._lock:
             return list(self._active)
 
@@ -182,7 +206,7 @@ class StreamRegistry:
         return len(self._active)
 
     def end_all(self) -> None:
-        """Shutdown: each call gets its error event and is settled."""
+        """End all calls because the server shuts down. Each client gets an error."""
         for stream in self._snapshot():
             stream.end("shutdown", Unavailable("The server is shutting down. Try again."))
 
@@ -196,7 +220,7 @@ class StreamRegistry:
             for stream in self._snapshot():
                 try:
                     stream.look(time.monotonic())
-                except Exception:  # one odd call must not leave the others unwatched
+                except Exception:  # the sweeper must go on watching the other calls
                     log.exception("sweep failed", extra={"request_id": stream.request_id})
             with self._lock:
                 oldest = time.monotonic() - REMEMBER_STOPPED_S
@@ -204,12 +228,12 @@ class StreamRegistry:
 
 
 def too_many() -> Unavailable:
-    return Unavailable("Too many calls are under way. Try again in a moment.")
+    return Unavailable("Too many calls are active. Try again in a moment.")
 
 
 def too_many_of_key(limit: int) -> RateLimited:
     return RateLimited(
-        f"This key has {limit} calls under way, which is its share. Try again when one has ended.",
+        f"This key already has {limit} active calls, its maximum. Try again when one has ended.",
         retry_after=1,
         details=limit_details("concurrency", limit, 1),
     )

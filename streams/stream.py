@@ -1,12 +1,13 @@
-"""One active call: its attempts, and how it is ended.
+"""One active call: its attempts and its end.
 
-Whatever ends a call from outside goes through `Stream.end`, which posts the End and aborts the
-upstream call; or, when the client has gone and the policy is to drain, lets the reader go on for a
-while. Time limits are in deadlines.py, and the policy for clients that disconnect in disconnect.py.
+`Stream.end` ends a call from any thread: it posts an End to the mailbox and aborts the upstream
+call. If the client has disconnected and the policy is to drain, the reader may continue for a
+while. The timeouts are in deadlines.py, and the policy for disconnected clients is in
+disconnect.py.
 
-- Plain threading, so that this works under gevent and with native threads alike.
-- Nothing of HTTP, of a face or of a provider.
-- No lock is held while anything waits.
+- The module uses plain threading, so that it works with gevent and with native threads.
+- The module knows nothing of HTTP, faces or providers.
+- No lock is held during a wait.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from streams.tally import Tally
 
 
 class Attempt:
-    """One try of a call at one target."""
+    """One try of a call at one target. All times are monotonic."""
 
     def __init__(self, target: Target, tally: Tally) -> None:
         self.target = target
@@ -46,11 +47,11 @@ class Attempt:
         self.first_event: float | None = None
         self.ended: float | None = None
         self.failure: SluiceError | None = None
-        """What ended it, when that was the provider's doing."""
+        """The error that ended the attempt, if the provider caused it."""
 
 
 class Stream:
-    """One active call. `id` is what stop-stream knows it by, among one key's calls."""
+    """One active call. `id` is its stream id, which is unique among the key's active calls."""
 
     def __init__(
         self,
@@ -69,17 +70,19 @@ class Stream:
         """Make a call that has no attempt yet.
 
         Args:
-            target: where the call goes first.
-            client: the connection of its client, where the server shows it.
-            cost: returns what a usage costs at a target, in nano-dollars; None: unknown.
+            target: the first target.
+            endpoint: the path of the request.
+            client: the client's connection, if the server exposes it.
+            disconnect: the policy for a client that disconnects.
+            cost: returns the cost of a usage at a target in nano-dollars, or None if it is unknown.
         """
-        # Who asked for what.
+        # The request and its caller.
         self.id, self.key_id, self.endpoint = stream_id, key_id, endpoint
         self.request_id, self.request = request_id, request
         self.traceparent = ""
         self._client = client
 
-        # What the call has come to.
+        # The call's progress.
         self.target = target
         self.dropped: tuple[str, ...] = ()
         self.attempts: list[Attempt] = []
@@ -88,24 +91,24 @@ class Stream:
         self.stopped_at: float | None = None
         self.continued = False
         self.text: list[str] | None = None
-        """The text so far, for a continuation; None: there will be none."""
+        """The text so far, for a continuation; None if the call can't be continued."""
 
-        # What may end it.
+        # The conditions that may end the call.
         self.deadlines = deadlines
         self.expired: UpstreamTimeout | None = None
         self.drain: Drain | None = None
         self._disconnect, self._cost = disconnect, cost
 
-        # How its threads meet.
+        # The synchronization of its threads.
         self.mailbox = Mailbox()
         self.turn = threading.Event()
-        """Set when a call that waits for its turn has it, or has ended."""
+        """Set when a queued call may start or has ended."""
         self._lock, self._over = BriefLock(), threading.Event()
         self._upstream: UpstreamCall | None = None
 
     @property
     def opened(self) -> float:
-        """When the call was admitted, by the monotonic clock."""
+        """The monotonic time at which the call was admitted."""
         return self.deadlines.opened
 
     @property
@@ -114,12 +117,11 @@ class Stream:
 
     @property
     def tally(self) -> Tally:
-        """The tally of the present attempt."""
         return self.attempts[-1].tally if self.attempts else Tally(())
 
     @property
     def output_tokens(self) -> int:
-        """The tokens of all attempts so far."""
+        """The tokens of output of all attempts so far."""
         return sum(attempt.tally.output_tokens for attempt in self.attempts)
 
     @property
@@ -137,7 +139,7 @@ class Stream:
         )
 
     def pause(self, seconds: float) -> bool:
-        """Let the reader wait. Return False if the call has ended meanwhile."""
+        """Wait in the reader's thread. Return False if the call has ended."""
         return not self._over.wait(seconds)
 
     def attach(
@@ -147,10 +149,14 @@ class Stream:
         dropped: tuple[str, ...],
         prompts: tuple[Prompt, ...] | None = None,
     ) -> bool:
-        """Begin an attempt at a target. Return False if the call has ended, and nothing begins.
+        """Register a new attempt.
 
         Args:
-            prompts: the prompts that are sent, when they aren't the request's.
+            dropped: the names of the hints that the attempt's request lost.
+            prompts: the prompts that are sent, if they differ from the request's.
+
+        Returns:
+            False if the call has ended and the attempt must not start.
         """
         limits = self.deadlines.at(target)
         echoes = (self.request.n or 1) if self.request.echo else 0
@@ -165,16 +171,16 @@ class Stream:
             return True
 
     def detach(self, failure: SluiceError | None) -> None:
-        """End the present attempt. Until the next one begins nothing can be late."""
+        """End the current attempt. Only the total timeout applies until the next one starts."""
         attempt = self.attempts[-1]
         with self._lock:
             attempt.ended, attempt.failure = time.monotonic(), failure
             self._upstream = self.expired = None
 
     def put(self, batch: Batch) -> bool:
-        """Pass on what the provider sent, and wait for a slow client.
+        """Pass a batch to the writer, and wait if the client is slow.
 
-        Return False if the call has ended.
+        Return False if the reader must stop because the call has ended.
         """
         attempt, deadlines = self.attempts[-1], self.deadlines
         now = deadlines.last_event = time.monotonic()
@@ -190,15 +196,15 @@ class Stream:
         return accepted
 
     def end(self, reason: EndReason, error: SluiceError | None = None) -> bool:
-        """End the call, or its drain. Return True if this ended it, and nothing did before.
+        """End the call or its drain. Return False if it had already ended.
 
-        The upstream call is aborted at once, whatever it is doing, unless a drain begins.
+        The upstream call is aborted at once, in any state, unless a drain starts.
         """
         if reason == "stopped" and self.stopped_at is None:
             self.stopped_at = time.monotonic()
         end = End(reason, error)
         drain = self._new_drain() if reason == "client_gone" else None
-        with self._lock:  # the reader, once it is turned away, must find the drain
+        with self._lock:  # when the mailbox refuses a batch, the reader must already see the drain
             read = self.mailbox.ended_by == "completed"
             first = self.mailbox.end(end)
             self._over.set()
@@ -224,46 +230,52 @@ class Stream:
         return self._cost(self.target, self.tally.usage(failed=False))
 
     def _drains_on(self) -> bool:
-        """Return True if the reader goes on although the call has ended."""
         with self._lock:
             drain = self.drain
         return drain is not None and drain.goes_on()
 
     def reader_left(self) -> None:
-        """Note that the reader is through, however the call ended."""
+        """Record that the reader has finished, which completes any drain."""
         if self.drain is not None:
             self.drain.end(End("completed"))
 
     def drained(self) -> None:
-        """Wait for the end of the drain, if there is one."""
+        """Wait for the end of the drain, if there is one, and end it when its time is up."""
         if self.drain is not None and not self.drain.wait():
             self.end("deadline")
 
     @property
     def stopped(self) -> bool:
-        """True if stop-stream ended the call, or its drain."""
+        """True if stop-stream ended the call or its drain."""
         by = self.drain.ended_by if self.drain else None
         return "stopped" in (self.mailbox.ended_by, by and by.reason)
 
     def look(self, now: float) -> None:
-        """Act on what time and the network did to this call. The sweeper calls it each second."""
+        """Check the client's connection and the deadlines, and act on them.
+
+        The sweeper calls this method once a second.
+        """
         if self.drain is not None:
             if now > self.drain.until or self.deadlines.total_passed(now) or self._late(now):
                 self.end("deadline")
         elif self._client is not None and hung_up(self._client):
             self.end("client_gone")
-            shut(self._client)  # a writer that is blocked in send wakes
+            shut(self._client)  # this wakes a writer that is blocked in send
         elif timeout := self.deadlines.total_passed(now):
             self.end("deadline", timeout)
-        elif self.expired is not None:  # an abort should have ended the attempt: it hangs in DNS
+        elif self.expired is not None:
+            # The abort didn't end the attempt within a second, for example because it hangs in DNS.
             self.end("deadline", self.expired)
         elif not self._expire(now):
             for nudge in self.deadlines.nudges(now, begun=self.first_event is not None):
                 self.mailbox.nudge(nudge)
 
     def _expire(self, now: float) -> bool:
-        """Abort the present attempt if it is late; the reader goes on to a fallback, if there is
-        one. The reader can't do so under the lock: what is aborted is the attempt that was late."""
+        """Abort the current attempt if it is late. The reader then tries the next target, if any.
+
+        The upstream call is read under the lock, so that the attempt that is aborted is the one
+        that was late, and not its successor.
+        """
         with self._lock:
             late, upstream = self._late(now), self._upstream
             self.expired = late
@@ -272,12 +284,11 @@ class Stream:
         return late is not None
 
     def _late(self, now: float) -> UpstreamTimeout | None:
-        """Return the timeout that has passed for the present attempt."""
         attempt = self.attempts[-1] if self.attempts else None
-        if attempt is None or attempt.ended is not None:  # the call waits: for its turn, or a retry
+        if attempt is None or attempt.ended is not None:  # the call is queued, or waits for a retry
             return None
         if attempt.first_event is None:
             return self.deadlines.first_event_passed(attempt.began, now)
-        if self.mailbox.full and self.drain is None:  # it is the client that is slow
+        if self.mailbox.full and self.drain is None:  # the client is slow, not the provider
             return None
         return self.deadlines.idle_passed(now)

@@ -1,5 +1,8 @@
-"""Fixtures that all tests share. The parts of Sluice are imported late, so that the tests of the
-harness need none of them, and a test that starts servers doesn't import them in vain."""
+"""Fixtures that all tests share.
+
+- Fixtures import Sluice's modules inside their functions. Tests of the helpers, and tests that only
+  start servers, don't need these modules.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,9 @@ MEMORY, ROOM = Path("/dev/shm"), 2 << 30
 
 
 def pytest_configure() -> None:
-    """Measure the machine's pace once, and put temporary files into memory where it has room.
+    """Measure the machine's pace once, and put temporary files into memory if there is room.
 
-    Hundreds of databases are synced to their disk, and a slow disk is not what is tested.
+    The tests sync hundreds of databases to disk, and a slow disk would slow down all of them.
     """
     machine_pace()
     free = shutil.disk_usage(MEMORY).free if os.access(MEMORY, os.W_OK | os.X_OK) else 0
@@ -40,10 +43,10 @@ def pytest_configure() -> None:
 
 
 def pytest_report_header() -> str:
-    return f"machine's pace: {machine_pace():g} (bounds on times are multiplied by it)"
+    return f"pace of this machine: {machine_pace():g} (bounds on times are multiplied by it)"
 
 
-# Failed assertions in these helpers show their values, as those in a test do.
+# With rewriting, a failed assertion in these helpers shows its values, as in a test.
 pytest.register_assert_rewrite(
     "tests.support.books", "tests.support.proofs", "tests.support.cluster_proofs"
 )
@@ -57,14 +60,14 @@ def fake_process() -> Iterator[FakeProvider]:
 
 @pytest.fixture
 def fake(fake_process: FakeProvider) -> FakeProvider:
-    """A fake provider that has forgotten other tests."""
+    """Return the fake provider, without state of earlier tests."""
     fake_process.reset()
     return fake_process
 
 
 @pytest.fixture(scope="session")
 def ca() -> trustme.CA:
-    """Signs the certificate of `tls_fake`; a client must be told to trust it."""
+    """Return the authority that signed the certificate of `tls_fake`. Clients must trust it."""
     return trustme.CA()
 
 
@@ -80,14 +83,14 @@ def tls_fake_process(
 
 @pytest.fixture
 def tls_fake(tls_fake_process: FakeProvider) -> FakeProvider:
-    """A fake provider that speaks TLS, and has forgotten other tests."""
+    """Return a fake provider that speaks TLS, without state of earlier tests."""
     tls_fake_process.reset()
     return tls_fake_process
 
 
 @pytest.fixture(scope="session")
 def ca_bundle(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file by which a client trusts `tls_fake`."""
+    """Return the path of a certificate file that makes a client trust `tls_fake`."""
     path = tmp_path_factory.mktemp("ca") / "ca.pem"
     ca.cert_pem.write_to_path(str(path))
     return str(path)
@@ -104,7 +107,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture
 def postgres_url(postgres: Postgres) -> Iterator[str]:
-    """An empty PostgreSQL database, as DATABASE_URL has it."""
+    """Yield the URL of an empty PostgreSQL database, in the form of DATABASE_URL."""
     name, url = postgres.new_database()
     yield url
     postgres.drop(name)
@@ -112,7 +115,7 @@ def postgres_url(postgres: Postgres) -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of each kind that the ledger knows, as SQLAlchemy has it."""
+    """Return SQLAlchemy's URL of an empty database, once for each kind that the ledger supports."""
     from ledger.database import database_url
 
     if request.param == "sqlite":
@@ -131,7 +134,7 @@ def redis_process() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def redis_server(redis_process: RedisServer) -> RedisServer:
-    """A Redis that runs, and has forgotten other tests and what they did to it."""
+    """Return a running, empty Redis, whatever earlier tests did to it."""
     redis_process.refresh()
     return redis_process
 
@@ -143,13 +146,12 @@ def new_key() -> tuple[str, str]:
 
 @pytest.fixture
 def key(new_key: tuple[str, str]) -> str:
-    """The key that `app` knows."""
     return new_key[0]
 
 
 @pytest.fixture
 def app(fake: FakeProvider, tmp_path: Path, new_key: tuple[str, str]) -> Flask:
-    """Sluice within the test's process; its rows `fake` and `fakechat` lead to `fake`."""
+    """Return Sluice's app in the test's process. Its providers lead to the fixture `fake`."""
     from app import create_app
     from config import Settings
 
@@ -166,7 +168,7 @@ def client(app: Flask) -> FlaskClient:
 
 @pytest.fixture
 def no_secret_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Fail the test if a key or a key's hash got into one of Sluice's log lines."""
+    """Fail the test if one of Sluice's log lines contains a key or the hash of a key."""
     caplog.set_level(logging.DEBUG, "sluice")
     yield
     for record in caplog.records:

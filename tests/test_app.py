@@ -1,6 +1,6 @@
-"""app.py and wsgi.py: how the parts are wired, what every answer has, and what is logged of it.
+"""Tests of app.py and wsgi.py: wiring, common response headers, error handlers, the access log.
 
-`make_app` serves the tests of the endpoints too.
+The tests of the endpoints use `make_app` too.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ PRICES = {"sim/m": {"input_per_mtok": 1, "output_per_mtok": 2}}
 
 
 def make_key(name: str = "test", **fields: Any) -> tuple[str, str]:
-    """A key's line, and its text."""
+    """Return a key's line for the key file, and the key's text."""
     models, expires = fields.pop("models", ("*",)), fields.pop("expires", None)
     row, secret = new_row(name, {"models": models, "expires": expires})
     return json.dumps(row | fields) + "\n", secret
 
 
 class Site:
-    """An app within the test's process, with a key, whose logging is left alone."""
+    """An app in the test's process, with a key, a test client and a temporary ledger."""
 
     def __init__(self, directory: Path, **settings: Any) -> None:
         line, self.secret = make_key()
@@ -98,7 +98,7 @@ def hello() -> Scripted:
 
 PROMPT = {"prompt": "Hi", "model": "sim/m"}
 
-# The request's id
+# Request ids
 
 
 @pytest.mark.parametrize("sent", ["r-1", "a" * 128, "A.b_c:d-9"])
@@ -123,7 +123,7 @@ def test_the_body_and_header_of_an_error_name_the_same_request(site: Site) -> No
     assert answer.json["request_id"] in answer.json["detail"]
 
 
-# What Flask raises
+# Error handlers
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_unknown_paths_and_wrong_methods_are_answered_with_a_json_error(
     assert body is not None
     found = body["error"] if path.startswith("/v1/") else body
     assert found["code"] == code
-    assert (path in found["message"]) == (status == 405)  # a 404's could say "model"
+    assert (path in found["message"]) == (status == 405)  # in a 404 it could contain "model"
     allowed = answer.headers.get("Allow")
     assert (set(allowed.split(", ")) if allowed else None) == allow
 
@@ -207,8 +207,6 @@ def test_an_http_error_without_a_description_gives_its_name(site: Site) -> None:
 
 
 class Kept(logging.Handler):
-    """A handler that keeps the records."""
-
     def __init__(self) -> None:
         super().__init__()
         self.records: list[logging.LogRecord] = []
@@ -219,7 +217,7 @@ class Kept(logging.Handler):
 
 @pytest.fixture
 def lines() -> Iterator[list[logging.LogRecord]]:
-    """What is written to the access log."""
+    """Yield the records of the access log."""
     handler, level = Kept(), access.level
     access.addHandler(handler)
     access.setLevel(logging.DEBUG)
@@ -301,7 +299,7 @@ def test_a_call_with_an_invalid_body_is_logged_as_a_plain_request(
     assert (line.getMessage(), carried(line)["code"]) == ("request", "invalid_request")
 
 
-def test_nothing_that_is_logged_is_a_key_a_prompt_or_an_answer(
+def test_logs_contain_no_key_prompt_or_completion(
     site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, hello(), Scripted(RuntimeError("inside")))
@@ -315,7 +313,7 @@ def test_nothing_that_is_logged_is_a_key_a_prompt_or_an_answer(
         assert secret not in text
 
 
-# Sockets, settings
+# Sockets and settings
 
 
 def test_the_client_socket_has_a_timeout_only_during_a_request(
@@ -453,7 +451,7 @@ def test_a_preflight_needs_no_key(site: Site) -> None:
 
 @pytest.fixture
 def from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A process with nothing set, in an empty folder."""
+    """Set up a process without environment variables, in an empty folder."""
     monkeypatch.setattr(logs, "configure", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.environ", {})
@@ -472,7 +470,7 @@ def test_wsgi_py_exits_with_status_4_and_one_line_on_an_invalid_setting(
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(str(ROOT / "wsgi.py"))
     assert caught.value.code == 4
-    assert capsys.readouterr().err == "sluice: PORT is 'high'; it takes a whole number\n"
+    assert capsys.readouterr().err == "sluice: PORT is 'high', but must be a whole number\n"
 
 
 @pytest.mark.parametrize(("environ", "port"), [({}, 8000), ({"PORT": "8123"}, 8123)])
@@ -486,11 +484,11 @@ def test_wsgi_py_serves_on_the_loopback_address_when_run_directly(
     assert asked == [{"host": "127.0.0.1", "port": port, "threaded": True}]
 
 
-# What the app does without (endpoints/read_body.py)
+# Features of Flask that the app leaves out (endpoints/flask_app.py)
 
 
 def test_flask_has_no_request_hooks_but_those_of_the_app(site: Site) -> None:
-    """Its way through a request looks for no others."""
+    """Check this because App.full_dispatch_request runs no other hooks."""
     app = site.app
     assert set(app.before_request_funcs) | set(app.after_request_funcs) == {None}
     assert not app.teardown_request_funcs

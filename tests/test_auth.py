@@ -1,4 +1,4 @@
-"""auth.py: which headers carry a key, and which callers are let in. Keys are made in the tests."""
+"""Tests of auth.py: which headers carry a key, and which keys are accepted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("no_secret_is_logged")
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KeyStore:
-    """A store that looks at its file on every call."""
+    """Return a store that checks its file on every look-up."""
     monkeypatch.setattr(store_module, "LOOK_EVERY_S", 0)
     return KeyStore(tmp_path / "keys.jsonl")
 
@@ -119,7 +119,7 @@ def test_missing_and_invalid_keys_answer_401_with_equal_bodies(
     assert answer.status_code == 401
     assert answer.json == {
         "code": "unauthorized",
-        "message": "A valid API key is needed: send it as 'Authorization: Bearer KEY'.",
+        "message": "A valid API key is required: send it as 'Authorization: Bearer KEY'.",
     }
     challenge = 'Bearer realm="sluice"' + (', error="invalid_token"' if key_sent else "")
     assert answer.headers["WWW-Authenticate"] == challenge

@@ -1,4 +1,4 @@
-"""completion.py: what a sequence of events amounts to, however it was cut into pieces."""
+"""completion.py: folding events gives one result, in whatever batches they arrive."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VALUES = st.floats(-50, 0)
 
 @st.composite
 def logprobs_of(draw: st.DrawFn, *, with_top: bool | None = None) -> Logprobs:
-    """Parallel lists of 0 to 4 tokens."""
+    """Draw log probabilities for up to 4 tokens."""
     tokens = draw(st.lists(st.text(min_size=1, max_size=3), max_size=4))
     size = len(tokens)
     top = draw(st.booleans()) if with_top is None else with_top
@@ -92,12 +92,12 @@ def test_fold_keeps_a_model_that_is_reported_only_once() -> None:
 @given(st.lists(EVENTS, max_size=20))
 def test_fold_keeps_every_text_and_the_last_finish_reason_and_usage(events: list[Event]) -> None:
     folded = fold(events)
-    told = [event for event in events if isinstance(event, Delta | Finished)]
-    assert [c.index for c in folded.choices] == sorted({event.index for event in told})
+    indexed = [event for event in events if isinstance(event, Delta | Finished)]
+    assert [c.index for c in folded.choices] == sorted({event.index for event in indexed})
     for choice in folded.choices:
-        mine = [event for event in told if event.index == choice.index]
-        deltas = [event for event in mine if isinstance(event, Delta)]
-        reasons: list[FinishReason] = [e.reason for e in mine if isinstance(e, Finished)]
+        own = [event for event in indexed if event.index == choice.index]
+        deltas = [event for event in own if isinstance(event, Delta)]
+        reasons: list[FinishReason] = [e.reason for e in own if isinstance(e, Finished)]
         assert choice.text == "".join(event.text for event in deltas)
         assert choice.finish_reason == (reasons[-1] if reasons else None)
         assert (choice.logprobs is None) == all(event.logprobs is None for event in deltas)
@@ -123,7 +123,7 @@ def test_joined_logprobs_stay_parallel(parts: list[Logprobs]) -> None:
 
 
 @given(st.lists(logprobs_of(with_top=True), min_size=3, max_size=3))
-def test_join_logprobs_may_be_done_in_stages(parts: list[Logprobs]) -> None:
+def test_join_logprobs_is_associative(parts: list[Logprobs]) -> None:
     first, second, third = parts
     assert join_logprobs([join_logprobs([first, second]), third]) == join_logprobs(parts)
     assert join_logprobs([first]) is first
@@ -162,7 +162,7 @@ def test_token_estimate_is_a_quarter_of_the_bytes_but_at_least_the_pieces(
         ({"prompts": ("a", (1, 2)), "n": 3}, 6),
     ],
 )
-def test_an_answer_has_n_choices_for_each_prompt(fields: dict[str, Any], choices: int) -> None:
+def test_a_completion_has_n_choices_for_each_prompt(fields: dict[str, Any], choices: int) -> None:
     assert CompletionRequest(**fields).choices == choices
 
 

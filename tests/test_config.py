@@ -1,4 +1,4 @@
-"""config.py: what the environment and sluice.toml may say, and how a mistake in them is told."""
+"""Tests of config.py: settings of the environment and sluice.toml, and errors for mistakes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.paths import ROOT
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current folder without a sluice.toml."""
+    """Change to an empty directory, and return it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -38,7 +38,7 @@ def read(**environ: str) -> Settings:
 
 
 def refusal(**environ: str) -> str:
-    """The line that says why a configuration can't be used."""
+    """Return the message of the error for an invalid configuration."""
     with pytest.raises(ConfigError) as caught:
         read(**environ)
     line = str(caught.value)
@@ -132,36 +132,45 @@ def test_blank_variable_counts_as_unset(variable: config.Variable) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("SLUICE_MAX_BODY", "1k", "SLUICE_MAX_BODY is '1k'; it takes a whole number"),
-        ("SLUICE_MAX_BODY", "1023", "SLUICE_MAX_BODY is '1023'; it takes 1024 to 1073741824"),
-        ("SLUICE_MAX_STREAMS", "0", "SLUICE_MAX_STREAMS is '0'; it takes 1 to 100000"),
-        ("SLUICE_QUEUE", "-1", "SLUICE_QUEUE is '-1'; it takes 0 to 100000"),
+        ("SLUICE_MAX_BODY", "1k", "SLUICE_MAX_BODY is '1k', but must be a whole number"),
+        ("SLUICE_MAX_BODY", "1023",
+         "SLUICE_MAX_BODY is '1023', but must be from 1024 to 1073741824"),
+        ("SLUICE_MAX_STREAMS", "0", "SLUICE_MAX_STREAMS is '0', but must be from 1 to 100000"),
+        ("SLUICE_QUEUE", "-1", "SLUICE_QUEUE is '-1', but must be from 0 to 100000"),
         ("SLUICE_MAX_STREAMS_PER_KEY", "0",
-         "SLUICE_MAX_STREAMS_PER_KEY is '0'; it takes 1 to 100000"),
-        ("SLUICE_RETRIES", "11", "SLUICE_RETRIES is '11'; it takes 0 to 10"),
-        ("SLUICE_CONTINUE", "maybe", "SLUICE_CONTINUE is 'maybe'; it takes 1 or 0"),
-        ("SLUICE_MAX_STREAMS", "1.5", "SLUICE_MAX_STREAMS is '1.5'; it takes a whole number"),
-        ("SLUICE_LEDGER_REQUIRED", "no way", "SLUICE_LEDGER_REQUIRED is 'no way'; it takes 1 or 0"),
-        ("SLUICE_RESERVE_TOKENS", "0", "SLUICE_RESERVE_TOKENS is '0'; it takes 1 to 1000000"),
-        ("SLUICE_DATABASE", "~no-such-user/x", "and there is no such home directory"),
-        ("SLUICE_KEEPALIVE_S", "0", "SLUICE_KEEPALIVE_S is '0'; it takes 1 to 86400"),
-        ("SLUICE_KEEPALIVE_S", "soon", "SLUICE_KEEPALIVE_S is 'soon'; it takes seconds"),
-        ("SLUICE_IDLE_TIMEOUT_S", "nan", "SLUICE_IDLE_TIMEOUT_S is 'nan'; it takes 1 to 86400"),
-        ("SLUICE_IDLE_TIMEOUT_S", "inf", "SLUICE_IDLE_TIMEOUT_S is 'inf'; it takes 1 to 86400"),
+         "SLUICE_MAX_STREAMS_PER_KEY is '0', but must be from 1 to 100000"),
+        ("SLUICE_RETRIES", "11", "SLUICE_RETRIES is '11', but must be from 0 to 10"),
+        ("SLUICE_CONTINUE", "maybe", "SLUICE_CONTINUE is 'maybe', but must be 1 or 0"),
+        ("SLUICE_MAX_STREAMS", "1.5", "SLUICE_MAX_STREAMS is '1.5', but must be a whole number"),
+        ("SLUICE_LEDGER_REQUIRED", "no way",
+         "SLUICE_LEDGER_REQUIRED is 'no way', but must be 1 or 0"),
+        ("SLUICE_RESERVE_TOKENS", "0",
+         "SLUICE_RESERVE_TOKENS is '0', but must be from 1 to 1000000"),
+        ("SLUICE_DATABASE", "~no-such-user/x", "but there is no such home directory"),
+        ("SLUICE_KEEPALIVE_S", "0", "SLUICE_KEEPALIVE_S is '0', but must be from 1 to 86400"),
+        ("SLUICE_KEEPALIVE_S", "soon",
+         "SLUICE_KEEPALIVE_S is 'soon', but must be a number of seconds"),
+        ("SLUICE_IDLE_TIMEOUT_S", "nan",
+         "SLUICE_IDLE_TIMEOUT_S is 'nan', but must be from 1 to 86400"),
+        ("SLUICE_IDLE_TIMEOUT_S", "inf",
+         "SLUICE_IDLE_TIMEOUT_S is 'inf', but must be from 1 to 86400"),
         ("SLUICE_DISCONNECT", "wait",
-         "SLUICE_DISCONNECT is 'wait'; it takes one of: cancel, drain"),
-        ("SLUICE_DISCONNECT_USD", "5c", "SLUICE_DISCONNECT_USD is '5c'; it takes dollars"),
-        ("SLUICE_DISCONNECT_USD", "nan", "SLUICE_DISCONNECT_USD is 'nan'; it takes 0 to 1000"),
-        ("SLUICE_DISCONNECT_USD", "-1", "SLUICE_DISCONNECT_USD is '-1'; it takes 0 to 1000"),
-        ("SLUICE_STRICT", "maybe", "SLUICE_STRICT is 'maybe'; it takes 1 or 0"),
+         "SLUICE_DISCONNECT is 'wait', but must be one of: cancel, drain"),
+        ("SLUICE_DISCONNECT_USD", "5c",
+         "SLUICE_DISCONNECT_USD is '5c', but must be a number of US dollars"),
+        ("SLUICE_DISCONNECT_USD", "nan",
+         "SLUICE_DISCONNECT_USD is 'nan', but must be from 0 to 1000"),
+        ("SLUICE_DISCONNECT_USD", "-1",
+         "SLUICE_DISCONNECT_USD is '-1', but must be from 0 to 1000"),
+        ("SLUICE_STRICT", "maybe", "SLUICE_STRICT is 'maybe', but must be 1 or 0"),
         ("SLUICE_LOG_FORMAT", "xml",
-         "SLUICE_LOG_FORMAT is 'xml'; it takes one of: auto, json, text"),
-        ("PORT", "0", "PORT is '0'; it takes 1 to 65535"),
-        ("PORT", "9" * 5000, "it takes a whole number"),
-        ("SLUICE_CONFIG", "none.toml", "SLUICE_CONFIG is 'none.toml', and there is no such file"),
-        ("SLUICE_CONFIG", "x" * 5000, "and that can't be read: File name too long"),
-        ("SLUICE_CONFIG", "~no-such-user/x", "and there is no such home directory"),
-        ("SLUICE_KEYS_FILE", "~no-such-user/x", "and there is no such home directory"),
+         "SLUICE_LOG_FORMAT is 'xml', but must be one of: auto, json, text"),
+        ("PORT", "0", "PORT is '0', but must be from 1 to 65535"),
+        ("PORT", "9" * 5000, "must be a whole number"),
+        ("SLUICE_CONFIG", "none.toml", "SLUICE_CONFIG is 'none.toml', but there is no such file"),
+        ("SLUICE_CONFIG", "x" * 5000, "which can't be read: File name too long"),
+        ("SLUICE_CONFIG", "~no-such-user/x", "but there is no such home directory"),
+        ("SLUICE_KEYS_FILE", "~no-such-user/x", "but there is no such home directory"),
         ("SLUICE_MAX_STREAM", "1",
          "SLUICE_MAX_STREAM is not a setting; did you mean SLUICE_MAX_STREAMS?"),
         ("SLUICE_QQQQ", "", "SLUICE_QQQQ is not a setting"),
@@ -191,7 +200,7 @@ def test_any_variable_text_parses_or_raises_an_error_naming_the_variable(
 
 @given(st.integers(1, 100_000))
 def test_every_whole_number_in_range_is_accepted(number: int) -> None:
-    assert config.whole(1, 100_000)("N", str(number)) == number
+    assert config.parse_int(1, 100_000)("N", str(number)) == number
 
 
 @given(st.floats())
@@ -311,8 +320,8 @@ def test_named_config_file_replaces_sluice_toml(elsewhere: Path) -> None:
     [
         (b"[providers", "sluice.toml can't be read: "),
         (b"\xff", "sluice.toml can't be read: "),
-        (b"[provider.x]", "sluice.toml: [provider] is not a table; did you mean providers?"),
-        (b"[zzz]", "sluice.toml: [zzz] is not a table"),
+        (b"[provider.x]", "sluice.toml: [provider] is not a known table; did you mean providers?"),
+        (b"[zzz]", "sluice.toml: [zzz] is not a known table"),
         (b"aliases = 1", "sluice.toml: aliases must be a table, [aliases]"),
         (b"[[providers]]", "sluice.toml: providers must be a table, [providers]"),
         (b"[providers]\nx = 1",
@@ -339,7 +348,7 @@ def test_example_config_file_can_be_read(monkeypatch: pytest.MonkeyPatch) -> Non
     assert settings.prices
 
 
-# What others rely on
+# For other modules
 
 
 @pytest.mark.parametrize(
@@ -353,7 +362,7 @@ def test_did_you_mean_suggests_the_nearest_known_name(
 
 
 def test_config_imports_only_the_standard_library() -> None:
-    """gunicorn's master imports it before gevent patches anything."""
+    """gunicorn's master imports config before gevent patches anything."""
     code = (
         "import sys; before = set(sys.modules); import config; "
         "loaded = {name.partition('.')[0] for name in set(sys.modules) - before}; "

@@ -1,4 +1,4 @@
-"""errors.py: each class knows its status and code, and says nothing that misleads a client."""
+"""errors.py: each class has a status and a code, and no message misleads a client library."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from errors import (
 
 
 def tree(root: type[SluiceError], depth: int = 0) -> list[tuple[int, type[SluiceError]]]:
-    """Each class of the tree and how deep it hangs, its children in the order of definition."""
+    """Return each class of the tree with its depth, in depth-first order."""
     found = [(depth, root)]
     for child in root.__subclasses__():
         if child.__module__ == "errors":
@@ -110,13 +110,13 @@ def test_retry_after_is_whole_seconds_and_a_long_wait_forbids_retries(
 
 @given(st.floats(-1e6, 1e9))
 def test_retry_after_rounds_the_wait_up_to_whole_seconds(seconds: float) -> None:
-    told = int(retry_headers(seconds)["Retry-After"])
-    assert told >= 1
-    assert told >= seconds
-    assert told < max(1, math.ceil(seconds)) + 1
+    retry_after = int(retry_headers(seconds)["Retry-After"])
+    assert retry_after >= 1
+    assert retry_after >= seconds
+    assert retry_after < max(1, math.ceil(seconds)) + 1
 
 
-def test_a_rate_limit_carries_its_particulars() -> None:
+def test_a_rate_limit_carries_its_details() -> None:
     assert RateLimited("Slow.", retry_after=1, details={"limit": 3}).details == {"limit": 3}
 
 
@@ -145,16 +145,16 @@ def test_an_upstream_error_keeps_the_provider_message_apart() -> None:
         retry_after=2.5,
     )
     assert error.message == "The upstream failed."
-    told = (error.upstream_status, error.upstream_code, error.upstream_message, error.retry_after)
-    assert told == (500, "boom", "it broke", 2.5)
+    kept = (error.upstream_status, error.upstream_code, error.upstream_message, error.retry_after)
+    assert kept == (500, "boom", "it broke", 2.5)
 
 
 @pytest.mark.parametrize(
     ("phase", "words", "headers"),
     [
         ("connect", "did not accept the connection within 1.5 s", {}),
-        ("first_event", "did not begin to answer within 1.5 s", {}),
-        ("idle", "fell silent within 1.5 s", {}),
+        ("first_event", "did not start to answer within 1.5 s", {}),
+        ("idle", "sent nothing for 1.5 s", {}),
         ("total", "did not finish within 1.5 s", NO_RETRY),
     ],
 )

@@ -1,4 +1,4 @@
-"""The obvious way: Flask, requests, a thread a request. What any effort should beat."""
+"""The baseline: the obvious gateway, with Flask, requests, and a thread per request."""
 
 import json
 import os

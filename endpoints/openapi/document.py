@@ -1,8 +1,6 @@
-"""The OpenAPI document: every route, with its parameters, bodies, answers and errors.
+"""The OpenAPI document: every route, with its parameters, bodies, responses and errors.
 
-Rules that hold here: a route stands in the document exactly if the application has it, which
-tests hold; schemas come from schemas.py, errors from errors.py, examples of
-bodies from examples.py.
+- The document lists exactly the routes of the application, and a test compares them.
 """
 
 from __future__ import annotations
@@ -20,17 +18,17 @@ from quota.quota import RATE_PARTS
 Part = dict[str, Any]
 
 HEADERS = {
-    "X-Request-ID": "The id of the request: the client's, or one that was made. The log has it.",
-    "X-Stream-ID": "By which the call can be stopped.",
-    "X-Sluice-Attempts": "How many calls of providers it took.",
+    "X-Request-ID": "The request's id, sent by the client or generated. The log contains it.",
+    "X-Stream-ID": "The id by which to stop the call.",
+    "X-Sluice-Attempts": "The number of attempts at providers.",
     "X-Sluice-Dropped": "The parameters that the target ignores.",
-    "X-RateLimit-Bypass": "The caller's own provider key was used.",
-    "Retry-After": "Whole seconds, at least 1.",
+    "X-RateLimit-Bypass": "The call used the caller's own provider key.",
+    "Retry-After": "How long to wait, in whole seconds, at least 1.",
     "WWW-Authenticate": "How to authenticate.",
-    "Allow": "The methods that the path takes.",
-    "Content-Disposition": "The name for a file.",
+    "Allow": "The methods that the path allows.",
+    "Content-Disposition": "The name of the file.",
 } | {
-    f"x-ratelimit-{part}-{kind}": f"The key's limit of {kind}: {part}. Only with such a limit."
+    f"x-ratelimit-{part}-{kind}": f"The key's limit on {kind}: {part}. Only for keys with a limit."
     for kind in ("requests", "tokens")
     for part in RATE_PARTS
 }
@@ -43,24 +41,23 @@ COMPLETION_ERRORS = (
 )
 SECONDS = rf" *(({'|'.join(TIMEOUT_FIELDS)}) *= *)?[0-9]{{1,9}}([.][0-9]{{0,9}})? *"
 SENT = {
-    "X-Request-ID": "A name for the request; one that isn't like a stream_id is replaced.",
-    "X-Stream-ID": "stream_id, where the body has none.",
-    "X-Provider-API-Key": "byok_api_key, where the body has none.",
-    "X-Sluice-Strict": "1: refuse what the target would ignore.",
-    "X-Sluice-Continue": "1: a stream that breaks off goes on from another target.",
-    "X-Sluice-Timeout": "Seconds for all of the call (30), or for some of its "
-    "parts (first_event=5, idle=2.5).",
+    "X-Request-ID": "An id for the request. It must look like a stream_id, or it is replaced.",
+    "X-Stream-ID": "The stream_id, if the body has none.",
+    "X-Provider-API-Key": "The byok_api_key, if the body has none.",
+    "X-Sluice-Strict": "1: reject parameters that the target would ignore.",
+    "X-Sluice-Continue": "1: if a stream breaks off, continue it from another target.",
+    "X-Sluice-Timeout": "Seconds for the whole call (30), or for some of its "
+    "phases (first_event=5, idle=2.5).",
 }
-"""Headers of a completion: what they are for. Only the last has a pattern: where
-the body has the field, such a header is not looked at."""
+"""The request headers of a completion. Only X-Sluice-Timeout has a pattern: a header that can
+replace a field may hold anything if the body has that field."""
 PATTERNS = {"X-Sluice-Timeout": {"pattern": f"^( *|{SECONDS}(,{SECONDS})*)$"}}
 
 
 def ok(schema: Part | None, example: Any, *headers: str, media: str = "application/json") -> Part:
-    """A 200 of one media type."""
     content = ({} if schema is None else {"schema": schema}) | {"example": example}
     return {
-        "description": "Done.",
+        "description": "Success.",
         "headers": {n: {"$ref": f"#/components/headers/{n}"} for n in ("X-Request-ID", *headers)},
         "content": {media: content},
     }
@@ -80,11 +77,11 @@ def in_path(name: str, example: str) -> Part:
 
 
 def in_query(name: str, schema: Part) -> Part:
-    """Without an example, which the page would send."""
+    """Return a query parameter. It has no example, because the page would send that."""
     return {
         "name": name,
         "in": "query",
-        "description": f"It takes {TAKES[name]}. An empty one counts as absent.",
+        "description": f"Expects {TAKES[name]}. An empty value counts as absent.",
         "allowEmptyValue": True,
         "schema": schema,
     }
@@ -96,10 +93,10 @@ def completion(face: Face) -> Part:
     for name in ("X-Sluice-Dropped", "X-RateLimit-Bypass"):
         found["headers"][name] = {"$ref": f"#/components/headers/{name}"}
     found["description"] = (
-        "The completion; with stream true its events, each when it comes. A stream that fails "
-        "ends with an error of the same codes, and without [DONE]."
+        "The completion, or if stream is true its events as they arrive. A failed stream ends "
+        "with an error instead of [DONE]; the error has one of the codes below."
     )
-    # No schema: JSON Schema has no words for a stream of events.
+    # No schema, because JSON Schema can't describe a stream of events.
     found["content"]["text/event-stream"] = {"example": examples.STREAMS[face]}
     content = {
         "schema": ref(f"{prefix}CompletionRequest"),
@@ -108,7 +105,7 @@ def completion(face: Face) -> Part:
     return operation(
         f"{face}Completion",
         "Completions",
-        "Complete a text" + (", as the OpenAI SDKs do" if prefix else ""),
+        "Complete a text" + (", in OpenAI's format" if prefix else ""),
         {"200": found} | responses(face, *COMPLETION_ERRORS),
         parameters=[
             {"name": n, "in": "header", "description": text}
@@ -123,7 +120,7 @@ def stop(face: Face) -> Part:
     return operation(
         f"{face}Stop",
         "Completions",
-        "Stop a call, whatever it is doing",
+        "Stop a call in any state",
         {"200": named("Stopped", *LIMITS)}
         | responses(face, e.Unauthorized, e.NotFound, e.StreamNotFound),
         parameters=[in_path("stream_id", "my-stream")],
@@ -131,7 +128,11 @@ def stop(face: Face) -> Part:
 
 
 def reading(id_: str, tag: str, summary: str, name: str, *kinds: Any, **more: Any) -> Part:
-    """A GET with a key; an openai one by its id."""
+    """Return a GET operation that needs a key.
+
+    An id_ that starts with openai selects the OpenAI face's errors. A name in brackets means that
+    the response is a list of that schema.
+    """
     face: Face = "openai" if id_.startswith("openai") else "native"
     several = name.startswith("[")
     name = name.strip("[]")
@@ -148,7 +149,7 @@ def reading(id_: str, tag: str, summary: str, name: str, *kinds: Any, **more: An
 def usage() -> Part:
     day = {"type": "string"}
     found = reading(
-        *("usage", "Usage", "What the key has used", "UsageReport"),
+        *("usage", "Usage", "The key's usage", "UsageReport"),
         *(e.InvalidRequest, e.Unavailable),
         parameters=[
             in_query("start_date", day),
@@ -158,7 +159,7 @@ def usage() -> Part:
         ],
     )
     good = found["responses"]["200"]
-    good["description"] = "Everything at once; with group_by, or as CSV, the sums of one group."
+    good["description"] = "All sums. With group_by or as CSV, the sums of one group only."
     shown = {n: {"value": examples.ANSWERS[n]} for n in ("UsageReport", "UsageGroups")}
     schema = {"oneOf": [ref(name) for name in shown]}
     good["content"]["application/json"] = {"schema": schema, "examples": shown}
@@ -170,7 +171,7 @@ def usage() -> Part:
 def requests() -> Part:
     limit = {"type": "integer", "minimum": 1, "maximum": MOST_ROWS, "default": SOME_ROWS}
     return reading(
-        *("requests", "Usage", "The key's latest requests, the last first", "Requests"),
+        *("requests", "Usage", "The key's latest requests, newest first", "Requests"),
         *(e.InvalidRequest, e.Unavailable),
         parameters=[
             in_query("limit", limit),
@@ -180,16 +181,16 @@ def requests() -> Part:
 
 
 def open_get(id_: str, summary: str, found: Part, *kinds: Any, **more: Any) -> Part:
-    """A GET that needs no key."""
+    """Return a GET operation that needs no key."""
     answers = {"200": found} | responses("native", *kinds)
     return operation(id_, "Operation", summary, answers, **{"security": []} | more)
 
 
 def for_operators() -> dict[str, Part]:
-    ready = open_get("ready", "Does it take work", named("Ready"))
+    ready = open_get("ready", "Whether the server accepts calls", named("Ready"))
     away = named("Ready", "Retry-After")
     away["content"]["application/json"]["example"] = {"status": "draining"}
-    ready["responses"]["503"] = away | {"description": "It is shutting down, or can't record."}
+    ready["responses"]["503"] = away | {"description": "Shutting down, or without its ledger."}
     text = ok({"type": "string"}, examples.METRICS, media="text/plain")
     text["content"]["application/openmetrics-text"] = {"example": examples.METRICS}
     asset = ok(None, "", media="text/css")
@@ -198,19 +199,19 @@ def for_operators() -> dict[str, Part]:
     service["content"]["text/html"] = {"example": "<!doctype html>..."}
     page = ok({"type": "string"}, "<!doctype html>...", media="text/html")
     return {
-        "/health": open_get("health", "Is it alive", named("Health")),
+        "/health": open_get("health", "Whether the server is alive", named("Health")),
         "/ready": ready,
         "/metrics": open_get(
-            *("metrics", "For a Prometheus server", text, e.Unauthorized),
+            *("metrics", "Metrics for Prometheus", text, e.Unauthorized),
             security=[{}, {"metricsToken": []}],
         ),
-        "/": open_get("index", "What is here; the playground, for a browser", service),
-        "/usage": open_get("usagePage", "What a key has used, to be read in a browser", page),
+        "/": open_get("index", "The server's name and version, or the playground", service),
+        "/usage": open_get("usagePage", "The usage page", page),
         "/openapi.json": open_get(
             *("openapi", "This document"),
             ok({"type": "object"}, {"openapi": "3.1.0"}),
         ),
-        "/docs": open_get("docs", "This document, to be read in a browser", page),
+        "/docs": open_get("docs", "This document as a page", page),
         "/static/{name}": open_get(
             *("static", "A file of the pages", asset, e.NotFound),
             parameters=[in_path("name", "style.css")],
@@ -225,7 +226,7 @@ def gets() -> dict[str, Part]:
     one = "One model"
     return {
         "/api/v1/completions/streams": reading(
-            "streams", "Completions", "The key's calls under way", "[ActiveStream]"
+            "streams", "Completions", "The key's active calls", "[ActiveStream]"
         ),
         "/api/v1/models": reading("providers", tag, "Every provider and its models", "[Provider]"),
         "/api/v1/models/{provider}": reading(
@@ -248,7 +249,7 @@ def gets() -> dict[str, Part]:
 def posts() -> dict[str, Part]:
     token, refused = named("Token"), responses("native", e.Unauthorized)
     exchange = operation(
-        *("exchangeKey", "Keys", "Trade a key for a token, which is the key"),
+        *("exchangeKey", "Keys", "Exchange a key for a token, which is the key itself"),
         {"200": token} | refused,
         security=[{"apiKey": []}],
     )
@@ -266,7 +267,7 @@ def posts() -> dict[str, Part]:
 
 
 def build(providers: list[str]) -> Part:
-    """The document. providers: the names of those that this server has."""
+    """Return the document. providers: the names of this server's providers."""
     paths = {path: {"get": found} for path, found in gets().items()}
     paths |= {path: {"post": found} for path, found in posts().items()}
     bearer = {"type": "http", "scheme": "bearer"}
@@ -275,7 +276,7 @@ def build(providers: list[str]) -> Part:
         "info": {
             "title": "Sluice",
             "version": VERSION,
-            "description": "One URL and one key in front of every LLM provider. A model is "
+            "description": "One URL and one key for every LLM provider. Name a model as "
             f"provider/model. The providers of this server: {', '.join(providers)}.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
@@ -291,9 +292,9 @@ def build(providers: list[str]) -> Part:
                 for name, text in HEADERS.items()
             },
             "securitySchemes": {
-                "bearer": bearer | {"description": "A key of Sluice."},
+                "bearer": bearer | {"description": "An API key of Sluice."},
                 "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-                "metricsToken": bearer | {"description": "SLUICE_METRICS_TOKEN, where it is set."},
+                "metricsToken": bearer | {"description": "SLUICE_METRICS_TOKEN, if it is set."},
             },
         },
     }

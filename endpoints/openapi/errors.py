@@ -1,7 +1,7 @@
-"""The errors in the OpenAPI document: one sample of each code, as each face encodes it.
+"""The errors in the OpenAPI document: one sample per code, in the format of each face.
 
-Rules that hold here: a sample is an error of the tree, encoded by the faces' own functions; an
-operation names the classes that it raises, and nothing else about them.
+- A sample is an instance of an error class, encoded by the functions that the faces use.
+- An operation lists only the error classes that it raises; the rest comes from the samples.
 """
 
 from __future__ import annotations
@@ -22,29 +22,31 @@ ERROR_SCHEMAS: dict[Face, str] = {"native": "Error", "openai": "OpenAIError"}
 LIMIT = errors.limit_details("requests_per_minute", 60, 12.0, "2026-04-07T12:01:00Z")
 SAMPLES: tuple[tuple[str, SluiceError], ...] = (
     (
-        "The body, a field or a value is not what this takes.",
+        "The body, a field or a value is invalid.",
         errors.InvalidRequest(
-            "temperature: got 3; it takes a number from 0 to 2.", param="temperature"
+            "temperature: got 3; expected a number from 0 to 2.", param="temperature"
         ),
     ),
     (
-        "It would change the result, and the target can't do it.",
-        errors.UnsupportedParameter("suffix can't be had from local/pydoc.", param="suffix"),
+        "The target doesn't support a parameter that would change the result.",
+        errors.UnsupportedParameter("local/pydoc doesn't support suffix.", param="suffix"),
     ),
-    ("No key, or an unknown, disabled or expired one.", errors.Unauthorized(key_sent=True)),
+    ("The key is missing, unknown, disabled or expired.", errors.Unauthorized(key_sent=True)),
     (
         "The key's budget is spent.",
-        errors.InsufficientCredits("The budget of this key is spent."),
+        errors.InsufficientCredits(
+            "This key's budget of $10 has $0 left, but this call may cost $0.0008."
+        ),
     ),
     (
         "The model is not on the key's list.",
         errors.ModelForbidden("This key may not use openai/gpt-4o-mini.", param="model"),
     ),
     (
-        "The provider refused the caller's own key.",
-        errors.ByokRejected("openai refused the key in byok_api_key.", param="byok_api_key"),
+        "The provider rejected the caller's own key.",
+        errors.ByokRejected("openai rejected your own key (byok_api_key)."),
     ),
-    ("Nothing is at this path.", errors.NotFound("Nothing is at this path.")),
+    ("There is nothing at this path.", errors.NotFound("There is nothing at this path.")),
     (
         "There is no such provider.",
         errors.ProviderNotFound("Provider 'nobody' was not found.", param="provider"),
@@ -54,39 +56,39 @@ SAMPLES: tuple[tuple[str, SluiceError], ...] = (
         errors.ModelNotFound("Model 'nothing' was not found.", param="model"),
     ),
     (
-        "The caller has no such call under way.",
-        errors.StreamNotFound("Stream 'my-stream' was not found."),
+        "The caller has no active call with this id.",
+        errors.StreamNotFound("No active stream has this id. It may have finished already."),
     ),
     (
-        "The path doesn't take this method.",
-        errors.MethodNotAllowed("/v1/completions doesn't take PUT.", headers={"Allow": "POST"}),
+        "The path doesn't allow this method.",
+        errors.MethodNotAllowed("/v1/completions doesn't allow PUT.", headers={"Allow": "POST"}),
     ),
-    ("The body came too slowly.", errors.RequestTimeout("The body did not arrive in time.")),
-    ("The key has a call of this stream_id under way.", errors.StreamExists("my-stream")),
+    ("The body arrived too slowly.", errors.RequestTimeout("The body did not arrive in time.")),
+    ("The key has an active call with this stream_id.", errors.StreamExists("my-stream")),
     (
         "The body is larger than SLUICE_MAX_BODY.",
         errors.RequestTooLarge("The body is larger than 1048576 bytes."),
     ),
     (
-        "The body is not JSON by its Content-Type.",
+        "The Content-Type of the body is not JSON.",
         errors.UnsupportedMediaType(
-            "The body is text/plain; this takes JSON: send 'Content-Type: application/json'."
+            "The body is text/plain; expected JSON: send 'Content-Type: application/json'."
         ),
     ),
     (
         "A limit of the key or of the provider is reached.",
-        errors.RateLimited("Try again in 12 seconds.", retry_after=12, details=LIMIT),
+        errors.RateLimited("Try again in 12 s.", retry_after=12, details=LIMIT),
     ),
-    ("A defect of the server; its log has the request id.", errors.InternalError()),
+    ("The server has a bug; search its log for the request id.", errors.InternalError()),
     ("The provider failed.", errors.UpstreamError("openai failed.")),
     (
-        "Overloaded, shutting down, or what is shared is away.",
-        errors.Unavailable("Too many calls are under way. Try again in a second."),
+        "The server is overloaded or shutting down, or something that it needs is unavailable.",
+        errors.Unavailable("Too many calls are active. Try again in a moment."),
     ),
-    ("The provider kept silent for too long.", errors.UpstreamTimeout("first_event", 60)),
+    ("The provider took too long to respond.", errors.UpstreamTimeout("first_event", 60)),
 )
 UNSEEN = errors.ClientGone.code
-"""It stands in the ledger only: nobody is there to read it."""
+"""A code that only the ledger contains, because its client has disconnected."""
 
 CODES = tuple(error.code for _, error in SAMPLES)
 
@@ -97,7 +99,6 @@ def encoded(face: Face, error: SluiceError) -> dict[str, Any]:
 
 
 def examples() -> dict[str, Any]:
-    """components.examples: each error in both faces."""
     return {
         f"{face}.{error.code}": {"summary": when, "value": encoded(face, error)}
         for face in ERROR_SCHEMAS
@@ -106,7 +107,7 @@ def examples() -> dict[str, Any]:
 
 
 def responses(face: Face, *kinds: type[SluiceError]) -> dict[str, Any]:
-    """The responses of an operation that raises these, beside those that any request may meet."""
+    """Return an operation's error responses: those of `kinds`, and those that any path may have."""
     always: tuple[type[SluiceError], ...] = (errors.MethodNotAllowed, errors.InternalError)
     codes = {kind.code for kind in (*kinds, *always)}
     found: dict[str, Any] = {}

@@ -1,4 +1,7 @@
-"""Examples of bodies and answers for the OpenAPI document. Tests check each against its schema."""
+"""Examples of request and response bodies in the OpenAPI document.
+
+- Tests validate each example against its schema.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The API, described: /openapi.json for machines, /docs for people. Neither needs a key.
+"""The API's description: /openapi.json for machines, /docs for people. Neither needs a key.
 
-Rules that hold here: the document is put together when it is first asked for, and its bytes are
-kept; the page asks no other host for anything, and runs no script but its own files.
+- The document is built at the first request, then cached as bytes.
+- The page loads nothing from other hosts, and runs only scripts from our own files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from endpoints.services import (
 bp = Blueprint("openapi", __name__)
 
 DOCS_POLICY = POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
-"""The renderer sets styles on elements."""
+"""The policy of /docs. Swagger UI needs inline styles."""
 
 
 @bp.get("/openapi.json")
@@ -35,7 +35,7 @@ def docs() -> Response:
 def document_bytes() -> bytes:
     found: bytes | None = current_app.extensions.get("sluice.openapi")
     if found is None:
-        from endpoints.openapi import document  # late: most servers are never asked
+        from endpoints.openapi import document  # imported late, because most servers never need it
 
         names = sorted(services().gateway.router.providers)
         found = msgspec.json.encode(document.build(names))

@@ -1,7 +1,8 @@
 """The schemas in the OpenAPI document.
 
-Rules that hold here: what a body takes is derived from endpoints/body.py, its ranges from the
-msgspec types and its words from TAKES; an object of an answer names all of its fields.
+- The schemas of request bodies are derived from endpoints/request_fields.py: ranges from its
+  msgspec types, descriptions from its TAKES.
+- The schema of a response names all of its fields.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def values(schema: Schema) -> Schema:
 
 
 def closed(required: Schema, optional: Schema | None = None) -> Schema:
-    """An object with these fields and no other."""
+    """Return the schema of an object without additional fields."""
     return {
         "type": "object",
         "properties": required | (optional or {}),
@@ -56,28 +57,27 @@ def enum(*names: str) -> Schema:
     return {"type": "string", "enum": list(names)}
 
 
-# What a body takes
+# Request bodies
 
 
 def parameter(schema: Schema, name: str) -> Schema:
-    """A field of Parameters, as JSON Schema has it: its patterns are ECMA's."""
+    """Return the schema of a field of Parameters, with patterns in ECMAScript's syntax."""
     found = {key: value for key, value in schema.items() if key != "default"}
     for part in found["anyOf"]:
         if "pattern" in part:
             part["pattern"] = part["pattern"].replace(r"\A", "^").replace(r"\Z", "$")
     if name == "byok_api_key":
         found["format"] = "password"
-    return found | {"description": f"It takes {request_fields.TAKES[name]}. null means absent."}
+    return found | {"description": f"Expects {request_fields.TAKES[name]}. null counts as absent."}
 
 
 def parameters() -> dict[str, Schema]:
-    """Every named field but the prompt."""
     found = msgspec.json.schema(request_fields.Parameters)["$defs"]["Parameters"]["properties"]
     return {name: parameter(schema, name) for name, schema in found.items()}
 
 
 def additional(fields: dict[str, Schema]) -> Schema:
-    """additional_params: the names that Sluice knows, and what goes to the provider as it is."""
+    """Return the schema of additional_params. fields: those that Sluice knows."""
     return nullable(
         {
             "type": "object",
@@ -86,8 +86,8 @@ def additional(fields: dict[str, Schema]) -> Schema:
             "additionalProperties": True,
         }
     ) | {
-        "description": "Provider-specific fields, sent as they are. A field of Sluice counts as "
-        "if it stood in the body; in both places with different values it is refused."
+        "description": "Provider-specific fields, sent unchanged. A field that Sluice knows counts "
+        "as if it were in the body; different values in both places are a 400."
     }
 
 
@@ -98,7 +98,7 @@ def native_body() -> Schema:
     prompt = {
         "type": "string",
         "minLength": 1,
-        "description": f"It takes {request_fields.TAKES['prompt']}.",
+        "description": f"Expects {request_fields.TAKES['prompt']}.",
     }
     return closed({"prompt": prompt}, named | {"additional_params": additional(inside)})
 
@@ -111,7 +111,7 @@ def openai_body() -> Schema:
     lists = (TEXT, token, items(token) | {"minItems": 1})
     prompt = {
         "anyOf": [TEXT, *(items(kind) | several for kind in lists)],
-        "description": f"It takes {openai.PROMPT_TAKES}.",
+        "description": f"Expects {openai.PROMPT_TAKES}.",
     }
     options: Schema = {
         "type": "object",
@@ -124,11 +124,11 @@ def openai_body() -> Schema:
     return found | {
         "additionalProperties": True,
         "propertyNames": {"not": {"enum": refused}},
-        "description": "Fields that aren't named here go to OpenAI-compatible hosts as they are.",
+        "description": "Other fields are sent to OpenAI-compatible hosts unchanged.",
     }
 
 
-# What answers hold
+# Response bodies
 
 
 def completions() -> dict[str, Schema]:
@@ -173,7 +173,6 @@ def completions() -> dict[str, Schema]:
 
 
 def around() -> dict[str, Schema]:
-    """What belongs to completions."""
     return {
         "Stopped": closed({"success": {"const": True}}),
         "ActiveStream": closed(
@@ -261,5 +260,4 @@ def operations() -> dict[str, Schema]:
 
 
 def every() -> dict[str, Schema]:
-    """components.schemas."""
     return completions() | around() | models() | usage() | failures() | operations()

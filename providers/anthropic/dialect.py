@@ -1,7 +1,10 @@
-"""The functions of the Anthropic dialect, POST /messages; see base.Dialect.
+"""The Anthropic dialect: requests to POST /messages, and decoding of their responses.
 
-- They are pure. A request holds what was asked for, and max_tokens, which the API requires.
-- max_tokens also counts thinking, which the newer models do by default.
+The public functions implement `base.Dialect`, which documents them.
+
+- The functions are pure.
+- A request has only the parameters that the caller set, and max_tokens, which the API requires.
+- Thinking counts towards max_tokens, and newer models think by default.
 
 Source: Anthropic API reference, "Messages" and "Errors" (read 2026-11).
 """
@@ -23,7 +26,7 @@ from providers.decoding import error_bodies, single_choice
 
 VERSION: Final = "2023-06-01"
 MAX_TOKENS: Final = 4096
-"""The max_tokens of a request that has none."""
+"""The max_tokens to send if the caller set none."""
 
 NAMES: Final = {
     "max_tokens": "max_tokens",
@@ -39,12 +42,11 @@ UNSUPPORTED: Final = request_parts.SINGLE_CHOICE_UNSUPPORTED | {
 
 
 def unsupported(target: Target) -> frozenset[str]:
-    """Return the parameters that the target lacks; see base.Dialect."""
     return UNSUPPORTED | target.cannot
 
 
 def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
-    """Return the request to send. It takes exactly one prompt, a text."""
+    """Return the request to send. The prompt must be a single string."""
     body = request_parts.message_body(request, target, NAMES)
     body.setdefault("max_tokens", MAX_TOKENS)
     if request.user is not None and "user" not in target.cannot:
@@ -54,7 +56,7 @@ def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
 
 
 def _headers(request: CompletionRequest, target: Target) -> dict[str, str]:
-    """Return the headers. The key goes into x-api-key, unless the row names another header."""
+    """Return the headers. The key goes into x-api-key, unless the row sets another key_header."""
     headers = request_parts.headers(request, target) | {"anthropic-version": VERSION}
     bearer = headers.pop("Authorization", None)
     if bearer:
@@ -63,17 +65,14 @@ def _headers(request: CompletionRequest, target: Target) -> dict[str, str]:
 
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
-    """Decode a streamed body; see base.Dialect."""
     return single_choice.events(
         chunks, AnthropicResponse().read, partial(complete, request=request)
     )
 
 
 def complete(body: bytes, request: CompletionRequest) -> Batch:  # noqa: ARG001
-    """Decode a whole JSON body; see base.Dialect."""
     return read_whole(body)
 
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-    """Return the error for a response other than 2xx. Header names are in lower case."""
     return error_bodies.refused_call(status, headers, body)

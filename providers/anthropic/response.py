@@ -1,11 +1,11 @@
-"""The answers of Anthropic's Messages API, translated into events.
+"""Decoding of responses from Anthropic's Messages API into events.
 
-- It is pure.
-- Only text blocks are text. Thinking, tools and citations are not, though their tokens count as
+- The module is pure.
+- Only text blocks become text. Thinking, tool use and citations don't, though their tokens count as
   output.
-- An answer is whole when message_stop arrived.
-- Unknown events and fields are ignored, and so are pings.
-- Streams and whole answers take the same steps, so that they can't drift apart.
+- A stream is complete when message_stop has arrived.
+- Pings, unknown events and unknown fields are ignored.
+- Streams and whole JSON bodies take one code path, so that they can't drift apart.
 
 Source: Anthropic API reference, "Messages", "Streaming", "Handling stop reasons" and "Errors"
 (read 2026-11).
@@ -39,15 +39,15 @@ REASONS: Final[dict[str, FinishReason]] = {
     **dict.fromkeys(("max_tokens", "model_context_window_exceeded"), "length"),
     "refusal": "content_filter",
 }
-"""Our finish reason for a `stop_reason`. A new one means that the model ended by itself: stop."""
+"""The finish reason for each `stop_reason`. An unknown one becomes "stop"."""
 
 
 def read_whole(body: bytes) -> Batch:
-    """Return the events of a whole answer. Raises UpstreamError if it is not one."""
+    """Return the events of a JSON body. Raises UpstreamError if it isn't a completion."""
     message = lenient_json.decode(body, MESSAGE)
     if message.content is None or message.error:
         refuse_error(body, STATUSES)
-        raise garbage("The upstream's answer holds no content.", body)
+        raise garbage("The upstream's response contains no content.", body)
     response = AnthropicResponse()
     batch: Batch = []
     response.message_start(Chunk(message=message), batch)
@@ -61,7 +61,7 @@ def read_whole(body: bytes) -> Batch:
 
 
 class AnthropicResponse:
-    """The state of one answer while it is read."""
+    """The state of one response while it is decoded."""
 
     __slots__ = ("reason", "tokens")
 
@@ -70,9 +70,10 @@ class AnthropicResponse:
         self.tokens = Tokens()
 
     def read(self, frame: sse.Frame, batch: Batch) -> bool:
-        """Append the events of a frame. Return True if it was the last.
+        """Append the events of a frame. Return True if it was the last one.
 
-        Raises UpstreamError if the frame holds an error, or doesn't have the format.
+        Raises:
+            UpstreamError: The frame reports an error or is malformed.
         """
         if frame.event not in KNOWN:
             return False
@@ -95,20 +96,20 @@ class AnthropicResponse:
     def message_start(self, chunk: Chunk, batch: Batch) -> None:
         message = chunk.message or Message()
         self.tokens = message.usage or Tokens()
-        # Hosts that don't know the input yet send 0, which no prompt has.
+        # Some hosts send 0 until they know the number. No prompt has 0 tokens.
         batch.append(Started(message.model or None, input_of(self.tokens) or None))
         usage = usage_of(self.tokens)
         if usage and (usage.cache_read_tokens or usage.cache_write_tokens):
-            # Cached tokens have prices of their own, also if the answer is stopped.
+            # Report cached tokens now, so that a stopped stream is billed at their prices too.
             batch.append(Used(msgspec.structs.replace(usage, output_tokens=0, source="estimate")))
 
     def content_block_start(self, chunk: Chunk, batch: Batch) -> None:
-        """Append the text of a new block, which only other hosts than Anthropic send here."""
+        """Append the text of a new block. Anthropic sends none here, but other hosts do."""
         if (block := chunk.content_block) and block.text and block.type == "text":
             batch.append(Delta(0, block.text))
 
     def message_delta(self, chunk: Chunk, batch: Batch) -> None:
-        """Take the stop reason, and the counts so far: those of the input only if they changed."""
+        """Record the stop reason and append the usage so far. Unchanged counts may be missing."""
         if chunk.delta and chunk.delta.stop_reason:
             self.reason = chunk.delta.stop_reason
         if chunk.usage:
@@ -118,7 +119,7 @@ class AnthropicResponse:
 
     def message_stop(self, chunk: Chunk, batch: Batch) -> None:  # noqa: ARG002
         if self.reason is None:
-            raise UpstreamError("The upstream ended its answer without a reason.")
+            raise UpstreamError("The upstream sent no stop reason.")
         batch.append(Finished(0, REASONS.get(self.reason, "stop")))
 
 
@@ -129,17 +130,17 @@ STEPS: Final[dict[str, Callable[[AnthropicResponse, Chunk, Batch], None]]] = {
     "message_stop": AnthropicResponse.message_stop,
 }
 KNOWN: Final = frozenset({"message", "content_block_delta", "error", *STEPS})
-"""The names of events that are read; a server-sent event without a name is a "message"."""
+"""The names of the events to decode. A server-sent event without a name is a "message"."""
 
 
 def merged(before: Tokens, after: Tokens) -> Tokens:
-    """Return the later counts, or the earlier ones where the later event leaves them out."""
+    """Return the later counts, with the earlier count where the later event has none."""
     pairs = zip(msgspec.structs.astuple(before), msgspec.structs.astuple(after), strict=True)
     return Tokens(*(old if new is None else new for old, new in pairs))
 
 
 def input_of(tokens: Tokens) -> int:
-    """Return all input tokens, cached or not."""
+    """Return the number of all input tokens, cached or not."""
     read, written = tokens.cache_read_input_tokens, tokens.cache_creation_input_tokens
     return (tokens.input_tokens or 0) + (read or 0) + (written or 0)
 

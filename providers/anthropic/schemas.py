@@ -1,4 +1,4 @@
-"""The JSON of Anthropic's Messages API as Structs, with the fields that matter.
+"""Structs for the JSON of Anthropic's Messages API, with only the fields that Sluice reads.
 
 Source: Anthropic API reference, "Messages", "Streaming" and "Errors" (read 2026-11).
 """
@@ -24,17 +24,15 @@ STATUSES: Final = {
     "timeout_error": 504,
     "overloaded_error": 529,
 }
-"""The HTTP status that an error's type stands for when it comes in a stream, whose own is 200."""
+"""The HTTP status of each error type, for errors in a stream, whose response has status 200."""
 
 
 class OutputDetails(msgspec.Struct):
-    """`output_tokens_details`."""
-
     thinking_tokens: Count | None = None
 
 
 class Tokens(msgspec.Struct):
-    """`usage`. input_tokens leaves out what was read from the cache or written to it."""
+    """The `usage` object. input_tokens excludes tokens read from the cache or written to it."""
 
     input_tokens: Count | None = None
     cache_read_input_tokens: Count | None = None
@@ -44,14 +42,12 @@ class Tokens(msgspec.Struct):
 
 
 class Block(msgspec.Struct):
-    """A block of content."""
-
     type: str | None = None
     text: str | None = None
 
 
 class Message(msgspec.Struct):
-    """A whole answer, the first event of a stream, or an error."""
+    """A whole JSON body, the `message` of a stream's first event, or an error."""
 
     model: str | None = None
     content: list[Block] | None = None
@@ -61,8 +57,6 @@ class Message(msgspec.Struct):
 
 
 class Change(msgspec.Struct):
-    """`delta`, of a block or of the message."""
-
     type: str | None = None
     text: str | None = None
     stop_reason: str | None = None

@@ -1,10 +1,13 @@
-"""The functions of the Bedrock dialect, Converse and ConverseStream; see base.Dialect.
+"""The Bedrock dialect: Converse and ConverseStream.
 
-- They are pure.
-- By default the key is a Bedrock API key, sent as a bearer token. sigv4.py signs with SigV4.
-- Fields of `extra` that Converse has (guardrailConfig, performanceConfig, ...) go to the top;
-  inferenceConfig and additionalModelRequestFields are merged at every depth; the others are the
-  model's own and go into additionalModelRequestFields.
+The public functions implement `base.Dialect`, which documents them.
+
+- The functions are pure.
+- By default the key is a Bedrock API key, sent as a bearer token. Alternatively, sigv4.py signs
+  requests with AWS credentials.
+- Fields of `extra` that Converse defines (guardrailConfig, performanceConfig, ...) go to the top
+  level. inferenceConfig and additionalModelRequestFields are merged at every depth. Other fields
+  are parameters of the model, and go into additionalModelRequestFields.
 
 Source: Amazon Bedrock API reference, Converse, ConverseStream, their errors, and the service's
 model (read 2026-11).
@@ -36,7 +39,7 @@ CONFIG: Final = {
     "top_p": "topP",
     "stop": "stopSequences",
 }
-"""The names of our parameters in inferenceConfig."""
+"""The names in inferenceConfig of Sluice's parameters."""
 
 UNSUPPORTED: Final = request_parts.CHAT_UNSUPPORTED | frozenset(
     (
@@ -46,7 +49,7 @@ UNSUPPORTED: Final = request_parts.CHAT_UNSUPPORTED | frozenset(
 )
 
 RESERVED: Final = frozenset(("messages", "modelId"))
-"""Fields that `extra` can't set, absent or not."""
+"""Fields that `extra` can't set, even if the body lacks them."""
 
 AT_TOP: Final = frozenset(
     (
@@ -61,12 +64,11 @@ FRAMES: Final = "application/vnd.amazon.eventstream"
 
 
 def unsupported(target: Target) -> frozenset[str]:
-    """Return the parameters that the target lacks; see base.Dialect."""
     return target.cannot | UNSUPPORTED
 
 
 def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
-    """Return the request to send. It takes exactly one prompt, a text."""
+    """Return the request to send. The prompt must be a single string."""
     headers = request_parts.headers(request, target)
     if request.stream:
         headers["Accept"] = FRAMES
@@ -99,19 +101,18 @@ def events(
     chunks: Iterable[bytes],
     request: CompletionRequest,  # noqa: ARG001
 ) -> Iterator[Batch]:
-    """Decode a streamed body; see base.Dialect. Nothing after the metadata that follows messageStop
-    is asked for.
+    """Decode a streamed body.
 
-    A body that is one JSON object (a host that doesn't stream, or an error with status 200) is
-    decoded as a whole body.
+    No chunk is read after the metadata that follows messageStop. A body that is a JSON object (from
+    a host that doesn't stream, or an error with status 200) is decoded as a whole body.
     """
     first, chunks = bodies.peek(chunks)
     if first == b"{":
         yield from bodies.batch_of(partial(BedrockResponse().read_whole, bodies.join(chunks)))
         return
-    if first != b"\0":  # the first byte of a length below 16 MiB
+    if first != b"\0":  # the first byte of a frame's length, which is below 16 MiB
         start = bodies.beginning(chunks)
-        raise garbage("The upstream ended the stream without an answer.", start)
+        raise garbage("The upstream ended the stream without a completion.", start)
     response = BedrockResponse()
     for frames in event_stream.decode(chunks):
         yield from bodies.batch_of(partial(_read, response, frames))
@@ -128,14 +129,12 @@ def _read(response: BedrockResponse, frames: list[event_stream.BinaryFrame], bat
 
 
 def complete(body: bytes, request: CompletionRequest) -> Batch:  # noqa: ARG001
-    """Decode a whole JSON body; see base.Dialect."""
     batch: Batch = []
     BedrockResponse().read_whole(body, batch)
     return batch
 
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-    """Return the error for a response other than 2xx. Header names are in lower case."""
     value = decode_value(body)
     found = failure(refusal_message(status), value, headers.get("x-amzn-errortype"), status)
     if found.upstream_message is None:

@@ -1,8 +1,8 @@
-"""The errors of Bedrock.
+"""Decoding of Bedrock's errors.
 
-- It is pure.
-- An error is known by the name of its type, wherever that stands: in a header, in __type, in a
-  frame.
+- The module is pure.
+- An error is classified by the name of its type, which is in an HTTP header, in the field __type or
+  in a frame's header.
 
 Source: Amazon Bedrock API reference, "Common errors" and the errors of Converse (read 2026-11).
 """
@@ -36,20 +36,23 @@ STATUSES: Final = {
     **dict.fromkeys(("internalserverexception", "internalfailure"), 500),
     **dict.fromkeys(("serviceunavailableexception", "serviceunavailable"), 503),
 }
-"""The HTTP status that an error's type (in lower case) stands for, whatever status it came with."""
+"""The HTTP status of each error type, in lower case. It overrides the status of the response."""
 
 
 def reported(value: Any, kind: object) -> UpstreamError:
-    """Return the error that arrived instead of an answer."""
-    return failure("The upstream reported an error instead of an answer.", value, kind)
+    """Return the error in a response with status 200."""
+    return failure("The upstream reported an error in its response.", value, kind)
 
 
 def failure(message: str, value: Any, kind: object, status: int | None = None) -> UpstreamError:
-    """Return an error with our message, and with the type and message of Amazon's.
+    """Return an error with the type and message from a decoded body.
 
     Args:
-        kind: its type, perhaps with a namespace before a # and a URL after a colon.
-        status: the HTTP status, if it has one.
+        message: Sluice's message for the error.
+        value: the decoded body.
+        kind: the error's type, perhaps with a namespace before a # and a URL after a colon. If it
+            is empty or not a string, the type is taken from the body.
+        status: the HTTP status of the response. None for an error in a response with status 200.
     """
     body = value if isinstance(value, dict) else {}
     name = kind if isinstance(kind, str) and kind else _first(body, "__type", "code")
@@ -68,22 +71,22 @@ def failure(message: str, value: Any, kind: object, status: int | None = None) -
 
 
 def refuse_error(body: bytes) -> None:
-    """Raise the error in an object that is not an answer. Other objects are ignored."""
+    """Raise the error in a body that isn't a completion. Bodies without an error are ignored."""
     value = decode_value(body)
     if isinstance(value, dict) and isinstance(value.get("Output"), dict):
-        value = value["Output"]  # the shape of the error for an unknown path
+        value = value["Output"]  # an error for an unknown path has this shape
     if _first(value, "__type", "message", "Message"):
         raise reported(value, None)
 
 
 def _first(value: Any, *names: str) -> str | None:
-    """Return the first of the fields that is a text and not empty."""
+    """Return the first of the named fields that is a non-empty string."""
     found = (value.get(name) for name in names) if isinstance(value, dict) else ()
     return next((text for text in found if isinstance(text, str) and text), None)
 
 
 def decode_value(data: bytes) -> Any:
-    """Return the value of some JSON, or None."""
+    """Decode JSON. Return None if the data isn't JSON."""
     try:
         return msgspec.json.decode(data)
     except NOT_JSON:

@@ -1,9 +1,9 @@
-"""The answers of Bedrock's Converse, translated into events.
+"""Decoding of responses from Bedrock's Converse and ConverseStream into events.
 
-- It is pure.
-- Streams and whole answers end in the same few methods.
-- An answer is whole when messageStop arrived. The metadata that should follow holds the usage; if
-  it is missing, the text is complete and the usage is estimated.
+- The module is pure.
+- Streams and whole JSON bodies share a few methods, so that they can't drift apart.
+- A stream is complete when messageStop has arrived. Metadata with the usage should follow. If the
+  metadata is missing, the text is still complete, and Sluice estimates the usage.
 - Reasoning and tool use are not text.
 
 Source: Amazon Bedrock API reference, ConverseResponse and ConverseStreamOutput (read 2026-11).
@@ -26,15 +26,15 @@ REASONS: Final[dict[str, FinishReason]] = {
     **dict.fromkeys(("max_tokens", "model_context_window_exceeded"), "length"),
     **dict.fromkeys(("guardrail_intervened", "content_filtered"), "content_filter"),
 }
-"""Our finish reason for a stopReason. Any other (end_turn, stop_sequence, tool_use, a new one)
-means that the model ended by itself."""
+"""The finish reason for each stopReason. Any other value (end_turn, stop_sequence, tool_use or an
+unknown one) becomes "stop"."""
 
 FAILURES: Final = frozenset(("malformed_model_output", "malformed_tool_use"))
-"""Finish reasons of a failure."""
+"""The values of stopReason that report a failure."""
 
 
 class BedrockResponse:
-    """The state of one answer while it is read. Converse sends one choice."""
+    """The state of one response while it is decoded. Converse sends one choice."""
 
     __slots__ = ("ended", "finished", "started")
 
@@ -42,13 +42,14 @@ class BedrockResponse:
         self.started = False
         self.finished = False
         self.ended = False
-        """True if nothing more is expected."""
+        """True if no more frames are expected."""
 
     def read(self, frame: BinaryFrame, batch: Batch) -> None:
         """Append the events of a frame.
 
-        Raises UpstreamError if it is an exception, an error or the end of a failure, or if its
-        payload is not a JSON object.
+        Raises:
+            UpstreamError: The frame reports an error or a failure, or its payload isn't a JSON
+                object.
         """
         headers = frame.headers
         kind = headers.get(":message-type")
@@ -72,11 +73,11 @@ class BedrockResponse:
             self.ended = self.finished
 
     def read_whole(self, body: bytes, batch: Batch) -> None:
-        """Append the events of a whole answer. Raises what `read` raises."""
+        """Append the events of a JSON body. Raises UpstreamError if it isn't a completion."""
         answer = lenient_json.decode(body, WHOLE)
         if answer.output is None or answer.stop_reason is None:
             refuse_error(body)
-            raise garbage("The upstream's answer holds no output.", body)
+            raise garbage("The upstream's response contains no output.", body)
         self.start(batch)
         blocks = (answer.output.message and answer.output.message.content) or ()
         if text := "".join(map(text_of, blocks)):
@@ -91,7 +92,7 @@ class BedrockResponse:
 
     def finish(self, word: str | None, batch: Batch) -> None:
         if word in FAILURES:
-            raise UpstreamError("The upstream gave up in the middle.", upstream_code=word)
+            raise UpstreamError("The upstream reported a failed completion.", upstream_code=word)
         if not self.finished:
             self.finished = True
             batch.append(Finished(0, REASONS.get(word or "", "stop")))
@@ -101,7 +102,7 @@ class BedrockResponse:
             batch.append(Used(usage))
 
     def break_off(self) -> None:
-        """End the answer at the end of the body. Raises UpstreamError before messageStop."""
+        """Handle the end of the body. Raises UpstreamError if messageStop hasn't arrived."""
         if not self.finished:
             raise broken_off()
 
@@ -123,6 +124,6 @@ def usage_of(tokens: Tokens) -> Usage | None:
 
 
 def text_of(block: Block) -> str:
-    """Return the text of a block; a block with citations has it in pieces."""
+    """Return the text of a block. In a block with citations, the text is in pieces."""
     cited = (block.citations_content and block.citations_content.content) or ()
     return (block.text or "") + "".join([part.text or "" for part in cited])

@@ -1,7 +1,7 @@
-"""The JSON of Bedrock's Converse and ConverseStream as Structs, with the fields that matter.
+"""Structs for the JSON of Converse and ConverseStream, with only the fields that Sluice reads.
 
 Source: Amazon Bedrock API reference, ConverseResponse, ConverseStreamOutput and TokenUsage; the
-user guide's "Prompt caching" (inputTokens leaves out what was read from the cache or written to it;
+user guide's "Prompt caching" (inputTokens excludes tokens read from the cache or written to it;
 read 2026-11).
 """
 
@@ -15,8 +15,6 @@ from providers.decoding.lenient_json import Count
 
 
 class Text(msgspec.Struct):
-    """A piece of text, in a delta or a block."""
-
     text: str | None = None
 
 
@@ -38,7 +36,7 @@ class Output(msgspec.Struct):
 
 
 class Tokens(msgspec.Struct, rename="camel"):
-    """`usage`. The three kinds of input tokens don't overlap."""
+    """The `usage` object. The three kinds of input tokens don't overlap."""
 
     input_tokens: Count | None = None
     output_tokens: Count | None = None

@@ -1,10 +1,11 @@
-"""SigV4: the signature of a request to Amazon that has no API key.
+"""SigV4 signatures for requests to Amazon that have no API key.
 
-- It is loaded only for a row with sign = "sigv4", and needs botocore (requirements-bedrock.txt).
-- botocore finds the credentials in its own ways: variables, profiles, single sign-on, the role of a
-  container or a machine. It asks the network for them if necessary, and renews them.
-- botocore is the signer, never the client.
-- A request is signed just before it is sent, because a signature is valid for some minutes.
+- This module is imported only for a row with sign = "sigv4", and needs botocore
+  (requirements-bedrock.txt).
+- botocore finds the credentials: in variables, in profiles, through single sign-on, or from the
+  role of a container or a machine. It may use the network to fetch and renew them.
+- botocore only signs. It never sends the requests.
+- A request is signed just before it is sent, because a signature is valid for only some minutes.
 
 Source: AWS reference, "Signature Version 4 signing process"; botocore (read 2026-11).
 """
@@ -28,17 +29,18 @@ from providers.base import Target, UpstreamRequest
 
 SERVICE: Final = "bedrock"
 REGION: Final = re.compile(r"\.([a-z]+(?:-[a-z]+)+-[0-9]+)\.")
-"""A region among the labels of a host name."""
+"""An AWS region among the labels of a host name."""
 
-logging.getLogger("botocore").setLevel(logging.WARNING)  # lower levels log session tokens
+logging.getLogger("botocore").setLevel(logging.WARNING)  # INFO and DEBUG would log session tokens
 
 _lock = threading.Lock()
 
 
 def sign(request: UpstreamRequest, target: Target) -> UpstreamRequest:
-    """Return the request with its signature; if the target has a credential, as it is.
+    """Return the signed request. A request whose target has a credential is returned unchanged.
 
-    Raises UpstreamError if there are no AWS credentials, or no region.
+    Raises:
+        UpstreamError: AWS credentials or a region are missing.
     """
     if target.credential is not None:
         return request
@@ -46,25 +48,24 @@ def sign(request: UpstreamRequest, target: Target) -> UpstreamRequest:
         credentials = _credentials()
         region = _region(request.url)
     except BotoCoreError as failure:  # its message names profiles and hosts, never keys
-        raise UpstreamError(f"No AWS credentials can be had: {failure}") from failure
+        raise UpstreamError(f"The AWS credentials could not be loaded: {failure}") from failure
     if credentials is None:
-        raise UpstreamError("This server has no AWS credentials.")
+        raise UpstreamError("No AWS credentials are configured on this server.")
     if region is None:
-        raise UpstreamError("This server has no AWS region.")
+        raise UpstreamError("No AWS region is configured on this server.")
     signed = AWSRequest(request.method, request.url, headers=request.headers, data=request.body)
     SigV4Auth(credentials, SERVICE, region).add_auth(signed)
     return UpstreamRequest(request.method, request.url, dict(signed.headers.items()), request.body)
 
 
 def _credentials() -> Any:
-    """Return the current access key, its secret and, for a role, a token; None without any."""
+    """Return the current access key, its secret and perhaps a session token, or None."""
     with _lock:
         credentials = _session().get_credentials()
     return credentials and credentials.get_frozen_credentials()
 
 
 def _region(url: str) -> str | None:
-    """Return the region in the host name, or else the configured one."""
     match = REGION.search(urlsplit(url).hostname or "")
     if match:
         return match[1]

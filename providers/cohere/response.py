@@ -1,10 +1,10 @@
-"""The answers of Cohere's chat API v2, translated into events.
+"""Decoding of responses from Cohere's chat API v2 into events.
 
-- It is pure.
+- The module is pure.
 - Thinking, tool plans, tool calls and citations are not text, though their tokens count as output.
-- An answer is whole when message-end arrived.
+- A stream is complete when message-end has arrived.
 - Unknown events and fields are ignored.
-- Streams and whole answers end in the same step, so that they can't drift apart.
+- Streams and whole JSON bodies end in one function, so that they can't drift apart.
 
 Source: Cohere API reference v2, "Chat" and "Chat with Streaming", and "How does Cohere's pricing
 work?" (read 2026-11).
@@ -36,23 +36,24 @@ REASONS: Final[dict[str, FinishReason]] = {
     **dict.fromkeys(("MAX_TOKENS", "ERROR_LIMIT"), "length"),
     "ERROR_TOXIC": "content_filter",
 }
-"""Our finish reason for a `finish_reason`. ERROR_LIMIT and ERROR_TOXIC are of v1. A new one means
-that the model ended by itself, stop, unless an error stands beside it."""
+"""The finish reason for each `finish_reason`. ERROR_LIMIT and ERROR_TOXIC are from API v1. An
+unknown one becomes "stop", unless an error comes with it."""
 
 FAILURES: Final[dict[str, int | None]] = {"ERROR": 500, "TIMEOUT": 504, "USER_CANCEL": None}
-"""Finish reasons of a failure, and the HTTP status that they stand for."""
+"""The values of `finish_reason` that report a failure, with the HTTP status for each."""
 
 
 def read(frame: sse.Frame, batch: Batch) -> bool:
-    """Append the events of a frame. Return True if it was the last.
+    """Append the events of a frame. Return True if it was the last one.
 
-    Raises UpstreamError if the frame holds an error, or doesn't have the format.
+    Raises:
+        UpstreamError: The frame reports an error or is malformed.
     """
     if frame.event not in KNOWN:
         return False
     if frame.event == "error":
         raise failure(frame.data, {})
-    if frame.data.lstrip().startswith(DONE):  # it may only follow message-end
+    if frame.data.lstrip().startswith(DONE):  # valid only after message-end
         raise broken_off()
     chunk = lenient_json.decode(frame.data, CHUNK)
     kind = chunk.type or frame.event
@@ -73,11 +74,11 @@ def read(frame: sse.Frame, batch: Batch) -> bool:
 
 
 def read_whole(body: bytes) -> Batch:
-    """Return the events of a whole answer. Raises UpstreamError if it is not one."""
+    """Return the events of a JSON body. Raises UpstreamError if it isn't a completion."""
     chunk = lenient_json.decode(body, CHUNK)
     if not isinstance(chunk.message, Message) or chunk.error:
         refuse_error(body, {})
-        raise garbage("The upstream's answer holds no message.", body)
+        raise garbage("The upstream's response contains no message.", body)
     batch: Batch = [Started()]
     if text := text_of(chunk.message):
         batch.append(Delta(0, text))
@@ -86,7 +87,6 @@ def read_whole(body: bytes) -> Batch:
 
 
 def text_of(message: Message) -> str:
-    """Return the text of a message, whose content is a block, a list of blocks or a text."""
     content = message.content
     if isinstance(content, Content):
         return (content.text or "") if content.type == "text" else ""
@@ -96,16 +96,17 @@ def text_of(message: Message) -> str:
 
 
 def message_end(change: Change, batch: Batch) -> None:
-    """Append the usage and the finish reason of an answer.
+    """Append the usage and the finish reason.
 
-    Raises UpstreamError if the answer ended in a failure; the usage is in the batch by then.
+    Raises:
+        UpstreamError: The completion failed. The usage has been appended.
     """
     if change.usage and (usage := usage_of(change.usage)):
         batch.append(Used(usage))
     word = (change.finish_reason or "").upper()
     if word in FAILURES or (change.error and word not in REASONS):
         raise UpstreamError(
-            "The upstream gave up in the middle.",
+            "The upstream reported a failed completion.",
             upstream_status=FAILURES.get(word),
             upstream_code=word or None,
             upstream_message=decode_error(change.error).message,
@@ -114,8 +115,11 @@ def message_end(change: Change, batch: Batch) -> None:
 
 
 def usage_of(counts: Counts) -> Usage | None:
-    """Return the billed tokens, or None if there are no counts. (`tokens` also counts the prompts
-    that Cohere puts around ours, which nobody pays for.)"""
+    """Return the billed tokens, or None if there are no counts.
+
+    `tokens` is only a fallback, because it also counts the text that Cohere puts around the prompt,
+    which isn't billed.
+    """
     billed, all_of_them = counts.billed_units or Tokens(), counts.tokens or Tokens()
     given = billed.input_tokens if billed.input_tokens is not None else all_of_them.input_tokens
     made = billed.output_tokens if billed.output_tokens is not None else all_of_them.output_tokens
@@ -125,6 +129,6 @@ def usage_of(counts: Counts) -> Usage | None:
     return Usage(
         input_tokens=int(given),
         output_tokens=int(made or 0),
-        # This counts among all tokens; Cohere doesn't say how many of them are billed.
+        # cached_tokens is a part of `tokens`. Cohere doesn't say how many of them are billed.
         cache_read_tokens=int(min(counts.cached_tokens or 0, given)),
     )

@@ -1,1 +1,1 @@
-"""Decoders that dialects share: they are pure, and know no provider."""
+"""Pure decoders of wire formats, on which the dialects build."""

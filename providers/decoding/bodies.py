@@ -1,6 +1,7 @@
-"""Readers of bodies: how a body begins, all of it, an excerpt of it, a batch of its events.
+"""Helpers for reading response bodies: the first byte, the whole body, an excerpt, a batch.
 
-- It is pure: nothing depends on where the body was split. Sizes are bounded.
+- The module is pure: results never depend on where the body was split into chunks.
+- `join` and `Excerpt` bound the bytes that they keep.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from completion import Batch
 from errors import UpstreamError
 
 MAX_BODY: Final = 4 << 20
-"""The most bytes of a whole answer that a host sends where a stream was asked for."""
+"""The maximum size, in bytes, of a JSON body that a host sends instead of the requested stream."""
 START: Final = 400
-"""The bytes that are kept of a body's start, to show in an error."""
+"""The number of bytes to keep from the start of a body, to show in an error."""
 END: Final = 16 << 10
-"""The bytes that are kept of its end."""
+"""The number of bytes to keep from the end of a body."""
 
 
 def peek(chunks: Iterable[bytes]) -> tuple[bytes, Iterator[bytes]]:
-    """Return the first byte that isn't white space, or b"", and an iterator over all chunks."""
+    """Return the first byte that isn't whitespace, or b"", and an iterator over all chunks."""
     source, taken = iter(chunks), []
     for chunk in source:
         taken.append(chunk)
@@ -31,17 +32,17 @@ def peek(chunks: Iterable[bytes]) -> tuple[bytes, Iterator[bytes]]:
 
 
 def join(chunks: Iterable[bytes], most: int = MAX_BODY) -> bytes:
-    """Return the whole body. Raises UpstreamError if it has more than `most` bytes."""
+    """Return the whole body. Raises UpstreamError if it is larger than `most` bytes."""
     body = bytearray()
     for chunk in chunks:
         body += chunk
         if len(body) > most:
-            raise UpstreamError(f"The upstream sent a body of more than {most} bytes.")
+            raise UpstreamError(f"The upstream sent a body larger than {most} bytes.")
     return bytes(body)
 
 
 def beginning(chunks: Iterable[bytes]) -> bytes:
-    """Return the first START bytes. The rest is not asked for."""
+    """Return the first START bytes, without reading the rest of the body."""
     body = bytearray()
     for chunk in chunks:
         body += chunk
@@ -51,8 +52,10 @@ def beginning(chunks: Iterable[bytes]) -> bytes:
 
 
 def batch_of(read: Callable[[Batch], None]) -> Iterator[Batch]:
-    """Yield the batch that `read` fills, unless it stays empty. Events that `read` appended before
-    it raised an error are yielded first."""
+    """Yield the batch that `read` fills, unless it stays empty.
+
+    If `read` raises UpstreamError, the events that it appended before the error are yielded first.
+    """
     batch: Batch = []
     try:
         read(batch)
@@ -65,7 +68,7 @@ def batch_of(read: Callable[[Batch], None]) -> Iterator[Batch]:
 
 
 class Excerpt:
-    """The start of a body, and its end if `end` is true, kept while the body is decoded."""
+    """The first bytes of a body, and with `end` also the last, recorded while it is decoded."""
 
     __slots__ = ("_end", "_start")
 
@@ -82,7 +85,7 @@ class Excerpt:
         return bytes((self._end or b"")[-END:])
 
     def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """Yield the chunks, and keep their excerpt."""
+        """Yield the chunks unchanged, and record the excerpt."""
         source, end = iter(chunks), self._end
         for chunk in source:
             if len(self._start) < START:

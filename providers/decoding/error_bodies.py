@@ -1,7 +1,7 @@
-"""Errors of providers: what an error body says, in whichever shape it comes.
+"""Decoding of the errors that providers report, in whichever shape.
 
-- It is pure.
-- An error is classified by its status and code, never by the prose of its message.
+- The module is pure.
+- An error is classified by its status and code, never by the wording of its message.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from providers.decoding.retry_after import retry_after
 
 
 class ErrorBody(msgspec.Struct):
-    """The message and code of an error body: OpenAI's {"error": {...}}, {"error": "text"},
-    {"detail": ...}, {"message": ...}, or a body that is not JSON."""
+    """The message and code of an error body. A field is None if the body lacks it."""
 
     message: str | None = None
     code: str | None = None
 
 
 def decode_error_body(body: bytes) -> ErrorBody:
-    """Return the message and code of an error body; fields that it lacks are None."""
+    """Return the message and code of an error body. Both are None if the body isn't JSON."""
     try:
         data = msgspec.json.decode(body)
     except NOT_JSON:
@@ -34,8 +33,13 @@ def decode_error_body(body: bytes) -> ErrorBody:
 
 
 def decode_error(data: Any) -> ErrorBody:
-    """Return the message and code of an error body that is decoded already."""
-    for _ in range(3):  # some hosts wrap it in a list, and FastAPI's {"detail": [...]} in both
+    """Return the message and code of a decoded error body.
+
+    The known shapes are OpenAI's {"error": {...}}, {"error": "text"}, {"detail": ...},
+    {"message": ...} and a plain string.
+    """
+    # Some hosts wrap the error in a list, FastAPI in a list inside an object: {"detail": [...]}.
+    for _ in range(3):
         if isinstance(data, list) and data:
             data = data[0]
         elif isinstance(data, dict):
@@ -55,11 +59,15 @@ def decode_error(data: Any) -> ErrorBody:
     )
 
 
-# A response with an error status
+# Responses with an error status
 
 
 def refused_call(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-    """Return the error for a response other than 2xx. Header names are in lower case."""
+    """Return the error for a response whose status isn't 2xx.
+
+    Args:
+        headers: the response's headers, with their names in lower case.
+    """
     found = decode_error_body(body)
     return UpstreamError(
         refusal_message(status),
@@ -71,23 +79,25 @@ def refused_call(status: int, headers: Mapping[str, str], body: bytes) -> Upstre
 
 
 def refusal_message(status: int) -> str:
-    """Return our own message for a response other than 2xx."""
-    verb = "failed" if status >= 500 else "refused the call"
+    verb = "failed" if status >= 500 else "rejected the request"
     return f"The upstream {verb} with status {status}."
 
 
-# An error inside a response with status 200
+# Errors inside responses with status 200
 
 
 def reported(value: Any) -> UpstreamError:
-    """Return the error in a decoded object or text of any shape. Its code may be a status."""
+    """Return the error in a decoded value of any shape.
+
+    A code between 400 and 599 also becomes the error's HTTP status.
+    """
     if isinstance(value, dict) and isinstance(value.get("message"), str) and not value.get("error"):
-        value = {"error": value}  # flat, as in older vLLM: the code stands beside the message
+        value = {"error": value}  # older vLLM sends a flat object with message and code
     found = decode_error(value)
     code = found.code
     status = int(code) if code and code.isdecimal() and len(code) == 3 else 0
     return UpstreamError(
-        "The upstream reported an error instead of an answer.",
+        "The upstream reported an error in its response.",
         upstream_status=status if 400 <= status < 600 else None,
         upstream_code=code,
         upstream_message=found.message,
@@ -95,10 +105,11 @@ def reported(value: Any) -> UpstreamError:
 
 
 def failure(data: bytes, statuses: Mapping[str, int]) -> UpstreamError:
-    """Return the error in some data of any shape.
+    """Return the error in undecoded data of any shape.
 
     Args:
-        statuses: the HTTP status that a code stands for when it comes with a status of 200.
+        data: JSON, or else plain text, which becomes the error's message.
+        statuses: the HTTP status of each error code, for data that has a code but no status.
     """
     try:
         found = reported(msgspec.json.decode(data))
@@ -109,9 +120,9 @@ def failure(data: bytes, statuses: Mapping[str, int]) -> UpstreamError:
 
 
 def refuse_error(data: bytes, statuses: Mapping[str, int]) -> None:
-    """Raise the error in an object that has an error, or a message such as {"detail": "..."}.
+    """Raise the error in an object that has an "error" or a message, such as {"detail": "..."}.
 
-    Other objects are ignored. statuses: as in `failure`.
+    Any other data is ignored. For `statuses` see `failure`.
     """
     try:
         value = msgspec.json.decode(data)
@@ -122,5 +133,5 @@ def refuse_error(data: bytes, statuses: Mapping[str, int]) -> None:
 
 
 def broken_off() -> UpstreamError:
-    """Return the error for an answer that ended before its last event."""
-    return UpstreamError("The upstream's answer ended before its end.")
+    """Return the error for a response that ended before its last event."""
+    return UpstreamError("The upstream ended its response before the completion was finished.")

@@ -1,7 +1,8 @@
-"""JSON decoded into Structs leniently: a field that doesn't fit its type counts as absent.
+"""Lenient decoding of JSON into Structs: a field with a value of the wrong type counts as absent.
 
-- It is pure. Data that fits its types is decoded once, at full speed.
-- Only data that isn't JSON, or isn't a JSON object, is an error.
+- The module is pure.
+- Data that matches its types is decoded once, at full speed.
+- Only data that isn't a JSON object is an error.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import msgspec
 from errors import UpstreamError
 
 NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""The exceptions that msgspec raises for bytes that don't fit."""
+"""The exceptions that msgspec raises for bytes that aren't JSON or don't match the type."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
-"""A number of tokens. A value that can't be one is dropped."""
+"""A number of tokens. Lenient decoding drops an invalid value."""
 
 UNIONS: Final = (Union, UnionType)
 SAMPLE_BYTES: Final = 400
@@ -28,10 +29,12 @@ _Kind = TypeVar("_Kind", bound=msgspec.Struct)
 
 
 def decode(data: bytes, decoder: msgspec.json.Decoder[_Kind]) -> _Kind:
-    """Return a Struct of the decoder's type, all of whose fields must have defaults.
+    """Decode JSON into a Struct of the decoder's type, whose fields must all have defaults.
 
-    The JSON may have NaN, lone surrogates and bytes that are not UTF-8. Empty data is an empty
-    object. Raises UpstreamError, which shows the start of the data, if it is not a JSON object.
+    NaN, lone surrogates and invalid UTF-8 are accepted. Empty data counts as an empty object.
+
+    Raises:
+        UpstreamError: The data isn't a JSON object. The error shows the start of the data.
     """
     try:
         return decoder.decode(data)
@@ -41,14 +44,14 @@ def decode(data: bytes, decoder: msgspec.json.Decoder[_Kind]) -> _Kind:
     try:
         value = json.loads(data.decode("utf-8-sig", "replace"))
     except (ValueError, RecursionError):
-        raise garbage("The upstream sent something that is not JSON.", data) from None
+        raise garbage("The upstream sent data that is not JSON.", data) from None
     if not isinstance(value, dict):
         raise garbage("The upstream sent JSON that is not an object.", data)
     return salvage(value, decoder.type)
 
 
 def salvage(value: dict[str, Any], kind: type[_Kind]) -> _Kind:
-    """Return a Struct of the fields that fit, also in the Structs and lists of Structs below it."""
+    """Return a Struct with the values that match their types, at every depth."""
     fields = (
         (f.name, fitted(value.get(f.encode_name), f.type)) for f in msgspec.structs.fields(kind)
     )
@@ -56,7 +59,7 @@ def salvage(value: dict[str, Any], kind: type[_Kind]) -> _Kind:
 
 
 def fitted(value: Any, kind: Any) -> Any:
-    """Return the value as that type, or None if it doesn't fit or is None."""
+    """Return the value converted to the type, or None if it is None or can't be converted."""
     for option in get_args(kind) if get_origin(kind) in UNIONS else (kind,):
         if isinstance(value, dict) and is_struct(option):
             return salvage(value, option)
@@ -74,7 +77,7 @@ def is_struct(kind: Any) -> bool:
 
 
 def replace_lone_surrogates(value: Any) -> Any:
-    """Return the value with U+FFFD for each lone surrogate, which UTF-8 can't express."""
+    """Replace each lone surrogate, which UTF-8 can't encode, with U+FFFD, at every depth."""
     if isinstance(value, str):
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, list):
@@ -93,7 +96,7 @@ def garbage(message: str, data: bytes) -> UpstreamError:
 
 
 def sample(data: bytes) -> str:
-    """Return the first 80 characters or so, on one line and printable."""
+    """Return the start of the data as one printable line of about 80 characters."""
     text = " ".join(data[:SAMPLE_BYTES].decode("utf-8", "replace").split())
     text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
     return text if len(text) <= SAMPLE_CHARACTERS else text[:SAMPLE_CHARACTERS] + "…"

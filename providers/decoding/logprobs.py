@@ -1,17 +1,17 @@
-"""Log probabilities in either of OpenAI's shapes, converted to the legacy shape.
+"""Conversion of log probabilities, in either of OpenAI's shapes, to the legacy shape.
 
 The chat shape is {"content": [{"token", "bytes", "logprob", "top_logprobs": [...]}]}; the legacy
-shape is four parallel lists.
+shape has four parallel lists.
 
-- It is pure.
-- The content decides which shape it is, because hosts mix them up (llama.cpp answers /completions
-  with the chat shape).
-- Malformed parts are left out: text without its log probabilities is worth more than an error.
-- A token that is not whole characters is named as OpenAI's legacy endpoint names it: "bytes:" and
-  the bytes, those beyond ASCII as \\xNN.
+- The module is pure.
+- The data itself shows its shape, not the endpoint, because hosts mix the shapes up: llama.cpp
+  sends the chat shape from /completions.
+- Malformed parts are left out, because text without log probabilities is better than an error.
+- A token that isn't valid UTF-8 gets the name that OpenAI's legacy endpoint gives it: "bytes:" and
+  the bytes, with those beyond ASCII as \\xNN.
 - Tokens that share a character all have that character's offset.
 
-Source: OpenAI API reference, "Completions" and "Chat", logprobs; answers of
+Source: OpenAI API reference, "Completions" and "Chat", logprobs; responses of
 gpt-3.5-turbo-instruct for the bytes and offsets (read 2026-11).
 """
 
@@ -24,23 +24,23 @@ from typing import Any
 from completion import Logprobs
 
 VERY_UNLIKELY = -9999.0
-"""The value that OpenAI sends instead of a log probability that is too small."""
+"""The value that OpenAI sends when a log probability is too small to state."""
 
 
 class LogprobsReader:
-    """A reader of the log probabilities of one choice, part by part."""
+    """A converter of the log probabilities of one choice, which arrive in parts."""
 
     __slots__ = ("base", "decoder", "offset", "top")
 
     def __init__(self, top: int) -> None:
-        """Expect `top` alternatives for each token; with 0 there are no top_logprobs."""
+        """Set the requested number of alternatives. With 0, the chat shape has no top_logprobs."""
         self.top = top
         self.offset = 0
         self.base: int | None = None
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def read(self, raw: Any) -> Logprobs | None:
-        """Convert a part in either shape; return None if it holds no token."""
+        """Convert a part in either shape. Return None if it has no tokens."""
         if not isinstance(raw, dict):
             return None
         if isinstance(raw.get("content"), list):
@@ -78,13 +78,13 @@ class LogprobsReader:
         )
 
     def advance(self, token: bytes) -> int:
-        """Return the offset of the next token: the number of whole characters before it."""
+        """Consume a token. Return its offset: the number of complete characters before it."""
         offset = self.offset
         self.offset += len(self.decoder.decode(token))
         return offset
 
     def rebase(self, offsets: list[int]) -> list[int]:
-        """Return offsets from the start of the choice's text; OpenAI counts from the prompt's."""
+        """Return offsets from the start of the choice's text. OpenAI counts from the prompt."""
         if self.base is None:
             self.base = offsets[0]
         return [offset - self.base for offset in offsets]
@@ -95,7 +95,7 @@ def _is_token(entry: Any) -> bool:
 
 
 def _bytes(entry: dict[str, Any]) -> bytes:
-    """Return the bytes of a token, or those of its name if the entry has no bytes."""
+    """Return the bytes of a token, or its encoded name if the entry has no valid bytes."""
     try:
         return bytes(entry["bytes"])
     except (KeyError, TypeError, ValueError):
@@ -112,7 +112,7 @@ def _name(entry: dict[str, Any]) -> str:
 
 
 def _alternatives(entry: dict[str, Any]) -> dict[str, float]:
-    """Return the alternatives, likeliest first. Of two with one name the likelier is kept."""
+    """Return the alternatives, likeliest first. Of two with equal names, keep the likelier."""
     found: dict[str, float] = {}
     for other in entry.get("top_logprobs") or ():
         if _is_token(other) and (value := _number(other.get("logprob"))) is not None:
@@ -121,7 +121,7 @@ def _alternatives(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def _number(value: Any) -> float | None:
-    """Return a log probability. Hosts that write JSON by hand send -Infinity and NaN."""
+    """Return a log probability, or None. Some hosts send -Infinity and NaN, which JSON lacks."""
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
         return None
     return float(value) if math.isfinite(value) else VERY_UNLIKELY
@@ -134,6 +134,6 @@ def _numbers(entry: Any) -> dict[str, float] | None:
 
 
 def _list(raw: dict[str, Any], name: str, count: int) -> list[Any] | None:
-    """Return a list that is parallel to the tokens, or None."""
+    """Return the list in a field if it is parallel to the tokens, else None."""
     value = raw.get(name)
     return value if isinstance(value, list) and len(value) == count else None

@@ -1,7 +1,7 @@
-"""The time that a provider asks to wait before a retry, read from the headers of its response.
+"""The delay that a provider requests before a retry, decoded from its response headers.
 
-- It is pure and reads no clock: a date is relative to the `date` header of the same response, so a
-  difference between the clocks of two hosts doesn't matter.
+- The module is pure and reads no clock. A date is compared with the response's `date`
+  header, so a wrong clock on either side doesn't matter.
 
 Source: RFC 9110, section 10.2.3 (seconds or a date); `retry-after-ms` is OpenAI's (read 2026-11).
 """
@@ -16,7 +16,7 @@ MOST_S = 1e9
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds to wait, 0 or more, or None. Header names are in lower case."""
+    """Return the delay in seconds, at least 0, or None. Header names must be in lower case."""
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000

@@ -1,6 +1,6 @@
-"""Streams of server-sent events that hold one choice, and whose last event says so.
+"""Decoding of server-sent event streams with a single choice and an explicit last event.
 
-- It is pure.
+- The module is pure.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ def events(
     read: Callable[[sse.Frame, Batch], bool],
     complete: Callable[[bytes], Batch],
 ) -> Iterator[Batch]:
-    """Decode a streamed body; see base.Dialect.
+    """Decode a streamed body, as `base.Dialect.events` does.
 
     Args:
-        read: appends the events of a frame to a batch; see sse.batches.
-        complete: decodes a whole body, for a host that sends one JSON object, an answer or an
-            error, where a stream was asked for.
+        read: appends the events of a frame to a batch; see `sse.batches`.
+        complete: decodes a whole body. Some hosts send a JSON object, with a completion or an
+            error, instead of the requested stream.
     """
     start, chunks = bodies.peek(chunks)
     if start in (b"{", b"["):
@@ -41,6 +41,6 @@ def events(
         answered = True
         yield batch
     if not answered:
-        raise garbage("The upstream ended the stream without an answer.", excerpt.start)
+        raise garbage("The upstream ended the stream without a completion.", excerpt.start)
     if not ended:
         raise broken_off()

@@ -1,12 +1,12 @@
-"""Server-sent events: the bytes of a body in, events out.
+"""Decoding of server-sent events: the bytes of a body in, events out.
 
-- It is pure: the result depends on the bytes, never on where they were split.
+- The module is pure: the result depends on the bytes, never on where they were split.
 - The sizes of a line and of an event are bounded.
-- An event that is unfinished when the body ends is discarded. The dialect, which knows what the
-  last event must be, decides whether the answer is whole.
+- An event that is unfinished when the body ends is discarded. The dialect decides whether the
+  response is complete, because only the dialect knows the last event.
 
 Source: WHATWG HTML, section 9.2 "Server-sent events", "Interpreting an event stream"
-(read 2026-11). `id` and `retry` are for reconnection, which a completion doesn't use.
+(read 2026-11). `id` and `retry` are ignored: they serve reconnection, which completions don't use.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ from completion import Batch
 from errors import UpstreamError
 
 MAX_LINE = 1 << 20
-"""The most bytes of a line."""
+"""The maximum length of a line in bytes."""
 MAX_EVENT = 4 << 20
-"""The most bytes of an event's data."""
+"""The maximum size of an event's data in bytes."""
 
 BOM = b"\xef\xbb\xbf"
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
-    """One server-sent event."""
-
     event: str
     data: bytes
-    """The data as it arrived. The specification asks for U+FFFD in place of what is not UTF-8;
-    the decoder of the data sees to that."""
+    """The raw data. The specification replaces invalid UTF-8 with U+FFFD; here, the decoder of the
+    data does so."""
 
 
 def decode(chunks: Iterable[bytes]) -> Iterator[list[Frame]]:
-    """Yield the events of a body: a list for each chunk that completes one or more.
+    """Yield the events of a body, as one list for each chunk that completes at least one event.
 
-    An event whose blank line never arrives is dropped. Raises UpstreamError for a line above
-    MAX_LINE or an event above MAX_EVENT, after the events before it.
+    An event whose final blank line never arrives is dropped.
+
+    Raises:
+        UpstreamError: A line is longer than MAX_LINE, or an event larger than MAX_EVENT. The events
+            before the error have been yielded.
     """
     pending = _Pending()
     for text in _unix_lines(_without_bom(iter(chunks))):
@@ -55,7 +56,7 @@ def decode(chunks: Iterable[bytes]) -> Iterator[list[Frame]]:
 
 
 class _Pending:
-    """The unfinished event: its fields so far, and the pieces of its unfinished line."""
+    """The unfinished event: the fields so far, and the pieces of the unfinished line."""
 
     __slots__ = ("data", "event", "pieces", "size", "unfinished")
 
@@ -70,14 +71,14 @@ class _Pending:
         self.size = 0
 
     def feed(self, text: bytes, frames: list[Frame]) -> None:
-        """Take more text, in which lines end with LF; append the events that it completes."""
+        """Add text whose lines end with LF, and append the events that it completes to `frames`."""
         if b"\n" not in text:
             self.hold(text)
             return
         if self.pieces:
             text = b"".join((*self.pieces, text))
             self.pieces, self.unfinished = [], 0
-        if self.data or self.event:  # the line end before this text counts towards a blank line
+        if self.data or self.event:  # the LF before this text may be half of a blank line
             text = b"\n" + text
         elif len(text) <= MAX_LINE:
             plain, text = _plain(text)
@@ -92,14 +93,13 @@ class _Pending:
             self.hold(rest)
 
     def hold(self, piece: bytes) -> None:
-        """Keep a piece of a line whose end hasn't arrived."""
         self.unfinished += len(piece)
         if self.unfinished > MAX_LINE:
             raise _too_long("line", MAX_LINE)
         self.pieces.append(piece)
 
     def take(self, lines: list[bytes]) -> None:
-        """Take whole lines of the event. An empty line here is one before the event begins."""
+        """Add complete lines to the event. Empty lines have no effect."""
         for line in lines:
             if len(line) > MAX_LINE:
                 raise _too_long("line", MAX_LINE)
@@ -114,7 +114,7 @@ class _Pending:
                 self.event = value
 
     def dispatch(self, frames: list[Frame]) -> None:
-        """End the event at its blank line. An event without data is dropped."""
+        """End the event at its blank line, and append it unless it has no data."""
         if self.data:
             name = self.event.decode("utf-8", "replace") or "message"
             frames.append(Frame(name, b"\n".join(self.data)))
@@ -122,8 +122,11 @@ class _Pending:
 
 
 def _plain(text: bytes) -> tuple[list[bytes], bytes]:
-    """Return the data of each event, if each is one line of data and nothing else, and the text
-    after them; otherwise no data and all of the text. This is faster than reading line by line."""
+    """Decode the complete events in some text, if each is a single line of data.
+
+    This is a fast path that avoids decoding line by line. Return the data of each event, and the
+    text after the events. If an event has other lines, return no data and the whole text.
+    """
     end = text.rfind(b"\n\n") + 2
     if end > 2 and text.startswith(b"data: "):
         found = text[6 : end - 2].split(b"\n\ndata: ")
@@ -147,8 +150,11 @@ def _without_bom(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _unix_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the text with LF for each line end. A CR ends its line at once, without waiting for
-    the next chunk; a LF that begins the next chunk belongs to that CR and is dropped."""
+    """Convert all line ends to LF.
+
+    A CR at the end of a chunk ends its line at once, without waiting for the next chunk. If that
+    chunk starts with LF, the LF belongs to the CR and is dropped.
+    """
     after_cr = False
     for chunk in chunks:
         if after_cr and chunk:
@@ -162,7 +168,7 @@ def _unix_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _too_long(what: str, limit: int) -> UpstreamError:
-    return UpstreamError(f"The upstream sent a stream {what} of more than {limit} bytes.")
+    return UpstreamError(f"The upstream sent a stream {what} larger than {limit} bytes.")
 
 
 def batches(
@@ -170,13 +176,14 @@ def batches(
     read: Callable[[Frame, Batch], bool],
     read_all: Callable[[list[Frame], Batch], bool] | None = None,
 ) -> Generator[Batch, None, bool]:
-    """Yield a batch for each chunk that brings events; return True if the last event was read.
+    """Yield a batch for each chunk that completes events. Return True if the last event was read.
 
     Args:
-        read: appends the events of a frame to a batch, and returns True if the frame was the last;
-            nothing after it is asked for. If it raises UpstreamError, the events before the error
-            are yielded first.
-        read_all: does that for all frames of a chunk, in fewer steps.
+        read: appends the events of a frame to a batch, and returns True if the frame was the last
+            one. No chunk is read after the last frame. If `read` raises UpstreamError, the events
+            before the error are yielded first.
+        read_all: a faster `read` for all frames of one chunk. By default, `read` is called for each
+            frame.
     """
 
     def each(frames: list[Frame], batch: Batch) -> bool:

@@ -1,12 +1,14 @@
-"""The functions of the Google dialect, generateContent and streamGenerateContent of the Gemini API;
-see base.Dialect.
+"""The Google dialect: generateContent and streamGenerateContent of the Gemini API.
 
-- They are pure.
+The public functions implement `base.Dialect`, which documents them.
+
+- The functions are pure.
 - The key goes into a header, never into the URL.
-- There is no [DONE]. An answer is whole when the body ended and each candidate that was asked for
-  had a finishReason, or when the prompt was blocked. Anything else is an UpstreamError.
-- Fields of `extra` that belong to generationConfig go there; generationConfig itself is merged at
-  every depth; the others (safetySettings, systemInstruction, cachedContent, ...) go to the top.
+- There is no [DONE]. A stream is complete when its body has ended, and either each requested
+  candidate has a finishReason or the prompt was blocked. Any other end raises UpstreamError.
+- Fields of `extra` that belong to generationConfig are moved there. generationConfig itself is
+  merged at every depth. Other fields (safetySettings, systemInstruction, cachedContent, ...) go to
+  the top level.
 
 Source: the types and converters of Google's own SDK, python-genai of 2026-08, and its issue threads
 (read 2026-11).
@@ -43,7 +45,7 @@ CONFIG: Final = {
     "frequency_penalty": "frequencyPenalty",
     "presence_penalty": "presencePenalty",
 }
-"""The names of our parameters in generationConfig."""
+"""The names in generationConfig of Sluice's parameters."""
 
 UNSUPPORTED: Final = frozenset(
     (
@@ -53,7 +55,7 @@ UNSUPPORTED: Final = frozenset(
 )
 
 RESERVED: Final = frozenset(("model", "contents"))
-"""Fields that `extra` can't set, absent or not."""
+"""Fields that `extra` can't set, even if the body lacks them."""
 
 IN_CONFIG: Final = frozenset(
     (
@@ -63,19 +65,18 @@ IN_CONFIG: Final = frozenset(
         *("responseModalities", "speechConfig", "imageConfig", "enableEnhancedCivicAnswers"),
     )
 )
-"""Fields of generationConfig, which `extra` may have at its top."""
+"""Fields of generationConfig, which `extra` may have at its top level."""
 
 COLLECTIONS: Final = ("models/", "tunedModels/")
-"""The collections that a model's name may begin with; the first is the default."""
+"""The prefixes that a model's name may have. The first is the default."""
 
 
 def unsupported(target: Target) -> frozenset[str]:
-    """Return the parameters that the target lacks; see base.Dialect."""
     return target.cannot | UNSUPPORTED
 
 
 def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
-    """Return the request to send. It takes exactly one prompt, a text."""
+    """Return the request to send. The prompt must be a single string."""
     body = msgspec.json.encode(_body(request, target))
     url = _url(target, stream=request.stream)
     return UpstreamRequest("POST", url, request_parts.headers(request, target), body)
@@ -113,15 +114,15 @@ def _body(request: CompletionRequest, target: Target) -> dict[str, Any]:
 
 
 def _camel_case(name: str) -> str:
-    """Return a field's name in camel case. The API takes snake case too."""
+    """Return a field's name in camel case. The API accepts snake case too."""
     return re.sub("_([a-z])", lambda match: match[1].upper(), name)
 
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
-    """Decode a streamed body; see base.Dialect.
+    """Decode a streamed body.
 
-    A body that is one JSON value is decoded as a whole body: a host that ignores alt=sse sends a
-    list of chunks.
+    A body that is a single JSON value is decoded as a whole body, because a host that ignores
+    alt=sse sends a list of chunks.
     """
     first, chunks = bodies.peek(chunks)
     if first in (b"{", b"["):
@@ -140,27 +141,25 @@ def _read(response: GoogleResponse, frames: list[sse.Frame], batch: Batch) -> No
 
 
 def _end(response: GoogleResponse, excerpt: bodies.Excerpt, batch: Batch) -> None:
-    """Append the last events, at the end of the body."""
     try:
         response.finish_all(batch, whole=False)
     except UpstreamError:
         if stray := bare(excerpt.end):
             raise reported(stray) from None
         if not response.started:
-            message = "The upstream ended the stream without an answer."
+            message = "The upstream ended the stream without a completion."
             raise garbage(message, excerpt.start) from None
         raise
 
 
 def complete(body: bytes, request: CompletionRequest) -> Batch:
-    """Decode a whole JSON body; see base.Dialect."""
     batch: Batch = []
     _whole(body, request, batch)
     return batch
 
 
 def _whole(body: bytes, request: CompletionRequest, batch: Batch) -> None:
-    """Append the events of a whole answer: one JSON object, or a list of them."""
+    """Append the events of a whole body, which is a JSON object or a list of them."""
     try:
         parts = msgspec.json.decode(body, type=list[msgspec.Raw])
     except NOT_JSON:
@@ -169,12 +168,11 @@ def _whole(body: bytes, request: CompletionRequest, batch: Batch) -> None:
     for part in parts:
         response.read(bytes(part), batch)
     if not response.texts and not response.blocked:
-        raise garbage("The upstream's answer holds no candidates.", body)
+        raise garbage("The upstream's response contains no candidates.", body)
     response.finish_all(batch, whole=True)
 
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-    """Return the error for a response other than 2xx. Header names are in lower case."""
     try:
         value = msgspec.json.decode(body)
     except NOT_JSON:

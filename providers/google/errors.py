@@ -1,13 +1,14 @@
-"""The errors of the Gemini API.
+"""Decoding of the Gemini API's errors.
 
-An error is {"error": {"code": HTTP status, "status": a word, "message": prose, "details": [...]}},
-in a list if JSON was streamed.
+An error is {"error": {"code": HTTP status, "status": a name, "message": text, "details": [...]}}.
+If JSON was streamed, the error is inside a list.
 
-- It is pure.
-- An error is classified by its status and code, never by the prose of its message.
-- An invalid key has the status 400 and can be recognized only by its reason. It counts as a 401.
+- The module is pure.
+- An error is classified by its status and code, never by the wording of its message.
+- An invalid key is reported with status 400, and only its reason identifies it. It is converted to
+  status 401.
 
-Source: google.rpc.Status with its ErrorInfo and RetryInfo, as AIP-193 has them (read 2026-11).
+Source: google.rpc.Status with ErrorInfo and RetryInfo, as AIP-193 defines them (read 2026-11).
 """
 
 from __future__ import annotations
@@ -22,24 +23,26 @@ from providers.decoding.error_bodies import decode_error
 from providers.decoding.lenient_json import NOT_JSON
 
 KEY_REASONS: Final = "API_KEY_"
-"""The prefix of the reasons for refusing a key: API_KEY_INVALID, API_KEY_SERVICE_BLOCKED, ..."""
+"""The prefix of the reasons for rejecting a key: API_KEY_INVALID, API_KEY_SERVICE_BLOCKED, ..."""
 UNAUTHORIZED: Final = (401, 403)
 
 DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)s")
 BARE: Final = re.compile(rb"(?:\A|(?<=[\r\n]))[\[{]")
-"""The start of a line that begins like JSON."""
+"""The start of a line that looks like JSON."""
 
 
 def reported(value: Any) -> UpstreamError:
-    """Return the error in a decoded body that should have been an answer."""
-    return failure("The upstream reported an error instead of an answer.", value)
+    """Return the error in the decoded body of a response with status 200."""
+    return failure("The upstream reported an error in its response.", value)
 
 
 def failure(message: str, value: Any, status: int | None = None) -> UpstreamError:
-    """Return an error with our message, and with the status, code and message of Google's.
+    """Return an error with the status, code, message and delay from a decoded body.
 
     Args:
-        status: the HTTP status; None to take the status from the body.
+        message: Sluice's message for the error.
+        value: the decoded body.
+        status: the HTTP status. None takes the status from the body.
     """
     body = _error(value)
     details = [entry for entry in body.get("details") or () if isinstance(entry, dict)]
@@ -60,8 +63,10 @@ def failure(message: str, value: Any, status: int | None = None) -> UpstreamErro
 
 
 def bare(end: bytes) -> Any:
-    """Return an error that stands at the end of a stream on lines of its own, outside any event, as
-    late errors do. Return None if there is none."""
+    """Return the decoded error at the end of a stream, or None if there is none.
+
+    Google sends a late error on separate lines, outside any event.
+    """
     for match in BARE.finditer(end):
         try:
             value = msgspec.json.decode(end[match.start() :])
@@ -72,7 +77,7 @@ def bare(end: bytes) -> Any:
 
 
 def _error(value: Any) -> dict[str, Any]:
-    """Return the object with code, status and details, without the objects around it."""
+    """Return the object with code, status and details, or {} if there is none."""
     if isinstance(value, list) and value:
         value = value[0]
     inner = value.get("error") if isinstance(value, dict) else None
@@ -84,7 +89,7 @@ def _status(code: Any) -> int | None:
 
 
 def _delay(detail: dict[str, Any]) -> float | None:
-    """Return the delay of a RetryInfo in seconds."""
+    """Return the delay of a RetryInfo in seconds, or None for other details."""
     delay = detail.get("retryDelay")
     match = DURATION.fullmatch(delay) if isinstance(delay, str) else None
     return float(match[1]) if match else None

@@ -1,12 +1,12 @@
-"""The answers of the Gemini API, translated into events.
+"""Decoding of responses from the Gemini API into events.
 
-- It is pure.
-- A chunk of a stream and a whole answer are the same object, so both take one path.
-- The finish of a candidate is reported at the end of the body: some hosts put a finishReason on
-  every chunk, and text that follows one is still text. The last finishReason counts.
-- Usage may come with every chunk. The last counts, and is reported after the chunk's text, which it
-  includes. A usage without output tokens, although there is text, is held until the end: it would
-  make a stopped stream look free.
+- The module is pure.
+- A chunk of a stream and a whole JSON body have one schema, so both take one code path.
+- The finish of a candidate is reported at the end of the body, because some hosts put a
+  finishReason on every chunk, and text after it still counts. The last finishReason is used.
+- Usage may come with every chunk. The last one counts. It is reported after the chunk's text, which
+  it includes. Usage that lacks output tokens although text has arrived is held until the end,
+  because it would make a stopped stream look free.
 - Thoughts are not text.
 
 Source: Gemini API reference, GenerateContentResponse, and the types of Google's own SDK (read
@@ -45,8 +45,7 @@ REASONS: Final[dict[str, FinishReason]] = {
         "content_filter",
     ),
 }
-"""Our finish reason for a finishReason. Any other, STOP or a new one, means that the model ended by
-itself."""
+"""The finish reason for each finishReason. Any other value, STOP or a new one, becomes "stop"."""
 
 FAILURES: Final = frozenset(
     (
@@ -54,14 +53,15 @@ FAILURES: Final = frozenset(
         *("MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "TOO_MANY_TOOL_CALLS"),
     )
 )
-"""Finish reasons of a failure: the output is not what was asked for, and no filter removed it."""
+"""The values of finishReason that report a failure: the output is not the requested text, and no
+filter removed it."""
 
 NOT_YET: Final = frozenset(("", "FINISH_REASON_UNSPECIFIED"))
 NOT_BLOCKED: Final = frozenset(("", "BLOCK_REASON_UNSPECIFIED", "BLOCKED_REASON_UNSPECIFIED"))
 
 
 class GoogleResponse:
-    """The state of one answer while it is read."""
+    """The state of one response while it is decoded."""
 
     __slots__ = ("blocked", "choices", "held", "logprobs", "readers", "reasons", "started", "texts")
 
@@ -72,20 +72,21 @@ class GoogleResponse:
         self.started = False
         self.blocked = False
         self.texts: dict[int, bool] = {}
-        """The candidates that began, and whether they have text."""
+        """The indexes of the candidates that have started. The value is True if there is text."""
         self.reasons: dict[int, FinishReason] = {}
         self.held: Usage | None = None
-        """A usage that is not reported yet."""
+        """Usage that hasn't been reported yet."""
 
     def read(self, data: bytes, batch: Batch) -> None:
-        """Decode a chunk, or a whole body, and append its events.
+        """Decode a chunk, or a whole JSON body, and append its events.
 
-        Raises UpstreamError if it holds an error or the end of a failure, or is not a JSON object.
+        Raises:
+            UpstreamError: The data reports an error or a failure, or isn't a JSON object.
         """
         self.take(lenient_json.decode(data, CHUNK), batch)
 
     def take(self, chunk: Chunk, batch: Batch) -> None:
-        """Append the events of a chunk. Raises what `read` raises."""
+        """Append the events of a chunk. Raises UpstreamError if it has an error or a failure."""
         if chunk.error:
             raise reported({"error": chunk.error})
         usage = chunk.usage_metadata and usage_of(chunk.usage_metadata)
@@ -102,12 +103,15 @@ class GoogleResponse:
             self.count(usage, chunk.usage_metadata.candidates_token_count is not None, batch)
         if failures := FAILURES.intersection(reasons):
             self.append_usage(batch)
-            raise UpstreamError("The upstream gave up in the middle.", upstream_code=min(failures))
+            raise UpstreamError(
+                "The upstream reported a failed completion.", upstream_code=min(failures)
+            )
 
     def candidate(self, candidate: Candidate, batch: Batch) -> str:
-        """Append the events of a candidate and return its finishReason, empty if it goes on.
+        """Append a candidate's events. Return its finishReason, or "" if it hasn't finished.
 
-        A candidate that wasn't asked for (from the caller's own candidateCount) is left out.
+        Candidates beyond the requested number are ignored. They can come from a candidateCount
+        in `extra`.
         """
         index = candidate.index
         if not 0 <= index < self.choices:
@@ -142,7 +146,7 @@ class GoogleResponse:
         return reader.read({"content": entries})
 
     def count(self, usage: Usage, final: bool, batch: Batch) -> None:
-        """Append the usage, unless it lacks the output tokens of text that arrived."""
+        """Append the usage, unless text has arrived but output tokens are missing (not `final`)."""
         self.held = usage
         if final or not any(self.texts.values()):
             self.append_usage(batch)
@@ -153,14 +157,14 @@ class GoogleResponse:
             self.held = None
 
     def finish_all(self, batch: Batch, *, whole: bool) -> None:
-        """Append the last events, at the end of the body.
+        """Append the final events after the end of the body.
 
         Args:
-            whole: True for one JSON body. It can't have been cut off, so a candidate without a
-                finishReason is finished.
+            whole: True for a JSON body. It can't have been cut off, so a candidate without a
+                finishReason counts as finished.
 
         Raises:
-            UpstreamError: the answer is incomplete.
+            UpstreamError: The response is incomplete.
         """
         blocked = self.blocked and not self.texts
         if not blocked:
@@ -177,10 +181,10 @@ class GoogleResponse:
             raise broken_off()
         if len(self.texts) < self.choices:
             raise UpstreamError(
-                f"The upstream gave {len(self.texts)} of the {self.choices} choices asked for."
+                f"The upstream sent {len(self.texts)} of the {self.choices} requested choices."
             )
         if not self.reasons and not any(self.texts.values()):
-            raise UpstreamError("The upstream ended its answer without a word.")
+            raise UpstreamError("The upstream sent no text and no finish reason.")
 
 
 def usage_of(tokens: Tokens) -> Usage | None:
@@ -199,5 +203,5 @@ def usage_of(tokens: Tokens) -> Usage | None:
 
 
 def _entry(token: Token) -> dict[str, Any]:
-    """Return a token in OpenAI's chat shape."""
+    """Convert a token to OpenAI's chat shape."""
     return {"token": token.token, "logprob": token.log_probability}

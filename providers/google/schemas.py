@@ -1,4 +1,4 @@
-"""The JSON of the Gemini API as Structs, with the fields that matter.
+"""Structs for the JSON of the Gemini API, with only the fields that Sluice reads.
 
 Source: Gemini API reference, GenerateContentResponse, and the types of Google's own SDK (read
 2026-11).
@@ -32,7 +32,7 @@ class Top(msgspec.Struct):
 
 
 class LogprobsResult(msgspec.Struct, rename="camel"):
-    """Two lists with an entry for each token."""
+    """Two parallel lists, with an entry for each token."""
 
     chosen_candidates: list[Token] | None = None
     top_candidates: list[Top] | None = None
@@ -50,7 +50,8 @@ class Feedback(msgspec.Struct, rename="camel"):
 
 
 class Tokens(msgspec.Struct, rename="camel"):
-    """`usageMetadata`. The prompt includes cached tokens; candidates don't include thoughts."""
+    """The `usageMetadata` object. The prompt's count includes cached tokens. The candidates' count
+    excludes thoughts."""
 
     prompt_token_count: Count | None = None
     tool_use_prompt_token_count: Count | None = None
@@ -60,7 +61,7 @@ class Tokens(msgspec.Struct, rename="camel"):
 
 
 class Chunk(msgspec.Struct, rename="camel"):
-    """GenerateContentResponse."""
+    """A GenerateContentResponse: a chunk of a stream, or a whole JSON body."""
 
     candidates: list[Candidate] | None = None
     prompt_feedback: Feedback | None = None

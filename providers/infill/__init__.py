@@ -1,1 +1,1 @@
-"""The infill dialect: llama.cpp's POST /infill, in that server's own format."""
+"""The infill dialect: POST /infill of llama.cpp, in llama.cpp's own format."""

@@ -1,8 +1,10 @@
-"""The functions of the infill dialect, llama.cpp's POST /infill; see base.Dialect.
+"""The infill dialect: requests to POST /infill of llama.cpp, and decoding of their responses.
 
-- They are pure.
-- An answer is whole when an object with "stop": true arrived. A body that ends before it is an
-  UpstreamError.
+The public functions implement `base.Dialect`, which documents them.
+
+- The functions are pure.
+- A stream is complete when an object with "stop": true has arrived. A stream that ends earlier
+  raises UpstreamError.
 
 Source: llama.cpp, tools/server/README.md, "POST /infill" and "POST /completion" (read 2026-11).
 """
@@ -40,14 +42,13 @@ UNSUPPORTED: Final = frozenset(
 
 
 def unsupported(target: Target) -> frozenset[str]:
-    """Return the parameters that the target lacks; see base.Dialect."""
     return UNSUPPORTED | target.cannot
 
 
 def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
     """Return the request to send.
 
-    The endpoint lies beside the /v1 of the OpenAI-compatible ones, and takes their key.
+    The endpoint is not under /v1, as the OpenAI-compatible ones are, but takes the same key.
     """
     (prompt,) = request.prompts
     body: dict[str, Any] = {
@@ -69,7 +70,6 @@ def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
 
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:  # noqa: ARG001
-    """Decode a streamed body; see base.Dialect."""
     started = False
 
     def read_frame(frame: sse.Frame, batch: Batch) -> bool:
@@ -86,11 +86,9 @@ def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batc
 
 
 def complete(body: bytes, request: CompletionRequest) -> Batch:  # noqa: ARG001
-    """Decode a whole JSON body; see base.Dialect."""
     piece = decode(body)
     return [Started(piece.model), *read(msgspec.structs.replace(piece, stop=True))]
 
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-    """Return the error for a response other than 2xx. Header names are in lower case."""
     return refused_call(status, headers, body)

@@ -1,6 +1,6 @@
-"""The answers of llama.cpp's /infill, translated into events.
+"""Decoding of responses from llama.cpp's /infill into events.
 
-- It is pure.
+- The module is pure.
 """
 
 from __future__ import annotations
@@ -15,25 +15,24 @@ from providers.decoding.lenient_json import NOT_JSON, garbage
 from providers.infill.schemas import Piece
 
 REASONS: Final[dict[str | None, FinishReason]] = {"limit": "length"}
-"""Our finish reason for a `stop_type`. Any other (eos, word, ...) means that the model ended by
-itself."""
+"""The finish reason for each `stop_type`. Any other value (eos, word, ...) becomes "stop"."""
 
 
 def decode(data: bytes) -> Piece:
-    """Return a piece. Raises UpstreamError if the data is an error, or isn't a piece."""
+    """Decode a piece. Raises UpstreamError if the data reports an error or is malformed."""
     try:
         piece = msgspec.json.decode(data, type=Piece)
     except NOT_JSON:
-        raise garbage("The upstream sent something that is not its format.", data) from None
+        raise garbage("The upstream sent data in an unexpected format.", data) from None
     if piece.error:
         raise reported({"error": piece.error})
     if piece.content is None:
-        raise garbage("The upstream sent something that is not its format.", data)
+        raise garbage("The upstream sent data in an unexpected format.", data)
     return piece
 
 
 def read(piece: Piece) -> Batch:
-    """Return the events of one piece. Its counts are those so far."""
+    """Return the events of a piece. Its token counts cover the response so far."""
     batch: Batch = []
     if piece.content:
         batch.append(Delta(0, piece.content))

@@ -1,4 +1,4 @@
-"""The JSON of llama.cpp's /infill as a Struct.
+"""A Struct for the JSON of llama.cpp's /infill.
 
 Source: llama.cpp, tools/server/README.md, "POST /infill" and "POST /completion" (read 2026-11).
 """
@@ -13,7 +13,7 @@ from providers.decoding.lenient_json import Count
 
 
 class Piece(msgspec.Struct):
-    """A piece of a stream, or a whole answer."""
+    """A piece of a stream, or a whole JSON body."""
 
     content: str | None = None
     stop: bool | None = None

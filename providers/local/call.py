@@ -1,13 +1,13 @@
-"""A call of the embedded model.
+"""A call to the embedded model.
 
-- The clock decides when to work, never what is written.
-- All work is one generator that yields often. `events` runs it in time slices of 2 ms, one
-  generator at a time. The lock is held for a slice only, never across a pause or a yield.
-- The first slice of a call doesn't wait, so a short answer is immediate. Later slices are booked
-  one after the other with a pause between any two, so that gevent's loop sees the network between
-  them. (A pause of 0 s would starve the loop; if each answer took its own pause, the slices would
-  coincide.)
-- The index is built in slices too.
+- The clock decides when the model works, never what it generates.
+- A call's work is one generator that yields often. `events` runs it in time slices of SLICE_S, one
+  call at a time. The lock is held during a slice, never during a pause or a yield.
+- A call's first slice doesn't wait, so that a short completion is immediate. Later slices are
+  booked one after another, with a pause between any two, so that gevent's loop handles the network
+  between them. A pause of 0 s would starve the loop; if each call paused without booking, the
+  slices of several calls would coincide.
+- The index is also built in slices.
 """
 
 from __future__ import annotations
@@ -44,30 +44,30 @@ SLICE_S: Final = 0.002
 PAUSE_S: Final = 0.0005
 
 Generation: TypeAlias = Iterator[Event | None]
-"""Events in order, and None where there is no event but the clock may be read."""
+"""Events in order. None has no event: it only lets the caller check the clock."""
 
 
 class _Shared:
-    """The one model of the process. It is used only under the lock of the turns."""
+    """The process's one model. It may be used only while holding the lock of `_turns`."""
 
     def __init__(self) -> None:
         self._model: ngram.Model | None = None
         self._build = _build()
 
     def get(self) -> Generator[None, None, ngram.Model]:
-        """Return the model, after yielding while it is being built."""
+        """Return the model. Build it first if necessary, and yield None after each step."""
         while self._model is None:
             try:
                 self._model = next(self._build)
             except BaseException:
-                self._build = _build()  # a generator that raised can't continue
+                self._build = _build()  # a generator that has raised can't continue
                 raise
             yield
         return self._model
 
 
 class _Turns:
-    """The schedule of time slices, in monotonic time. Call its methods with the lock held."""
+    """A schedule of time slices, in monotonic time. Call its methods only with the lock held."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -75,11 +75,14 @@ class _Turns:
         self._rested = 0.0
 
     def too_soon(self) -> bool:
-        """Return True if a slice has just ended: slices coincide after the machine was held up."""
+        """Return True if another slice has just ended.
+
+        When a stall of the machine ends, several booked slices are due at once.
+        """
         return time.monotonic() < self._rested
 
     def book(self, *, worked: bool) -> float:
-        """Return when the caller may work: after all slices that are booked, and a pause."""
+        """Return the time at which the caller may work: after all booked slices and a pause."""
         now = time.monotonic()
         if worked:
             self._rested = now + PAUSE_S / 2  # timers may fire a little early
@@ -89,7 +92,7 @@ class _Turns:
 
 
 def _build() -> Iterator[ngram.Model | None]:
-    from pydoc_data.topics import topics  # late: half a megabyte
+    from pydoc_data.topics import topics  # imported here because it is half a megabyte
 
     yield None
     yield from ngram.build(topics.values())
@@ -100,8 +103,6 @@ _turns = _Turns()
 
 
 class LocalCall:
-    """An UpstreamCall (see base) of the embedded model."""
-
     def __init__(self, request: CompletionRequest, target: Target) -> None:
         self._request = request
         self._target = target
@@ -114,20 +115,20 @@ class LocalCall:
         self._aborted.set()
 
     def wind_up(self) -> None:
-        """Do nothing: there is nothing left to begin."""
+        """Do nothing: the call sends no requests."""
 
     def close(self) -> None:
-        """Do nothing: the call holds no resource."""
+        """Do nothing: the call holds no resources."""
 
     def events(self) -> Iterator[Batch]:
-        """Generate the events.
+        """Generate the completion and yield its events.
 
-        Each batch ends with the usage so far: the tokens of the prompts, and all that were
-        generated, including what a stop string cuts off or best_of leaves out.
+        Each batch ends with the usage so far. It counts the tokens of the prompts and all
+        generated tokens, including those that a stop string cuts off or best_of discards.
 
         Raises:
-            ModelNotFound: there is no such model.
-            UnsupportedParameter: a prompt has token ids.
+            ModelNotFound: There is no such model.
+            UnsupportedParameter: A prompt consists of token ids.
         """
         work = self._work(self._prompts())
         booked = ended = False
@@ -141,16 +142,18 @@ class LocalCall:
             if batch:
                 usage = Usage(input_tokens=self._input_tokens, output_tokens=self._output_tokens)
                 yield [*batch, Used(usage)]
-            if not ended:  # a sleep that an abort ends
+            if not ended:  # sleep, unless `abort` interrupts
                 self._aborted.wait(max(PAUSE_S, start - time.monotonic()))
 
     def _prompts(self) -> list[str]:
         if self._target.model not in MODELS:
             asked = self._target.name[:100]
-            raise ModelNotFound(f"Model {asked!r} was not found. Ask local/pydoc.", param="model")
+            message = f"Model {asked!r} was not found. The only local model is local/pydoc."
+            raise ModelNotFound(message, param="model")
         prompts = [prompt for prompt in self._request.prompts if isinstance(prompt, str)]
         if len(prompts) < len(self._request.prompts):
-            raise UnsupportedParameter("Token ids can't be had here.", param="prompt")
+            message = "The local model does not support prompts of token ids."
+            raise UnsupportedParameter(message, param="prompt")
         return prompts
 
     def _work(self, prompts: list[str]) -> Generation:
@@ -168,7 +171,6 @@ class LocalCall:
             yield from self._answer(model, prompt, model.context(tails[number]), number)
 
     def _answer(self, model: ngram.Model, prompt: str, context: int, number: int) -> Generation:
-        """Generate all choices of one prompt."""
         n, best_of = self._request.n or 1, self._request.best_of
         tries = best_of or n
         indexes = range(number * tries, (number + 1) * tries)
@@ -177,7 +179,7 @@ class LocalCall:
         yield from chain(*choices) if best_of is None else self._best(choices, best)
 
     def _best(self, choices: list[Generation], indexes: range) -> Generation:
-        """Yield the choices with the highest mean log probability, under these indexes."""
+        """Yield the choices with the highest mean log probability, renumbered to `indexes`."""
         best: list[list[Event]] = []
         for choice in choices:
             events = []
@@ -206,13 +208,13 @@ class LocalCall:
         yield Finished(index, "stop" if ended else "length")
 
     def _pieces(self, model: ngram.Model, context: int, index: int, offset: int) -> Iterator[Piece]:
-        """Generate tokens, with the log probabilities that the request and best_of need."""
+        """Yield tokens, with log probabilities if the request or best_of needs them."""
         request = self._request
         alternatives = request.logprobs
         if alternatives is None and request.best_of is not None:
             alternatives = 0
-        # Each choice has its own random source. A seed that is text doesn't depend on hash(), so it
-        # gives the same answer in every process.
+        # Each choice has its own random source. The seed is a string, which doesn't depend on
+        # hash(), so that a seed gives identical completions in every process.
         seed = None if request.seed is None else f"{request.seed}/{index}"
         source = random.Random(seed)  # noqa: S311 - nothing secret
         walk = ngram.walk(model, context, ngram.Sampling.of(request), source)
@@ -228,7 +230,7 @@ class LocalCall:
 
 
 def _advance(work: Generation, batch: Batch) -> bool:
-    """Work for a time slice. Return True if the work has ended."""
+    """Collect events for one time slice. Return True if the work is done."""
     until = time.monotonic() + SLICE_S
     for event in work:
         if event is not None:
@@ -239,7 +241,7 @@ def _advance(work: Generation, batch: Batch) -> bool:
 
 
 def _mean_logprob(events: list[Event]) -> float:
-    """Return the mean log probability of the tokens that were sent; -inf without any."""
+    """Return the mean log probability of the tokens, or -inf if there are none."""
     values = [
         value or 0.0
         for event in events

@@ -1,4 +1,4 @@
-"""The parameters that the embedded model lacks. It has no wire format to encode or decode."""
+"""The dialect of the embedded model: only its capabilities, because it has no wire format."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from providers.base import Target
 UNSUPPORTED: Final = frozenset(
     {"suffix", "token_ids", "logit_bias", "echo_logprobs", "extra", "openai_extra"}
 )
-"""echo_logprobs is among them because the model gives an unknown word no probability at all."""
+"""The parameters that the model lacks. An echoed prompt can't have log probabilities, because a
+word that the model doesn't know has no probability."""
 
 
 def unsupported(target: Target) -> frozenset[str]:
-    """Return the parameters that the target lacks; see base.Dialect."""
     return UNSUPPORTED.union(target.provider.cannot)

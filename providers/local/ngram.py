@@ -1,12 +1,13 @@
 """A toy language model: word n-grams with back-off over the reference text in every CPython.
 
-- It is pure and deterministic: no clock, no lock, and randomness comes from the caller.
-- Tokens are lossless: joined, they are the text again.
-- A token has a small number. A context is the last three of them in one integer, the latest in the
-  highest bits.
-- The whole index is one sorted array of (context, next token) rows. What follows a context of
-  three, two or one tokens lies side by side and is found by bisection, and a random row is a token
-  with the right probability.
+- The model is pure and deterministic: no clock, no lock, and the caller passes the source of
+  randomness.
+- Tokenizing is lossless: joined tokens give the text again.
+- A token is a small number. A context is the last three tokens packed into one integer, the latest
+  in the highest bits.
+- The index is one sorted array of (context, next token) rows. Rows of a context of three, two or
+  one tokens are adjacent and found by bisection. A random one of these rows is a next token with
+  the right probability.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from completion import CompletionRequest, Logprobs
 
 UNKNOWN, BREAK, END, FULL_STOP = range(4)
 SPECIAL: Final = ("", "\n\n", "<|endoftext|>", ".")
-"""The texts of these tokens: an unknown word, a paragraph's end, the text's end, a full stop."""
+"""The texts of the tokens UNKNOWN, BREAK (a paragraph's end), END (the text's end), FULL_STOP."""
 ORDER: Final = 3
 """The number of tokens in a context."""
 TRUST: Final = 0.85
-"""The weight of the longest known context; the context that is a token shorter has the rest."""
+"""The weight of the longest known context. The next shorter context has the rest."""
 
 _BITS: Final = 16
 _NEXT: Final = (1 << _BITS) - 1
@@ -36,7 +37,7 @@ _LATEST: Final = (ORDER - 1) * _BITS
 _START: Final = BREAK << _LATEST
 
 _TOKEN = re.compile(
-    r"\s*\n\s*"  # line ends and what surrounds them
+    r"\s*\n\s*"  # line ends and the white space around them
     r"|[^\S\n]*(?:\w+(?:[\u2019'.-]\w+)*(?:\(\))?|[^\w\s])"  # a word, name() or punctuation mark
     r"|\s+"
 )
@@ -49,26 +50,24 @@ _FEWEST_SPACES: Final = 4
 
 
 def tokens(text: str) -> Iterator[str]:
-    """Yield the tokens of any text: words and marks with their leading white space, line ends."""
+    """Yield the tokens of a text: line ends, and words and marks with their leading white space."""
     return (match.group() for match in _TOKEN.finditer(text))
 
 
 def follow(context: int, token: int) -> int:
-    """Return the context after one more token."""
     return token << _LATEST | context >> _BITS
 
 
 class Model(NamedTuple):
-    """An index of what follows each context."""
+    """An index of the tokens that follow each context."""
 
     texts: list[str]
-    """The text of each token, by its number."""
     numbers: dict[str, int]
     rows: array[int]
-    """(context, next token) as 64-bit integers, sorted."""
+    """Pairs of context and next token, each packed into a 64-bit integer, sorted."""
 
     def context(self, prompt: Iterable[str]) -> int:
-        """Return the context after a prompt's tokens. Any line end counts as a paragraph's end."""
+        """Return the context after a prompt's tokens. A line end counts as a paragraph's end."""
         context = _START
         for token in deque(prompt, ORDER):
             number = BREAK if "\n" in token else self.numbers.get(token, UNKNOWN)
@@ -76,16 +75,17 @@ class Model(NamedTuple):
         return context
 
     def draw(self, context: int, source: random.Random) -> int:
-        """Return a random token that may follow; `probabilities` gives its probability."""
+        """Return a random next token, distributed as `probabilities` says."""
         longest, shorter = self._spans(context)
         low, high = longest if source.random() < TRUST else shorter
         return self.rows[low + int(source.random() * (high - low))] & _NEXT
 
     def probabilities(self, context: int, *, first: bool = False) -> dict[int, float]:
-        """Return the probability of every token that may follow; their sum is 1.
+        """Return the probability of each possible next token. The sum is 1.
 
         Args:
-            first: True if the answer begins here. It must not be empty, so END becomes BREAK.
+            first: True for a completion's first token. END then becomes BREAK, because a completion
+                must not be empty.
         """
         result: dict[int, float] = {}
         for (low, high), trust in zip(self._spans(context), (TRUST, 1 - TRUST), strict=True):
@@ -102,9 +102,9 @@ class Model(NamedTuple):
         """Return the log probabilities of one generated token.
 
         Args:
-            likely: the probabilities of the tokens that could follow.
-            alternatives: the number of those tokens to list.
-            offset: where the token begins, in characters of its choice's text.
+            likely: The probability of each token that was possible.
+            alternatives: The number of possible tokens to list.
+            offset: The token's start in the text of its choice, in characters.
         """
         top: list[dict[str, float] | None] = []
         if alternatives:
@@ -114,9 +114,9 @@ class Model(NamedTuple):
         return Logprobs([self.texts[token]], [math.log(likely[token])], top or None, [offset])
 
     def _spans(self, context: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return the spans of rows of the longest known context, and of the next shorter one.
+        """Return two spans of rows: of the longest known context, and of the next shorter one.
 
-        Every context that is reduced to its latest token has rows: see `build`.
+        A context's latest token always has rows, because of how `build` makes the index.
         """
         pair = self._span(context, 2, 0, len(self.rows))
         if pair[0] == pair[1]:
@@ -126,7 +126,7 @@ class Model(NamedTuple):
         return (triple if triple[0] < triple[1] else pair), pair
 
     def _span(self, context: int, order: int, low: int, high: int) -> tuple[int, int]:
-        """Return the span of rows that match a context's latest `order` tokens."""
+        """Return the span of the rows that match the latest `order` tokens of a context."""
         shift = (ORDER + 1 - order) * _BITS
         key = context << _BITS >> shift << shift
         low = bisect_left(self.rows, key, low, high)
@@ -134,7 +134,7 @@ class Model(NamedTuple):
 
 
 def build(texts: Iterable[str]) -> Iterator[Model | None]:
-    """Learn from texts. Yield None now and then, where the caller may pause, and then the model."""
+    """Build a model from texts. Yield None wherever the caller may pause, and at last the model."""
     numbers = {text: number for number, text in enumerate(SPECIAL)}
     rows = [BREAK]  # after an unknown word comes a new paragraph
     seen: set[str] = set()
@@ -154,7 +154,7 @@ def build(texts: Iterable[str]) -> Iterator[Model | None]:
 
 
 def _paragraphs(section: str, seen: set[str]) -> Iterator[str]:
-    """Yield the prose of a section, without code, grammar, lists and `seen` paragraphs."""
+    """Yield a section's prose, without code, grammar, lists and paragraphs that are in `seen`."""
     for paragraph in section.split("\n\n"):
         if paragraph in seen or not paragraph.rstrip().endswith("."):
             continue
@@ -175,7 +175,7 @@ def _is_prose(sentence: str) -> bool:
 
 
 class Sampling(NamedTuple):
-    """The parameters of choosing the next token, with OpenAI's names and defaults."""
+    """Sampling parameters, with OpenAI's names and defaults."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -184,7 +184,6 @@ class Sampling(NamedTuple):
 
     @classmethod
     def of(cls, request: CompletionRequest) -> Sampling:
-        """Return the parameters of a request."""
         return cls(
             1.0 if request.temperature is None else request.temperature,
             1.0 if request.top_p is None else request.top_p,
@@ -198,20 +197,22 @@ class Sampling(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Return True if the model's own probabilities hold."""
+        """Return True if the parameters leave the model's probabilities unchanged."""
         return self.temperature == 1 and self.top_p >= 1 and not self.penalized
 
 
 def shape(
     probabilities: Mapping[int, float], counts: Mapping[int, int], sampling: Sampling
 ) -> dict[int, float]:
-    """Return the probabilities after penalties, then temperature, then top_p.
+    """Return the probabilities after penalties, temperature and top_p, applied in this order.
 
-    The result has at least one token and its sum is 1. Temperature 0 leaves only the likeliest
-    token (the first of several).
+    The result has at least one token, and its sum is 1. At temperature 0 only the likeliest token
+    is left; of several equally likely ones, the first.
 
     Args:
-        counts: how often each token has been generated.
+        probabilities: The model's probabilities. Their order decides ties.
+        counts: How often each token has been generated in this completion.
+        sampling: The sampling parameters.
     """
     if sampling.temperature == 0 and not sampling.penalized:
         return {max(probabilities, key=probabilities.__getitem__): 1.0}
@@ -234,7 +235,7 @@ def _penalty(count: int, sampling: Sampling) -> float:
 
 
 def _nucleus(weights: dict[int, float], top_p: float) -> dict[int, float]:
-    """Return the fewest tokens, likeliest first, that make up top_p, scaled to a sum of 1."""
+    """Return the likeliest tokens that together reach top_p, scaled to a sum of 1."""
     total = math.fsum(weights.values())
     if top_p < 1:
         kept: dict[int, float] = {}
@@ -251,10 +252,10 @@ def _nucleus(weights: dict[int, float], top_p: float) -> dict[int, float]:
 def walk(
     model: Model, context: int, sampling: Sampling, source: random.Random
 ) -> Iterator[tuple[int, int]]:
-    """Yield pairs of a context and the token that follows it, until the end.
+    """Yield pairs of a context and its next token until the text ends.
 
-    The text also ends at a full stop that comes again without a choice in between, because it would
-    repeat forever.
+    The text also ends when it returns to the context of an earlier full stop and had only one
+    possible token at each step since then: it would repeat forever.
     """
     counts: Counter[int] = Counter()
     certain: set[int] = set()

@@ -1,6 +1,6 @@
-"""Stop strings: pieces of text are sent up to the first one.
+"""Stop strings: a completion's text is sent up to the first stop string.
 
-- It is pure.
+- All functions are pure, except that `_release` changes its list.
 - A piece whose text could be the beginning of a stop string is held back.
 """
 
@@ -13,13 +13,16 @@ from typing import TypeAlias
 from completion import Delta, Logprobs, join_logprobs
 
 Piece: TypeAlias = tuple[str, Logprobs | None]
-"""The text of a token, and its log probabilities."""
+"""The text of a token, and its log probabilities if they are needed."""
 
 
 def deltas(
     index: int, pieces: Iterator[Piece], stops: tuple[str, ...]
 ) -> Generator[Delta | None, None, bool]:
-    """Yield the pieces as deltas, up to the first stop string. Return True if there was one."""
+    """Yield the pieces as deltas, up to the first stop string.
+
+    Yield None where a piece is held back. Return True if a stop string was found.
+    """
     held: list[Piece] = []
     for piece in pieces:
         if not stops:
@@ -37,7 +40,7 @@ def deltas(
 def cut(text: str, stops: tuple[str, ...]) -> tuple[int, bool]:
     """Return how many characters of a text can be sent, and True if a stop string follows them.
 
-    If none follows, the rest of the text could become one.
+    If no stop string follows, the remaining characters could be the beginning of one.
     """
     found = [at for stop in stops if (at := text.find(stop)) >= 0]
     if found:
@@ -50,7 +53,11 @@ def cut(text: str, stops: tuple[str, ...]) -> tuple[int, bool]:
 
 
 def _release(index: int, held: list[Piece], length: int, *, part: bool) -> Delta | None:
-    """Take the pieces that fit into a length; with `part` also as much of the next as fits."""
+    """Take the pieces that fit into `length` characters from `held` and return them as one delta.
+
+    Args:
+        part: True to also take the fitting part of the next piece.
+    """
     texts: list[str] = []
     known: list[Logprobs] = []
     while held and length > 0 and (part or len(held[0][0]) <= length):

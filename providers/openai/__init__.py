@@ -1,1 +1,1 @@
-"""The OpenAI dialect: hosts with POST /completions (legacy), /chat/completions, or both."""
+"""The OpenAI dialect, for hosts with POST /completions (legacy), /chat/completions, or both."""

@@ -1,9 +1,12 @@
-"""The functions of the OpenAI dialect; see base.Dialect.
+"""The OpenAI dialect: requests to /completions and /chat/completions, and their responses.
 
-- They are pure. A request holds what was asked for and nothing else.
-- An answer is whole when [DONE] arrived, or when the body ended and each choice that was asked for
-  had its finish_reason. Anything else is an UpstreamError, never a clean end.
-- The answer shows which of the two endpoints sent it; nothing is assumed. See response.py.
+The public functions implement `base.Dialect`, which documents them.
+
+- The functions are pure.
+- A request has only the parameters that the caller set, and the row's stream_options.
+- A stream is complete when [DONE] has arrived, or when its body has ended and each requested choice
+  has a finish_reason. Any other end raises UpstreamError.
+- Either endpoint may send the other endpoint's response format; see response.py.
 
 Source: OpenAI API reference, "Completions" and "Chat" (read 2026-11).
 """
@@ -39,24 +42,23 @@ SAMPLING: Final[tuple[str, ...]] = (
     "logit_bias",
     "user",
 )
-"""Parameters that have the same name and meaning at both endpoints."""
+"""Parameters that both endpoints have, with equal names and meanings."""
 
 LEGACY_ONLY: Final[tuple[str, ...]] = ("logprobs", "echo", "best_of", "suffix")
 
 RESERVED: Final = frozenset({"model", "prompt", "messages", "stream", "stream_options"})
-"""Fields that `extra` can't set, absent or not."""
+"""Fields that `extra` can't set, even if the body lacks them."""
 
 
 # The request
 
 
 def unsupported(target: Target) -> frozenset[str]:
-    """Return the parameters that the target lacks; see base.Dialect."""
     return target.cannot if target.legacy else target.cannot | request_parts.CHAT_UNSUPPORTED
 
 
 def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
-    """Return the request to send. A chat target takes exactly one prompt, a text."""
+    """Return the request to send. For a chat target, the prompt must be a single string."""
     body = msgspec.json.encode(_body(request, target))
     return UpstreamRequest("POST", _url(target), request_parts.headers(request, target), body)
 
@@ -103,10 +105,10 @@ def _body(request: CompletionRequest, target: Target) -> dict[str, Any]:
 
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
-    """Decode a streamed body; see base.Dialect. Nothing after [DONE] is asked for.
+    """Decode a streamed body.
 
-    A body that is one JSON value (a host that doesn't stream, or an error with status 200) is
-    decoded as a whole body.
+    No chunk is read after [DONE]. A body that is a single JSON value (from a host that doesn't
+    stream, or an error with status 200) is decoded as a whole body.
     """
     start, chunks = bodies.peek(chunks)
     if start in (b"{", b"["):
@@ -118,7 +120,7 @@ def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batc
     ended = yield from sse.batches(excerpt.watch(chunks), read, read_all)
     if not ended:
         if not response.started:
-            raise garbage("The upstream ended the stream without an answer.", excerpt.start)
+            raise garbage("The upstream ended the stream without a completion.", excerpt.start)
         rest: Batch = []
         response.break_off(rest)
         if rest:
@@ -137,9 +139,9 @@ def _read(response: OpenAIResponse, frame: sse.Frame, batch: Batch) -> bool:
 
 
 def _read_all(response: OpenAIResponse, frames: list[sse.Frame], batch: Batch) -> bool:
-    """Append the events of several frames. Return True if the last was [DONE].
+    """Append the events of several frames. Return True if one was [DONE].
 
-    All frames but the last, which may be [DONE], are decoded at once.
+    This is a fast path: all frames but the last, which may be [DONE], are decoded at once.
     """
     *several, last = frames
     data = [frame.data for frame in several if frame.event == "message"]
@@ -151,16 +153,14 @@ def _read_all(response: OpenAIResponse, frames: list[sse.Frame], batch: Batch) -
 
 
 def complete(body: bytes, request: CompletionRequest) -> Batch:
-    """Decode a whole JSON body; see base.Dialect."""
     response = OpenAIResponse(request)
     batch: Batch = []
     response.read(body, batch)
     if not response.texts:
-        raise garbage("The upstream's answer holds no choices.", body)
+        raise garbage("The upstream's response contains no choices.", body)
     response.finish_all(batch)
     return batch
 
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-    """Return the error for a response other than 2xx. Header names are in lower case."""
     return refused_call(status, headers, body)

@@ -1,8 +1,8 @@
-"""The answers of OpenAI-compatible hosts, translated into events.
+"""Decoding of responses from OpenAI-compatible hosts into events.
 
-- It is pure.
-- Streams and whole answers, legacy and chat, take one path (a chunk's `text`, `delta` or whole
-  `message` mean the same), so that they can't drift apart.
+- The module is pure.
+- Streams and JSON bodies of both endpoints take one code path, so that they can't drift apart. The
+  text of a choice is read from its `text`, `delta` or `message`, whichever it has.
 
 Source: OpenAI API reference, "Completions" and "Chat", with their streaming objects; the xAI and
 DeepSeek references for usage (read 2026-11).
@@ -38,18 +38,19 @@ REASONS: Final[dict[str, FinishReason]] = {
         "content_filter",
     ),
 }
-"""Our finish reason for a host's word (in lower case). Any other word, known (stop, eos, end_turn,
-stop_sequence, tool_calls, ...) or new, means that the model ended by itself: stop."""
+"""The finish reason for each finish_reason, in lower case. Any other value, known (stop, eos,
+end_turn, stop_sequence, tool_calls, ...) or new, becomes "stop"."""
 
 FAILURES: Final = frozenset({"error", "abort", "insufficient_system_resource"})
-"""Finish reasons of a failure: of OpenRouter and Mistral, of vLLM, of DeepSeek."""
+"""The values of finish_reason that report a failure: "error" comes from OpenRouter and Mistral,
+"abort" from vLLM, and the third from DeepSeek."""
 
 NOT_YET: Final = frozenset({"", "null"})
-"""Words that some hosts send before a choice has finished."""
+"""The values of finish_reason that some hosts send before a choice has finished."""
 
 
 class OpenAIResponse:
-    """The state of one answer while it is read."""
+    """The state of one response while it is decoded."""
 
     __slots__ = ("choices", "finished", "held", "logprobs", "readers", "started", "texts")
 
@@ -59,41 +60,42 @@ class OpenAIResponse:
         self.readers: dict[int, LogprobsReader] = {}
         self.started = False
         self.texts: dict[int, bool] = {}
-        """The choices that began, and whether they have text."""
+        """The indexes of the choices that have started. The value is True if there is text."""
         self.finished: set[int] = set()
         self.held: Usage | None = None
-        """A usage that is not reported yet."""
+        """Usage that hasn't been reported yet."""
 
     def read(self, data: bytes, batch: Batch) -> None:
-        """Decode a chunk, or a whole body, and append its events.
+        """Decode a chunk, or a whole JSON body, and append its events.
 
-        Raises UpstreamError if it holds an error, or is not a JSON object.
+        Raises:
+            UpstreamError: The data reports an error or a failure, or isn't a valid JSON object.
         """
         self.take(decode(data), data, batch)
 
     def take(self, chunk: Chunk, data: bytes, batch: Batch) -> None:
-        """Append the events of a chunk that was decoded from `data`. Raises what `read` raises."""
+        """Append the events of a chunk that was decoded from `data`. Raises as `read` does."""
         if chunk.error:
             raise reported({"error": chunk.error})
         if chunk.choices is None and chunk.usage is None:
             refuse_bare_error(data)
         if not self.started and (chunk.choices or chunk.model or chunk.usage):
-            # Azure's first chunk, with a content filter's verdict and no model, starts nothing.
+            # This skips Azure's first chunk, which has a content filter's verdict but no model.
             self.started = True
             batch.append(Started(chunk.model or None))
         if chunk.choices:
-            # If one choice was asked for, a host that sends more has a first one.
+            # If one choice was requested, ignore any further choices that the host sends.
             for choice in chunk.choices if self.choices > 1 else chunk.choices[:1]:
                 self.read_choice(choice, batch)
         tokens = chunk.usage or (chunk.x_groq and chunk.x_groq.usage)
         if tokens and (usage := usage_of(tokens)):
             self.held = usage
-            # A usage beside one of several choices may count only that choice (vLLM).
+            # Next to one of several choices, vLLM's usage may count only that choice: hold it.
             if self.choices == 1 or not chunk.choices:
                 self.append_usage(batch)
 
     def take_all(self, chunks: list[Chunk], data: list[bytes], batch: Batch) -> None:
-        """Append the events of several chunks, most of which hold only text of the one choice."""
+        """Append the events of several chunks, with a fast path for chunks that hold only text."""
         for chunk, source in zip(chunks, data, strict=True):
             if chunk.choices and self.choices == 1 and self.started and not self.finished:
                 choice = chunk.choices[0]
@@ -111,12 +113,14 @@ class OpenAIResponse:
             self.held = None
 
     def read_choice(self, choice: Choice, batch: Batch) -> None:
-        # Some hosts count tokens in `index`, so it is ignored if there is one choice.
+        # Some hosts count tokens in `index`: ignore it if one choice was requested.
         index = choice.index if self.choices > 1 else 0
         if index in self.finished:
             return
         if not 0 <= index < self.choices:
-            raise UpstreamError(f"The upstream sent choice {index}; {self.choices} were asked for.")
+            raise UpstreamError(
+                f"The upstream sent choice index {index} for {self.choices} requested choices."
+            )
         if choice.error:
             raise reported({"error": choice.error})
         message = choice.delta or choice.message
@@ -143,21 +147,24 @@ class OpenAIResponse:
         if word in NOT_YET:
             return
         if word in FAILURES:
-            raise UpstreamError("The upstream gave up in the middle.", upstream_code=word)
+            raise UpstreamError("The upstream reported a failed completion.", upstream_code=word)
         self.finished.add(index)
         batch.append(Finished(index, REASONS.get(word, "stop")))
 
     def finish_all(self, batch: Batch) -> None:
-        """End the answer at [DONE], or at the end of a JSON body.
+        """Finish the completion at [DONE], or at the end of a JSON body.
 
-        Some hosts never send a finish_reason. Raises UpstreamError if there is no text, or if the
-        host ignored `n`, in which case its row should list `n` in `cannot`.
+        A choice without a finish_reason counts as finished, because some hosts never send one.
+
+        Raises:
+            UpstreamError: There is neither text nor a finish_reason, or a choice is missing. The
+                row of a host that ignores `n` should list `n` in `cannot`.
         """
         if not self.finished and not any(self.texts.values()):
-            raise UpstreamError("The upstream ended its answer without a word.")
+            raise UpstreamError("The upstream sent no text and no finish reason.")
         if len(self.texts) < self.choices:
             raise UpstreamError(
-                f"The upstream gave {len(self.texts)} of the {self.choices} choices asked for."
+                f"The upstream sent {len(self.texts)} of the {self.choices} requested choices."
             )
         self.append_usage(batch)
         batch.extend(
@@ -165,14 +172,14 @@ class OpenAIResponse:
         )
 
     def break_off(self, batch: Batch) -> None:
-        """End the answer without [DONE]. Raises UpstreamError unless each choice has finished."""
+        """Handle an end without [DONE]. Raises UpstreamError unless each choice has finished."""
         if len(self.finished) < self.choices:
             raise broken_off()
         self.append_usage(batch)
 
 
 def usage_of(tokens: Tokens) -> Usage | None:
-    """Return the usage, or None for zeros, which some hosts send until they know it or always."""
+    """Return the usage, or None if it is zero. Some hosts send zeros at first, others always."""
     given = tokens.prompt_tokens or 0
     made = tokens.completion_tokens or 0
     if not given and not made:
@@ -191,8 +198,10 @@ def usage_of(tokens: Tokens) -> Usage | None:
 
 
 def refuse_bare_error(data: bytes) -> None:
-    """Raise the error in an object that is not a chunk and has a message, such as
-    {"detail": "..."}. Other objects, such as a ping, are ignored."""
+    """Raise the error in data that isn't a chunk but has a message, such as {"detail": "..."}.
+
+    Other data, such as a ping, is ignored.
+    """
     try:
         value = msgspec.json.decode(data)
     except NOT_JSON:

@@ -1,12 +1,12 @@
-"""The JSON of an OpenAI-compatible host, in all its spellings, as Structs.
+"""Structs for the JSON of OpenAI-compatible hosts, with only the fields that Sluice reads.
 
-- It is pure, and has only the fields that matter.
-- JSON that fits the types is decoded once. JSON that doesn't is decoded again leniently: a field of
-  a wrong type counts as absent.
-- Only data that isn't JSON, or isn't a JSON object, is an error.
+- The module is pure.
+- JSON that matches the types is decoded once. Other JSON is decoded again leniently: a field with a
+  value of the wrong type counts as absent.
+- Only data that isn't a JSON object is an error.
 
 Source: OpenAI API reference, "Completions" and "Chat", with their streaming objects; the xAI,
-DeepSeek, Groq, Mistral and OpenRouter references for what they add (read 2026-11).
+DeepSeek, Groq, Mistral and OpenRouter references for their additions (read 2026-11).
 """
 
 from __future__ import annotations
@@ -24,16 +24,12 @@ DONE: Final = b"[DONE]"
 
 
 class Details(msgspec.Struct, gc=False):
-    """`prompt_tokens_details` and `completion_tokens_details`."""
-
     cached_tokens: Count | None = None
     cache_write_tokens: Count | None = None
     reasoning_tokens: Count | None = None
 
 
 class Tokens(msgspec.Struct, gc=False):
-    """`usage`."""
-
     prompt_tokens: Count | None = None
     completion_tokens: Count | None = None
     total_tokens: Count | None = None
@@ -43,13 +39,13 @@ class Tokens(msgspec.Struct, gc=False):
 
 
 class Message(msgspec.Struct, gc=False):
-    """`delta` of a chat chunk, `message` of a whole answer. Reasoning is not text."""
+    """The `delta` of a chat chunk, or the `message` of a whole body. Reasoning is not text."""
 
     content: str | None = None
 
 
 class Choice(msgspec.Struct, gc=False):
-    """A choice of a chunk, or of a whole answer, of either endpoint."""
+    """A choice in a chunk or a whole JSON body of either endpoint."""
 
     index: int = 0
     text: str | None = None
@@ -61,13 +57,11 @@ class Choice(msgspec.Struct, gc=False):
 
 
 class Groq(msgspec.Struct, gc=False):
-    """`x_groq`."""
-
     usage: Tokens | None = None
 
 
 class Chunk(msgspec.Struct, gc=False):
-    """A chunk of a stream, or a whole answer."""
+    """A chunk of a stream, or a whole JSON body."""
 
     model: str | None = None
     choices: list[Choice] | None = None
@@ -84,7 +78,7 @@ PARTS: Final[dict[str, type[msgspec.Struct]]] = {
     "completion_tokens_details": Details,
     "x_groq": Groq,
 }
-"""The Structs of the fields that hold one."""
+"""The fields that hold a nested object, with its type."""
 
 
 _decoder = msgspec.json.Decoder(Chunk)
@@ -93,7 +87,7 @@ _Kind = TypeVar("_Kind", bound=msgspec.Struct)
 
 
 def decode(data: bytes) -> Chunk:
-    """Return a chunk, or a whole body. Raises UpstreamError if it is not a JSON object."""
+    """Decode a chunk, or a whole body. Raises UpstreamError if it isn't a JSON object."""
     try:
         return _typed(data)
     except NOT_JSON:
@@ -101,7 +95,10 @@ def decode(data: bytes) -> Chunk:
 
 
 def decode_many(data: list[bytes]) -> list[Chunk]:
-    """Return many chunks at once if each is one line of JSON that fits the types, else none."""
+    """Decode many chunks at once.
+
+    Return an empty list unless each chunk is one line of JSON that matches the types.
+    """
     lines = b"\n".join(data)
     if lines.count(b"\n") >= len(data):
         return []
@@ -113,17 +110,19 @@ def decode_many(data: list[bytes]) -> list[Chunk]:
 
 
 def decode_leniently(data: bytes) -> Chunk:
-    """Return a chunk from JSON that doesn't fit the types.
+    """Decode a chunk from JSON that doesn't match the types.
 
-    The JSON may have NaN, lone surrogates and bytes that are not UTF-8. Empty data is an empty
-    chunk. Raises UpstreamError if it is not a JSON object.
+    NaN, lone surrogates and invalid UTF-8 are accepted. Empty data becomes an empty chunk.
+
+    Raises:
+        UpstreamError: The data isn't a JSON object.
     """
     if not data.strip():
         return Chunk()
     try:
         value = json.loads(data.decode("utf-8-sig", "replace"))
     except (ValueError, RecursionError):
-        raise garbage("The upstream sent something that is not JSON.", data) from None
+        raise garbage("The upstream sent data that is not JSON.", data) from None
     if isinstance(value, list) and decode_error(value).message:
         raise reported(value)
     if not isinstance(value, dict):
@@ -132,7 +131,7 @@ def decode_leniently(data: bytes) -> Chunk:
 
 
 def salvage(value: dict[str, Any], kind: type[_Kind]) -> _Kind:
-    """Return a Struct of the fields that fit."""
+    """Return a Struct with the values that match their types."""
     kept: dict[str, Any] = {}
     for field in msgspec.structs.fields(kind):
         found = value.get(field.name)
@@ -152,7 +151,7 @@ def salvage(value: dict[str, Any], kind: type[_Kind]) -> _Kind:
 
 
 def joined(content: Any) -> Any:
-    """Return the text of content that is a list of parts (Mistral); other content as it is."""
+    """Join the text of a list of parts, which Mistral sends. Return other content unchanged."""
     if not isinstance(content, list):
         return content
     parts = (part for part in content if isinstance(part, dict) and part.get("type") == "text")

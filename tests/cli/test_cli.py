@@ -1,4 +1,4 @@
-"""cli/: flask keys ..., run as an operator would."""
+"""Tests of the commands of `flask keys`, `flask quickstart` and `flask providers`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Runner(Commands):
         return self.plain("keys", *arguments, text=text)
 
     def plain(self, *arguments: str, text: str | None = None) -> Result:
-        """A command of any group."""
+        """Run a command of any group."""
         return self.app.test_cli_runner().invoke(args=arguments, input=text)
 
     def json(self, *arguments: str) -> Any:
@@ -56,12 +56,12 @@ def run(store: KeyStore) -> Runner:
     return Runner(store)
 
 
-def test_create_prints_the_key_alone_on_stdout(run: Runner, store: KeyStore) -> None:
+def test_create_prints_only_the_secret_on_stdout(run: Runner, store: KeyStore) -> None:
     result = run("create", "--name", "laptop")
     key = store.find(result.stdout.strip())
     assert key is not None
     assert key.name == "laptop"
-    assert "once" in result.stderr
+    assert "can't be shown again" in result.stderr
     assert len(result.output.splitlines()) == 2
 
 
@@ -124,7 +124,7 @@ def test_create_refuses_an_invalid_expiry(run: Runner, store: KeyStore, text: st
     [
         (["--expires", "0d"], "future"),
         (["--expires", "2020-01-01"], "future"),
-        (["--expires", "999999w"], "late"),
+        (["--expires", "999999w"], "too far"),
         (["--tier", "gold"], "enterprise"),
         (["--models", ""], "openai/*"),
         (["--models", "a,,b"], "openai/*"),
@@ -160,7 +160,7 @@ def test_create_refuses_an_invalid_expiry(run: Runner, store: KeyStore, text: st
             )
         ),
         (["--budget", "1", "--budget-period", "week"], "month"),
-        (["--budget-period", "day"], "without a budget"),
+        (["--budget-period", "day"], "needs a budget"),
     ],
 )
 def test_create_refuses_invalid_options(
@@ -188,7 +188,7 @@ def test_change_updates_only_the_given_fields_of_a_key(run: Runner, store: KeySt
     store.create("b")
     other = store.path.read_text().splitlines()[1]
     assert run.ok("change", "a", "--budget", "5", "--budget-period", "day") == (
-        f"a ({before.id}) is changed.\n"
+        f"Key 'a' ({before.id}) is changed.\n"
     )
     assert run.ok("change", before.id, "--tier", "standard", "--models", "x/*,y/*")
     assert run.ok("change", "a", "--expires", "2100-01-31")
@@ -214,7 +214,7 @@ def test_change_updates_only_the_given_fields_of_a_key(run: Runner, store: KeySt
         (["--budget", "1e400"], "US dollars"),
         (["--requests-per-minute", "-5"], "whole number"),
         (["--tier", "gold"], "enterprise"),
-        (["--budget-period", "day"], "without a budget"),
+        (["--budget-period", "day"], "needs a budget"),
         (["--expires", "2020-01-01"], "future"),
         (["--models", ""], "openai/*"),
     ],
@@ -228,7 +228,7 @@ def test_change_refuses_invalid_options(
     assert store.path.read_bytes() == before
 
 
-def test_two_keys_cannot_have_one_name(run: Runner) -> None:
+def test_create_refuses_a_name_that_exists(run: Runner) -> None:
     run.ok("create", "--name", "a")
     assert "already" in run.error("create", "--name", "a")
 
@@ -287,7 +287,7 @@ def test_list_warns_of_invalid_lines_in_the_keys_file(run: Runner, store: KeySto
     store.path.write_text(store.path.read_text() + "{secret nonsense\n")
     result = run("list", "--json")
     assert len(json.loads(result.stdout)) == 1
-    assert result.stderr == "Warning: keys.jsonl line 2 is skipped: not JSON\n"
+    assert result.stderr == "Warning: keys.jsonl: skipped line 2: not JSON\n"
 
 
 def test_show_prints_a_key_without_its_secret(run: Runner, store: KeyStore) -> None:
@@ -340,9 +340,9 @@ def test_show_line_prints_a_line_that_the_keys_variable_accepts(
 
 def test_disable_and_enable_switch_a_key_off_and_on(run: Runner, store: KeyStore) -> None:
     key, secret = store.create("a")
-    assert run.ok("disable", "a") == f"a ({key.id}) is disabled.\n"
+    assert run.ok("disable", "a") == f"Key 'a' ({key.id}) is disabled.\n"
     assert store.find(secret) is None
-    assert run.ok("enable", key.id) == f"a ({key.id}) is enabled.\n"
+    assert run.ok("enable", key.id) == f"Key 'a' ({key.id}) is enabled.\n"
     assert store.find(secret) == key
 
 
@@ -358,7 +358,7 @@ def test_delete_needs_the_yes_option_without_a_terminal(run: Runner, store: KeyS
     key, _ = store.create("a")
     assert "--yes" in run.error("delete", "a")
     assert store.all() == [key]
-    assert run.ok("delete", "a", "--yes") == f"a ({key.id}) is deleted.\n"
+    assert run.ok("delete", "a", "--yes") == f"Key 'a' ({key.id}) is deleted.\n"
     assert store.all() == []
 
 
@@ -372,7 +372,7 @@ def test_delete_asks_in_a_terminal(
     )
     result = run("delete", "a", text=answer)
     assert result.exit_code == left
-    assert "Delete the key 'a' (key_" in result.stderr
+    assert "Permanently delete key 'a' (key_" in result.stderr
     assert len(store.all()) == left
 
 
@@ -418,10 +418,10 @@ def test_parse_duration_refuses_invalid_text(text: str) -> None:
         parse_duration(text)
 
 
-# The other commands
+# flask quickstart and flask providers
 
 
-def test_quickstart_makes_a_first_key_once(run: Runner, store: KeyStore) -> None:
+def test_quickstart_creates_only_one_key(run: Runner, store: KeyStore) -> None:
     first = run.plain("quickstart")
     (secret,) = set(re.findall(r"sk-sluice-[\w-]+", first.stdout))
     assert store.find(secret) == store.get("first")
@@ -432,7 +432,7 @@ def test_quickstart_makes_a_first_key_once(run: Runner, store: KeyStore) -> None
     assert len(store.all()) == 1
 
 
-def test_quickstart_fails_with_a_message_where_no_key_can_be_written(tmp_path: Path) -> None:
+def test_quickstart_fails_with_a_message_if_no_key_can_be_written(tmp_path: Path) -> None:
     result = Runner(KeyStore(tmp_path / "none" / "keys.jsonl")).plain("quickstart")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "No such file" in result.stderr

@@ -1,4 +1,4 @@
-"""cli/usage.py: flask usage ... and flask ledger ..., run as an operator would."""
+"""Tests of the commands of `flask usage` and `flask ledger`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAME = "laptop"
 
 
 class Runner(Commands):
-    """A process for each command."""
+    """A runner that creates a new app and a new ledger for each command."""
 
     def __init__(self, directory: Path, url: str | None = None) -> None:
         self.path = directory / "sluice.db"
@@ -67,10 +67,10 @@ def run(empty: Runner) -> Runner:
 
 def test_usage_report_prints_sums_by_model(run: Runner) -> None:
     assert run.ok("usage", "report").splitlines() == [
-        "model      requests  input  output  total  cost (USD)  of unknown price",
-        "sim/m             2     11      22     33    0.000003                 0",
-        "sim/n\ufffd[2J         1    100     200    300    0.000000                 1",
-        "total             3    111     222    333    0.000003                 1",
+        "model      requests  input  output  total  cost (USD)  unpriced",
+        "sim/m             2     11      22     33    0.000003         0",
+        "sim/n\ufffd[2J         1    100     200    300    0.000000         1",
+        "total             3    111     222    333    0.000003         1",
     ]
 
 
@@ -147,9 +147,9 @@ def test_usage_report_without_requests_prints_a_note_on_stderr(run: Runner) -> N
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--since", "tomorrow"], "--since takes"),
-        (["--until", "7y"], "--until takes"),
-        (["--since", "999999w"], "--since takes"),
+        (["--since", "tomorrow"], "--since must be"),
+        (["--until", "7y"], "--until must be"),
+        (["--since", "999999w"], "--since must be"),
         (["--since", "2026-02-01", "--until", "2026-01-01"], "--since is after --until"),
         (["--key", "nobody"], "No key"),
         (["--json", "--csv"], "not both"),
@@ -175,7 +175,7 @@ def test_no_command_creates_a_missing_ledger(
     assert not empty.path.exists()
 
 
-def test_an_unreadable_ledger_is_an_error_of_one_line(empty: Runner) -> None:
+def test_an_unreadable_ledger_is_reported_in_one_line(empty: Runner) -> None:
     empty.path.mkdir()
     assert "ledger" in empty.error("usage", "report")
 
@@ -185,7 +185,7 @@ def test_usage_commands_work_on_postgres(tmp_path: Path, postgres_url: str) -> N
     assert run("usage", "report").stdout == ""
     run.fill(("2026-01-30T12:00:00", (1, 2), 1_000))
     assert run.json()["total"]["cost"] == 1e-06
-    assert run.ok("usage", "verify") == "1 rows add up.\n"
+    assert run.ok("usage", "verify") == consistent(1)
     assert "1 requests" in run.ok("usage", "prune", "--older-than", "1d", "--yes")
     assert "pg_dump" in run.error("ledger", "backup", str(tmp_path / "copy.db"))
 
@@ -203,11 +203,11 @@ def test_prune_deletes_old_requests_and_keeps_the_daily_sums(
     day = today[:10]
     assert "--yes" in run.error("usage", "prune", "--older-than", "1m")
     assert run.ok("usage", "prune", "--older-than", "1m", "--yes") == (
-        f"3 requests from before {day} are deleted. The daily sums stay.\n"
+        f"Deleted 3 requests from before {day}. The daily sums are kept.\n"
     )
     assert run.json() == sums
-    assert run.ok("usage", "verify") == "1 rows add up.\n"
-    assert run.ok("usage", "prune", "--older-than", "1m").startswith("0 requests")
+    assert run.ok("usage", "verify") == consistent(1)
+    assert run.ok("usage", "prune", "--older-than", "1m").startswith("Deleted 0 requests")
 
 
 @pytest.mark.parametrize(("answer", "left"), [("n\n", 3), ("", 3), ("y\n", 0)])
@@ -219,16 +219,20 @@ def test_prune_asks_in_a_terminal(
     result = run("usage", "prune", "--older-than", "1d", text=answer)
     assert result.exit_code == (1 if left else 0)
     assert "Delete 3 requests from before " in result.stderr
-    assert run.ok("usage", "verify") == f"{left} rows add up.\n"
+    assert run.ok("usage", "verify") == consistent(left)
 
 
 @pytest.mark.parametrize("age", ["", "90", "1y", "2026-01-01", "999999w"])
 def test_prune_rejects_an_invalid_age(run: Runner, age: str) -> None:
     assert "90d" in run.error("usage", "prune", f"--older-than={age}", "--yes")
-    assert run.ok("usage", "verify") == "3 rows add up.\n"
+    assert run.ok("usage", "verify") == consistent(3)
 
 
 # verify
+
+
+def consistent(rows: int) -> str:
+    return f"The ledger is consistent (rows checked: {rows}).\n"
 
 
 def test_verify_lists_the_errors_of_the_ledger_and_fails(run: Runner) -> None:
@@ -241,7 +245,9 @@ def test_verify_lists_the_errors_of_the_ledger_and_fails(run: Runner) -> None:
     assert "\x1b" not in result.stdout
     lines = result.stdout.splitlines()
     assert "reasoning" in lines[-1]
-    assert result.stderr == f"Error: The ledger doesn't add up ({len(lines)} lines above).\n"
+    assert (
+        result.stderr == f"Error: The ledger is inconsistent ({len(lines)} lines, listed above).\n"
+    )
 
 
 # backup
@@ -249,26 +255,24 @@ def test_verify_lists_the_errors_of_the_ledger_and_fails(run: Runner) -> None:
 
 def test_backup_copies_the_ledger_and_overwrites_no_file(run: Runner, tmp_path: Path) -> None:
     target = tmp_path / "copy.db"
-    assert run.ok("ledger", "backup", str(target)) == f"{target} is a copy of {run.path}.\n"
+    assert run.ok("ledger", "backup", str(target)) == f"Copied {run.path} to {target}.\n"
     with sqlite3.connect(target) as copy:
         assert copy.execute("SELECT count(*) FROM requests").fetchone() == (3,)
     copy.close()
     before = target.read_bytes()
-    assert "exists already" in run.error("ledger", "backup", str(target))
+    assert "already exists" in run.error("ledger", "backup", str(target))
     assert target.read_bytes() == before
     assert "No such file" in run.error("ledger", "backup", str(tmp_path / "none" / "copy.db"))
 
 
-def test_a_backup_of_an_invalid_database_is_an_error_of_one_line(
-    empty: Runner, tmp_path: Path
-) -> None:
+def test_a_backup_of_an_invalid_database_fails_with_one_line(empty: Runner, tmp_path: Path) -> None:
     empty.path.write_text("not a database, but long enough to look at" * 100)
     assert "can't be copied" in empty.error("ledger", "backup", str(tmp_path / "copy.db"))
     assert not (tmp_path / "copy.db").exists()
 
 
 def test_a_restored_backup_replaces_the_ledger(run: Runner, tmp_path: Path) -> None:
-    """The step of docs/operating.md."""
+    """Follow the steps in docs/operating.md."""
     target = tmp_path / "copy.db"
     run.ok("ledger", "backup", str(target))
     before = run.json()
@@ -277,6 +281,6 @@ def test_a_restored_backup_replaces_the_ledger(run: Runner, tmp_path: Path) -> N
         run.path.with_name(run.path.name + end).unlink(missing_ok=True)
     run.path.write_bytes(target.read_bytes())
     assert run.json() == before
-    assert run.ok("usage", "verify") == "3 rows add up.\n"
+    assert run.ok("usage", "verify") == consistent(3)
     run.fill(("2026-02-01T12:00:00",))
     assert run.json()["total"]["requests"] == before["total"]["requests"] + 1

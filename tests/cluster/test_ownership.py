@@ -1,5 +1,7 @@
-"""Processes that share a Redis, as several Fleets in one: claims, stop across them, and what Redis
-can do to them meanwhile."""
+"""ownership.py: claims and stops across processes, also while Redis fails.
+
+Several Cluster objects in one process stand for the processes.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ CALL = (KEY, "call-1")
 
 
 class Calls:
-    """A process's calls, for a Cluster to attend to."""
+    """A fake registry of a process's calls."""
 
     def __init__(self) -> None:
         self.active: dict[StreamKey, Summary] = {}
@@ -45,7 +47,7 @@ class Calls:
 
 
 class Process:
-    """A Cluster and its calls."""
+    """A process of the cluster: a Cluster and its calls."""
 
     def __init__(self, url: str) -> None:
         self.shared = RedisClient(url)
@@ -62,8 +64,8 @@ class Process:
     def _fail(self) -> None:
         raise RuntimeError("a task that fails")
 
-    def begin(self, stream_key: StreamKey = CALL, share: int | None = None) -> str:
-        verdict = self.cluster.claim(stream_key, share)
+    def begin(self, stream_key: StreamKey = CALL, max_calls: int | None = None) -> str:
+        verdict = self.cluster.claim(stream_key, max_calls)
         if verdict == "yes":
             self.calls.active[stream_key] = Summary(stream_key[1], "fake", "m", time.time(), 1, 2)
         return verdict
@@ -72,8 +74,8 @@ class Process:
         del self.calls.active[stream_key]
         self.cluster.release(stream_key, stopped=stopped)
 
-    def told_all(self) -> None:
-        """Wait for two more beats, the second of which began after this."""
+    def reported_all(self) -> None:
+        """Wait for two heartbeats. The second one starts after this call."""
         so_far = self.beats
         wait(lambda: self.beats > so_far + 1)
 
@@ -86,7 +88,7 @@ def wait(condition: Callable[[], object], timeout: float = HANG_S) -> None:
 
 
 def answered(condition: Callable[[], bool]) -> bool:
-    """Whether it is so, once that can be known."""
+    """Return the condition's value, once it no longer raises Unavailable."""
     found: list[bool] = []
 
     def known() -> bool:
@@ -103,7 +105,7 @@ def answered(condition: Callable[[], bool]) -> bool:
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership, "BEAT_S", 0.05)
-    monkeypatch.setattr(ownership, "LONGEST_PAUSE_S", 0.1)
+    monkeypatch.setattr(ownership, "MAX_PAUSE_S", 0.1)
     monkeypatch.setattr(ownership, "SETTLED_S", 0.0)
 
 
@@ -153,20 +155,20 @@ def test_release_does_not_free_a_claim_of_another_process(ours: Process, other: 
 
 
 def test_the_stream_limit_of_a_key_holds_among_all_processes(ours: Process, other: Process) -> None:
-    assert [ours.begin((KEY, str(n)), share=3) for n in range(2)] == ["yes", "yes"]
-    assert [other.begin((KEY, str(n)), share=3) for n in (2, 3)] == ["yes", "too many"]
-    assert other.begin(("key_b", "3"), share=3) == "yes"
+    assert [ours.begin((KEY, str(n)), max_calls=3) for n in range(2)] == ["yes", "yes"]
+    assert [other.begin((KEY, str(n)), max_calls=3) for n in (2, 3)] == ["yes", "too many"]
+    assert other.begin(("key_b", "3"), max_calls=3) == "yes"
     ours.end((KEY, "0"))
-    assert other.begin((KEY, "3"), share=3) == "yes"
+    assert other.begin((KEY, "3"), max_calls=3) == "yes"
     assert ours.begin((KEY, "4")) == "yes"
 
 
 def test_calls_of_a_closed_process_do_not_count_against_the_key(
     ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours.begin((KEY, "0"), share=1)
+    ours.begin((KEY, "0"), max_calls=1)
     ours.cluster.close()
-    assert other.begin((KEY, "1"), share=1) == "yes"
+    assert other.begin((KEY, "1"), max_calls=1) == "yes"
 
 
 def test_the_stream_id_of_a_closed_process_is_free_again(ours: Process, other: Process) -> None:
@@ -224,11 +226,11 @@ def test_stop_reports_false_when_the_owner_has_ended_the_call(
 
 
 def test_many_calls_of_another_process_are_stopped_in_order(ours: Process, other: Process) -> None:
-    places = [(KEY, str(n)) for n in range(200)]
-    for stream_key in places:
+    stream_keys = [(KEY, str(n)) for n in range(200)]
+    for stream_key in stream_keys:
         ours.begin(stream_key)
-    assert all(other.cluster.stop(stream_key) for stream_key in places)
-    assert ours.calls.stopped == places
+    assert all(other.cluster.stop(stream_key) for stream_key in stream_keys)
+    assert ours.calls.stopped == stream_keys
 
 
 @pytest.mark.parametrize("side", [ownership, messages], ids=["question", "answer"])
@@ -246,14 +248,14 @@ def test_stop_and_list_are_unavailable_while_the_owner_does_not_answer(
     ours.begin()
     monkeypatch.setattr(messages, "ANSWER_S", 0.3)
     monkeypatch.setattr(ours.cluster._post, "reply_to", lambda _: None)
-    with pytest.raises(Unavailable, match="doesn't answer"):
+    with pytest.raises(Unavailable, match="didn't respond"):
         other.cluster.stop(CALL)
-    with pytest.raises(Unavailable, match="doesn't answer"):
+    with pytest.raises(Unavailable, match="didn't respond"):
         other.cluster.others(KEY)
 
 
 def silence(process: Process, seconds: float) -> None:
-    """It goes on and can't beat; its last beat was so long ago."""
+    """Stop a process's heartbeat, and pretend that the last one was some seconds ago."""
     process.cluster._closing = True
     process.cluster._thread.join(HANG_S)
     process.shared.run(lambda client: age(client, process, seconds))
@@ -266,10 +268,10 @@ def age(client: Any, process: Process, seconds: float) -> None:
 def test_stop_is_unavailable_while_a_process_is_silent(ours: Process, other: Process) -> None:
     ours.begin()
     silence(ours, ownership.SILENT_S)
-    with pytest.raises(Unavailable, match="not been heard of"):
+    with pytest.raises(Unavailable, match="haven't reported"):
         other.cluster.stop(CALL)
-    with pytest.raises(Unavailable, match="not been heard of"):
-        other.cluster.stop((KEY, "it may have begun this one while nobody heard of it"))
+    with pytest.raises(Unavailable, match="haven't reported"):
+        other.cluster.stop((KEY, "the silent process may have started this call"))
     assert other.begin() == "exists"
     assert other.cluster.others(KEY) == []
 
@@ -277,7 +279,7 @@ def test_stop_is_unavailable_while_a_process_is_silent(ours: Process, other: Pro
 def test_calls_of_a_process_silent_for_long_count_as_ended(ours: Process, other: Process) -> None:
     ours.begin()
     silence(ours, ownership.DEAD_S)
-    other.told_all()
+    other.reported_all()
     assert other.cluster.stop(CALL) is False
     assert other.begin() == "yes"
 
@@ -297,23 +299,23 @@ def test_others_lists_the_calls_of_a_key_in_all_other_processes(
     assert ours.cluster.others("key_c") == []
 
 
-# What Redis does meanwhile
+# Failures of Redis
 
 
-def test_while_redis_is_away_calls_begin_and_end(
+def test_calls_start_and_end_while_redis_is_unavailable(
     redis_server: RedisServer, ours: Process, other: Process
 ) -> None:
     ours.begin((KEY, "before"))
     redis_server.crash()
     assert ours.begin() == "yes"
     ours.end((KEY, "before"))
-    with pytest.raises(Unavailable, match="can't be asked now"):
+    with pytest.raises(Unavailable, match="can't reach its other processes"):
         other.cluster.stop(CALL)
-    with pytest.raises(Unavailable, match="can't be asked now"):
+    with pytest.raises(Unavailable, match="can't reach its other processes"):
         other.cluster.others(KEY)
     redis_server.restart()
     wait(lambda: ours.shared.available and other.shared.available)
-    ours.told_all()
+    ours.reported_all()
     assert answered(lambda: other.cluster.stop(CALL))
     assert other.begin() == "exists"
     assert not other.cluster.stop((KEY, "before"))
@@ -329,7 +331,7 @@ def test_a_call_that_ended_while_redis_hung_is_released(
     ours.end((KEY, "stopped"), stopped=True)
     redis_server.resume()
     wait(lambda: ours.shared.available and other.shared.available)
-    ours.told_all()
+    ours.reported_all()
     assert other.begin() == "yes"
     assert answered(lambda: other.cluster.stop((KEY, "stopped")))
 
@@ -340,10 +342,10 @@ def test_claims_are_reported_again_after_a_redis_flush(
     ours.begin()
     monkeypatch.setattr(ownership, "SETTLED_S", 3600)
     redis_server.flush()
-    other.told_all()
-    with pytest.raises(Unavailable, match="not been heard of"):
-        other.cluster.stop((KEY, "unknown, as far as that can be known"))
-    ours.told_all()
+    other.reported_all()
+    with pytest.raises(Unavailable, match="haven't reported"):
+        other.cluster.stop((KEY, "unknown"))
+    ours.reported_all()
     assert other.begin() == "exists"
     assert other.cluster.stop(CALL) is True
 
@@ -354,7 +356,7 @@ def test_a_listener_that_lost_its_connection_listens_again(
     ours.begin()
     with redis_server.client() as client:
         client.client_kill_filter(_type="pubsub")
-    ours.told_all()
+    ours.reported_all()
     assert answered(lambda: other.cluster.stop(CALL))
 
 
@@ -364,14 +366,14 @@ def test_a_call_that_ends_while_claims_are_repeated_is_not_claimed(
     ours.begin()
     claim_all = ours.cluster._claim_all
 
-    def end_first(places: list[StreamKey]) -> None:
+    def end_first(stream_keys: list[StreamKey]) -> None:
         if CALL in ours.calls.active:
             ours.end()
-        claim_all(places)
+        claim_all(stream_keys)
 
     monkeypatch.setattr(ours.cluster, "_claim_all", end_first)
     ours.cluster._stale = True
-    ours.told_all()
+    ours.reported_all()
     assert other.begin() == "yes"
 
 
@@ -379,6 +381,6 @@ def test_a_closed_process_is_removed_from_the_cluster(
     redis_server: RedisServer, ours: Process, other: Process
 ) -> None:
     ours.cluster.close()
-    other.told_all()
+    other.reported_all()
     with redis_server.client() as client:
         assert client.zrange(ownership.PROCESSES, 0, -1) == [other.cluster._me]

@@ -1,4 +1,4 @@
-"""The way to Redis: what a failure does, how it comes back, TLS, and what is said of a URL."""
+"""redis_client.py: failures and recovery, batches of scripts, TLS, and passwords in URLs."""
 
 from __future__ import annotations
 
@@ -47,12 +47,15 @@ def test_calls_after_a_redis_failure_fail_at_once_until_a_probe_succeeds(
             ping(shared)
     assert time.monotonic() - before < scaled(0.5)
     redis_server.resume()
-    with pytest.raises(RedisAway):  # nobody has looked
+    with pytest.raises(RedisAway):  # there was no probe yet
         ping(shared)
     assert shared.probe(lambda client: client.ping())
     assert ping(shared)
-    said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    assert [text[:13] for text in said] == ["Redis is away", "Redis is back"]
+    lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert [line.split(":")[0] for line in lines] == [
+        "Redis is unavailable",
+        "Redis is available again",
+    ]
 
 
 def test_concurrent_calls_to_a_hanging_redis_time_out_together(
@@ -86,12 +89,12 @@ def many(work: Callable[[int], None], count: int) -> None:
 
 
 def a_script(text: bytes) -> Any:
-    nobody: Any = None  # each call says who its client is
-    return Script(nobody, text)
+    unused: Any = None  # each call passes its own client
+    return Script(unused, text)
 
 
 def echoes(shared: RedisClient, count: int) -> dict[int, object]:
-    """What a script gives to some callers at once, each of whom asks for its own number."""
+    """Run a script in concurrent callers. Return each caller's result, by the caller's number."""
     script: Any = a_script(b"return {KEYS[1], ARGV[1]}")
     found: dict[int, object] = {}
 
@@ -109,7 +112,7 @@ def test_scripts_of_many_callers_share_a_single_connection(
     redis_server: RedisServer, shared: RedisClient
 ) -> None:
     with contextlib.closing(redis_server.client()) as client:
-        client.script_flush()  # Redis doesn't know them, at first
+        client.script_flush()  # so that Redis doesn't know the script at first
         for _ in range(2):
             assert echoes(shared, 300) == {n: [f"k{n}".encode(), b"%d" % n] for n in range(300)}
         assert len([c for c in client.client_list() if c["name"] == "sluice"]) == 1
@@ -150,7 +153,7 @@ def test_a_connection_closed_by_a_redis_restart_causes_no_failure(
     assert ping(shared)
 
 
-def test_a_command_that_redis_refuses_raises_away(
+def test_a_command_that_redis_refuses_raises_redis_away(
     redis_server: RedisServer, shared: RedisClient
 ) -> None:
     with contextlib.closing(redis_server.client()) as client:
@@ -179,7 +182,7 @@ def test_concurrent_calls_stay_within_the_connection_limit(
     "url", ["localhost:6379", "http://h/0", "redis://:s3cret@h:port/0", "redis://:s3cret@[::1/0"]
 )
 def test_an_invalid_redis_url_is_not_quoted_in_the_error(url: str) -> None:
-    with pytest.raises(ConfigError, match="REDIS_URL takes redis://") as raised:
+    with pytest.raises(ConfigError, match="REDIS_URL must be redis://") as raised:
         RedisClient(url)
     assert "s3cret" not in str(raised.value)
     assert raised.value.__cause__ is None
@@ -208,7 +211,7 @@ def test_a_wrong_password_is_not_quoted(redis_server: RedisServer) -> None:
 
 @pytest.fixture
 def tls_port(redis_server: RedisServer, ca: trustme.CA, tmp_path: Path) -> Iterator[int]:
-    """A port that speaks TLS in front of Redis, with a certificate of nobody's."""
+    """Yield the port of a TLS proxy for Redis, whose certificate no public CA has signed."""
     pem = tmp_path / "redis.pem"
     ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(pem))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

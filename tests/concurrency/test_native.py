@@ -1,4 +1,4 @@
-"""native.py: work that never lets go of its thread, under threads and under gevent."""
+"""Tests of concurrency/native.py: blocking work, with threads and with gevent."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def test_run_raises_the_exception_of_the_work(failure: BaseException) -> None:
     with pytest.raises(type(failure)) as caught:
         thread.run(work)
     assert caught.value is failure
-    assert thread.run(int, "1") == 1, "it goes on"
+    assert thread.run(int, "1") == 1, "the thread still works"
 
 
-def test_a_native_thread_runs_one_work_at_a_time() -> None:
+def test_a_native_thread_runs_one_piece_of_work_at_a_time() -> None:
     thread, busy, overlaps = NativeThread(), threading.Lock(), list[int]()
 
     def work() -> None:
@@ -100,7 +100,7 @@ print(json.dumps({
 """
 
 
-def test_greenlets_go_on_while_a_native_thread_works() -> None:
+def test_greenlets_run_while_a_native_thread_works() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         cwd=ROOT,
@@ -129,8 +129,8 @@ PLAIN = frozenset(
         *("Group", "StreamExists", "Unavailable", "too_many", "too_many_of_key"),
     }
 )
-"""What may be called under a lock that is held briefly; `set` is an event's, which waits for
-nobody."""
+"""The functions that may be called under a BriefLock. `set` is the method of an event, which never
+waits."""
 LOOKED_AT = {
     "routing.circuit_breaker": {"_clock", "_forget_closed", "_apply", "_announce", "_circuit"}
     | {"ask", "failed", "credential_key", "target_key", "succeeded"},
@@ -139,7 +139,7 @@ LOOKED_AT = {
     "streams.stream": {"_late", "end", "go_to"},
     "streams.registry": {"_may_begin"},
 }
-"""Functions of ours that were looked at: they neither wait, nor start a thread, nor log."""
+"""Functions of Sluice that were reviewed: they neither wait nor start a thread nor log."""
 
 
 def calls_in(tree: ast.AST) -> list[ast.Call]:

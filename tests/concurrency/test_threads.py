@@ -1,4 +1,4 @@
-"""Threads that stay for more work."""
+"""Tests of concurrency/threads.py: the thread pool and background threads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def wait(condition: Callable[[], bool]) -> None:
 
 
 def one_after_another(pool: ThreadPool, count: int) -> set[int | None]:
-    """The threads that did some pieces of work."""
+    """Run pieces of work one after another, and return the ids of their threads."""
     threads: list[int | None] = []
     for number in range(count):
         pool.start(lambda: threads.append(threading.get_ident()))
@@ -96,7 +96,7 @@ def test_a_background_thread_is_started_once() -> None:
         gate.wait(20)
 
     background = BackgroundThread(work, "background")
-    background.join(20)  # there is none
+    background.join(20)  # a no-op, because the thread is not started yet
     several = [threading.Thread(target=background.start) for _ in range(20)]
     for thread in several:
         thread.start()

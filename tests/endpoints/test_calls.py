@@ -1,5 +1,4 @@
-"""endpoints/calls.py: what both faces have in common: time limits, attempts, continuation, the
-queue."""
+"""Tests of endpoints/calls.py: time limits, attempts, continuation and the queue, in both faces."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ FACES = ["/api/v1/completions", "/v1/completions"]
 
 
 def ask(site: Site, path: str = FACES[0], **headers: str) -> TestResponse:
-    """A stream, whole."""
+    """Send a streaming request, and return the response with the whole stream."""
     sent = {"X-Stream-ID": headers.pop("stream_id", "s-1")}
     sent |= {name.replace("_", "-"): value for name, value in headers.items()}
     return site.post(PROMPT | {"stream": True}, path, headers=sent, buffered=True)
@@ -129,7 +128,7 @@ def test_continue_header_decides_whether_a_broken_stream_is_continued(
     play(monkeypatch, first, Scripted(rest))
     answer = ask(site, path, X_Sluice_Continue=header)
     assert ('"continued":true' in answer.text) is continued
-    assert ("\n: the call broke off" in answer.text) is continued
+    assert ("\n: the stream was interrupted" in answer.text) is continued
     assert answer.text.endswith("data: [DONE]\n\n") is continued
     assert ('"error"' in answer.text) is not continued
 
@@ -214,8 +213,7 @@ def test_filled_template_equals_the_frame_for_any_text(text: str) -> None:
 def test_stream_of_an_ended_call_is_freed_without_garbage_collection(
     site: Site, path: str, stream: bool, model: str
 ) -> None:
-    """One that failed, too; and not only when garbage is looked for, which is seldom
-    (gunicorn.conf.py)."""
+    """Check failed calls too. The garbage collector runs rarely (see gunicorn.conf.py)."""
 
     def held() -> int:
         return sum(isinstance(found, Stream) for found in gc.get_objects())

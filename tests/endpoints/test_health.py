@@ -1,4 +1,4 @@
-"""endpoints/health.py: alive, and taking work; needs no key."""
+"""Tests of endpoints/health.py: /health and /ready, which need no key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""endpoints/metrics.py: who may read the metrics, in which format, and what counts among them."""
+"""Tests of endpoints/metrics.py: access, formats, and which requests are counted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 @pytest.fixture
 def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    """A site whose metrics need a token."""
     return make_app(tmp_path, monkeypatch, metrics_token=TOKEN)
 
 
@@ -35,7 +34,7 @@ def scrape(site: Site, **headers: str) -> TestResponse:
 
 
 def requests(site: Site) -> list[tuple[str, str, str, str, float]]:
-    """Endpoint, provider, model, status and count of each series of sluice_requests_total."""
+    """Return endpoint, provider, model, status and count of each sluice_requests_total series."""
     names = ("endpoint", "provider", "model", "status")
     return [
         (*(sample.labels[name] for name in names), sample.value)
@@ -49,7 +48,7 @@ def value(site: Site, name: str, **labels: str) -> Any:
     return site.app.extensions["sluice"].metrics.registry.get_sample_value(name, labels)
 
 
-# Who may read them
+# Access
 
 
 def test_metrics_need_no_key_when_no_token_is_set(site: Site) -> None:
@@ -101,7 +100,7 @@ def test_api_key_does_not_grant_access_to_metrics(closed: Site) -> None:
     assert closed.get("/metrics").status_code == 401
 
 
-def test_the_token_is_in_no_log_and_no_answer(
+def test_the_metrics_token_appears_in_no_log_or_response(
     closed: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG):
@@ -117,14 +116,14 @@ def test_the_token_is_in_no_log_and_no_answer(
 
 @pytest.mark.parametrize("path", ["/metrics", "/metrics/"])
 def test_metrics_answers_carry_no_cors_headers(site: Site, path: str) -> None:
-    """They may be open to whoever reaches the port; a browser inside reaches it for anyone."""
+    """Metrics may be open within a network; a page from outside must not read them there."""
     for method in ("GET", "OPTIONS"):
         headers = {"Origin": "https://app.example", "Access-Control-Request-Method": "GET"}
         answer = site.client.open(path, method=method, headers=headers)
         assert not [name for name, _ in answer.headers if name.startswith("Access-Control")]
 
 
-# What counts
+# Counts
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -244,7 +243,7 @@ def test_upstream_errors_retries_and_durations_of_a_call_are_measured(
     assert value(site, "sluice_stop_seconds_count") == 0
 
 
-def test_a_stop_is_timed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_duration_of_a_stop_is_measured(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     play(monkeypatch, Scripted([Started("m"), Delta(0, "Hello")], wait))
     sent = {**PROMPT, "stream": True, "stream_id": "s-1"}
     answer = site.post(sent, buffered=False)
@@ -261,7 +260,7 @@ def test_a_stop_is_timed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_failed_over_attempt_counts_under_the_provider_that_failed(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its calls count as requests of the provider that served them."""
+    """Check the request count too: a request counts under the provider that served it."""
     play(monkeypatch, Scripted(UpstreamError("No.", upstream_status=503)), hello())
     site.post({**PROMPT, "model": "ollama/any", "fallbacks": ["sim/m"]})
     assert [provider for _, provider, *_ in requests(site)] == ["sim"]

@@ -1,4 +1,4 @@
-"""endpoints/models.py: the providers and what they have, in the native shape."""
+"""Tests of endpoints/models.py: providers and models in the native format."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def test_a_disabled_model_is_marked_and_its_unknown_price_is_null(
 @pytest.mark.parametrize(
     ("path", "code", "says"),
     [
-        ("nobody", "provider_not_found", "Provider 'nobody' is not known here."),
+        ("nobody", "provider_not_found", "Provider 'nobody' was not found."),
         ("nobody/m", "provider_not_found", "Provider 'nobody'"),
         ("opneai", "provider_not_found", "Did you mean openai?"),
-        ("local/none", "model_not_found", "Model 'none' is not one that local is known to have."),
+        ("local/none", "model_not_found", "Model 'none' is not a known model of local."),
     ],
 )
 def test_an_unknown_provider_or_model_answers_404_with_its_own_code(

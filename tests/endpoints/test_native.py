@@ -1,4 +1,4 @@
-"""endpoints/native.py over Flask's test client, with a fake provider: exact bodies, exact bytes."""
+"""Tests of endpoints/native.py with Flask's test client and a fake provider, to the byte."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def body_of(answer: TestResponse) -> dict[str, Any]:
 
 
 def assert_error(answer: TestResponse, status: int, code: str, says: str = "") -> dict[str, Any]:
-    """The answer is this error, in exactly the documented shape."""
+    """Check that a response is this error, in exactly the documented format."""
     assert (answer.status_code, answer.mimetype) == (status, "application/json"), answer.data
     found = body_of(answer)
     assert list(found) == ERROR_KEYS
@@ -73,7 +73,7 @@ def assert_error(answer: TestResponse, status: int, code: str, says: str = "") -
 
 
 def assert_right_words(detail: str, status: int, code: str) -> None:
-    """The official client chooses its exception by words."""
+    """Check the words by which the official client chooses its exception."""
     words = detail.lower()
     if code == "model_not_found":
         assert "Model" in detail
@@ -240,7 +240,7 @@ def test_stopped_answer_holds_the_text_so_far_and_is_cancelled(
     assert attempt.aborts >= 1
 
 
-# What a provider is asked
+# Requests to providers
 
 
 @pytest.mark.parametrize(
@@ -301,12 +301,12 @@ def test_failed_target_falls_back_to_the_next_target(
     assert body_of(answer)["provider"] == "sim"
 
 
-# StreamRegistry
+# Streams
 
 
 def frame(data: dict[str, Any] | str, event: str | None = None) -> str:
     text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"))
-    text = text.replace("1e-05", "0.00001")  # the same number
+    text = text.replace("1e-05", "0.00001")  # json and msgspec format it differently
     return (f"event: {event}\n" if event else "") + f"data: {text}\n\n"
 
 
@@ -341,7 +341,7 @@ DONE = "data: [DONE]\n\n"
 
 
 def text_of(answer: TestResponse) -> str:
-    """A stream's bytes, with its one time left out."""
+    """Return a stream's text, with the latency replaced by MS."""
     return re.sub(r'("latency_ms":)[0-9.]+', r"\1MS", answer.get_data(as_text=True))
 
 
@@ -478,7 +478,7 @@ def test_failure_before_the_first_event_is_an_http_error(
 
 @given(st.lists(st.text(max_size=10), max_size=5))
 def test_frames_never_have_empty_choices_or_a_stray_error_key(texts: list[str]) -> None:
-    """No empty choices, no key `error` but in an error, no line that ends early."""
+    """Check also that no other line separator ends a line early."""
     encoder = native.NativeEncoder(a_stream())
     events: Batch = [Delta(0, text) for text in texts]
     outcome = Outcome("completed", None, Usage(), 0, 0, 0, None, 200)
@@ -618,19 +618,19 @@ def test_stop_needs_no_body_and_ignores_any_body(site: Site, data: bytes, kind: 
 @pytest.mark.parametrize(
     ("sent", "status", "code", "says"),
     [
-        ({"prompt": ""}, 400, "invalid_request", 'prompt: got ""; it takes a string that is not'),
+        ({"prompt": ""}, 400, "invalid_request", 'prompt: got ""; expected a non-empty string'),
         ({}, 400, "invalid_request", "prompt is missing"),
         ({"prompt": None}, 400, "invalid_request", "prompt is missing"),
-        ({"prompt": ["a"]}, 400, "invalid_request", "prompt: got a list of 1"),
+        ({"prompt": ["a"]}, 400, "invalid_request", "prompt: got a list of length 1"),
         ({"prompt": "Hi", "temprature": 1}, 400, "invalid_request", "Did you mean temperature?"),
         ({"prompt": "Hi", "zzz": None}, 400, "invalid_request", "Unknown field: zzz."),
         ({"prompt": "Hi", "temperature": 3}, 400, "invalid_request", "temperature: got 3"),
         ({"prompt": "Hi", "additional_params": {"messages": []}}, 400, "invalid_request",
          "additional_params can't set messages."),
         ({"prompt": "Hi", "top_p": 0.1, "additional_params": {"top_p": 0.2}}, 400,
-         "invalid_request", "with different values"),
+         "invalid_request", "top_p has different values"),
         ({"prompt": "Hi", "model": "poor/m", "additional_params": {"suffix": "s"}}, 400,
-         "unsupported_parameter", "suffix can't be had from poor/m."),
+         "unsupported_parameter", "poor/m doesn't support suffix."),
         ({"prompt": "Hi", "model": "gpt-4o"}, 404, "model_not_found", "Model 'gpt-4o' was not"),
         ({"prompt": "Hi", "model": "nobody/m"}, 404, "provider_not_found", "Provider 'nobody'"),
         ({"prompt": "Hi", "model": "locked/m"}, 404, "provider_not_found", "LOCKED_KEY"),
@@ -645,11 +645,11 @@ def test_invalid_request_answers_an_error_that_says_what_is_wrong(
 @pytest.mark.parametrize(
     ("data", "kind", "status", "code", "says"),
     [
-        (b"", "application/json", 400, "invalid_request", "The body is empty."),
+        (b"", "application/json", 400, "invalid_request", "The body is empty;"),
         (b"{", "application/json", 400, "invalid_request", "The body is not JSON"),
         (b'{"prompt":"\xff"}', "application/json", 400, "invalid_request", "not UTF-8 at byte"),
         (b"[" * 5000, "application/json", 400, "invalid_request", "nested too deeply"),
-        (b"[]", "application/json", 400, "invalid_request", "The body is a list of 0."),
+        (b"[]", "application/json", 400, "invalid_request", "The body is a list of length 0;"),
         (b"{}", "text/plain", 415, "unsupported_media_type", "text/plain"),
         (b"x" * 10_001, "application/json", 413, "request_too_large", "10000 bytes"),
     ],
@@ -745,7 +745,7 @@ def test_strict_header_turns_a_dropped_parameter_into_a_400(
     sent = PROMPT | {"model": "poor/m", "additional_params": {"seed": 7}}
     answer = site.post(sent, headers={"X-Sluice-Strict": value})
     if value == "1":
-        assert_error(answer, 400, "unsupported_parameter", "seed can't be had from poor/m.")
+        assert_error(answer, 400, "unsupported_parameter", "poor/m doesn't support seed.")
     else:
         assert answer.status_code == 200
 
@@ -789,7 +789,7 @@ PATHS = [
 
 @pytest.fixture
 def secrets(monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict[str, str]]:
-    """Lines of a key file, and the text of keys that are not good."""
+    """Return lines of a key file, and the text of invalid keys by the reason."""
     monkeypatch.setattr("keys.store.LOOK_EVERY_S", 0)
     disabled, first = make_key("disabled", disabled=True)
     expired, second = make_key("expired")
@@ -817,7 +817,7 @@ def test_every_invalid_key_gets_an_identical_401(
     for headers in tries:
         headers = headers | {"X-Request-ID": "r-1"}
         answer = site.client.open(path + slash, method=method, headers=headers)
-        assert_error(answer, 401, "unauthorized", "A valid API key is needed")
+        assert_error(answer, 401, "unauthorized", "A valid API key is required")
         sent = any(secret in value for secret in bad.values() for value in headers.values())
         challenge = 'Bearer realm="sluice"' + (', error="invalid_token"' if sent else "")
         assert answer.headers["WWW-Authenticate"] == challenge

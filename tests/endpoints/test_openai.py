@@ -1,8 +1,7 @@
-"""The OpenAI face as its clients see it: bodies and streams to the byte, with a provider that plays
-what a test writes.
+"""Tests of the OpenAI face as clients see it: bodies and streams to the byte.
 
-Rules that hold here: the provider is replaced where the gateway makes an attempt, so that all else
-is the real path; ids and times, which differ each time, are replaced before a comparison.
+- A scripted provider replaces the upstream call of each attempt; everything else is real.
+- Ids and times vary, so they are replaced before a comparison.
 """
 
 from __future__ import annotations
@@ -94,11 +93,11 @@ output_per_mtok = 2.0
 """
 
 Line: TypeAlias = Batch | SluiceError | Callable[[], object] | None
-"""What an attempt does next: brings events, fails, has something done, or waits for its abort."""
+"""The next step of an attempt: yield events, raise, call a function, or wait for abort (None)."""
 
 
 class Attempt:
-    """Plays a script; see providers.base.UpstreamCall."""
+    """An UpstreamCall of providers.base that plays a script."""
 
     def __init__(self, script: Sequence[Line]) -> None:
         self._script = script
@@ -125,7 +124,7 @@ class Attempt:
 
 
 class Upstream:
-    """All providers. `scripts` are for the next attempts; the last one serves all later ones."""
+    """A fake for all providers. Each attempt takes the next script; the last one is reused."""
 
     def __init__(self) -> None:
         self.scripts: list[Sequence[Line]] = [answer("Hello")]
@@ -144,13 +143,13 @@ class Upstream:
 
     @property
     def request(self) -> CompletionRequest:
-        """The only one."""
+        """The request, of which there must be exactly one."""
         [request] = self.requests
         return request
 
 
 def answer(*texts: str, reason: FinishReason = "stop", usage: Usage | None = None) -> list[Line]:
-    """A choice's text in pieces, its end, and its usage."""
+    """Return a script: a choice's text in pieces, its end, and its usage."""
     used = Used(usage or Usage(input_tokens=3, output_tokens=5))
     deltas: list[Line] = [[Delta(0, text)] for text in texts]
     return [[Started()], *deltas, [Finished(0, reason), used]]
@@ -203,7 +202,7 @@ class Face:
         return self.app.test_client().get(path, headers=self.headers)
 
     def stream(self, headers: dict[str, str] | None = None, /, **fields: Any) -> str:
-        """A stream's text, which must be a 200, with its id and time replaced."""
+        """Return a stream's text, with its id and time replaced. Its status must be 200."""
         answer = self.ask(headers, stream=True, **fields)
         assert answer.status_code == 200, answer.text
         return plain(answer.text)
@@ -214,17 +213,17 @@ class Face:
         assert (answer.status_code, answer.json) == (200, {"success": True})
 
     def release(self) -> None:
-        """The status line has been held back long enough, says the sweeper; and it goes out."""
+        """Release the stream's status line, as the sweeper does after the first-event wait."""
         [stream] = self.gateway.streams._snapshot()
         stream.mailbox.nudge(Nudge.RELEASE)
         deadline = time.monotonic() + HANG_S
         while stream.mailbox._messages and time.monotonic() < deadline:
             time.sleep(0.001)
-        time.sleep(0.03)  # for the writer, who has taken it, to make the headers
+        time.sleep(0.03)  # the writer has taken the message; let it make the headers
 
 
 def plain(text: str) -> str:
-    """Text without what differs each time."""
+    """Replace the ids and times in a text."""
     text = re.sub(r'"id":"cmpl-[0-9a-f]{32}"', '"id":"ID"', text)
     return re.sub(r'"created":\d{10}\b', '"created":0', text)
 
@@ -246,7 +245,7 @@ USED = '"prompt_tokens":3,"completion_tokens":5,"total_tokens":8,"cost":0.000013
 
 
 def chunks(text: str) -> list[Any]:
-    """The JSON of a stream's data lines, without [DONE]."""
+    """Return the JSON of a stream's data lines, without [DONE]."""
     data = [line[6:] for line in text.split("\n") if line.startswith("data: ")]
     return [json.loads(item) for item in data if item != "[DONE]"]
 
@@ -400,7 +399,7 @@ def test_invalid_prompt_answers_400_with_the_accepted_shapes(
 
 
 @pytest.mark.parametrize("body", [{"model": "fake/m"}, {"model": "fake/m", "prompt": None}])
-def test_a_prompt_is_needed(face: Face, body: dict[str, Any]) -> None:
+def test_a_missing_prompt_answers_400(face: Face, body: dict[str, Any]) -> None:
     answer = face.app.test_client().post(PATH, json=body, headers=face.headers)
     error = answer.get_json()["error"]
     assert (answer.status_code, error["param"]) == (400, "prompt")
@@ -445,7 +444,7 @@ def test_token_id_prompt_answers_400_if_the_target_cannot_take_token_ids(face: F
     answer = face.ask(model="fakechat/m", prompt=[1, 2])
     error = answer.get_json()["error"]
     assert (answer.status_code, error["code"]) == (400, "unsupported_parameter")
-    assert error["message"] == "A prompt of token ids can't be had from fakechat/m."
+    assert error["message"] == "fakechat/m doesn't support a prompt of token ids."
 
 
 # Parameters
@@ -467,7 +466,7 @@ ALL = {
 }
 
 
-def test_every_parameter_arrives(face: Face, upstream: Upstream) -> None:
+def test_every_parameter_reaches_the_provider(face: Face, upstream: Upstream) -> None:
     assert face.ask(**ALL, stop=["a", "b"]).status_code == 200
     found = upstream.request
     assert {name: getattr(found, name) for name in ALL} == ALL
@@ -567,13 +566,13 @@ def test_invalid_parameter_value_answers_400_naming_the_parameter(
     assert upstream.requests == []
 
 
-def test_include_usage_is_true_or_false(face: Face) -> None:
+def test_include_usage_must_be_true_or_false(face: Face) -> None:
     answer = face.ask(stream=True, stream_options={"include_usage": "yes"})
     assert answer.status_code == 400
     assert answer.get_json()["error"]["param"] == "include_usage"
 
 
-def test_best_of_is_at_least_n(face: Face) -> None:
+def test_best_of_must_be_at_least_n(face: Face) -> None:
     assert face.ask(n=3, best_of=2).get_json()["error"]["param"] == "best_of"
 
 
@@ -617,7 +616,7 @@ def test_provider_and_fallbacks_fields_choose_the_targets(face: Face, upstream: 
     assert [target.name for target in upstream.targets] == ["fakechat/m", "fake/other"]
 
 
-# StreamRegistry
+# Streams
 
 
 def test_stream_matches_the_expected_bytes_and_headers(face: Face, upstream: Upstream) -> None:
@@ -737,7 +736,7 @@ def error(message: str, code: str, kind: str = "invalid_request_error", **more: 
     return base | more
 
 
-# What can't be had
+# Dropped and unsupported parameters
 
 
 def test_dropped_parameters_are_named_in_a_header(face: Face, upstream: Upstream) -> None:
@@ -760,7 +759,7 @@ def test_strict_header_rejects_a_parameter_that_would_be_dropped(
         "unsupported_parameter",
         "seed",
     )
-    assert told["message"] == "seed can't be had from dull/m."
+    assert told["message"] == "dull/m doesn't support seed."
     assert told["details"] == {"parameter": "seed", "target": "dull/m"}
     assert upstream.requests == []
     assert face.ask({"X-Sluice-Strict": "0"}, model="dull/m", seed=7).status_code == 200
@@ -870,9 +869,7 @@ def test_each_error_has_its_status_headers_and_body(
     assert reply.headers["X-Request-ID"] == "r-1"
     assert {key: reply.headers.get(key) for key in headers} == headers
     more = {"details": found["details"]} if "details" in found else {}
-    assert found == error(
-        failure.message, failure.code, kind, param=failure.param, **more
-    )  # and nothing else
+    assert found == error(failure.message, failure.code, kind, param=failure.param, **more)
 
 
 @pytest.mark.parametrize("name", FAILURES)
@@ -887,7 +884,7 @@ def test_error_frame_in_a_stream_has_its_type_code_and_request_id(
     assert "[DONE]" not in text
 
 
-def test_missing_or_invalid_key_answers_401_and_asks_no_provider(
+def test_missing_or_invalid_key_answers_401_and_calls_no_provider(
     face: Face, upstream: Upstream
 ) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"X-API-Key": "wrong"}):

@@ -1,4 +1,4 @@
-"""endpoints/openapi.py: the document is true to the application, and /docs shows it."""
+"""Tests of endpoints/openapi/: the document matches the application, and /docs shows it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""endpoints/pages.py: who gets a page and who JSON, and what a page may do."""
+"""Tests of endpoints/pages.py: which clients get HTML or JSON, and what a page may load."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 
 def answered(site: Site, path: str, **headers: str) -> closing[TestResponse]:
-    """The answer to a GET, whose file is to be closed."""
+    """Return the response to a GET in a context that closes its file."""
     return closing(site.client.get(path, headers=headers))
 
 
@@ -104,14 +104,14 @@ def test_an_unknown_static_path_answers_404_with_json(site: Site, name: str) -> 
         assert answer.json is not None
 
 
-def test_no_page_has_script_or_style_within() -> None:
+def test_no_page_has_inline_scripts_or_styles() -> None:
     for path in TEMPLATES.iterdir():
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"<style|<script(?![^>]* src=)|\sstyle=|\son[a-z]+=|javascript:", text)
         assert not re.search(r'(?:src|href)="(?!\{\{ static \}\}|/|#)', text)
 
 
-def test_scripts_make_no_html_of_text() -> None:
+def test_scripts_never_insert_text_as_html() -> None:
     for path in pages.STATIC.glob("*.js"):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text)
@@ -129,7 +129,7 @@ def test_playground_ranges_match_what_the_api_accepts(found: pages.Range) -> Non
     least = 0.001 if found.name == "top_p" else found.least
     native.parse(body(least))
     native.parse(body(found.most))
-    if found.name == "seed":  # what JavaScript can hold is less than what the API takes
+    if found.name == "seed":  # the API accepts more, but JavaScript's numbers can't hold it
         return
     for beyond in (found.least - 1, found.most + 1):
         with pytest.raises(InvalidRequest):

@@ -1,5 +1,4 @@
-"""endpoints/request_fields.py: any JSON value is a field's value, or a sentence that names the
-field."""
+"""Tests of endpoints/request_fields.py: a field accepts a value, or the error names the field."""
 
 from __future__ import annotations
 
@@ -75,18 +74,17 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "logit_bias": st.dictionaries(TEXT, number(-100, 100), max_size=3),
     "user": st.text(max_size=5),
 }
-"""best_of depends on n, and is tested apart."""
+"""Valid values by field. best_of depends on n, so it has its own test."""
 
 
 def read(data: dict[str, Any]) -> CompletionRequest:
-    """A native body as the request that it means."""
     found, request = native.parse(data)
     request_fields.to_route(found)
     return request
 
 
 def refusal(data: dict[str, Any]) -> InvalidRequest | None:
-    """Why it means none; None: it does."""
+    """Return the error for a body; None if the body is valid."""
     try:
         read(data)
     except InvalidRequest as error:
@@ -109,15 +107,14 @@ def test_any_field_value_is_accepted_or_rejected_with_a_helpful_error(
     if name == "additional_params" and isinstance(value, dict):
         assert error.param in value
     elif value is None:
-        assert error.message == f"prompt is missing; it takes {TAKES['prompt']}."
+        assert error.message == f"prompt is missing; expected {TAKES['prompt']}."
     else:
         assert error.param == name
-        assert error.message == f"{name}: got {shown(name, value)}; it takes {TAKES[name]}."
+        assert error.message == f"{name}: got {shown(name, value)}; expected {TAKES[name]}."
 
 
 @given(st.sampled_from(sorted(NAMES)), JSON)
 def test_a_field_in_additional_params_is_checked_as_in_the_body(name: str, value: Any) -> None:
-    """Whichever place a value stands in, it is taken or refused."""
     if name in request_fields.BEYOND_PARAMS or name not in native.FIELDS:
         return
 
@@ -158,7 +155,7 @@ def test_an_invalid_byok_api_key_is_not_shown_in_the_error_message(secret: str, 
 
 @given(st.fixed_dictionaries({}, optional={name: optional(VALID[name]) for name in VALID}))
 def test_valid_field_values_reach_the_request_and_the_route(fields: dict[str, Any]) -> None:
-    """Through JSON, and back out of the request and the route."""
+    """Send the values through JSON, and read them back from the request and the route."""
     data = json.loads(json.dumps(fields))
     found = request_fields.parameters({name: v for name, v in data.items() if v is not None})
     request, route = (
@@ -262,7 +259,7 @@ def test_best_of_below_n_is_rejected(fields: dict[str, Any], fine: bool) -> None
     assert caught.value.param == "best_of"
 
 
-def test_the_first_field_that_is_wrong_is_named() -> None:
+def test_the_first_invalid_field_is_named() -> None:
     with pytest.raises(InvalidRequest) as caught:
         request_fields.parameters({"n": 1, "temperature": "hot", "max_tokens": 0})
     assert caught.value.param == "temperature"
@@ -282,7 +279,7 @@ def test_every_field_has_a_description_of_its_valid_values() -> None:
     [
         ("temprature", "Unknown field: temprature. Did you mean temperature?"),
         ("maxtokens", "Unknown field: maxtokens. Did you mean max_tokens?"),
-        ("zzz", "Unknown field: zzz. Provider-specific fields go into additional_params."),
+        ("zzz", "Unknown field: zzz. Provider-specific fields belong in additional_params."),
         ("x" * 300, f"Unknown field: {'x' * 100}...."),
     ],
 )
@@ -335,10 +332,11 @@ def test_a_field_with_two_different_values_is_rejected() -> None:
     with pytest.raises(InvalidRequest) as caught:
         request_fields.merge_params({"top_p": 0.5, "additional_params": {"top_p": 0.6}})
     assert caught.value.param == "top_p"
-    assert "top_p stands in the body and in additional_params" in caught.value.message
+    message = "top_p has different values in the body and in additional_params."
+    assert caught.value.message == message
 
 
-# Showing
+# Values in messages
 
 
 @pytest.mark.parametrize(
@@ -351,7 +349,7 @@ def test_a_field_with_two_different_values_is_rejected() -> None:
         (None, "null"),
         ([], "[]"),
         ({}, "{}"),
-        ([1, 2], "a list of 2"),
+        ([1, 2], "a list of length 2"),
         ({"a": 1}, "an object"),
         (1e300, "1e300"),
         (10**99, "1" + "0" * 59 + "... (a number)"),
@@ -368,7 +366,7 @@ def test_every_json_value_can_be_shown_and_has_a_kind(value: Any) -> None:
     assert shown("byok_api_key", value) == kind_of(value)
 
 
-# Reading
+# Bodies
 
 
 def reading(flask: Flask, data: bytes, limit: int = 1000, **options: Any) -> Any:
@@ -414,8 +412,8 @@ def test_an_unsupported_content_type_is_rejected_and_named(flask: Flask, kind: s
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"", "The body is empty. It takes a JSON object."),
-        (b" \n", "The body is empty."),
+        (b"", "The body is empty; expected a JSON object."),
+        (b" \n", "The body is empty;"),
         (b"{", "The body is not JSON: "),
         (b"{'a': 1}", "The body is not JSON: "),
         (b'{"a": NaN}', "The body is not JSON: "),
@@ -424,14 +422,14 @@ def test_an_unsupported_content_type_is_rejected_and_named(flask: Flask, kind: s
         (b'{"a": "\xed\xa0\x80"}', "The body is not UTF-8 at byte "),
         (b'{"a": "\\ud800"}', "The body is not JSON: "),
         (b"[" * 900, "The body is "),
-        (b"[]", "The body is a list of 0. It takes a JSON object."),
-        (b"null", "The body is null."),
-        (b"5", "The body is a number."),
-        (b"true", "The body is true."),
-        (b'"prompt"', "The body is a string of 6 characters."),
+        (b"[]", "The body is a list of length 0; expected a JSON object."),
+        (b"null", "The body is null;"),
+        (b"5", "The body is a number;"),
+        (b"true", "The body is true;"),
+        (b'"prompt"', "The body is a string of 6 characters;"),
     ],
 )
-def test_the_error_for_a_body_that_is_no_json_object_gives_the_reason(
+def test_the_error_for_a_body_that_is_not_a_json_object_gives_the_reason(
     flask: Flask, data: bytes, says: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
@@ -465,11 +463,11 @@ def test_a_body_above_the_size_limit_is_rejected_and_read_to_its_end(
         else:
             with pytest.raises(RequestTooLarge, match="larger than 1000 bytes"):
                 request_fields.read_object(1000)
-    assert stream.read() == b"", "the rest is taken"
+    assert stream.read() == b"", "the rest of the body was not read"
 
 
 class Feed:
-    """A request's stream: chunks, then an exception or more chunks."""
+    """A fake request stream: it returns chunks, raises, then returns `forever` endlessly."""
 
     def __init__(self, *items: bytes | Exception, forever: bytes = b"") -> None:
         self.items: Iterator[bytes | Exception] = iter(items)

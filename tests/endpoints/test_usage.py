@@ -1,4 +1,4 @@
-"""endpoints/usage.py: what the caller has used, and nobody else."""
+"""Tests of endpoints/usage.py: the usage of the caller's key, and of no other key."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def key_id(site: Site) -> str:
 
 
 def fill(site: Site, *rows: tuple[Any, ...], **fields: Any) -> None:
-    """Settled rows of the site's key."""
+    """Add settled rows of the site's key to the ledger."""
     with connected(database_url(None, site.app.extensions["sluice"].settings.database)) as found:
         for row in rows:
             settled_row(found, *row, **{"key_id": key_id(site), **fields})
@@ -62,7 +62,7 @@ def ok(site: Site, path: str, **headers: str) -> Any:
 
 
 def refused(site: Site, path: str) -> str:
-    """The message of a 400."""
+    """Check that a GET is refused with 400, and return the error's message."""
     answer = site.get(path)
     assert (answer.status_code, answer.mimetype) == (400, "application/json"), answer.data
     assert answer.json is not None
@@ -147,24 +147,27 @@ def test_an_invalid_date_is_refused_with_400(site: Site, name: str, text: str) -
         (f"{USAGE}?start_date=2026-02-01&end_date=2026-01-31", "start_date is after end_date"),
         (
             f"{USAGE}?x=1",
-            "Unknown parameter: x. This takes start_date, end_date, group_by, format.",
+            "Unknown parameter: x. Known parameters: start_date, end_date, group_by, format.",
         ),
         (f"{USAGE}?strat_date=1", "Unknown parameter: strat_date. Did you mean start_date?"),
         (f"{USAGE}?model=m", "Unknown parameter: model."),
-        (f"{USAGE}?start_date=2026-01-01&start_date=2026-01-02", "start_date is given 2 times"),
-        (f"{USAGE}?group_by=key", "it takes day, model, provider or endpoint"),
-        (f"{USAGE}?format=xml", "format: got 'xml'; it takes json or csv"),
+        (f"{USAGE}?start_date=2026-01-01&start_date=2026-01-02", "start_date appears 2 times"),
+        (f"{USAGE}?group_by=key", "expected day, model, provider or endpoint"),
+        (f"{USAGE}?format=xml", "format: got 'xml'; expected json or csv"),
         (f"{USAGE}?{'x' * 500}=1", "..."),
         (f"{USAGE}?group_by={'x' * 500}", "..."),
         (f"{REQUESTS}?limits=1", "Did you mean limit?"),
-        (f"{REQUESTS}?limit=0", "limit: got '0'; it takes an integer from 1 to 100"),
-        (f"{REQUESTS}?limit=101", "it takes an integer from 1 to 100"),
-        (f"{REQUESTS}?limit=1.5", "it takes"),
-        (f"{REQUESTS}?limit=%D9%A3", "it takes"),
-        (f"{REQUESTS}?cursor=1", "cursor: got '1'; it takes next_cursor of an answer"),
-        (f"{REQUESTS}?cursor=%C3%A9%C3%A9", "it takes next_cursor"),
-        (f"{REQUESTS}?cursor=//8=", "it takes next_cursor"),
-        (f"{REQUESTS}?cursor={base64.b64encode(b'0' * 29).decode()}", "it takes next_cursor"),
+        (f"{REQUESTS}?limit=0", "limit: got '0'; expected an integer from 1 to 100"),
+        (f"{REQUESTS}?limit=101", "expected an integer from 1 to 100"),
+        (f"{REQUESTS}?limit=1.5", "expected"),
+        (f"{REQUESTS}?limit=%D9%A3", "expected"),
+        (
+            f"{REQUESTS}?cursor=1",
+            "cursor: got '1'; expected the next_cursor of a previous response",
+        ),
+        (f"{REQUESTS}?cursor=%C3%A9%C3%A9", "expected the next_cursor"),
+        (f"{REQUESTS}?cursor=//8=", "expected the next_cursor"),
+        (f"{REQUESTS}?cursor={base64.b64encode(b'0' * 29).decode()}", "expected the next_cursor"),
     ],
 )
 def test_an_invalid_query_parameter_is_refused_with_a_short_message(
@@ -318,7 +321,7 @@ def test_a_csv_without_rows_is_its_header_line(site: Site) -> None:
     assert len(site.get(f"{USAGE}?format=csv").data.splitlines()) == 1
 
 
-# One by one
+# The request list
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
@@ -373,7 +376,7 @@ def test_a_listed_request_shows_all_fields_of_its_ledger_row(site: Site) -> None
     ]
 
 
-def test_requests_of_the_caller_alone_are_paged_newest_first(site: Site) -> None:
+def test_the_request_list_pages_only_requests_of_the_caller_newest_first(site: Site) -> None:
     fill(site, *((f"2026-01-{day:02}T12:00:00",) for day in range(1, 26)))
     fill(site, ("2026-01-31T12:00:00",), key_id="key_of_others")
     seen, path = [], REQUESTS

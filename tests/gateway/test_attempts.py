@@ -62,8 +62,8 @@ ROWS: dict[str, dict[str, Any]] = {
 KEYS = "sk-first-of-the-keys, sk-other-of-the-keys"
 
 
-class Pages:
-    """A ledger that keeps what it is told."""
+class FakeLedger:
+    """A ledger that records its calls."""
 
     def __init__(self) -> None:
         self.claims: list[Claim | None] = []
@@ -77,19 +77,19 @@ class Pages:
         self.settlements.append(settlement)
 
 
-class House:
-    """A gateway, what it settled, and what its providers were asked."""
+class Harness:
+    """A gateway with scripted providers. `asked` lists the candidates that were tried."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
-        self.records, self.pages = Records(), Pages()
+        self.records, self.ledger = Records(), FakeLedger()
         self.asked: list[Any] = []
         self.gateway = self.made()
 
     def made(self, keys: str = "sk-only-one-key", **settings: Any) -> Gateway:
         found = Settings(providers=ROWS, prices=PRICES, environ={"SIM_KEY": keys}, **settings)
-        pages = cast(Ledger, self.pages)
-        self.gateway = Gateway(found, Quota(found.reserve_tokens), pages, self.records)
+        ledger = cast(Ledger, self.ledger)
+        self.gateway = Gateway(found, Quota(found.reserve_tokens), ledger, self.records)
         return self.gateway
 
     def play(self, *attempts: Scripted) -> None:
@@ -112,7 +112,7 @@ class House:
         return self.gateway.open(request, route, **fields)
 
     def run(self, *models: str, **more: Any) -> str:
-        """The stream that its client gets. Raises SluiceError."""
+        """Make a call, and return the stream that its client gets. Raises SluiceError."""
         call = self.open(*models, **more)
         call.wait()
         return b"".join(call.frames(Words())).decode()
@@ -132,13 +132,13 @@ class House:
 
     @property
     def tries(self) -> list[dict[str, Any]] | None:
-        text = self.pages.settlements[-1].tries
+        text = self.ledger.settlements[-1].tries
         return None if text is None else msgspec.json.decode(text)
 
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """The waits before retries, which take no time here."""
+    """Yield a list that collects the waits before retries. The waits themselves are skipped."""
     found: list[float] = []
 
     def pause(_stream: Stream, seconds: float) -> bool:
@@ -151,8 +151,8 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 
 
 @pytest.fixture
-def house(monkeypatch: pytest.MonkeyPatch) -> House:
-    return House(monkeypatch)
+def harness(monkeypatch: pytest.MonkeyPatch) -> Harness:
+    return Harness(monkeypatch)
 
 
 def failing(status: int | None = 500, wait: float | None = None, **more: Any) -> Scripted:
@@ -169,67 +169,69 @@ WHOLE = "Hello  there completed"
 
 
 @pytest.mark.parametrize("status", [None, 408, 500, 502, 503, 504, 529])
-def test_temporary_failure_is_retried(house: House, pauses: list[float], status: int) -> None:
-    house.play(failing(status), failing(status), good())
-    assert house.run() == WHOLE
+def test_temporary_failure_is_retried(harness: Harness, pauses: list[float], status: int) -> None:
+    harness.play(failing(status), failing(status), good())
+    assert harness.run() == WHOLE
     assert len(pauses) == 2
-    assert house.names == ["sim/m"] * 3
-    assert len(house.records.streams[0].attempts) == house.pages.settlements[0].attempts == 3
+    assert harness.names == ["sim/m"] * 3
+    assert len(harness.records.streams[0].attempts) == harness.ledger.settlements[0].attempts == 3
 
 
 @pytest.mark.parametrize("retries", [0, 1, 2])
 def test_retries_setting_bounds_the_attempts(
-    house: House, pauses: list[float], retries: int
+    harness: Harness, pauses: list[float], retries: int
 ) -> None:
-    house.made(retries=retries)
-    house.play(*(failing() for _ in range(9)))
-    assert house.refused().status == 502
-    assert len(house.asked) == 1 + retries
+    harness.made(retries=retries)
+    harness.play(*(failing() for _ in range(9)))
+    assert harness.refused().status == 502
+    assert len(harness.asked) == 1 + retries
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422])
-def test_a_refused_request_is_never_retried(house: House, pauses: list[float], status: int) -> None:
-    house.play(failing(status))
-    house.refused()
-    assert (len(house.asked), pauses) == (1, [])
+def test_a_refused_request_is_never_retried(
+    harness: Harness, pauses: list[float], status: int
+) -> None:
+    harness.play(failing(status))
+    harness.refused()
+    assert (len(harness.asked), pauses) == (1, [])
 
 
 @pytest.mark.parametrize("first", [[Started("m", 8)], HELLO])
 def test_call_is_not_retried_after_its_first_event(
-    house: House, pauses: list[float], first: Batch
+    harness: Harness, pauses: list[float], first: Batch
 ) -> None:
-    house.play(Scripted(first, UpstreamError("Broke.")))
-    assert house.run("sim/m", "other/m").endswith("provider_error")
-    assert (len(house.asked), pauses) == (1, [])
+    harness.play(Scripted(first, UpstreamError("Broke.")))
+    assert harness.run("sim/m", "other/m").endswith("provider_error")
+    assert (len(harness.asked), pauses) == (1, [])
 
 
 def test_ledger_row_records_each_attempt_without_a_secret(
-    house: House, pauses: list[float]
+    harness: Harness, pauses: list[float]
 ) -> None:
-    house.made(KEYS)
+    harness.made(KEYS)
     words = f"sk-first-of-the-keys and {KEYS} are wrong"
-    house.play(failing(500, upstream_message=words), failing(None), good())
-    house.run()
-    tries = house.tries
+    harness.play(failing(500, upstream_message=words), failing(None), good())
+    harness.run()
+    tries = harness.tries
     assert tries is not None
     assert [(t["code"], t["status"], t["cost_nano"]) for t in tries] == [
         ("provider_error", 500, 0), ("provider_error", None, 0), (None, None, 14_000),
     ]  # fmt: skip
     assert "sk-" not in str(tries)
-    house.play(good())
-    house.run()
-    assert house.tries is None
+    harness.play(good())
+    harness.run()
+    assert harness.tries is None
 
 
 @pytest.mark.parametrize("how", ["stopped", "client_gone"])
 @pytest.mark.parametrize("policy", ["cancel", "drain"])
 def test_retry_wait_ends_at_once_when_its_call_ends(
-    house: House, monkeypatch: pytest.MonkeyPatch, how: Any, policy: str
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, how: Any, policy: str
 ) -> None:
-    house.made(disconnect=policy)
+    harness.made(disconnect=policy)
     monkeypatch.setattr(attempts, "delay", lambda *_: 15.0)
-    house.play(failing())
-    call = house.open("sim/m", "other/m")
+    harness.play(failing())
+    call = harness.open("sim/m", "other/m")
     assert eventually(
         lambda: bool(call.stream.attempts) and call.stream.attempts[0].ended is not None
     )
@@ -238,17 +240,17 @@ def test_retry_wait_ends_at_once_when_its_call_ends(
     call.stream.end(how)
     assert left.wait(HANG_S)
     assert list(call.frames(Words()))[-1] == how.encode()
-    outcome = house.records.only
+    outcome = harness.records.only
     assert (outcome.reason, outcome.usage) == (how, Usage())
-    assert len(house.asked) == 1
+    assert len(harness.asked) == 1
 
 
 def test_call_that_waits_for_a_retry_does_not_time_out(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attempts, "delay", lambda *_: 15.0)
-    house.play(failing())
-    call = house.open()
+    harness.play(failing())
+    call = harness.open()
     assert eventually(
         lambda: bool(call.stream.attempts) and call.stream.attempts[0].ended is not None
     )
@@ -262,126 +264,128 @@ def test_call_that_waits_for_a_retry_does_not_time_out(
     [(5, {}, True), (5, {"total": 4.0}, False), (21, {}, False), (None, {"total": 0.9}, False)],
 )
 def test_retry_wait_never_exceeds_the_cap_or_the_time_left_of_the_call(
-    house: House, pauses: list[float], wait_s: float, within: dict[str, float], tried: bool
+    harness: Harness, pauses: list[float], wait_s: float, within: dict[str, float], tried: bool
 ) -> None:
-    house.play(failing(429, wait_s), good())
-    house.gateway.reader.breakers._clock = lambda: 0.0 if not pauses else 100.0
+    harness.play(failing(429, wait_s), good())
+    harness.gateway.reader.breakers._clock = lambda: 0.0 if not pauses else 100.0
     if tried:
-        assert house.run(within=within) == WHOLE
+        assert harness.run(within=within) == WHOLE
         assert 5 <= pauses[0] <= 5.25
     else:
-        error = house.refused(within=within)
+        error = harness.refused(within=within)
         assert (error.status, pauses) == (429, [])
         assert int(error.headers["Retry-After"]) >= 5
 
 
-def test_fallback_model_is_tried_without_a_wait(house: House, pauses: list[float]) -> None:
-    house.play(failing(503, 5), good())
-    assert house.run("sim/m", "other/m") == WHOLE
-    assert (house.names, pauses) == (["sim/m", "other/m"], [])
+def test_fallback_model_is_tried_without_a_wait(harness: Harness, pauses: list[float]) -> None:
+    harness.play(failing(503, 5), good())
+    assert harness.run("sim/m", "other/m") == WHOLE
+    assert (harness.names, pauses) == (["sim/m", "other/m"], [])
 
 
 def test_retry_budget_limits_a_failing_provider_to_a_fifth_more_attempts(
-    house: House, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+    harness: Harness, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house.gateway.reader.breakers.failed = lambda *_: None  # type: ignore[method-assign]
-    house.play(*(failing() for _ in range(500)))
+    harness.gateway.reader.breakers.failed = lambda *_: None  # type: ignore[method-assign]
+    harness.play(*(failing() for _ in range(500)))
     for _ in range(100):
-        house.refused()
-    assert 120 <= len(house.asked) <= 120 + MOST_SAVED
+        harness.refused()
+    assert 120 <= len(harness.asked) <= 120 + MOST_SAVED
 
 
 # Several keys
 
 
-def test_other_provider_key_is_tried_at_once_after_a_429(house: House, pauses: list[float]) -> None:
-    house.made(KEYS, retries=0)
+def test_other_provider_key_is_tried_at_once_after_a_429(
+    harness: Harness, pauses: list[float]
+) -> None:
+    harness.made(KEYS, retries=0)
     for _ in range(3):
-        house.gateway.reader._budget.take(house.gateway.router.targets(Route(model="sim/m"))[0])
-    before = dict(house.gateway.reader._budget._saved)
-    house.play(failing(429, 60), good(), good())
-    assert house.run() == WHOLE
-    assert sorted(house.keys) == [1, 2]
+        harness.gateway.reader._budget.take(harness.gateway.router.targets(Route(model="sim/m"))[0])
+    before = dict(harness.gateway.reader._budget._saved)
+    harness.play(failing(429, 60), good(), good())
+    assert harness.run() == WHOLE
+    assert sorted(harness.keys) == [1, 2]
     assert pauses == []
-    after = house.gateway.reader._budget._saved
-    assert after == {place: saved + 0.2 for place, saved in before.items()}
-    limited = house.keys[0]
-    assert house.run() == WHOLE
-    assert house.keys[2] != limited
+    after = harness.gateway.reader._budget._saved
+    assert after == {budget: saved + 0.2 for budget, saved in before.items()}
+    limited = harness.keys[0]
+    assert harness.run() == WHOLE
+    assert harness.keys[2] != limited
 
 
 @pytest.mark.parametrize("wait_s", [0.0, 60.0])
 def test_each_rate_limited_provider_key_is_tried_once(
-    house: House, pauses: list[float], wait_s: float
+    harness: Harness, pauses: list[float], wait_s: float
 ) -> None:
-    house.made(KEYS, retries=0)
-    house.play(*(failing(429, wait_s) for _ in range(5)))
-    assert isinstance(house.refused(), RateLimited)
-    assert sorted(house.keys) == [1, 2]
+    harness.made(KEYS, retries=0)
+    harness.play(*(failing(429, wait_s) for _ in range(5)))
+    assert isinstance(harness.refused(), RateLimited)
+    assert sorted(harness.keys) == [1, 2]
 
 
 def test_call_gets_retry_after_without_an_attempt_when_all_keys_are_limited(
-    house: House, pauses: list[float]
+    harness: Harness, pauses: list[float]
 ) -> None:
-    house.made(KEYS, retries=0)
-    house.play(failing(429, 60), failing(429, 30))
-    house.refused()
-    error = house.refused()
+    harness.made(KEYS, retries=0)
+    harness.play(failing(429, 60), failing(429, 30))
+    harness.refused()
+    error = harness.refused()
     assert isinstance(error, RateLimited)
     assert int(error.headers["Retry-After"]) in (29, 30)
-    assert len(house.asked) == 2
-    assert len(house.records.streams[-1].attempts) == 0
-    assert set(house.gateway.open_circuits()) == {"sim (key 1)", "sim (key 2)"}
+    assert len(harness.asked) == 2
+    assert len(harness.records.streams[-1].attempts) == 0
+    assert set(harness.gateway.open_circuits()) == {"sim (key 1)", "sim (key 2)"}
 
 
 # Cool-downs
 
 
-def in_trouble(house: House, model: str = "sim/m") -> None:
-    (target,) = house.gateway.router.targets(Route(model=model))
+def open_circuit(harness: Harness, model: str = "sim/m") -> None:
+    (target,) = harness.gateway.router.targets(Route(model=model))
     for _ in range(FAILURES):
-        house.gateway.reader.breakers.failed(target)
+        harness.gateway.reader.breakers.failed(target)
 
 
-def test_target_with_an_open_circuit_breaker_is_skipped(house: House) -> None:
-    in_trouble(house)
-    house.play(good(), good())
-    error = house.refused()
+def test_target_with_an_open_circuit_breaker_is_skipped(harness: Harness) -> None:
+    open_circuit(harness)
+    harness.play(good(), good())
+    error = harness.refused()
     assert isinstance(error, Unavailable)
     assert 1 <= int(error.headers["Retry-After"]) <= 10
-    assert house.asked == []
-    assert house.run("sim/m", "other/m") == WHOLE
-    assert house.names == ["other/m"]
-    assert house.run(byok="sk-own-key-of-mine") == WHOLE
-    assert set(house.gateway.open_circuits()) == {"sim/m"}
+    assert harness.asked == []
+    assert harness.run("sim/m", "other/m") == WHOLE
+    assert harness.names == ["other/m"]
+    assert harness.run(byok="sk-own-key-of-mine") == WHOLE
+    assert set(harness.gateway.open_circuits()) == {"sim/m"}
 
 
-def test_single_call_probes_a_target_when_its_circuit_breaker_may_close(house: House) -> None:
-    in_trouble(house)
-    breakers = house.gateway.reader.breakers
+def test_single_call_probes_a_target_when_its_circuit_breaker_may_close(harness: Harness) -> None:
+    open_circuit(harness)
+    breakers = harness.gateway.reader.breakers
     breakers._clock = lambda: time.monotonic() + 11
     go_on = threading.Event()
     probe = Scripted(lambda: go_on.wait(HANG_S), HELLO, REST)
-    house.play(probe, good())
-    call = house.open(key=a_key(id="key_2"))
+    harness.play(probe, good())
+    call = harness.open(key=a_key(id="key_2"))
     assert eventually(lambda: len(call.stream.attempts) == 1)
-    assert isinstance(house.refused(), Unavailable)
+    assert isinstance(harness.refused(), Unavailable)
     go_on.set()
     call.wait()
-    assert house.gateway.open_circuits() == {}
-    assert house.run() == WHOLE
+    assert harness.gateway.open_circuits() == {}
+    assert harness.run() == WHOLE
     call.close()
 
 
 def test_call_is_not_retried_when_its_failure_opens_the_circuit_breaker(
-    house: House, pauses: list[float]
+    harness: Harness, pauses: list[float]
 ) -> None:
-    (target,) = house.gateway.router.targets(Route(model="sim/m"))
+    (target,) = harness.gateway.router.targets(Route(model="sim/m"))
     for _ in range(FAILURES - 1):
-        house.gateway.reader.breakers.failed(target)
-    house.play(failing(), good())
-    assert house.refused().status == 502
-    assert (len(house.asked), pauses) == (1, [])
+        harness.gateway.reader.breakers.failed(target)
+    harness.play(failing(), good())
+    assert harness.refused().status == 502
+    assert (len(harness.asked), pauses) == (1, [])
 
 
 @pytest.mark.parametrize(
@@ -393,37 +397,37 @@ def test_call_is_not_retried_when_its_failure_opens_the_circuit_breaker(
     ],
 )
 def test_shorter_caller_timeout_does_not_open_the_circuit_breaker(
-    house: House, timeouts: Timeouts, within: dict[str, float], cools: bool
+    harness: Harness, timeouts: Timeouts, within: dict[str, float], cools: bool
 ) -> None:
-    house.made(retries=0, timeouts=timeouts)
-    house.play(*(Scripted(UpstreamTimeout("connect", 1)) for _ in range(FAILURES)))
+    harness.made(retries=0, timeouts=timeouts)
+    harness.play(*(Scripted(UpstreamTimeout("connect", 1)) for _ in range(FAILURES)))
     for _ in range(FAILURES):
-        assert house.refused(within=within).status == 504
-    assert bool(house.gateway.open_circuits()) is cools
+        assert harness.refused(within=within).status == 504
+    assert bool(harness.gateway.open_circuits()) is cools
 
 
-def test_upstream_404_answers_do_not_open_the_circuit_breaker(house: House) -> None:
-    house.play(*(failing(404) for _ in range(FAILURES + 1)))
+def test_upstream_404_answers_do_not_open_the_circuit_breaker(harness: Harness) -> None:
+    harness.play(*(failing(404) for _ in range(FAILURES + 1)))
     for _ in range(FAILURES + 1):
-        assert isinstance(house.refused(), ModelNotFound)
+        assert isinstance(harness.refused(), ModelNotFound)
 
 
-# What several attempts use
+# The usage of several attempts
 
 
-def late(house: House, attempt: Scripted, call: Call) -> None:
+def late(harness: Harness, attempt: Scripted, call: Call) -> None:
     assert attempt.reached.wait(HANG_S)
     call.stream.look(call.stream.attempt_began + 601)
 
 
-def test_usage_includes_the_prompt_of_a_timed_out_attempt(house: House) -> None:
+def test_usage_includes_the_prompt_of_a_timed_out_attempt(harness: Harness) -> None:
     first = Scripted(wait)
-    house.play(first, good())
-    call = house.open("sim/m", "other/m")
-    late(house, first, call)
+    harness.play(first, good())
+    call = harness.open("sim/m", "other/m")
+    late(harness, first, call)
     call.wait()
     assert b"".join(call.frames(Words())) == WHOLE.encode()
-    outcome = house.records.only
+    outcome = harness.records.only
     assert outcome.usage == Usage(2 + 8, 3, source="estimate")
     assert outcome.cost is None, "other/m has no price"
     assert [t.code for t in outcome.attempts] == ["provider_timeout", None]
@@ -433,12 +437,12 @@ def test_usage_includes_the_prompt_of_a_timed_out_attempt(house: House) -> None:
     ("models", "cost"), [(("other/m", "sim/m"), 14_000), (("sim/m", "other/m"), None)]
 )
 def test_cost_is_known_only_if_the_model_that_answered_has_a_price(
-    house: House, pauses: list[float], models: tuple[str, ...], cost: int | None
+    harness: Harness, pauses: list[float], models: tuple[str, ...], cost: int | None
 ) -> None:
-    house.made(retries=0)
-    house.play(failing(), good())
-    house.run(*models)
-    assert house.records.only.cost == cost
+    harness.made(retries=0)
+    harness.play(failing(), good())
+    harness.run(*models)
+    assert harness.records.only.cost == cost
 
 
 # Continuation
@@ -446,21 +450,21 @@ def test_cost_is_known_only_if_the_model_that_answered_has_a_price(
 CUT = UpstreamError("Broke.")
 
 
-def test_broken_stream_is_continued_with_its_text_in_the_prompt(house: House) -> None:
-    house.play(Scripted(HELLO, [Delta(0, " wor")], CUT), Scripted([Started("m", 5)], REST))
-    call = house.open(continues=True, max_tokens=10)
+def test_broken_stream_is_continued_with_its_text_in_the_prompt(harness: Harness) -> None:
+    harness.play(Scripted(HELLO, [Delta(0, " wor")], CUT), Scripted([Started("m", 5)], REST))
+    call = harness.open(continues=True, max_tokens=10)
     call.wait()
     text = b"".join(call.frames(Words())).decode()
-    assert text.index("Hello") < text.index(": the call broke off") < text.index(" there")
+    assert text.index("Hello") < text.index(": the stream was interrupted") < text.index(" there")
     assert text.endswith("completed")
-    second = house.asked[1].request
+    second = harness.asked[1].request
     assert second.prompts == ("Hi thereHello wor",)
     assert second.max_tokens == 10 - 3
-    outcome = house.records.only
+    outcome = harness.records.only
     assert outcome.usage == Usage(8 + 8, 3 + 3, source="estimate")
     assert outcome.cost == 16 * 1000 + 6 * 2000
     assert (call.stream.continued, len(call.stream.attempts)) == (True, 2)
-    assert house.tries is not None
+    assert harness.tries is not None
 
 
 @pytest.mark.parametrize(
@@ -468,12 +472,12 @@ def test_broken_stream_is_continued_with_its_text_in_the_prompt(house: House) ->
     [({}, False, False), ({}, True, True), ({"continue_streams": True}, False, True)],
 )
 def test_continuation_is_enabled_by_the_caller_or_the_server(
-    house: House, settings: dict[str, Any], header: bool, continued: bool
+    harness: Harness, settings: dict[str, Any], header: bool, continued: bool
 ) -> None:
-    house.made(**settings)
-    house.play(Scripted(HELLO, CUT), Scripted(REST))
-    found = house.run(continues=header)
-    assert ("completed" in found, len(house.asked)) == (continued, 1 + continued)
+    harness.made(**settings)
+    harness.play(Scripted(HELLO, CUT), Scripted(REST))
+    found = harness.run(continues=header)
+    assert ("completed" in found, len(harness.asked)) == (continued, 1 + continued)
 
 
 @pytest.mark.parametrize(
@@ -489,54 +493,54 @@ def test_continuation_is_enabled_by_the_caller_or_the_server(
     ids=["chat", "no text", "finished", "no tokens left", "in a stop", "refused"],
 )
 def test_stream_is_not_continued_where_the_answer_could_differ(
-    house: House, model: str, steps: list[Any], fields: dict[str, Any]
+    harness: Harness, model: str, steps: list[Any], fields: dict[str, Any]
 ) -> None:
-    house.play(Scripted(*steps), good())
-    assert house.run(model, continues=True, **fields).endswith("provider_error")
-    assert len(house.asked) == 1
-    assert not house.records.streams[0].continued
+    harness.play(Scripted(*steps), good())
+    assert harness.run(model, continues=True, **fields).endswith("provider_error")
+    assert len(harness.asked) == 1
+    assert not harness.records.streams[0].continued
 
 
-def test_broken_continuation_ends_the_call_with_the_first_failure(house: House) -> None:
+def test_broken_continuation_ends_the_call_with_the_first_failure(harness: Harness) -> None:
     mine = "sk-only-one-key"
     words = f"the key {mine} is tired"
     first = UpstreamError("First.", upstream_status=500, upstream_message=words)
-    house.play(Scripted(HELLO, first), Scripted([Delta(0, "x")], CUT), good())
-    house.gateway.reader.breakers.left = lambda *_: 0.0  # type: ignore[method-assign]
-    found = house.run("sim/m", continues=True)
+    harness.play(Scripted(HELLO, first), Scripted([Delta(0, "x")], CUT), good())
+    harness.gateway.reader.breakers.left = lambda *_: 0.0  # type: ignore[method-assign]
+    found = harness.run("sim/m", continues=True)
     assert found.endswith("provider_error")
-    assert len(house.asked) == 2
-    error = house.records.only.error
+    assert len(harness.asked) == 2
+    error = harness.records.only.error
     assert error is not None
     assert error.details is not None
     assert error.details["provider"] == "sim"
     assert mine not in str(error.details)
 
 
-def test_failure_message_hides_the_key_of_the_target_that_failed(house: House) -> None:
-    """Not by that of the target which was asked last."""
+def test_failure_message_hides_the_key_of_the_target_that_failed(harness: Harness) -> None:
+    """The target that was tried last is another one, with another key."""
     odd = "a-credential-that-looks-like-no-key"
-    house.made(odd)
+    harness.made(odd)
     first = UpstreamError("First.", upstream_status=500, upstream_message=f"it was {odd}")
-    house.play(Scripted(HELLO, first), Scripted(CUT))
-    in_trouble_later: Callable[..., float] = lambda target: target.provider.name == "sim"  # noqa: E731
-    house.gateway.reader.breakers.enter = (  # type: ignore[method-assign]
-        lambda target: float(bool(house.asked) and in_trouble_later(target))
+    harness.play(Scripted(HELLO, first), Scripted(CUT))
+    opens_later: Callable[..., float] = lambda target: target.provider.name == "sim"  # noqa: E731
+    harness.gateway.reader.breakers.enter = (  # type: ignore[method-assign]
+        lambda target: float(bool(harness.asked) and opens_later(target))
     )
-    house.run("sim/m", "other/m", continues=True)
-    assert house.names == ["sim/m", "other/m"]
-    error = house.records.only.error
+    harness.run("sim/m", "other/m", continues=True)
+    assert harness.names == ["sim/m", "other/m"]
+    error = harness.records.only.error
     assert error is not None
     assert odd not in str(error.details)
     assert (error.details or {})["provider"] == "sim"
 
 
-def test_budget_claim_covers_a_call_and_its_continuation(house: House) -> None:
+def test_budget_claim_covers_a_call_and_its_continuation(harness: Harness) -> None:
     key = a_key(budget_usd=1.0)
-    house.play(*(Scripted(HELLO, REST) for _ in range(3)))
-    house.run(key=key, max_tokens=10)
-    house.run(key=key, max_tokens=10, continues=True)
-    single, both = house.pages.claims
+    harness.play(*(Scripted(HELLO, REST) for _ in range(3)))
+    harness.run(key=key, max_tokens=10)
+    harness.run(key=key, max_tokens=10, continues=True)
+    single, both = harness.ledger.claims
     assert single is not None
     assert both is not None
     prompt, text = (single.most_nano - 10 * 2000), 4 * 10 * 1000
@@ -577,8 +581,8 @@ def test_text_that_ends_in_part_of_a_stop_sequence_is_detected(
     assert ends_in_a_stop(text, CompletionRequest(prompts=("Hi",), stop=stops)) is expected
 
 
-def test_usage_of_a_continued_stream_is_the_sum_of_both_calls(house: House) -> None:
+def test_usage_of_a_continued_stream_is_the_sum_of_both_calls(harness: Harness) -> None:
     first: Batch = [Delta(0, "Hello"), Used(Usage(8, 1))]
-    house.play(Scripted(first, CUT), Scripted(REST))
-    house.run(continues=True)
-    assert house.records.only.usage == Usage(16, 4)
+    harness.play(Scripted(first, CUT), Scripted(REST))
+    harness.run(continues=True)
+    assert harness.records.only.usage == Usage(16, 4)

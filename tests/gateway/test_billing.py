@@ -1,4 +1,4 @@
-"""billing.py: a call's bill, from what it reserves to what it came to."""
+"""billing.py: a call's reservation and its settlement."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ TABLES = {
 }
 
 
-class Book:
-    """A ledger that keeps what it is told."""
+class FakeLedger:
+    """A ledger that records its calls. `answer` is what `open` returns or raises."""
 
     def __init__(self) -> None:
         self.opened: list[tuple[Entry, Claim | None]] = []
@@ -49,22 +49,22 @@ class Book:
         self.settled.append(settlement)
 
 
-class Desk:
-    """A meter and all that it stands on."""
+class Harness:
+    """A Billing with its quota, its prices and a fake ledger."""
 
     def __init__(self) -> None:
-        self.book = Book()
+        self.ledger = FakeLedger()
         self.prices = Prices(TABLES)
         self.quota = Quota(1024)
-        self.meter = Billing(self.prices, self.quota, cast(Ledger, self.book))
+        self.billing = Billing(self.prices, self.quota, cast(Ledger, self.ledger))
 
     def left(self, key: Any) -> int:
         return int(self.quota.headers(key)["x-ratelimit-remaining-tokens"])
 
 
 @pytest.fixture
-def desk() -> Desk:
-    return Desk()
+def harness() -> Harness:
+    return Harness()
 
 
 def candidates(*models: str, byok: bool = False, **fields: Any) -> list[Candidate]:
@@ -74,7 +74,7 @@ def candidates(*models: str, byok: bool = False, **fields: Any) -> list[Candidat
 
 
 def a_stream(candidate: Candidate) -> Stream:
-    """As much of one as is looked at."""
+    """Return a stand-in with only the attributes that Billing reads."""
     return cast(
         Stream,
         SimpleNamespace(
@@ -107,103 +107,107 @@ def an_outcome(**fields: Any) -> Outcome:
 KEY = a_key(tokens_per_hour=1000, budget_usd=1)
 
 
-def test_opening_a_call_enters_a_ledger_row_and_reserves_tokens_and_budget(desk: Desk) -> None:
+def test_opening_a_call_enters_a_ledger_row_and_reserves_tokens_and_budget(
+    harness: Harness,
+) -> None:
     chosen = candidates("m", "dear", stream=True)
-    bill = desk.meter.open(KEY, a_stream(chosen[0]), chosen)
-    ((entry, claim),) = desk.book.opened
-    assert entry is bill.entry
-    assert bill.recorded
+    reservation = harness.billing.open(KEY, a_stream(chosen[0]), chosen)
+    ((entry, claim),) = harness.ledger.opened
+    assert entry is reservation.entry
+    assert reservation.recorded
     assert (entry.request_id, entry.stream_id, entry.key_id) == ("r-1", "s-1", "key_1")
     assert (entry.provider, entry.model, entry.streamed, entry.byok) == ("sim", "m", True, False)
     assert (entry.input_tokens, entry.cost_nano) == (3, 3_000)
-    assert desk.left(KEY) == 1000 - 13
+    assert harness.left(KEY) == 1000 - 13
     assert claim is not None
-    assert claim.least_nano == claim.most_nano > 10 * 20_000, "of the dearest that may be asked"
+    assert claim.least_nano == claim.most_nano > 10 * 20_000, "the dearest candidate counts"
 
 
-def test_call_with_a_caller_key_bypasses_limits_and_is_recorded(desk: Desk) -> None:
+def test_call_with_a_caller_key_bypasses_limits_and_is_recorded(harness: Harness) -> None:
     key = a_key(tokens_per_hour=0, requests_per_minute=0, budget_usd=0)
     chosen = candidates("m", "unpriced", byok=True)
-    assert desk.meter.payable(key, chosen) == chosen
+    assert harness.billing.payable(key, chosen) == chosen
     stream = a_stream(chosen[0])
-    bill = desk.meter.open(key, stream, chosen)
-    ((entry, claim),) = desk.book.opened
-    assert (entry.byok, entry.cost_nano, claim, bill.hold) == (True, 0, None, None)
-    assert desk.meter.cost(stream.target, Usage(1000, 1000)) == 0
-    desk.meter.settle(bill, stream, an_outcome(cost=0))
-    assert [settlement.cost_nano for settlement in desk.book.settled] == [0]
+    reservation = harness.billing.open(key, stream, chosen)
+    ((entry, claim),) = harness.ledger.opened
+    assert (entry.byok, entry.cost_nano, claim, reservation.hold) == (True, 0, None, None)
+    assert harness.billing.cost(stream.target, Usage(1000, 1000)) == 0
+    harness.billing.settle(reservation, stream, an_outcome(cost=0))
+    assert [settlement.cost_nano for settlement in harness.ledger.settled] == [0]
 
 
 @pytest.mark.parametrize(
     "failure", [InsufficientCredits("No."), Unavailable("No."), RuntimeError(), SystemExit()]
 )
 def test_call_that_fails_to_open_returns_its_reserved_tokens(
-    desk: Desk, failure: BaseException
+    harness: Harness, failure: BaseException
 ) -> None:
-    desk.book.answer = failure
+    harness.ledger.answer = failure
     chosen = candidates("m")
     with pytest.raises(type(failure)):
-        desk.meter.open(KEY, a_stream(chosen[0]), chosen)
-    assert desk.left(KEY) == 1000
+        harness.billing.open(KEY, a_stream(chosen[0]), chosen)
+    assert harness.left(KEY) == 1000
 
 
-def test_call_over_its_token_limit_gets_no_ledger_row(desk: Desk) -> None:
+def test_call_over_its_token_limit_gets_no_ledger_row(harness: Harness) -> None:
     chosen = candidates("m", max_tokens=5000)
     with pytest.raises(RateLimited):
-        desk.meter.open(KEY, a_stream(chosen[0]), chosen)
-    assert desk.book.opened == []
+        harness.billing.open(KEY, a_stream(chosen[0]), chosen)
+    assert harness.ledger.opened == []
 
 
 @pytest.mark.parametrize("recorded", [True, False])
 def test_ended_call_settles_its_tokens_and_its_ledger_row_if_recorded(
-    desk: Desk, recorded: bool
+    harness: Harness, recorded: bool
 ) -> None:
-    desk.book.answer = recorded
+    harness.ledger.answer = recorded
     chosen = candidates("m")
     stream = a_stream(chosen[0])
-    bill = desk.meter.open(KEY, stream, chosen)
+    reservation = harness.billing.open(KEY, stream, chosen)
     stream.target = Target(SIM, "dear\0")
     error = Unavailable("No.")
     outcome = an_outcome(reason="stopped", error=error, status=503, usage=Usage(100, 50, 9, 8, 7))
-    desk.meter.settle(bill, stream, outcome)
-    assert desk.left(KEY) == 1000 - 150
+    harness.billing.settle(reservation, stream, outcome)
+    assert harness.left(KEY) == 1000 - 150
     if not recorded:
-        assert desk.book.settled == []
+        assert harness.ledger.settled == []
         return
-    (found,) = desk.book.settled
-    assert found.entry is bill.entry
+    (found,) = harness.ledger.settled
+    assert found.entry is reservation.entry
     assert (found.provider, found.model) == ("sim", "dear\N{REPLACEMENT CHARACTER}")
     assert (found.status, found.end_reason, found.error_code) == (503, "stopped", "unavailable")
     assert (found.usage, found.cost_nano, found.attempts) == (outcome.usage, 13_000, 2)
     times = (found.duration_us, found.latency_us, found.first_event_us)
     assert times == (1_500_000, 1_250_000, 500_000)
-    assert found.ended_us >= bill.entry.started_us
+    assert found.ended_us >= reservation.entry.started_us
 
 
 @pytest.mark.parametrize(("first", "us"), [(None, None), (0.0, 0), (1e-7, 0)])
-def test_first_event_time_may_be_missing_or_zero(desk: Desk, first: float | None, us: Any) -> None:
+def test_first_event_time_may_be_missing_or_zero(
+    harness: Harness, first: float | None, us: Any
+) -> None:
     chosen = candidates("m")
     stream = a_stream(chosen[0])
-    bill = desk.meter.open(a_key(), stream, chosen)
-    desk.meter.settle(bill, stream, an_outcome(first_event=first))
-    assert desk.book.settled[0].first_event_us == us
+    reservation = harness.billing.open(a_key(), stream, chosen)
+    harness.billing.settle(reservation, stream, an_outcome(first_event=first))
+    assert harness.ledger.settled[0].first_event_us == us
 
 
-def test_key_with_a_budget_cannot_use_a_model_without_a_price(desk: Desk) -> None:
+def test_key_with_a_budget_cannot_use_a_model_without_a_price(harness: Harness) -> None:
     mixed = candidates("unpriced", "m")
-    assert desk.meter.payable(a_key(), mixed) == mixed
-    assert desk.meter.payable(KEY, mixed) == mixed[1:]
+    assert harness.billing.payable(a_key(), mixed) == mixed
+    assert harness.billing.payable(KEY, mixed) == mixed[1:]
     with pytest.raises(ModelForbidden, match="sim/unpriced"):
-        desk.meter.payable(KEY, mixed[:1])
+        harness.billing.payable(KEY, mixed[:1])
 
 
 def test_call_is_still_recorded_when_pricing_fails(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(desk.prices, "of", lambda _: 1 // 0)
+    monkeypatch.setattr(harness.prices, "of", lambda _: 1 // 0)
     chosen = candidates("m")
-    bill = desk.meter.open(a_key(), a_stream(chosen[0]), chosen)
-    assert bill.entry.cost_nano is None
+    reservation = harness.billing.open(a_key(), a_stream(chosen[0]), chosen)
+    assert reservation.entry.cost_nano is None
     assert "pricing failed" in caplog.text
 
 
@@ -211,10 +215,10 @@ def test_call_is_still_recorded_when_pricing_fails(
     ("usage", "nano"), [(Usage(), 0), (Usage(3, 5), 13_000), (Usage(10**12, 1), 10**15 + 2000)]
 )
 def test_call_cost_follows_the_prices_and_is_none_without_a_price(
-    desk: Desk, usage: Usage, nano: int
+    harness: Harness, usage: Usage, nano: int
 ) -> None:
-    assert desk.meter.cost(Target(SIM, "m"), usage) == nano
-    assert desk.meter.cost(Target(SIM, "unpriced"), usage) is None
+    assert harness.billing.cost(Target(SIM, "m"), usage) == nano
+    assert harness.billing.cost(Target(SIM, "unpriced"), usage) is None
 
 
 def test_nul_character_in_a_stored_name_is_replaced() -> None:

@@ -1,6 +1,6 @@
-"""gateway.py: the path of a call, with a fake provider at the one seam, Reader._start.
+"""gateway.py: the path of a call, with a fake provider that replaces Reader._start.
 
-`Scripted` and `play` serve the tests of the endpoints too.
+The tests of the endpoints use `Scripted` and `play` too.
 """
 
 from __future__ import annotations
@@ -74,15 +74,18 @@ Step: TypeAlias = "Batch | BaseException | Callable[[], object]"
 
 
 class Scripted(UpstreamCall):
-    """An attempt that does what its steps say: a batch is events, an exception is raised, a
-    function is called. `wait` as a step waits until the attempt is aborted."""
+    """An attempt that follows its steps: it yields batches, raises exceptions and calls functions.
+
+    The step `wait` waits until the attempt is aborted. After that, the attempt raises Aborted, or
+    with `just_ends` it ends without an exception.
+    """
 
     def __init__(self, *steps: Step, just_ends: bool = False) -> None:
         self.steps = list(steps)
         self.aborts = 0
         self.closes = 0
         self.reached = threading.Event()
-        """It waits."""
+        """Set when the attempt reaches a `wait` step."""
         self.wound_up = False
         self._just_ends = just_ends
         self._aborted = threading.Event()
@@ -114,12 +117,15 @@ class Scripted(UpstreamCall):
 
 
 def wait() -> None:
-    """As a step: until the attempt is aborted."""
+    """Stand for the step that waits until the attempt is aborted."""
 
 
 def play(monkeypatch: pytest.MonkeyPatch, *attempts: UpstreamCall) -> list[Candidate]:
-    """Let the next calls of any gateway meet these attempts, in turn. Returns the list of what
-    they are asked, which fills as they are."""
+    """Use these attempts, in turn, for the next upstream calls of any gateway.
+
+    Returns:
+        A list that collects the candidates that are tried.
+    """
     waiting, asked = list(attempts), []
 
     def start(_reader: Reader, candidate: Candidate, _timeouts: Timeouts) -> UpstreamCall:
@@ -141,7 +147,7 @@ def a_key(**fields: Any) -> Key:
 
 
 class Records:
-    """What `settled` was told."""
+    """A callback for `settled` that records its calls, and can fail."""
 
     def __init__(self, failure: Exception | None = None) -> None:
         self.outcomes: list[Outcome] = []
@@ -160,8 +166,8 @@ class Records:
         return outcome
 
 
-class Pages:
-    """A ledger without a database."""
+class NullLedger:
+    """A ledger that accepts everything and records nothing."""
 
     def open(self, entry: Entry, claim: Claim | None) -> bool:
         return True
@@ -198,7 +204,7 @@ def gateway(records: Records) -> Gateway:
 
 def a_gateway(records: Records, **settings: Any) -> Gateway:
     found = Settings(providers=ROWS, prices=PRICES, **{"retries": 0} | settings)
-    return Gateway(found, Quota(found.reserve_tokens), cast(Ledger, Pages()), records)
+    return Gateway(found, Quota(found.reserve_tokens), cast(Ledger, NullLedger()), records)
 
 
 def open_call(
@@ -233,7 +239,7 @@ REST: Batch = [Delta(0, " there"), Finished(0, "stop"), Used(Usage(8, 3))]
 BROKEN = UpstreamError("It broke.", upstream_status=500)
 
 
-# Whole answers
+# Calls that aren't streamed
 
 
 def test_a_whole_answer_is_folded_from_its_events(
@@ -272,7 +278,7 @@ def test_a_stopped_whole_answer_has_the_text_received_so_far(
 
 
 @pytest.mark.parametrize(
-    ("failure", "told", "status"),
+    ("failure", "kind", "status"),
     [
         (BROKEN, UpstreamError, 502),
         (UpstreamError("Slow.", upstream_status=429, retry_after=3), RateLimited, 429),
@@ -290,18 +296,18 @@ def test_a_failure_before_the_first_event_raises_the_matching_error(
     records: Records,
     monkeypatch: pytest.MonkeyPatch,
     failure: Exception,
-    told: type[SluiceError],
+    kind: type[SluiceError],
     status: int,
     stream: bool,
 ) -> None:
     attempt = Scripted(failure)
     play(monkeypatch, attempt)
     call = open_call(gateway, stream=stream)
-    with pytest.raises(told) as caught:
+    with pytest.raises(kind) as caught:
         call.wait() if stream else call.result()
     outcome = records.only
     assert outcome.error is caught.value
-    reason = "deadline" if told is UpstreamTimeout else "provider_error"
+    reason = "deadline" if kind is UpstreamTimeout else "provider_error"
     assert (outcome.reason, outcome.status) == (reason, status)
     assert (outcome.usage, outcome.cost, outcome.first_event) == (Usage(), 0, None)
     assert eventually(lambda: attempt.closes == 1)
@@ -322,7 +328,7 @@ def test_a_client_that_hangs_up_on_a_whole_answer_stops_its_provider(
     assert attempt.aborts == 1
 
 
-# StreamRegistry
+# Streams
 
 
 def frames(call: Call) -> Iterator[bytes]:
@@ -337,7 +343,7 @@ def test_a_stream_has_its_events_and_then_its_end_reason(
     call = open_call(gateway)
     *parts, last = frames(call)
     assert b"".join([*parts, last]) == b"Hello  there completed"
-    assert isinstance(last, Last)  # the server's hint that nothing comes behind it
+    assert isinstance(last, Last)  # this tells the server that no more data follows
     assert not any(isinstance(part, Last) for part in parts)
     assert (records.only.reason, records.only.usage) == ("completed", Usage(8, 3))
     call.close()
@@ -384,7 +390,7 @@ def test_a_release_sends_the_status_line_before_the_first_event(
     go_on = threading.Event()
     play(monkeypatch, Scripted(lambda: go_on.wait(HANG_S), BROKEN))
     call = open_call(gateway)
-    call.stream.mailbox.nudge(Nudge.KEEP_ALIVE)  # says nothing yet: there is no stream
+    call.stream.mailbox.nudge(Nudge.KEEP_ALIVE)  # ignored, because there is no stream yet
     call.stream.mailbox.nudge(Nudge.RELEASE)
     found = frames(call)
     assert next(found) == b"begin "
@@ -440,7 +446,7 @@ def test_a_release_after_the_first_event_writes_no_beginning(
 def test_events_without_a_frame_do_not_suppress_keep_alive_comments(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A provider that only counts must not keep the comments from its client."""
+    """The client needs comments even if the provider sends only usage reports."""
     second = threading.Event()
     attempt = Scripted(HELLO, lambda: second.wait(HANG_S), [Used(Usage(8, 9))], wait)
     play(monkeypatch, attempt)
@@ -472,7 +478,7 @@ def test_a_stream_stopped_before_its_first_event_ends_with_stopped(
     assert (records.only.reason, records.only.status) == ("stopped", 200)
 
 
-# However it ends, it is settled once
+# Each call is settled once, however it ends
 
 
 def read_on(call: Call, found: Iterator[bytes]) -> None:
@@ -542,7 +548,7 @@ ENDS: list[tuple[Callable[[Call, Iterator[bytes]], None], EndReason, int]] = [
 @pytest.mark.parametrize(("end", "reason", "status"), ENDS, ids=lambda v: getattr(v, "__name__", v))
 @pytest.mark.parametrize("just_ends", [True, False])
 @pytest.mark.parametrize("failure", [None, OSError("disk full")])
-def test_a_call_under_way_is_settled_once_whatever_ends_it(
+def test_an_active_call_is_settled_once_whatever_ends_it(
     monkeypatch: pytest.MonkeyPatch,
     end: Callable[[Call, Iterator[bytes]], None],
     reason: EndReason,
@@ -571,7 +577,7 @@ def test_a_call_under_way_is_settled_once_whatever_ends_it(
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_drain_is_settled_once_when_it_is_over(
+def test_a_drained_call_is_settled_once_when_the_drain_ends(
     records: Records, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     gateway = a_gateway(records, disconnect="drain")
@@ -636,7 +642,7 @@ def test_a_stop_or_shutdown_during_a_drain_settles_the_call_at_once(
 def test_a_drain_ends_at_the_disconnect_cost_limit(
     records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A token of output costs 2,000 nano-dollars."""
+    """The limit is two tokens: a token of output costs 2,000 nano-dollars."""
     gateway = a_gateway(records, disconnect="drain", disconnect_cost=4000)
     go_on = threading.Event()
     more: list[Step] = [[Delta(0, "more")] for _ in range(5)]
@@ -657,7 +663,7 @@ def test_a_failed_settlement_does_not_lose_the_answer(
     completion, outcome = open_call(gateway, stream=False).result()
     assert completion.choices[0].text == "Hello there"
     assert outcome.reason == "completed"
-    (record,) = [record for record in caplog.records if record.message == "settling failed"]
+    (record,) = [record for record in caplog.records if record.message == "settlement failed"]
     assert record.__dict__["request_id"] == "r-1"
 
 
@@ -680,12 +686,14 @@ def test_a_defect_in_an_attempt_is_logged_with_the_request_id(
     play(monkeypatch, Scripted(RuntimeError("the inside")))
     with pytest.raises(InternalError):
         open_call(gateway).wait()
-    (record,) = [record for record in caplog.records if record.message == "a call failed inside"]
+    (record,) = [
+        record for record in caplog.records if record.message == "internal error in a call"
+    ]
     assert record.levelno == logging.ERROR
     assert record.__dict__["request_id"] == "r-1"
 
 
-def test_a_call_stopped_before_its_attempt_begins_counts_no_attempt(
+def test_a_call_stopped_before_its_attempt_starts_counts_no_attempt(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = Scripted(HELLO)
@@ -769,7 +777,7 @@ def test_the_failure_of_the_last_target_is_raised(
 
 
 @pytest.mark.parametrize("just_ends", [True, False])
-def test_a_target_without_a_first_event_in_time_is_left_for_the_next(
+def test_a_first_event_timeout_moves_the_call_to_the_next_target(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch, just_ends: bool
 ) -> None:
     late = Scripted(wait, just_ends=just_ends)
@@ -869,7 +877,7 @@ def test_a_call_is_refused_when_no_thread_can_be_started(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, Scripted(wait), Scripted(HELLO, REST))
-    busy = open_call(gateway)  # its threads are there, and its reader's is busy
+    busy = open_call(gateway)  # this starts the threads, and keeps the reader's thread busy
 
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -939,7 +947,7 @@ def test_release_and_keep_alive_nudges_go_to_streams_only(
     call.close()
 
 
-# What a target is asked
+# Upstream requests
 
 
 def candidate(gateway: Gateway, model: str, *prompts: str, **more: Any) -> Candidate:
@@ -987,7 +995,7 @@ def test_an_echo_that_a_target_lacks_is_put_before_its_text(
 def test_an_echo_is_not_metered_as_output(
     gateway: Gateway, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The provider tells no usage, and it didn't write the prompt."""
+    """The provider reports no usage. The estimate leaves out the prompt that Sluice echoed."""
     play(monkeypatch, Scripted([Started(), Delta(0, "abcd" * 10), Finished(0, "stop")]))
     open_call(gateway, "poor/m", stream=False, echo=True, prompts=("p" * 400,)).result()
     assert records.only.usage == Usage(100, 10, source="estimate")

@@ -1,4 +1,4 @@
-"""redaction.py: no secret shows in a text that others see."""
+"""Tests of keys/redaction.py: secrets are redacted in all texts that others see."""
 
 from __future__ import annotations
 

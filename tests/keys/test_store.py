@@ -1,4 +1,4 @@
-"""keys/: a key, the key file, and the store that reads and changes it."""
+"""Tests of keys/: a key, the key file, and the store that reads and changes it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(path: Path, monkeypatch: pytest.MonkeyPatch) -> KeyStore:
-    """A store that looks at its file on every call."""
+    """Return a store that checks its file on every call."""
     monkeypatch.setattr(store_module, "LOOK_EVERY_S", 0)
     return KeyStore(path)
 
@@ -52,7 +52,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def a_row(**changes: Any) -> dict[str, Any]:
-    """A new line's object, with changes; a value of ... takes the field away."""
+    """Return the row of a new key with changes. A value of ... removes the field."""
     row = key_module.new_row("someone", {"tier": "free"})[0] | changes
     return {name: value for name, value in row.items() if value is not ...}
 
@@ -66,7 +66,7 @@ def write(path: Path, *lines: object) -> None:
 # Keys
 
 
-def test_a_created_key_is_found_by_its_text_alone(store: KeyStore, path: Path) -> None:
+def test_a_created_key_is_found_only_by_its_secret(store: KeyStore, path: Path) -> None:
     key, secret = store.create("laptop")
     assert secret.startswith("sk-sluice-")
     assert len(secret) == len("sk-sluice-") + 43
@@ -122,7 +122,7 @@ def test_a_key_can_be_disabled_enabled_and_deleted(store: KeyStore) -> None:
     assert store.all() == [other]
 
 
-def test_expiry_is_looked_at_on_each_find(store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expiry_is_checked_on_each_find(store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
     key, secret = store.create("a", expires=timedelta(minutes=1))
     assert store.find(secret) == key
     later = datetime.now(UTC) + timedelta(minutes=2)
@@ -145,7 +145,7 @@ def test_expiry_may_be_given_in_any_time_zone(store: KeyStore) -> None:
         ({"name": "\x1b[31m"}, "name"),
         ({"name": "key_x"}, "key_"),
         ({"name": "sk-sluice-x"}, "sk-sluice-"),
-        ({"name": "--yes"}, "begin"),
+        ({"name": "--yes"}, "start"),
         ({"name": " a"}, "space"),
         ({"tier": "gold"}, "enterprise"),
         ({"models": ()}, "openai/*"),
@@ -153,8 +153,8 @@ def test_expiry_may_be_given_in_any_time_zone(store: KeyStore) -> None:
         ({"models": ("a\n",)}, "models"),
         ({"expires": timedelta(0)}, "future"),
         ({"expires": datetime(2020, 1, 1, tzinfo=UTC)}, "future"),
-        ({"expires": timedelta(days=9_000_000)}, "late"),
-        ({"name": "taken"}, "already"),
+        ({"expires": timedelta(days=9_000_000)}, "too far"),
+        ({"name": "taken"}, "exists"),
         ({"requests_per_minute": -1}, "from 0 to"),
         ({"tokens_per_hour": 10**12 + 1}, "from 0 to"),
         ({"tokens_per_hour": 1.5}, "tokens_per_hour"),
@@ -166,7 +166,7 @@ def test_expiry_may_be_given_in_any_time_zone(store: KeyStore) -> None:
         ({"budget_usd": 1, "budget_period": "week"}, "month"),
         ({"max_streams": 0}, "from 1"),
         ({"max_streams": 10**12 + 1}, "from 1"),
-        ({"budget_period": "day"}, "without a budget"),
+        ({"budget_period": "day"}, "needs a budget"),
     ],
 )
 def test_create_refuses_invalid_terms_and_leaves_the_file_unchanged(
@@ -304,7 +304,7 @@ def test_a_key_file_of_the_previous_version_is_read_completely(path: Path) -> No
 
 
 def keys_own(key: Key, name: str) -> Any:
-    """A field of a key as a line has it."""
+    """Return a field of a key in the format of the key file."""
     value = getattr(key, name)
     if isinstance(value, datetime):
         return key_module.as_text(value)
@@ -338,7 +338,7 @@ def test_an_update_keeps_the_other_lines_of_a_previous_version_file(
 def test_an_update_keeps_the_unknown_fields_of_a_key(store: KeyStore, path: Path) -> None:
     own = {"budget_owner": "x", "period": 1, "team": 2, "budget_perod": 3}
     write(path, a_row(**own))
-    assert len(store.all()) == 1, "where the field is there, its neighbour is no misspelling"
+    assert len(store.all()) == 1, "a similar name is no misspelling of a field that is present"
     store.update("someone", tier="standard")
     assert rows_of(path)[0] | own == rows_of(path)[0]
 
@@ -394,7 +394,7 @@ def test_a_broken_key_line_is_skipped_and_reported_by_number(
     store = KeyStore(path)
     assert [key.name for key in store.all()] == ["good", "later"]
     (problem,) = store.problems()
-    assert problem.startswith("keys.jsonl line 2 is skipped: ")
+    assert problem.startswith("keys.jsonl: skipped line 2: ")
     assert what in problem
     assert len(problem) < 100
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
@@ -406,7 +406,7 @@ def test_a_broken_key_line_is_skipped_and_reported_by_number(
 def test_a_key_line_that_is_not_utf8_is_skipped(path: Path) -> None:
     path.write_bytes(b'{"name":"\xff"}\n' + json.dumps(a_row()).encode())
     store = KeyStore(path)
-    assert store.problems() == ["keys.jsonl line 1 is skipped: not JSON"]
+    assert store.problems() == ["keys.jsonl: skipped line 1: not JSON"]
     assert len(store.all()) == 1
 
 
@@ -415,15 +415,14 @@ def test_the_first_of_two_key_lines_with_equal_id_or_hash_counts(path: Path) -> 
     write(path, first, a_row(id=first["id"]), a_row(hash=first["hash"]))
     store = KeyStore(path)
     assert [key.name for key in store.all()] == ["first"]
-    assert [problem[:17] for problem in store.problems()] == [
-        "keys.jsonl line 2",
-        "keys.jsonl line 3",
+    reason = "an earlier line has the same id or hash"
+    assert store.problems() == [
+        f"keys.jsonl: skipped line 2: {reason}",
+        f"keys.jsonl: skipped line 3: {reason}",
     ]
 
 
-def test_a_key_change_leaves_other_lines_and_unknown_fields_alone(
-    store: KeyStore, path: Path
-) -> None:
+def test_a_key_change_keeps_other_lines_and_unknown_fields(store: KeyStore, path: Path) -> None:
     mine = a_row(name="mine", later={"a": [1, 12345678901234567890123]}, budget_usd=2)
     other = '  {"odd" :  "spacing"}\t'
     write(path, other, mine, "", "{broken", "é")
@@ -463,7 +462,7 @@ def test_the_key_file_is_read_again_after_each_change(
     assert caplog.messages == store.problems()
     path.unlink()
     assert store.all() == store.all() == []
-    assert caplog.messages[1:] == ["keys.jsonl is gone, and its keys with it"]
+    assert caplog.messages[1:] == ["keys.jsonl no longer exists, so its keys are no longer valid"]
     other.create("b")
     assert [found.name for found in store.all()] == ["b"]
 
@@ -537,7 +536,7 @@ def test_keys_stay_valid_while_the_key_file_cannot_be_read(
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
-def test_a_key_path_that_is_no_regular_file_is_not_read_or_replaced(
+def test_a_key_path_that_is_not_a_regular_file_is_not_read_or_replaced(
     path: Path, make: Callable[[Path], None]
 ) -> None:
     make(path)
@@ -559,7 +558,7 @@ def test_a_key_file_others_can_read_is_warned_about_once_then_set_to_0600(
     write(path, a_row(), a_row(name="b"))
     path.chmod(0o640)
     assert len(store.all()) == 2
-    assert caplog.messages == ["others may read or write keys.jsonl: chmod 600 it"]
+    assert caplog.messages == ["other users can read or write keys.jsonl: run chmod 600 on it"]
     store.delete("b")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -643,7 +642,7 @@ def test_a_symlinked_key_file_stays_a_symlink(store: KeyStore, path: Path, tmp_p
 def test_a_write_keeps_the_owner_of_the_key_file(
     store: KeyStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As root over a service's file: otherwise the service could no longer read it."""
+    """If root changes a service's key file, the service must still be able to read it."""
     store.create("a")
     owners: list[tuple[int, int]] = []
     mine = os.fstat
@@ -707,11 +706,11 @@ def test_keys_of_sluice_keys_are_found_and_cannot_be_changed(
     assert store.find(own_secret) == own
     assert store.all() == [own, fixed]
     assert (store.is_fixed(own), store.is_fixed(fixed)) == (False, True)
-    assert store.problems() == ["SLUICE_KEYS line 4 is skipped: not JSON"]
+    assert store.problems() == ["SLUICE_KEYS: skipped line 4: not JSON"]
     for change in (store.delete, lambda name: store.update(name, disabled=True)):
         with pytest.raises(KeyFileError, match="SLUICE_KEYS"):
             change("fixed")
-    with pytest.raises(KeyFileError, match="already"):
+    with pytest.raises(KeyFileError, match="exists"):
         store.create("fixed")
     path.unlink()
     assert store.all() == [fixed]

@@ -1,4 +1,4 @@
-"""ledger/database.py: the URL, and a connection that one uses at a time and that is mended."""
+"""Tests of ledger/database.py: the URL, and a connection that recovers when it breaks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_database_url_is_normalized_or_falls_back_to_sqlite(variable: str | None
 def test_invalid_database_url_error_hides_the_password(variable: str) -> None:
     with pytest.raises(ConfigError) as caught:
         database_url(variable, Path("sluice.db"))
-    assert str(caught.value).startswith("DATABASE_URL takes postgresql://")
+    assert str(caught.value).startswith("DATABASE_URL must be postgresql://")
     assert SECRET not in repr(caught.value)
 
 
@@ -76,7 +76,7 @@ def test_sqlite_files_are_private_and_commits_are_synchronous(tmp_path: Path) ->
     link.close()
 
 
-# A link
+# Link
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_rejected_value_is_not_reported_as_an_outage(link: Link, work: Any) -> N
     assert link.run(count) == 1
 
 
-# The driver's own way
+# Statements on the driver's cursor
 
 
 def test_direct_statements_are_part_of_the_transaction(link: Link) -> None:
@@ -229,7 +229,7 @@ def test_work_is_retried_once_when_the_connection_breaks(link: Link, times: int)
         with pytest.raises(DatabaseAway, match="server closed the connection"):
             link.run(work)
     assert [len(tries), len({id(one) for one in tries})] == ([2, 2] if times == 1 else [1, 1])
-    assert len(broken) == times, "the second breaks while it is prepared"
+    assert len(broken) == times, "the second connection breaks while it is prepared"
     assert link.run(count) == 0
 
 
@@ -244,11 +244,11 @@ def test_outage_message_is_one_line_without_statement_or_password(
         link = Link(url)
         with pytest.raises(DatabaseAway) as caught:
             link.run(count)
-        told = str(caught.value)
-        assert told
-        assert "\n" not in told
-        assert "SELECT" not in told
-        assert SECRET not in told
+        message = str(caught.value)
+        assert message
+        assert "\n" not in message
+        assert "SELECT" not in message
+        assert SECRET not in message
         link.close()
 
 
@@ -297,7 +297,7 @@ def test_new_connection_is_prepared_and_failed_preparation_is_an_outage(ledger_u
 
 
 def test_write_transactions_on_sqlite_do_not_overlap(tmp_path: Path) -> None:
-    """Begun with a read, two could both read and then not write."""
+    """Without BEGIN IMMEDIATE, two transactions could both read, and then one could not write."""
     url = f"sqlite:///{tmp_path / 'x.db'}"
     first = make_engine(url, writes=True)
     with first.begin() as connection:

@@ -1,4 +1,4 @@
-"""ledger/entries.py: what a group of steps leaves behind, also when it is written twice."""
+"""Tests of ledger/writing.py: the rows and sums after a group of steps, even if written twice."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COUNTS = ("requests", "input_tokens", "output_tokens", "cost_nano", "unpriced")
 
 
 def memory() -> Connection:
-    """An empty database of a test's own."""
+    """Return a connection to a new, empty database in memory."""
     connection = create_engine("sqlite://", poolclass=StaticPool).connect()
     schema.metadata.create_all(connection)
     return connection
@@ -70,7 +70,7 @@ STEPS = st.one_of(
 
 
 def fresh(steps: Sequence[LedgerStep]) -> list[LedgerStep]:
-    """The same steps, as nobody has tried them."""
+    """Return copies of the steps that have not been tried yet."""
     return [Opening(s.entry, s.claim) if isinstance(s, Opening) else s for s in steps]
 
 
@@ -79,8 +79,7 @@ def fresh(steps: Sequence[LedgerStep]) -> list[LedgerStep]:
 def test_daily_sums_equal_the_settled_rows_whatever_is_written(
     groups: list[list[LedgerStep]],
 ) -> None:
-    """The roll-up is the sum of the settled rows, by the UTC day of their start; what is held of a
-    budget and what is open belong together."""
+    """Settled rows count on the UTC day of their start. Only open rows reserve a budget."""
     with memory() as connection:
         for steps in groups:
             write(connection, ME, fresh(steps))
@@ -109,7 +108,7 @@ def test_daily_sums_equal_the_settled_rows_whatever_is_written(
 def test_a_group_that_is_written_twice_counts_once(
     entries: list[Entry], settled: int, data: st.DataObject
 ) -> None:
-    """As when its commit was lost. Its calls are new ones, and so are their ids."""
+    """A group is written again if its commit may have been lost. Its calls have new ids."""
     claims = st.none() | st.builds(a_claim, st.just(1000), st.integers(1, 600))
     steps: list[LedgerStep] = [Opening(entry, data.draw(claims)) for entry in entries[settled:]]
     steps += [a_settlement(entry) for entry in entries[:settled]]
@@ -117,13 +116,13 @@ def test_a_group_that_is_written_twice_counts_once(
         write(connection, ME, [Opening(entry) for entry in entries[:settled]])
         write(connection, ME, steps)
         once = state(connection)
-        told = [step.refusal is None for step in steps if isinstance(step, Opening)]
+        accepted = [step.refusal is None for step in steps if isinstance(step, Opening)]
         write(connection, ME, steps)
         assert state(connection) == once
-        assert [step.refusal is None for step in steps if isinstance(step, Opening)] == told
-        there = {row[0] for row in once[0]}
+        assert [step.refusal is None for step in steps if isinstance(step, Opening)] == accepted
+        ids = {row[0] for row in once[0]}
         openings = [step for step in steps if isinstance(step, Opening)]
-        assert [step.entry.id in there for step in openings] == told
+        assert [step.entry.id in ids for step in openings] == accepted
 
 
 @given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 500)), max_size=12))
@@ -148,7 +147,7 @@ def test_calls_that_keep_to_their_claims_never_spend_more_than_the_budget(
 
 
 def test_opening_written_again_loses_its_row_if_the_budget_is_spent(ledger_url: str) -> None:
-    """Then it has none: between two tries of its group others may have spent what was left."""
+    """Other calls may spend the rest of the budget between two attempts to write a group."""
     entry, other = an_entry(), an_entry()
     opening = Opening(entry, a_claim(1000, 600))
     with connected(ledger_url) as connection:
@@ -161,7 +160,7 @@ def test_opening_written_again_loses_its_row_if_the_budget_is_spent(ledger_url: 
 
 
 def test_budget_check_of_a_key_ignores_reservations_of_other_keys(ledger_url: str) -> None:
-    """Also when both are written again."""
+    """It does so even when the openings of both keys are written again."""
     other = an_entry()
     openings = [
         Opening(an_entry(key_id=key), a_claim(1000, 600, 600)) for key in ("key_1", "key_2")
@@ -186,8 +185,10 @@ def test_postgres_write_holds_an_advisory_lock_per_claimed_key(postgres_url: str
 def test_remaining_budget_counts_calls_settled_by_another_process_meanwhile(
     postgres_url: str,
 ) -> None:
-    """On Postgres each statement sees what was committed before it, and a call that is settled
-    between two would be neither spent nor held."""
+    """On Postgres each statement sees what was committed before it.
+
+    With two statements, a call settled in between would count neither as spent nor as reserved.
+    """
     url = database_url(postgres_url, Path())
     entry = an_entry()
     with connected(url) as connection:
@@ -244,7 +245,7 @@ def test_budget_refusal_names_the_budget_the_rest_and_the_cost() -> None:
     found = refusal(Claim(Budget(10**9), 420_000_000, 420_000_000), 250_000_000)
     assert found is not None
     assert found.message == (
-        "This key's budget of $1 has $0.25 left, and this call may cost $0.42."
+        "This key's budget of $1 has $0.25 left, but this call may cost $0.42."
     )
 
 
@@ -270,11 +271,11 @@ def test_budget_counts_calls_since_its_first_day_and_all_open_calls(
         write(connection, ME, [held])
         settled = [a_settlement(before, cost_nano=100), a_settlement(after, cost_nano=50)]
         write(connection, ME, settled)
-        write(connection, ME, [a_settlement(an_entry())])  # of nothing
+        write(connection, ME, [a_settlement(an_entry())])  # has no open row, so it is ignored
         assert left_of(connection, "key_1", Budget(1000, since)) == left
 
 
-# The dead
+# Dead processes
 
 
 def test_open_rows_of_a_dead_process_are_settled_with_their_estimates(ledger_url: str) -> None:
@@ -298,7 +299,7 @@ def test_open_rows_of_a_dead_process_are_settled_with_their_estimates(ledger_url
         }
         sums = [func.sum(daily.c[name]) for name in COUNTS]
         assert tuple(map(int, connection.execute(select(*sums)).one())) == (4, 23, 3, 120, 1)
-        write(connection, "dead", [a_settlement(entries[0])])  # it lives after all
+        write(connection, "dead", [a_settlement(entries[0])])  # the process is alive after all
         assert tuple(map(int, connection.execute(select(*sums)).one())) == (4, 23, 3, 120, 1)
 
 

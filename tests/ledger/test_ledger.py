@@ -1,4 +1,4 @@
-"""ledger: one row for each call, on disk when it is said to be, whatever happens meanwhile."""
+"""Tests of ledger/ledger.py: a row for each call, on disk in time, in spite of failures."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from tests.support.paths import ROOT
 from tests.support.postgres import Postgres
 
 ODD = {"model": "\ud800"}
-"""No database can store this."""
+"""A field that no database can store."""
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +154,7 @@ def test_settling_an_unopened_call_writes_no_row(ledger: Ledger, ledger_url: str
 
 
 def gathered(ledger: Ledger, *works: Callable[[], object]) -> list[object]:
-    """What some calls give that become one group."""
+    """Return the results of several calls whose steps form one group."""
     results: list[object] = []
     with busy(ledger) as go_on:
         thread = threading.Thread(target=lambda: results.extend(at_once(*works)))
@@ -180,7 +180,7 @@ def test_many_waiting_calls_share_a_transaction(ledger: Ledger, ledger_url: str)
 def test_open_and_settle_return_only_after_the_row_is_on_disk(
     ledger: Ledger, ledger_url: str
 ) -> None:
-    """Each looks as another process would, the moment it is told."""
+    """Each call reads its row on another connection as soon as `open` or `settle` returns."""
     ledger.start()
 
     def call() -> bool:
@@ -219,10 +219,10 @@ def test_an_unstorable_row_does_not_fail_its_group(
     assert caplog.text.count("is lost") == 2
 
 
-# Away
+# Outages of the database
 
 
-def test_while_the_database_is_away_no_call_is_accepted(
+def test_no_call_is_accepted_while_the_database_is_unavailable(
     sqlite_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     failed = Count()
@@ -243,12 +243,12 @@ def test_while_the_database_is_away_no_call_is_accepted(
         assert eventually(lambda: ledger.available)
         assert ledger.open(an_entry())
     assert len(rows(sqlite_url)) == 1
-    told = [record.getMessage() for record in caplog.records if record.name == "sluice.ledger"]
-    assert told.count("the ledger is away: connection refused") == 1
-    assert told.count("the ledger is back") == 1
+    lines = [record.getMessage() for record in caplog.records if record.name == "sluice.ledger"]
+    assert lines.count("the ledger's database is unavailable: connection refused") == 1
+    assert lines.count("the ledger's database is available again") == 1
 
 
-def test_an_optional_ledger_refuses_only_budgeted_calls_while_away(sqlite_url: str) -> None:
+def test_an_optional_ledger_refuses_only_budgeted_calls_in_an_outage(sqlite_url: str) -> None:
     unrecorded = Count()
     with a_ledger(sqlite_url, required=False, unrecorded=unrecorded) as ledger:
         ledger.start()
@@ -271,7 +271,7 @@ def test_settlements_during_an_outage_are_kept_and_written_once(
     for entry in entries:
         began = time.monotonic()
         ledger.settle(a_settlement(entry))
-        assert time.monotonic() - began < 2, "a client waits for this"
+        assert time.monotonic() - began < 2, "a client waits for the settlement"
     assert eventually(lambda: ledger.queue == 5 and outage.tries > 5)
     outage.on = False
     assert eventually(lambda: ledger.queue == 0 and ledger.available)
@@ -294,7 +294,7 @@ def test_calls_refused_during_an_outage_do_not_fill_the_queue(sqlite_url: str) -
 def test_a_ledger_whose_writer_hangs_is_unavailable(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each call would else wait in vain, and leave its steps behind."""
+    """Otherwise each call would wait until its timeout and add its steps to the queue."""
     monkeypatch.setattr(ledger_module, "WAIT_S", 0.05)
     with a_ledger(sqlite_url) as ledger:
         ledger.start()
@@ -312,7 +312,7 @@ def test_a_ledger_whose_writer_hangs_is_unavailable(
 def test_a_hanging_writer_times_out_waiting_calls_but_not_changes(
     ledger: Ledger, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of a group looks at the clock. Who waits for a change of his own goes on waiting."""
+    """One timeout ends the wait of a whole group, but not the wait for a change."""
     entry, changed = an_entry(), list[object]()
     ledger.open(entry)
     monkeypatch.setattr(ledger_module, "WAIT_S", 0.2)
@@ -333,7 +333,7 @@ def test_a_hanging_writer_times_out_waiting_calls_but_not_changes(
     assert changed == ["changed"]
     assert eventually(lambda: ledger.available and ledger.queue == 0)
     ledger.write(lambda _: None)
-    assert [row["cost_nano"] for row in rows(ledger_url)] == [110], "the others are withdrawn"
+    assert [row["cost_nano"] for row in rows(ledger_url)] == [110], "the other calls are withdrawn"
 
 
 def test_a_ledger_open_that_timed_out_leaves_no_row(
@@ -404,22 +404,22 @@ def test_a_failing_presence_beat_does_not_stop_the_ledger(
             assert ledger.open(an_entry())
         failing.clear()
         assert ledger.available
-    assert "can't be closed" in caplog.text
+    assert "can't close the rows of dead processes" in caplog.text
     assert len(rows(sqlite_url)) == 3
     assert [day["requests"] for day in days(sqlite_url)] == [1]
 
 
-def test_a_database_that_takes_no_writes_loses_no_row(
+def test_a_read_only_database_loses_no_row(
     postgres: Postgres, postgres_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As after a fail-over to a replica."""
+    """A database becomes read-only after a fail-over to a replica, for example."""
     url = database_url(postgres_url, Path())
     change = f"ALTER DATABASE {make_url(url).database} SET default_transaction_read_only"
     with a_ledger(url) as ledger:
         entry = an_entry()
         ledger.open(entry)
         postgres.execute(f"{change} = on")
-        ledger._writer.close()  # it holds for new connections
+        ledger._writer.close()  # the setting only applies to new connections
         ledger.settle(a_settlement(entry))
         assert not ledger.available
         with pytest.raises(Unavailable):
@@ -430,15 +430,18 @@ def test_a_database_that_takes_no_writes_loses_no_row(
     assert [row["cost_nano"] for row in rows(url)] == [110]
 
 
-# A commit that nobody heard of
+# Commits whose confirmation is lost
 
 
 @pytest.mark.parametrize("claim", [None, a_claim(1000, 800), a_claim(1000, 1, 5000)], ids=repr)
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_commit_whose_answer_was_lost_counts_once(
+def test_a_commit_whose_confirmation_was_lost_counts_once(
     ledger: Ledger, ledger_url: str, claim: Any, times: int
 ) -> None:
-    """times 1: done again at once. 2: taken for away; done again when it is back."""
+    """After one failure the commit is retried at once.
+
+    After two, the database counts as unavailable, and the commit is retried when it is back.
+    """
     ledger.start()
     entry = an_entry()
     broken = break_after_commit(ledger._writer, times)
@@ -450,7 +453,7 @@ def test_a_commit_whose_answer_was_lost_counts_once(
         with pytest.raises(Unavailable):
             ledger.open(entry, claim)
         assert eventually(lambda: ledger.available and ledger.queue == 0)
-        assert rows(ledger_url) == [], "a call that was refused has no row"
+        assert rows(ledger_url) == [], "a refused call has no row"
         ledger.open(entry, claim)
     assert len(broken) == times
     broken.clear()
@@ -461,7 +464,7 @@ def test_a_commit_whose_answer_was_lost_counts_once(
     assert [(day["requests"], day["cost_nano"]) for day in days(ledger_url)] == [(1, 110)]
 
 
-# The end
+# Closing
 
 
 def test_closing_the_ledger_writes_its_queue(ledger_url: str) -> None:
@@ -478,7 +481,7 @@ def test_closing_the_ledger_writes_its_queue(ledger_url: str) -> None:
             closing.join(HANG_S)
             assert [row["ended_us"] is None for row in rows(ledger_url)] == [False]
             settling.join(HANG_S)
-        ledger.close()  # again
+        ledger.close()  # a second close is a no-op
 
 
 def test_a_closed_ledger_is_unavailable_at_once(sqlite_url: str) -> None:
@@ -509,7 +512,7 @@ def test_a_closed_ledger_leaves_only_its_database_and_owners(
     assert left == {"sluice.db", "sluice.db.owners"}
 
 
-# Reading and changing
+# Queries and changes
 
 
 def test_the_first_query_creates_the_tables(ledger: Ledger) -> None:
@@ -517,10 +520,10 @@ def test_the_first_query_creates_the_tables(ledger: Ledger) -> None:
     assert at_once(*[lambda: ledger.read(lambda c: c.execute(count).scalar())] * 20) == [0] * 20
     done = commits(ledger._writer)
     assert ledger.read(lambda c: c.execute(count).scalar()) == 0
-    assert done == [], "the writer is left alone from then on"
+    assert done == [], "further queries don't use the writer"
 
 
-def test_a_query_that_fails_fails_alone(ledger: Ledger) -> None:
+def test_a_failed_query_does_not_affect_later_queries(ledger: Ledger) -> None:
     with pytest.raises(Unavailable):
         ledger.read(lambda c: c.execute(text("SELECT no_such_column FROM requests")))
     with pytest.raises(ZeroDivisionError):
@@ -529,7 +532,7 @@ def test_a_query_that_fails_fails_alone(ledger: Ledger) -> None:
     assert ledger.available
 
 
-def test_a_change_is_whole_or_not_at_all(ledger: Ledger, ledger_url: str) -> None:
+def test_a_change_is_atomic(ledger: Ledger, ledger_url: str) -> None:
     ledger.open(an_entry())
 
     def half(connection: Connection) -> None:
@@ -548,7 +551,7 @@ def test_a_change_is_whole_or_not_at_all(ledger: Ledger, ledger_url: str) -> Non
 
 
 def outcomes(found: list[Any]) -> tuple[int, int]:
-    """How many were accepted, and how many refused."""
+    """Return the numbers of accepted and of refused calls."""
     refused = [one for one in found if isinstance(one, InsufficientCredits)]
     accepted = [one for one in found if one is True]
     assert len(refused) + len(accepted) == len(found), found
@@ -578,11 +581,11 @@ def test_a_budget_is_not_exceeded_by_concurrent_calls(
     found = gathered(ledger, *works) if grouped else at_once(*works)
     assert outcomes(found) == (accepted, 20 - accepted)
     assert reserved(ledger_url) == held
-    assert ledger.open(an_entry(key_id="key_2"), a_claim(1000, 1000)), "a budget of its own"
+    assert ledger.open(an_entry(key_id="key_2"), a_claim(1000, 1000)), "another key's budget"
 
 
 def test_a_budget_is_not_exceeded_by_two_ledgers_at_once(ledger: Ledger, ledger_url: str) -> None:
-    """Calls come and go: at no moment is more settled and held than there is."""
+    """Settled costs and reservations together never exceed the budget while calls come and go."""
     limit, most = 20_000, 1_000
     ledger.start()
 
@@ -610,7 +613,7 @@ def test_a_budget_is_not_exceeded_by_two_ledgers_at_once(ledger: Ledger, ledger_
     open_now = sum(reserved(ledger_url))
     left = limit - spent - open_now
     assert 0 <= left < limit
-    while left >= most:  # all of it can be used
+    while left >= most:  # the rest of the budget can still be used
         assert ledger.open(an_entry(), a_claim(limit, most))
         left -= most
     with pytest.raises(InsufficientCredits):
@@ -629,7 +632,7 @@ def test_a_changed_budget_counts_calls_admitted_under_the_old_budget(
     assert reserved(ledger_url) == [600]
 
 
-def test_a_daily_budget_is_whole_again_the_next_day(ledger: Ledger) -> None:
+def test_a_daily_budget_is_restored_the_next_day(ledger: Ledger) -> None:
     yesterday = an_entry(started_us=1_767_225_599_999_999)
     for since, start in (("2025-12-31", yesterday), ("2026-01-01", an_entry())):
         assert ledger.open(start, a_claim(1000, 900, since=since))
@@ -642,7 +645,7 @@ def test_a_daily_budget_is_whole_again_the_next_day(ledger: Ledger) -> None:
         ledger.open(an_entry(), a_claim(1801, 2))
 
 
-# Processes that end
+# Dead processes
 
 PROCESS = """
 import sys, time
@@ -660,7 +663,7 @@ time.sleep(600)
 
 
 def a_process(url: str, name: str, clock: FileClock) -> subprocess.Popen[str]:
-    """Start another process, with three open rows, that reads the time from `clock`."""
+    """Start a process that opens three rows and reads the time from `clock`."""
     process = subprocess.Popen(
         [sys.executable, "-c", PROCESS, url, name, str(clock.path)],
         cwd=ROOT,
@@ -680,10 +683,10 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def let_time_pass(url: str, clock: FileClock, living: int) -> None:
-    """Put the clock forward by two thirds of DEAD_AFTER_S once `living` ledgers know each other.
+    """Advance the clock by two thirds of DEAD_AFTER_S once `living` ledgers know each other.
 
-    By then each of them has changed its heartbeat and then looked at the others', so that a machine
-    that stalls makes no living process look dead.
+    By then each of them has sent a heartbeat and then checked the other ledgers, so that no living
+    process looks dead because the machine stalls.
     """
 
     def beats() -> dict[str, int]:
@@ -747,10 +750,10 @@ def test_only_rows_of_dead_processes_are_closed_as_interrupted(
         for process in (dead, living):
             end(process)
     assert [(day["requests"], day["cost_nano"]) for day in days(ledger_url)] == [(7, 410)]
-    assert "calls of a process that has ended are closed as interrupted" in caplog.text
+    assert "calls of a dead process as interrupted" in caplog.text
 
 
-# Under gevent, as gunicorn runs it
+# Under gevent
 
 GREENLETS = """
 from gevent import monkey
@@ -820,12 +823,15 @@ def test_greenlets_share_the_ledger_and_a_slow_commit_blocks_none(ledger_url: st
         timeout=HANG_S,
         check=False,
     )
-    said = "the ledger is away: connection refused\nthe ledger is back\n"
-    assert (done.returncode, done.stderr) == (0, said)
+    log = (
+        "the ledger's database is unavailable: connection refused\n"
+        "the ledger's database is available again\n"
+    )
+    assert (done.returncode, done.stderr) == (0, log)
     found = json.loads(done.stdout)
     stall = found.pop("stall")
     assert found == {"settled": 300, "refused": 100, "available": True, "queue": 0}
-    assert stall < 0.15, "a transaction of 0.3 s went on meanwhile"
+    assert stall < 0.15, "a transaction of 0.3 s must not block the greenlets"
     assert sum(day["cost_nano"] for day in days(ledger_url) if day["key_id"] == "key_1") == 100_000
     assert sum(day["requests"] for day in days(ledger_url)) == len(rows(ledger_url)) == 301
     assert all(row["ended_us"] for row in rows(ledger_url))

@@ -1,4 +1,4 @@
-"""ledger/owners.py: who lives, who is dead, and that nobody is taken for the wrong one."""
+"""Tests of ledger/owners.py: telling dead processes from living ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def connection() -> Iterator[Connection]:
     engine.dispose()
 
 
-# Locked files
+# Lock files
 
 
 def a_file(tmp_path: Path, name: str) -> LockFile:
@@ -37,7 +37,7 @@ def test_an_owner_is_alive_while_its_lock_file_is_held(
     tmp_path: Path, connection: Connection
 ) -> None:
     one, other = a_file(tmp_path, "one"), a_file(tmp_path, "other")
-    assert one.is_dead(connection, "other"), "it was never there"
+    assert one.is_dead(connection, "other"), "the other process has not begun yet"
     for presence in (one, other):
         presence.begin(connection)
         presence.begin(connection)
@@ -60,7 +60,7 @@ def test_files_of_dead_owners_are_swept_and_those_of_live_owners_stay(
     living.begin(connection)
     dead.begin(connection)
     assert dead._held is not None
-    os.close(dead._held)  # as the system does it
+    os.close(dead._held)  # the system does this when a process dies
     assert living.is_dead(connection, "dead")
     new.begin(connection)
     assert names(tmp_path) == {"living", "new"}
@@ -76,7 +76,7 @@ def open_files() -> int:
 def test_a_begin_that_failed_can_be_repeated_and_leaks_no_file(
     tmp_path: Path, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else it would live on without its name, and be taken for dead."""
+    """Otherwise the process would live on without a lock file, and be considered dead."""
     one, other = a_file(tmp_path, "one"), a_file(tmp_path, "other")
     opened = open_files()
 
@@ -94,7 +94,7 @@ def test_a_begin_that_failed_can_be_repeated_and_leaks_no_file(
     one.leave(connection)
 
 
-# Rows that change
+# Heartbeats
 
 
 class Clock:
@@ -132,13 +132,13 @@ def test_an_owner_without_heartbeats_for_long_enough_is_dead(
     clock.now += 1
     assert one.is_dead(connection, "other")
     assert set(beats(connection)) == {"one"}
-    assert one.is_dead(connection, "other"), "still"
+    assert one.is_dead(connection, "other"), "it stays dead"
 
 
 def test_a_dead_owner_whose_heartbeat_resumes_is_alive_again(
     connection: Connection, clock: Clock
 ) -> None:
-    """Its later calls aren't closed over and over, while it serves them."""
+    """Otherwise its later calls would be closed again and again while it serves them."""
     one, other = Heartbeat("one"), Heartbeat("other")
     one.begin(connection)
     other.begin(connection)
@@ -149,7 +149,7 @@ def test_a_dead_owner_whose_heartbeat_resumes_is_alive_again(
     assert not one.is_dead(connection, "other")
 
 
-def test_an_owner_that_keeps_reconnecting_is_not_taken_for_dead(
+def test_an_owner_that_keeps_reconnecting_is_not_considered_dead(
     connection: Connection, clock: Clock
 ) -> None:
     one, other = Heartbeat("one"), Heartbeat("other")

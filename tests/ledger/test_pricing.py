@@ -1,4 +1,4 @@
-"""pricing.py: what tokens cost, in whole nano-dollars."""
+"""Tests of ledger/pricing.py: prices, and costs in whole nano-dollars."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOKENS = st.integers(0, 10_000_000)
 
 @st.composite
 def rates(draw: st.DrawFn) -> Rate:
-    """A rate that doesn't fall where its tiers begin."""
+    """Draw a rate that never decreases from one tier to the next."""
     base = draw(RATES)
     tiers = draw(st.lists(st.tuples(TOKENS, RATES), max_size=3))
     starts = sorted(start for start, _ in tiers)
@@ -36,7 +36,7 @@ def rates(draw: st.DrawFn) -> Rate:
 
 @st.composite
 def usages(draw: st.DrawFn) -> Usage:
-    """Cached tokens are parts of the input."""
+    """Draw usage whose cached tokens are part of the input tokens."""
     read, write, other, output = (draw(TOKENS) for _ in range(4))
     return Usage(read + write + other, output, cache_read_tokens=read, cache_write_tokens=write)
 
@@ -86,7 +86,7 @@ def test_a_cost_is_rounded_up_by_less_than_a_nano_dollar(usage: Usage, price: Pr
 
 @st.composite
 def any_rates(draw: st.DrawFn) -> Rate:
-    """Its tiers may be cheaper than where they begin."""
+    """Draw a rate whose tiers may cost less than the tier before."""
     tiers = draw(st.lists(st.tuples(TOKENS, RATES), max_size=3))
     return Rate(draw(RATES), tuple(sorted(tiers)))
 
@@ -195,14 +195,17 @@ def test_a_rate_of_sluice_toml_is_read_without_loss(number: Decimal) -> None:
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        ({}, "input_per_mtok and output_per_mtok are needed"),
-        ({"input_per_mtok": 1}, "input_per_mtok and output_per_mtok are needed"),
-        ({"input": 1}, "input is not known; it takes input_per_mtok, output_per_mtok"),
-        ({"input_per_mtok": "1"}, "input_per_mtok is '1'; it takes USD per million tokens"),
-        ({"input_per_mtok": True}, "input_per_mtok is True;"),
-        ({"input_per_mtok": -1}, "input_per_mtok is -1;"),
-        ({"input_per_mtok": float("nan")}, "input_per_mtok is nan;"),
-        ({"input_per_mtok": float("inf")}, "input_per_mtok is inf;"),
+        ({}, "input_per_mtok and output_per_mtok are required"),
+        ({"input_per_mtok": 1}, "input_per_mtok and output_per_mtok are required"),
+        ({"input": 1}, "unknown field input; the fields are input_per_mtok, output_per_mtok"),
+        (
+            {"input_per_mtok": "1"},
+            "input_per_mtok must be a number of USD per million tokens, not '1'",
+        ),
+        ({"input_per_mtok": True}, "per million tokens, not True"),
+        ({"input_per_mtok": -1}, "per million tokens, not -1"),
+        ({"input_per_mtok": float("nan")}, "per million tokens, not nan"),
+        ({"input_per_mtok": float("inf")}, "per million tokens, not inf"),
     ],
 )
 def test_the_error_for_an_invalid_price_names_its_table(table: dict[str, Any], says: str) -> None:
@@ -243,7 +246,7 @@ def test_made_up_model_names_do_not_fill_the_price_cache() -> None:
 
 
 def test_prices_that_depend_on_the_time_can_be_looked_up() -> None:
-    """Every such model of the data: the price comes, and is read anew."""
+    """Look up the price of every model in the data whose price depends on the time."""
     from genai_prices.data_snapshot import get_snapshot
 
     dated = [

@@ -1,4 +1,4 @@
-"""ledger/schema.py: ids and days, and how a database comes to have the tables of this version."""
+"""Tests of ledger/schema.py: ids, days, the tables of a new database, and migrations."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def version_of(connection: Connection) -> str:
 
 
 def shape(connection: Connection) -> dict[str, Any]:
-    """Each table's columns, key and indices."""
+    """Return the columns, the primary key and the indexes of each table."""
     look = inspect(connection)
     return {
         name: (
@@ -137,7 +137,7 @@ def test_many_ledgers_may_start_at_once_on_an_empty_database(ledger_url: str, wa
 
 @pytest.fixture
 def old(tmp_path: Path) -> str:
-    """A ledger as the first release left it."""
+    """Return the URL of a ledger written by the first release."""
     path = tmp_path / "old.db"
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(OF_VERSION_1.read_text(encoding="utf-8"))
@@ -145,7 +145,7 @@ def old(tmp_path: Path) -> str:
 
 
 def contents(url: str) -> dict[str, list[tuple[Any, ...]]]:
-    """The columns of version 1, as sqlite3 sees them."""
+    """Return the rows of both tables, read with sqlite3: only the columns of version 1."""
     with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
         return {
             table.name: connection.execute(
@@ -254,9 +254,8 @@ def test_a_ledger_of_a_newer_version_is_rejected_and_left_unchanged(
     with a_ledger(ledger_url) as ledger, pytest.raises(ConfigError) as caught:
         ledger.start()
     found, known = schema.VERSION + 1, schema.VERSION
-    assert f"the ledger's tables are version {found} and this Sluice knows {known}" in str(
-        caught.value
-    )
+    versions = f"of version {found}, but this Sluice only knows versions up to {known}"
+    assert versions in str(caught.value)
     assert [row["ended_us"] for row in rows(ledger_url)] == [None]
 
 
@@ -283,7 +282,7 @@ def test_migration_from_version_1_adds_the_tries_column(tmp_path: Path, version:
         connection.execute(text("INSERT INTO requests VALUES ('a', 1)"))
         connection.execute(text("CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)"))
         connection.execute(text("INSERT INTO facts VALUES ('schema', '1')"))
-    for _ in range(version):  # a second start finds it done
+    for _ in range(version):  # a second migration is a no-op
         with engine.begin() as connection:
             schema.migrate(connection)
     with engine.begin() as connection:

@@ -1,4 +1,4 @@
-"""ledger/upkeep.py: the check, on ledgers that add up and ledgers that don't; pruning; copies."""
+"""Tests of ledger/upkeep.py: verification of sound and corrupt ledgers, pruning, backups."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOON, DAY = at("2026-01-31T12:00:00"), "2026-01-31"
 
 @pytest.fixture
 def connection(ledger_url: str) -> Iterator[Connection]:
-    """A ledger with three settled rows on two days, and an open one."""
+    """Yield a connection to a ledger with three settled rows on two days and an open row."""
     with connected(ledger_url) as found:
         settled_row(found, "2026-01-30T12:00:00")
         settled_row(found, "2026-01-31T12:00:00", cost=None)
@@ -51,7 +51,7 @@ def test_verify_reports_a_row_open_for_more_than_a_day(connection: Connection) -
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"ended_us": NOON - 1}, "ended before it began"),
+        ({"ended_us": NOON - 1}, "ended before it started"),
         ({"status": None}, "without an HTTP status"),
         ({"status": 0}, "without an HTTP status"),
         ({"end_reason": None}, "without a known reason"),
@@ -59,16 +59,16 @@ def test_verify_reports_a_row_open_for_more_than_a_day(connection: Connection) -
         ({"output_tokens": -1}, "a count is negative"),
         ({"cost_nano": -1}, "a count is negative"),
         ({"attempts": -1}, "a count is negative"),
-        ({"cache_read_tokens": 5, "cache_write_tokens": 4}, "more tokens are cached"),
-        ({"reasoning_tokens": 3}, "more tokens are reasoning"),
+        ({"cache_read_tokens": 5, "cache_write_tokens": 4}, "more cached tokens than input tokens"),
+        ({"reasoning_tokens": 3}, "more reasoning tokens than output tokens"),
         ({"usage_source": "dream"}, "no known source"),
-        ({"reserved_nano": 1}, "still holds some of a budget"),
+        ({"reserved_nano": 1}, "still reserves part of a budget"),
         ({"duration_us": None}, "without its durations"),
         ({"latency_us": None}, "without its durations"),
         ({"first_event_us": -1}, "a duration is negative"),
-        ({"latency_us": 1_500_001}, "a part took longer"),
-        ({"first_event_us": 1_500_001}, "a part took longer"),
-        ({"started_us": at("2026-01-30T22:59:59")}, "of another time"),
+        ({"latency_us": 1_500_001}, "exceeds its duration"),
+        ({"first_event_us": 1_500_001}, "exceeds its duration"),
+        ({"started_us": at("2026-01-30T22:59:59")}, "its id doesn't match"),
     ],
 )
 def test_verify_reports_a_row_with_impossible_values(
@@ -99,7 +99,7 @@ def test_verify_reports_daily_sums_that_differ_from_the_rows(connection: Connect
     one = (daily.c.day == DAY) & (daily.c.key_id == "key_b")
     connection.execute(update(daily).where(one).values(cost_nano=1, requests=3))
     (line,) = problems(connection)
-    where, _, what = line.partition(": the daily sums have more than the rows: ")
+    where, _, what = line.partition(": the daily sums minus the rows: ")
     assert where == "2026-01-31, key_b, sim/m, /api/v1/completions"
     assert what == "requests +2, cost_nano -999"
 
@@ -201,7 +201,7 @@ def test_prune_that_deletes_nothing_records_nothing(connection: Connection) -> N
     assert list(connection.execute(select(facts.c.name)).scalars()) == ["schema"]
 
 
-# Copies
+# Backups
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def live(tmp_path: Path) -> Path:
 def test_backup_holds_the_committed_rows_and_is_private(live: Path, tmp_path: Path) -> None:
     target = tmp_path / "copy.db"
     with connected(database_url(None, live)) as connection:
-        settled_row(connection, "2026-01-31T12:00:00")  # not committed yet, so not in it
+        settled_row(connection, "2026-01-31T12:00:00")  # not committed yet, so not in the copy
         upkeep.backup(live, target)
     assert target.stat().st_mode & 0o777 == 0o600
     assert sorted(path.name for path in tmp_path.iterdir() if "copy" in path.name) == ["copy.db"]

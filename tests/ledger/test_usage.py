@@ -1,4 +1,4 @@
-"""ledger/usage.py: sums over the roll-up and the latest rows, on both databases."""
+"""Tests of ledger/usage.py: sums over the roll-up and the latest rows, on both databases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHAT = "/v1/completions"
 
 @pytest.fixture
 def connection(ledger_url: str) -> Iterator[Connection]:
-    """An empty ledger."""
+    """Yield a connection to an empty ledger."""
     with connected(ledger_url) as found:
         yield found
 

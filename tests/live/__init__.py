@@ -1,1 +1,1 @@
-"""Tests that start servers."""
+"""Tests that start real servers."""

@@ -1,4 +1,4 @@
-"""A server for the tests of a module that asks for one."""
+"""Fixtures with a server that the tests of a module share."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def module_server(fake_process: FakeProvider) -> Iterator[Server]:
 
 @pytest.fixture
 def server(module_server: Server, fake: FakeProvider) -> Server:
-    """Return a Sluice under gunicorn with gevent; its rows `fake` and `fakechat` lead to `fake`."""
+    """Return a server under gunicorn with gevent, whose providers are `fake` and `fakechat`."""
     return module_server

@@ -1,7 +1,8 @@
-"""The pages in a real Chromium, on a real server: what a person does there, by eye or by ear.
+"""Tests of the pages in a real Chromium with a real server, accessibility included.
 
-Without a Chromium these tests are skipped. Every test also holds that the console stayed empty,
-that nothing broke the policy, and that nothing was asked of another host.
+- Without Chromium these tests are skipped.
+- Every test also checks that the console stayed empty, that nothing violated the content security
+  policy, and that no request went to another host.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def width(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def page(browser: Browser, server: Server, theme: Any, width: int) -> Iterator[Page]:
-    """A page of a fresh browser, which finds no fault with what it loads."""
+    """Yield a page of a new browser context; fail if it logged or loaded anything unexpected."""
     context = browser.new_context(
         base_url=server.url, color_scheme=theme, viewport={"width": width, "height": 900}
     )
@@ -75,14 +76,14 @@ def page(browser: Browser, server: Server, theme: Any, width: int) -> Iterator[P
 
     def asked(request: Request) -> None:
         if not request.url.startswith((server.url, "data:", "blob:")):
-            faults.append(f"asked for {request.url}")
+            faults.append(f"requested {request.url}")
 
-    def said(text: str) -> None:
-        if "status of 4" not in text and "status of 5" not in text:  # an answer that a test wants
+    def logged(text: str) -> None:
+        if "status of 4" not in text and "status of 5" not in text:  # an error that a test provoked
             faults.append(text)
 
     found.on("request", asked)
-    found.on("console", lambda message: said(message.text))
+    found.on("console", lambda message: logged(message.text))
     found.on("pageerror", lambda error: faults.append(str(error)))
     yield found
     faults += found.evaluate("window.violations")
@@ -93,7 +94,7 @@ def page(browser: Browser, server: Server, theme: Any, width: int) -> Iterator[P
 def sign_in(page: Page, server: Server, path: str = "/") -> None:
     page.goto(path)
     page.get_by_label("Your Sluice key").fill(server.key)
-    page.get_by_role("button", name="Open").click()
+    page.get_by_role("button", name="Sign in").click()
     expect(page.locator("#app")).to_be_visible()
 
 
@@ -103,7 +104,7 @@ def choose(page: Page, model: str) -> None:
 
 
 def slow(fake: FakeProvider) -> None:
-    """An answer that would never end."""
+    """Make the provider stream a completion that never ends."""
     frames = fp.chunks(["Once ", "upon "], finish=None)
     more = fp.event(fp.chunks(["more "], finish=None)[0]).data
     fake.script([*fp.sse(frames, done=False, complete=False), fp.repeat(more, every=0.05)])
@@ -154,7 +155,7 @@ def test_the_playground_shows_a_streamed_completion_and_keeps_its_history(
         expect(page.locator(f"#live-{name}")).not_to_have_text("\N{EN DASH}")
     expect(page.locator("#output")).to_have_attribute("aria-busy", "false")
     expect(page.get_by_role("listitem")).to_contain_text("local/pydoc")
-    # What was asked comes back, also after a visit elsewhere.
+    # The history survives a visit to another page.
     page.goto("/usage")
     page.goto("/")
     page.get_by_role("listitem").get_by_role("button").click()
@@ -177,9 +178,7 @@ def test_model_output_is_shown_as_text_and_not_as_html(
     assert page.locator("#app :is(img, b, i, u)").count() == 0
 
 
-def test_an_unstreamed_answer_is_shown_whole(
-    page: Page, server: Server, fake: FakeProvider
-) -> None:
+def test_an_unstreamed_completion_is_shown(page: Page, server: Server, fake: FakeProvider) -> None:
     fake.script(fp.answer(fp.body("All at once.", usage=(4, 3))))
     sign_in(page, server)
     choose(page, "fake/m")
@@ -251,7 +250,7 @@ def test_a_value_out_of_range_is_not_sent(page: Page, server: Server) -> None:
 def test_stop_right_after_run_shows_the_call_as_stopped(
     page: Page, server: Server, fake: FakeProvider
 ) -> None:
-    """Also where the stop overtakes the request, or the provider is silent yet."""
+    """Stop while the provider is silent; the stop may even overtake the request."""
     fake.script([fp.hold()])
     sign_in(page, server)
     choose(page, "fake/m")
@@ -263,7 +262,9 @@ def test_stop_right_after_run_shows_the_call_as_stopped(
 
 
 @pytest.mark.parametrize("width", ["narrow"], indirect=True)
-def test_stop_is_at_hand_on_a_narrow_screen(page: Page, server: Server, fake: FakeProvider) -> None:
+def test_the_stop_button_is_visible_on_a_narrow_screen(
+    page: Page, server: Server, fake: FakeProvider
+) -> None:
     slow(fake)
     sign_in(page, server)
     choose(page, "fake/m")
@@ -275,7 +276,7 @@ def test_stop_is_at_hand_on_a_narrow_screen(page: Page, server: Server, fake: Fa
     expect(page.locator("#ending")).to_contain_text("Stopped")
 
 
-# The same by program
+# Use it from code
 
 PROMPT = 'It\'s a "test" of $HOME, `id` and \\n\nin two lines: \u00e9, \U0001f600'
 COMMANDS = {
@@ -287,7 +288,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_copied_code_runs_and_holds_no_key(
+def test_copied_code_runs_and_contains_no_key(
     page: Page, server: Server, fake: FakeProvider, stream: bool
 ) -> None:
     sign_in(page, server)
@@ -327,8 +328,7 @@ def test_copied_code_runs_and_holds_no_key(
 
 
 def settles_late(page: Page) -> None:
-    """The first two looks at the latest requests find what there is now, as if what ends next
-    were not settled until then."""
+    """Serve the current list of requests twice more, as if the next calls were settled late."""
     with page.expect_response("**/api/v1/user/requests?*") as found:
         page.get_by_role("button", name="Refresh").click()
     stale = found.value.text()
@@ -351,7 +351,7 @@ def test_the_usage_page_follows_a_stream_stopped_in_another_tab(
     sign_in(other, server, "/usage")
     expect(other.locator("#active tbody tr")).to_have_count(1)
     ends = other.locator("#latest tbody tr .end")
-    expect(ends.first).to_have_text("under way")
+    expect(ends.first).to_have_text("active")
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("#ending")).to_contain_text("Stopped")
     expect(other.locator("#no-active")).to_be_visible(timeout=1000 * HANG_S)
@@ -362,7 +362,7 @@ def test_the_usage_page_shows_requests_tokens_and_active_streams(
     page: Page, server: Server, fake: FakeProvider
 ) -> None:
     key = server.key
-    server.key = server.add_key("usage-page")  # one that has used nothing yet
+    server.key = server.add_key("usage-page")  # a key without usage
     try:
         fake.script(fp.sse(fp.chunks(["One ", "two."], usage=(3, 9))))
         sign_in(page, server)
@@ -372,7 +372,7 @@ def test_the_usage_page_shows_requests_tokens_and_active_streams(
         slow(fake)
         page.get_by_role("button", name="Run").click()
         expect(page.locator("#output")).to_contain_text("Once upon")
-        other = page.context.new_page()  # sessionStorage is a tab's own
+        other = page.context.new_page()  # signs in again, because sessionStorage belongs to one tab
         sign_in(other, server, "/usage")
         expect(other.locator("#sum-requests")).to_have_text("1")
         expect(other.locator("#sum-tokens")).to_have_text("12")
@@ -391,7 +391,7 @@ def test_the_usage_page_shows_requests_tokens_and_active_streams(
             other.locator("#measure").get_by_text(measure).click()
             name = re.compile(f"Chart of {measure.lower()} by day")
             expect(other.locator("#chart")).to_have_attribute("aria-label", name)
-        other.get_by_text("As a table").click()
+        other.get_by_text("Show as a table").click()
         expect(other.locator("#days tbody tr")).to_have_count(1)
         with other.expect_download() as loaded:
             other.get_by_role("button", name="Download").click()
@@ -407,18 +407,19 @@ def test_the_usage_page_shows_requests_tokens_and_active_streams(
         server.key = key
 
 
-# For everyone
+# Accessibility
 
 
 def violations(page: Page) -> list[str]:
-    """What axe-core finds: each rule with the elements that break it. It is evaluated by the
-    debugger, which the page's policy doesn't bind."""
+    """Return what axe-core finds: each violated rule with its elements.
+
+    The debugger evaluates axe-core, so the page's content security policy doesn't block it.
+    """
     page.evaluate(AXE.read_text(encoding="utf-8"))
     found = page.evaluate("(tags) => axe.run(document, {runOnly: tags})", RULES)
     assert len(found["passes"]) > 10
-    unsure = [
-        v for v in found["incomplete"] if v["id"] != "color-contrast"
-    ]  # of what is off-screen
+    # axe-core can't decide the contrast of elements that are off-screen.
+    unsure = [v for v in found["incomplete"] if v["id"] != "color-contrast"]
     faults = found["violations"] + unsure
     return [f"{v['id']}: {[n['html'] for n in v['nodes']]}" for v in faults]
 
@@ -450,7 +451,7 @@ def test_pages_have_no_axe_violations_and_fit_the_screen_width(
         expect(page.locator("#latest tbody tr").first).to_be_visible()
         expect(page.locator("#active").get_by_role("button")).to_be_visible()
         expect(page.locator("#chart canvas")).to_be_visible()
-        page.get_by_text("As a table").click()
+        page.get_by_text("Show as a table").click()
         found["usage"] = violations(page)
         assert page.evaluate("document.documentElement.scrollWidth") == width
         assert found == {name: [] for name in found}
@@ -458,13 +459,13 @@ def test_pages_have_no_axe_violations_and_fit_the_screen_width(
         expect(page.locator("#no-active")).to_be_visible()
 
 
-def test_the_playground_can_be_used_by_keyboard_alone(
+def test_the_playground_can_be_used_by_keyboard_only(
     page: Page, server: Server, fake: FakeProvider
 ) -> None:
     page.goto("/")
     expect(page.get_by_label("Your Sluice key")).to_be_visible()
     page.keyboard.press("Tab")
-    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
     expect(page.get_by_label("Your Sluice key")).to_be_focused()

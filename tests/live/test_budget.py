@@ -1,5 +1,8 @@
-"""Budgets and limits against the real server: fifty callers at once can't overspend, what is
-refused costs nothing upstream, and clients are told in their own words."""
+"""Tests of budgets and limits on a real server.
+
+Fifty callers at once can't overspend a budget, a rejected call never reaches a provider, and client
+libraries raise the right exceptions.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,11 @@ from tests.support.servers import Server
 CALLERS, ROUNDS = 50, 20
 BUDGET_NANO = 10**9
 INPUT_NANO, OUTPUT_NANO = 20_000, 200_000
-"""What a token costs here, so that a dollar is soon spent."""
-TOLD, MOST_TOKENS = (5, 10), 10
+"""Prices of a token, so high that a dollar is spent quickly."""
+USAGE, MOST_TOKENS = (5, 10), 10
 RESERVED_TOKENS, LONG = 20, (5, 60)
 ANSWER_S = 0.15
-"""Long enough for all callers' calls to be under way at once."""
+"""The duration of a call, long enough for calls of all callers to be in flight at once."""
 
 
 def config(fake: FakeProvider) -> str:
@@ -40,7 +43,7 @@ def answering(usage: tuple[int, int], after: float = ANSWER_S) -> list[fp.Step]:
 
 
 def hammer(server: Server, key: str, kind: Kind, *, calls: int) -> list[Sent]:
-    """That many calls of as many callers as there are, at once; each makes its share in a row."""
+    """Make calls from CALLERS threads at once. Each thread makes its share one after another."""
     sent: list[Sent] = []
 
     def caller(path: str) -> None:
@@ -58,14 +61,14 @@ def hammer(server: Server, key: str, kind: Kind, *, calls: int) -> list[Sent]:
 
 
 def statuses(sent: list[Sent]) -> Counter[int | None]:
-    """How often each was seen; a connection that a reload cut before it was used has none."""
+    """Count the statuses. Leave out connections that a reload closed before they were used."""
     return Counter(one.status for one in sent if not one.failure)
 
 
 def hammer_a_budget(fake: FakeProvider, server: Server, place: Place, key: str) -> None:
-    """Callers that say max_tokens spend a budget of $1, across a reload, and not a cent more."""
+    """Assert that calls with max_tokens spend a budget of $1, across a reload, and no more."""
     kind = Kind("paid", more={"max_tokens": MOST_TOKENS})
-    fake.named({"paid": answering(TOLD)})
+    fake.named({"paid": answering(USAGE)})
     reload = threading.Timer(0.2, server.signal, [signal.SIGHUP])
     reload.start()
     found = spend_it_all(server, key, kind)
@@ -77,7 +80,7 @@ def hammer_a_budget(fake: FakeProvider, server: Server, place: Place, key: str) 
 
 
 def spend_it_all(server: Server, key: str, kind: Kind) -> Counter[int | None]:
-    """Hammer until every caller is refused; how often each status was seen."""
+    """Make calls until all are rejected. Return the counts of statuses."""
     found: Counter[int | None] = Counter()
     for _ in range(ROUNDS):
         found += (latest := statuses(hammer(server, key, kind, calls=CALLERS * 4)))
@@ -106,14 +109,13 @@ def test_calls_without_max_tokens_overspend_at_most_by_the_calls_in_flight(
         place = ledger_of(server)
         assert_sound(place)
         cost = LONG[0] * INPUT_NANO + LONG[1] * OUTPUT_NANO
-        overrun = cost - RESERVED_TOKENS * OUTPUT_NANO  # what a call may cost beyond its reserve
+        overrun = cost - RESERVED_TOKENS * OUTPUT_NANO  # the cost of a call beyond its hold
         assert BUDGET_NANO < spent(place, "key_dollar") <= BUDGET_NANO + overrun * CALLERS
         in_flight = most_at_once(rows(place))
         assert spent(place, "key_dollar") <= BUDGET_NANO + overrun * in_flight
 
 
 def most_at_once(found: list[dict[str, Any]]) -> int:
-    """How many calls were under way at any one time."""
     changes = sorted((row[name], step) for row in found for name, step in ENDS)
     count = most = 0
     for _, step in changes:
@@ -137,12 +139,12 @@ def started(fake_process: FakeProvider) -> Iterator[Server]:
 
 @pytest.fixture
 def server(started: Server, fake: FakeProvider) -> Server:
-    fake.default(fp.answer(fp.body("x", usage=TOLD)))
+    fake.default(fp.answer(fp.body("x", usage=USAGE)))
     return started
 
 
 def a_key(server: Server, name: str, **terms: object) -> str:
-    """A new key that the server knows; its id is key_NAME."""
+    """Add a key with the id key_NAME, and wait until the server accepts it. Return the key."""
     key = server.add_key(name, id=f"key_{name}", **terms)
 
     def known() -> bool:
@@ -192,7 +194,7 @@ def test_the_free_tier_has_ten_requests_a_minute(
 
 def test_tokens_per_hour_are_reserved_and_settled(server: Server, fake: FakeProvider) -> None:
     key = a_key(server, "hourly", tier="unlimited", tokens_per_hour=200)
-    first = ask(server, key, max_tokens=100)  # it may use 100 and more, and uses 15
+    first = ask(server, key, max_tokens=100)  # reserves more than 100 tokens, and uses 15
     assert first.status == 200
     assert int(first.headers["x-ratelimit-remaining-tokens"]) >= 180
     assert ask(server, key, max_tokens=100).status == 200
@@ -204,21 +206,19 @@ def test_tokens_per_hour_are_reserved_and_settled(server: Server, fake: FakeProv
     assert fake.counts.received == 2
 
 
-def test_a_provider_key_of_the_caller_bypasses_limits_and_budget(
-    server: Server, fake: FakeProvider
-) -> None:
+def test_a_byok_key_bypasses_limits_and_budget(server: Server, fake: FakeProvider) -> None:
     key = a_key(server, "own", tier="free", requests_per_minute=0, budget_usd=0)
     sent = ask(server, key, byok_api_key="my-own", max_tokens=10)
     assert (sent.status, sent.headers["x-ratelimit-bypass"]) == (200, "BYOK API key used")
     assert "x-ratelimit-limit-requests" not in sent.headers
     row = row_of(ledger_of(server), sent.id)
     assert (bool(row["byok"]), row["cost_nano"]) == (True, 0)
-    assert (row["input_tokens"], row["output_tokens"]) == TOLD
+    assert (row["input_tokens"], row["output_tokens"]) == USAGE
     assert ask(server, key, max_tokens=10).status == 429
     assert fake.counts.received == 1
 
 
-def test_openai_and_indoxhub_clients_raise_their_own_exceptions(
+def test_openai_and_indoxhub_clients_raise_matching_exceptions(
     server: Server, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "*")

@@ -1,8 +1,9 @@
-"""Real clients against the real server: the openai SDK (both kinds), the official client
-`indoxhub`, and plain HTTP as LangChain speaks it.
+"""Tests of real clients with a real server: the openai SDK (sync and async), `indoxhub`, the
+official client, and plain HTTP requests like those of LangChain.
 
-Rules that hold here: the clients are used as their own documentation says; how often they call is
-counted where it counts, at the provider; no client retries unless a test is about that.
+- Clients are used as their documentation says.
+- Calls are counted at the provider.
+- Clients don't retry, except in tests of retries.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from tests.support.pace import HANG_S, scaled
 from tests.support.servers import Server
 
 WITHIN_S = scaled(2)
-"""A busy machine's "at once"; the sweeper looks each second."""
+"""A bound for "at once" on a busy machine. The sweeper runs once a second."""
 STOPS = ["/v1/completions/stop-stream/", "/api/v1/completions/stop-stream/"]
 FACES = ["/v1/completions", "/api/v1/completions"]
 
 
 @pytest.fixture(autouse=True)
 def direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clients take the developer's proxy and keys for theirs otherwise."""
+    """Keep the developer's proxy and OpenAI settings away from the clients."""
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setenv("no_proxy", "*")
     for name in ("OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS"):
@@ -124,7 +125,7 @@ def test_openai_sdk_reads_a_stream(client: OpenAI, fake: FakeProvider) -> None:
     with client.completions.create(model="fake/m", prompt="a", stream=True) as stream:
         chunks = list(stream)
     assert [c.choices[0].text for c in chunks] == ["Hel", "lo \u2028", "you", ""]
-    # The SDK's type says that there is a reason always; OpenAI itself sends null.
+    # By the SDK's types finish_reason is never None, but OpenAI itself sends null.
     assert [str(c.choices[0].finish_reason) for c in chunks] == ["None"] * 3 + ["stop"]
     assert {(c.object, c.model) for c in chunks} == {("text_completion", "fake/m")}
     assert len({c.id for c in chunks}) == 1
@@ -163,7 +164,7 @@ def test_openai_sdk_completes_a_list_of_prompts(
 ) -> None:
     chat = model == "fakechat/m"
     body = fp.body("Hello", chat=chat)
-    if not chat:  # one call for all, in which the prompts are numbered
+    if not chat:  # one request with all prompts, whose choices are numbered
         body["choices"] = [body["choices"][0] | {"index": index} for index in range(3)]
     fake.default(fp.answer(body))
     answer = client.completions.create(model=model, prompt=["a", "b", "c"])
@@ -201,10 +202,12 @@ def test_openai_sdk_gets_n_choices_logprobs_and_echo(client: OpenAI) -> None:
     answer = client.completions.create(prompt=["The list", "A dict"], n=2, logprobs=2, **ask)  # type: ignore[call-overload]
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
     for choice in answer.choices:
-        told = choice.logprobs
-        assert "".join(told.tokens) == choice.text
-        assert len(told.token_logprobs) == len(told.top_logprobs) == len(told.text_offset)
-        assert all(value <= 0 for value in told.token_logprobs)
+        logprobs = choice.logprobs
+        assert "".join(logprobs.tokens) == choice.text
+        assert (
+            len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == len(logprobs.text_offset)
+        )
+        assert all(value <= 0 for value in logprobs.token_logprobs)
     echoed = client.completions.create(prompt="The list", echo=True, **ask)  # type: ignore[call-overload]
     plain = client.completions.create(prompt="The list", **ask)  # type: ignore[call-overload]
     assert echoed.choices[0].text == "The list" + plain.choices[0].text
@@ -217,7 +220,7 @@ def test_openai_sdk_sees_dropped_parameters_in_a_header(client: OpenAI) -> None:
     assert raw.headers["x-sluice-dropped"] == "logit_bias"
 
 
-def test_openai_sdk_may_bring_its_own_provider_key(client: OpenAI, fake: FakeProvider) -> None:
+def test_openai_sdk_can_send_a_byok_key(client: OpenAI, fake: FakeProvider) -> None:
     fake.script(fp.answer(fp.body("Hello")))
     raw = client.completions.with_raw_response.create(
         model="fake/m", prompt="a", extra_body={"byok_api_key": "my-own"}
@@ -246,7 +249,7 @@ def test_openai_sdk_raises_authentication_error_for_an_invalid_key(server: Serve
     assert (e.value.status_code, e.value.code) == (401, "unauthorized")
     assert e.value.type == "authentication_error"
     assert e.value.request_id
-    assert "A valid API key is needed" in e.value.message
+    assert "A valid API key is required" in e.value.message
 
 
 Create = dict[str, Any]
@@ -307,7 +310,7 @@ def test_openai_sdk_raises_for_a_request_the_provider_refuses(
     assert caught.value.body["details"]["upstream_status"] == status
 
 
-def test_openai_sdk_raises_permission_denied_for_a_refused_own_key(
+def test_openai_sdk_raises_permission_denied_for_a_rejected_byok_key(
     client: OpenAI, fake: FakeProvider
 ) -> None:
     fake.script(fp.error(401))
@@ -395,7 +398,7 @@ def test_openai_sdk_raises_when_a_stream_breaks(
 ) -> None:
     fake.script([*BREAKS[name], fp.sleep(0.2)])
     texts = []
-    with pytest.raises(openai.APIError) as caught:  # noqa: PT012 - it raises within the loop
+    with pytest.raises(openai.APIError) as caught:  # noqa: PT012 - the loop raises
         for chunk in client.completions.create(model="fake/m", prompt="a", stream=True):
             texts += [choice.text for choice in chunk.choices]
     assert texts == ["Half"]
@@ -412,7 +415,7 @@ def test_openai_sdk_timeout_closes_the_upstream_request(
     fake.script([fp.hold()])
     with sdk(server, timeout=0.3) as client, pytest.raises(openai.APITimeoutError):
         client.completions.create(model="fake/m", prompt="a", stream=stream)
-    [request] = fake.wait_closed()  # nobody waits, so nobody pays
+    [request] = fake.wait_closed()
     assert (request.closed_by, request.outcome) == ("peer", "aborted")
     calls.wait_active(server, 0)
 
@@ -485,7 +488,6 @@ def test_stop_before_the_first_text_ends_a_stream_of_the_openai_sdk(
 def test_stop_ends_a_plain_http_stream_and_may_be_repeated(
     server: Server, fake: FakeProvider, face: str, path: str
 ) -> None:
-    """The same script for a stream and for a whole answer of each face."""
     fake.default([*BEGUN, fp.hold()])
     body = {"model": "fake/m", "prompt": "a", "stream": True, "stream_id": "mine"}
     with post(server, face, body, stream=True) as answer:
@@ -496,7 +498,7 @@ def test_stop_ends_a_plain_http_stream_and_may_be_repeated(
     assert rest[-1] == b"data: [DONE]"
     assert any(b'"cancelled"' in line for line in rest)
     assert fake.wait_closed()[0].outcome == "aborted"
-    stop(server, path, "mine")  # again: the same
+    stop(server, path, "mine")  # a repeated stop succeeds, too
     assert requests.post(server.url + path + "other", headers=bearer(server)).status_code == 404
 
 
@@ -674,9 +676,7 @@ def test_stop_ends_a_stream_of_the_indoxhub_client(
     assert final["type"] == "usage_final"
 
 
-def test_indoxhub_client_may_bring_its_own_provider_key(
-    official: indoxhub.Client, fake: FakeProvider
-) -> None:
+def test_indoxhub_client_can_send_a_byok_key(official: indoxhub.Client, fake: FakeProvider) -> None:
     fake.script(fp.answer(fp.body("Hello")))
     answer = official.completion("a", model="fake/m", byok_api_key="my-own")
     assert (answer["byok_api_key"], answer["usage"]["cost"]) == (True, 0)
@@ -708,7 +708,7 @@ def test_indoxhub_client_works_as_a_context_manager(server: Server) -> None:
 def test_indoxhub_client_raises_for_an_invalid_key_at_construction(server: Server) -> None:
     with pytest.raises(indoxhub.AuthenticationError) as caught, hub(server, api_key="wrong"):
         pass
-    assert str(caught.value).startswith("Authentication failed: A valid API key is needed")
+    assert str(caught.value).startswith("Authentication failed: A valid API key is required")
     assert "request_id" in str(caught.value)
 
 
@@ -729,17 +729,17 @@ def test_indoxhub_client_raises_once_its_key_is_removed(server: Server, fake: Fa
 
 MODELS = "/v1/models"
 HUB_REFUSED: dict[str, tuple[Create, type[Exception], str]] = {
-    "provider": ({"model": "nobody/m"}, indoxhub.ProviderNotFoundError, "Provider 'nobody' is not"),
+    "provider": ({"model": "nobody/m"}, indoxhub.ProviderNotFoundError, "Provider 'nobody' was"),
     "model": ({"model": "bare"}, indoxhub.ModelNotFoundError, "Model 'bare' was not found"),
     "range": ({"temperature": 3}, indoxhub.InvalidParametersError, "temperature: got 3"),
     "type": ({"max_tokens": "x"}, indoxhub.InvalidParametersError, 'max_tokens: got "x"'),
     "prompt": ({"prompt": ""}, indoxhub.InvalidParametersError, "prompt: got"),
-    "list": ({"prompt": ["a"]}, indoxhub.InvalidParametersError, "prompt: got a list of 1"),
+    "list": ({"prompt": ["a"]}, indoxhub.InvalidParametersError, "prompt: got a list of length 1"),
     "param": ({"messages": []}, indoxhub.InvalidParametersError, "can't set messages"),
     "unsupported": (
         {"model": "fakechat/m", "suffix": "x"},
         indoxhub.InvalidParametersError,
-        "suffix can't be had from fakechat/m",
+        "fakechat/m doesn't support suffix",
     ),
     "large": ({"prompt": "a" * 1_100_000}, indoxhub.APIError, "Client error (413): The body is"),
 }
@@ -765,10 +765,10 @@ def expect(
 
 
 HUB_UPSTREAM: dict[str, tuple[int, Create, type[Exception], str]] = {
-    "bad": (400, {}, indoxhub.InvalidParametersError, "fake/m refused the request: fake 400"),
-    "entity": (422, {}, indoxhub.InvalidParametersError, "fake/m refused the request"),
-    "our_key": (401, {}, indoxhub.RequestError, "Server error (502): fake refused this server's"),
-    "own_key": (401, {"byok_api_key": "mine"}, indoxhub.APIError, "(403): fake refused your own"),
+    "bad": (400, {}, indoxhub.InvalidParametersError, "fake/m rejected the request: fake 400"),
+    "entity": (422, {}, indoxhub.InvalidParametersError, "fake/m rejected the request"),
+    "our_key": (401, {}, indoxhub.RequestError, "Server error (502): fake rejected the API key"),
+    "own_key": (401, {"byok_api_key": "mine"}, indoxhub.APIError, "(403): fake rejected your own"),
     "model": (404, {}, indoxhub.ModelNotFoundError, "Model 'fake/m' was not found"),
     "rate": (429, {}, indoxhub.RateLimitError, "Try again in 5 s"),
     "failed": (500, {}, indoxhub.RequestError, "Server error (502): "),
@@ -790,10 +790,10 @@ def test_indoxhub_client_raises_for_a_request_the_provider_refuses(
 def test_a_provider_message_does_not_mislead_the_indoxhub_client(
     official: indoxhub.Client, fake: FakeProvider
 ) -> None:
-    """It takes a 400 with "validation" in it for another error, a 404 with "provider" too."""
+    # The client picks its exception by words in the message, such as "validation" in a 400.
     words = {"error": {"message": "validation of the provider failed: invalid format"}}
     fake.script(fp.error(400, words))
-    expect(official, indoxhub.InvalidParametersError, "fake/m refused the request", {})
+    expect(official, indoxhub.InvalidParametersError, "fake/m rejected the request", {})
     fake.script(fp.error(404, words))
     expect(official, indoxhub.ModelNotFoundError, "Model 'fake/m' was not found", {})
 

@@ -1,5 +1,8 @@
-"""A part of a cluster dies under load, hangs, or forgets, and comes back: streams go on, nothing is
-lost but what a client was told was lost, no stop is a lie, and all recovers by itself."""
+"""Tests of a cluster under load while a part of it dies, hangs or loses its data, and recovers.
+
+Streams continue, no call is lost unless its client saw an error, stops tell the truth, and the
+cluster recovers by itself.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ pytestmark = pytest.mark.thorough
 
 WARM_S, AWAY_S, PAUSED_S = 1.0, 3.0, 5.0
 BACK_WITHIN_S = scaled(15)
-"""It is to take less than ten seconds on a machine that is not busy."""
+"""A bound for a recovery, which takes less than ten seconds on an idle machine."""
 FAULTS = ("killed", "crashed", "paused", "flushed", "database", "reloaded")
 
 
@@ -80,7 +83,7 @@ def under_load(scene: Scene, fake: FakeProvider) -> Iterator[tuple[Run, Probe]]:
 
 
 def assert_recovers(scene: Scene, probe: Probe, name: str) -> None:
-    """Stop works between workers again, and streams and limits are shared again."""
+    """Assert that workers soon stop each other's streams and share streams and limits again."""
     begun = time.monotonic()
     took = probe.wait_stops(BACK_WITHIN_S)
     print(f"{name}: stop works again after {took:.1f} s")
@@ -90,9 +93,9 @@ def assert_recovers(scene: Scene, probe: Probe, name: str) -> None:
 
 
 def assert_all_is_accounted_for(run: Run) -> None:
-    """Nobody was cut off or refused: there are as many rows as calls."""
+    """Assert that no call was cut off or rejected, and that each call has a row."""
     found = settled(run)
-    assert_nothing_is_lost(run, found, told_so=set())
+    assert_nothing_is_lost(run, found, cut_off=set())
     assert_stops_told_the_truth(run)
     left_early = {sent.id for sent in run.sent if sent.status is None}
     assert {sent.id for sent in run.sent} - set(found) <= left_early
@@ -107,7 +110,7 @@ def test_killed_worker_loses_only_its_own_calls_and_the_cluster_recovers(
         victim = probe.workers[0]
         mark = probe.streams[victim][0]
         os.kill(victim.pid, signal.SIGKILL)
-        clusters.wait(cluster.is_whole, HANG_S, "another one has taken its place")
+        clusters.wait(cluster.is_whole, HANG_S, "a new worker has replaced the killed one")
         with probing(cluster, scene.keys["probe"]) as others:
             assert_recovers(scene, others, "killed")
     [owner] = [r["owner"] for r in rows(scene.shared.database_url) if r["request_id"] == mark]
@@ -117,9 +120,9 @@ def test_killed_worker_loses_only_its_own_calls_and_the_cluster_recovers(
     cut = {sent.id for sent in run.sent if sent.failure}
     gone = {sent.id for sent in run.sent if sent.kind.act == "leave"}
     assert left
-    assert left <= cut | gone  # nobody was told that such a one had ended
+    assert left <= cut | gone  # no client received the end of such a call
     assert {sent.id for sent in run.sent if sent.status == 200 and sent.failure} <= its
-    assert_nothing_is_lost(run, found, told_so=cut | left)
+    assert_nothing_is_lost(run, found, cut_off=cut | left)
     assert_stops_told_the_truth(run, but=cut)
     take_for_dead(scene.shared.database_url, owner)
     closed = settled(run)
@@ -128,7 +131,7 @@ def test_killed_worker_loses_only_its_own_calls_and_the_cluster_recovers(
 
 
 def take_for_dead(place: str, owner: str) -> None:
-    """What the ledger does when a process has been silent for a minute, done at once."""
+    """Mark a process as dead at once, which the ledger does after a minute of silence."""
     import psycopg
 
     with psycopg.connect(place) as connection:
@@ -203,11 +206,11 @@ def test_cluster_recovers_when_the_database_crashes_and_restarts(
     cluster, postgres = scene.cluster, scene.shared.postgres
     with under_load(scene, fake) as (run, probe):
         postgres.crash()
-        clusters.wait(lambda: probe.ready() == {503}, HANG_S, "each worker says so")
-        assert set(probe.statuses()) == {200}  # what is under way is stopped by anyone
+        clusters.wait(lambda: probe.ready() == {503}, HANG_S, "no worker is ready")
+        assert set(probe.statuses()) == {200}  # every worker can still stop active streams
         time.sleep(AWAY_S)
         postgres.restart()
-        clusters.wait(lambda: probe.ready() == {200}, BACK_WITHIN_S, "each worker uses it again")
+        clusters.wait(lambda: probe.ready() == {200}, BACK_WITHIN_S, "each worker is ready again")
         for worker in probe.workers:
             probe.begin(worker)
         assert_recovers(scene, probe, "database")
@@ -216,7 +219,7 @@ def test_cluster_recovers_when_the_database_crashes_and_restarts(
     assert refused
     assert refused.isdisjoint(found)
     assert {sent.status for sent in run.sent} <= {200, 503, None}
-    assert_nothing_is_lost(run, found, told_so=set())
+    assert_nothing_is_lost(run, found, cut_off=set())
     assert_stops_told_the_truth(run)
     assert calls.get(cluster, "/ready").status == 200
     print(f"{len(run.sent)} calls, {len(found)} rows, {len(refused)} refused")
@@ -232,13 +235,13 @@ def test_reload_of_both_machines_in_turn_loses_no_call(scene: Scene, fake: FakeP
             def renewed(machine: Server = machine, before: set[int] = before) -> bool:
                 return len(set(machine.worker_pids()) - before) == WORKERS
 
-            clusters.wait(renewed, HANG_S, "it has new workers")
+            clusters.wait(renewed, HANG_S, "the machine has new workers")
             run.wait_answers()
         old = [*probe.streams.values(), *probe.kept.values()]
-        for id_, client in old:  # their workers wait for them
+        for id_, client in old:  # the old workers wait for the ends of these streams
             assert calls.stop(cluster, id_, scene.keys["probe"]).status == 200
             assert_cancelled(client)
-        clusters.wait(cluster.is_whole, HANG_S, "the old workers have ended")
+        clusters.wait(cluster.is_whole, HANG_S, "the old workers have exited")
         assert set(cluster.workers()).isdisjoint(probe.workers)
         with probing(cluster, scene.keys["probe"]) as others:
             assert_recovers(scene, others, "reloaded")

@@ -1,5 +1,7 @@
-"""Limits and budgets that several machines share: what one key may do, it may do once in the whole
-cluster, however its calls are spread."""
+"""Tests of limits and budgets that several machines share.
+
+A key's limits hold for the whole cluster, however its calls are spread over workers.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from tests.live.test_budget import (
     INPUT_NANO,
     MOST_TOKENS,
     OUTPUT_NANO,
-    TOLD,
+    USAGE,
     answering,
     spend_it_all,
 )
@@ -75,7 +77,6 @@ def cluster(started: tuple[Cluster, dict[str, str]], fake: FakeProvider) -> Clus
 
 @pytest.fixture
 def keys(started: tuple[Cluster, dict[str, str]]) -> dict[str, str]:
-    """Their texts, by their names in KEYS."""
     return started[1]
 
 
@@ -84,7 +85,7 @@ def rows_of(cluster: Cluster, key: str) -> list[Row]:
 
 
 def at_once(cluster: Cluster, key: str, kind: Kind, *, count: int = CALLS) -> list[Sent]:
-    """That many calls, of many callers at a time, spread over all workers."""
+    """Make `count` calls from CALLERS threads, spread over all workers."""
     all_sent = [Sent(kind, (NATIVE, OPENAI)[number % 2]) for number in range(count)]
     with ThreadPoolExecutor(CALLERS) as callers:
         list(callers.map(lambda sent: play(cluster, key, sent), all_sent))
@@ -93,7 +94,6 @@ def at_once(cluster: Cluster, key: str, kind: Kind, *, count: int = CALLS) -> li
 
 
 def workers_of(found: Sequence[Row]) -> int:
-    """How many workers made these calls."""
     return len({row["owner"] for row in found})
 
 
@@ -114,8 +114,8 @@ def test_requests_per_minute_are_counted_once(
 def test_each_worker_reports_the_shared_remaining_requests(
     cluster: Cluster, fake: FakeProvider, keys: dict[str, str]
 ) -> None:
-    """The free tier's ten a minute: what is told of a limit is told alike by each worker."""
-    fake.default(fp.answer(fp.body("x", usage=TOLD)))
+    # The free tier allows ten requests per minute.
+    fake.default(fp.answer(fp.body("x", usage=USAGE)))
     answers = []
     with cluster.clients_to_each() as clients:
         for client in [*clients.values()] * 3:
@@ -130,9 +130,8 @@ def test_each_worker_reports_the_shared_remaining_requests(
 def test_reserved_tokens_never_exceed_the_hourly_limit(
     cluster: Cluster, fake: FakeProvider, keys: dict[str, str]
 ) -> None:
-    """All hold their reserve until the provider may answer: no more of them may be under way than
-    the limit has room for."""
-    fake.default([fp.gate("answer"), *fp.answer(fp.body("x", usage=TOLD))])
+    # The provider responds only after all calls are accepted or rejected, so all holds overlap.
+    fake.default([fp.gate("answer"), *fp.answer(fp.body("x", usage=USAGE))])
     kind = Kind("limits", more={"max_tokens": ASKED_TOKENS})
     opening = threading.Event()
 
@@ -160,15 +159,15 @@ def test_reserved_tokens_never_exceed_the_hourly_limit(
 
 
 def prompt_tokens(sent: Sent) -> int:
-    """About as Sluice estimates them: a token is four bytes."""
+    """Estimate the tokens of the prompt as Sluice does: four bytes per token."""
     return -(-len(f"{sent.kind.name} {sent.id}") // 4)
 
 
 def test_unused_reserved_tokens_are_given_back_to_all_workers(
     cluster: Cluster, fake: FakeProvider, keys: dict[str, str]
 ) -> None:
-    """Each call reserves half of the hour's tokens, and uses a few."""
-    fake.default(fp.answer(fp.body("x", usage=TOLD)))
+    # Each call reserves half of the hourly tokens, but uses only a few.
+    fake.default(fp.answer(fp.body("x", usage=USAGE)))
     left = []
     with cluster.clients_to_each() as clients:
         for client in [*clients.values()] * 2:
@@ -178,7 +177,7 @@ def test_unused_reserved_tokens_are_given_back_to_all_workers(
             client.body()
             assert head.status == 200
             left.append(int(head.headers["x-ratelimit-remaining-tokens"]))
-        assert [a - b for a, b in pairwise(left)] == [sum(TOLD)] * (len(left) - 1)
+        assert [a - b for a, b in pairwise(left)] == [sum(USAGE)] * (len(left) - 1)
         calls.ask(client, max_tokens=PER_HOUR)
         assert client.read_head().status == 429
         client.body()
@@ -226,7 +225,7 @@ def test_a_budget_is_never_overspent_by_calls_with_max_tokens(
     cluster: Cluster, fake: FakeProvider, keys: dict[str, str]
 ) -> None:
     kind = Kind("paid", more={"max_tokens": MOST_TOKENS})
-    fake.named({"paid": answering(TOLD)})
+    fake.named({"paid": answering(USAGE)})
     begun = time.monotonic()
     found = spend_it_all(cluster, keys["dollar"], kind)
     paid = rows_of(cluster, "dollar")

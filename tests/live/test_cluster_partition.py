@@ -1,7 +1,8 @@
-"""A machine that is cut off from Redis, and from nothing else: what it has goes on, neither side
-says of the other's streams what it can't know, and all is well when the way is open again.
+"""Test of a machine that loses only its connection to Redis.
 
-The machine is in a network namespace of its own, with a link for Redis and a link for the rest.
+Its calls continue, neither side claims to know the other side's streams, and both recover when the
+connection is back. The machine runs in a separate network namespace, with one link for Redis and
+another for everything else.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from tests.support.servers import UNTROUBLED, Server, fake_rows, make_key
 pytestmark = pytest.mark.thorough
 
 CUT_S = 8.0
-"""Longer than a process may be silent before the others notice."""
+"""The length of the partition, long enough for the other processes to notice the silence."""
 BACK_WITHIN_S = scaled(15)
 NETWORK = "10.213.{}.{}"
 
 
 class Link(NamedTuple):
-    """A pair of interfaces, of which the machine has the second."""
+    """A pair of network interfaces. The second one belongs to the machine."""
 
     number: int
 
@@ -62,7 +63,7 @@ class Link(NamedTuple):
         ip("link", "set", self.near, "up")
 
     def down(self) -> None:
-        """What is sent is lost, without a word."""
+        """Make the link drop all packets silently."""
         ip("link", "set", self.near, "down")
 
 
@@ -78,10 +79,10 @@ def ip(*arguments: str) -> None:
 
 @pytest.fixture
 def namespace() -> Iterator[str]:
-    """The name of a network namespace, with the far ends of ALL and REDIS."""
+    """Yield the name of a network namespace that has the far ends of ALL and REDIS."""
     name = f"sluice-{os.getpid()}"
     if shutil.which("ip") is None:
-        pytest.skip("there is no ip (iproute2) to make network namespaces with")
+        pytest.skip("network namespaces need the program ip (iproute2)")
     with ExitStack() as stack:
         try:
             ip("netns", "add", name)
@@ -97,7 +98,7 @@ def namespace() -> Iterator[str]:
                 ip("-n", name, "link", "set", link.far, "up")
             ip("-n", name, "link", "set", "lo", "up")
         except OSError as failure:
-            pytest.skip(f"network namespaces can't be made: {failure}")
+            pytest.skip(f"can't create a network namespace: {failure}")
         yield name
 
 
@@ -107,7 +108,7 @@ def forgiving(*arguments: str) -> None:
 
 
 class Machine(Server):
-    """A server in a network namespace; `port` leads to it from here."""
+    """A server in a network namespace. Its `port` can be reached from outside the namespace."""
 
     def __init__(self, namespace: str, config: str, env: dict[str, str], directory: Path) -> None:
         super().__init__(config, env=env, directory=directory)
@@ -131,7 +132,7 @@ class Pair(NamedTuple):
 
 @pytest.fixture
 def pair(namespace: str, fake: FakeProvider, tmp_path: Path) -> Iterator[Pair]:
-    """Two machines of a worker each, of which one can be cut off from Redis."""
+    """Yield two machines of one worker each. One of them can be cut off from Redis."""
     fake.named(SCRIPTS)
     key, line = make_key(id="key_main")
     with backends() as shared, ExitStack() as stack:
@@ -162,7 +163,7 @@ def pair(namespace: str, fake: FakeProvider, tmp_path: Path) -> Iterator[Pair]:
 
 
 def begin(server: Server, stack: ExitStack, name: str) -> RawClient:
-    """A stream that nobody ends, whose id is its name."""
+    """Start an endless stream with `name` as its id. Return its client."""
     client = stack.enter_context(server.client())
     begin_stream(client, prompt="probe it", stream_id=name)
     return client
@@ -178,12 +179,14 @@ def test_a_machine_cut_off_from_redis_serves_on_and_recovers(pair: Pair) -> None
         client = begin(far, stack, "first")
         assert stopped(near, "first") == 200
         assert_cancelled(client)
-        clusters.wait(lambda: stopped(near, "unknown") == 404, BACK_WITHIN_S, "all is known")
+        clusters.wait(
+            lambda: stopped(near, "unknown") == 404, BACK_WITHIN_S, "all streams are known"
+        )
         here, there = begin(near, stack, "here"), begin(far, stack, "there")
         REDIS.down()
         try:
             cut_at = time.monotonic()
-            late = begin(far, stack, "late")  # which Redis doesn't know
+            late = begin(far, stack, "late")  # Redis doesn't know this stream
             while time.monotonic() < cut_at + CUT_S:
                 assert stopped(near, "late") == 503
                 assert stopped(far, "here") == 503

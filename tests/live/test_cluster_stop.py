@@ -1,5 +1,7 @@
-"""Stop-stream across processes: whichever worker of whichever machine is asked, it ends a call of
-any other as if it were its own, and no call else."""
+"""Tests of stop-stream across processes.
+
+Any worker of any machine stops a call of any other worker, as fast as its own, and no other call.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +18,18 @@ from tests.support import fake as fp
 from tests.support.calls import BEGUN, EVENT, begin_stream, closed_after
 from tests.support.clusters import Cluster, Worker, listed, stop, untroubled
 from tests.support.fake import FakeProvider
-from tests.support.load import NATIVE, OPENAI, told
+from tests.support.load import NATIVE, OPENAI, usage_in
 from tests.support.pace import scaled
 from tests.support.raw_client import RawClient
 
 WITHIN_S = scaled(0.5)
-"""The stop's answer, the provider's connection closed, the client's last frame; a bench measures
-them."""
+"""A bound for the response to a stop, the close of the provider's connection, and the client's last
+frame. bench/cluster_stop.py measures them."""
 TRIES = 5
 GONE_WITHIN_S, SETTLED_WITHIN_S = scaled(10), scaled(20)
 NUMBERS = range(clusters.MACHINES * clusters.WORKERS)
 PAIRS = list(product(NUMBERS, NUMBERS))
-"""Whose call it is, and who is asked."""
+"""Pairs of numbers of workers: the worker that runs the call, and the worker that gets the stop."""
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +41,10 @@ def started(fake_process: FakeProvider) -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(started: Cluster, fake: FakeProvider) -> Cluster:
-    """Two machines of two workers each."""
     return started
 
 
 class Phase(NamedTuple):
-    """steps: what the provider does. path: of the face."""
-
     steps: Sequence[fp.Step]
     path: str = NATIVE
     stream: bool = True
@@ -76,8 +75,11 @@ def test_call_of_any_worker_can_be_stopped_through_any_worker(
 def stop_once(
     cluster: Cluster, fake: FakeProvider, owner: Worker, asked: Worker, phase: Phase
 ) -> float:
-    """Stop a call of one worker by another, and see that all is as it should be. How long the
-    slowest of the stop's answer, the provider's end and the client's end took."""
+    """Stop a call of one worker through another worker, and check the results.
+
+    Return the seconds until the last of these: the response to the stop, the close of the
+    provider's connection, the end of the client's response.
+    """
     fake.reset()
     fake.script(phase.steps)
     with cluster.client_of(owner) as client, cluster.client_of(asked) as asking:
@@ -91,7 +93,6 @@ def stop_once(
 
 
 def begin(client: RawClient, phase: Phase, stream_id: str) -> None:
-    """Ask for a call; for a stream, read up to its first text."""
     fields: dict[str, Any] = {"model": "fake/m", "prompt": "Say it"}
     if phase.stream:
         fields["stream"] = True
@@ -106,17 +107,17 @@ def begin(client: RawClient, phase: Phase, stream_id: str) -> None:
 
 
 def read_cancelled(client: RawClient, phase: Phase) -> float:
-    """Read the answer of a stopped call to its end; when that was."""
+    """Read the response of a stopped call. Return the monotonic time of its end."""
     if not phase.stream:
         head, answer = client.read_head(), client.json()
         assert head.status == 200
-        usage = told(answer)
+        usage = usage_in(answer)
         reason = answer["choices"][0] if phase.path == OPENAI else answer
     else:
         frames = list(client.frames())
         assert frames[-1].data == "[DONE]"
         *_, finish, final = (frame.json for frame in frames[:-1])
-        usage = told(final)
+        usage = usage_in(final)
         reason = finish["choices"][0]
     assert usage is not None
     assert usage[0] > 0
@@ -129,19 +130,21 @@ def read_cancelled(client: RawClient, phase: Phase) -> float:
 
 @pytest.fixture
 def clients(cluster: Cluster) -> Iterator[list[RawClient]]:
-    """A kept connection to each worker."""
     with cluster.clients_to_each() as found:
         yield list(found.values())
 
 
 @pytest.fixture
 def settled(clients: list[RawClient]) -> None:
-    """When Redis has had data for a while, what it doesn't know is known to be nobody's."""
+    """Wait until each worker answers 404 for an unknown stream.
+
+    Workers answer 503 until Redis has had its data for a while.
+    """
 
     def known() -> bool:
         return {stop(asked, "unknown").status for asked in clients} == {404}
 
-    clusters.wait(known, SETTLED_WITHIN_S, "what is unknown is not found")
+    clusters.wait(known, SETTLED_WITHIN_S, "unknown streams get a 404")
 
 
 def test_repeated_stop_succeeds_on_every_worker(
@@ -205,7 +208,7 @@ def test_an_id_in_use_is_refused_by_every_worker(
 def test_stopped_stream_id_can_be_reused_by_the_next_call(
     cluster: Cluster, fake: FakeProvider, clients: list[RawClient]
 ) -> None:
-    """Who remembers that it stopped a call of that id must not say so of the next one."""
+    # A worker remembers the id of a stopped call. It must not confirm a stop of the next call.
     fake.default(SILENT)
     for worker in cluster.workers():
         for asked in clients:
@@ -259,7 +262,7 @@ def test_every_worker_lists_the_streams_of_all_workers(
                     "stream_id": stream_id,
                     "provider": "fake",
                     "model": "m",
-                    "input_tokens": 0,  # the provider has told none
+                    "input_tokens": 0,  # the provider hasn't reported any
                     "output_tokens": 3,
                 }
         assert [stop(clients[0], stream_id).status for stream_id in begun] == [200] * len(begun)

@@ -1,5 +1,8 @@
-"""A worker's end under load: TERM, Ctrl-C, a reload, max_requests. Calls of every kind are under
-way, and others keep arriving: each that was accepted is answered, and its row says how."""
+"""Tests of a worker's exit under load: TERM, Ctrl-C, a reload, max_requests.
+
+Calls of every kind are active, and more calls arrive. Each accepted call gets its response and a
+row that agrees with it.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,8 @@ pytestmark = pytest.mark.thorough
 
 DRAIN_S, INTERRUPT_DRAIN_S = scaled(5), 2.0
 EXIT_S = scaled(5)
-"""gunicorn looks each second whether it is to end, then whether it may; and the machine is busy."""
+"""A bound for the exit after the last call. gunicorn checks once a second whether it should exit,
+and then whether it can; and the machine is busy."""
 EACH, IDLE, CLIENTS = 15, 20, 8
 REST = [fp.gate("end"), *map(fp.event, fp.chunks(["!"], usage=(3, 4))), fp.last_chunk()]
 ENDLESS = Kind(
@@ -45,7 +49,7 @@ ALL = [kind for kind in UNDER_WAY for _ in range(EACH)]
 
 
 class Scene:
-    """Calls of each kind, under way; a load of others, until `over`; and idle connections."""
+    """Active calls of each kind, a load of quick calls, and idle connections."""
 
     def __init__(self, fake: FakeProvider, server: Server, keys: dict[str, str]) -> None:
         self.fake, self.server = fake, server
@@ -64,12 +68,12 @@ class Scene:
             self._stack.enter_context(self.server.client())
         self._stack.enter_context(self.load.running())
         self.server.wait(lambda: sum(s.whole for s in self.load.sent) > CLIENTS)
-        # Each stream's first text has reached its client, or the end would be a plain status.
+        # Wait for the status line of each stream. Without one, its end would be a plain 503.
         streams = [s for s in self.sent if s.kind.stream]
         self.server.wait(lambda: all(s.status for s in streams))
 
     def join(self) -> None:
-        """Wait for all of them to be answered, and end the load."""
+        """Wait for the ends of all calls, and end the load."""
         for thread in self._threads:
             thread.join(HANG_S)
         self._stack.close()
@@ -91,7 +95,12 @@ def serve(fake: FakeProvider, *args: str) -> tuple[Server, dict[str, str]]:
 def renew(
     fake: FakeProvider, server: Server, keys: dict[str, str], act: Callable[[], None], drain: float
 ) -> Scene:
-    """Let the worker end in the midst of all that; what must hold of those that were under way."""
+    """Make the worker exit under load, and check the calls that were active.
+
+    Args:
+        act: A function that makes the worker exit.
+        drain: The seconds that the worker waits for its calls.
+    """
     scene = Scene(fake, server, keys)
     scene.begin()
     [old] = server.worker_pids()
@@ -112,8 +121,11 @@ def renew(
 
 
 def account(scene: Scene, *, cut_off: bool) -> None:
-    """Each accepted call has its answer, and its row. cut_off: whether later calls may have found
-    nobody there."""
+    """Assert that each accepted call has its response and its row.
+
+    Args:
+        cut_off: True if later calls may have found no server.
+    """
     place = ledger_of(scene.server)
     assert_sound(place)
     found = by_request(rows(place))
@@ -151,7 +163,7 @@ def test_a_reload_answers_and_records_every_call(fake: FakeProvider) -> None:
 
 
 def test_a_restart_by_max_requests_answers_and_records_every_call(fake: FakeProvider) -> None:
-    """The next worker begins when this one has ended; until then others wait."""
+    # The next worker starts after this one has exited. New connections wait until then.
     server, keys = serve(fake, "--max-requests", str(len(ALL) + 100))
     with server:
         [old] = server.worker_pids()
@@ -166,8 +178,7 @@ def test_a_restart_by_max_requests_answers_and_records_every_call(fake: FakeProv
     assert "Traceback" not in server.output()
 
 
-def test_an_idle_worker_ends_at_once(fake: FakeProvider) -> None:
-    """However many connections are open, and however long it might wait."""
+def test_an_idle_worker_exits_at_once(fake: FakeProvider) -> None:
     server, _ = serve(fake)
     with server, ExitStack() as stack:
         clients: list[RawClient] = [stack.enter_context(server.client()) for _ in range(200)]
@@ -184,7 +195,6 @@ def test_an_idle_worker_ends_at_once(fake: FakeProvider) -> None:
 def test_reload_serves_new_code_while_an_old_stream_goes_on(
     fake: FakeProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """New code, that of config.py too, serves after a HUP, and a stream of the old goes on."""
     skipped = shutil.ignore_patterns(".*", "tests", "docs", "__pycache__", "*.db*")
     shutil.copytree(ROOT, tmp_path / "tree", ignore=skipped)
     monkeypatch.setattr("tests.support.servers.ROOT", tmp_path / "tree")

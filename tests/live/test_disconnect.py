@@ -1,5 +1,7 @@
-"""Clients that hang up, where the policy is to drain: the provider is read to its end, within
-bounds, and the record is exact."""
+"""Tests of clients that disconnect when the policy is "drain".
+
+The provider's response is read to its end, within bounds, so that the recorded usage is exact.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,14 @@ from tests.support.servers import Kind, Server, fake_rows
 
 KINDS: tuple[Kind, ...] = ("gevent", "gthread")
 NOTICED_S = 1.5
-"""The sweeper looks at each connection once a second."""
+"""The seconds in which the sweeper notices a disconnect. It checks connections once a second."""
 GONE_WITHIN_S = scaled(NOTICED_S)
 DRAIN_S = scaled(3)
-TOLD = (7, 99)
-REST = [*(fp.event(frame) for frame in fp.chunks(["!"], usage=TOLD)), fp.event("[DONE]"),
+USAGE = (7, 99)
+REST = [*(fp.event(frame) for frame in fp.chunks(["!"], usage=USAGE)), fp.event("[DONE]"),
         fp.last_chunk()]  # fmt: skip
 DEAR = '[prices."fake/dear"]\ninput_per_mtok = 1\noutput_per_mtok = 1000000\n'
-"""A dollar a token of output."""
+"""A price of one dollar per output token."""
 ENV = {"SLUICE_DISCONNECT": "drain", "SLUICE_DISCONNECT_S": str(DRAIN_S),
        "SLUICE_DISCONNECT_USD": "0.5", "SLUICE_DRAIN_S": "1"}  # fmt: skip
 
@@ -47,8 +49,11 @@ def started(request: pytest.FixtureRequest, fake_process: FakeProvider) -> Itera
 
 @pytest.fixture
 def server(started: Server, fake: FakeProvider) -> Server:
-    """It drains, for three seconds and half a dollar. Rows: `fake`, whose model `dear` costs a
-    dollar a token, and `cut`, which is cancelled."""
+    """Return a server that drains for at most three seconds or half a dollar.
+
+    The model `dear` of its row `fake` costs a dollar per token. Calls to its row `cut` are
+    cancelled at once.
+    """
     return started
 
 
@@ -69,7 +74,7 @@ def used(line: dict[str, Any]) -> tuple[object, ...]:
     return tuple(line[name] for name in names)
 
 
-EXACT = ("client_gone", 499, *TOLD, "provider")
+EXACT = ("client_gone", 499, *USAGE, "provider")
 
 
 @pytest.mark.parametrize("leave", [close, reset, half_close])
@@ -92,7 +97,7 @@ def test_a_drain_waits_for_a_silent_provider(
 def test_a_drain_reads_a_flowing_provider_to_its_end(
     server: Server, fake: FakeProvider, leave: Callable[[RawClient], None]
 ) -> None:
-    """Its client's hang-up shows when a write fails."""
+    # The gateway notices the disconnect when a write fails.
     flow = [step for _ in range(30) for step in (EVENT, fp.sleep(0.02))]
     fake.script([*BEGUN, *flow, *REST])
     with server.client() as client:
@@ -102,7 +107,7 @@ def test_a_drain_reads_a_flowing_provider_to_its_end(
     assert fake.requests[0].outcome == "finished"
 
 
-def test_a_full_mailbox_does_not_hold_up_a_drain(server: Server, fake: FakeProvider) -> None:
+def test_a_full_mailbox_does_not_block_a_drain(server: Server, fake: FakeProvider) -> None:
     burst = fp.event(fp.chunks(["word " * 20_000], finish=None)[0])
     fake.script([*BEGUN, *[burst] * 100, *REST])
     with server.client(rcvbuf=4096) as client:
@@ -114,8 +119,8 @@ def test_a_full_mailbox_does_not_hold_up_a_drain(server: Server, fake: FakeProvi
     assert fake.requests[0].outcome == "finished"
 
 
-def test_a_drain_waits_for_a_whole_answer(server: Server, fake: FakeProvider) -> None:
-    fake.script([fp.gate("rest"), *fp.answer(fp.body("whole", usage=TOLD))])
+def test_a_drain_waits_for_the_response_of_a_unary_call(server: Server, fake: FakeProvider) -> None:
+    fake.script([fp.gate("rest"), *fp.answer(fp.body("whole", usage=USAGE))])
     with server.client() as client:
         ask(client, stream_id="unary")
         fake.wait_requests()
@@ -126,7 +131,7 @@ def test_a_drain_waits_for_a_whole_answer(server: Server, fake: FakeProvider) ->
 
 
 def wait_lines(server: Server, count: int, **fields: str) -> list[dict[str, Any]]:
-    """The lines of the log with these fields, of which there must be so many."""
+    """Wait for exactly `count` log lines with these fields. Return the lines."""
     found: list[dict[str, Any]] = []
 
     def there() -> bool:
@@ -210,7 +215,7 @@ def test_shutdown_ends_a_drain(fake: FakeProvider, kind: Kind) -> None:
     with serve(fake, kind) as server:
         with server.client() as client:
             stream_id = begin_stream(client)
-        time.sleep(NOTICED_S - 0.3)  # the drain has begun and has more than a second left
+        time.sleep(NOTICED_S - 0.3)  # by now the drain has more than a second left
         since = time.monotonic()
         server.signal(signal.SIGTERM)
         assert 0.9 < gone_after(fake, since) < 1 + scaled(0.7)
@@ -220,7 +225,7 @@ def test_shutdown_ends_a_drain(fake: FakeProvider, kind: Kind) -> None:
 
 
 def settled_lines(server: Server, stream_id: str) -> Sequence[dict[str, Any]]:
-    """As calls.settled, of a server that has ended."""
+    """Return the log lines of a call. Unlike calls.settled, this works after the server's exit."""
     return [line for line in calls.log_lines(server) if line.get("stream_id") == stream_id]
 
 

@@ -1,4 +1,4 @@
-"""The programs in examples/ run as they stand, and what they stop is stopped."""
+"""Tests that the programs in examples/ run, and that they stop their streams."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ each = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def run(path: Path, server: Server, **env: str) -> subprocess.CompletedProcess[str]:
     command = COMMANDS[path.suffix]
     if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} isn't installed here")
+        pytest.skip(f"{command[0]} isn't installed")
     return subprocess.run(
         [*command, path, "The list type"],
         env={**os.environ, "SLUICE_URL": server.url, "SLUICE_KEY": server.key, **env},

@@ -1,7 +1,8 @@
-"""The fault matrix: every dialect x every fault x whole or stream x with or without a fallback,
-through the real server. Each cell has its answer, its calls at the provider and its one row.
+"""The fault matrix: dialects x faults x unary or stream x with or without a fallback.
 
-All cells run at once, each at a provider of its own, so that none cools down another's.
+- Each cell is a call through a real server. Its response, its requests at the provider and its row
+  are checked.
+- All cells run at once. Each has its own provider, so no cell opens another cell's circuit breaker.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Cell(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What the client gets of the answer: all, or the first piece."""
+        """The text that the client gets: all of it, its first piece, or nothing."""
         first, whole = DIALECTS[self.dialect].text
         if self.expected.by_fallback:
             return HEALTHY_TEXT
@@ -83,7 +84,7 @@ CELLS = [
 
 
 class Answer(NamedTuple):
-    """What the client got. ended: the kinds of a stream's frames behind its text."""
+    """The client's response. `ended` has the kinds of a stream's frames after its text."""
 
     status: int
     headers: dict[str, str]
@@ -98,7 +99,6 @@ class Run(NamedTuple):
     answers: dict[str, Answer]
     rows: dict[str, Row]
     reached: Counter[str]
-    """How often each provider was called."""
 
 
 def config(fake: FakeProvider) -> str:
@@ -129,7 +129,7 @@ def arm(fake: FakeProvider) -> None:
 def play(server: Server, cell: Cell) -> Answer:
     try:
         return ask(server, cell)
-    except (OSError, EOFError) as failure:  # of this cell, and of no other
+    except (OSError, EOFError) as failure:  # only this cell must fail
         return Answer(0, {}, repr(failure), None, None, [], {})
 
 
@@ -150,18 +150,17 @@ def ask(server: Server, cell: Cell) -> Answer:
 
 
 def of_stream(status: int, headers: dict[str, str], frames: list[Frame]) -> Answer:
-    told = [frame.json for frame in frames if frame.data not in (None, "[DONE]")]
-    texts = [part["data"] for part in told if part["type"] == "content"]
-    code = told[-1].get("code")
-    provider = told[0]["provider"]
+    events = [frame.json for frame in frames if frame.data not in (None, "[DONE]")]
+    texts = [part["data"] for part in events if part["type"] == "content"]
+    code = events[-1].get("code")
+    provider = events[0]["provider"]
     ended = [kind for kind in kinds(frames) if kind not in ("usage_start", "content", "comment")]
-    details = told[-1].get("details") or {}
+    details = events[-1].get("details") or {}
     return Answer(status, headers, "".join(texts), code, provider, ended, details)
 
 
 @pytest.fixture(scope="module")
 def run(fake_process: FakeProvider) -> Run:
-    """All cells, played."""
     fake_process.reset()
     arm(fake_process)
     env = {"SLUICE_RETRIES": str(RETRIES), "SLUICE_LOG_LEVEL": "error"}
@@ -228,7 +227,7 @@ def assert_row(cell: Cell, row: Row) -> None:
             cell.name
         }
     used = row["input_tokens"], row["output_tokens"]
-    if wanted.code is None:  # one that was late was at work, and may bill that
+    if wanted.code is None:  # after a timeout, the provider may bill its work
         assert row["usage_source"] == ("estimate" if SLOW in wanted.tries else "provider")
         assert min(used) > 0
     elif wanted.status != 200:

@@ -1,5 +1,8 @@
-"""Clients that are slow or mean: nobody holds more than a bounded part of the server, for longer
-than a bounded time, and nobody gets more answers than it asked questions."""
+"""Tests of slow and hostile clients.
+
+No client holds more than a bounded part of the server or for longer than a bounded time, and none
+gets more responses than it sent requests.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ BODY_S = 4 * PATIENCE_S
 HEADERS_S = 2
 MAX_BODY = 8192
 LATE_S = scaled(3)
-"""How much later than its limit something may come, on a busy machine."""
+"""The seconds by which an event may be late on a busy machine."""
 IDLE = 2000
 HEAD = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
@@ -42,12 +45,15 @@ def started(fake_process: FakeProvider) -> Iterator[Server]:
 
 @pytest.fixture
 def server(started: Server, fake: FakeProvider) -> Server:
-    """It waits a second for a piece of a body, four for all of it, and two for headers."""
+    """Return a server with short timeouts.
+
+    It waits a second for a part of a body, four seconds for the whole body, and two for headers.
+    """
     return started
 
 
 def dribble(client: RawClient, data: bytes, every: float) -> threading.Thread:
-    """Send byte by byte, as long as the server takes it."""
+    """Start a thread that sends byte by byte until the server closes the connection."""
 
     def run() -> None:
         with suppress(OSError):
@@ -90,7 +96,7 @@ FRAMES = {
 
 @pytest.mark.parametrize("name", FRAMES)
 def test_a_body_that_dribbles_for_too_long_answers_408(server: Server, name: str) -> None:
-    """No wait for a byte of it is too long; all of them together are."""
+    # No single wait for a byte is too long, but the whole body takes too long.
     field, data = FRAMES[name]
     with server.client() as client:
         client.send(head(server, field) + b"\r\n")
@@ -126,7 +132,9 @@ def test_a_chunked_body_beyond_the_limit_answers_413(server: Server) -> None:
 
 
 @pytest.mark.parametrize("field", ["Content-Length: 100000", "Transfer-Encoding: chunked"])
-def test_the_rest_of_a_too_large_body_is_not_waited_for(server: Server, field: str) -> None:
+def test_the_server_does_not_wait_for_the_rest_of_a_too_large_body(
+    server: Server, field: str
+) -> None:
     with server.client() as client:
         before = time.monotonic()
         large = b"3000\r\n" + b"a" * 0x3000 + b"\r\n3000\r\n"
@@ -151,13 +159,12 @@ def test_the_slow_body_of_an_unauthorized_call_is_cut_off(server: Server, field:
         assert time.monotonic() - before < 6 + PATIENCE_S + LATE_S
 
 
-# Answers that aren't read
+# Responses that aren't read
 
 
 def test_a_client_that_reads_too_slowly_is_dropped_with_bounded_memory(
     server: Server, fake: FakeProvider
 ) -> None:
-    """It holds a bounded backlog, and no longer than a client may block."""
     fake.script([*BEGUN, fp.repeat(EVENT.data * 100)])
     [worker] = server.worker_pids()
     with server.client(rcvbuf=1) as client:
@@ -181,7 +188,7 @@ def read_slowly(client: RawClient, stopping: threading.Event) -> None:
 
 
 def test_a_stopped_stream_that_nobody_reads_is_closed(server: Server, fake: FakeProvider) -> None:
-    """Its call has ended while its writer is blocked in a send."""
+    # The call has ended while the thread that writes its response is blocked in a send.
     [worker] = server.worker_pids()
     fake.script([*BEGUN, fp.repeat(EVENT.data * 100)])
     with server.client(rcvbuf=1) as client:
@@ -232,10 +239,10 @@ def begin_silent(fake: FakeProvider, client: RawClient) -> None:
     begin_stream(client)
 
 
-# Requests that a proxy may read otherwise
+# Requests that a proxy may parse differently
 
 OTHER = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
-"""What a smuggler hides; nobody may answer it."""
+"""The smuggled request, which must not get a response."""
 SMUGGLED = {
     "both-lengths": "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "two-lengths": "Content-Length: 5\r\nContent-Length: 0\r\n\r\nhello",
@@ -271,7 +278,6 @@ SMUGGLED = {
 def test_a_smuggled_request_is_refused_and_never_answered(
     server: Server, fake: FakeProvider, name: str
 ) -> None:
-    """It is refused, and what is behind it is never answered."""
     with server.client() as client:
         client.send(head(server) + SMUGGLED[name].encode() + OTHER.encode() * 2)
         answers = everything(client)
@@ -281,8 +287,8 @@ def test_a_smuggled_request_is_refused_and_never_answered(
     assert fake.requests == []
 
 
-def test_two_pipelined_requests_get_two_answers(server: Server) -> None:
-    """So that the test above could fail."""
+def test_two_pipelined_requests_get_two_responses(server: Server) -> None:
+    # This shows that the test above can fail.
     with server.client() as client:
         client.send(head(server) + b"Content-Length: 2\r\n\r\n{}" + OTHER.encode())
         answers = everything(client)
@@ -291,7 +297,7 @@ def test_two_pipelined_requests_get_two_answers(server: Server) -> None:
 
 
 def everything(client: RawClient) -> bytes:
-    """All that comes until the server closes, as it does after some idle time."""
+    """Read until the server closes the connection, which it does when the connection is idle."""
     found = b""
     with suppress(ConnectionError):
         while data := client.sock.recv(65536):
@@ -299,7 +305,7 @@ def everything(client: RawClient) -> bytes:
     return found
 
 
-# Names that would be headers
+# Header injection
 
 BREAKS = ("\r\n", "\n", "\r", "\0", "\x85", "\u2028", "\r\n\r\n")
 NAMES = ("stream_id", "model", "provider", "fallbacks", "additional_params")

@@ -1,5 +1,7 @@
-"""The meter is right: each accepted call has one row, with what its provider told, under load, when
-workers are killed, and across reloads."""
+"""Tests that each accepted call has one row with the usage that its provider reported.
+
+This holds under load, when workers are killed, and across reloads.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ MIXTURE_S = 60
 KILLS, RELOADS, SPANNING = 10, 4, 8
 BETWEEN_S = 1.0
 AT_NEXT_START_S = scaled(5)
-"""Well below the interval at which a worker looks for what others left."""
+"""A bound for closing rows at a start. It is well below the interval of the later checks."""
 
 
 @pytest.mark.thorough
@@ -44,7 +46,7 @@ def test_every_accepted_call_has_one_row_and_sums_match_the_provider(
         proofs.assert_all_agree(server, load, place, fake.requests)
 
 
-def test_calls_answered_in_full_by_a_killed_worker_are_recorded(fake: FakeProvider) -> None:
+def test_completed_calls_of_a_killed_worker_are_recorded(fake: FakeProvider) -> None:
     with serve(fake) as (server, keys):
         load = Load(server, keys, mixture.lasting(), clients=CLIENTS)
         with load.running():
@@ -56,9 +58,9 @@ def test_calls_answered_in_full_by_a_killed_worker_are_recorded(fake: FakeProvid
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_no_answer_is_whole_before_it_is_recorded(fake: FakeProvider, *, stream: bool) -> None:
-    """A worker that can't write yet withholds the end; killed then, it has told its client nothing
-    that isn't in the ledger."""
+def test_no_response_is_complete_before_it_is_recorded(fake: FakeProvider, *, stream: bool) -> None:
+    # A worker that can't write to the ledger withholds the end of the response. If it is killed
+    # then, its client has received no end that isn't in the ledger.
     whole = fp.answer(fp.body("x"))
     parts = mixture.begun(calls.EVENT, fp.gate("end"), *map(fp.event, fp.chunks(["!"])))
     with serve(fake) as (server, keys):
@@ -84,7 +86,7 @@ def test_no_answer_is_whole_before_it_is_recorded(fake: FakeProvider, *, stream:
 
 
 def kill_worker(server: Server) -> None:
-    """Kill it, and see that the next one, as it starts, closes what that left."""
+    """Kill the worker. Wait until the next worker has closed the rows that it left open."""
     [old] = server.worker_pids()
     os.kill(old, signal.SIGKILL)
     server.wait(lambda: server.worker_pids() not in ([], [old]))
@@ -126,10 +128,12 @@ def test_a_reload_closes_no_live_row(fake: FakeProvider) -> None:
 
 
 def reload_around_streams(server: Server, fake: FakeProvider, key: str, number: int) -> list[Sent]:
-    """Reload while some streams are under way, which end when the new worker has long begun."""
+    """Reload while some streams are active. They end after the new worker has started."""
     gate, usage = f"end{number}", (31 + number, 37)
     rest = [fp.event(frame) for frame in fp.chunks(["!"], usage=usage)]
-    steps = mixture.begun(mixture.telling("word ", (31, 1)), fp.gate(gate), *rest, fp.last_chunk())
+    steps = mixture.begun(
+        mixture.text_with_usage("word ", (31, 1)), fp.gate(gate), *rest, fp.last_chunk()
+    )
     kind = Kind(f"span{number}", steps, stream=True)
     fake.named({kind.name: steps})
     streams = [Sent(kind, NATIVE) for _ in range(SPANNING)]

@@ -1,5 +1,8 @@
-"""The ledger fails under a real server: nothing is asked of a provider that can't be recorded, what
-is under way ends as usual, and all of it is on disk once the ledger is back."""
+"""Tests of a real server whose ledger fails.
+
+No provider gets a request that can't be recorded, active calls end normally, and all rows are on
+disk once the ledger is available again.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from tests.support.servers import Server, fake_rows
 
 LOCKED_S = 8.0
 KEPT_S = 2.5
-"""Long enough for what waits to be tried again, in vain."""
+"""Seconds in which the ledger retries its pending writes, without success."""
 PAGE = 4096
 USAGE = (7, 9)
 PLAIN = Kind("plain")
@@ -33,8 +36,7 @@ CHAT = "/v1/chat/completions"
 
 
 class Caller:
-    """What a test asks of a server: short calls, and one stream that its provider ends when the
-    gate `end` opens."""
+    """A caller that makes short calls, and one stream that ends when the gate `end` opens."""
 
     def __init__(self, server: Server, fake: FakeProvider, place: Path) -> None:
         self.server, self.fake, self.place = server, fake, place
@@ -55,12 +57,13 @@ class Caller:
 
     @property
     def answered(self) -> set[str]:
-        """The request ids of the short calls that were answered."""
         return {sent.id for sent in self.sent if sent.status == 200}
 
     def check_outage(self, failing: AbstractContextManager[None]) -> None:
-        """While it lasts calls are refused, and what is under way ends as usual; afterwards all is
-        as it should be, and recorded."""
+        """Assert that calls are rejected during the outage, and that the active stream ends.
+
+        After the outage, calls must succeed and all rows must be recorded.
+        """
         with self.server.client() as client:
             stream_id = calls.begin_stream(client, model="fakechat/m")
             with failing:
@@ -80,7 +83,7 @@ class Caller:
         assert set(found) == self.answered | {stream["request_id"]}
 
     def check_refusals(self) -> None:
-        """Both faces refuse, before the provider is called, and so does /ready."""
+        """Assert that both faces and /ready answer 503, and that the provider gets no request."""
         received = self.fake.counts.received
         native, openai = self.ask(), self.ask(OPENAI)
         assert (native.status, native.answer["code"]) == (503, "unavailable")
@@ -93,7 +96,6 @@ class Caller:
 
 @contextmanager
 def serve(fake: FakeProvider, **env: str) -> Iterator[Caller]:
-    """A server, and a caller of it."""
     server = Server(fake_rows(fake.base_url), env=env)
     server.key = server.add_key(id="key_main", tier="unlimited")
     with server:
@@ -103,7 +105,7 @@ def serve(fake: FakeProvider, **env: str) -> Iterator[Caller]:
 
 @contextmanager
 def locked(place: Path) -> Iterator[None]:
-    """A transaction of another process, that holds the database for LOCKED_S at least."""
+    """Lock the database with another connection's transaction, for at least LOCKED_S."""
     until = time.monotonic() + LOCKED_S
     with closing(sqlite3.connect(place, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -114,7 +116,10 @@ def locked(place: Path) -> Iterator[None]:
 
 @contextmanager
 def no_file_may_grow(server: Server) -> Iterator[None]:
-    """As with a full disk, for the worker alone: it can write no page, and hardly a line of log."""
+    """Limit the size of the worker's files, which has the effect of a full disk.
+
+    The worker can't write a page of the database. It can still write a few lines of log.
+    """
     [pid] = server.worker_pids()
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     assert len(server.output()) < PAGE / 2
@@ -127,7 +132,7 @@ def no_file_may_grow(server: Server) -> Iterator[None]:
 
 @contextmanager
 def full(directory: Path) -> Iterator[None]:
-    """A disk without a free byte."""
+    """Fill the disk, so that no byte is free."""
     filler = directory / "filler"
     with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
@@ -140,7 +145,6 @@ def full(directory: Path) -> Iterator[None]:
 
 
 def mounted(*arguments: str) -> bool:
-    """Whether a mount was done."""
     program = shutil.which("mount")
     command = [str(program), *arguments]
     return (
@@ -150,9 +154,9 @@ def mounted(*arguments: str) -> bool:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of two megabytes, where one may be mounted."""
+    """Yield the root of a file system of two megabytes. Skip the test if mounting is forbidden."""
     if not mounted("-t", "tmpfs", "-o", "size=2m", "sluice-test", str(tmp_path)):
-        pytest.skip("no file system can be mounted here")
+        pytest.skip("file systems can't be mounted here")
     try:
         yield tmp_path
     finally:
@@ -187,7 +191,7 @@ def test_calls_are_served_while_an_optional_ledger_is_locked(fake: FakeProvider)
             unrecorded = proofs.metric(caller.server, "sluice_ledger_unrecorded_total")
         assert unrecorded == 3
         assert proofs.metric(caller.server, "sluice_ledger_errors_total") >= 1
-        caller.server.wait(lambda: "the ledger is back" in caller.server.output())
+        caller.server.wait(lambda: "database is available again" in caller.server.output())
         assert caller.ask().status == 200
         assert_sound(caller.place)
         before |= {caller.sent[-1].id}
@@ -220,11 +224,11 @@ def assert_start_fails(place: Path, kind: ServerKind) -> None:
     server = Server(kind=kind, env={"SLUICE_DATABASE": str(place)})
     with pytest.raises(RuntimeError) as raised:
         server.start()
-    said = str(raised.value)
+    output = str(raised.value)
     assert server.returncode() == (4 if kind == "gevent" else 1)
-    assert said.count("the ledger can't be opened") == 1
-    assert "Traceback" not in said
-    assert str(place) in said
+    assert output.count("the ledger can't be opened") == 1
+    assert "Traceback" not in output
+    assert str(place) in output
 
 
 @pytest.mark.parametrize("kind", ["gevent", "python"])

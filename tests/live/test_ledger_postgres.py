@@ -1,5 +1,7 @@
-"""The same ledger on PostgreSQL: what tests/live/test_ledger.py and tests/live/test_budget.py prove
-on SQLite, and a database that dies under load."""
+"""Tests of the ledger on PostgreSQL, including a database that crashes under load.
+
+test_ledger.py and test_budget.py have these tests on SQLite.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ CLIENTS = 64
 MIXTURE_S = 15
 KILLS, BETWEEN_S = 3, 1.0
 DEAD_WITHIN_S = scaled(60 + 2 * 15 + 15)
-"""A silent worker counts as dead after a minute; the others look every fifteen seconds."""
+"""A bound for closing a dead worker's rows. A worker counts as dead after a minute of silence, and
+the others check every fifteen seconds."""
 AWAY_S = 4.0
 
 
@@ -74,7 +77,7 @@ def test_calls_with_max_tokens_never_overspend_a_budget(
 
 @pytest.fixture
 def mortal() -> Iterator[Postgres]:
-    """A PostgreSQL of this test's own."""
+    """Yield a separate PostgreSQL server, which the test may crash."""
     try:
         with Postgres() as server:
             yield server

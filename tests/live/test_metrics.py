@@ -1,4 +1,4 @@
-"""The metrics of two workers, whichever of them is asked."""
+"""Tests of the metrics of two workers, requested from either of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ HELD = [*BEGUN, fp.hold()]
 
 @pytest.fixture
 def temporary(tmp_path: Path) -> Path:
-    """Where the server puts its temporary files."""
     path = tmp_path / "temporary"
     path.mkdir()
     return path
@@ -47,13 +46,13 @@ def pair(fake: FakeProvider, settings: dict[str, str]) -> Iterator[Server]:
 
 
 def worker_of(server: Server, client: RawClient) -> int | None:
-    """Who serves a connection, which takes it when it is asked something."""
+    """Return the id of the worker that serves a connection, or None. Sends a request on it."""
     return next((pid for pid in server.worker_pids() if serves(pid, client)), None)
 
 
 @contextlib.contextmanager
 def clients_to_each(server: Server) -> Iterator[dict[int, RawClient]]:
-    """A kept connection to each worker, by its pid; waits until each takes one."""
+    """Yield an open connection to each worker, by its process id. Wait until each has one."""
     found: dict[int, RawClient] = {}
 
     def look() -> bool:
@@ -71,7 +70,7 @@ def clients_to_each(server: Server) -> Iterator[dict[int, RawClient]]:
 
 
 def metrics(client: RawClient) -> dict[str, float]:
-    """What a worker shows: the sums over the series of each name."""
+    """Return the metrics that a worker shows: for each name, the sum over all series."""
     client.request("GET", "/metrics")
     assert client.read_head().status == 200
     found: dict[str, float] = {}
@@ -82,7 +81,6 @@ def metrics(client: RawClient) -> dict[str, float]:
 
 
 def wait_shown(server: Server, client: RawClient, **expected: float) -> None:
-    """Wait until a worker shows these values."""
     names = {f"sluice_{name}": value for name, value in expected.items()}
     server.wait(lambda: names.items() <= metrics(client).items())
 
@@ -143,7 +141,7 @@ def test_a_killed_worker_loses_its_active_streams_but_not_its_counts(
         assert victim not in clients
         for client in clients.values():
             call(client, fake)
-        # The survivor's stream has ended with its client.
+        # The stream of the surviving worker has ended, because its client has disconnected.
         for client in clients.values():
             wait_shown(pair, client, streams_active=0, streams_ended_total=5)
 
@@ -189,8 +187,8 @@ def test_an_invalid_metrics_directory_stops_the_start_without_a_traceback(
     (temporary / "a-file").touch(0o755)
     settings["PROMETHEUS_MULTIPROC_DIR"] = str(temporary / own)
     server = Server(env=settings)
-    with pytest.raises(RuntimeError, match="and that is no directory to write to"), server:
-        pass  # had it started, it would be stopped
+    with pytest.raises(RuntimeError, match="which is not a writable directory"), server:
+        pass  # the start fails
     assert server.returncode() == 1
     assert [line for line in server.output().splitlines() if line.startswith("sluice: ")] != []
     assert "Traceback" not in server.output()

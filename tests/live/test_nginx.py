@@ -1,4 +1,4 @@
-"""deploy/nginx.conf and the guides' nginx blocks, in a real nginx."""
+"""Tests of deploy/nginx.conf and of the guides' nginx blocks in a real nginx."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ BLOCK = re.compile(r"^ *(upstream \w+ \{\n.*?^ *\}$)", re.MULTILINE | re.DOTALL)
 def nginx() -> str:
     found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if found is None:
-        pytest.skip("nginx isn't here")
+        pytest.skip("nginx isn't installed")
     return found
 
 
 def site(directory: Path, port: int, upstream: int) -> str:
-    """deploy/nginx.conf on free ports, with a certificate of the tests' own."""
+    """Return deploy/nginx.conf with free ports and with a test certificate."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(directory / "ca.pem")
     issued = authority.issue_cert("llm.example.com")
@@ -53,7 +53,10 @@ def site(directory: Path, port: int, upstream: int) -> str:
 
 
 def configure(directory: Path, http: str) -> list[str]:
-    """nginx's command for these blocks, with all of its files in one directory."""
+    """Write a configuration with these blocks. Return nginx's command.
+
+    All of nginx's files are in `directory`.
+    """
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     paths = "\n".join(f"{kind}_temp_path {directory}/{kind};" for kind in kinds)
     user = "user root;\n" if os.geteuid() == 0 else ""
@@ -66,13 +69,13 @@ def configure(directory: Path, http: str) -> list[str]:
 
 @contextmanager
 def proxy(server: Server) -> Iterator[http.client.HTTPSConnection]:
-    """A connection through nginx, configured as the guide has it, to a server."""
+    """Yield a connection to a server through an nginx that is configured as in the guide."""
     with tempfile.TemporaryDirectory(prefix="sluice-nginx-") as name:
         directory, port = Path(name), free_port()
         command = configure(directory, site(directory, port, server.port))
         process = subprocess.Popen(command, stderr=subprocess.PIPE)
         trust = ssl.create_default_context(cafile=directory / "ca.pem")
-        trust.check_hostname = False  # it is made for the guide's name
+        trust.check_hostname = False  # the certificate is for the domain name in the guide
         connection = http.client.HTTPSConnection("127.0.0.1", port, context=trust, timeout=HANG_S)
         try:
             server.wait(lambda: process.poll() is not None or listens(connection))
@@ -99,8 +102,8 @@ def post(
     return connection.getresponse()
 
 
-def test_events_come_through_nginx_one_by_one(fake: FakeProvider, server: Server) -> None:
-    """The second is sent when the client has read the first."""
+def test_events_pass_through_nginx_one_by_one(fake: FakeProvider, server: Server) -> None:
+    # The provider sends the second event after the client has read the first one.
     rest = [*map(fp.event, fp.chunks(["b"])), fp.event("[DONE]"), fp.last_chunk()]
     fake.script([*calls.BEGUN, calls.EVENT, fp.gate("rest"), *rest])
     with proxy(server) as connection:
@@ -111,7 +114,7 @@ def test_events_come_through_nginx_one_by_one(fake: FakeProvider, server: Server
         assert b"[DONE]" in answer.read()
 
 
-def test_body_that_is_too_large_gets_its_413_from_sluice_behind_nginx(server: Server) -> None:
+def test_sluice_behind_nginx_answers_413_to_a_too_large_body(server: Server) -> None:
     prompt = "x" * (Settings().max_body + 1000)
     with proxy(server) as connection:
         answer = post(server, connection, f'{{"model": "fake/m", "prompt": "{prompt}"}}')

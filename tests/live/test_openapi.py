@@ -1,4 +1,4 @@
-"""The OpenAPI document against a live server: what it allows is answered as it says."""
+"""Test that a live server conforms to its OpenAPI document."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHECKS = (
 
 def test_the_live_server_conforms_to_its_openapi_document(tmp_path: Path) -> None:
     with Server(env=UNTROUBLED | {"SLUICE_DEFAULT_MODEL": "local/pydoc"}) as server:
-        key = server.add_key(models=["local/*"])  # no call leaves this machine
+        key = server.add_key(models=["local/*"])  # so that no call leaves this machine
         found = subprocess.run(
             [
                 *(PROGRAM, "run", f"{server.url}/openapi.json", "--no-color"),

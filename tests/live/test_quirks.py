@@ -1,5 +1,8 @@
-"""Every fixture of every dialect, through the whole gateway: the fake provider sends its raw bytes,
-and a client of the OpenAI face sees the answer that the fixture expects."""
+"""Tests of every fixture of every dialect through the whole gateway.
+
+The fake provider sends the fixture's raw bytes. A client of the OpenAI face must get the response
+that the fixture expects.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ ROW = '[providers.{0}-host]\ndialect = "{0}"\nbase_url = "{1}"\ncompletions = tr
 
 @pytest.fixture(scope="module")
 def hosts(fake_process: FakeProvider) -> Iterator[Server]:
-    """A server with a row for each dialect, all of which lead to the fake."""
+    """Yield a server that has a row for each dialect. All rows lead to the fake provider."""
     rows = (ROW.format(dialect, fake_process.base_url) for dialect in DIALECTS)
     with Server("".join(rows), env=UNTROUBLED) as server:
         yield server
@@ -36,7 +39,7 @@ def name(case: Case) -> str:
 
 
 def asked(case: Case, *, stream: bool) -> dict[str, Any]:
-    """The fixture's request, as a client of the OpenAI face writes it."""
+    """Return the fixture's request in the form of the OpenAI face."""
     fields = msgspec.to_builtins(case.request)
     extra = fields.pop("extra")
     prompts = fields.pop("prompts")
@@ -57,7 +60,7 @@ def post(server: Server, body: dict[str, Any]) -> requests.Response:
 
 
 def read_stream(text: str) -> tuple[dict[int, dict[str, Any]], Any, Any, bool]:
-    """The choices by index, the usage, the error, and whether [DONE] came."""
+    """Return a stream's choices by index, its usage, its error, and True if it has a [DONE]."""
     choices: dict[int, dict[str, Any]] = {}
     usage = error = None
     done = False
@@ -75,7 +78,7 @@ def read_stream(text: str) -> tuple[dict[int, dict[str, Any]], Any, Any, bool]:
 
 
 STATUSES = {400: 400, 404: 404, 413: 413, 422: 400, 429: 429}
-"""A provider's status, and ours; any other is a 502."""
+"""Sluice's status by the provider's status. Any other status becomes a 502."""
 
 
 def status_of(expected: dict[str, Any]) -> int:
@@ -90,7 +93,7 @@ def expected_choices(expected: dict[str, Any], key: str) -> dict[int, dict[str, 
 
 
 def check_usage(expected: dict[str, Any] | None, usage: dict[str, Any]) -> None:
-    """What the provider told, or else an estimate that says so."""
+    """Assert that the usage is the provider's or, if it reported none, marked as an estimate."""
     if expected is None:
         assert usage["source"] == "estimate"
     else:
@@ -123,7 +126,7 @@ def test_streamed_fixture_of_each_dialect_reaches_the_openai_client(
 
 
 @pytest.mark.parametrize("case", BODIES, ids=name)
-def test_whole_answer_fixture_of_each_dialect_reaches_the_openai_client(
+def test_unary_fixture_of_each_dialect_reaches_the_openai_client(
     case: Case, hosts: Server, fake: FakeProvider
 ) -> None:
     body = case.body

@@ -1,5 +1,8 @@
-"""The relay in the real server: clients that hang up or don't read, providers that fail or fall
-silent, deadlines, and what the server bears while streams are under way."""
+"""Tests of relaying calls in a real server.
+
+Clients disconnect or don't read, providers fail or fall silent, deadlines pass, and bodies and
+headers are invalid.
+"""
 
 from __future__ import annotations
 
@@ -62,8 +65,11 @@ def quick_server(
 
 @pytest.fixture
 def server(quick_server: Server, fake: FakeProvider) -> Server:
-    """Held back for a second, a comment after a second, and a client may block for two. Rows:
-    `fake`, `fakechat`, `tls`, and `refused`, whose connects fail."""
+    """Return a server with short intervals.
+
+    It holds back a status line for a second, sends a comment after a second of silence, and waits
+    two seconds for a client that doesn't read. Connections to its provider `refused` fail.
+    """
     return quick_server
 
 
@@ -82,16 +88,15 @@ def impatient_server(fake_process: FakeProvider) -> Iterator[Server]:
 
 @pytest.fixture
 def impatient(impatient_server: Server, fake: FakeProvider) -> Server:
-    """A first event within a second, the next within another, and three in all. Rows: `fake`,
-    `fakechat`, and `dead`, whose connects hang."""
+    """Return a server with the timeouts of LIMITS_S. Connections to its provider `dead` hang."""
     return impatient_server
 
 
-# Clients that go away
+# Clients that disconnect
 
 
 def pipeline_and_close(client: RawClient) -> None:
-    """What it sent ahead of its FIN is left unread while its call is under way."""
+    """Send another request and a FIN. The server reads neither while the call is active."""
     client.request("GET", "/health")
     client.half_close()
 
@@ -159,7 +164,7 @@ def test_a_client_that_does_not_read_is_dropped_with_bounded_memory(
         blocked_at = calls.wait_blocked(fake)
         assert calls.resident(worker) - before < 30_000_000
         [request] = fake.wait_closed()
-        assert request.bytes_sent - blocked_at < 4_000_000  # the kernel may take a little more
+        assert request.bytes_sent - blocked_at < 4_000_000  # the kernel buffers a little more
         assert request.closed_by == "peer"
         assert settled(server, stream_id)["end_reason"] == "client_gone"
 
@@ -185,7 +190,7 @@ def test_a_hang_up_of_a_client_that_does_not_read_closes_the_upstream(
 def test_a_client_that_reads_slowly_gets_the_whole_stream(
     server: Server, fake: FakeProvider
 ) -> None:
-    """It may take longer than a client may block, as long as it goes on."""
+    # The whole stream takes longer than a client may block, but no single read does.
     texts = ["x" * 20_000] * 200
     fake.script(fp.sse(fp.chunks(texts)))
     with server.client(rcvbuf=4096) as client:
@@ -277,7 +282,6 @@ def test_a_failure_after_the_status_line_is_an_error_frame(
 
 
 def assert_failed(frames: Sequence[Frame], name: str = "") -> None:
-    """The stream ends with usage_final and an error."""
     found = without_comments(frames)
     assert found[0] == "usage_start" or found[0] == "content", name
     assert found[-2:] == ["usage_final", "error"], name
@@ -287,7 +291,7 @@ def assert_failed(frames: Sequence[Frame], name: str = "") -> None:
     assert error.json["request_id"] in error.json["error"]
 
 
-# What goes out
+# Frames
 
 
 def test_frames_are_written_whole_and_several_at_a_time(server: Server, fake: FakeProvider) -> None:
@@ -353,7 +357,7 @@ def test_a_fallback_serves_when_the_first_provider_fails(
 
 
 def served_by(server: Server, fake: FakeProvider, model: str, *, stream: bool) -> str:
-    """The provider that answers a call whose fallback is `fakechat`."""
+    """Make a call with the fallback `fakechat`. Return the provider that served it."""
     good = fp.sse(fp.chunks(["hi"], chat=True)) if stream else fp.answer(fp.body("hi", chat=True))
     fake.script(good, path=CHAT)
     if not stream:
@@ -400,7 +404,7 @@ def test_a_400_of_the_provider_calls_no_fallback(server: Server, fake: FakeProvi
     assert fake.counts.received == 1
 
 
-def test_no_fallback_follows_once_text_has_come(server: Server, fake: FakeProvider) -> None:
+def test_no_fallback_is_used_once_text_has_arrived(server: Server, fake: FakeProvider) -> None:
     fake.script([*BEGUN, fp.close()])
     with server.client() as client:
         ask(client, stream=True, fallbacks=["fakechat/m"])
@@ -446,7 +450,7 @@ def test_each_timeout_phase_answers_504_within_its_limit(
             assert settled(impatient, f"{phase}-{stream}")["end_reason"] == "deadline"
         head = trying.read_head()
         assert (head.status, head.headers["x-should-retry"]) == (504, "false")
-        assert trying.json()["details"]["phase"] == "total", "it counts all attempts"
+        assert trying.json()["details"]["phase"] == "total", "the limit covers all attempts"
         total = LIMITS_S["total"]
         assert total < head.at - tried_at < total + scaled(2)
     fake.wait(lambda counts: counts.open == 0)
@@ -456,7 +460,7 @@ def test_each_timeout_phase_answers_504_within_its_limit(
 
 
 def read_failure(client: RawClient) -> Any:
-    """What a call that fails tells, before or after its status."""
+    """Return the error of a call that fails, from its response or from its last frame."""
     head = client.read_head()
     if head.status != 200:
         error = client.json()
@@ -514,7 +518,11 @@ def test_a_body_that_is_too_large_answers_413(server: Server, size: int, *, chun
 
 
 def send_body(client: RawClient, data: bytes, length: int, *, chunked: bool) -> None:
-    """Send a completion's request with these bytes of its body."""
+    """Send a completion request with `data` as (a part of) its body.
+
+    Args:
+        length: The length of the whole body. If data is shorter, the body stays incomplete.
+    """
     if chunked:
         headers = {"Transfer-Encoding": "chunked", "Content-Type": "application/json"}
         data = b"%x\r\n%s\r\n" % (len(data), data) + (b"0\r\n\r\n" if len(data) == length else b"")
@@ -549,7 +557,7 @@ def test_a_body_that_does_not_arrive_answers_408(impatient: Server) -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_that_breaks_off_answers_400(server: Server, *, chunked: bool) -> None:
+def test_an_incomplete_body_answers_400(server: Server, *, chunked: bool) -> None:
     with server.client() as client:
         send_body(client, b'{"prompt":', 1000, chunked=chunked)
         client.half_close()
@@ -602,7 +610,7 @@ def test_an_invalid_stream_id_answers_400(server: Server, fake: FakeProvider, va
 # TLS upstream, under gevent
 
 
-def test_a_tls_upstream_answers(server: Server, tls_fake: FakeProvider) -> None:
+def test_calls_to_a_tls_upstream_succeed(server: Server, tls_fake: FakeProvider) -> None:
     tls_fake.script(fp.answer(fp.body("secure")))
     tls_fake.script(fp.sse(fp.chunks(["se", "cure"])))
     assert complete(server, model="tls/m")["data"] == "secure"
@@ -622,7 +630,7 @@ def test_a_client_hang_up_closes_a_tls_upstream(server: Server, tls_fake: FakePr
     assert closed_after(request, before) < GONE_WITHIN_S
 
 
-# What others notice
+# Other requests meanwhile
 
 
 def test_local_streams_do_not_delay_health_checks(server: Server) -> None:
@@ -641,7 +649,7 @@ def test_local_streams_do_not_delay_health_checks(server: Server) -> None:
 
 
 def stream_until(server: Server, done: threading.Event) -> None:
-    """Read long local streams, one after the other."""
+    """Read long local streams, one after another, until `done` is set."""
     while not done.is_set():
         with server.client() as client:
             begin_stream(client, model="local/pydoc", additional_params={"n": 128})

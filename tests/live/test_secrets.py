@@ -1,11 +1,12 @@
-"""No key comes out: not in the log, not in an answer, not in a file.
+"""Tests that no key leaks into the log, a response or a file.
 
-Marked secrets (the caller's key, the caller's own provider key, the operator's provider key) go
-through every path of both faces; then all that the server wrote meanwhile, and all that it
-answered, is searched for them and for any piece of WINDOW characters of them.
-Rules that hold here: what is secret is made at run time; a secret that a caller sends is one that
-the request presents as such, wherever else it stands beside; the only answer that may hold one is
-that of auth/api-key, which gives its caller's key back.
+Random secrets (the caller's API key, a BYOK key, the operator's provider key) go through every path
+of both faces. Then the server's output, its responses and its files are searched for the secrets
+and for each piece of WINDOW characters of them.
+
+- Secrets are generated at run time.
+- A request that has a secret in a wrong field or header also presents it as a key (see `known`).
+- Only the response of auth/api-key may contain a key, because it returns the caller's key.
 """
 
 from __future__ import annotations
@@ -47,16 +48,16 @@ ENV = {
 
 
 def marker() -> str:
-    """A secret that nothing but its own text gives away: no prefix, letters and digits."""
+    """Return a random secret of letters and digits, without a prefix that would identify it."""
     return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(40))
 
 
 RUN = re.compile(rf"[A-Za-z0-9_-]{{{WINDOW},}}")
-"""What may hold a piece of a secret: each secret is of these characters alone."""
+"""A stretch of text that may contain a piece of a secret. Secrets have only these characters."""
 
 
 class Hunt:
-    """A server, the secrets that it is told, and all that came out of it so far."""
+    """A server, the secrets that it knows, and its responses since the last check."""
 
     def __init__(self, server: Server, operators: dict[str, str]) -> None:
         self.server = server
@@ -70,14 +71,14 @@ class Hunt:
         return self.server.key
 
     def secret(self, name: str) -> str:
-        """A new one, to look for from now on."""
+        """Return a new secret, which all later checks search for."""
         self.secrets[name] = marker()
         return self.secrets[name]
 
     def call(
         self, path: str, body: Any = None, headers: dict[str, str] | None = None, **options: Any
     ) -> requests.Response:
-        """Make a call and keep its answer. body: bytes as they are, anything else as JSON."""
+        """Make a call and keep its response. A body that isn't bytes is sent as JSON."""
         sent = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         method = options.pop("method", "GET" if body is None else "POST")
@@ -98,7 +99,7 @@ class Hunt:
         return self.call(face, body, headers).status_code
 
     def raw(self, data: bytes) -> bytes:
-        """Send bytes and keep what comes, until the server closes or says no more."""
+        """Send bytes. Keep the response, up to a close or a pause of 0.2 s."""
         with RawClient(self.server.port, timeout=HANG_S) as client:
             client.send(data)
             parts = []
@@ -114,7 +115,7 @@ class Hunt:
         self._answers.append((place, text))
 
     def check(self) -> None:
-        """Nothing that came out since the last check has a piece of a secret."""
+        """Assert that responses, output and files since the last check contain no secret."""
         output = self.server.output()
         lines = output[self._read :].splitlines()
         self._read = len(output)
@@ -153,9 +154,10 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def first_pieces(text: str, names: Mapping[str, str]) -> dict[str, str]:
-    """Return the first piece of each secret that a text holds, by the secret's name.
+    """Return the first piece of each secret in a text, by the secret's name.
 
-    names: the secrets' names, by each of their pieces.
+    Args:
+        names: The name of the secret for each piece.
     """
     found: dict[str, str] = {}
     for run in RUN.findall(text):
@@ -166,7 +168,7 @@ def first_pieces(text: str, names: Mapping[str, str]) -> dict[str, str]:
 
 
 def around(text: str, piece: str) -> str:
-    """What stands before a piece, so that its finder knows where to look."""
+    """Return the text before a piece, which shows where the piece was found."""
     at = text.index(piece)
     return repr(text[max(0, at - 60) : at])
 
@@ -176,7 +178,7 @@ def where(line: str) -> str:
         found = json.loads(line)
         return f"{found['logger']}: {found['message'][:20]}"
     except (ValueError, KeyError, TypeError):
-        return "that is no JSON"
+        return "that isn't JSON"
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +206,7 @@ def started(fake_process: FakeProvider, operators: dict[str, str]) -> Iterator[H
                 ("nowhere", "http://nowhere.invalid", "FAKE"),
             )
         )
-        # Its key goes out in a header where it doesn't stand behind the word Bearer.
+        # This row sends its key in a header without the word Bearer.
         rows += calls.toml_row(
             "bare", fake_process.base_url, api_key_env="LINES_API_KEY", key_header="api-key"
         )
@@ -219,7 +221,7 @@ def hunt(started: Hunt, fake: FakeProvider) -> Hunt:
 
 @pytest.fixture(params=["the operator's", "the caller's own"])
 def own(request: pytest.FixtureRequest, hunt: Hunt) -> dict[str, str]:
-    """Fields that choose which key the provider gets."""
+    """Return the fields that decide which key the provider gets."""
     return {} if request.param == "the operator's" else {"byok_api_key": hunt.secret("own key")}
 
 
@@ -227,7 +229,7 @@ def sent_key(hunt: Hunt, own: dict[str, str]) -> str:
     return own.get("byok_api_key") or hunt.secrets["the operator's key"]
 
 
-# That it would be found
+# The search itself
 
 
 def test_the_leak_search_finds_a_piece_of_a_key(hunt: Hunt) -> None:
@@ -304,7 +306,7 @@ def test_no_unknown_disabled_or_expired_key_leaks(hunt: Hunt) -> None:
     hunt.check()
 
 
-# Malformed requests, which the server refuses before our code sees them
+# Malformed requests, which gunicorn rejects before Sluice sees them
 
 LINE = "POST /v1/completions HTTP/1.1"
 HOST = "Host: 127.0.0.1"
@@ -344,12 +346,12 @@ def test_no_key_leaks_from_malformed_requests(hunt: Hunt, name: str) -> None:
     hunt.check()
 
 
-# Keys in wrong places: the request's own key, or the caller's own provider key, where it isn't due
+# Keys in wrong places: the API key of the request, or a BYOK key
 
 
 @pytest.fixture(params=["key", "byok"])
 def known(request: pytest.FixtureRequest, hunt: Hunt) -> tuple[str, dict[str, str]]:
-    """A secret that the request presents as such, and the headers with which it does."""
+    """Return a secret, and the headers that present it to the server as a key."""
     if request.param == "key":
         return hunt.key, {}
     secret = hunt.secret("own key")
@@ -406,7 +408,6 @@ def test_no_key_leaks_from_a_wrong_field(
 def test_no_secret_leaks_from_prompt_user_or_metadata_fields(
     hunt: Hunt, fake: FakeProvider, face: str
 ) -> None:
-    """What is for the provider alone goes there, and nowhere else."""
     fake.default(fp.answer(fp.body("Hello")))
     secret = hunt.secret("the user's name")
     params = {"metadata": {"a": secret}, "user": secret}
@@ -495,10 +496,10 @@ def test_no_key_leaks_from_a_body_that_never_ends(hunt: Hunt) -> None:
     hunt.check()
 
 
-# Providers that say too much
+# Providers that repeat the key
 
 STATUSES = [400, 401, 402, 403, 404, 409, 413, 422, 429, 500, 503]
-SAYINGS: dict[str, Any] = {
+LEAKY_BODIES: dict[str, Any] = {
     "message": {"error": {"message": "You sent 'Authorization: Bearer KEY'. Why?", "code": "x"}},
     "bare": {"error": {"message": "KEY is not a key", "code": "x"}},
     "code": {"error": {"message": "no", "code": "KEY"}},
@@ -518,18 +519,17 @@ SAYINGS: dict[str, Any] = {
 }
 
 
-def saying(name: str, secret: str) -> Any:
-    """A provider's body with a secret put in."""
+def leaky_body(name: str, secret: str) -> Any:
     half = len(secret) // 2
     pieces = {"KEY": secret, "FIRST": secret[:half], "SECOND": secret[half:]}
-    content = SAYINGS[name]
+    content = LEAKY_BODIES[name]
     text = content.decode() if isinstance(content, bytes) else json.dumps(content)
     for word, piece in pieces.items():
         text = text.replace(word, piece)
     return text.encode() if isinstance(content, bytes) else json.loads(text)
 
 
-@pytest.mark.parametrize("name", SAYINGS)
+@pytest.mark.parametrize("name", LEAKY_BODIES)
 def test_no_key_leaks_from_an_error_answer_of_a_provider(
     hunt: Hunt, fake: FakeProvider, own: dict[str, str], name: str
 ) -> None:
@@ -540,7 +540,7 @@ def test_no_key_leaks_from_an_error_answer_of_a_provider(
         "X-Request-ID": secret,
         "Location": f"/{secret}",
     }
-    content = saying(name, secret)
+    content = leaky_body(name, secret)
     for number, status in enumerate(STATUSES):
         fake.script(fp.error(status, content, headers))
         assert hunt.ask(FACES[number % 2], stream=number % 3 == 0, **own) >= 400
@@ -549,14 +549,14 @@ def test_no_key_leaks_from_an_error_answer_of_a_provider(
     hunt.check()
 
 
-@pytest.mark.parametrize("name", SAYINGS)
+@pytest.mark.parametrize("name", LEAKY_BODIES)
 def test_no_key_leaks_from_a_provider_error_sent_with_status_200(
     hunt: Hunt, fake: FakeProvider, own: dict[str, str], name: str
 ) -> None:
-    """With status 200: as a whole body, and before and after a stream's first text."""
+    # The error comes as a whole body, and before and after a stream's first text.
     faces = itertools.cycle(FACES)
     secret = sent_key(hunt, own)
-    content = saying(name, secret)
+    content = leaky_body(name, secret)
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
     for stream in (False, False, True, True):
         fake.script(fp.answer(content))
@@ -573,7 +573,7 @@ def test_no_key_leaks_from_a_provider_error_sent_with_status_200(
     hunt.check()
 
 
-def test_no_key_leaks_from_ids_and_headers_of_a_provider_answer(
+def test_no_key_leaks_from_ids_and_headers_of_a_provider_response(
     hunt: Hunt, fake: FakeProvider
 ) -> None:
     secret = hunt.secrets["the operator's key"]
@@ -587,14 +587,14 @@ def test_no_key_leaks_from_ids_and_headers_of_a_provider_answer(
     hunt.check()
 
 
-# Calls that fail, and calls that end
+# Calls that fail or end early
 
 
 @pytest.mark.parametrize("name", ["dead", "refused", "nowhere", "curly", "lines", "bare"])
 def test_no_key_leaks_in_calls_that_never_reach_a_provider(
     hunt: Hunt, own: dict[str, str], name: str
 ) -> None:
-    """`curly`, `lines` and `bare` have keys that no header can hold."""
+    # `curly`, `lines` and `bare` have keys that can't be sent in a header.
     for face in FACES:
         status = hunt.ask(face, model=f"{name}/m", stream=face == OPENAI, **own)
         reached = bool(own) and name in ("curly", "lines", "bare")
@@ -653,7 +653,7 @@ def test_no_key_leaks_in_a_stream_whose_client_disconnects(
 
 
 def begin(hunt: Hunt, face: str, **fields: Any) -> RawClient:
-    """A stream that has begun."""
+    """Start a stream and read it up to its first text. Return its client."""
     client = hunt.server.client()
     client.request("POST", face, {"model": "fake/m", "prompt": "a", "stream": True, **fields})
     hunt.keep("a stream's headers", str(client.read_head()))
@@ -663,10 +663,10 @@ def begin(hunt: Hunt, face: str, **fields: Any) -> RawClient:
 
 
 def test_no_key_leaks_in_a_shutdown(hunt: Hunt, fake: FakeProvider) -> None:
-    """The last one: it ends the server, whose output is then searched as a whole."""
+    # This is the last test, because it stops the server.
     fake.default([*BEGUN, fp.hold()])
     streams = [begin(hunt, face, byok_api_key=hunt.secret("own key")) for face in FACES]
-    hunt.server.signal(signal.SIGINT)  # as TERM, in a hurry
+    hunt.server.signal(signal.SIGINT)  # like TERM, but with a shorter drain
     for client in streams:
         rest = "\n".join(frame.text for frame in client.frames())
         assert "shutting down" in rest

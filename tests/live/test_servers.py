@@ -1,5 +1,8 @@
-"""Each way to start Sluice: the same small script runs on each, and each refuses to start on what
-it can't use, in one clear line."""
+"""Tests of each way to start Sluice.
+
+Basic calls work on each kind of server, and each refuses to start with an invalid configuration, in
+one clear line.
+"""
 
 from __future__ import annotations
 
@@ -50,17 +53,16 @@ def every(fake_process: FakeProvider) -> Iterator[dict[Kind, Server]]:
             for kind in KINDS
         }
         yield servers
-        # Werkzeug's own server shows one for a client that doesn't read.
+        # Werkzeug's server logs a traceback for a client that doesn't read.
         assert "Traceback" not in servers["gevent"].output() + servers["gthread"].output()
 
 
 @pytest.fixture(params=KINDS)
 def server(request: pytest.FixtureRequest, every: dict[Kind, Server], fake: FakeProvider) -> Server:
-    """Each kind of server in turn."""
     return every[request.param]
 
 
-def test_each_server_kind_gives_whole_answers(server: Server, fake: FakeProvider) -> None:
+def test_each_server_kind_serves_unary_calls(server: Server, fake: FakeProvider) -> None:
     fake.script(fp.answer(fp.body("hi")))
     answer = complete(server)
     assert (answer["data"], answer["provider"], answer["finish_reason"]) == ("hi", "fake", "stop")
@@ -76,13 +78,13 @@ def test_each_server_kind_sends_stream_events_as_they_arrive(
     with server.client() as client:
         ask(client, stream=True)
         client.read_head()
-        frames = [client.frame(), client.frame()]  # before there is more
+        frames = [client.frame(), client.frame()]  # before the provider sends more
         fake.open("on")
         frames += list(client.frames())
     assert kinds(frames) == ["usage_start", "content", "content", "finish", "usage_final", "DONE"]
 
 
-def test_stop_ends_a_stream_and_a_whole_answer_with_their_upstreams(
+def test_stop_ends_streaming_and_unary_calls_and_closes_their_upstreams(
     server: Server, fake: FakeProvider
 ) -> None:
     fake.script(HELD)
@@ -127,7 +129,7 @@ def test_clients_that_hang_up_end_their_upstream_requests(
         assert settled(server, f"{how}-{name}")["end_reason"] == "client_gone"
 
 
-def test_clients_that_do_not_read_are_given_up(
+def test_clients_that_do_not_read_are_disconnected(
     every: dict[Kind, Server], fake: FakeProvider
 ) -> None:
     fake.default([*BEGUN, fp.repeat(EVENT.data * 100)])
@@ -152,7 +154,6 @@ def test_a_body_that_does_not_arrive_is_answered_with_408(every: dict[Kind, Serv
 
 
 def test_a_kept_connection_serves_a_second_stream(server: Server, fake: FakeProvider) -> None:
-    """Where the server keeps it open; then also after a pause beyond the client's time-out."""
     fake.default(fp.sse(fp.chunks(["a"])))
     with server.client() as client:
         ask(client, stream=True)
@@ -170,7 +171,7 @@ def test_a_kept_connection_serves_a_second_stream(server: Server, fake: FakeProv
 def test_an_idle_connection_is_closed_after_the_keep_alive_time(
     fake: FakeProvider, sent: str
 ) -> None:
-    """Idle, or with a head that never comes to its end, however steadily its client dribbles on."""
+    # The connection is idle, or its client sends a head byte by byte and never completes it.
     rest = [*map(fp.event, fp.chunks(["!"])), fp.last_chunk()]
     fake.default([*BEGUN, fp.gate("end"), *rest])
     with (
@@ -201,7 +202,7 @@ def test_the_gevent_option_of_gunicorn_starts_the_worker_of_sluice() -> None:
         server.wait(server.is_ready)
 
 
-# Starts
+# Start-up
 
 
 class Start(NamedTuple):
@@ -275,11 +276,11 @@ def test_an_unusable_redis_url_stops_the_start_without_showing_its_password(
     server = Server(kind=kind, env={"REDIS_URL": url})
     with pytest.raises(RuntimeError) as raised:
         server.start()
-    said = str(raised.value)
+    output = str(raised.value)
     assert server.returncode() != 0
-    assert "REDIS_URL" in said
-    assert "Traceback" not in said
-    assert "s3cretword" not in said
+    assert "REDIS_URL" in output
+    assert "Traceback" not in output
+    assert "s3cretword" not in output
 
 
 def test_a_start_warns_of_ignored_workers_and_a_missing_database(fake: FakeProvider) -> None:
@@ -306,16 +307,16 @@ print(json.dumps([conf["bind"], sorted(set(sys.modules) - before)]))
 
 
 def load_conf(env: Mapping[str, str]) -> tuple[str, set[str]]:
-    """What gunicorn.conf.py binds, and the modules that it imports."""
+    """Return the address that gunicorn.conf.py binds, and the modules that it imports."""
     process = launch(["-c", LOAD], env)
     output, _ = process.communicate(timeout=HANG_S)
     bind, modules = json.loads(output)
     return bind, {name.partition(".")[0] for name in modules}
 
 
-def test_gunicorn_conf_imports_only_config_timeouts_and_the_stdlib() -> None:
+def test_loading_gunicorn_conf_imports_only_config_and_the_stdlib() -> None:
     _, modules = load_conf({})
-    assert modules - set(sys.stdlib_module_names) <= {"config", "timeouts"}
+    assert modules - set(sys.stdlib_module_names) <= {"config"}
     assert "ssl" not in modules
 
 
@@ -323,5 +324,5 @@ def test_gunicorn_conf_imports_only_config_timeouts_and_the_stdlib() -> None:
     ("env", "bind"), [({}, "127.0.0.1:8000"), ({"PORT": "8123"}, "0.0.0.0:8123")]
 )
 def test_the_port_variable_binds_all_interfaces(env: dict[str, str], bind: str) -> None:
-    """Where a platform sets it, as its router comes from outside; else loopback alone."""
+    # A platform that sets PORT routes requests from outside. Without PORT, only loopback is bound.
     assert load_conf(env)[0] == bind

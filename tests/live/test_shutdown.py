@@ -1,5 +1,7 @@
-"""The end of a worker: TERM, Ctrl-C, a reload, max_requests, and a worker that is killed. Nobody is
-cut off silently, and nobody holds it up."""
+"""Tests of a worker's exit: TERM, Ctrl-C, a reload, max_requests, and a killed worker.
+
+No client is cut off silently, and no client delays the exit.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ from tests.support.servers import Server, fake_rows
 
 DRAIN_S = scaled(3)
 INTERRUPT_DRAIN_S = 2.0
-EXIT_S = scaled(3)  # gunicorn looks each second whether it is to end, then whether it may
+EXIT_S = scaled(3)  # gunicorn checks once a second whether it should exit, then whether it can
 ENDLESS = [*BEGUN, fp.repeat(EVENT.data, 0.02)]
 LONG = [*BEGUN, fp.gate("end"), *(fp.event(f) for f in fp.chunks(["!"])), fp.last_chunk()]
 CHAT = "/v1/chat/completions"
@@ -50,7 +52,7 @@ def test_term_lets_calls_finish(fake: FakeProvider) -> None:
         fake.wait_requests(2)
         server.signal(signal.SIGTERM)
         server.wait(lambda: not server.is_ready())
-        time.sleep(1.2)  # its listener is closed by then
+        time.sleep(1.2)  # by then the listening socket is closed
         assert not server.is_ready()
         fake.open("end")
         assert kinds(list(stream.frames())) == ["content", "finish", "usage_final", "DONE"]
@@ -91,7 +93,7 @@ def assert_shut_down(frames: list[Frame]) -> None:
     assert "shutting down" in frames[-1].json["error"]
 
 
-def test_idle_connections_do_not_hold_the_worker(fake: FakeProvider) -> None:
+def test_idle_connections_do_not_delay_the_exit_of_a_worker(fake: FakeProvider) -> None:
     with serve(fake) as server, server.client() as unused, server.client() as used:
         used.request("GET", "/health")
         assert used.read_head().status == 200
@@ -125,7 +127,7 @@ def test_ctrl_c_without_calls_ends_at_once(fake: FakeProvider) -> None:
 
 
 class Load:
-    """Unary calls, one after the other, on a new connection each or on one that is kept."""
+    """Unary calls, one after another, each on a new connection or all on a kept connection."""
 
     def __init__(self, server: Server, *, keep: bool) -> None:
         self.failures: list[str] = []
@@ -163,7 +165,7 @@ class Load:
             call(client)
 
     def _on_kept(self) -> None:
-        """A connection is left when the server says that it closes it."""
+        """Make a call on the kept connection. Replace it if the server announces its close."""
         client = self._client = self._client or self._server.client()
         if call(client) == "close":
             client.close()
@@ -171,7 +173,7 @@ class Load:
 
 
 def call(client: RawClient) -> str | None:
-    """A unary call, which must succeed; what its answer says of the connection."""
+    """Make a unary call, which must succeed. Return the response's Connection header."""
     ask(client)
     head = client.read_head()
     assert (head.status, client.json()["data"]) == (200, "x")
@@ -181,7 +183,7 @@ def call(client: RawClient) -> str | None:
 def renew_under_load(
     fake: FakeProvider, server: Server, renew: Callable[[], None], within: float
 ) -> None:
-    """Calls go on and a stream is under way while the worker is renewed: nothing fails."""
+    """Replace the worker while calls and a stream are active. Assert that none of them fails."""
     fake.default(fp.answer(fp.body("x")))
     fake.script(LONG, path=CHAT)
     with server.client() as stream, ExitStack() as stack:

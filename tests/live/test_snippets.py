@@ -1,4 +1,4 @@
-"""Each block of code in README.md and docs/ is run, read, or listed with the reason why not."""
+"""Tests that each code block in README.md and docs/ runs, is valid, or is listed as not run."""
 
 from __future__ import annotations
 
@@ -34,15 +34,14 @@ pytestmark = pytest.mark.thorough
 SERVES = re.compile(r"^(make run|\.venv/bin/gunicorn wsgi:app)\b.*\n", re.MULTILINE)
 KEY = re.compile(r"sk-sluice-[\w-]{20,}")
 TOO_LONG = re.compile(r"^make (test|soak)\b", re.MULTILINE)
-"""Shown by make instead of run."""
+"""Commands that `make -n` prints instead of running."""
 
 OLD_KEY = "sk-their-old-key"
-"""What a caller goes on with, by docs/migrating.md."""
+"""The key that a caller keeps in docs/migrating.md."""
 TYPED = re.compile(r"^\$ (.*\n)", re.MULTILINE)
-"""The commands of a block that shows their output too."""
 
 FAILED = re.compile(r'"success":false|"type":"error"|\{"error":')
-"""What curl, with its exit status 0, shows of a call that failed."""
+"""The output of curl for a failed call, for which its exit status is 0."""
 
 ALL = snippets()
 PROGRAMS = {
@@ -89,7 +88,7 @@ def test_toml_env_json_and_yaml_snippets_can_be_read(snippet: Snippet, tmp_path:
 
 
 def tables(snippet: Snippet) -> dict[str, Any]:
-    """What a block of sluice.toml says, where it goes on with those before it on its page."""
+    """Return the tables of a sluice.toml block, merged with the earlier blocks on its page."""
     found: dict[str, Any] = {}
     for other in ALL[: ALL.index(snippet) + 1]:
         if (other.page, other.language) == (snippet.page, "toml"):
@@ -114,7 +113,7 @@ def test_shell_snippets_that_are_not_run_have_valid_syntax(snippet: Snippet) -> 
 
 @pytest.fixture
 def checkout(tmp_path: Path, fake: FakeProvider) -> Iterator[Checkout]:
-    """Its openai leads to the fake provider."""
+    """Yield a checkout whose provider `openai` is the fake provider."""
     (tmp_path / "sluice.toml").write_text(f'[providers.openai]\nbase_url = "{fake.base_url}"\n')
     with Checkout(tmp_path) as checkout:
         yield checkout
@@ -124,7 +123,6 @@ def checkout(tmp_path: Path, fake: FakeProvider) -> Iterator[Checkout]:
 def test_snippets_of_a_journey_page_run_in_order(
     page: str, checkout: Checkout, fake: FakeProvider
 ) -> None:
-    """A page as its reader goes through it, from the first command to the last."""
     fake.script(fp.answer(fp.body("Semicolons fall", chat=True)))
     begun = fp.sse(fp.chunks(["Once"], chat=True, finish=None), done=False, complete=False)
     fake.script([*begun, fp.hold()])
@@ -133,9 +131,9 @@ def test_snippets_of_a_journey_page_run_in_order(
         if snippet.page == page and snippet.how == "run":
             text = TOO_LONG.sub(r"make -n \1", snippet.text)
             if serves := SERVES.search(text):
-                said = checkout.serve(serves[1])
+                output = checkout.serve(serves[1])
                 text = SERVES.sub("", text)
-                if key := KEY.search(said):
+                if key := KEY.search(output):
                     env["KEY"] = key[0]
             run(snippet, text, checkout, env)
 
@@ -147,13 +145,12 @@ BY_PAGE = sorted({s.page for s in ALL if s.how == "run" and s.language == "shell
 def test_shell_commands_of_a_page_run_in_order(
     page: str, checkout: Checkout, server: Server
 ) -> None:
-    """In their order, in a checkout with a key and a ledger."""
     (checkout.directory / "backups").mkdir()
     calls.complete(server, model="local/pydoc")
     database = server.directory / "sluice.db"
     made = checkout.bash(f"SLUICE_DATABASE={database} flask ledger backup sluice.db")
     assert made.returncode == 0, made.stderr
-    if page != "docs/keys.md":  # it makes its own
+    if page != "docs/keys.md":  # this page creates a key itself
         assert checkout.bash("flask keys create --name laptop").returncode == 0
     env = {"KEY": server.key}
     for snippet in ALL:
@@ -173,7 +170,7 @@ def run(snippet: Snippet, text: str, checkout: Checkout, env: dict[str, str]) ->
     if snippet.language in PROGRAMS:
         command = PROGRAMS[snippet.language]
         if shutil.which(command[0]) is None:
-            pytest.skip(f"{command[0]} isn't installed here")
+            pytest.skip(f"{command[0]} isn't installed")
         done = subprocess.run(
             [*command, checkout.ours(text)],
             env=checkout.env | env,
@@ -185,12 +182,12 @@ def run(snippet: Snippet, text: str, checkout: Checkout, env: dict[str, str]) ->
     else:
         text = text.replace("export KEY=sk-sluice-...", f"export KEY={env.get('KEY')}")
         done = checkout.bash(text, **env)
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, f"{snippet.place}: {said}"
-    assert FAILED.search(done.stdout) is None, f"{snippet.place}: {said}"
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, f"{snippet.place}: {output}"
+    assert FAILED.search(done.stdout) is None, f"{snippet.place}: {output}"
     if "stop-stream" in text:
-        assert '{"success":true}' in done.stdout, said
-        assert '"finish_reason":"cancelled"' in done.stdout, said
+        assert '{"success":true}' in done.stdout, output
+        assert '"finish_reason":"cancelled"' in done.stdout, output
 
 
 # Examples that take the server and the key from the environment
@@ -210,7 +207,7 @@ EXAMPLES = [s for s in ALL if s.language in READERS and s.page not in JOURNEYS]
 def test_each_example_of_the_documentation_runs(example: Snippet, server: Server) -> None:
     command = READERS[example.language]
     if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} isn't installed here")
+        pytest.skip(f"{command[0]} isn't installed")
     done = subprocess.run(
         [*command, example.text],
         env={**os.environ, "SLUICE_URL": server.url, "SLUICE_KEY": server.key},

@@ -1,4 +1,4 @@
-"""A minute of the soak; `make soak` is ten minutes of it, with more clients."""
+"""A soak of one minute. `make soak` runs ten minutes with more clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stop-stream against the real server: it ends a call in any phase, at once, and no other call."""
+"""Tests of stop-stream on a real server: it ends a call in any phase, and no other call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tests.support.raw_client import RawClient
 from tests.support.servers import UNTROUBLED, Server, fake_rows
 
 WITHIN_S = scaled(0.1)
-"""Until the stop is answered, the provider's connection is closed, and the client has its end."""
+"""A bound for the response to a stop, the close of the provider's connection, and the end of the
+client's response."""
 TRIES = 5
 
 
@@ -39,18 +40,21 @@ def started(
 
 @pytest.fixture
 def server(started: Server, fake: FakeProvider) -> Server:
-    """With rows `dead` and `tlsdead`, whose connects hang, `refused`, whose connects fail, and
-    `tls`, which leads to `tls_fake`."""
+    """Return a server with several providers.
+
+    Connections to `dead` and `tlsdead` hang, connections to `refused` fail, and `tls` is
+    `tls_fake`.
+    """
     return started
 
 
 class Phase(NamedTuple):
-    """steps: what the fake does; None: it isn't reached. text: some has come before the stop."""
-
     steps: Sequence[fp.Step] | None = None
+    """The provider's script. None if the call doesn't reach the provider."""
     model: str = "fake/m"
     stream: bool = True
     text: bool = False
+    """True if the client gets some text before the stop."""
     fallbacks: tuple[str, ...] = ()
     params: Mapping[str, int] = MappingProxyType({})
 
@@ -91,8 +95,11 @@ def test_a_call_is_stopped_in_any_phase(
 
 
 def stop_once(server: Server, fake: FakeProvider, phase: Phase) -> float:
-    """Stop a call in a phase, and see that all is as it should be. How long the slowest of the
-    stop's answer, the provider's end and the client's end took."""
+    """Stop a call in a phase, and check the results.
+
+    Return the seconds until the last of these: the response to the stop, the close of the
+    provider's connection, the end of the client's response.
+    """
     fake.reset()
     with server.client() as client:
         reach(phase, server, fake, client)
@@ -119,11 +126,11 @@ def reach(phase: Phase, server: Server, fake: FakeProvider, client: RawClient) -
         calls.wait_active(server, 1)
     if phase.steps is not None:
         fake.wait_requests()
-    time.sleep(0.03)  # so that it is well within the phase
+    time.sleep(0.03)  # so that the call is well within the phase
 
 
 def read_cancelled(client: RawClient, phase: Phase) -> float:
-    """Read the answer of a stopped call to its end; when that was."""
+    """Read the response of a stopped call. Return the monotonic time of its end."""
     if not phase.text:
         assert client.read_head().status == 200
     if phase.stream:
@@ -161,7 +168,7 @@ def test_a_stopped_call_never_reaches_its_fallback(server: Server, fake: FakePro
     assert fake.counts.received == 1
 
 
-def test_a_stream_is_stopped_whose_client_does_not_read(server: Server, fake: FakeProvider) -> None:
+def test_stop_ends_a_stream_whose_client_does_not_read(server: Server, fake: FakeProvider) -> None:
     fake.script([*BEGUN, fp.repeat(EVENT.data * 100)])
     with server.client(rcvbuf=4096) as client:
         stream_id = begin_stream(client)
@@ -195,10 +202,10 @@ def test_a_stopped_stream_is_recorded_with_estimated_tokens(
 def test_a_stopped_stream_with_usage_in_every_chunk_has_exact_usage(
     server: Server, fake: FakeProvider
 ) -> None:
-    told: list[dict[str, Any]] = fp.chunks(["Hello", "word "], finish=None)
-    for made, chunk in enumerate(told, 11):
+    chunks: list[dict[str, Any]] = fp.chunks(["Hello", "word "], finish=None)
+    for made, chunk in enumerate(chunks, 11):
         chunk["usage"] = {"prompt_tokens": 7, "completion_tokens": made}
-    fake.script([*fp.sse(told, done=False, complete=False), fp.hold()])
+    fake.script([*fp.sse(chunks, done=False, complete=False), fp.hold()])
     with server.client() as client:
         stream_id = begin_stream(client)
         client.frame()
@@ -251,7 +258,6 @@ def test_a_stream_of_another_key_answers_404_like_an_unknown_stream(
 
 
 def wait_key(server: Server, key: str) -> None:
-    """Wait until the server knows a key that was added to its file."""
     server.wait(lambda: calls.get(server, f"{calls.COMPLETIONS}/streams", key).status == 200)
 
 
@@ -343,7 +349,7 @@ def test_the_list_of_active_streams_holds_only_calls_of_the_key(
             "stream_id": stream_id,
             "provider": "fake",
             "model": "m",
-            "input_tokens": 0,  # the provider has told none
+            "input_tokens": 0,  # the provider hasn't reported any
             "output_tokens": 3,
         }
         assert active(server, other) == []

@@ -1,4 +1,4 @@
-"""Traces from a real server, whose threads are greenlets."""
+"""Test of traces from a real server, whose threads are greenlets."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Tests of the repository itself: layers, documents, examples, the public surface."""
+"""Tests of the repository itself: layers, docs, deployment files, and the public surface."""

@@ -1,4 +1,7 @@
-"""A call and an event cost what they did, within a tenth: see costs.py for what is counted."""
+"""Tests that the cost of a call and of an event stays within a tenth of the recorded cost.
+
+tests/support/costs.py says what is counted.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,17 @@ from tests.support.paths import ROOT
 
 TOLERANCE = 0.1
 ANEW = (
-    "If the change is meant, record the new counts and commit tests/costs.json: "
-    ".venv/bin/python -m tests.support.costs --record. (Record lower counts too, or they creep "
-    "back.)"
+    "If the change is intended, record the new counts and commit tests/costs.json: "
+    ".venv/bin/python -m tests.support.costs --record. (Record lower counts too. Otherwise they "
+    "creep up again unnoticed.)"
 )
 RECORDED: dict[str, float] = json.loads(RECORD.read_text())
 
 
 def judged(counted: dict[str, float], recorded: dict[str, float]) -> list[str]:
-    """What differs by more than TOLERANCE, in words."""
+    """Return a message for each count that differs by more than TOLERANCE."""
     return [
-        f"{name}: {counted[name]:g} calls of functions, where {of:g} are recorded"
+        f"{name}: {counted[name]:g} function calls, but {of:g} are recorded"
         for name, of in recorded.items()
         if abs(counted[name] - of) > TOLERANCE * of
     ]

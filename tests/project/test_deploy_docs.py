@@ -1,5 +1,8 @@
-"""The deploy guides and their files agree with the code: what they name is there, the times of a
-proxy and a service manager fit Sluice's own, and an upgrade goes as the guide says."""
+"""Tests that the deployment guides and files agree with the code.
+
+Files, variables and commands that they name must exist, and timeouts of proxies and service
+managers must fit Sluice's timeouts.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,14 @@ UNIT = ROOT / "deploy/sluice.service"
 FILES = [*GUIDES, *sorted(p for p in (ROOT / "deploy").rglob("*") if p.is_file())]
 FILES += [ROOT / "Dockerfile", ROOT / "compose.yaml", ROOT / ".dockerignore"]
 FAREWELL_S = 10
-"""How much longer than SLUICE_DRAIN_S docs/operating.md asks others to wait."""
+"""The seconds that process managers must wait beyond SLUICE_DRAIN_S; see docs/operating.md."""
 UNITS = {"": 1, "s": 1, "k": 1024, "m": 1024 * 1024}
 BLOCK = re.compile(r"^ *(upstream \w+ \{\n.*?^ *\}$)", re.MULTILINE | re.DOTALL)
 by_name = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 
 
 def value(path: Path, name: str) -> int:
-    """What a line of nginx's, systemd's or Compose's gives for a name, in seconds or bytes."""
+    """Return a setting in a file of nginx, systemd or Compose, in seconds or bytes."""
     found = re.search(rf"^\s*{name}[ =:]+(\d+)([smk]?)\b", path.read_text(), re.MULTILINE)
     assert found, f"{path.name}: {name}"
     return int(found[1]) * UNITS[found[2]]
@@ -54,7 +57,6 @@ def test_files_named_in_deploy_files_exist(path: Path) -> None:
 
 
 def test_flask_commands_in_deploy_guides_exist_with_their_options() -> None:
-    """Each `flask ...` of the guides is a command with these options."""
     context = click.Context(create_app(Settings()).cli)
     found = 0
     for path in GUIDES:
@@ -119,9 +121,9 @@ def test_docker_image_holds_only_code_pages_and_requirements() -> None:
     assert let_in == {"*.py", "requirements.txt"} | packages | pages
 
 
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze isn't here")
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze isn't installed")
 def test_systemd_accepts_the_unit_file(tmp_path: Path) -> None:
-    # Its programs aren't where the guide puts them.
+    # Here the unit's program isn't at the path at which the guide installs it.
     text = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", UNIT.read_text(), flags=re.MULTILINE)
     unit = tmp_path / UNIT.name
     unit.write_text(text)

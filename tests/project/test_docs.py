@@ -1,4 +1,4 @@
-"""The documentation is true: its examples run, and its tables name what there is."""
+"""Tests that the documentation agrees with the code: its links, tables and test names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_every_anchor_is_a_heading() -> None:
 
 
 def anchor_of(heading: str) -> str:
-    """As GitHub makes it."""
+    """Return a heading's anchor, in GitHub's form."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
@@ -37,7 +37,7 @@ def test_the_documented_defaults_equal_those_of_the_settings() -> None:
     documented, settings = dict(rows), Settings()
     for name, field, parse in VARIABLES:
         found = getattr(settings, field, None) or getattr(settings.timeouts, field, None)
-        if documented[name] and name != "SLUICE_CONFIG":  # without it, the file need not be there
+        if documented[name] and name != "SLUICE_CONFIG":  # its default file may be missing
             assert parse(name, documented[name]) == (found or 0), name
         else:
             assert not found or name == "SLUICE_CONFIG", name

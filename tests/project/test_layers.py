@@ -1,5 +1,4 @@
-"""The rules of the house, read from its source: which package may import which, and how long a
-module or a function may be.
+"""Tests of the code's structure: allowed imports, and the length of modules and functions.
 
 LONG_MODULES and LONG_FUNCTIONS may only shrink.
 """
@@ -25,23 +24,23 @@ LAYERS = (
     *("ledger", "quota", "streams", "routing", "gateway", "telemetry", "auth", "endpoints", "cli"),
     *("app", "wsgi"),
 )
-"""The packages and modules of the root, from the bottom to the top. Each imports only those below
-it."""
+"""The packages and modules of the root, from the bottom to the top. Each may import only those
+below it."""
 
 NETWORK = tuple(f"providers.transport.{name}" for name in ("adapter", "http_call", "pool"))
 """The modules that talk to providers."""
 
 DIALECTS = frozenset(path.parent.name for path in (ROOT / "providers").glob("*/dialect.py"))
-"""The packages of providers/ that are a dialect."""
+"""The packages in providers/ that are dialects."""
 
 LONG_MODULES = {
-    "config": "all settings, in one place",
-    "endpoints.native": "one face",
-    "telemetry.metrics": "all metrics, in one place",
+    "config": "all settings in one place",
+    "endpoints.native": "one whole face",
+    "telemetry.metrics": "all metrics in one place",
 }
 LONG_FUNCTIONS: dict[str, str] = {
-    "app.wire": "each part is made and connected once",
-    "streams.stream.Stream.__init__": "its attributes, in groups",
+    "app.wire": "creates and connects each part once",
+    "streams.stream.Stream.__init__": "all attributes, in groups",
 }
 
 
@@ -56,7 +55,7 @@ def name_of(path: Path) -> str:
 
 
 def is_ours(path: Path) -> bool:
-    """Return True if a folder or file of the root is code of the application."""
+    """Return True if a folder or file of the root is application code."""
     if path.is_dir():
         return (path / "__init__.py").exists() and path.name not in ("tests", "bench")
     return path.suffix == ".py" and "." not in path.stem  # not gunicorn.conf.py
@@ -72,7 +71,6 @@ def package_of(module: str) -> str:
 
 
 def dialect_of(module: str) -> str | None:
-    """Return the dialect that a module belongs to, if it does."""
     package, _, rest = module.partition(".")
     name = rest.partition(".")[0]
     return name if package == "providers" and name in DIALECTS else None
@@ -84,7 +82,7 @@ def tree_of(module: str) -> ast.Module:
 
 
 def running(node: ast.AST) -> Iterator[ast.AST]:
-    """A tree's nodes but those that are there for the type checker alone."""
+    """Yield the nodes of a tree, except those that only the type checker sees."""
     yield node
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
@@ -95,14 +93,16 @@ def running(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def imported(tree: ast.Module) -> set[str]:
-    """The full names of what a module imports; `from a import b` is a.b if that is a module of
-    ours, else a."""
+    """Return the full names of all imported modules.
+
+    `from a import b` counts as a.b if that is a module of Sluice, and else as a.
+    """
     found: set[str] = set()
     for node in running(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
+            assert node.level == 0, "imports must be absolute"
             base = node.module or ""
             inner = {f"{base}.{alias.name}" for alias in node.names} & set(MODULES)
             found |= inner
@@ -121,17 +121,15 @@ def ours(module: str) -> set[str]:
 
 
 def packages(module: str) -> set[str]:
-    """The top-level names of what a module imports."""
     return {name.partition(".")[0] for name in imports(module)}
 
 
 def names_in(tree: ast.AST) -> set[str]:
-    """Every dotted name that is written in a tree."""
     return {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
 
 
 def functions(module: str) -> dict[str, int]:
-    """The lines of each function, by its name within the module."""
+    """Return the number of lines of each function, by its full name."""
     found: dict[str, int] = {}
 
     def visit(node: ast.AST, place: str) -> None:
@@ -148,11 +146,11 @@ def functions(module: str) -> dict[str, int]:
 
 
 def found(by_module: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Those modules in which something was found."""
+    """Return only the modules with a non-empty set."""
     return {module: names for module, names in by_module.items() if names}
 
 
-# The layers
+# Layers
 
 
 def test_every_package_and_root_module_has_a_layer() -> None:
@@ -182,7 +180,7 @@ def test_imports_have_no_cycle() -> None:
         visit(module, ())
 
 
-# The nevers
+# Forbidden imports and names
 
 
 def test_below_the_endpoints_only_auth_imports_flask() -> None:
@@ -203,7 +201,7 @@ def test_only_the_transport_touches_the_network() -> None:
 
 
 def test_only_the_transport_of_the_providers_opens_sockets() -> None:
-    """sigv4 is the exception: botocore asks the network for credentials."""
+    # sigv4 is an exception: botocore may fetch credentials over the network.
     sockets = {"socket", "select", "selectors", "asyncio"}
     found_sockets = {
         module: packages(module) & sockets
@@ -226,7 +224,7 @@ def test_only_config_sees_the_environment() -> None:
         for module in MODULES
         for node in ast.walk(tree_of(module))
         if isinstance(node, ast.ImportFrom) and node.module == "os"
-    ] == [], "what is imported from os is not found by its name"
+    ] == [], "import os itself, or this test can't find uses of the environment"
 
 
 def test_only_the_module_for_native_threads_imports_gevent() -> None:
@@ -284,9 +282,9 @@ def test_the_decoders_of_the_providers_know_no_provider() -> None:
 
 
 def test_wire_schemas_are_apart_from_their_translation() -> None:
-    """A schemas module imports no events, and no other module of a dialect declares a Struct."""
+    # A schemas module imports no events, and no other module of a dialect declares a Struct.
     schemas = [m for m in MODULES if dialect_of(m) and m.endswith(".schemas")]
-    assert len(schemas) == len(DIALECTS) - 1, "local has none"
+    assert len(schemas) == len(DIALECTS) - 1, "every dialect except local has schemas"
     translating = {
         m: ours(m) & {"completion", "providers.base", "providers.request_parts"} for m in schemas
     }
@@ -304,8 +302,8 @@ def test_wire_schemas_are_apart_from_their_translation() -> None:
     assert found(declared) == {}
 
 
-def test_every_class_and_type_has_a_name_of_its_own() -> None:
-    """Only wire schemas may repeat a name: they are named as the hosts name them."""
+def test_every_class_and_type_has_a_unique_name() -> None:
+    # Only wire schemas may repeat a name, because they have the names that hosts use.
     modules: dict[str, set[str]] = {}
     for module in MODULES:
         if module.endswith(".schemas"):
@@ -318,7 +316,7 @@ def test_every_class_and_type_has_a_name_of_its_own() -> None:
     assert {name: found for name, found in modules.items() if len(found) > 1} == {}
 
 
-def test_a_reload_forgets_every_package_and_module_of_ours() -> None:
+def test_a_reload_forgets_every_package_and_module_of_sluice() -> None:
     tree = ast.parse((ROOT / "gunicorn.conf.py").read_text(encoding="utf-8"))
     [names] = [
         node.value
@@ -352,35 +350,35 @@ def test_no_module_shadows_the_standard_library_or_a_package() -> None:
 
 
 def test_gunicorn_conf_imports_only_the_standard_library_and_config() -> None:
-    """It is loaded in the master, before gevent patches the worker."""
+    # gunicorn loads this file in the master, before gevent patches the worker.
     tree = ast.parse((ROOT / "gunicorn.conf.py").read_text(encoding="utf-8"))
     names = {name.partition(".")[0] for name in imported(tree)}
     assert names - set(sys.stdlib_module_names) == {"config"}
     assert not names_in(tree) & {"os.environ", "os.getenv"}
 
 
-# How long things are
+# Lengths
 
 
 def test_no_unlisted_module_exceeds_the_line_limit() -> None:
     lines = {m: len(path_of(m).read_text(encoding="utf-8").splitlines()) for m in MODULES}
     long = {module: count for module, count in lines.items() if count > MOST_MODULE_LINES}
     assert {m: n for m, n in long.items() if m not in LONG_MODULES} == {}
-    assert set(LONG_MODULES) - set(long) == set(), "no longer long: take it off the list"
+    assert set(LONG_MODULES) - set(long) == set(), "no longer too long: remove it from the list"
 
 
 def test_no_unlisted_function_exceeds_the_line_limit() -> None:
     lines = {name: count for module in MODULES for name, count in functions(module).items()}
     long = {name: count for name, count in lines.items() if count > MOST_FUNCTION_LINES}
     assert {name: count for name, count in long.items() if name not in LONG_FUNCTIONS} == {}
-    assert set(LONG_FUNCTIONS) - set(long) == set(), "no longer long: take it off the list"
+    assert set(LONG_FUNCTIONS) - set(long) == set(), "no longer too long: remove it from the list"
 
 
 def test_every_module_has_a_docstring() -> None:
     assert [module for module in MODULES if not ast.get_docstring(tree_of(module))] == []
 
 
-# The reading itself
+# Tests of these helpers
 
 
 @pytest.mark.parametrize(

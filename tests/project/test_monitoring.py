@@ -1,4 +1,4 @@
-"""deploy/grafana and deploy/prometheus: what they ask for is there, and is PromQL."""
+"""Tests of deploy/grafana and deploy/prometheus: their metrics exist, and their PromQL is valid."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ SUFFIXES = ("_bucket", "_sum", "_count")
 PROMTOOL = shutil.which("promtool")
 
 needs_promtool = pytest.mark.skipif(
-    PROMTOOL is None, reason="promtool is missing (Debian: apt install prometheus)"
+    PROMTOOL is None, reason="promtool isn't installed (Debian: apt install prometheus)"
 )
 
 
 def asked() -> list[str]:
-    """Each expression of the dashboard."""
     return [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 
 
@@ -39,7 +38,6 @@ def promtool(*arguments: str | Path) -> None:
 
 
 def known() -> set[str]:
-    """Every name that a query may have."""
     found: set[str] = set()
     for name, (kind, _) in families().items():
         found |= {name + suffix for suffix in SUFFIXES} if kind == "histogram" else {name}

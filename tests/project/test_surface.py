@@ -1,4 +1,7 @@
-"""The public surface, pinned: what users build on changes only when a line here changes too."""
+"""Pins of the public surface: routes, error codes, variables, log fields and metrics.
+
+Users depend on these names. A change of one must also change this file.
+"""
 
 from __future__ import annotations
 
@@ -161,7 +164,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flask:
 
 
 def classes(root: type[SluiceError]) -> set[type[SluiceError]]:
-    """A class of the tree, and all below it that errors.py defines."""
+    """Return a class and all its subclasses that errors.py defines."""
     below = (classes(kind) for kind in root.__subclasses__() if kind.__module__ == "errors")
     return {root}.union(*below)
 

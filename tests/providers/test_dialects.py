@@ -1,18 +1,19 @@
-"""Every dialect against its fixtures: raw bytes in, the same answer out however they are cut.
+"""Tests of every dialect on its fixtures: raw bytes in, equal events out at any split of the bytes.
 
-A fixture is a folder, tests/fixtures/<dialect>/<case>/, with some of
+A fixture is a folder, tests/fixtures/<dialect>/<case>/, with some of these files:
 
-    stream.*         a streamed body, as it came
-    body.json        a whole body
-    refusal.json     {"status", "headers"} of an answer other than 2xx; its body in refusal.body
-    request.json     fields of the CompletionRequest that asked (absent: one prompt, "Hi")
-    expect.json      the answer: {"model", "choices": [{"index", "text", "finish_reason",
+    stream.*         a streamed body, as received
+    body.json        a JSON body
+    refusal.json     {"status", "headers"} of a response whose status isn't 2xx
+    refusal.body     the body of that response
+    request.json     fields of the CompletionRequest (by default one prompt, "Hi")
+    expect.json      the completion: {"model", "choices": [{"index", "text", "finish_reason",
                      "logprobs"}], "usage": its fields other than 0, or null}; or
                      {"error": {"message", "upstream_status", "upstream_code",
-                     "upstream_message", "retry_after"}, "before": the choices until then}
+                     "upstream_message", "retry_after"}, "before": the choices before the error}
 
-Where stream and body are both there, one expectation serves both: that is the parity. To add a
-dialect, add a row to DIALECTS and its fixtures.
+If a fixture has both a stream and a body, both must give the completion in expect.json. To add a
+dialect, add a row to DIALECTS, and fixtures.
 """
 
 from __future__ import annotations
@@ -43,14 +44,15 @@ from tests.support import frames
 from tests.support.paths import FIXTURES
 
 SMALL = 4096
-"""Bytes up to which a stream is cut at every place; a larger one at some SAMPLES of them."""
+"""The size in bytes up to which a stream is cut at every byte. A larger one is cut at about SAMPLES
+bytes."""
 SAMPLES = 500
 FEW_SAMPLES = 12
-"""Places at which `make test` cuts a stream; `make test-all` does the others."""
+"""The number of places at which `make test` cuts a stream. `make test-all` cuts at more."""
 
 
 def blank_lines(stream: bytes) -> list[int]:
-    """Where the events of a stream of server-sent events end."""
+    """Return the offsets at which the events of a server-sent event stream end."""
     return [match.end() for match in re.finditer(rb"(?:\r\n|\n|\r)(?:\r\n|\n|\r)", stream)]
 
 
@@ -58,7 +60,7 @@ class Row(NamedTuple):
     dialect: Dialect
     event_ends: Callable[[bytes], list[int]] = blank_lines
     last: bytes | None = None
-    """What marks the end of a stream: whatever follows it is ignored."""
+    """The bytes that end a stream. Anything after them is ignored."""
 
 
 DIALECTS = {
@@ -118,7 +120,7 @@ class Outcome(NamedTuple):
     error: dict[str, Any] | None
 
 
-def told(error: UpstreamError) -> dict[str, Any]:
+def error_fields(error: UpstreamError) -> dict[str, Any]:
     names = ("message", "upstream_status", "upstream_code", "upstream_message", "retry_after")
     fields = {name: getattr(error, name) for name in names}
     if fields["retry_after"] is None:
@@ -127,29 +129,29 @@ def told(error: UpstreamError) -> dict[str, Any]:
 
 
 def outcome(case: Case, request: CompletionRequest, chunks: Iterable[bytes]) -> Outcome:
-    """What a stream amounts to, up to its end or its error."""
+    """Return the events of a stream up to its end or its error, and the error."""
     events: list[Event] = []
     try:
         for batch in case.row.dialect.events(chunks, request):
             assert batch, "a batch without events wakes the reader for nothing"
             events += batch
     except UpstreamError as error:
-        return Outcome(events, told(error))
+        return Outcome(events, error_fields(error))
     return Outcome(events, None)
 
 
-def shown(answer: Completion) -> dict[str, Any]:
-    """A Completion as expect.json has it."""
-    choices = [msgspec.to_builtins(choice) for choice in answer.choices]
+def completion_fields(result: Completion) -> dict[str, Any]:
+    """Return a completion in the format of expect.json."""
+    choices = [msgspec.to_builtins(choice) for choice in result.choices]
     for choice in choices:
         if choice["logprobs"] is None:
             del choice["logprobs"]
-    usage = answer.usage and {
+    usage = result.usage and {
         name: value
-        for name, value in msgspec.to_builtins(answer.usage).items()
+        for name, value in msgspec.to_builtins(result.usage).items()
         if value and name != "source"
     }
-    return {"model": answer.model, "choices": choices, "usage": usage}
+    return {"model": result.model, "choices": choices, "usage": usage}
 
 
 def all_finished(events: list[Event], request: CompletionRequest) -> bool:
@@ -186,39 +188,41 @@ def stream_of(case: Case) -> bytes:
 
 
 @cases("stream.*")
-def test_a_stream_fixture_gives_its_expected_answer_or_error(case: Case) -> None:
+def test_a_stream_fixture_gives_its_expected_completion_or_error(case: Case) -> None:
     events, error = outcome(case, case.request, [stream_of(case)])
     expected = case.expected
     if "error" in expected:
         assert error == expected["error"]
-        assert shown(fold(events))["choices"] == expected.get("before", [])
+        assert completion_fields(fold(events))["choices"] == expected.get("before", [])
     else:
         assert error is None
-        assert shown(fold(events)) == expected
+        assert completion_fields(fold(events)) == expected
 
 
 @cases("body.json")
-def test_a_body_fixture_gives_its_expected_answer_or_error(case: Case) -> None:
+def test_a_body_fixture_gives_its_expected_completion_or_error(case: Case) -> None:
     assert case.body is not None
     expected = case.expected
     if "error" in expected:
         with pytest.raises(UpstreamError) as raised:
             case.row.dialect.complete(case.body, case.request)
-        assert told(raised.value) == expected["error"]
+        assert error_fields(raised.value) == expected["error"]
     else:
-        assert shown(fold(case.row.dialect.complete(case.body, case.request))) == expected
+        assert (
+            completion_fields(fold(case.row.dialect.complete(case.body, case.request))) == expected
+        )
 
 
 @cases("refusal.json")
 def test_a_refusal_fixture_gives_its_expected_error(case: Case) -> None:
-    answer = json.loads((case.folder / "refusal.json").read_text())
+    response = json.loads((case.folder / "refusal.json").read_text())
     body = (case.folder / "refusal.body").read_bytes()
-    error = case.row.dialect.error(answer["status"], answer["headers"], body)
-    assert told(error) == case.expected["error"]
+    error = case.row.dialect.error(response["status"], response["headers"], body)
+    assert error_fields(error) == case.expected["error"]
 
 
 @cases("stream.*")
-def test_stream_and_body_of_a_fixture_give_equal_answers(case: Case) -> None:
+def test_stream_and_body_of_a_fixture_give_equal_completions(case: Case) -> None:
     if case.body is None or "error" in case.expected:
         return
     streamed = fold(flatten(case.row.dialect.events([stream_of(case)], case.request)))
@@ -226,8 +230,8 @@ def test_stream_and_body_of_a_fixture_give_equal_answers(case: Case) -> None:
 
 
 @cases("stream.*")
-def test_the_usage_of_a_whole_answer_is_what_the_provider_reported(case: Case) -> None:
-    """No text comes after the last usage, nor is usage told twice for the same text."""
+def test_the_final_usage_is_the_usage_that_the_provider_reported(case: Case) -> None:
+    """No text follows the last usage, and no text is counted twice."""
     events, error = outcome(case, case.request, [stream_of(case)])
     usage = fold(events).usage
     if error is None and usage is not None:
@@ -256,7 +260,7 @@ def test_splitting_a_stream_in_two_anywhere_does_not_change_its_events(
 
 
 @cases("stream.*")
-def test_empty_chunks_change_nothing(case: Case) -> None:
+def test_empty_chunks_do_not_change_the_events_of_a_stream(case: Case) -> None:
     stream, request = stream_of(case), case.request
     chunks = [part for line in stream.splitlines(keepends=True) for part in (b"", line, b"")]
     assert outcome(case, request, chunks) == outcome(case, request, [stream])
@@ -264,7 +268,7 @@ def test_empty_chunks_change_nothing(case: Case) -> None:
 
 @cases("stream.*")
 def test_each_chunk_yields_at_most_one_batch_of_events(case: Case) -> None:
-    """The events of a chunk come together, and before the next chunk is asked for."""
+    """The events of a chunk are yielded together, and before the next chunk is read."""
     stream, request = stream_of(case), case.request
     asked = 0
 
@@ -299,7 +303,7 @@ def test_bytes_after_the_end_of_a_stream_are_ignored(case: Case, garbage: bytes)
 def test_a_truncated_stream_raises_unless_every_choice_has_finished(
     case: Case, places: Places
 ) -> None:
-    """At no event's end and at no other byte, unless each choice had its finish_reason."""
+    """This holds for cuts at the end of any event and for cuts inside events."""
     stream, request = stream_of(case), case.request
     whole = outcome(case, request, [stream])
     for place in sorted({*case.row.event_ends(stream), *places(stream)} - {len(stream)}):
@@ -325,7 +329,7 @@ def test_each_fixture_has_an_expectation_and_only_known_files() -> None:
 
 
 def test_request_fixtures_use_only_known_fields() -> None:
-    """A misspelt field in expect.json would compare unequal; in request.json it would be lost."""
+    """A misspelt field would be ignored in request.json. In expect.json, the comparison fails."""
     names = set(completion.CompletionRequest.__struct_fields__)
     for case in CASES:
         path = case.folder / "request.json"

@@ -1,8 +1,7 @@
-"""Several prompts for a target that takes one a call: how many at once, in which order, and that
-none is left when it ends, however it ends.
+"""FanOut: several prompts for a target that accepts only one per request.
 
-Rules that hold here: attempts are played by the tests, and block until their abort or until the
-test lets them go on; nothing waits for longer than HANG_S.
+- Attempts are scripted. They block until they are aborted or the test opens their gate.
+- Nothing waits for longer than HANG_S, and no test may leave a thread behind.
 """
 
 from __future__ import annotations
@@ -39,10 +38,13 @@ PROMPT_S = scaled(0.5)
 
 
 class ScriptedCall:
-    """Brings its batches; then fails, or ends, or (with `hold`) waits for its abort.
+    """An attempt that yields scripted batches, and then ends, fails or waits.
 
-    gate: nothing comes before it is set. hush: an aborted attempt just ends, as `local` does;
-    else it raises, as one over HTTP does.
+    Args:
+        failure: the exception to raise after the batches.
+        hold: True to wait for the abort after the batches.
+        hush: True to end quietly when aborted, as `local` does. An attempt over HTTP raises.
+        gate: an event to wait for before the first batch.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class ScriptedCall:
         self._gate = gate
         self._aborted = threading.Event()
         self._lock = threading.Lock()
-        self.started = self.brought = self.aborts = self.closes = 0
+        self.started = self.yielded = self.aborts = self.closes = 0
         self.threads: set[str] = set()
 
     def events(self) -> Iterator[Batch]:
@@ -70,7 +72,7 @@ class ScriptedCall:
         self._wait(self._gate)
         for batch in self._batches:
             self._check()
-            self.brought += 1
+            self.yielded += 1
             yield batch
         if self._failure is not None:
             raise self._failure
@@ -106,8 +108,8 @@ class ScriptedCall:
             raise Aborted
 
 
-def said(text: str, usage: Usage | None = None) -> list[Batch]:
-    """What an attempt brings for one choice."""
+def one_choice(text: str, usage: Usage | None = None) -> list[Batch]:
+    """Return the batches of an attempt that produces one choice."""
     used: list[Event] = [] if usage is None else [Used(usage)]
     return [[Started("m", 3)], [Delta(0, text)], [Finished(0, "stop"), *used]]
 
@@ -116,11 +118,11 @@ def fan(attempts: Sequence[ScriptedCall], n: int = 1) -> FanOut:
     def maker(attempt: ScriptedCall) -> Callable[[], ScriptedCall]:
         return lambda: attempt
 
-    return FanOut([maker(attempt) for attempt in attempts], counts(len(attempts)), n)
+    return FanOut([maker(attempt) for attempt in attempts], tallies(len(attempts)), n)
 
 
-def counts(count: int) -> list[Tally]:
-    """Of prompts of ten tokens each."""
+def tallies(count: int) -> list[Tally]:
+    """Return tallies for prompts of ten tokens each."""
     return [Tally(("p" * 40,)) for _ in range(count)]
 
 
@@ -143,7 +145,7 @@ def no_thread_is_left() -> Iterator[None]:
 
 
 class Reader:
-    """Reads a fan-out in a thread of its own, as the gateway does."""
+    """A thread that reads a fan-out, as the gateway does."""
 
     def __init__(self, fanout: FanOut) -> None:
         self.events: list[Event] = []
@@ -172,8 +174,8 @@ class Reader:
 
 
 @pytest.mark.parametrize("count", [1, 2, AT_ONCE, AT_ONCE + 1, 40])
-def test_answer_of_each_prompt_gets_the_index_of_its_prompt(count: int) -> None:
-    fanout = fan([ScriptedCall(said(f"t{number}")) for number in range(count)])
+def test_choice_of_each_prompt_gets_the_index_of_its_prompt(count: int) -> None:
+    fanout = fan([ScriptedCall(one_choice(f"t{number}")) for number in range(count)])
     completion = fold(flatten(fanout.events()))
     fanout.close()
     assert texts(completion) == [(number, f"t{number}") for number in range(count)]
@@ -181,67 +183,67 @@ def test_answer_of_each_prompt_gets_the_index_of_its_prompt(count: int) -> None:
 
 
 def test_choices_are_numbered_prompt_by_prompt_when_n_is_3() -> None:
-    def answer(name: str) -> list[Batch]:
+    def choices_of(name: str) -> list[Batch]:
         deltas: Batch = [Delta(2, f"{name}2"), Delta(0, f"{name}0"), Delta(1, f"{name}1")]
         return [[Started()], deltas, [Finished(index, "length") for index in range(3)]]
 
     completion = fold(
-        flatten(fan([ScriptedCall(answer("a")), ScriptedCall(answer("b"))], n=3).events())
+        flatten(fan([ScriptedCall(choices_of("a")), ScriptedCall(choices_of("b"))], n=3).events())
     )
     assert texts(completion) == [*enumerate(["a0", "a1", "a2", "b0", "b1", "b2"])]
     assert [choice.finish_reason for choice in completion.choices] == ["length"] * 6
 
 
 def test_merge_renumbers_events_and_keeps_logprobs_and_finish_reasons() -> None:
-    told = Logprobs(["a"], [-1.0], None, [0])
-    merge = BatchMerge(counts(3), 2)
-    assert merge.add(2, [Delta(1, "a", told)]) == [Delta(5, "a", told)]
+    logprobs = Logprobs(["a"], [-1.0], None, [0])
+    merge = BatchMerge(tallies(3), 2)
+    assert merge.add(2, [Delta(1, "a", logprobs)]) == [Delta(5, "a", logprobs)]
     assert merge.add(0, [Finished(1, "content_filter")]) == [Finished(1, "content_filter")]
 
 
 def test_merge_sums_the_input_tokens_of_the_started_calls() -> None:
-    merge = BatchMerge(counts(3), 1)
+    merge = BatchMerge(tallies(3), 1)
     assert merge.add(1, [Started("m", 3), Delta(0, "a")]) == [Started("m", 3), Delta(1, "a")]
     assert merge.add(0, [Started("m")]) == [Started("m", 13)]
 
 
-def about(*tokens: Any) -> Batch:
+def estimated(*tokens: Any) -> Batch:
     return [Used(msgspec.structs.replace(Usage(*tokens), source="estimate"))]
 
 
 def test_merged_usage_is_the_sum_over_all_prompts() -> None:
-    merge = BatchMerge(counts(3), 1)
-    assert merge.add(0, [Used(Usage(1, 2, 3, 4, 5))]) == about(1, 2, 3, 4, 5)
-    assert merge.add(2, [Used(Usage(10, 20, 30, 40, 50))]) == about(11, 22, 33, 44, 55)
+    merge = BatchMerge(tallies(3), 1)
+    assert merge.add(0, [Used(Usage(1, 2, 3, 4, 5))]) == estimated(1, 2, 3, 4, 5)
+    assert merge.add(2, [Used(Usage(10, 20, 30, 40, 50))]) == estimated(11, 22, 33, 44, 55)
     assert merge.add(1, [Used(Usage(100, 200))]) == [Used(Usage(111, 222, 33, 44, 55))]
 
 
 def test_last_usage_report_of_each_prompt_counts() -> None:
-    merge = BatchMerge(counts(2), 1)
+    merge = BatchMerge(tallies(2), 1)
     merge.add(0, [Used(Usage(1, 1)), Used(Usage(1, 2))])
     assert merge.add(1, [Used(Usage(5, 1))]) == [Used(Usage(6, 3))]
     assert merge.add(0, [Used(Usage(1, 9))]) == [Used(Usage(6, 10))]
 
 
 def test_unreported_usage_of_a_prompt_is_estimated() -> None:
-    merge = BatchMerge(counts(2), 1)
+    merge = BatchMerge(tallies(2), 1)
     merge.add(0, [Started(), Delta(0, "a" * 20)])
     assert merge.add(1, [Delta(0, "b"), Used(Usage(5, 1))]) == [
-        Delta(1, "b"), *about(10 + 5, 5 + 1)
+        Delta(1, "b"), *estimated(10 + 5, 5 + 1)
     ]  # fmt: skip
     assert merge.add(0, [Used(Usage(8, 6))]) == [Used(Usage(13, 7))]
     merge.add(0, [Delta(0, "a" * 20)])
-    assert merge.add(1, [Used(Usage(5, 1))]) == about(13, 7 + 5)
+    assert merge.add(1, [Used(Usage(5, 1))]) == estimated(13, 7 + 5)
 
 
 def test_echoed_prompt_does_not_count_as_output_tokens() -> None:
     merge = BatchMerge([Tally(("p" * 40,), echoes=1) for _ in range(2)], 1)
     merge.add(0, [Delta(0, "p" * 40 + "a" * 8)])
-    assert merge.add(1, [Used(Usage(10, 3))]) == about(20, 2 + 3)
+    assert merge.add(1, [Used(Usage(10, 3))]) == estimated(20, 2 + 3)
 
 
 def test_merged_usage_is_an_estimate_when_a_prompt_reports_none() -> None:
-    fanout = fan([ScriptedCall(said("a", Usage(1, 2))), ScriptedCall(said("b"))])
+    fanout = fan([ScriptedCall(one_choice("a", Usage(1, 2))), ScriptedCall(one_choice("b"))])
     usage = fold(flatten(fanout.events())).usage
     assert usage is not None
     assert usage.source == "estimate"
@@ -252,13 +254,13 @@ def test_fanout_yields_no_empty_batch() -> None:
     assert all(fan([ScriptedCall(quiet), ScriptedCall(quiet)]).events())
 
 
-# How many at once
+# Concurrency
 
 
 def test_at_most_eight_prompts_run_at_once() -> None:
     assert AT_ONCE == 8
     gates = [threading.Event() for _ in range(20)]
-    attempts = [ScriptedCall(said("a"), gate=gate) for gate in gates]
+    attempts = [ScriptedCall(one_choice("a"), gate=gate) for gate in gates]
     reader = Reader(fan(attempts))
     for started in (*range(AT_ONCE, len(attempts)), *[len(attempts)] * AT_ONCE):
         wait(partial(has_started, attempts, started))
@@ -274,10 +276,10 @@ def has_started(attempts: Sequence[ScriptedCall], count: int) -> bool:
 
 
 def test_fanout_starts_a_thread_per_prompt_and_none_before_reading() -> None:
-    attempts = [ScriptedCall(said("a"), hold=True) for _ in range(3)]
+    attempts = [ScriptedCall(one_choice("a"), hold=True) for _ in range(3)]
     before = threading.active_count()
     fanout = fan(attempts)
-    assert threading.active_count() == before  # nothing is called before it is asked for
+    assert threading.active_count() == before  # no attempt starts before the fan-out is read
     reader = Reader(fanout)
     wait(lambda: all(attempt.running for attempt in attempts))
     assert threading.active_count() == before + 1 + 3
@@ -287,7 +289,7 @@ def test_fanout_starts_a_thread_per_prompt_and_none_before_reading() -> None:
 
 def test_quick_prompt_does_not_wait_for_a_slow_prompt() -> None:
     gate = threading.Event()
-    slow, quick = ScriptedCall(said("slow"), gate=gate), ScriptedCall(said("quick"))
+    slow, quick = ScriptedCall(one_choice("slow"), gate=gate), ScriptedCall(one_choice("quick"))
     reader = Reader(fan([slow, quick]))
     wait(lambda: Finished(1, "stop") in reader.events)
     assert not any(isinstance(e, Delta) and e.index == 0 for e in reader.events)
@@ -302,7 +304,7 @@ def test_quick_prompt_does_not_wait_for_a_slow_prompt() -> None:
 @pytest.mark.parametrize("count", [2, AT_ONCE, 30])
 def test_first_failure_aborts_all_other_prompts(count: int) -> None:
     failure = UpstreamError("down", upstream_status=503)
-    attempts = [ScriptedCall(said("a"), hold=True) for _ in range(count - 1)]
+    attempts = [ScriptedCall(one_choice("a"), hold=True) for _ in range(count - 1)]
     attempts.insert(1, ScriptedCall(failure=failure))
     reader = Reader(fan(attempts))
     reader.join()
@@ -322,7 +324,7 @@ def test_events_before_a_failure_are_delivered() -> None:
 
 def test_failure_of_a_queued_prompt_is_raised() -> None:
     failure = RateLimited("Slowly.", retry_after=1)
-    attempts = [ScriptedCall(said("a")) for _ in range(20)]
+    attempts = [ScriptedCall(one_choice("a")) for _ in range(20)]
     reader = Reader(fan([*attempts, ScriptedCall(failure=failure)]))
     reader.join()
     assert reader.failure is failure
@@ -351,7 +353,7 @@ def test_failing_attempt_maker_ends_the_other_prompts() -> None:
     def refuse() -> ScriptedCall:
         raise UpstreamError("no")
 
-    fanout = FanOut([lambda: other, refuse], counts(2), 1)
+    fanout = FanOut([lambda: other, refuse], tallies(2), 1)
     with pytest.raises(UpstreamError):
         list(fanout.events())
     fanout.close()
@@ -364,24 +366,24 @@ def test_failing_attempt_maker_ends_the_other_prompts() -> None:
 @pytest.mark.parametrize("count", [1, AT_ONCE, AT_ONCE + 5])
 def test_wind_up_lets_started_prompts_finish_and_starts_no_others(count: int) -> None:
     gate = threading.Event()
-    attempts = [ScriptedCall(said("a", Usage(1, 2)), gate=gate) for _ in range(count)]
+    attempts = [ScriptedCall(one_choice("a", Usage(1, 2)), gate=gate) for _ in range(count)]
     fanout = fan(attempts)
     reader = Reader(fanout)
-    begun = min(count, AT_ONCE)
-    wait(partial(has_started, attempts, begun))
+    running = min(count, AT_ONCE)
+    wait(partial(has_started, attempts, running))
     fanout.wind_up()
     fanout.wind_up()
     gate.set()
     reader.join()
     assert reader.failure is None
     completion = fold(reader.events)
-    assert len(completion.choices) == begun
-    assert completion.usage == Usage(begun, 2 * begun)
-    assert has_started(attempts, begun)
+    assert len(completion.choices) == running
+    assert completion.usage == Usage(running, 2 * running)
+    assert has_started(attempts, running)
 
 
 def test_wind_up_before_the_start_runs_no_prompt() -> None:
-    attempt = ScriptedCall(said("a"))
+    attempt = ScriptedCall(one_choice("a"))
     fanout = fan([attempt])
     fanout.wind_up()
     assert list(fanout.events()) == []
@@ -393,7 +395,7 @@ def test_wind_up_before_the_start_runs_no_prompt() -> None:
 def test_abort_ends_the_fanout_at_once_and_closes_started_attempts(
     count: int, *, hush: bool
 ) -> None:
-    attempts = [ScriptedCall(said("a"), hold=True, hush=hush) for _ in range(count)]
+    attempts = [ScriptedCall(one_choice("a"), hold=True, hush=hush) for _ in range(count)]
     fanout = fan(attempts)
     reader = Reader(fanout)
     busy = min(count, AT_ONCE)
@@ -410,7 +412,7 @@ def test_abort_ends_the_fanout_at_once_and_closes_started_attempts(
 
 
 def test_abort_before_the_start_runs_no_prompt() -> None:
-    attempts = [ScriptedCall(said("a")) for _ in range(3)]
+    attempts = [ScriptedCall(one_choice("a")) for _ in range(3)]
     fanout = fan(attempts)
     fanout.abort()
     assert list(fanout.events()) == []
@@ -431,14 +433,14 @@ def test_abort_ends_a_fanout_whose_reader_is_slow() -> None:
 
 
 def wait_closed(attempts: Sequence[ScriptedCall], timeout: float = HANG_S) -> None:
-    """Wait until each that was started is closed."""
+    """Wait until every started attempt is closed."""
     wait(lambda: not any(attempt.running for attempt in attempts), timeout)
 
 
 def test_abort_at_any_moment_closes_each_started_attempt_once() -> None:
-    """Including those between two steps: nothing hangs, nothing is closed twice or never."""
+    """The delay before the abort varies, so that the abort falls between different steps."""
     for step in range(60):
-        attempts = [ScriptedCall(said("a")) for _ in range(12)]
+        attempts = [ScriptedCall(one_choice("a")) for _ in range(12)]
         fanout = fan(attempts)
         reader = Reader(fanout)
         time.sleep(step * 0.00005)
@@ -472,7 +474,7 @@ def test_closing_a_half_read_fanout_closes_its_started_attempts() -> None:
 
 
 def test_each_attempt_is_closed_once_by_its_own_thread() -> None:
-    attempts = [ScriptedCall(said("a")) for _ in range(20)]
+    attempts = [ScriptedCall(one_choice("a")) for _ in range(20)]
     fanout = fan(attempts)
     list(fanout.events())
     fanout.close()
@@ -485,7 +487,7 @@ def test_each_attempt_is_closed_once_by_its_own_thread() -> None:
 # A slow reader
 
 
-def test_a_slow_reader_slows_the_providers() -> None:
+def test_a_slow_reader_slows_the_attempts() -> None:
     attempts = [ScriptedCall([[Delta(0, "a")]] * 500) for _ in range(AT_ONCE)]
     fanout = fan(attempts)
     events = fanout.events()
@@ -493,9 +495,9 @@ def test_a_slow_reader_slows_the_providers() -> None:
     most = QUEUE_SIZE + AT_ONCE
 
     def settled() -> int:
-        """How much they have brought, once no more comes."""
+        """Return the number of yielded batches, once it stops growing."""
         before = -1
-        while (now := sum(attempt.brought for attempt in attempts)) > before:
+        while (now := sum(attempt.yielded for attempt in attempts)) > before:
             before = now
             time.sleep(0.05)
         return now

@@ -1,4 +1,4 @@
-"""The rows: what sluice.toml and the environment make of them, and which can't be used."""
+"""Provider rows: overrides by sluice.toml, variables of the environment, and validation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_provider_table_overrides_only_the_fields_that_it_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "says"),
+    ("table", "words"),
     [
         ({"base_ulr": URL}, "base_ulr"),
         ({"base_url": 7}, "base_url"),
@@ -44,19 +44,19 @@ def test_a_provider_table_overrides_only_the_fields_that_it_names() -> None:
         ({"base_url": URL, "fim": {"path": "/x", "cannot": ["nn"]}}, "'nn'"),
         ({"base_url": URL, "ca_bundle": "/nowhere/ca.pem"}, "no such file"),
         ({"base_url": URL, "sign": "sigv5"}, "did you mean sigv4"),
-        ({"base_url": URL, "disconnect": "wait"}, "it takes cancel or drain"),
+        ({"base_url": URL, "disconnect": "wait"}, "must be cancel or drain"),
         ({"base_url": URL, "timeouts": {"read": 5}}, "not read = 5"),
         ({"base_url": URL, "timeouts": {"idle": 0}}, "not idle = 0"),
         ({"base_url": URL, "timeouts": {"total": 86401}}, "not total = 86401"),
         ({"base_url": URL, "timeouts": {"total": "5"}}, "timeouts"),
     ],
 )
-def test_an_invalid_provider_row_raises_a_config_error(table: dict[str, Any], says: str) -> None:
+def test_an_invalid_provider_row_raises_a_config_error(table: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         registry.rows({"mine": table})
     message = str(caught.value)
     assert "[providers.mine]" in message
-    assert says in message
+    assert words in message
     assert "\n" not in message
 
 
@@ -66,9 +66,9 @@ def test_a_provider_row_sets_its_own_disconnect_policy(policy: str) -> None:
     assert (found["mine"].disconnect, found["openai"].disconnect) == (policy, "")
 
 
-def test_the_vllm_row_asks_for_usage_in_every_chunk() -> None:
-    asked = registry.rows({})["vllm"].stream_options
-    assert asked == {"include_usage": True, "continuous_usage_stats": True}
+def test_the_vllm_row_requests_usage_in_every_chunk() -> None:
+    options = registry.rows({})["vllm"].stream_options
+    assert options == {"include_usage": True, "continuous_usage_stats": True}
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "a\n"])
@@ -77,7 +77,7 @@ def test_an_invalid_provider_name_raises_a_config_error(name: str) -> None:
         registry.rows({name: {"base_url": URL}})
 
 
-def test_a_base_url_takes_variables_and_missing_variables_are_reported() -> None:
+def test_a_base_url_may_hold_variables_and_missing_ones_are_reported() -> None:
     bare, filled = (
         registry.rows({}, environ)["azure"]
         for environ in ({}, {"AZURE_OPENAI_ENDPOINT": "https://me.openai.azure.com/"})
@@ -95,7 +95,7 @@ def test_a_provider_row_accepts_a_ca_bundle_file(tmp_path: Path) -> None:
     assert row.ca_bundle == str(path)
 
 
-def test_a_row_whose_calls_are_signed_needs_no_key() -> None:
+def test_a_provider_row_with_a_signer_needs_no_key() -> None:
     pytest.importorskip("botocore")
     row = registry.rows({"bedrock": {"sign": "sigv4"}}, {"AWS_REGION": "us-east-1"})["bedrock"]
     assert registry.missing(row, {}) == []

@@ -1,4 +1,4 @@
-"""request_parts.py: extra parameters never overwrite what was asked for by name."""
+"""request_parts.py: extra parameters never overwrite parameters that the request sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""quota.py: what a key may use, by a clock that the tests set."""
+"""Tests of quota/quota.py and quota/memory.py, with a clock that the tests set."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.gateway.test_gateway import a_key
 from tests.support.ledgers import at_once
 
 START = 1_800_000_000.0
-"""The clock hour that begins then is the first of the tests."""
+"""The time at which each test starts, which is also the start of a clock hour."""
 RESERVE = 1024
 
 
@@ -108,7 +108,7 @@ def test_keys_do_not_share_their_limits(quota: Quota) -> None:
     assert remaining(quota, one, "requests") == remaining(quota, other, "requests") == 0
 
 
-def test_a_request_that_is_one_too_many_takes_no_tokens(quota: Quota, clock: Clock) -> None:
+def test_a_request_above_the_request_limit_takes_no_tokens(quota: Quota, clock: Clock) -> None:
     key = by_tokens(100, requests_per_minute=1)
     quota.admit(key, demand(30))
     for _ in range(5):
@@ -129,26 +129,30 @@ def test_a_call_above_the_token_limit_does_not_count_as_a_request(quota: Quota) 
 
 CALLS = st.lists(
     st.tuples(
-        st.integers(0, 2 * HOUR),  # seconds after the one before
-        st.integers(1, 60),  # input
+        st.integers(0, 2 * HOUR),  # seconds since the previous call
+        st.integers(1, 60),  # input tokens
         st.integers(0, 60),  # max_tokens
-        st.integers(0, 2 * HOUR),  # seconds that it takes
-        st.integers(0, 150),  # tokens used
+        st.integers(0, 2 * HOUR),  # the call's duration in seconds
+        st.integers(0, 150),  # used tokens
     ),
     max_size=25,
 )
 
 
 class Account:
-    """Each clock hour has a sum; the last hour is this one and a share of the one before. A call
-    counts in the hour that it began in, unless it ends when that no longer counts."""
+    """A simple model of the token count.
+
+    Each clock hour has a sum. The count of the last 60 minutes is the sum of the current clock hour
+    and a share of the previous one. A call counts in the hour in which it started, unless it ends
+    when that hour no longer counts.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.hours: dict[int, int] = defaultdict(int)
 
     def left(self, moment: int) -> set[int]:
-        """What may be left: a float may come to a little less than a whole number."""
+        """Return the possible rests, as a float may be slightly below a whole number."""
         hour, passed = divmod(moment, HOUR)
         count = self.hours[hour] + Fraction(self.hours[hour - 1] * (HOUR - passed), HOUR)
         return {max(0, self.limit - floor(float(count) + slip)) for slip in (-1e-6, 1e-6)}
@@ -202,12 +206,12 @@ def test_a_settled_call_counts_its_used_tokens_instead_of_its_reserved(
     assert remaining(quota, key) == left
 
 
-def test_a_call_is_settled_in_the_window_that_it_began_in(quota: Quota, clock: Clock) -> None:
+def test_a_call_is_settled_in_the_window_in_which_it_started(quota: Quota, clock: Clock) -> None:
     key = by_tokens(1000)
     clock.now = START + HOUR - 10
     hold = quota.admit(key, demand(800))
     clock.now = START + HOUR + HOUR / 2
-    assert remaining(quota, key) == 600, "half of the window before"
+    assert remaining(quota, key) == 600, "half of the previous window counts"
     quota.settle(hold, 200)
     assert remaining(quota, key) == 900
     clock.now = START + 2 * HOUR
@@ -317,7 +321,7 @@ def test_a_request_that_can_never_fit_is_refused_without_retry_after(
     assert error.details["reset_time"] is error.details["retry_after"] is None
 
 
-# How long to wait
+# The time to wait
 
 
 @given(st.integers(1, 5000), st.data())
@@ -395,12 +399,12 @@ def test_duration_has_the_format_of_openai_reset_headers(seconds: float, text: s
     assert quota_module.duration(seconds) == text
 
 
-# Many at once
+# Concurrency
 
 
 @pytest.mark.parametrize("output", [10, None])
 def test_concurrent_calls_never_reserve_more_than_the_limit(output: int | None) -> None:
-    """Again and again, for each begins with the first count of a window."""
+    """Each turn has a new key, as a race is most likely at the first count of a window."""
     quota = Quota(10)
     for turn in range(20):
         key = by_tokens(205, id=f"key_{turn}", requests_per_minute=40)
@@ -415,7 +419,7 @@ def test_concurrent_calls_never_reserve_more_than_the_limit(output: int | None) 
         reserved = [tokens for tokens in found if isinstance(tokens, int)]
         assert all(isinstance(one, int | RateLimited) for one in found), found
         assert sum(reserved) <= 205
-        assert len(reserved) >= 10, "and nobody is refused for others' sake"
+        assert len(reserved) >= 10, "no call is refused while there is room for it"
         assert remaining(quota, key) == 205 - sum(reserved)
 
 
@@ -433,7 +437,7 @@ def test_concurrent_settlements_lose_no_tokens() -> None:
     assert remaining(quota, key) == 10**6 - 200 * 33
 
 
-# What a request may use
+# The demand of a request
 
 
 def asked(**fields: Any) -> CompletionRequest:
@@ -472,7 +476,7 @@ def test_unknown_parameters_raise_the_input_bound_and_make_the_demand_loose(bag:
     system = {"system": "x" * 5000}
     found = demand_of(asked(prompts=("a", "b"), max_tokens=1, **{bag: system}))
     assert found.loose
-    assert found.most_input > 2 * 5000, "it goes with each of the prompts"
+    assert found.most_input > 2 * 5000, "the parameters are sent with each prompt"
 
 
 DEAR, CHEAP = Price(Rate(2 * MTOK), Rate(3 * MTOK)), Price(Rate(MTOK), Rate(5 * MTOK))
@@ -500,7 +504,7 @@ def test_a_budget_claim_has_the_least_and_the_most_a_call_may_cost(
 @pytest.mark.parametrize(
     ("period", "since"), [("total", None), ("day", "2026-03-15"), ("month", "2026-03-01")]
 )
-def test_budget_days_and_months_begin_in_utc(
+def test_budget_days_and_months_start_at_midnight_utc(
     monkeypatch: pytest.MonkeyPatch, period: Any, since: str | None
 ) -> None:
     class Now(datetime):

@@ -1,6 +1,6 @@
-"""quota.py with Redis: several processes count together, and each by itself while it is away.
+"""Tests of quota/redis.py: processes count together, or separately while Redis is unavailable.
 
-Time passes by `advance`: it makes all that Redis holds as old as if it had passed.
+`advance` simulates the passing of time by making all data in Redis older.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tests.support.servers import free_port
 T = TypeVar("T")
 
 WINDOW = "LIMITS:{LIMITER/key_1/1000/1/hour}"
-"""Where the tokens of by_tokens(1000) count."""
+"""The name of the counter in Redis for the tokens of by_tokens(1000)."""
 
 
 @pytest.fixture
@@ -56,10 +56,10 @@ def shared(redis_server: RedisServer) -> Iterator[RedisClient]:
 
 @pytest.fixture
 def quota(redis_server: RedisServer, shared: RedisClient, client: Any) -> Iterator[Quota]:
-    """Whatever happens to it: nothing that is in Redis lasts, or is less than nothing."""
+    """Yield a quota, then check that all data in Redis expire and no count is negative."""
     yield Quota(RESERVE, shared)
     redis_server.resume()
-    with contextlib.suppress(redis.ConnectionError):  # it ended
+    with contextlib.suppress(redis.ConnectionError):  # the test may have ended Redis
         for name in names(client):
             assert client.pttl(name) > 0, name
             if name.startswith("LIMITS:{"):
@@ -86,7 +86,7 @@ def advance(client: Any, seconds: float) -> None:
 
 
 def back(shared: RedisClient, *quotas: Quota) -> None:
-    """What the cluster does each second."""
+    """Do what the cluster does each second, after an outage."""
     shared.probe(lambda client: client.ping())
     for quota in quotas:
         quota.beat()
@@ -99,7 +99,7 @@ def taken(quota: Quota, key: Key, tokens: int, output: int | None = 0) -> Hold:
 
 
 class Twice(RedisClient):
-    """Does everything twice, as one does whose connection breaks before the answer."""
+    """A client that repeats each command, as if the connection broke before the first reply."""
 
     def run(self, work: Callable[[redis.Redis], T]) -> T:
         super().run(work)
@@ -117,7 +117,7 @@ def test_requests_and_tokens_of_one_process_count_in_other_processes(
     assert quota.headers(key) == other.headers(key)
     assert (remaining(other, key), remaining(other, key, "requests")) == (400, 1)
     refused(other, key, demand(401))
-    assert taken(other, key, 100, None).tokens == 400, "what is left"
+    assert taken(other, key, 100, None).tokens == 400, "the rest of the limit"
     error = refused(quota, key, demand(0, 0))
     assert error.details is not None
     assert (error.details["limit_type"], error.details["limit"]) == ("requests", 2)
@@ -178,7 +178,7 @@ def test_a_shared_quota_counts_as_the_limits_package_does(
     storage.storage.close()
 
 
-def test_a_request_that_is_one_too_many_takes_no_tokens(quota: Quota) -> None:
+def test_a_request_above_the_request_limit_takes_no_tokens(quota: Quota) -> None:
     key = by_tokens(100, requests_per_minute=1)
     taken(quota, key, 30)
     for _ in range(5):
@@ -188,7 +188,7 @@ def test_a_request_that_is_one_too_many_takes_no_tokens(quota: Quota) -> None:
     assert remaining(quota, key) == 70
 
 
-def test_a_call_over_the_token_limit_counts_as_no_request(quota: Quota) -> None:
+def test_a_call_above_the_token_limit_does_not_count_as_a_request(quota: Quota) -> None:
     key = by_tokens(100, requests_per_minute=1)
     refused(quota, key, demand(101))
     assert remaining(quota, key, "requests") == 1
@@ -203,7 +203,7 @@ def test_a_call_over_the_token_limit_counts_as_no_request(quota: Quota) -> None:
         (a_key(requests_per_minute=0), demand(1)),
     ],
 )
-def test_a_refusal_that_waiting_cannot_help_forbids_retries(
+def test_a_request_that_can_never_fit_is_refused_without_retry_after(
     quota: Quota, key: Key, wanted: Demand
 ) -> None:
     error = refused(quota, key, wanted)
@@ -237,20 +237,20 @@ def test_settling_counts_the_used_tokens_and_not_the_reserved_tokens(
     hold = taken(quota, key, 60, 40)
     quota.settle(hold, used)
     assert remaining(quota, key) == left
-    assert names(client) == [WINDOW], "nothing is left of it but its count"
+    assert names(client) == [WINDOW], "only the count of the settled call is left"
 
 
 @pytest.mark.parametrize("look", [False, True])
 @pytest.mark.parametrize(
     ("passed", "left"), [(0, 800), (HOUR - 60, 800), (HOUR * 1.5, 900), (2 * HOUR + 1, 1000)]
 )
-def test_a_call_is_settled_in_the_window_that_it_began_in(
+def test_a_call_is_settled_in_the_window_in_which_it_started(
     quota: Quota, client: Any, passed: float, left: int, look: bool
 ) -> None:
     key = by_tokens(1000)
     hold = taken(quota, key, 800)
     advance(client, passed)
-    if look:  # which moves the window, if it is over
+    if look:  # this moves the window if it has ended
         quota.headers(key)
     quota.settle(hold, 200)
     assert abs(remaining(quota, key) - left) <= 1
@@ -269,7 +269,11 @@ def test_a_call_that_outlasts_its_window_changes_no_other_window(
 
 
 class Account:
-    """A window begins with its first token, the next one when it is over, if somebody looks."""
+    """A simple model of the token count in Redis.
+
+    A window starts with its first token. The next window starts when that one ends, as soon as the
+    count is read.
+    """
 
     def __init__(self) -> None:
         self.now, self.ends = 0.0, -1.0
@@ -341,7 +345,7 @@ def test_a_lowered_token_count_never_falls_below_zero(quota: Quota, client: Any)
     taken(quota, key, 1000)
 
 
-# How long to wait
+# The time to wait
 
 
 def test_rate_limit_headers_report_the_reset_times(quota: Quota, client: Any) -> None:
@@ -349,7 +353,7 @@ def test_rate_limit_headers_report_the_reset_times(quota: Quota, client: Any) ->
     full = quota.headers(key)
     assert full["x-ratelimit-reset-tokens"] == "60m0s"
     assert full["x-ratelimit-reset-requests"] == "1m0s"
-    assert names(client) == [], "to look takes nothing"
+    assert names(client) == [], "reading the headers counts nothing"
     taken(quota, key, 100)
     advance(client, 20.5)
     taken(quota, key, 100)
@@ -371,14 +375,18 @@ def wait_of(quota: Quota, key: Key, tokens: int) -> float:
 def test_the_reported_wait_is_as_long_as_the_windows_require(quota: Quota, client: Any) -> None:
     key = by_tokens(1000, requests_per_minute=4)
     taken(quota, key, 600)
-    assert wait_of(quota, key, 700) == pytest.approx(HOUR * 1.5, abs=5), "until half has faded"
+    assert wait_of(quota, key, 700) == pytest.approx(HOUR * 1.5, abs=5), (
+        "until half of the old count is gone"
+    )
     advance(client, HOUR + 600)
     taken(quota, key, 300)
-    assert wait_of(quota, key, 300) == pytest.approx(600, abs=5), "until a third has faded"
+    assert wait_of(quota, key, 300) == pytest.approx(600, abs=5), (
+        "until a third of the old count is gone"
+    )
     for _ in range(3):
         taken(quota, key, 0)
         advance(client, 10)
-    assert wait_of(quota, key, 0) == pytest.approx(30, abs=5), "until the oldest is forgotten"
+    assert wait_of(quota, key, 0) == pytest.approx(30, abs=5), "until the oldest request expires"
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -398,7 +406,7 @@ def test_a_call_is_admitted_after_waiting_for_retry_after(
             quota.admit(key, demand(tokens))
 
 
-# While Redis is away
+# Outages of Redis
 
 
 def test_a_key_without_limits_needs_no_redis() -> None:
@@ -408,10 +416,10 @@ def test_a_key_without_limits_needs_no_redis() -> None:
     assert quota.headers(key) == {}
     quota.settle(None, 5)
     quota.beat()
-    assert shared.available, "it wasn't asked"
+    assert shared.available, "nothing was sent to Redis"
 
 
-def test_each_process_counts_alone_while_redis_is_away(
+def test_each_process_counts_separately_while_redis_is_unavailable(
     quota: Quota, shared: RedisClient, redis_server: RedisServer
 ) -> None:
     key, other = by_tokens(1000, requests_per_minute=2), Quota(RESERVE, shared)
@@ -424,7 +432,7 @@ def test_each_process_counts_alone_while_redis_is_away(
         assert (remaining(each, key), remaining(each, key, "requests")) == (600, 0)
         refused(each, key, demand(1))
     quota.settle(before, 10)
-    assert remaining(quota, key) == 600, "that was counted elsewhere"
+    assert remaining(quota, key) == 600, "that call was counted in Redis"
     quota.beat()
     redis_server.restart()
     back(shared, quota, other)
@@ -434,7 +442,7 @@ def test_each_process_counts_alone_while_redis_is_away(
     assert remaining(quota, key) == 600
 
 
-def test_calls_with_limits_are_refused_while_a_required_redis_is_away(
+def test_calls_with_limits_are_refused_while_a_required_redis_is_unavailable(
     shared: RedisClient, redis_server: RedisServer
 ) -> None:
     quota, key = Quota(RESERVE, shared, required=True), by_tokens(1000)
@@ -486,7 +494,7 @@ def test_a_settlement_during_an_outage_is_written_once_afterward(
     key = by_tokens(1000)
     holds = [taken(quota, key, 100) for _ in range(5)]
     redis_server.pause()
-    for hold in holds[:4]:  # the first is sent, and may be read yet
+    for hold in holds[:4]:  # the first one is sent, and Redis may still read it
         quota.settle(hold, 30)
     quota.beat()
     redis_server.resume()
@@ -503,7 +511,7 @@ def test_a_settlement_that_fails_again_stays_pending(
     redis_server.pause()
     for hold in holds:
         quota.settle(hold, 20)
-    shared._trouble = ""  # as if it had been back in between
+    shared._trouble = ""  # as if Redis had been available again for a moment
     quota.beat()
     assert not shared.available
     redis_server.resume()
@@ -511,12 +519,12 @@ def test_a_settlement_that_fails_again_stays_pending(
     assert remaining(quota, key) == 1000 - 3 * 20
 
 
-def test_a_count_whose_answer_timed_out_is_given_back(
+def test_a_count_whose_reply_timed_out_is_revoked(
     quota: Quota, shared: RedisClient, redis_server: RedisServer, client: Any
 ) -> None:
     key = by_tokens(1000)
     redis_server.pause()
-    taken(quota, key, 400)  # sent, and in the end counted by the process alone
+    taken(quota, key, 400)  # sent to Redis, but finally counted only in this process
     redis_server.resume()
     back(shared, quota)
     assert remaining(quota, key) == 1000
@@ -526,7 +534,7 @@ def test_a_count_whose_answer_timed_out_is_given_back(
 def test_a_command_that_reaches_redis_too_late_is_not_counted(
     quota: Quota, shared: RedisClient, redis_server: RedisServer
 ) -> None:
-    """As when a Redis that hung reads what was sent to it after it was given up."""
+    """A Redis that hung may read a command after the process has given it up."""
     key = by_tokens(1000)
     counters = quota._cluster
     assert counters is not None
@@ -562,7 +570,7 @@ def test_pending_settlements_are_bounded(
     redis_server.resume()
     back(shared, quota)
     assert len(quota._cluster._pending) == 0
-    assert 1000 - 200 <= remaining(quota, key) <= 1000 - 199, "the latest, and what was sent"
+    assert 1000 - 200 <= remaining(quota, key) <= 1000 - 199, "the latest ones and the one sent"
 
 
 def test_a_shared_quota_does_not_connect_before_its_first_use(redis_server: RedisServer) -> None:

@@ -1,4 +1,4 @@
-"""breaker_sync.py: what one process learns of a target, the others know a beat later."""
+"""breaker_sync.py: processes share the state of circuit breakers and rate limits through Redis."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.support.pace import scaled
 from tests.support.redis_server import RedisServer
 
 NAME = TARGET.provider.name
-PLACE = (NAME, "m", 1)
+TARGET_KEY = (NAME, "m", 1)
 NEAR = scaled(1)
-"""How much a wait may differ: the clock of Redis goes on while the tests work."""
+"""The tolerance for waits, because Redis' clock can't be stopped during a test."""
 
 
 class Process(CircuitBreakers):
-    """The cool-downs of one process, with a clock of its own."""
+    """The circuit breakers of one process, with a separate clock."""
 
     def __init__(self, shared: RedisClient, begins: float = 0.0, *, enabled: bool = True) -> None:
         self.shared = shared
@@ -42,7 +42,7 @@ class Process(CircuitBreakers):
             self.failed(target)
 
     def wait(self, seconds: float) -> None:
-        """Its clock goes on, and so does what it has told: see `passes`."""
+        """Advance this process's clock. Unread events in Redis don't age with it: see `passes`."""
         self.began += seconds
 
 
@@ -53,13 +53,16 @@ def client(redis_server: RedisServer) -> Iterator[Any]:
 
 
 @pytest.fixture
-def house(redis_server: RedisServer) -> Iterator[list[Process]]:
-    """Three processes, on machines whose clocks have nothing in common."""
-    ways = [RedisClient(redis_server.url) for _ in range(3)]
-    yield [Process(way, begins) for way, begins in zip(ways, (0.0, 1e6, 5e3), strict=True)]
+def processes(redis_server: RedisServer) -> Iterator[list[Process]]:
+    """Yield three processes on machines with unrelated clocks."""
+    clients = [RedisClient(redis_server.url) for _ in range(3)]
+    yield [
+        Process(redis_client, begins)
+        for redis_client, begins in zip(clients, (0.0, 1e6, 5e3), strict=True)
+    ]
     redis_server.resume()
-    for way in ways:
-        way.close()
+    for redis_client in clients:
+        redis_client.close()
 
 
 def beat(*processes: Process) -> None:
@@ -68,27 +71,27 @@ def beat(*processes: Process) -> None:
 
 
 def passes(seconds: float, *processes: Process) -> None:
-    """Time passes for all; what they had told, they have read."""
+    """Advance all clocks, after the processes have exchanged their events."""
     beat(*processes, *processes)
     for process in processes:
         process.wait(seconds)
 
 
-def test_a_circuit_that_opens_in_a_process_opens_in_all_processes(house: list[Process]) -> None:
-    one, two, three = house
+def test_a_circuit_that_opens_in_a_process_opens_in_all_processes(processes: list[Process]) -> None:
+    one, two, three = processes
     one.fail()
     two.fail(FAILURES - 1, OTHER_HOST)
     beat(one, two, three)
     for other in (two, three):
         assert other.left(TARGET) == pytest.approx(FIRST_S, abs=NEAR)
-        assert other.open_circuits() == {PLACE: pytest.approx(FIRST_S, abs=NEAR)}
+        assert other.open_circuits() == {TARGET_KEY: pytest.approx(FIRST_S, abs=NEAR)}
         others = (SECOND_KEY, OTHER_MODEL, OTHER_HOST, BYOK)
         assert [other.left(target) for target in others] == [0] * 4
         assert not other.is_limited(TARGET)
 
 
-def test_the_longer_of_two_waits_holds_in_both_processes(house: list[Process]) -> None:
-    one, two, _ = house
+def test_the_longer_of_two_waits_holds_in_both_processes(processes: list[Process]) -> None:
+    one, two, _ = processes
     two.fail()
     two.wait(FIRST_S)
     two.fail(1)
@@ -99,93 +102,95 @@ def test_the_longer_of_two_waits_holds_in_both_processes(house: list[Process]) -
 
 
 def test_a_process_ignores_its_own_events() -> None:
-    fact = breaker_sync.BreakerEvent("cools", PLACE, 90.0, 130.0, 40.0)
-    event = {b"event": breaker_sync.encode("me", fact, 100.0).encode()}
+    sent = breaker_sync.BreakerEvent("cools", TARGET_KEY, 90.0, 130.0, 40.0)
+    event = {b"event": breaker_sync.encode("me", sent, 100.0).encode()}
     assert breaker_sync.decode("me", event, 100.0) is None
     assert breaker_sync.decode("other", event, 1100.0) == breaker_sync.BreakerEvent(
-        "cools", PLACE, 1090.0, 1130.0, 40.0
+        "cools", TARGET_KEY, 1090.0, 1130.0, 40.0
     )
 
 
 def test_a_learned_circuit_admits_a_probe_and_doubles_its_wait_on_failure(
-    house: list[Process],
+    processes: list[Process],
 ) -> None:
-    one, two, three = house
+    one, two, three = processes
     one.fail()
-    passes(FIRST_S, *house)
+    passes(FIRST_S, *processes)
     assert [two.enter(TARGET) for _ in "abc"] == [0, PROBE_PAUSE_S, PROBE_PAUSE_S], "one probe"
     two.fail(1)
     beat(two, one, three)
-    for process in house:
-        assert process.left(TARGET) == pytest.approx(2 * FIRST_S, abs=NEAR), "for longer"
-    passes(2 * FIRST_S, *house)
+    for process in processes:
+        assert process.left(TARGET) == pytest.approx(2 * FIRST_S, abs=NEAR), "twice as long"
+    passes(2 * FIRST_S, *processes)
     three.fail(1)
     beat(three, one)
     assert one.left(TARGET) == pytest.approx(4 * FIRST_S, abs=NEAR)
 
 
-def test_a_success_in_a_process_closes_the_circuit_in_all_processes(house: list[Process]) -> None:
-    one, two, three = house
+def test_a_success_in_a_process_closes_the_circuit_in_all_processes(
+    processes: list[Process],
+) -> None:
+    one, two, three = processes
     one.fail()
-    passes(FIRST_S, *house)
+    passes(FIRST_S, *processes)
     assert two.enter(TARGET) == 0
     two.succeeded(TARGET)
     beat(two, one, three)
-    for process in house:
+    for process in processes:
         assert [process.enter(TARGET) for _ in "abc"] == [0, 0, 0]
         assert process.open_circuits() == {}
-    passes(5, *house)
+    passes(5, *processes)
     one.fail(FAILURES - 1)
-    assert one.left(TARGET) == 0, "the row begins anew"
+    assert one.left(TARGET) == 0, "the count of failures starts at 0"
     one.fail(1)
     beat(one, two)
-    assert two.left(TARGET) == pytest.approx(FIRST_S, abs=NEAR), "and so do the times"
+    assert two.left(TARGET) == pytest.approx(FIRST_S, abs=NEAR), "the cool-down is short again"
 
 
-def test_failures_after_a_shared_success_open_the_circuit_again(house: list[Process]) -> None:
-    one, two, three = house
+def test_failures_after_a_shared_success_open_the_circuit_again(processes: list[Process]) -> None:
+    one, two, three = processes
     one.fail()
-    passes(5, *house)
-    for process in house:
+    passes(5, *processes)
+    for process in processes:
         process.succeeded(TARGET)
-    for process in house:
+    for process in processes:
         process.wait(5)
     three.fail()
     beat(two, one, three, one, two)
-    for process in house:
+    for process in processes:
         assert process.left(TARGET) == pytest.approx(FIRST_S, abs=NEAR)
 
 
-def test_failures_older_than_a_success_do_not_open_the_circuit(house: list[Process]) -> None:
-    one, two, three = house
+def test_failures_older_than_a_success_do_not_open_the_circuit(processes: list[Process]) -> None:
+    one, two, three = processes
     one.fail()
     beat(one, two)
-    three.fail()  # and isn't heard of yet
-    for process in house:
+    three.fail()  # the other processes don't know of it yet
+    for process in processes:
         process.wait(2)
     two.succeeded(TARGET)
     beat(two, three, one)
-    assert [process.left(TARGET) for process in house] == [0, 0, 0]
+    assert [process.left(TARGET) for process in processes] == [0, 0, 0]
 
 
-def test_a_rate_limit_blocks_the_key_in_all_processes(house: list[Process]) -> None:
-    one, two, three = house
+def test_a_rate_limit_blocks_the_key_in_all_processes(processes: list[Process]) -> None:
+    one, two, three = processes
     one.limited(TARGET, 30)
     two.limited(TARGET, 3)
     beat(one, two, three)
-    for process in house:
+    for process in processes:
         assert process.left(OTHER_MODEL) == pytest.approx(30, abs=NEAR)
         assert process.is_limited(TARGET)
         assert process.open_circuits() == {(NAME, "", 1): pytest.approx(30, abs=NEAR)}
     assert [two.left(target) for target in (SECOND_KEY, OTHER_HOST, BYOK)] == [0] * 3
-    passes(30, *house)
+    passes(30, *processes)
     assert [two.enter(TARGET) for _ in "ab"] == [0, 0], "no probe is needed"
 
 
 def test_a_late_process_learns_each_wait_for_its_remaining_time(
-    house: list[Process], client: Any
+    processes: list[Process], client: Any
 ) -> None:
-    one, two, three = house
+    one, two, three = processes
     one.limited(SECOND_KEY, 60)
     one.fail()
     beat(one)
@@ -196,11 +201,11 @@ def test_a_late_process_learns_each_wait_for_its_remaining_time(
     late += age(client, 5)
     beat(three)
     assert three.open_circuits() == {(NAME, "", 2): pytest.approx(60 - late, abs=NEAR)}
-    assert [three.enter(TARGET) for _ in "ab"] == [0, 0], "it never knew"
+    assert [three.enter(TARGET) for _ in "ab"] == [0, 0], "it expired before it was read"
 
 
 def age(client: Any, seconds: float) -> float:
-    """Make what was told so much older."""
+    """Make the events in Redis older by some seconds, and return the seconds."""
     entries = client.xrange(STREAM)
     client.delete(STREAM)
     for number, fields in entries:
@@ -210,10 +215,10 @@ def age(client: Any, seconds: float) -> float:
     return seconds
 
 
-def test_shared_events_expire_and_hold_no_key(house: list[Process], client: Any) -> None:
-    house[0].fail()
-    house[0].limited(SECOND_KEY, 3600)
-    beat(*house)
+def test_shared_events_expire_and_hold_no_key(processes: list[Process], client: Any) -> None:
+    processes[0].fail()
+    processes[0].limited(SECOND_KEY, 3600)
+    beat(*processes)
     assert client.keys() == [STREAM]
     assert 0 < client.pttl(STREAM) <= LONGEST_S * 1000
     for _, fields in client.xrange(STREAM):
@@ -226,21 +231,23 @@ def test_shared_events_expire_and_hold_no_key(house: list[Process], client: Any)
 
 
 def test_outdated_events_are_trimmed_from_the_redis_stream(
-    house: list[Process], client: Any
+    processes: list[Process], client: Any
 ) -> None:
     long_ago = round((time.time() - LONGEST_S - 60) * 1000)
     for number in range(500):
         client.xadd(STREAM, {"event": "old"}, id=f"{long_ago}-{number}")
-    house[0].fail()
-    beat(house[0])
-    assert client.xlen(STREAM) <= 200, "Redis cuts off what is full"
+    processes[0].fail()
+    beat(processes[0])
+    assert client.xlen(STREAM) <= 200, "Redis trims only full nodes"
 
 
 @pytest.mark.parametrize(
     "model", ["ünï/☃ 'quoted\" \\ \n", "\ud800", "\0", '["a", 1]', "x" * breaker_sync.MOST_NAME]
 )
-def test_any_model_name_can_be_shared_between_processes(house: list[Process], model: str) -> None:
-    one, two, _ = house
+def test_any_model_name_can_be_shared_between_processes(
+    processes: list[Process], model: str
+) -> None:
+    one, two, _ = processes
     target = msgspec.structs.replace(TARGET, model=model)
     one.fail(FAILURES, target)
     beat(one, two)
@@ -248,11 +255,11 @@ def test_any_model_name_can_be_shared_between_processes(house: list[Process], mo
 
 
 def test_made_up_model_names_take_bounded_memory_and_redis_space(
-    house: list[Process], client: Any, monkeypatch: pytest.MonkeyPatch
+    processes: list[Process], client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(circuit_breaker, "MOST_CIRCUITS", 30)
     monkeypatch.setattr(breaker_sync, "MOST", 100)
-    one, two, _ = house
+    one, two, _ = processes
     for turn in range(20):
         for number in range(40):
             one.fail(FAILURES, msgspec.structs.replace(TARGET, model=f"made-up-{turn}-{number}"))
@@ -264,7 +271,7 @@ def test_made_up_model_names_take_bounded_memory_and_redis_space(
     one.fail()
     beat(one, two)
     assert two.left(TARGET) > 0
-    assert all(len(place[1]) <= breaker_sync.MOST_NAME for place in two._circuits)
+    assert all(len(key[1]) <= breaker_sync.MOST_NAME for key in two._circuits)
 
 
 @pytest.mark.parametrize(
@@ -280,71 +287,71 @@ def test_made_up_model_names_take_bounded_memory_and_redis_space(
     ],
 )
 def test_unknown_or_invalid_events_are_skipped(
-    house: list[Process], client: Any, event: str
+    processes: list[Process], client: Any, event: str
 ) -> None:
     client.xadd(STREAM, {"event": event})
     client.xadd(STREAM, {"fact": event})
-    house[0].fail()
-    beat(*house)
-    assert house[1].open_circuits() == {PLACE: pytest.approx(FIRST_S, abs=NEAR)}
+    processes[0].fail()
+    beat(*processes)
+    assert processes[1].open_circuits() == {TARGET_KEY: pytest.approx(FIRST_S, abs=NEAR)}
 
 
-def test_a_shared_wait_is_capped_at_the_longest_wait(house: list[Process], client: Any) -> None:
+def test_a_shared_wait_is_capped_at_the_longest_wait(processes: list[Process], client: Any) -> None:
     for kind in ("cools", "limited"):
         client.xadd(STREAM, {"event": json.dumps(["x", kind, NAME, kind, 1, 0, 1e9, 1e9])})
-    beat(house[0])
-    assert [round(left) for left in house[0].open_circuits().values()] == [LONGEST_S, LONGEST_S]
+    beat(processes[0])
+    assert [round(left) for left in processes[0].open_circuits().values()] == [LONGEST_S, LONGEST_S]
 
 
-def test_a_disabled_circuit_breaker_learns_nothing_from_redis(house: list[Process]) -> None:
-    never = Process(house[0].shared, enabled=False)
+def test_a_disabled_circuit_breaker_learns_nothing_from_redis(processes: list[Process]) -> None:
+    never = Process(processes[0].shared, enabled=False)
     never.fail()
-    house[0].fail()
-    beat(never, *house, never)
+    processes[0].fail()
+    beat(never, *processes, never)
     assert never.open_circuits() == {}
-    assert house[0].shared.available
+    assert processes[0].shared.available
 
 
-# While Redis is away
+# While Redis is unavailable
 
 
-def test_processes_work_alone_without_redis_and_share_waits_afterwards(
-    house: list[Process], redis_server: RedisServer
+def test_processes_work_separately_without_redis_and_share_waits_afterwards(
+    processes: list[Process], redis_server: RedisServer
 ) -> None:
-    one, two, _ = house
+    one, two, _ = processes
     redis_server.crash()
-    beat(*house)
+    beat(*processes)
     one.fail()
     two.limited(SECOND_KEY, 30)
-    beat(*house)
-    assert [process.left(TARGET) > 0 for process in house] == [True, False, False]
+    beat(*processes)
+    assert [process.left(TARGET) > 0 for process in processes] == [True, False, False]
     redis_server.restart()
-    for process in house:
+    for process in processes:
         process.shared.probe(lambda client: client.ping())
-    beat(*house, *house)
-    for process in house:
+    beat(*processes, *processes)
+    for process in processes:
         assert process.left(TARGET) == pytest.approx(FIRST_S, abs=NEAR)
         assert process.left(SECOND_KEY) == pytest.approx(30, abs=NEAR)
 
 
 def test_a_redis_flush_closes_no_circuit_and_stops_no_sharing(
-    house: list[Process], client: Any
+    processes: list[Process], client: Any
 ) -> None:
-    one, two, three = house
+    one, two, three = processes
     one.fail()
     beat(one, two)
     client.flushall()
-    beat(*house)
-    assert [process.left(TARGET) > 0 for process in house] == [True, True, False]
+    beat(*processes)
+    assert [process.left(TARGET) > 0 for process in processes] == [True, True, False]
     three.fail(FAILURES, OTHER_HOST)
     beat(three, two)
-    assert two.left(OTHER_HOST) > 0, "they go on hearing of each other"
+    assert two.left(OTHER_HOST) > 0, "later events still arrive"
 
 
 def test_events_are_read_after_the_redis_clock_is_set_back(
-    house: list[Process], client: Any
+    processes: list[Process], client: Any
 ) -> None:
-    one, two, _ = house
+    one, two, _ = processes
     one.fail()
     beat(one, two)
     two._sync._last = f"{round((time.time() + 86_400) * 1000)}-0"  # type: ignore[union-attr]
@@ -353,8 +360,8 @@ def test_events_are_read_after_the_redis_clock_is_set_back(
     assert two.left(OTHER_HOST) > 0
 
 
-def test_a_call_never_waits_for_redis(house: list[Process], redis_server: RedisServer) -> None:
-    one = house[0]
+def test_a_call_never_waits_for_redis(processes: list[Process], redis_server: RedisServer) -> None:
+    one = processes[0]
     one.fail()
     redis_server.pause()
     beats = threading.Thread(target=one.exchange)
@@ -372,7 +379,7 @@ def test_a_call_never_waits_for_redis(house: list[Process], redis_server: RedisS
     beats.join()
 
 
-def test_beat_keeps_no_events_when_no_redis_is_set() -> None:
+def test_events_are_not_kept_when_no_redis_is_configured() -> None:
     alone = CircuitBreakers()
     alone.exchange()
     for _ in range(FAILURES):
@@ -383,9 +390,9 @@ def test_beat_keeps_no_events_when_no_redis_is_set() -> None:
 
 
 def test_a_redis_key_of_the_wrong_type_raises_nothing(
-    house: list[Process], client: redis.Redis
+    processes: list[Process], client: redis.Redis
 ) -> None:
     client.set(STREAM, "not a stream")
-    house[0].fail()
-    beat(house[0])
-    assert house[0].left(TARGET) > 0
+    processes[0].fail()
+    beat(processes[0])
+    assert processes[0].left(TARGET) > 0

@@ -1,4 +1,4 @@
-"""circuit_breaker.py: which targets are left alone, for how long, and who may try them again."""
+"""circuit_breaker.py: when a circuit breaker opens, how long it stays open, and its probes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BYOK = msgspec.structs.replace(TARGET, byok=True)
 
 
 class Clocked(CircuitBreakers):
-    """With a clock of its own, which begins where a machine's does."""
+    """Circuit breakers with a clock that the test moves. It starts at 0, as on a fresh machine."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -62,22 +62,22 @@ def test_a_success_resets_the_count_of_consecutive_failures(breakers: Clocked) -
     assert breakers.left(TARGET) == 0
 
 
-@pytest.mark.parametrize(("every", "cools"), [(2, True), (3, False)])
+@pytest.mark.parametrize(("every", "opens"), [(2, True), (3, False)])
 @pytest.mark.parametrize(("apart", "recent"), [(1.0, True), (10.0, False)])
 def test_the_circuit_opens_when_half_of_the_recent_calls_fail(
-    breakers: Clocked, every: int, cools: bool, apart: float, recent: bool
+    breakers: Clocked, every: int, opens: bool, apart: float, recent: bool
 ) -> None:
     for number in range(WINDOW_CALLS + 1):
         (breakers.failed if number % every == 0 else breakers.succeeded)(TARGET)
         breakers.now += apart
     breakers.now -= apart
-    assert (breakers.left(TARGET) > 0) is (cools and recent)
+    assert (breakers.left(TARGET) > 0) is (opens and recent)
 
 
 def test_a_half_open_circuit_admits_a_single_probe(breakers: Clocked) -> None:
     breakers.fail()
     breakers.now += FIRST_S
-    assert breakers.left(TARGET) == breakers.left(TARGET) == 0, "asking takes nothing"
+    assert breakers.left(TARGET) == breakers.left(TARGET) == 0, "left() starts no probe"
     found: list[float] = []
     threads = [
         threading.Thread(target=lambda: found.append(breakers.enter(TARGET))) for _ in range(20)
@@ -120,7 +120,7 @@ def test_a_probe_without_a_result_expires(breakers: Clocked) -> None:
     assert [breakers.enter(TARGET) for _ in "ab"] == [0, PROBE_PAUSE_S]
 
 
-def test_failures_of_calls_under_way_do_not_extend_an_open_circuit(breakers: Clocked) -> None:
+def test_failures_while_a_circuit_is_open_do_not_extend_it(breakers: Clocked) -> None:
     breakers.fail(100)
     breakers.now += 1
     breakers.fail(100)
@@ -160,10 +160,10 @@ def test_calls_with_a_byok_key_do_not_change_the_circuit(
     happens(breakers)
     assert breakers.open_circuits() == {}
     breakers.fail(FAILURES - 1)
-    assert breakers.left(TARGET) == FIRST_S, "nor does it heal"
+    assert breakers.left(TARGET) == FIRST_S, "a BYOK success must not reset the count"
 
 
-def test_cooling_lists_the_open_circuits_and_the_limited_keys(breakers: Clocked) -> None:
+def test_open_circuits_lists_open_circuits_and_rate_limited_keys(breakers: Clocked) -> None:
     breakers.fail()
     breakers.limited(SECOND_KEY, 4)
     breakers.fail(1, OTHER_HOST)

@@ -1,4 +1,4 @@
-"""retries.py: what is tried again, when, and how often."""
+"""retries.py: which failures are retried, after which wait, and how often."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""router.py: where a name leads, and with whose key."""
+"""router.py: which targets a model name resolves to, and which key each of them gets."""
 
 from __future__ import annotations
 
@@ -100,11 +100,11 @@ def test_the_default_model_may_be_an_alias() -> None:
     [
         (Route(model="gpt-4o"), ModelNotFound, "Model 'gpt-4o' was not found."),
         (Route(model="sim/"), ModelNotFound, "Model 'sim/' was not found."),
-        (Route(model="/m"), ProviderNotFound, "Provider '' is not known here."),
-        (Route(model="smi/m"), ProviderNotFound, "'smi' is not known here. Did you mean sim?"),
-        (Route(model="zzzzz/m"), ProviderNotFound, "Provider 'zzzzz' is not known here."),
+        (Route(model="/m"), ProviderNotFound, "Provider '' was not found."),
+        (Route(model="smi/m"), ProviderNotFound, "'smi' was not found. Did you mean sim?"),
+        (Route(model="zzzzz/m"), ProviderNotFound, "Provider 'zzzzz' was not found."),
         (Route(model="m", provider="smi"), ProviderNotFound, "Did you mean sim?"),
-        (Route(model="locked/m"), ProviderNotFound, "its operator sets LOCKED_KEY"),
+        (Route(model="locked/m"), ProviderNotFound, "its operator must set LOCKED_KEY"),
         (Route(model="sim/m", fallbacks=("nobody/m",)), ProviderNotFound, "'nobody'"),
         (Route(model="x" * 500), ModelNotFound, f"'{'x' * 100}...'"),
     ],
@@ -166,14 +166,14 @@ def test_a_provider_is_enabled_when_its_key_is_set_or_not_needed(
 @pytest.mark.parametrize(
     ("aliases", "default", "says"),
     [
-        ({"fast": []}, "local/pydoc", "[aliases]: fast takes a model or a list of models"),
-        ({"fast": [1]}, "local/pydoc", "[aliases]: fast takes a model"),
-        ({"fast": 1}, "local/pydoc", "[aliases]: fast takes a model"),
-        ({"fast": "nobody/m"}, "local/pydoc", "fast: 'nobody/m' is no model of this server"),
-        ({"fast": "sim/"}, "local/pydoc", "fast: 'sim/' is no model"),
-        ({"fast": ["sim/m"], "best": "fast"}, "local/pydoc", "best: 'fast' is no model"),
-        ({}, "gpt-4o", "SLUICE_DEFAULT_MODEL: 'gpt-4o' is no model"),
-        ({"fast": ["sim/m"]}, "slow", "SLUICE_DEFAULT_MODEL: 'slow' is no model"),
+        ({"fast": []}, "local/pydoc", "[aliases]: fast must be a model or a list of models"),
+        ({"fast": [1]}, "local/pydoc", "[aliases]: fast must be a model"),
+        ({"fast": 1}, "local/pydoc", "[aliases]: fast must be a model"),
+        ({"fast": "nobody/m"}, "local/pydoc", "fast: 'nobody/m' is not a model of this server"),
+        ({"fast": "sim/"}, "local/pydoc", "fast: 'sim/' is not a model"),
+        ({"fast": ["sim/m"], "best": "fast"}, "local/pydoc", "best: 'fast' is not a model"),
+        ({}, "gpt-4o", "SLUICE_DEFAULT_MODEL: 'gpt-4o' is not a model"),
+        ({"fast": ["sim/m"]}, "slow", "SLUICE_DEFAULT_MODEL: 'slow' is not a model"),
     ],
 )
 def test_an_invalid_alias_or_default_model_stops_the_start(
@@ -204,7 +204,7 @@ def test_a_provider_name_without_a_model_is_not_found() -> None:
 
 
 def keyed(text: str, route: Route | None = None) -> list[list[Target]]:
-    """What four calls in a row lead to."""
+    """Return the targets of four successive calls."""
     found = router({"LOCKED_KEY": text})
     return [found.targets(route or Route(model="locked/m")) for _ in range(4)]
 
@@ -225,7 +225,7 @@ def test_a_single_key_or_a_key_of_the_caller_is_always_one_target() -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", ",", " , ,\t"])
-def test_a_key_variable_of_commas_alone_is_no_key(text: str) -> None:
+def test_a_key_variable_with_only_commas_holds_no_key(text: str) -> None:
     found = router({"LOCKED_KEY": text})
     assert not found.enabled(found.provider("locked"))
     with pytest.raises(ProviderNotFound):

@@ -1,4 +1,4 @@
-"""upstream_errors.py: what a provider's failure is told as."""
+"""upstream_errors.py: the client's error for each failure of a provider."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ RETRY_IN_5 = {"Retry-After": "5"}
 @pytest.mark.parametrize(
     ("failure", "byok", "kind", "headers", "says"),
     [
-        ({"upstream_status": 400}, False, InvalidRequest, {}, "sim/m-1 refused the request."),
+        ({"upstream_status": 400}, False, InvalidRequest, {}, "sim/m-1 rejected the request."),
         ({"upstream_status": 422, "upstream_message": "n is odd"}, False, InvalidRequest, {},
-         "sim/m-1 refused the request: n is odd"),
+         "sim/m-1 rejected the request: n is odd"),
         ({"upstream_status": 400, "upstream_message": "Validation failed"}, False, InvalidRequest,
-         {}, "sim/m-1 refused the request: Validation failed"),
-        ({"upstream_status": 413}, False, RequestTooLarge, {}, "sim/m-1 refused the request."),
+         {}, "sim/m-1 rejected the request: Validation failed"),
+        ({"upstream_status": 413}, False, RequestTooLarge, {}, "sim/m-1 rejected the request."),
         ({"upstream_status": 401}, False, UpstreamError, NO_RETRY,
-         "sim refused this server's key for it."),
-        ({"upstream_status": 403}, False, UpstreamError, NO_RETRY, "sim refused this server's key"),
-        ({"upstream_status": 401}, True, ByokRejected, {}, "sim refused your own key"),
-        ({"upstream_status": 403}, True, ByokRejected, {}, "sim refused your own key"),
+         "sim rejected the API key that this server sent."),
+        ({"upstream_status": 403}, False, UpstreamError, NO_RETRY, "sim rejected the API key"),
+        ({"upstream_status": 401}, True, ByokRejected, {}, "sim rejected your own key"),
+        ({"upstream_status": 403}, True, ByokRejected, {}, "sim rejected your own key"),
         ({"upstream_status": 402}, False, UpstreamError, NO_RETRY, "sim has no credit left."),
         ({"upstream_status": 429, "upstream_code": "insufficient_quota"}, False, UpstreamError,
          NO_RETRY, "sim has no credit left."),

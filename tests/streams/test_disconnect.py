@@ -1,4 +1,4 @@
-"""disconnect.py: how long a call may go on whose client has gone."""
+"""disconnect.py: how long a call may continue after its client has disconnected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.pace import HANG_S
 
 
 class Spent:
-    """What a call has cost so far."""
+    """A callback that returns a settable cost."""
 
     def __init__(self, cost: int | None = None) -> None:
         self.cost = cost
@@ -25,14 +25,14 @@ class Spent:
 
 
 class Clock:
-    """The time as disconnect.py sees it."""
+    """A clock for disconnect.py that the test moves."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         monkeypatch.setattr(disconnect, "time", SimpleNamespace(monotonic=lambda: self.now))
 
 
-def test_a_drain_goes_on_until_its_seconds_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drain_continues_until_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     found = Drain(DisconnectPolicy(seconds=30), Spent())
     clock.now += 30

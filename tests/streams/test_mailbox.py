@@ -1,4 +1,4 @@
-"""mailbox.py and tally.py: the mailbox between two threads, and the tally of what came."""
+"""mailbox.py and tally.py: the mailbox between two threads, and the token count of a call."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SHORT_S = 0.03
 
 
 class Beside:
-    """Something that may wait, in a thread of its own: `waits` says whether it does."""
+    """A function that runs in a separate thread, because it may wait."""
 
     def __init__(self, work: Callable[[], object]) -> None:
         self.result: object = None
@@ -59,7 +59,7 @@ class Beside:
         return self._thread.is_alive()
 
     def done(self) -> object:
-        """Its result, which must come now."""
+        """Return the function's result. Fail if it still waits."""
         self._thread.join(HANG_S)
         assert not self._thread.is_alive()
         return self.result
@@ -116,7 +116,7 @@ def test_a_mailbox_accepts_nothing_after_its_end() -> None:
 @pytest.mark.parametrize("first", REASONS)
 @pytest.mark.parametrize("second", REASONS)
 def test_the_first_end_of_a_mailbox_wins(first: EndReason, second: EndReason) -> None:
-    """Once what came before it is delivered, nothing changes it."""
+    """The writer has taken all messages, so no later End can replace the first."""
     mailbox = Mailbox()
     mailbox.put(A, 1)
     error = InternalError()
@@ -202,7 +202,7 @@ def test_nothing_is_lost_or_reordered_between_two_threads(monkeypatch: pytest.Mo
         received += taken
     assert reader.done() is True
     assert received == [*sent, End("completed")]
-    assert most <= 4  # three of 20 bytes exceed 50; and the end
+    assert most <= 4  # three batches of 20 bytes exceed the backlog of 50; the fourth is the End
 
 
 def test_only_one_of_many_concurrent_ends_succeeds() -> None:
@@ -248,17 +248,17 @@ def tally_of(*events: Started | Delta | Finished | Used, prompts: tuple[Prompt, 
 
 
 @pytest.mark.parametrize("failed", [True, False])
-def test_the_last_usage_that_the_provider_reported_counts(failed: bool) -> None:
-    told = Usage(5, 9, cache_read_tokens=2)
-    tally = tally_of(Started("m", 4), Used(Usage(5, 1)), Delta(0, "x" * 100), Used(told))
-    assert tally.usage(failed=failed) is told
+def test_the_last_reported_usage_is_used(failed: bool) -> None:
+    reported = Usage(5, 9, cache_read_tokens=2)
+    tally = tally_of(Started("m", 4), Used(Usage(5, 1)), Delta(0, "x" * 100), Used(reported))
+    assert tally.usage(failed=failed) is reported
     assert (tally.input_tokens, tally.output_tokens) == (5, 9)
 
 
 @pytest.mark.parametrize("failed", [True, False])
 def test_output_after_the_last_reported_usage_is_estimated(failed: bool) -> None:
-    told = Usage(5, 9, cache_read_tokens=2)
-    tally = tally_of(Delta(0, "x" * 100), Used(told), Delta(0, "abcdefgh"), Delta(0, "i"))
+    reported = Usage(5, 9, cache_read_tokens=2)
+    tally = tally_of(Delta(0, "x" * 100), Used(reported), Delta(0, "abcdefgh"), Delta(0, "i"))
     assert tally.usage(failed=failed) == Usage(5, 9 + 3, cache_read_tokens=2, source="estimate")
     assert tally.output_tokens == 12
     tally.add([Used(Usage(5, 13))])
@@ -290,13 +290,13 @@ def test_reported_usage_is_exact_until_more_text_comes(steps: list[str | int], e
     tally = Tally(("a prompt",), echoes)
     for step in steps:
         tally.add([Delta(0, step) if isinstance(step, str) else Used(Usage(3, step))])
-    told = [step for step in steps if isinstance(step, int)]
+    reported = [step for step in steps if isinstance(step, int)]
     usage = tally.usage(failed=False)
     exact = bool(steps) and isinstance(steps[-1], int)
     assert usage.source == ("provider" if exact else "estimate")
-    assert usage.output_tokens >= (told[-1] if told else 0)
+    assert usage.output_tokens >= (reported[-1] if reported else 0)
     if exact:
-        assert usage == Usage(3, told[-1])
+        assert usage == Usage(3, reported[-1])
 
 
 def test_a_refused_call_used_nothing() -> None:
@@ -328,7 +328,7 @@ def test_a_reported_input_of_zero_tokens_counts_as_zero() -> None:
 
 @pytest.mark.parametrize(("echoes", "tokens"), [(1, 2), (2, 2), (0, 7)])
 def test_an_echoed_prompt_is_not_counted_as_output(echoes: int, tokens: int) -> None:
-    """Twenty bytes of prompt for each echo, and eight of answer."""
+    """Each echo has 20 bytes of prompt; the answer has 8 bytes."""
     prompt = "p" * 20
     echo = [Delta(index, prompt) for index in range(max(1, echoes))]
     tally = tally_of(*echo, Delta(0, "a" * 8), prompts=(prompt,), echoes=echoes)
@@ -351,7 +351,7 @@ def test_prompt_tokens_counts_token_ids_and_estimates_texts(prompt: Prompt, toke
 
 
 def test_a_waiting_take_uses_no_cpu_time() -> None:
-    """A reader that waits sleeps; it doesn't ask again and again."""
+    """The waiting thread sleeps; it doesn't poll."""
     mailbox = Mailbox()
     taker = Beside(mailbox.take)
     began = time.process_time()

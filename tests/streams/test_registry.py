@@ -1,4 +1,4 @@
-"""stream.py and registry.py: what may happen to a call, the registry, stop, and hang-ups."""
+"""stream.py and registry.py: the end of a call, its timeouts, the registry, stop, and hang-ups."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TIMEOUTS = Timeouts(connect=1, first_event=30, idle=20, total=100)
 
 
 class Quiet(UpstreamCall):
-    """An attempt that counts how often it was aborted and wound up."""
+    """An attempt without events that counts the calls of `abort` and `wind_up`."""
 
     def __init__(self) -> None:
         self.aborts = self.wound_up = 0
@@ -80,8 +80,8 @@ def a_stream(**changes: Any) -> Stream:
     return Stream(fields.pop("request"), TARGET, deadlines, **fields)
 
 
-def under_way(**changes: Any) -> tuple[Stream, Quiet]:
-    """A stream whose first attempt has begun."""
+def with_attempt(**changes: Any) -> tuple[Stream, Quiet]:
+    """Return a stream whose first attempt has started."""
     stream, attempt = a_stream(**changes), Quiet()
     assert stream.attach(attempt, TARGET, ())
     return stream, attempt
@@ -105,7 +105,7 @@ def test_attach_sets_the_target_and_counts_the_attempts() -> None:
     assert (stream.target, stream.dropped, len(stream.attempts)) == (TARGET, (), 2)
 
 
-def test_no_attempt_begins_once_the_call_has_ended() -> None:
+def test_no_attempt_starts_after_the_call_has_ended() -> None:
     stream = a_stream()
     stream.end("stopped")
     assert not stream.attach(Quiet(), OTHER, ("seed",))
@@ -113,7 +113,7 @@ def test_no_attempt_begins_once_the_call_has_ended() -> None:
 
 
 def test_events_after_a_stop_still_count_in_the_usage() -> None:
-    stream, _ = under_way()
+    stream, _ = with_attempt()
     before = stream.first_event
     assert stream.put([Started("m", 3), Delta(0, "abcde")])
     first = stream.first_event
@@ -129,7 +129,7 @@ def test_events_after_a_stop_still_count_in_the_usage() -> None:
     "reason", ["completed", "stopped", "client_gone", "provider_error", "deadline", "shutdown"]
 )
 def test_every_end_but_completion_aborts_the_attempt(reason: EndReason) -> None:
-    stream, attempt = under_way()
+    stream, attempt = with_attempt()
     assert stream.end(reason)
     assert attempt.aborts == (0 if reason == "completed" else 1)
     assert stream.mailbox.take() == [End(reason)]
@@ -142,8 +142,8 @@ def test_a_stream_can_end_before_its_first_attempt() -> None:
     assert stream.mailbox.take() == [End("shutdown", error)]
 
 
-def test_only_the_attempt_under_way_is_aborted() -> None:
-    stream, first = under_way()
+def test_only_the_current_attempt_is_aborted() -> None:
+    stream, first = with_attempt()
     second = Quiet()
     stream.attach(second, OTHER, ())
     stream.end("stopped")
@@ -154,12 +154,12 @@ def test_only_the_attempt_under_way_is_aborted() -> None:
     ("fields", "echoed"), [({}, 0), ({"echo": True}, 1), ({"echo": True, "n": 3}, 3)]
 )
 def test_an_echoed_prompt_is_not_counted_as_output(fields: dict[str, Any], echoed: int) -> None:
-    stream, _ = under_way(request=CompletionRequest(prompts=("p" * 400,), **fields))
+    stream, _ = with_attempt(request=CompletionRequest(prompts=("p" * 400,), **fields))
     stream.put([Delta(index, "p" * 400) for index in range(max(1, echoed))])
     assert stream.tally.output_tokens == (echoed or 100)
 
 
-# A client that has gone
+# Drains
 
 DRAIN = DisconnectPolicy("drain", seconds=30, cost=1000)
 WHOLE: list[Any] = [Delta(0, "b"), Used(Usage(3, 9))]
@@ -170,7 +170,7 @@ def row(disconnect: str) -> Target:
 
 
 def draining(**changes: Any) -> tuple[Stream, Quiet]:
-    """A stream whose client has gone."""
+    """Return a stream that is being drained."""
     stream, attempt = a_stream(**{"disconnect": DRAIN, **changes}), Quiet()
     assert stream.attach(attempt, row(""), ())
     assert stream.put([Started("m", 3), Delta(0, "a")])
@@ -208,7 +208,7 @@ def test_a_drain_counts_usage_and_delivers_no_more_events() -> None:
 
 
 def test_a_reader_blocked_by_a_full_mailbox_drains_when_the_client_leaves() -> None:
-    stream, attempt = under_way(disconnect=DRAIN)
+    stream, attempt = with_attempt(disconnect=DRAIN)
     stream.attach(attempt, row(""), ())
     stream.put([Delta(0, "x" * BACKLOG)])
     results: list[bool] = []
@@ -271,7 +271,7 @@ def test_a_drain_above_its_cost_limit_ends() -> None:
 def test_first_event_and_idle_timeouts_end_a_drain(
     begun: bool, seconds: float, ended: bool, full: bool
 ) -> None:
-    stream, attempt = under_way(disconnect=DisconnectPolicy("drain", seconds=1000))
+    stream, attempt = with_attempt(disconnect=DisconnectPolicy("drain", seconds=1000))
     stream.attach(attempt, row(""), ())
     if begun:
         stream.put([Delta(0, "x" * BACKLOG if full else "x")])
@@ -294,11 +294,11 @@ def test_look_aborts_a_drain_past_its_time_limit() -> None:
     assert attempt.aborts == 1
 
 
-def test_a_call_that_never_began_or_is_complete_is_not_drained() -> None:
+def test_a_call_that_never_started_or_is_complete_is_not_drained() -> None:
     early = a_stream(disconnect=DRAIN)
     early.end("client_gone")
     assert not early.attach(Quiet(), row("drain"), ())
-    complete, attempt = under_way(disconnect=DRAIN)
+    complete, attempt = with_attempt(disconnect=DRAIN)
     complete.put([Delta(0, "x")])
     complete.end("completed")
     assert complete.end("client_gone")
@@ -309,7 +309,7 @@ def test_a_call_that_never_began_or_is_complete_is_not_drained() -> None:
 
 
 def test_a_stop_before_the_disconnect_starts_no_drain() -> None:
-    stream, attempt = under_way(disconnect=DRAIN)
+    stream, attempt = with_attempt(disconnect=DRAIN)
     stream.end("stopped")
     assert not stream.end("client_gone")
     assert attempt.aborts >= 1
@@ -329,11 +329,11 @@ def test_a_drain_can_be_stopped_twice_by_its_id(removed: bool) -> None:
     assert attempt.aborts >= 1
 
 
-# What time does to it
+# Timeouts and nudges
 
 
 def test_look_does_nothing_within_the_timeouts() -> None:
-    stream, attempt = under_way()
+    stream, attempt = with_attempt()
     stream.look(stream.opened + 29)
     stream.put([Delta(0, "x")])
     stream.look(stream.deadlines.last_event + 19)
@@ -343,7 +343,7 @@ def test_look_does_nothing_within_the_timeouts() -> None:
 
 
 def test_the_first_event_timeout_aborts_the_attempt_and_not_the_call() -> None:
-    stream, attempt = under_way()
+    stream, attempt = with_attempt()
     stream.look(stream.attempt_began + 31)
     assert stream.expired is not None
     assert (stream.expired.phase, stream.expired.details) == (
@@ -355,7 +355,7 @@ def test_the_first_event_timeout_aborts_the_attempt_and_not_the_call() -> None:
 
 
 def test_a_fallback_attempt_has_its_own_first_event_timeout() -> None:
-    stream, first = under_way()
+    stream, first = with_attempt()
     stream.look(stream.attempt_began + 31)
     second = Quiet()
     assert stream.attach(second, OTHER, ())
@@ -366,7 +366,7 @@ def test_a_fallback_attempt_has_its_own_first_event_timeout() -> None:
 
 
 def test_an_attempt_that_does_not_end_when_aborted_ends_the_call() -> None:
-    stream, attempt = under_way()
+    stream, attempt = with_attempt()
     stream.look(stream.attempt_began + 31)
     expired = stream.expired
     stream.look(stream.attempt_began + 32)
@@ -375,7 +375,7 @@ def test_an_attempt_that_does_not_end_when_aborted_ends_the_call() -> None:
 
 
 def test_the_total_timeout_ends_a_call_without_an_attempt() -> None:
-    """Or one that waits for its turn: not for a first event, but for all of its time."""
+    """For a queued call, the timeout of the first event doesn't count, but the total one does."""
     stream = a_stream()
     stream.look(stream.opened + 31)
     assert stream.mailbox.ended_by is None
@@ -384,7 +384,7 @@ def test_the_total_timeout_ends_a_call_without_an_attempt() -> None:
 
 
 def test_the_idle_timeout_aborts_an_attempt_silent_after_an_event() -> None:
-    stream, attempt = under_way()
+    stream, attempt = with_attempt()
     stream.put([Delta(0, "x")])
     stream.look(stream.deadlines.last_event + 21)
     assert stream.expired is not None
@@ -393,7 +393,7 @@ def test_the_idle_timeout_aborts_an_attempt_silent_after_an_event() -> None:
 
 
 def test_the_idle_timeout_does_not_run_while_the_mailbox_is_full() -> None:
-    stream, attempt = under_way()
+    stream, attempt = with_attempt()
     stream.put([Delta(0, "x" * BACKLOG)])
     assert stream.mailbox.full
     stream.look(stream.deadlines.last_event + 21)
@@ -405,7 +405,7 @@ def test_the_idle_timeout_does_not_run_while_the_mailbox_is_full() -> None:
 
 @pytest.mark.parametrize("begun", [True, False])
 def test_the_total_timeout_ends_a_call_with_its_fallback_attempt(begun: bool) -> None:
-    stream, _ = under_way()
+    stream, _ = with_attempt()
     attempt = Quiet()
     stream.attach(attempt, OTHER, ())
     if begun:
@@ -421,7 +421,7 @@ def test_the_total_timeout_ends_a_call_with_its_fallback_attempt(begun: bool) ->
 
 
 def test_no_timeout_ends_a_complete_answer_that_is_undelivered() -> None:
-    stream, _ = under_way()
+    stream, _ = with_attempt()
     stream.put([Delta(0, "x")])
     stream.end("completed")
     for later in (21, 22, 101, 1000):
@@ -430,7 +430,7 @@ def test_no_timeout_ends_a_complete_answer_that_is_undelivered() -> None:
 
 
 def test_the_held_status_line_is_released_once_after_its_hold_time() -> None:
-    stream, _ = under_way(hold=10)
+    stream, _ = with_attempt(hold=10)
     stream.look(stream.opened + 9)
     stream.look(stream.opened + 10)
     assert stream.mailbox.take() == [Nudge.RELEASE]
@@ -440,27 +440,27 @@ def test_the_held_status_line_is_released_once_after_its_hold_time() -> None:
 
 
 def test_no_release_nudge_is_sent_after_the_first_event() -> None:
-    stream, _ = under_way(hold=10)
+    stream, _ = with_attempt(hold=10)
     stream.put([Delta(0, "x")])
     stream.look(stream.opened + 11)
     assert stream.mailbox.take() == [[Delta(0, "x")]]
 
 
 def test_keep_alive_nudges_are_sent_at_intervals() -> None:
-    stream, _ = under_way(keepalive=15)
+    stream, _ = with_attempt(keepalive=15)
     for seconds, nudged in [(14, False), (15, True), (16, False), (29, False), (30, True)]:
         stream.look(stream.opened + seconds)
         assert drained(stream) == ([Nudge.KEEP_ALIVE] if nudged else [])
 
 
 def drained(stream: Stream) -> list[Any]:
-    """What is in the mailbox; nothing, if it is empty."""
+    """Return the messages in the mailbox without waiting for any."""
     stream.mailbox.nudge(Nudge.RELEASE)
     return [message for message in stream.mailbox.take() if message is not Nudge.RELEASE]
 
 
 def test_a_write_delays_the_next_keep_alive() -> None:
-    stream, _ = under_way(keepalive=15)
+    stream, _ = with_attempt(keepalive=15)
     stream.deadlines.last_write = stream.opened + 10
     stream.look(stream.opened + 24)
     assert drained(stream) == []
@@ -523,11 +523,11 @@ def test_a_call_is_not_registered_when_the_sweeper_cannot_start(
     registry.add(a_stream())
 
 
-# Whose turn it is
+# The queue
 
 
 class Queue:
-    """A registry of one place, and the calls that wait for it, each in a thread."""
+    """A registry with one slot, and calls that wait for it, each in its own thread."""
 
     def __init__(self, size: int = 9, limit: int = 1) -> None:
         self.registry = StreamRegistry(limit, queue=size, per_key=99)
@@ -536,7 +536,7 @@ class Queue:
         self.threads: list[threading.Thread] = []
 
     def enter(self, name: str, patience: float = HANG_S) -> Stream:
-        """A call comes, and stands in the queue (or has begun) when this returns."""
+        """Add a call. Return once it is queued, has started, or has been refused."""
         stream = a_stream(stream_id=name)
         self.registry.add(stream)
         before = len(self.begun) + len(self.refused) + len(self.registry._waiting)
@@ -558,7 +558,7 @@ class Queue:
             assert not thread.is_alive()
 
 
-def test_calls_begin_in_the_order_of_their_arrival() -> None:
+def test_queued_calls_start_in_the_order_of_their_arrival() -> None:
     queue = Queue()
     calls = [queue.enter(name) for name in "abcd"]
     for number, stream in enumerate(calls, 1):
@@ -585,7 +585,7 @@ def test_a_call_that_waits_too_long_leaves_the_queue() -> None:
 
 @pytest.mark.parametrize("removed", [True, False])
 def test_the_turn_of_an_ended_call_passes_to_the_next_call(removed: bool) -> None:
-    """Also when its writer is done with it before its reader wakes."""
+    """The writer may even remove the call before its reader wakes up."""
     queue = Queue()
     first = queue.enter("a")
     gone = a_stream(stream_id="b")
@@ -648,24 +648,24 @@ def test_a_queued_call_can_be_stopped_and_gets_keep_alives() -> None:
 
 
 def test_many_concurrent_calls_leave_the_registry_empty() -> None:
-    """A place that leaks would be a call fewer, for ever."""
+    """A leaked slot would reduce the server's capacity for good."""
     registry = StreamRegistry(3, queue=1000, per_key=2000)
-    most, under = 0, 0
+    most, running = 0, 0
     lock = threading.Lock()
 
     def live(number: int) -> None:
-        nonlocal most, under
+        nonlocal most, running
         stream = a_stream(stream_id=f"s-{number}")
         registry.add(stream)
         if number % 3 == 0:
             threading.Timer(0.002 * (number % 5), stream.end, ["stopped"]).start()
         if registry.await_turn(stream, 0.001 * (number % 7) if number % 2 else HANG_S):
             with lock:
-                under += 1
-                most = max(most, under)
+                running += 1
+                most = max(most, running)
             time.sleep(0.001)
             with lock:
-                under -= 1
+                running -= 1
         registry.remove(stream)
 
     threads = [threading.Thread(target=live, args=(number,)) for number in range(150)]
@@ -713,7 +713,7 @@ def test_a_key_is_limited_to_its_share_of_concurrent_calls(
 
 def test_a_stopped_call_ends_at_once() -> None:
     registry = StreamRegistry(10)
-    stream, attempt = under_way()
+    stream, attempt = with_attempt()
     registry.add(stream)
     registry.stop("key_1", "s-1")
     assert stream.mailbox.take() == [End("stopped")]
@@ -741,7 +741,7 @@ def test_a_repeated_stop_succeeds_for_a_minute(
 
 
 class Clock:
-    """The time as stream.py sees it."""
+    """A clock for registry.py that the test moves."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -757,7 +757,7 @@ def test_stop_reports_unknown_calls_and_calls_of_other_keys_as_not_found(
     registry.add(stream)
     with pytest.raises(StreamNotFound) as caught:
         registry.stop(key_id, stream_id)
-    assert caught.value.message == "No active stream has this id. It may have ended by itself."
+    assert caught.value.message == "No active stream has this id. It may have finished already."
     assert stream.mailbox.ended_by is None
 
 
@@ -772,7 +772,7 @@ def test_a_call_that_has_ended_cannot_be_stopped(reason: EndReason) -> None:
 
 def test_a_complete_but_undelivered_answer_can_still_be_stopped() -> None:
     registry = StreamRegistry(10)
-    stream, _ = under_way()
+    stream, _ = with_attempt()
     registry.add(stream)
     stream.put([Delta(0, "x")])
     stream.end("completed")
@@ -782,7 +782,7 @@ def test_a_complete_but_undelivered_answer_can_still_be_stopped() -> None:
 
 def test_a_delivered_answer_cannot_be_stopped() -> None:
     registry = StreamRegistry(10)
-    stream, _ = under_way()
+    stream, _ = with_attempt()
     registry.add(stream)
     stream.end("completed")
     stream.mailbox.take()
@@ -804,7 +804,7 @@ def test_a_new_call_with_a_stopped_id_does_not_count_as_stopped() -> None:
 
 
 def test_two_concurrent_stops_both_succeed() -> None:
-    """Also when the second comes before the first has noted that it was the first."""
+    """The second stop arrives before the first one has been recorded."""
     registry, stream = StreamRegistry(10), a_stream()
     registry.add(stream)
     stream.end("stopped")
@@ -869,7 +869,7 @@ def test_one_sweeper_serves_all_calls() -> None:
 
 
 def tcp_pair(family: socket.AddressFamily = socket.AF_INET) -> tuple[socket.socket, socket.socket]:
-    """A server's end and a client's."""
+    """Return the server's socket and the client's socket of a connection."""
     with socket.create_server(("127.0.0.1" if family == socket.AF_INET else "::1", 0),
                               family=family) as listener:  # fmt: skip
         client = socket.create_connection(listener.getsockname()[:2])
@@ -982,7 +982,7 @@ def test_a_socket_that_cannot_be_peeked_counts_as_connected() -> None:
 
 def test_a_client_hang_up_ends_the_call_and_shuts_its_socket() -> None:
     server, client = tcp_pair()
-    stream, attempt = under_way(client=server)
+    stream, attempt = with_attempt(client=server)
     with closing(server):
         stream.look(stream.opened)
         assert stream.mailbox.ended_by is None

@@ -1,1 +1,1 @@
-"""Helpers of the tests: servers, clients, fake hosts, and what must hold of a ledger."""
+"""Helpers for tests: servers, clients, fake hosts, and checks of a ledger."""

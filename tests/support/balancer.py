@@ -1,9 +1,11 @@
-"""A load balancer for the tests: each connection of a client goes to the next backend in turn.
+"""A load balancer for the tests: each new connection goes to the next backend.
 
-It is a process of its own, so that a busy test doesn't slow down what passes through it, and ends
-when its pipe does. Rules that hold here: it knows nothing of HTTP; of what one side says it holds a
-single read, until the other has taken it; an end and a reset are passed on as they came; a backend
-that refuses a connection is passed over.
+- The balancer is a separate process, so a busy test doesn't slow down traffic. It exits when its
+  stdin closes.
+- It forwards bytes and knows nothing about HTTP.
+- It buffers at most one read per direction, and reads again when the other side has taken the data.
+- A FIN and a RST are forwarded.
+- A backend that refuses a connection is skipped.
 """
 
 from __future__ import annotations
@@ -30,17 +32,20 @@ Address: TypeAlias = tuple[str, int]
 
 
 class Balancer:
-    """`with Balancer([("127.0.0.1", 8001), ...]) as balancer: connect to balancer.port`"""
+    """A running balancer.
+
+    with Balancer([("127.0.0.1", 8001), ("127.0.0.1", 8002)]) as balancer:
+        connect(balancer.port)
+    """
 
     def __init__(self, backends: Sequence[Address], *, host: str = "127.0.0.1") -> None:
-        """host: the address to listen on."""
         self._backends, self._host = list(backends), host
 
     def __enter__(self) -> Self:
         with socket.create_server((self._host, 0), backlog=BACKLOG) as listener:
             self.port = int(listener.getsockname()[1])
             command = f"from tests.support.balancer import serve; serve({listener.fileno()})"
-            # A process group of its own: Ctrl-C is for the tests, which then end it.
+            # A separate process group doesn't get Ctrl-C. The tests get it, and end the process.
             self._process = subprocess.Popen(
                 [sys.executable, "-c", command, json.dumps(self._backends)],
                 cwd=ROOT,
@@ -61,8 +66,13 @@ class Balancer:
 
 
 class Side:
-    """One end of a connection that passes through. held: what the other side said and this one has
-    not taken. over: it has said all."""
+    """One of the two sockets of a forwarded connection.
+
+    Attributes:
+        other: The other socket.
+        held: Data from the other socket that this one hasn't accepted yet.
+        over: True if this socket's peer has sent its FIN.
+    """
 
     other: Side
 
@@ -76,18 +86,17 @@ class Side:
         reads = not self.over and not self.other.held
         return reads * selectors.EVENT_READ | bool(self.held) * selectors.EVENT_WRITE
 
-    def hear(self) -> None:
-        """Take what it says, for the other side."""
+    def read(self) -> None:
         data = self.socket.recv(READ_BYTES)
         if data:
             self.other.held = data
-            self.other.tell()
+            self.other.write()
         else:
             self.over = True
             self.other.socket.shutdown(socket.SHUT_WR)
 
-    def tell(self) -> None:
-        """Give it what is held for it, as far as it takes that."""
+    def write(self) -> None:
+        """Write as much of the held data as the socket accepts."""
         with contextlib.suppress(BlockingIOError):
             self.held = self.held[self.socket.send(self.held) :]
 
@@ -97,8 +106,6 @@ class Side:
 
 
 class Loop:
-    """What the process does."""
-
     def __init__(self, listener: socket.socket, backends: Sequence[Address]) -> None:
         self._listener, self._count, self._next = listener, len(backends), cycle(backends)
         self._selector = selectors.DefaultSelector()
@@ -106,14 +113,13 @@ class Loop:
         self._selector.register(sys.stdin, selectors.EVENT_READ)
 
     def run(self) -> None:
-        """Until the pipe on stdin closes."""
         while True:
             for key, events in self._selector.select():
                 if key.fileobj is sys.stdin:
                     return
                 if key.fileobj is self._listener:
                     self._accept()
-                elif key.data.socket.fileno() >= 0:  # not closed in this same round
+                elif key.data.socket.fileno() >= 0:  # not closed earlier in this round
                     self._serve(key.data, events)
 
     def _accept(self) -> None:
@@ -132,12 +138,12 @@ class Loop:
     def _serve(self, side: Side, events: int) -> None:
         try:
             if events & side.interest & selectors.EVENT_WRITE:
-                side.tell()
+                side.write()
             if events & side.interest & selectors.EVENT_READ:
-                side.hear()
+                side.read()
         except BlockingIOError:
             pass
-        except OSError:  # either of them has reset it
+        except OSError:  # one of the two peers has reset the connection
             self._forget(side, side.other)
             side.reset()
             side.other.reset()
@@ -151,7 +157,7 @@ class Loop:
         self._watch(side.other)
 
     def _watch(self, side: Side) -> None:
-        """Be told of what it waits for, and of nothing else."""
+        """Select only the events that the socket waits for."""
         if not side.interest:
             self._forget(side)
         elif side.socket in self._selector.get_map():
@@ -166,6 +172,6 @@ class Loop:
 
 
 def serve(listener: int) -> None:
-    """The main function of the process. listener: the file descriptor of a listening socket."""
+    """Run the process. `listener` is the file descriptor of a listening socket."""
     with socket.socket(fileno=listener) as sock:
         Loop(sock, [(host, port) for host, port in json.loads(sys.argv[1])]).run()

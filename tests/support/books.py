@@ -1,6 +1,7 @@
-"""A ledger as its database has it, read without any part of Sluice, so that a test can judge.
+"""Direct access to a ledger's database, and checks of its rows.
 
-A place is the path of a SQLite file, or the URL of a Postgres.
+- Nothing here uses Sluice's code, so the checks are independent of it.
+- A place is the path of a SQLite file or the URL of a Postgres database.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ SETTLED = ("status", "end_reason", "duration_us", "latency_us")
 
 
 def ledger_of(server: Server) -> Path:
-    """Its SQLite file."""
     return server.directory / "sluice.db"
 
 
@@ -43,12 +43,12 @@ def query(place: Place, statement: str) -> list[Row]:
 
 
 def rows(place: Place) -> list[Row]:
-    """All, in the order of their ids, which is that of time."""
+    """Return all rows in the order of their ids, which is chronological."""
     return query(place, "SELECT * FROM requests ORDER BY id")
 
 
 def row_of(place: Place, request_id: str) -> Row:
-    """The only one of that request id."""
+    """Return the row with a request id. There must be exactly one."""
     return by_request(rows(place))[request_id]
 
 
@@ -57,7 +57,7 @@ def open_rows(place: Place) -> list[Row]:
 
 
 def by_request(found: Iterable[Row]) -> dict[str, Row]:
-    """Rows by their request ids, none of which is there twice."""
+    """Return rows by request id. Fail if an id occurs twice."""
     found = list(found)
     counted = Counter(row["request_id"] for row in found)
     assert [id_ for id_, count in counted.items() if count > 1] == []
@@ -65,12 +65,12 @@ def by_request(found: Iterable[Row]) -> dict[str, Row]:
 
 
 def spent(place: Place, key_id: str) -> int:
-    """What a key's requests cost, in nano-dollars."""
+    """Return the cost of a key's requests in nano-dollars."""
     return sum(row["cost_nano"] or 0 for row in rows(place) if row["key_id"] == key_id)
 
 
 def assert_sound(place: Place) -> None:
-    """All is settled, each row is whole, and the roll-up is the sum of the rows."""
+    """Assert that all rows are settled and complete, and that the daily sums match the rows."""
     if isinstance(place, Path):
         assert query(place, "PRAGMA integrity_check") == [{"integrity_check": "ok"}]
     found = rows(place)
@@ -88,7 +88,6 @@ def rolled_up(found: Iterable[Row]) -> dict[tuple[str, ...], tuple[int, ...]]:
 
 
 def summed(found: Iterable[Row]) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """What the roll-up of these rows should be."""
     sums: dict[tuple[str, ...], list[int]] = defaultdict(lambda: [0] * (len(SUMS) + 2))
     for row in found:
         day = datetime.fromtimestamp(row["started_us"] / 1e6, UTC).strftime("%Y-%m-%d")

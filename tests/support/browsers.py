@@ -1,4 +1,4 @@
-"""The browser that the tests drive: this machine's Chromium, never one of Playwright's own."""
+"""The browser for tests: the Chromium that is installed here, never one that Playwright brings."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 def launch(playwright: Playwright) -> Browser:
-    """Raises CantRunError where there is none."""
+    """Start the browser. Raises CantRunError if none is installed."""
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
-        raise CantRunError(f"none of {', '.join(NAMES)} is installed here")
-    sandbox = ["--no-sandbox"] if os.getuid() == 0 else []  # root can't have one
+        raise CantRunError(f"none of {', '.join(NAMES)} is installed")
+    sandbox = ["--no-sandbox"] if os.getuid() == 0 else []  # Chromium has no sandbox for root
     return playwright.chromium.launch(executable_path=program, args=sandbox)

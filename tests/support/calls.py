@@ -1,4 +1,4 @@
-"""What the live tests ask of a server, and what its log and its process tell of it."""
+"""Helpers for live tests: requests to a server, its log lines, and facts about its processes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from tests.support.servers import Server
 
 COMPLETIONS = "/api/v1/completions"
 EVENT = fp.event(fp.chunks(["word "], finish=None)[0])
-"""A piece of text of a stream that goes on."""
+"""An event with text, for a stream that continues."""
 BEGUN = fp.sse(fp.chunks(["Hello"], finish=None), done=False, complete=False)
-"""A stream that has brought one text."""
+"""The beginning of a stream, up to its first text."""
 
 
 def toml_row(name: str, base_url: str, **fields: str) -> str:
-    """A row for sluice.toml, of an OpenAI-compatible host."""
     more = "".join(f'{field} = "{value}"\n' for field, value in fields.items())
     return f'[providers.{name}]\nbase_url = "{base_url}"\ncompletions = true\n{more}\n'
 
@@ -31,7 +30,7 @@ def ask(client: RawClient, **fields: object) -> None:
 
 
 def begin_stream(client: RawClient, **fields: object) -> str:
-    """Ask for a stream and read it up to its first text; its id."""
+    """Request a stream and read it up to its first text. Return its id."""
     ask(client, stream=True, **fields)
     head = client.read_head()
     assert head.status == 200, client.body()
@@ -41,7 +40,7 @@ def begin_stream(client: RawClient, **fields: object) -> str:
 
 
 def complete(server: Server, **fields: object) -> dict[str, Any]:
-    """A unary call's answer, which must be a 200."""
+    """Make a unary call and return the response's JSON. Fail if the status isn't 200."""
     with server.client() as client:
         ask(client, **fields)
         head, answer = client.read_head(), client.json()
@@ -51,7 +50,7 @@ def complete(server: Server, **fields: object) -> dict[str, Any]:
 
 
 def kinds(frames: Sequence[Frame]) -> list[str]:
-    """What the frames are: their types, DONE, or comment."""
+    """Return the type of each frame. A comment is "comment", and [DONE] is "DONE"."""
     return [
         "comment" if f.data is None else "DONE" if f.data == "[DONE]" else f.json["type"]
         for f in frames
@@ -59,10 +58,10 @@ def kinds(frames: Sequence[Frame]) -> list[str]:
 
 
 class Answer(NamedTuple):
-    """sent_at, took: when the request was sent, and how many seconds its answer took."""
-
     sent_at: float
+    """The monotonic time at which the request was sent."""
     took: float
+    """Seconds until the response's headers."""
     status: int
     headers: dict[str, str]
     json: Any
@@ -86,7 +85,6 @@ def _exchange(server: Server, method: str, path: str, key: str | None) -> Answer
 
 
 def active(server: Server, key: str | None = None) -> list[dict[str, Any]]:
-    """The key's active streams."""
     found: list[dict[str, Any]] = get(server, f"{COMPLETIONS}/streams", key).json
     return found
 
@@ -96,7 +94,7 @@ def wait_active(server: Server, count: int, key: str | None = None) -> None:
 
 
 def settled(server: Server, stream_id: str) -> dict[str, Any]:
-    """The line in the log of the call with that id, once it is there."""
+    """Wait until the log has the line of a call. Return the line."""
     found: list[dict[str, Any]] = []
 
     def there() -> bool:
@@ -114,14 +112,14 @@ def log_lines(server: Server) -> list[dict[str, Any]]:
 
 
 def closed_after(request: fp.Request, since: float) -> float:
-    """How long after a moment its peer closed the connection of a request."""
+    """Return the seconds from `since` until the peer closed the request's connection."""
     assert (request.closed_by, request.outcome) == ("peer", "aborted")
     assert request.closed_at is not None
     return request.closed_at - since
 
 
 def wait_blocked(fake: FakeProvider) -> int:
-    """Wait until nobody takes what the fake sends; how many bytes it has sent by then."""
+    """Wait until the fake provider can't send any more. Return the bytes that it has sent."""
     before = -1
     while (sent := sum(request.bytes_sent for request in fake.requests)) > before:
         before = sent
@@ -130,15 +128,17 @@ def wait_blocked(fake: FakeProvider) -> int:
 
 
 def resident(pid: int) -> int:
-    """A process's resident memory, in bytes."""
+    """Return the resident memory of a process in bytes."""
     status = Path(f"/proc/{pid}/status").read_text()
     [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]
     return int(line.split()[1]) * 1024
 
 
 def best_of(tries: int, bound: float, measure: Callable[[], float]) -> float:
-    """The best of some measurements, as a busy machine may hold up any one; no more than needed
-    to be within the bound."""
+    """Return the smallest of up to `tries` measurements. Stop when one is below the bound.
+
+    Any single measurement may be delayed by a busy machine.
+    """
     best = float("inf")
     for _ in range(tries):
         best = min(best, measure())

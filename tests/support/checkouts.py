@@ -1,8 +1,9 @@
-"""A checkout as its user has it after the set-up, for the commands of the docs.
+"""A checkout as a user has it after the set-up, in which tests run commands of the docs.
 
-Rules that hold here: it is a folder of links to this one, without its private files (.env, keys,
-ledger, sluice.toml); what a command writes stays in that folder; a server that is started there
-listens on loopback, and ends with it.
+- The checkout is a folder of links to this repository, without private files (.env, keys, ledger,
+  sluice.toml).
+- Files that a command writes stay in that folder.
+- A server that is started there listens on loopback, and stops when the test leaves the checkout.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ from tests.support.servers import clean_environment, free_port
 
 PRIVATE = (".env", "keys.jsonl", "keys.jsonl.lock", "sluice.toml", "sluice.db", ".venv", ".git")
 ADDRESS = "127.0.0.1:8000"
-"""Where the docs' server listens."""
+"""The address of the server in the docs."""
 
 
 class Checkout:
-    """A set-up checkout: `with Checkout(tmp_path) as checkout: checkout.bash("flask providers")`"""
+    """A set-up checkout.
+
+    with Checkout(tmp_path) as checkout:
+        checkout.bash("flask providers")
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -54,7 +59,6 @@ class Checkout:
         self.stop()
 
     def bash(self, text: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run commands of the docs, whose server is ours."""
         return subprocess.run(
             ["bash", "-euo", "pipefail", "-c", self.ours(text)],
             cwd=self.directory,
@@ -67,13 +71,14 @@ class Checkout:
         )
 
     def ours(self, text: str) -> str:
+        """Return commands of the docs with the address of this checkout's server."""
         here = f"127.0.0.1:{self.port}"
-        # The examples know the docs' address by themselves.
+        # In the docs the examples need no SLUICE_URL, because its default is the docs' address.
         text = text.replace("SLUICE_KEY=$KEY ", f"SLUICE_URL=http://{ADDRESS} SLUICE_KEY=$KEY ")
         return text.replace(ADDRESS, here)
 
     def serve(self, command: str) -> str:
-        """Start a server, in the place of one that is there; what it wrote until it was ready."""
+        """Start a server; stop the running one first. Return the output until it is ready."""
         self.stop()
         output = self.directory / "output"
         with output.open("wb") as file:
@@ -89,12 +94,12 @@ class Checkout:
         deadline = time.monotonic() + HANG_S
         while self.bash(f"curl -fsS http://{ADDRESS}/ready").returncode:
             if time.monotonic() > deadline or self._process.poll() is not None:
-                raise RuntimeError(f"{command} isn't ready:\n{output.read_text()}")
+                raise RuntimeError(f"{command} didn't become ready:\n{output.read_text()}")
             time.sleep(0.1)
         return output.read_text()
 
     def stop(self) -> None:
-        """As Ctrl-C does."""
+        """Stop the server with SIGINT, as Ctrl-C does."""
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGINT)
             try:

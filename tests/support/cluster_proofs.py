@@ -1,5 +1,7 @@
-"""What must hold of a cluster whatever becomes of a part of it: a load that goes on meanwhile, what
-is asked of its workers beside it, and the books of it all in the end."""
+"""Checks that must pass on a cluster while parts of it fail.
+
+A load runs meanwhile, probes send requests to each worker, and at the end the ledger is checked.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from tests.support.books import Row, by_request, open_rows, rows
 from tests.support.calls import BEGUN
 from tests.support.clusters import Cluster, Worker, stop
 from tests.support.fake import FakeProvider
-from tests.support.load import NATIVE, OPENAI, Load, Sent, body, failed, has_text, told
+from tests.support.load import NATIVE, OPENAI, Load, Sent, body, failed, has_text, usage_in
 from tests.support.load import scripts as scripts_of
 from tests.support.pace import HANG_S
 from tests.support.raw_client import RawClient
@@ -37,8 +39,12 @@ SCRIPTS: Mapping[str, Sequence[fp.Step]] = {
 
 
 class Run:
-    """A load on a cluster, streams of which some are stopped by whoever is asked. sent: its calls.
-    stops: what each attempt to stop one of them came to."""
+    """A load on a cluster, with additional streams that are stopped through any worker.
+
+    Attributes:
+        sent: The calls of the load, including the stopped streams.
+        stops: A stopped stream and the response's status, for each attempt to stop it.
+    """
 
     def __init__(self, cluster: Cluster, fake: FakeProvider, keys: Mapping[str, str]) -> None:
         self.cluster, self.fake, self.keys = cluster, fake, keys
@@ -64,13 +70,13 @@ class Run:
                     thread.join()
 
     def wait_answers(self, count: int = CLIENTS + STOPPING) -> None:
-        """Wait until that many more calls were answered as they should be."""
+        """Wait until `count` more calls have a complete response with status 200."""
 
         def answered() -> int:
             return sum(sent.whole and sent.status == 200 for sent in self.sent)
 
         before = answered()
-        clusters.wait(lambda: answered() >= before + count, HANG_S, "the load goes on")
+        clusters.wait(lambda: answered() >= before + count, HANG_S, "more calls are answered")
 
     def _stop_some(self) -> None:
         while not self._ending.wait(random.uniform(0, 0.1)):
@@ -93,16 +99,19 @@ class Run:
                     if frame.data == "[DONE]":
                         sent.done = True
                     elif frame.data is not None:
-                        sent.usage, sent.error = told(frame.json) or sent.usage, failed(frame.json)
+                        sent.usage, sent.error = (
+                            usage_in(frame.json) or sent.usage,
+                            failed(frame.json),
+                        )
                         if has_text(frame):
                             self._stop(sent, client)
             sent.whole = True
 
     def _stop(self, sent: Sent, client: RawClient) -> None:
-        """Ask again and again, until it is said to be stopped, or has been cut off."""
+        """Request the stop repeatedly, until a response confirms it or the stream is cut off."""
         until = time.monotonic() + HANG_S
         while time.monotonic() < until:
-            with contextlib.suppress(OSError, EOFError):  # who is asked may be killed, too
+            with contextlib.suppress(OSError, EOFError):  # this worker may be killed, too
                 status = calls.stop(self.cluster, sent.id, self.keys["main"]).status
                 self.stops.append((sent, status))
                 if status == 200:
@@ -113,13 +122,18 @@ class Run:
 
 
 def hung_up(client: RawClient) -> bool:
-    """Whether the server has closed, and all that it said was read."""
+    """Return True if the server has closed the connection and all its data was read."""
     return client.readable(0) and client.sock.recv(1, socket.MSG_PEEK) == b""
 
 
 class Probe:
-    """Streams that nobody ends, two of each worker, and a connection to each to ask it of them.
-    kept: those that are not stopped."""
+    """Two endless streams on each worker, and a connection to each worker for requests.
+
+    Attributes:
+        asked: The connection to each worker.
+        streams: For each worker, the stream to stop next: its id and its client.
+        kept: For each worker, the stream that is never stopped.
+    """
 
     def __init__(self, cluster: Cluster, key: str, stack: ExitStack) -> None:
         self.cluster, self.key, self._stack = cluster, key, stack
@@ -135,7 +149,7 @@ class Probe:
             self.begin(worker)
 
     def begin(self, worker: Worker) -> str:
-        """A stream of this worker's; its id, which is its request's too."""
+        """Start a stream on a worker. Return its id, which is also the request id."""
         client = self._stack.enter_context(self.cluster.client_of(worker))
         client.key = self.key
         id_ = f"probe.{next(NUMBERS)}"
@@ -148,13 +162,13 @@ class Probe:
         return id_
 
     def pairs(self) -> Iterator[tuple[Worker, Worker]]:
-        """Each worker, and another one that is asked: of its machine, or of the other one."""
+        """Yield each worker with the next worker. Some pairs share a machine, others don't."""
         count = len(self.workers)
         for number, owner in enumerate(self.workers):
             yield owner, self.workers[(number + 1) % count]
 
     def statuses(self) -> list[int]:
-        """What comes of stopping each worker's stream by another one."""
+        """Stop each worker's stream through another worker. Return the responses' statuses."""
         return [
             stop(self.asked[other], self.streams[owner][0]).status for owner, other in self.pairs()
         ]
@@ -167,15 +181,22 @@ class Probe:
             self.begin(worker)
 
     def wait_stops(self, timeout: float, *, maybe: int = 503) -> float:
-        """Wait until each worker's stream was stopped by another one, and has ended so; how long
-        that took. Until then `maybe` is all that any of them may say."""
+        """Wait until each worker's stream has been stopped through another worker.
+
+        Args:
+            timeout: The most seconds to wait.
+            maybe: The only other status that a stop may get meanwhile.
+
+        Returns:
+            The seconds that this took.
+        """
 
         def stopped() -> bool:
             found = self.statuses()
             assert set(found) <= {200, maybe}, found
             return set(found) == {200}
 
-        took = clusters.wait(stopped, timeout, "each stops another one's stream")
+        took = clusters.wait(stopped, timeout, "each worker stops another worker's stream")
         for _, client in self.streams.values():
             assert_cancelled(client)
         for worker in self.workers:
@@ -183,8 +204,11 @@ class Probe:
         return took
 
     def assert_shared(self) -> None:
-        """Each worker knows of the streams of all that were there from the first, and takes no id
-        that another one has."""
+        """Assert that workers share their streams.
+
+        Each worker lists the kept streams of all workers, and rejects the id of another worker's
+        stream.
+        """
         ids = {id_ for id_, _ in self.kept.values()}
         for owner, other in self.pairs():
             client = self.asked[other]
@@ -197,7 +221,7 @@ class Probe:
         return {clusters.exchange(client, "GET", "/ready").status for client in self.asked.values()}
 
     def accepted(self, key: str, each: int) -> int:
-        """How many of so many calls of each worker a key's limit lets pass."""
+        """Send `each` calls to each worker. Return how many the key's rate limit accepts."""
         found = []
         for client in [*self.asked.values()] * each:
             client.key, mine = key, client.key
@@ -210,8 +234,11 @@ class Probe:
 
 
 def listed(client: RawClient) -> list[dict[str, Any]]:
-    """The list of active streams, once it can be known: of a worker that was killed a moment ago
-    nobody knows that it was, and it doesn't answer."""
+    """Return the active streams, as soon as they can be listed.
+
+    Shortly after a worker was killed, the other workers don't know that it is dead and get no reply
+    from it.
+    """
     found: list[list[dict[str, Any]]] = []
 
     def known() -> bool:
@@ -221,7 +248,7 @@ def listed(client: RawClient) -> list[dict[str, Any]]:
             found.append(answer.json)
         return answer.status == 200
 
-    clusters.wait(known, HANG_S, "the list can be known")
+    clusters.wait(known, HANG_S, "active streams can be listed")
     return found[0]
 
 
@@ -235,53 +262,59 @@ def probing(cluster: Cluster, key: str) -> Iterator[Probe]:
 
 
 def assert_cancelled(client: RawClient) -> None:
-    """It ended because it was stopped, and has not ended otherwise before."""
+    """Assert that the stream ended because it was stopped."""
     *_, finish, final, done = client.frames()
     assert finish.json["choices"][0]["finish_reason"] == "cancelled"
     assert (final.json["type"], done.data) == ("usage_final", "[DONE]")
 
 
-# The books
+# Checks of the ledger
 
 
 def settled(run: Run, *, but: str | None = None) -> dict[str, Row]:
-    """The rows of a run, by their request ids, once none is open. but: whose may be: who was
-    killed."""
+    """Wait until all rows of a run are settled. Return them by request id.
+
+    Args:
+        but: The owner whose rows may be open, because its process was killed.
+    """
     place, ids = run.cluster.database_url, {sent.id for sent in run.sent}
 
     def closed() -> bool:
-        under_way = {row["request_id"] for row in open_rows(place) if row["owner"] != but}
-        return ids.isdisjoint(under_way)
+        pending = {row["request_id"] for row in open_rows(place) if row["owner"] != but}
+        return ids.isdisjoint(pending)
 
     clusters.wait(closed, HANG_S, "all rows are settled")
     return by_request(row for row in rows(place) if row["request_id"] in ids)
 
 
-def assert_nothing_is_lost(run: Run, found: Mapping[str, Row], *, told_so: set[str]) -> None:
-    """Each call that was accepted has its row, each row is a call's and says of it what its client
-    was told. told_so: the calls that are lost, as their clients know."""
+def assert_nothing_is_lost(run: Run, found: Mapping[str, Row], *, cut_off: set[str]) -> None:
+    """Assert that each accepted call has a row that agrees with the client's response.
+
+    Args:
+        cut_off: The request ids of calls that were cut off, which their clients noticed.
+    """
     sent = {one.id: one for one in run.sent}
     closed = {id_: row for id_, row in found.items() if row["ended_us"] is not None}
     accepted = {id_ for id_, one in sent.items() if one.status == 200}
     assert accepted - set(found) == set()
-    assert {id_ for id_, one in sent.items() if one.failure} <= told_so
+    assert {id_ for id_, one in sent.items() if one.failure} <= cut_off
     assert {id_ for id_, one in sent.items() if one.error} == set()
     assert false_ends(run.sent) == []
     proofs.assert_whole_answers_are_recorded(run.load, found)
     wrong = [
         (id_, row["end_reason"])
         for id_, row in closed.items()
-        if row["end_reason"] != sent[id_].kind.reason and id_ not in told_so
+        if row["end_reason"] != sent[id_].kind.reason and id_ not in cut_off
     ]
     assert wrong == []
     requests = [r for r in run.fake.requests if r.prompt.split()[0] not in ("probe", "quick")]
-    asked = {id_: row for id_, row in closed.items() if row["attempts"]}  # of a provider
+    asked = {id_: row for id_, row in closed.items() if row["attempts"]}  # reached a provider
     proofs.assert_usage_is_the_providers(run.load, asked, requests)
     proofs.assert_the_provider_was_called_for_rows_only(requests, found)
 
 
 def false_ends(all_sent: Sequence[Sent]) -> list[Sent]:
-    """Streams that were said to be whole without being so."""
+    """Return the streams that ended like complete ones but without [DONE]."""
     return [
         sent
         for sent in all_sent
@@ -290,8 +323,11 @@ def false_ends(all_sent: Sequence[Sent]) -> list[Sent]:
 
 
 def assert_stops_told_the_truth(run: Run, *, but: Collection[str] = ()) -> None:
-    """A stop of a stream that is under way is 200, or 503 where nobody can know. but: the streams
-    that were cut off, which may be unknown."""
+    """Assert that each stop of an active stream got 200, or 503 if its owner was unreachable.
+
+    Args:
+        but: The ids of streams that were cut off, whose stops may also get 404.
+    """
     assert run.stops
     allowed = (200, 503)
     lies = [(sent, status) for sent, status in run.stops if status not in allowed]
@@ -299,7 +335,10 @@ def assert_stops_told_the_truth(run: Run, *, but: Collection[str] = ()) -> None:
 
 
 def keys_for(cluster: Cluster, names: Sequence[str]) -> dict[str, str]:
-    """The load's keys, and one of PER_MINUTE requests for each of these."""
+    """Add keys to the cluster and return them by name.
+
+    They are the keys of the load and, for each of `names`, a key with PER_MINUTE requests.
+    """
     found: dict[str, Any] = {
         name: cluster.add_key(name, id=f"key_{name}") for name in ("main", "other", "probe")
     }

@@ -1,10 +1,10 @@
-"""Several Sluices that share a Redis and a Postgres, behind a load balancer, as machines would be.
+"""Clusters: several servers that share a Redis and a Postgres, behind a load balancer.
 
-Each machine is a gunicorn master with workers of its own, files of its own, and the same keys and
-sluice.toml. To its clients a cluster is a server.
-
-- A worker is asked on a connection that it serves. The system tells which connection that is, not
-  Sluice.
+- Each server stands for a machine: a gunicorn master with its workers and its files. All have
+  identical keys and an identical sluice.toml.
+- Clients use a cluster like a single server.
+- A test reaches a particular worker over a connection that this worker serves. The operating system
+  tells which worker serves a connection; Sluice isn't asked.
 """
 
 from __future__ import annotations
@@ -32,22 +32,25 @@ from tests.support.servers import POLL_S, UNTROUBLED, Server, fake_rows, make_ke
 
 MACHINES, WORKERS = 2, 2
 CONNECTIONS = 200
-"""How many connections may go to other workers before one goes to the one that is wanted."""
+"""The number of connections to try until one goes to the wanted worker."""
 ESTABLISHED = "01"
 
 
 class Worker(NamedTuple):
-    """machine: the number of the one that it runs on."""
-
     machine: int
     pid: int
 
 
 class Cluster(Server):
-    """`with Cluster(config, redis_url=..., database_url=...) as cluster: ...`
+    """A running cluster: `with Cluster(config, redis_url=..., database_url=...) as cluster: ...`
 
-    config: the text of each machine's sluice.toml. env: more variables of each. Its port is that
-    of the load balancer; its ledger is in `database_url`.
+    Its port is the load balancer's port.
+
+    Args:
+        config: The text of each machine's sluice.toml.
+        redis_url: The shared Redis.
+        database_url: The shared database of the ledger.
+        env: Additional environment variables of each machine.
     """
 
     def __init__(
@@ -71,11 +74,10 @@ class Cluster(Server):
         directory = self.directory / f"machine{number}"
         directory.mkdir()
         machine = Server(config, env=env, directory=directory)
-        (directory / "keys.jsonl").write_text("")  # without the one that each server has
+        (directory / "keys.jsonl").write_text("")  # without the key that Server has added
         return machine
 
     def start(self) -> Self:
-        """Launch it and wait until each worker takes work."""
         try:
             for machine in self.machines:
                 machine.start()
@@ -97,7 +99,7 @@ class Cluster(Server):
         return all(machine.is_ready() for machine in self.machines)
 
     def is_whole(self) -> bool:
-        """Whether each machine has all its workers, and each of these answers."""
+        """Return True if each machine has all its workers, and each worker responds."""
         workers = self.workers()
         if len(workers) != MACHINES * WORKERS:
             return False
@@ -109,7 +111,7 @@ class Cluster(Server):
         return True
 
     def returncode(self) -> int | None:
-        """None while all machines run."""
+        """Return the exit status of a machine that has ended, or None while all machines run."""
         codes = [machine.returncode() for machine in self.machines]
         return next((code for code in codes if code is not None), None)
 
@@ -124,7 +126,10 @@ class Cluster(Server):
         return "".join(machine.output() for machine in self.machines)
 
     def add_key(self, name: str = "test", **fields: object) -> str:
-        """Add a key to each machine's key file; its text. One that runs knows it a moment later."""
+        """Add a key to each machine's key file. Return the key.
+
+        Running workers accept the key a moment later; see `wait_known`.
+        """
         text, line = make_key(name, **fields)
         for machine in self.machines:
             path = machine.directory / "keys.jsonl"
@@ -134,7 +139,7 @@ class Cluster(Server):
         return text
 
     def workers(self) -> list[Worker]:
-        """Those that run now, in order."""
+        """Return the running workers, ordered by machine and process id."""
         return sorted(
             Worker(number, pid)
             for number, machine in enumerate(self.machines)
@@ -142,17 +147,20 @@ class Cluster(Server):
         )
 
     def client_of(self, worker: Worker, **options: Any) -> RawClient:
-        """A connection that this worker serves. LookupError: it takes none."""
+        """Return a connection that this worker serves.
+
+        Raises:
+            LookupError: The worker accepted none of CONNECTIONS connections.
+        """
         for _ in range(CONNECTIONS):
             client = RawClient(self.machines[worker.machine].port, key=self.key, **options)
             if serves(worker.pid, client):
                 return client
             client.close()
-        raise LookupError(f"no connection is served by {worker}")
+        raise LookupError(f"{worker} accepted none of {CONNECTIONS} connections")
 
     @contextlib.contextmanager
     def clients_to_each(self) -> Iterator[dict[Worker, RawClient]]:
-        """A kept connection to each worker that runs now."""
         with ExitStack() as stack:
             yield {w: stack.enter_context(self.client_of(w)) for w in self.workers()}
 
@@ -161,7 +169,6 @@ class Cluster(Server):
         self.wait(lambda: worker not in self.workers())
 
     def wait_known(self, *keys: str) -> None:
-        """Wait until each worker knows these keys."""
         with self.clients_to_each() as clients:
             for client in clients.values():
                 for key in keys:
@@ -169,12 +176,12 @@ class Cluster(Server):
 
 
 def serves(pid: int, client: RawClient) -> bool:
-    """Whether it is this process that serves a connection. Asks for /health on it."""
-    with contextlib.suppress(OSError, EOFError):  # one that ends closes it
+    """Return True if this process serves the connection. Sends a GET /health on it."""
+    with contextlib.suppress(OSError, EOFError):  # a worker that shuts down closes it
         client.request("GET", "/health")
         client.read_head()
         client.body()
-    with contextlib.suppress(OSError):  # it has ended
+    with contextlib.suppress(OSError):  # the process is gone
         wanted = (client.sock.getpeername()[1], client.sock.getsockname()[1])
         for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
             fields = line.split()
@@ -184,18 +191,18 @@ def serves(pid: int, client: RawClient) -> bool:
 
 
 def ports(local: str, remote: str) -> tuple[int, int]:
-    """Of two addresses as /proc/net/tcp has them."""
+    """Return the ports of two addresses in the format of /proc/net/tcp."""
     return int(local.partition(":")[2], 16), int(remote.partition(":")[2], 16)
 
 
 def held(pid: int) -> Iterator[str]:
-    """What a process's file descriptors are."""
+    """Yield the targets of a process's file descriptors, such as "socket:[INODE]"."""
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
             yield str(descriptor.readlink())
 
 
-# What is asked of one worker, on a connection that is kept.
+# Requests to one worker, over a connection that stays open
 
 
 def exchange(client: RawClient, method: str, path: str, key: str | None = None) -> Answer:
@@ -212,23 +219,25 @@ def stop(client: RawClient, stream_id: str, key: str | None = None) -> Answer:
 
 
 def listed(client: RawClient, key: str | None = None) -> Answer:
-    """The key's active streams."""
     return exchange(client, "GET", f"{calls.COMPLETIONS}/streams", key)
 
 
 def wait(condition: Callable[[], bool], timeout: float, what: str) -> float:
-    """Wait for something to be so; how many seconds that took. TimeoutError says what."""
+    """Wait until the condition is true. Return the seconds that this took.
+
+    Raises:
+        TimeoutError: The condition didn't become true within `timeout` seconds. The message has
+            `what`.
+    """
     begun = time.monotonic()
     while not condition():
         if time.monotonic() - begun > timeout:
-            raise TimeoutError(f"not within {timeout:g} s: {what}")
+            raise TimeoutError(f"not true within {timeout:g} s: {what}")
         time.sleep(POLL_S)
     return time.monotonic() - begun
 
 
 class Backends(NamedTuple):
-    """What a cluster shares."""
-
     redis: RedisServer
     postgres: Postgres
     database_url: str
@@ -236,8 +245,10 @@ class Backends(NamedTuple):
 
 @contextlib.contextmanager
 def backends() -> Iterator[Backends]:
-    """A Redis and a Postgres of a module's own, which it may end as it likes; skips where one of
-    them can't run."""
+    """Yield a Redis and a Postgres that the caller may stop and crash.
+
+    Skip the test if one of them can't run here.
+    """
     with ExitStack() as stack:
         try:
             redis = stack.enter_context(RedisServer())
@@ -249,7 +260,7 @@ def backends() -> Iterator[Backends]:
 
 @contextlib.contextmanager
 def untroubled(base_url: str) -> Iterator[Cluster]:
-    """A cluster with backends of its own, whose rows lead to a fake provider."""
+    """Yield a cluster with its own backends, and with a fake provider in its sluice.toml."""
     with (
         backends() as shared,
         Cluster(

@@ -1,4 +1,4 @@
-"""A collector of traces on loopback: what an OpenTelemetry exporter sends it, decoded."""
+"""A collector of traces on loopback, which decodes the data of an OpenTelemetry exporter."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ class Span(NamedTuple):
 
 
 class Collector:
-    """`with Collector() as collector: ...`; `spans` are those that came."""
+    """A running collector: `with Collector() as collector: ...`
+
+    Attributes:
+        spans: The received spans.
+        raw: The bodies and headers of all requests.
+    """
 
     def __init__(self) -> None:
         self.spans: list[Span] = []

@@ -1,4 +1,4 @@
-"""What runs the operator's commands in tests."""
+"""The interface through which tests run the operator's commands."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from click.testing import Result
 
 
 class Commands(ABC):
-    """The commands of an app within the test's process."""
-
     @abstractmethod
     def __call__(self, *arguments: str, text: str | None = None) -> Result:
-        """Run one. text: its stdin."""
+        """Run a command, with `text` as its stdin."""
 
     def ok(self, *arguments: str) -> str:
+        """Run a command that must succeed. Return its stdout."""
         result = self(*arguments)
         assert result.exit_code == 0, result.output
         return result.stdout
 
     def error(self, *arguments: str) -> str:
-        """The one line on stderr of a command that fails."""
+        """Run a command that must fail. Return its error message, which must be one line."""
         result = self(*arguments)
         assert result.exit_code == 1
         assert result.stdout == ""

@@ -1,12 +1,14 @@
-"""What a call costs, counted: how many functions the interpreter calls for it, Python's and C's, in
-all threads. A count says the same on a busy machine, which no timing does.
+"""The cost of a call: the number of function calls, Python's and C's, in all threads.
 
-In a process of its own: a worker as gunicorn runs it, with the whole app, a key, limits, a budget,
-the ledger, metrics and log lines, and an upstream that answers fixed bytes. Without gevent, whose
-part is C for the most, and which would leave nothing to count in threads.
+Unlike a timing, the number doesn't change on a busy machine.
 
-    python -m tests.support.costs             # count, as JSON
-    python -m tests.support.costs --record    # and write it down, for tests/project/test_costs.py
+- The process runs gunicorn's worker with the whole app: a key, limits, a budget, the ledger,
+  metrics and log lines. The upstream sends fixed bytes.
+- It runs without gevent. gevent's part is mostly C, and under gevent there would be no threads in
+  which calls could be counted.
+
+    python -m tests.support.costs             # print the counts as JSON
+    python -m tests.support.costs --record    # and record them for tests/project/test_costs.py
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ FACES = {"openai": "/v1/completions", "native": "/api/v1/completions"}
 
 
 class Upstream:
-    """Answers each request with the bytes that its path stands for."""
+    """A server whose response to each request is chosen by the request's path."""
 
     def __init__(self, answers: dict[bytes, bytes]) -> None:
         self._answers = answers
@@ -97,22 +99,20 @@ WHOLE = answer(
 
 
 class Nowhere(io.StringIO):
-    """What is written to it is gone."""
+    """A file that discards all text."""
 
     def write(self, text: str) -> int:
         return len(text)
 
 
 class Counted:
-    """The app, and the calls of functions while it answers."""
-
     def __init__(self, directory: Path) -> None:
         upstream = Upstream(
             {b"whole": WHOLE, b"few": streamed(FEW_EVENTS), b"many": streamed(MANY_EVENTS)}
             | {b"slow": streamed(SLOW_EVENTS)}
         )
         self._count = itertools.count()
-        threading.setprofile(self._called)  # before the app has threads
+        threading.setprofile(self._called)  # before the app starts threads
 
         from app import create_app
         from config import Settings
@@ -134,20 +134,20 @@ class Counted:
             )
         )
         self._config = Config()
-        self._config.set("http_parser", "python")  # as gunicorn.conf.py has it
+        self._config.set("http_parser", "python")  # as in gunicorn.conf.py
         vars(self._config).update({n: found.get() for n, found in self._config.settings.items()})
         self._worker = Worker(1, 1, [], None, 30, self._config, None)
         self._worker.wsgi = app
         [handler] = logging.getLogger().handlers
         assert isinstance(handler, logging.StreamHandler)
-        handler.setStream(Nowhere())  # its lines are shown to nobody
+        handler.setStream(Nowhere())
 
     def _called(self, _frame: FrameType, event: str, _argument: object) -> None:
         if event in ("call", "c_call"):
             next(self._count)
 
     def of_a_call(self, path: str, model: str, *, stream: bool, calls: int = CALLS) -> float:
-        """How many functions are called for one, on average."""
+        """Return the mean number of function calls for a call."""
         body = {"model": f"{model}/m", "prompt": "Write a haiku:", "max_tokens": 100}
         content = json.dumps(body | {"stream": stream})
         request = (
@@ -182,8 +182,11 @@ class Counted:
 
 
 def count() -> dict[str, float]:
-    """What a unary call takes, and beyond that an event of a stream, of many that come together and
-    of one that comes alone; at each face."""
+    """Return the counts for each face.
+
+    "call" is a unary call. "event" is an additional event of a stream whose events arrive together,
+    and "event alone" an additional event that arrives by itself.
+    """
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as directory:
         counted = Counted(Path(directory))

@@ -1,4 +1,4 @@
-"""Servers of others that the tests start: child processes of theirs, which go with them."""
+"""Third-party servers that the tests start as child processes, which end with the tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POLL_S = 0.02
 
 
 class CantRunError(Exception):
-    """Why a server can't run here."""
+    """An error that says why a server can't run on this machine."""
 
 
 def launch(
@@ -25,8 +25,17 @@ def launch(
     farewell: str,
     user: str | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start it in a directory, and wait until it is ready. farewell: the signal by which it is told
-    when the tests die, where there is `setpriv` (Linux). Raises CantRunError."""
+    """Start a server and wait until it is ready.
+
+    Args:
+        directory: The working directory. The server's output goes to its file `output`.
+        is_ready: Returns True once the server accepts connections.
+        farewell: The signal that the server gets if the tests die. Needs `setpriv` (Linux).
+        user: The user that runs the server.
+
+    Raises:
+        CantRunError: The server can't be started, or doesn't become ready.
+    """
     name = Path(command[0]).name
     follow = ["setpriv", "--pdeathsig", farewell] if shutil.which("setpriv") else []
     try:
@@ -38,16 +47,16 @@ def launch(
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                process_group=0,  # Ctrl-C is for the tests
+                process_group=0,  # keeps Ctrl-C away: only the tests get it
             )
-    except OSError as error:  # such as a program of another kind of machine
-        raise CantRunError(f"{name} can't be run: {error}") from None
+    except OSError as error:  # for example, a program for another processor
+        raise CantRunError(f"{name} can't be started: {error}") from None
     until = time.monotonic() + HANG_S
     while not is_ready():
         if process.poll() is not None or time.monotonic() > until:
-            said = (directory / "output").read_text(errors="replace")
+            output_text = (directory / "output").read_text(errors="replace")
             process.kill()
             process.wait()
-            raise CantRunError(f"{name} isn't ready:\n{said[-2000:]}")
+            raise CantRunError(f"{name} didn't become ready:\n{output_text[-2000:]}")
         time.sleep(POLL_S)
     return process

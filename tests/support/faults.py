@@ -1,9 +1,9 @@
-"""The fault matrix's table: what a provider does wrong, and what has to come of it.
+"""The table of the fault matrix: the faults of a provider, and their expected outcomes.
 
-A fault has an outcome for whole answers and one for streams; `expected` turns an outcome into what
-the client and the ledger see, with a fallback and without. What is expected follows from the rules
-alone, never from a dialect, but for EXCEPTIONS. Rules that hold here: values only; no part of
-Sluice is asked what it would do.
+- A fault has an outcome for unary calls and another for streams. `expected` turns an outcome into
+  what the client and the ledger see, with and without a fallback.
+- Outcomes don't depend on the dialect, except for EXCEPTIONS.
+- Expectations are plain values. They are never computed by Sluice's code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support.paths import FIXTURES
 
 RETRIES = 2
 LIMIT_S = round(scaled(1), 1)
-"""How long a provider may be silent, where a fault is silence."""
+"""The timeout in seconds of providers whose fault is silence."""
 HEALTHY = "healthy"
 HEALTHY_TEXT = "From the other one."
 Script: TypeAlias = Sequence[fp.Step]
@@ -31,9 +31,20 @@ Json: TypeAlias = dict[str, Any]
 
 
 class Dialect(NamedTuple):
-    """stream, body: fixtures with the same answer. texts_after: how many of the stream's frames
-    come until its first text is complete. error: what says of itself, in this format and with a
-    status of 200, that the host failed; error_frame: the same as an event of a stream."""
+    """A wire format, with examples of its responses.
+
+    Attributes:
+        dialect: The name of the dialect.
+        stream: A fixture with a stream.
+        body: A fixture with a response that has the text of the stream.
+        texts_after: The number of the stream's frames up to the end of its first text.
+        error: A body that reports a failure of the host with status 200.
+        error_frame: A frame that reports a failure in a stream. Empty if it is `error` as an event.
+        text: The first text of the stream, and the whole text.
+        completions: True if the provider's row has legacy completions.
+        ends: A function that returns the offsets at which the frames of a stream end.
+        media: The Content-Type of a stream.
+    """
 
     dialect: str
     stream: str
@@ -56,13 +67,12 @@ class Dialect(NamedTuple):
         return (FIXTURES / self.body / "body.json").read_bytes()
 
     def until_text(self) -> tuple[bytes, bytes]:
-        """The stream, cut after its first text."""
+        """Return the stream up to the end of its first text, and the rest."""
         at = self.ends(self.streamed)[self.texts_after - 1]
         return self.streamed[:at], self.streamed[at:]
 
 
 def data(value: object) -> bytes:
-    """A frame of server-sent events."""
     return b"data: " + (value if isinstance(value, bytes) else json.dumps(value).encode()) + b"\n\n"
 
 
@@ -103,20 +113,26 @@ DIALECTS = {
 
 
 class Outcome(Enum):
-    FINE = "the right answer, at once"
-    WELL_AGAIN = "the right answer, of the second attempt"
-    BROKEN = "nothing came: tried again, then the fallback is asked"
-    LATE = "nothing came in time: the fallback is asked"
-    LIMITED = "it asked for a long wait: the fallback is asked"
-    WAITED_FOR = "it asked for a short wait, which is waited for where there is no fallback"
-    BROKE_OFF = "text came, and the client hears that there should have been more"
-    FELL_SILENT = "text came and then nothing for too long, and the client hears of that"
+    FINE = "the first attempt succeeds"
+    WELL_AGAIN = "the second attempt succeeds"
+    BROKEN = "no text arrives: retry, then use the fallback"
+    LATE = "no text arrives in time: use the fallback"
+    LIMITED = "the provider requests a long wait: use the fallback"
+    WAITED_FOR = "the provider requests a short wait: wait unless there is a fallback"
+    BROKE_OFF = "the response breaks off after some text: report an error to the client"
+    FELL_SILENT = "the response stalls after some text: report a timeout to the client"
 
 
 class Expected(NamedTuple):
-    """status: HTTP's, as the client sees it and the ledger has it. code: of the error, in the
-    answer, the stream's last frame and the ledger. tries: the code of each attempt's failure, in
-    order. by_fallback: whether the last one was the fallback's."""
+    """The expected result of a call, for the client and in the ledger.
+
+    Attributes:
+        status: The HTTP status.
+        code: The error's code in the response or the stream's last frame. None without an error.
+        reason: The end_reason of the row.
+        tries: The error code of each attempt, in order. None for a success.
+        by_fallback: True if the fallback served the last attempt.
+    """
 
     status: int
     code: str | None
@@ -136,7 +152,8 @@ ALONE = {
     Outcome.BROKE_OFF: Expected(200, BAD, "provider_error", (BAD,)),
     Outcome.FELL_SILENT: Expected(200, SLOW, "deadline", (SLOW,)),
 }
-"""Without a fallback. (A 429 is the provider's failure until the client is told of it.)"""
+"""The expected results without a fallback. An attempt that gets a 429 counts as a provider_error;
+only the client's response has rate_limited."""
 
 
 def expected(outcome: Outcome, *, fallback: bool) -> Expected:
@@ -151,24 +168,23 @@ Steps: TypeAlias = Callable[[Dialect, bool], list[Script]]
 
 
 class Fault(NamedTuple):
-    """scripts: what the provider does at the first attempt, at the second, ..., by dialect and
-    mode; the last goes for all others. quick: whether the provider's row has short limits."""
-
     whole: Outcome
     stream: Outcome
     scripts: Steps
+    """A function that returns a script for each attempt, by dialect and mode. The last script is
+    repeated."""
     quick: bool = False
+    """True if the provider's row has short timeouts."""
     refused: bool = False
-    """Nobody listens."""
+    """True if nothing listens on the provider's port."""
     text: str = ""
-    """What a whole answer's text is replaced by."""
+    """A text that replaces the text of a unary response."""
 
 
-# What a provider sends. Each is a list of scripts.
+# The responses of a provider: a list of scripts for each fault
 
 
 def fine(d: Dialect, stream: bool) -> list[Script]:
-    """The right answer; what other answers are made of."""
     return [body(d, d.streamed, stream=True) if stream else body(d, d.whole)]
 
 
@@ -183,8 +199,11 @@ def body(
 
 
 def opened(d: Dialect, stream: bool) -> tuple[list[fp.Step], bytes]:
-    """An answer up to its first text, or to its middle, and what is to follow. Its end is that of
-    the connection, so that anything may follow."""
+    """Return the first part of a response, and its rest.
+
+    A stream is cut after its first text, a unary response after 40 bytes. The response has no
+    length and ends with the connection, so that anything may follow the first part.
+    """
     first, rest = d.until_text() if stream else (d.whole[:40], d.whole[40:])
     media = d.media if stream else "application/json"
     head = fp.head(200, {"Content-Type": media, "Connection": "close"})
@@ -192,7 +211,7 @@ def opened(d: Dialect, stream: bool) -> tuple[list[fp.Step], bytes]:
 
 
 def breaking(*steps: fp.Step, more: int = 9) -> Steps:
-    """An answer that goes on for some bytes into its next frame, and then so."""
+    """Play steps after the first part of a response and `more` bytes of the next frame."""
 
     def scripts(d: Dialect, stream: bool) -> list[Script]:
         start, rest = opened(d, stream)
@@ -229,7 +248,7 @@ def dripping_on(d: Dialect, stream: bool) -> list[Script]:
 
 
 def garbled(d: Dialect, stream: bool) -> list[Script]:
-    """Nonsense in the middle, and the proper end behind it."""
+    """Return a response with garbage in the middle and a correct end."""
     start, rest = opened(d, stream)
     nonsense = data(b"\x00\xff{nope")
     if stream and d.ends is frames.ends:
@@ -240,7 +259,7 @@ def garbled(d: Dialect, stream: bool) -> list[Script]:
 
 
 def cut_short(d: Dialect, stream: bool) -> list[Script]:
-    """As HTTP has it, it is whole."""
+    """Return a response that is cut off, although its Content-Length is correct."""
     content = d.until_text()[0] if stream else d.whole[:40]
     return [body(d, content, stream=stream)]
 
@@ -255,7 +274,7 @@ def web_page(d: Dialect, stream: bool) -> list[Script]:
 
 
 def gzip_cut_short(d: Dialect, stream: bool) -> list[Script]:
-    """Compressed so that the first text comes out, and cut off behind it."""
+    """Return a compressed response that is cut off after its first text."""
     packer = zlib.compressobj(wbits=31)
     first, rest = d.until_text() if stream else (d.whole[:40], d.whole[40:])
     content = packer.compress(first) + packer.flush(zlib.Z_SYNC_FLUSH)
@@ -278,8 +297,10 @@ HUGE = "x" * (5 << 20)
 
 
 def huge_line(d: Dialect, stream: bool) -> list[Script]:
-    """A stream's line, or frame, is larger than any should be; a whole answer is one line, and may
-    be large."""
+    """Return a response with a line or a frame of 5 MiB.
+
+    In a stream this is an error. A unary response may have that size.
+    """
     start, rest = opened(d, stream)
     if not stream:
         return [body(d, d.whole.replace(d.text[1].encode(), HUGE.encode()))]
@@ -295,7 +316,7 @@ def error_inside(d: Dialect, stream: bool) -> list[Script]:
 
 
 def error_later(d: Dialect, stream: bool) -> list[Script]:
-    """An error after text, and the proper end behind it."""
+    """Return a stream that has an error after some text, and then a correct end."""
     if not stream:
         return error_inside(d, stream)
     start, rest = opened(d, stream)
@@ -353,7 +374,7 @@ FAULTS = {
 }
 
 EXCEPTIONS = {
-    # Nothing in the format says that a stream is at its end: what comes is a part of it.
+    # The format has no end marker, so everything that arrives is part of the stream.
     ("google", "more_after_the_end", True): BROKE_OFF,
 }
-"""By dialect, fault, and whether it is a stream."""
+"""Outcomes of particular dialects, by dialect, fault, and True for a stream."""

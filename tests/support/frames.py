@@ -1,4 +1,4 @@
-"""Amazon's event stream, written: for tests, and to make fixtures.
+"""An encoder of Amazon's event stream, for tests and for writing fixtures:
 
 Path("stream.bin").write_bytes(event("messageStart", {"role": "assistant"}) + ...)
 """
@@ -14,23 +14,23 @@ from zlib import crc32
 
 
 class Short(int):
-    """A number that is written in two bytes; likewise below."""
+    """An integer that is encoded in two bytes."""
 
 
 class Byte(int):
-    pass
+    """An integer that is encoded in one byte."""
 
 
 class Long(int):
-    pass
+    """An integer that is encoded in eight bytes."""
 
 
 class Timestamp(int):
-    """Milliseconds since 1970."""
+    """A time in milliseconds since 1970, encoded in eight bytes."""
 
 
 def header(name: str, value: Any) -> bytes:
-    """One header; the type is the value's."""
+    """Encode a header. The value's Python type decides the header's type."""
     match value:
         case bool():
             kind, data = int(not value), b""
@@ -56,7 +56,12 @@ def header(name: str, value: Any) -> bytes:
 
 
 def sealed(headers: bytes, payload: bytes, length: int | None = None) -> bytes:
-    """A frame of header bytes as they are; its checksums are right. length: what it claims."""
+    """Encode a frame with correct checksums.
+
+    Args:
+        headers: The encoded headers.
+        length: The total length that the frame claims. None for the true length.
+    """
     claimed = len(headers) + len(payload) + 16 if length is None else length
     prelude = struct.pack("!II", claimed, len(headers))
     prelude += struct.pack("!I", crc32(prelude))
@@ -84,7 +89,7 @@ def exception(name: str, payload: Any) -> bytes:
 
 
 def ends(stream: bytes) -> list[int]:
-    """Where the frames of a stream end, as far as their lengths can be true."""
+    """Return the offsets at which frames end, up to the first frame with an impossible length."""
     found, place = [], 0
     while len(stream) - place >= 16:
         (length,) = struct.unpack_from("!I", stream, place)

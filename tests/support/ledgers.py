@@ -1,4 +1,4 @@
-"""Entries, settlements and rows for the tests of the ledger, and a database that can be away."""
+"""Helpers for tests of the ledger: entries, settlements, rows, and an unavailable database."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def a_claim(limit: int, least: int, most: int | None = None, since: str | None =
 
 
 class FileClock:
-    """A clock that stands still until a test puts it forward. Processes share it by its file."""
+    """A clock that a test advances. Processes share it through its file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -94,7 +94,7 @@ def a_ledger(url: str, **options: Any) -> Iterator[Ledger]:
 
 @contextmanager
 def connected(url: str) -> Iterator[Connection]:
-    """A transaction of a test's own, on a database that has the tables."""
+    """Yield a connection in a transaction, on a database that has the tables."""
     engine = make_engine(url, writes=True)
     with engine.begin() as connection:
         metadata.create_all(connection)
@@ -103,7 +103,7 @@ def connected(url: str) -> Iterator[Connection]:
 
 
 def rows(url: str) -> list[dict[str, Any]]:
-    """All rows of `requests`, as another process finds them; oldest first."""
+    """Return all rows of `requests`, oldest first, over a separate connection."""
     with connected(url) as connection:
         found = connection.execute(select(requests).order_by(requests.c.id)).mappings()
         return [dict(row) for row in found]
@@ -117,7 +117,7 @@ def days(url: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def busy(ledger: Ledger) -> Iterator[Callable[[], None]]:
-    """While the writer has its hands full, what is asked for gathers. Gives what ends that."""
+    """Keep the writer busy, so that requests to it queue up. Yield a function that ends this."""
     begun, over = threading.Event(), threading.Event()
 
     def work(_: Connection) -> None:
@@ -135,15 +135,15 @@ def busy(ledger: Ledger) -> Iterator[Callable[[], None]]:
 
 
 def at_once(*works: Callable[[], T]) -> list[T | BaseException]:
-    """What each gives or raises, begun together in a thread each."""
-    results: list[T | BaseException] = [RuntimeError("it never ended")] * len(works)
+    """Run functions at once, each in a thread. Return what each returned or raised."""
+    results: list[T | BaseException] = [RuntimeError("the work never ended")] * len(works)
     gate = threading.Barrier(len(works))
 
     def run(number: int, work: Callable[[], T]) -> None:
         gate.wait(HANG_S)
         try:
             results[number] = work()
-        except BaseException as failure:  # noqa: BLE001 - the test looks at it
+        except BaseException as failure:  # noqa: BLE001 - the test examines it
             results[number] = failure
 
     threads = [threading.Thread(target=run, args=pair) for pair in enumerate(works)]
@@ -155,7 +155,11 @@ def at_once(*works: Callable[[], T]) -> list[T | BaseException]:
 
 
 class Outage:
-    """A database that is away while `on`, as a Link tells it."""
+    """An outage of a link's database: while `on` is True, all work raises DatabaseAway.
+
+    Attributes:
+        tries: How often work was attempted.
+    """
 
     def __init__(self, link: Link, *, on: bool = True) -> None:
         self.on = on
@@ -171,8 +175,10 @@ class Outage:
 
 
 def break_after_commit(link: Link, times: int = 1) -> list[str]:
-    """The next commits succeed, and then the connection breaks before anybody hears of it.
-    Returns a list that has an item for each."""
+    """Break the connection after each of the next commits, before the commit is confirmed.
+
+    Return a list that gets an item for each such commit.
+    """
     dialect = link._engine.dialect
     commit, broken = dialect.do_commit, list[str]()
 
@@ -187,7 +193,7 @@ def break_after_commit(link: Link, times: int = 1) -> list[str]:
 
 
 def commits(link: Link) -> list[Connection]:
-    """A list that grows with each commit."""
+    """Return a list that gets an item for each commit from now on."""
     found: list[Connection] = []
     event.listen(link._engine, "commit", found.append)
     return found

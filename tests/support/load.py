@@ -1,8 +1,10 @@
-"""Many clients at once, each with its own mixture of calls, and what each of these should come to.
+"""A load of many clients, each with a random mixture of calls, and the expected results.
 
-A kind of call says what is asked, what its provider does, what its client does, and how the ledger
-should have it. Each call chooses its own request id, which is also in its prompt, so that it is
-found again in the ledger and at the provider. Nothing is retried.
+- A kind of call has the request, the provider's script, the client's behaviour, and the expected
+  row of the ledger.
+- Each call has its own request id, which is also in its prompt. So tests can find the call in the
+  ledger and at the provider.
+- Nothing is retried.
 """
 
 from __future__ import annotations
@@ -28,11 +30,20 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Kind(NamedTuple):
-    """steps: what its provider does. reason: why it ends; None: it is refused, and has no row.
-    status: the answer's, and the row's. act: what its client does, once there is text. exact:
-    whether its usage is what its provider told, and not an estimate. key: the name of one. more:
-    fields of its body; None takes one out. weight: how often it comes, beside the others. after:
-    seconds that its client waits at most, by chance, before it acts."""
+    """A kind of call.
+
+    Attributes:
+        steps: The provider's script.
+        reason: The end_reason of the row. None if Sluice rejects the call, which then has no row.
+        status: The status of the response and of the row.
+        act: What the client does after the first text: read on, stop the stream, or disconnect.
+        exact: True if the usage is the provider's, False if it is an estimate.
+        key: The name of the key.
+        attempts: The number of attempts in the row.
+        more: Additional fields of the body. None removes a field.
+        weight: The relative frequency of this kind.
+        after: The most seconds that the client waits before it acts. The wait is random.
+    """
 
     name: str
     steps: Sequence[fp.Step] = ()
@@ -50,9 +61,16 @@ class Kind(NamedTuple):
 
 
 class Sent:
-    """A call that was made. status: what its client saw; None where it saw none. whole: it has got
-    its answer in full. error: the code of one within a stream. usage: the tokens, in and out, that
-    the answer told."""
+    """A call and its response.
+
+    Attributes:
+        status: The response's status. None if the client received none.
+        whole: True if the client received the complete response.
+        done: True if the stream ended with [DONE].
+        error: The code of an error in the stream.
+        usage: The input and output tokens in the response.
+        failure: The client's exception as text. Empty if there was none.
+    """
 
     def __init__(self, kind: Kind, path: str) -> None:
         self.kind, self.path = kind, path
@@ -71,7 +89,7 @@ class Sent:
 
 
 class Load:
-    """Clients that each make one call after another: `with load.running(): ...`"""
+    """A number of clients that each make one call after another: `with load.running(): ...`"""
 
     def __init__(
         self,
@@ -82,7 +100,7 @@ class Load:
         clients: int = 64,
         pause: float = 0.1,
     ) -> None:
-        """pause: how long a client rests between two calls, at most."""
+        """Prepare the clients. `pause` is the most seconds between two calls of a client."""
         self.sent: list[Sent] = []
         self._server, self._keys, self._kinds, self._pause = server, keys, kinds, pause
         self._stopping = threading.Event()
@@ -112,7 +130,7 @@ class Load:
 
 
 def play(server: Server, key: str, sent: Sent) -> Sent:
-    """Make a call as its kind says, to its end."""
+    """Make a call as its kind demands, to its end. Return the call with its results."""
     kind = sent.kind
     try:
         with RawClient(server.port, key=key, timeout=HANG_S) as client:
@@ -128,7 +146,7 @@ def play(server: Server, key: str, sent: Sent) -> Sent:
             else:
                 sent.answer = client.json()
                 sent.whole = True
-                sent.usage = told(sent.answer)
+                sent.usage = usage_in(sent.answer)
     except (OSError, EOFError) as failure:
         sent.failure = repr(failure)
     return sent
@@ -150,7 +168,7 @@ def read_stream(server: Server, key: str, client: RawClient, sent: Sent) -> None
         if frame.data == "[DONE]":
             sent.done = True
         elif frame.data is not None:
-            sent.usage = told(frame.json) or sent.usage
+            sent.usage = usage_in(frame.json) or sent.usage
             sent.error = failed(frame.json)
             if not begun and has_text(frame):
                 begun = True
@@ -167,15 +185,15 @@ def has_text(frame: Frame) -> bool:
     return any(choice.get("text") for choice in frame.json.get("choices", ()))
 
 
-def failed(told: dict[str, Any]) -> str | None:
-    """The code of the error that a frame of either face is."""
-    error = told.get("error")
-    code = error["code"] if isinstance(error, dict) else error and told["code"]
+def failed(frame: dict[str, Any]) -> str | None:
+    """Return the code of the error in a frame of either face, or None."""
+    error = frame.get("error")
+    code = error["code"] if isinstance(error, dict) else error and frame["code"]
     return code and str(code)
 
 
-def told(answer: dict[str, Any]) -> tuple[int, int] | None:
-    """The tokens that an answer, or a frame, of either face tells at the end."""
+def usage_in(answer: dict[str, Any]) -> tuple[int, int] | None:
+    """Return the input and output tokens in a response or a frame of either face, or None."""
     if answer.get("type") == "usage_final":
         return answer["input_tokens"], answer["output_tokens"]
     usage = answer.get("usage") or {}
@@ -186,5 +204,4 @@ def told(answer: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def scripts(kinds: Sequence[Kind]) -> dict[str, Sequence[fp.Step]]:
-    """For FakeProvider.named."""
     return {kind.name: kind.steps for kind in kinds if kind.steps}

@@ -1,6 +1,6 @@
-"""The kinds of calls that the ledger's tests mix: good, ended, failing and refused ones.
+"""Kinds of calls for tests of the ledger: completed, ended by the client, failing, and rejected.
 
-The tokens that the provider tells differ from kind to kind, so that no sum is right by accident.
+The provider's usage differs from kind to kind, so that no sum is correct by accident.
 """
 
 from __future__ import annotations
@@ -15,22 +15,27 @@ from tests.support.pace import scaled
 from tests.support.servers import Server
 
 INPUT_NANO, OUTPUT_NANO = 1_000, 2_000
-"""What a token of a fake model costs."""
+"""The price of a token of a fake model, in nano-dollars."""
 FIRST_EVENT_TIMEOUT_S = round(scaled(8))
 ENV = {
     "SLUICE_FIRST_EVENT_TIMEOUT_S": str(FIRST_EVENT_TIMEOUT_S),
-    "SLUICE_RETRIES": "0",  # else how many attempts there were would be a matter of chance
+    "SLUICE_RETRIES": "0",  # with retries, the number of attempts would be random
 }
 OWN_KEY = {"byok_api_key": "my-own"}
 LONGER_THAN_A_LOOK_S = 2.0
-"""The sweeper looks each second whether a client has gone."""
+"""Seconds in which the sweeper notices a disconnected client. It checks once a second."""
 VARIANTS = 6
 CHAT = "/v1/chat/completions"
 
 
 def config(base_url: str, *, input_usd: float = 1.0, output_usd: float = 2.0) -> str:
-    """Rows `fake`, `fakechat` (no legacy completions) and `drained`, with prices for their model
-    `m`, in USD per million tokens."""
+    """Return a sluice.toml with the rows `fake`, `fakechat` (chat only) and `drained`.
+
+    Args:
+        base_url: The URL of the fake provider.
+        input_usd: The price of the rows' model `m`, in USD per million input tokens.
+        output_usd: The price per million output tokens.
+    """
     rows = calls.toml_row("fake", base_url)
     rows += calls.toml_row("fakechat", base_url).replace("= true", "= false")
     rows += calls.toml_row("drained", base_url, disconnect="drain")
@@ -40,8 +45,8 @@ def config(base_url: str, *, input_usd: float = 1.0, output_usd: float = 2.0) ->
     )
 
 
-def telling(text: str, usage: tuple[int, int], *, chat: bool = False) -> fp.Step:
-    """A piece of text that comes with the usage so far."""
+def text_with_usage(text: str, usage: tuple[int, int], *, chat: bool = False) -> fp.Step:
+    """Return a step that sends a text with the usage so far."""
     [frame] = fp.chunks([text], chat=chat, finish=None)
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
     return fp.event(frame | {"usage": dict(zip(names, (*usage, sum(usage)), strict=True))})
@@ -52,12 +57,11 @@ def stream(usage: tuple[int, int] | None, *, chat: bool = False) -> list[fp.Step
 
 
 def begun(*steps: fp.Step) -> list[fp.Step]:
-    """A stream that goes on with these."""
+    """Return a stream's head, followed by these steps."""
     return [*fp.sse([], done=False, complete=False), *steps]
 
 
 def good() -> list[Kind]:
-    """Calls that complete."""
     found = []
     for n in range(VARIANTS):
         usage = (5 + n, 3 + 7 * n)
@@ -71,40 +75,41 @@ def good() -> list[Kind]:
     return [
         *found,
         Kind("byok", fp.answer(fp.body("x", usage=(11, 13))), more=OWN_KEY),
-        Kind("untold", stream(None), stream=True, exact=False),
-        Kind("untoldunary", fp.answer(fp.body("x", usage=None)), exact=False),
+        Kind("nousage", stream(None), stream=True, exact=False),
+        Kind("nousageunary", fp.answer(fp.body("x", usage=None)), exact=False),
     ]
 
 
 def lasting() -> list[Kind]:
-    """Calls that complete, most of which take long enough to be under way at any moment."""
+    """Return kinds that complete. Most of these calls are long, so some are always active."""
     pieces = [f"{n} " for n in range(20)]
     long = fp.sse(fp.chunks(pieces, usage=(23, 29)), interval=0.05)
     return [*good(), Kind("long", long, stream=True, weight=150)]
 
 
 def ended() -> list[Kind]:
-    """Calls that their client ends."""
-    told = begun(telling("word ", (7, 2)), fp.hold())
-    untold = begun(calls.EVENT, fp.hold())
+    with_usage = begun(text_with_usage("word ", (7, 2)), fp.hold())
+    without_usage = begun(calls.EVENT, fp.hold())
     rest = [*(fp.event(frame) for frame in fp.chunks(["!"], usage=(9, 21))), fp.last_chunk()]
     drained = begun(
         calls.EVENT, fp.sleep(LONGER_THAN_A_LOOK_S), *rest[:-1], fp.event("[DONE]"), rest[-1]
     )
     gone = "client_gone"
     return [
-        Kind("stop", told, "stopped", stream=True, act="stop"),
-        Kind("stopuntold", untold, "stopped", stream=True, act="stop", exact=False),
-        Kind("leave", told, gone, 499, stream=True, act="leave"),
-        Kind("leaveuntold", untold, gone, 499, stream=True, act="leave", exact=False),
+        Kind("stop", with_usage, "stopped", stream=True, act="stop"),
+        Kind("stopnousage", without_usage, "stopped", stream=True, act="stop", exact=False),
+        Kind("leave", with_usage, gone, 499, stream=True, act="leave"),
+        Kind("leavenousage", without_usage, gone, 499, stream=True, act="leave", exact=False),
         Kind("leaveunary", [fp.hold()], gone, 499, act="leave", exact=False),
         Kind("drain", drained, gone, 499, stream=True, act="leave", model="drained/m"),
     ]
 
 
 def failing() -> list[Kind]:
-    """Calls that their provider fails. All but the last bring their own key: what that comes to
-    cools nobody down."""
+    """Return the kinds that fail at the provider.
+
+    All except `fallback` have a BYOK key, so their failures open no circuit breaker.
+    """
     bad = "provider_error"
     statuses = {400: 400, 401: 403, 404: 404, 429: 429, 500: 502, 503: 502}
     garbage = fp.event(b"data: {nope\n\n")
@@ -129,7 +134,6 @@ FALLBACK = {
 
 
 def refused() -> list[Kind]:
-    """Calls that Sluice refuses."""
     return [
         Kind(name, reason=None, status=status, key=key, more=more, weight=2)
         for name, status, key, more in (
@@ -160,7 +164,7 @@ def everything() -> list[Kind]:
 
 
 def add_keys(server: Server) -> dict[str, str]:
-    """Give a server the keys that the kinds name; their texts. Their ids are key_NAME."""
+    """Add the keys that the kinds use to a server. Return them by name. Their ids are key_NAME."""
     found = {
         name: server.add_key(name, id=f"key_{name}", **{"tier": "unlimited"} | dict(terms))
         for name, terms in KEYS.items()

@@ -1,4 +1,4 @@
-"""How long a test may wait, and how slow this machine is.
+"""Timeouts and time bounds of tests, adapted to the speed of the machine.
 
 - A test waits for a condition. `HANG_S` ends the wait only when something hangs.
 - A bound on a time holds on an idle machine. `scaled` stretches it by the machine's pace, which is
@@ -16,15 +16,15 @@ HANG_S: Final = 120.0
 """Seconds until a condition that doesn't come true counts as a hang."""
 
 VARIABLE: Final = "TEST_PACE"
-"""Carries the pace from the process that measured it to the processes that it starts."""
+"""The environment variable that passes the measured pace on to child processes."""
 
 ROUNDS: Final = 300
 REFERENCE_S: Final = 0.4
-"""What `measured` took on the machine that the bounds were set on, while it was idle."""
+"""The seconds that the work of `measured` took on the idle machine that set the bounds."""
 
 
 def measured() -> float:
-    """Return the wall time of a fixed piece of work, as a multiple of the reference."""
+    """Return the wall time of a fixed amount of work, as a multiple of REFERENCE_S."""
     began = time.perf_counter()
     for _ in range(ROUNDS):
         sum(range(100_000))
@@ -32,12 +32,12 @@ def measured() -> float:
 
 
 def machine_pace() -> float:
-    """Return the pace; measure it unless this process or its parent has done so."""
+    """Return the pace. Measure it unless this process or its parent has done so."""
     if VARIABLE not in os.environ:
         os.environ[VARIABLE] = f"{max(1.0, measured()):.2f}"
     return float(os.environ[VARIABLE])
 
 
 def scaled(seconds: float) -> float:
-    """Return a bound that holds on an idle machine, stretched for this one."""
+    """Return a time bound for an idle machine, multiplied by this machine's pace."""
     return seconds * machine_pace()

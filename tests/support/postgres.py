@@ -1,9 +1,10 @@
-"""A PostgreSQL server for the tests: a child process of theirs, in a directory that goes with it.
+"""A PostgreSQL server for the tests: a child process with a temporary directory.
 
-It listens on a socket file alone. Its programs come with the `pgserver` package, whose own way to
-start them is not used: as root that adds a user to the system, opens the directories above its
-files to everybody, and leaves the server behind when the tests are killed. This one is told when
-they die, where there is `setpriv` (Linux).
+- The server listens only on a Unix socket.
+- The programs are those of the `pgserver` package, but its Python code isn't used. As root it adds
+  a user to the system and makes parent directories of its files accessible to everyone. If the
+  tests are killed, its server keeps running.
+- This server gets a signal when the tests die, if `setpriv` is installed (Linux).
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ from tests.support.pace import HANG_S
 
 
 class Postgres:
-    """`with Postgres() as postgres: ...`; raises CantRunError where it can't run."""
+    """A running server: `with Postgres() as postgres: ...`
+
+    Raises:
+        CantRunError: PostgreSQL can't run here.
+    """
 
     def __init__(self) -> None:
         self._programs = programs()
-        # Root may not run it. A directory for temporary files is open to whoever does, and its path
-        # is mostly short enough for a socket's.
+        # PostgreSQL refuses to run as root. Any user can enter the temporary directory, and its
+        # path is usually short enough for a socket.
         self._user = "nobody" if os.geteuid() == 0 else None
         self._databases = 0
 
@@ -46,25 +51,24 @@ class Postgres:
     def __exit__(self, *_: object) -> None:
         process = getattr(self, "_process", None)
         if process is not None and process.poll() is None:
-            process.send_signal(signal.SIGINT)  # "fast": it ends its sessions, then itself
+            process.send_signal(signal.SIGINT)  # "fast" shutdown: ends all sessions
             try:
                 process.wait(HANG_S)
             except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGQUIT)  # at once; it kills its children
+                process.send_signal(signal.SIGQUIT)  # "immediate" shutdown: kills its children
                 process.wait(HANG_S)
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def crash(self) -> None:
-        """End it at once, without a farewell to its sessions."""
+        """End the server at once, without closing its sessions properly."""
         self._process.send_signal(signal.SIGQUIT)
         self._process.wait(HANG_S)
 
     def restart(self) -> None:
-        """Bring it back after a crash."""
         self._launch()
 
     def new_database(self) -> tuple[str, str]:
-        """The name and the URL of an empty database."""
+        """Create an empty database. Return its name and its URL."""
         self._databases += 1
         name = f"test_{self._databases}"
         self.execute(f"CREATE DATABASE {name}")
@@ -94,8 +98,8 @@ class Postgres:
                 timeout=HANG_S,
                 check=False,
             )
-        except OSError as error:  # such as a path that `nobody` may not enter
-            raise CantRunError(f"initdb can't be run: {error}") from None
+        except OSError as error:  # for example, a path that `nobody` may not enter
+            raise CantRunError(f"initdb can't be started: {error}") from None
         if done.returncode:
             raise CantRunError(f"initdb failed: {done.stderr.strip()}")
 
@@ -114,7 +118,7 @@ class Postgres:
 
 
 def programs() -> Path:
-    """Where PostgreSQL's programs are. Raises CantRunError."""
+    """Return the folder of PostgreSQL's programs. Raises CantRunError if there is none."""
     package = importlib.util.find_spec("pgserver")  # importing it has side effects
     if package is None or package.origin is None:
         raise CantRunError("pgserver isn't installed")

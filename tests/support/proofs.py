@@ -1,4 +1,4 @@
-"""What must hold of a ledger after some load, whatever happened meanwhile."""
+"""Checks of a ledger after a load, which must pass whatever happened meanwhile."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.servers import Server
 def serve(
     fake: FakeProvider, directory: Path | None = None, **env: str
 ) -> Iterator[tuple[Server, dict[str, str]]]:
-    """A server for the mixture's kinds of calls, and its keys."""
+    """Start a server for the kinds of `mixture`. Yield the server and its keys by name."""
     fake.named(scripts(mixture.everything()) | scripts(mixture.lasting()) | mixture.FALLBACK)
     server = Server(mixture.config(fake.base_url), env=mixture.ENV | env, directory=directory)
     keys = mixture.add_keys(server)
@@ -36,13 +36,14 @@ def serve(
 
 
 def wait_settled(server: Server, place: Place, timeout: float = HANG_S) -> None:
-    """Wait until no row is open."""
     server.wait(lambda: not open_rows(place), timeout)
 
 
 def assert_rows_are_the_accepted(load: Load, place: Place) -> dict[str, Row]:
-    """Each call that was accepted has one row, which says how it ended; what was refused has none;
-    and each client was answered as it should be. The rows by their request ids."""
+    """Assert that exactly the accepted calls have rows, and that these are correct.
+
+    Also assert that each client got the expected response. Return the rows by request id.
+    """
     assert_sound(place)
     found = by_request(rows(place))
     accepted = {sent.id: sent for sent in load.sent if sent.kind.reason}
@@ -58,7 +59,10 @@ def wrong_answers(all_sent: Iterable[Sent]) -> list[Sent]:
 
 
 def differences(sent: Sent, row: Row) -> list[tuple[str, object, object]]:
-    """Where a row doesn't say of a call what it should, or what its client was told."""
+    """Return the fields in which a row differs from the call's kind or the client's response.
+
+    Each is a tuple of the field's name, the expected value and the actual value.
+    """
     kind = sent.kind
     expected = {
         "key_id": f"key_{kind.key}",
@@ -69,7 +73,7 @@ def differences(sent: Sent, row: Row) -> list[tuple[str, object, object]]:
         "end_reason": kind.reason,
         "attempts": kind.attempts,
     }
-    if kind.act == "leave" and row["attempts"] == 0:  # it was gone before the first one began
+    if kind.act == "leave" and row["attempts"] == 0:  # the client left before the first attempt
         del expected["attempts"]
     found = [(name, value, row[name]) for name, value in expected.items() if row[name] != value]
     if sent.usage not in (None, usage_of(row)):
@@ -80,29 +84,32 @@ def differences(sent: Sent, row: Row) -> list[tuple[str, object, object]]:
 def assert_usage_is_the_providers(
     load: Load, found: Mapping[str, Row], requests: Iterable[fp.Request]
 ) -> tuple[int, int]:
-    """Of each call that ended as its kind says: where the provider tells what it generated, its row
-    has that, else an estimate; the cost is that of the tokens. The sums of what was told."""
-    told = reported(requests)
+    """Assert that rows have the usage that the provider reported, or else an estimate.
+
+    Also assert that costs match the tokens. Calls that didn't end as their kind demands are left
+    out. Return the sums of the reported input and output tokens.
+    """
+    by_provider = reported(requests)
     ended = [s for s in load.sent if s.id in found and found[s.id]["end_reason"] == s.kind.reason]
     exact = [(s, found[s.id]) for s in ended if s.kind.exact]
     estimated = [(s, found[s.id]) for s in ended if not s.kind.exact]
-    assert [pair for pair in exact if usage_of(pair[1]) != told.get(pair[0].id, (0, 0))] == []
+    assert [
+        pair for pair in exact if usage_of(pair[1]) != by_provider.get(pair[0].id, (0, 0))
+    ] == []
     assert [pair for pair in exact if pair[1]["usage_source"] != "provider"] == []
     begun = [pair for pair in estimated if pair[1]["attempts"]]
     assert [pair for pair in begun if pair[1]["usage_source"] != "estimate"] == []
-    never = [pair for pair in estimated if not pair[1]["attempts"]]  # its client was gone by then
+    never = [pair for pair in estimated if not pair[1]["attempts"]]  # the client left too early
     assert [pair for pair in never if usage_of(pair[1]) != (0, 0)] == []
     assert [row for row in found.values() if row["cost_nano"] != cost_of(row)] == []
     return total(usage_of(row) for _, row in exact)
 
 
 def reported(requests: Iterable[fp.Request]) -> dict[str, tuple[int, int]]:
-    """The tokens that the provider told it had generated, by request id."""
     return {asked(request): request.usage for request in requests if request.usage}
 
 
 def asked(request: fp.Request) -> str:
-    """The request id in a prompt."""
     return request.prompt.partition(" ")[2]
 
 
@@ -123,7 +130,7 @@ def total(usages: Iterable[tuple[int, int]]) -> tuple[int, int]:
 def assert_all_agree(
     server: Server, load: Load, place: Place, requests: Sequence[fp.Request]
 ) -> None:
-    """Clients, rows, roll-up, provider and metrics tell the same, after a load of all kinds."""
+    """Assert that clients, rows, daily sums, provider and metrics agree after a load."""
     found = assert_rows_are_the_accepted(load, place)
     sums = assert_usage_is_the_providers(load, found, requests)
     assert sums == total(reported(requests).values())
@@ -132,7 +139,7 @@ def assert_all_agree(
 
 
 def assert_whole_answers_are_recorded(load: Load, found: Mapping[str, Row]) -> None:
-    """Each answer that its client got in full has its settled row, with what the answer told."""
+    """Assert that each completely received response has a row that agrees with it."""
     accepted = (sent for sent in load.sent if sent.kind.reason)
     whole = [sent for sent in accepted if sent.whole and sent.status == sent.kind.status]
     assert whole
@@ -143,8 +150,12 @@ def assert_whole_answers_are_recorded(load: Load, found: Mapping[str, Row]) -> N
 def assert_survived(
     load: Load, place: Place, requests: Iterable[fp.Request], *, kills: int
 ) -> dict[str, Row]:
-    """Workers were killed under load: what was answered in full is recorded, the rest is closed as
-    interrupted or had ended before its client heard of it. The rows by their request ids."""
+    """Assert that the ledger is correct after workers were killed under load.
+
+    Completely received responses have their rows. Any other row is closed as interrupted, unless
+    its call had completed before the client received the whole response. Return the rows by request
+    id.
+    """
     assert_sound(place)
     found = by_request(rows(place))
     requests = list(requests)
@@ -161,7 +172,7 @@ def assert_survived(
 def assert_the_provider_was_called_for_rows_only(
     requests: Iterable[fp.Request], found: Mapping[str, Row]
 ) -> None:
-    """No call reached the provider that the ledger doesn't know, and none did twice."""
+    """Assert that each request at the provider has a row that counts it as an attempt."""
     reached = Counter(map(asked, requests))
     assert reached
     assert set(reached) <= set(found)
@@ -169,7 +180,7 @@ def assert_the_provider_was_called_for_rows_only(
 
 
 def samples(server: Server) -> list[tuple[str, dict[str, str], float]]:
-    """Sluice's own metrics: name, labels, value."""
+    """Return the samples of Sluice's metrics: name, labels, value."""
     connection = HTTPConnection("127.0.0.1", server.port, timeout=HANG_S)
     try:
         connection.request("GET", "/metrics")
@@ -185,7 +196,6 @@ def samples(server: Server) -> list[tuple[str, dict[str, str], float]]:
 
 
 def metric(server: Server, name: str, **labels: str) -> float:
-    """The sum over the series that have these labels."""
     return sum(
         value
         for found, own, value in samples(server)
@@ -194,7 +204,7 @@ def metric(server: Server, name: str, **labels: str) -> float:
 
 
 def assert_metrics_agree(server: Server, found: Mapping[str, Row], load: Load) -> None:
-    """What Prometheus sees is what the rows say, and what was refused."""
+    """Assert that the metrics agree with the rows and with the rejected calls."""
     counts: Counter[tuple[Any, ...]] = Counter()
     reasons: Counter[str] = Counter()
     for name, labels, value in samples(server):

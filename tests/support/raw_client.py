@@ -1,6 +1,7 @@
-"""A client over a plain socket that sees the server's timing: when each frame came, in which write.
+"""A client on a plain socket, which records when each frame arrives and in which write.
 
-Rules that hold here: it reads as slowly, and leaves as rudely, as a test wants; nothing is retried.
+- Tests control when the client reads, and how it disconnects.
+- Nothing is retried.
 """
 
 from __future__ import annotations
@@ -21,20 +22,19 @@ from tests.support.pace import HANG_S
 
 @dataclass(frozen=True)
 class Head:
-    """at: when it was complete, by time.monotonic()."""
-
     at: float
+    """The monotonic time at which the head was complete."""
     status: int
     headers: dict[str, str]
+    """The headers. Their names are in lower case."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One SSE frame. at: when it was complete. write: the number of the HTTP chunk, which is a
-    write of the server, that completed it."""
-
     at: float
+    """The monotonic time at which the frame was complete."""
     write: int
+    """The number of the HTTP chunk that completed the frame. Each chunk is one server write."""
     text: str
 
     @property
@@ -59,10 +59,16 @@ class Frame:
 
 
 class RawClient:
-    """HTTP over a plain socket, read as slowly, and left as rudely, as a test wants.
+    """An HTTP client on a plain socket.
 
-    timeout: seconds that any one read or write may take (TimeoutError). rcvbuf: bytes the kernel
-    may take in while the test doesn't read. An answer that breaks off raises EOFError.
+    Args:
+        key: The API key that requests carry.
+        timeout: The most seconds for a read or a write, which else raises TimeoutError.
+        rcvbuf: The bytes that the kernel buffers while the test doesn't read.
+        tls: The context of a TLS connection. None for plain HTTP.
+
+    Raises:
+        EOFError: On reading, if the response is incomplete.
     """
 
     def __init__(
@@ -105,7 +111,7 @@ class RawClient:
         content: object = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Send a request, with the key if there is one. content: JSON; bytes go as they are."""
+        """Send a request, with the key if there is one. Content that isn't bytes becomes JSON."""
         fields = {"Host": "127.0.0.1"}
         if self.key:
             fields["Authorization"] = f"Bearer {self.key}"
@@ -118,7 +124,6 @@ class RawClient:
         self.send(text.encode("latin-1") + data)
 
     def read_head(self) -> Head:
-        """The status and the headers, whose names are lower-case."""
         status, *lines = self._until(b"\r\n\r\n").decode("latin-1").split("\r\n")
         rows = (line.partition(": ") for line in lines)
         self._headers = {name.lower(): value for name, _, value in rows}
@@ -126,7 +131,7 @@ class RawClient:
         return Head(time.monotonic(), int(status.split()[1]), dict(self._headers))
 
     def chunks(self) -> Iterator[bytes]:
-        """The body as it comes: its HTTP chunks, or what each read brings."""
+        """Yield the body's HTTP chunks or, without chunked encoding, its parts as they arrive."""
         if self._headers.get("transfer-encoding") == "chunked":
             while size := int(self._until(b"\r\n"), 16):
                 yield self._exactly(size + 2)[:-2]
@@ -145,15 +150,14 @@ class RawClient:
         return json.loads(self.body())
 
     def frames(self) -> Iterator[Frame]:
-        """The body's SSE frames; may be left and taken up again."""
+        """Return the iterator of the body's SSE frames. All calls return one shared iterator."""
         return self._frames
 
     def frame(self) -> Frame:
-        """The next one."""
         return next(self._frames)
 
     def ended(self, timeout: float = HANG_S) -> bool:
-        """Whether the server closes within that time; what it still sends is thrown away."""
+        """Return True if the server closes within `timeout` seconds. Discard all data."""
         deadline = time.monotonic() + timeout
         try:
             while (left := deadline - time.monotonic()) > 0:
@@ -167,25 +171,23 @@ class RawClient:
         return False
 
     def readable(self, timeout: float) -> bool:
-        """Return True if a read would not wait. timeout: seconds to wait for that.
-
-        `select.select` can't look at a descriptor above 1,023; a poll can.
-        """
+        """Return True if a read won't block, after waiting at most `timeout` seconds for data."""
+        # select.select doesn't support file descriptors above 1023.
         poller = select.poll()
         poller.register(self.sock, select.POLLIN)
         return bool(poller.poll(1000 * timeout))
 
     def half_close(self) -> None:
-        """Say that nothing more will be sent (FIN), but go on reading."""
+        """Send a FIN, but keep reading."""
         self.sock.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
-        """Hang up with a RST."""
+        """Disconnect with a RST."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
 
     def close(self) -> None:
-        """Hang up with a FIN, which shutdown sends even where answers are left unread."""
+        """Disconnect with a FIN. Without shutdown, unread data would turn it into a RST."""
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
@@ -197,7 +199,7 @@ class RawClient:
             at = time.monotonic()
             yield from (Frame(at, number, part.decode()) for part in whole)
         if text:
-            raise EOFError(f"a frame breaks off: {text!r}")
+            raise EOFError(f"incomplete frame: {text!r}")
 
     def _until(self, mark: bytes) -> bytes:
         while mark not in self._buffer:

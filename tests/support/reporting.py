@@ -1,7 +1,7 @@
-"""How the tests' failures are reported: a fixture that fails for many tests is one failure.
+"""A pytest plugin that reports the failure of a shared fixture only once.
 
-pytest raises a shared fixture's error again for each test that asks for the fixture. The first of
-these tests reports the error; the others are skipped, and name the first.
+pytest raises the error of a shared fixture again for each test that uses the fixture. The first of
+these tests reports the error. The other tests are skipped, with a message that names the first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 first_tests: dict[int, tuple[BaseException, str]] = {}
-"""The test that reported an error, by the error's id. Keeping the error keeps its id unique."""
+"""The test that reported an error, by the error's id(). Keeping the error keeps the id unique."""
 
 
 @pytest.hookimpl(wrapper=True)

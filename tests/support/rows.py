@@ -1,4 +1,4 @@
-"""Rows of a ledger for the tests that read it, written as the ledger writes them."""
+"""Rows for tests that read a ledger, written by the ledger's own code."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ OWNER = "owner"
 
 @contextmanager
 def connected(url: str) -> Iterator[Connection]:
-    """A transaction on a database with the ledger's tables."""
+    """Yield a connection in a transaction, on a database with the ledger's tables."""
     with make_engine(url, writes=True).begin() as connection:
         schema.migrate(connection)
         yield connection
 
 
 def at(text: str) -> int:
-    """A moment of UTC; microseconds."""
+    """Return a UTC time as microseconds since 1970."""
     return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() * 1_000_000)
 
 
@@ -63,7 +63,7 @@ def settled_row(
     cost: int | None = 1000,
     **fields: Any,
 ) -> Entry:
-    """tokens: input and output. The call took half a second."""
+    """Write the row of a call that took half a second. `tokens` are input and output tokens."""
     made = open_row(connection, when, **fields)
     settle(connection, made, usage=Usage(*tokens), cost_nano=cost)
     return made

@@ -1,6 +1,6 @@
-"""Pictures of the pages, for the docs: `python -m tests.support.screenshots docs/screenshots`.
+"""Screenshots of the pages for the docs: `python -m tests.support.screenshots docs/screenshots`.
 
-A server of the tests' own with invented use stands behind them; the providers are fake.
+They show a test server with made-up usage and fake providers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.support.servers import UNTROUBLED, Server
 THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 WIDTHS = (1280, 390)
 MODEL = "openai/gpt-4o-mini"
-USED = {  # and USD per million tokens, in and out
+USED = {  # relative frequency, and nano-dollars per input and output token
     "openai/gpt-4o-mini": (5, 150, 600),
     "anthropic/claude-sonnet-4-5": (2, 3000, 15000),
     "mistral/mistral-small-latest": (2, 100, 300),
@@ -47,7 +47,7 @@ TEXT = (
 
 
 def moments(now: datetime) -> Iterator[datetime]:
-    """Three weeks of calls, quieter on Sundays and Saturdays."""
+    """Yield the times of calls in the last 25 days. There are fewer on weekends."""
     for days in range(24, -1, -1):
         day = now - timedelta(days=days)
         for _ in range(random.randint(12, 42) // (5 if day.weekday() > 4 else 1)):
@@ -55,7 +55,6 @@ def moments(now: datetime) -> Iterator[datetime]:
 
 
 def use(server: Server) -> None:
-    """Write what was never asked into the server's ledger."""
     random.seed(9)
     names = [name for name, (share, _, _) in USED.items() for _ in range(share)]
     with sqlite3.connect(server.directory / "sluice.db") as db:
@@ -116,7 +115,7 @@ def insert(db: sqlite3.Connection, table: str, row: dict[str, object]) -> None:
 
 
 def ask(page: Page, fake: FakeProvider) -> None:
-    """A stream that is about to be looked at."""
+    """Run a stream in the playground, and wait until the whole text is visible."""
     pieces = [piece + " " for piece in TEXT.split(" ")]
     frames = fp.chunks(pieces, chat=True, finish=None)
     fake.script([*fp.sse(frames, interval=0.012, done=False, complete=False), fp.hold()])
@@ -137,7 +136,7 @@ def shoot(browser: Browser, server: Server, fake: FakeProvider, directory: Path)
             page = context.new_page()
             page.goto(server.url)
             page.get_by_label("Your Sluice key").fill(server.key)
-            page.get_by_role("button", name="Open").click()
+            page.get_by_role("button", name="Sign in").click()
             ask(page, fake)
             if width < 800:
                 page.locator(".answer").evaluate("(answer) => answer.scrollIntoView()")
@@ -145,7 +144,7 @@ def shoot(browser: Browser, server: Server, fake: FakeProvider, directory: Path)
             usage = context.new_page()
             usage.goto(server.url + "/usage")
             usage.get_by_label("Your Sluice key").fill(server.key)
-            usage.get_by_role("button", name="Open").click()
+            usage.get_by_role("button", name="Sign in").click()
             expect(usage.locator("#active tbody tr")).to_have_count(1)
             expect(usage.locator("#latest tbody tr")).to_have_count(20)
             usage.wait_for_timeout(300)

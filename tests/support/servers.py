@@ -1,8 +1,8 @@
-"""The real thing, started as its user would start it.
+"""Real servers, started in the ways in which users start them.
 
-Rules that hold here: a server gets its settings from the test alone, never from the developer's
-environment; it listens on loopback; its files are in a directory that goes with it; and when it is
-stopped, no process of it is left.
+- A server gets its settings only from the test, never from the developer's environment.
+- It listens on loopback, and its files are in a temporary directory.
+- After `stop` none of its processes is left.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ FOREIGN_NAMES = (
     *("PORT", "WEB_CONCURRENCY", "REDIS_URL", "DATABASE_URL"),
     "PROMETHEUS_MULTIPROC_DIR",
 )
-"""Variables that would change a server, beside those that end with _API_KEY."""
+"""Environment variables that would change a server, in addition to those that end with _API_KEY."""
 
 
 UNTROUBLED = {"SLUICE_COOLDOWN": "0", "SLUICE_RETRIES": "0"}
-"""Settings by which a failing provider's next call is made as if nothing had happened: for tests
-that share a server. What happens otherwise has tests and servers of its own."""
+"""Settings without retries and cool-downs, so that tests which share a server don't affect each
+other. Retries and cool-downs are tested on separate servers."""
 
 
 def fake_rows(base_url: str) -> str:
-    """sluice.toml rows that lead to a fake provider, once with legacy completions, once without."""
+    """Return rows for sluice.toml: `fake` with legacy completions, and `fakechat` without."""
     row = '[providers.{}]\ndialect = "openai"\nbase_url = "{}"\ncompletions = {}\n\n'
     return row.format("fake", base_url, "true") + row.format("fakechat", base_url, "false")
 
 
 def make_key(name: str = "test", **fields: object) -> tuple[str, str]:
-    """A key's text, and its line in the key file; fields override the line's."""
+    """Return a new key and its line for the key file. `fields` override fields of the line."""
     text = f"sluice-{secrets.token_urlsafe(32)}"
     line = {
         "id": f"key_{secrets.token_urlsafe(9)}",
@@ -71,7 +71,6 @@ def make_key(name: str = "test", **fields: object) -> tuple[str, str]:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without what would change a server."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -82,7 +81,6 @@ def clean_environment() -> dict[str, str]:
 
 
 def settings_files(directory: Path) -> dict[str, str]:
-    """The variables that keep a Sluice's files in one directory."""
     return {
         "SLUICE_CONFIG": str(directory / "sluice.toml"),
         "SLUICE_KEYS_FILE": str(directory / "keys.jsonl"),
@@ -91,12 +89,17 @@ def settings_files(directory: Path) -> dict[str, str]:
 
 
 class Server:
-    """A Sluice under way: `with Server(fake_rows(fake.base_url)) as server: ...`
+    """A running Sluice: `with Server(fake_rows(fake.base_url)) as server: ...`
 
-    config: the text of its sluice.toml. kind: gunicorn as configured, gunicorn with threads,
-    `python wsgi.py` or `flask run`. env: more variables. args: more arguments of the command.
-    directory: for its files and its output, kept when given (for a second start with the same
-    files); else a temporary one that goes when the server stops.
+    Args:
+        config: The text of its sluice.toml.
+        kind: The command: gunicorn as configured ("gevent"), gunicorn with threads ("gthread"),
+            `python wsgi.py` ("python"), or `flask run` ("flask").
+        env: Additional environment variables.
+        args: Additional arguments of the command.
+        threads: The number of threads of "gthread".
+        directory: A directory for its files and its output, which is kept so that another server
+            can use these files. None for a temporary directory, which is deleted on `stop`.
     """
 
     def __init__(
@@ -123,9 +126,13 @@ class Server:
         self._command = [sys.executable, *_command(kind, self.port, threads, args)]
 
     def start(self) -> Self:
-        """Launch it and wait until it takes work; raises RuntimeError with its output."""
+        """Launch the server and wait until it accepts calls.
+
+        Raises:
+            RuntimeError: The server didn't become ready. The message has its output.
+        """
         with (self.directory / "output").open("ab") as output:
-            # A process group of its own: Ctrl-C is for the tests, and all of it can be found.
+            # A separate process group doesn't get Ctrl-C, and identifies the server's processes.
             self._process = subprocess.Popen(
                 self._command,
                 cwd=ROOT,
@@ -142,11 +149,12 @@ class Server:
             self.stop()
             if not isinstance(failure, TimeoutError):
                 raise
-            raise RuntimeError(f"{self._command} isn't ready:\n{output_so_far}") from None
+            message = f"{self._command} didn't become ready:\n{output_so_far}"
+            raise RuntimeError(message) from None
         return self
 
     def stop(self, timeout: float = 10.0) -> int:
-        """End it by TERM, then by KILL; its exit status."""
+        """End the server with SIGTERM, and after the timeout with SIGKILL. Return its status."""
         self._process.terminate()
         try:
             self._process.wait(timeout)
@@ -166,7 +174,7 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The master's, or the only process's."""
+        """The id of the master, or of the only process."""
         return self._process.pid
 
     def worker_pids(self) -> list[int]:
@@ -176,18 +184,17 @@ class Server:
         self._process.send_signal(number)
 
     def returncode(self) -> int | None:
-        """None while it runs."""
+        """Return the exit status, or None while the server runs."""
         return self._process.poll()
 
     def wait_exit(self, timeout: float = HANG_S) -> int:
-        """Wait for it to end by itself; its exit status."""
         try:
             return self._process.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise TimeoutError(f"it runs after {timeout:g} s:\n{self.output()}") from None
+            message = f"the server still runs after {timeout:g} s:\n{self.output()}"
+            raise TimeoutError(message) from None
 
     def is_ready(self) -> bool:
-        """Whether GET /ready is 200."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)
         try:
             connection.request("GET", "/ready")
@@ -198,20 +205,24 @@ class Server:
             connection.close()
 
     def wait(self, condition: Callable[[], bool], timeout: float = HANG_S) -> None:
-        """Wait for something to be so; TimeoutError when it isn't in time, or never will be."""
+        """Wait until the condition is true.
+
+        Raises:
+            TimeoutError: The condition isn't true in time, or the server has exited.
+        """
         deadline = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > deadline or self.returncode() is not None:
-                raise TimeoutError(f"not so after {timeout:g} s; output:\n{self.output()}")
+                problem = f"not true within {timeout:g} s, or the server has exited"
+                raise TimeoutError(f"{problem}; its output:\n{self.output()}")
             time.sleep(POLL_S)
 
     def output(self) -> str:
-        """What it wrote to stdout and stderr so far; also after it has stopped."""
+        """Return the output on stdout and stderr so far. This also works after `stop`."""
         path = self.directory / "output"
         return path.read_text(errors="replace") if path.exists() else self._output
 
     def add_key(self, name: str = "test", **fields: object) -> str:
-        """Add a key to its key file; the key's text."""
         text, line = make_key(name, **fields)
         path = self.directory / "keys.jsonl"
         path.touch(mode=0o600)
@@ -231,7 +242,7 @@ class Server:
         }
 
     def _end_orphans(self) -> None:
-        """Workers of a killed master end by themselves a moment later, or here."""
+        """Kill workers of a killed master that don't exit by themselves within 2 s."""
         deadline = time.monotonic() + 2
         while members := [p.pid for p in _processes() if p.group == self.pid]:
             if time.monotonic() > deadline:
@@ -255,8 +266,11 @@ def _command(kind: Kind, port: int, threads: int, args: Sequence[str]) -> list[s
 
 
 def free_port() -> int:
-    """A port that is free, below those that outgoing connections take by themselves, so that none
-    of the tests' own connections takes it before the server does."""
+    """Return a free port.
+
+    It is below the range of ports for outgoing connections, so that no connection of a test takes
+    the port before the server does.
+    """
     while True:
         port = random.randrange(20000, 32000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -270,7 +284,7 @@ class _Process(NamedTuple):
 
 
 def _processes() -> Iterator[_Process]:
-    """All that run, from /proc; not those that have ended and wait for their parent to notice."""
+    """Yield all processes except zombies."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, parent, group = path.read_text().rpartition(")")[2].split()[:3]

@@ -1,10 +1,10 @@
-"""Every block of code in README.md and docs/, and what the tests do with it.
+"""The code blocks in README.md and docs/, and how the tests check them.
 
-`python -m tests.support.snippets` prints the list and counts it.
+`python -m tests.support.snippets` prints a list.
 
-Rules that hold here: a block is run, read by the code that would read it, or is listed in NOT_RUN
-with the reason; tests/live/test_snippets.py fails for one that is none of these, and for a
-reason whose block is gone. Where a reason names a test, that test is there.
+- A block is run, or parsed by the code that would read it, or listed in NOT_RUN with a reason.
+- tests/live/test_snippets.py fails for any other block, for a reason whose block is gone, and for a
+  reason that names a test that doesn't exist.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from tests.support.paths import ROOT
 
 PAGES: Final = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 JOURNEYS: Final = ("README.md", "docs/quickstart.md")
-"""Pages whose blocks are run in their order, with the server that `make run` starts there."""
+"""The pages whose blocks run in order, with the server that their `make run` starts."""
 
 FENCE = re.compile(r"( *)```(\w*)\s*$")
 INDENTED = re.compile(r" {4,}\S")
 ASSIGNMENT = re.compile(r"[A-Z][A-Z_]*=\S+$")
 
-ROOT_NEEDED = "needs root on a machine that may be changed"
+ROOT_NEEDED = "needs root, and changes the machine"
 DOCKER = "needs Docker and its images; test_deploy_docs.py checks the files"
-HEROKU = "needs an account at Heroku"
-PIP = "pip's packages would be fetched anew; the tests run on what it installed"
-WHOLE_SUITE = "is what runs this, and ten minutes of load; tests/live/test_soak.py has a short one"
-SHAPE = "what an answer looks like"
+HEROKU = "needs a Heroku account"
+PIP = "would download all packages again; the tests run with the packages that it installed"
+WHOLE_SUITE = "runs all tests, and a soak of ten minutes; tests/live/test_soak.py has a short one"
+SHAPE = "shows the shape of a response"
 
 NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ("docs/quickstart.md", "python3 -m venv"): PIP,
@@ -49,7 +49,7 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     (
         "docs/keys.md",
         "flask keys list [--json]",
-    ): "a synopsis; cli/test_cli.py runs each command",
+    ): "is a synopsis; tests/cli/test_cli.py runs each command",
     ("docs/keys.md", '{"id":"key_...'): (
         "tests/keys/test_store.py::test_the_key_file_holds_the_documented_fields_and_no_secret"
     ),
@@ -61,7 +61,7 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ("docs/deploy/heroku.md", "python3 -m venv"): HEROKU,
     ("docs/deploy/heroku.md", "heroku config:set SLUICE_KEYS"): HEROKU,
     ("docs/deploy/heroku.md", "heroku addons:create heroku-redis"): HEROKU,
-    ("docs/deploy/heroku.md", "curl -H"): "a part of a command, for its header",
+    ("docs/deploy/heroku.md", "curl -H"): "is only a part of a command, which shows a header",
     ("docs/deploy/scale.md", "upstream sluice"): (
         "tests/live/test_nginx.py::test_nginx_accepts_the_blocks_of_the_scale_guide"
     ),
@@ -72,7 +72,7 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ("docs/deploy/vm.md", "sudo tee .env"): ROOT_NEEDED,
     ("docs/deploy/vm.md", "sudo -u sluice .venv/bin/flask keys create"): ROOT_NEEDED,
     ("docs/deploy/vm.md", "sudo cp deploy/sluice.service"): ROOT_NEEDED,
-    ("docs/deploy/vm.md", "sudo certbot"): ROOT_NEEDED + ", and a name that leads to it",
+    ("docs/deploy/vm.md", "sudo certbot"): ROOT_NEEDED + "; also needs a public domain name",
     ("docs/deploy/vm.md", "sudo cp deploy/nginx.conf"): ROOT_NEEDED,
     ("docs/deploy/vm.md", "sudo sed -i"): ROOT_NEEDED,
     ("docs/deploy/vm.md", "sudo cp deploy/logrotate.conf"): ROOT_NEEDED,
@@ -82,11 +82,11 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
 
 
 class Snippet(NamedTuple):
-    """language: the fence's word; of an indented block toml, env, shape or shell, by its look."""
-
     page: str
     line: int
     language: str
+    """The word after the fence. For an indented block: toml, env, shape or shell; see
+    `language`."""
     text: str
 
     @property
@@ -95,7 +95,7 @@ class Snippet(NamedTuple):
 
     @property
     def reason(self) -> str | None:
-        """Why it isn't run, or which test does it elsewhere."""
+        """The block's entry in NOT_RUN: a reason, or the test that runs it elsewhere. Else None."""
         for (page, beginning), reason in NOT_RUN.items():
             if page == self.page and self.text.startswith(beginning):
                 return reason
@@ -103,7 +103,6 @@ class Snippet(NamedTuple):
 
     @property
     def how(self) -> str:
-        """What the tests do with it."""
         if self.reason is not None:
             kind = "elsewhere" if self.reason.startswith("tests/") else "not run"
             return f"{kind}: {self.reason}"
@@ -115,7 +114,6 @@ READ: Final = ("toml", "env", "json", "yaml")
 
 
 def snippets() -> list[Snippet]:
-    """All of them, in the order of the pages."""
     return [found for path in PAGES for found in of_page(path)]
 
 
@@ -141,7 +139,10 @@ def of_page(path: Path) -> Iterator[Snippet]:
 
 
 def belongs(lines: list[str], at: int) -> bool:
-    """Whether a line is of the indented block before it: a blank one is when the next is."""
+    """Return True if a line belongs to the indented block before it.
+
+    A blank line belongs to the block if the next line does.
+    """
     if lines[at].strip():
         return INDENTED.match(lines[at]) is not None
     return at + 1 < len(lines) and INDENTED.match(lines[at + 1]) is not None
@@ -153,7 +154,7 @@ def dedented(lines: list[str]) -> str:
 
 
 def language(text: str) -> str:
-    """Of an indented block."""
+    """Guess the language of an indented block."""
     if text.startswith("["):
         return "toml"
     if text.startswith("{"):

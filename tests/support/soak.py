@@ -1,10 +1,10 @@
-"""A long run under load: many clients at once, providers that fail, stops and hang-ups, both faces.
+"""A long run under load: many clients, failing providers, stops and disconnects, both faces.
 
     .venv/bin/python -m tests.support.soak --minutes 10 --clients 200
 
-It prints what the worker holds meanwhile, and ends with what is wrong, if anything: sockets,
-threads, streams or memory that don't come back, a row that is lost or doesn't say what its client
-was told. Exit status 1 then.
+The soak prints the worker's memory, sockets and threads meanwhile. At the end it prints all
+problems: sockets, threads, streams or memory that were leaked, lost rows, and rows that don't agree
+with their client's response. If there are any, the exit status is 1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.support.watch import Held, held
 
 EVERY_S = 5.0
 SPARE_THREADS = 4
-"""Native threads that a pool may still add."""
+"""The number of threads that pools may add without a leak."""
 ENV = {"SLUICE_LOG_LEVEL": "error"}
 NOBODY = "http://127.0.0.1:1/v1"
 LIMITS = "timeouts = { first_event = 2, idle = 2 }\n"
@@ -43,7 +43,7 @@ FAULTS: dict[str, tuple[Sequence[fp.Step], bool]] = {
     "badjunk": (mixture.begun(calls.EVENT, JUNK), True),
     "badstall": (mixture.begun(calls.EVENT, fp.hold()), True),
 }
-"""What a provider does, and whether that is in a stream."""
+"""The scripts of failing providers, with True for a fault in a stream."""
 
 
 def config(base_url: str) -> str:
@@ -52,7 +52,7 @@ def config(base_url: str) -> str:
 
 
 def kinds() -> list[Kind]:
-    """One of twenty is one that its provider fails at."""
+    """Return all kinds. About one call in twenty fails at its provider."""
     return [*well(), *ended_by_clients(), *failing()]
 
 
@@ -90,8 +90,11 @@ def ended_by_clients() -> list[Kind]:
 
 
 def failing() -> list[Kind]:
-    """Each has a provider of its own, where other calls go well. What a call comes to depends on
-    those before it: that provider may be cooling down."""
+    """Return a kind per fault, each with its own provider, and a kind that succeeds there.
+
+    The result of a call depends on earlier calls, because the circuit breaker of its provider may
+    be open.
+    """
     good = fp.answer(fp.body("x"))
     found = [
         Kind(name, steps, "any", stream=stream, model=f"{name}/m", weight=6)
@@ -105,9 +108,8 @@ def failing() -> list[Kind]:
 
 @dataclass
 class Report:
-    """samples: seconds since the start, what the worker held, calls made by then."""
-
     samples: list[tuple[float, Held, int]] = field(default_factory=list)
+    """Seconds since the start, resources of the worker, and the number of calls so far."""
     reasons: Counter[str] = field(default_factory=Counter)
     statuses: Counter[int] = field(default_factory=Counter)
     calls: int = 0
@@ -124,8 +126,13 @@ def run(
     growth: float,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """The soak, and what is wrong after it. warm: seconds until memory counts; growth: by which
-    part of that it may grow later."""
+    """Run the soak and check its results.
+
+    Args:
+        warm: The seconds of warm-up, whose memory isn't judged.
+        growth: The fraction by which memory may grow after that.
+        tell: A function that is called with each line of progress.
+    """
     report = Report()
     fake.named(scripts(kinds()))
     server = Server(config(fake.base_url), env=ENV)
@@ -143,10 +150,10 @@ def run(
         after = held(worker, server.port)
         report.failures += leaks(before, after, report, clients=clients, warm=warm, growth=growth)
         if server.worker_pids() != [worker]:
-            report.failures.append("the worker did not live to the end")
+            report.failures.append("the worker was replaced during the soak")
         account(report, load, by_request(rows(ledger_of(server))))
     if "Traceback" in server.output():
-        report.failures.append(f"it logged an error:\n{server.output()[-4000:]}")
+        report.failures.append(f"the server logged a traceback:\n{server.output()[-4000:]}")
     return report
 
 
@@ -158,7 +165,7 @@ def watch(
     seconds: float,
     tell: Callable[[str], None],
 ) -> None:
-    """Look at the worker from time to time, while the load goes on."""
+    """Sample the worker's resources every EVERY_S seconds during the load."""
     began = time.monotonic()
     for number in count(1):
         time.sleep(max(0.0, began + number * EVERY_S - time.monotonic()))
@@ -178,8 +185,10 @@ def watch(
 def leaks(
     before: Held, after: Held, report: Report, *, clients: int, warm: float, growth: float
 ) -> list[str]:
-    """What the worker holds that it shouldn't. Connections to the provider wait for the next call,
-    no more than there were calls at once."""
+    """Return the resources that the worker leaked.
+
+    Idle connections to the provider aren't leaks, if there are no more than clients.
+    """
     found = []
     if after.sockets > before.sockets + clients or after.clients:
         found.append(f"sockets: {before.sockets} before, {after.sockets} after, {after}")
@@ -188,12 +197,11 @@ def leaks(
     memory = [sample.rss for at, sample, _ in report.samples if at >= warm]
     base, last = median(memory[:3]), median(memory[-3:])
     if max(last, after.rss) > base * (1 + growth):
-        found.append(f"memory: {base / 1e6:.1f} MB when warm, {last / 1e6:.1f} MB in the end")
+        found.append(f"memory: {base / 1e6:.1f} MB when warm, {last / 1e6:.1f} MB at the end")
     return found
 
 
 def account(report: Report, load: Load, found: dict[str, Row]) -> None:
-    """Compare the rows with what clients saw."""
     report.calls, report.rows = len(load.sent), len(found)
     report.reasons = Counter(row["end_reason"] for row in found.values())
     report.statuses = Counter(row["status"] for row in found.values())
@@ -206,11 +214,11 @@ def account(report: Report, load: Load, found: dict[str, Row]) -> None:
 
 
 def odd(sent: Sent, row: Row | None) -> str:
-    """What is wrong with a call, and its row."""
+    """Return what is wrong with a call and its row, or ""."""
     if row is None:
-        return ""  # counted already
+        return ""  # already reported as lost
     if sent.failure or (sent.kind.act != "leave" and not sent.whole):
-        return f"{sent}: it was cut off"
+        return f"{sent}: the response was cut off"
     if sent.kind.reason != "any":
         differences = proofs.differences(sent, row)
         return f"{sent}: {differences}" if differences else ""
@@ -237,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     print(f"{report.calls} calls, {report.rows} rows")
     print("ended:", dict(report.reasons), "status:", dict(report.statuses))
-    print("\n".join(report.failures) or "Nothing is wrong.")
+    print("\n".join(report.failures) or "No problems found.")
     return 1 if report.failures else 0
 
 

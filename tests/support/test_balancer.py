@@ -1,4 +1,4 @@
-"""The load balancer itself: what a test sees through it is what it would see without it."""
+"""Tests of the load balancer: connections through it behave like direct connections."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ MORE_THAN_THE_SYSTEM_HOLDS = 64 << 20
 
 @pytest.fixture
 def backends() -> Iterator[list[socket.socket]]:
-    """Two that listen."""
     with (
         socket.create_server(("127.0.0.1", 0)) as one,
         socket.create_server(("127.0.0.1", 0)) as two,
@@ -34,7 +33,7 @@ def balancer(backends: Sequence[socket.socket]) -> Balancer:
 
 @pytest.fixture
 def joined(backends: list[socket.socket]) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A client, and who serves it at the other side of a balancer."""
+    """Yield the two ends of a connection through a balancer: the client's and the backend's."""
     with balancer(backends[:1]) as between, RawClient(between.port, timeout=HANG_S) as client:
         served, _ = backends[0].accept()
         with served:
@@ -55,7 +54,7 @@ def test_each_connection_goes_to_the_next_backend(backends: list[socket.socket])
                 pass
 
 
-def test_a_dead_backend_is_passed_over(backends: list[socket.socket]) -> None:
+def test_a_dead_backend_is_skipped(backends: list[socket.socket]) -> None:
     addresses = [("127.0.0.1", free_port()), ("127.0.0.1", backends[0].getsockname()[1])]
     with Balancer(addresses) as between:
         for _ in range(3):
@@ -81,7 +80,7 @@ def test_bytes_pass_unchanged_both_ways(joined: tuple[socket.socket, socket.sock
 
 
 @pytest.mark.parametrize("by_client", [True, False])
-def test_a_half_close_is_passed_on_and_the_other_side_may_still_send(
+def test_a_half_close_is_forwarded_and_the_other_side_can_still_send(
     joined: tuple[socket.socket, socket.socket], *, by_client: bool
 ) -> None:
     one, other = joined if by_client else joined[::-1]
@@ -96,7 +95,7 @@ def test_a_half_close_is_passed_on_and_the_other_side_may_still_send(
 
 
 @pytest.mark.parametrize("by_client", [True, False])
-def test_a_reset_is_passed_on(
+def test_a_reset_is_forwarded(
     joined: tuple[socket.socket, socket.socket], *, by_client: bool
 ) -> None:
     one, other = joined if by_client else joined[::-1]

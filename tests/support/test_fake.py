@@ -1,4 +1,4 @@
-"""The fake provider itself, driven with plain sockets and requests."""
+"""Tests of the fake provider, with plain sockets and with requests."""
 
 from __future__ import annotations
 
@@ -179,16 +179,16 @@ GOES_ON = {
 
 @pytest.mark.parametrize("hang_up", ["close", "reset", "half_close"])
 @pytest.mark.parametrize("steps", GOES_ON.values(), ids=GOES_ON.keys())
-def test_the_fake_notices_at_once_that_its_client_hangs_up(
+def test_the_fake_notices_at_once_that_its_client_disconnects(
     fake: FakeProvider, steps: list[fp.Step], hang_up: str
 ) -> None:
     fake.default(steps)
     delays: list[float] = []
-    for number in range(1, 6):  # the best of some, as a busy machine may hold up any one
+    for number in range(1, 6):  # the fastest of several, because a busy machine may delay any one
         with RawClient(fake.port) as client:
             ask(client)
             fake.wait_requests(number)
-            time.sleep(0.03)  # the flood is to fill the buffers, so that the fake waits in send
+            time.sleep(0.03)  # lets the flood fill the buffers, so that the fake blocks in send
             before = time.monotonic()
             getattr(client, hang_up)()
             request = fake.wait_closed(number)[-1]
@@ -200,7 +200,7 @@ def test_the_fake_notices_at_once_that_its_client_hangs_up(
     assert 0 <= min(delays) < CLOSING_NOTICED_WITHIN_S
 
 
-def test_wait_closed_goes_on_after_its_timeout(fake: FakeProvider, raw: RawClient) -> None:
+def test_wait_closed_continues_after_its_timeout(fake: FakeProvider, raw: RawClient) -> None:
     fake.script([fp.wait_closed(0.05), *fp.answer("late")])
     ask(raw)
     raw.read_head()
@@ -338,10 +338,10 @@ def test_stop_ends_the_process_and_its_connections() -> None:
 
 
 def test_named_scripts_answer_prompts_that_begin_with_their_name(fake: FakeProvider) -> None:
-    told = fp.answer(fp.body("told", usage=(4, 6)))
-    fake.named({"first": told, f"first {PATH}x": fp.error(503)})
+    first = fp.answer(fp.body("named", usage=(4, 6)))
+    fake.named({"first": first, f"first {PATH}x": fp.error(503)})
     fake.default(fp.answer(fp.body("other", usage=None)))
-    for prompt, path, text in (("first r1", PATH, "told"), ("second", PATH, "other")):
+    for prompt, path, text in (("first r1", PATH, "named"), ("second", PATH, "other")):
         with RawClient(fake.port) as client:
             client.request("POST", path, {"prompt": prompt})
             assert client.read_head().status == 200
@@ -354,13 +354,15 @@ def test_named_scripts_answer_prompts_that_begin_with_their_name(fake: FakeProvi
 
 
 def test_a_request_records_the_usage_that_was_sent_last(fake: FakeProvider) -> None:
-    first, second = (frame | told(n) for n, frame in enumerate(fp.chunks(["a", "b"], finish=None)))
+    first, second = (
+        frame | usage_field(n) for n, frame in enumerate(fp.chunks(["a", "b"], finish=None))
+    )
     fake.default([*fp.sse([first], done=False, complete=False), fp.gate("more"), fp.event(second)])
     with RawClient(fake.port) as client:
         ask(client)
         assert client.read_head().status == 200
         assert client.frame().json == first
-        until = time.monotonic() + 20  # it is noted after it was sent
+        until = time.monotonic() + 20  # the usage is recorded after the data was sent
         while fake.requests[0].usage is None and time.monotonic() < until:
             time.sleep(0.01)
         assert fake.requests[0].usage == (0, 1)
@@ -370,5 +372,5 @@ def test_a_request_records_the_usage_that_was_sent_last(fake: FakeProvider) -> N
         assert fake.requests[0].usage == (1, 2)
 
 
-def told(n: int) -> dict[str, dict[str, int]]:
+def usage_field(n: int) -> dict[str, dict[str, int]]:
     return {"usage": {"prompt_tokens": n, "completion_tokens": n + 1, "total_tokens": 2 * n + 1}}

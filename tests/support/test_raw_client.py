@@ -1,4 +1,4 @@
-"""raw_client.py: what it sees of a connection."""
+"""Tests of the raw client."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.raw_client import RawClient
 def test_readable_works_with_a_descriptor_above_1023() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 1200:
-        pytest.skip("fewer than 1,200 files may be open here")
+        pytest.skip("this machine allows fewer than 1,200 open files")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
     with ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as listener:
         while (number := os.open(os.devnull, os.O_RDONLY)) < 1030:

@@ -1,4 +1,4 @@
-"""reporting.py: what a summary says when a fixture fails for many tests."""
+"""Tests of the plugin that reports the failure of a shared fixture only once."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def run_tests(directory: Path, setup: str, test: str) -> str:
 @pytest.mark.parametrize(
     ("setup", "test", "summary"),
     [
-        ("raise RuntimeError('it never got ready')", "pass", "49 skipped, 1 error in"),
-        ("pytest.fail('it took too long')", "pass", "49 skipped, 1 error in"),
+        ("raise RuntimeError('the server never became ready')", "pass", "49 skipped, 1 error in"),
+        ("pytest.fail('the server took too long')", "pass", "49 skipped, 1 error in"),
         ("return 1", "assert number < 48", "2 failed, 48 passed in"),
     ],
     ids=["an error", "a timeout", "tests that fail by themselves"],

@@ -1,4 +1,4 @@
-"""What a worker holds, as the system tells it: memory, threads, sockets."""
+"""The resources of a process, read from /proc: memory, threads, sockets."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ ESTABLISHED = "01"
 
 
 class Held(NamedTuple):
-    """rss: bytes. clients: connections from clients, in whatever state. sockets: all there are."""
-
     rss: int
+    """Resident memory in bytes."""
     threads: int
     sockets: int
+    """All sockets, including those of clients."""
     clients: int
+    """Connections from clients, in any state."""
     files: int
 
 
 def held(pid: int, port: int) -> Held:
-    """What a process holds that listens on this port."""
+    """Return the resources of a process that listens on `port`."""
     status = dict(
         line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
     )
@@ -36,12 +37,12 @@ def held(pid: int, port: int) -> Held:
 
 def links(pid: int) -> Iterator[str]:
     for path in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
             yield str(path.readlink())
 
 
 def connections() -> Iterator[tuple[str, int, int]]:
-    """The inode, the local and the peer's port of each TCP socket; 0: it has no peer."""
+    """Yield the inode, the local port and the peer's port of each TCP socket (0: no peer)."""
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
         local, peer = (int(fields[n].rpartition(":")[2], 16) for n in (1, 2))

@@ -1,4 +1,4 @@
-"""logs.py: what a line carries, as JSON and in words."""
+"""Tests of telemetry/logs.py: the fields of a log line, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def a_failure() -> logging.LogRecord:
 
 @pytest.fixture
 def restored() -> Iterator[None]:
-    """The process's logging, as it was before."""
+    """Restore the logging configuration of the process after the test."""
     ours, root = logging.getLogger("sluice"), logging.getLogger()
     before = (ours.level, root.level, root.handlers)
     yield
@@ -84,7 +84,7 @@ def test_text_log_line_of_a_failure_is_followed_by_its_traceback() -> None:
 
 @pytest.mark.parametrize("odd", ["a\nb", "a\rb", "a\x1b[2Jb", "a\u2028b", "a\x85b", "\x00"])
 @pytest.mark.parametrize("kind", ["text", "json"])
-def test_control_characters_cannot_break_a_log_line_or_steer_a_terminal(
+def test_control_characters_cannot_break_a_log_line_or_control_a_terminal(
     kind: str, odd: str
 ) -> None:
     line = logs.formatter(kind).format(a_record(f"got {odd}", path=odd, model=odd))
@@ -117,7 +117,7 @@ def test_log_level_applies_to_sluice_and_other_loggers_start_at_warning(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs.configure("json", "info")
-    logs.configure("json", "info")  # twice, and a line is still written once
+    logs.configure("json", "info")  # a second call must not duplicate the lines
     for name, level in (("sluice.x", "debug"), ("sluice.x", "info"), ("other", "info"),
                         ("other", "warning")):  # fmt: skip
         logging.getLogger(name).log(getattr(logging, level.upper()), "%s %s", name, level)

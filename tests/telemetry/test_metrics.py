@@ -1,4 +1,4 @@
-"""metrics.py: what is counted, under which labels, and that these stay few."""
+"""Tests of telemetry/metrics.py: the metrics, their labels, and the bound on the labels."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def make(**options: Any) -> Metrics:
 
 
 def end(target: Metrics, model: str, reason: str = "completed", **fields: Any) -> None:
-    """A call has ended."""
+    """Record the end of a call."""
     call = {
         "endpoint": PATH,
         "provider": "sim",
@@ -54,7 +54,7 @@ def value(target: Metrics, name: str, **labels: str) -> float | None:
 
 
 def series(target: Metrics, name: str = "sluice_requests_total") -> list[dict[str, str]]:
-    """The labels of each series of a metric."""
+    """Return the labels of each series of a metric."""
     found = (sample for metric in target.registry.collect() for sample in metric.samples)
     return [sample.labels for sample in found if sample.name == name]
 
@@ -64,7 +64,7 @@ def models(target: Metrics) -> set[str]:
 
 
 def families() -> dict[str, tuple[str, tuple[str, ...]]]:
-    """The type and labels of each of our metrics, by the name that a query has."""
+    """Return the type and the labels of each of Sluice's metrics, by its name in a query."""
     target = make(redis_up=lambda: True)
     end(target, "m")
     target.attempted("sim", 500, "provider_error")
@@ -72,7 +72,7 @@ def families() -> dict[str, tuple[str, tuple[str, ...]]]:
 
 
 def shape(families: Sequence[Metric]) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """The same of what was collected, or read. A histogram is one, without labels."""
+    """Return the types and labels of metric families, with one entry for a histogram."""
     return {
         **{
             sample.name: (family.type, tuple(sample.labels))
@@ -84,7 +84,7 @@ def shape(families: Sequence[Metric]) -> dict[str, tuple[str, tuple[str, ...]]]:
     }
 
 
-# What is counted
+# Counts
 
 
 def test_an_ended_call_counts_once_in_each_metric() -> None:
@@ -164,7 +164,7 @@ def test_quota_rejections_and_ledger_errors_are_counted() -> None:
     assert value(target, "sluice_ledger_errors_total") == 2
 
 
-def test_gauges_are_read_anew_at_each_scrape() -> None:
+def test_gauges_are_read_at_each_scrape() -> None:
     now = [3]
     target = make(
         streams_active=lambda: now[0],
@@ -215,7 +215,7 @@ def test_the_reason_labels_are_the_end_reasons_of_a_call() -> None:
         end(make(), "m", "tired")
 
 
-def test_two_apps_in_a_process_count_apart() -> None:
+def test_two_apps_in_a_process_count_separately() -> None:
     first, second = make(), make()
     first.unrecorded()
     assert value(first, "sluice_ledger_unrecorded_total") == 1
@@ -302,7 +302,7 @@ def test_a_model_name_with_quotes_is_one_label_value() -> None:
     assert name in shown
 
 
-# The text
+# The output
 
 SCRAPER = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
@@ -373,7 +373,7 @@ directory = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
 
 
 def play(directory: Path, code: str) -> subprocess.CompletedProcess[str]:
-    """What a process does that shares its metrics through a directory."""
+    """Run code in a process that shares its metrics through a directory."""
     return subprocess.run(
         [sys.executable, "-c", BEGIN + code],
         cwd=ROOT,
@@ -386,7 +386,7 @@ def play(directory: Path, code: str) -> subprocess.CompletedProcess[str]:
 
 
 def shown(done: subprocess.CompletedProcess[str]) -> dict[str, float]:
-    """What it showed: the values by name and labels."""
+    """Return the values that a process printed, by name and labels."""
     _, text = json.loads(done.stdout)
     return {
         " ".join([sample.name, *(sample.labels[name] for name in sorted(sample.labels))]): (
@@ -486,7 +486,7 @@ for number in range(150):
 
 
 def test_metric_files_are_allocated_on_disk_in_advance(tmp_path: Path) -> None:
-    """A page of a file that the full disk has no room for ends the process that writes to it."""
+    """Otherwise writing to a file's unallocated page on a full disk would kill the process."""
     found = shown(play(tmp_path, f"target = make(){MANY}show(target)"))
     assert len([name for name in found if name.startswith("sluice_requests_total")]) == 1500
     sizes = {path.name.rpartition("_")[0]: path.stat() for path in tmp_path.iterdir()}

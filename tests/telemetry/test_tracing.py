@@ -1,4 +1,4 @@
-"""tracing.py: what a collector gets of a call, and what it doesn't."""
+"""Tests of telemetry/tracing.py: the spans of a call, which hold neither texts nor keys."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, collector: Collector) 
 
 
 def sent(site: Site, collector: Collector) -> tuple[Span, list[Span]]:
-    """The call's span, and those below it, in their order."""
+    """Return the call's span and its child spans, ordered by their start."""
     site.app.extensions["sluice"].tracing.close()
     [call] = [span for span in collector.spans if span.name.startswith("POST ")]
     below = [span for span in collector.spans if span is not call]
@@ -67,7 +67,7 @@ def test_a_call_and_its_attempt_are_sent_as_spans(
     assert attempt.name == "text_completion m"
     assert attempt.attributes["gen_ai.provider.name"] == "sim"
     assert [name for name, _ in call.events + attempt.events] == ["first_event"] * 2
-    slack = 50_000_000  # the two clocks are not read in the same moment
+    slack = 50_000_000  # the test and Sluice read different clocks
     assert before - slack <= call.start <= attempt.start <= attempt.end <= call.end <= after + slack
     assert call.start <= call.events[0][1] <= call.end
 

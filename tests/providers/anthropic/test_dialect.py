@@ -1,4 +1,4 @@
-"""The Anthropic dialect: what is sent, what can't be, and what fixtures can't show."""
+"""The Anthropic dialect: requests, unsupported parameters, and responses that no fixture has."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def body(target: Target, **fields: Any) -> dict[str, Any]:
 
 
 BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "nothing asked": ({}, {}),
+    "no parameters": ({}, {}),
     "max_tokens": ({"max_tokens": 5}, {"max_tokens": 5}),
     "temperature": ({"temperature": 0.5}, {"temperature": 0.5}),
     "a temperature of 0": ({"temperature": 0.0}, {"temperature": 0.0}),
@@ -68,7 +68,7 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "user": ({"user": "u-1"}, {"metadata": {"user_id": "u-1"}}),
     "stream": ({"stream": True}, {"stream": True}),
     "extra": ({"extra": EXTRA}, EXTRA),
-    "everything": (
+    "all parameters": (
         {
             "max_tokens": 5,
             "temperature": 1.0,
@@ -93,7 +93,7 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"prompts": ("naïve 🦊",)},
         {"messages": [{"role": "user", "content": "naïve 🦊"}]},
     ),
-    "what it lacks isn't sent": (
+    "unsupported parameters are not sent": (
         {
             "seed": 1,
             "frequency_penalty": 1.0,
@@ -108,11 +108,11 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {},
     ),
-    "extra can't set what is ours": (
+    "extra can't set reserved fields": (
         {"extra": {"model": "x", "messages": [], "stream": True, "top_k": 1}},
         {"top_k": 1},
     ),
-    "nor what was asked by name": (
+    "extra can't override set parameters": (
         {
             "max_tokens": 5,
             "stop": ("a",),
@@ -121,7 +121,7 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"max_tokens": 5, "stop_sequences": ["a"], "metadata": {"user_id": "u"}},
     ),
-    "but what was left open": (
+    "extra can set fields that the request leaves unset": (
         {"extra": {"max_tokens": 6, "metadata": {"user_id": "v"}}},
         {"max_tokens": 6, "metadata": {"user_id": "v"}},
     ),
@@ -145,8 +145,8 @@ def test_fields_that_the_model_does_not_support_are_not_sent() -> None:
     assert body(few, user="u") == PLAIN
 
 
-def test_a_call_takes_one_prompt() -> None:
-    """The gateway makes a call a prompt; were it to forget, no prompt is lost in silence."""
+def test_several_prompts_in_one_call_raise_a_value_error() -> None:
+    """The gateway sends one prompt per attempt. If it ever fails to, no prompt is lost silently."""
     with pytest.raises(ValueError):
         anthropic.call(request(prompts=("a", "b")), TARGET)
 
@@ -238,7 +238,6 @@ def test_stream_events_come_in_a_batch_per_chunk() -> None:
 
 
 def test_message_start_reports_the_input_with_its_cached_tokens() -> None:
-    """message_start tells it, with what came from the cache and went to it."""
     usage = {
         "input_tokens": 21,
         "cache_read_input_tokens": 2048,
@@ -299,8 +298,7 @@ def test_the_tables_have_seven_stop_reasons_and_overloaded_as_529() -> None:
 
 
 @pytest.mark.parametrize("kind", STATUSES)
-def test_an_error_event_and_an_error_answer_give_equal_upstream_errors(kind: str) -> None:
-    """As an event, and with a status of their own: the same."""
+def test_an_error_event_and_an_error_response_give_equal_upstream_errors(kind: str) -> None:
     value = {"type": "error", "error": {"type": kind, "message": "oh"}}
     stream = START + event("error", error=value["error"])
     with pytest.raises(UpstreamError) as raised:
@@ -325,13 +323,13 @@ def test_token_counts_are_converted_to_usage(tokens: Tokens, usage: Usage | None
     assert usage_of(tokens) == usage
 
 
-def test_a_body_in_place_of_a_stream_is_bounded() -> None:
+def test_a_json_body_instead_of_a_stream_has_a_size_limit() -> None:
     chunks = [b"{", *([b" " * 65536] * (sse.MAX_EVENT // 65536 + 1))]
-    with pytest.raises(UpstreamError, match="more than"):
+    with pytest.raises(UpstreamError, match="larger than"):
         list(anthropic.events(chunks, request()))
 
 
-def test_blank_chunks_before_a_body_in_place_of_a_stream_are_skipped() -> None:
+def test_blank_chunks_before_a_json_body_instead_of_a_stream_are_skipped() -> None:
     answer = b'{"content":[{"type":"text","text":"a"}],"stop_reason":"end_turn"}'
     (batch,) = anthropic.events([b"", b" \n", answer[:9], answer[9:]], request())
     assert batch == [Started(), Delta(0, "a"), Finished(0, "stop")]
@@ -359,8 +357,8 @@ NAMES = ("message_start", "content_block_start", "content_block_delta", "message
 
 @settings(deadline=None, max_examples=150, database=None)
 @given(values=st.lists(st.tuples(st.sampled_from(NAMES), JSON), max_size=4))
-def test_any_json_is_an_answer_or_an_upstream_error(values: list[tuple[str, Any]]) -> None:
-    """And its text can be written as UTF-8."""
+def test_any_json_is_a_completion_or_an_upstream_error(values: list[tuple[str, Any]]) -> None:
+    """The text of a completion can be encoded as UTF-8."""
     frames = [f"event: {name}\ndata: {json.dumps(value)}\n\n" for name, value in values]
     for streamed in (True, False):
         try:
@@ -378,7 +376,7 @@ def test_any_json_is_an_answer_or_an_upstream_error(values: list[tuple[str, Any]
 
 @settings(deadline=None, max_examples=300, database=None)
 @given(data=st.binary(max_size=60), status=st.integers(400, 599))
-def test_any_bytes_that_are_no_answer_raise_an_upstream_error(data: bytes, status: int) -> None:
+def test_random_bytes_raise_an_upstream_error(data: bytes, status: int) -> None:
     with pytest.raises(UpstreamError):
         anthropic.complete(data, request())
     with pytest.raises(UpstreamError):
@@ -399,7 +397,7 @@ def test_deeply_nested_json_is_an_error() -> None:
 
 @pytest.mark.parametrize("text", [True, False])
 @pytest.mark.parametrize("cached", [{}, {"cache_read_input_tokens": 40}])
-def test_the_input_tokens_of_a_stream_that_breaks_off_are_exact(
+def test_the_input_tokens_of_a_truncated_stream_are_exact(
     text: bool, cached: dict[str, int]
 ) -> None:
     usage = {"input_tokens": 21, "output_tokens": 1, **cached}
@@ -409,7 +407,7 @@ def test_the_input_tokens_of_a_stream_that_breaks_off_are_exact(
         frames.append({"type": "content_block_delta", "delta": delta})
     chunks = (f"data: {json.dumps(frame)}\n\n".encode() for frame in frames)
     tally = Tally(("Hi",))
-    with suppress(UpstreamError):  # here it breaks off
+    with suppress(UpstreamError):  # the stream is truncated
         for batch in anthropic.events(chunks, CompletionRequest(prompts=("Hi",), stream=True)):
             tally.add(batch)
     used = tally.usage(failed=False)

@@ -1,5 +1,7 @@
-"""The Bedrock dialect: what is sent, what can't be, and what fixtures can't show. Where botocore is
-installed, its own serializer and parser are asked whether they agree."""
+"""The Bedrock dialect: requests, unsupported parameters, and responses that no fixture has.
+
+If botocore is installed, the dialect is compared with botocore's serializer and parser.
+"""
 
 from __future__ import annotations
 
@@ -58,25 +60,28 @@ def body(target: Target = TARGET, **fields: Any) -> dict[str, Any]:
 
 
 BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "nothing asked": ({}, {}),
-    "a stream is asked for by the path": ({"stream": True}, {}),
-    "everything": (EVERYTHING, {"inferenceConfig": CONFIG}),
+    "no parameters": ({}, {}),
+    "a stream changes only the path": ({"stream": True}, {}),
+    "all parameters": (EVERYTHING, {"inferenceConfig": CONFIG}),
     **{
         name: ({name: EVERYTHING[name]}, {"inferenceConfig": {theirs: CONFIG[theirs]}})
         for name, theirs in bedrock.CONFIG.items()
     },
     "zero is a value": ({"temperature": 0.0}, {"inferenceConfig": {"temperature": 0.0}}),
     "empty means absent": ({"stop": (), "extra": {}}, {}),
-    "what it lacks": ({"n": 2, "seed": 1, "echo": True, "logprobs": 1, "user": "u"}, {}),
-    "extra that Converse knows": (
+    "unsupported parameters are not sent": (
+        {"n": 2, "seed": 1, "echo": True, "logprobs": 1, "user": "u"},
+        {},
+    ),
+    "extra fields of Converse": (
         {"extra": {"guardrailConfig": GUARD, "performanceConfig": {"latency": "optimized"}}},
         {"guardrailConfig": GUARD, "performanceConfig": {"latency": "optimized"}},
     ),
-    "extra that the model knows": (
+    "extra fields of the model": (
         {"extra": {"top_k": 4, "thinking": {"type": "disabled"}}},
         {"additionalModelRequestFields": {"top_k": 4, "thinking": {"type": "disabled"}}},
     ),
-    "both ways at once": (
+    "extra fields and additionalModelRequestFields are merged": (
         {"extra": {"top_k": 4, "additionalModelRequestFields": {"top_k": 5, "x": None}}},
         {"additionalModelRequestFields": {"top_k": 4, "x": None}},
     ),
@@ -84,7 +89,7 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"top_p": 0.9, "extra": {"inferenceConfig": {"topP": 0.1, "maxTokens": 5}}},
         {"inferenceConfig": {"topP": 0.9, "maxTokens": 5}},
     ),
-    "extra can't set what is ours": ({"extra": {"messages": [], "modelId": "x"}}, {}),
+    "extra can't set reserved fields": ({"extra": {"messages": [], "modelId": "x"}}, {}),
 }
 
 
@@ -95,7 +100,7 @@ def test_the_request_body_holds_the_requested_fields(
     assert body(**fields) == expected
 
 
-def test_a_field_the_provider_row_cannot_take_is_not_sent() -> None:
+def test_parameters_that_the_provider_row_lacks_are_not_sent() -> None:
     row = Provider(name="b", base_url=HOST, cannot=("temperature",))
     assert body(Target(row, "m"), temperature=1.0, top_p=0.5) == {"inferenceConfig": {"topP": 0.5}}
 
@@ -146,7 +151,7 @@ def test_the_bedrock_module_is_a_dialect() -> None:
     assert dialect
 
 
-# What it answers
+# Responses
 
 START = event("messageStart", {"role": "assistant"})
 HELLO = event("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": "Hello"}})
@@ -234,16 +239,16 @@ def test_an_exception_frame_without_a_type_has_no_status_or_code() -> None:
     assert (raised.value.upstream_status, raised.value.upstream_code) == (None, None)
 
 
-def test_a_body_in_place_of_a_stream_is_bounded() -> None:
-    with pytest.raises(UpstreamError, match="more than"):
+def test_a_json_body_instead_of_a_stream_has_a_size_limit() -> None:
+    with pytest.raises(UpstreamError, match="larger than"):
         list(bedrock.events([b"{", *[b" " * (1 << 20)] * 5], request(stream=True)))
 
 
-# What botocore says to it
+# Comparison with botocore
 
 
 class Raw:
-    """A body as botocore's parsers read it."""
+    """A response body with the methods that botocore's parsers call."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -256,7 +261,7 @@ class Raw:
 
 
 class Peer:
-    """botocore's client, which sends nothing: it serializes a call, and parses what it is given."""
+    """A botocore client that serializes calls and parses given responses, but sends nothing."""
 
     def __init__(self) -> None:
         session = pytest.importorskip("botocore.session", reason="botocore is optional")
@@ -332,7 +337,7 @@ ANSWERED = [
         word in folder.name for word in ("odd", "unknown", "surrogates", "after_", "instead")
     )
 ]
-"""Not those whose bytes botocore, being stricter, refuses."""
+"""The fixtures with a completion, except those that botocore, which is stricter, rejects."""
 
 
 def text_of(blocks: list[dict[str, Any]]) -> str:
@@ -343,8 +348,8 @@ def text_of(blocks: list[dict[str, Any]]) -> str:
     )
 
 
-def said(text: str, reason: str, usage: dict[str, int]) -> dict[str, Any]:
-    """What botocore read, in the words of an expect.json."""
+def expectation(text: str, reason: str, usage: dict[str, int]) -> dict[str, Any]:
+    """Return what botocore parsed in the format of expect.json."""
     counts = {
         "input_tokens": sum(
             usage.get(name, 0)
@@ -355,8 +360,8 @@ def said(text: str, reason: str, usage: dict[str, int]) -> dict[str, Any]:
         "cache_write_tokens": usage.get("cacheWriteInputTokens", 0),
     }
     choice = {"index": 0, "text": text, "finish_reason": REASONS.get(reason, "stop")}
-    told = {name: count for name, count in counts.items() if count}
-    return {"model": None, "choices": [choice], "usage": told or None}
+    counted = {name: count for name, count in counts.items() if count}
+    return {"model": None, "choices": [choice], "usage": counted or None}
 
 
 @pytest.mark.parametrize("folder", ANSWERED, ids=lambda folder: folder.name)
@@ -366,11 +371,11 @@ def test_botocore_parses_each_fixture_as_expected(peer: Peer, folder: Path) -> N
     if (folder / "body.json").exists():
         answer = peer.whole((folder / "body.json").read_bytes(), **call)
         text = text_of(answer["output"]["message"]["content"])
-        assert said(text, answer["stopReason"], answer.get("usage", {})) == expected
+        assert expectation(text, answer["stopReason"], answer.get("usage", {})) == expected
     if (folder / "stream.bin").exists():
         events = peer.streamed((folder / "stream.bin").read_bytes(), **call)
         merged = {name: value for each in events for name, value in each.items()}
         deltas = [e["contentBlockDelta"]["delta"] for e in events if "contentBlockDelta" in e]
         text = "".join(delta.get("text", "") for delta in deltas)
         usage = merged.get("metadata", {}).get("usage", {})
-        assert said(text, merged["messageStop"]["stopReason"], usage) == expected
+        assert expectation(text, merged["messageStop"]["stopReason"], usage) == expected

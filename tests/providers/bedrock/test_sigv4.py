@@ -1,4 +1,4 @@
-"""SigV4: the signature is what the algorithm says, and what botocore's own client sends."""
+"""sigv4.py: signatures match the specification, and those of botocore's own client."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ REQUEST = CompletionRequest(prompts=("naïve 🦊",), max_tokens=5)
 
 
 class Session:
-    """botocore's session, with what a test gives it."""
+    """A fake of botocore's session with the given credentials and region."""
 
     def __init__(self, credentials: Any = None, region: str | None = None) -> None:
         self.credentials = credentials
@@ -59,6 +59,8 @@ class Session:
 
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that replaces the session. Until it is called, the session has credentials
+    with a session token."""
     monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: NOW)
 
     def use(*values: Any) -> None:
@@ -74,7 +76,7 @@ def a_call(model: str = ARN, row: Provider = ROW) -> tuple[UpstreamRequest, Targ
 
 
 def signature(call: UpstreamRequest, region: str, signed: list[str]) -> str:
-    """Computed after the specification, with nothing of botocore's."""
+    """Return the signature, computed as the specification says and without botocore."""
     parts = urlsplit(call.url)
     headers = {name.lower(): value for name, value in call.headers.items()}
     headers["host"] = parts.netloc
@@ -177,9 +179,9 @@ def test_the_region_comes_from_the_host_or_the_aws_configuration(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ((None,), "This server has no AWS credentials."),
-        ((ProfileNotFound(profile="x"),), "No AWS credentials can be had: "),
-        ((Credentials(ACCESS, HIDDEN),), "This server has no AWS region."),
+        ((None,), "No AWS credentials are configured on this server."),
+        ((ProfileNotFound(profile="x"),), "The AWS credentials could not be loaded: "),
+        ((Credentials(ACCESS, HIDDEN),), "No AWS region is configured on this server."),
     ],
 )
 def test_missing_aws_credentials_or_region_raise_an_upstream_error(

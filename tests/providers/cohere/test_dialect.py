@@ -1,4 +1,4 @@
-"""The Cohere dialect: what is sent, what can't be, and what fixtures can't show."""
+"""The Cohere dialect: requests, unsupported parameters, and responses that no fixture has."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def body(target: Target, **fields: Any) -> dict[str, Any]:
 
 
 BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "nothing asked": ({}, {}),
+    "no parameters": ({}, {}),
     "max_tokens": ({"max_tokens": 5}, {"max_tokens": 5}),
     "temperature": ({"temperature": 0.5}, {"temperature": 0.5}),
     "top_p": ({"top_p": 0.9}, {"p": 0.9}),
@@ -67,7 +67,7 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"prompts": ("naïve 🦊",)},
         {"messages": [{"role": "user", "content": "naïve 🦊"}]},
     ),
-    "what it lacks isn't sent": (
+    "unsupported parameters are not sent": (
         {
             "logit_bias": {"1": 1.0},
             "n": 2,
@@ -80,11 +80,11 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {},
     ),
-    "extra can't set what is ours": (
+    "extra can't set reserved fields": (
         {"extra": {"model": "x", "messages": [], "stream": True, "k": 1}},
         {"k": 1},
     ),
-    "nor what was asked by name": (
+    "extra can't override set parameters": (
         {"top_p": 0.5, "max_tokens": 5, "extra": {"p": 0.6, "max_tokens": 6}},
         {"p": 0.5, "max_tokens": 5},
     ),
@@ -103,7 +103,7 @@ def test_fields_that_the_provider_does_not_support_are_not_sent() -> None:
     assert body(few, seed=1, top_p=0.5) == {**PLAIN, "p": 0.5}
 
 
-def test_a_call_takes_one_prompt() -> None:
+def test_several_prompts_in_one_call_raise_a_value_error() -> None:
     with pytest.raises(ValueError):
         cohere.call(request(prompts=("a", "b")), TARGET)
 
@@ -205,7 +205,7 @@ def test_each_cohere_finish_reason_maps_to_a_finish_reason(
 
 @pytest.mark.parametrize("word", FAILURES)
 def test_a_failure_finish_reason_raises_an_error_after_the_usage(word: str) -> None:
-    """It is told after what was used, which counts all the same."""
+    """A failed completion still has a usage, which must be billed."""
     stream = START + delta("a") + end(finish_reason=word, error="oh", usage=USAGE)
     events = cohere.events([stream], request())
     assert next(events) == [Started(), Delta(0, "a"), Used(Usage(5, 2))]
@@ -255,8 +255,8 @@ NAMES = ("message-start", "content-start", "content-delta", "message-end", "mess
 
 @settings(deadline=None, max_examples=150, database=None)
 @given(values=st.lists(st.tuples(st.sampled_from(NAMES), JSON), max_size=4))
-def test_any_json_is_an_answer_or_an_upstream_error(values: list[tuple[str, Any]]) -> None:
-    """And its text can be written as UTF-8."""
+def test_any_json_is_a_completion_or_an_upstream_error(values: list[tuple[str, Any]]) -> None:
+    """The text of a completion can be encoded as UTF-8."""
     frames = [f"event: {name}\ndata: {json.dumps(value)}\n\n" for name, value in values]
     for streamed in (True, False):
         try:
@@ -274,7 +274,7 @@ def test_any_json_is_an_answer_or_an_upstream_error(values: list[tuple[str, Any]
 
 @settings(deadline=None, max_examples=300, database=None)
 @given(data=st.binary(max_size=60), status=st.integers(400, 599))
-def test_any_bytes_that_are_no_answer_raise_an_upstream_error(data: bytes, status: int) -> None:
+def test_random_bytes_raise_an_upstream_error(data: bytes, status: int) -> None:
     with pytest.raises(UpstreamError):
         cohere.complete(data, request())
     with pytest.raises(UpstreamError):

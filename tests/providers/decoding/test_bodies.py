@@ -1,4 +1,4 @@
-"""bodies.py: the start and the end of a body, however it is split."""
+"""bodies.py: the start and the end of a body, at any split."""
 
 from __future__ import annotations
 

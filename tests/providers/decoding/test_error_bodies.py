@@ -1,4 +1,4 @@
-"""error_bodies.py: the status, code and message of an error of any shape."""
+"""error_bodies.py: the status, code and message of errors of any shape."""
 
 from __future__ import annotations
 
@@ -30,4 +30,4 @@ def test_an_error_of_any_shape_is_read_for_status_code_and_message(
     error = reported(value)
     assert (error.upstream_status, error.upstream_code) == (status, code)
     assert error.upstream_message == "m"
-    assert "m" not in error.message.split(), "the provider's words are for the details"
+    assert "m" not in error.message.split(), "the provider's message belongs only in the details"

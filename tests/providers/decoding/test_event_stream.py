@@ -1,4 +1,4 @@
-"""Amazon's event stream: any split gives the same frames, and any damage is an error."""
+"""event_stream.py: any split yields equal frames, and any corruption is an error."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def decoded(chunks: Iterable[bytes]) -> list[BinaryFrame]:
     return [each for batch in event_stream.decode(chunks) for each in batch]
 
 
-def damaged(chunks: Iterable[bytes]) -> str:
+def corruption(chunks: Iterable[bytes]) -> str:
     with pytest.raises(UpstreamError) as raised:
         decoded(chunks)
-    return raised.value.message.removeprefix("The upstream's event stream is damaged: ")
+    return raised.value.message.removeprefix("The upstream's event stream is corrupt: ")
 
 
 @given(messages, st.data())
@@ -84,7 +84,7 @@ def test_flipping_any_bit_of_a_frame_is_a_checksum_error() -> None:
     for bit in range(len(good) * 8):
         bad = bytearray(good)
         bad[bit // 8] ^= 1 << bit % 8
-        assert "checksum" in damaged([bytes(bad)])
+        assert "checksum" in corruption([bytes(bad)])
 
 
 def test_header_values_keep_their_types() -> None:
@@ -119,7 +119,7 @@ def test_a_frame_comes_with_the_chunk_that_completes_it() -> None:
     assert [(asked, len(batch)) for batch in event_stream.decode(chunks())] == [(2, 2), (3, 1)]
 
 
-def test_frames_before_damage_are_delivered_before_the_error() -> None:
+def test_frames_before_a_corrupt_frame_are_yielded_before_the_error() -> None:
     good = frame({"a": 1}, b"x")
     stream = event_stream.decode([good + b"\x00" * 12])
     assert next(stream) == [BinaryFrame({"a": 1}, b"x")]
@@ -129,7 +129,7 @@ def test_frames_before_damage_are_delivered_before_the_error() -> None:
 
 @pytest.mark.parametrize("length", [0, 15, MAX_FRAME + 1, 0xFFFFFFFF])
 def test_an_invalid_frame_length_is_rejected_before_the_payload_arrives(length: int) -> None:
-    assert "claims" in damaged([sealed(b"", b"", length)[:12]])
+    assert "invalid length" in corruption([sealed(b"", b"", length)[:12]])
 
 
 def test_a_frame_of_the_largest_size_is_decoded() -> None:
@@ -138,8 +138,8 @@ def test_a_frame_of_the_largest_size_is_decoded() -> None:
     assert len(found.payload) == len(payload)
 
 
-def test_headers_have_a_limit_of_their_own() -> None:
-    assert "claims" in damaged([sealed(b"x" * (MAX_HEADERS + 1), b"")[:12]])
+def test_headers_above_their_size_limit_are_rejected() -> None:
+    assert "invalid length" in corruption([sealed(b"x" * (MAX_HEADERS + 1), b"")[:12]])
 
 
 @pytest.mark.parametrize(
@@ -163,4 +163,4 @@ def test_headers_have_a_limit_of_their_own() -> None:
     ],
 )
 def test_malformed_frame_headers_raise_an_error(block: bytes) -> None:
-    assert damaged([sealed(block, b"")]) == "a frame's headers can't be read."
+    assert corruption([sealed(block, b"")]) == "a frame's headers are malformed."

@@ -1,4 +1,4 @@
-"""lenient_json.py: the sample of a body that an error shows."""
+"""lenient_json.py: the sample of a body that errors show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""logprobs.py: malformed log probabilities. The fixtures of the dialects have well-formed ones."""
+"""logprobs.py: malformed log probabilities. The dialects' fixtures cover well-formed ones."""
 
 from __future__ import annotations
 

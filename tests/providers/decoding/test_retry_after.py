@@ -1,4 +1,4 @@
-"""retry_after.py: the headers of a refusal, in seconds."""
+"""retry_after.py: conversion of response headers to a delay in seconds."""
 
 from __future__ import annotations
 

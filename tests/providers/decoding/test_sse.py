@@ -1,4 +1,4 @@
-"""The decoder of server-sent events, against a table and against a slow, obvious one."""
+"""sse.py: the decoder is compared with a table of cases and with a slow reference decoder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CASES: dict[str, tuple[bytes, Events]] = {
     "crlf": (b"data: a\r\n\r\ndata: b\r\n\r\n", [("message", b"a"), ("message", b"b")]),
     "cr": (b"data: a\r\rdata: b\r\r", [("message", b"a"), ("message", b"b")]),
     "mixed line ends": (b"data: a\r\n\rdata: b\n\r\n", [("message", b"a"), ("message", b"b")]),
-    "lf cr is two": (b"data: a\n\rdata: b\n\n", [("message", b"a"), ("message", b"b")]),
+    "lf cr is two line ends": (b"data: a\n\rdata: b\n\n", [("message", b"a"), ("message", b"b")]),
     "many lines": (b"data: a\ndata:b\ndata:  c\n\n", [("message", b"a\nb\n c")]),
     "empty data": (b"data\n\ndata\ndata\n\ndata:", [("message", b""), ("message", b"\n")]),
     "one space only": (b"data:  a\n\ndata:\ta\n\n", [("message", b" a"), ("message", b"\ta")]),
@@ -29,18 +29,18 @@ CASES: dict[str, tuple[bytes, Events]] = {
     "colons": (b"data: a: b:c\n\n", [("message", b"a: b:c")]),
     "named": (b"event: error\ndata: a\n\n", [("error", b"a")]),
     "name after data": (b"data: a\nevent:x\n\n", [("x", b"a")]),
-    "the last name counts": (b"event: x\nevent: y\ndata: a\n\n", [("y", b"a")]),
-    "an empty name is none": (b"event: x\nevent\ndata: a\n\n", [("message", b"a")]),
-    "a name lasts one event": (
+    "the last of two names counts": (b"event: x\nevent: y\ndata: a\n\n", [("y", b"a")]),
+    "an empty name means message": (b"event: x\nevent\ndata: a\n\n", [("message", b"a")]),
+    "a name applies to one event": (
         b"event: x\ndata: a\n\ndata: b\n\n",
         [("x", b"a"), ("message", b"b")],
     ),
-    "a name without data is lost": (b"event: x\n\ndata: b\n\n", [("message", b"b")]),
+    "a name without data is dropped": (b"event: x\n\ndata: b\n\n", [("message", b"b")]),
     "a name in UTF-8": ("event: ü\ndata: a\n\n".encode(), [("ü", b"a")]),
-    "a name that is not": (b"event: \xff\ndata: a\n\n", [("\ufffd", b"a")]),
+    "a name that is not UTF-8": (b"event: \xff\ndata: a\n\n", [("\ufffd", b"a")]),
     "comments": (b": hello\n\n:\ndata: a\n: b\ndata: c\n\n", [("message", b"a\nc")]),
     "id, retry and unknown": (b"id: 1\nretry: 5\nfoo: x\nid\ndata: a\n\n", [("message", b"a")]),
-    "like data, but not": (b"database: x\nDATA: y\n data: z\n\n", []),
+    "fields that resemble data": (b"database: x\nDATA: y\n data: z\n\n", []),
     "blank lines": (
         b"\n\n\n\ndata: a\n\n\n\n\ndata: b\n\n",
         [("message", b"a"), ("message", b"b")],
@@ -48,13 +48,13 @@ CASES: dict[str, tuple[bytes, Events]] = {
     "odd blank lines": (b"\ndata: a\n\n\ndata: b\n\n", [("message", b"a"), ("message", b"b")]),
     "byte order mark": (b"\xef\xbb\xbfdata: a\n\n", [("message", b"a")]),
     "two byte order marks": (b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\n", []),
-    "mark in the middle": (
+    "byte order mark in the middle": (
         b"data: a\n\n\xef\xbb\xbfdata: b\n\ndata: c\n\n",
         [("message", b"a"), ("message", b"c")],
     ),
-    "half a mark": (b"\xef\xbbdata: a\n\n", []),
-    "half a mark alone": (b"\xef\xbb", []),
-    "a mark alone": (b"\xef\xbb\xbf", []),
+    "half a byte order mark": (b"\xef\xbbdata: a\n\n", []),
+    "only half a byte order mark": (b"\xef\xbb", []),
+    "only a byte order mark": (b"\xef\xbb\xbf", []),
     "unfinished line": (b"data: a\n\ndata: b", [("message", b"a")]),
     "unfinished event": (b"data: a\n\ndata: b\n", [("message", b"a")]),
     "other separators": (
@@ -62,7 +62,7 @@ CASES: dict[str, tuple[bytes, Events]] = {
         [("message", "a\u2028b\u2029c\u0085d\x0be\x0cf".encode())],
     ),
     "nul": (b"data: a\0b\n\n", [("message", b"a\0b")]),
-    "not UTF-8": (b"data: \xff\n\n", [("message", b"\xff")]),
+    "data that is not UTF-8": (b"data: \xff\n\n", [("message", b"\xff")]),
 }
 
 
@@ -79,8 +79,8 @@ def splits(stream: bytes) -> Iterator[list[bytes]]:
             yield [stream[:i], stream[i:j], stream[j:]]
 
 
-def slowly(stream: bytes) -> Events:
-    """The specification word by word, a byte at a time, over the whole body."""
+def reference(stream: bytes) -> Events:
+    """Decode a whole body exactly as the specification says."""
     events: Events = []
     data, name = b"", b""
     for line in lines_of(stream.removeprefix(b"\xef\xbb\xbf")):
@@ -101,7 +101,7 @@ def slowly(stream: bytes) -> Events:
 
 
 def lines_of(stream: bytes) -> list[bytes]:
-    """The lines that have an end."""
+    """Return the terminated lines, without their line ends."""
     lines, line, at = [], b"", 0
     while at < len(stream):
         byte = stream[at : at + 1]
@@ -120,7 +120,7 @@ def lines_of(stream: bytes) -> list[bytes]:
 def test_decoder_yields_the_expected_events_however_bytes_are_split(
     stream: bytes, events: Events
 ) -> None:
-    assert slowly(stream) == events
+    assert reference(stream) == events
     for chunks in splits(stream):
         assert decoded(chunks) == events, chunks
 
@@ -153,7 +153,7 @@ def test_decoder_matches_the_reference_for_any_split_of_any_stream(
 ) -> None:
     edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     chunks = [stream[a:b] for a, b in pairwise(edges)]
-    assert decoded(chunks) == decoded([stream]) == slowly(stream)
+    assert decoded(chunks) == decoded([stream]) == reference(stream)
 
 
 def test_decoder_yields_a_list_per_chunk_that_completes_an_event() -> None:
@@ -163,7 +163,7 @@ def test_decoder_yields_a_list_per_chunk_that_completes_an_event() -> None:
 
 
 def test_event_is_yielded_before_the_next_chunk_is_read() -> None:
-    """Also when CR ends it, which might be half of a CRLF."""
+    """Even a CR that might be half of a CRLF ends an event at once."""
     asked = []
 
     def chunks() -> Iterator[bytes]:
@@ -185,13 +185,13 @@ def pieces(stream: bytes, size: int) -> list[bytes]:
 def test_line_above_the_size_limit_raises_after_earlier_events(
     size: int, end: bytes, field: bytes
 ) -> None:
-    """However it is cut, finished or not; and what came before it is not lost."""
+    """The split and the end of the line don't matter. Earlier events are not lost."""
     longest = field + b"x" * (sse.MAX_LINE - len(field))
     before = b"data: a\n\n"
     assert decoded(pieces(before + longest + end, size))[0] == ("message", b"a")
     lists = sse.decode(pieces(before + longest + b"x" + end, size))
     assert next(lists) == [sse.Frame("message", b"a")]
-    with pytest.raises(UpstreamError, match="line of more than 1048576 bytes"):
+    with pytest.raises(UpstreamError, match="line larger than 1048576 bytes"):
         next(lists)
 
 
@@ -201,13 +201,12 @@ def test_event_above_the_size_limit_raises(size: int, end: bytes) -> None:
     line = b"data: " + b"x" * ((1 << 19) - 1)
     largest = b"\n".join([line] * 8)
     assert [len(data) for _, data in decoded(pieces(largest + b"\n\n", size))] == [(4 << 20) - 1]
-    with pytest.raises(UpstreamError, match="event of more than 4194304 bytes"):
+    with pytest.raises(UpstreamError, match="event larger than 4194304 bytes"):
         decoded(pieces(largest + b"\ndata" + end, size))
 
 
 def test_a_large_event_in_small_pieces_takes_linear_time() -> None:
-    """Nothing that came is scanned or copied again with each piece: this takes moments, not
-    minutes."""
+    """No earlier piece is scanned or copied again for a new piece, which would take minutes."""
     line = b"data: " + b"x" * 1000 + b"\n"
     stream = line * 4000 + b"\n"
     ((_, data),) = decoded(pieces(stream, 64))

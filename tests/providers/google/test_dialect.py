@@ -1,4 +1,4 @@
-"""The Google dialect: what is sent, what can't be, and what fixtures can't show."""
+"""The Google dialect: requests, unsupported parameters, and responses that no fixture has."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def body(target: Target = TARGET, **fields: Any) -> dict[str, Any]:
 
 
 BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "nothing asked": ({}, {}),
-    "a stream is asked for by the path": ({"stream": True}, {}),
-    "everything": (EVERYTHING, {"generationConfig": CONFIG}),
+    "no parameters": ({}, {}),
+    "a stream changes only the path": ({"stream": True}, {}),
+    "all parameters": (EVERYTHING, {"generationConfig": CONFIG}),
     **{
         name: ({name: EVERYTHING[name]}, {"generationConfig": {theirs: CONFIG[theirs]}})
         for name, theirs in google.CONFIG.items()
@@ -77,12 +77,15 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"generationConfig": {"temperature": 0.0, "seed": 0, "responseLogprobs": True}},
     ),
     "empty means absent": ({"stop": (), "logit_bias": {}, "extra": {}}, {}),
-    "what it lacks": ({"echo": True, "best_of": 2, "suffix": "!", "user": "u"}, {}),
+    "unsupported parameters are not sent": (
+        {"echo": True, "best_of": 2, "suffix": "!", "user": "u"},
+        {},
+    ),
     "extra at the top": (
         {"extra": {"safetySettings": SAFETY, "cachedContent": "cachedContents/1", "new": 1}},
         {"safetySettings": SAFETY, "cachedContent": "cachedContents/1", "new": 1},
     ),
-    "extra that is generationConfig's": (
+    "extra fields of generationConfig": (
         {"extra": {"topK": 4, "thinkingConfig": {"thinkingBudget": 0}, "response_mime_type": "x"}},
         {
             "generationConfig": {
@@ -96,7 +99,7 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"top_p": 0.9, "extra": {"generationConfig": {"topK": 4, "thinkingConfig": {"x": 1}}}},
         {"generationConfig": {"topP": 0.9, "topK": 4, "thinkingConfig": {"x": 1}}},
     ),
-    "both ways at once": (
+    "extra fields and generationConfig are merged": (
         {
             "extra": {
                 "thinkingConfig": {"thinkingBudget": 0},
@@ -105,7 +108,7 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"generationConfig": {"thinkingConfig": {"thinkingBudget": 0, "includeThoughts": True}}},
     ),
-    "extra can't set what was asked by name": (
+    "extra can't override set parameters": (
         {
             "max_tokens": 5,
             "n": 2,
@@ -117,8 +120,8 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"generationConfig": {"maxOutputTokens": 5, "candidateCount": 2}},
     ),
-    "nor what is ours": ({"extra": {"contents": [], "model": "x"}}, {}),
-    "a generationConfig that is none is sent, to be refused": (
+    "extra can't set reserved fields": ({"extra": {"contents": [], "model": "x"}}, {}),
+    "an invalid generationConfig is sent unchanged": (
         {"extra": {"generationConfig": 7}},
         {"generationConfig": 7},
     ),
@@ -138,7 +141,7 @@ def test_parameters_in_the_cannot_list_of_a_provider_are_not_sent() -> None:
     assert sent == {"generationConfig": {"topP": 0.5}}
 
 
-def test_characters_beyond_ascii_are_sent_as_they_are() -> None:
+def test_characters_beyond_ascii_are_sent_unchanged() -> None:
     sent = json.loads(google.call(request(prompts=("naïve 🦊",)), TARGET).body)
     assert sent["contents"][0]["parts"] == [{"text": "naïve 🦊"}]
 
@@ -153,7 +156,7 @@ def test_characters_beyond_ascii_are_sent_as_they_are() -> None:
         ("../x", "models/..%2Fx"),
     ],
 )
-def test_the_url_has_the_model_and_the_method_for_streams_or_whole_answers(
+def test_the_url_has_the_model_and_the_method_for_streams_or_json_bodies(
     model: str, path: str
 ) -> None:
     for base in (HOST, HOST + "/"):
@@ -192,7 +195,7 @@ def test_the_google_module_is_a_dialect() -> None:
     assert dialect
 
 
-# What it answers
+# Responses
 
 
 def candidate(text: str = "", finish: str | None = None, **more: Any) -> dict[str, Any]:
@@ -230,12 +233,12 @@ def test_a_finish_reason_that_means_failure_raises_an_upstream_error(word: str) 
 
 @pytest.mark.parametrize("word", sorted(NOT_YET - {""}))
 def test_an_unspecified_finish_reason_does_not_end_a_stream(word: str) -> None:
-    with pytest.raises(UpstreamError, match="before its end"):
+    with pytest.raises(UpstreamError, match="before the completion was finished"):
         ended(word)
 
 
 def test_text_after_a_finish_reason_is_still_sent() -> None:
-    """Some hosts put STOP on every chunk, and on empty ones before the text."""
+    """Some hosts put STOP on every chunk, even on empty chunks before the text."""
     stream = sse(
         {"candidates": [candidate("", "STOP")]},
         {"candidates": [candidate("Hel", "STOP")]},
@@ -287,7 +290,7 @@ def test_usage_without_output_tokens_is_not_reported_for_a_cut_off_stream() -> N
         next(events)
 
 
-def test_usage_is_reported_for_an_answer_that_failed() -> None:
+def test_usage_is_reported_for_a_failed_completion() -> None:
     broken = candidate("a", "OTHER")
     stream = sse({"candidates": [broken], "usageMetadata": usage(8)})
     events = google.events([stream], request(stream=True))
@@ -312,7 +315,7 @@ def test_logprobs_are_kept_for_tokens_without_alternatives() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "details", "told"),
+    ("status", "details", "expected"),
     [
         (400, [], 400),
         (400, [{"reason": "API_KEY_INVALID"}], 401),
@@ -324,14 +327,14 @@ def test_logprobs_are_kept_for_tokens_without_alternatives() -> None:
     ],
 )
 def test_an_invalid_key_reason_turns_status_400_into_401(
-    status: int, details: Any, told: int
+    status: int, details: Any, expected: int
 ) -> None:
     answer = {"error": {"code": status, "status": "INVALID_ARGUMENT", "details": details}}
-    assert google.error(status, {}, json.dumps(answer).encode()).upstream_status == told
+    assert google.error(status, {}, json.dumps(answer).encode()).upstream_status == expected
 
 
 @pytest.mark.parametrize("code", [200, "429", None, 99, 600])
-def test_an_error_code_that_is_no_http_error_status_is_ignored(code: Any) -> None:
+def test_an_error_code_that_is_not_an_http_error_status_is_ignored(code: Any) -> None:
     stream = sse({"error": {"code": code, "message": "no"}})
     with pytest.raises(UpstreamError) as raised:
         list(google.events([stream], request(stream=True)))
@@ -348,7 +351,7 @@ def test_an_error_in_bare_json_lines_is_found_after_a_long_stream() -> None:
         assert raised.value.upstream_status == 503
 
 
-def test_a_stream_body_that_is_one_json_array_has_a_size_limit() -> None:
+def test_a_json_array_instead_of_a_stream_has_a_size_limit() -> None:
     chunks = [b"[", *[b" " * (1 << 20)] * 5]
-    with pytest.raises(UpstreamError, match="more than"):
+    with pytest.raises(UpstreamError, match="larger than"):
         list(google.events(chunks, request(stream=True)))

@@ -1,4 +1,4 @@
-"""The embedded provider: a real, if small, answer to every parameter, in slices of time."""
+"""The local provider: its parameters work, and it generates in short time slices."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def text(*prompts: str, **parameters: Any) -> str:
 
 
 class Model:
-    """Stands in for the shared model."""
+    """A fake of the shared model."""
 
     def __init__(self, model: ngram.Model) -> None:
         self.model = model
@@ -68,7 +68,7 @@ class Model:
 
 @pytest.fixture
 def endless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that knows one word, and no end."""
+    """Replace the model with one that repeats a single word and never ends."""
     word = len(ngram.SPECIAL)
     texts = [*ngram.SPECIAL, " la"]
     starts = (0, ngram.follow(0, ngram.BREAK), ngram.follow(0, word))
@@ -79,7 +79,7 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "_shared", Model(model))
 
 
-# The answer
+# The completion
 
 
 def test_a_local_attempt_yields_started_delta_and_finished() -> None:
@@ -120,7 +120,7 @@ def test_usage_is_exact_in_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sent == 20
 
 
-def test_an_answer_has_text_and_ends_with_stop() -> None:
+def test_a_completion_has_text_and_ends_with_stop() -> None:
     for seed in range(20):
         (choice,) = answer("The end.", seed=seed).choices
         assert choice.text.strip()
@@ -128,7 +128,7 @@ def test_an_answer_has_text_and_ends_with_stop() -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_streamed_and_whole_answers_are_equal(stream: bool) -> None:
+def test_streamed_and_unstreamed_completions_are_equal(stream: bool) -> None:
     assert answer(seed=1, stream=stream) == answer(seed=1)
 
 
@@ -141,14 +141,14 @@ def test_max_tokens_bounds_the_output_tokens() -> None:
     assert text(seed=1).startswith(text(seed=1, max_tokens=5))
 
 
-def test_max_tokens_0_writes_nothing() -> None:
+def test_max_tokens_0_generates_no_text() -> None:
     (choice,) = answer(max_tokens=0, echo=True).choices
     assert (choice.text, choice.finish_reason) == (PROMPT, "length")
 
 
 @pytest.mark.usefixtures("endless")
 @pytest.mark.parametrize("most", [None, 4096, 1_000_000])
-def test_an_answer_has_at_most_4096_tokens(most: int | None) -> None:
+def test_a_completion_has_at_most_4096_tokens(most: int | None) -> None:
     done = answer("la", max_tokens=most)
     assert done.usage is not None
     assert done.usage.output_tokens == local.MOST_TOKENS == 4096
@@ -160,13 +160,13 @@ def test_temperature_0_gives_the_same_text_every_time() -> None:
     assert text(temperature=0) == text(temperature=0) == text(temperature=0, seed=5)
 
 
-def test_answers_without_a_seed_differ() -> None:
+def test_completions_without_a_seed_differ() -> None:
     assert len({text(max_tokens=30) for _ in range(5)}) > 1
 
 
 @given(st.floats(0, 2), st.floats(0, 1), st.floats(-2, 2), st.floats(-2, 2), st.integers())
 @settings(max_examples=30, deadline=None)
-def test_a_seed_fixes_the_answer_whatever_the_parameters(
+def test_a_seed_makes_the_completion_repeatable_with_any_parameters(
     temperature: float, top_p: float, presence: float, frequency: float, seed: int
 ) -> None:
     parameters: dict[str, Any] = {
@@ -182,7 +182,7 @@ def test_a_seed_fixes_the_answer_whatever_the_parameters(
     assert first.choices[0].text
 
 
-def test_a_seed_fixes_the_answer_in_every_process() -> None:
+def test_a_seed_gives_equal_completions_in_every_process() -> None:
     program = (
         "from providers.local.call import LocalCall as L; from providers.base import *;"
         "from completion import *;"
@@ -243,7 +243,7 @@ def test_echo_puts_the_prompt_first() -> None:
     assert done.usage.output_tokens == 3
 
 
-def test_best_of_keeps_the_likeliest() -> None:
+def test_best_of_keeps_the_likeliest_choices() -> None:
     every = answer(n=6, seed=2, logprobs=0).choices
     mean = {}
     for choice in every:
@@ -257,7 +257,7 @@ def test_best_of_keeps_the_likeliest() -> None:
     assert best.usage == answer(n=6, seed=2).usage
 
 
-def test_best_of_gives_logprobs_when_asked() -> None:
+def test_best_of_returns_requested_logprobs() -> None:
     done = answer("The", "A", best_of=3, seed=2, logprobs=1, max_tokens=4)
     assert [choice.index for choice in done.choices] == [0, 1]
     for choice in done.choices:
@@ -334,7 +334,7 @@ def test_a_stop_string_is_never_sent(data: st.DataObject) -> None:
     assert WHOLE.startswith(choice.text)
     assert choice.finish_reason == "stop"
     if places:
-        # The one that is complete first counts; another that began before it may be cut.
+        # The stop string that is completed first counts. One that starts earlier may be cut.
         assert min(places) <= len(choice.text) < len(WHOLE)
     else:
         assert choice.text == WHOLE
@@ -353,7 +353,7 @@ def test_text_that_may_become_a_stop_string_is_held_back_and_then_sent() -> None
     assert "".join(delta.text for delta in deltas) == WHOLE
 
 
-def test_held_back_text_is_sent_when_max_tokens_ends_the_answer() -> None:
+def test_held_back_text_is_sent_when_max_tokens_is_reached() -> None:
     done = answer(seed=11, max_tokens=4, stop=(WHOLE,), logprobs=0)
     (choice,) = done.choices
     assert choice.finish_reason == "length"
@@ -391,7 +391,7 @@ def test_cut_splits_text_before_a_stop_string_or_its_possible_start(
         assert not any(stop.startswith(tail) for stop in stops for tail in longer)
 
 
-# What it refuses
+# Rejected requests
 
 
 @pytest.mark.parametrize("model", ["x", "", "pydoc2", "x" * 10_000])
@@ -405,7 +405,7 @@ def test_an_unknown_model_is_not_found(model: str) -> None:
     assert len(message) < 200
 
 
-def test_token_ids_are_refused() -> None:
+def test_token_ids_are_rejected() -> None:
     request = CompletionRequest(prompts=("Hi", (1, 2)))
     with pytest.raises(UnsupportedParameter):
         list(LocalCall(request, TARGET).events())
@@ -441,7 +441,7 @@ def test_the_length_of_a_time_slice_does_not_change_the_text(
 
 
 @pytest.mark.usefixtures("endless")
-def test_an_answer_pauses_after_each_time_slice() -> None:
+def test_a_call_pauses_after_each_time_slice() -> None:
     began = time.monotonic()
     batches = list(attempt("la", n=10).events())
     took = time.monotonic() - began
@@ -479,7 +479,7 @@ def test_a_time_slice_is_too_soon_until_the_pause_has_passed(
     assert not turns.too_soon()
 
 
-def test_a_turn_that_comes_too_soon_does_not_change_the_answer(
+def test_a_turn_that_comes_too_soon_does_not_change_the_completion(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     usual = answer(seed=1, max_tokens=20)
@@ -537,11 +537,11 @@ def test_gevent_gets_a_turn_between_any_two_slices() -> None:
     done = subprocess.run(
         [sys.executable, "-c", GEVENT], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    # Of eight answers; when each takes its own pause, all eight work in a row.
+    # If the eight calls paused independently, all eight would work between two turns.
     assert int(done.stdout) <= 2
 
 
-# Ending it
+# Abort and close
 
 
 def test_an_abort_before_the_start_yields_no_events() -> None:
@@ -552,7 +552,7 @@ def test_an_abort_before_the_start_yields_no_events() -> None:
 
 
 @pytest.mark.usefixtures("endless")
-def test_an_abort_under_way_ends_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_abort_during_generation_ends_the_completion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "SLICE_S", 0.0)
     one = attempt("la")
     events = one.events()
@@ -583,7 +583,7 @@ def test_an_abort_from_another_thread_ends_a_pause(monkeypatch: pytest.MonkeyPat
     timer.join()
 
 
-def test_closing_an_unfinished_answer_leaves_the_model_usable() -> None:
+def test_closing_unfinished_events_leaves_the_model_usable() -> None:
     events = attempt(n=50).events()
     next(events)
     assert isinstance(events, Generator)
@@ -591,7 +591,7 @@ def test_closing_an_unfinished_answer_leaves_the_model_usable() -> None:
     assert answer(seed=1).choices
 
 
-# Several at once, and the first
+# Concurrent calls, and the first call
 
 
 def run_all(calls: list[Any]) -> list[Any]:
@@ -611,10 +611,10 @@ def run_all(calls: list[Any]) -> list[Any]:
     return results
 
 
-def test_parallel_threads_get_the_same_answers_as_alone() -> None:
-    alone = [answer(seed=seed, n=10) for seed in range(4)]
-    together = run_all([lambda seed=seed: answer(seed=seed, n=10) for seed in range(4)])
-    assert together == alone
+def test_parallel_calls_and_sequential_calls_give_equal_completions() -> None:
+    sequential = [answer(seed=seed, n=10) for seed in range(4)]
+    parallel = run_all([lambda seed=seed: answer(seed=seed, n=10) for seed in range(4)])
+    assert parallel == sequential
 
 
 def test_the_index_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -633,7 +633,7 @@ def test_the_index_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(builds) == 1
 
 
-def test_the_first_answer_begins_before_the_index_is_built(
+def test_the_first_call_starts_before_the_index_is_built(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(local, "_shared", local._Shared())
@@ -644,10 +644,10 @@ def test_the_first_answer_begins_before_the_index_is_built(
         batches.append(batch)
         one.abort()
     assert [type(event) for event in batches[0]] == [Started, Used]
-    assert answer(seed=1).choices  # another goes on building
+    assert answer(seed=1).choices  # a later call continues the build
 
 
-def test_a_failed_build_of_the_index_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_build_of_the_index_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_texts: Any) -> Iterator[ngram.Model | None]:
         yield None
         raise MemoryError

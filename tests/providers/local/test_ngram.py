@@ -1,4 +1,4 @@
-"""The toy model: its tokens, its probabilities and how a token is chosen."""
+"""ngram.py: the tokens, the probabilities and the sampling of the toy model."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_tokens_are_words_marks_and_line_ends() -> None:
     ]
 
 
-# What is learned
+# Learning
 
 
 def test_only_prose_is_learned(toy: Model) -> None:
@@ -127,9 +127,9 @@ def test_building_the_model_yields_control_more_than_100_times() -> None:
 
 
 def test_a_longer_context_counts_most(toy: Model) -> None:
-    # After these three tokens there was " a" twice; after the last two, the same.
+    # " a" followed these three tokens twice, and the last two tokens as often.
     assert after(toy, "small bird sings") == pytest.approx({" a": 1.0})
-    # Three tokens known: once " song", once " psalm".
+    # " song" and " psalm" followed these three tokens once each.
     assert after(toy, "bird sings a") == pytest.approx({" song": 0.5, " psalm": 0.5})
     # " bird" ended a sentence after "sees a", and " sings" followed "small bird".
     assert after(toy, "sees a bird") == pytest.approx({".": 1.0})
@@ -157,7 +157,7 @@ def test_unknown_word_is_followed_by_a_new_paragraph(toy: Model) -> None:
     assert after(toy, "") == after(toy, "zebra\r\n") == {"The": pytest.approx(1.0)}
 
 
-def test_answer_never_begins_with_the_end_token(toy: Model) -> None:
+def test_generated_text_never_starts_with_the_end_token(toy: Model) -> None:
     context = toy.context(tokens("The small cat sees a bird."))
     assert END in toy.probabilities(context)
     assert END not in toy.probabilities(context, first=True)
@@ -191,7 +191,7 @@ def test_drawing_follows_the_probabilities(pydoc: Model) -> None:
         assert drawn[token] / 20_000 == pytest.approx(probability, abs=0.015)
 
 
-# Choosing
+# Sampling
 
 distributions = st.dictionaries(
     st.integers(1, 50), st.floats(1e-6, 1), min_size=1, max_size=12
@@ -236,7 +236,7 @@ def test_temperature_0_and_top_p_0_leave_the_likeliest(probabilities: dict[int, 
 
 
 @given(distributions, st.floats(0.01, 0.99))
-def test_the_nucleus_is_the_fewest_that_reach_top_p(
+def test_the_nucleus_is_the_smallest_set_of_tokens_that_reaches_top_p(
     probabilities: dict[int, float], top_p: float
 ) -> None:
     found = shape(probabilities, {}, Sampling(top_p=top_p))
@@ -272,7 +272,7 @@ def test_temperature_sharpens_and_flattens() -> None:
     assert shape(probabilities, {}, Sampling(temperature=1e-300)) == {5: 1.0, 6: 0.0}
 
 
-# Whole texts
+# Generated texts
 
 
 @pytest.mark.parametrize("how", [{}, {"temperature": 0.7}, {"top_p": 0.9}])
@@ -295,11 +295,11 @@ def test_greedy_text_does_not_loop_forever() -> None:
     text = write(ring, "", temperature=0)
     assert 1 <= text.count("The bird") <= 3
     assert text.endswith(".")
-    # With penalties each round differs from the one before, so it may go on.
+    # A penalty makes each round differ from the round before, so the text may go on.
     assert len(write(ring, "", at_most=200, temperature=0, presence_penalty=-0.1)) > len(text)
 
 
-def test_a_frequency_penalty_brings_variety(pydoc: Model) -> None:
+def test_a_frequency_penalty_increases_variety(pydoc: Model) -> None:
     def variety(penalty: float) -> float:
         texts = [
             write(pydoc, "The", str(seed), 60, frequency_penalty=penalty) for seed in range(20)

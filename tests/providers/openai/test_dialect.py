@@ -1,4 +1,4 @@
-"""The OpenAI dialect: what is sent, what can't be, and what fixtures can't show."""
+"""The OpenAI dialect: requests, unsupported parameters, and responses that no fixture has."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def body(target: Target, **fields: Any) -> dict[str, Any]:
 
 
 BODIES: dict[str, tuple[Target, dict[str, Any], dict[str, Any]]] = {
-    "legacy, nothing asked": (LEGACY, {}, {"prompt": "Hi"}),
-    "chat, nothing asked": (CHAT, {}, USER),
-    "legacy, everything": (
+    "legacy, no parameters": (LEGACY, {}, {"prompt": "Hi"}),
+    "chat, no parameters": (CHAT, {}, USER),
+    "legacy, all parameters": (
         LEGACY,
         {**EVERYTHING, "logprobs": 3, "echo": True, "best_of": 4, "suffix": "!"},
         {"prompt": "Hi", **SAME, "logprobs": 3, "echo": True, "best_of": 4, "suffix": "!"},
     ),
-    "chat, everything": (
+    "chat, all parameters": (
         CHAT,
         {**EVERYTHING, "logprobs": 3},
         {**USER, **SAME, "logprobs": True, "top_logprobs": 3},
@@ -87,9 +87,13 @@ BODIES: dict[str, tuple[Target, dict[str, Any], dict[str, Any]]] = {
         {"prompt": "Hi", "temperature": 0.0, "seed": 0, "logprobs": 0, "max_tokens": 0},
     ),
     "chat, logprobs without alternatives": (CHAT, {"logprobs": 0}, {**USER, "logprobs": True}),
-    "chat, what only legacy has": (CHAT, {"echo": True, "best_of": 2, "suffix": "!"}, USER),
+    "chat, parameters that only legacy has": (
+        CHAT,
+        {"echo": True, "best_of": 2, "suffix": "!"},
+        USER,
+    ),
     "empty means absent": (LEGACY, {"stop": (), "logit_bias": {}, "extra": {}}, {"prompt": "Hi"}),
-    "an empty suffix was asked for": (LEGACY, {"suffix": ""}, {"prompt": "Hi", "suffix": ""}),
+    "an empty suffix is sent": (LEGACY, {"suffix": ""}, {"prompt": "Hi", "suffix": ""}),
     "several prompts": (LEGACY, {"prompts": ("a", "b")}, {"prompt": ["a", "b"]}),
     "token ids": (LEGACY, {"prompts": ((1, 2),)}, {"prompt": [1, 2]}),
     "lists of token ids": (LEGACY, {"prompts": ((1, 2), (3,))}, {"prompt": [[1, 2], [3]]}),
@@ -97,14 +101,18 @@ BODIES: dict[str, tuple[Target, dict[str, Any], dict[str, Any]]] = {
     "legacy stream": (LEGACY, {"stream": True}, {"prompt": "Hi", **STREAM}),
     "chat stream": (CHAT, {"stream": True}, {**USER, **STREAM}),
     "extra": (LEGACY, {"extra": EXTRA}, {"prompt": "Hi", **EXTRA}),
-    "extra can't set what is ours": (LEGACY, {"extra": FORBIDDEN}, {"prompt": "Hi"}),
-    "nor in chat": (CHAT, {"extra": FORBIDDEN, "stream": True}, {**USER, **STREAM}),
-    "nor what was asked by name": (
+    "extra can't set reserved fields": (LEGACY, {"extra": FORBIDDEN}, {"prompt": "Hi"}),
+    "extra can't set reserved fields in chat": (
+        CHAT,
+        {"extra": FORBIDDEN, "stream": True},
+        {**USER, **STREAM},
+    ),
+    "extra can't override set parameters": (
         CHAT,
         {"logprobs": 2, "extra": {"top_logprobs": 5, "logprobs": False}},
         {**USER, "logprobs": True, "top_logprobs": 2},
     ),
-    "what the host can't take isn't sent": (
+    "parameters that the host lacks are not sent": (
         Target(Provider(name="few", base_url="http://h", cannot=("seed", "user")), "m"),
         {"seed": 1, "user": "u", "top_p": 0.5},
         {**USER, "top_p": 0.5},
@@ -149,8 +157,8 @@ def test_headers_carry_the_key_and_the_accepted_type() -> None:
     assert openai.call(request(stream=True), Target(BOTH, "m")).headers == expected
 
 
-def test_a_chat_call_takes_one_prompt() -> None:
-    """The gateway makes a call a prompt; were it to forget, no prompt is lost in silence."""
+def test_several_prompts_in_one_chat_call_raise_a_value_error() -> None:
+    """The gateway sends one prompt per attempt. If it ever fails to, no prompt is lost silently."""
     with pytest.raises(ValueError):
         openai.call(request(prompts=("a", "b")), CHAT)
 
@@ -191,7 +199,7 @@ def test_each_chunk_with_events_yields_one_batch() -> None:
 
 
 def test_no_chunk_is_read_after_done() -> None:
-    """Some hosts keep the connection open."""
+    """Some hosts keep the connection open after [DONE]."""
 
     def chunks() -> Any:
         yield chunk("a", "stop") + b"data: [DONE]\n\n"
@@ -200,7 +208,7 @@ def test_no_chunk_is_read_after_done() -> None:
     assert len(list(openai.events(chunks(), request()))) == 1
 
 
-def test_text_before_a_malformed_event_is_served() -> None:
+def test_text_before_a_malformed_event_is_yielded() -> None:
     batches = openai.events([chunk("a") + chunk("b") + b"data: {\n\n"], request())
     assert next(batches) == [Started("m"), Delta(0, "a"), Delta(0, "b")]
     with pytest.raises(UpstreamError):
@@ -221,7 +229,7 @@ def test_each_finish_reason_word_is_translated(word: str, reason: FinishReason |
     events = list(flatten(openai.events([chunk("a", word), b"data: [DONE]\n\n"], request())))
     assert events == [Started("m"), Delta(0, "a"), Finished(0, reason or "stop")]
     if reason is None:
-        with pytest.raises(UpstreamError, match="before its end"):
+        with pytest.raises(UpstreamError, match="before the completion was finished"):
             list(openai.events([chunk("a", word)], request()))
 
 
@@ -233,15 +241,15 @@ def test_a_failure_finish_reason_raises_an_upstream_error(word: str) -> None:
     assert raised.value.upstream_code == word
 
 
-def test_a_body_in_place_of_a_stream_is_bounded() -> None:
+def test_a_json_body_instead_of_a_stream_has_a_size_limit() -> None:
     huge = [b'{"a":"'] + [b"x" * (1 << 20)] * 5
-    with pytest.raises(UpstreamError, match="body of more than"):
+    with pytest.raises(UpstreamError, match="body larger than"):
         list(openai.events(huge, request()))
     assert len(b"".join(huge)) > sse.MAX_EVENT
 
 
 def test_a_stream_of_blank_chunks_is_an_upstream_error() -> None:
-    with pytest.raises(UpstreamError, match="without an answer"):
+    with pytest.raises(UpstreamError, match="without a completion"):
         list(openai.events([b"\n", b" ", b""], request()))
 
 
@@ -312,8 +320,8 @@ CHOICES = st.fixed_dictionaries({"choices": st.lists(VALUES, max_size=3)})
 
 @settings(deadline=None, max_examples=150, database=None)
 @given(values=st.lists(st.one_of(VALUES, CHOICES), max_size=4), n=st.integers(1, 3))
-def test_any_json_is_an_answer_or_an_upstream_error(values: list[Any], n: int) -> None:
-    """And its text can be written as UTF-8."""
+def test_any_json_is_a_completion_or_an_upstream_error(values: list[Any], n: int) -> None:
+    """The text of a completion can be encoded as UTF-8."""
     asked = request(n=n, logprobs=1)
     bodies = [json.dumps(value).encode() for value in values]
     stream = b"".join(b"data: " + data + b"\n\n" for data in bodies) + b"data: [DONE]\n\n"
@@ -331,7 +339,7 @@ def test_any_json_is_an_answer_or_an_upstream_error(values: list[Any], n: int) -
 
 @settings(deadline=None, max_examples=300, database=None)
 @given(body=st.binary(max_size=60), status=st.integers(400, 599))
-def test_any_bytes_are_an_error_and_no_crash(body: bytes, status: int) -> None:
+def test_random_bytes_raise_an_upstream_error(body: bytes, status: int) -> None:
     with pytest.raises(UpstreamError):
         openai.complete(body, request())
     with pytest.raises(UpstreamError):
@@ -361,10 +369,10 @@ def test_a_deeply_nested_error_event_is_an_error() -> None:
 
 def counted(index: int, text: str, made: int, **more: Any) -> dict[str, Any]:
     choices = [{"index": index, "text": text, "finish_reason": None} | more]
-    return {"model": "m", "choices": choices, **usage_told(made)}
+    return {"model": "m", "choices": choices, **usage_field(made)}
 
 
-def usage_told(made: int) -> dict[str, Any]:
+def usage_field(made: int) -> dict[str, Any]:
     return {"usage": {"prompt_tokens": 4, "completion_tokens": made}}
 
 
@@ -393,6 +401,6 @@ def test_running_usage_beside_several_choices_counts_only_at_the_end(done: bool)
         counted(0, "c", 2, finish_reason="stop"),
         counted(1, "d", 2, finish_reason="stop"),
     ]
-    last = {"model": "m", "choices": [], **usage_told(4)}
+    last = {"model": "m", "choices": [], **usage_field(4)}
     assert used(streamed([*frames, last], 2, done=done)) == [4]
-    assert used(streamed(frames, 2, done=done)) == [2]  # so it must have been that of all
+    assert used(streamed(frames, 2, done=done)) == [2]  # without a later usage, the last one counts

@@ -1,8 +1,8 @@
-"""A fake upstream provider that tests drive: `with FakeProvider.start() as fake: ...`
+"""A fake provider that tests control: `with FakeProvider.start() as fake: ...`
 
-It runs in a process of its own, so that a busy test doesn't distort its times. A test writes
-scripts, lists of steps; each request takes the next script that fits, and `fake.requests` tells
-what became of each.
+- It runs in a separate process, so that a busy test doesn't distort its timing.
+- Tests write scripts, which are lists of steps. Each request gets the next script that fits.
+- `fake.requests` has the requests and their outcomes.
 """
 
 from tests.support.fake.host import FakeProvider, blackhole

@@ -1,6 +1,6 @@
-"""The test's side of the fake provider: it starts the process and drives it over a pipe.
+"""The test's side of the fake provider: it starts the process and controls it over a pipe.
 
-The process ends when its pipe does, so it never outlives the tests, however they end.
+The process exits when the pipe closes, so it never outlives the tests.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support.paths import ROOT
 
 
 class FakeProvider:
-    """The fake as tests see it: `with FakeProvider.start() as fake: ...`"""
+    """A running fake provider: `with FakeProvider.start() as fake: ...`"""
 
     def __init__(self, process: subprocess.Popen[bytes], control: Connection, scheme: str) -> None:
         self._process, self._pipe, self._lock = process, control, threading.Lock()
@@ -32,14 +32,14 @@ class FakeProvider:
 
     @classmethod
     def start(cls, tls: Path | None = None) -> Self:
-        """tls: a PEM file with a private key and its certificate chain."""
+        """Start the process. `tls` is a PEM file with a private key and its certificate chain."""
         ours, theirs = Pipe()
         with theirs:
             fd = theirs.fileno()
             command = (
                 f"from tests.support.fake.server import serve; serve({fd}, {str(tls or '')!r})"
             )
-            # A process group of its own: Ctrl-C is for the tests, which then stop it.
+            # A separate process group doesn't get Ctrl-C. The tests get it, and stop the process.
             process = subprocess.Popen(
                 [sys.executable, "-c", command], cwd=ROOT, pass_fds=[fd], process_group=0
             )
@@ -64,34 +64,41 @@ class FakeProvider:
         return self._process.pid
 
     def script(self, steps: Sequence[Step], path: str | None = None) -> None:
-        """Answer the next request (to that path) so."""
+        """Play a script for the next request, or for the next request to `path`."""
         self._control("script", steps, path)
 
     def named(self, scripts: Mapping[str, Sequence[Step]]) -> None:
-        """Answer requests whose prompt's first word is such a name so, however often they come;
-        "NAME PATH" is for that path alone."""
+        """Play scripts by the first word of the prompt, for any number of requests.
+
+        A script named "NAME PATH" is only for requests to that path.
+        """
         self._control("named", scripts)
 
     def placed(self, scripts: Mapping[str, Sequence[Sequence[Step]]]) -> None:
-        """Answer requests to paths under /NAME/ with the next of its scripts, and with the last
-        one again and again."""
+        """Play scripts by the first part of the path, /NAME/.
+
+        Each request plays the next script of its name. The last script is repeated.
+        """
         self._control("placed", scripts)
 
     def default(self, steps: Sequence[Step]) -> None:
-        """Answer requests that no script waits for so."""
+        """Play a script for all requests that no other script fits."""
         self._control("default", steps)
 
     def next_connection(self, fault: Fault) -> None:
-        """Spoil the next new connection before a byte: reset it at once, or never read from it
-        (once a mute one's buffers are full, its peer's FIN waits behind the data, unseen)."""
+        """Break the next new connection before it transfers a byte.
+
+        Args:
+            fault: "reset" resets the connection at once. "mute" never reads from it; once its
+                buffers are full, a FIN of the peer waits behind the data and isn't noticed.
+        """
         self._control("fault", fault)
 
     def open(self, name: str) -> None:
-        """Let scripts pass the gate of that name, now and later."""
         self._control("open", name)
 
     def forget(self) -> None:
-        """Forget the requests that were answered, which a long run would heap up."""
+        """Forget finished requests, which would fill the memory in a long run."""
         self._control("forget")
 
     def reset(self) -> None:
@@ -100,7 +107,7 @@ class FakeProvider:
 
     @property
     def requests(self) -> list[Request]:
-        """In the order in which they came, as they are now."""
+        """A snapshot of the requests, in the order of their arrival."""
         return cast(list[Request], self._control("requests"))
 
     @property
@@ -108,15 +115,15 @@ class FakeProvider:
         return cast(Counts, self._control("counts"))
 
     def wait_requests(self, n: int = 1, timeout: float = HANG_S) -> list[Request]:
-        """Wait until n requests have arrived."""
+        """Wait until n requests have arrived. Return all requests."""
         return self.wait(lambda counts: counts.received >= n, timeout)
 
     def wait_closed(self, n: int = 1, timeout: float = HANG_S) -> list[Request]:
-        """Wait until the connections of n requests are closed."""
+        """Wait until the connections of n requests are closed. Return all requests."""
         return self.wait(lambda counts: counts.closed >= n, timeout)
 
     def wait(self, condition: Callable[[Counts], bool], timeout: float = HANG_S) -> list[Request]:
-        """Wait for the counts to be so; the requests by then."""
+        """Wait until the condition is true for the counts. Return all requests."""
         deadline = time.monotonic() + timeout
         while not condition(counts := self.counts):
             if time.monotonic() > deadline:
@@ -128,13 +135,13 @@ class FakeProvider:
         with self._lock:
             self._pipe.send(command)
             if not self._pipe.poll(HANG_S):
-                raise TimeoutError("the fake provider's process doesn't answer")
+                raise TimeoutError("the fake provider's process doesn't respond")
             return self._pipe.recv()
 
 
 @contextlib.contextmanager
 def blackhole() -> Iterator[str]:
-    """The origin of a host that never accepts: a connect to it hangs, as its backlog is full."""
+    """Yield the origin of a host with a full backlog, so that connecting to it hangs."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(3):

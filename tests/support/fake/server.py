@@ -1,9 +1,11 @@
-"""The fake provider's process: a server at the level of raw sockets that plays scripts.
+"""The fake provider's process: a server on raw sockets that plays scripts.
 
-Rules that hold here: standard library only; loopback only; one thread runs a connection, and one
-thread watches all of them, so a peer that hangs up is seen at once whatever the script does. A
-script that ends leaves the connection open only after a complete answer that says its own length;
-otherwise it closes, which truncates the answer. A request without a script is answered with 400.
+- It uses only the standard library, and listens only on loopback.
+- Each connection has a thread. Another thread watches all connections, so that it notices at once
+  when a peer disconnects, whatever the script does.
+- At a script's end the connection stays open only if the response is complete and has its length in
+  it. Otherwise the connection is closed, which truncates the response.
+- A request without a script gets a 400.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from tests.support.fake.steps import (
 
 
 def serve(control_fd: int, tls: str) -> None:
-    """The process: accept and watch in threads, and obey until the control pipe ends."""
+    """Run the process: accept and watch in threads, and obey commands until the pipe closes."""
     server = _Server(tls)
     for work in (server.accept, server.watch):
         threading.Thread(target=work, daemon=True).start()
@@ -45,7 +47,10 @@ def serve(control_fd: int, tls: str) -> None:
 
 
 class _Server:
-    """lock guards all of it, and is notified when a gate opens or a peer goes."""
+    """The shared state of all connections.
+
+    `lock` guards it, and is notified when a gate opens or a peer disconnects.
+    """
 
     def __init__(self, tls: str) -> None:
         self.lock = threading.Condition()
@@ -87,13 +92,13 @@ class _Server:
             for fd, _ in self.epoll.poll():
                 at = time.monotonic()
                 with self.lock:
-                    # The event may be that of an earlier connection with the same number.
+                    # The event may belong to an earlier connection with this descriptor.
                     if fd in self.connections and _hung_up(fd):
                         self.epoll.unregister(fd)
                         self.connections[fd].end("peer", at)
 
     def begin(self, connection: _Connection, request: Request) -> Sequence[Step]:
-        """Note a request and choose its script."""
+        """Record a request and choose its script."""
         with self.lock:
             self.requests.append(request)
             connection.request = request
@@ -170,7 +175,7 @@ def _hung_up(fd: int) -> bool:
 
 
 class _Connection:
-    """One connection, run by a thread of its own, which alone closes its socket."""
+    """A connection. Only the thread that runs it closes its socket."""
 
     def __init__(
         self, server: _Server, sock: socket.socket, number: int, fault: Fault | None
@@ -193,7 +198,7 @@ class _Connection:
             else:
                 self.serve()
         except OSError:
-            pass  # the peer has gone, or its handshake failed
+            pass  # the peer has disconnected, or the TLS handshake failed
         finally:
             self.close()
 
@@ -252,7 +257,7 @@ class _Connection:
 
     def sleep(self, seconds: float) -> None:
         if self.gone.wait(seconds):
-            raise ConnectionError("closed while the script went on")
+            raise ConnectionError("the connection was closed during the script")
 
     def send(self, data: bytes) -> None:
         self.sleep(0)
@@ -266,13 +271,13 @@ class _Connection:
             view = view[sent:]
 
     def end(self, by: By, at: float) -> None:
-        """Note the end, wake the script, and free it from a send that waits."""
+        """Record the end, wake the script, and interrupt a blocked send."""
         with self.server.lock:
             self.closed = self.closed or (by, at)
             self.stamp()
             self.gone.set()
             self.server.lock.notify_all()
-            with contextlib.suppress(OSError):  # not SSLSocket's own, which drops its state
+            with contextlib.suppress(OSError):  # not SSLSocket.shutdown, which drops its state
                 socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
 
     def close(self, *, rst: bool = False) -> None:
@@ -280,7 +285,7 @@ class _Connection:
             if self.server.connections.get(self.fd) is not self:
                 return  # closed already
             del self.server.connections[self.fd]
-            by: By = "peer" if _hung_up(self.fd) else "us"  # the watcher may be a moment behind
+            by: By = "peer" if _hung_up(self.fd) else "us"  # `watch` may not have noticed it yet
             self.closed = self.closed or (by, time.monotonic())
             self.stamp()
             if rst:
@@ -296,7 +301,7 @@ class _Connection:
 
 
 class _Framing:
-    """Whether what was sent is a complete answer after which the connection can serve another."""
+    """A check of whether the connection can serve another request after this response."""
 
     def __init__(self) -> None:
         self.head, self.length, self.tail = b"", 0, b""
@@ -319,7 +324,10 @@ class _Framing:
 
 
 def _read_request(reader: BufferedReader, connection: int) -> Request | None:
-    """The next request, whose body has a Content-Length or is none; None where it breaks off."""
+    """Return the next request, or None if the connection ends before it is complete.
+
+    A body without Content-Length isn't supported.
+    """
     line = reader.readline()
     if not line.endswith(b"\r\n"):
         return None

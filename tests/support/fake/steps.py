@@ -1,8 +1,7 @@
-"""What tests say to the fake provider, a script of steps, and what they hear from it: the requests
-that it saw.
+"""The vocabulary of the fake provider: the steps of scripts, and the recorded requests.
 
-Rules that hold here: values only, which travel between the test's process and the fake's; all times
-are time.monotonic(), which is one clock for all processes on Linux.
+- This module has only values, which are sent between the processes of the test and the fake.
+- All times are time.monotonic(), which is one clock for all processes on Linux.
 """
 
 from __future__ import annotations
@@ -21,14 +20,13 @@ Outcome: TypeAlias = Literal["active", "finished", "aborted"]
 
 
 class Step(NamedTuple):
-    """One thing that a script does. seconds: how long, or how long between. usage: the tokens,
-    prompt and completion, that the data reports."""
-
     kind: str
     data: bytes = b""
     seconds: float = 0.0
+    """The duration, or the interval between two sends."""
     name: str = ""
     usage: tuple[int, int] | None = None
+    """The prompt and completion tokens that the data reports."""
 
 
 def send(data: bytes, usage: tuple[int, int] | None = None) -> Step:
@@ -36,12 +34,12 @@ def send(data: bytes, usage: tuple[int, int] | None = None) -> Step:
 
 
 def drip(data: bytes, every: float) -> Step:
-    """Send byte by byte."""
+    """Send byte by byte, `every` seconds."""
     return Step("drip", data, every)
 
 
 def repeat(data: bytes, every: float = 0.0) -> Step:
-    """Send the same again and again, until the peer closes."""
+    """Send the data repeatedly until the peer closes the connection."""
     return Step("repeat", data, every)
 
 
@@ -50,17 +48,16 @@ def sleep(seconds: float) -> Step:
 
 
 def wait_closed(timeout: float) -> Step:
-    """Wait for the peer to close, which ends the script; else go on after the timeout."""
+    """Wait until the peer closes, which ends the script. Continue after the timeout."""
     return Step("sleep", seconds=timeout)
 
 
 def hold() -> Step:
-    """Never go on."""
     return Step("sleep", seconds=LONGER_THAN_ANY_TEST_S)
 
 
 def gate(name: str) -> Step:
-    """Go on when the test calls `fake.open(name)`."""
+    """Wait until the test calls `fake.open(name)`."""
     return Step("gate", name=name)
 
 
@@ -74,7 +71,7 @@ def reset() -> Step:
     return Step("reset")
 
 
-# Answers, which are lists of steps
+# Responses, which are lists of steps
 
 
 def head(status: int = 200, headers: Mapping[str, str] | None = None) -> Step:
@@ -84,14 +81,14 @@ def head(status: int = 200, headers: Mapping[str, str] | None = None) -> Step:
 
 
 def half_headers() -> list[Step]:
-    """An answer that stops within its headers."""
+    """Return a response that stalls in the middle of its headers."""
     return [send(b"HTTP/1.1 200 OK\r\nContent-Ty"), hold()]
 
 
 def answer(
     content: object, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> list[Step]:
-    """A whole answer; content: bytes as they are, anything else as JSON."""
+    """Return a complete response. Content that isn't bytes is sent as JSON."""
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
     base = {"Content-Type": "application/json", "Content-Length": str(len(data))}
     return [head(status, base | dict(headers or {})), send(data, reported(content))]
@@ -100,14 +97,19 @@ def answer(
 def error(
     status: int, content: object = None, headers: Mapping[str, str] | None = None
 ) -> list[Step]:
-    """An error answer, in OpenAI's shape unless content is given."""
+    """Return an error response. The default content is an error in OpenAI's shape."""
     if content is None:
         content = {"error": {"message": f"fake {status}", "type": "fake", "code": "fake"}}
     return answer(content, status, headers)
 
 
 def event(frame: object, *, chunked: bool = True) -> Step:
-    """One SSE frame. bytes: as they are; str: the data line's text; anything else: its JSON."""
+    """Return a step that sends an SSE frame.
+
+    Args:
+        frame: The whole frame as bytes, the text of its data line, or a value for JSON.
+        chunked: True to send the frame as an HTTP chunk.
+    """
     usage = reported(frame)
     if not isinstance(frame, bytes):
         text = frame if isinstance(frame, str) else json.dumps(frame, separators=(",", ":"))
@@ -116,7 +118,7 @@ def event(frame: object, *, chunked: bool = True) -> Step:
 
 
 def reported(content: object) -> tuple[int, int] | None:
-    """The tokens that a JSON in OpenAI's shape reports, prompt and completion."""
+    """Return the prompt and completion tokens that JSON in OpenAI's shape reports."""
     usage = content.get("usage") if isinstance(content, dict) else None
     return usage and (usage["prompt_tokens"], usage["completion_tokens"])
 
@@ -134,8 +136,14 @@ def sse(
     complete: bool = True,
     headers: Mapping[str, str] | None = None,
 ) -> list[Step]:
-    """A stream. interval: seconds between frames. done: with [DONE]. chunked: else the end of the
-    connection is its end. complete: with the last chunk; without it more steps may follow."""
+    """Return the steps of a stream.
+
+    Args:
+        interval: The seconds between two frames.
+        done: True to send [DONE].
+        chunked: True for chunked encoding. False if the connection's end is the stream's end.
+        complete: True to send the last HTTP chunk. False if more steps are to follow.
+    """
     base = {"Content-Type": "text/event-stream"}
     base |= {"Transfer-Encoding": "chunked"} if chunked else {"Connection": "close"}
     steps = [head(200, base | dict(headers or {}))]
@@ -155,8 +163,13 @@ def chunks(
     finish: str | None = "stop",
     usage: tuple[int, int] | None = None,
 ) -> list[dict[str, Any]]:
-    """A stream's frames, legacy text_completion or chat.completion.chunk. finish None: no last
-    chunk with a finish_reason. usage: (prompt, completion) tokens, in a chunk of its own."""
+    """Return the frames of a stream.
+
+    Args:
+        chat: True for chat.completion.chunk, False for the legacy text_completion.
+        finish: The finish_reason of the last chunk. None to leave this chunk out.
+        usage: The prompt and completion tokens, which are sent in a separate chunk.
+    """
     kind = "chat.completion.chunk" if chat else "text_completion"
     parts = [_choice({"delta": {"content": t}} if chat else {"text": t}, None) for t in texts]
     if finish is not None:
@@ -172,7 +185,7 @@ def body(
     finish: str = "stop",
     usage: tuple[int, int] | None = (3, 5),
 ) -> dict[str, Any]:
-    """A whole answer's JSON, legacy or chat."""
+    """Return the JSON of a complete response, legacy or chat."""
     part = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
     kind = "chat.completion" if chat else "text_completion"
     return _object(kind, [_choice(part, finish)], usage)
@@ -191,14 +204,19 @@ def _object(kind: str, choices: list[Any], usage: tuple[int, int] | None) -> dic
     return {**made, "choices": choices, **counted}
 
 
-# What the fake saw
+# Records of the fake provider
 
 
 @dataclass
 class Request:
-    """closed_at, closed_by: the end of the connection, noted on the last request that it carried.
-    outcome: aborted when the peer closed before the script's end. usage: the tokens, prompt and
-    completion, that were reported to it last."""
+    """A recorded request.
+
+    Attributes:
+        closed_at: The end of the connection. Only the connection's last request has it.
+        closed_by: The side that closed the connection. Only the connection's last request has it.
+        outcome: "aborted" if the peer closed the connection before the end of the script.
+        usage: The prompt and completion tokens that the fake last reported in the response.
+    """
 
     connection: int
     method: str
@@ -216,7 +234,7 @@ class Request:
 
     @property
     def prompt(self) -> str:
-        """What a completion or a chat of one message asks; empty where it is neither."""
+        """The prompt of a completion, or the message of a chat; "" for any other request."""
         try:
             asked = self.json
             return str(asked["messages"][0]["content"] if "messages" in asked else asked["prompt"])
@@ -229,11 +247,11 @@ class Request:
 
 
 class Counts(NamedTuple):
-    """connections: accepted so far. open: of these, now. The others count requests."""
-
     connections: int
+    """All accepted connections."""
     open: int
     received: int
+    """All requests. The other fields also count requests, by outcome."""
     active: int
     finished: int
     aborted: int
