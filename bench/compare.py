@@ -63,6 +63,13 @@ def sluice(_folder: Path, upstream: Upstream) -> Iterator[Running]:
 
 
 @contextmanager
+def before(_folder: Path, upstream: Upstream) -> Iterator[Running]:
+    """Start one worker from the checkout that $BEFORE names, with this checkout's environment."""
+    with gateway(upstream.rows, Path(os.environ["BEFORE"])) as server:
+        yield Running(server.pid, server.port, key=server.key)
+
+
+@contextmanager
 def two_workers(_folder: Path, upstream: Upstream) -> Iterator[Running]:
     """Start two such workers, which share streams and counters through a Redis.
 
@@ -140,6 +147,8 @@ KEYS = {"litellm": "sk-test"}
 def systems() -> dict[str, Callable[[Path, Upstream], Any]]:
     """Return the functions that start the installed systems, by name. Sluice comes first."""
     found: dict[str, Callable[[Path, Upstream], Any]] = {"sluice": sluice}
+    if os.environ.get("BEFORE"):
+        found["sluice before"] = before
     try:
         RedisServer()
         found["sluice, 2 workers"] = two_workers

@@ -75,12 +75,12 @@ class Upstream:
         )
 
 
-def gateway(rows: str, **env: str) -> Server:
+def gateway(rows: str, root: Path | None = None, **env: str) -> Server:
     """Return a server whose key has all limits and a budget.
 
     They are so high that no request is refused, but the cost of counting is measured too.
     """
-    server = Server(rows, env=env)
+    server = Server(rows, env=env, root=root)
     high = {"requests_per_minute": 10**9, "tokens_per_hour": 10**9, "budget_usd": 1e6}
     server.key = server.add_key("limited", **high)
     return server

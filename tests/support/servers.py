@@ -100,6 +100,7 @@ class Server:
         threads: The number of threads of "gthread".
         directory: A directory for its files and its output, which is kept so that another server
             can use these files. None for a temporary directory, which is deleted on `stop`.
+        root: The checkout to run; None for this one.
     """
 
     def __init__(
@@ -111,8 +112,10 @@ class Server:
         args: Sequence[str] = (),
         threads: int = 16,
         directory: Path | None = None,
+        root: Path | None = None,
     ) -> None:
         self.port = free_port()
+        self._root = root
         self.url = f"http://127.0.0.1:{self.port}"
         self._cleanup = contextlib.ExitStack()
         if directory is None:
@@ -135,7 +138,7 @@ class Server:
             # A separate process group doesn't get Ctrl-C, and identifies the server's processes.
             self._process = subprocess.Popen(
                 self._command,
-                cwd=ROOT,
+                cwd=self._root or ROOT,
                 env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
