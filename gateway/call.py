@@ -74,13 +74,6 @@ class Encoder(Protocol):
         """The last frames, whatever ended it."""
 
 
-class Last(bytes):
-    """The end of a stream: the server need not wait to see whether more comes."""
-
-    __slots__ = ()
-    last = True
-
-
 class Call:
     """An admitted call, for its writer: either `result`, or `wait` and then `frames`."""
 
@@ -148,7 +141,7 @@ class Call:
                     elif isinstance(message, End):
                         outcome = self._settle(message)
                         out.append(encoder.last_frames(outcome))
-                        yield Last(b"".join(out))
+                        yield b"".join(out)
                         return
                     elif message in COMMENTS:
                         out.append(COMMENTS[message])
