@@ -49,10 +49,6 @@ class BearerAuth(HTTPTokenAuth):  # type: ignore[misc]
         guarded: F = super().login_required(view)
         return guarded
 
-    def ensure_sync(self, view: F) -> F:
-        """As it is: our views are plain functions, and the library's asks the app at each call."""
-        return view
-
 
 auth = BearerAuth(scheme="Bearer", realm="sluice")
 

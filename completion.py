@@ -5,13 +5,10 @@
   answers share one path.
 - Events travel in batches (a list of what arrived together), so that one wake-up and one write
   serve many tokens.
-- An id names something and opens nothing. It is unique and need not be a secret, so it costs no
-  system call.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
@@ -257,15 +254,3 @@ class Summary(msgspec.Struct, frozen=True):
     opened_at: float
     input_tokens: int
     output_tokens: int
-
-
-def hexadecimal(digits: int) -> str:
-    """Return random hexadecimal digits. The random module seeds itself anew in a forked process."""
-    return f"{random.getrandbits(4 * digits):0{digits}x}"
-
-
-def new_uuid() -> str:
-    """Return a UUID of version 4. Source: RFC 9562, section 5.4 (read 2026-11)."""
-    chance = hexadecimal(32)
-    variant = "89ab"[int(chance[16], 16) & 3]
-    return f"{chance[:8]}-{chance[8:12]}-4{chance[13:16]}-{variant}{chance[17:20]}-{chance[20:]}"

@@ -8,6 +8,7 @@ change of a table is a new entry of MIGRATIONS; an entry that was released never
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from datetime import date, timedelta
@@ -29,7 +30,6 @@ from sqlalchemy import (
     update,
 )
 
-from completion import hexadecimal
 from config import ConfigError
 
 MIGRATION_LOCK = 0x51_1CE
@@ -126,7 +126,7 @@ VERSION = 1 + len(MIGRATIONS)
 
 def new_id() -> str:
     """A row's id: fourteen hexadecimal digits of the moment in microseconds, sixteen of chance."""
-    return first_id(now_us()) + hexadecimal(16)
+    return first_id(now_us()) + secrets.token_hex(8)
 
 
 def first_id(moment_us: int) -> str:

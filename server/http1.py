@@ -16,6 +16,7 @@ from gunicorn.http import wsgi
 from gunicorn.http.body import LengthReader
 from gunicorn.http.message import Request
 from gunicorn.http.parser import RequestParser
+from gunicorn.util import hop_headers
 
 NAME = r"[!#$%&'*+\-.^`|~0-9A-Za-z]+"  # without `_`, which gunicorn accepts only from some peers
 VALUE = r"[^\x00-\x08\x0a-\x1f\x7f]*"
@@ -76,7 +77,21 @@ class FastRequestParser(RequestParser):
 
 
 class FastResponse(wsgi.Response):
-    """A response that frames and sends a chunk in one step."""
+    """A response that checks its headers together, and frames and sends a chunk in one step."""
+
+    def process_headers(self, headers: list[tuple[str, str]]) -> None:
+        names = [name.lower() for name, _ in headers]
+        if not (
+            all(names)
+            and hop_headers.isdisjoint(names)
+            and wsgi.TOKEN_RE.fullmatch("".join(names))
+            and wsgi.HEADER_VALUE_RE.fullmatch("".join([value for _, value in headers]))
+        ):
+            super().process_headers(headers)
+            return
+        if "content-length" in names:
+            self.response_length = int(headers[names.index("content-length")][1])
+        self.headers += [(name, value.strip(" \t")) for name, value in headers]
 
     def write(self, data: bytes) -> None:
         if not self.chunked or not data:
