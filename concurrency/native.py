@@ -1,6 +1,6 @@
 """Native threads and locks, and a shorter wait for a socket, under gevent and without it.
 
-- No other module names gevent.
+- Outside server/ no other module names gevent.
 - Work that blocks without yielding, such as a commit, belongs in a native thread: in a greenlet it
   would block every stream of the process.
 - docs/decisions/0012-the-worker.md lists the gains and the private names that are used here.
