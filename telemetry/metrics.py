@@ -129,9 +129,7 @@ class Metrics(Collector):
         redis_up: Callable[[], bool] | None = None,
     ) -> None:
         """Make the metrics. The functions are called at each refresh; they don't wait or raise.
-
-        redis_up: None if there is no Redis.
-        """
+        redis_up: None if there is no Redis."""
         self.registry = self._shown = CollectorRegistry()
         self.registry.register(self)
         self._files: Files | None = None
