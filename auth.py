@@ -50,13 +50,6 @@ class BearerAuth(HTTPTokenAuth):  # type: ignore[misc]
         guarded: F = super().login_required(view)
         return guarded
 
-    def ensure_sync(self, view: F) -> F:
-        """Return the view unchanged, since it is a plain function.
-
-        The library would ask the app about it on each call.
-        """
-        return view
-
 
 auth = BearerAuth(scheme="Bearer", realm="sluice")
 

@@ -5,13 +5,10 @@
   whole completions share one code path.
 - Events travel in batches, which are lists of the events that arrived together, so that one
   wake-up and one write serve many tokens.
-- Ids identify, but never authorize. They must be unique but not secret, so generating one costs no
-  system call.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
@@ -270,18 +267,3 @@ class Summary(msgspec.Struct, frozen=True):
     opened_at: float
     input_tokens: int
     output_tokens: int
-
-
-def hexadecimal(digits: int) -> str:
-    """Return random hexadecimal digits, which differ between forked processes.
-
-    (Python reseeds the random module after a fork.)
-    """
-    return f"{random.getrandbits(4 * digits):0{digits}x}"
-
-
-def new_uuid() -> str:
-    """Return a version 4 UUID. Source: RFC 9562, section 5.4 (read 2026-11)."""
-    chance = hexadecimal(32)
-    variant = "89ab"[int(chance[16], 16) & 3]
-    return f"{chance[:8]}-{chance[8:12]}-4{chance[13:16]}-{variant}{chance[17:20]}-{chance[20:]}"

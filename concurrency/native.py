@@ -1,6 +1,9 @@
-"""What threads are under gevent, and what they aren't: a native thread for work that never lets go
-of its thread, such as a commit (in a greenlet it would hold up every stream of the process), a lock
-that costs no more than it must, and a wait for a socket. This is the one place that names gevent.
+"""Native threads and locks, and a shorter wait for a socket, under gevent and without it.
+
+- Outside server/ no other module names gevent.
+- Work that blocks without yielding, such as a commit, belongs in a native thread: in a greenlet it
+  would block every stream of the process.
+- docs/decisions/0012-the-worker.md lists the gains and the private names that are used here.
 """
 
 from __future__ import annotations
@@ -15,26 +18,30 @@ T = TypeVar("T")
 
 
 class NativeThread:
-    """One piece of work at a time. Where threads are greenlets it is done in a thread of the
-    system's, else in the caller's own. It must not wait for a greenlet."""
+    """A native thread that does one piece of work at a time.
+
+    Where threads aren't greenlets, the caller's own thread does the work. The work must not wait
+    for a greenlet.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pool: Any = None
 
     def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The work's result; other threads and greenlets go on meanwhile. Raises what it raises."""
+        """Return the work's result, or raise its exception. Other threads and greenlets run
+        meanwhile."""
 
         def guarded() -> tuple[T | None, BaseException | None]:
             try:
                 return work(*args, **kwargs), None
-            except BaseException as failure:  # noqa: BLE001 - gevent's pool would print it as well
+            except BaseException as failure:  # noqa: BLE001 - gevent's pool would print it too
                 return None, failure
 
         with self._lock:
             if not greenlets():
                 return work(*args, **kwargs)
-            if self._pool is None:  # late: made before a fork it would be the parent's
+            if self._pool is None:  # not earlier: a forked process has none of its parent's threads
                 from gevent.threadpool import ThreadPoolExecutor
 
                 self._pool = ThreadPoolExecutor(max_workers=1)
@@ -45,39 +52,43 @@ class NativeThread:
 
 
 def greenlets() -> bool:
-    """Whether a thread of the threading module is a greenlet."""
+    """Return True if a thread of the threading module is a greenlet."""
     monkey = sys.modules.get("gevent.monkey")
     return monkey is not None and monkey.is_module_patched("threading")
 
 
 def waits_first(sock: Any) -> bool:
-    """Whether `received` can wait for a socket: where threads are greenlets, and it isn't TLS,
-    which may hold what has come already."""
+    """Return True if `received` may wait for a socket: threads are greenlets, and the socket isn't
+    TLS, which may buffer bytes that have arrived."""
     return greenlets() and type(sock) is sys.modules["gevent.socket"].socket
 
 
 def received(sock: Any, size: int) -> bytes:
-    """What came, after a wait for it, of a socket that `waits_first`. Its own `recv` tries before
-    it waits, in vain where a peer is slower than we are: a tenth of what an event of a slow stream
-    costs. It knows no time limit. Raises as `recv`."""
+    """Wait until a socket that `waits_first` is readable, without a timeout, and return its bytes.
+
+    gevent's `recv` tries to read before it waits, which fails on nearly every event of a stream
+    that is slower than Sluice. Raises what `recv` raises.
+    """
     sock.hub.wait(sock._read_event)
     try:
         data: bytes = sock._sock.recv(size)
-    except BlockingIOError:  # it looked as if there were some
+    except BlockingIOError:  # a spurious wake-up
         data = sock.recv(size)
     return data
 
 
 def native_lock() -> Callable[[], threading.Lock]:
-    """What makes a lock of the system's."""
+    """Return the function that makes a lock of the system's."""
     if not greenlets():
         return threading.Lock
-    found: Callable[[], threading.Lock]
-    found = sys.modules["gevent.monkey"].get_original("_thread", "allocate_lock")
-    return found
+    allocate: Callable[[], threading.Lock]
+    allocate = sys.modules["gevent.monkey"].get_original("_thread", "allocate_lock")
+    return allocate
 
 
 BriefLock: Final = native_lock()
-"""A lock to be held for a few statements of which none waits, starts a thread or logs. Under gevent
-threading's own is Python code, for holders that let others work meanwhile, and a call takes some
-thirty. Whoever waited while holding this one would stop the whole process."""
+"""A native lock, to hold for a few statements that don't wait, start a thread or log.
+
+Under gevent threading.Lock is slower, because it lets other greenlets run while one holds it. A
+greenlet that waited while holding a BriefLock would stop the whole process.
+"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import quote
@@ -12,7 +13,7 @@ import msgspec
 from flask import Response
 
 from auth import current_key
-from completion import Completion, CompletionRequest, FinishReason, new_uuid
+from completion import Completion, CompletionRequest, FinishReason
 from config import TIMEOUT_FIELDS
 from endpoints import request_fields, request_secrets
 from endpoints.flask_app import current
@@ -54,7 +55,7 @@ def start(found: request_fields.Parameters, wanted: CompletionRequest) -> Call:
         key=current_key(),
         endpoint=str(request.url_rule),
         request_id=request.id,
-        stream_id=chosen_id or new_uuid(),
+        stream_id=chosen_id or str(uuid.uuid4()),
         strict=sent.get("HTTP_X_SLUICE_STRICT", "") == "1",
         continues=sent.get("HTTP_X_SLUICE_CONTINUE", "") == "1",
         within=time_limits(sent.get("HTTP_X_SLUICE_TIMEOUT", "")),
@@ -183,7 +184,7 @@ def escaped(text: bytes) -> bytes:
 class Template:
     """A frame in which only the text varies, so that everything else is encoded once."""
 
-    TEXT: Final = f"text {new_uuid()}"
+    TEXT: Final = f"text {uuid.uuid4()}"
     """A placeholder for the text; random, so that it never occurs elsewhere in the data."""
 
     def __init__(self, data: Any) -> None:

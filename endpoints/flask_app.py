@@ -1,15 +1,14 @@
-"""Flask as it is used here: the request that is being answered, with what is known of it so far,
-and an app that does without what nothing here needs.
+"""Flask without the steps that Sluice's views don't need, and the current request with its state.
 
-Flask's `request` and `g` look for the request anew each time that they are used, half a microsecond
-a use: what every call needs is asked of the request itself.
+- State of a request is kept on the request instead of `flask.g`: Flask's proxies search for their
+  object at every use.
+- docs/decisions/0012-the-worker.md lists each override with its gain and the private names it uses.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
-from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import flask
 from flask.sessions import NullSession, SessionInterface, SessionMixin
@@ -20,56 +19,52 @@ from auth import current_request
 if TYPE_CHECKING:
     from gateway.call import Call
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 
 class Request(flask.Request):
-    """One request."""
+    """A request, and what Sluice has found out about it."""
 
     id = ""
-    """The client's name for it, or one that we made."""
+    """The id that the client sent, else a new one."""
     began = 0.0
-    """By the monotonic clock, in seconds."""
+    """The start, in seconds of the monotonic clock."""
     byok_api_key: Any = None
-    """The provider's key in its body, if any, good or not."""
+    """The provider's key in the body, valid or not."""
     call: Call | None = None
-    """Set where a call was admitted: its line in the log is written when it is settled."""
+    """The admitted call. Its log line is written at settlement, not at the response."""
     error_code: str | None = None
-    """Of the answer, where that is an error."""
+    """The error code of the response, if it is an error."""
 
     @property
     def client(self) -> socket.socket | None:
-        """The connection that it came on, where the server shows it."""
-        sent = self.environ
-        return sent.get("gunicorn.socket") or sent.get("werkzeug.socket")
+        """The client's socket, if the server exposes it."""
+        environ = self.environ
+        return environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
 
     @property
     def announced(self) -> int | None:
-        """How many bytes its body has, by what it says itself; None: it doesn't, or a server has
-        passed on what says nothing."""
+        """The body's size in bytes as the head announces it, or None."""
         length = self.environ.get("CONTENT_LENGTH", "")
         if length.isdecimal() and "HTTP_TRANSFER_ENCODING" not in self.environ:
             return int(length)
         return self.content_length
 
-    def close(self) -> None:
-        """It holds no files."""
-
     @property
     def incoming(self) -> IO[bytes]:
-        """Its body, up to its end: the server's own stream, where that sees to the end."""
-        sent = self.environ
-        body: IO[bytes] = sent["wsgi.input"] if sent.get("wsgi.input_terminated") else self.stream
+        """The body as a stream: the server's own, if the server ends it where the body ends."""
+        environ = self.environ
+        body: IO[bytes]
+        body = environ["wsgi.input"] if environ.get("wsgi.input_terminated") else self.stream
         return body
 
 
 def current() -> Request:
-    found: Request = current_request()  # type: ignore[assignment]  # App.request_class
-    return found
+    """Return the request that is being answered."""
+    request: Request = current_request()  # type: ignore[assignment]  # App.request_class
+    return request
 
 
 class NoSessions(SessionInterface):
-    """There are no cookies here, and so nothing to look for, or to make for each request."""
+    """No sessions: Sluice sets and reads no cookies."""
 
     NONE: Final = NullSession()
 
@@ -79,48 +74,51 @@ class NoSessions(SessionInterface):
     def save_session(
         self, app: flask.Flask, session: SessionMixin, response: flask.Response
     ) -> None:
-        """Nothing: it is never asked for, of a null session."""
+        """Do nothing. Flask never calls this for a null session."""
 
 
 class App(flask.Flask):
-    """Flask, for views that are plain functions."""
+    """Flask for views that are plain functions, without signals and without blueprints' hooks."""
 
     request_class = Request
     session_interface = NoSessions()
 
-    def ensure_sync(self, func: F) -> F:
-        return func
-
     def full_dispatch_request(self) -> flask.Response:
-        """Flask's own also sends signals, and looks for what is to be done for a blueprint."""
+        """Return the response to the current request.
+
+        Flask's own method also sends signals, and searches for the hooks of blueprints.
+        """
         try:
             for before in self.before_request_funcs[None]:
                 before()
-            answer = self.dispatch_request()
+            result = self.dispatch_request()
         except Exception as error:  # noqa: BLE001 - there is a handler for each
-            answer = self.handle_user_exception(error)
-        response = self.make_response(answer)
+            result = self.handle_user_exception(error)
+        response = self.make_response(result)
         for after in reversed(self.after_request_funcs[None]):
             response = after(response)
         return response
 
     def do_teardown_request(self, exc: BaseException | None = None) -> None:
-        """There is nothing to be done."""
+        """Do nothing: Sluice registers no teardown callbacks."""
 
     def do_teardown_appcontext(self, exc: BaseException | None = None) -> None:
-        """There is nothing to be done."""
+        """Do nothing: Sluice registers no teardown callbacks."""
 
     def create_url_adapter(self, request: flask.Request | None) -> MapAdapter | None:
-        """Flask's own looks at the host in three ways, with thirty calls. Here it only says where a
-        doubled slash in a path is redirected to."""
+        """Return the adapter that matches URLs.
+
+        Flask's own method also matches hosts and subdomains. Sluice's routes have neither: the
+        host is used only to redirect a path with a doubled slash.
+        """
         if request is None:
             return super().create_url_adapter(None)
-        sent = request.environ
+        environ = request.environ
         return self.url_map.bind(
-            sent.get("HTTP_HOST") or sent["SERVER_NAME"],
-            sent.get("SCRIPT_NAME"),
-            url_scheme=sent["wsgi.url_scheme"],
+            environ.get("HTTP_HOST") or environ["SERVER_NAME"],
+            environ.get("SCRIPT_NAME"),
+            url_scheme=environ["wsgi.url_scheme"],
             default_method=request.method,
             path_info=request.path,
-            query_args=sent.get("QUERY_STRING", ""),
+            query_args=environ.get("QUERY_STRING", ""),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,6 @@ from flask import Flask, Response
 from flask_cors import CORS
 
 from auth import caller
-from completion import new_uuid
 from endpoints import metrics, request_fields, request_secrets
 from endpoints.flask_app import Request, current
 from endpoints.responses import DirectResponse
@@ -68,7 +68,7 @@ def enter() -> None:
     good = (
         sent and request_fields.ID.fullmatch(sent) and request_secrets.without_secrets(sent) == sent
     )
-    request.id = sent if good else new_uuid()
+    request.id = sent if good else str(uuid.uuid4())
     if (client := request.client) is not None:
         client.settimeout(services().settings.client_timeout)
 

@@ -5,6 +5,7 @@ Source: OpenAI API reference, "Completions" and "Models" (read 2026-11).
 
 from __future__ import annotations
 
+import uuid
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,6 @@ from completion import (
     Logprobs,
     Prompt,
     Usage,
-    hexadecimal,
 )
 from endpoints import calls, request_fields
 from endpoints.responses import (
@@ -150,7 +150,7 @@ def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str
     if outcome.reason == "stopped":
         choices += [choice(index, "", "cancelled", None) for index in sorted(missing)]
     return {
-        "id": f"cmpl-{hexadecimal(32)}",
+        "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
         "created": int(stream.opened_at),
         "model": stream.target.name,
@@ -210,7 +210,7 @@ class OpenAIEncoder:
     def __init__(self, stream: Stream, *, include_usage: bool) -> None:
         self._stream = stream
         self._include_usage = include_usage
-        self._id = f"cmpl-{hexadecimal(32)}"
+        self._id = f"cmpl-{uuid.uuid4().hex}"
         self._finished: set[int] = set()
         self._released = False
         self._texts = calls.Templates(stream)

@@ -1,4 +1,4 @@
-"""HTTP responses whose headers are known, without the checks that werkzeug makes for others."""
+"""Responses whose headers are known to be valid, without the checks that werkzeug makes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from werkzeug.datastructures import Headers
 
 
 class DirectResponse(Response):
-    """A response of bytes whose headers are known.
+    """A response of bytes whose headers are valid and complete.
 
-    werkzeug would check the headers when they are set, and add missing ones when they are sent.
+    werkzeug checks headers when they are set, and adds missing ones when they are sent.
+    docs/decisions/0012-the-worker.md has the gain and the private name (`_on_close`).
     """
 
     def __init__(
@@ -23,9 +24,14 @@ class DirectResponse(Response):
         headers: Mapping[str, str] | None = None,
         content_type: str = "application/json",
     ) -> None:
-        """body: its parts. headers: with values that are fit for one."""
+        """Make a response.
+
+        Args:
+            body: the parts of the body.
+            headers: headers with valid values.
+        """
         self.fields = {"Content-Type": content_type, **(headers or {})}
-        self.headers = Headers()  # what others add
+        self.headers = Headers()  # headers that others add
         self.status_code = status
         self.response = body
         self.direct_passthrough = False

@@ -78,13 +78,6 @@ class Encoder(Protocol):
         """Return the last frames, whatever ended the call."""
 
 
-class Last(bytes):
-    """The last chunk of a stream, marked so that the server doesn't wait for more."""
-
-    __slots__ = ()
-    last = True
-
-
 class Call:
     """An admitted call. Its writer uses either `result`, or `wait` and then `frames`."""
 
@@ -164,7 +157,7 @@ class Call:
                     elif isinstance(message, End):
                         outcome = self._settle(message)
                         out.append(encoder.last_frames(outcome))
-                        yield Last(b"".join(out))
+                        yield b"".join(out)
                         return
                     elif message in COMMENTS:
                         out.append(COMMENTS[message])

@@ -11,6 +11,7 @@ settled rows by the UTC day on which the call started, updated in the transactio
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from datetime import date, timedelta
@@ -32,7 +33,6 @@ from sqlalchemy import (
     update,
 )
 
-from completion import hexadecimal
 from config import ConfigError
 
 MIGRATION_LOCK = 0x51_1CE
@@ -129,7 +129,7 @@ VERSION = 1 + len(MIGRATIONS)
 
 def new_id() -> str:
     """Return a row's id: the time as 14 hexadecimal digits, then 16 random ones."""
-    return first_id(now_us()) + hexadecimal(16)
+    return first_id(now_us()) + secrets.token_hex(8)
 
 
 def first_id(moment_us: int) -> str:

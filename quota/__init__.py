@@ -1,1 +1,1 @@
-"""May they: limits of requests and tokens, counted in memory or in Redis, and budgets."""
+"""Limits of requests and tokens, counted in memory or in Redis, and budgets."""

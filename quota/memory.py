@@ -1,9 +1,12 @@
-"""What keys have used: requests of the last minute, tokens of the last hour.
+"""Usage of keys, counted in the memory of one process: requests per minute and tokens per hour.
 
-Requests count in a moving window, tokens in a sliding-window counter (the last hour is the current
-window and a share of the one before: an approximation). Rules that hold here: no I/O; a request
-that is refused takes nothing. Not the `limits` package, whose scripts count in Redis: each call
-would cost a tenth of a millisecond there, and what is given back it has no word for.
+- Requests are counted in a moving window.
+- Tokens are counted in a sliding-window counter: the last hour is the current window and a share of
+  the previous one, which is an approximation.
+- A refused request uses nothing.
+- No I/O.
+
+docs/decisions/0011-the-cost-of-a-call.md says why this isn't left to a library.
 """
 
 from __future__ import annotations
@@ -25,72 +28,79 @@ LimitKind: TypeAlias = Literal["requests", "tokens"]
 
 
 class Ask(NamedTuple):
-    """What a call wants to reserve. output: None for what is left, `reserve` at most."""
+    """The tokens that a call wants to reserve."""
 
     input: int
     output: int | None
+    """None: the tokens that are left, at most `reserve`."""
     reserve: int
 
     def tokens(self, left: int) -> int:
+        """Return the tokens to reserve, if the limit has `left` tokens left."""
         if self.output is None:
             return self.input + max(1, min(self.reserve, left - self.input))
         return self.input + self.output
 
 
 class RequestCounts(NamedTuple):
-    """A key's requests. left: how many it may make now; reset: seconds until the oldest no longer
-    counts."""
+    """The requests of a key."""
 
     left: int
+    """The number of requests that the key may make now."""
     reset: float
+    """The seconds until the oldest request no longer counts."""
 
 
 class Tokens(NamedTuple):
-    """A key's tokens. before, current: those of the two windows; fade: the seconds for which some
-    of the window before still count; rest: seconds until the current window is over."""
+    """The tokens of a key."""
 
     before: int
+    """The tokens of the previous window."""
     fade: float
+    """The seconds for which some tokens of the previous window still count."""
     current: int
+    """The tokens of the current window."""
     rest: float
+    """The seconds until the current window ends."""
 
     def left(self, limit: int) -> int:
         return max(0, limit - floor(self.before * self.fade / HOUR + self.current))
 
 
 class Counts(NamedTuple):
-    """What counts now; None where there is no limit."""
+    """The current counts of a key; None: the key has no such limit."""
 
     requests: RequestCounts | None
     tokens: Tokens | None
 
 
 class Hold(msgspec.Struct, frozen=True):
-    """Tokens that are reserved, and the window that they are counted in.
-
-    window: whose counter it is; hour: which of its hours, where that is the clock's. counts: what
-    counted when it was reserved, itself included. id: which reservation it is, where several
-    processes share the counters; else "".
-    """
+    """Reserved tokens, and the window in which they count."""
 
     window: str
+    """The name of the counter."""
     tokens: int
     counts: Counts
+    """The counts at the time of the reservation, including it."""
     hour: int = 0
+    """The hour of the clock in which the tokens count, if one process counts."""
     id: str = ""
+    """The id of the reservation, if several processes share the counters."""
 
 
 class Admission(NamedTuple):
-    """Whether a call may go. refused: the limit that stands against it; wanted: its tokens."""
+    """The decision whether a call is admitted."""
 
     hold: Hold | None
     refused: LimitKind | None
+    """The limit that the call would exceed; None: it is admitted."""
     wanted: int
+    """The tokens that the call wanted to reserve."""
     counts: Counts
 
 
 class KeyUsage:
-    """What one key has used: when it made its requests, and its tokens by the clock's hours."""
+    """The usage of one key: the times of its requests, and its tokens by hours of the clock."""
 
     __slots__ = ("before", "current", "hour", "requests")
 
@@ -99,7 +109,10 @@ class KeyUsage:
         self.hour = self.before = self.current = 0
 
     def turn(self, now: float) -> None:
-        """What no longer counts goes. Where the clock was set back, all counts from now."""
+        """Forget usage that no longer counts.
+
+        If the clock was set back, all requests count as made now.
+        """
         made = self.requests
         if made and made[-1] > now:
             made = self.requests = deque([now] * len(made))
@@ -131,7 +144,7 @@ class KeyUsage:
 
 
 class LocalCounters:
-    """The counters of one process. Its token windows are the hours of the clock."""
+    """The counters of one process. A token window is an hour of the clock."""
 
     def __init__(self) -> None:
         self._used: defaultdict[str, KeyUsage] = defaultdict(KeyUsage)
@@ -143,7 +156,7 @@ class LocalCounters:
         now, wanted = time.time(), 0
         refused: LimitKind | None = None
         with self._lock:
-            used = self._now(place := place_of(key_id, limits), now)
+            used = self._now(window := window_of(key_id, limits), now)
             per_minute, per_hour = limits
             if per_hour is not None:
                 left = used.tokens(now).left(per_hour)
@@ -159,11 +172,10 @@ class LocalCounters:
             counts = used.counts(limits, now)
         if refused is not None or per_hour is None:
             return Admission(None, refused, wanted, counts)
-        return Admission(Hold(place, wanted, counts, used.hour), None, wanted, counts)
+        return Admission(Hold(window, wanted, counts, used.hour), None, wanted, counts)
 
     def settle(self, hold: Hold | None, tokens: int) -> None:
-        """Count what a call did use in the place of what it had reserved, as long as that counts
-        at all."""
+        """Replace reserved tokens by those that the call used, if their window still counts."""
         if hold is None:
             return
         with self._lock:
@@ -176,22 +188,21 @@ class LocalCounters:
     def counts(self, key_id: str, limits: Limits) -> Counts:
         now = time.time()
         with self._lock:
-            return self._now(place_of(key_id, limits), now).counts(limits, now)
+            return self._now(window_of(key_id, limits), now).counts(limits, now)
 
-    def _now(self, place: str, now: float) -> KeyUsage:
-        """What was used there, as of now. Each TIDY_S those are forgotten that have used
-        nothing."""
+    def _now(self, window: str, now: float) -> KeyUsage:
+        """Return a key's usage as of now. Every TIDY_S, forget the keys without any."""
         if now > self._tidy_at:
             self._tidy_at = now + TIDY_S
             for used in self._used.values():
                 used.turn(now)
             for idle in [name for name, used in self._used.items() if used.idle]:
                 del self._used[idle]
-        found = self._used[place]
-        found.turn(now)
-        return found
+        used = self._used[window]
+        used.turn(now)
+        return used
 
 
-def place_of(key_id: str, limits: Limits) -> str:
-    """Where a key's calls count: anew, when its limits change."""
+def window_of(key_id: str, limits: Limits) -> str:
+    """Return the name of a key's counters. When its limits change, counting starts again."""
     return f"{key_id}/{limits.requests_per_minute}/{limits.tokens_per_hour}"

@@ -1,9 +1,11 @@
-"""May they: requests per minute, tokens per hour, and what a call takes of a budget.
+"""Admission by limits: requests per minute, tokens per hour, and a call's claim on a budget.
 
-A call reserves the tokens that it may use and settles them at its end, in the window that it
-reserved them in. With Redis its processes count together; while it is away each counts by itself,
-or nobody is let in. Rules that hold here: a refused request takes nothing; a key without limits
-costs no I/O.
+- A call reserves the tokens that it may use, and settles them at its end in the window in which it
+  reserved them.
+- Processes that share a Redis count together. While Redis is unavailable, each process counts for
+  itself, or refuses calls with limits if Redis is required.
+- A refused request uses nothing.
+- A key without limits costs no I/O.
 """
 
 from __future__ import annotations
@@ -31,72 +33,88 @@ T = TypeVar("T")
 
 NO_LIMITS = Limits()
 RATE_PARTS = ("limit", "remaining", "reset")
-BYTES_PER_TOKEN = 4  # about; what a model wrote, as another one's tokenizer has it at the worst
+BYTES_PER_TOKEN = 4
+"""The bytes of a generated token, about, if another model's tokenizer reads it at the worst."""
 TEMPLATE_TOKENS = 64
-"""What a host's chat template adds to a prompt, at the very most."""
+"""The most tokens that a host's chat template adds to a prompt."""
 
 
 class Demand(msgspec.Struct, frozen=True):
-    """The tokens that a call may use. input: about; most_input: more than any tokenizer makes of
-    it. output: None where the caller set no limit. loose: parameters that Sluice has no name for
-    may ask for more."""
+    """The tokens that a call may use."""
 
     input: int
+    """An estimate of the prompt's tokens."""
     most_input: int
+    """An upper bound of the prompt's tokens, for any tokenizer."""
     output: int | None
+    """None: the caller set no limit."""
     loose: bool = False
+    """True if parameters that Sluice doesn't know may request more output."""
 
 
 class Quota:
-    """What the keys have used, by the counters of this process or of all."""
+    """The limits of all keys, counted by this process or together with others."""
 
     def __init__(
         self, reserve_tokens: int, client: RedisClient | None = None, *, required: bool = False
     ) -> None:
-        """reserve_tokens: what a call without max_tokens reserves for its output. client: the Redis
-        that all count in; required: whether nobody is let in while it is away."""
+        """Count in memory, or in Redis.
+
+        Args:
+            reserve_tokens: the output tokens that a call without max_tokens reserves.
+            client: the Redis in which all processes count.
+            required: True if calls with limits are refused while Redis is unavailable.
+        """
         self._reserve = reserve_tokens
         self._required = required
         self._local = LocalCounters()
         self._cluster = counters_in(client)
 
     def admit(self, key: Key, demand: Demand) -> Hold | None:
-        """Count a request and reserve its tokens. Raises RateLimited and, where Redis is required
-        and away, Unavailable."""
+        """Count a request and reserve its tokens.
+
+        Raises:
+            RateLimited: a limit of the key is reached.
+            Unavailable: Redis is required and unavailable.
+        """
         limits = key.limits
         if limits == NO_LIMITS:
             return None
         ask = Ask(demand.input, demand.output, self._reserve)
-        done = self._counted(lambda counters: counters.admit(key.id, limits, ask))
-        if done is None:
+        admission = self._counted(lambda counters: counters.admit(key.id, limits, ask))
+        if admission is None:
             raise Unavailable(
                 "Rate limits can't be counted now, so no call is accepted. Try again."
             )
-        requests, tokens = done.counts
-        if done.refused == "requests" and requests and limits.requests_per_minute is not None:
+        requests, tokens = admission.counts
+        if admission.refused == "requests" and requests and limits.requests_per_minute is not None:
             raise too_many(limits.requests_per_minute, requests.reset)
-        if done.refused == "tokens" and tokens and limits.tokens_per_hour is not None:
-            raise spent(tokens, limits.tokens_per_hour, done.wanted)
-        return done.hold
+        if admission.refused == "tokens" and tokens and limits.tokens_per_hour is not None:
+            raise spent(tokens, limits.tokens_per_hour, admission.wanted)
+        return admission.hold
 
     def settle(self, hold: Hold | None, tokens: int) -> None:
-        """Count what a call did use in the place of what it had reserved."""
+        """Replace reserved tokens by those that the call used."""
         if hold is not None and hold.id and self._cluster is not None:
             self._cluster.settle(hold, tokens)
         else:
             self._local.settle(hold, tokens)
 
     def headers(self, key: Key, hold: Hold | None = None, used: int = 0) -> dict[str, str]:
-        """The x-ratelimit headers, for the limits that the key has: as of now, or of a call's
-        admission. used: the tokens that the call has used, or still holds."""
+        """Return the x-ratelimit headers for the key's limits.
+
+        Args:
+            hold: the reservation of a call, whose counts are shown; None: the current counts.
+            used: the tokens that the call has used, or still reserves.
+        """
         limits = key.limits
         if limits == NO_LIMITS:
             return {}
-        back = 0
+        unused = 0
         if hold is None:
             counts = self._counted(lambda counters: counters.counts(key.id, limits))
         else:
-            counts, back = hold.counts, hold.tokens - used
+            counts, unused = hold.counts, hold.tokens - used
         found: dict[str, str] = {}
         if counts is None:
             return found
@@ -104,16 +122,16 @@ class Quota:
         if requests is not None and (limit := limits.requests_per_minute) is not None:
             found |= rate_headers("requests", limit, requests.left, requests.reset)
         if tokens is not None and (limit := limits.tokens_per_hour) is not None:
-            found |= rate_headers("tokens", limit, tokens.left(limit) + back, tokens.rest)
+            found |= rate_headers("tokens", limit, tokens.left(limit) + unused, tokens.rest)
         return found
 
     def beat(self) -> None:
-        """Each second: write what Redis hasn't been told, while it was away."""
+        """Write the settlements that waited for Redis. The cluster calls this each second."""
         if self._cluster is not None:
             self._cluster.beat()
 
     def _counted(self, work: Callable[[LocalCounters | RedisCounters], T | None]) -> T | None:
-        """What the work finds; None where it needs Redis, and that is away."""
+        """Return the result of the work, or None if Redis is required and unavailable."""
         if self._cluster is not None:
             found = work(self._cluster)
             if found is not None or self._required:
@@ -129,9 +147,13 @@ class Quota:
         times: int = 1,
         continued: bool = False,
     ) -> Claim | None:
-        """What the call may take of the key's budget, at the highest of the prices; None when the
-        key has no budget. times: how many providers may charge for the prompt; continued: for one
-        more call, whose prompt is what came so far, too."""
+        """Return the call's claim on the key's budget at the highest price, or None without one.
+
+        Args:
+            prices: the prices of the targets that may serve the call.
+            times: the number of providers that may charge for the prompt.
+            continued: True to allow for a continuation, whose prompt includes the text so far.
+        """
         budget = budget_of(key)
         if budget is None:
             return None
@@ -152,20 +174,20 @@ class Quota:
 def counters_in(client: RedisClient | None) -> RedisCounters | None:
     if client is None:
         return None
-    from quota.redis import RedisCounters  # one process alone needs no client of Redis
+    from quota.redis import RedisCounters  # here, because a single process doesn't need redis-py
 
     return RedisCounters(client)
 
 
 def too_many(limit: int, reset: float) -> RateLimited:
-    """The refusal of a request. reset: seconds until there is room again."""
+    """Return the error for one request too many. reset: seconds until the next is allowed."""
     if limit == 0:
         return never("requests", "This key may make no request.", limit)
     return limited("requests", f"{limit} requests per minute", limit, reset)
 
 
 def spent(counted: Tokens, limit: int, wanted: int) -> RateLimited:
-    """The refusal of tokens."""
+    """Return the error for too many tokens."""
     if wanted > limit:
         message = f"This call may use {wanted} tokens; this key's limit is {limit} per hour."
         return never("tokens", message, limit)
@@ -174,15 +196,20 @@ def spent(counted: Tokens, limit: int, wanted: int) -> RateLimited:
 
 
 def wait_for(room: int, before: int, current: int, rest: float) -> float:
-    """Seconds until no more than `room` tokens count. before, current: the two windows' tokens;
-    rest: seconds until the current one is over."""
-    if current <= room:  # the window before fades, in proportion to the time
+    """Return the seconds until at most `room` tokens count.
+
+    Args:
+        before: the tokens of the previous window.
+        current: the tokens of the current window.
+        rest: the seconds until the current window ends.
+    """
+    if current <= room:  # the previous window fades in proportion to the time
         return max(0.0, rest - HOUR * (room - current) / before) if before else 0.0
     return rest + HOUR * (1 - room / current)
 
 
 def limited(kind: str, what: str, limit: int, wait: float) -> RateLimited:
-    """The refusal of a limit that has room again in `wait` seconds."""
+    """Return the error for a limit that allows the call in `wait` seconds."""
     wait = max(1.0, wait)
     return RateLimited(
         f"This key's limit of {what} is reached. Try again in {math.ceil(wait)} s.",
@@ -192,7 +219,7 @@ def limited(kind: str, what: str, limit: int, wait: float) -> RateLimited:
 
 
 def never(kind: str, message: str, limit: int) -> RateLimited:
-    """The refusal of what no waiting helps."""
+    """Return the error for a call that the limit never allows."""
     error = RateLimited(
         message,
         retry_after=HOUR,
@@ -204,7 +231,7 @@ def never(kind: str, message: str, limit: int) -> RateLimited:
 
 
 def demand_of(request: CompletionRequest) -> Demand:
-    """The tokens that a request may use."""
+    """Return the tokens that a request may use."""
     count = len(request.prompts)
     suffix = utf8_size(request.suffix or "")
     unknown = [bag for bag in (request.extra, request.openai_extra) if bag]
@@ -220,7 +247,7 @@ def demand_of(request: CompletionRequest) -> Demand:
 
 
 def budget_of(key: Key) -> Budget | None:
-    """A key's budget as of now; its days and months are of UTC."""
+    """Return a key's current budget. Its days and months are of UTC."""
     limit = key.budget_nano
     if limit is None:
         return None
@@ -232,7 +259,8 @@ def budget_of(key: Key) -> Budget | None:
 
 
 def rate_headers(kind: str, limit: int, left: int, reset: float) -> dict[str, str]:
-    """OpenAI's headers of one limit. reset: seconds until it has room again, or more."""
+    """Return OpenAI's headers for one limit. reset: an upper bound of the seconds until it allows
+    more."""
     return {
         f"x-ratelimit-limit-{kind}": str(limit),
         f"x-ratelimit-remaining-{kind}": str(max(0, left)),
@@ -241,7 +269,7 @@ def rate_headers(kind: str, limit: int, left: int, reset: float) -> dict[str, st
 
 
 def duration(seconds: float) -> str:
-    """As OpenAI's reset headers have it: 6m0s, 59s."""
+    """Return a duration as OpenAI's reset headers write it: 6m0s, 59s."""
     minutes, rest = divmod(max(0, math.ceil(seconds)), 60)
     return f"{minutes}m{rest}s" if minutes else f"{rest}s"
 

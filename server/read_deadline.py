@@ -1,10 +1,10 @@
 """Deadlines for reading a request: a client that sends one byte a second must still finish in time.
 
-A socket's own timeout holds for each wait alone, so such a client never exceeds it. One thread
-looks at the deadlines. When one has passed, it sets the socket's timeout to almost nothing, and the
+A socket's own timeout bounds each wait separately, so such a client never exceeds it. One thread
+checks the deadlines. When one has passed, it sets the socket's timeout to almost nothing, and the
 next wait for the client raises TimeoutError.
 
-- Plain threading, so that this works under gevent and with native threads alike.
+- This uses plain threading, which works under gevent and with native threads.
 """
 
 from __future__ import annotations

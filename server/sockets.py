@@ -1,7 +1,4 @@
-"""Sockets: how much waits in one, and shutting one down that may be closed already.
-
-- Nothing waits, and no byte is taken.
-"""
+"""Two operations on a client's socket that don't wait and don't read."""
 
 from __future__ import annotations
 
@@ -13,13 +10,13 @@ import termios
 
 
 def unread(sock: socket.socket) -> int:
-    """How many bytes wait in a socket. Raises OSError."""
+    """Return how many bytes have arrived and are unread. Raises OSError."""
     waiting = fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4))
     return int.from_bytes(waiting, sys.byteorder)
 
 
 def shut(client: socket.socket) -> None:
-    """Shut a socket down that may be closed already."""
+    """Shut a socket down, unless it is closed already."""
     with contextlib.suppress(OSError):
-        # Not SSLSocket's own: that drops its TLS state under the reader's feet.
+        # Not SSLSocket.shutdown, which drops the TLS state while a greenlet may be reading.
         socket.socket.shutdown(client, socket.SHUT_RDWR)

@@ -1,1 +1,1 @@
-"""What is seen of Sluice: log lines, metrics, traces, and the records of ended calls."""
+"""Log lines, metrics, traces, and the records of calls that have ended."""

@@ -1,8 +1,9 @@
-"""What is told of a call that has ended: its line in the log, its metrics, its trace.
+"""The records of a call that has ended: its log line, its metrics, its trace.
 
-Where many calls are under way, what is told of them is told of many at once, a moment after they
-have ended: the second in a row takes a fraction of the first, and nobody waits for it. Rules that
-hold here: no I/O but the log's; nothing of what was asked or answered, and no key.
+- While many calls are active, the records of several are written together, a moment after the calls
+  have ended, because each then takes less CPU time (see docs/decisions/0012-the-worker.md).
+- No I/O but the log's.
+- No record holds a key, or text of a prompt or a completion.
 """
 
 from __future__ import annotations
@@ -36,22 +37,22 @@ log = logging.getLogger("sluice.records")
 
 
 class CallRecords:
-    """Of one process."""
+    """The records of one process's calls."""
 
     def __init__(
         self, metrics: Metrics, tracing: Tracing | None, under_way: Callable[[], int]
     ) -> None:
-        """under_way: how many calls are."""
+        """Write to `metrics` and `tracing`. under_way: returns the number of active calls."""
         self._metrics, self._tracing, self._under_way = metrics, tracing, under_way
         self._ended: deque[tuple[Stream, Outcome, float]] = deque()
         self._some = threading.Event()
         self._thread = BackgroundThread(self._run, "records")
 
     def settled(self, stream: Stream, outcome: Outcome) -> None:
-        """A call has ended: tell of it, now or soon."""
+        """Record a call that has ended, now or soon."""
         now = time.time()
         if self._under_way() <= FEW_CALLS:
-            self._tell(stream, outcome, now)
+            self._record(stream, outcome, now)
             return
         self._ended.append((stream, outcome, now))
         self._thread.start()
@@ -59,7 +60,7 @@ class CallRecords:
             self._some.set()
 
     def catch_up(self) -> None:
-        """Tell of all that have ended by now. One that can't be told costs the others nothing."""
+        """Record all calls that have ended. If one can't be recorded, the others still are."""
         yielder = Yielder()
         while True:
             try:
@@ -67,9 +68,9 @@ class CallRecords:
             except IndexError:
                 return
             try:
-                self._tell(*ended)
+                self._record(*ended)
             except Exception:
-                log.exception("what is told of a call that has ended is lost")
+                log.exception("the records of a call are lost")
             yielder.yield_if_due()
 
     def _run(self) -> None:
@@ -79,18 +80,18 @@ class CallRecords:
             self._some.clear()
             self.catch_up()
 
-    def _tell(self, stream: Stream, outcome: Outcome, ended_at: float) -> None:
+    def _record(self, stream: Stream, outcome: Outcome, ended_at: float) -> None:
         count(self._metrics, stream, outcome)
         if self._tracing is not None:
             self._tracing.ended(stream, outcome)
         message = "stream" if stream.request.stream else "completion"
-        logs.tell(access, message, told_of(stream, outcome), ended_at)
+        logs.log_call(access, message, log_fields(stream, outcome), ended_at)
 
 
-def told_of(stream: Stream, outcome: Outcome) -> dict[str, Any]:
-    """What a call's line in the log says."""
+def log_fields(stream: Stream, outcome: Outcome) -> dict[str, Any]:
+    """Return the fields of a call's log line."""
     usage = outcome.usage
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "request_id": stream.request_id,
         "stream_id": stream.id,
         "key_id": stream.key_id,
@@ -107,13 +108,14 @@ def told_of(stream: Stream, outcome: Outcome) -> dict[str, Any]:
         "end_reason": outcome.reason,
     }
     if outcome.error is not None:
-        told["code"] = outcome.error.code
+        fields["code"] = outcome.error.code
         details = outcome.error.details or {}
-        told |= {name: details[name] for name in logs.UPSTREAM if details.get(name) is not None}
-    return told
+        fields |= {name: details[name] for name in logs.UPSTREAM if details.get(name) is not None}
+    return fields
 
 
 def count(metrics: Metrics, stream: Stream, outcome: Outcome) -> None:
+    """Count a call that has ended, and its attempts."""
     metrics.ended(
         stream.endpoint,
         stream.target.provider.name,
@@ -133,7 +135,7 @@ def count(metrics: Metrics, stream: Stream, outcome: Outcome) -> None:
     )
     for attempt, record in zip(stream.attempts, outcome.attempts, strict=True):
         status, code = record.status, record.code
-        if attempt.target.byok and status in KEY_REFUSED:  # the caller's doing, not the provider's
+        if attempt.target.byok and status in KEY_REFUSED:  # the caller's fault, not the provider's
             status, code = None, ByokRejected.code
         metrics.attempted(record.provider, status, code)
     if len(outcome.attempts) > 1:
@@ -141,6 +143,9 @@ def count(metrics: Metrics, stream: Stream, outcome: Outcome) -> None:
 
 
 def overhead(stream: Stream, now: float) -> float:
-    """Seconds of a call, until now, in which no attempt was under way. now: as time.monotonic."""
+    """Return the seconds of a call, until `now`, in which no attempt was active.
+
+    now: a moment of time.monotonic.
+    """
     at_work = sum(min(attempt.ended or now, now) - attempt.began for attempt in stream.attempts)
     return max(0.0, now - stream.opened - at_work)

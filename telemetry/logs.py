@@ -1,9 +1,10 @@
-"""Log lines: JSON for machines, one line of words on a terminal.
+"""Log lines: JSON for machines, words for a terminal.
 
-- It imports the standard library and keys.redaction alone: the gunicorn master loads it too.
-- What a line carries beside its message comes as `extra`, from FIELDS alone, so that no header,
+- This module imports only the standard library and keys.redaction, because the gunicorn master
+  loads it too.
+- The fields of a line beside its message come as `extra` and are named in FIELDS, so no header,
   body or credential gets in by accident.
-- What looks like a key is masked all the same: messages of other libraries come through here.
+- Text that looks like a key is masked, because messages of other libraries pass through here.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ SHOWN = (
 
 
 def fields(record: logging.LogRecord) -> dict[str, Any]:
-    """What the record carries beside its message."""
-    found = record.__dict__
-    return {name: found[name] for name in FIELDS if name in found}
+    """Return the fields of a record beside its message."""
+    values = record.__dict__
+    return {name: values[name] for name in FIELDS if name in values}
 
 
 _encode = json.JSONEncoder(default=str).encode
@@ -48,12 +49,12 @@ _encode = json.JSONEncoder(default=str).encode
 
 @lru_cache(maxsize=2)
 def second(moment: int) -> str:
-    """A second since 1970, as a line has it: many lines share one."""
+    """Return a moment in seconds since 1970 as text without its fraction; many lines share it."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment))
 
 
 def head(moment: float, level: str, logger: str, message: str) -> dict[str, Any]:
-    """What each JSON line begins with. moment: seconds since 1970."""
+    """Return the first fields of each JSON line. moment: seconds since 1970."""
     whole = int(moment)
     return {
         "time": f"{second(whole)}.{int((moment - whole) * 1000):03d}Z",
@@ -64,55 +65,60 @@ def head(moment: float, level: str, logger: str, message: str) -> dict[str, Any]
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """A formatter of lines of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         level, message = record.levelname.lower(), record.getMessage()
         line = head(record.created, level, record.name, message) | fields(record)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        # Before it is JSON: there a mask would eat the backslash of a quote.
+        # Masking comes before encoding: in JSON a mask would swallow the backslash of a quote.
         texts = "\n".join([value for value in line.values() if isinstance(value, str)])
         if may_hold_key(texts):
             line = {n: mask(v) if isinstance(v, str) else v for n, v in line.items()}
         return _encode(line)
 
 
-def tell(logger: logging.Logger, message: str, told: dict[str, Any], moment: float) -> None:
-    """The same as `logger.info(message, extra=told)`, for the line that each call has. Where JSON
-    lines are all that is wanted, it does without logging's record, locks and walk through the
-    handlers, which take several times as long as the line. told: from FIELDS alone. moment: what
-    the line gives as its time, in seconds since 1970."""
+def log_call(logger: logging.Logger, message: str, fields: dict[str, Any], moment: float) -> None:
+    """Log the line of a call, as `logger.info(message, extra=fields)` would.
+
+    If the only handler writes JSON lines, this skips logging's record, locks and search for
+    handlers (see docs/decisions/0012-the-worker.md for the gain).
+
+    Args:
+        fields: the line's fields, named in FIELDS.
+        moment: the line's time, in seconds since 1970.
+    """
     if not logger.isEnabledFor(logging.INFO):
         return
     handlers = logging.root.handlers
-    texts = "\n".join([value for value in told.values() if isinstance(value, str)])
+    texts = "\n".join([value for value in fields.values() if isinstance(value, str)])
     if len(handlers) != 1 or type(handlers[0]) is not JsonLines or may_hold_key(texts):
-        logger.info(message, extra=told)
+        logger.info(message, extra=fields)
         return
-    line = _encode(head(moment, "info", logger.name, message) | told)
-    with contextlib.suppress(OSError, ValueError):  # a full disk ends no call
+    line = _encode(head(moment, "info", logger.name, message) | fields)
+    with contextlib.suppress(OSError, ValueError):  # a full disk must not fail a call
         handlers[0].stream.write(line + "\n")
         handlers[0].stream.flush()
 
 
 class JsonLines(logging.StreamHandler[TextIO]):
-    """A handler whose lines `tell` can write by itself."""
+    """A handler whose lines `log_call` may write itself."""
 
 
 class TextFormatter(logging.Formatter):
-    """Words, for a person at a terminal."""
+    """A formatter of lines of words, for a person at a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        found = fields(record)
+        values = fields(record)
         words = [
             time.strftime("%H:%M:%S", time.localtime(record.created)),
             record.levelname.lower(),
             record.getMessage(),
-            *(f"{name}={found[name]}" for name in SHOWN if found.get(name) is not None),
+            *(f"{name}={values[name]}" for name in SHOWN if values.get(name) is not None),
         ]
-        if "output_tokens" in found:
-            words.append(f"tokens={found.get('input_tokens', 0)}+{found['output_tokens']}")
+        if "output_tokens" in values:
+            words.append(f"tokens={values.get('input_tokens', 0)}+{values['output_tokens']}")
         text = one_line(mask(" ".join(words)))
         if record.exc_info:
             text += "\n" + mask(self.formatException(record.exc_info))
@@ -120,23 +126,20 @@ class TextFormatter(logging.Formatter):
 
 
 def one_line(text: str) -> str:
-    """Text from outside without what would begin another line or steer a terminal."""
+    """Return text without the characters that would start a line or control a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def formatter(kind: str) -> logging.Formatter:
-    """kind: json, text, or auto (text on a terminal)."""
+    """Return a formatter. kind: json, text, or auto (text on a terminal)."""
     text = kind == "text" or (kind == "auto" and sys.stderr.isatty())
     return TextFormatter() if text else JsonFormatter()
 
 
 def configure(kind: str, level: str) -> None:
-    """Send our own lines to standard error. Other libraries' come too, from warnings up."""
-    # Nothing of these is in a line, and each costs it time.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # the logging HOWTO, "Optimization": no look for the caller's line
+    """Send Sluice's lines to standard error, and those of other libraries from warnings up."""
     form = formatter(kind)
     handler = JsonLines() if isinstance(form, JsonFormatter) else logging.StreamHandler()
     handler.setFormatter(form)

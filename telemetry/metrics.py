@@ -1,12 +1,11 @@
-"""What Prometheus sees: counters and gauges of one app, and their text.
+"""Prometheus metrics: the counters, gauges and histograms of one app, and their text.
 
-Where PROMETHEUS_MULTIPROC_DIR is set, as gunicorn.conf.py does for several workers, the text is
-that of all processes that have that directory: prometheus_client keeps each one's values there.
-
-Rules that hold here: the values of a label are bounded, whatever callers send. All but
-`ledger_failed` take locks, so they are called in the server's own threads or greenlets, never in a
-native thread: under gevent a lock that both share can hold every stream up for seconds. Trouble
-with a shared directory costs counts, never a call.
+- If PROMETHEUS_MULTIPROC_DIR is set, the text covers all processes that share that directory, where
+  prometheus_client keeps their values. gunicorn.conf.py sets it for several workers.
+- A label has a bounded number of values, whatever callers send.
+- Every method but `ledger_failed` takes a lock, so none may be called in a native thread: under
+  gevent a lock that a native thread shares with greenlets can block every stream for seconds.
+- A failing shared directory costs counts, never a call.
 """
 
 from __future__ import annotations
@@ -65,28 +64,30 @@ TIMES = {
         (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
     ),
 }
-"""What is measured, and the upper bounds of its buckets, in seconds."""
+"""The durations that are measured: their meanings, and the upper bounds of their buckets in
+seconds."""
 MOST_MODELS = 200
-"""Of one process."""
+"""The most models of one process that have a label, beside those that the operator names."""
 LONGEST_MODEL = 128
-"""Characters of a model's name that a label may have."""
+"""The longest model name, in characters, that may be a label."""
 OTHER = "other"
 NANO = 1_000_000_000
 ODD_VERSION = re.compile(r"version=(?!\d{1,3}\.\d{1,3}\.\d{1,3}\s*([;,]|$))", re.ASCII)
-"""What an Accept header may hold that the library fails on, or would repeat in its answer."""
+"""A version in an Accept header on which prometheus_client fails, or which it would repeat."""
 
-# Else each counter is two series; when the process began is a metric already.
+# Without this each counter has a second series; the process' start time is a metric anyway.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Labelled:
-    """A counter with labels, whose series are made when they are first counted."""
+    """A counter with labels. Each series is made when it is first counted, and kept."""
 
     _making = threading.Lock()
-    """One for all: their series share a file, whose room is looked at before one is made."""
+    """A lock that all counters share, because their series share a file: it must not fill up
+    between the check for room and the making of a series."""
 
     def __init__(self, registry: CollectorRegistry, files: Files | None, *about: str) -> None:
-        """about: the name, the meaning, and the labels' names."""
+        """Make a counter. about: its name, its meaning, and the names of its labels."""
         self._name, self._meaning, *self._names = about
         self._name = f"sluice_{self._name}"
         self._counter = Counter(
@@ -97,7 +98,7 @@ class Labelled:
 
     def inc(self, *labels: str | int) -> None:
         counter = self._series.get(labels)
-        if counter is None:  # `labels` takes several times as long as the rest
+        if counter is None:
             with self._making:
                 if not self._has_room(labels):
                     return
@@ -105,7 +106,7 @@ class Labelled:
         counter.inc()
 
     def _has_room(self, labels: tuple[str | int, ...]) -> bool:
-        """Whether one more series can be kept."""
+        """Return True if one more series can be kept."""
         if self._files is None:
             return True
         texts = [str(value) for value in labels]
@@ -114,8 +115,10 @@ class Labelled:
 
 
 class Metrics(Collector):
-    """One app's metrics, in a registry of their own: beside those of the process, unless several
-    processes share them."""
+    """The metrics of one app, in a registry of its own.
+
+    The registry has the process' own metrics too, unless several processes share theirs.
+    """
 
     def __init__(
         self,
@@ -125,8 +128,8 @@ class Metrics(Collector):
         cooling: Callable[[], int],
         redis_up: Callable[[], bool] | None = None,
     ) -> None:
-        """The functions are called at each refresh: they neither wait nor raise. redis_up: None
-        where there is no Redis."""
+        """Make the metrics. The functions are called at each refresh; they don't wait or raise.
+        redis_up: None if there is no Redis."""
         self.registry = self._shown = CollectorRegistry()
         self.registry.register(self)
         self._files: Files | None = None
@@ -148,26 +151,30 @@ class Metrics(Collector):
         self._input, self._output = tokens.labels("input"), tokens.labels("output")
         self._cost = self._counter("cost_dollars", "What the calls that have ended cost, in USD.")
         meaning = "Targets and keys that are left alone for a while."
-        self._gauge("cooldown", meaning, cooling, "livemax")  # the processes tell each other
+        self._gauge("cooldown", meaning, cooling, "livemax")  # processes share their cool-downs
         self._gauge("ledger_queue", "Writes that wait for the ledger.", ledger_queue, "livesum")
         self._failed = self._counter("ledger_errors", "Commits to the ledger that failed.")
         rejected = self._counter("quota_rejections", "Requests that a quota refused.", "limit")
         self._rejected = {limit: rejected.labels(limit) for limit in LIMITS}
         self._unrecorded = self._counter("ledger_unrecorded", "Calls without a row in the ledger.")
         if redis_up is not None:
-            # 1 until it is asked: of all processes' answers the least is shown.
+            # 1 until the first refresh, because the least of all processes' values is shown.
             self._gauge("redis_up", "Whether Redis can be reached.", redis_up, "livemin", first=1)
 
     def know(self, models: Iterable[str]) -> None:
-        """Names, provider/model, that have a label of their own before they were ever served; for
-        the operator's own, as there is no bound on them."""
+        """Give models a label before they have ever been served, without a bound on their number.
+
+        models: the operator's models, as provider/model.
+        """
         for name in models:
             provider, _, model = name.partition("/")
             self._models.add((provider, model))
 
     def answered(self, endpoint: str | None, status: int) -> None:
-        """A request that was no call, or was refused before it became one, has its answer.
-        endpoint: the route's pattern, None where there is no route."""
+        """Count the response to a request that was no call, or was refused before it became one.
+
+        endpoint: the route's pattern; None if no route matched.
+        """
         self._requests.inc(endpoint or OTHER, "", "", status)
 
     def ended(
@@ -180,9 +187,15 @@ class Metrics(Collector):
         usage: Usage,
         cost: int | None,
     ) -> None:
-        """A call has ended. endpoint: its route's pattern. provider: a row's name. status: what
-        the client saw. cost: nano-dollars, None where it isn't known. Raises KeyError for a reason
-        that isn't one."""
+        """Count a call that has ended.
+
+        Args:
+            endpoint: the route's pattern.
+            provider: the name of a row.
+            status: the HTTP status that the client received.
+            reason: one of REASONS; KeyError is raised for any other.
+            cost: nano-dollars; None if the cost is unknown.
+        """
         self._ended[reason].inc()
         label = self._label(provider, model, served=reason == "completed")
         self._requests.inc(endpoint, provider, label, status)
@@ -192,39 +205,48 @@ class Metrics(Collector):
             self._cost.inc(cost / NANO)
 
     def took(self, **times: float | None) -> None:
-        """How long parts of a call that has ended took, in seconds, by the names of TIMES; None:
-        it had no such part."""
+        """Observe the durations of a call that has ended.
+
+        times: seconds by a name in TIMES; None if the call had no such part.
+        """
         for name, seconds in times.items():
             if seconds is not None:
                 self._times[name].observe(seconds)
 
     def attempted(self, provider: str, status: int | None, code: str | None) -> None:
-        """An attempt has ended. code: our error's, None if it went well. status: what its provider
-        answered, where that is what failed."""
+        """Count an attempt that has ended.
+
+        Args:
+            status: the HTTP status of the provider's error response, if there was one.
+            code: the code of Sluice's error; None if the attempt succeeded.
+        """
         self._attempts.inc(provider)
         if code is not None:
             known = status is not None and 400 <= status < 600
             self._upstream_errors.inc(provider, str(status) if known else code)
 
     def retried(self, times: int) -> None:
-        """A call has ended that made so many attempts after its first."""
+        """Count the attempts that a call made after its first."""
         self._retries.inc(times)
 
     def rejected(self, limit: Limit) -> None:
-        """A quota refused a request; its answer counts by itself."""
+        """Count a request that a quota refused. Its response is counted separately."""
         self._rejected[limit].inc()
 
     def unrecorded(self) -> None:
-        """A call goes on without a row, because the ledger is away and isn't required."""
+        """Count a call without a row in the ledger, which is unavailable and not required."""
         self._unrecorded.inc()
 
     def ledger_failed(self) -> None:
-        """A commit failed. For the ledger's writer, in its native thread too, but in one alone."""
+        """Count a failed commit. Takes no lock: only the ledger's writer thread may call this."""
         self._failures += 1
 
     def refresh(self) -> None:
-        """Bring up to date what isn't counted as it happens. Where several processes share their
-        metrics, each does it every second; and each scrape does it for the process that it asks."""
+        """Set the gauges, and add the failed commits since the last refresh.
+
+        A scrape refreshes the process that serves it. Processes that share their metrics refresh
+        every second too.
+        """
         for gauge, value in self._gauges:
             gauge.set(value())
         with self._lock:
@@ -233,21 +255,21 @@ class Metrics(Collector):
             self._told_failures = failures
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """The metrics in the format that an Accept header asks for, and its content type."""
+        """Return the metrics in the format that an Accept header requests, and its content type."""
         encode, content_type = choose_encoder("" if ODD_VERSION.search(accept) else accept)
         return encode(self._shown), content_type
 
     def collect(self) -> Iterable[Metric]:
-        """For a registry, which asks this before all others."""
+        """Refresh. The registry calls this before it collects the other metrics."""
         self.refresh()
         return ()
 
     def describe(self) -> Iterable[Metric]:
-        """For a registry: there is nothing to show here itself."""
+        """Return nothing: this collector has no metrics of its own."""
         return ()
 
     def _share(self) -> None:
-        """Before any value is made: where are they kept, and which are shown?"""
+        """Choose where values are kept and which are shown, before any value is made."""
         if values.ValueClass is values.MutexValue:
             for collector in (PROCESS_COLLECTOR, GC_COLLECTOR, PLATFORM_COLLECTOR):
                 self.registry.register(collector)
@@ -282,14 +304,14 @@ class Metrics(Collector):
         *,
         first: int = 0,
     ) -> None:
-        """first: what it is until the first refresh."""
+        """Add a gauge. first: its value until the first refresh."""
         gauge = Gauge(f"sluice_{name}", meaning, registry=self.registry, multiprocess_mode=merge)
         gauge.set(first)
         self._gauges.append((gauge, value))
 
     def _label(self, provider: str, model: str, *, served: bool) -> str:
-        """The model, when it is known or among the first that were served; else "other". Callers
-        write it, and a provider may take any name."""
+        """Return the model's label: its name if it is known or among the first that were served,
+        else "other". Callers choose names freely, and a provider may accept any."""
         pair = (provider, model)
         if pair in self._models:
             return model

@@ -1,8 +1,8 @@
-"""The files through which several processes add their metrics up, one of each kind a process.
+"""The files through which several processes add up their metrics: one per process and kind.
 
-prometheus_client writes them through memory, where a full disk ends the process at once (SIGBUS).
-So what it will write to is taken from the disk before. Rules that hold here: trouble with the disk
-costs counts, never a call.
+- prometheus_client maps them into memory, where a write to a full disk kills the process (SIGBUS).
+  So this module allocates their room on the disk before prometheus_client writes there.
+- A failing disk costs counts, never a call.
 """
 
 from __future__ import annotations
@@ -18,30 +18,35 @@ from typing import Literal, TypeAlias
 log = logging.getLogger("sluice.metrics")
 
 GaugeMerge: TypeAlias = Literal["livesum", "livemax", "livemin"]
-"""How a gauge's values in several processes become one."""
+"""How the values of a gauge in several processes are merged into one."""
 MERGES: tuple[GaugeMerge, ...] = ("livesum", "livemax", "livemin")
 FILE_BYTES = 1 << 16
-"""Of a file of values, at first."""
+"""The initial size of a file."""
 ENTRY_BYTES = 28
-"""What a value takes in its file, at most, beside its key."""
+"""The most bytes that a value takes in its file, beside its key."""
 
 
 class Files:
-    """Of this process."""
+    """The files of this process."""
 
     def __init__(self, directory: Path) -> None:
-        """Raises OSError."""
+        """Create the files in a directory. Raises OSError."""
         self._counters = directory / f"counter_{os.getpid()}.db"
         self._full = False
         kinds = ("histogram", *(f"gauge_{merge}" for merge in MERGES))
         others = (directory / f"{kind}_{os.getpid()}.db" for kind in kinds)
         for path in (self._counters, *others):
-            if not path.exists():  # else of a dead process with this pid, and its counts go on
+            if not path.exists():  # one that exists is a dead process's with this pid: count on
                 create(path)
 
     def make_room(self, key: str) -> bool:
-        """Whether there is room for one more counter, by the key that the library gives it. It
-        doubles the file when it needs to, as the library then does, which finds it done."""
+        """Return True if there is room for one more counter.
+
+        The file is doubled if it must grow, exactly as prometheus_client would double it later.
+
+        Args:
+            key: the key that prometheus_client gives the counter.
+        """
         try:
             with self._counters.open("r+b") as file:
                 used = int.from_bytes(file.read(4), sys.byteorder)
@@ -57,7 +62,7 @@ class Files:
 
 
 def create(path: Path) -> None:
-    """A file of zeros, which no other process sees before it is whole. Raises OSError."""
+    """Create a file of zeros, which other processes see only once complete. Raises OSError."""
     new = path.with_suffix(".new")
     try:
         new.write_bytes(bytes(FILE_BYTES))
@@ -67,7 +72,10 @@ def create(path: Path) -> None:
 
 
 def append(file: int, size: int) -> None:
-    """Double a file by zeros. Raises OSError, and then it is as it was."""
+    """Append zeros to a file of `size` bytes until it has twice the size.
+
+    Raises OSError if that fails; the file then keeps its size.
+    """
     try:
         if os.pwrite(file, bytes(size), size) < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

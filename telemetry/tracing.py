@@ -1,13 +1,13 @@
-"""Traces for OpenTelemetry: a span for each call, one below it for each attempt at a provider.
+"""Traces for OpenTelemetry: a span for each call, with a child for each attempt at a provider.
 
-Loaded where OTEL_EXPORTER_OTLP_ENDPOINT is set, and only there. Spans are made when their call has
-ended, from what its stream kept, so a call costs nothing for it while it is under way. They are
-sent by the SDK's own thread, in batches; what can't be sent is dropped. Rules that hold here: no
-text of a prompt or an answer, no key, and of an error its code alone.
+- This module is imported only if OTEL_EXPORTER_OTLP_ENDPOINT is set.
+- Spans are made after the call has ended, from the data that its stream kept, so tracing costs an
+  active call nothing. The SDK's own thread sends them in batches, and drops those it can't send.
+- A span holds no key, and no text of a prompt or a completion. Of an error it holds only the code.
+- The SDK reads its other variables itself (OTEL_SERVICE_NAME, OTEL_EXPORTER_OTLP_HEADERS,
+  OTEL_TRACES_SAMPLER, ...).
 
-Source: OpenTelemetry semantic conventions, "HTTP spans" and "GenAI spans" (read 2026-11). What is
-set by their variables (OTEL_SERVICE_NAME, OTEL_EXPORTER_OTLP_HEADERS, OTEL_TRACES_SAMPLER, ...) the
-SDK reads itself.
+Source: OpenTelemetry semantic conventions, "HTTP spans" and "GenAI spans" (read 2026-11).
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ Attributes = dict[str, str | int | float | bool]
 
 
 class Tracing:
-    """Of one process."""
+    """The traces of one process."""
 
     def __init__(self, endpoint: str) -> None:
-        """endpoint: a collector's base URL, such as http://127.0.0.1:4318."""
-        told = Resource.create()
-        ours = {"service.name": "sluice", "service.version": VERSION}
-        if str(told.attributes.get("service.name", "")).startswith("unknown_service"):
-            told = told.merge(Resource(ours))
-        self._provider = TracerProvider(resource=told)
+        """Send to a collector. endpoint: its base URL, such as http://127.0.0.1:4318."""
+        resource = Resource.create()
+        names = {"service.name": "sluice", "service.version": VERSION}
+        if str(resource.attributes.get("service.name", "")).startswith("unknown_service"):
+            resource = resource.merge(Resource(names))
+        self._provider = TracerProvider(resource=resource)
         exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("sluice", VERSION)
         self._propagator = TraceContextTextMapPropagator()
 
     def ended(self, stream: Stream, outcome: Outcome) -> None:
-        """A call has ended."""
+        """Make the spans of a call that has ended."""
 
         def wall(moment: float) -> int:
-            """Nanoseconds since 1970 of a moment of time.monotonic."""
+            """Convert a moment of time.monotonic to nanoseconds since 1970."""
             return int((stream.opened_at + moment - stream.opened) * NANO)
 
         end = stream.opened + outcome.duration
@@ -64,7 +64,7 @@ class Tracing:
             span.set_status(Status(StatusCode.ERROR))
         within = set_span_in_context(span)
         for attempt, record in zip(stream.attempts, outcome.attempts, strict=False):
-            below = self._tracer.start_span(
+            child = self._tracer.start_span(
                 f"text_completion {record.model}",
                 context=within,
                 kind=SpanKind.CLIENT,
@@ -72,19 +72,19 @@ class Tracing:
                 attributes=of_attempt(attempt, record),
             )
             if attempt.first_event is not None:
-                below.add_event("first_event", timestamp=wall(attempt.first_event))
+                child.add_event("first_event", timestamp=wall(attempt.first_event))
             if record.code is not None:
-                below.set_status(Status(StatusCode.ERROR))
-            below.end(wall(attempt.ended or end))
+                child.set_status(Status(StatusCode.ERROR))
+            child.end(wall(attempt.ended or end))
         span.end(wall(end))
 
     def close(self) -> None:
-        """Send what waits."""
+        """Send the spans that wait, and stop."""
         self._provider.shutdown()
 
 
 def of_call(stream: Stream, outcome: Outcome) -> Attributes:
-    found: Attributes = {
+    attributes: Attributes = {
         "http.request.method": "POST",
         "http.route": stream.endpoint,
         "http.response.status_code": outcome.status,
@@ -98,12 +98,12 @@ def of_call(stream: Stream, outcome: Outcome) -> Attributes:
         "sluice.end_reason": outcome.reason,
     }
     if outcome.error is not None:
-        found["error.type"] = outcome.error.code
-    return found
+        attributes["error.type"] = outcome.error.code
+    return attributes
 
 
 def of_attempt(attempt: Attempt, record: AttemptRecord) -> Attributes:
-    found: Attributes = {
+    attributes: Attributes = {
         "gen_ai.operation.name": "text_completion",
         "gen_ai.provider.name": record.provider,
         "gen_ai.request.model": record.model,
@@ -113,7 +113,7 @@ def of_attempt(attempt: Attempt, record: AttemptRecord) -> Attributes:
         "sluice.byok": attempt.target.byok,
     }
     if record.status is not None:
-        found["http.response.status_code"] = record.status
+        attributes["http.response.status_code"] = record.status
     if record.code is not None:
-        found["error.type"] = record.code
-    return found
+        attributes["error.type"] = record.code
+    return attributes

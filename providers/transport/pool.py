@@ -71,10 +71,10 @@ class Pool:
 
     def give_back(self, origin: Origin, sock: socket.socket) -> None:
         """Keep a connection for another exchange. The switch must have forgotten it."""
-        now = time.monotonic()
+        now, unread = time.monotonic(), _has_unread(sock)
         useless = []
         with self._lock:
-            if self._closed or _has_unread(sock):
+            if self._closed or unread:
                 useless.append((sock, now))
             else:
                 idle = self._idle.setdefault(origin, deque())

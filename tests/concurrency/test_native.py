@@ -134,7 +134,7 @@ waits."""
 LOOKED_AT = {
     "routing.circuit_breaker": {"_clock", "_forget_closed", "_apply", "_announce", "_circuit"}
     | {"ask", "failed", "credential_key", "target_key", "succeeded"},
-    "quota.memory": {"_now", "counts", "left", "place_of", "tokens"},
+    "quota.memory": {"_now", "counts", "left", "tokens", "window_of"},
     "providers.transport.abort": {"_shut"},
     "streams.stream": {"_late", "end", "go_to"},
     "streams.registry": {"_may_begin"},

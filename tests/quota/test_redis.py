@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -17,9 +19,6 @@ from typing import Any, TypeVar
 
 import pytest
 import redis
-from limits import RateLimitItemPerHour, RateLimitItemPerMinute
-from limits.storage import RedisStorage
-from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
 
 from cluster.redis_client import TIMEOUT_S, RedisClient
 from errors import RateLimited, Unavailable
@@ -160,24 +159,6 @@ def test_concurrent_processes_admit_exactly_what_the_limits_allow(
             way.close()
 
 
-def test_a_shared_quota_counts_as_the_limits_package_does(
-    quota: Quota, redis_server: RedisServer, client: redis.Redis
-) -> None:
-    key = by_tokens(1000, requests_per_minute=10)
-    storage = RedisStorage(redis_server.url)
-    hour, minute = SlidingWindowCounterRateLimiter(storage), MovingWindowRateLimiter(storage)
-    for passed, tokens in [(0, 300), (1800, 90), (2000, 7), (3500, 450)]:
-        advance(client, passed)
-        hour.hit(RateLimitItemPerHour(1000), key.id, cost=100)
-        minute.hit(RateLimitItemPerMinute(10), key.id)
-        taken(quota, key, tokens)
-        theirs = hour.get_window_stats(RateLimitItemPerHour(1000), key.id)
-        assert abs(theirs.remaining - remaining(quota, key)) <= 1
-        theirs = minute.get_window_stats(RateLimitItemPerMinute(10), key.id)
-        assert theirs.remaining == remaining(quota, key, "requests") == 8
-    storage.storage.close()
-
-
 def test_a_request_above_the_request_limit_takes_no_tokens(quota: Quota) -> None:
     key = by_tokens(100, requests_per_minute=1)
     taken(quota, key, 30)
@@ -222,6 +203,127 @@ def test_a_command_sent_twice_to_redis_counts_once(quota: Quota, redis_server: R
     twice.settle(hold, 0)
     assert remaining(quota, key) == 900
     way.close()
+
+
+# Rolling upgrades: workers of the previous release count in the same keys
+
+
+PREVIOUS = json.loads((ROOT / "tests/fixtures/upgrade/v1/redis.json").read_text())
+"""The contents of Redis after `steps_of_the_fixture`, as version 0.1.0 left them, which counted
+with the scripts of limits 5.8.0. now: Redis' clock, in seconds since 1970."""
+EARLY, LATE = PREVIOUS["early"], PREVIOUS["late"]
+
+
+def steps_of_the_fixture(quota: Quota, client: Any) -> dict[str, str]:
+    """Make the calls of the fixture; return their reservations' ids and those of the fixture."""
+    key = by_tokens(1000, requests_per_minute=10)
+    early = taken(quota, key, 200, 100)
+    advance(client, 4200)
+    late = taken(quota, key, 100, 50)
+    quota.settle(taken(quota, key, 40, None), 25)
+    assert quota._cluster is not None
+    quota._cluster._settle(Hold(early.window, 0, early.counts, id="never"), 0, 300, client)
+    return {early.id: EARLY, late.id: LATE, "never": "never"}
+
+
+def clock(client: Any) -> float:
+    seconds, microseconds = client.time()
+    return float(seconds + microseconds / 1e6)
+
+
+def contents(client: Any) -> dict[str, dict[str, Any]]:
+    """Return what Redis holds, as the fixture has it."""
+    return {
+        name: {
+            "type": (kind := client.type(name)),
+            "value": client.lrange(name, 0, -1) if kind == "list" else client.get(name),
+            "ttl_ms": client.pttl(name),
+        }
+        for name in names(client)
+    }
+
+
+def restore_previous(client: Any) -> None:
+    """Fill Redis with the fixture, as if it had been taken now."""
+    later = clock(client) - PREVIOUS["now"]
+    for name, entry in PREVIOUS["keys"].items():
+        if entry["type"] == "list":
+            client.rpush(name, *(repr(float(moment) + later) for moment in entry["value"]))
+        elif len(words := entry["value"].split()) == 2:
+            client.set(name, f"{words[0]} {float(words[1]) + later * 1000:.0f}")
+        else:
+            client.set(name, entry["value"])
+        client.pexpire(name, entry["ttl_ms"])
+
+
+def test_redis_keys_and_values_are_those_of_the_previous_release(quota: Quota, client: Any) -> None:
+    ids = steps_of_the_fixture(quota, client)
+    later = clock(client) - PREVIOUS["now"]
+    found = {}
+    for name, entry in contents(client).items():
+        prefix, hold, number = name.partition("hold/")
+        found[f"{prefix}{hold}{ids[number]}" if hold else name] = entry
+    assert found.keys() == PREVIOUS["keys"].keys()
+    for name, entry in PREVIOUS["keys"].items():
+        ours = found[name]
+        assert ours["type"] == entry["type"], name
+        assert ours["ttl_ms"] == pytest.approx(entry["ttl_ms"], abs=scaled(5000)), name
+        if entry["type"] == "list":
+            assert len(ours["value"]) == len(entry["value"])
+            for moment, theirs in zip(ours["value"], entry["value"], strict=True):
+                assert re.fullmatch(r"[0-9]{10}(\.[0-9]+)?", moment), moment
+                assert float(moment) == pytest.approx(float(theirs) + later, abs=scaled(5))
+        elif len(words := entry["value"].split()) == 2:
+            tokens, expires = ours["value"].split()
+            assert tokens == words[0]
+            assert re.fullmatch("[0-9]{13}", expires)
+            assert int(expires) == pytest.approx(int(words[1]) + later * 1000, abs=scaled(5000))
+        else:
+            assert ours["value"] == entry["value"], name
+
+
+def test_counts_of_the_previous_release_go_on(quota: Quota, client: Any) -> None:
+    restore_previous(client)
+    key = by_tokens(1000, requests_per_minute=10)
+    fading = floor(300 * 2_999_996 / (HOUR * 1000))
+    assert remaining(quota, key) == pytest.approx(1000 - 175 - fading, abs=2)
+    assert remaining(quota, key, "requests") == 8
+    taken(quota, key, 100)
+    assert client.get(WINDOW) == "275"
+    assert remaining(quota, key, "requests") == 7
+    for _ in range(8):
+        with contextlib.suppress(RateLimited):
+            taken(quota, key, 1)
+    assert remaining(quota, key, "requests") == 0
+
+
+def test_reservations_of_the_previous_release_are_settled_once_in_their_window(
+    quota: Quota, client: Any
+) -> None:
+    restore_previous(client)
+    key = by_tokens(1000, requests_per_minute=10)
+    hold = taken(quota, key, 1)  # for its window and counts, which are in no Redis
+    for _ in range(2):
+        quota.settle(Hold(hold.window, 300, hold.counts, id=EARLY), 60)
+        quota.settle(Hold(hold.window, 150, hold.counts, id=LATE), 160)
+    assert client.get(f"{WINDOW}/-1") == "60"
+    assert client.get(WINDOW) == "186"
+    assert [name for name in names(client) if EARLY in name or LATE in name] == []
+
+
+def test_a_refused_call_begins_no_window(quota: Quota, client: Any) -> None:
+    refused(quota, by_tokens(1000, requests_per_minute=0), demand(5))
+    refused(quota, by_tokens(1000), demand(1001))
+    assert names(client) == []
+
+
+def test_the_list_of_requests_forgets_those_that_no_longer_count(quota: Quota, client: Any) -> None:
+    key = a_key(requests_per_minute=10**6)
+    for passed in (0, 1, 50, 20):
+        advance(client, passed)
+        quota.admit(key, demand(1))
+    (requests,) = names(client)
+    assert client.llen(requests) == 2, "those of 20 s ago and of now"
 
 
 # Settling

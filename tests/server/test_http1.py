@@ -4,7 +4,7 @@ looks like on the wire, is the same."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -15,8 +15,7 @@ from gunicorn.http.unreader import IterUnreader
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from server.http1 import FastResponse, RequestHead, date
-from server.worker import Worker
+from server.http1 import FastResponse, RequestHead
 
 PROXY, STRANGER = ("127.0.0.1", 1234), ("203.0.113.9", 1234)
 POST = b"POST /v1/completions HTTP/1.1\r\n"
@@ -132,11 +131,8 @@ def test_a_request_is_read_exactly_as_by_gunicorn(sent: bytes, peer: Any) -> Non
 )
 @pytest.mark.parametrize("sent", ODD_HEADS.values(), ids=ODD_HEADS)
 def test_a_request_is_read_exactly_as_by_gunicorn_under_any_settings(
-    sent: bytes, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    sent: bytes, given: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(
-        RequestHead, "trusted", {}
-    )  # it is of a process, whose settings don't change
     same(sent, **given)
 
 
@@ -156,7 +152,7 @@ def test_a_usual_head_skips_the_parsing_steps_of_gunicorn(monkeypatch: pytest.Mo
     def never(*_: Any) -> None:
         raise AssertionError
 
-    for name in ("parse_headers", "parse_request_line", "_apply_header_policy"):
+    for name in ("parse_headers", "_apply_header_policy"):
         monkeypatch.setattr(Request, name, never)
     read_of_it = read(RequestHead, ODD_HEADS["usual"], STRANGER)
     assert read_of_it[1] == [
@@ -164,21 +160,6 @@ def test_a_usual_head_skips_the_parsing_steps_of_gunicorn(monkeypatch: pytest.Mo
         ("CONTENT-TYPE", "application/json"),
         ("CONTENT-LENGTH", "2"),
     ]
-
-
-def test_the_trust_of_a_peer_address_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(RequestHead, "trusted", {})
-    monkeypatch.setattr("server.http1.MOST_PEERS", 2)
-    monkeypatch.setattr(
-        Request, "_peer_is_trusted_proxy", lambda self: asked.append(self.peer_addr[0])
-    )
-    sent = ODD_HEADS["https by a proxy"]
-    for host in "aab":
-        read(RequestHead, sent, (host, 1))
-    assert asked == ["a", "b"]
-    read(RequestHead, sent, ("c", 1))
-    assert list(RequestHead.trusted) == ["c"]  # bounded
 
 
 # Answers
@@ -256,34 +237,6 @@ def test_an_answer_is_written_exactly_as_by_gunicorn(
     assert ours == theirs
 
 
-def test_the_first_bytes_of_a_body_go_out_with_its_head() -> None:
-    _, whole = answered(FastResponse, [b"abcdef"], "200 OK", [SIX], POST)
-    assert len(whole.sent) == 1
-    _, stream = answered(FastResponse, [b"abc", b"def"], "200 OK", [], POST)
-    assert [sent[-10:] for sent in stream.sent] == [
-        b"\r\n3\r\nabc\r\n",
-        b"3\r\ndef\r\n",
-        b"0\r\n\r\n",
-    ]
-
-
-class Last(bytes):
-    last = True
-
-
-def test_the_last_bytes_of_a_stream_go_out_with_its_end() -> None:
-    marked, wire = answered(FastResponse, [b"abc", Last(b"def")], "200 OK", [], POST)
-    plain, _ = answered(FastResponse, [b"abc", b"def"], "200 OK", [], POST)
-    assert marked == plain
-    assert wire.sent[-1] == b"3\r\ndef\r\n0\r\n\r\n"
-    assert len(wire.sent) == 2
-    sized, wire = answered(FastResponse, [Last(b"abcdef")], "200 OK", [SIX], POST)
-    assert (sized, len(wire.sent)) == (
-        answered(FastResponse, [b"abcdef"], "200 OK", [SIX], POST)[0],
-        1,
-    )
-
-
 @pytest.mark.parametrize(("fields", "part"), [([], "text"), ([("X-A", 1)], b"abc")])
 def test_an_answer_of_wrong_types_raises_type_error_and_sends_nothing(
     fields: list[tuple[str, Any]], part: Any
@@ -291,64 +244,3 @@ def test_an_answer_of_wrong_types_raises_type_error_and_sends_nothing(
     (outcome, _, sent), _ = answered(FastResponse, [part], "200 OK", fields, POST)
     assert outcome[0] is TypeError
     assert sent == b""
-
-
-def test_date_writes_the_http_date_format() -> None:
-    assert date(1_775_563_200) == "Tue, 07 Apr 2026 12:00:00 GMT"
-
-
-# The environment
-
-
-@pytest.fixture
-def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Worker]]:
-    workers: list[Worker] = []
-
-    def made(**env: str) -> Worker:
-        for name, value in env.items():
-            monkeypatch.setenv(name, value)
-        found = settings()
-        found.env_orig = env
-        workers.append(Worker(1, 1, [], None, 30, found, None))
-        return workers[-1]
-
-    yield made
-    for each in workers:
-        each.tmp.close()
-
-
-OURS = {"wsgi.file_wrapper", "wsgi.early_hints", "wsgi.errors"}
-SERVER = ("127.0.0.1", 8000)
-
-
-@pytest.mark.parametrize(
-    ("listener", "client"),
-    [(SERVER, PROXY), (("::1", 8000, 0, 0), ("::1", 5, 0, 0)), ("/run/x.sock", ""), (SERVER, b"x")],
-)
-@pytest.mark.parametrize("script_name", ["", "/v1"])
-@pytest.mark.parametrize("sent", ODD_HEADS.values(), ids=ODD_HEADS)
-def test_the_wsgi_environment_equals_that_of_gunicorn(
-    worker: Callable[..., Worker],
-    sent: bytes,
-    script_name: str,
-    listener: Any,
-    client: Any,
-) -> None:
-    try:
-        request = RequestHead(settings(), IterUnreader([sent]), client)
-    except Exception:  # noqa: BLE001 - it is refused before there is an environment
-        return
-    serving = worker(**({"SCRIPT_NAME": script_name} if script_name else {}))
-
-    class Client:
-        send = staticmethod(len)
-
-    def made(create: Callable[[], tuple[Any, dict[str, Any]]]) -> Any:
-        try:
-            found = create()[1] | {"wsgi.multithread": True}
-        except Exception as error:  # noqa: BLE001 - whichever it is, it has to be the same
-            return type(error), str(error)
-        return {name: value for name, value in found.items() if name not in OURS}
-
-    theirs = made(lambda: wsgi.create(request, Client, client, listener, settings()))
-    assert made(lambda: serving.create(listener, request, Client, client)) == theirs

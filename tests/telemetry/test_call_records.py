@@ -25,7 +25,7 @@ class Told(CallRecords):
         super().__init__(cast(Metrics, None), None, lambda: under_way)
         self.told: list[object] = []
 
-    def _tell(self, stream: object, outcome: object, ended_at: float) -> None:
+    def _record(self, stream: object, outcome: object, ended_at: float) -> None:
         if outcome is None:
             raise RuntimeError("an odd one")
         assert abs(ended_at - time.time()) < HANG_S
@@ -78,7 +78,7 @@ def test_a_call_that_cannot_be_reported_does_not_lose_other_calls(
     soon(lambda: bool(caplog.records))
     found.end("b")
     soon(lambda: found.told == ["a", "b"])
-    assert "is lost" in caplog.text
+    assert "are lost" in caplog.text
 
 
 # A call's line in the log
@@ -91,7 +91,7 @@ def lines_of(
     before = (root.handlers, root.level, ours.level)
     try:
         logs.configure(kind, "info")
-        logs.tell(call_records.access, "stream", told, 1_775_563_200.25)
+        logs.log_call(call_records.access, "stream", told, 1_775_563_200.25)
         call_records.access.info("stream", extra=told)
     finally:
         root.handlers, root.level, ours.level = before
@@ -162,5 +162,5 @@ def test_logging_a_call_to_a_full_disk_raises_nothing(monkeypatch: pytest.Monkey
     monkeypatch.setattr(root, "handlers", [handler])
     monkeypatch.setattr(call_records.access, "level", logging.INFO)
     call_records.access.manager._clear_cache()  # type: ignore[attr-defined]
-    logs.tell(call_records.access, "stream", TOLD, 0.0)
+    logs.log_call(call_records.access, "stream", TOLD, 0.0)
     call_records.access.manager._clear_cache()  # type: ignore[attr-defined]

@@ -1,0 +1,188 @@
+"""The Lua scripts that count limits in Redis: each is one step and one round trip.
+
+- Requests: a list of the moments at which they were admitted, the newest first, in seconds. It has
+  no moment that is older than a minute when a request was last admitted.
+- Tokens: the counter of the current window and that of the previous one. A window ends when its
+  counter has an hour left to live; then the counter becomes the previous window's, whose tokens
+  count in proportion to the time that it has left.
+- Reservations: a call's reserved tokens, and the moment at which its window's counter expires, in
+  milliseconds. That moment identifies the window, because it stays when the counter is renamed.
+- Every key has an expiry, and no counter is below zero. Time is Redis' own.
+- A refused call changes nothing but a window that has ended.
+- Keys and values are part of the upgrade path: workers of the previous release count in them during
+  a rolling upgrade. A test compares them with tests/fixtures/upgrade/.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from quota.memory import HOUR, MINUTE, LimitKind
+
+MAX_TOKENS: Final = 10**13
+"""The most tokens of one call: more than any limit, and exact as a number of Lua."""
+
+REFUSALS: Final[tuple[LimitKind | None, ...]] = ("tokens", None, "requests")
+"""The limit that refused a call, by a script's outcome; None: the call is admitted."""
+
+HEAD: Final = f"""
+local MINUTE_S, HOUR_MS = {MINUTE}, {HOUR * 1000}
+local clock = redis.call('TIME')
+local now = clock[1] + clock[2] / 1000000
+
+-- Return an integer of Redis, or 0: the key is missing.
+local function number(value)
+    return math.max(0, tonumber(value) or 0)
+end
+"""
+
+COUNTS: Final = """
+-- KEYS: the counter of the previous window, that of the current one, the list of requests.
+-- ARGV: the limit of requests and that of tokens; -1: there is none.
+local previous_key, current_key, requests_key = KEYS[1], KEYS[2], KEYS[3]
+local requests_limit, tokens_limit = tonumber(ARGV[1]), tonumber(ARGV[2])
+
+-- Make the current window the previous one if it has ended, and begin the next.
+local function turn_windows()
+    local left = redis.call('PTTL', current_key)
+    if left > 0 and left < HOUR_MS then
+        redis.call('RENAME', current_key, previous_key)
+        redis.call('SET', current_key, 0, 'PX', left + HOUR_MS)
+    end
+end
+
+-- Return the tokens of both windows, and the milliseconds that both counters have left to live.
+local function read_windows()
+    turn_windows()
+    return {
+        previous = number(redis.call('GET', previous_key)),
+        previous_left = number(redis.call('PTTL', previous_key)),
+        current = number(redis.call('GET', current_key)),
+        current_left = number(redis.call('PTTL', current_key)),
+    }
+end
+
+-- Return how many requests the last minute had, and the moment of the oldest.
+local function read_requests()
+    local low = 0
+    local high = math.min(requests_limit, redis.call('LLEN', requests_key))
+    while low < high do
+        local middle = math.floor((low + high) / 2)
+        if tonumber(redis.call('LINDEX', requests_key, middle)) >= now - MINUTE_S then
+            low = middle + 1
+        else
+            high = middle
+        end
+    end
+    local oldest = low > 0 and tonumber(redis.call('LINDEX', requests_key, low - 1))
+    return {count = low, oldest = oldest or now}
+end
+
+local TOKENS_REFUSED, ADMITTED, REQUESTS_REFUSED = 0, 1, 2
+
+local windows = {previous = 0, previous_left = 0, current = 0, current_left = 0}
+local requests = {count = 0, oldest = now}
+if tokens_limit >= 0 then
+    windows = read_windows()
+end
+if requests_limit > 0 then
+    requests = read_requests()
+end
+
+-- Return the script's reply; its times are in milliseconds.
+local function reply(outcome, wanted)
+    local window_left = HOUR_MS
+    if windows.current_left > 0 then
+        window_left = math.max(0, windows.current_left - HOUR_MS)
+    end
+    local reset = math.ceil((requests.oldest + MINUTE_S - now) * 1000)
+    return {
+        outcome, wanted, requests.count, reset,
+        windows.previous, windows.previous_left, windows.current, window_left,
+    }
+end
+"""
+
+LOOK: Final = HEAD + COUNTS + "return reply(ADMITTED, 0)"
+
+ADMIT: Final = f"""
+{HEAD}{COUNTS}
+-- KEYS: then the reservation.
+-- ARGV: then the call's input tokens, its output tokens (-1: what the limit has left, at most the
+-- reserve), and the reserve.
+local reservation_key = KEYS[4]
+local input, output, reserve = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+
+local reserved = redis.call('GET', reservation_key)
+if reserved then -- the client has sent this script before, or has revoked it
+    return reply(ADMITTED, number(string.match(reserved, '^%d+')))
+end
+
+local wanted = 0
+if tokens_limit >= 0 then
+    local fading = math.floor(windows.previous * windows.previous_left / HOUR_MS)
+    local left = tokens_limit - fading - windows.current
+    if output < 0 then
+        output = math.max(1, math.min(reserve, left - input))
+    end
+    wanted = input + output
+    if wanted > left then
+        return reply(TOKENS_REFUSED, wanted)
+    end
+end
+if requests_limit >= 0 and requests.count >= requests_limit then
+    return reply(REQUESTS_REFUSED, wanted)
+end
+
+if requests_limit >= 0 then
+    redis.call('LPUSH', requests_key, now)
+    redis.call('LTRIM', requests_key, 0, requests.count)
+    redis.call('EXPIRE', requests_key, MINUTE_S)
+    requests.count = requests.count + 1
+end
+if tokens_limit >= 0 then
+    if windows.current_left > 0 then
+        redis.call('INCRBY', current_key, wanted)
+    else
+        windows.current_left = 2 * HOUR_MS
+        redis.call('SET', current_key, wanted, 'PX', windows.current_left)
+    end
+    windows.current = windows.current + wanted
+    local expires = now * 1000 + windows.current_left
+    redis.call(
+        'SET', reservation_key, string.format('%.0f %.0f', wanted, expires),
+        'PX', windows.current_left
+    )
+end
+return reply(ADMITTED, wanted)
+"""
+
+SETTLE: Final = f"""
+{HEAD}
+-- KEYS: the counter of the previous window, that of the current one, the reservation.
+-- ARGV: the tokens that the call used, and for how many seconds the reservation is revoked, so that
+-- an ADMIT that Redis reads only then reserves nothing (0: it isn't).
+local used, revoked_s = tonumber(ARGV[1]), tonumber(ARGV[2])
+
+local reservation = redis.call('GET', KEYS[3])
+if revoked_s > 0 then
+    redis.call('SET', KEYS[3], 'revoked', 'EX', revoked_s)
+else
+    redis.call('DEL', KEYS[3])
+end
+local reserved, expires = string.match(reservation or '', '^(%d+) (%d+)$')
+if not reserved then
+    return 0
+end
+for _, key in ipairs({{KEYS[2], KEYS[1]}}) do
+    local left = redis.call('PTTL', key)
+    if left > 0 and math.abs(now * 1000 + left - expires) < HOUR_MS / 2 then
+        local count = redis.call('INCRBY', key, used - reserved)
+        if count < 0 then
+            redis.call('INCRBY', key, -count)
+        end
+        return 1
+    end
+end
+return 0
+"""
