@@ -73,6 +73,11 @@ class AbortSwitch:
         with self._lock:
             self._socket = None
 
+    def limit(self, sock: socket.socket, seconds: float) -> None:
+        """Let the next `receive` wait for at most this many seconds."""
+        self._waits = False
+        sock.settimeout(seconds)
+
     def send(self, sock: socket.socket, data: bytes) -> None:
         """Send all the data. Raises OSError, and TimeoutError at the idle timeout."""
         self._silent_since = time.monotonic()

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import ssl
+import time
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -34,7 +35,6 @@ from providers.transport.pool import Origin, Pool
 if TYPE_CHECKING:
     import socket
 
-MAX_INTERIM: Final = 32
 PORTS: Final = {"http": 80, "https": 443}
 UNRESERVED: Final = "%/?:@!$&'()*+,;=-._~[]"
 """The characters that aren't quoted in a request's target, besides letters and digits."""
@@ -79,8 +79,8 @@ class Adapter(BaseAdapter):
         try:
             sock.settimeout(None)
             whole = self._sent(sock, data)
-            head, rest = self._received(sock)
-            body = Body(self, origin, sock, head, rest, keep=whole and head.keeps_alive)
+            head, reader, data = self._received(sock)
+            body = Body(self, origin, sock, reader, data, keep=whole and head.keeps_alive)
         except BaseException as failure:
             self.release(origin, sock, keep=False)
             if isinstance(failure, TimeoutError):
@@ -112,21 +112,17 @@ class Adapter(BaseAdapter):
             return False
         return True
 
-    def _received(self, sock: socket.socket) -> tuple[http1.ResponseHead, bytes]:
-        """Return the head of the final response, and the bytes that arrived with it."""
-        data = self.switch.receive(sock)
-        for _ in range(MAX_INTERIM):
-            while (found := http1.read_head(data)) is None:
-                more = self.switch.receive(sock)
-                if not more:
-                    raise http1.Malformed("closed")
-                data += more
-            head, data = found
-            if not head.interim:
-                return found
-            if head.status == http1.SWITCHING_PROTOCOLS:  # the connection no longer speaks HTTP
-                break
-        raise http1.Malformed("only interim answers")
+    def _received(
+        self, sock: socket.socket
+    ) -> tuple[http1.ResponseHead, http1.ResponseReader, bytes]:
+        """Return the final head, its reader, and the part of the body that arrived with it."""
+        reader, data = http1.ResponseReader(), b""
+        while (head := reader.head) is None:
+            received = self.switch.receive(sock)
+            if not received:
+                raise http1.Malformed("closed")
+            data = reader.feed(received)
+        return head, reader, data
 
     def release(self, origin: Origin, sock: socket.socket, *, keep: bool) -> None:
         """Give the connection back to the pool, or close it."""
@@ -215,27 +211,24 @@ class Body:
         adapter: Adapter,
         origin: Origin,
         sock: socket.socket,
-        head: http1.ResponseHead,
-        rest: bytes,
+        reader: http1.ResponseReader,
+        data: bytes,
         *,
         keep: bool,
     ) -> None:
-        """Begin with the bytes that arrived with the head.
+        """Start with a reader that has read the head.
 
         Args:
-            rest: the bytes that arrived after the head.
+            data: the part of the body that arrived with the head.
             keep: True if the connection may serve another request after the body.
-
-        Raises:
-            Malformed: the framing of the body is ambiguous or unknown.
         """
-        self._framing = http1.framing(head)
+        self._reader, self._ready = reader, data
         self._adapter, self._origin, self._keep = adapter, origin, keep
         self._socket: socket.socket | None = sock
-        coding = head.fields.get("content-encoding", "identity").lower()
+        assert reader.head is not None  # noqa: S101
+        coding = reader.head.fields.get("content-encoding", "identity").lower()
         self._decoder = None if coding == "identity" else self._decoded(coding)
-        self._ready = self._framing.feed(rest)
-        if self._framing.ended:
+        if reader.ended:
             self._release()
 
     def read1(
@@ -251,24 +244,34 @@ class Body:
             return self._decoder.read1(READ_SIZE, decode_content=True)
         ready, self._ready = self._ready, b""
         while not ready and (sock := self._socket) is not None:
-            if self._framing.fault:
-                raise http1.Malformed(self._framing.fault)
-            if data := self._adapter.switch.receive(sock):
-                ready = self._framing.feed(data)
-            else:
-                self._framing.finish()
-            if self._framing.ended:
-                self._release()
+            ready = self._receive(sock)
         return ready
 
     read = read1
 
     def finish(self, seconds: float) -> None:
-        """Wait for the rest of a body that is nearly complete, for at most this long."""
-        if self._socket is not None:
-            self._socket.settimeout(seconds)
-            self._ready = b""
-            self.read1()
+        """Wait for the framing's end of a body whose content is complete, at most this long in all.
+
+        A host that sends its trailer byte by byte can't hold the exchange for longer.
+        """
+        deadline = time.monotonic() + seconds
+        while (sock := self._socket) is not None and (left := deadline - time.monotonic()) > 0:
+            self._adapter.switch.limit(sock, left)
+            if self._receive(sock):
+                return
+
+    def _receive(self, sock: socket.socket) -> bytes:
+        """Wait for bytes, and return those of the content. Release the connection at the end."""
+        if self._reader.fault:
+            raise http1.Malformed(self._reader.fault)
+        content = b""
+        if data := self._adapter.switch.receive(sock):
+            content = self._reader.feed(data)
+        else:
+            self._reader.finish()
+        if self._reader.ended:
+            self._release()
+        return content
 
     @property
     def released(self) -> bool:
@@ -282,7 +285,7 @@ class Body:
     def _release(self) -> None:
         sock, self._socket = self._socket, None
         if sock is not None:
-            self._adapter.release(self._origin, sock, keep=self._keep and self._framing.clean)
+            self._adapter.release(self._origin, sock, keep=self._keep and self._reader.clean)
 
     def _decoded(self, coding: str) -> urllib3.HTTPResponse:
         """Return urllib3's decoder of content codings, which is bounded, over this body."""

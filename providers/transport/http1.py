@@ -1,11 +1,10 @@
-"""HTTP/1.1 for a client: the bytes of a request, the head of a response, the framing of its body.
+"""HTTP/1.1 for a client: the bytes of a request, and the reader of a response.
 
-- It is pure: the result depends on the bytes, never on where they were split. Sizes are bounded.
-- A framing that could be understood in two ways is refused. What is merely odd (bare LF, folded
-  fields, no reason, HTTP/1.0) is accepted, as in http.client.
+- llhttp, by way of httptools, reads heads and chunks. This module adds what a gateway needs beyond
+  it: bounds on sizes, HTTP/1.0 and 1.1 only, and no framing that could be understood in two ways.
+- The module is pure: the result depends on the bytes and never on where they were split.
 - http.client isn't used because it returns a stream chunk by chunk, and each chunk costs all that
-  follows a read: 100 chunks that arrived together took 1,100 us or more of the transport, and take
-  150 us here. A head of 14 fields takes 10 us instead of 39 us.
+  follows a read. docs/decisions/0010-the-transport.md has the figures.
 
 Source: RFC 9112 (read 2026-11).
 """
@@ -15,24 +14,27 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 MAX_HEAD: Final = 128 * 1024
 """The most bytes of a response's head."""
 MAX_FIELDS: Final = 100
-"""The most lines of a head."""
+"""The most header fields of a response."""
 MAX_TRAILER: Final = 16 * 1024
-"""The most bytes after a chunked body."""
+"""The most bytes of a trailer, and of a chunk's size line."""
+MAX_INTERIM: Final = 32
+"""The most interim responses (100 Continue, 103 Early Hints) before the final one."""
 SWITCHING_PROTOCOLS: Final = 101
 BODILESS: Final = (204, 304)
+VERSIONS: Final = {"1.0": 0, "1.1": 1}
+REFUSED: Final = (HttpParserError, HttpParserUpgrade)
+SPACE: Final = " \t"
+"""What may surround a value. str.strip() would remove more, and llhttp doesn't."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_STATUS_LINE = re.compile(r"HTTP/1\.([0-9])[ \t]+([1-9][0-9]{2})(?:[ \t]+([^\n]*))?")
 _LENGTH = re.compile(r"[0-9]{1,18}")
-# It begins with the line end of the chunk before; an extension may follow. MAX_SIZE_LINE bounds it.
-_CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})[ \t]{0,16}(?:;[^\n]{0,4000})?\r?\n")
-_PLAIN_CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,8})\r\n")  # fits nearly all, and is faster
-MAX_SIZE_LINE: Final = 4096
 
 
 class Malformed(Exception):
@@ -65,9 +67,6 @@ def _is_token(name: str) -> bool:
     return _TOKEN.fullmatch(name) is not None
 
 
-# Heads
-
-
 class ResponseHead(NamedTuple):
     """The head of a response."""
 
@@ -79,13 +78,8 @@ class ResponseHead(NamedTuple):
     """The values by their names in lower case; repeated fields are joined by a comma."""
 
     @property
-    def interim(self) -> bool:
-        return self.status < 200
-
-    @property
     def keeps_alive(self) -> bool:
-        """Return True if the host says that the connection can serve another request, and leaves
-        no doubt about the length of the body."""
+        """Return True if the connection may serve another request after this response."""
         if "transfer-encoding" in self.fields and (
             self.minor == 0 or "content-length" in self.fields or self.status in BODILESS
         ):
@@ -94,195 +88,176 @@ class ResponseHead(NamedTuple):
         return "close" not in options and (self.minor > 0 or "keep-alive" in options)
 
 
-def read_head(data: bytes) -> tuple[ResponseHead, bytes] | None:
-    """Return the head that the data begins with, and the rest; None if the head is incomplete.
+class _Events:
+    """The parser's callbacks, apart from the reader so that no cycle of references is made."""
 
-    Raises Malformed.
-    """
-    if not data.startswith(b"HTTP/"[: len(data)]):
-        raise Malformed("not HTTP")
-    end = data.find(b"\n\r\n", 0, MAX_HEAD)
-    after = end + 3
-    bare = data.find(b"\n\n", 0, end + 1 if end >= 0 else MAX_HEAD)
-    if bare >= 0:
-        end, after = bare, bare + 2
-    if end < 0:
-        if len(data) >= MAX_HEAD:
-            raise Malformed("a head without an end")
-        return None
-    text = data[:end].decode("latin-1").replace("\r\n", "\n").removesuffix("\r")
-    if "\r" in text or "\0" in text:  # parsers disagree whether a lone CR ends a line
-        raise Malformed("a control character in the head")
-    status_line, *lines = text.split("\n")
-    match = _STATUS_LINE.fullmatch(status_line)
-    if match is None or len(lines) > MAX_FIELDS:
-        raise Malformed("not HTTP/1, or too many headers")
-    minor, status, reason = match.groups(default="")
-    return ResponseHead(int(minor), int(status), reason.strip(), _fields(lines)), data[after:]
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        """The parts of the body that the parser found in the data of one feed."""
+        self.on_body = self.parts.append
+        self.begin()
 
+    def begin(self) -> None:
+        self.reason = b""
+        self.fields: list[tuple[bytes, bytes]] = []
+        self.trailer_size: int | None = None
+        """The size in bytes of the trailer so far; None before the body."""
+        self.complete = False
 
-def _fields(lines: list[str]) -> dict[str, str]:
-    """Return the fields. A line that is not a field is skipped, with its folded lines."""
-    fields: dict[str, str] = {}
-    last = ""
-    for line in lines:
-        if line[:1] in (" ", "\t"):
-            if last:
-                fields[last] = f"{fields[last]} {line.strip()}"
-            continue
-        name, colon, value = line.partition(":")
-        last = name.rstrip(" \t").lower() if colon else ""
-        if not _is_token(last):
-            last = ""
-        elif last in fields:
-            fields[last] = f"{fields[last]}, {value.strip()}"
-        else:
-            fields[last] = value.strip()
-    return fields
+    def on_message_begin(self) -> None:
+        if self.complete:
+            raise Malformed("a second response")
+
+    def on_status(self, reason: bytes) -> None:
+        self.reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.trailer_size is None:
+            self.fields.append((name, value))
+            return
+        self.trailer_size += len(name) + len(value) + len(": \r\n")
+        if self.trailer_size > MAX_TRAILER:
+            raise Malformed("the trailer is too long")
+
+    def on_headers_complete(self) -> None:
+        self.trailer_size = 0
+
+    def on_message_complete(self) -> None:
+        self.complete = True
 
 
-# Bodies
+class ResponseReader:
+    """A reader of one response: interim heads, the final head, and the body."""
 
+    __slots__ = (
+        *("_chunked", "_events", "_head", "_interim", "_overhead", "_parser", "_sized", "_tail"),
+        *("clean", "ended", "fault", "head"),
+    )
 
-class Framing(Protocol):
-    """A reader that takes a body out of the bytes of a connection."""
-
-    ended: bool
-    """True if all of the body arrived."""
-    clean: bool
-    """True if the body ended by its own framing, and nothing arrived after it."""
-    fault: str
-    """What is wrong with the bytes after those so far; no more bytes may be fed then."""
+    def __init__(self) -> None:
+        self._events = _Events()
+        self._parser = HttpResponseParser(self._events)
+        # FastAPI proxies in front of Azure OpenAI send both fields; Transfer-Encoding counts then,
+        # and the connection isn't kept (RFC 9112, 6.3).
+        self._parser.set_dangerous_leniencies(lenient_chunked_length=True)
+        self._head = b""  # the incomplete head
+        self._tail = b""  # the last bytes of the body, as they arrived
+        self._interim = 0
+        self._chunked = self._sized = False
+        self._overhead = 0  # bytes of a chunked body since the last byte of its content
+        self.head: ResponseHead | None = None
+        self.ended = False
+        """True if all of the body arrived."""
+        self.clean = False
+        """True if the body ended by its own framing, and nothing arrived after it."""
+        self.fault = ""
+        """What is wrong with the body after the bytes so far; no more bytes may be fed then."""
 
     def feed(self, data: bytes) -> bytes:
-        """Return the part of the data that belongs to the body. Never raises."""
+        """Return the part of the data that belongs to the content of the body.
+
+        Raises Malformed if the head is invalid. A fault of the body is not raised, so that the
+        bytes before it are returned.
+        """
+        if self.head is None:
+            data = self._read_heads(self._head + data)
+        return self._read_body(data) if data and not self.ended else b""
 
     def finish(self) -> None:
         """Set `ended` or `fault`, because the connection has ended."""
-
-
-def framing(head: ResponseHead) -> Framing:
-    """Return the framing of the body after a head. Raises Malformed."""
-    if head.status in BODILESS:
-        return Sized(0)
-    coding = head.fields.get("transfer-encoding")
-    length = head.fields.get("content-length")
-    if coding is not None:
-        if {part.strip().lower() for part in coding.split(",")} != {"chunked"}:
-            raise Malformed("a transfer coding that nobody asked for")
-        return Chunked()
-    if length is None:
-        return UntilClosed()
-    [found, *others] = {part.strip() for part in length.split(",")}
-    if others or not _LENGTH.fullmatch(found):
-        raise Malformed("a length that is none")
-    return Sized(int(found))
-
-
-class Sized:
-    """A body with a Content-Length."""
-
-    __slots__ = ("clean", "ended", "fault", "left")
-
-    def __init__(self, length: int) -> None:
-        self.left = length
-        self.ended = self.clean = length == 0
-        self.fault = ""
-
-    def feed(self, data: bytes) -> bytes:
-        left = self.left = self.left - len(data)
-        if left > 0:
-            return data
-        self.ended, self.clean = True, left == 0
-        self.left = 0
-        return data if left == 0 else data[:left]
-
-    def finish(self) -> None:
-        self.fault = "the body broke off"
-
-
-class UntilClosed:
-    """A body that ends when its connection does."""
-
-    __slots__ = ("clean", "ended", "fault")
-
-    def __init__(self) -> None:
-        self.ended = self.clean = False
-        self.fault = ""
-
-    def feed(self, data: bytes) -> bytes:
-        return data
-
-    def finish(self) -> None:
-        self.ended = True
-
-
-class Chunked:
-    """A body in chunks."""
-
-    __slots__ = ("_held", "_left", "_trailer", "clean", "ended", "fault")
-
-    def __init__(self) -> None:
-        self._held = b"\r\n"  # an unfinished line; here, the line end before the first chunk
-        self._left = 0  # bytes of the chunk under way
-        self._trailer = -1  # bytes of it so far; below 0: the last chunk has not come
-        self.ended = self.clean = False
-        self.fault = ""
-
-    def feed(self, data: bytes) -> bytes:
-        if self._left > len(data):
-            self._left -= len(data)
-            return data
-        if self._held:
-            data, self._held = self._held + data, b""
-        if self._trailer >= 0:
-            self._skip(data, 0)
-            return b""
-        at = self._left
-        parts = [data[:at]] if at else []
-        self._left = 0
-        while len(data) - at > 2 and (
-            match := _PLAIN_CHUNK.match(data, at) or _CHUNK.match(data, at)
-        ):
-            size, at = int(match[1], 16), match.end()
-            if not size:
-                self._trailer = 0
-                self._skip(data, at)
-                return b"".join(parts)
-            part = data[at : at + size]
-            parts.append(part)
-            at += size
-            if at > len(data):
-                self._left = at - len(data)
-                return b"".join(parts)
-        self._hold(data[at:])
-        return b"".join(parts)
-
-    def _hold(self, line: bytes) -> None:
-        """Keep the incomplete line that begins a chunk."""
-        begins = line.startswith(b"\r\n"[: len(line)])
-        if not begins or b"\n" in line[2:] or len(line) > MAX_SIZE_LINE:
-            self.fault = "not a chunk"
-        self._held = line
-
-    def _skip(self, data: bytes, at: int) -> None:
-        """Skip the trailer, up to the blank line that ends it."""
-        blank = False
-        while (end := data.find(b"\n", at)) >= 0:
-            blank = data[at:end] in (b"", b"\r")
-            self._trailer += end + 1 - at
-            at = end + 1
-            if blank:
-                break
-        if self._trailer + (0 if blank else len(data) - at) > MAX_TRAILER:
-            self.fault = "a trailer without an end"
-        elif blank:
-            self.ended, self.clean = True, at == len(data)
-        else:
-            self._held = data[at:]
-
-    def finish(self) -> None:
-        if self._trailer >= 0:  # the last chunk arrived; some hosts omit the trailer's end
+        if self._chunked:
+            # Some hosts omit what follows the last chunk. Only then does this complete the body.
+            self._read_body(b"\n\r\n" if self._tail.endswith(b"\r") else b"X: \r\n\r\n")
+            self.clean = False
+        elif not self._sized:
             self.ended = True
-        else:
+        if not self.ended:
             self.fault = "the body broke off"
+
+    def _read_heads(self, data: bytes) -> bytes:
+        """Read heads up to the final one, and return the bytes after it. Raises Malformed."""
+        while (after := _end_of_head(data)) is not None:
+            head, data = self._read_head(data[:after]), data[after:]
+            if head.status >= 200:
+                self._head, self.head = b"", head
+                self._begin_body(head, data)
+                return data
+            self._interim += 1
+            if head.status == SWITCHING_PROTOCOLS or self._interim > MAX_INTERIM:
+                raise Malformed("no final response")
+        self._head = data
+        return b""
+
+    def _read_head(self, data: bytes) -> ResponseHead:
+        events, parser = self._events, self._parser
+        events.begin()
+        try:
+            parser.feed_data(data)
+        except REFUSED:
+            raise Malformed("not a head of HTTP/1") from None
+        minor = VERSIONS.get(parser.get_http_version())
+        if minor is None or events.trailer_size is None or len(events.fields) > MAX_FIELDS:
+            raise Malformed("not HTTP/1, or too many headers")
+        fields: dict[str, str] = {}
+        for raw_name, raw_value in events.fields:
+            name = raw_name.decode("latin-1").lower()
+            value = raw_value.decode("latin-1").rstrip(SPACE)
+            fields[name] = f"{fields[name]}, {value}" if name in fields else value
+        reason = events.reason.decode("latin-1").rstrip(SPACE)
+        return ResponseHead(minor, parser.get_status_code(), reason, fields)
+
+    def _begin_body(self, head: ResponseHead, rest: bytes) -> None:
+        """Refuse a framing that could be understood in two ways. Raises Malformed."""
+        coding, length = (head.fields.get(n) for n in ("transfer-encoding", "content-length"))
+        if head.status in BODILESS:
+            self.ended, self.clean = True, not rest
+        elif coding is not None:
+            if coding.lower() != "chunked":
+                raise Malformed("an unknown Transfer-Encoding")
+            self._chunked = True
+        elif length is not None:
+            if not _LENGTH.fullmatch(length):
+                raise Malformed("an invalid Content-Length")
+            self._sized = True
+            self.ended, self.clean = self._events.complete, not rest
+
+    def _read_body(self, data: bytes) -> bytes:
+        events, refused = self._events, False
+        try:
+            self._parser.feed_data(data)
+        except REFUSED:
+            refused = True
+        parts = events.parts
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        self._overhead = 0 if body else self._overhead + len(data)
+        tail = self._tail = data[-6:] if len(data) >= 6 else (self._tail + data)[-6:]
+        if events.complete:
+            self.ended = True
+            if self._chunked:
+                # llhttp skips line ends after a body without a callback.
+                rest = not tail.endswith(b"\r\n\r\n") or tail == b"\r\n\r\n\r\n"
+            else:
+                rest = len(body) < len(data)
+            self.clean = not (refused or rest)
+        elif refused:
+            self.fault = "an invalid chunk"
+        elif self._overhead > MAX_TRAILER:
+            self.fault = "the trailer or the size line of a chunk is too long"
+        return body
+
+
+def _end_of_head(data: bytes) -> int | None:
+    """Return where the head at the start of the data ends; None if it is incomplete.
+
+    Raises Malformed if the data can't be a head.
+    """
+    if not data.startswith(b"HTTP/"[: len(data)]):
+        raise Malformed("not HTTP")
+    end = data.find(b"\r\n\r\n", 0, MAX_HEAD)
+    if end >= 0:
+        return end + 4
+    # llhttp would refuse a bare LF too, but only when the end of the head has arrived.
+    if len(data) >= MAX_HEAD or b"\n\n" in data or b"\n\r\n" in data:
+        raise Malformed("a head without an end")
+    return None

@@ -210,9 +210,19 @@ class HttpCall:
             body = self._exchange.read_error()
             raise self._dialect.error(status, self._exchange.headers, body)
         if self._request.stream:
+            self._refuse_compression()
             yield from self._dialect.events(self._exchange.chunks(), self._request)
         else:
             yield self._dialect.complete(self._exchange.read(), self._request)
+
+    def _refuse_compression(self) -> None:
+        """Raise UpstreamError for a compressed stream: none was asked for, and it could expand
+        without a bound, or hold events back in the compressor."""
+        coding = self._exchange.headers.get("content-encoding", "identity")
+        if coding.lower() != "identity":
+            raise UpstreamError(
+                "The upstream compressed its stream, although uncompressed data was requested."
+            )
 
     def abort(self) -> None:
         self._exchange.abort()

@@ -74,7 +74,7 @@ class Pool:
         now = time.monotonic()
         useless = []
         with self._lock:
-            if self._closed:
+            if self._closed or _has_unread(sock):
                 useless.append((sock, now))
             else:
                 idle = self._idle.setdefault(origin, deque())
@@ -137,6 +137,11 @@ def _new_context(ca_bundle: str) -> ssl.SSLContext:
     else:
         context.load_verify_locations(cafile=ca_bundle)
     return context
+
+
+def _has_unread(sock: socket.socket) -> bool:
+    """Return True if TLS holds decrypted bytes that nobody has read. They belong to no response."""
+    return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
 
 
 def _quiet(sock: socket.socket) -> bool:

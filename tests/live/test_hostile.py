@@ -199,6 +199,22 @@ def test_a_stopped_stream_that_nobody_reads_is_closed(server: Server, fake: Fake
         calls.wait_active(server, 0)
 
 
+@pytest.mark.parametrize("rest", [fp.hold(), fp.repeat(b"X: y\r\n", 0.02)])
+def test_a_provider_that_does_not_end_its_body_is_closed_after_the_stream(
+    server: Server, fake: FakeProvider, rest: fp.Step
+) -> None:
+    """Its idle timeout of a minute doesn't hold: the completion is complete."""
+    end = [*map(fp.event, fp.chunks(["a"])), fp.event("[DONE]"), fp.send(b"0\r\n")]
+    fake.script([*BEGUN, *end, rest])
+    with server.client() as client:
+        begin_stream(client)
+        assert calls.kinds(list(client.frames()))[-1] == "DONE"
+        ended = time.monotonic()
+        [request] = fake.wait_closed()
+        assert time.monotonic() - ended < LATE_S
+    assert request.closed_by == "peer"
+
+
 def test_thousands_of_idle_connections_do_not_delay_calls(
     server: Server, fake: FakeProvider
 ) -> None:

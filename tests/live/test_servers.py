@@ -200,7 +200,7 @@ def test_the_gevent_option_of_gunicorn_starts_the_worker_of_sluice() -> None:
         assert "Using worker: server.worker.Worker" in server.output()
         server.signal(signal.SIGHUP)
         server.wait(lambda: server.output().count("Booting worker") == 2)
-        assert server.is_ready()
+        server.wait(server.is_ready)
 
 
 # Start-up

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import zlib
 from collections.abc import Callable, Sequence
@@ -287,6 +288,12 @@ def gzip_cut_short(d: Dialect, stream: bool) -> list[Script]:
     return [body(d, content, stream=stream, Content_Encoding="gzip")]
 
 
+def compressed(d: Dialect, stream: bool) -> list[Script]:
+    """Compressed, although uncompressed data was requested. A stream is refused."""
+    content = gzip.compress(d.streamed if stream else d.whole)
+    return [body(d, content, stream=stream, Content_Encoding="gzip")]
+
+
 def no_gzip(d: Dialect, stream: bool) -> list[Script]:
     content = d.streamed if stream else d.whole
     return [body(d, content, stream=stream, Content_Encoding="gzip")]
@@ -355,7 +362,8 @@ FAULTS = {
     "garbage_later": Fault(BROKEN, BROKE_OFF, garbled),
     "wrong_content_type": Fault(FINE, FINE, mislabelled),
     "web_page": Fault(BROKEN, BROKEN, web_page),
-    "truncated_gzip": Fault(BROKEN, BROKE_OFF, gzip_cut_short),
+    "compressed": Fault(FINE, BROKEN, compressed),
+    "truncated_gzip": Fault(BROKEN, BROKEN, gzip_cut_short),
     "no_gzip": Fault(BROKEN, BROKEN, no_gzip),
     "huge_line": Fault(FINE, BROKE_OFF, huge_line, text=HUGE),
     "error_inside_a_200": Fault(BROKEN, BROKEN, error_inside),

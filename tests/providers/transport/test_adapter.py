@@ -17,8 +17,8 @@ import pytest
 import requests
 
 from providers.transport.abort import AbortSwitch
-from providers.transport.adapter import MAX_INTERIM, Adapter, NotReached
-from providers.transport.http1 import Malformed
+from providers.transport.adapter import Adapter, NotReached
+from providers.transport.http1 import MAX_INTERIM, Malformed
 from providers.transport.pool import Origin, Pool
 from tests.support.fake import FakeProvider
 from tests.support.fake import answer as answered

@@ -291,6 +291,21 @@ def test_an_unfinished_body_closes_the_connection(upstream: Upstream, transport:
     assert (request.closed_by, request.outcome) == ("peer", "aborted")
 
 
+@pytest.mark.parametrize("rest", [b"X-Sum: 1\r\n", b"x"])
+def test_a_host_that_dribbles_after_the_last_chunk_cannot_hold_the_exchange(
+    upstream: Upstream, transport: Transport, rest: bytes
+) -> None:
+    """One deadline for all that follows the content: each byte doesn't begin a new one."""
+    upstream.fake.script([*BEGUN, fp.send(b"0\r\n"), fp.repeat(rest, 0.02)])
+    with closing(to(upstream, transport)) as exchange:
+        exchange.open()
+        next(exchange.chunks())
+        before = time.monotonic()
+    assert time.monotonic() - before < scaled(1)
+    [request] = upstream.fake.wait_closed()
+    assert (request.closed_by, request.outcome) == ("peer", "aborted")
+
+
 def test_a_pooled_connection_that_was_closed_is_replaced(
     upstream: Upstream, transport: Transport
 ) -> None:

@@ -7,16 +7,21 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import trustme
 
+from config import Timeouts
+from providers.base import UpstreamRequest
 from providers.transport.abort import AbortSwitch
+from providers.transport.http_call import Transport
 from providers.transport.pool import IDLE_S, MAX_ORIGINS, Origin, Pool
+from server.sockets import shut
 from tests.providers.transport.conftest import Peers
 from tests.support.fake import FakeProvider
+from tests.support.pace import HANG_S
 
 HERE = Origin("127.0.0.1", 9, "")
 
@@ -229,3 +234,61 @@ def test_host_certificate_must_match_the_name_that_was_called(
         pool.connection(Origin("localhost", port, ca_bundle), 5, AbortSwitch()).close()
         with pytest.raises(ssl.SSLCertVerificationError):
             pool.connection(Origin("127.0.0.1", port, ca_bundle), 5, AbortSwitch())
+
+
+@contextmanager
+def tls_host(pem: Path, first: bytes) -> Iterator[Origin]:
+    """Yield a host whose first connection sends `first` in one piece; others send OK."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    listener = socket.create_server(("127.0.0.1", 0))
+    ready = [first]
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                sock, _ = listener.accept()
+                with suppress(OSError), context.wrap_socket(sock, server_side=True) as secured:
+                    while secured.recv(65536):
+                        secured.sendall(ready.pop() if ready else OWN)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield Origin("127.0.0.1", listener.getsockname()[1], "")
+    finally:
+        shut(listener)
+        listener.close()
+        thread.join(HANG_S)
+
+
+def a_response(body: bytes, size: int | None = None) -> bytes:
+    """Return a response, of `size` bytes with its head if that is given."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %05d\r\n\r\n"
+    if size is not None:
+        body = body * (size - len(head % 0))
+    return head % len(body) + body
+
+
+OWN = a_response(b"own")
+
+
+@pytest.mark.parametrize("size", [None, 4096, 8192, 16384 - len(a_response(b"injected"))])
+def test_decrypted_bytes_after_a_response_never_reach_the_next_caller(
+    ca: trustme.CA, ca_bundle: str, tmp_path: Path, size: int | None
+) -> None:
+    """A response as large as one read, with a second one in the same TLS record behind it."""
+    ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "pem"))
+    first = a_response(b"x", size)
+    with (
+        tls_host(tmp_path / "pem", first + a_response(b"injected")) as host,
+        closing(Transport()) as transport,
+    ):
+        request = UpstreamRequest("POST", f"https://127.0.0.1:{host.port}/v1", {}, b"{}")
+        bodies = []
+        for _ in range(2):
+            exchange = transport.exchange(request, Timeouts(), ca_bundle)
+            exchange.open()
+            bodies.append(exchange.read())
+            exchange.close()
+    assert bodies == [first.partition(b"\r\n\r\n")[2], b"own"]
