@@ -34,11 +34,14 @@ DIALECTS = frozenset(path.parent.name for path in (ROOT / "providers").glob("*/d
 """The packages in providers/ that are dialects."""
 
 LONG_MODULES = {
+    "ledger.ledger": "one thread's work, with its invariants beside it",
     "config": "all settings in one place",
     "endpoints.native": "one whole face",
     "telemetry.metrics": "all metrics in one place",
 }
 LONG_FUNCTIONS: dict[str, str] = {
+    "cluster.redis_client.RedisClient.__init__": "the connection's settings, each with its reason",
+    "gateway.gateway.Gateway.open": "the steps of an admission, each undone if a later one fails",
     "app.wire": "creates and connects each part once",
     "streams.stream.Stream.__init__": "all attributes, in groups",
 }
