@@ -36,7 +36,6 @@ DIALECTS = frozenset(path.parent.name for path in (ROOT / "providers").glob("*/d
 LONG_MODULES = {
     "ledger.ledger": "one thread's work, with its invariants beside it",
     "config": "all settings in one place",
-    "endpoints.native": "one whole face",
     "telemetry.metrics": "all metrics in one place",
 }
 LONG_FUNCTIONS: dict[str, str] = {
