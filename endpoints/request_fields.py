@@ -32,6 +32,7 @@ from keys.redaction import Secret
 from routing.router import Route
 
 ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+LONGEST_PROVIDER_KEY = 8192
 JSON = "application/json"
 
 Text = Annotated[str, Meta(min_length=1)]
@@ -47,7 +48,10 @@ class Parameters(msgspec.Struct, kw_only=True):
     provider: Name | None = None
     fallbacks: Annotated[list[Name], Meta(max_length=8)] | None = None
     byok_api_key: (
-        Annotated[str, Meta(min_length=1, max_length=8192, pattern=r"\A[\x21-\x7e]+\Z")] | None
+        Annotated[
+            str, Meta(min_length=1, max_length=LONGEST_PROVIDER_KEY, pattern=r"\A[\x21-\x7e]+\Z")
+        ]
+        | None
     ) = None
     stream_id: StreamId | None = None
     stream: bool | None = None
