@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 import msgspec
 
 from completion import Batch, CompletionRequest, Delta, Started, asked_for
-from errors import UnsupportedParameter
-from providers import registry
+from errors import InvalidRequest, UnsupportedParameter
+from providers import field_names, registry
 from providers.base import Target, matches
 
 HINTS = frozenset(
@@ -69,10 +69,17 @@ def candidates(
 
 
 def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidate:
-    """Adapt the request to one target. Raises UnsupportedParameter if that isn't possible."""
+    """Adapt the request to one target.
+
+    Raises:
+        UnsupportedParameter: the target can't serve the request.
+        InvalidRequest: a field has a name that no target may get.
+    """
     fim = target.provider.fim
     if request.suffix and fim and matches(target.model, fim.models):
         target = msgspec.structs.replace(target, fim=fim)
+    if request.extra or request.openai_extra:
+        refuse_host_names(request, target)
     asked = wanted(request)
     lacking = asked & registry.dialect(target.dialect).unsupported(target)
     lacking |= frozenset([name for name in target.exclusive if name in asked][1:])
@@ -92,6 +99,19 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
     if changes:
         request = msgspec.structs.replace(request, **changes)
     return Candidate(target, request, dropped, echo, split)
+
+
+def refuse_host_names(request: CompletionRequest, target: Target) -> None:
+    """Raise InvalidRequest if a passed-on field has the host's own name for a counted field.
+
+    The row says that name, and sluice.toml can name a row's fields freely.
+    """
+    for ours, theirs in target.names.items():
+        known = field_names.fold(theirs)
+        for name in (*request.extra, *request.openai_extra):
+            counted = ours in field_names.OTHER_NAMES
+            if field_names.fold(name) == known and (counted or name != theirs):
+                raise InvalidRequest(f"Unknown field: {name}. Did you mean {ours}?", param=name)
 
 
 def check_limits(request: CompletionRequest, target: Target, hints: frozenset[str]) -> None:

@@ -68,7 +68,7 @@ class Secret:
         which can have thousands of characters.
         """
         block = (size + 1) // 2
-        for at in range(0, len(text) - block + 1, block):  # noqa: SIM110 - any() is slower
+        for at in range(0, len(text) - block + 1, block):
             if text[at : at + block] in self._text:
                 return True
         return False

@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
+from werkzeug.datastructures import Headers
 from werkzeug.test import EnvironBuilder
 
-from endpoints import request_secrets
+from keys import redaction
 from keys.store import LONGEST_SECRET
 from tests.test_app import Site, make_app
 
@@ -36,7 +37,7 @@ def cost(site: Site, path: str, headers: dict[str, str]) -> float:
     """Return the CPU time of a refused request, in seconds: the least of several rounds."""
     rounds = []
     for _ in range(5):
-        made = [EnvironBuilder(path, method="POST", headers=headers) for _ in range(20)]
+        made = [EnvironBuilder(path, method="POST", headers=Headers(headers)) for _ in range(20)]
         environs = [builder.get_environ() for builder in made]
         began = time.process_time()
         for environ in environs:
@@ -65,11 +66,14 @@ def test_a_key_above_the_longest_is_refused_before_any_search_for_secrets(
     site: Site, monkeypatch: pytest.MonkeyPatch, name: str, over: int, path: str
 ) -> None:
     """The method doesn't matter: some of these paths only answer GET."""
-    searched: list[object] = []
-    hide = request_secrets.hide
-    monkeypatch.setattr(
-        request_secrets, "hide", lambda value, *more: searched.append(value) or hide(value, *more)
-    )
+    searched: list[str] = []
+    search = redaction.Secret.hidden_in
+
+    def watched(secret: redaction.Secret, value: str, *least: int) -> str:
+        searched.append(value)
+        return search(secret, value, *least)
+
+    monkeypatch.setattr(redaction.Secret, "hidden_in", watched)
     secret = text(LONGEST_SECRET + over)
     headers = {name: f"Bearer {secret}" if name == "Authorization" else secret}
     method = "POST" if "completions" in path else "GET"
