@@ -28,8 +28,8 @@ from errors import (
     InvalidRequest,
     UnsupportedMediaType,
 )
+from gateway import field_names
 from keys.redaction import Secret
-from providers import field_names
 from routing.router import Route
 
 ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")

@@ -83,7 +83,8 @@ end
 
 LOOK = HEAD + COUNTS + "return counts(1, 0)"
 
-# KEYS[4]: the reservation. ARGV: then its input, its output (-1: what is left), the reserve.
+# KEYS[4]: the reservation. ARGV: then its input, its output (-1: what is left), the reserve, and
+# the number of requests that the call counts as.
 ADMIT = (
     HEAD
     + COUNTS
@@ -105,11 +106,18 @@ if tokens_limit >= 0 then
         return counts(0, wanted)
     end
 end
-if requests_limit >= 0 and not take_request({KEYS[3]}, {now, requests_limit, minute_s, 1}) then
+local requests = tonumber(ARGV[8])
+if requests_limit >= 0
+    and not take_request({KEYS[3]}, {now, requests_limit, minute_s, requests}) then
     if tokens_limit >= 0 then
         redis.call('decrby', KEYS[2], wanted)
     end
-    return counts(2, wanted)
+    local found = counts(2, wanted)
+    local last = redis.call('lindex', KEYS[3], requests_limit - requests)
+    if requests_limit >= requests and last then  -- when this one no longer counts, there is room
+        found[4] = math.ceil((last + minute_s - now) * 1000)
+    end
+    return found
 end
 if tokens_limit >= 0 then
     local left = redis.call('pttl', KEYS[2])
@@ -185,7 +193,7 @@ class RedisCounters:
         place, number = place_of(key_id, limits.tokens_per_hour or 0), uuid.uuid4().hex
         keys = [*self._store.keys(key_id, limits), self._store.hold(number)]
         output = -1 if ask.output is None else min(ask.output, MOST_TOKENS)
-        asked = (min(ask.input, MOST_TOKENS), output, ask.reserve)
+        asked = (min(ask.input, MOST_TOKENS), output, ask.reserve, ask.requests)
         sent = self._redis.available
         try:
             found = self._redis.script(partial(self._store.take, keys, [*numbers(limits), *asked]))

@@ -21,11 +21,12 @@ from werkzeug.test import TestResponse
 from completion import CompletionRequest
 from endpoints import native, openai, request_fields
 from errors import InvalidRequest
+from gateway import field_names
 from gateway.capabilities import fit
+from gateway.field_names import AMBIGUOUS, COUNTED, KNOWN, OTHER_NAMES, WRAPPERS, fold, meant
 from keys.redaction import Secret
-from providers import field_names, registry
+from providers import registry
 from providers.base import Family, Fim, Provider, Target
-from providers.field_names import AMBIGUOUS, COUNTED, KNOWN, OTHER_NAMES, WRAPPERS, fold, meant
 from providers.hosts import BUILT_IN
 from quota.quota import demand_of
 from tests.gateway.test_gateway import play
