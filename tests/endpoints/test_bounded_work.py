@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
 from completion import CompletionRequest, Delta, Finished, Started, Usage, Used
+from endpoints.responses import encoded_in_pieces
 from gateway.attempts import Reader
 from providers.base import Target, UpstreamCall
 from providers.local.call import LocalCall
@@ -195,6 +199,32 @@ def test_a_long_echo_is_sent_in_pieces(site: Bounded, model: str) -> None:
             texts[choice["index"]] += choice["text"]
     assert all(text.startswith(prompt) for text in texts.values())
     assert len(lines) > 2 * len(prompt) / 65536
+
+
+TREES = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=12,
+)
+
+
+@given(TREES, st.integers(1, 5))
+def test_json_encoded_in_pieces_equals_json_encoded_at_once(tree: Any, size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("completion.PIECE", size)
+        found = msgspec.json.encode(encoded_in_pieces(tree))
+    assert found == msgspec.json.encode(tree)
+
+
+@pytest.mark.parametrize("path", [NATIVE, OPENAI])
+def test_an_echo_of_characters_that_need_escapes_is_complete(site: Bounded, path: str) -> None:
+    prompt = '\x01\u2028é"' * 30_000
+    params: dict[str, Any] = {"echo": True, "n": 3, "max_tokens": 1}
+    fields = params if path == OPENAI else {"additional_params": params}
+    answer = site.ask(path, model="silent/m", prompt=prompt, **fields)
+    assert answer.json is not None
+    texts = [choice["text"] for choice in answer.json["choices"]]
+    assert texts == [prompt + str(len(prompt))] * 3
 
 
 # Fields that go with each prompt of a list
