@@ -138,6 +138,11 @@ def total(usages: Iterable[Usage]) -> Usage:
     return Usage(**sums, source="estimate" if estimated else "provider")
 
 
+PIECE: Final = 64 * 1024
+"""The most characters of a prompt that one event echoes. Encoding and sending a piece is quick, and
+other calls make progress between two pieces."""
+
+
 class Started(msgspec.Struct, frozen=True):
     """The provider's acceptance of the call. model: the model that the provider reports, if any."""
 
@@ -233,6 +238,12 @@ def join_logprobs(parts: list[Logprobs]) -> Logprobs:
         ),
         text_offset=[offset for part in parts for offset in part.text_offset],
     )
+
+
+def cut(text: str) -> Iterator[str]:
+    """Yield a text in pieces of at most PIECE characters."""
+    for at in range(0, len(text), PIECE):
+        yield text[at : at + PIECE]
 
 
 def flatten(batches: Iterable[Batch]) -> Iterator[Event]:

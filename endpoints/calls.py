@@ -13,12 +13,13 @@ import msgspec
 from flask import Response
 
 from auth import current_key
-from completion import Completion, CompletionRequest, FinishReason
+from completion import PIECE, Completion, CompletionRequest, FinishReason
 from config import TIMEOUT_FIELDS
 from endpoints import request_fields, request_secrets
 from endpoints.flask_app import current
 from endpoints.responses import (
     DirectResponse,
+    encoded_in_pieces,
     json_response,
 )
 from endpoints.services import (
@@ -140,7 +141,10 @@ def respond(
     """
     if not call.stream.request.stream:
         completion, outcome = call.result()
-        return json_response(answer(call.stream, completion, outcome), headers=headers(call))
+        data = answer(call.stream, completion, outcome)
+        if sum([len(choice.text) for choice in completion.choices]) > PIECE:
+            data = encoded_in_pieces(data)
+        return json_response(data, headers=headers(call))
     call.wait()
     try:
         response = DirectResponse(

@@ -22,6 +22,7 @@ from errors import (
     NotFound,
     RequestTooLarge,
     SluiceError,
+    Unauthorized,
     UnsupportedMediaType,
     forget_frames,
 )
@@ -49,9 +50,10 @@ def error_response(error: SluiceError) -> Response:
     limit = (error.details or {}).get("limit_type")
     if limit in LIMITS:
         services().metrics.rejected(limit)
-    error.message = request_secrets.without_secrets(error.message)
-    error.param = request_secrets.without_secrets(error.param)
-    error.details = request_secrets.without_secrets(error.details)
+    if not isinstance(error, Unauthorized):  # its text is fixed
+        error.message = request_secrets.without_secrets(error.message)
+        error.param = request_secrets.without_secrets(error.param)
+        error.details = request_secrets.without_secrets(error.details)
     forget_frames(error)
     face = openai if request.path.startswith("/v1/") else native
     return json_response(face.error_body(error, request.id), error.status, error.headers)

@@ -26,12 +26,11 @@ def ready() -> Response:
     if services().gateway.draining:
         return json_response({"status": "draining"}, 503, {"Retry-After": "1"})
     if not services().ledger.available:
-        status = "the ledger's database is unavailable"
-        return json_response({"status": status}, 503, {"Retry-After": "1"})
+        return json_response({"status": "the ledger is away"}, 503, {"Retry-After": "1"})
     found = sorted(services().gateway.open_circuits().items())[:MOST_COOLING]
     cooling = {name[:MOST_OF_A_NAME]: round(seconds, 1) for name, seconds in found}
     shared = services().redis_client
     remarks: dict[str, object] = {"cooling": cooling} if cooling else {}
     if shared is not None and not shared.available:  # no 503, because calls continue without Redis
-        remarks |= {"redis": "unavailable"}
+        remarks |= {"redis": "away"}
     return json_response({"status": "ready"} | remarks)

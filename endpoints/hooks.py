@@ -66,7 +66,10 @@ def enter() -> None:
     request.began = time.monotonic()
     sent = request.environ.get("HTTP_X_REQUEST_ID", "")
     good = (
-        sent and request_fields.ID.fullmatch(sent) and request_secrets.without_secrets(sent) == sent
+        sent
+        and request_fields.ID.fullmatch(sent)
+        and not request_secrets.key_is_too_long()
+        and request_secrets.without_secrets(sent) == sent
     )
     request.id = sent if good else str(uuid.uuid4())
     if (client := request.client) is not None:
@@ -116,10 +119,17 @@ def log_request(request: Request, response: Response) -> None:
     extra = {
         "request_id": request.id,
         "method": request.method,
-        "path": request_secrets.without_secrets(request.path[:200]),
+        "path": safe_path(request),
         "status": response.status_code,
         "duration_ms": round((time.monotonic() - request.began) * 1000, 1),
     }
     if request.error_code is not None:
         extra["code"] = request.error_code
     access.log(level, "request", extra=extra)
+
+
+def safe_path(request: Request) -> str:
+    """Return the start of the request's path, without keys."""
+    path = request.path[:200]
+    fixed = request.url_rule is not None and not request.view_args
+    return path if fixed else str(request_secrets.without_secrets(path))

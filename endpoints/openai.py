@@ -93,6 +93,9 @@ def described(name: str) -> dict[str, Any]:
 
 def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRequest, bool]:
     """Return the parameters, the request, and the value of include_usage. Raises InvalidRequest."""
+    for name in data:
+        if name not in request_fields.NAMES:
+            request_fields.refuse_lookalike(name)
     fields = {name: value for name, value in data.items() if value is not None}
     if "prompt" not in fields:
         raise InvalidRequest(f"prompt is missing; expected {PROMPT_TAKES}.", param="prompt")
@@ -100,13 +103,17 @@ def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRe
     include_usage = False
     if (options := fields.pop("stream_options", None)) is not None:
         request_fields.check("stream_options", options, dict[str, Any])
+        for name in options:
+            request_fields.refuse_lookalike(name)
         include_usage = options.get("include_usage") or False
         request_fields.check("include_usage", include_usage, bool)
     extra = request_fields.merge_params(fields)
     others = {name: fields.pop(name) for name in list(fields) if name not in request_fields.NAMES}
     for name in others:
         if name in request_fields.BEYOND_PARAMS:
-            raise InvalidRequest(f"Unknown field: {name}.", param=name)
+            raise request_fields.unknown(name)
+    if others:
+        others = request_fields.pass_on(others, fields)
     found = request_fields.parameters(fields)
     tries = max(found.n or 1, found.best_of or 1)
     if len(prompts) * tries > MOST_CHOICES:

@@ -28,10 +28,12 @@ from errors import (
     InvalidRequest,
     UnsupportedMediaType,
 )
+from gateway import field_names
 from keys.redaction import Secret
 from routing.router import Route
 
 ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+LONGEST_PROVIDER_KEY = 8192
 JSON = "application/json"
 
 Text = Annotated[str, Meta(min_length=1)]
@@ -47,7 +49,10 @@ class Parameters(msgspec.Struct, kw_only=True):
     provider: Name | None = None
     fallbacks: Annotated[list[Name], Meta(max_length=8)] | None = None
     byok_api_key: (
-        Annotated[str, Meta(min_length=1, max_length=8192, pattern=r"\A[\x21-\x7e]+\Z")] | None
+        Annotated[
+            str, Meta(min_length=1, max_length=LONGEST_PROVIDER_KEY, pattern=r"\A[\x21-\x7e]+\Z")
+        ]
+        | None
     ) = None
     stream_id: StreamId | None = None
     stream: bool | None = None
@@ -93,6 +98,11 @@ TAKES = {
     "stream_options": "an object",
     "include_usage": "true or false",
 }
+LONGEST_NAME = 256
+MOST_PASSED_ON = 256
+"""The most fields that are passed on to a provider, and the most characters of their names."""
+DEEPEST = 4
+"""How many objects with counted fields may be inside each other."""
 NAMES = frozenset(Parameters.__struct_fields__)
 FIELDS = {field.name: field.type for field in msgspec.structs.fields(Parameters)}
 NEVER_SHOWN = frozenset(("byok_api_key",))
@@ -178,10 +188,30 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], hint: str = "") -
         if name not in known:
             if name in NAMES:
                 raise InvalidRequest(f"{name} belongs in additional_params here.", param=name)
-            near = difflib.get_close_matches(name, known, n=1)
-            more = f" Did you mean {near[0]}?" if near else hint
-            label = name if len(name) <= 100 else name[:100] + "..."
-            raise InvalidRequest(f"Unknown field: {label}.{more}", param=label)
+            if name not in field_names.COUNTED:
+                refuse_lookalike(name)
+            near = field_names.COUNTED.get(name)
+            if near is None and len(name) <= field_names.LONGEST_KNOWN:
+                near = next(iter(difflib.get_close_matches(name, known, n=1)), None)
+            raise unknown(name, near, hint)
+
+
+def refuse_lookalike(name: str) -> None:
+    """Raise InvalidRequest for a name that some host would read as a known field."""
+    if (right := field_names.meant(name)) is not None:
+        raise unknown(name, right)
+
+
+def unknown(name: str, near: str | None = None, hint: str = "") -> InvalidRequest:
+    """Return the error for an unknown field.
+
+    Args:
+        near: the field that was probably meant.
+        hint: ends the message if there is none.
+    """
+    label = name if len(name) <= 100 else name[:100] + "..."
+    more = f" Did you mean {near}?" if near else hint
+    return InvalidRequest(f"Unknown field: {label}.{more}", param=label)
 
 
 def merge_params(fields: dict[str, Any]) -> dict[str, Any]:
@@ -192,7 +222,7 @@ def merge_params(fields: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         InvalidRequest: additional_params is not an object, sets a field of BEYOND_PARAMS, or
-            contradicts the body.
+            contradicts the body. Otherwise as `pass_on`.
     """
     params = fields.pop("additional_params", None)
     if params is None:
@@ -209,7 +239,61 @@ def merge_params(fields: dict[str, Any]) -> dict[str, Any]:
                 f"{name} has different values in the body and in additional_params.",
                 param=name,
             )
-    return extra
+    return pass_on(extra, fields) if extra else extra
+
+
+def pass_on(unknown_fields: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields that go to the provider unchanged, of those that Sluice doesn't know.
+
+    A host's other name for a field that limits and budgets count becomes that field in `fields`,
+    also inside the objects in which hosts take it.
+
+    Raises:
+        InvalidRequest: there are too many fields, a name is too long or looks like a known one, or
+            a counted field is invalid or has two different values.
+    """
+    if len(unknown_fields) > MOST_PASSED_ON:
+        raise InvalidRequest(
+            f"{len(unknown_fields)} unknown fields exceed the limit of {MOST_PASSED_ON}."
+        )
+    for name in unknown_fields:
+        if len(name) > LONGEST_NAME:
+            raise unknown(name, hint=f" A field's name may have at most {LONGEST_NAME} characters.")
+    return settled(unknown_fields, fields, DEEPEST)
+
+
+def settled(bag: dict[str, Any], fields: dict[str, Any], depth: int) -> dict[str, Any]:
+    """Return an object without the counted fields, which become fields of the request."""
+    kept: dict[str, Any] = {}
+    for name, value in bag.items():
+        if (field := field_names.COUNTED.get(name)) is not None:
+            if value is not None:
+                count_as(field, name, value, fields)
+            continue
+        refuse_lookalike(name)
+        if name in field_names.WRAPPERS and isinstance(value, dict) and value:
+            if not depth:
+                raise InvalidRequest(f"{name} is nested too deeply.", param=name)
+            rest = settled(value, fields, depth - 1)
+            if rest:
+                kept[name] = rest
+        else:
+            kept[name] = value
+    return kept
+
+
+def count_as(field: str, name: str, value: Any, fields: dict[str, Any]) -> None:
+    """Set a field that was sent under another name. Raises InvalidRequest."""
+    try:
+        msgspec.convert(value, FIELDS[field])
+    except msgspec.ValidationError:
+        raise InvalidRequest(
+            f"{name}: got {shown(name, value)}; expected {TAKES[field]} (as {field}).", param=name
+        ) from None
+    if fields.setdefault(field, value) != value:
+        raise InvalidRequest(
+            f"{name} and {field} have different values. Send only {field}.", param=name
+        )
 
 
 def to_request(
@@ -262,7 +346,9 @@ def shown(name: str, value: Any) -> str:
         return kind_of(value)
     if isinstance(value, dict | list) and len(value) > 0:
         return kind_of(value)
-    text = msgspec.json.encode(value).decode()
+    # A text is cut before it is encoded, because it may have megabytes.
+    start = value[:61] if isinstance(value, str) else value
+    text = msgspec.json.encode(start).decode()
     return text if len(text) <= 60 else f"{text[:60]}... ({kind_of(value)})"
 
 

@@ -2,6 +2,8 @@
 
 - No key may appear in a response or in a log, even if the client also put it elsewhere in the
   request, such as in a path or a model's name.
+- The search costs little, however long the texts are that are sent as keys: only as many characters
+  of each are searched for as a key can have.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ from typing import Any
 
 from auth import presented_key, x_api_key
 from endpoints.flask_app import current
+from endpoints.request_fields import LONGEST_PROVIDER_KEY
 from errors import InvalidRequest
 from keys.redaction import LEAST_PIECE, Secret, hide
+from keys.store import MAX_SECRET
 
 SHORTEST_SECRET = 8
 CHOSEN_PIECE = 16
@@ -20,15 +24,24 @@ match may be chance."""
 
 
 def secrets() -> list[str]:
-    """Return the keys in the current request, valid or not."""
+    """Return the keys in the current request, valid or not, cut to the length of a key."""
     request = current()
     found = (
-        presented_key(),
-        x_api_key(),
-        request.environ.get("HTTP_X_PROVIDER_API_KEY"),
-        request.byok_api_key,
+        (presented_key(), MAX_SECRET),
+        (x_api_key(), MAX_SECRET),
+        (request.environ.get("HTTP_X_PROVIDER_API_KEY"), LONGEST_PROVIDER_KEY),
+        (request.byok_api_key, LONGEST_PROVIDER_KEY),
     )
-    return [text for text in found if isinstance(text, str) and len(text) >= SHORTEST_SECRET]
+    return [
+        text[:most]
+        for text, most in found
+        if isinstance(text, str) and len(text) >= SHORTEST_SECRET
+    ]
+
+
+def key_is_too_long() -> bool:
+    """Return True if the presented key is longer than any valid key."""
+    return len(presented_key() or "") > MAX_SECRET
 
 
 def without_secrets(value: Any, least: int = LEAST_PIECE) -> Any:

@@ -11,7 +11,7 @@ import logging
 
 import msgspec
 
-from completion import Usage
+from completion import CompletionRequest, Usage
 from errors import ModelForbidden
 from gateway.call import Outcome
 from gateway.capabilities import Candidate
@@ -73,7 +73,7 @@ class Billing:
         entry = self._entry(stream, demand)
         if stream.target.byok:
             return Reservation(entry, None, self._ledger.open(entry, None))
-        hold = self._quota.admit(key, demand)
+        hold = self._quota.admit(key, demand, upstream_calls(stream.request, candidates))
         try:
             claim = self._claim(key, demand, candidates, continued=stream.text is not None)
             return Reservation(entry, hold, self._ledger.open(entry, claim))
@@ -126,6 +126,11 @@ class Billing:
             input_tokens=demand.input,
             cost_nano=self.cost(target, Usage(demand.input)),
         )
+
+
+def upstream_calls(request: CompletionRequest, candidates: list[Candidate]) -> int:
+    """Return the most calls that one attempt makes: one per prompt where a list is split."""
+    return len(request.prompts) if any(candidate.split for candidate in candidates) else 1
 
 
 def settlement(entry: Entry, stream: Stream, outcome: Outcome) -> Settlement:

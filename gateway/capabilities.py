@@ -14,10 +14,22 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from completion import Batch, CompletionRequest, Delta, Started, asked_for
-from errors import UnsupportedParameter
+from completion import (
+    PIECE,
+    Batch,
+    CompletionRequest,
+    Delta,
+    Started,
+    asked_for,
+    cut,
+    utf8_size,
+)
+from concurrency.yielding import Yielder
+from errors import InvalidRequest, UnsupportedParameter
+from gateway import field_names
 from providers import registry
 from providers.base import Target, matches
+from streams.tally import EVENT_WEIGHT
 
 HINTS = frozenset(
     (
@@ -27,6 +39,12 @@ HINTS = frozenset(
 )
 """Parameters whose absence still leaves a valid answer (see docs/decisions/0005-hints.md)."""
 
+
+MOST_ECHOED_MIB = 4
+"""The most that an answer may repeat of its prompts, in all choices together."""
+BYTES_PER_TOKEN = 4  # about
+MOST_SPLIT_MIB = 16
+"""The most that a split call may send beside its prompts: the other fields go with each prompt."""
 
 EMULATED = frozenset(("echo", "prompt_list"))
 """Parameters that Sluice emulates exactly for targets without them."""
@@ -55,7 +73,10 @@ def candidates(
 
     Raises:
         UnsupportedParameter: no target supports the request. The error names the first target.
+        InvalidRequest: the answer would be too long, or a field has a name that no target may get.
     """
+    if request.echo:
+        check_echo(request)
     fitting = []
     refusal: UnsupportedParameter | None = None
     for target in targets:
@@ -69,10 +90,17 @@ def candidates(
 
 
 def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidate:
-    """Adapt the request to one target. Raises UnsupportedParameter if that isn't possible."""
+    """Adapt the request to one target.
+
+    Raises:
+        UnsupportedParameter: the target can't serve the request.
+        InvalidRequest: a field has a name that no target may get.
+    """
     fim = target.provider.fim
     if request.suffix and fim and matches(target.model, fim.models):
         target = msgspec.structs.replace(target, fim=fim)
+    if request.extra or request.openai_extra:
+        refuse_host_names(request, target)
     asked = wanted(request)
     lacking = asked & registry.dialect(target.dialect).unsupported(target)
     lacking |= frozenset([name for name in target.exclusive if name in asked][1:])
@@ -83,6 +111,8 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
     for name in sorted(lacking - HINTS - kept):
         unsupported(name, PARAMETER_WORDS.get(name, name), target)
     check_limits(request, target, hints)
+    if split:
+        check_split(request, target)
     dropped = names_of(request, hints)
     if strict and dropped:
         unsupported(dropped[0], dropped[0], target)
@@ -94,6 +124,19 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
     return Candidate(target, request, dropped, echo, split)
 
 
+def refuse_host_names(request: CompletionRequest, target: Target) -> None:
+    """Raise InvalidRequest if a passed-on field has the host's own name for a counted field.
+
+    The row says that name, and sluice.toml can name a row's fields freely.
+    """
+    for ours, theirs in target.names.items():
+        known = field_names.fold(theirs)
+        for name in (*request.extra, *request.openai_extra):
+            counted = ours in field_names.OTHER_NAMES
+            if field_names.fold(name) == known and (counted or name != theirs):
+                raise InvalidRequest(f"Unknown field: {name}. Did you mean {ours}?", param=name)
+
+
 def check_limits(request: CompletionRequest, target: Target, hints: frozenset[str]) -> None:
     """Raise UnsupportedParameter if a value exceeds the host's limit and isn't a dropped hint."""
     for name, most in target.limits.items():
@@ -103,6 +146,33 @@ def check_limits(request: CompletionRequest, target: Target, hints: frozenset[st
         amount = len(value) if isinstance(value, tuple) else value
         if amount is not None and amount > most:
             unsupported(name, f"{name} above {most:g}", target)
+
+
+def check_echo(request: CompletionRequest) -> None:
+    """Raise InvalidRequest if the answer would repeat too much of the prompts."""
+    size = (request.n or 1) * sum(
+        utf8_size(prompt) if isinstance(prompt, str) else BYTES_PER_TOKEN * len(prompt)
+        for prompt in request.prompts
+    )
+    if size > MOST_ECHOED_MIB << 20:
+        raise InvalidRequest(
+            f"echo would repeat {size} bytes of prompts in {request.choices} choices; the limit is "
+            f"{MOST_ECHOED_MIB} MiB.",
+            param="echo",
+        )
+
+
+def check_split(request: CompletionRequest, target: Target) -> None:
+    """Raise UnsupportedParameter if the calls for a list of prompts would send too much."""
+    count = len(request.prompts)
+    beside = len(msgspec.json.encode(msgspec.structs.replace(request, prompts=())))
+    if count * beside > MOST_SPLIT_MIB << 20:
+        raise UnsupportedParameter(
+            f"{target.name} takes one prompt per call. {count} calls with {beside} bytes of other "
+            f"fields each exceed the limit of {MOST_SPLIT_MIB} MiB.",
+            param="prompt",
+            details={"parameter": "prompt", "target": target.name},
+        )
 
 
 def unsupported(name: str, words: str, target: Target) -> NoReturn:
@@ -158,17 +228,32 @@ def shortcomings(target: Target) -> tuple[list[str], list[str], list[str]]:
 
 
 def echoed(batches: Iterator[Batch], request: CompletionRequest) -> Iterator[Batch]:
-    """Emulate echo: insert each prompt before the text of its choices."""
-    n = request.n or 1
-    prompts: Batch = [
-        Delta(prompt_index * n + choice, prompt)
-        for prompt_index, prompt in enumerate(request.prompts)
-        if isinstance(prompt, str)
-        for choice in range(n)
-    ]
+    """Emulate echo: insert each prompt before the text of its choices.
+
+    A long echo is yielded in several batches, and other greenlets may run between them.
+    """
+    waiting, yielder = True, Yielder()
     for batch in batches:
-        if prompts:
-            head = [event for event in batch if isinstance(event, Started)]
-            batch = head + prompts + [event for event in batch if not isinstance(event, Started)]
-            prompts = []
-        yield batch
+        if waiting:
+            waiting = False
+            rest = [event for event in batch if not isinstance(event, Started)]
+            batch, size = [event for event in batch if isinstance(event, Started)], 0
+            for delta in echo_of(request):
+                batch.append(delta)
+                size += len(delta.text) + EVENT_WEIGHT
+                if size >= PIECE:
+                    yield batch
+                    batch, size = [], 0
+                    yielder.yield_if_due()
+            batch += rest
+        if batch:
+            yield batch
+
+
+def echo_of(request: CompletionRequest) -> Iterator[Delta]:
+    n = request.n or 1
+    for prompt_index, prompt in enumerate(request.prompts):
+        if isinstance(prompt, str):
+            for choice in range(n):
+                for piece in cut(prompt):
+                    yield Delta(prompt_index * n + choice, piece)

@@ -44,23 +44,34 @@ class Secret:
             text: the text to redact.
             least: the least number of characters of a piece.
         """
-        size = min(least, len(self._text))
-        if len(text) < size:
-            return text
-        pieces = {self._text[at : at + size] for at in range(len(self._text) - size + 1)}
-        if not any(piece in text for piece in pieces):
+        secret = self._text
+        size = min(least, len(secret))
+        if not size or len(text) < size or not self._may_be_in(text, size):
             return text
         kept, at = [], 0
         while at < len(text):
-            if text[at : at + size] not in pieces:
+            if text[at : at + size] not in secret or len(text) - at < size:
                 kept.append(text[at])
                 at += 1
                 continue
-            while text[at : at + size] in pieces:
+            while len(text) - at >= size and text[at : at + size] in secret:
                 at += 1
             kept.append(MARK)
             at += size - 1
         return "".join(kept)
+
+    def _may_be_in(self, text: str, size: int) -> bool:
+        """Return False if the text has no piece of `size` characters of the secret.
+
+        A piece covers at least one of the text's blocks of half that length, so it is enough to
+        look for the blocks. The work depends on the text, which is short, and hardly on the secret,
+        which can have thousands of characters.
+        """
+        block = (size + 1) // 2
+        for at in range(0, len(text) - block + 1, block):
+            if text[at : at + block] in self._text:
+                return True
+        return False
 
 
 PREFIXES = ("sk", "pk", "rk", "xai", "gsk", "hf", "nvapi", "fw", "csk", "pplx")

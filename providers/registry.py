@@ -22,6 +22,7 @@ from completion import CompletionRequest
 from config import DAY, TIMEOUT_FIELDS, ConfigError, did_you_mean
 from providers.base import Dialect, Provider, Signer
 from providers.hosts import BUILT_IN
+from providers.request_parts import has_dot_segment
 
 DIALECTS: Final = {
     "openai": "providers.openai.dialect",
@@ -137,7 +138,13 @@ def check(row: Provider) -> Provider:
 
 
 def check_names(row: Provider, where: str) -> None:
-    """Raise ConfigError for a misspelt parameter, which would otherwise have no effect."""
+    """Raise ConfigError for a misspelt parameter, which would otherwise have no effect.
+
+    Raise it for a model's name that would change the path of the host's URL, too.
+    """
+    for model in row.models:
+        if has_dot_segment(model):
+            raise ConfigError(f"{where}: no part of a model's name can be . or .., as in {model!r}")
     lacks = [*row.cannot, *(row.fim.cannot if row.fim else ())]
     limited, renamed = [*row.limits], [*row.chat_names, *(row.fim.names if row.fim else ())]
     for family in row.families:

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import unquote
 
 from completion import CompletionRequest, named
 from providers.base import Target
@@ -43,6 +45,19 @@ def url(target: Target, path: str) -> str:
     provider = target.provider
     address = provider.base_url.rstrip("/") + path
     return f"{address}?{provider.query}" if provider.query else address
+
+
+def has_dot_segment(model: str) -> bool:
+    """Return True if a part of a model's name is "." or "..", however it is encoded.
+
+    Several dialects put the name into the path of the URL. Quoting doesn't change dots, so such a
+    part would lead to another path of the host. Servers decode, so the quoted forms count too, and
+    so do the separators that servers accept besides the slash.
+    """
+    while (decoded := unquote(model)) != model:
+        model = decoded
+    parts = re.split(r"[/\\;?#]", model)
+    return any(re.sub(r"[\s\x00-\x20\x7f]", "", part) in (".", "..") for part in parts)
 
 
 def message_body(

@@ -28,12 +28,14 @@ LimitKind: TypeAlias = Literal["requests", "tokens"]
 
 
 class Ask(NamedTuple):
-    """The tokens that a call wants to reserve."""
+    """The amounts that a call wants to reserve."""
 
     input: int
     output: int | None
     """None: the tokens that are left, at most `reserve`."""
     reserve: int
+    requests: int = 1
+    """The number of requests that the call counts as. None of them counts if they don't all fit."""
 
     def tokens(self, left: int) -> int:
         """Return the tokens to reserve, if the limit has `left` tokens left."""
@@ -128,12 +130,20 @@ class KeyUsage:
         rest = HOUR - now % HOUR
         return Tokens(self.before, rest, self.current, rest)
 
-    def counts(self, limits: Limits, now: float) -> Counts:
+    def counts(self, limits: Limits, now: float, refused: int = 0) -> Counts:
+        """Return what counts now.
+
+        Args:
+            refused: how many requests had no room together. `reset` is then the seconds until they
+                have.
+        """
         requests = tokens = None
         if limits.requests_per_minute is not None:
             made = self.requests
-            reset = made[0] + MINUTE - now if made else MINUTE
-            requests = RequestCounts(max(0, limits.requests_per_minute - len(made)), reset)
+            left = max(0, limits.requests_per_minute - len(made))
+            last = min(max(refused - left, 1), len(made)) - 1  # the last that must no longer count
+            reset = made[last] + MINUTE - now if made else MINUTE
+            requests = RequestCounts(left, reset)
         if limits.tokens_per_hour is not None:
             tokens = self.tokens(now)
         return Counts(requests, tokens)
@@ -163,13 +173,14 @@ class LocalCounters:
                 wanted = ask.tokens(left)
                 if wanted > left:
                     refused = "tokens"
-            if refused is None and per_minute is not None and len(used.requests) >= per_minute:
+            full = per_minute is not None and len(used.requests) + ask.requests > per_minute
+            if refused is None and full:
                 refused = "requests"
             if refused is None:
                 used.current += wanted
                 if per_minute is not None:
-                    used.requests.append(now)
-            counts = used.counts(limits, now)
+                    used.requests.extend([now] * ask.requests)
+            counts = used.counts(limits, now, ask.requests if refused == "requests" else 0)
         if refused is not None or per_hour is None:
             return Admission(None, refused, wanted, counts)
         return Admission(Hold(window, wanted, counts, used.hour), None, wanted, counts)

@@ -70,25 +70,34 @@ class Quota:
         self._local = LocalCounters()
         self._cluster = counters_in(client)
 
-    def admit(self, key: Key, demand: Demand) -> Hold | None:
-        """Count a request and reserve its tokens.
+    def admit(self, key: Key, demand: Demand, requests: int = 1) -> Hold | None:
+        """Count a call and reserve its tokens.
+
+        Args:
+            requests: the number of requests that the call counts as.
 
         Raises:
-            RateLimited: a limit of the key is reached.
+            RateLimited: the key has no room for the call, which then counts as nothing.
             Unavailable: Redis is required and unavailable.
         """
         limits = key.limits
         if limits == NO_LIMITS:
             return None
-        ask = Ask(demand.input, demand.output, self._reserve)
+        most = limits.requests_per_minute
+        if most is not None and requests > most > 0:
+            message = (
+                f"This call counts as {requests} requests; this key's limit is {most} a minute."
+            )
+            raise never("requests", message, most)
+        ask = Ask(demand.input, demand.output, self._reserve, requests)
         admission = self._counted(lambda counters: counters.admit(key.id, limits, ask))
         if admission is None:
             raise Unavailable(
                 "Rate limits can't be counted now, so no call is accepted. Try again."
             )
-        requests, tokens = admission.counts
-        if admission.refused == "requests" and requests and limits.requests_per_minute is not None:
-            raise too_many(limits.requests_per_minute, requests.reset)
+        made, tokens = admission.counts
+        if admission.refused == "requests" and made and most is not None:
+            raise too_many(most, made.reset)
         if admission.refused == "tokens" and tokens and limits.tokens_per_hour is not None:
             raise spent(tokens, limits.tokens_per_hour, admission.wanted)
         return admission.hold

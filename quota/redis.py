@@ -63,7 +63,7 @@ class RedisCounters:
         window, number = window_of(key_id, limits), uuid.uuid4().hex
         keys = [*self._store.counters(key_id, limits), self._store.reservation(number)]
         output = -1 if ask.output is None else min(ask.output, MAX_TOKENS)
-        wants = (min(ask.input, MAX_TOKENS), output, ask.reserve)
+        wants = (min(ask.input, MAX_TOKENS), output, ask.reserve, ask.requests)
         sent = self._redis.available
         try:
             reply = self._redis.script(partial(self._store.take, keys, [*numbers(limits), *wants]))

@@ -109,9 +109,10 @@ ADMIT: Final = f"""
 {HEAD}{COUNTS}
 -- KEYS: then the reservation.
 -- ARGV: then the call's input tokens, its output tokens (-1: what the limit has left, at most the
--- reserve), and the reserve.
+-- reserve), the reserve, and the number of requests that the call counts as.
 local reservation_key = KEYS[4]
 local input, output, reserve = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local asked = tonumber(ARGV[6])
 
 local reserved = redis.call('GET', reservation_key)
 if reserved then -- the client has sent this script before, or has revoked it
@@ -130,15 +131,22 @@ if tokens_limit >= 0 then
         return reply(TOKENS_REFUSED, wanted)
     end
 end
-if requests_limit >= 0 and requests.count >= requests_limit then
+if requests_limit >= 0 and requests.count + asked > requests_limit then
+    -- There is room as soon as this one is a minute old.
+    local blocking = redis.call('LINDEX', requests_key, requests_limit - asked)
+    if requests_limit >= asked and blocking then
+        requests.oldest = tonumber(blocking)
+    end
     return reply(REQUESTS_REFUSED, wanted)
 end
 
 if requests_limit >= 0 then
-    redis.call('LPUSH', requests_key, now)
-    redis.call('LTRIM', requests_key, 0, requests.count)
+    for _ = 1, asked do
+        redis.call('LPUSH', requests_key, now)
+    end
+    requests.count = requests.count + asked
+    redis.call('LTRIM', requests_key, 0, requests.count - 1)
     redis.call('EXPIRE', requests_key, MINUTE_S)
-    requests.count = requests.count + 1
 end
 if tokens_limit >= 0 then
     if windows.current_left > 0 then

@@ -16,6 +16,7 @@ import msgspec
 
 from config import ConfigError, Settings
 from errors import (
+    InvalidRequest,
     ModelNotFound,
     ProviderNotFound,
     SluiceError,
@@ -23,6 +24,7 @@ from errors import (
 from keys.redaction import Secret
 from providers import registry
 from providers.base import Provider, Target
+from providers.request_parts import has_dot_segment
 
 MOST_KNOWN = 10_000
 """The maximum number of models whose targets are cached. Callers choose the names of the models, so
@@ -50,6 +52,9 @@ class Router:
                 self._check_name(name, model)
 
     def _check_name(self, where: str, model: str) -> None:
+        for each in (where, model):
+            if has_dot_segment(each):
+                raise ConfigError(f"{where}: no part of a name can be . or .., as in {each!r}")
         name, _, rest = model.partition("/")
         if (name not in self.providers or not rest) and (
             where in self.aliases or model not in self.aliases
@@ -73,9 +78,13 @@ class Router:
         """Return the targets to try, in order. There is at least one.
 
         Raises:
+            InvalidRequest: a part of a name is "." or "..".
             ProviderNotFound: a provider is unknown, or none of the providers is enabled.
             ModelNotFound: a model is missing, or its name lacks the provider.
         """
+        check_parts("model", route.model or "")
+        for fallback in route.fallbacks:
+            check_parts("fallbacks", fallback)
         names = self._expand(route.model, route.provider)
         for fallback in route.fallbacks:
             names += self._expand(fallback, None)
@@ -160,6 +169,14 @@ def alias(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(models, list) or not models or not all(isinstance(m, str) for m in models):
         raise ConfigError(f"sluice.toml, [aliases]: {name} must be a model or a list of models")
     return tuple(models)
+
+
+def check_parts(field: str, name: str) -> None:
+    """Raise InvalidRequest if a part of a model's name would change the path of the host's URL."""
+    if ("." in name or "%" in name) and has_dot_segment(name):
+        raise InvalidRequest(
+            f"{field}: got {shown(name)}; no part of a name can be '.' or '..'.", param=field
+        )
 
 
 def shown(name: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 import trustme
 
@@ -37,6 +38,9 @@ def pytest_configure() -> None:
     The tests sync hundreds of databases to disk, and a slow disk would slow down all of them.
     """
     machine_pace()
+    # On a busy machine an example takes longer than hypothesis' deadline of 200 ms.
+    hypothesis.settings.register_profile("sluice", deadline=None)
+    hypothesis.settings.load_profile("sluice")
     free = shutil.disk_usage(MEMORY).free if os.access(MEMORY, os.W_OK | os.X_OK) else 0
     if "TMPDIR" not in os.environ and free > ROOM:
         os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)

@@ -24,6 +24,11 @@ COUNT: Schema = {"type": "integer", "minimum": 0}
 NUMBER: Schema = {"type": "number"}
 YES: Schema = {"type": "boolean"}
 MOMENT: Schema = {"type": "string", "format": "date-time"}
+OTHER_NAMES = (
+    "Hosts' other names for max_tokens, n and best_of (max_completion_tokens, num_predict, "
+    "candidateCount, ...) count as those fields. A name that differs from a known one only in "
+    "letter case is a 400."
+)
 FREE: Schema = {"type": "object", "additionalProperties": True}
 
 
@@ -87,7 +92,7 @@ def additional(fields: dict[str, Schema]) -> Schema:
         }
     ) | {
         "description": "Provider-specific fields, sent unchanged. A field that Sluice knows counts "
-        "as if it were in the body; different values in both places are a 400."
+        "as if it were in the body; different values in both places are a 400. " + OTHER_NAMES
     }
 
 
@@ -124,7 +129,7 @@ def openai_body() -> Schema:
     return found | {
         "additionalProperties": True,
         "propertyNames": {"not": {"enum": refused}},
-        "description": "Other fields are sent to OpenAI-compatible hosts unchanged.",
+        "description": "Other fields are sent to OpenAI-compatible hosts unchanged. " + OTHER_NAMES,
     }
 
 

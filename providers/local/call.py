@@ -24,6 +24,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from completion import (
+    PIECE,
     Batch,
     CompletionRequest,
     Delta,
@@ -32,6 +33,7 @@ from completion import (
     Started,
     Usage,
     Used,
+    cut,
 )
 from errors import ModelNotFound, UnsupportedParameter
 from providers.base import Target
@@ -200,7 +202,7 @@ class LocalCall:
         limit = MOST_TOKENS if request.max_tokens is None else min(request.max_tokens, MOST_TOKENS)
         before, offset = self._output_tokens, 0
         if request.echo and prompt:
-            yield Delta(index, prompt)
+            yield from (Delta(index, piece) for piece in cut(prompt))
             offset = len(prompt)
         pieces = islice(self._pieces(model, context, index, offset), limit)
         stopped = yield from deltas(index, pieces, tuple(filter(None, request.stop)))
@@ -230,11 +232,16 @@ class LocalCall:
 
 
 def _advance(work: Generation, batch: Batch) -> bool:
-    """Collect events for one time slice. Return True if the work is done."""
+    """Collect events for one time slice, up to a long piece of an echo.
+
+    Return True if the work is done.
+    """
     until = time.monotonic() + SLICE_S
     for event in work:
         if event is not None:
             batch.append(event)
+            if type(event) is Delta and len(event.text) >= PIECE:
+                return False
         if time.monotonic() >= until:
             return False
     return True

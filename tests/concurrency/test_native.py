@@ -123,7 +123,19 @@ def test_greenlets_run_while_a_native_thread_works() -> None:
 
 PLAIN = frozenset(
     {
-        *("add", "append", "clear", "discard", "get", "items", "pop", "popleft", "remove", "set"),
+        *(
+            "add",
+            "append",
+            "clear",
+            "discard",
+            "extend",
+            "get",
+            "items",
+            "pop",
+            "popleft",
+            "remove",
+            "set",
+        ),
         *("setdefault", "values", "monotonic", "time", "settimeout", "suppress"),
         *("bool", "dict", "deque", "iter", "len", "list", "max", "min", "next"),
         *("Group", "StreamExists", "Unavailable", "too_many", "too_many_of_key"),

@@ -227,3 +227,20 @@ def test_stream_of_an_ended_call_is_freed_without_garbage_collection(
         assert eventually(lambda: held() <= before)
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("path", FACES)
+@pytest.mark.parametrize("model", [".", "..", "sim/..", "a/../b", "sim/%2e%2E", "sim/a\\..\\b"])
+def test_a_model_named_with_dots_answers_400_and_opens_no_stream(
+    site: Site, path: str, model: str
+) -> None:
+    for fields in (
+        {"model": model},
+        {"model": "sim/m", "fallbacks": [model]},
+        {"model": model, "provider": "sim"},
+    ):
+        answer = site.post({"prompt": "Hi", **fields}, path)
+        assert answer.status_code == 400
+        assert answer.json is not None
+        assert (answer.json.get("code") or answer.json["error"]["code"]) == "invalid_request"
+    assert len(site.gateway.streams) == 0

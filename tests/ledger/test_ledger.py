@@ -759,8 +759,9 @@ GREENLETS = """
 from gevent import monkey
 monkey.patch_all()
 import json, sys, threading, time
-import gevent, ledger
+import gevent
 from errors import InsufficientCredits
+from ledger import ledger
 from ledger.ledger import Ledger
 from tests.support.ledgers import Outage, a_claim, a_settlement, an_entry
 

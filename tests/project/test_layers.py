@@ -18,6 +18,7 @@ from tests.support.paths import ROOT
 
 MOST_MODULE_LINES = 300
 MOST_FUNCTION_LINES = 40
+"""Docstrings don't count: stating what a function raises must not make it too long."""
 
 LAYERS = (
     *("completion", "errors", "config", "concurrency", "keys", "server", "cluster", "providers"),
@@ -33,11 +34,7 @@ NETWORK = tuple(f"providers.transport.{name}" for name in ("adapter", "http_call
 DIALECTS = frozenset(path.parent.name for path in (ROOT / "providers").glob("*/dialect.py"))
 """The packages in providers/ that are dialects."""
 
-LONG_MODULES = {
-    "config": "all settings in one place",
-    "endpoints.native": "one whole face",
-    "telemetry.metrics": "all metrics in one place",
-}
+LONG_MODULES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {
     "app.wire": "creates and connects each part once",
     "streams.stream.Stream.__init__": "all attributes, in groups",
@@ -128,6 +125,17 @@ def names_in(tree: ast.AST) -> set[str]:
     return {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
 
 
+def lines_of(node: ast.AST, count: int) -> int:
+    """Return `count` without the lines of the docstrings in a tree, those of attributes too."""
+    return count - sum(
+        (inner.end_lineno or 0) - inner.lineno + 1
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.Expr)
+        and isinstance(inner.value, ast.Constant)
+        and isinstance(inner.value.value, str)
+    )
+
+
 def functions(module: str) -> dict[str, int]:
     """Return the number of lines of each function, by its full name."""
     found: dict[str, int] = {}
@@ -138,7 +146,7 @@ def functions(module: str) -> dict[str, int]:
             if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 inner = f"{place}.{child.name}"
             if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-                found[inner] = (child.end_lineno or 0) - child.lineno + 1
+                found[inner] = lines_of(child, (child.end_lineno or 0) - child.lineno + 1)
             visit(child, inner)
 
     visit(tree_of(module), module)
@@ -361,7 +369,10 @@ def test_gunicorn_conf_imports_only_the_standard_library_and_config() -> None:
 
 
 def test_no_unlisted_module_exceeds_the_line_limit() -> None:
-    lines = {m: len(path_of(m).read_text(encoding="utf-8").splitlines()) for m in MODULES}
+    lines = {
+        module: lines_of(tree_of(module), len(path_of(module).read_text("utf-8").splitlines()))
+        for module in MODULES
+    }
     long = {module: count for module, count in lines.items() if count > MOST_MODULE_LINES}
     assert {m: n for m, n in long.items() if m not in LONG_MODULES} == {}
     assert set(LONG_MODULES) - set(long) == set(), "no longer too long: remove it from the list"

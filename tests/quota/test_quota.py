@@ -94,6 +94,43 @@ def test_requests_of_a_tier_are_counted_over_the_last_minute(
     refused(quota, key, demand(1))
 
 
+def test_a_call_may_count_as_several_requests_and_is_refused_as_a_whole(
+    quota: Quota, clock: Clock
+) -> None:
+    key = by_tokens(100, requests_per_minute=10)
+    quota.admit(key, demand(1), requests=4)
+    assert remaining(quota, key, "requests") == 6
+    clock.now += 10
+    quota.admit(key, demand(1), requests=4)
+    clock.now += 10
+    for requests, wait in ((3, 40), (6, 40), (7, 50), (10, 50)):
+        with pytest.raises(RateLimited) as caught:
+            quota.admit(key, demand(10), requests)
+        assert caught.value.details is not None
+        assert caught.value.details["limit_type"] == "requests"
+        assert caught.value.details["retry_after"] == pytest.approx(wait, abs=0.1)
+        assert remaining(quota, key, "requests") == 2
+        assert remaining(quota, key) == 98
+    hold = quota.admit(key, demand(1), requests=2)
+    assert quota.headers(key, hold, 1)["x-ratelimit-remaining-requests"] == "0"
+    clock.now += 40.1
+    quota.admit(key, demand(1), requests=4)
+    refused(quota, key, demand(1))
+
+
+def test_a_call_that_counts_as_more_requests_than_the_limit_is_never_admitted(quota: Quota) -> None:
+    key = by_tokens(100, requests_per_minute=10)
+    with pytest.raises(RateLimited) as caught:
+        quota.admit(key, demand(1), requests=11)
+    assert caught.value.message == (
+        "This call counts as 11 requests; this key's limit is 10 a minute."
+    )
+    assert "Retry-After" not in caught.value.headers
+    assert caught.value.headers["x-should-retry"] == "false"
+    assert (remaining(quota, key, "requests"), remaining(quota, key)) == (10, 100)
+    quota.admit(key, demand(1), requests=10)
+
+
 def test_an_unlimited_key_is_never_refused_and_has_no_headers(quota: Quota) -> None:
     key = a_key()
     for _ in range(2000):

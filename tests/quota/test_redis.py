@@ -108,6 +108,28 @@ class Twice(RedisClient):
 # ScriptBatcher
 
 
+def test_a_call_may_count_as_several_requests_and_is_refused_as_a_whole(
+    quota: Quota, shared: RedisClient, client: Any
+) -> None:
+    key, other = by_tokens(1000, requests_per_minute=10), Quota(RESERVE, shared)
+    quota.admit(key, demand(1), requests=4)
+    assert remaining(other, key, "requests") == 6
+    advance(client, 10)
+    other.admit(key, demand(1), requests=4)
+    advance(client, 10)
+    for requests, wait in ((3, 40), (6, 40), (7, 50), (10, 50)):
+        with pytest.raises(RateLimited) as caught:
+            quota.admit(key, demand(10), requests)
+        assert caught.value.details is not None
+        assert caught.value.details["retry_after"] == pytest.approx(wait, abs=2)
+        assert remaining(quota, key, "requests") == 2
+        assert remaining(quota, key) == 998
+    with pytest.raises(RateLimited):
+        quota.admit(key, demand(1), requests=11)
+    hold = other.admit(key, demand(1), requests=2)
+    assert other.headers(key, hold, 1)["x-ratelimit-remaining-requests"] == "0"
+
+
 def test_requests_and_tokens_of_one_process_count_in_other_processes(
     quota: Quota, shared: RedisClient
 ) -> None:

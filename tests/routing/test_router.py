@@ -14,6 +14,7 @@ from completion import (
 )
 from config import ConfigError, Settings
 from errors import (
+    InvalidRequest,
     ModelNotFound,
     ProviderNotFound,
     SluiceError,
@@ -122,14 +123,80 @@ def test_an_unknown_name_is_reported_as_a_missing_model_or_provider(
 
 
 @given(st.text(max_size=30), st.none() | st.sampled_from(["sim", "local", "locked", "nobody"]))
-def test_any_model_name_leads_to_a_known_provider_or_is_not_found(
+def test_any_model_name_leads_to_a_known_provider_or_is_refused(
     model: str, provider: str | None
 ) -> None:
     try:
         found = ROUTER.targets(Route(model=model, provider=provider))
-    except (ModelNotFound, ProviderNotFound):
+    except (InvalidRequest, ModelNotFound, ProviderNotFound):
         return
     assert all(target.provider.name in ROUTER.providers for target in found)
+
+
+DOTS = [".", "..", "a/../b", "a/./b", "../b", "./b", "a/..", "a/.", "a/b/.."]
+DOTS += ["%2e", "%2e%2E", ".%2e", "a%2f..%2fb", "%252e%252e", "%25252e."]
+DOTS += [
+    "a\\..\\b",
+    "..\\b",
+    "a/..\\b",
+    "a%5c..%5Cb",
+    "..;x/b",
+    "..?x",
+    "..#x",
+    "a/.. /b",
+    "a/.\t./b",
+]
+DOTS += ["a/..\0/b", "a/.%09./b", "a/%2e%2e%20/b"]
+PLAIN = [
+    "gpt-4.1",
+    "a..b",
+    "...",
+    "a/...",
+    ".hidden",
+    "a/b.",
+    "v1..2",
+    "/models/a.gguf",
+    "100%",
+    "%zz",
+]
+
+
+@pytest.mark.parametrize("dots", DOTS)
+def test_a_name_with_a_part_of_dots_is_refused_wherever_it_is_given(dots: str) -> None:
+    for route in (
+        Route(model=dots),
+        Route(model=f"sim/{dots}"),
+        Route(model=f"unknown/{dots}"),
+        Route(model=dots, provider="sim"),
+        Route(model=f"sim/{dots}", provider="sim"),
+        Route(model="sim/m", fallbacks=(f"sim/{dots}",)),
+        Route(model="sim/m", fallbacks=("sim/m", dots)),
+        Route(model=dots, provider="locked", byok_api_key=Secret("k")),
+    ):
+        with pytest.raises(
+            InvalidRequest, match=r"no part of a name can be '\.' or '\.\.'"
+        ) as caught:
+            ROUTER.targets(route)
+        assert caught.value.param == ("fallbacks" if route.fallbacks else "model")
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_name_with_other_dots_leads_to_its_target(name: str) -> None:
+    assert [target.model for target in ROUTER.targets(Route(model=f"sim/{name}"))] == [name]
+
+
+@pytest.mark.parametrize("dots", DOTS)
+def test_a_name_of_dots_in_the_configuration_stops_the_start(dots: str) -> None:
+    for more in (
+        {"aliases": {"fast": f"sim/{dots}"}},
+        {"aliases": {"fast": ["sim/m", f"sim/{dots}"]}},
+        {"aliases": {dots: "sim/m"}},
+        {"default": f"sim/{dots}"},
+    ):
+        with pytest.raises(ConfigError):
+            router(**more)
+    with pytest.raises(ConfigError):
+        registry.rows({"sim": {**ROWS["sim"], "models": ["m", dots]}}, {})
 
 
 def test_a_key_of_the_operator_goes_only_to_its_provider() -> None:

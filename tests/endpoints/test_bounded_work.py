@@ -1,0 +1,244 @@
+"""Tests that no call makes the server do much more than its size suggests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from werkzeug.test import TestResponse
+
+from completion import CompletionRequest, Delta, Finished, Started, Usage, Used
+from endpoints.responses import encoded_in_pieces
+from gateway.attempts import Reader
+from providers.base import Target, UpstreamCall
+from providers.local.call import LocalCall
+from tests.gateway.test_gateway import Scripted
+from tests.routing.test_router import ROWS
+from tests.test_app import Site, make_app, make_key
+
+NATIVE, OPENAI = "/api/v1/completions", "/v1/completions"
+PROVIDERS = {
+    **ROWS,
+    "chat": {"base_url": "http://127.0.0.1:1/v1"},
+    "lists": {"base_url": "http://127.0.0.1:1/v1", "completions": True},
+    "silent": {"base_url": "http://127.0.0.1:1/v1", "completions": True, "cannot": ["echo"]},
+}
+
+
+class Echoing(Scripted):
+    """A call to a host that returns each prompt's number of characters, for each choice."""
+
+    def __init__(self, request: CompletionRequest) -> None:
+        n = request.n or 1
+        texts = [str(len(prompt)) for prompt in request.prompts for _ in range(n)]
+        deltas = [Delta(index, text) for index, text in enumerate(texts)]
+        ends = [Finished(index, "stop") for index in range(len(texts))]
+        super().__init__([Started("m", 1), *deltas, *ends, Used(Usage(1, 1))])
+
+
+class Bounded(Site):
+    made: list[CompletionRequest]
+
+    def ask(self, path: str = OPENAI, **fields: Any) -> TestResponse:
+        body = {"prompt": "Hi", "model": "chat/m"} | fields
+        return self.client.post(path, json=body, headers={"X-API-Key": self.secret})
+
+
+def site_of(directory: Path, monkeypatch: pytest.MonkeyPatch, **limits: Any) -> Bounded:
+    line, secret = make_key("limited", **limits)
+    monkeypatch.setattr("tests.test_app.Site", Bounded)
+    site = make_app(directory, monkeypatch, keys=line, providers=PROVIDERS, max_body=64 << 20)
+    assert isinstance(site, Bounded)
+    site.secret = secret
+    made = site.made = []
+
+    def make(_: Reader, request: CompletionRequest, target: Target, **_more: Any) -> UpstreamCall:
+        made.append(request)
+        return LocalCall(request, target) if target.dialect == "local" else Echoing(request)
+
+    monkeypatch.setattr(Reader, "_make", make)
+    return site
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bounded:
+    return site_of(tmp_path, monkeypatch)
+
+
+# Lists of prompts and the limit of requests
+
+
+@pytest.fixture
+def limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bounded:
+    return site_of(tmp_path, monkeypatch, requests_per_minute=10, tokens_per_hour=100_000)
+
+
+def left(answer: TestResponse) -> int:
+    return int(answer.headers["x-ratelimit-remaining-requests"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_list_of_prompts_counts_as_as_many_requests_as_it_is_split_into(
+    limited: Bounded, stream: bool
+) -> None:
+    prompts = ["a", "b", "c", "d"]
+    assert left(limited.ask(prompt=prompts, max_tokens=1, stream=stream)) == 6
+    assert left(limited.ask(prompt=prompts, max_tokens=1, stream=stream, n=2)) == 2
+    assert len(limited.made) == 8
+    before = limited.ask(prompt=["a", "b", "c"], max_tokens=1, stream=stream)
+    assert before.status_code == 429
+    assert before.json is not None
+    assert before.json["error"]["details"]["limit_type"] == "requests"
+    assert before.json["error"]["message"].startswith("This key's limit of 10 requests per minute")
+    assert 58 <= int(before.headers["Retry-After"]) <= 60
+    assert left(before) == 2
+    assert len(limited.made) == 8
+    assert left(limited.ask(prompt=["a", "b"], max_tokens=1, stream=stream)) == 0
+    assert limited.ask(prompt="a", max_tokens=1, stream=stream).status_code == 429
+
+
+def test_a_list_that_a_host_takes_in_one_call_counts_as_one_request(limited: Bounded) -> None:
+    for expected in range(9, 5, -1):
+        answer = limited.ask(model="lists/m", prompt=["a", "b", "c", "d"], max_tokens=1)
+        assert left(answer) == expected
+    assert len(limited.made) == 4
+
+
+def test_a_list_counts_as_split_if_one_of_the_fallbacks_splits_it(limited: Bounded) -> None:
+    answer = limited.ask(model="lists/m", fallbacks=["chat/m"], prompt=["a", "b"], max_tokens=1)
+    assert left(answer) == 8
+
+
+def test_a_list_longer_than_the_limit_is_refused_and_takes_nothing(limited: Bounded) -> None:
+    answer = limited.ask(prompt=["a"] * 11, max_tokens=1)
+    assert (answer.status_code, left(answer)) == (429, 10)
+    assert answer.json is not None
+    assert answer.json["error"]["message"] == (
+        "This call counts as 11 requests; this key's limit is 10 a minute."
+    )
+    assert (limited.made, answer.headers["x-should-retry"]) == ([], "false")
+    assert left(limited.ask(prompt=["a"] * 10, max_tokens=1)) == 0
+
+
+# Echo
+
+MIB = 1 << 20
+ECHOES = [
+    pytest.param({"prompt": "x" * (MIB // 4)}, 16, id="one prompt"),
+    pytest.param({"prompt": ["x" * 4096] * 64}, 16, id="a list"),
+    pytest.param({"prompt": "é" * (MIB // 8)}, 16, id="bytes and not characters"),
+    pytest.param({"prompt": "x" * (4 * MIB)}, 1, id="one choice"),
+]
+
+
+@pytest.mark.parametrize(("fields", "most"), ECHOES)
+@pytest.mark.parametrize("model", ["chat/m", "lists/m", "silent/m", "local/pydoc"])
+def test_an_echo_above_the_limit_is_refused(
+    site: Bounded, model: str, fields: dict[str, Any], most: int
+) -> None:
+    for stream in (False, True):
+        answer = site.ask(**fields, model=model, echo=True, n=most + 1, stream=stream)
+        assert answer.status_code == 400
+        assert answer.json is not None
+        assert answer.json["error"]["param"] == "echo"
+        assert "the limit is 4 MiB" in answer.json["error"]["message"]
+    assert site.made == []
+
+
+@pytest.mark.parametrize("params", [{"echo": True, "n": 17}, {"echo": True, "candidate_count": 17}])
+def test_the_native_face_has_the_same_limit_of_an_echo(
+    site: Bounded, params: dict[str, Any]
+) -> None:
+    prompt = "x" * (MIB // 4)
+    for stream in (False, True):
+        answer = site.ask(NATIVE, prompt=prompt, additional_params=params, stream=stream)
+        assert answer.status_code == 400
+        assert "the limit is 4 MiB" in answer.text
+    params["echo"] = False
+    assert site.ask(NATIVE, prompt=prompt, additional_params=params).status_code == 200
+
+
+def test_token_ids_count_for_the_limit_of_an_echo(site: Bounded) -> None:
+    answer = site.ask(model="lists/m", prompt=[[7] * 10_000], echo=True, n=110)
+    assert answer.status_code == 400
+    assert site.ask(model="lists/m", prompt=[[7] * 10_000], echo=True, n=100).status_code == 200
+
+
+@pytest.mark.parametrize(("fields", "most"), ECHOES)
+def test_an_emulated_echo_up_to_the_limit_is_complete(
+    site: Bounded, fields: dict[str, Any], most: int
+) -> None:
+    prompts = [fields["prompt"]] if isinstance(fields["prompt"], str) else fields["prompt"]
+    expected = [prompt + str(len(prompt)) for prompt in prompts for _ in range(most)]
+    whole = site.ask(**fields, model="silent/m", echo=True, n=most, max_tokens=1)
+    assert whole.json is not None
+    assert [choice["text"] for choice in whole.json["choices"]] == expected
+    stream = site.ask(**fields, model="silent/m", echo=True, n=most, max_tokens=1, stream=True)
+    texts = [""] * len(expected)
+    for line in stream.text.split("\n"):
+        if line.startswith("data: {"):
+            for choice in json.loads(line[6:])["choices"]:
+                texts[choice["index"]] += choice["text"]
+    assert texts == expected
+
+
+@pytest.mark.parametrize("model", ["silent/m", "local/pydoc"])
+def test_a_long_echo_is_sent_in_pieces(site: Bounded, model: str) -> None:
+    prompt = "word " * (MIB // 10)
+    stream = site.ask(prompt=prompt, model=model, echo=True, n=2, max_tokens=1, stream=True)
+    lines = [line for line in stream.text.split("\n") if line.startswith("data: {")]
+    texts: dict[int, str] = {0: "", 1: ""}
+    for line in lines:
+        assert len(line) < 70_000
+        for choice in json.loads(line[6:])["choices"]:
+            texts[choice["index"]] += choice["text"]
+    assert all(text.startswith(prompt) for text in texts.values())
+    assert len(lines) > 2 * len(prompt) / 65536
+
+
+TREES = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=12,
+)
+
+
+@given(TREES, st.integers(1, 5))
+def test_json_encoded_in_pieces_equals_json_encoded_at_once(tree: Any, size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("completion.PIECE", size)
+        found = msgspec.json.encode(encoded_in_pieces(tree))
+    assert found == msgspec.json.encode(tree)
+
+
+@pytest.mark.parametrize("path", [NATIVE, OPENAI])
+def test_an_echo_of_characters_that_need_escapes_is_complete(site: Bounded, path: str) -> None:
+    prompt = '\x01\u2028é"' * 30_000
+    params: dict[str, Any] = {"echo": True, "n": 3, "max_tokens": 1}
+    fields = params if path == OPENAI else {"additional_params": params}
+    answer = site.ask(path, model="silent/m", prompt=prompt, **fields)
+    assert answer.json is not None
+    texts = [choice["text"] for choice in answer.json["choices"]]
+    assert texts == [prompt + str(len(prompt))] * 3
+
+
+# Fields that go with each prompt of a list
+
+
+def test_fields_that_are_sent_with_each_prompt_are_limited(site: Bounded) -> None:
+    for fields in ({"user": "u" * 100_000}, {"grammar": "g" * 100_000}):
+        answer = site.ask(prompt=["a"] * 200, max_tokens=1, **fields)
+        assert answer.status_code == 400
+        assert "200 calls with 100" in answer.text
+        assert "exceed the limit of 16 MiB" in answer.text
+        assert site.made == []
+        together = site.ask(model="lists/m", prompt=["a"] * 200, max_tokens=1, **fields)
+        assert together.status_code == 200
+        site.made.clear()
+        assert site.ask(prompt=["a"] * 100, max_tokens=1, **fields).status_code == 200
+        site.made.clear()
