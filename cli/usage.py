@@ -148,6 +148,7 @@ def recorded() -> Iterator[Ledger]:
     found: Ledger = current_app.extensions["sluice"].ledger
     if found.path is not None:
         refuse_missing(found.path)
+    found.never_create()
     try:
         yield found
     finally:
