@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from sqlalchemy import func, select
@@ -30,6 +29,22 @@ from ledger.entries import Entry
 from ledger.ledger import Ledger
 from ledger.owners import LockFile
 from ledger.schema import now_us, requests
+from tests.support.file_changes import (
+    CHANGES,
+    Change,
+    delete,
+    delete_all_three,
+    delete_folder,
+    kept,
+    rename,
+    rename_back,
+    replace_wal,
+    side,
+    truncate_while_the_wal_has_all,
+    unlink_both,
+    unlink_shm,
+    unlink_wal,
+)
 from tests.support.ledgers import a_ledger, a_settlement, an_entry, at_once
 from tests.support.pace import HANG_S
 from tests.support.paths import ROOT
@@ -84,10 +99,6 @@ def problems(path: Path) -> list[str]:
         return ledger.read(lambda connection: upkeep.verify(connection, now_us())).problems
 
 
-def side(path: Path, ending: str) -> Path:
-    return path.with_name(path.name + ending)
-
-
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "sluice.ledger"]
 
@@ -104,119 +115,6 @@ def refused(ledger: Ledger) -> bool:
 # The path leads to no file, or to another file
 
 
-class Change(NamedTuple):
-    """Something that an operator does to the file, and how it is undone."""
-
-    do: Callable[[Path], None]
-    undo: Callable[[Path], None]
-
-
-def another_database(path: Path) -> Path:
-    other = path.with_name("other.db")
-    with a_ledger(f"sqlite:///{other}") as ledger:
-        ledger.open(an_entry())
-    return other
-
-
-def kept(path: Path) -> Path:
-    return path.with_name("kept.db")
-
-
-def rename(path: Path) -> None:
-    path.rename(kept(path))
-
-
-def rename_back(path: Path) -> None:
-    kept(path).rename(path)
-
-
-def replace_with_database(path: Path) -> None:
-    other = another_database(path)
-    rename(path)
-    other.rename(path)
-
-
-def replace_with_backup(path: Path) -> None:
-    copy = path.with_name("copy.db")
-    upkeep.backup(path, copy)
-    kept(path).hardlink_to(path)
-    copy.rename(path)
-
-
-def replace_with_backup_and_delete_journals(path: Path) -> None:
-    replace_with_backup(path)
-    side(path, "-wal").unlink()
-    side(path, "-shm").unlink()
-
-
-def replace_with_empty(path: Path) -> None:
-    rename(path)
-    path.touch()
-
-
-def replace_with_directory(path: Path) -> None:
-    rename(path)
-    path.mkdir()
-
-
-def remove_directory(path: Path) -> None:
-    path.rmdir()
-    rename_back(path)
-
-
-def replace_with_link_to_another(path: Path) -> None:
-    other = another_database(path)
-    rename(path)
-    path.symlink_to(other)
-
-
-def replace_with_broken_link(path: Path) -> None:
-    rename(path)
-    path.symlink_to(path.with_name("nowhere.db"))
-
-
-def rename_all_three(path: Path) -> None:
-    for ending in ("", "-wal", "-shm"):
-        side(path, ending).rename(side(kept(path), ending))
-
-
-def rename_all_back(path: Path) -> None:
-    for ending in ("", "-wal", "-shm"):
-        if side(kept(path), ending).exists():
-            side(kept(path), ending).rename(side(path, ending))
-
-
-def rename_folder(path: Path) -> None:
-    path.parent.rename(path.parent.with_name("elsewhere"))
-
-
-def rename_folder_back(path: Path) -> None:
-    path.parent.with_name("elsewhere").rename(path.parent)
-
-
-def replace_folder(path: Path) -> None:
-    rename_folder(path)
-    path.parent.mkdir()
-
-
-def replace_folder_back(path: Path) -> None:
-    path.parent.rmdir()
-    rename_folder_back(path)
-
-
-CHANGES = [
-    Change(rename, rename_back),
-    Change(rename_all_three, rename_all_back),
-    Change(replace_with_database, rename_back),
-    Change(replace_with_backup, rename_back),
-    Change(replace_with_backup_and_delete_journals, rename_back),
-    Change(replace_with_empty, rename_back),
-    Change(replace_with_directory, remove_directory),
-    Change(replace_with_link_to_another, rename_back),
-    Change(replace_with_broken_link, rename_back),
-    Change(rename_folder, rename_folder_back),
-    Change(replace_folder, replace_folder_back),
-]
 changed = pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.do.__name__)
 
 
@@ -316,19 +214,6 @@ def test_a_restored_backup_is_intact_and_used_after_a_restart(ledger: Ledger, pa
     assert problems(path) == []
 
 
-def delete(path: Path) -> None:
-    path.unlink()
-
-
-def delete_all_three(path: Path) -> None:
-    for ending in ("", "-wal", "-shm"):
-        side(path, ending).unlink()
-
-
-def delete_folder(path: Path) -> None:
-    shutil.rmtree(path.parent)
-
-
 @pytest.mark.parametrize("deed", [delete, delete_all_three, delete_folder])
 def test_a_deleted_file_stays_away_until_the_restart(
     ledger: Ledger, path: Path, deed: Callable[[Path], None], caplog: pytest.LogCaptureFixture
@@ -405,29 +290,6 @@ def test_a_file_that_may_not_be_written_is_noticed(
 
 
 # The path leads to the right file, but somebody changed it or the files beside it
-
-
-def unlink_wal(path: Path) -> None:
-    side(path, "-wal").unlink()
-
-
-def unlink_shm(path: Path) -> None:
-    side(path, "-shm").unlink()
-
-
-def unlink_both(path: Path) -> None:
-    unlink_wal(path)
-    unlink_shm(path)
-
-
-def replace_wal(path: Path) -> None:
-    unlink_wal(path)
-    side(path, "-wal").touch()
-
-
-def truncate_while_the_wal_has_all(path: Path) -> None:
-    """Truncate the file of a young database, whose pages are all in the -wal file."""
-    os.truncate(path, 0)
 
 
 @pytest.mark.parametrize(
