@@ -100,11 +100,9 @@ class Ledger:
         self._required = required
         self._failed, self._unrecorded = failed, unrecorded
         self._owner = secrets.token_hex(16)
-        self._presence: Presence = Heartbeat(self._owner)
-        self._file: DatabaseFile | None = None
-        if self.path is not None:
-            self._presence = lock_file = LockFile(self.path, self._owner)
-            self._file = DatabaseFile(self.path, lock_file.in_use)
+        lock_file = LockFile(self.path, self._owner) if self.path else None
+        self._presence: Presence = lock_file or Heartbeat(self._owner)
+        self._file = DatabaseFile(lock_file.database, lock_file.in_use) if lock_file else None
         self._writer = Link(url, writes=True, connected=self._connected, file=self._file)
         self._reader = Link(url, file=self._file)
         self._lock = BriefLock()

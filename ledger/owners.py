@@ -57,6 +57,7 @@ class LockFile:
     """A locked file for each process, in a folder beside the database file."""
 
     def __init__(self, database: Path, me: str) -> None:
+        self.database = database
         self._folder = database.with_name(database.name + ".owners")
         self._me = me
         self._held: int | None = None
