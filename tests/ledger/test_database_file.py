@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -38,7 +39,10 @@ from tests.support.file_changes import (
     kept,
     rename,
     rename_back,
+    rename_folder,
+    rename_folder_back,
     replace_wal,
+    replace_with_backup,
     side,
     truncate_while_the_wal_has_all,
     unlink_both,
@@ -492,6 +496,83 @@ def hold_traffic(path: Path, do: Callable[[], object], undo: Callable[[], object
     for ledger in ledgers:
         ledger.close()
     assert found == {entry.id: 110 for entry in settled}
+    assert problems(path) == []
+
+
+TRAFFIC = """
+import sys, time
+from pathlib import Path
+from errors import Unavailable
+from ledger import ledger as module
+from tests.support.ledgers import a_settlement, an_entry
+book = module.Ledger(f"sqlite:///{sys.argv[1]}")
+book.start()
+print("started", flush=True)
+stop = Path(sys.argv[2])
+while not stop.exists():
+    entry = an_entry()
+    try:
+        book.open(entry)
+    except Unavailable:
+        time.sleep(0.02)
+        continue
+    print(entry.id, flush=True)
+    book.settle(a_settlement(entry))
+until = time.monotonic() + 30
+while (book.queue or not book.available) and time.monotonic() < until:
+    time.sleep(0.02)
+book.close()
+print(book.queue, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("do", "undo"),
+    [
+        (unlink_wal, None),
+        (unlink_both, None),
+        (rename, rename_back),
+        (rename_folder, rename_folder_back),
+        (replace_with_backup, rename_back),
+    ],
+    ids=lambda deed: deed and deed.__name__,
+)
+def test_processes_that_share_a_file_lose_no_row(
+    path: Path, tmp_path: Path, do: Callable[[Path], None], undo: Callable[[Path], None] | None
+) -> None:
+    """Locks work differently between processes than within one, so these are real processes."""
+    stop = tmp_path / "stop"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TRAFFIC, str(path), str(stop)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    outputs: list[tuple[str, str]] = []
+    with ThreadPoolExecutor(3) as readers:
+        try:
+            found = [readers.submit(process.communicate, None, HANG_S) for process in processes]
+            assert eventually(lambda: len(list(side(path, ".owners").glob("[!.]*"))) == 3)
+            time.sleep(1)
+            do(path)
+            time.sleep(2.5)
+            if undo is not None:
+                undo(path)
+            time.sleep(2.5)
+        finally:
+            stop.touch()
+            outputs = [future.result() for future in found]
+    acknowledged: set[str] = set()
+    for output, log in outputs:
+        first, *ids, queue = output.split()
+        assert (first, queue) == ("started", "0"), log
+        assert log.count("database is unavailable") == log.count("available again"), log
+        acknowledged |= set(ids)
+    assert rows_in(path) == dict.fromkeys(acknowledged, 110)
     assert problems(path) == []
 
 
