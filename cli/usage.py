@@ -152,6 +152,7 @@ def open_ledger() -> Iterator[Ledger]:
     found: Ledger = current_app.extensions["sluice"].ledger
     if found.path is not None:
         refuse_missing(found.path)
+    found.never_create()
     try:
         yield found
     finally:

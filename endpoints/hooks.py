@@ -32,8 +32,10 @@ EXPOSED = [
     *(f"x-ratelimit-{what}-{kind}" for kind in ("requests", "tokens") for what in RATE_PARTS),
 ]
 """Response headers that pages of other origins may read."""
-NOT_METRICS = r"/(?!metrics/?$).*"
-"""The paths that pages of other origins may read: all but the metrics, which may need no key."""
+NOT_METRICS = r"/(?!/*metrics/*$).*"
+"""The paths that pages of other origins may read: all but the metrics, which may need no key.
+
+/metrics/ and //metrics lead to the metrics too, and doubled slashes may redirect there."""
 
 
 def register(app: Flask, cors_origins: tuple[str, ...]) -> None:

@@ -1,15 +1,18 @@
 """Connections to the ledger's database, each of which lives in a native thread.
 
 - Only its own thread uses a connection, so no connection pool is needed.
+- Before and after each transaction on SQLite, the connection's files are checked: see
+  ledger/database_file.py.
 - No exception quotes a password.
 """
 
 from __future__ import annotations
 
-import os
+import ctypes
 import re
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +29,13 @@ from sqlalchemy.pool import NullPool
 
 from concurrency.native import NativeThread
 from config import ConfigError
+from ledger.database_file import (
+    RECENT_S,
+    DatabaseFile,
+    DatabaseFileChanged,
+    OpenFiles,
+    create_private,
+)
 
 T = TypeVar("T")
 
@@ -82,18 +92,27 @@ class Link:
         url: str,
         *,
         writes: bool = False,
-        connected: Callable[[Connection], None] = lambda _: None,
+        connected: Callable[[Connection], None] | None = None,
+        file: DatabaseFile | None = None,
     ) -> None:
         """Prepare a connection, which is opened on first use.
+
+        A link that only reads doesn't create a SQLite file that is missing.
 
         Args:
             writes: whether transactions take SQLite's write lock when they begin.
             connected: callback for each new connection, called in a separate transaction.
+            file: the checks of the SQLite file, which a process's links share.
         """
-        self._engine = make_engine(url, writes=writes)
+        if file is None and url.startswith("sqlite"):
+            file = DatabaseFile(Path(make_url(url).database or ""))
+        self._engine = make_engine(url, writes=writes, create=False)
         self._thread = NativeThread()
-        self._connected = connected
+        self._creates = writes or connected is not None
+        self._connected = connected or (lambda _: None)
         self._connection: Connection | None = None
+        self._file = file
+        self._open_files: OpenFiles | None = None
 
     def run(self, work: Callable[[Connection], T]) -> T:
         """Run the work in one transaction and return its result.
@@ -106,18 +125,31 @@ class Link:
         """
         return self._thread.run(self._run, work)
 
+    def check(self) -> None:
+        """Check that SQLite's files are those that are open. No-op if there is no connection.
+
+        Raises:
+            DatabaseAway: they aren't. The connection is closed.
+        """
+        self._thread.run(self._check)
+
     def close(self) -> None:
         self._thread.run(self._drop)
 
     def _run(self, work: Callable[[Connection], T]) -> T:
         for last in (False, True):
             try:
+                self._check_files(RECENT_S)
                 connection = self._connection or self._connect()
                 with connection.begin():
-                    return work(connection)
+                    result = work(connection)
+                self._check_files()  # a row in a file that nobody finds isn't recorded
+                return result
             except DatabaseAway:
                 raise
             except BaseException as failure:
+                with suppress(DatabaseFileChanged):
+                    self._check_files()  # which saves what closing the connection would lose
                 self._drop()  # the connection's state is unknown
                 if not is_away(failure):
                     raise
@@ -125,11 +157,26 @@ class Link:
                     raise DatabaseAway(said(failure)) from failure
         raise AssertionError  # pragma: no cover - the loop returns or raises
 
+    def _check(self) -> None:
+        try:
+            self._check_files()
+        except DatabaseFileChanged as failure:
+            self._drop()
+            raise DatabaseAway(said(failure)) from failure
+
+    def _check_files(self, recent_s: float = 0.0) -> None:
+        if self._open_files is not None:
+            self._open_files.check(recent_s)
+
     def _connect(self) -> Connection:
         try:
+            admitted = None if self._file is None else self._file.admit(create=self._creates)
             connection = self._connection = self._engine.connect()
             with connection.begin():
                 self._connected(connection)
+            if self._file is not None and admitted is not None:
+                raw: Any = connection.connection.dbapi_connection
+                self._open_files = self._file.opened(admitted, raw)
         except Exception as failure:  # for example, a missing privilege
             if is_away(failure):
                 raise
@@ -138,10 +185,23 @@ class Link:
         return connection
 
     def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.invalidate()
-            connection.close()
+        connection, self._connection, self._open_files = self._connection, None, None
+        if connection is None:
+            return
+        if self._file is not None and self._file.damaged:
+            abandon(connection)
+            return
+        connection.invalidate()
+        connection.close()
+
+
+def abandon(connection: Connection) -> None:
+    """Keep a connection to a damaged SQLite file open until the process ends.
+
+    Closing it, even at the interpreter's exit, would write its -wal file into a backup that was
+    copied over the file.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
 def directly(
@@ -193,19 +253,26 @@ def said(failure: BaseException) -> str:
     return " ".join(text.split())[:300] or type(failure).__name__
 
 
-def make_engine(url: str, *, writes: bool = False) -> Engine:
+def make_engine(url: str, *, writes: bool = False, create: bool = True) -> Engine:
+    """Return an engine without a connection pool.
+
+    Args:
+        writes: whether transactions take SQLite's write lock when they begin.
+        create: whether an engine that writes creates a SQLite file that is missing.
+    """
     if not url.startswith("sqlite"):
         return create_engine(url, poolclass=NullPool, connect_args=POSTGRES, hide_parameters=True)
-    # Without gevent, NativeThread runs the work in the calling thread, one caller at a time.
-    arguments = {"check_same_thread": False}
-    engine = create_engine(url, poolclass=NullPool, connect_args=arguments, hide_parameters=True)
+    engine = create_engine(url, poolclass=NullPool, hide_parameters=True)
     path = Path(engine.url.database or "")
+    existing = f"{path.absolute().as_uri()}?mode=rw"
     begin = "BEGIN IMMEDIATE" if writes else "BEGIN"
 
     @event.listens_for(engine, "do_connect")
-    def create(*_: object) -> None:
-        if not path.exists():  # SQLite gives the file's mode to its -wal and -shm files
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    def connect(*_: object) -> sqlite3.Connection:
+        if writes and create and not path.exists():
+            create_private(path)
+        # Without gevent, NativeThread runs the work in the calling thread, one caller at a time.
+        return sqlite3.connect(existing, uri=True, check_same_thread=False)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: sqlite3.Connection, _record: object) -> None:

@@ -31,6 +31,7 @@ from config import ConfigError
 from errors import Unavailable
 from ledger import schema
 from ledger.database import DatabaseAway, Link
+from ledger.database_file import LOOK_S, DatabaseFile
 from ledger.entries import Claim, Entry, LedgerStep, Opening, Settlement, Withdrawal
 from ledger.owners import Heartbeat, LockFile, Presence
 from ledger.writing import interrupt, owners_of_open, write
@@ -99,11 +100,11 @@ class Ledger:
         self._required = required
         self._failed, self._unrecorded = failed, unrecorded
         self._owner = secrets.token_hex(16)
-        self._presence: Presence = (
-            LockFile(self.path, self._owner) if self.path else Heartbeat(self._owner)
-        )
-        self._writer = Link(url, writes=True, connected=self._connected)
-        self._reader = Link(url)
+        lock_file = LockFile(self.path, self._owner) if self.path else None
+        self._presence: Presence = lock_file or Heartbeat(self._owner)
+        self._file = DatabaseFile(lock_file.database, lock_file.in_use) if lock_file else None
+        self._writer = Link(url, writes=True, connected=self._connected, file=self._file)
+        self._reader = Link(url, file=self._file)
         self._lock = BriefLock()
         self._wanted = threading.Event()
         self._next = Group()
@@ -114,7 +115,7 @@ class Ledger:
         # The number of open calls. It is updated without a lock and may be slightly wrong, but it
         # only decides how long a group waits for more steps.
         self._under_way = 0
-        self._tend_at = 0.0
+        self._look_at = self._tend_at = 0.0
         self._ready = False
         self._closing = False
         self._ended = False
@@ -128,6 +129,11 @@ class Ledger:
     def queue(self) -> int:
         """The number of steps that wait for their commit."""
         return len(self._next.steps) + len(self._late)
+
+    def never_create(self) -> None:
+        """Use the database only if it exists. A SQLite file that is missing stays missing."""
+        if self._file is not None:
+            self._file.may_create = False
 
     def start(self) -> None:
         """Connect to the database, migrate it and close the rows of dead processes.
@@ -242,7 +248,7 @@ class Ledger:
         while not self._closing:
             if self._trouble:
                 time.sleep(RETRY_S)
-            elif self._wanted.wait(TEND_S) and self._under_way > FEW_CALLS:
+            elif self._wanted.wait(min(TEND_S, LOOK_S)) and self._under_way > FEW_CALLS:
                 time.sleep(min(GATHER_S * self._under_way, MOST_GATHER_S))
             self._wanted.clear()
             self._turn()
@@ -253,10 +259,14 @@ class Ledger:
             log.error(
                 "the ledger's database is unavailable: %d steps were not written", len(self._late)
             )
-        with contextlib.suppress(DatabaseAway):
+        try:
             self._writer.run(self._presence.leave)
+        except DatabaseAway:
+            self._presence.leave(None)
         self._writer.close()
         self._reader.close()
+        if self._file is not None:
+            self._file.close()
 
     def _turn(self) -> None:
         with self._lock:
@@ -265,16 +275,28 @@ class Ledger:
         try:
             if steps:
                 self._commit(steps)
+            if time.monotonic() >= self._look_at:
+                self._check()
             if time.monotonic() >= self._tend_at:
                 self._tend()
         except DatabaseAway as failure:
             self._keep(steps)
             self._note(str(failure))
+            if self._file is not None:  # its other connection may have the wrong file open too
+                self._reader.close()
         else:
             self._note("")
         for task in group.tasks:
             task()
         group.done.set()
+
+    def _check(self) -> None:
+        """Check that SQLite's files are in their place. Raises DatabaseAway."""
+        if self._file is not None and not self._trouble:
+            self._writer.check()
+            with contextlib.suppress(OSError):
+                self._presence.renew()
+        self._look_at = time.monotonic() + LOOK_S / 2
 
     def _commit(self, steps: list[LedgerStep]) -> None:
         """Commit steps together, or one by one if that fails. Raises DatabaseAway."""

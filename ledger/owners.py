@@ -36,22 +36,36 @@ class Presence(Protocol):
     def beat(self, connection: Connection) -> None:
         """Send a heartbeat."""
 
+    def renew(self) -> None:
+        """Restore what shows that this process is alive, if somebody has deleted it.
+
+        Raises OSError. Waits for nothing, so that it may be called every second.
+        """
+
     def is_dead(self, connection: Connection, owner: str) -> bool:
         """Return True if another process is known to be dead."""
 
-    def leave(self, connection: Connection) -> None:
-        """Remove this process, which has no open rows and is shutting down."""
+    def leave(self, connection: Connection | None) -> None:
+        """Remove this process, which is shutting down.
+
+        Args:
+            connection: None if the database is unavailable.
+        """
 
 
 class LockFile:
     """A locked file for each process, in a folder beside the database file."""
 
     def __init__(self, database: Path, me: str) -> None:
+        self.database = database
         self._folder = database.with_name(database.name + ".owners")
         self._me = me
         self._held: int | None = None
 
-    def begin(self, _connection: Connection) -> None:
+    def begin(self, _connection: Connection | None) -> None:
+        if self._held is not None and not self._is_held():
+            os.close(self._held)
+            self._held = None
         if self._held is None:
             self._folder.mkdir(mode=0o700, exist_ok=True)
             self._sweep()
@@ -66,8 +80,25 @@ class LockFile:
                 raise
             self._held = held
 
-    def beat(self, _connection: Connection) -> None:
-        return
+    def _is_held(self) -> bool:
+        """Return True if the locked file is still in its place."""
+        try:
+            found = (self._folder / self._me).stat()
+            return self._held is not None and os.path.samestat(os.fstat(self._held), found)
+        except FileNotFoundError:
+            return False
+
+    def beat(self, connection: Connection | None) -> None:
+        self.begin(connection)
+
+    def renew(self) -> None:
+        if self._held is not None:
+            self.begin(None)
+
+    def in_use(self) -> bool:
+        """Return True if another process is known to use the database."""
+        others = (path.name for path in self._folder.glob("[!.]*") if path.name != self._me)
+        return not all(self.is_dead(None, owner) for owner in others)
 
     def is_dead(self, _connection: Connection | None, owner: str) -> bool:
         try:
@@ -88,7 +119,7 @@ class LockFile:
             if self.is_dead(None, path.name):
                 path.unlink(missing_ok=True)
 
-    def leave(self, _connection: Connection) -> None:
+    def leave(self, _connection: Connection | None) -> None:
         if self._held is not None:
             with contextlib.suppress(OSError):
                 (self._folder / self._me).unlink()
@@ -116,6 +147,9 @@ class Heartbeat:
         if not connection.execute(mine.values(beats=owners.c.beats + 1)).rowcount:
             self.begin(connection)  # another process considered this one dead and deleted its row
 
+    def renew(self) -> None:
+        return
+
     def is_dead(self, connection: Connection, owner: str) -> bool:
         beat = connection.execute(select(owners.c.beats).where(owners.c.id == owner)).scalar()
         if beat is None:
@@ -130,5 +164,6 @@ class Heartbeat:
         connection.execute(delete(owners).where(owners.c.id == owner))
         return True
 
-    def leave(self, connection: Connection) -> None:
-        connection.execute(delete(owners).where(owners.c.id == self._me))
+    def leave(self, connection: Connection | None) -> None:
+        if connection is not None:
+            connection.execute(delete(owners).where(owners.c.id == self._me))

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -115,6 +115,31 @@ def postgres_url(postgres: Postgres) -> Iterator[str]:
     name, url = postgres.new_database()
     yield url
     postgres.drop(name)
+
+
+@pytest.fixture(autouse=True)
+def _close_ledgers(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Close the ledgers that the test leaves open, before its files are deleted.
+
+    They would notice that, and report it while another test runs.
+    """
+    if "tmp_path" in request.fixturenames:
+        request.getfixturevalue("tmp_path")  # so that it is removed after this fixture
+    from ledger.ledger import Ledger
+
+    made: list[Ledger] = []
+    prepare = Ledger.__init__
+
+    def init(ledger: Ledger, *args: Any, **options: Any) -> None:
+        prepare(ledger, *args, **options)
+        made.append(ledger)
+
+    monkeypatch.setattr(Ledger, "__init__", init)
+    yield
+    for ledger in made:
+        ledger.close()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

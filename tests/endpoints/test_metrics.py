@@ -6,6 +6,7 @@ import logging
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from werkzeug.test import TestResponse
@@ -14,6 +15,7 @@ from completion import Delta, Started
 from errors import UpstreamError
 from telemetry.metrics import OTHER, REASONS
 from tests.gateway.test_gateway import Scripted, play, wait
+from tests.support.path_variants import variants_of
 from tests.test_app import PROMPT, Site, hello, make_app, make_key
 
 TOKEN = "a-token-for-the-scraper"
@@ -121,6 +123,16 @@ def test_metrics_answers_carry_no_cors_headers(site: Site, path: str) -> None:
         headers = {"Origin": "https://app.example", "Access-Control-Request-Method": "GET"}
         answer = site.client.open(path, method=method, headers=headers)
         assert not [name for name, _ in answer.headers if name.startswith("Access-Control")]
+
+
+@pytest.mark.parametrize("path", [path for path in variants_of("/metrics") if path[0] == "/"])
+def test_no_spelling_of_the_path_shows_metrics_to_other_origins(site: Site, path: str) -> None:
+    plain = unquote(path.partition("?")[0].partition("#")[0], "latin-1")
+    headers = {"Origin": "https://app.example"}
+    answer = site.client.get("/", headers=headers, environ_overrides={"PATH_INFO": plain})
+    shared = [name for name, _ in answer.headers if name.startswith("Access-Control")]
+    hidden = b"sluice_streams_active" not in answer.data and answer.status_code != 308
+    assert hidden or shared == []
 
 
 # Counts

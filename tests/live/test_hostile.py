@@ -21,6 +21,7 @@ from tests.support import fake as fp
 from tests.support.calls import BEGUN, COMPLETIONS, EVENT, ask, begin_stream, complete, settled
 from tests.support.fake import FakeProvider
 from tests.support.pace import HANG_S, scaled
+from tests.support.path_variants import variants_of
 from tests.support.raw_client import RawClient
 from tests.support.servers import Server, fake_rows
 from tests.support.watch import held
@@ -295,6 +296,19 @@ def test_two_pipelined_requests_get_two_responses(server: Server) -> None:
         answers = everything(client)
     assert answers.count(b"HTTP/1.1 ") == 2
     assert b'"status":"ok"' in answers.replace(b" ", b"")
+
+
+def test_no_spelling_of_the_path_shows_the_metrics_to_other_origins(server: Server) -> None:
+    shared = []
+    for target in [*variants_of("/metrics"), "/x/metrics"]:
+        with server.client() as client:
+            more = "Origin: https://app.example\r\nSCRIPT_NAME: /x\r\nConnection: close"
+            client.send(f"GET {target} HTTP/1.1\r\nHost: a\r\n{more}\r\n\r\n".encode())
+            answer = everything(client)
+        shown = b"sluice_streams_active" in answer or b" 30" in answer[:12]
+        if shown and b"access-control" in answer.partition(b"\r\n\r\n")[0].lower():
+            shared.append(target)
+    assert shared == []
 
 
 def everything(client: RawClient) -> bytes:

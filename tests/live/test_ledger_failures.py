@@ -11,6 +11,7 @@ import resource
 import shutil
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -20,13 +21,31 @@ import pytest
 
 from tests.support import calls, proofs
 from tests.support import fake as fp
-from tests.support.books import assert_sound, by_request, ledger_of, open_rows, rows
+from tests.support.books import assert_sound, by_request, ledger_of, open_rows, query, rows
 from tests.support.fake import FakeProvider
+from tests.support.file_changes import (
+    Change,
+    delete,
+    delete_all_three,
+    rename,
+    rename_back,
+    rename_folder,
+    rename_folder_back,
+    replace_with_backup,
+    replace_with_empty,
+    unlink_both,
+    unlink_shm,
+    unlink_wal,
+)
 from tests.support.load import NATIVE, OPENAI, Kind, Sent, play
+from tests.support.pace import HANG_S, scaled
+from tests.support.paths import ROOT
 from tests.support.servers import Kind as ServerKind
 from tests.support.servers import Server, fake_rows
 
 LOCKED_S = 8.0
+SOON_S = scaled(5)
+"""A bound for noticing that the file was moved."""
 KEPT_S = 2.5
 """Seconds in which the ledger retries its pending writes, without success."""
 PAGE = 4096
@@ -95,9 +114,10 @@ class Caller:
 
 
 @contextmanager
-def serve(fake: FakeProvider, **env: str) -> Iterator[Caller]:
-    server = Server(fake_rows(fake.base_url), env=env)
-    server.key = server.add_key(id="key_main", tier="unlimited")
+def serve(fake: FakeProvider, directory: Path | None = None, **env: str) -> Iterator[Caller]:
+    """Start a server. Yield a caller of it."""
+    server = Server(fake_rows(fake.base_url), env=env, directory=directory)
+    server.key = server.add_key(tier="unlimited")
     with server:
         yield Caller(server, fake, Path(env.get("SLUICE_DATABASE") or ledger_of(server)))
     assert "Traceback" not in server.output()
@@ -196,6 +216,155 @@ def test_calls_are_served_while_an_optional_ledger_is_locked(fake: FakeProvider)
         assert_sound(caller.place)
         before |= {caller.sent[-1].id}
         assert set(by_request(rows(caller.place))) == before
+
+
+# The SQLite file is moved, replaced or deleted
+
+
+MOVES = {
+    "renamed": Change(rename, rename_back),
+    "replaced by a backup": Change(replace_with_backup, rename_back),
+    "replaced by an empty file": Change(replace_with_empty, rename_back),
+    "its folder is renamed": Change(rename_folder, rename_folder_back),
+}
+moves = pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+def flask(server: Server, *arguments: str) -> str:
+    """Run a command of the operator on the server's files. Return its output."""
+    done = subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "wsgi", *arguments],
+        cwd=ROOT,
+        env=server._env,
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+def assert_away(caller: Caller) -> None:
+    answer = calls.get(caller.server, "/ready")
+    assert (answer.status, answer.json["status"]) == (503, "the ledger is away")
+    usage = calls.get(caller.server, "/api/v1/user/usage", key=caller.server.key)
+    assert usage.status == 503
+
+
+@moves
+def test_a_moved_file_refuses_calls_until_it_is_back_and_loses_no_row(
+    fake: FakeProvider, folder: Path, move: Change
+) -> None:
+    place = folder / "sluice.db"
+    with serve(fake, SLUICE_DATABASE=str(place)) as caller:
+        assert caller.ask().status == 200
+        with caller.server.client() as client:
+            stream_id = calls.begin_stream(client, model="fakechat/m")
+            move.do(place)
+            caller.server.wait(lambda: not caller.server.is_ready(), SOON_S)
+            caller.check_refusals()
+            assert_away(caller)
+            assert not place.exists() or not place.stat().st_size or "requests" in tables(place)
+            caller.fake.open("end")
+            assert calls.kinds(list(client.frames()))[-2:] == ["usage_final", "DONE"]
+        time.sleep(KEPT_S)
+        assert not caller.server.is_ready()
+        move.undo(place)
+        caller.server.wait(caller.server.is_ready)
+        assert caller.ask().status == 200
+        caller.server.wait(lambda: not open_rows(place))
+        assert_sound(place)
+        found = by_request(rows(place))
+        [stream] = [row for row in found.values() if row["stream_id"] == stream_id]
+        assert (stream["end_reason"], proofs.usage_of(stream)) == ("completed", USAGE)
+        assert set(found) == caller.answered | {stream["request_id"]}
+        assert "is consistent" in flask(caller.server, "usage", "verify")
+        assert caller.server.output().count("database is unavailable") == 1
+        assert caller.server.output().count("database is available again") == 1
+
+
+def tables(place: Path) -> set[str]:
+    return {row["name"] for row in query(place, "SELECT name FROM sqlite_master")}
+
+
+LASTING = {
+    "deleted": delete,
+    "deleted with its journals": delete_all_three,
+    "replaced by a backup": replace_with_backup,
+    "replaced by an empty file": replace_with_empty,
+}
+
+
+@pytest.mark.parametrize("deed", LASTING.values(), ids=LASTING)
+def test_a_restart_uses_the_file_that_is_at_the_path_by_then(
+    fake: FakeProvider, folder: Path, deed: Callable[[Path], None]
+) -> None:
+    place = folder / "sluice.db"
+    with serve(fake, SLUICE_DATABASE=str(place), directory=folder.parent) as caller:
+        first = caller.ask()
+        with caller.server.client() as client:
+            calls.begin_stream(client, model="fakechat/m")
+            deed(place)
+            caller.server.wait(lambda: not caller.server.is_ready(), SOON_S)
+            assert_away(caller)
+            for command in (["usage", "report"], ["usage", "verify"], ["ledger", "backup", "x.db"]):
+                if not place.exists():
+                    assert "does not exist" in flask(caller.server, *command)
+                    assert not place.exists()
+            caller.fake.open("end")
+            assert calls.kinds(list(client.frames()))[-2:] == ["usage_final", "DONE"]
+    assert "1 steps were not written" in caller.server.output()
+    with serve(fake, SLUICE_DATABASE=str(place), directory=folder.parent) as again:
+        assert again.ask().status == 200
+        again.server.wait(lambda: not open_rows(place))
+        found = by_request(rows(place))
+        kept = {first.id} if deed is replace_with_backup else set()
+        assert kept | again.answered <= set(found)
+        assert "is consistent" in flask(again.server, "usage", "verify")
+
+
+@pytest.mark.parametrize("deed", [unlink_wal, unlink_shm, unlink_both], ids=lambda d: d.__name__)
+def test_deleted_journals_of_the_database_lose_no_row(
+    fake: FakeProvider, folder: Path, deed: Callable[[Path], None]
+) -> None:
+    place = folder / "sluice.db"
+    with serve(fake, SLUICE_DATABASE=str(place)) as caller:
+        for _ in range(5):
+            assert caller.ask().status == 200
+        deed(place)
+        caller.server.wait(lambda: not caller.server.is_ready(), SOON_S)
+        caller.server.wait(caller.server.is_ready)
+        assert caller.ask().status == 200
+        assert set(by_request(rows(place))) == caller.answered
+        assert_sound(place)
+        assert "is consistent" in flask(caller.server, "usage", "verify")
+
+
+def test_calls_are_served_while_the_file_of_an_optional_ledger_is_gone(
+    fake: FakeProvider, folder: Path
+) -> None:
+    place = folder / "sluice.db"
+    with serve(fake, SLUICE_DATABASE=str(place), SLUICE_LEDGER_REQUIRED="0") as caller:
+        first = caller.ask()
+        rename(place)
+        assert [caller.ask(path).status for path in (NATIVE, OPENAI, NATIVE)] == [200] * 3
+        assert caller.server.is_ready()
+        assert not place.exists()
+        assert proofs.metric(caller.server, "sluice_ledger_unrecorded_total") == 3
+        rename_back(place)
+        caller.server.wait(lambda: "database is available again" in caller.server.output())
+        last = caller.ask()
+        assert_sound(place)
+        assert set(by_request(rows(place))) == {first.id, last.id}
+
+
+# The database can't be opened at the start
 
 
 def damaged(folder: Path) -> Path:

@@ -6,9 +6,11 @@ import http.client
 import os
 import re
 import shutil
+import socket
 import ssl
 import subprocess
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ from tests.support import calls
 from tests.support import fake as fp
 from tests.support.fake import FakeProvider
 from tests.support.pace import HANG_S
+from tests.support.path_variants import HOST, variants_of
 from tests.support.paths import ROOT
 from tests.support.servers import Server, free_port
 
@@ -68,11 +71,18 @@ def configure(directory: Path, http: str) -> list[str]:
 
 
 @contextmanager
-def proxy(server: Server) -> Iterator[http.client.HTTPSConnection]:
-    """Yield a connection to a server through an nginx that is configured as in the guide."""
+def proxy(server: Server, rules: str = "") -> Iterator[http.client.HTTPSConnection]:
+    """Yield a connection to a server through an nginx that is configured as in the guide.
+
+    Args:
+        rules: additional lines of its `server` block.
+    """
     with tempfile.TemporaryDirectory(prefix="sluice-nginx-") as name:
         directory, port = Path(name), free_port()
-        command = configure(directory, site(directory, port, server.port))
+        text = site(directory, port, server.port)
+        assert text.count("location ^~ /metrics") == 1
+        text = text.replace("location ^~ /metrics", f"{rules}\nlocation ^~ /metrics")
+        command = configure(directory, text)
         process = subprocess.Popen(command, stderr=subprocess.PIPE)
         trust = ssl.create_default_context(cafile=directory / "ca.pem")
         trust.check_hostname = False  # the certificate is for the domain name in the guide
@@ -121,10 +131,74 @@ def test_sluice_behind_nginx_answers_413_to_a_too_large_body(server: Server) -> 
         assert (answer.status, answer.getheader("Content-Type")) == (413, "application/json")
 
 
-def test_nginx_hides_the_metrics(server: Server) -> None:
+def send(connection: http.client.HTTPSConnection, target: str, *headers: str) -> bytes:
+    """Send a GET on a connection of its own, and return the whole response.
+
+    http.client would refuse or change some of these targets.
+    """
+    plain = socket.create_connection((connection.host, connection.port), HANG_S)
+    with connection._context.wrap_socket(plain) as sock:  # type: ignore[attr-defined]
+        lines = (f"GET {target} HTTP/1.1", f"Host: {HOST}", *headers, "Connection: close", "", "")
+        sock.sendall("\r\n".join(lines).encode())
+        return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+def shows(response: bytes, what: bytes) -> bool:
+    """Return True if a response shows something, or redirects to another spelling of its path."""
+    assert response.startswith(b"HTTP/1.1 ")
+    return what in response or response[9:10] == b"3"
+
+
+HIDDEN = {
+    "/metrics": ("/metrics", b"sluice_streams_active"),
+    "/ready": ("/ready", b'"status":"ready"'),
+    "/health": ("/health", b'"status":"ok"'),
+    "/usage": ("/usage", b"<script"),
+    "/docs": ("/docs", b"<script"),
+    "/openapi.json": ("/openapi.json", b'"openapi"'),
+    "/static/": ("/static/usage.js", b"signIn(begin)"),
+}
+"""For each prefix that an operator may want to hide: a path, and what its response contains."""
+
+
+def test_nginx_hides_the_metrics_however_their_path_is_written(server: Server) -> None:
+    path, text = HIDDEN["/metrics"]
+    assert text in urllib.request.urlopen(server.url + path).read()
     with proxy(server) as connection:
-        connection.request("GET", "/metrics")
-        assert connection.getresponse().status == 404
+        shown = [target for target in variants_of(path) if shows(send(connection, target), text)]
+        assert shown == []
+        assert send(connection, path).startswith(b"HTTP/1.1 404 ")
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["SCRIPT_NAME: /x", "Script-Name: /x", "PATH_INFO: /metrics", "X-Original-URL: /metrics"],
+)
+def test_nginx_hides_the_metrics_from_headers_that_change_the_path(
+    server: Server, header: str
+) -> None:
+    with proxy(server) as connection:
+        for target in ("/x/metrics", "/x", "/"):
+            assert not shows(send(connection, target, header), HIDDEN["/metrics"][1])
+
+
+def test_the_guides_rule_hides_other_paths_however_they_are_written(server: Server) -> None:
+    guide = (ROOT / "docs/deploy/vm.md").read_text()
+    rule = "location ^~ /ready { return 404; }"
+    assert rule in guide
+    rules = "\n".join(rule.replace("/ready", prefix) for prefix in HIDDEN if prefix != "/metrics")
+    for path, text in HIDDEN.values():
+        assert text in urllib.request.urlopen(server.url + path).read()
+    with proxy(server, rules) as connection:
+        shown = [
+            target
+            for path, text in HIDDEN.values()
+            for target in variants_of(path)
+            if shows(send(connection, target), text)
+        ]
+        assert shown == []
+        connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {server.key}"})
+        assert connection.getresponse().status == 200
 
 
 def test_nginx_accepts_the_blocks_of_the_scale_guide(tmp_path: Path) -> None:

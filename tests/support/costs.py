@@ -105,6 +105,15 @@ class Nowhere(io.StringIO):
         return len(text)
 
 
+class Connection(socket.socket):
+    """The server's side of a connection. It keeps what is sent: a full buffer can't block it."""
+
+    def __init__(self, fileno: int) -> None:
+        super().__init__(fileno=fileno)
+        self.sent: list[bytes] = []
+        self.sendall = self.sent.append  # type: ignore[assignment]  # a call of C, as the real one
+
+
 class Counted:
     def __init__(self, directory: Path) -> None:
         upstream = Upstream(
@@ -154,7 +163,8 @@ class Counted:
             f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nAuthorization: Bearer {self._key}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n{content}"
         ).encode()
-        client, server = socket.socketpair()
+        client, plain = socket.socketpair()
+        server = Connection(fileno=plain.detach())
         with client, server:
             parser = FastRequestParser(self._config, server, ("127.0.0.1", 50000))
             for _ in range(min(calls, WARM_UP)):
@@ -171,14 +181,14 @@ class Counted:
         self,
         parser: FastRequestParser,
         client: socket.socket,
-        server: socket.socket,
+        server: Connection,
         request: bytes,
     ) -> None:
+        server.sent.clear()
         client.sendall(request)
         found = next(parser)
         self._worker.handle_request(("127.0.0.1", 8000), found, server, ("127.0.0.1", 50000))
-        answer = client.recv(1 << 20)
-        assert answer.startswith(b"HTTP/1.1 200 OK\r\n"), answer
+        assert server.sent[0].startswith(b"HTTP/1.1 200 OK\r\n"), server.sent
 
 
 def count() -> dict[str, float]:
