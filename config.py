@@ -41,7 +41,6 @@ class Timeouts:
     idle: float = 120
     """The time between two events."""
     total: float = 1800
-    """The time for the whole call."""
     grace: float = 5
     """The margin of the transport's read timeout over these timeouts, which should fire first."""
 
@@ -105,12 +104,11 @@ class Settings:
     port: int | None = None
     workers: int = 1
     """The number of worker processes; always 1 without redis_url."""
+    # Tables of sluice.toml, whose contents are not validated yet: [providers.NAME], [aliases],
+    # [prices."MODEL"].
     providers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """The tables [providers.NAME] of sluice.toml, not validated yet."""
     aliases: Mapping[str, Any] = field(default_factory=dict)
-    """The table [aliases] of sluice.toml, not validated yet."""
     prices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """The tables [prices."MODEL"] of sluice.toml, not validated yet."""
     warnings: tuple[str, ...] = ()
     """Warnings for the operator to log at start, one line each."""
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -139,8 +137,6 @@ class Settings:
 
 
 def whole(least: int, most: int) -> Callable[[str, str], int]:
-    """Return a parser for whole numbers in a range, which includes both bounds."""
-
     def parse(name: str, text: str) -> int:
         return check_range(name, text, convert(name, text, int, "a whole number"), least, most)
 
@@ -148,8 +144,6 @@ def whole(least: int, most: int) -> Callable[[str, str], int]:
 
 
 def seconds(least: float, most: float) -> Callable[[str, str], float]:
-    """Return a parser for seconds in a range, which includes both bounds."""
-
     def parse(name: str, text: str) -> float:
         return check_range(
             name, text, convert(name, text, float, "a number of seconds"), least, most

@@ -1,4 +1,4 @@
-"""Measure how long a stop takes that another process receives than the one that runs the call.
+"""Measure the latency of a stop when the process that receives it doesn't run the call.
 
 usage: cluster_stop.py [ROUNDS]     (default: 500, spread over the phases)
 The script starts a Redis, a Postgres, and two gunicorn masters of two workers each, as the tests of

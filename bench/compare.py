@@ -162,7 +162,6 @@ def systems() -> dict[str, Callable[[Path, Upstream], Any]]:
 
 
 def compare(folder: Path, rounds: int) -> dict[str, dict[str, Figures]]:
-    """Return the medians of all rounds, by system and scenario."""
     seen: dict[tuple[str, str], list[Figures]] = {}
     with Upstream(folder) as upstream:
         for number in range(rounds):

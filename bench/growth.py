@@ -20,8 +20,6 @@ QUIET = {"stream": True, "sim_tokens": 100000, "sim_interval_ms": 1000}
 
 
 class Size(NamedTuple):
-    """The results for one number of streams."""
-
     streams: int
     kilobytes: float
     """Memory per stream."""

@@ -28,7 +28,6 @@ PROMPT = {"prompt": "Write a haiku about programming:", "max_tokens": 100, "temp
 
 
 def build(folder: Path) -> None:
-    """Compile the upstream and the load generator."""
     if shutil.which("gcc") is None:
         sys.exit("The benchmarks need gcc (Debian: sudo apt install gcc).")
     for name in ("simllm", "simload"):
@@ -36,8 +35,6 @@ def build(folder: Path) -> None:
 
 
 class Upstream:
-    """A running simllm, with access to its counters."""
-
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self.process = subprocess.Popen([folder / "simllm", str(self.port)])
@@ -110,7 +107,6 @@ def load(
 
 
 def tree(pid: int) -> list[int]:
-    """Return the ids of a process and of all its descendants."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -151,7 +147,6 @@ def memory(pid: int) -> float:
 
 
 def described() -> str:
-    """Return a line that describes the machine and the versions."""
     names = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()

@@ -16,7 +16,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def bars(title: str, values: Mapping[str, float], unit: str) -> str:
-    """Return an SVG plot of horizontal bars."""
     most = max(values.values()) or 1
     height = 44 + LINE * len(values)
     parts = [text(10, 24, title, size=15)]

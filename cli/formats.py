@@ -39,7 +39,6 @@ def to_json(value: object) -> str:
 
 
 def cell(value: object) -> str:
-    """Return a value as text for a table."""
     match value:
         case None:
             return "-"

@@ -68,7 +68,6 @@ TERMS = (
 
 
 def with_terms(command: C) -> C:
-    """Add the options of TERMS to a command."""
     for option in reversed(TERMS):
         command = option(command)
     return command

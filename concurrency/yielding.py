@@ -13,8 +13,6 @@ PAUSE_S = 0.0005
 
 
 class Yielder:
-    """A helper for one loop that lets other greenlets run now and then."""
-
     def __init__(self) -> None:
         self._yielded_at = time.monotonic()
 

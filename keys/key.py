@@ -109,7 +109,6 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def status(self) -> Status:
-        """The key's current status."""
         if self.disabled:
             return "disabled"
         return "active" if self.expires is None or datetime.now(UTC) < self.expires else "expired"

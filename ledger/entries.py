@@ -35,8 +35,6 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Budget(msgspec.Struct, frozen=True):
-    """The amount that a key may spend."""
-
     limit_nano: int
     since_day: str | None = None
     """The first UTC day whose spending counts, such as 2026-01-31; None: all spending counts."""
@@ -68,8 +66,6 @@ class Opening(msgspec.Struct):
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):
-    """The end of a call: its outcome, usage and cost."""
-
     entry: Entry
     provider: str
     model: str

@@ -239,7 +239,6 @@ class Ledger:
         return group
 
     def _run(self) -> None:
-        """Commit one group after another until the ledger is closed."""
         while not self._closing:
             if self._trouble:
                 time.sleep(RETRY_S)

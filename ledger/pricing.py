@@ -124,7 +124,6 @@ class Prices:
         find("openai", "gpt-4o-mini")
 
     def of(self, target: Target) -> Price | None:
-        """Return a target's current price, or None if it is unknown."""
         return self.price(target.provider, target.model)
 
     def price(self, provider: Provider, model: str) -> Price | None:

@@ -49,8 +49,6 @@ class Scope(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """The sums of some requests: their number, tokens and cost."""
-
     requests: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
@@ -60,7 +58,6 @@ class Sums(NamedTuple):
 
     @classmethod
     def of(cls, several: Iterable[Sums]) -> Self:
-        """Return the total of several sums."""
         return cls(*map(sum, zip(*several, strict=True)))
 
     @property

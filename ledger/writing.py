@@ -199,8 +199,6 @@ def inserter(dialect: str) -> Any:
 
 
 class Statement(NamedTuple):
-    """A statement with named parameters."""
-
     make: Callable[[str], Any]
     """A function that returns the statement for a dialect."""
     names: tuple[str, ...]

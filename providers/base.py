@@ -42,7 +42,6 @@ class Fim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """An endpoint for fill-in-the-middle. Requests with a suffix go there."""
 
     path: str
-    """The path, appended to base_url."""
     models: tuple[str, ...] = ("*",)
     dialect: str = ""
     """The endpoint's dialect. Empty means the provider's dialect."""
@@ -77,7 +76,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cannot: tuple[str, ...] = ()
     """Parameters (of CompletionRequest) that this host lacks although its dialect has them."""
     limits: dict[str, float] = {}
-    """The greatest value that the host accepts for a parameter; for `stop`, the number of
+    """The greatest value that the host accepts for a parameter; for `stop`, the greatest number of
     strings."""
     chat_names: dict[str, str] = {}
     """The names of parameters in /chat/completions that differ from Sluice's names."""
@@ -133,18 +132,17 @@ class Target(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def cannot(self) -> frozenset[str]:
-        """The parameters that the host or this model lacks."""
         own = self.fim.cannot if self.fim else self.provider.cannot
         return frozenset(own).union(*(family.cannot for family in self._families))
 
     @cached_property
     def exclusive(self) -> tuple[str, ...]:
-        """The parameters of which this model accepts only one per request."""
         return tuple(name for family in self._families for name in family.exclusive)
 
     @cached_property
     def limits(self) -> dict[str, float]:
-        """The greatest value of each limited parameter; for `stop`, the number of strings."""
+        """The greatest value of each limited parameter; for `stop`, the greatest number of
+        strings."""
         found = dict(self.provider.limits)
         for family in self._families:
             found |= family.limits
@@ -152,7 +150,6 @@ class Target(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def names(self) -> Mapping[str, str]:
-        """The host's names of parameters that differ from Sluice's names."""
         if self.fim:
             return self.fim.names
         if self.legacy:
@@ -168,7 +165,6 @@ class Target(msgspec.Struct, frozen=True, dict=True):
 
 
 def matches(model: str, globs: Iterable[str]) -> bool:
-    """Return True if the model's name matches one of the globs."""
     return any(fnmatchcase(model, glob) for glob in globs)
 
 

@@ -107,7 +107,6 @@ class FanOut:
             return True
 
     def _work(self) -> None:
-        """Run one call after another until none is left."""
         wanted = True
         while wanted and (begun := self._begin()) is not None:
             number, call = begun

@@ -1,6 +1,6 @@
 """The built-in rows: a description of each host that Sluice knows.
 
-- This module has only data. An OpenAI-compatible host needs a row here or in sluice.toml, no code.
+- This module has only data. An OpenAI-compatible host needs only a row, here or in sluice.toml.
 
 Rows were checked against the hosts' own references and SDKs in 2026-11; see docs/providers.md.
 """

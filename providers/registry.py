@@ -45,7 +45,6 @@ def dialect(name: str) -> Dialect:
 
 
 def signer(row: Provider) -> Signer | None:
-    """Return the signer of a row, or None if its requests aren't signed."""
     return cast(Signer, import_module(SIGNERS[row.sign])) if row.sign else None
 
 

@@ -1,7 +1,7 @@
 """The parts of a request that several dialects share: headers, the URL, and a one-message body.
 
 - All functions are pure, except that `fill` changes its argument.
-- A body has only the parameters that the caller set. Nothing is added.
+- A body has only the parameters that the caller set. Sluice adds no defaults.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from providers.base import Target
 CHAT_UNSUPPORTED: Final = frozenset(
     {"suffix", "best_of", "token_ids", "echo", "echo_logprobs", "prompt_list"}
 )
-"""The parameters that a chat endpoint lacks."""
 
 SINGLE_CHOICE_UNSUPPORTED: Final = CHAT_UNSUPPORTED | {
     *("n", "logprobs", "logit_bias", "openai_extra")
@@ -27,7 +26,6 @@ RESERVED: Final = frozenset({"model", "messages", "stream"})
 
 
 def headers(request: CompletionRequest, target: Target) -> dict[str, str]:
-    """Return the headers of a request, including the credential."""
     found = {
         "Content-Type": "application/json",
         "Accept": "text/event-stream" if request.stream else "application/json",

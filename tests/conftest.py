@@ -150,13 +150,12 @@ def new_key() -> tuple[str, str]:
 
 @pytest.fixture
 def key(new_key: tuple[str, str]) -> str:
-    """Return the API key that `app` accepts."""
     return new_key[0]
 
 
 @pytest.fixture
 def app(fake: FakeProvider, tmp_path: Path, new_key: tuple[str, str]) -> Flask:
-    """Return Sluice's app in the test's process. Its providers `fake` and `fakechat` are `fake`."""
+    """Return Sluice's app in the test's process. Its providers lead to the fixture `fake`."""
     from app import create_app
     from config import Settings
 

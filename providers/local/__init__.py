@@ -1,1 +1,1 @@
-"""The embedded provider: a toy model, so that a new installation works without network or key."""
+"""The embedded provider: a toy model that works without network and key in a new installation."""

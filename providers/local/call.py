@@ -103,8 +103,6 @@ _turns = _Turns()
 
 
 class LocalCall:
-    """An UpstreamCall to the embedded model."""
-
     def __init__(self, request: CompletionRequest, target: Target) -> None:
         self._request = request
         self._target = target

@@ -62,9 +62,7 @@ class Model(NamedTuple):
     """An index of the tokens that follow each context."""
 
     texts: list[str]
-    """The text of each token, by number."""
     numbers: dict[str, int]
-    """The number of each token, by text."""
     rows: array[int]
     """Pairs of context and next token, each packed into a 64-bit integer, sorted."""
 

@@ -28,7 +28,7 @@ CALLERS, ROUNDS = 50, 20
 BUDGET_NANO = 10**9
 INPUT_NANO, OUTPUT_NANO = 20_000, 200_000
 """Prices of a token, so high that a dollar is spent quickly."""
-TOLD, MOST_TOKENS = (5, 10), 10
+USAGE, MOST_TOKENS = (5, 10), 10
 RESERVED_TOKENS, LONG = 20, (5, 60)
 ANSWER_S = 0.15
 """The duration of a call, long enough for calls of all callers to be in flight at once."""
@@ -68,7 +68,7 @@ def statuses(sent: list[Sent]) -> Counter[int | None]:
 def hammer_a_budget(fake: FakeProvider, server: Server, place: Place, key: str) -> None:
     """Assert that calls with max_tokens spend a budget of $1, across a reload, and no more."""
     kind = Kind("paid", more={"max_tokens": MOST_TOKENS})
-    fake.named({"paid": answering(TOLD)})
+    fake.named({"paid": answering(USAGE)})
     reload = threading.Timer(0.2, server.signal, [signal.SIGHUP])
     reload.start()
     found = spend_it_all(server, key, kind)
@@ -109,14 +109,13 @@ def test_calls_without_max_tokens_overspend_at_most_by_the_calls_in_flight(
         place = ledger_of(server)
         assert_sound(place)
         cost = LONG[0] * INPUT_NANO + LONG[1] * OUTPUT_NANO
-        overrun = cost - RESERVED_TOKENS * OUTPUT_NANO  # the most that a call exceeds its hold by
+        overrun = cost - RESERVED_TOKENS * OUTPUT_NANO  # the cost of a call beyond its hold
         assert BUDGET_NANO < spent(place, "key_dollar") <= BUDGET_NANO + overrun * CALLERS
         in_flight = most_at_once(rows(place))
         assert spent(place, "key_dollar") <= BUDGET_NANO + overrun * in_flight
 
 
 def most_at_once(found: list[dict[str, Any]]) -> int:
-    """Return the greatest number of calls that were active at any one time."""
     changes = sorted((row[name], step) for row in found for name, step in ENDS)
     count = most = 0
     for _, step in changes:
@@ -140,7 +139,7 @@ def started(fake_process: FakeProvider) -> Iterator[Server]:
 
 @pytest.fixture
 def server(started: Server, fake: FakeProvider) -> Server:
-    fake.default(fp.answer(fp.body("x", usage=TOLD)))
+    fake.default(fp.answer(fp.body("x", usage=USAGE)))
     return started
 
 
@@ -214,7 +213,7 @@ def test_a_byok_key_bypasses_limits_and_budget(server: Server, fake: FakeProvide
     assert "x-ratelimit-limit-requests" not in sent.headers
     row = row_of(ledger_of(server), sent.id)
     assert (bool(row["byok"]), row["cost_nano"]) == (True, 0)
-    assert (row["input_tokens"], row["output_tokens"]) == TOLD
+    assert (row["input_tokens"], row["output_tokens"]) == USAGE
     assert ask(server, key, max_tokens=10).status == 429
     assert fake.counts.received == 1
 

@@ -95,7 +95,7 @@ def assert_recovers(scene: Scene, probe: Probe, name: str) -> None:
 def assert_all_is_accounted_for(run: Run) -> None:
     """Assert that no call was cut off or rejected, and that each call has a row."""
     found = settled(run)
-    assert_nothing_is_lost(run, found, told_so=set())
+    assert_nothing_is_lost(run, found, cut_off=set())
     assert_stops_told_the_truth(run)
     left_early = {sent.id for sent in run.sent if sent.status is None}
     assert {sent.id for sent in run.sent} - set(found) <= left_early
@@ -122,7 +122,7 @@ def test_killed_worker_loses_only_its_own_calls_and_the_cluster_recovers(
     assert left
     assert left <= cut | gone  # no client received the end of such a call
     assert {sent.id for sent in run.sent if sent.status == 200 and sent.failure} <= its
-    assert_nothing_is_lost(run, found, told_so=cut | left)
+    assert_nothing_is_lost(run, found, cut_off=cut | left)
     assert_stops_told_the_truth(run, but=cut)
     take_for_dead(scene.shared.database_url, owner)
     closed = settled(run)
@@ -219,7 +219,7 @@ def test_cluster_recovers_when_the_database_crashes_and_restarts(
     assert refused
     assert refused.isdisjoint(found)
     assert {sent.status for sent in run.sent} <= {200, 503, None}
-    assert_nothing_is_lost(run, found, told_so=set())
+    assert_nothing_is_lost(run, found, cut_off=set())
     assert_stops_told_the_truth(run)
     assert calls.get(cluster, "/ready").status == 200
     print(f"{len(run.sent)} calls, {len(found)} rows, {len(refused)} refused")

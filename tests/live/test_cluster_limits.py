@@ -22,7 +22,7 @@ from tests.live.test_budget import (
     INPUT_NANO,
     MOST_TOKENS,
     OUTPUT_NANO,
-    TOLD,
+    USAGE,
     answering,
     spend_it_all,
 )
@@ -77,7 +77,6 @@ def cluster(started: tuple[Cluster, dict[str, str]], fake: FakeProvider) -> Clus
 
 @pytest.fixture
 def keys(started: tuple[Cluster, dict[str, str]]) -> dict[str, str]:
-    """Return the keys by their names in KEYS."""
     return started[1]
 
 
@@ -95,7 +94,6 @@ def at_once(cluster: Cluster, key: str, kind: Kind, *, count: int = CALLS) -> li
 
 
 def workers_of(found: Sequence[Row]) -> int:
-    """Return the number of workers that made these calls."""
     return len({row["owner"] for row in found})
 
 
@@ -117,7 +115,7 @@ def test_each_worker_reports_the_shared_remaining_requests(
     cluster: Cluster, fake: FakeProvider, keys: dict[str, str]
 ) -> None:
     # The free tier allows ten requests per minute.
-    fake.default(fp.answer(fp.body("x", usage=TOLD)))
+    fake.default(fp.answer(fp.body("x", usage=USAGE)))
     answers = []
     with cluster.clients_to_each() as clients:
         for client in [*clients.values()] * 3:
@@ -133,7 +131,7 @@ def test_reserved_tokens_never_exceed_the_hourly_limit(
     cluster: Cluster, fake: FakeProvider, keys: dict[str, str]
 ) -> None:
     # The provider responds only after all calls are accepted or rejected, so all holds overlap.
-    fake.default([fp.gate("answer"), *fp.answer(fp.body("x", usage=TOLD))])
+    fake.default([fp.gate("answer"), *fp.answer(fp.body("x", usage=USAGE))])
     kind = Kind("limits", more={"max_tokens": ASKED_TOKENS})
     opening = threading.Event()
 
@@ -169,7 +167,7 @@ def test_unused_reserved_tokens_are_given_back_to_all_workers(
     cluster: Cluster, fake: FakeProvider, keys: dict[str, str]
 ) -> None:
     # Each call reserves half of the hourly tokens, but uses only a few.
-    fake.default(fp.answer(fp.body("x", usage=TOLD)))
+    fake.default(fp.answer(fp.body("x", usage=USAGE)))
     left = []
     with cluster.clients_to_each() as clients:
         for client in [*clients.values()] * 2:
@@ -179,7 +177,7 @@ def test_unused_reserved_tokens_are_given_back_to_all_workers(
             client.body()
             assert head.status == 200
             left.append(int(head.headers["x-ratelimit-remaining-tokens"]))
-        assert [a - b for a, b in pairwise(left)] == [sum(TOLD)] * (len(left) - 1)
+        assert [a - b for a, b in pairwise(left)] == [sum(USAGE)] * (len(left) - 1)
         calls.ask(client, max_tokens=PER_HOUR)
         assert client.read_head().status == 429
         client.body()
@@ -227,7 +225,7 @@ def test_a_budget_is_never_overspent_by_calls_with_max_tokens(
     cluster: Cluster, fake: FakeProvider, keys: dict[str, str]
 ) -> None:
     kind = Kind("paid", more={"max_tokens": MOST_TOKENS})
-    fake.named({"paid": answering(TOLD)})
+    fake.named({"paid": answering(USAGE)})
     begun = time.monotonic()
     found = spend_it_all(cluster, keys["dollar"], kind)
     paid = rows_of(cluster, "dollar")

@@ -18,7 +18,7 @@ from tests.support import fake as fp
 from tests.support.calls import BEGUN, EVENT, begin_stream, closed_after
 from tests.support.clusters import Cluster, Worker, listed, stop, untroubled
 from tests.support.fake import FakeProvider
-from tests.support.load import NATIVE, OPENAI, told
+from tests.support.load import NATIVE, OPENAI, usage_in
 from tests.support.pace import scaled
 from tests.support.raw_client import RawClient
 
@@ -41,17 +41,12 @@ def started(fake_process: FakeProvider) -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(started: Cluster, fake: FakeProvider) -> Cluster:
-    """Return a cluster of two machines with two workers each."""
     return started
 
 
 class Phase(NamedTuple):
-    """A phase of a call in which a test stops it."""
-
     steps: Sequence[fp.Step]
-    """The provider's script."""
     path: str = NATIVE
-    """The path of the face."""
     stream: bool = True
 
 
@@ -98,7 +93,6 @@ def stop_once(
 
 
 def begin(client: RawClient, phase: Phase, stream_id: str) -> None:
-    """Start a call. Read a stream up to its first text."""
     fields: dict[str, Any] = {"model": "fake/m", "prompt": "Say it"}
     if phase.stream:
         fields["stream"] = True
@@ -117,13 +111,13 @@ def read_cancelled(client: RawClient, phase: Phase) -> float:
     if not phase.stream:
         head, answer = client.read_head(), client.json()
         assert head.status == 200
-        usage = told(answer)
+        usage = usage_in(answer)
         reason = answer["choices"][0] if phase.path == OPENAI else answer
     else:
         frames = list(client.frames())
         assert frames[-1].data == "[DONE]"
         *_, finish, final = (frame.json for frame in frames[:-1])
-        usage = told(final)
+        usage = usage_in(final)
         reason = finish["choices"][0]
     assert usage is not None
     assert usage[0] > 0
@@ -136,7 +130,6 @@ def read_cancelled(client: RawClient, phase: Phase) -> float:
 
 @pytest.fixture
 def clients(cluster: Cluster) -> Iterator[list[RawClient]]:
-    """Yield an open connection to each worker."""
     with cluster.clients_to_each() as found:
         yield list(found.values())
 

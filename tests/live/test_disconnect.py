@@ -25,8 +25,8 @@ NOTICED_S = 1.5
 """The seconds in which the sweeper notices a disconnect. It checks connections once a second."""
 GONE_WITHIN_S = scaled(NOTICED_S)
 DRAIN_S = scaled(3)
-TOLD = (7, 99)
-REST = [*(fp.event(frame) for frame in fp.chunks(["!"], usage=TOLD)), fp.event("[DONE]"),
+USAGE = (7, 99)
+REST = [*(fp.event(frame) for frame in fp.chunks(["!"], usage=USAGE)), fp.event("[DONE]"),
         fp.last_chunk()]  # fmt: skip
 DEAR = '[prices."fake/dear"]\ninput_per_mtok = 1\noutput_per_mtok = 1000000\n'
 """A price of one dollar per output token."""
@@ -74,7 +74,7 @@ def used(line: dict[str, Any]) -> tuple[object, ...]:
     return tuple(line[name] for name in names)
 
 
-EXACT = ("client_gone", 499, *TOLD, "provider")
+EXACT = ("client_gone", 499, *USAGE, "provider")
 
 
 @pytest.mark.parametrize("leave", [close, reset, half_close])
@@ -120,7 +120,7 @@ def test_a_full_mailbox_does_not_block_a_drain(server: Server, fake: FakeProvide
 
 
 def test_a_drain_waits_for_the_response_of_a_unary_call(server: Server, fake: FakeProvider) -> None:
-    fake.script([fp.gate("rest"), *fp.answer(fp.body("whole", usage=TOLD))])
+    fake.script([fp.gate("rest"), *fp.answer(fp.body("whole", usage=USAGE))])
     with server.client() as client:
         ask(client, stream_id="unary")
         fake.wait_requests()

@@ -99,7 +99,6 @@ class Run(NamedTuple):
     answers: dict[str, Answer]
     rows: dict[str, Row]
     reached: Counter[str]
-    """The number of requests at each provider."""
 
 
 def config(fake: FakeProvider) -> str:
@@ -151,18 +150,17 @@ def ask(server: Server, cell: Cell) -> Answer:
 
 
 def of_stream(status: int, headers: dict[str, str], frames: list[Frame]) -> Answer:
-    told = [frame.json for frame in frames if frame.data not in (None, "[DONE]")]
-    texts = [part["data"] for part in told if part["type"] == "content"]
-    code = told[-1].get("code")
-    provider = told[0]["provider"]
+    events = [frame.json for frame in frames if frame.data not in (None, "[DONE]")]
+    texts = [part["data"] for part in events if part["type"] == "content"]
+    code = events[-1].get("code")
+    provider = events[0]["provider"]
     ended = [kind for kind in kinds(frames) if kind not in ("usage_start", "content", "comment")]
-    details = told[-1].get("details") or {}
+    details = events[-1].get("details") or {}
     return Answer(status, headers, "".join(texts), code, provider, ended, details)
 
 
 @pytest.fixture(scope="module")
 def run(fake_process: FakeProvider) -> Run:
-    """Make the calls of all cells. Return the results."""
     fake_process.reset()
     arm(fake_process)
     env = {"SLUICE_RETRIES": str(RETRIES), "SLUICE_LOG_LEVEL": "error"}

@@ -131,7 +131,9 @@ def reload_around_streams(server: Server, fake: FakeProvider, key: str, number: 
     """Reload while some streams are active. They end after the new worker has started."""
     gate, usage = f"end{number}", (31 + number, 37)
     rest = [fp.event(frame) for frame in fp.chunks(["!"], usage=usage)]
-    steps = mixture.begun(mixture.telling("word ", (31, 1)), fp.gate(gate), *rest, fp.last_chunk())
+    steps = mixture.begun(
+        mixture.text_with_usage("word ", (31, 1)), fp.gate(gate), *rest, fp.last_chunk()
+    )
     kind = Kind(f"span{number}", steps, stream=True)
     fake.named({kind.name: steps})
     streams = [Sent(kind, NATIVE) for _ in range(SPANNING)]

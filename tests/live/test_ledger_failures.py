@@ -28,7 +28,7 @@ from tests.support.servers import Server, fake_rows
 
 LOCKED_S = 8.0
 KEPT_S = 2.5
-"""A time in which the ledger retries its pending writes, without success."""
+"""Seconds in which the ledger retries its pending writes, without success."""
 PAGE = 4096
 USAGE = (7, 9)
 PLAIN = Kind("plain")
@@ -57,7 +57,6 @@ class Caller:
 
     @property
     def answered(self) -> set[str]:
-        """The request ids of the successful short calls."""
         return {sent.id for sent in self.sent if sent.status == 200}
 
     def check_outage(self, failing: AbstractContextManager[None]) -> None:
@@ -97,7 +96,6 @@ class Caller:
 
 @contextmanager
 def serve(fake: FakeProvider, **env: str) -> Iterator[Caller]:
-    """Start a server. Yield a caller of it."""
     server = Server(fake_rows(fake.base_url), env=env)
     server.key = server.add_key(id="key_main", tier="unlimited")
     with server:
@@ -147,7 +145,6 @@ def full(directory: Path) -> Iterator[None]:
 
 
 def mounted(*arguments: str) -> bool:
-    """Run `mount`. Return True if it succeeded."""
     program = shutil.which("mount")
     command = [str(program), *arguments]
     return (
@@ -227,11 +224,11 @@ def assert_start_fails(place: Path, kind: ServerKind) -> None:
     server = Server(kind=kind, env={"SLUICE_DATABASE": str(place)})
     with pytest.raises(RuntimeError) as raised:
         server.start()
-    said = str(raised.value)
+    output = str(raised.value)
     assert server.returncode() == (4 if kind == "gevent" else 1)
-    assert said.count("the ledger can't be opened") == 1
-    assert "Traceback" not in said
-    assert str(place) in said
+    assert output.count("the ledger can't be opened") == 1
+    assert "Traceback" not in output
+    assert str(place) in output
 
 
 @pytest.mark.parametrize("kind", ["gevent", "python"])

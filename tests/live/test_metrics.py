@@ -26,7 +26,6 @@ HELD = [*BEGUN, fp.hold()]
 
 @pytest.fixture
 def temporary(tmp_path: Path) -> Path:
-    """Return the directory for the server's temporary files."""
     path = tmp_path / "temporary"
     path.mkdir()
     return path
@@ -82,7 +81,6 @@ def metrics(client: RawClient) -> dict[str, float]:
 
 
 def wait_shown(server: Server, client: RawClient, **expected: float) -> None:
-    """Wait until a worker shows these values."""
     names = {f"sluice_{name}": value for name, value in expected.items()}
     server.wait(lambda: names.items() <= metrics(client).items())
 

@@ -282,7 +282,6 @@ def test_a_failure_after_the_status_line_is_an_error_frame(
 
 
 def assert_failed(frames: Sequence[Frame], name: str = "") -> None:
-    """Assert that the stream ends with usage_final and an error."""
     found = without_comments(frames)
     assert found[0] == "usage_start" or found[0] == "content", name
     assert found[-2:] == ["usage_final", "error"], name

@@ -499,7 +499,7 @@ def test_no_key_leaks_from_a_body_that_never_ends(hunt: Hunt) -> None:
 # Providers that repeat the key
 
 STATUSES = [400, 401, 402, 403, 404, 409, 413, 422, 429, 500, 503]
-SAYINGS: dict[str, Any] = {
+LEAKY_BODIES: dict[str, Any] = {
     "message": {"error": {"message": "You sent 'Authorization: Bearer KEY'. Why?", "code": "x"}},
     "bare": {"error": {"message": "KEY is not a key", "code": "x"}},
     "code": {"error": {"message": "no", "code": "KEY"}},
@@ -519,18 +519,17 @@ SAYINGS: dict[str, Any] = {
 }
 
 
-def saying(name: str, secret: str) -> Any:
-    """Return a provider's body that contains a secret."""
+def leaky_body(name: str, secret: str) -> Any:
     half = len(secret) // 2
     pieces = {"KEY": secret, "FIRST": secret[:half], "SECOND": secret[half:]}
-    content = SAYINGS[name]
+    content = LEAKY_BODIES[name]
     text = content.decode() if isinstance(content, bytes) else json.dumps(content)
     for word, piece in pieces.items():
         text = text.replace(word, piece)
     return text.encode() if isinstance(content, bytes) else json.loads(text)
 
 
-@pytest.mark.parametrize("name", SAYINGS)
+@pytest.mark.parametrize("name", LEAKY_BODIES)
 def test_no_key_leaks_from_an_error_answer_of_a_provider(
     hunt: Hunt, fake: FakeProvider, own: dict[str, str], name: str
 ) -> None:
@@ -541,7 +540,7 @@ def test_no_key_leaks_from_an_error_answer_of_a_provider(
         "X-Request-ID": secret,
         "Location": f"/{secret}",
     }
-    content = saying(name, secret)
+    content = leaky_body(name, secret)
     for number, status in enumerate(STATUSES):
         fake.script(fp.error(status, content, headers))
         assert hunt.ask(FACES[number % 2], stream=number % 3 == 0, **own) >= 400
@@ -550,14 +549,14 @@ def test_no_key_leaks_from_an_error_answer_of_a_provider(
     hunt.check()
 
 
-@pytest.mark.parametrize("name", SAYINGS)
+@pytest.mark.parametrize("name", LEAKY_BODIES)
 def test_no_key_leaks_from_a_provider_error_sent_with_status_200(
     hunt: Hunt, fake: FakeProvider, own: dict[str, str], name: str
 ) -> None:
     # The error comes as a whole body, and before and after a stream's first text.
     faces = itertools.cycle(FACES)
     secret = sent_key(hunt, own)
-    content = saying(name, secret)
+    content = leaky_body(name, secret)
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
     for stream in (False, False, True, True):
         fake.script(fp.answer(content))

@@ -39,7 +39,6 @@ TOO_LONG = re.compile(r"^make (test|soak)\b", re.MULTILINE)
 OLD_KEY = "sk-their-old-key"
 """The key that a caller keeps in docs/migrating.md."""
 TYPED = re.compile(r"^\$ (.*\n)", re.MULTILINE)
-"""The commands of a block that also shows their output."""
 
 FAILED = re.compile(r'"success":false|"type":"error"|\{"error":')
 """The output of curl for a failed call, for which its exit status is 0."""

@@ -49,8 +49,6 @@ def server(started: Server, fake: FakeProvider) -> Server:
 
 
 class Phase(NamedTuple):
-    """A phase of a call in which a test stops it."""
-
     steps: Sequence[fp.Step] | None = None
     """The provider's script. None if the call doesn't reach the provider."""
     model: str = "fake/m"
@@ -204,10 +202,10 @@ def test_a_stopped_stream_is_recorded_with_estimated_tokens(
 def test_a_stopped_stream_with_usage_in_every_chunk_has_exact_usage(
     server: Server, fake: FakeProvider
 ) -> None:
-    told: list[dict[str, Any]] = fp.chunks(["Hello", "word "], finish=None)
-    for made, chunk in enumerate(told, 11):
+    chunks: list[dict[str, Any]] = fp.chunks(["Hello", "word "], finish=None)
+    for made, chunk in enumerate(chunks, 11):
         chunk["usage"] = {"prompt_tokens": 7, "completion_tokens": made}
-    fake.script([*fp.sse(told, done=False, complete=False), fp.hold()])
+    fake.script([*fp.sse(chunks, done=False, complete=False), fp.hold()])
     with server.client() as client:
         stream_id = begin_stream(client)
         client.frame()
@@ -260,7 +258,6 @@ def test_a_stream_of_another_key_answers_404_like_an_unknown_stream(
 
 
 def wait_key(server: Server, key: str) -> None:
-    """Wait until the server accepts a key that was added to its file."""
     server.wait(lambda: calls.get(server, f"{calls.COMPLETIONS}/streams", key).status == 200)
 
 

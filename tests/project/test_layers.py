@@ -68,7 +68,6 @@ def package_of(module: str) -> str:
 
 
 def dialect_of(module: str) -> str | None:
-    """Return the dialect that a module belongs to, or None."""
     package, _, rest = module.partition(".")
     name = rest.partition(".")[0]
     return name if package == "providers" and name in DIALECTS else None
@@ -119,12 +118,10 @@ def ours(module: str) -> set[str]:
 
 
 def packages(module: str) -> set[str]:
-    """Return the top-level names of all modules that a module imports."""
     return {name.partition(".")[0] for name in imports(module)}
 
 
 def names_in(tree: ast.AST) -> set[str]:
-    """Return every dotted name in a tree."""
     return {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
 
 

@@ -26,7 +26,6 @@ needs_promtool = pytest.mark.skipif(
 
 
 def asked() -> list[str]:
-    """Return the PromQL expressions of the dashboard."""
     return [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 
 
@@ -39,7 +38,6 @@ def promtool(*arguments: str | Path) -> None:
 
 
 def known() -> set[str]:
-    """Return all names of metrics that a query may use."""
     found: set[str] = set()
     for name, (kind, _) in families().items():
         found |= {name + suffix for suffix in SUFFIXES} if kind == "histogram" else {name}

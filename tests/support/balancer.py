@@ -86,17 +86,16 @@ class Side:
         reads = not self.over and not self.other.held
         return reads * selectors.EVENT_READ | bool(self.held) * selectors.EVENT_WRITE
 
-    def hear(self) -> None:
-        """Read from this socket, and write to the other one."""
+    def read(self) -> None:
         data = self.socket.recv(READ_BYTES)
         if data:
             self.other.held = data
-            self.other.tell()
+            self.other.write()
         else:
             self.over = True
             self.other.socket.shutdown(socket.SHUT_WR)
 
-    def tell(self) -> None:
+    def write(self) -> None:
         """Write as much of the held data as the socket accepts."""
         with contextlib.suppress(BlockingIOError):
             self.held = self.held[self.socket.send(self.held) :]
@@ -107,8 +106,6 @@ class Side:
 
 
 class Loop:
-    """The event loop of the balancer's process."""
-
     def __init__(self, listener: socket.socket, backends: Sequence[Address]) -> None:
         self._listener, self._count, self._next = listener, len(backends), cycle(backends)
         self._selector = selectors.DefaultSelector()
@@ -116,7 +113,6 @@ class Loop:
         self._selector.register(sys.stdin, selectors.EVENT_READ)
 
     def run(self) -> None:
-        """Accept and forward connections until stdin closes."""
         while True:
             for key, events in self._selector.select():
                 if key.fileobj is sys.stdin:
@@ -142,9 +138,9 @@ class Loop:
     def _serve(self, side: Side, events: int) -> None:
         try:
             if events & side.interest & selectors.EVENT_WRITE:
-                side.tell()
+                side.write()
             if events & side.interest & selectors.EVENT_READ:
-                side.hear()
+                side.read()
         except BlockingIOError:
             pass
         except OSError:  # one of the two peers has reset the connection

@@ -88,7 +88,6 @@ def rolled_up(found: Iterable[Row]) -> dict[tuple[str, ...], tuple[int, ...]]:
 
 
 def summed(found: Iterable[Row]) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Return the daily sums that these rows should have."""
     sums: dict[tuple[str, ...], list[int]] = defaultdict(lambda: [0] * (len(SUMS) + 2))
     for row in found:
         day = datetime.fromtimestamp(row["started_us"] / 1e6, UTC).strftime("%Y-%m-%d")

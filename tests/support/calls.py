@@ -21,7 +21,6 @@ BEGUN = fp.sse(fp.chunks(["Hello"], finish=None), done=False, complete=False)
 
 
 def toml_row(name: str, base_url: str, **fields: str) -> str:
-    """Return a row for sluice.toml that describes an OpenAI-compatible host."""
     more = "".join(f'{field} = "{value}"\n' for field, value in fields.items())
     return f'[providers.{name}]\nbase_url = "{base_url}"\ncompletions = true\n{more}\n'
 
@@ -59,8 +58,6 @@ def kinds(frames: Sequence[Frame]) -> list[str]:
 
 
 class Answer(NamedTuple):
-    """A response."""
-
     sent_at: float
     """The monotonic time at which the request was sent."""
     took: float
@@ -88,7 +85,6 @@ def _exchange(server: Server, method: str, path: str, key: str | None) -> Answer
 
 
 def active(server: Server, key: str | None = None) -> list[dict[str, Any]]:
-    """Return the active streams of a key."""
     found: list[dict[str, Any]] = get(server, f"{COMPLETIONS}/streams", key).json
     return found
 

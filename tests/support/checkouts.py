@@ -59,7 +59,6 @@ class Checkout:
         self.stop()
 
     def bash(self, text: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run commands of the docs against the server of this checkout."""
         return subprocess.run(
             ["bash", "-euo", "pipefail", "-c", self.ours(text)],
             cwd=self.directory,

@@ -21,7 +21,7 @@ from tests.support.books import Row, by_request, open_rows, rows
 from tests.support.calls import BEGUN
 from tests.support.clusters import Cluster, Worker, stop
 from tests.support.fake import FakeProvider
-from tests.support.load import NATIVE, OPENAI, Load, Sent, body, failed, has_text, told
+from tests.support.load import NATIVE, OPENAI, Load, Sent, body, failed, has_text, usage_in
 from tests.support.load import scripts as scripts_of
 from tests.support.pace import HANG_S
 from tests.support.raw_client import RawClient
@@ -99,7 +99,10 @@ class Run:
                     if frame.data == "[DONE]":
                         sent.done = True
                     elif frame.data is not None:
-                        sent.usage, sent.error = told(frame.json) or sent.usage, failed(frame.json)
+                        sent.usage, sent.error = (
+                            usage_in(frame.json) or sent.usage,
+                            failed(frame.json),
+                        )
                         if has_text(frame):
                             self._stop(sent, client)
             sent.whole = True
@@ -159,7 +162,7 @@ class Probe:
         return id_
 
     def pairs(self) -> Iterator[tuple[Worker, Worker]]:
-        """Yield each worker with the next one, which is on the same or the other machine."""
+        """Yield each worker with the next worker. Some pairs share a machine, others don't."""
         count = len(self.workers)
         for number, owner in enumerate(self.workers):
             yield owner, self.workers[(number + 1) % count]
@@ -284,24 +287,24 @@ def settled(run: Run, *, but: str | None = None) -> dict[str, Row]:
     return by_request(row for row in rows(place) if row["request_id"] in ids)
 
 
-def assert_nothing_is_lost(run: Run, found: Mapping[str, Row], *, told_so: set[str]) -> None:
+def assert_nothing_is_lost(run: Run, found: Mapping[str, Row], *, cut_off: set[str]) -> None:
     """Assert that each accepted call has a row that agrees with the client's response.
 
     Args:
-        told_so: The request ids of calls that were cut off, which their clients noticed.
+        cut_off: The request ids of calls that were cut off, which their clients noticed.
     """
     sent = {one.id: one for one in run.sent}
     closed = {id_: row for id_, row in found.items() if row["ended_us"] is not None}
     accepted = {id_ for id_, one in sent.items() if one.status == 200}
     assert accepted - set(found) == set()
-    assert {id_ for id_, one in sent.items() if one.failure} <= told_so
+    assert {id_ for id_, one in sent.items() if one.failure} <= cut_off
     assert {id_ for id_, one in sent.items() if one.error} == set()
     assert false_ends(run.sent) == []
     proofs.assert_whole_answers_are_recorded(run.load, found)
     wrong = [
         (id_, row["end_reason"])
         for id_, row in closed.items()
-        if row["end_reason"] != sent[id_].kind.reason and id_ not in told_so
+        if row["end_reason"] != sent[id_].kind.reason and id_ not in cut_off
     ]
     assert wrong == []
     requests = [r for r in run.fake.requests if r.prompt.split()[0] not in ("probe", "quick")]

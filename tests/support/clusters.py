@@ -38,7 +38,6 @@ ESTABLISHED = "01"
 
 class Worker(NamedTuple):
     machine: int
-    """The number of the machine that the worker runs on."""
     pid: int
 
 
@@ -79,7 +78,6 @@ class Cluster(Server):
         return machine
 
     def start(self) -> Self:
-        """Launch the machines and wait until each worker accepts calls."""
         try:
             for machine in self.machines:
                 machine.start()
@@ -163,7 +161,6 @@ class Cluster(Server):
 
     @contextlib.contextmanager
     def clients_to_each(self) -> Iterator[dict[Worker, RawClient]]:
-        """Yield an open connection to each running worker."""
         with ExitStack() as stack:
             yield {w: stack.enter_context(self.client_of(w)) for w in self.workers()}
 
@@ -172,7 +169,6 @@ class Cluster(Server):
         self.wait(lambda: worker not in self.workers())
 
     def wait_known(self, *keys: str) -> None:
-        """Wait until each worker accepts these keys."""
         with self.clients_to_each() as clients:
             for client in clients.values():
                 for key in keys:
@@ -223,7 +219,6 @@ def stop(client: RawClient, stream_id: str, key: str | None = None) -> Answer:
 
 
 def listed(client: RawClient, key: str | None = None) -> Answer:
-    """Request the active streams of a key."""
     return exchange(client, "GET", f"{calls.COMPLETIONS}/streams", key)
 
 
@@ -243,8 +238,6 @@ def wait(condition: Callable[[], bool], timeout: float, what: str) -> float:
 
 
 class Backends(NamedTuple):
-    """The servers that a cluster's machines share."""
-
     redis: RedisServer
     postgres: Postgres
     database_url: str

@@ -8,8 +8,6 @@ from click.testing import Result
 
 
 class Commands(ABC):
-    """The commands of an app in the test's process."""
-
     @abstractmethod
     def __call__(self, *arguments: str, text: str | None = None) -> Result:
         """Run a command, with `text` as its stdin."""

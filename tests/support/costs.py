@@ -106,8 +106,6 @@ class Nowhere(io.StringIO):
 
 
 class Counted:
-    """The app, with a counter of function calls."""
-
     def __init__(self, directory: Path) -> None:
         upstream = Upstream(
             {b"whole": WHOLE, b"few": streamed(FEW_EVENTS), b"many": streamed(MANY_EVENTS)}

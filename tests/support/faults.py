@@ -73,7 +73,6 @@ class Dialect(NamedTuple):
 
 
 def data(value: object) -> bytes:
-    """Return a frame of server-sent events."""
     return b"data: " + (value if isinstance(value, bytes) else json.dumps(value).encode()) + b"\n\n"
 
 
@@ -169,12 +168,8 @@ Steps: TypeAlias = Callable[[Dialect, bool], list[Script]]
 
 
 class Fault(NamedTuple):
-    """A fault of a provider."""
-
     whole: Outcome
-    """The outcome of a unary call."""
     stream: Outcome
-    """The outcome of a stream."""
     scripts: Steps
     """A function that returns a script for each attempt, by dialect and mode. The last script is
     repeated."""
@@ -190,7 +185,6 @@ class Fault(NamedTuple):
 
 
 def fine(d: Dialect, stream: bool) -> list[Script]:
-    """Return a correct response."""
     return [body(d, d.streamed, stream=True) if stream else body(d, d.whole)]
 
 

@@ -146,7 +146,7 @@ def play(server: Server, key: str, sent: Sent) -> Sent:
             else:
                 sent.answer = client.json()
                 sent.whole = True
-                sent.usage = told(sent.answer)
+                sent.usage = usage_in(sent.answer)
     except (OSError, EOFError) as failure:
         sent.failure = repr(failure)
     return sent
@@ -168,7 +168,7 @@ def read_stream(server: Server, key: str, client: RawClient, sent: Sent) -> None
         if frame.data == "[DONE]":
             sent.done = True
         elif frame.data is not None:
-            sent.usage = told(frame.json) or sent.usage
+            sent.usage = usage_in(frame.json) or sent.usage
             sent.error = failed(frame.json)
             if not begun and has_text(frame):
                 begun = True
@@ -185,14 +185,14 @@ def has_text(frame: Frame) -> bool:
     return any(choice.get("text") for choice in frame.json.get("choices", ()))
 
 
-def failed(told: dict[str, Any]) -> str | None:
+def failed(frame: dict[str, Any]) -> str | None:
     """Return the code of the error in a frame of either face, or None."""
-    error = told.get("error")
-    code = error["code"] if isinstance(error, dict) else error and told["code"]
+    error = frame.get("error")
+    code = error["code"] if isinstance(error, dict) else error and frame["code"]
     return code and str(code)
 
 
-def told(answer: dict[str, Any]) -> tuple[int, int] | None:
+def usage_in(answer: dict[str, Any]) -> tuple[int, int] | None:
     """Return the input and output tokens in a response or a frame of either face, or None."""
     if answer.get("type") == "usage_final":
         return answer["input_tokens"], answer["output_tokens"]
@@ -204,5 +204,4 @@ def told(answer: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def scripts(kinds: Sequence[Kind]) -> dict[str, Sequence[fp.Step]]:
-    """Return the scripts of kinds, for FakeProvider.named."""
     return {kind.name: kind.steps for kind in kinds if kind.steps}

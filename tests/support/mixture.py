@@ -23,7 +23,7 @@ ENV = {
 }
 OWN_KEY = {"byok_api_key": "my-own"}
 LONGER_THAN_A_LOOK_S = 2.0
-"""A time in which the sweeper notices a disconnected client. It checks once a second."""
+"""Seconds in which the sweeper notices a disconnected client. It checks once a second."""
 VARIANTS = 6
 CHAT = "/v1/chat/completions"
 
@@ -45,7 +45,7 @@ def config(base_url: str, *, input_usd: float = 1.0, output_usd: float = 2.0) ->
     )
 
 
-def telling(text: str, usage: tuple[int, int], *, chat: bool = False) -> fp.Step:
+def text_with_usage(text: str, usage: tuple[int, int], *, chat: bool = False) -> fp.Step:
     """Return a step that sends a text with the usage so far."""
     [frame] = fp.chunks([text], chat=chat, finish=None)
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
@@ -62,7 +62,6 @@ def begun(*steps: fp.Step) -> list[fp.Step]:
 
 
 def good() -> list[Kind]:
-    """Return the kinds that complete."""
     found = []
     for n in range(VARIANTS):
         usage = (5 + n, 3 + 7 * n)
@@ -76,8 +75,8 @@ def good() -> list[Kind]:
     return [
         *found,
         Kind("byok", fp.answer(fp.body("x", usage=(11, 13))), more=OWN_KEY),
-        Kind("untold", stream(None), stream=True, exact=False),
-        Kind("untoldunary", fp.answer(fp.body("x", usage=None)), exact=False),
+        Kind("nousage", stream(None), stream=True, exact=False),
+        Kind("nousageunary", fp.answer(fp.body("x", usage=None)), exact=False),
     ]
 
 
@@ -89,19 +88,18 @@ def lasting() -> list[Kind]:
 
 
 def ended() -> list[Kind]:
-    """Return the kinds that the client ends."""
-    told = begun(telling("word ", (7, 2)), fp.hold())
-    untold = begun(calls.EVENT, fp.hold())
+    with_usage = begun(text_with_usage("word ", (7, 2)), fp.hold())
+    without_usage = begun(calls.EVENT, fp.hold())
     rest = [*(fp.event(frame) for frame in fp.chunks(["!"], usage=(9, 21))), fp.last_chunk()]
     drained = begun(
         calls.EVENT, fp.sleep(LONGER_THAN_A_LOOK_S), *rest[:-1], fp.event("[DONE]"), rest[-1]
     )
     gone = "client_gone"
     return [
-        Kind("stop", told, "stopped", stream=True, act="stop"),
-        Kind("stopuntold", untold, "stopped", stream=True, act="stop", exact=False),
-        Kind("leave", told, gone, 499, stream=True, act="leave"),
-        Kind("leaveuntold", untold, gone, 499, stream=True, act="leave", exact=False),
+        Kind("stop", with_usage, "stopped", stream=True, act="stop"),
+        Kind("stopnousage", without_usage, "stopped", stream=True, act="stop", exact=False),
+        Kind("leave", with_usage, gone, 499, stream=True, act="leave"),
+        Kind("leavenousage", without_usage, gone, 499, stream=True, act="leave", exact=False),
         Kind("leaveunary", [fp.hold()], gone, 499, act="leave", exact=False),
         Kind("drain", drained, gone, 499, stream=True, act="leave", model="drained/m"),
     ]
@@ -136,7 +134,6 @@ FALLBACK = {
 
 
 def refused() -> list[Kind]:
-    """Return the kinds that Sluice rejects."""
     return [
         Kind(name, reason=None, status=status, key=key, more=more, weight=2)
         for name, status, key, more in (

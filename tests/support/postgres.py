@@ -65,7 +65,6 @@ class Postgres:
         self._process.wait(HANG_S)
 
     def restart(self) -> None:
-        """Start the server again after a crash."""
         self._launch()
 
     def new_database(self) -> tuple[str, str]:

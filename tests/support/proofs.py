@@ -36,7 +36,6 @@ def serve(
 
 
 def wait_settled(server: Server, place: Place, timeout: float = HANG_S) -> None:
-    """Wait until no row is open."""
     server.wait(lambda: not open_rows(place), timeout)
 
 
@@ -90,11 +89,13 @@ def assert_usage_is_the_providers(
     Also assert that costs match the tokens. Calls that didn't end as their kind demands are left
     out. Return the sums of the reported input and output tokens.
     """
-    told = reported(requests)
+    by_provider = reported(requests)
     ended = [s for s in load.sent if s.id in found and found[s.id]["end_reason"] == s.kind.reason]
     exact = [(s, found[s.id]) for s in ended if s.kind.exact]
     estimated = [(s, found[s.id]) for s in ended if not s.kind.exact]
-    assert [pair for pair in exact if usage_of(pair[1]) != told.get(pair[0].id, (0, 0))] == []
+    assert [
+        pair for pair in exact if usage_of(pair[1]) != by_provider.get(pair[0].id, (0, 0))
+    ] == []
     assert [pair for pair in exact if pair[1]["usage_source"] != "provider"] == []
     begun = [pair for pair in estimated if pair[1]["attempts"]]
     assert [pair for pair in begun if pair[1]["usage_source"] != "estimate"] == []
@@ -105,12 +106,10 @@ def assert_usage_is_the_providers(
 
 
 def reported(requests: Iterable[fp.Request]) -> dict[str, tuple[int, int]]:
-    """Return the tokens that the provider reported, by request id."""
     return {asked(request): request.usage for request in requests if request.usage}
 
 
 def asked(request: fp.Request) -> str:
-    """Return the request id in the prompt."""
     return request.prompt.partition(" ")[2]
 
 
@@ -197,7 +196,6 @@ def samples(server: Server) -> list[tuple[str, dict[str, str], float]]:
 
 
 def metric(server: Server, name: str, **labels: str) -> float:
-    """Return the sum over all series with these labels."""
     return sum(
         value
         for found, own, value in samples(server)

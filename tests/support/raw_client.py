@@ -22,8 +22,6 @@ from tests.support.pace import HANG_S
 
 @dataclass(frozen=True)
 class Head:
-    """The status and the headers of a response."""
-
     at: float
     """The monotonic time at which the head was complete."""
     status: int
@@ -33,8 +31,6 @@ class Head:
 
 @dataclass(frozen=True)
 class Frame:
-    """An SSE frame."""
-
     at: float
     """The monotonic time at which the frame was complete."""
     write: int
@@ -158,7 +154,6 @@ class RawClient:
         return self._frames
 
     def frame(self) -> Frame:
-        """Read the next SSE frame."""
         return next(self._frames)
 
     def ended(self, timeout: float = HANG_S) -> bool:

@@ -83,7 +83,6 @@ class RedisServer:
         self.flush()
 
     def flush(self) -> None:
-        """Delete all data."""
         with contextlib.closing(self.client()) as client:
             client.flushall()
 

@@ -55,7 +55,6 @@ def moments(now: datetime) -> Iterator[datetime]:
 
 
 def use(server: Server) -> None:
-    """Write made-up calls into the server's ledger."""
     random.seed(9)
     names = [name for name, (share, _, _) in USED.items() for _ in range(share)]
     with sqlite3.connect(server.directory / "sluice.db") as db:

@@ -71,7 +71,6 @@ def make_key(name: str = "test", **fields: object) -> tuple[str, str]:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment without variables that would change a server."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -82,7 +81,6 @@ def clean_environment() -> dict[str, str]:
 
 
 def settings_files(directory: Path) -> dict[str, str]:
-    """Return the variables that put all files of a server into one directory."""
     return {
         "SLUICE_CONFIG": str(directory / "sluice.toml"),
         "SLUICE_KEYS_FILE": str(directory / "keys.jsonl"),
@@ -190,7 +188,6 @@ class Server:
         return self._process.poll()
 
     def wait_exit(self, timeout: float = HANG_S) -> int:
-        """Wait until the server has exited. Return its exit status."""
         try:
             return self._process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -198,7 +195,6 @@ class Server:
             raise TimeoutError(message) from None
 
     def is_ready(self) -> bool:
-        """Return True if GET /ready gets a 200."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)
         try:
             connection.request("GET", "/ready")
@@ -227,7 +223,6 @@ class Server:
         return path.read_text(errors="replace") if path.exists() else self._output
 
     def add_key(self, name: str = "test", **fields: object) -> str:
-        """Add a key to the key file. Return the key."""
         text, line = make_key(name, **fields)
         path = self.directory / "keys.jsonl"
         path.touch(mode=0o600)

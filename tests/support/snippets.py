@@ -49,7 +49,7 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     (
         "docs/keys.md",
         "flask keys list [--json]",
-    ): "is a synopsis; cli/test_cli.py runs each command",
+    ): "is a synopsis; tests/cli/test_cli.py runs each command",
     ("docs/keys.md", '{"id":"key_...'): (
         "tests/keys/test_store.py::test_the_key_file_holds_the_documented_fields_and_no_secret"
     ),
@@ -82,8 +82,6 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
 
 
 class Snippet(NamedTuple):
-    """A block of code."""
-
     page: str
     line: int
     language: str
@@ -105,7 +103,6 @@ class Snippet(NamedTuple):
 
     @property
     def how(self) -> str:
-        """What the tests do with the block."""
         if self.reason is not None:
             kind = "elsewhere" if self.reason.startswith("tests/") else "not run"
             return f"{kind}: {self.reason}"
@@ -117,7 +114,6 @@ READ: Final = ("toml", "env", "json", "yaml")
 
 
 def snippets() -> list[Snippet]:
-    """Return all code blocks, in the order of the pages."""
     return [found for path in PAGES for found in of_page(path)]
 
 

@@ -108,8 +108,6 @@ def failing() -> list[Kind]:
 
 @dataclass
 class Report:
-    """The results of a soak."""
-
     samples: list[tuple[float, Held, int]] = field(default_factory=list)
     """Seconds since the start, resources of the worker, and the number of calls so far."""
     reasons: Counter[str] = field(default_factory=Counter)
@@ -204,7 +202,6 @@ def leaks(
 
 
 def account(report: Report, load: Load, found: dict[str, Row]) -> None:
-    """Compare the rows with the responses that clients received."""
     report.calls, report.rows = len(load.sent), len(found)
     report.reasons = Counter(row["end_reason"] for row in found.values())
     report.statuses = Counter(row["status"] for row in found.values())

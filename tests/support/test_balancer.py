@@ -18,7 +18,6 @@ MORE_THAN_THE_SYSTEM_HOLDS = 64 << 20
 
 @pytest.fixture
 def backends() -> Iterator[list[socket.socket]]:
-    """Yield two listening sockets."""
     with (
         socket.create_server(("127.0.0.1", 0)) as one,
         socket.create_server(("127.0.0.1", 0)) as two,

@@ -338,10 +338,10 @@ def test_stop_ends_the_process_and_its_connections() -> None:
 
 
 def test_named_scripts_answer_prompts_that_begin_with_their_name(fake: FakeProvider) -> None:
-    told = fp.answer(fp.body("told", usage=(4, 6)))
-    fake.named({"first": told, f"first {PATH}x": fp.error(503)})
+    first = fp.answer(fp.body("named", usage=(4, 6)))
+    fake.named({"first": first, f"first {PATH}x": fp.error(503)})
     fake.default(fp.answer(fp.body("other", usage=None)))
-    for prompt, path, text in (("first r1", PATH, "told"), ("second", PATH, "other")):
+    for prompt, path, text in (("first r1", PATH, "named"), ("second", PATH, "other")):
         with RawClient(fake.port) as client:
             client.request("POST", path, {"prompt": prompt})
             assert client.read_head().status == 200
@@ -354,7 +354,9 @@ def test_named_scripts_answer_prompts_that_begin_with_their_name(fake: FakeProvi
 
 
 def test_a_request_records_the_usage_that_was_sent_last(fake: FakeProvider) -> None:
-    first, second = (frame | told(n) for n, frame in enumerate(fp.chunks(["a", "b"], finish=None)))
+    first, second = (
+        frame | usage_field(n) for n, frame in enumerate(fp.chunks(["a", "b"], finish=None))
+    )
     fake.default([*fp.sse([first], done=False, complete=False), fp.gate("more"), fp.event(second)])
     with RawClient(fake.port) as client:
         ask(client)
@@ -370,5 +372,5 @@ def test_a_request_records_the_usage_that_was_sent_last(fake: FakeProvider) -> N
         assert fake.requests[0].usage == (1, 2)
 
 
-def told(n: int) -> dict[str, dict[str, int]]:
+def usage_field(n: int) -> dict[str, dict[str, int]]:
     return {"usage": {"prompt_tokens": n, "completion_tokens": n + 1, "total_tokens": 2 * n + 1}}

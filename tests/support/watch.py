@@ -11,8 +11,6 @@ ESTABLISHED = "01"
 
 
 class Held(NamedTuple):
-    """The resources that a process holds."""
-
     rss: int
     """Resident memory in bytes."""
     threads: int
@@ -21,7 +19,6 @@ class Held(NamedTuple):
     clients: int
     """Connections from clients, in any state."""
     files: int
-    """All open file descriptors."""
 
 
 def held(pid: int, port: int) -> Held:

@@ -95,7 +95,6 @@ class FakeProvider:
         self._control("fault", fault)
 
     def open(self, name: str) -> None:
-        """Open a gate for all scripts, waiting and future ones."""
         self._control("open", name)
 
     def forget(self) -> None:

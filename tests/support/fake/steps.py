@@ -20,8 +20,6 @@ Outcome: TypeAlias = Literal["active", "finished", "aborted"]
 
 
 class Step(NamedTuple):
-    """A step of a script."""
-
     kind: str
     data: bytes = b""
     seconds: float = 0.0
@@ -55,7 +53,6 @@ def wait_closed(timeout: float) -> Step:
 
 
 def hold() -> Step:
-    """Wait forever."""
     return Step("sleep", seconds=LONGER_THAN_ANY_TEST_S)
 
 
@@ -250,12 +247,9 @@ class Request:
 
 
 class Counts(NamedTuple):
-    """Numbers of connections and requests."""
-
     connections: int
     """All accepted connections."""
     open: int
-    """The connections that are open now."""
     received: int
     """All requests. The other fields also count requests, by outcome."""
     active: int
