@@ -10,7 +10,9 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -101,6 +103,9 @@ class Settings:
     log_level: str = "info"
     metrics_token: str = field(default="", repr=False)
     otel_endpoint: str = field(default="", repr=False)
+    host: str = ""
+    """The address to listen on: an IP address without brackets, or a host name. Empty means all
+    interfaces if there is a port, else 127.0.0.1."""
     port: int | None = None
     workers: int = 1
     """The number of worker processes; always 1 without redis_url."""
@@ -201,6 +206,21 @@ def file_path(name: str, text: str) -> Path:
         raise ConfigError(f"{name} is {text!r}, but there is no such home directory") from None
 
 
+HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
+
+
+def listening_host(name: str, text: str) -> str:
+    host = text.strip().removeprefix("[").removesuffix("]")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if not HOST.fullmatch(host):
+            raise ConfigError(
+                f"{name} is {text!r}, but must be an IP address or a host name; the port is PORT"
+            ) from None
+    return host
+
+
 def words(_name: str, text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
@@ -273,6 +293,7 @@ VARIABLES = (
     Variable("SLUICE_LOG_LEVEL", "log_level", one_of("debug", "info", "warning", "error")),
     Variable("SLUICE_METRICS_TOKEN", "metrics_token", plain),
     Variable("OTEL_EXPORTER_OTLP_ENDPOINT", "otel_endpoint", plain),
+    Variable("SLUICE_HOST", "host", listening_host),
     Variable("PORT", "port", whole(1, 65535)),
     Variable("WEB_CONCURRENCY", "workers", whole(1, 1024)),
 )

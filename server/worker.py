@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import time
+from datetime import timedelta
 from functools import cache, cached_property
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -26,6 +27,8 @@ from server.sockets import shut, unread
 FRESH_S = 1.0  # a new connection may be idle as much longer: its request may be on its way
 DRAIN_BODY_S, DRAIN_BODY_BYTES = 5.0, 16 * 1024 * 1024
 THREADED = {"wsgi.multithread": True}
+MAPPED = "::ffff:"
+"""The prefix of an IPv4 client's address on a socket that serves IPv6 too."""
 NO_TIMEOUT = contextlib.nullcontext()
 
 
@@ -45,6 +48,8 @@ class Worker(GeventWorker):
         super().init_process()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        if addr and str(addr[0]).startswith(MAPPED):
+            addr = (addr[0].removeprefix(MAPPED), addr[1])
         kind: Any = type(client)
         if kind.__module__ == "gevent._socket3":  # a TLS one sends in its own way
             client.__class__ = at_once(kind)
@@ -61,6 +66,7 @@ class Worker(GeventWorker):
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         answer = None
         self.idle_since[sock] = None
+        began = time.monotonic()
         try:
             answer, environ = self.begin(listener_name, req, sock, addr)
             parts = self.wsgi(environ, answer.start_response)
@@ -71,6 +77,9 @@ class Worker(GeventWorker):
             finally:
                 if hasattr(parts, "close"):
                     parts.close()
+            if self.cfg.accesslog:
+                took = timedelta(seconds=time.monotonic() - began)
+                self.log.access(answer, req, environ, took)
             if answer.should_close():
                 raise StopIteration
         except (GreenletExit, SystemExit):
