@@ -91,6 +91,10 @@ class Settings:
     disconnect_time: float = 30
     disconnect_cost: int = 50_000_000
     timeouts: Timeouts = field(default_factory=Timeouts)
+    proxy: str = field(default="", repr=False)
+    """The URL of a forward proxy for calls to providers; it may contain a password."""
+    ca_bundle: Path | None = None
+    """A file of certificates to trust in calls to providers, instead of the public ones."""
     retries: int = 2
     cooldown: bool = True
     queue: int = 100
@@ -273,6 +277,8 @@ VARIABLES = (
     Variable("SLUICE_QUEUE", "queue", whole(0, 100_000)),
     Variable("SLUICE_QUEUE_S", "queue_time", seconds(0, DAY)),
     Variable("SLUICE_MAX_STREAMS_PER_KEY", "per_key", whole(1, 100_000)),
+    Variable("SLUICE_PROXY", "proxy", plain),
+    Variable("SLUICE_CA_BUNDLE", "ca_bundle", existing_file),
     Variable("SLUICE_RETRIES", "retries", whole(0, 10)),
     Variable("SLUICE_COOLDOWN", "cooldown", flag),
     Variable("SLUICE_CONTINUE", "continue_streams", flag),
@@ -297,6 +303,7 @@ VARIABLES = (
     Variable("PORT", "port", whole(1, 65535)),
     Variable("WEB_CONCURRENCY", "workers", whole(1, 1024)),
 )
+PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 TABLES = ("providers", "aliases", "prices")
 
 
@@ -343,6 +350,12 @@ def start_warnings(environ: Mapping[str, str]) -> list[str]:
         found.append(
             f"WEB_CONCURRENCY={wanted} is ignored: several workers need a Redis to share their "
             "streams, so without REDIS_URL only one worker is started"
+        )
+    proxies = [name for name in PROXY_VARIABLES if environ.get(name) or environ.get(name.lower())]
+    if proxies:
+        found.append(
+            f"{', '.join(proxies)}: Sluice doesn't use the proxy variables of the environment for "
+            "calls to providers; to use a proxy, set SLUICE_PROXY, or proxy in a provider's row"
         )
     return found
 
