@@ -7,6 +7,7 @@
 
 import errno
 import gc
+import ipaddress
 import logging
 import os
 import resource
@@ -255,6 +256,7 @@ def post_worker_init(worker: Any) -> None:
     else:
         worker.log.access = lambda *_: None
     worker.handle_error = wordless(worker.handle_error)
+    worker.wsgi.extensions["trusts"] = proxy_rules(worker.cfg)
     services = worker.wsgi.extensions["sluice"]
     # Load the prices before the first call: under gevent, loading blocks all streams of a process.
     services.gateway.prices.load()
@@ -263,6 +265,22 @@ def post_worker_init(worker: Any) -> None:
     gc.freeze()  # the objects loaded so far stay, so the garbage collector needn't visit them
     gc.set_threshold(*GC_THRESHOLDS)
     threading.Thread(target=watch, args=(worker,), name="watcher", daemon=True).start()
+
+
+def proxy_rules(cfg: Any) -> Callable[[dict[str, Any]], bool]:
+    """Return a function that tells whether a request comes from a proxy in forwarded_allow_ips."""
+    all_trusted, networks = "*" in cfg.forwarded_allow_ips, cfg.forwarded_allow_networks()
+
+    def trusts(environ: dict[str, Any]) -> bool:
+        if all_trusted:
+            return True
+        try:
+            address = ipaddress.ip_address(environ.get("REMOTE_ADDR", ""))
+        except ValueError:  # a Unix socket, whose peers gunicorn trusts
+            return True
+        return any(address in network for network in networks)
+
+    return trusts
 
 
 def without_credentials(atoms: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:

@@ -86,7 +86,7 @@ def proxy(server: Server) -> Iterator[http.client.HTTPSConnection]:
             process.communicate(timeout=HANG_S)
 
 
-def listens(connection: http.client.HTTPSConnection) -> bool:
+def listens(connection: http.client.HTTPConnection) -> bool:
     try:
         connection.connect()
     except ConnectionRefusedError:
