@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
 import re
 import tomllib
@@ -210,18 +209,10 @@ def file_path(name: str, text: str) -> Path:
         raise ConfigError(f"{name} is {text!r}, but there is no such home directory") from None
 
 
-HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
-
-
-def listening_host(name: str, text: str) -> str:
+def bare_host(name: str, text: str) -> str:
     host = text.strip().removeprefix("[").removesuffix("]")
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        if not HOST.fullmatch(host):
-            raise ConfigError(
-                f"{name} is {text!r}, but must be an IP address or a host name; the port is PORT"
-            ) from None
+    if not re.fullmatch(r"[\w.%:-]+", host, re.ASCII) or host.count(":") == 1:
+        raise ConfigError(f"{name} is {text!r}, but must be a host without a port, which is PORT")
     return host
 
 
@@ -299,11 +290,10 @@ VARIABLES = (
     Variable("SLUICE_LOG_LEVEL", "log_level", one_of("debug", "info", "warning", "error")),
     Variable("SLUICE_METRICS_TOKEN", "metrics_token", plain),
     Variable("OTEL_EXPORTER_OTLP_ENDPOINT", "otel_endpoint", plain),
-    Variable("SLUICE_HOST", "host", listening_host),
+    Variable("SLUICE_HOST", "host", bare_host),
     Variable("PORT", "port", whole(1, 65535)),
     Variable("WEB_CONCURRENCY", "workers", whole(1, 1024)),
 )
-PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 TABLES = ("providers", "aliases", "prices")
 
 
@@ -350,12 +340,6 @@ def start_warnings(environ: Mapping[str, str]) -> list[str]:
         found.append(
             f"WEB_CONCURRENCY={wanted} is ignored: several workers need a Redis to share their "
             "streams, so without REDIS_URL only one worker is started"
-        )
-    proxies = [name for name in PROXY_VARIABLES if environ.get(name) or environ.get(name.lower())]
-    if proxies:
-        found.append(
-            f"{', '.join(proxies)}: Sluice doesn't use the proxy variables of the environment for "
-            "calls to providers; to use a proxy, set SLUICE_PROXY, or proxy in a provider's row"
         )
     return found
 

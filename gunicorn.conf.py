@@ -7,6 +7,7 @@
 
 import errno
 import gc
+import importlib
 import ipaddress
 import logging
 import os
@@ -139,9 +140,8 @@ def nworkers_changed(server: Any, _new: int, _old: int | None) -> None:
     for name, reason in REFUSED.items():
         if server.cfg.settings[name].get():
             sys.exit(f"sluice: {reason}")
-    from telemetry.logs import format_gunicorn
-
-    format_gunicorn(settings.log_format)
+    # Loaded here, because only this hook may load more than config.py in the master.
+    importlib.import_module("telemetry.logs").format_gunicorn(settings.log_format)
     trust_mapped(server.cfg)
 
 

@@ -102,7 +102,9 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     reads on within bounds. Empty means the server's setting."""
 
     def __repr__(self) -> str:
-        return f"Provider(name={self.name!r})"
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        values["proxy"] = values["proxy"] and Secret(values["proxy"])
+        return f"Provider({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
 
 class Target(msgspec.Struct, frozen=True, dict=True):

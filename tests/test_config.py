@@ -394,3 +394,8 @@ def test_provider_overrides_timeouts_and_caller_can_only_lower_timeouts(
     own: dict[str, float], within: dict[str, float], expected: Timeouts
 ) -> None:
     assert Timeouts().overridden(own, within) == expected
+
+
+@pytest.mark.parametrize("text", ["10.0.0.7:80", "http://10.0.0.7", "a b", "[::1]:80", "a/b"])
+def test_a_host_with_more_than_a_host_is_refused(text: str) -> None:
+    assert "SLUICE_HOST is" in refusal(SLUICE_HOST=text)

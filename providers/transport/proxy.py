@@ -32,6 +32,7 @@ MARKS: Final = ("proxy-status", "x-squid-error")
 PROXY_AUTHENTICATION_REQUIRED: Final = 407
 GATEWAY_STATUSES: Final = (403, 502, 503, 504)
 """The statuses with which proxies refuse requests."""
+VARIABLES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 HOST: Final = re.compile(r"[A-Za-z0-9_.:-]+")
 
 
@@ -83,6 +84,18 @@ def parse(where: str, text: str) -> Proxy | None:
         return Proxy(host, port)
     pair = f"{unquote(url.username)}:{unquote(url.password or '')}"
     return Proxy(host, port, Secret("Basic " + base64.b64encode(pair.encode()).decode()))
+
+
+def unused(environ: Mapping[str, str]) -> list[str]:
+    """Return a warning if the environment has proxy variables, which Sluice doesn't use."""
+    given = [name for name in VARIABLES if environ.get(name) or environ.get(name.lower())]
+    if not given:
+        return []
+    warning = (
+        f"{', '.join(given)}: Sluice doesn't use the proxy variables of the environment for calls "
+        "to providers; to use a proxy, set SLUICE_PROXY, or proxy in a provider's row"
+    )
+    return [warning]
 
 
 def is_local(host: str) -> bool:
