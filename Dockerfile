@@ -18,7 +18,7 @@ ENV PORT=8000 SLUICE_KEYS_FILE=/data/keys.jsonl SLUICE_DATABASE=/data/sluice.db
 EXPOSE 8000
 
 HEALTHCHECK --interval=15s --timeout=5s --start-period=20s \
-  CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:%s/health' % os.environ['PORT'], timeout=4)"]
+  CMD ["python", "-c", "import os, urllib.request as r; e = os.environ; r.urlopen('http://127.0.0.1:%s%s/health' % (e['PORT'], e.get('SCRIPT_NAME', '').rstrip('/')), timeout=4)"]
 
 # Without a shell, so that TERM reaches gunicorn, which needs SLUICE_DRAIN_S + 10 s to shut down.
 CMD ["gunicorn", "wsgi:app"]

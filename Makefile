@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 run: $(READY)
 	@$(DOTENV) $(BIN)/flask --app wsgi quickstart
-	@$(DOTENV) $(BIN)/gunicorn wsgi:app
+	@$(DOTENV) sh -c '[ -n "$$WEB_CONCURRENCY" ] || unset WEB_CONCURRENCY; exec $(BIN)/gunicorn wsgi:app'
 
 test: $(READY_DEV)
 	$(BIN)/ruff format --check .

@@ -20,6 +20,7 @@ from gateway.gateway import Gateway
 from keys.store import KeyStore
 from ledger.database import database_url
 from ledger.ledger import Ledger
+from providers.transport.proxy import unused
 from quota.quota import Quota
 from routing.circuit_breaker import CircuitBreakers
 from server.read_deadline import read_deadlines
@@ -41,7 +42,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     """Return the WSGI application. Raises ConfigError if its configuration is invalid."""
     settings = settings or Settings.from_env()
     logs.configure(settings.log_format, settings.log_level)
-    for warning in settings.warnings:
+    for warning in (*settings.warnings, *unused(settings.environ)):
         log.warning(warning)
     app = App(__name__, static_folder=None)
     app.url_map.strict_slashes = False

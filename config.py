@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -91,6 +92,10 @@ class Settings:
     disconnect_time: float = 30
     disconnect_cost: int = 50_000_000
     timeouts: Timeouts = field(default_factory=Timeouts)
+    proxy: str = field(default="", repr=False)
+    """The URL of a forward proxy for calls to providers; it may contain a password."""
+    ca_bundle: Path | None = None
+    """A file of certificates to trust in calls to providers, instead of the public ones."""
     retries: int = 2
     cooldown: bool = True
     queue: int = 100
@@ -103,6 +108,9 @@ class Settings:
     log_level: str = "info"
     metrics_token: str = field(default="", repr=False)
     otel_endpoint: str = field(default="", repr=False)
+    host: str = ""
+    """The address to listen on: an IP address without brackets, or a host name. Empty means all
+    interfaces if there is a port, else 127.0.0.1."""
     port: int | None = None
     workers: int = 1
     """The number of worker processes; always 1 without redis_url."""
@@ -203,6 +211,13 @@ def file_path(name: str, text: str) -> Path:
         raise ConfigError(f"{name} is {text!r}, but there is no such home directory") from None
 
 
+def bare_host(name: str, text: str) -> str:
+    host = text.strip().removeprefix("[").removesuffix("]")
+    if not re.fullmatch(r"[\w.%:-]+", host, re.ASCII) or host.count(":") == 1:
+        raise ConfigError(f"{name} is {text!r}, but must be a host without a port, which is PORT")
+    return host
+
+
 def words(_name: str, text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
@@ -255,6 +270,8 @@ VARIABLES = (
     Variable("SLUICE_QUEUE", "queue", parse_int(0, 100_000)),
     Variable("SLUICE_QUEUE_S", "queue_time", seconds(0, DAY)),
     Variable("SLUICE_MAX_STREAMS_PER_KEY", "per_key", parse_int(1, 100_000)),
+    Variable("SLUICE_PROXY", "proxy", parse_stripped),
+    Variable("SLUICE_CA_BUNDLE", "ca_bundle", existing_file),
     Variable("SLUICE_RETRIES", "retries", parse_int(0, 10)),
     Variable("SLUICE_COOLDOWN", "cooldown", parse_bool),
     Variable("SLUICE_CONTINUE", "continue_streams", parse_bool),
@@ -275,6 +292,7 @@ VARIABLES = (
     Variable("SLUICE_LOG_LEVEL", "log_level", one_of("debug", "info", "warning", "error")),
     Variable("SLUICE_METRICS_TOKEN", "metrics_token", parse_stripped),
     Variable("OTEL_EXPORTER_OTLP_ENDPOINT", "otel_endpoint", parse_stripped),
+    Variable("SLUICE_HOST", "host", bare_host),
     Variable("PORT", "port", parse_int(1, 65535)),
     Variable("WEB_CONCURRENCY", "workers", parse_int(1, 1024)),
 )

@@ -7,10 +7,13 @@
 
 import errno
 import gc
+import importlib
+import ipaddress
 import logging
 import os
 import resource
 import shutil
+import socket
 import sys
 import tempfile
 import threading
@@ -68,7 +71,40 @@ FAREWELL_S = 2.0  # for the last events to reach their clients
 WORKER = "server.worker.Worker"
 METRICS = "PROMETHEUS_MULTIPROC_DIR"  # the variable that prometheus_client reads in each worker
 
-bind = f"0.0.0.0:{settings.port}" if settings.port else f"127.0.0.1:{DEFAULT_PORT}"
+
+def addresses(host: str, port: int | None) -> str:
+    """Return the addresses to listen on, as gunicorn expects them: separated by commas.
+
+    Args:
+        host: SLUICE_HOST. If it is empty, all interfaces are meant if `port` is set, else loopback.
+        port: PORT.
+    """
+    if host:
+        hosts = [host]
+    elif port is None:
+        hosts = ["127.0.0.1"]
+    else:
+        hosts = all_interfaces()
+    number = port or DEFAULT_PORT
+    return ",".join(f"[{one}]:{number}" if ":" in one else f"{one}:{number}" for one in hosts)
+
+
+def all_interfaces() -> list[str]:
+    """Return the hosts that stand for all interfaces, IPv4 and IPv6.
+
+    Usually a socket of `::` accepts IPv4 too. On a machine with `net.ipv6.bindv6only` it doesn't,
+    and on a machine without IPv6 it can't be opened.
+    """
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::", 0))
+            only_6 = probe.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    except OSError:
+        return ["0.0.0.0"]  # noqa: S104
+    return ["0.0.0.0", "::"] if only_6 else ["::"]  # noqa: S104
+
+
+bind = addresses(settings.host, settings.port)
 workers = settings.workers
 worker_class = WORKER
 worker_connections = settings.max_streams + settings.queue + SPARE_CONNECTIONS
@@ -76,19 +112,49 @@ graceful_timeout = int(settings.drain) + 5
 http_parser = "python"  # not gunicorn's C parser, see docs/decisions/0008-retries.md
 keepalive = 75  # longer than most proxies and SDKs, so that they close an idle connection first
 control_socket_disable = True
-logconfig_dict = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"sluice": {"()": "telemetry.logs.formatter", "kind": settings.log_format}},
-    "handlers": {"error": {"class": "logging.StreamHandler", "formatter": "sluice"}},
-    "root": {"level": "WARNING", "handlers": ["error"]},
-    "loggers": {
-        "gunicorn.error": {"level": "INFO", "handlers": ["error"], "propagate": False},
-        "gunicorn.access": {"level": "WARNING", "handlers": [], "propagate": False},
-    },
+
+REFUSED = {
+    "preload_app": "--preload isn't supported, because each worker must load Sluice after "
+    "the fork, when gevent has patched it: leave it out (also from GUNICORN_CMD_ARGS)",
+    "logconfig": "--log-config isn't supported: use --error-logfile, SLUICE_LOG_FORMAT and "
+    "SLUICE_LOG_LEVEL",
+    "logconfig_json": "--log-config-json isn't supported: use --error-logfile, SLUICE_LOG_FORMAT "
+    "and SLUICE_LOG_LEVEL",
+    "syslog": "--log-syslog isn't supported: let journald or the platform collect standard error, "
+    "or use --error-logfile",
 }
+"""Options of gunicorn that stop the start, with the reasons. The lines of --log-config and of
+--log-syslog would not have their keys masked."""
+CREDENTIALS = ("authorization", "proxy-authorization", "x-provider-api-key", "cookie")
+"""Request headers that the access log never shows."""
 
 log = logging.getLogger("gunicorn.error")
+
+
+def nworkers_changed(server: Any, _new: int, _old: int | None) -> None:
+    """Check gunicorn's options and format its log.
+
+    gunicorn calls this hook at each start and reload, when it has opened its logs and before it
+    preloads the application. It has no other hook so early.
+    """
+    for name, reason in REFUSED.items():
+        if server.cfg.settings[name].get():
+            sys.exit(f"sluice: {reason}")
+    # Loaded here, because only this hook may load more than config.py in the master.
+    importlib.import_module("telemetry.logs").format_gunicorn(settings.log_format)
+    trust_mapped(server.cfg)
+
+
+def trust_mapped(cfg: Any) -> None:
+    """Let the lists of trusted proxies match IPv4 clients of a socket that serves IPv6 too."""
+    for name in ("forwarded_allow_ips", "proxy_allow_ips"):
+        given = cfg.settings[name].get()
+        mapped = [f"::ffff:{ip}" for ip in given if ":" not in ip and ip != "*"]
+        for n, ip in enumerate(mapped):
+            host, slash, bits = ip.partition("/")
+            mapped[n] = f"{host}/{int(bits) + 96}" if slash and bits.isdecimal() else ip
+        if added := [ip for ip in mapped if ip not in given]:
+            cfg.set(name, ",".join([*given, *added]))
 
 
 def on_starting(server: Any) -> None:
@@ -185,8 +251,12 @@ def tells_news(record: logging.LogRecord) -> bool:
 def post_worker_init(worker: Any) -> None:
     log.addFilter(tells_news)
     at_hand(worker.cfg)
-    worker.log.access = lambda *_: None  # it would format a line that no handler writes
+    if worker.cfg.accesslog:
+        worker.log.atoms = without_credentials(worker.log.atoms)
+    else:
+        worker.log.access = lambda *_: None
     worker.handle_error = wordless(worker.handle_error)
+    worker.wsgi.extensions["trusts"] = proxy_rules(worker.cfg)
     services = worker.wsgi.extensions["sluice"]
     # Load the prices before the first call: under gevent, loading blocks all streams of a process.
     services.gateway.prices.load()
@@ -195,6 +265,33 @@ def post_worker_init(worker: Any) -> None:
     gc.freeze()  # the objects loaded so far stay, so the garbage collector needn't visit them
     gc.set_threshold(*GC_THRESHOLDS)
     threading.Thread(target=watch, args=(worker,), name="watcher", daemon=True).start()
+
+
+def proxy_rules(cfg: Any) -> Callable[[dict[str, Any]], bool]:
+    """Return a function that tells whether a request comes from a proxy in forwarded_allow_ips."""
+    all_trusted, networks = "*" in cfg.forwarded_allow_ips, cfg.forwarded_allow_networks()
+
+    def trusts(environ: dict[str, Any]) -> bool:
+        if all_trusted:
+            return True
+        try:
+            address = ipaddress.ip_address(environ.get("REMOTE_ADDR", ""))
+        except ValueError:  # a Unix socket, whose peers gunicorn trusts
+            return True
+        return any(address in network for network in networks)
+
+    return trusts
+
+
+def without_credentials(atoms: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Return a function that finds the values of an access log's line, except credentials."""
+    hidden = [f"{{{name}}}i" for name in CREDENTIALS]
+    hidden += [f"{{http_{name.replace('-', '_')}}}e" for name in CREDENTIALS]
+
+    def find(*arguments: Any) -> dict[str, Any]:
+        return atoms(*arguments) | dict.fromkeys(hidden, "-")
+
+    return find
 
 
 def at_hand(cfg: Any) -> None:

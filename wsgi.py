@@ -24,4 +24,4 @@ if __name__ == "__main__":
             if needed:
                 sys.exit(f"sluice: {error}")
     port = services.settings.port or DEFAULT_PORT
-    app.run(host="127.0.0.1", port=port, threaded=True)
+    app.run(host=services.settings.host or "127.0.0.1", port=port, threaded=True)

@@ -3,11 +3,14 @@
 - A process without REDIS_URL doesn't import redis-py.
 - Nothing waits for an unavailable Redis: after a failure, `run` raises RedisAway at once, until
   `probe` succeeds. The cluster's heartbeat calls `probe` once a second.
+- After a failure, all idle connections are closed: after a failover they may lead to a replica that
+  stays up and refuses to write.
 - Error messages never contain a password.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -39,6 +42,27 @@ FEW, GATHER_S = 2, 0.001
 sending a batch costs about as much as the scripts in it."""
 LISTENER_CHECK_S: Final = 5
 """The interval of health checks on the listener's connection while it is idle."""
+
+TRIAL: Final = """
+for _, name in ipairs(KEYS) do
+  redis.call('SET', name, '1', 'PX', 1000)
+  redis.call('DEL', name)
+end
+"""
+TRIAL_KEYS: Final = ("sluice:trial", "LIMITS:trial")
+TRIAL_CHANNEL: Final = "sluice:channel:trial"
+REASONS: Final = {
+    "WRONGPASS": "the user name or the password is wrong",
+    "NOAUTH": "it requires a password",
+    "NOPERM": "the user lacks a permission",
+    "READONLY": "it is a replica, which can't be written",
+    "MASTERDOWN": "it is a replica that has lost its primary",
+    "LOADING": "it is still loading its data",
+    "MOVED": "it is in cluster mode, which Sluice doesn't support",
+    "CROSSSLOT": "it is in cluster mode, which Sluice doesn't support",
+    "CLUSTERDOWN": "it is in cluster mode, which Sluice doesn't support",
+}
+"""What some of Redis' error codes mean for an operator."""
 
 
 class RedisAway(Exception):
@@ -87,6 +111,8 @@ class RedisClient:
                 "for TLS"
             ) from None
         self._failures = (redis.RedisError, OSError)
+        self._denied = redis.ResponseError
+        self._password = str(self.pool.connection_kwargs.get("password") or "")
         self._redis = redis.Redis(connection_pool=self.pool)
         self._trouble = ""
         self._lock = threading.Lock()
@@ -132,13 +158,32 @@ class RedisClient:
         return client.pubsub(ignore_subscribe_messages=True)
 
     def check(self) -> None:
-        """Raise ConfigError if Redis can't be used."""
+        """Raise ConfigError if Redis can't be used, or lacks something that Sluice needs."""
         try:
-            self.probe(lambda client: client.ping())
+            self.probe(self._try_out)
         except RedisAway as failure:
             raise ConfigError(
                 f"Redis (REDIS_URL) can't be used: {failure}{hint(failure)}"
             ) from None
+
+    def _try_out(self, client: redis.Redis) -> None:
+        """Use everything that Sluice needs: scripts, its keys, and its channels."""
+        client.ping()
+        try:
+            found: Any = client.info("cluster")
+            clustered = found.get("cluster_enabled")
+        except self._denied:  # INFO may be forbidden or missing
+            clustered = 0
+        if clustered:
+            raise ConfigError(
+                "Redis (REDIS_URL) is in cluster mode, which Sluice doesn't support: use a Redis "
+                "without cluster mode"
+            )
+        client.eval(TRIAL, len(TRIAL_KEYS), *TRIAL_KEYS)
+        client.publish(TRIAL_CHANNEL, b"")
+        with contextlib.closing(self.listener()) as listener:
+            listener.subscribe(TRIAL_CHANNEL)
+            listener.get_message(timeout=TIMEOUT_S)
 
     def close(self) -> None:
         self._trouble = "this process is shutting down"  # so that new work is refused
@@ -161,12 +206,23 @@ class RedisClient:
         try:
             return work(client)
         except self._failures as failure:
-            trouble = one_line(failure)
+            trouble = self._explained(failure)
+            self.pool.disconnect(inuse_connections=False)
             with self._lock:
                 news, self._trouble = not self._trouble, trouble
             if news:
                 log.error("Redis is unavailable: %s", trouble)
             raise RedisAway(trouble) from None
+
+    def _explained(self, failure: Exception) -> str:
+        """Return one line for the log on a failure, without the password."""
+        text = one_line(failure)
+        code = getattr(failure, "status_code", None)
+        if code not in REASONS:  # older Redis servers wrap the error of a script's command
+            code = next((one for one in REASONS if f"-{one} " in text), None)
+        if code is not None:
+            text = f"{REASONS[code]} ({code}: {text})"
+        return text.replace(self._password, "***") if self._password else text
 
 
 class PendingCommand:

@@ -15,6 +15,7 @@ from flask.sessions import NullSession, SessionInterface, SessionMixin
 from werkzeug.routing import MapAdapter
 
 from auth import current_request
+from endpoints import prefix
 
 if TYPE_CHECKING:
     from gateway.call import Call
@@ -82,6 +83,16 @@ class App(flask.Flask):
 
     request_class = Request
     session_interface = NoSessions()
+
+    def wsgi_app(self, environ: dict[str, Any], start_response: Any) -> Any:
+        """Serve a request, which may come from a proxy that serves Sluice under a path prefix."""
+        if environ.get("SCRIPT_NAME") or "HTTP_X_FORWARDED_PREFIX" in environ:
+            trusts = self.extensions.get("trusts", prefix.is_trusted)
+            prefix.apply(environ, trusts, self.has_route)
+        return super().wsgi_app(environ, start_response)
+
+    def has_route(self, path: str) -> bool:
+        return bool(list(self.url_map.bind("").allowed_methods(path)))
 
     def full_dispatch_request(self) -> flask.Response:
         """Return the response to the current request.

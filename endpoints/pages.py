@@ -15,6 +15,7 @@ from typing import NamedTuple
 from flask import Blueprint, Response, render_template, request, send_from_directory
 
 from config import VERSION
+from endpoints.prefix import base_of
 from endpoints.responses import (
     json_response,
 )
@@ -105,9 +106,9 @@ def wants_html() -> bool:
 
 
 def page(template: str, **values: object) -> Response:
-    text = render_template(
-        template, static=f"/static/{version()}", release=VERSION, path=request.path, **values
-    )
+    base = base_of(request.root_path)
+    values |= {"base": base, "static": f"{base}/static/{version()}"}
+    text = render_template(template, release=VERSION, path=request.path, **values)
     headers = HEADERS | {"Cache-Control": "no-cache"}
     return Response(text, headers=headers, mimetype="text/html")
 

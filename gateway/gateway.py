@@ -82,7 +82,8 @@ class Gateway:
             settings.disconnect, settings.disconnect_time, settings.disconnect_cost
         )
         breakers = breakers or CircuitBreakers(enabled=settings.cooldown)
-        self.reader = Reader(Transport(settings.max_streams), settings.retries, breakers)
+        transport = Transport(settings.max_streams, settings.proxy, settings.ca_bundle)
+        self.reader = Reader(transport, settings.retries, breakers)
         self._settled = settled
         self._readers = ThreadPool()
 

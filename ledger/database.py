@@ -51,6 +51,13 @@ POSTGRES = {
     "options": "-c statement_timeout=30000 -c lock_timeout=5000",
     "application_name": "sluice",
 }
+TIMEOUTS = (
+    "SELECT set_config('statement_timeout', '30000', true), "
+    "set_config('lock_timeout', '5000', true)"
+)
+"""The timeouts of POSTGRES for one transaction."""
+LOST_STATEMENTS = ("26000", "42P05")
+"""SQLSTATEs of a prepared statement that a connection lacks, or has although it is new."""
 
 
 class DatabaseAway(Exception):
@@ -106,7 +113,8 @@ class Link:
         """
         if file is None and url.startswith("sqlite"):
             file = DatabaseFile(Path(make_url(url).database or ""))
-        self._engine = make_engine(url, writes=writes, create=False)
+        self._pooler = Pooler()
+        self._engine = make_engine(url, writes=writes, create=False, pooler=self._pooler)
         self._thread = NativeThread()
         self._creates = writes or connected is not None
         self._connected = connected or (lambda _: None)
@@ -151,6 +159,7 @@ class Link:
                 with suppress(DatabaseFileChanged):
                     self._check_files()  # which saves what closing the connection would lose
                 self._drop()  # the connection's state is unknown
+                self._pooler.learn(failure)
                 if not is_away(failure):
                     raise
                 if last:
@@ -253,15 +262,61 @@ def said(failure: BaseException) -> str:
     return " ".join(text.split())[:300] or type(failure).__name__
 
 
-def make_engine(url: str, *, writes: bool = False, create: bool = True) -> Engine:
+class Pooler:
+    """The knowledge of whether a pooler such as PgBouncer is in front of Postgres.
+
+    In its transaction mode, a pooler gives each transaction any of its connections to the server.
+    Then no setting and no prepared statement outlives a transaction: the timeouts are set in each
+    transaction, and nothing is prepared. Without a pooler, both are faster.
+    """
+
+    def __init__(self) -> None:
+        self.found = False
+
+    def connect(self, dialect: Any, arguments: Any, options: dict[str, Any]) -> Any:
+        """Return a connection of the driver. Raises the driver's errors."""
+        if not self.found:
+            try:
+                connection = dialect.connect(*arguments, **options)
+            except dialect.loaded_dbapi.OperationalError as failure:
+                # The driver gives no SQLSTATE for a connection that was refused.
+                if "unsupported startup parameter" not in str(failure):
+                    raise
+            else:
+                # Some poolers are configured to ignore the option.
+                [timeout] = connection.execute("SHOW statement_timeout").fetchone()
+                connection.rollback()
+                if timeout == "30s":
+                    return connection
+                connection.close()
+            self.found = True
+        options = options | {"prepare_threshold": None}
+        options.pop("options", None)
+        return dialect.connect(*arguments, **options)
+
+    def begin(self, connection: Connection) -> None:
+        if self.found:
+            directly(connection, TIMEOUTS)
+
+    def learn(self, failure: BaseException) -> None:
+        """Recognize a pooler by an error that only its mixing of connections explains."""
+        cause = failure.orig if isinstance(failure, DBAPIError) else None
+        if getattr(cause, "sqlstate", None) in LOST_STATEMENTS:
+            self.found = True
+
+
+def make_engine(
+    url: str, *, writes: bool = False, create: bool = True, pooler: Pooler | None = None
+) -> Engine:
     """Return an engine without a connection pool.
 
     Args:
         writes: whether transactions take SQLite's write lock when they begin.
         create: whether an engine that writes creates a SQLite file that is missing.
+        pooler: what is known of a pooler in front of Postgres.
     """
     if not url.startswith("sqlite"):
-        return create_engine(url, poolclass=NullPool, connect_args=POSTGRES, hide_parameters=True)
+        return make_postgres_engine(url, pooler or Pooler())
     engine = create_engine(url, poolclass=NullPool, hide_parameters=True)
     path = Path(engine.url.database or "")
     existing = f"{path.absolute().as_uri()}?mode=rw"
@@ -286,4 +341,15 @@ def make_engine(url: str, *, writes: bool = False, create: bool = True) -> Engin
     def start(connection: Connection) -> None:
         directly(connection, begin)
 
+    return engine
+
+
+def make_postgres_engine(url: str, pooler: Pooler) -> Engine:
+    engine = create_engine(url, poolclass=NullPool, connect_args=POSTGRES, hide_parameters=True)
+
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect: Any, _record: object, arguments: Any, options: dict[str, Any]) -> Any:
+        return pooler.connect(dialect, arguments, options)
+
+    event.listen(engine, "begin", pooler.begin)
     return engine

@@ -69,7 +69,11 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     sign: str = ""
     """The signer ("sigv4") of a host that wants signed requests instead of a key in a header."""
     ca_bundle: str | None = None
-    """A file of certificates to trust instead of the public ones."""
+    """A file of certificates to trust instead of the server's, which are the public ones unless
+    SLUICE_CA_BUNDLE is set."""
+    proxy: str | None = None
+    """The URL of a forward proxy; {NAME} stands for an environment variable. Empty or "off" means
+    no proxy, and None means the server's. It may contain a password."""
     completions: bool | tuple[str, ...] = False
     """The models that have the legacy /completions: all, none, or those that match a glob. For
     other models, the prompt is sent to /chat/completions as one user message."""
@@ -96,6 +100,11 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     disconnect: str = ""
     """The policy for a call whose client has gone: "cancel" closes the connection at once, "drain"
     reads on within bounds. Empty means the server's setting."""
+
+    def __repr__(self) -> str:
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        values["proxy"] = values["proxy"] and Secret(values["proxy"])
+        return f"Provider({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
 
 class Target(msgspec.Struct, frozen=True, dict=True):

@@ -23,6 +23,7 @@ from config import DAY, TIMEOUT_FIELDS, ConfigError, did_you_mean
 from providers.base import Dialect, Provider, Signer
 from providers.hosts import BUILT_IN
 from providers.request_parts import has_dot_segment
+from providers.transport import proxy
 
 DIALECTS: Final = {
     "openai": "providers.openai.dialect",
@@ -78,11 +79,16 @@ def fill_in(row: Provider, environ: Mapping[str, str]) -> Provider:
     A variable that isn't set stays in the URL, which keeps the provider disabled. The row of a
     signed host loses its `api_key_env`, because it needs no key.
     """
-    url = PLACEHOLDER.sub(
-        lambda match: environ.get(match[1], "").strip().rstrip("/") or match[0], row.base_url
-    )
+
+    def filled(text: str) -> str:
+        return PLACEHOLDER.sub(
+            lambda match: environ.get(match[1], "").strip().rstrip("/") or match[0], text
+        )
+
     key = None if row.sign else row.api_key_env
-    return msgspec.structs.replace(row, base_url=url.rstrip("/"), api_key_env=key)
+    through = None if row.proxy is None else filled(row.proxy)
+    url = filled(row.base_url).rstrip("/")
+    return msgspec.structs.replace(row, base_url=url, proxy=through, api_key_env=key)
 
 
 def missing(row: Provider, environ: Mapping[str, str], *, byok: bool = False) -> list[str]:
@@ -91,7 +97,7 @@ def missing(row: Provider, environ: Mapping[str, str], *, byok: bool = False) ->
     Args:
         byok: True if the caller supplies the key, so that the operator's key isn't needed.
     """
-    names = PLACEHOLDER.findall(row.base_url)
+    names = PLACEHOLDER.findall(f"{row.base_url} {row.proxy or ''}")
     if row.api_key_env and not byok and not environ.get(row.api_key_env, "").strip(", \t\r\n"):
         names.append(row.api_key_env)
     return names
@@ -134,6 +140,8 @@ def check(row: Provider) -> Provider:
         )
     if row.ca_bundle and not Path(row.ca_bundle).is_file():
         raise ConfigError(f"{where}: ca_bundle: no such file: {row.ca_bundle!r}")
+    if row.proxy is not None and not PLACEHOLDER.search(row.proxy):
+        proxy.parse(f"{where}: proxy", row.proxy)
     return row
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import time
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
@@ -24,6 +25,8 @@ from server.sockets import shut, unread
 
 FRESH_S = 1.0  # a new connection may be idle for this much longer: its request may be on its way
 DRAIN_BODY_S, DRAIN_BODY_BYTES = 5.0, 16 * 1024 * 1024
+MAPPED = "::ffff:"
+"""The prefix of an IPv4 client's address on a socket that serves IPv6 too."""
 NO_TIMEOUT = contextlib.nullcontext()
 
 
@@ -42,6 +45,8 @@ class Worker(GeventWorker):
         super().init_process()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        if addr and str(addr[0]).startswith(MAPPED):
+            addr = (addr[0].removeprefix(MAPPED), addr[1])
         kind: Any = type(client)
         if kind.__module__ == "gevent._socket3":  # TLS sockets send in their own way
             client.__class__ = at_once(kind)
@@ -59,6 +64,7 @@ class Worker(GeventWorker):
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         response = None
         self.idle_since[sock] = None
+        began = time.monotonic()
         try:
             response, environ = self.begin(listener_name, req, sock, addr)
             parts = self.wsgi(environ, response.start_response)
@@ -69,6 +75,9 @@ class Worker(GeventWorker):
             finally:
                 if hasattr(parts, "close"):
                     parts.close()
+            if self.cfg.accesslog:
+                took = timedelta(seconds=time.monotonic() - began)
+                self.log.access(response, req, environ, took)
             if response.should_close():
                 raise StopIteration
         except (GreenletExit, SystemExit):

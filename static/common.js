@@ -5,6 +5,9 @@
 
 const KEY = "sluice.key";
 
+/** The path prefix under which a proxy serves Sluice, or "". This file is in /static/VERSION/. */
+export const BASE = new URL("../..", import.meta.url).pathname.replace(/\/$/, "");
+
 export const $ = (id) => document.getElementById(id);
 
 /** Return an element. Children that are strings become text. */
@@ -53,13 +56,13 @@ export class Problem extends Error {
   }
 }
 
-/** Call fetch with the key. Throws a Problem unless the status is 2xx. */
+/** Call fetch with the key, for a path below BASE. Throws a Problem unless the status is 2xx. */
 export async function call(path, options = {}) {
   const headers = { Accept: "application/json", ...options.headers };
   headers.Authorization = `Bearer ${remembered(KEY, "")}`;
   let response;
   try {
-    response = await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit" });
+    response = await fetch(BASE + path, { ...options, headers, cache: "no-store", credentials: "omit" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem("The server can’t be reached.", { code: "network" });

@@ -1,6 +1,7 @@
 // Renders the OpenAPI document.
 SwaggerUIBundle({
-  url: "/openapi.json",
+  // Above /static/VERSION/, whatever path prefix a proxy serves Sluice under.
+  url: new URL("../../openapi.json", document.currentScript.src).href,
   dom_id: "#api",
   deepLinking: true,
   defaultModelsExpandDepth: 0,

@@ -1,6 +1,6 @@
 // The playground: the request form, the completion as it arrives, stop, code examples, history.
 
-import { $, call, make, Problem, remember, remembered, showProblem, signIn, stopStream } from "./common.js";
+import { $, BASE, call, make, Problem, remember, remembered, showProblem, signIn, stopStream } from "./common.js";
 import { duration, money, size, whole } from "./common.js";
 import { LANGUAGES } from "./snippets.js";
 import { frames } from "./sse.js";
@@ -90,7 +90,7 @@ function fill(body) {
 /** Update what depends on the form: the code, and the number of parameters that are set. */
 function changed() {
   const body = asked();
-  $("code").textContent = LANGUAGES[language](location.origin, body);
+  $("code").textContent = LANGUAGES[language](location.origin + BASE, body);
   const set = [...NUMBERS.filter((name) => $(name).value !== ""), ...($("stop").value ? ["stop"] : [])];
   $("parameters-set").textContent = set.length ? `${set.length} set` : "";
 }

@@ -132,17 +132,49 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def formatter(kind: str) -> logging.Formatter:
-    """Return a formatter. kind: json, text, or auto (text on a terminal)."""
-    text = kind == "text" or (kind == "auto" and sys.stderr.isatty())
-    return TextFormatter() if text else JsonFormatter()
+class AccessFormatter(logging.Formatter):
+    """The format of gunicorn's access log, whose lines quote what clients sent."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(mask(record.getMessage()))
+
+
+def formatter(kind: str, handler: logging.Handler | None = None) -> logging.Formatter:
+    """Return the formatter of a handler (by default one for standard error).
+
+    Args:
+        kind: json, text, or auto (text on a terminal).
+    """
+    terminal = not isinstance(handler, logging.FileHandler) and sys.stderr.isatty()
+    return TextFormatter() if kind == "text" or (kind == "auto" and terminal) else JsonFormatter()
+
+
+def format_gunicorn(kind: str) -> None:
+    """Give the lines of gunicorn's logs their format, wherever gunicorn's options send them."""
+    errors = logging.getLogger("gunicorn.error")
+    for handler in errors.handlers:
+        handler.setFormatter(formatter(kind, handler))
+    for handler in logging.getLogger("gunicorn.access").handlers:
+        handler.setFormatter(AccessFormatter())
+    logging.getLogger().handlers = list(errors.handlers)
+
+
+def log_file() -> logging.Handler | None:
+    """Return the handler of gunicorn's --error-logfile, or None if there is no such file."""
+    handlers = logging.getLogger("gunicorn.error").handlers
+    return next((found for found in handlers if isinstance(found, logging.FileHandler)), None)
 
 
 def configure(kind: str, level: str) -> None:
-    """Send Sluice's lines to standard error, and those of other libraries from warnings up."""
-    form = formatter(kind)
-    handler = JsonLines() if isinstance(form, JsonFormatter) else logging.StreamHandler()
-    handler.setFormatter(form)
+    """Send Sluice's lines to standard error, or to gunicorn's --error-logfile if there is one.
+
+    Other libraries' lines are sent there too, from warnings up.
+    """
+    handler = log_file()
+    if handler is None:
+        form = formatter(kind)
+        handler = JsonLines() if isinstance(form, JsonFormatter) else logging.StreamHandler()
+        handler.setFormatter(form)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)

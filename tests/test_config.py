@@ -91,6 +91,9 @@ def test_empty_environment_gives_the_default_settings() -> None:
         ("SLUICE_LOG_LEVEL", " debug", "log_level", "debug"),
         ("SLUICE_METRICS_TOKEN", " t0ken ", "metrics_token", "t0ken"),
         ("PORT", "8080", "port", 8080),
+        ("SLUICE_HOST", " 10.0.0.7 ", "host", "10.0.0.7"),
+        ("SLUICE_HOST", "[::1]", "host", "::1"),
+        ("SLUICE_HOST", "localhost", "host", "localhost"),
         ("WEB_CONCURRENCY", "1", "workers", 1),
         ("REDIS_URL", " redis://:p@h/1", "redis_url", "redis://:p@h/1"),
         ("SLUICE_REDIS_VERIFY", "0", "redis_verify", False),
@@ -391,3 +394,8 @@ def test_provider_overrides_timeouts_and_caller_can_only_lower_timeouts(
     own: dict[str, float], within: dict[str, float], expected: Timeouts
 ) -> None:
     assert Timeouts().overridden(own, within) == expected
+
+
+@pytest.mark.parametrize("text", ["10.0.0.7:80", "http://10.0.0.7", "a b", "[::1]:80", "a/b"])
+def test_a_host_with_more_than_a_host_is_refused(text: str) -> None:
+    assert "SLUICE_HOST is" in refusal(SLUICE_HOST=text)

@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import msgspec
-from flask import Blueprint, Response, current_app
+from flask import Blueprint, Response, current_app, request
 
 from endpoints.pages import POLICY, page
+from endpoints.prefix import base_of
 from endpoints.services import (
     services,
 )
@@ -22,7 +23,10 @@ DOCS_POLICY = POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inlin
 
 @bp.get("/openapi.json")
 def document() -> Response:
-    return Response(document_bytes(), mimetype="application/json")
+    found = document_bytes()
+    if base := base_of(request.root_path):
+        found = msgspec.json.encode(msgspec.json.decode(found) | {"servers": [{"url": base}]})
+    return Response(found, mimetype="application/json")
 
 
 @bp.get("/docs")

@@ -1,7 +1,9 @@
 """The delay that a provider requests before a retry, decoded from its response headers.
 
-- The module is pure and reads no clock. A date is compared with the response's `date`
-  header, so a wrong clock on either side doesn't matter.
+- A date is compared with the response's `date` header, so a wrong clock on either side doesn't
+  matter. This machine's clock is read only for a time since 1970 in a response without that header.
+- Some hosts send the time of the reset, in seconds or milliseconds since 1970, where a delay
+  belongs. Numbers that are too large for a delay are understood so.
 
 Source: RFC 9110, section 10.2.3 (seconds or a date); `retry-after-ms` is OpenAI's (read 2026-11).
 """
@@ -9,22 +11,32 @@ Source: RFC 9110, section 10.2.3 (seconds or a date); `retry-after-ms` is OpenAI
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
-MOST_S = 1e9
+EPOCH_S = 1e9
+"""The least number that is a time since 1970: as a delay it would be more than thirty years."""
+EPOCH_MS = 1e11
+"""The least number that is a time since 1970 in milliseconds."""
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the delay in seconds, at least 0, or None. Header names must be in lower case."""
-    milliseconds = _number(headers.get("retry-after-ms"))
-    if milliseconds is not None:
-        return milliseconds / 1000
-    value = headers.get("retry-after")
-    seconds = _number(value)
-    if seconds is not None:
-        return seconds
-    return _between(headers.get("date"), value)
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        if (number := _number(headers.get(name))) is not None:
+            return number / unit if number < EPOCH_S else _until(number, headers.get("date"))
+    return _between(headers.get("date"), headers.get("retry-after"))
+
+
+def _until(moment: float, date: str | None) -> float:
+    """Return the seconds until a time since 1970, which is in seconds or in milliseconds."""
+    moment = moment / 1000 if moment >= EPOCH_MS else moment
+    try:
+        now = parsedate_to_datetime(date or "").timestamp()
+    except (ValueError, OverflowError):
+        now = time.time()
+    return min(max(0.0, moment - now), EPOCH_S)
 
 
 def _number(text: str | None) -> float | None:
@@ -32,7 +44,7 @@ def _number(text: str | None) -> float | None:
         number = float(text or "")
     except ValueError:
         return None
-    return min(max(0.0, number), MOST_S) if math.isfinite(number) else None
+    return max(0.0, number) if math.isfinite(number) else None
 
 
 def _between(start: str | None, end: str | None) -> float | None:

@@ -31,6 +31,7 @@ from urllib3.util import parse_url
 from providers.transport import http1
 from providers.transport.abort import READ_SIZE, AbortSwitch
 from providers.transport.pool import Origin, Pool
+from providers.transport.proxy import Proxy, ProxyError
 
 if TYPE_CHECKING:
     import socket
@@ -44,12 +45,16 @@ class NotReached(requests.ConnectionError):
     """No byte of the request was sent."""
 
 
+class ProxyFailed(NotReached):
+    """The proxy can't be reached, or refused. The message is meant for callers."""
+
+
 class Adapter(BaseAdapter):
     """The adapter of one exchange, which the switch may end."""
 
-    def __init__(self, pool: Pool, switch: AbortSwitch) -> None:
+    def __init__(self, pool: Pool, switch: AbortSwitch, proxy: Proxy | None = None) -> None:
         super().__init__()
-        self._pool, self.switch = pool, switch
+        self._pool, self.switch, self._proxy = pool, switch, proxy
 
     def send(
         self,
@@ -72,9 +77,9 @@ class Adapter(BaseAdapter):
         assert connect is not None  # noqa: S101
         assert silence is not None  # noqa: S101
         self.switch.silence = silence
-        data, url = _request(request)
+        data, url = _request(request, self._proxy)
         trusted = verify if isinstance(verify, str) else DEFAULT_CA_BUNDLE_PATH
-        origin = Origin(url.host, url.port, trusted if url.tls else "")
+        origin = Origin(url.host, url.port, trusted if url.tls else "", self._proxy)
         sock = self._connection(origin, connect)
         try:
             sock.settimeout(None)
@@ -100,6 +105,8 @@ class Adapter(BaseAdapter):
             raise requests.ConnectTimeout("connect timed out") from failure
         except ssl.SSLError as failure:
             raise requests.exceptions.SSLError("no handshake") from failure
+        except ProxyError as failure:
+            raise ProxyFailed(str(failure)) from failure
         except (OSError, ValueError) as failure:  # ValueError: an impossible host name
             raise NotReached("not connected") from failure
 
@@ -164,14 +171,21 @@ def _parse(url: str) -> Url:
     return Url(scheme == "https", host.strip("[]"), port, host_header, target)
 
 
-def _request(request: requests.PreparedRequest) -> tuple[bytes, Url]:
-    """Return all bytes of a request as one piece, because each send costs time, and its URL."""
+def _request(request: requests.PreparedRequest, proxy: Proxy | None) -> tuple[bytes, Url]:
+    """Return all bytes of a request as one piece, because each send costs time, and its URL.
+
+    A proxy of an http URL gets the whole URL and its own credentials. That of an https URL doesn't
+    see the request.
+    """
     url = _parse(request.url or "")
     body = request.body or b""
     assert isinstance(body, bytes)  # noqa: S101
     try:
-        method = request.method or ""
-        head = http1.request_head(method, url.target, url.host_header, request.headers)
+        method, target, fields = request.method or "", url.target, request.headers
+        if proxy is not None and not url.tls:
+            target = f"http://{url.host_header}{target}"
+            fields = {**fields, **proxy.headers}  # type: ignore[assignment]
+        head = http1.request_head(method, target, url.host_header, fields)
     except ValueError as failure:
         raise requests.exceptions.InvalidHeader(str(failure)) from None
     return head + body, url

@@ -10,19 +10,23 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
 
 from completion import Batch, CompletionRequest
 from concurrency.yielding import Yielder
+from config import ConfigError
 from errors import SluiceError, UpstreamError, UpstreamTimeout
 from providers.base import Dialect, Signer, Target, UpstreamRequest
 from providers.transport.abort import Aborted, AbortSwitch
-from providers.transport.adapter import Adapter, NotReached
+from providers.transport.adapter import Adapter, NotReached, ProxyFailed
 from providers.transport.http1 import Malformed
 from providers.transport.pool import Pool
+from providers.transport.proxy import Proxy, answered, is_local, is_own, parse
 
 if TYPE_CHECKING:
     from config import Timeouts
@@ -40,14 +44,50 @@ FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, Malformed, 
 class Transport:
     """The connections to all providers. A process has one; threads may share it."""
 
-    def __init__(self, pool_size: int = 1000) -> None:
-        """Keep at most `pool_size` idle connections for each host."""
+    def __init__(
+        self, pool_size: int = 1000, proxy: str = "", ca_bundle: Path | None = None
+    ) -> None:
+        """Make a transport.
+
+        Args:
+            pool_size: the most idle connections to keep for each host.
+            proxy: the URL of a forward proxy for all hosts but this machine itself; empty for none.
+            ca_bundle: a file of certificates to trust instead of the public ones.
+
+        Raises:
+            ConfigError: an argument is invalid.
+        """
         self._pool = Pool(pool_size)
+        self._proxy = parse("SLUICE_PROXY", proxy)
+        self._ca_bundle = None if ca_bundle is None else str(ca_bundle)
+        if self._ca_bundle is not None:
+            try:
+                self._pool.trust(self._ca_bundle)
+            except OSError as failure:
+                raise ConfigError(
+                    f"SLUICE_CA_BUNDLE: {self._ca_bundle!r} has no readable certificates: {failure}"
+                ) from None
 
     def exchange(
-        self, request: UpstreamRequest, timeouts: Timeouts, ca_bundle: str | None = None
+        self,
+        request: UpstreamRequest,
+        timeouts: Timeouts,
+        ca_bundle: str | None = None,
+        proxy: str | None = None,
     ) -> Exchange:
-        return Exchange(self._pool, request, timeouts, ca_bundle)
+        """Return an exchange.
+
+        Args:
+            ca_bundle: a file of certificates to trust instead of the server's.
+            proxy: the URL of a forward proxy, or "off" for none; None for the server's proxy.
+        """
+        if proxy is not None:
+            chosen = parse("proxy", proxy)
+        elif self._proxy is None or is_local(urlsplit(request.url).hostname or ""):
+            chosen = None
+        else:
+            chosen = self._proxy
+        return Exchange(self._pool, request, timeouts, ca_bundle or self._ca_bundle, chosen)
 
     def close(self) -> None:
         self._pool.close()
@@ -60,9 +100,14 @@ class Exchange:
     """
 
     def __init__(
-        self, pool: Pool, request: UpstreamRequest, timeouts: Timeouts, ca_bundle: str | None = None
+        self,
+        pool: Pool,
+        request: UpstreamRequest,
+        timeouts: Timeouts,
+        ca_bundle: str | None = None,
+        proxy: Proxy | None = None,
     ) -> None:
-        self.request = request
+        self.request, self._proxy = request, proxy
         self._pool, self._switch = pool, AbortSwitch()
         self._timeouts, self._verify = timeouts, ca_bundle or True
         self._response: requests.Response | None = None
@@ -83,7 +128,7 @@ class Exchange:
         """
         timeouts = self._timeouts
         try:
-            self._response = Adapter(self._pool, self._switch).send(
+            self._response = Adapter(self._pool, self._switch, self._proxy).send(
                 self._prepared(),
                 stream=True,
                 timeout=(timeouts.connect, timeouts.longest_silence),
@@ -93,7 +138,15 @@ class Exchange:
             raise self._explained(failure) from failure
         if self._switch.thrown:
             raise Aborted
-        return self._response.status_code
+        status = self._response.status_code
+        if (proxy := self.plain_proxy) is not None and is_own(status, self.headers):
+            raise UpstreamError(answered(proxy, status))
+        return status
+
+    @property
+    def plain_proxy(self) -> Proxy | None:
+        """The proxy that could send a response of its own instead of the host's."""
+        return None if self.request.url.startswith("https:") else self._proxy
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the body as it arrives. Raises what `open` raises."""
@@ -177,6 +230,8 @@ class Exchange:
             return f"{failure} holds what no header can: is the key set right?"
         if isinstance(failure, requests.exceptions.SSLError):
             return "The upstream's TLS certificate or handshake was not right."
+        if isinstance(failure, ProxyFailed):
+            return str(failure)
         if isinstance(failure, NotReached | requests.exceptions.InvalidURL):
             return "The upstream could not be reached."
         return "The upstream closed the connection before it answered."
@@ -199,7 +254,10 @@ class HttpCall:
         self._target = target
         self._signer = signer
         self._exchange = transport.exchange(
-            dialect.call(request, target), timeouts, target.provider.ca_bundle
+            dialect.call(request, target),
+            timeouts,
+            target.provider.ca_bundle,
+            target.provider.proxy,
         )
 
     def events(self) -> Iterator[Batch]:
@@ -208,7 +266,10 @@ class HttpCall:
         status = self._exchange.open()
         if not 200 <= status < 300:
             body = self._exchange.read_error()
-            raise self._dialect.error(status, self._exchange.headers, body)
+            error = self._dialect.error(status, self._exchange.headers, body)
+            if (proxy := self._exchange.plain_proxy) is not None:
+                error.message += f" The response came through the proxy {proxy.name}."
+            raise error
         if self._request.stream:
             self._refuse_compression()
             yield from self._dialect.events(self._exchange.chunks(), self._request)

@@ -1,6 +1,7 @@
 """The pool of connections to providers: they are opened, with TLS, and kept for the next call.
 
 - The environment is never read.
+- A connection through a proxy is opened to the proxy, and is kept for the same host and proxy.
 - The abort switch of an exchange notes each connection before its connect begins.
 - An idle connection that has ended, or has brought bytes that weren't asked for, is closed.
 """
@@ -17,6 +18,7 @@ from typing import Final, NamedTuple
 
 from concurrency.native import BriefLock
 from providers.transport.abort import Aborted, AbortSwitch
+from providers.transport.proxy import Proxy, ProxyError, open_tunnel
 
 IDLE_S: Final = 90.0
 """How long an idle connection is kept; load balancers drop theirs without a sign."""
@@ -31,6 +33,8 @@ class Origin(NamedTuple):
     port: int
     ca_bundle: str
     """A file or folder of certificates; empty for plain TCP."""
+    proxy: Proxy | None = None
+    """The forward proxy that leads to the host."""
 
 
 class Pool:
@@ -51,7 +55,7 @@ class Pool:
             timeout: seconds to connect.
 
         Raises:
-            OSError: the connection failed; also TimeoutError and ssl.SSLError.
+            OSError: the connection failed; also TimeoutError, ssl.SSLError and ProxyError.
             ValueError: the host name is impossible.
             Aborted: the switch was thrown.
         """
@@ -64,6 +68,8 @@ class Pool:
         deadline = time.monotonic() + timeout
         sock = _connected(origin, deadline, switch)
         if origin.ca_bundle:
+            if origin.proxy is not None:
+                _tunnelled(sock, origin, origin.proxy, deadline)
             sock = secured = self._secured(sock, origin)
             _handshake(secured, deadline, switch)
         _noted(sock, switch)
@@ -113,6 +119,10 @@ class Pool:
             )
         finally:
             sock.close()  # has no effect once the TLS socket has the descriptor
+
+    def trust(self, ca_bundle: str) -> None:
+        """Read a file of certificates. Raises OSError, also ssl.SSLError, if it is invalid."""
+        self._context(ca_bundle)
 
     def _context(self, ca_bundle: str) -> ssl.SSLContext:
         """Return a cached TLS context: reading the public certificates takes 10 ms. A change of
@@ -165,8 +175,28 @@ def _noted(sock: socket.socket, switch: AbortSwitch) -> None:
 
 
 def _connected(origin: Origin, deadline: float, switch: AbortSwitch) -> socket.socket:
+    """Return a connection to the host, or to its proxy."""
+    if origin.proxy is None:
+        return _connected_to(origin.host, origin.port, deadline, switch)
+    try:
+        return _connected_to(origin.proxy.host, origin.proxy.port, deadline, switch)
+    except TimeoutError:
+        raise
+    except OSError as failure:
+        raise ProxyError(f"The proxy {origin.proxy.name} could not be reached.") from failure
+
+
+def _tunnelled(sock: socket.socket, origin: Origin, proxy: Proxy, deadline: float) -> None:
+    try:
+        open_tunnel(sock, proxy, origin.host, origin.port, deadline)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _connected_to(host: str, port: int, deadline: float, switch: AbortSwitch) -> socket.socket:
     error: OSError | None = None
-    found = socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     for family, kind, proto, _, address in found:
         sock = socket.socket(family, kind, proto)
         try:

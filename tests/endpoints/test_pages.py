@@ -108,7 +108,7 @@ def test_no_page_has_inline_scripts_or_styles() -> None:
     for path in TEMPLATES.iterdir():
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"<style|<script(?![^>]* src=)|\sstyle=|\son[a-z]+=|javascript:", text)
-        assert not re.search(r'(?:src|href)="(?!\{\{ static \}\}|/|#)', text)
+        assert not re.search(r'(?:src|href)="(?!\{\{ (?:static|base) \}\}/|#)', text)
 
 
 def test_scripts_never_insert_text_as_html() -> None:

@@ -96,7 +96,7 @@ def proxy(server: Server, rules: str = "") -> Iterator[http.client.HTTPSConnecti
             process.communicate(timeout=HANG_S)
 
 
-def listens(connection: http.client.HTTPSConnection) -> bool:
+def listens(connection: http.client.HTTPConnection) -> bool:
     try:
         connection.connect()
     except ConnectionRefusedError:

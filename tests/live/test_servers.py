@@ -321,8 +321,43 @@ def test_loading_gunicorn_conf_imports_only_config_and_the_stdlib() -> None:
 
 
 @pytest.mark.parametrize(
-    ("env", "bind"), [({}, "127.0.0.1:8000"), ({"PORT": "8123"}, "0.0.0.0:8123")]
+    ("env", "bind"),
+    [
+        ({}, "127.0.0.1:8000"),
+        ({"PORT": "8123"}, "[::]:8123"),
+        ({"SLUICE_HOST": "::1"}, "[::1]:8000"),
+        ({"SLUICE_HOST": "[::1]", "PORT": "8123"}, "[::1]:8123"),
+        ({"SLUICE_HOST": "10.0.0.7", "PORT": "8123"}, "10.0.0.7:8123"),
+        ({"SLUICE_HOST": "localhost", "PORT": "8123"}, "localhost:8123"),
+    ],
 )
 def test_the_port_variable_binds_all_interfaces(env: dict[str, str], bind: str) -> None:
     # A platform that sets PORT routes requests from outside. Without PORT, only loopback is bound.
     assert load_conf(env)[0] == bind
+
+
+NO_IPV6 = """
+import socket
+class Socket(socket.socket):
+    def __init__(self, family=-1, *more, **named):
+        if family == socket.AF_INET6:
+            raise OSError(97, "Address family not supported by protocol")
+        super().__init__(family, *more, **named)
+socket.socket = Socket
+"""
+ONLY_IPV6 = """
+import socket
+class Socket(socket.socket):
+    def getsockopt(self, *_):
+        return 1
+socket.socket = Socket
+"""
+
+
+@pytest.mark.parametrize(
+    ("machine", "bind"), [(NO_IPV6, "0.0.0.0:8123"), (ONLY_IPV6, "0.0.0.0:8123,[::]:8123")]
+)
+def test_the_port_is_bound_on_machines_without_dual_stack(machine: str, bind: str) -> None:
+    process = launch(["-c", machine + LOAD], {"PORT": "8123"})
+    output, _ = process.communicate(timeout=HANG_S)
+    assert json.loads(output)[0] == bind

@@ -34,7 +34,9 @@ NETWORK = tuple(f"providers.transport.{name}" for name in ("adapter", "http_call
 DIALECTS = frozenset(path.parent.name for path in (ROOT / "providers").glob("*/dialect.py"))
 """The packages in providers/ that are dialects."""
 
-LONG_MODULES: dict[str, str] = {}
+LONG_MODULES: dict[str, str] = {
+    "config": "all settings, with a field and a variable for each",
+}
 LONG_FUNCTIONS: dict[str, str] = {
     "app.wire": "creates and connects each part once",
     "streams.stream.Stream.__init__": "all attributes, in groups",

@@ -25,11 +25,15 @@ from tests.support.servers import free_port
 class RedisServer:
     """A running server: `with RedisServer() as server: ...`
 
+    Args:
+        settings: More settings, such as cluster_enabled="yes".
+
     Raises:
         CantRunError: Redis can't run here.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: str) -> None:
+        self._settings = {name.replace("_", "-"): value for name, value in settings.items()}
         self._program = program()
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
@@ -102,6 +106,7 @@ class RedisServer:
 
     def _launch(self) -> None:
         settings = {"port": self.port, "bind": "127.0.0.1", "save": "", "appendonly": "no"}
+        settings |= self._settings
         options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
         command: list[str | Path] = [self._program, *options]
         self._process = launch(command, self._directory, self._is_ready, farewell="KILL")
@@ -110,7 +115,7 @@ class RedisServer:
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=HANG_S) as connection:
                 connection.sendall(b"PING\r\n")
-                return connection.recv(16).startswith(b"+PONG")
+                return connection.recv(16).startswith((b"+PONG", b"-NOAUTH"))
         except OSError:
             return False
 

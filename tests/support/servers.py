@@ -35,7 +35,9 @@ Kind: TypeAlias = Literal["gevent", "gthread", "python", "flask"]
 FOREIGN_PREFIXES = ("SLUICE_", "FLASK_", "GUNICORN_")
 FOREIGN_NAMES = (
     *("PORT", "WEB_CONCURRENCY", "REDIS_URL", "DATABASE_URL"),
-    "PROMETHEUS_MULTIPROC_DIR",
+    *("PROMETHEUS_MULTIPROC_DIR", "SCRIPT_NAME", "FORWARDED_ALLOW_IPS"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
+    *("http_proxy", "https_proxy", "all_proxy", "no_proxy"),
 )
 """Environment variables that would change a server, in addition to those that end with _API_KEY."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 import pytest
@@ -26,6 +27,14 @@ WAITS: list[tuple[Mapping[str, str], float | None]] = [
     ({"retry-after": DATE, "date": "Sun, 22 Nov 2026 13:00:00 GMT"}, 0.0),
     ({"retry-after": DATE, "date": "Sun, 22 Nov 2026 11:59:00 -0000"}, None),
     ({"date": DATE}, None),
+    ({"retry-after": "1795348830", "date": DATE}, 30.0),
+    ({"retry-after": "1795348830.5", "date": DATE}, 30.5),
+    ({"retry-after": "1795348830000", "date": DATE}, 30.0),
+    ({"retry-after": "1795348740", "date": DATE}, 0.0),
+    ({"retry-after-ms": "1795348830000", "date": DATE}, 30.0),
+    ({"retry-after-ms": "1795348830", "date": DATE}, 30.0),
+    ({"retry-after-ms": "86400000"}, 86400.0),
+    ({"retry-after": "86400"}, 86400.0),
 ]
 
 
@@ -34,3 +43,12 @@ def test_retry_after_headers_become_seconds(
     headers: Mapping[str, str], seconds: float | None
 ) -> None:
     assert retry_after(headers) == seconds
+
+
+@pytest.mark.parametrize("date", [{}, {"date": "yesterday"}])
+@pytest.mark.parametrize("unit", [1, 1000])
+def test_a_time_since_1970_without_a_date_is_compared_with_the_clock(
+    date: Mapping[str, str], unit: int
+) -> None:
+    found = retry_after({"retry-after": str(round((time.time() + 30) * unit)), **date})
+    assert found == pytest.approx(30, abs=2)
