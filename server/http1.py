@@ -31,7 +31,8 @@ class RequestHead(Request):
 
     def parse_headers(self, data: bytes, from_trailer: bool = False) -> list[tuple[str, str]]:
         text = data.decode("latin-1")
-        if not from_trailer and len(text) <= self.limit_request_field_size:
+        # gunicorn bounds each line with its CRLF. This bounds all of them together.
+        if not from_trailer and len(text) + 2 <= self.limit_request_field_size:
             fields = plain_fields(text)
             names = {name for name, _ in fields}
             if 0 < len(fields) == len(names) <= self.limit_request_fields:

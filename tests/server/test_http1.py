@@ -73,6 +73,7 @@ ODD_HEADS = {
     "no colon": head(b"Host"),
     "no name": head(b": x"),
     "underscore": head(b"X_Forwarded_For: 1.2.3.4"),
+    "underscore in a length": head(b"Content_Length: 2", body=b"{}"),
     "letters beyond ASCII in a name": head("Stra\u00dfe: x".encode("latin-1")),
     "letters beyond ASCII in a value": head("X-Name: Stra\u00dfe".encode("latin-1")),
     "a NUL": head(b"X-Name: a\0b"),
@@ -89,6 +90,14 @@ ODD_HEADS = {
     "many": head(*(b"X-%d: 1" % number for number in range(100))),
     "too many": head(*(b"X-%d: 1" % number for number in range(101))),
     "long": head(b"X-Long: " + b"x" * 8100),
+    **{
+        f"a line of {size} bytes": head(b"X-Long: " + b"x" * (size - len("X-Long: ")))
+        for size in range(8186, 8193)
+    },
+    **{
+        f"a line of {size} bytes behind another": head(HOST, b"A: " + b"x" * (size - len("A: ")))
+        for size in range(8186, 8193)
+    },
     "longer": head(b"X-Long: " + b"x" * 8200),
     "long together": head(*(b"X-%d: " % number + b"x" * 4000 for number in range(5))),
     **{
