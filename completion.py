@@ -156,6 +156,15 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     logprobs: Logprobs | None = None
 
 
+class Thought(msgspec.Struct, frozen=True, gc=False):
+    """A piece of the model's reasoning, which is output but not text. No client sees it.
+
+    size: the bytes of the piece in UTF-8.
+    """
+
+    size: int
+
+
 class Finished(msgspec.Struct, frozen=True):
     """The end of one choice."""
 
@@ -169,8 +178,10 @@ class Used(msgspec.Struct, frozen=True):
     usage: Usage
 
 
-Event: TypeAlias = Started | Delta | Finished | Used
+Event: TypeAlias = Started | Delta | Thought | Finished | Used
 Batch: TypeAlias = list[Event]
+"""The events that arrived together. An empty batch says that the provider sent something, for
+example a ping, although there is no event in it."""
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -206,7 +217,7 @@ def fold(events: Iterable[Event]) -> Completion:
             reasons[event.index] = event.reason
         elif isinstance(event, Used):
             usage = event.usage
-        else:
+        elif isinstance(event, Started):
             model = event.model or model
             input_tokens = event.input_tokens
     choices = tuple(

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from completion import Batch, CompletionRequest, Delta, Started, asked_for
+from completion import Batch, CompletionRequest, Delta, Finished, Started, asked_for
 from errors import UnsupportedParameter
 from providers import registry
 from providers.base import Target, matches
@@ -28,7 +28,7 @@ HINTS = frozenset(
 """Parameters whose absence still leaves a valid answer (see docs/decisions/0005-hints.md)."""
 
 
-EMULATED = frozenset(("echo", "prompt_list"))
+EMULATED = frozenset(("echo", "prompt_list", "choice_list"))
 """Parameters that Sluice emulates exactly for targets without them."""
 
 
@@ -43,6 +43,8 @@ class Candidate(msgspec.Struct, frozen=True):
     """True if Sluice must put the prompt before the text."""
     split: bool = False
     """True if each prompt needs a separate upstream call."""
+    singly: bool = False
+    """True if each choice of each prompt needs one. `split` is then True as well."""
 
 
 def candidates(
@@ -74,10 +76,12 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
     if request.suffix and fim and matches(target.model, fim.models):
         target = msgspec.structs.replace(target, fim=fim)
     asked = wanted(request)
-    lacking = asked & registry.dialect(target.dialect).unsupported(target)
+    unsupported_here = registry.dialect(target.dialect).unsupported(target)
+    lacking = asked & unsupported_here
     lacking |= frozenset([name for name in target.exclusive if name in asked][1:])
     echo = "echo" in lacking and asked.isdisjoint(("echo_logprobs", "token_ids"))
-    split = "prompt_list" in lacking
+    singly = "choice_list" in unsupported_here and (request.n or 1) > 1
+    split = singly or "prompt_list" in lacking
     hints = lacking & HINTS
     kept = EMULATED if echo or "echo_logprobs" in lacking else EMULATED - {"echo"}
     for name in sorted(lacking - HINTS - kept):
@@ -91,7 +95,7 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
         changes["echo"] = False
     if changes:
         request = msgspec.structs.replace(request, **changes)
-    return Candidate(target, request, dropped, echo, split)
+    return Candidate(target, request, dropped, echo, split, singly)
 
 
 def check_limits(request: CompletionRequest, target: Target, hints: frozenset[str]) -> None:
@@ -158,7 +162,11 @@ def shortcomings(target: Target) -> tuple[list[str], list[str], list[str]]:
 
 
 def echoed(batches: Iterator[Batch], request: CompletionRequest) -> Iterator[Batch]:
-    """Emulate echo: insert each prompt before the text of its choices."""
+    """Emulate echo: insert each prompt before the text of its choices.
+
+    The prompts wait for the first event that a client may see, because what comes before it may
+    still be discarded.
+    """
     n = request.n or 1
     prompts: Batch = [
         Delta(prompt_index * n + choice, prompt)
@@ -167,7 +175,7 @@ def echoed(batches: Iterator[Batch], request: CompletionRequest) -> Iterator[Bat
         for choice in range(n)
     ]
     for batch in batches:
-        if prompts:
+        if prompts and any(isinstance(event, Delta | Finished) for event in batch):
             head = [event for event in batch if isinstance(event, Started)]
             batch = head + prompts + [event for event in batch if not isinstance(event, Started)]
             prompts = []

@@ -14,7 +14,7 @@ from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
-from completion import Batch, Delta, Event, Finished, Started, Usage, Used
+from completion import Batch, Delta, Event, Finished, Started, Thought, Usage, Used
 from providers.base import UpstreamCall
 
 AT_ONCE = 8
@@ -63,8 +63,8 @@ class FanOut:
             if item is None:
                 with self._changed:
                     self._unfinished -= 1
-            elif batch := self._merge.add(number, item):
-                yield batch
+            else:
+                yield self._merge.add(number, item)
 
     def abort(self) -> None:
         with self._changed:
@@ -74,6 +74,13 @@ class FanOut:
             running = list(self._running)
         for call in running:
             call.abort()
+
+    def end_if_finished(self) -> bool:
+        """End the running calls that have finished. Return False if there are none."""
+        with self._changed:
+            running = list(self._running)
+        ended = [call.end_if_finished() for call in running]  # each of them
+        return any(ended)
 
     def wind_up(self) -> None:
         """Drop the prompts whose calls haven't started."""
@@ -159,6 +166,8 @@ class BatchMerge:
         for event in batch:
             if isinstance(event, Started):
                 merged.append(Started(event.model, self._sums["input_tokens"]))
+            elif isinstance(event, Thought):
+                merged.append(event)
             elif not isinstance(event, Used):
                 merged.append(self._renumber(number, event))
         if any(isinstance(event, Used) for event in batch):

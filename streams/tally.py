@@ -3,34 +3,60 @@ sent, not on what the client received (see docs/decisions/0004-meter-on-the-read
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
-from completion import Batch, Delta, Prompt, Started, Usage, Used, prompt_tokens, utf8_size
+from completion import (
+    Batch,
+    Delta,
+    Finished,
+    Prompt,
+    Started,
+    Thought,
+    Usage,
+    Used,
+    prompt_tokens,
+    utf8_size,
+)
 
 EVENT_WEIGHT = 64
 """The bytes that each event adds to the backlog in addition to its text."""
+MOST_BYTES_PER_TOKEN = 7
+"""If a text has more bytes for each reported token, the report doesn't cover all of it."""
 
 
 class Tally:
     """A counter of an attempt's tokens.
 
-    The counts are exact if no text has arrived since the provider's last usage report. Otherwise,
-    the output since that report is estimated.
+    - The counts are exact if no output has arrived since the provider's last usage report.
+      Otherwise, the output since that report is estimated.
+    - Reasoning is output, like text.
+    - A report that covers only one of several choices or prompts (as llama.cpp's does) is replaced
+      by an estimate.
     """
 
-    def __init__(self, prompts: tuple[Prompt, ...], echoes: int = 0) -> None:
+    def __init__(
+        self, prompts: tuple[Prompt, ...], echoes: int = 0, *, several: bool = False
+    ) -> None:
         """Start at zero.
 
         Args:
             prompts: the prompts that are sent, for an estimate of the input.
             echoes: how many times the answer repeats each prompt. Echoed text is not output.
+            several: whether one response has several choices, so that a usage report may cover
+                only one of them.
         """
         self._prompts = prompts
+        self._several = several
         self._echoed = echoes * sum(utf8_size(p) for p in prompts if isinstance(p, str))
         self._started: Started | None = None
         self._usage: Usage | None = None
+        self.visible = 0
+        """The number of events that a client may see: text and finish reasons."""
         self.pieces = 0
         self._bytes = 0
+        self._thoughts = self._thought_bytes = 0
         self._reported = (0, 0)  # the pieces and bytes of output at the last usage report
 
     def add(self, batch: Batch) -> int:
@@ -38,26 +64,33 @@ class Tally:
         before = self._bytes
         for event in batch:
             if isinstance(event, Delta):
+                self.visible += 1
                 self.pieces += 1
                 text = event.text
                 self._bytes += len(text) if text.isascii() else utf8_size(text)
+            elif isinstance(event, Thought):
+                self._thoughts += 1
+                self._thought_bytes += event.size
+            elif isinstance(event, Finished):
+                self.visible += 1
             elif isinstance(event, Used):
-                self._usage = event.usage
-                self._reported = (self.pieces, self._output_bytes)
+                self._reported = (self.pieces + self._thoughts, self._output_bytes)
+                self._usage = self._covering(event.usage) if self._several else event.usage
             elif isinstance(event, Started):
                 self._started = event
         return self._bytes - before + EVENT_WEIGHT * len(batch)
 
     @property
     def _output_bytes(self) -> int:
-        """The bytes of output, without the echo that comes before it."""
-        return max(0, self._bytes - self._echoed)
+        """The bytes of text and reasoning, without the echo that comes before the text."""
+        return max(0, self._bytes - self._echoed) + self._thought_bytes
 
     @property
     def _unreported(self) -> int:
         """An estimate of the tokens of output since the last usage report."""
         pieces, output = self._reported
-        return max(self.pieces - pieces, -(-(self._output_bytes - output) // 4))
+        made = self.pieces + self._thoughts
+        return max(made - pieces, -(-(self._output_bytes - output) // 4))
 
     @property
     def input_tokens(self) -> int | None:
@@ -70,6 +103,17 @@ class Tally:
     def output_tokens(self) -> int:
         """The tokens of output so far: those reported, and an estimate of the rest."""
         return (self._usage.output_tokens if self._usage else 0) + self._unreported
+
+    def _covering(self, usage: Usage) -> Usage:
+        """Return a reported usage, or an estimate if it doesn't cover all prompts and choices."""
+        pieces, output = self._reported
+        most = MOST_BYTES_PER_TOKEN * usage.output_tokens
+        changes: dict[str, Any] = {}
+        if output > most or (pieces > usage.output_tokens and not self._echoed):
+            changes["output_tokens"] = max(pieces, -(-output // 4))
+        if len(self._prompts) > 1 and usage.input_tokens < sum(map(_least_tokens, self._prompts)):
+            changes["input_tokens"] = sum(map(prompt_tokens, self._prompts))
+        return msgspec.structs.replace(usage, **changes, source="estimate") if changes else usage
 
     def usage(self, *, failed: bool) -> Usage:
         """Return the usage to bill. Whatever the provider hasn't reported is estimated.
@@ -91,3 +135,10 @@ class Tally:
             output_tokens=self.output_tokens,
             source="estimate",
         )
+
+
+def _least_tokens(prompt: Prompt) -> int:
+    """Return the number of tokens that a prompt has at least."""
+    if isinstance(prompt, str):
+        return -(-utf8_size(prompt) // MOST_BYTES_PER_TOKEN)
+    return len(prompt)

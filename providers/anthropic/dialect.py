@@ -65,8 +65,12 @@ def _headers(request: CompletionRequest, target: Target) -> dict[str, str]:
 
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
+    response = AnthropicResponse()
     return single_choice.events(
-        chunks, AnthropicResponse().read, partial(complete, request=request)
+        chunks,
+        response.read,
+        partial(complete, request=request),
+        finished=lambda: response.reason is not None,
     )
 
 

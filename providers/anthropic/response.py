@@ -3,7 +3,8 @@
 - The module is pure.
 - Only text blocks become text. Thinking, tool use and citations don't, though their tokens count as
   output.
-- A stream is complete when message_stop has arrived.
+- A stream is complete when message_stop has arrived, or when its body has ended after a
+  stop_reason.
 - Pings, unknown events and unknown fields are ignored.
 - Streams and whole JSON bodies take one code path, so that they can't drift apart.
 
@@ -18,7 +19,17 @@ from typing import Final
 
 import msgspec
 
-from completion import Batch, Delta, Finished, FinishReason, Started, Usage, Used
+from completion import (
+    Batch,
+    Delta,
+    Finished,
+    FinishReason,
+    Started,
+    Thought,
+    Usage,
+    Used,
+    utf8_size,
+)
 from errors import UpstreamError
 from providers.anthropic.schemas import (
     CHUNK,
@@ -84,6 +95,8 @@ class AnthropicResponse:
         if kind == "content_block_delta":
             if (delta := chunk.delta) and delta.text and delta.type == "text_delta":
                 batch.append(Delta(0, delta.text))
+            elif delta and delta.thinking:
+                batch.append(Thought(utf8_size(delta.thinking)))
             return False
         if kind == "error" or chunk.error:
             raise failure(frame.data, STATUSES)
@@ -107,20 +120,22 @@ class AnthropicResponse:
         """Append the text of a new block. Anthropic sends none here, but other hosts do."""
         if (block := chunk.content_block) and block.text and block.type == "text":
             batch.append(Delta(0, block.text))
+        elif block and block.thinking:
+            batch.append(Thought(utf8_size(block.thinking)))
 
     def message_delta(self, chunk: Chunk, batch: Batch) -> None:
-        """Record the stop reason and append the usage so far. Unchanged counts may be missing."""
-        if chunk.delta and chunk.delta.stop_reason:
-            self.reason = chunk.delta.stop_reason
+        """Append the usage so far and the finish. Unchanged counts may be missing."""
         if chunk.usage:
             self.tokens = merged(self.tokens, chunk.usage)
             if usage := usage_of(self.tokens):
                 batch.append(Used(usage))
+        if chunk.delta and chunk.delta.stop_reason:
+            self.reason = chunk.delta.stop_reason
+            batch.append(Finished(0, REASONS.get(self.reason, "stop")))
 
     def message_stop(self, chunk: Chunk, batch: Batch) -> None:  # noqa: ARG002
         if self.reason is None:
             raise UpstreamError("The upstream sent no stop reason.")
-        batch.append(Finished(0, REASONS.get(self.reason, "stop")))
 
 
 STEPS: Final[dict[str, Callable[[AnthropicResponse, Chunk, Batch], None]]] = {

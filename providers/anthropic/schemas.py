@@ -44,6 +44,7 @@ class Tokens(msgspec.Struct):
 class Block(msgspec.Struct):
     type: str | None = None
     text: str | None = None
+    thinking: str | None = None
 
 
 class Message(msgspec.Struct):
@@ -59,6 +60,7 @@ class Message(msgspec.Struct):
 class Change(msgspec.Struct):
     type: str | None = None
     text: str | None = None
+    thinking: str | None = None
     stop_reason: str | None = None
 
 

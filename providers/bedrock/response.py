@@ -13,7 +13,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from completion import Batch, Delta, Finished, FinishReason, Started, Usage, Used
+from completion import (
+    Batch,
+    Delta,
+    Finished,
+    FinishReason,
+    Started,
+    Thought,
+    Usage,
+    Used,
+    utf8_size,
+)
 from errors import UpstreamError
 from providers.bedrock.errors import decode_value, refuse_error, reported
 from providers.bedrock.schemas import DELTA, EVENTS, METADATA, STOP, WHOLE, Block, Tokens
@@ -66,6 +76,8 @@ class BedrockResponse:
             delta = lenient_json.decode(frame.payload, DELTA).delta
             if delta and delta.text and not self.finished:
                 batch.append(Delta(0, delta.text))
+            elif delta and delta.reasoning_content and delta.reasoning_content.text:
+                batch.append(Thought(utf8_size(delta.reasoning_content.text)))
         elif event == "messageStop":
             self.finish(lenient_json.decode(frame.payload, STOP).stop_reason, batch)
         elif event == "metadata":

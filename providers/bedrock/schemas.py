@@ -50,8 +50,13 @@ class Whole(msgspec.Struct, rename="camel"):
     usage: Tokens | None = None
 
 
+class Piece(msgspec.Struct, rename="camel"):
+    text: str | None = None
+    reasoning_content: Text | None = None
+
+
 class BlockDelta(msgspec.Struct):
-    delta: Text | None = None
+    delta: Piece | None = None
 
 
 class Stop(msgspec.Struct, rename="camel"):

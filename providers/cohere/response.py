@@ -14,7 +14,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from completion import Batch, Delta, Finished, FinishReason, Started, Usage, Used
+from completion import (
+    Batch,
+    Delta,
+    Finished,
+    FinishReason,
+    Started,
+    Thought,
+    Usage,
+    Used,
+    utf8_size,
+)
 from errors import UpstreamError
 from providers.cohere.schemas import (
     CHUNK,
@@ -58,9 +68,8 @@ def read(frame: sse.Frame, batch: Batch) -> bool:
     chunk = lenient_json.decode(frame.data, CHUNK)
     kind = chunk.type or frame.event
     if kind in TEXT:
-        message = chunk.delta and chunk.delta.message
-        if message and (text := text_of(message)):
-            batch.append(Delta(0, text))
+        if message := chunk.delta and chunk.delta.message:
+            read_message(message, batch)
     elif kind == "message-start":
         batch.append(Started())
     elif kind == "message-end":
@@ -84,6 +93,16 @@ def read_whole(body: bytes) -> Batch:
         batch.append(Delta(0, text))
     message_end(Change(finish_reason=chunk.finish_reason, usage=chunk.usage), batch)
     return batch
+
+
+def read_message(message: Message, batch: Batch) -> None:
+    """Append the events of a piece of a message. A tool plan is reasoning."""
+    content = message.content
+    thinking = (content.thinking if isinstance(content, Content) else None) or message.tool_plan
+    if thinking:
+        batch.append(Thought(utf8_size(thinking)))
+    if text := text_of(message):
+        batch.append(Delta(0, text))
 
 
 def text_of(message: Message) -> str:

@@ -11,7 +11,7 @@ import msgspec
 
 DONE: Final = b"[DONE]"
 """The data of an event that may follow message-end."""
-TEXT: Final = frozenset({"content-delta", "content-start"})
+TEXT: Final = frozenset({"content-delta", "content-start", "tool-plan-delta"})
 KNOWN: Final = TEXT | {"message", "message-start", "message-end", "error"}
 """The names of the events to decode. A server-sent event without a name is a "message"."""
 
@@ -35,12 +35,14 @@ class Content(msgspec.Struct):
 
     type: str = "text"
     text: str | None = None
+    thinking: str | None = None
 
 
 class Message(msgspec.Struct):
     """The `message` object. In content-start and content-delta, the content is a single block."""
 
     content: Content | list[Content] | str | None = None
+    tool_plan: str | None = None
 
 
 class Change(msgspec.Struct):

@@ -52,7 +52,7 @@ def beginning(chunks: Iterable[bytes]) -> bytes:
 
 
 def batch_of(read: Callable[[Batch], None]) -> Iterator[Batch]:
-    """Yield the batch that `read` fills, unless it stays empty.
+    """Yield the batch that `read` fills. It may stay empty.
 
     If `read` raises UpstreamError, the events that it appended before the error are yielded first.
     """
@@ -63,8 +63,7 @@ def batch_of(read: Callable[[Batch], None]) -> Iterator[Batch]:
         if batch:
             yield batch
         raise
-    if batch:
-        yield batch
+    yield batch
 
 
 class Excerpt:

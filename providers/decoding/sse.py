@@ -34,9 +34,10 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
 
 def decode(chunks: Iterable[bytes]) -> Iterator[list[Frame]]:
-    """Yield the events of a body, as one list for each chunk that completes at least one event.
+    """Yield the events of a body, as one list for each chunk that completes an event or a comment.
 
-    An event whose final blank line never arrives is dropped.
+    The list is empty if the chunk has only comments, events without data or blank lines: the host
+    is alive. An event whose final blank line never arrives is dropped.
 
     Raises:
         UpstreamError: A line is longer than MAX_LINE, or an event larger than MAX_EVENT. The events
@@ -46,12 +47,12 @@ def decode(chunks: Iterable[bytes]) -> Iterator[list[Frame]]:
     for text in _unix_lines(_without_bom(iter(chunks))):
         frames: list[Frame] = []
         try:
-            pending.feed(text, frames)
+            alive = pending.feed(text, frames)
         except UpstreamError:
             if frames:
                 yield frames
             raise
-        if frames:
+        if frames or alive:
             yield frames
 
 
@@ -70,27 +71,34 @@ class _Pending:
         self.data: list[bytes] = []
         self.size = 0
 
-    def feed(self, text: bytes, frames: list[Frame]) -> None:
-        """Add text whose lines end with LF, and append the events that it completes to `frames`."""
+    def feed(self, text: bytes, frames: list[Frame]) -> bool:
+        """Add text whose lines end with LF, and append the events that it completes to `frames`.
+
+        Return True if it completes anything else than a field of an unfinished event.
+        """
         if b"\n" not in text:
             self.hold(text)
-            return
+            return False
         if self.pieces:
             text = b"".join((*self.pieces, text))
             self.pieces, self.unfinished = [], 0
         if self.data or self.event:  # the LF before this text may be half of a blank line
             text = b"\n" + text
+        elif text == b"\n":
+            return True
         elif len(text) <= MAX_LINE:
             plain, text = _plain(text)
             frames += [Frame("message", data) for data in plain]
         *blocks, tail = text.split(b"\n\n")
+        commented = False
         for block in blocks:
             self.take(block.split(b"\n"))
             self.dispatch(frames)
         if tail:
             *lines, rest = tail.split(b"\n")
-            self.take(lines)
+            commented = self.take(lines)
             self.hold(rest)
+        return bool(blocks) or commented
 
     def hold(self, piece: bytes) -> None:
         self.unfinished += len(piece)
@@ -98,8 +106,12 @@ class _Pending:
             raise _too_long("line", MAX_LINE)
         self.pieces.append(piece)
 
-    def take(self, lines: list[bytes]) -> None:
-        """Add complete lines to the event. Empty lines have no effect."""
+    def take(self, lines: list[bytes]) -> bool:
+        """Add complete lines to the event. Return True if one of them is a comment.
+
+        Empty lines have no effect.
+        """
+        commented = False
         for line in lines:
             if len(line) > MAX_LINE:
                 raise _too_long("line", MAX_LINE)
@@ -112,6 +124,9 @@ class _Pending:
                 self.data.append(value)
             elif name == b"event":
                 self.event = value
+            elif line and not name:
+                commented = True
+        return commented
 
     def dispatch(self, frames: list[Frame]) -> None:
         """End the event at its blank line, and append it unless it has no data."""
@@ -178,6 +193,8 @@ def batches(
 ) -> Generator[Batch, None, bool]:
     """Yield a batch for each chunk that completes events. Return True if the last event was read.
 
+    A batch is empty if the chunk has comments or events that mean nothing.
+
     Args:
         read: appends the events of a frame to a batch, and returns True if the frame was the last
             one. No chunk is read after the last frame. If `read` raises UpstreamError, the events
@@ -192,14 +209,16 @@ def batches(
     read_all = read_all or each
     for frames in decode(chunks):
         batch: Batch = []
+        if not frames:
+            yield batch
+            continue
         try:
             ended = read_all(frames, batch) if len(frames) > 1 else read(frames[0], batch)
         except UpstreamError:
             if batch:
                 yield batch
             raise
-        if batch:
-            yield batch
+        yield batch
         if ended:
             return True
     return False

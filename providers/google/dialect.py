@@ -132,7 +132,9 @@ def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batc
     response = GoogleResponse(request)
     for frames in sse.decode(excerpt.watch(chunks)):
         yield from bodies.batch_of(partial(_read, response, frames))
-    yield from bodies.batch_of(partial(_end, response, excerpt))
+    for batch in bodies.batch_of(partial(_end, response, excerpt)):
+        if batch:
+            yield batch
 
 
 def _read(response: GoogleResponse, frames: list[sse.Frame], batch: Batch) -> None:

@@ -2,8 +2,8 @@
 
 - The module is pure.
 - A chunk of a stream and a whole JSON body have one schema, so both take one code path.
-- The finish of a candidate is reported at the end of the body, because some hosts put a
-  finishReason on every chunk, and text after it still counts. The last finishReason is used.
+- Some hosts put a finishReason on every chunk. Text after it still counts, and so does the last
+  finishReason.
 - Usage may come with every chunk. The last one counts. It is reported after the chunk's text, which
   it includes. Usage that lacks output tokens although text has arrived is held until the end,
   because it would make a stopped stream look free.
@@ -25,8 +25,10 @@ from completion import (
     FinishReason,
     Logprobs,
     Started,
+    Thought,
     Usage,
     Used,
+    utf8_size,
 )
 from errors import UpstreamError
 from providers.decoding import lenient_json
@@ -63,7 +65,10 @@ NOT_BLOCKED: Final = frozenset(("", "BLOCK_REASON_UNSPECIFIED", "BLOCKED_REASON_
 class GoogleResponse:
     """The state of one response while it is decoded."""
 
-    __slots__ = ("blocked", "choices", "held", "logprobs", "readers", "reasons", "started", "texts")
+    __slots__ = (
+        *("blocked", "choices", "held", "logprobs", "readers", "reasons", "started", "texts"),
+        "thought",
+    )
 
     def __init__(self, request: CompletionRequest) -> None:
         self.choices = request.choices
@@ -71,6 +76,7 @@ class GoogleResponse:
         self.readers: dict[int, LogprobsReader] = {}
         self.started = False
         self.blocked = False
+        self.thought = False
         self.texts: dict[int, bool] = {}
         """The indexes of the candidates that have started. The value is True if there is text."""
         self.reasons: dict[int, FinishReason] = {}
@@ -98,6 +104,8 @@ class GoogleResponse:
         reasons = [self.candidate(each, batch) for each in chunk.candidates or ()]
         feedback = chunk.prompt_feedback
         if feedback and (feedback.block_reason or "") not in NOT_BLOCKED:
+            if not (self.blocked or self.texts):
+                batch.extend(Finished(index, "content_filter") for index in range(self.choices))
             self.blocked = True
         if usage and chunk.usage_metadata:
             self.count(usage, chunk.usage_metadata.candidates_token_count is not None, batch)
@@ -118,6 +126,10 @@ class GoogleResponse:
             return ""
         parts = (candidate.content and candidate.content.parts) or ()
         text = "".join([part.text for part in parts if part.text and not part.thought])
+        thoughts = "".join([part.text for part in parts if part.text and part.thought])
+        if thoughts:
+            self.thought = True
+            batch.append(Thought(utf8_size(thoughts)))
         result = candidate.logprobs_result
         logprobs = self.read_logprobs(index, result) if result else None
         if text or logprobs:
@@ -126,8 +138,9 @@ class GoogleResponse:
         else:
             self.texts.setdefault(index, False)
         word = candidate.finish_reason or ""
-        if word not in NOT_YET:
-            self.reasons[index] = REASONS.get(word, "stop")
+        if word not in NOT_YET and word not in FAILURES:
+            reason = self.reasons[index] = REASONS.get(word, "stop")
+            batch.append(Finished(index, reason))
         return word
 
     def read_logprobs(self, index: int, result: LogprobsResult) -> Logprobs | None:
@@ -146,9 +159,10 @@ class GoogleResponse:
         return reader.read({"content": entries})
 
     def count(self, usage: Usage, final: bool, batch: Batch) -> None:
-        """Append the usage, unless text has arrived but output tokens are missing (not `final`)."""
+        """Append the usage, unless output has arrived but output tokens are missing (not `final`)."""
         self.held = usage
-        if final or not any(self.texts.values()):
+        counted = usage.output_tokens or not self.thought
+        if final or (counted and not any(self.texts.values())):
             self.append_usage(batch)
 
     def append_usage(self, batch: Batch) -> None:
@@ -170,10 +184,8 @@ class GoogleResponse:
         if not blocked:
             self.refuse_incomplete(whole=whole)
         self.append_usage(batch)
-        if blocked:
-            batch.extend(Finished(index, "content_filter") for index in range(self.choices))
         batch.extend(
-            Finished(index, self.reasons.get(index, "stop")) for index in sorted(self.texts)
+            Finished(index, "stop") for index in sorted(self.texts) if index not in self.reasons
         )
 
     def refuse_incomplete(self, *, whole: bool) -> None:

@@ -22,14 +22,16 @@ from completion import (
     FinishReason,
     Logprobs,
     Started,
+    Thought,
     Usage,
     Used,
+    utf8_size,
 )
 from errors import UpstreamError
 from providers.decoding.error_bodies import broken_off, decode_error, reported
 from providers.decoding.lenient_json import NOT_JSON
 from providers.decoding.logprobs import LogprobsReader
-from providers.openai.schemas import Choice, Chunk, Details, Tokens, decode
+from providers.openai.schemas import Choice, Chunk, Details, Message, Tokens, decode
 
 REASONS: Final[dict[str, FinishReason]] = {
     **dict.fromkeys(("length", "max_tokens", "model_length", "max_length"), "length"),
@@ -99,7 +101,9 @@ class OpenAIResponse:
         for chunk, source in zip(chunks, data, strict=True):
             if chunk.choices and self.choices == 1 and self.started and not self.finished:
                 choice = chunk.choices[0]
+                delta = choice.delta or choice
                 more = choice.finish_reason or choice.logprobs or choice.error
+                more = more or delta.reasoning_content or delta.reasoning
                 text = choice.text or (choice.delta.content if choice.delta else None)
                 if text and not (more or chunk.usage or chunk.error or chunk.x_groq):
                     self.texts[0] = True
@@ -125,6 +129,8 @@ class OpenAIResponse:
             raise reported({"error": choice.error})
         message = choice.delta or choice.message
         text = choice.text or (message.content if message else None) or ""
+        if thought := thought_of(choice) or (message and thought_of(message)):
+            batch.append(Thought(utf8_size(thought)))
         logprobs = self.read_logprobs(index, choice.logprobs) if choice.logprobs else None
         if text or logprobs:
             self.texts[index] = True
@@ -176,6 +182,11 @@ class OpenAIResponse:
         if len(self.finished) < self.choices:
             raise broken_off()
         self.append_usage(batch)
+
+
+def thought_of(part: Choice | Message) -> str | None:
+    """Return the reasoning in a chunk. Hosts use one of two names for it, and some use both."""
+    return part.reasoning_content or part.reasoning
 
 
 def usage_of(tokens: Tokens) -> Usage | None:

@@ -42,6 +42,8 @@ class Message(msgspec.Struct, gc=False):
     """The `delta` of a chat chunk, or the `message` of a whole body. Reasoning is not text."""
 
     content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class Choice(msgspec.Struct, gc=False):
@@ -51,6 +53,8 @@ class Choice(msgspec.Struct, gc=False):
     text: str | None = None
     delta: Message | None = None
     message: Message | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     finish_reason: str | None = None
     logprobs: Any = None
     error: Any = None
@@ -142,12 +146,20 @@ def salvage(value: dict[str, Any], kind: type[_Kind]) -> _Kind:
             if isinstance(found, list):
                 kept["choices"] = [salvage(c, Choice) for c in found if isinstance(c, dict)]
         elif found is not None:
+            if field.name == "content" and isinstance(found, list):
+                kept["reasoning_content"] = thinking_in(found) or None
             try:
                 found = replace_lone_surrogates(joined(found) if field.name == "content" else found)
                 kept[field.name] = msgspec.convert(found, field.type, strict=False)
             except (msgspec.ValidationError, RecursionError):
                 continue
     return kind(**kept)
+
+
+def thinking_in(content: list[Any]) -> str:
+    """Return the reasoning in a list of parts, which Mistral sends."""
+    parts = (part for part in content if isinstance(part, dict))
+    return "".join(joined(part.get("thinking")) or "" for part in parts if part.get("thinking"))
 
 
 def joined(content: Any) -> Any:

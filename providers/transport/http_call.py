@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 import requests
 import urllib3
 
-from completion import Batch, CompletionRequest
+from completion import Batch, CompletionRequest, Finished
 from concurrency.yielding import Yielder
 from errors import SluiceError, UpstreamError, UpstreamTimeout
 from providers.base import Dialect, Signer, Target, UpstreamRequest
+from providers.finish import Finish
 from providers.transport.abort import Aborted, AbortSwitch
 from providers.transport.adapter import Adapter, NotReached
 from providers.transport.http1 import Malformed
@@ -32,6 +34,8 @@ MAX_BODY: Final = 64 * 1024 * 1024
 MAX_ERROR_BODY: Final = 64 * 1024
 LAST_BYTES_S: Final = 0.05
 """How long `close` waits for the last bytes of a body whose meaning is already complete."""
+GRACE_S: Final = 2.0
+"""How long a response may stay open after an answer that can't go on."""
 
 FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, Malformed, OSError)
 """The exceptions that an adapter and a body raise."""
@@ -66,6 +70,8 @@ class Exchange:
         self._pool, self._switch = pool, AbortSwitch()
         self._timeouts, self._verify = timeouts, ca_bundle or True
         self._response: requests.Response | None = None
+        self.complete = False
+        """True if the content of the body is complete, so that any end of the body is clean."""
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -104,6 +110,8 @@ class Exchange:
             try:
                 chunk = read(decode_content=True)
             except FAILURES as failure:
+                if self.complete and not self._switch.thrown:
+                    return
                 raise self._explained(failure) from failure
             waited = time.monotonic() - asked
             if not chunk:
@@ -150,6 +158,17 @@ class Exchange:
     def abort(self) -> None:
         """End the exchange in whatever phase it is, within milliseconds."""
         self._switch.throw()
+
+    def end_body(self) -> bool:
+        """End a complete body as if the host had closed the connection. Any thread may call this.
+
+        Return False if the body isn't complete, or has been ended.
+        """
+        return self.complete and self._switch.end()
+
+    def end_body_at(self, moment: float) -> None:
+        """End a complete body at a monotonic time, unless it ends before. It may be changed."""
+        self._switch.end_at = moment
 
     def _prepared(self) -> requests.PreparedRequest:
         request, prepared = self.request, requests.PreparedRequest()
@@ -211,9 +230,37 @@ class HttpCall:
             raise self._dialect.error(status, self._exchange.headers, body)
         if self._request.stream:
             self._refuse_compression()
-            yield from self._dialect.events(self._exchange.chunks(), self._request)
+            yield from self._until_finished(
+                self._dialect.events(self._exchange.chunks(), self._request)
+            )
         else:
             yield self._dialect.complete(self._exchange.read(), self._request)
+
+    def _until_finished(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the batches, with one Finished event for each choice, at the end of the response.
+
+        Once all choices have finished, the body may end in any way, and comments no longer count as
+        signs of life.
+        """
+        exchange, finish = self._exchange, Finish(self._request.choices)
+        watchful = True
+        for batch in batches:
+            if not watchful:
+                for event in batch:
+                    if event.__class__ is Finished:
+                        watchful = True
+                        break
+            if watchful:
+                alive, batch = bool(batch), finish.take(batch)
+                watchful = finish.watchful
+                if finish.complete:
+                    if not alive:
+                        continue
+                    exchange.complete = True
+                    exchange.end_body_at(time.monotonic() + GRACE_S if finish.settled else math.inf)
+            yield batch
+        if finish.reasons:
+            yield finish.events()
 
     def _refuse_compression(self) -> None:
         """Raise UpstreamError for a compressed stream: none was asked for, and it could expand
@@ -226,6 +273,9 @@ class HttpCall:
 
     def abort(self) -> None:
         self._exchange.abort()
+
+    def end_if_finished(self) -> bool:
+        return self._exchange.end_body()
 
     def wind_up(self) -> None:
         pass

@@ -16,6 +16,7 @@ from completion import (
     Delta,
     Finished,
     Started,
+    Thought,
     Usage,
     Used,
 )
@@ -196,13 +197,59 @@ def test_a_refused_request_is_never_retried(
     assert (len(harness.asked), pauses) == (1, [])
 
 
-@pytest.mark.parametrize("first", [[Started("m", 8)], HELLO])
-def test_call_is_not_retried_after_its_first_event(
+@pytest.mark.parametrize("first", [HELLO, [Finished(0, "stop")], [Thought(3), Delta(0, "a")]])
+def test_call_is_not_retried_after_its_first_visible_event(
     harness: Harness, pauses: list[float], first: Batch
 ) -> None:
     harness.play(Scripted(first, UpstreamError("Broke.")))
     assert harness.run("sim/m", "other/m").endswith("provider_error")
     assert (len(harness.asked), pauses) == (1, [])
+
+
+INVISIBLE: list[Batch] = [[Started("m", 8)], [], [Used(Usage(8, 0))], [Thought(40)]]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("before", [INVISIBLE[:1], INVISIBLE[1:2], INVISIBLE[2:3], INVISIBLE])
+def test_call_is_retried_and_falls_back_after_invisible_events(
+    harness: Harness, pauses: list[float], before: list[Batch], stream: bool
+) -> None:
+    broken = [Scripted(*before, UpstreamError("Broke.")) for _ in range(3)]
+    harness.play(*broken, good())
+    call = harness.open("sim/m", "other/m", stream=stream)
+    if stream:
+        call.wait()
+        assert b"".join(call.frames(Words())).decode() == WHOLE
+    else:
+        assert call.result()[0].choices[0].text == "Hello there"
+    assert harness.names == ["sim/m"] * 3 + ["other/m"]
+    assert call.stream.target.name == "other/m"
+    assert call.stream.first_visible is not None
+    assert all(attempt.first_event is not None for attempt in call.stream.attempts)
+
+
+def test_silence_after_invisible_events_moves_the_call_to_the_next_model(
+    harness: Harness, pauses: list[float]
+) -> None:
+    harness.play(Scripted(*INVISIBLE, wait), good())
+    call = harness.open("sim/m", "other/m")
+    assert eventually(lambda: bool(call.stream.attempts) and call.stream.tally.input_tokens == 8)
+    assert cast(Scripted, call.stream._upstream).reached.wait(HANG_S)
+    call.stream.look(time.monotonic() + 121)
+    call.wait()
+    assert b"".join(call.frames(Words())).decode() == WHOLE
+    tries = harness.tries
+    assert tries is not None
+    assert [t["code"] for t in tries] == ["provider_timeout", None]
+    assert tries[0]["output_tokens"] == 10, "the reasoning of the first attempt is estimated"
+
+
+def test_a_refusal_after_invisible_events_is_not_retried(
+    harness: Harness, pauses: list[float]
+) -> None:
+    harness.play(Scripted(*INVISIBLE, UpstreamError("No.", upstream_status=400)))
+    assert harness.refused("sim/m", "other/m").status == 400
+    assert len(harness.asked) == 1
 
 
 def test_ledger_row_records_each_attempt_without_a_secret(
@@ -484,13 +531,12 @@ def test_continuation_is_enabled_by_the_caller_or_the_server(
     ("model", "steps", "fields"),
     [
         ("chat/m", [HELLO, CUT], {}),
-        ("sim/m", [[Started("m", 8)], CUT], {}),
         ("sim/m", [HELLO, [Finished(0, "stop")], CUT], {}),
         ("sim/m", [HELLO, CUT], {"max_tokens": 2}),
         ("sim/m", [[Delta(0, "Hello\n")], CUT], {"stop": ("\n\n",)}),
         ("sim/m", [HELLO, UpstreamError("No.", upstream_status=400)], {}),
     ],
-    ids=["chat", "no text", "finished", "no tokens left", "in a stop", "refused"],
+    ids=["chat", "finished", "no tokens left", "in a stop", "refused"],
 )
 def test_stream_is_not_continued_where_the_answer_could_differ(
     harness: Harness, model: str, steps: list[Any], fields: dict[str, Any]

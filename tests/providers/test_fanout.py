@@ -85,6 +85,9 @@ class ScriptedCall:
             self.aborts += 1
         self._aborted.set()
 
+    def end_if_finished(self) -> bool:
+        return False
+
     def wind_up(self) -> None:
         pass
 

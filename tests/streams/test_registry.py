@@ -114,14 +114,14 @@ def test_no_attempt_starts_after_the_call_has_ended() -> None:
 
 def test_events_after_a_stop_still_count_in_the_usage() -> None:
     stream, _ = with_attempt()
-    before = stream.first_event
+    before = stream.first_visible
     assert stream.put([Started("m", 3), Delta(0, "abcde")])
-    first = stream.first_event
+    first = stream.first_visible
     assert before is None
     assert first is not None
     stream.end("stopped")
     assert not stream.put([Delta(0, "f"), Used(Usage(3, 9))])
-    assert stream.first_event == first
+    assert stream.first_visible == first
     assert stream.tally.usage(failed=False) == Usage(3, 9)
 
 

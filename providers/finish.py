@@ -1,0 +1,71 @@
+"""The end of an answer: finish reasons are held, because text may still follow them.
+
+- The module is pure.
+- Some hosts put a finish reason on every chunk, on reasoning, or on the chunk before the usage. So
+  a reason is final only at the end of the response, and the last one counts.
+- Some hosts don't end the response after the answer. So the module also tells an answer that can't
+  go on from one that may.
+"""
+
+from __future__ import annotations
+
+from completion import Batch, Delta, Finished, FinishReason, Thought, Used
+
+
+class Finish:
+    """The finish reasons of one response so far."""
+
+    __slots__ = ("_choices", "_early", "_plain", "_said", "_with_text", "reasons", "settled")
+
+    def __init__(self, choices: int) -> None:
+        self._choices = choices
+        self.reasons: dict[int, FinishReason] = {}
+        self.settled = False
+        """True if nothing more can follow: the usage came, or a reason on a chunk without text."""
+        self._said = False
+        """True if there was text or reasoning."""
+        self._plain = False
+        """True if there was text on a chunk without a reason."""
+        self._early = False
+        """True if text followed a reason."""
+        self._with_text = False
+        """True if the last reason came on a chunk with text, or may have."""
+
+    @property
+    def complete(self) -> bool:
+        """Return True if each choice has a finish reason."""
+        return len(self.reasons) >= self._choices
+
+    @property
+    def watchful(self) -> bool:
+        """Return True if `take` must see the next batch even if it has no Finished event."""
+        return not self._plain or bool(self.reasons)
+
+    def take(self, batch: Batch) -> Batch:
+        """Return a batch without its Finished events."""
+        kept: Batch = []
+        after_text = False
+        for event in batch:
+            if isinstance(event, Finished):
+                self.reasons[event.index] = event.reason
+                self._with_text = after_text
+                self.settled = self._said and not (after_text or self._early)
+                continue
+            kept.append(event)
+            if isinstance(event, Delta | Thought):
+                self._plain = self._plain or after_text
+                index = event.index if isinstance(event, Delta) else 0
+                self._early = self._early or index in self.reasons
+                self._said, self.settled, after_text = True, False, True
+            elif isinstance(event, Used) and self.reasons:
+                every_chunk = after_text and self._with_text
+                self.settled = not every_chunk or (self._plain and not self._early)
+            else:
+                after_text = False
+        if kept and isinstance(kept[-1], Delta) and batch[-1] is kept[-1]:
+            self._plain = True
+        return kept
+
+    def events(self) -> Batch:
+        """Return a Finished event for each choice that has finished."""
+        return [Finished(index, self.reasons[index]) for index in sorted(self.reasons)]
