@@ -205,9 +205,9 @@ class Reader:
         try:
             upstream = self._start(candidate, stream.deadlines.at(candidate.target))
             prompts = candidate.request.prompts
-            several = candidate.request.choices > 1 and not candidate.split
+            choices = 1 if candidate.split else candidate.request.choices
             attached = stream.attach(
-                upstream, candidate.target, candidate.dropped, prompts, several=several
+                upstream, candidate.target, candidate.dropped, prompts, choices=choices
             )
             if not attached:
                 return None
@@ -270,7 +270,7 @@ class Reader:
                 for prompt in request.prompts
             ],
             [
-                Tally((prompt,), echoes=n if request.echo else 0, several=n > 1)
+                Tally((prompt,), echoes=n if request.echo else 0, choices=n)
                 for prompt in request.prompts
             ],
             n,
@@ -305,7 +305,8 @@ def final(stream: Stream, failure: SluiceError) -> bool:
     That is so if the request itself was refused, the client has seen part of the answer, or the
     call has ended.
     """
-    return not classify(failure).try_next or stream.first_visible is not None or stream.ended
+    shown = stream.request.stream and stream.first_visible is not None
+    return shown or stream.ended or not classify(failure).try_next
 
 
 def error_for_client(stream: Stream, failure: SluiceError) -> SluiceError:

@@ -89,7 +89,8 @@ class Stream:
         self.attempts: list[Attempt] = []
         self.opened_at = time.time()
         self.first_visible: float | None = None
-        """The monotonic time of the first event that a client may see. No attempt follows it."""
+        """The monotonic time of the first event that a client may see: of a stream, no attempt
+        follows it; of a whole answer, the last attempt's."""
         self.stopped_at: float | None = None
         self.continued = False
         self.text: list[str] | None = None
@@ -151,21 +152,24 @@ class Stream:
         dropped: tuple[str, ...],
         prompts: tuple[Prompt, ...] | None = None,
         *,
-        several: bool = False,
+        choices: int = 1,
     ) -> bool:
         """Register a new attempt.
 
         Args:
             dropped: the names of the hints that the attempt's request lost.
             prompts: the prompts that are sent, if they differ from the request's.
-            several: whether one response of the provider has several choices.
+            choices: how many choices one response of the provider has.
 
         Returns:
             False if the call has ended and the attempt must not start.
         """
         limits = self.deadlines.at(target)
         echoes = (self.request.n or 1) if self.request.echo else 0
-        attempt = Attempt(target, Tally(prompts or self.request.prompts, echoes, several=several))
+        attempt = Attempt(target, Tally(prompts or self.request.prompts, echoes, choices=choices))
+        if self.first_visible is not None and not self.request.stream:
+            self.first_visible = None
+            self.mailbox.restart()
         with self._lock:
             if self.ended:
                 return False

@@ -36,19 +36,17 @@ class Tally:
       by an estimate.
     """
 
-    def __init__(
-        self, prompts: tuple[Prompt, ...], echoes: int = 0, *, several: bool = False
-    ) -> None:
+    def __init__(self, prompts: tuple[Prompt, ...], echoes: int = 0, *, choices: int = 1) -> None:
         """Start at zero.
 
         Args:
             prompts: the prompts that are sent, for an estimate of the input.
             echoes: how many times the answer repeats each prompt. Echoed text is not output.
-            several: whether one response has several choices, so that a usage report may cover
-                only one of them.
+            choices: how many choices one response has. If there are several, a usage report may
+                cover only one of them.
         """
         self._prompts = prompts
-        self._several = several
+        self._choices = choices
         self._echoed = echoes * sum(utf8_size(p) for p in prompts if isinstance(p, str))
         self._started: Started | None = None
         self._usage: Usage | None = None
@@ -75,7 +73,7 @@ class Tally:
                 self.visible += 1
             elif isinstance(event, Used):
                 self._reported = (self.pieces + self._thoughts, self._output_bytes)
-                self._usage = self._covering(event.usage) if self._several else event.usage
+                self._usage = self._covering(event.usage) if self._choices > 1 else event.usage
             elif isinstance(event, Started):
                 self._started = event
         return self._bytes - before + EVENT_WEIGHT * len(batch)
@@ -109,7 +107,8 @@ class Tally:
         pieces, output = self._reported
         most = MOST_BYTES_PER_TOKEN * usage.output_tokens
         changes: dict[str, Any] = {}
-        if output > most or (pieces > usage.output_tokens and not self._echoed):
+        tokenwise = pieces > self._choices and not self._echoed
+        if output > most or (tokenwise and pieces > usage.output_tokens):
             changes["output_tokens"] = max(pieces, -(-output // 4))
         if len(self._prompts) > 1 and usage.input_tokens < sum(map(_least_tokens, self._prompts)):
             changes["input_tokens"] = sum(map(prompt_tokens, self._prompts))

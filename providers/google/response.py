@@ -159,7 +159,7 @@ class GoogleResponse:
         return reader.read({"content": entries})
 
     def count(self, usage: Usage, final: bool, batch: Batch) -> None:
-        """Append the usage, unless output has arrived but output tokens are missing (not `final`)."""
+        """Append the usage, unless output has arrived that it lacks (then it isn't `final`)."""
         self.held = usage
         counted = usage.output_tokens or not self.thought
         if final or (counted and not any(self.texts.values())):

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import requests
 import urllib3
 
@@ -20,9 +21,10 @@ from completion import Batch, CompletionRequest, Finished
 from concurrency.yielding import Yielder
 from errors import SluiceError, UpstreamError, UpstreamTimeout
 from providers.base import Dialect, Signer, Target, UpstreamRequest
+from providers.decoding.lenient_json import NOT_JSON
 from providers.finish import Finish
 from providers.transport.abort import Aborted, AbortSwitch
-from providers.transport.adapter import Adapter, NotReached
+from providers.transport.adapter import Adapter, NotReached, Response
 from providers.transport.http1 import Malformed
 from providers.transport.pool import Pool
 
@@ -34,6 +36,10 @@ MAX_BODY: Final = 64 * 1024 * 1024
 MAX_ERROR_BODY: Final = 64 * 1024
 LAST_BYTES_S: Final = 0.05
 """How long `close` waits for the last bytes of a body whose meaning is already complete."""
+MOST_CHECKS: Final = 20
+"""How many times an unfinished body is checked for complete JSON."""
+STREAMS: Final = ("text/event-stream", "application/vnd.amazon.eventstream")
+"""The media types of streams. Some hosts stream although a whole body was requested."""
 GRACE_S: Final = 2.0
 """How long a response may stay open after an answer that can't go on."""
 
@@ -69,7 +75,7 @@ class Exchange:
         self.request = request
         self._pool, self._switch = pool, AbortSwitch()
         self._timeouts, self._verify = timeouts, ca_bundle or True
-        self._response: requests.Response | None = None
+        self._response: Response | None = None
         self.complete = False
         """True if the content of the body is complete, so that any end of the body is clean."""
 
@@ -78,6 +84,11 @@ class Exchange:
         """The headers of the response, with names in lower case."""
         assert self._response is not None  # noqa: S101 - else the caller made a mistake
         return {name.lower(): value for name, value in self._response.headers.items()}
+
+    @property
+    def media_type(self) -> str:
+        assert self._response is not None  # noqa: S101
+        return self._response.fields.get("content-type", "").partition(";")[0].strip().lower()
 
     def open(self) -> int:
         """Send the request, wait for the headers of the response, and return its status.
@@ -122,14 +133,28 @@ class Exchange:
             yielder.yield_if_due(waited)
 
     def read(self, limit: int = MAX_BODY) -> bytes:
-        """Return the whole body. Raises what `open` raises; UpstreamError above `limit` bytes."""
-        parts = []
+        """Return the whole body. Raises what `open` raises; UpstreamError above `limit` bytes.
+
+        JSON that is complete may be followed by any end of the body, or by none.
+        """
+        parts, checks = [], MOST_CHECKS
         for chunk in self.chunks():
             parts.append(chunk)
             limit -= len(chunk)
             if limit < 0:
                 raise UpstreamError("The upstream's answer was larger than any completion.")
+            if checks and self._goes_on and chunk.rstrip().endswith((b"}", b"]")):
+                checks -= 1
+                if is_json(b"".join(parts)):
+                    self.complete = True
+                    self.end_body_at(time.monotonic() + GRACE_S)
         return b"".join(parts)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Return True if the body hasn't ended by its framing."""
+        body: Any = self._response and self._response.raw
+        return body is not None and not body.released
 
     def read_error(self) -> bytes:
         """Return the body of an error response: the bytes that arrived, at most MAX_ERROR_BODY,
@@ -228,7 +253,7 @@ class HttpCall:
         if not 200 <= status < 300:
             body = self._exchange.read_error()
             raise self._dialect.error(status, self._exchange.headers, body)
-        if self._request.stream:
+        if self._request.stream or self._exchange.media_type in STREAMS:
             self._refuse_compression()
             yield from self._until_finished(
                 self._dialect.events(self._exchange.chunks(), self._request)
@@ -282,3 +307,11 @@ class HttpCall:
 
     def close(self) -> None:
         self._exchange.close()
+
+
+def is_json(body: bytes) -> bool:
+    try:
+        msgspec.json.decode(body)
+    except NOT_JSON:
+        return False
+    return True
