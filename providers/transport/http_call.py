@@ -19,6 +19,7 @@ from completion import Batch, CompletionRequest
 from concurrency.yielding import Yielder
 from errors import SluiceError, UpstreamError, UpstreamTimeout
 from providers.base import Dialect, Signer, Target, UpstreamRequest
+from providers.decoding import bodies
 from providers.transport.abort import Aborted, AbortSwitch
 from providers.transport.adapter import Adapter, NotReached
 from providers.transport.http1 import Malformed
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 MAX_BODY: Final = 64 * 1024 * 1024
 """The largest whole response in bytes; no completion is larger."""
 MAX_ERROR_BODY: Final = 64 * 1024
+STREAMS: Final = ("text/event-stream", "application/vnd.amazon.eventstream")
+"""The content types of streams."""
 LAST_BYTES_S: Final = 0.05
 """How long `close` waits for the last bytes of a body whose meaning is already complete."""
 
@@ -113,15 +116,20 @@ class Exchange:
             yield chunk
             yielder.yield_if_due(waited)
 
-    def read(self, limit: int = MAX_BODY) -> bytes:
-        """Return the whole body. Raises what `open` raises; UpstreamError above `limit` bytes."""
-        parts = []
+    def bounded(self, limit: int = MAX_BODY) -> Iterator[bytes]:
+        """Yield the body as it arrives, up to `limit` bytes.
+
+        Raises what `open` raises; UpstreamError for a larger body.
+        """
         for chunk in self.chunks():
-            parts.append(chunk)
             limit -= len(chunk)
             if limit < 0:
                 raise UpstreamError("The upstream's answer was larger than any completion.")
-        return b"".join(parts)
+            yield chunk
+
+    def read(self, limit: int = MAX_BODY) -> bytes:
+        """Return the whole body. Raises what `bounded` raises."""
+        return b"".join(self.bounded(limit))
 
     def read_error(self) -> bytes:
         """Return the body of an error response: the bytes that arrived, at most MAX_ERROR_BODY,
@@ -213,7 +221,21 @@ class HttpCall:
             self._refuse_compression()
             yield from self._dialect.events(self._exchange.chunks(), self._request)
         else:
-            yield self._dialect.complete(self._exchange.read(), self._request)
+            yield self._whole()
+
+    def _whole(self) -> Batch:
+        """Return the events of a whole answer.
+
+        A stream, which some hosts send anyway, is read up to its last event: its host may keep the
+        connection open after it.
+        """
+        headers, chunks = self._exchange.headers, self._exchange.bounded()
+        streams = headers.get("content-type", "").lower().startswith(STREAMS)
+        if streams and headers.get("content-encoding", "identity").lower() == "identity":
+            start, chunks = bodies.peek(chunks)
+            if start not in (b"{", b"["):
+                return bodies.collected(self._dialect.events(chunks, self._request))
+        return self._dialect.complete(b"".join(chunks), self._request)
 
     def _refuse_compression(self) -> None:
         """Raise UpstreamError for a compressed stream: none was asked for, and it could expand
