@@ -15,7 +15,8 @@ class Tally:
     """A counter of an attempt's tokens.
 
     The counts are exact if no text has arrived since the provider's last usage report. Otherwise,
-    the output since that report is estimated.
+    the output since that report is estimated. So are counts of 0 in a report that is marked as an
+    estimate, because 0 can't be true there.
     """
 
     def __init__(self, prompts: tuple[Prompt, ...], echoes: int = 0) -> None:
@@ -42,11 +43,22 @@ class Tally:
                 text = event.text
                 self._bytes += len(text) if text.isascii() else utf8_size(text)
             elif isinstance(event, Used):
-                self._usage = event.usage
-                self._reported = (self.pieces, self._output_bytes)
+                exact = event.usage.source == "provider"
+                if exact or event.usage.output_tokens:
+                    self._reported = (self.pieces, self._output_bytes)
+                self._usage = event.usage if exact else self._filled(event.usage)
             elif isinstance(event, Started):
                 self._started = event
         return self._bytes - before + EVENT_WEIGHT * len(batch)
+
+    def _filled(self, usage: Usage) -> Usage:
+        """Return an estimated usage, with earlier counts where it has none."""
+        before = self._usage or Usage()
+        return msgspec.structs.replace(
+            usage,
+            input_tokens=usage.input_tokens or before.input_tokens,
+            output_tokens=usage.output_tokens or before.output_tokens,
+        )
 
     @property
     def _output_bytes(self) -> int:
@@ -62,7 +74,7 @@ class Tally:
     @property
     def input_tokens(self) -> int | None:
         """The tokens of input that the provider reported; None if it hasn't reported any."""
-        if self._usage is not None:
+        if self._usage and (self._usage.input_tokens or self._usage.source == "provider"):
             return self._usage.input_tokens
         return self._started.input_tokens if self._started else None
 
@@ -77,16 +89,18 @@ class Tally:
         Args:
             failed: whether the attempt costs nothing if the provider hasn't started to answer.
         """
-        if self._usage is not None:
-            if not self._unreported:
-                return self._usage
-            return msgspec.structs.replace(
-                self._usage, output_tokens=self.output_tokens, source="estimate"
-            )
-        if failed and self._started is None:
+        reported = self._usage
+        if (
+            reported
+            and not self._unreported
+            and (reported.input_tokens or reported.source == "provider")
+        ):
+            return reported
+        if failed and self._started is None and reported is None:
             return Usage()
         known = self.input_tokens
-        return Usage(
+        return msgspec.structs.replace(
+            reported or Usage(),
             input_tokens=known if known is not None else sum(map(prompt_tokens, self._prompts)),
             output_tokens=self.output_tokens,
             source="estimate",
