@@ -18,7 +18,7 @@ from itertools import groupby
 
 import msgspec
 
-from completion import CompletionRequest
+from completion import CompletionRequest, Used
 from config import Timeouts
 from errors import (
     InternalError,
@@ -222,6 +222,8 @@ class Reader:
         if failure is not None:
             forget_frames(failure)
         if attached:
+            if isinstance(failure, UpstreamError) and failure.usage is not None:
+                stream.attempts[-1].tally.add([Used(failure.usage)])
             stream.detach(failure)
         return failure
 

@@ -15,6 +15,7 @@ from typing import Final, Protocol, TypeAlias
 import msgspec
 
 from completion import Batch, Delta, Event, Finished, Started, Thought, Usage, Used
+from errors import UpstreamError
 from providers.base import UpstreamCall
 
 AT_ONCE = 8
@@ -58,6 +59,8 @@ class FanOut:
             threading.Thread(target=self._work, daemon=True).start()
         while (taken := self._take()) is not None:
             number, item = taken
+            if isinstance(item, UpstreamError) and item.usage is not None:
+                item.usage = self._merge.usage(number, item.usage)
             if isinstance(item, BaseException):
                 raise item
             if item is None:
@@ -171,9 +174,17 @@ class BatchMerge:
             elif not isinstance(event, Used):
                 merged.append(self._renumber(number, event))
         if any(isinstance(event, Used) for event in batch):
-            exact = self._exact == self.calls
-            merged.append(Used(Usage(**self._sums, source="provider" if exact else "estimate")))
+            merged.append(Used(self._total()))
         return merged
+
+    def usage(self, number: int, usage: Usage) -> Usage:
+        """Return the usage of all calls so far, after a call's last report."""
+        self._count(number, [Used(usage)])
+        return self._total()
+
+    def _total(self) -> Usage:
+        exact = self._exact == self.calls
+        return Usage(**self._sums, source="provider" if exact else "estimate")
 
     def _renumber(self, number: int, event: Delta | Finished) -> Event:
         return msgspec.structs.replace(event, index=number * self._n + event.index)

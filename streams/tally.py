@@ -34,6 +34,7 @@ class Tally:
     - Reasoning is output, like text.
     - A report that covers only one of several choices or prompts (as llama.cpp's does) is replaced
       by an estimate.
+    - Counts of 0 in a report that is marked as an estimate can't be true, and are estimated.
     """
 
     def __init__(self, prompts: tuple[Prompt, ...], echoes: int = 0, *, choices: int = 1) -> None:
@@ -72,11 +73,24 @@ class Tally:
             elif isinstance(event, Finished):
                 self.visible += 1
             elif isinstance(event, Used):
-                self._reported = (self.pieces + self._thoughts, self._output_bytes)
-                self._usage = self._covering(event.usage) if self._choices > 1 else event.usage
+                exact = event.usage.source == "provider"
+                if exact or event.usage.output_tokens:
+                    self._reported = (self.pieces + self._thoughts, self._output_bytes)
+                self._usage = event.usage if exact else self._filled(event.usage)
+                if self._choices > 1:
+                    self._usage = self._covering(self._usage)
             elif isinstance(event, Started):
                 self._started = event
         return self._bytes - before + EVENT_WEIGHT * len(batch)
+
+    def _filled(self, usage: Usage) -> Usage:
+        """Return an estimated usage, with earlier counts where it has none."""
+        before = self._usage or Usage()
+        return msgspec.structs.replace(
+            usage,
+            input_tokens=usage.input_tokens or before.input_tokens,
+            output_tokens=usage.output_tokens or before.output_tokens,
+        )
 
     @property
     def _output_bytes(self) -> int:
@@ -93,7 +107,7 @@ class Tally:
     @property
     def input_tokens(self) -> int | None:
         """The tokens of input that the provider reported; None if it hasn't reported any."""
-        if self._usage is not None:
+        if self._usage and (self._usage.input_tokens or self._usage.source == "provider"):
             return self._usage.input_tokens
         return self._started.input_tokens if self._started else None
 
@@ -120,16 +134,18 @@ class Tally:
         Args:
             failed: whether the attempt costs nothing if the provider hasn't started to answer.
         """
-        if self._usage is not None:
-            if not self._unreported:
-                return self._usage
-            return msgspec.structs.replace(
-                self._usage, output_tokens=self.output_tokens, source="estimate"
-            )
-        if failed and self._started is None:
+        reported = self._usage
+        if (
+            reported
+            and not self._unreported
+            and (reported.input_tokens or reported.source == "provider")
+        ):
+            return reported
+        if failed and self._started is None and reported is None:
             return Usage()
         known = self.input_tokens
-        return Usage(
+        return msgspec.structs.replace(
+            reported or Usage(),
             input_tokens=known if known is not None else sum(map(prompt_tokens, self._prompts)),
             output_tokens=self.output_tokens,
             source="estimate",

@@ -2,28 +2,40 @@
 
 - The module is pure: the result depends on the bytes, never on where they were split.
 - The sizes of a line and of an event are bounded.
-- An event that is unfinished when the body ends is discarded. The dialect decides whether the
-  response is complete, because only the dialect knows the last event.
+- An event that is unfinished when the body ends is discarded, unless it is an error. The dialect
+  decides whether the response is complete, because only the dialect knows the last event.
+- A host's error that isn't an event still becomes one, with the name "error": llama.cpp writes it
+  as a field ("error: {...}"), and other servers write it as JSON without a field.
 
 Source: WHATWG HTML, section 9.2 "Server-sent events", "Interpreting an event stream"
-(read 2026-11). `id` and `retry` are ignored: they serve reconnection, which completions don't use.
+(read 2026-11), and llama.cpp's issue 16109 for the field `error`. `id` and `retry` are ignored:
+they serve reconnection, which completions don't use.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 
 import msgspec
 
 from completion import Batch
 from errors import UpstreamError
+from providers.decoding.lenient_json import NOT_JSON
 
-MAX_LINE = 1 << 20
-"""The maximum length of a line in bytes."""
 MAX_EVENT = 4 << 20
 """The maximum size of an event's data in bytes."""
+MAX_LINE = MAX_EVENT
+"""The maximum length of a line in bytes. An event may be a single line."""
+MAX_STRAY = 16 << 10
+"""The maximum size in bytes of JSON outside of any field that is searched for an error."""
+
+ERRORS = frozenset(("exception", "failure", "fatal"))
+"""The names of events that count as "error"."""
 
 BOM = b"\xef\xbb\xbf"
+FIELD = re.compile(rb"\s*(?:(?:data|event|id|retry|error) *:|:)")
+"""The start of a body of server-sent events."""
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
@@ -54,12 +66,22 @@ def decode(chunks: Iterable[bytes]) -> Iterator[list[Frame]]:
             raise
         if frames or alive:
             yield frames
+    if frames := pending.last_error():
+        yield frames
+
+
+def is_stream(body: bytes) -> bool:
+    """Return True if a whole body consists of server-sent events, judged by its start."""
+    return FIELD.match(body.removeprefix(BOM)[:400]) is not None
 
 
 class _Pending:
     """The unfinished event: the fields so far, and the pieces of the unfinished line."""
 
-    __slots__ = ("data", "event", "pieces", "size", "unfinished")
+    __slots__ = (
+        *("data", "errors", "event", "pieces", "size"),
+        *("stray", "stray_size", "unfinished"),
+    )
 
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
@@ -69,6 +91,11 @@ class _Pending:
     def forget(self) -> None:
         self.event = b""
         self.data: list[bytes] = []
+        self.errors: list[bytes] = []
+        """The values of the field `error`."""
+        self.stray: list[bytes] = []
+        """The lines from the first that looks like JSON outside of any field."""
+        self.stray_size = 0
         self.size = 0
 
     def feed(self, text: bytes, frames: list[Frame]) -> bool:
@@ -82,7 +109,8 @@ class _Pending:
         if self.pieces:
             text = b"".join((*self.pieces, text))
             self.pieces, self.unfinished = [], 0
-        if self.data or self.event:  # the LF before this text may be half of a blank line
+        if self.data or self.event or self.errors or self.stray:
+            # The LF before this text may be half of a blank line.
             text = b"\n" + text
         elif text == b"\n":
             return True
@@ -96,7 +124,8 @@ class _Pending:
             self.dispatch(frames)
         if tail:
             *lines, rest = tail.split(b"\n")
-            commented = self.take(lines)
+            self.take(lines)
+            commented = any(line.startswith(b":") for line in lines)
             self.hold(rest)
         return bool(blocks) or commented
 
@@ -106,12 +135,8 @@ class _Pending:
             raise _too_long("line", MAX_LINE)
         self.pieces.append(piece)
 
-    def take(self, lines: list[bytes]) -> bool:
-        """Add complete lines to the event. Return True if one of them is a comment.
-
-        Empty lines have no effect.
-        """
-        commented = False
+    def take(self, lines: list[bytes]) -> None:
+        """Add complete lines to the event. Empty lines have no effect."""
         for line in lines:
             if len(line) > MAX_LINE:
                 raise _too_long("line", MAX_LINE)
@@ -124,16 +149,63 @@ class _Pending:
                 self.data.append(value)
             elif name == b"event":
                 self.event = value
-            elif line and not name:
-                commented = True
-        return commented
+            elif name == b"error":
+                self.size += len(value) + 1
+                if self.size > MAX_EVENT:
+                    raise _too_long("event", MAX_EVENT)
+                if value:
+                    self.errors.append(value)
+            elif self.stray or line[:1] in (b"{", b"["):
+                self.keep(line)
+
+    def keep(self, line: bytes) -> None:
+        """Keep a line outside of any field if it may belong to JSON with an error."""
+        self.stray_size += len(line) + 1
+        if self.stray_size <= MAX_STRAY:
+            self.stray.append(line)
 
     def dispatch(self, frames: list[Frame]) -> None:
-        """End the event at its blank line, and append it unless it has no data."""
-        if self.data:
+        """End the event at its blank line, and append it unless it has no data.
+
+        The data beside an error is dropped, because it may be the last event's.
+        """
+        if self.errors:
+            frames.append(Frame("error", b"\n".join(self.errors)))
+        elif self.data:
             name = self.event.decode("utf-8", "replace") or "message"
+            name = "error" if name in ERRORS else name
             frames.append(Frame(name, b"\n".join(self.data)))
+        if self.stray and (error := _error_in(self.stray)):
+            frames.append(Frame("error", error))
         self.forget()
+
+    def last_error(self) -> list[Frame]:
+        """Return the error that the body ends with, if it does, although its event is unfinished.
+
+        A host that fails may close the connection without the blank line.
+        """
+        frames: list[Frame] = []
+        rest = b"".join(self.pieces)
+        if rest.partition(b":")[0] == b"error" or (self.event == b"error" and rest[:4] == b"data"):
+            self.take([rest])
+        elif rest[:1] in (b"{", b"[") or self.stray:
+            self.keep(rest)
+        if self.event != b"error":
+            self.data = []
+        self.dispatch(frames)
+        return frames
+
+
+def _error_in(lines: list[bytes]) -> bytes | None:
+    """Return the JSON in some lines if it is an object with an "error", or a list of one."""
+    text = b"\n".join(lines)
+    try:
+        value = msgspec.json.decode(text)
+    except NOT_JSON:
+        return None
+    if isinstance(value, list) and value:
+        value = value[0]
+    return text if isinstance(value, dict) and value.get("error") else None
 
 
 def _plain(text: bytes) -> tuple[list[bytes], bytes]:

@@ -21,6 +21,7 @@ from completion import Batch, CompletionRequest, Finished
 from concurrency.yielding import Yielder
 from errors import SluiceError, UpstreamError, UpstreamTimeout
 from providers.base import Dialect, Signer, Target, UpstreamRequest
+from providers.decoding import bodies
 from providers.decoding.lenient_json import NOT_JSON
 from providers.finish import Finish
 from providers.transport.abort import Aborted, AbortSwitch
@@ -34,12 +35,12 @@ if TYPE_CHECKING:
 MAX_BODY: Final = 64 * 1024 * 1024
 """The largest whole response in bytes; no completion is larger."""
 MAX_ERROR_BODY: Final = 64 * 1024
+STREAMS: Final = ("text/event-stream", "application/vnd.amazon.eventstream")
+"""The content types of streams."""
 LAST_BYTES_S: Final = 0.05
 """How long `close` waits for the last bytes of a body whose meaning is already complete."""
 MOST_CHECKS: Final = 20
 """How many times an unfinished body is checked for complete JSON."""
-STREAMS: Final = ("text/event-stream", "application/vnd.amazon.eventstream")
-"""The media types of streams. Some hosts stream although a whole body was requested."""
 GRACE_S: Final = 2.0
 """How long a response may stay open after an answer that can't go on."""
 
@@ -86,9 +87,18 @@ class Exchange:
         return {name.lower(): value for name, value in self._response.headers.items()}
 
     @property
+    def compressed(self) -> bool:
+        return self._fields.get("content-encoding", "identity").lower() != "identity"
+
+    @property
     def media_type(self) -> str:
+        return self._fields.get("content-type", "").partition(";")[0].strip().lower()
+
+    @property
+    def _fields(self) -> dict[str, str]:
+        """The headers of the response, without a copy."""
         assert self._response is not None  # noqa: S101
-        return self._response.fields.get("content-type", "").partition(";")[0].strip().lower()
+        return self._response.fields
 
     def open(self) -> int:
         """Send the request, wait for the headers of the response, and return its status.
@@ -132,17 +142,25 @@ class Exchange:
             yield chunk
             yielder.yield_if_due(waited)
 
+    def bounded(self, limit: int = MAX_BODY) -> Iterator[bytes]:
+        """Yield the body as it arrives, up to `limit` bytes.
+
+        Raises what `open` raises; UpstreamError for a larger body.
+        """
+        for chunk in self.chunks():
+            limit -= len(chunk)
+            if limit < 0:
+                raise UpstreamError("The upstream's answer was larger than any completion.")
+            yield chunk
+
     def read(self, limit: int = MAX_BODY) -> bytes:
-        """Return the whole body. Raises what `open` raises; UpstreamError above `limit` bytes.
+        """Return the whole body. Raises what `bounded` raises.
 
         JSON that is complete may be followed by any end of the body, or by none.
         """
         parts, checks = [], MOST_CHECKS
-        for chunk in self.chunks():
+        for chunk in self.bounded(limit):
             parts.append(chunk)
-            limit -= len(chunk)
-            if limit < 0:
-                raise UpstreamError("The upstream's answer was larger than any completion.")
             if checks and self._goes_on and chunk.rstrip().endswith((b"}", b"]")):
                 checks -= 1
                 if is_json(b"".join(parts)):
@@ -153,8 +171,9 @@ class Exchange:
     @property
     def _goes_on(self) -> bool:
         """Return True if the body hasn't ended by its framing."""
-        body: Any = self._response and self._response.raw
-        return body is not None and not body.released
+        assert self._response is not None  # noqa: S101
+        body: Any = self._response.raw
+        return not body.released
 
     def read_error(self) -> bytes:
         """Return the body of an error response: the bytes that arrived, at most MAX_ERROR_BODY,
@@ -253,13 +272,28 @@ class HttpCall:
         if not 200 <= status < 300:
             body = self._exchange.read_error()
             raise self._dialect.error(status, self._exchange.headers, body)
-        if self._request.stream or self._exchange.media_type in STREAMS:
+        if self._request.stream:
             self._refuse_compression()
             yield from self._until_finished(
                 self._dialect.events(self._exchange.chunks(), self._request)
             )
         else:
-            yield self._dialect.complete(self._exchange.read(), self._request)
+            yield self._whole()
+
+    def _whole(self) -> Batch:
+        """Return the events of a whole answer.
+
+        A stream, which some hosts send anyway, is read up to its last event: its host may keep the
+        connection open after it.
+        """
+        exchange = self._exchange
+        if exchange.media_type not in STREAMS or exchange.compressed:
+            return self._dialect.complete(exchange.read(), self._request)
+        start, chunks = bodies.peek(exchange.bounded())
+        if start in (b"{", b"["):
+            return self._dialect.complete(b"".join(chunks), self._request)
+        events = self._dialect.events(chunks, self._request)
+        return bodies.collected(self._until_finished(events))
 
     def _until_finished(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the batches, with one Finished event for each choice, at the end of the response.
@@ -290,8 +324,7 @@ class HttpCall:
     def _refuse_compression(self) -> None:
         """Raise UpstreamError for a compressed stream: none was asked for, and it could expand
         without a bound, or hold events back in the compressor."""
-        coding = self._exchange.headers.get("content-encoding", "identity")
-        if coding.lower() != "identity":
+        if self._exchange.compressed:
             raise UpstreamError(
                 "The upstream compressed its stream, although uncompressed data was requested."
             )

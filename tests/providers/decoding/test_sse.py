@@ -191,7 +191,7 @@ def test_line_above_the_size_limit_raises_after_earlier_events(
     assert decoded(pieces(before + longest + end, size))[0] == ("message", b"a")
     lists = sse.decode(pieces(before + longest + b"x" + end, size))
     assert next(lists) == [sse.Frame("message", b"a")]
-    with pytest.raises(UpstreamError, match="line larger than 1048576 bytes"):
+    with pytest.raises(UpstreamError, match="line larger than 4194304 bytes"):
         next(lists)
 
 
