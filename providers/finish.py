@@ -15,7 +15,7 @@ from completion import Batch, Delta, Finished, FinishReason, Thought, Used
 class Finish:
     """The finish reasons of one response so far."""
 
-    __slots__ = ("_choices", "_early", "_plain", "_said", "_with_text", "reasons", "settled")
+    __slots__ = ("_choices", "_early", "_plain", "_said", "reasons", "settled")
 
     def __init__(self, choices: int) -> None:
         self._choices = choices
@@ -28,8 +28,6 @@ class Finish:
         """True if there was text on a chunk without a reason."""
         self._early = False
         """True if text followed a reason."""
-        self._with_text = False
-        """True if the last reason came on a chunk with text, or may have."""
 
     @property
     def complete(self) -> bool:
@@ -45,26 +43,24 @@ class Finish:
         """Return a batch without its Finished events."""
         # Comparing classes costs no function call, unlike isinstance: this loop sees every event of
         # a response that arrives at once.
-        after_text = False
+        plain = False
         reasons = self.reasons
         for event in batch:
             kind = event.__class__
             if kind is Delta or kind is Thought:
-                self._plain = self._plain or after_text
+                self._plain = self._plain or plain
                 if reasons and getattr(event, "index", 0) in reasons:
                     self._early = True
-                self._said, self.settled, after_text = True, False, True
+                self._said, self.settled, plain = True, False, kind is Delta
             elif isinstance(event, Finished):
+                self._plain = self._plain or (plain and not event.with_text)
+                plain = False
                 reasons[event.index] = event.reason
-                self._with_text = after_text
-                self.settled = self._said and not (after_text or self._early)
-            elif kind is Used and reasons:
-                every_chunk = after_text and self._with_text
-                self.settled = not every_chunk or (self._plain and not self._early)
-            else:
-                after_text = False
-        if batch and batch[-1].__class__ is Delta:
-            self._plain = True
+                self.settled = self._said and not (event.with_text or self._early)
+            elif isinstance(event, Used) and reasons:
+                # Some hosts send usage with every chunk, and some of those a reason, too.
+                self.settled = not event.with_text or (self._plain and not self._early)
+        self._plain = self._plain or plain
         return [event for event in batch if event.__class__ is not Finished] if reasons else batch
 
     def events(self) -> Batch:

@@ -28,6 +28,7 @@ from completion import (
     Thought,
     Usage,
     Used,
+    has_output,
     utf8_size,
 )
 from errors import UpstreamError
@@ -87,6 +88,7 @@ class GoogleResponse:
 
     def take(self, chunk: Chunk, batch: Batch) -> None:
         """Append the events of a chunk. Raises UpstreamError if it has an error or a failure."""
+        before = len(batch)
         found = chunk.usage_metadata and usage_of(chunk.usage_metadata)
         failed = chunk.error and reported({"error": chunk.error})
         if not self.started and not failed and (chunk.candidates or chunk.prompt_feedback or found):
@@ -104,7 +106,9 @@ class GoogleResponse:
                 batch.extend(Finished(index, "content_filter") for index in range(self.choices))
             self.blocked = True
         if found and chunk.usage_metadata:
-            self.count(found, bool(chunk.usage_metadata.candidates_token_count), batch)
+            final = bool(chunk.usage_metadata.candidates_token_count)
+            with_text = bool(self.reasons) and has_output(batch[before:])
+            self.count(found, final, batch, with_text=with_text)
         if failed:
             if self.held is not None:
                 batch.append(Used(self.held))
@@ -146,7 +150,8 @@ class GoogleResponse:
             reason = meaning_of(word, REASONS, FAILURES)
             if reason is not None:
                 self.reasons[index] = reason
-                batch.append(Finished(index, reason))
+                with_text = bool(text or logprobs or thoughts)
+                batch.append(Finished(index, reason, with_text))
 
     def read_logprobs(self, index: int, result: LogprobsResult) -> Logprobs | None:
         if self.logprobs is None:
@@ -163,16 +168,16 @@ class GoogleResponse:
         ]
         return reader.read({"content": entries})
 
-    def count(self, usage: Usage, final: bool, batch: Batch) -> None:
+    def count(self, usage: Usage, final: bool, batch: Batch, *, with_text: bool) -> None:
         """Append the usage, unless text has arrived but output tokens are missing (not `final`)."""
         self.held = usage
         if final or not any(self.texts.values()):
-            self.append_usage(batch)
+            self.append_usage(batch, with_text=with_text)
 
-    def append_usage(self, batch: Batch) -> None:
+    def append_usage(self, batch: Batch, *, with_text: bool = False) -> None:
         if self.held is not None:
             generated = self.thought or any(self.texts.values())
-            batch.append(Used(believable(self.held, text=generated)))
+            batch.append(Used(believable(self.held, text=generated), with_text))
             self.held = None
 
     def finish_all(self, batch: Batch, *, whole: bool) -> None:

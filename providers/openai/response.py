@@ -24,6 +24,7 @@ from completion import (
     Thought,
     Usage,
     Used,
+    has_output,
     utf8_size,
 )
 from errors import UpstreamError
@@ -81,6 +82,7 @@ class OpenAIResponse:
 
     def take(self, chunk: Chunk, data: bytes, batch: Batch) -> None:
         """Append the events of a chunk that was decoded from `data`. Raises as `read` does."""
+        before = len(batch)
         failed = chunk.error or chunk.base_resp or chunk.error_code or chunk.error_msg
         if failed or chunk.errors or (chunk.x_groq and chunk.x_groq.error):
             failed = error_of(chunk)
@@ -102,7 +104,8 @@ class OpenAIResponse:
             raise
         # Next to one of several choices, vLLM's usage may count only that choice: hold it.
         if self.held is not None and (failed or self.choices == 1 or not chunk.choices):
-            self.append_usage(batch)
+            with_text = bool(self.finished) and has_output(batch[before:])
+            self.append_usage(batch, with_text=with_text)
         if failed:
             raise reported(failed)
 
@@ -124,7 +127,7 @@ class OpenAIResponse:
                     continue
             self.take(chunk, source, batch)
 
-    def append_usage(self, batch: Batch) -> None:
+    def append_usage(self, batch: Batch, *, with_text: bool = False) -> None:
         found, self.held = self.held, None
         if found is None:
             return
@@ -132,7 +135,7 @@ class OpenAIResponse:
             # With echo, the text may be only the prompt.
             text = self.thought or (not self.echo and any(self.texts.values()))
             found = believable(found, text=text)
-        batch.append(Used(found))
+        batch.append(Used(found, with_text))
 
     def read_choice(self, choice: Choice, batch: Batch, failed: Any = None) -> None:
         """Append a choice's events. With `failed`, its chunk has an error: ignore its finish."""
@@ -161,7 +164,7 @@ class OpenAIResponse:
         if error:
             raise reported({"error": error})
         if choice.finish_reason or choice.native_finish_reason:
-            self.finish(index, choice, batch)
+            self.finish(index, choice, batch, with_text=bool(text or logprobs or thought))
 
     def read_logprobs(self, index: int, raw: object) -> Logprobs | None:
         if self.logprobs is None:
@@ -171,12 +174,12 @@ class OpenAIResponse:
             reader = self.readers[index] = LogprobsReader(self.logprobs)
         return reader.read(raw)
 
-    def finish(self, index: int, choice: Choice, batch: Batch) -> None:
+    def finish(self, index: int, choice: Choice, batch: Batch, *, with_text: bool) -> None:
         """Append the finish of a choice. The last one counts, and more text may follow it."""
         reason = meaning_of(choice.finish_reason, native=choice.native_finish_reason)
         if reason is not None:
             self.finished.add(index)
-            batch.append(Finished(index, reason))
+            batch.append(Finished(index, reason, with_text))
 
     def finish_all(self, batch: Batch) -> None:
         """Finish the completion at [DONE], or at the end of a JSON body.

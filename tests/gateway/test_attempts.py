@@ -244,6 +244,32 @@ def test_silence_after_invisible_events_moves_the_call_to_the_next_model(
     assert tries[0]["output_tokens"] == 10, "the reasoning of the first attempt is estimated"
 
 
+def test_a_partly_failed_whole_answer_is_made_again(harness: Harness, pauses: list[float]) -> None:
+    harness.play(Scripted([Delta(0, "lost")], UpstreamError("Broke.")), good())
+    call = harness.open("sim/m", "other/m", stream=False)
+    assert [choice.text for choice in call.result()[0].choices] == ["Hello there"]
+    assert len(harness.asked) == 2
+
+
+def test_choices_are_split_into_calls_for_a_target_that_counts_only_one(
+    harness: Harness,
+) -> None:
+    row = {"base_url": "http://127.0.0.1:1/v1", "completions": True, "cannot": ["choice_list"]}
+    harness.gateway = Gateway(
+        Settings(providers={"one": row}), Quota(0), cast(Ledger, harness.ledger), harness.records
+    )
+    request = CompletionRequest(prompts=("a", "b"), n=2, seed=7)
+    [found] = harness.gateway._choose(request, Route(model="one/m"), a_key(), strict=False)
+    assert (found.split, found.singly) == (True, True)
+    singles = attempts.single_choices(found.request)
+    assert [(r.prompts, r.n, r.seed) for r in singles] == [
+        (("a",), None, 7), (("a",), None, 8), (("b",), None, 7), (("b",), None, 8),
+    ]  # fmt: skip
+    assert not harness.gateway._choose(
+        CompletionRequest(prompts=("a",)), Route(model="one/m"), a_key(), strict=False
+    )[0].split
+
+
 def test_a_refusal_after_invisible_events_is_not_retried(
     harness: Harness, pauses: list[float]
 ) -> None:
