@@ -229,11 +229,11 @@ class HttpCall:
         A stream, which some hosts send anyway, is read up to its last event: its host may keep the
         connection open after it.
         """
-        headers, chunks = self._exchange.headers, self._exchange.bounded()
-        streams = headers.get("content-type", "").lower().startswith(STREAMS)
-        if streams and headers.get("content-encoding", "identity").lower() == "identity":
-            start, chunks = bodies.peek(chunks)
-            if start not in (b"{", b"["):
+        start, chunks = bodies.peek(self._exchange.bounded())
+        if start not in (b"{", b"["):
+            headers = self._exchange.headers
+            plain = headers.get("content-encoding", "identity").lower() == "identity"
+            if plain and headers.get("content-type", "").lower().startswith(STREAMS):
                 return bodies.collected(self._dialect.events(chunks, self._request))
         return self._dialect.complete(b"".join(chunks), self._request)
 
