@@ -231,14 +231,23 @@ def test_stream_and_body_of_a_fixture_give_equal_completions(case: Case) -> None
 
 @cases("stream.*")
 def test_the_final_usage_is_the_usage_that_the_provider_reported(case: Case) -> None:
-    """No text follows the last usage, and no text is counted twice."""
+    """No text follows the last usage, and no text is counted twice.
+
+    Counts of 0 that can't be true are estimated.
+    """
     events, error = outcome(case, case.request, [stream_of(case)])
     usage = fold(events).usage
     if error is None and usage is not None:
         tally = Tally(case.request.prompts)
         tally.add(events)
-        assert tally.usage(failed=False) == usage
-        assert usage.source == "provider"
+        found = tally.usage(failed=False)
+        assert found.source == usage.source
+        if usage.source == "provider":
+            assert found == usage
+        else:
+            assert 0 in (usage.input_tokens, usage.output_tokens)
+            assert found.input_tokens == (usage.input_tokens or 1)
+            assert found.output_tokens == (usage.output_tokens or 2)
 
 
 @cases("stream.*")
