@@ -133,10 +133,9 @@ def word_of(raw: Any) -> str:
     if isinstance(raw, list) and raw:
         raw = raw[0]
     if isinstance(raw, dict):
-        words = [raw.get(name) for name in WORD_FIELDS]
-        raw = next((w for w in words if isinstance(w, str)), None) or (
-            next(iter(raw)) if len(raw) == 1 else None  # {"length": {...}}
-        )
+        words = [word for name in WORD_FIELDS if isinstance(word := raw.get(name), str)]
+        # The only key may be the word: {"length": {...}}.
+        raw = next(iter(words or raw), None) if words or len(raw) == 1 else None
     return raw if isinstance(raw, str) else ""
 
 

@@ -30,7 +30,7 @@ import msgspec
 import pytest
 
 import completion
-from completion import Completion, CompletionRequest, Event, Finished, flatten, fold
+from completion import Completion, CompletionRequest, Event, Finished, Used, flatten, fold
 from errors import UpstreamError
 from providers.anthropic import dialect as anthropic
 from providers.base import Dialect
@@ -248,6 +248,18 @@ def test_the_final_usage_is_the_usage_that_the_provider_reported(case: Case) -> 
             assert 0 in (usage.input_tokens, usage.output_tokens)
             assert found.input_tokens == (usage.input_tokens or 1)
             assert found.output_tokens == (usage.output_tokens or 2)
+
+
+@cases("stream.*")
+def test_each_usage_of_a_stream_is_consistent(case: Case) -> None:
+    """`flask usage verify` checks the same of the ledger's rows."""
+    for event in outcome(case, case.request, [stream_of(case)]).events:
+        if isinstance(event, Used):
+            usage = event.usage
+            assert usage.cache_read_tokens + usage.cache_write_tokens <= usage.input_tokens
+            assert usage.reasoning_tokens <= usage.output_tokens
+            assert min(usage.input_tokens, usage.output_tokens) >= 0
+            assert max(usage.input_tokens, usage.output_tokens) < 1 << 34
 
 
 @cases("stream.*")
