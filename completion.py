@@ -157,7 +157,7 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """The end of one choice."""
+    """The end of one choice. Text may follow, and then another Finished: the last one counts."""
 
     index: int
     reason: FinishReason
