@@ -83,6 +83,7 @@ def _plain(word: str) -> str:
 
 
 _REASONS: Final = {_plain(word): reason for word, reason in REASONS.items()}
+_EXACT: Final[dict[str, FinishReason]] = {"stop": "stop", **REASONS}
 _FAILURES: Final = frozenset(map(_plain, FAILURES))
 
 
@@ -104,6 +105,11 @@ def meaning_of(
     Raises:
         UpstreamError: The finish reason reports a failure.
     """
+    if native is None and isinstance(raw, str) and raw not in failures:  # the usual case, fast
+        if raw in own:
+            return own[raw]
+        if raw in _EXACT:
+            return _EXACT[raw]
     word = word_of(raw)
     if word in failures:
         raise failed(word, raw)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 import requests
@@ -229,7 +230,11 @@ class HttpCall:
         A stream, which some hosts send anyway, is read up to its last event: its host may keep the
         connection open after it.
         """
-        start, chunks = bodies.peek(self._exchange.bounded())
+        chunks = self._exchange.bounded()
+        first = next(chunks, b"")
+        if first[:1] == b"{":
+            return self._dialect.complete(b"".join((first, *chunks)), self._request)
+        start, chunks = bodies.peek(chain((first,), chunks))
         if start not in (b"{", b"["):
             headers = self._exchange.headers
             plain = headers.get("content-encoding", "identity").lower() == "identity"

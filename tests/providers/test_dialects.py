@@ -3,7 +3,7 @@
 A fixture is a folder, tests/fixtures/<dialect>/<case>/, with some of these files:
 
     stream.*         a streamed body, as received
-    body.json        a JSON body
+    body.json        a whole body: JSON, or a stream from a host that always streams
     refusal.json     {"status", "headers"} of a response whose status isn't 2xx
     refusal.body     the body of that response
     request.json     fields of the CompletionRequest (by default one prompt, "Hi")
