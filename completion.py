@@ -166,7 +166,7 @@ class Thought(msgspec.Struct, frozen=True, gc=False):
 
 
 class Finished(msgspec.Struct, frozen=True, eq=False):
-    """The end of one choice.
+    """The end of one choice. Text may follow, and then another Finished: the last one counts.
 
     with_text: whether text or reasoning came in the same chunk, so that more may follow. It says
         how the event arrived, not what it means, so it doesn't count when events are compared.

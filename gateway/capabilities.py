@@ -83,9 +83,7 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
     singly = "choice_list" in unsupported_here and (request.n or 1) > 1
     split = singly or "prompt_list" in lacking
     hints = lacking & HINTS
-    kept = EMULATED if echo or "echo_logprobs" in lacking else EMULATED - {"echo"}
-    for name in sorted(lacking - HINTS - kept):
-        unsupported(name, PARAMETER_WORDS.get(name, name), target)
+    refuse(at_fault(lacking, request, echo=echo), target)
     check_limits(request, target, hints)
     dropped = names_of(request, hints)
     if strict and dropped:
@@ -96,6 +94,37 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
     if changes:
         request = msgspec.structs.replace(request, **changes)
     return Candidate(target, request, dropped, echo, split, singly)
+
+
+def at_fault(lacking: frozenset[str], request: CompletionRequest, *, echo: bool) -> frozenset[str]:
+    """Return the parameters to blame for a refusal, which are those without a remedy.
+
+    Echo has a remedy, except together with log probabilities or token ids. If the target lacks
+    those anyway, they alone are to blame.
+
+    Args:
+        lacking: the parameters that the request uses and the target lacks.
+        echo: True if Sluice emulates echo.
+    """
+    found = lacking - HINTS - EMULATED
+    if "echo" in lacking and not echo:
+        found |= {"echo_token_ids" if request.logprobs is None else "echo_logprobs"}
+    if "logprobs" in found:
+        found -= {"echo_logprobs"}
+    return found - {"echo_token_ids"} if "token_ids" in found else found
+
+
+def refuse(names: frozenset[str], target: Target) -> None:
+    """Raise UnsupportedParameter for the first of the names, if there are any."""
+    if not names:
+        return
+    name = min(names)
+    words = PARAMETER_WORDS.get(name, name)
+    if target.fim:
+        plain = msgspec.structs.replace(target, fim=None)
+        if name not in registry.dialect(plain.dialect).unsupported(plain):
+            words += " together with suffix"
+    unsupported(name, words, target)
 
 
 def check_limits(request: CompletionRequest, target: Target, hints: frozenset[str]) -> None:
@@ -129,8 +158,9 @@ def names_of(request: CompletionRequest, hints: frozenset[str]) -> tuple[str, ..
 PARAMETER_WORDS = {
     "token_ids": "a prompt of token ids",
     "echo_logprobs": "echo together with logprobs",
+    "echo_token_ids": "echo together with a prompt of token ids",
 }
-FIELDS = {"token_ids": "prompt", "echo_logprobs": "logprobs"}
+FIELDS = {"token_ids": "prompt", "echo_logprobs": "logprobs", "echo_token_ids": "echo"}
 """The request fields behind the names that aren't fields themselves."""
 BAGS = frozenset(("extra", "openai_extra"))
 """Fields that hold parameters under names that the caller chose."""

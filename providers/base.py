@@ -217,16 +217,19 @@ class Dialect(Protocol):
     def events(self, chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
         """Decode a streamed body. Yield a batch for each chunk that completes a frame or a comment.
 
+        Text may follow a Finished, and a choice may have several of them: the last one counts.
+
         Raises:
             UpstreamError: The stream reports an error, has malformed data, or ends before each
                 choice has finished.
         """
 
     def complete(self, body: bytes, request: CompletionRequest) -> Batch:
-        """Decode a whole JSON body.
+        """Decode a whole body: JSON, or a stream from a host that always streams.
 
         Raises:
-            UpstreamError: The body reports an error or is malformed.
+            UpstreamError: The body reports an error or is malformed. The error has the usage that
+                the body reported.
         """
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:

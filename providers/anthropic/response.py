@@ -170,6 +170,7 @@ class AnthropicResponse:
     def append_usage(self, chunk: Chunk, batch: Batch) -> None:
         """Append the usage so far, if the event has counts. Unchanged counts may be missing."""
         if chunk.usage:
+            self.pairs.flush(batch)  # so that no text follows the usage
             self.tokens = merged(self.tokens, chunk.usage)
             if found := usage_of(self.tokens):
                 batch.append(Used(believable(found, text=self.text)))

@@ -124,6 +124,7 @@ class CohereResponse:
         Raises:
             UpstreamError: The completion failed. The usage has been appended.
         """
+        self.pairs.flush(batch)
         if change.usage and (found := usage_of(change.usage, text=self.text)):
             batch.append(Used(found))
         word = word_of(change.finish_reason).upper()
@@ -135,7 +136,6 @@ class CohereResponse:
                 upstream_message=decode_error(change.error).message,
             )
         reason = REASONS.get(word) or meaning_of(change.finish_reason) or "stop"
-        self.pairs.flush(batch)
         batch.append(Finished(0, reason))
 
 

@@ -80,8 +80,7 @@ def collected(batches: Iterable[Batch]) -> Batch:
         for batch in batches:
             found += batch
     except UpstreamError as error:
-        used = [event.usage for event in found if isinstance(event, Used)]
-        error.usage = used[-1] if used else error.usage
+        keep_usage(error, found)
         raise
     return found
 
@@ -99,7 +98,21 @@ def whole(
     Raises:
         UpstreamError: As `collected` does.
     """
-    return collected(events([body]) if stream or is_stream(body) else batch_of(read))
+    if body[:1] != b"{" and (stream or is_stream(body)):
+        return collected(events([body]))
+    batch: Batch = []
+    try:
+        read(batch)
+    except UpstreamError as error:
+        keep_usage(error, batch)
+        raise
+    return batch
+
+
+def keep_usage(error: UpstreamError, batch: Batch) -> None:
+    """Give an error the last usage of the events before it, which are lost."""
+    used = [event.usage for event in batch if isinstance(event, Used)]
+    error.usage = used[-1] if used else error.usage
 
 
 class Excerpt:

@@ -83,6 +83,7 @@ def _plain(word: str) -> str:
 
 
 _REASONS: Final = {_plain(word): reason for word, reason in REASONS.items()}
+_EXACT: Final[dict[str, FinishReason]] = {"stop": "stop", **REASONS}
 _FAILURES: Final = frozenset(map(_plain, FAILURES))
 
 
@@ -104,6 +105,11 @@ def meaning_of(
     Raises:
         UpstreamError: The finish reason reports a failure.
     """
+    if native is None and isinstance(raw, str) and raw not in failures:  # the usual case, fast
+        if raw in own:
+            return own[raw]
+        if raw in _EXACT:
+            return _EXACT[raw]
     word = word_of(raw)
     if word in failures:
         raise failed(word, raw)
@@ -133,10 +139,9 @@ def word_of(raw: Any) -> str:
     if isinstance(raw, list) and raw:
         raw = raw[0]
     if isinstance(raw, dict):
-        words = [raw.get(name) for name in WORD_FIELDS]
-        raw = next((w for w in words if isinstance(w, str)), None) or (
-            next(iter(raw)) if len(raw) == 1 else None  # {"length": {...}}
-        )
+        words = [word for name in WORD_FIELDS if isinstance(word := raw.get(name), str)]
+        # The only key may be the word: {"length": {...}}.
+        raw = next(iter(words or raw), None) if words or len(raw) == 1 else None
     return raw if isinstance(raw, str) else ""
 
 

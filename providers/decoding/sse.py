@@ -155,7 +155,7 @@ class _Pending:
                     raise _too_long("event", MAX_EVENT)
                 if value:
                     self.errors.append(value)
-            elif self.stray or line[:1] in (b"{", b"["):
+            elif line and (self.stray or line[:1] in (b"{", b"[")):
                 self.keep(line)
 
     def keep(self, line: bytes) -> None:
@@ -188,7 +188,7 @@ class _Pending:
         rest = b"".join(self.pieces)
         if rest.partition(b":")[0] == b"error" or (self.event == b"error" and rest[:4] == b"data"):
             self.take([rest])
-        elif rest[:1] in (b"{", b"[") or self.stray:
+        elif rest and (self.stray or rest[:1] in (b"{", b"[")):
             self.keep(rest)
         if self.event != b"error":
             self.data = []

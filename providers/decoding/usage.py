@@ -27,14 +27,10 @@ def usage(
     """
     if not given and not made:
         return None
-    read = min(read, given)
-    return Usage(
-        input_tokens=given,
-        output_tokens=made,
-        cache_read_tokens=read,
-        cache_write_tokens=min(written, given - read),
-        reasoning_tokens=min(reasoning, made),
-    )
+    if read or written or reasoning:
+        read = min(read, given)
+        written, reasoning = min(written, given - read), min(reasoning, made)
+    return Usage(given, made, read, written, reasoning)
 
 
 def believable(found: Usage, *, text: bool) -> Usage:

@@ -39,9 +39,11 @@ def reported(value: Any) -> UpstreamError:
 def reported_in(data: bytes) -> UpstreamError:
     """Return the error in the undecoded data of an error event: JSON, or else plain text."""
     try:
-        return reported(msgspec.json.decode(data))
+        value = msgspec.json.decode(data)
     except NOT_JSON:
-        return reported(sample(data))
+        value = sample(data)
+    flat = isinstance(value, dict) and not value.get("error")
+    return reported({"error": value} if flat else value)
 
 
 def failure(message: str, value: Any, status: int | None = None) -> UpstreamError:

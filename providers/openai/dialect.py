@@ -46,6 +46,8 @@ SAMPLING: Final[tuple[str, ...]] = (
 
 LEGACY_ONLY: Final[tuple[str, ...]] = ("logprobs", "echo", "best_of", "suffix")
 
+ECHO_LOGPROBS: Final = frozenset(("echo_logprobs",))
+
 RESERVED: Final = frozenset({"model", "prompt", "messages", "stream", "stream_options"})
 """Fields that `extra` can't set, even if the body lacks them."""
 
@@ -60,7 +62,10 @@ other event but "error" is skipped, whatever its data."""
 
 
 def unsupported(target: Target) -> frozenset[str]:
-    return target.cannot if target.legacy else target.cannot | request_parts.CHAT_UNSUPPORTED
+    if not target.legacy:
+        return target.cannot | request_parts.CHAT_UNSUPPORTED
+    # Sluice can emulate echo, but not the log probabilities of the prompt.
+    return target.cannot | ECHO_LOGPROBS if "echo" in target.cannot else target.cannot
 
 
 def call(request: CompletionRequest, target: Target) -> UpstreamRequest:

@@ -102,6 +102,8 @@ class OpenAIResponse:
         except UpstreamError:
             self.append_usage(batch)
             raise
+        if self.pairs.held and not chunk.choices:
+            self.pairs.flush(batch)  # so that no text follows the usage
         # Next to one of several choices, vLLM's usage may count only that choice: hold it.
         if self.held is not None and (failed or self.choices == 1 or not chunk.choices):
             with_text = bool(self.finished) and has_output(batch[before:])

@@ -658,3 +658,42 @@ def test_usage_of_a_continued_stream_is_the_sum_of_both_calls(harness: Harness) 
     harness.play(Scripted(first, CUT), Scripted(REST))
     harness.run(continues=True)
     assert harness.records.only.usage == Usage(16, 4)
+
+
+# Parameters that a host lacks
+
+
+def lacking(usage: Usage | None = None) -> Scripted:
+    error = UpstreamError("The upstream sent 1 of the 2 requested choices.", unsupported="n")
+    error.usage = usage
+    return Scripted(error)
+
+
+def test_a_host_that_ignores_a_parameter_is_not_retried_and_the_next_model_is_tried(
+    harness: Harness, pauses: list[float]
+) -> None:
+    harness.play(lacking(), good())
+    assert harness.run("sim/m", "other/m") == WHOLE
+    assert (harness.names, pauses) == (["sim/m", "other/m"], [])
+
+
+def test_a_host_that_ignores_a_parameter_does_not_open_its_circuit_breaker(
+    harness: Harness, pauses: list[float]
+) -> None:
+    for _ in range(FAILURES + 1):
+        harness.play(lacking())
+        error = harness.refused()
+        assert (error.status, error.code, error.param) == (400, "unsupported_parameter", "n")
+        assert 'cannot = ["n"]' in error.message
+        assert len(harness.asked) == 1
+    harness.play(good())
+    assert harness.run() == WHOLE
+
+
+def test_the_usage_that_came_before_a_failure_is_billed(
+    harness: Harness, pauses: list[float]
+) -> None:
+    harness.play(lacking(Usage(8, 3)))
+    harness.refused(stream=False)
+    settled = harness.ledger.settlements[-1]
+    assert (settled.usage, settled.cost_nano) == (Usage(8, 3), 14_000)
