@@ -15,13 +15,15 @@ from completion import Batch, Delta, Finished, FinishReason, Thought, Used
 class Finish:
     """The finish reasons of one response so far."""
 
-    __slots__ = ("_choices", "_early", "_plain", "_said", "reasons", "settled")
+    __slots__ = ("_choices", "_early", "_plain", "_said", "reasons", "settled", "shown")
 
     def __init__(self, choices: int) -> None:
         self._choices = choices
         self.reasons: dict[int, FinishReason] = {}
         self.settled = False
         """True if nothing more can follow: the usage came, or a reason on a chunk without text."""
+        self.shown = False
+        """True if there was text."""
         self._said = False
         """True if there was text or reasoning."""
         self._plain = False
@@ -52,6 +54,7 @@ class Finish:
                 if reasons and getattr(event, "index", 0) in reasons:
                     self._early = True
                 self._said, self.settled, plain = True, False, kind is Delta
+                self.shown = self.shown or plain
             elif isinstance(event, Finished):
                 self._plain = self._plain or (plain and not event.with_text)
                 plain = False

@@ -274,9 +274,16 @@ class HttpCall:
             raise self._dialect.error(status, self._exchange.headers, body)
         if self._request.stream:
             self._refuse_compression()
-            yield from self._until_finished(
-                self._dialect.events(self._exchange.chunks(), self._request)
-            )
+            batches = self._dialect.events(self._exchange.chunks(), self._request)
+            finish = Finish(self._request.choices)
+            try:
+                yield from self._until_finished(batches, finish)
+            except UpstreamError:
+                if finish.shown and finish.reasons:  # else the call may be retried
+                    yield finish.events()
+                raise
+            if finish.reasons:
+                yield finish.events()
         else:
             yield self._whole()
 
@@ -292,17 +299,16 @@ class HttpCall:
         start, chunks = bodies.peek(exchange.bounded())
         if start in (b"{", b"["):
             return self._dialect.complete(b"".join(chunks), self._request)
-        events = self._dialect.events(chunks, self._request)
-        return bodies.collected(self._until_finished(events))
+        events, finish = self._dialect.events(chunks, self._request), Finish(self._request.choices)
+        return bodies.collected(self._until_finished(events, finish)) + finish.events()
 
-    def _until_finished(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches, with one Finished event for each choice, at the end of the response.
+    def _until_finished(self, batches: Iterator[Batch], finish: Finish) -> Iterator[Batch]:
+        """Yield the batches without Finished events, which `finish` gets.
 
         Once all choices have finished, the body may end in any way, and comments no longer count as
         signs of life.
         """
-        exchange, finish = self._exchange, Finish(self._request.choices)
-        watchful = True
+        exchange, watchful = self._exchange, True
         for batch in batches:
             if not watchful:
                 for event in batch:
@@ -318,8 +324,6 @@ class HttpCall:
                     exchange.complete = True
                     exchange.end_body_at(time.monotonic() + GRACE_S if finish.settled else math.inf)
             yield batch
-        if finish.reasons:
-            yield finish.events()
 
     def _refuse_compression(self) -> None:
         """Raise UpstreamError for a compressed stream: none was asked for, and it could expand
