@@ -158,21 +158,62 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     logprobs: Logprobs | None = None
 
 
-class Finished(msgspec.Struct, frozen=True):
-    """The end of one choice."""
+class Thought(msgspec.Struct, frozen=True, gc=False):
+    """A piece of the model's reasoning, which is output but not text. No client sees it.
+
+    size: the bytes of the piece in UTF-8.
+    """
+
+    size: int
+
+
+class Finished(msgspec.Struct, frozen=True, eq=False):
+    """The end of one choice. Text may follow, and then another Finished: the last one counts.
+
+    with_text: whether text or reasoning came in the same chunk, so that more may follow. It says
+        how the event arrived, not what it means, so it doesn't count when events are compared.
+    """
 
     index: int
     reason: FinishReason
+    with_text: bool = False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Finished) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[int, FinishReason]:
+        return self.index, self.reason
 
 
-class Used(msgspec.Struct, frozen=True):
-    """The usage of the call so far. The last one that a provider reports is final."""
+class Used(msgspec.Struct, frozen=True, eq=False):
+    """The usage of the call so far. The last one that a provider reports is final.
+
+    with_text: as in `Finished`.
+    """
 
     usage: Usage
+    with_text: bool = False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Used) and self.usage == other.usage
+
+    def __hash__(self) -> int:
+        return hash(self.usage)
 
 
-Event: TypeAlias = Started | Delta | Finished | Used
+Event: TypeAlias = Started | Delta | Thought | Finished | Used
 Batch: TypeAlias = list[Event]
+"""The events that arrived together. An empty batch says that the provider sent something, for
+example a ping, although there is no event in it."""
+
+
+def has_output(events: Iterable[Event]) -> bool:
+    """Return True if there is text or reasoning among the events."""
+    return any(isinstance(event, Delta | Thought) for event in events)
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -208,7 +249,7 @@ def fold(events: Iterable[Event]) -> Completion:
             reasons[event.index] = event.reason
         elif isinstance(event, Used):
             usage = event.usage
-        else:
+        elif isinstance(event, Started):
             model = event.model or model
             input_tokens = event.input_tokens
     choices = tuple(

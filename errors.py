@@ -32,7 +32,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from completion import Usage
 
 NO_RETRY = {"x-should-retry": "false"}
 LONGEST_RETRY_S = 60
@@ -194,6 +197,11 @@ class UpstreamError(SluiceError):
         upstream_code, upstream_message: the provider's own code and message. They may contain a
             key, so `public_error` redacts them.
         retry_after: the seconds that the provider asked to wait.
+        unsupported: the parameter that the provider lacks, if that is why the call failed. Empty if
+            the provider didn't name it. The provider itself works, so the call isn't retried
+            there, and no circuit breaker learns of it.
+        usage: the usage that the provider reported before the error, if the call's events, which
+            would have it, were lost.
     """
 
     status, code = 502, "provider_error"
@@ -206,12 +214,15 @@ class UpstreamError(SluiceError):
         upstream_code: str | None = None,
         upstream_message: str | None = None,
         retry_after: float | None = None,
+        unsupported: str | None = None,
     ) -> None:
         super().__init__(message)
         self.upstream_status = upstream_status
         self.upstream_code = upstream_code
         self.upstream_message = upstream_message
         self.retry_after = retry_after
+        self.unsupported = unsupported
+        self.usage: Usage | None = None
 
 
 class UpstreamTimeout(UpstreamError):

@@ -1,11 +1,12 @@
-"""The provider's side of a call: make attempts until one of them starts to answer.
+"""The provider's side of a call: make attempts until one of them shows the client something.
 
 After a temporary failure the call is retried at the same target, with a back-off. After that, and
 after any other failure that may not recur elsewhere, it goes to the next target. routing/retries.py
 classifies the failures.
 
 - Once the client has seen part of the answer, the only further attempt is a single continuation,
-  and only if the caller or the server's settings enabled it.
+  and only if the caller or the server's settings enabled it. Reasoning, roles and pings are not
+  part of the answer.
 - No attempt starts after the call's deadline.
 """
 
@@ -17,7 +18,7 @@ from itertools import groupby
 
 import msgspec
 
-from completion import CompletionRequest
+from completion import CompletionRequest, Used
 from config import Timeouts
 from errors import (
     InternalError,
@@ -204,7 +205,10 @@ class Reader:
         try:
             upstream = self._start(candidate, stream.deadlines.at(candidate.target))
             prompts = candidate.request.prompts
-            attached = stream.attach(upstream, candidate.target, candidate.dropped, prompts)
+            choices = 1 if candidate.split else candidate.request.choices
+            attached = stream.attach(
+                upstream, candidate.target, candidate.dropped, prompts, choices=choices
+            )
             if not attached:
                 return None
             failure = self._relay(stream, upstream, candidate)
@@ -218,6 +222,8 @@ class Reader:
         if failure is not None:
             forget_frames(failure)
         if attached:
+            if isinstance(failure, UpstreamError) and failure.usage is not None:
+                stream.attempts[-1].tally.add([Used(failure.usage)])
             stream.detach(failure)
         return failure
 
@@ -250,12 +256,25 @@ class Reader:
         if not candidate.split:
             return make(request)
         n = request.n or 1
+        if candidate.singly:
+            return FanOut(
+                [partial(make, single) for single in single_choices(request)],
+                [
+                    Tally((prompt,), int(request.echo))
+                    for prompt in request.prompts
+                    for _ in range(n)
+                ],
+                1,
+            )
         return FanOut(
             [
                 partial(make, msgspec.structs.replace(request, prompts=(prompt,)))
                 for prompt in request.prompts
             ],
-            [Tally((prompt,), echoes=n if request.echo else 0) for prompt in request.prompts],
+            [
+                Tally((prompt,), echoes=n if request.echo else 0, choices=n)
+                for prompt in request.prompts
+            ],
             n,
         )
 
@@ -270,13 +289,26 @@ class Reader:
         return HttpCall(self._transport, dialect, request, target, timeouts, signer)
 
 
+def single_choices(request: CompletionRequest) -> list[CompletionRequest]:
+    """Return a request for each choice. With one seed, all choices would be equal."""
+    seed = request.seed
+    return [
+        msgspec.structs.replace(
+            request, prompts=(prompt,), n=None, seed=None if seed is None else seed + number
+        )
+        for prompt in request.prompts
+        for number in range(request.n or 1)
+    ]
+
+
 def final(stream: Stream, failure: SluiceError) -> bool:
     """Return True if no other model may be tried.
 
     That is so if the request itself was refused, the client has seen part of the answer, or the
     call has ended.
     """
-    return not classify(failure).try_next or stream.first_event is not None or stream.ended
+    shown = stream.request.stream and stream.first_visible is not None
+    return shown or stream.ended or not classify(failure).try_next
 
 
 def error_for_client(stream: Stream, failure: SluiceError) -> SluiceError:

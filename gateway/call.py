@@ -120,6 +120,8 @@ class Call:
                 for message in self.stream.mailbox.take():
                     if isinstance(message, list):
                         events += message
+                    elif message is Nudge.RESTARTED:
+                        events.clear()
                     elif isinstance(message, End):
                         outcome = self._settle(message)
                         raise_for(message)

@@ -19,6 +19,7 @@ from completion import (
     Batch,
     CompletionRequest,
     Delta,
+    Finished,
     Started,
     asked_for,
     cut,
@@ -46,7 +47,7 @@ BYTES_PER_TOKEN = 4  # about
 MOST_SPLIT_MIB = 16
 """The most that a split call may send beside its prompts: the other fields go with each prompt."""
 
-EMULATED = frozenset(("echo", "prompt_list"))
+EMULATED = frozenset(("echo", "prompt_list", "choice_list"))
 """Parameters that Sluice emulates exactly for targets without them."""
 
 
@@ -61,6 +62,8 @@ class Candidate(msgspec.Struct, frozen=True):
     """True if Sluice must put the prompt before the text."""
     split: bool = False
     """True if each prompt needs a separate upstream call."""
+    singly: bool = False
+    """True if each choice of each prompt needs one. `split` is then True as well."""
 
 
 def candidates(
@@ -102,14 +105,14 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
     if request.extra or request.openai_extra:
         refuse_host_names(request, target)
     asked = wanted(request)
-    lacking = asked & registry.dialect(target.dialect).unsupported(target)
+    unsupported_here = registry.dialect(target.dialect).unsupported(target)
+    lacking = asked & unsupported_here
     lacking |= frozenset([name for name in target.exclusive if name in asked][1:])
     echo = "echo" in lacking and asked.isdisjoint(("echo_logprobs", "token_ids"))
-    split = "prompt_list" in lacking
+    singly = "choice_list" in unsupported_here and (request.n or 1) > 1
+    split = singly or "prompt_list" in lacking
     hints = lacking & HINTS
-    kept = EMULATED if echo or "echo_logprobs" in lacking else EMULATED - {"echo"}
-    for name in sorted(lacking - HINTS - kept):
-        unsupported(name, PARAMETER_WORDS.get(name, name), target)
+    refuse(at_fault(lacking, request, echo=echo), target)
     check_limits(request, target, hints)
     if split:
         check_split(request, target)
@@ -121,7 +124,38 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
         changes["echo"] = False
     if changes:
         request = msgspec.structs.replace(request, **changes)
-    return Candidate(target, request, dropped, echo, split)
+    return Candidate(target, request, dropped, echo, split, singly)
+
+
+def at_fault(lacking: frozenset[str], request: CompletionRequest, *, echo: bool) -> frozenset[str]:
+    """Return the parameters to blame for a refusal, which are those without a remedy.
+
+    Echo has a remedy, except together with log probabilities or token ids. If the target lacks
+    those anyway, they alone are to blame.
+
+    Args:
+        lacking: the parameters that the request uses and the target lacks.
+        echo: True if Sluice emulates echo.
+    """
+    found = lacking - HINTS - EMULATED
+    if "echo" in lacking and not echo:
+        found |= {"echo_token_ids" if request.logprobs is None else "echo_logprobs"}
+    if "logprobs" in found:
+        found -= {"echo_logprobs"}
+    return found - {"echo_token_ids"} if "token_ids" in found else found
+
+
+def refuse(names: frozenset[str], target: Target) -> None:
+    """Raise UnsupportedParameter for the first of the names, if there are any."""
+    if not names:
+        return
+    name = min(names)
+    words = PARAMETER_WORDS.get(name, name)
+    if target.fim:
+        plain = msgspec.structs.replace(target, fim=None)
+        if name not in registry.dialect(plain.dialect).unsupported(plain):
+            words += " together with suffix"
+    unsupported(name, words, target)
 
 
 def refuse_host_names(request: CompletionRequest, target: Target) -> None:
@@ -195,8 +229,9 @@ def names_of(request: CompletionRequest, hints: frozenset[str]) -> tuple[str, ..
 PARAMETER_WORDS = {
     "token_ids": "a prompt of token ids",
     "echo_logprobs": "echo together with logprobs",
+    "echo_token_ids": "echo together with a prompt of token ids",
 }
-FIELDS = {"token_ids": "prompt", "echo_logprobs": "logprobs"}
+FIELDS = {"token_ids": "prompt", "echo_logprobs": "logprobs", "echo_token_ids": "echo"}
 """The request fields behind the names that aren't fields themselves."""
 BAGS = frozenset(("extra", "openai_extra"))
 """Fields that hold parameters under names that the caller chose."""
@@ -230,11 +265,13 @@ def shortcomings(target: Target) -> tuple[list[str], list[str], list[str]]:
 def echoed(batches: Iterator[Batch], request: CompletionRequest) -> Iterator[Batch]:
     """Emulate echo: insert each prompt before the text of its choices.
 
-    A long echo is yielded in several batches, and other greenlets may run between them.
+    The prompts wait for the first event that a client may see, because what comes before it may
+    still be discarded. A long echo is yielded in several batches, and other greenlets may run
+    between them.
     """
     waiting, yielder = True, Yielder()
     for batch in batches:
-        if waiting:
+        if waiting and any(isinstance(event, Delta | Finished) for event in batch):
             waiting = False
             rest = [event for event in batch if not isinstance(event, Started)]
             batch, size = [event for event in batch if isinstance(event, Started)], 0
@@ -246,8 +283,7 @@ def echoed(batches: Iterator[Batch], request: CompletionRequest) -> Iterator[Bat
                     batch, size = [], 0
                     yielder.yield_if_due()
             batch += rest
-        if batch:
-            yield batch
+        yield batch
 
 
 def echo_of(request: CompletionRequest) -> Iterator[Delta]:

@@ -191,7 +191,7 @@ class Gateway:
             attempts=tuple(map(record_of, stream.attempts, usages, costs)),
             duration=now - stream.opened,
             latency=now - (stream.attempts[-1].began if stream.attempts else stream.opened),
-            first_event=stream.first_event and stream.first_event - stream.opened,
+            first_event=stream.first_visible and stream.first_visible - stream.opened,
             status=status,
         )
         for settle in (partial(self._billing.settle, reservation), self._settled):

@@ -200,32 +200,45 @@ class Signer(Protocol):
 
 
 class Dialect(Protocol):
-    """A wire format, as pure functions: bytes in, events out."""
+    """A wire format, as pure functions: bytes in, events out.
+
+    - Every sign of life counts. A chunk of a stream that completes a frame or a comment yields a
+      batch, which is empty if there is no event in it: a ping, a role, a comment. A chunk that
+      completes nothing yields nothing.
+    - Reasoning is a Thought event. Only its size matters.
+    - A Finished event is yielded as soon as the provider reports the finish reason. More text and
+      other reasons for the same choice may follow: the transport holds a Finished event until the
+      end of the response, and the last reason counts.
+    - A body that ends after each choice has finished is complete, whatever is missing after that.
+    """
 
     def unsupported(self, target: Target) -> frozenset[str]:
         """Return the parameters of CompletionRequest that the target lacks.
 
         They include `target.cannot`. Besides names of fields there are "token_ids" (prompts of
-        token ids), "echo_logprobs" (echo together with logprobs) and "prompt_list" (more than one
-        prompt in a request).
+        token ids), "echo_logprobs" (echo together with logprobs), "prompt_list" (more than one
+        prompt in a request) and "choice_list" (more than one choice in a response).
         """
 
     def call(self, request: CompletionRequest, target: Target) -> UpstreamRequest:
         """Return the HTTP request to send. It asks for a stream if `request.stream` is True."""
 
     def events(self, chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
-        """Decode a streamed body. Yield a batch for each chunk that completes at least one event.
+        """Decode a streamed body. Yield a batch for each chunk that completes a frame or a comment.
+
+        Text may follow a Finished, and a choice may have several of them: the last one counts.
 
         Raises:
-            UpstreamError: The stream reports an error, has malformed data, or ends without its
-                terminal event.
+            UpstreamError: The stream reports an error, has malformed data, or ends before each
+                choice has finished.
         """
 
     def complete(self, body: bytes, request: CompletionRequest) -> Batch:
-        """Decode a whole JSON body.
+        """Decode a whole body: JSON, or a stream from a host that always streams.
 
         Raises:
-            UpstreamError: The body reports an error or is malformed.
+            UpstreamError: The body reports an error or is malformed. The error has the usage that
+                the body reported.
         """
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
@@ -239,13 +252,26 @@ class UpstreamCall(Protocol):
     """The I/O of one attempt at one target."""
 
     def events(self) -> Iterator[Batch]:
-        """Send the request and yield the events of the response. Raises SluiceError."""
+        """Send the request and yield the events of the response. Raises SluiceError.
+
+        An empty batch is a sign of life. A choice has one Finished event, after all of its text.
+        """
 
     def abort(self) -> None:
         """End the attempt at once, in any phase; `events` then ends or raises promptly.
 
         Any thread may call this, repeatedly, and even before `events`.
         """
+
+    def end_if_finished(self) -> bool:
+        """End the response as if the host had ended it, if each of its choices has finished.
+
+        `events` then yields what the response still holds, and ends. Any thread may call this.
+
+        Returns:
+            False if the response isn't finished, or has already been ended.
+        """
+        return False
 
     def wind_up(self) -> None:
         """Start no new request, but finish the requests in flight: the client has gone."""

@@ -14,7 +14,8 @@ from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
-from completion import Batch, Delta, Event, Finished, Started, Usage, Used
+from completion import Batch, Delta, Event, Finished, Started, Thought, Usage, Used
+from errors import UpstreamError
 from providers.base import UpstreamCall
 
 AT_ONCE = 8
@@ -58,13 +59,15 @@ class FanOut:
             threading.Thread(target=self._work, daemon=True).start()
         while (taken := self._take()) is not None:
             number, item = taken
+            if isinstance(item, UpstreamError) and item.usage is not None:
+                item.usage = self._merge.usage(number, item.usage)
             if isinstance(item, BaseException):
                 raise item
             if item is None:
                 with self._changed:
                     self._unfinished -= 1
-            elif batch := self._merge.add(number, item):
-                yield batch
+            else:
+                yield self._merge.add(number, item)
 
     def abort(self) -> None:
         with self._changed:
@@ -74,6 +77,13 @@ class FanOut:
             running = list(self._running)
         for call in running:
             call.abort()
+
+    def end_if_finished(self) -> bool:
+        """End the running calls that have finished. Return False if there are none."""
+        with self._changed:
+            running = list(self._running)
+        ended = [call.end_if_finished() for call in running]  # each of them
+        return any(ended)
 
     def wind_up(self) -> None:
         """Drop the prompts whose calls haven't started."""
@@ -159,12 +169,22 @@ class BatchMerge:
         for event in batch:
             if isinstance(event, Started):
                 merged.append(Started(event.model, self._sums["input_tokens"]))
+            elif isinstance(event, Thought):
+                merged.append(event)
             elif not isinstance(event, Used):
                 merged.append(self._renumber(number, event))
         if any(isinstance(event, Used) for event in batch):
-            exact = self._exact == self.calls
-            merged.append(Used(Usage(**self._sums, source="provider" if exact else "estimate")))
+            merged.append(Used(self._total()))
         return merged
+
+    def usage(self, number: int, usage: Usage) -> Usage:
+        """Return the usage of all calls so far, after a call's last report."""
+        self._count(number, [Used(usage)])
+        return self._total()
+
+    def _total(self) -> Usage:
+        exact = self._exact == self.calls
+        return Usage(**self._sums, source="provider" if exact else "estimate")
 
     def _renumber(self, number: int, event: Delta | Finished) -> Event:
         return msgspec.structs.replace(event, index=number * self._n + event.index)

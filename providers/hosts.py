@@ -259,7 +259,8 @@ BUILT_IN: Final = (
         name="llamacpp",
         base_url="http://127.0.0.1:8080/v1",
         completions=True,
-        cannot=("best_of", "suffix", "echo", "user"),
+        # Its usage covers only the first choice of a response.
+        cannot=("best_of", "suffix", "echo", "user", "prompt_list", "choice_list"),
         fim=Fim(path="/infill", dialect="infill"),
     ),
     Provider(

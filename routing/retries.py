@@ -81,15 +81,19 @@ VERDICTS: Final[dict[int | None, Verdict]] = {
     **dict.fromkeys((None, 408, 500, 502, 503, 504, 529), FAILED),
     **dict.fromkeys((409, 424, 425), FAILED_FOR_NOW),
     429: LIMITED,
+    501: ELSEWHERE,
 }
 """The verdicts by the provider's status. None means that there was no response, or that the
-provider closed the connection too early. Any other status is REFUSED."""
+provider closed the connection too early. 501 means that the host can't do what the request asks
+for. Any other status is REFUSED."""
 
 
 def classify(error: SluiceError) -> Verdict:
     if isinstance(error, UpstreamTimeout):
         return FAILED if error.phase == "connect" else FAILED_FOR_NOW
     if isinstance(error, UpstreamError):
+        if error.unsupported is not None:
+            return ELSEWHERE
         verdict = VERDICTS.get(error.upstream_status, REFUSED)
         exhausted = error.upstream_code in EXHAUSTED  # a wait doesn't add credit to an account
         return verdict._replace(retry_same=False) if exhausted else verdict

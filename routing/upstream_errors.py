@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from errors import (
@@ -17,6 +18,7 @@ from errors import (
     RateLimited,
     RequestTooLarge,
     SluiceError,
+    UnsupportedParameter,
     UpstreamError,
     UpstreamTimeout,
     limit_details,
@@ -41,6 +43,8 @@ def public_error(error: UpstreamError, target: Target) -> SluiceError:
     if isinstance(error, UpstreamTimeout):
         error.details = {**(error.details or {}), **details}
         return error
+    if error.unsupported is not None or status == 501:
+        return unsupported(error, target, details)
     if status == 404:
         return ModelNotFound(
             f"Model {target.name!r} was not found.", param="model", details=details
@@ -55,6 +59,36 @@ def public_error(error: UpstreamError, target: Target) -> SluiceError:
         wait = DEFAULT_RETRY_S if error.retry_after is None else error.retry_after
         return rate_limited(wait, target, details)
     return gateway_error(error.message, details, {})
+
+
+FIELDS = {"prompt_list": "prompt", "token_ids": "prompt"}
+"""The request fields behind the names of parameters that aren't fields themselves."""
+WORDS = {"prompt_list": "lists of prompts", "token_ids": "a prompt of token ids"}
+
+
+def unsupported(
+    error: UpstreamError, target: Target, details: dict[str, Any]
+) -> UnsupportedParameter:
+    """Return the error for a parameter that the host can't do.
+
+    A host that ignores a parameter doesn't say so, and will ignore it again. The message then says
+    how to declare that in the host's row.
+    """
+    name = error.unsupported or ""
+    param = FIELDS.get(name, shown(name, target.credential) or None)
+    what = WORDS.get(name, param or "what the request asks for")
+    if error.upstream_status is None:
+        reason = (
+            f": {error.message} If it never does, set cannot = [{json.dumps(name)}] in "
+            f"[providers.{target.provider.name}] of sluice.toml."
+        )
+    else:
+        reason = suffix_of(details["upstream_message"])
+    return UnsupportedParameter(
+        f"{target.name} doesn't support {what}{reason}",
+        param=param,
+        details=details | {"parameter": param, "target": target.name},
+    )
 
 
 def refused_key(target: Target, details: dict[str, Any]) -> SluiceError:

@@ -40,6 +40,7 @@ class End(msgspec.Struct, frozen=True):
 class Nudge(Enum):
     KEEP_ALIVE = "keep-alive"  # nothing was written for a while
     CONTINUED = "continued"  # another attempt continues an interrupted stream
+    RESTARTED = "restarted"  # another attempt replaces a whole answer, of which part had arrived
     RELEASE = "release"  # the status line was held back for the maximum time
 
 
@@ -83,6 +84,16 @@ class Mailbox:
             if self._end is None and nudge not in self._messages:
                 self._messages.append(nudge)
                 self._arrived.set()
+
+    def restart(self) -> None:
+        """Drop the batches, and tell the writer to discard those that it has taken."""
+        with self._lock:
+            if self._end is None:
+                self._messages.clear()
+                self._messages.append(Nudge.RESTARTED)
+                self._backlog = 0
+                self._arrived.set()
+                self._room.set()
 
     def end(self, end: End) -> bool:
         """Post the end of the call. Return False if an earlier End stays in force.

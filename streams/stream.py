@@ -45,6 +45,7 @@ class Attempt:
         self.tally = tally
         self.began = time.monotonic()
         self.first_event: float | None = None
+        """The time of the first sign of life, for example of reasoning or of a ping."""
         self.ended: float | None = None
         self.failure: SluiceError | None = None
         """The error that ended the attempt, if the provider caused it."""
@@ -87,7 +88,9 @@ class Stream:
         self.dropped: tuple[str, ...] = ()
         self.attempts: list[Attempt] = []
         self.opened_at = time.time()
-        self.first_event: float | None = None
+        self.first_visible: float | None = None
+        """The monotonic time of the first event that a client may see: of a stream, no attempt
+        follows it; of a whole answer, the last attempt's."""
         self.stopped_at: float | None = None
         self.continued = False
         self.text: list[str] | None = None
@@ -148,19 +151,25 @@ class Stream:
         target: Target,
         dropped: tuple[str, ...],
         prompts: tuple[Prompt, ...] | None = None,
+        *,
+        choices: int = 1,
     ) -> bool:
         """Register a new attempt.
 
         Args:
             dropped: the names of the hints that the attempt's request lost.
             prompts: the prompts that are sent, if they differ from the request's.
+            choices: how many choices one response of the provider has.
 
         Returns:
             False if the call has ended and the attempt must not start.
         """
         limits = self.deadlines.at(target)
         echoes = (self.request.n or 1) if self.request.echo else 0
-        attempt = Attempt(target, Tally(prompts or self.request.prompts, echoes))
+        attempt = Attempt(target, Tally(prompts or self.request.prompts, echoes, choices=choices))
+        if self.first_visible is not None and not self.request.stream:
+            self.first_visible = None
+            self.mailbox.restart()
         with self._lock:
             if self.ended:
                 return False
@@ -180,18 +189,26 @@ class Stream:
     def put(self, batch: Batch) -> bool:
         """Pass a batch to the writer, and wait if the client is slow.
 
+        Batches before the first visible event are only counted: they show that the provider is
+        alive, but another attempt may still replace this one.
         Return False if the reader must stop because the call has ended.
         """
         attempt, deadlines = self.attempts[-1], self.deadlines
+        tally = attempt.tally
         now = deadlines.last_event = time.monotonic()
         if attempt.first_event is None:
             attempt.first_event = now
-            self.first_event = self.first_event or now
+        visible = tally.visible
+        weight = tally.add(batch)
+        if tally.visible == visible and (self.first_visible is None or not batch):
+            return not self.ended or self._drains_on()
+        if self.first_visible is None:
+            self.first_visible = now
         if self.text is not None:
             self.text += [event.text for event in batch if isinstance(event, Delta)]
             if any(isinstance(event, Finished) for event in batch):
                 self.text = None
-        accepted = self.mailbox.put(batch, attempt.tally.add(batch)) or self._drains_on()
+        accepted = self.mailbox.put(batch, weight) or self._drains_on()
         deadlines.last_event = time.monotonic()
         return accepted
 
@@ -256,32 +273,44 @@ class Stream:
         The sweeper calls this method once a second.
         """
         if self.drain is not None:
-            if now > self.drain.until or self.deadlines.total_passed(now) or self._late(now):
+            late = self.deadlines.total_passed(now) or self._late(now)
+            if now > self.drain.until or (late and not self._end_if_finished()):
                 self.end("deadline")
         elif self._client is not None and hung_up(self._client):
             self.end("client_gone")
             shut(self._client)  # this wakes a writer that is blocked in send
         elif timeout := self.deadlines.total_passed(now):
-            self.end("deadline", timeout)
+            if not self._end_if_finished():
+                self.end("deadline", timeout)
         elif self.expired is not None:
             # The abort didn't end the attempt within a second, for example because it hangs in DNS.
             self.end("deadline", self.expired)
         elif not self._expire(now):
-            for nudge in self.deadlines.nudges(now, begun=self.first_event is not None):
+            for nudge in self.deadlines.nudges(now, begun=self.first_visible is not None):
                 self.mailbox.nudge(nudge)
 
     def _expire(self, now: float) -> bool:
         """Abort the current attempt if it is late. The reader then tries the next target, if any.
 
-        The upstream call is read under the lock, so that the attempt that is aborted is the one
-        that was late, and not its successor.
+        An answer that is finished is ended instead. The upstream call is read under the lock, so
+        that the attempt that is aborted is the one that was late, and not its successor.
         """
         with self._lock:
             late, upstream = self._late(now), self._upstream
+        if late is None or (upstream is not None and upstream.end_if_finished()):
+            return False
+        with self._lock:
+            if self._upstream is not upstream:
+                return False
             self.expired = late
-        if late is not None and upstream is not None:
+        if upstream is not None:
             upstream.abort()
-        return late is not None
+        return True
+
+    def _end_if_finished(self) -> bool:
+        with self._lock:
+            upstream = self._upstream
+        return upstream is not None and upstream.end_if_finished()
 
     def _late(self, now: float) -> UpstreamTimeout | None:
         attempt = self.attempts[-1] if self.attempts else None

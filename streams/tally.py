@@ -3,34 +3,59 @@ sent, not on what the client received (see docs/decisions/0004-meter-on-the-read
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
-from completion import Batch, Delta, Prompt, Started, Usage, Used, prompt_tokens, utf8_size
+from completion import (
+    Batch,
+    Delta,
+    Finished,
+    Prompt,
+    Started,
+    Thought,
+    Usage,
+    Used,
+    prompt_tokens,
+    utf8_size,
+)
 
 EVENT_WEIGHT = 64
 """The bytes that each event adds to the backlog in addition to its text."""
+MOST_BYTES_PER_TOKEN = 7
+"""If a text has more bytes for each reported token, the report doesn't cover all of it."""
 
 
 class Tally:
     """A counter of an attempt's tokens.
 
-    The counts are exact if no text has arrived since the provider's last usage report. Otherwise,
-    the output since that report is estimated.
+    - The counts are exact if no output has arrived since the provider's last usage report.
+      Otherwise, the output since that report is estimated.
+    - Reasoning is output, like text.
+    - A report that covers only one of several choices or prompts (as llama.cpp's does) is replaced
+      by an estimate.
+    - Counts of 0 in a report that is marked as an estimate can't be true, and are estimated.
     """
 
-    def __init__(self, prompts: tuple[Prompt, ...], echoes: int = 0) -> None:
+    def __init__(self, prompts: tuple[Prompt, ...], echoes: int = 0, *, choices: int = 1) -> None:
         """Start at zero.
 
         Args:
             prompts: the prompts that are sent, for an estimate of the input.
             echoes: how many times the answer repeats each prompt. Echoed text is not output.
+            choices: how many choices one response has. If there are several, a usage report may
+                cover only one of them.
         """
         self._prompts = prompts
+        self._choices = choices
         self._echoed = echoes * sum(utf8_size(p) for p in prompts if isinstance(p, str))
         self._started: Started | None = None
         self._usage: Usage | None = None
+        self.visible = 0
+        """The number of events that a client may see: text and finish reasons."""
         self.pieces = 0
         self._bytes = 0
+        self._thoughts = self._thought_bytes = 0
         self._reported = (0, 0)  # the pieces and bytes of output at the last usage report
 
     def add(self, batch: Batch) -> int:
@@ -38,31 +63,51 @@ class Tally:
         before = self._bytes
         for event in batch:
             if isinstance(event, Delta):
+                self.visible += 1
                 self.pieces += 1
                 text = event.text
                 self._bytes += len(text) if text.isascii() else utf8_size(text)
+            elif isinstance(event, Thought):
+                self._thoughts += 1
+                self._thought_bytes += event.size
+            elif isinstance(event, Finished):
+                self.visible += 1
             elif isinstance(event, Used):
-                self._usage = event.usage
-                self._reported = (self.pieces, self._output_bytes)
+                exact = event.usage.source == "provider"
+                if exact or event.usage.output_tokens:
+                    self._reported = (self.pieces + self._thoughts, self._output_bytes)
+                self._usage = event.usage if exact else self._filled(event.usage)
+                if self._choices > 1:
+                    self._usage = self._covering(self._usage)
             elif isinstance(event, Started):
                 self._started = event
         return self._bytes - before + EVENT_WEIGHT * len(batch)
 
+    def _filled(self, usage: Usage) -> Usage:
+        """Return an estimated usage, with earlier counts where it has none."""
+        before = self._usage or Usage()
+        return msgspec.structs.replace(
+            usage,
+            input_tokens=usage.input_tokens or before.input_tokens,
+            output_tokens=usage.output_tokens or before.output_tokens,
+        )
+
     @property
     def _output_bytes(self) -> int:
-        """The bytes of output, without the echo that comes before it."""
-        return max(0, self._bytes - self._echoed)
+        """The bytes of text and reasoning, without the echo that comes before the text."""
+        return max(0, self._bytes - self._echoed) + self._thought_bytes
 
     @property
     def _unreported(self) -> int:
         """An estimate of the tokens of output since the last usage report."""
         pieces, output = self._reported
-        return max(self.pieces - pieces, -(-(self._output_bytes - output) // 4))
+        made = self.pieces + self._thoughts
+        return max(made - pieces, -(-(self._output_bytes - output) // 4))
 
     @property
     def input_tokens(self) -> int | None:
         """The tokens of input that the provider reported; None if it hasn't reported any."""
-        if self._usage is not None:
+        if self._usage and (self._usage.input_tokens or self._usage.source == "provider"):
             return self._usage.input_tokens
         return self._started.input_tokens if self._started else None
 
@@ -71,23 +116,44 @@ class Tally:
         """The tokens of output so far: those reported, and an estimate of the rest."""
         return (self._usage.output_tokens if self._usage else 0) + self._unreported
 
+    def _covering(self, usage: Usage) -> Usage:
+        """Return a reported usage, or an estimate if it doesn't cover all prompts and choices."""
+        pieces, output = self._reported
+        most = MOST_BYTES_PER_TOKEN * usage.output_tokens
+        changes: dict[str, Any] = {}
+        tokenwise = pieces > self._choices and not self._echoed
+        if output > most or (tokenwise and pieces > usage.output_tokens):
+            changes["output_tokens"] = max(pieces, -(-output // 4))
+        if len(self._prompts) > 1 and usage.input_tokens < sum(map(_least_tokens, self._prompts)):
+            changes["input_tokens"] = sum(map(prompt_tokens, self._prompts))
+        return msgspec.structs.replace(usage, **changes, source="estimate") if changes else usage
+
     def usage(self, *, failed: bool) -> Usage:
         """Return the usage to bill. Whatever the provider hasn't reported is estimated.
 
         Args:
             failed: whether the attempt costs nothing if the provider hasn't started to answer.
         """
-        if self._usage is not None:
-            if not self._unreported:
-                return self._usage
-            return msgspec.structs.replace(
-                self._usage, output_tokens=self.output_tokens, source="estimate"
-            )
-        if failed and self._started is None:
+        reported = self._usage
+        if (
+            reported
+            and not self._unreported
+            and (reported.input_tokens or reported.source == "provider")
+        ):
+            return reported
+        if failed and self._started is None and reported is None:
             return Usage()
         known = self.input_tokens
-        return Usage(
+        return msgspec.structs.replace(
+            reported or Usage(),
             input_tokens=known if known is not None else sum(map(prompt_tokens, self._prompts)),
             output_tokens=self.output_tokens,
             source="estimate",
         )
+
+
+def _least_tokens(prompt: Prompt) -> int:
+    """Return the number of tokens that a prompt has at least."""
+    if isinstance(prompt, str):
+        return -(-utf8_size(prompt) // MOST_BYTES_PER_TOKEN)
+    return len(prompt)

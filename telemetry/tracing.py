@@ -58,8 +58,8 @@ class Tracing:
             start_time=wall(stream.opened),
             attributes=of_call(stream, outcome),
         )
-        if stream.first_event is not None:
-            span.add_event("first_event", timestamp=wall(stream.first_event))
+        if stream.first_visible is not None:
+            span.add_event("first_event", timestamp=wall(stream.first_visible))
         if outcome.status >= 500 or outcome.error is not None:
             span.set_status(Status(StatusCode.ERROR))
         within = set_span_in_context(span)

@@ -22,7 +22,7 @@ from errors import UpstreamError
 from providers import request_parts
 from providers.anthropic.response import AnthropicResponse, read_whole
 from providers.base import Target, UpstreamRequest
-from providers.decoding import error_bodies, single_choice
+from providers.decoding import bodies, error_bodies, single_choice
 
 VERSION: Final = "2023-06-01"
 MAX_TOKENS: Final = 4096
@@ -65,13 +65,17 @@ def _headers(request: CompletionRequest, target: Target) -> dict[str, str]:
 
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
+    response = AnthropicResponse()
     return single_choice.events(
-        chunks, AnthropicResponse().read, partial(complete, request=request)
+        chunks,
+        response.read,
+        partial(complete, request=request),
+        finished=lambda: response.reason is not None,
     )
 
 
-def complete(body: bytes, request: CompletionRequest) -> Batch:  # noqa: ARG001
-    return read_whole(body)
+def complete(body: bytes, request: CompletionRequest) -> Batch:
+    return bodies.whole(body, partial(read_whole, body), partial(events, request=request))
 
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:

@@ -3,7 +3,8 @@
 - The module is pure.
 - Only text blocks become text. Thinking, tool use and citations don't, though their tokens count as
   output.
-- A stream is complete when message_stop has arrived.
+- A stream is complete when message_stop has arrived, or when its body has ended after a
+  stop_reason.
 - Pings, unknown events and unknown fields are ignored.
 - Streams and whole JSON bodies take one code path, so that they can't drift apart.
 
@@ -18,7 +19,17 @@ from typing import Final
 
 import msgspec
 
-from completion import Batch, Delta, Finished, FinishReason, Started, Usage, Used
+from completion import (
+    Batch,
+    Delta,
+    Finished,
+    FinishReason,
+    Started,
+    Thought,
+    Usage,
+    Used,
+    utf8_size,
+)
 from errors import UpstreamError
 from providers.anthropic.schemas import (
     CHUNK,
@@ -31,61 +42,75 @@ from providers.anthropic.schemas import (
     Tokens,
 )
 from providers.decoding import lenient_json, sse
-from providers.decoding.error_bodies import failure, refuse_error
+from providers.decoding.error_bodies import failure, refuse_error, reported
+from providers.decoding.finish_reasons import meaning_of
 from providers.decoding.lenient_json import garbage
+from providers.decoding.surrogates import SplitPairs
+from providers.decoding.usage import believable, usage
 
 REASONS: Final[dict[str, FinishReason]] = {
     **dict.fromkeys(("end_turn", "stop_sequence", "tool_use", "pause_turn"), "stop"),
     **dict.fromkeys(("max_tokens", "model_context_window_exceeded"), "length"),
     "refusal": "content_filter",
 }
-"""The finish reason for each `stop_reason`. An unknown one becomes "stop"."""
+"""The finish reason for each of Anthropic's values of `stop_reason`. Other hosts that speak this
+format have words of their own; see finish_reasons.py."""
 
 
-def read_whole(body: bytes) -> Batch:
-    """Return the events of a JSON body. Raises UpstreamError if it isn't a completion."""
-    message = lenient_json.decode(body, MESSAGE)
+def read_whole(body: bytes, batch: Batch) -> None:
+    """Append the events of a JSON body. Raises UpstreamError if it isn't a completion."""
+    response = AnthropicResponse()
+    message = lenient_json.decode(body, MESSAGE, response.pairs)
     if message.content is None or message.error:
         refuse_error(body, STATUSES)
         raise garbage("The upstream's response contains no content.", body)
-    response = AnthropicResponse()
-    batch: Batch = []
     response.message_start(Chunk(message=message), batch)
-    text = "".join(block.text or "" for block in message.content if block.type == "text")
-    if text:
-        batch.append(Delta(0, text))
+    response.append_text(
+        "".join(block.text or "" for block in message.content if block.type == "text"), batch
+    )
     change = Change(stop_reason=message.stop_reason)
     response.message_delta(Chunk(delta=change, usage=message.usage), batch)
     response.message_stop(Chunk(), batch)
-    return batch
 
 
 class AnthropicResponse:
     """The state of one response while it is decoded."""
 
-    __slots__ = ("reason", "tokens")
+    __slots__ = ("pairs", "reason", "text", "tokens")
 
     def __init__(self) -> None:
-        self.reason: str | None = None
+        self.reason: FinishReason | None = None
         self.tokens = Tokens()
+        self.pairs = SplitPairs()
+        self.text = False
+        """True if there is text or reasoning."""
 
     def read(self, frame: sse.Frame, batch: Batch) -> bool:
         """Append the events of a frame. Return True if it was the last one.
 
         Raises:
-            UpstreamError: The frame reports an error or is malformed.
+            UpstreamError: The frame reports an error or is malformed. The text beside an error has
+                been appended.
         """
         if frame.event not in KNOWN:
             return False
         if frame.event == "error":
             raise failure(frame.data, STATUSES)
-        chunk = lenient_json.decode(frame.data, CHUNK)
+        chunk = lenient_json.decode(frame.data, CHUNK, self.pairs)
         kind = chunk.type or frame.event
         if kind == "content_block_delta":
             if (delta := chunk.delta) and delta.text and delta.type == "text_delta":
-                batch.append(Delta(0, delta.text))
-            return False
+                if self.pairs.possible:
+                    self.append_text(delta.text, batch)
+                else:
+                    self.text = True
+                    batch.append(Delta(0, delta.text))
+            else:
+                self.append_thought(delta.thinking if delta else None, batch)
+            if not chunk.error:
+                return False
         if kind == "error" or chunk.error:
+            self.append_usage(chunk, batch)
             raise failure(frame.data, STATUSES)
         if step := STEPS.get(kind):
             step(self, chunk, batch)
@@ -93,34 +118,67 @@ class AnthropicResponse:
             refuse_error(frame.data, STATUSES)
         return kind == "message_stop"
 
+    def append_text(self, text: str, batch: Batch) -> None:
+        if self.pairs.possible:
+            text = self.pairs.join(0, text)
+        if text:
+            self.text = True
+            batch.append(Delta(0, text))
+
+    def append_thought(self, text: str | None, batch: Batch) -> None:
+        if text:
+            self.text = True
+            batch.append(Thought(utf8_size(text)))
+
     def message_start(self, chunk: Chunk, batch: Batch) -> None:
         message = chunk.message or Message()
+        if message.error:
+            raise failure(msgspec.json.encode({"error": message.error}), STATUSES)
         self.tokens = message.usage or Tokens()
         # Some hosts send 0 until they know the number. No prompt has 0 tokens.
         batch.append(Started(message.model or None, input_of(self.tokens) or None))
-        usage = usage_of(self.tokens)
-        if usage and (usage.cache_read_tokens or usage.cache_write_tokens):
+        found = usage_of(self.tokens)
+        if found and (found.cache_read_tokens or found.cache_write_tokens):
             # Report cached tokens now, so that a stopped stream is billed at their prices too.
-            batch.append(Used(msgspec.structs.replace(usage, output_tokens=0, source="estimate")))
+            batch.append(Used(msgspec.structs.replace(found, output_tokens=0, source="estimate")))
 
     def content_block_start(self, chunk: Chunk, batch: Batch) -> None:
         """Append the text of a new block. Anthropic sends none here, but other hosts do."""
         if (block := chunk.content_block) and block.text and block.type == "text":
-            batch.append(Delta(0, block.text))
+            self.append_text(block.text, batch)
+        elif block:
+            self.append_thought(block.thinking, batch)
 
     def message_delta(self, chunk: Chunk, batch: Batch) -> None:
-        """Record the stop reason and append the usage so far. Unchanged counts may be missing."""
-        if chunk.delta and chunk.delta.stop_reason:
-            self.reason = chunk.delta.stop_reason
+        """Append the usage so far, and the finish. More text may follow it.
+
+        Raises:
+            UpstreamError: The stop reason or the delta reports a failure.
+        """
+        self.append_usage(chunk, batch)
+        if (delta := chunk.delta) and delta.error:
+            raise reported({"error": delta.error})
+        if delta and delta.stop_reason:
+            self.finish(meaning_of(delta.stop_reason, REASONS), batch)
+
+    def finish(self, reason: FinishReason | None, batch: Batch) -> None:
+        if reason is not None:
+            self.reason = reason
+            self.pairs.flush(batch)
+            batch.append(Finished(0, reason))
+
+    def append_usage(self, chunk: Chunk, batch: Batch) -> None:
+        """Append the usage so far, if the event has counts. Unchanged counts may be missing."""
         if chunk.usage:
+            self.pairs.flush(batch)  # so that no text follows the usage
             self.tokens = merged(self.tokens, chunk.usage)
-            if usage := usage_of(self.tokens):
-                batch.append(Used(usage))
+            if found := usage_of(self.tokens):
+                batch.append(Used(believable(found, text=self.text)))
 
     def message_stop(self, chunk: Chunk, batch: Batch) -> None:  # noqa: ARG002
         if self.reason is None:
             raise UpstreamError("The upstream sent no stop reason.")
-        batch.append(Finished(0, REASONS.get(self.reason, "stop")))
+        self.pairs.flush(batch)
 
 
 STEPS: Final[dict[str, Callable[[AnthropicResponse, Chunk, Batch], None]]] = {
@@ -134,9 +192,21 @@ KNOWN: Final = frozenset({"message", "content_block_delta", "error", *STEPS})
 
 
 def merged(before: Tokens, after: Tokens) -> Tokens:
-    """Return the later counts, with the earlier count where the later event has none."""
-    pairs = zip(msgspec.structs.astuple(before), msgspec.structs.astuple(after), strict=True)
-    return Tokens(*(old if new is None else new for old, new in pairs))
+    """Return the later counts, with the earlier count where the later event has none.
+
+    The input never decreases, so a later 0 says nothing about it. Some hosts send such zeros in
+    message_delta. The output may decrease to 0, if the answer is refused.
+    """
+    made, details = after.output_tokens, after.output_tokens_details
+    return Tokens(
+        input_tokens=after.input_tokens or before.input_tokens,
+        cache_read_input_tokens=after.cache_read_input_tokens or before.cache_read_input_tokens,
+        cache_creation_input_tokens=(
+            after.cache_creation_input_tokens or before.cache_creation_input_tokens
+        ),
+        output_tokens=before.output_tokens if made is None else made,
+        output_tokens_details=before.output_tokens_details if details is None else details,
+    )
 
 
 def input_of(tokens: Tokens) -> int:
@@ -147,14 +217,11 @@ def input_of(tokens: Tokens) -> int:
 
 def usage_of(tokens: Tokens) -> Usage | None:
     """Return the usage, or None if all counts are zero or missing."""
-    given, made = input_of(tokens), tokens.output_tokens or 0
-    if not given and not made:
-        return None
     details = tokens.output_tokens_details or OutputDetails()
-    return Usage(
-        input_tokens=given,
-        output_tokens=made,
-        cache_read_tokens=tokens.cache_read_input_tokens or 0,
-        cache_write_tokens=tokens.cache_creation_input_tokens or 0,
-        reasoning_tokens=details.thinking_tokens or 0,
+    return usage(
+        input_of(tokens),
+        tokens.output_tokens or 0,
+        read=tokens.cache_read_input_tokens or 0,
+        written=tokens.cache_creation_input_tokens or 0,
+        reasoning=details.thinking_tokens or 0,
     )

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from providers.decoding.lenient_json import Count
+from providers.decoding.lenient_json import Count, Text
 
 STATUSES: Final = {
     "invalid_request_error": 400,
@@ -43,7 +43,8 @@ class Tokens(msgspec.Struct):
 
 class Block(msgspec.Struct):
     type: str | None = None
-    text: str | None = None
+    text: Text | None = None
+    thinking: str | None = None
 
 
 class Message(msgspec.Struct):
@@ -51,15 +52,17 @@ class Message(msgspec.Struct):
 
     model: str | None = None
     content: list[Block] | None = None
-    stop_reason: str | None = None
+    stop_reason: Any = None
     usage: Tokens | None = None
     error: Any = None
 
 
 class Change(msgspec.Struct):
     type: str | None = None
-    text: str | None = None
-    stop_reason: str | None = None
+    text: Text | None = None
+    thinking: str | None = None
+    stop_reason: Any = None
+    error: Any = None
 
 
 class Chunk(msgspec.Struct):

@@ -128,10 +128,9 @@ def _read(response: BedrockResponse, frames: list[event_stream.BinaryFrame], bat
             break
 
 
-def complete(body: bytes, request: CompletionRequest) -> Batch:  # noqa: ARG001
-    batch: Batch = []
-    BedrockResponse().read_whole(body, batch)
-    return batch
+def complete(body: bytes, request: CompletionRequest) -> Batch:
+    read = partial(BedrockResponse().read_whole, body)
+    return bodies.whole(body, read, partial(events, request=request), stream=body[:1] == b"\0")
 
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:

@@ -11,23 +11,44 @@ Source: Amazon Bedrock API reference, ConverseResponse and ConverseStreamOutput 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
-from completion import Batch, Delta, Finished, FinishReason, Started, Usage, Used
-from errors import UpstreamError
+from completion import (
+    Batch,
+    Delta,
+    Finished,
+    FinishReason,
+    Started,
+    Thought,
+    Usage,
+    Used,
+    utf8_size,
+)
 from providers.bedrock.errors import decode_value, refuse_error, reported
-from providers.bedrock.schemas import DELTA, EVENTS, METADATA, STOP, WHOLE, Block, Tokens
+from providers.bedrock.schemas import (
+    DELTA,
+    EVENTS,
+    METADATA,
+    STOP,
+    WHOLE,
+    Block,
+    PieceOrReasoning,
+    Tokens,
+)
 from providers.decoding import lenient_json
 from providers.decoding.error_bodies import broken_off
 from providers.decoding.event_stream import BinaryFrame
+from providers.decoding.finish_reasons import meaning_of, word_of
 from providers.decoding.lenient_json import garbage
+from providers.decoding.surrogates import SplitPairs
+from providers.decoding.usage import believable, usage
 
 REASONS: Final[dict[str, FinishReason]] = {
     **dict.fromkeys(("max_tokens", "model_context_window_exceeded"), "length"),
     **dict.fromkeys(("guardrail_intervened", "content_filtered"), "content_filter"),
 }
-"""The finish reason for each stopReason. Any other value (end_turn, stop_sequence, tool_use or an
-unknown one) becomes "stop"."""
+"""The finish reason for each of Bedrock's values of stopReason. Other words are in
+finish_reasons.py."""
 
 FAILURES: Final = frozenset(("malformed_model_output", "malformed_tool_use"))
 """The values of stopReason that report a failure."""
@@ -36,11 +57,16 @@ FAILURES: Final = frozenset(("malformed_model_output", "malformed_tool_use"))
 class BedrockResponse:
     """The state of one response while it is decoded. Converse sends one choice."""
 
-    __slots__ = ("ended", "finished", "started")
+    __slots__ = ("ended", "filtered", "finished", "pairs", "started", "text")
 
     def __init__(self) -> None:
         self.started = False
         self.finished = False
+        self.filtered = False
+        """True if a guardrail replaced the text, which then has no output tokens."""
+        self.text = False
+        """True if there is text or reasoning."""
+        self.pairs = SplitPairs()
         self.ended = False
         """True if no more frames are expected."""
 
@@ -63,25 +89,41 @@ class BedrockResponse:
             return
         self.start(batch)
         if event == "contentBlockDelta":
-            delta = lenient_json.decode(frame.payload, DELTA).delta
-            if delta and delta.text and not self.finished:
-                batch.append(Delta(0, delta.text))
+            self.take(lenient_json.decode(frame.payload, DELTA, self.pairs).delta, batch)
         elif event == "messageStop":
-            self.finish(lenient_json.decode(frame.payload, STOP).stop_reason, batch)
+            self.finish(lenient_json.decode(frame.payload, STOP, self.pairs).stop_reason, batch)
         elif event == "metadata":
-            self.use(lenient_json.decode(frame.payload, METADATA).usage, batch)
+            self.use(lenient_json.decode(frame.payload, METADATA, self.pairs).usage, batch)
             self.ended = self.finished
+
+    def take(self, delta: PieceOrReasoning | None, batch: Batch) -> None:
+        text = delta.text if delta else None
+        if text and self.pairs.possible:
+            text = self.pairs.join(0, text)
+        if text:
+            self.text = True
+            batch.append(Delta(0, text))
+        elif delta and delta.reasoning_content and delta.reasoning_content.text:
+            self.text = True
+            batch.append(Thought(utf8_size(delta.reasoning_content.text)))
 
     def read_whole(self, body: bytes, batch: Batch) -> None:
         """Append the events of a JSON body. Raises UpstreamError if it isn't a completion."""
-        answer = lenient_json.decode(body, WHOLE)
+        answer = lenient_json.decode(body, WHOLE, self.pairs)
+        if answer.error:
+            raise reported(answer.error, None)
         if answer.output is None or answer.stop_reason is None:
             refuse_error(body)
             raise garbage("The upstream's response contains no output.", body)
         self.start(batch)
         blocks = (answer.output.message and answer.output.message.content) or ()
-        if text := "".join(map(text_of, blocks)):
+        text = "".join(map(text_of, blocks))
+        if self.pairs.possible:
+            text = self.pairs.join(0, text)
+        if text:
+            self.text = True
             batch.append(Delta(0, text))
+        self.filtered = REASONS.get(word_of(answer.stop_reason)) == "content_filter"
         self.use(answer.usage, batch)
         self.finish(answer.stop_reason, batch)
 
@@ -90,16 +132,16 @@ class BedrockResponse:
             self.started = True
             batch.append(Started())
 
-    def finish(self, word: str | None, batch: Batch) -> None:
-        if word in FAILURES:
-            raise UpstreamError("The upstream reported a failed completion.", upstream_code=word)
-        if not self.finished:
-            self.finished = True
-            batch.append(Finished(0, REASONS.get(word or "", "stop")))
+    def finish(self, word: Any, batch: Batch) -> None:
+        """Append the finish. The last one counts, and more text may follow it."""
+        reason = meaning_of(word, REASONS, FAILURES) or "stop"
+        self.pairs.flush(batch)
+        self.finished, self.filtered = True, reason == "content_filter"
+        batch.append(Finished(0, reason))
 
     def use(self, tokens: Tokens | None, batch: Batch) -> None:
-        if tokens and (usage := usage_of(tokens)):
-            batch.append(Used(usage))
+        if tokens and (found := usage_of(tokens)):
+            batch.append(Used(believable(found, text=self.text and not self.filtered)))
 
     def break_off(self) -> None:
         """Handle the end of the body. Raises UpstreamError if messageStop hasn't arrived."""
@@ -112,15 +154,7 @@ def usage_of(tokens: Tokens) -> Usage | None:
     read = tokens.cache_read_input_tokens or 0
     written = tokens.cache_write_input_tokens or 0
     given = (tokens.input_tokens or 0) + read + written
-    made = tokens.output_tokens or 0
-    if not given and not made:
-        return None
-    return Usage(
-        input_tokens=given,
-        output_tokens=made,
-        cache_read_tokens=read,
-        cache_write_tokens=written,
-    )
+    return usage(given, tokens.output_tokens or 0, read=read, written=written)
 
 
 def text_of(block: Block) -> str:

@@ -7,23 +7,23 @@ read 2026-11).
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from providers.decoding.lenient_json import Count
+from providers.decoding.lenient_json import Count, Text
 
 
-class Text(msgspec.Struct):
-    text: str | None = None
+class Piece(msgspec.Struct):
+    text: Text | None = None
 
 
 class Cited(msgspec.Struct):
-    content: list[Text] | None = None
+    content: list[Piece] | None = None
 
 
 class Block(msgspec.Struct, rename="camel"):
-    text: str | None = None
+    text: Text | None = None
     citations_content: Cited | None = None
 
 
@@ -46,16 +46,22 @@ class Tokens(msgspec.Struct, rename="camel"):
 
 class Whole(msgspec.Struct, rename="camel"):
     output: Output | None = None
-    stop_reason: str | None = None
+    stop_reason: Any = None
+    error: Any = None
     usage: Tokens | None = None
 
 
+class PieceOrReasoning(msgspec.Struct, rename="camel"):
+    text: Text | None = None
+    reasoning_content: Piece | None = None
+
+
 class BlockDelta(msgspec.Struct):
-    delta: Text | None = None
+    delta: PieceOrReasoning | None = None
 
 
 class Stop(msgspec.Struct, rename="camel"):
-    stop_reason: str | None = None
+    stop_reason: Any = None
 
 
 class Metadata(msgspec.Struct):

@@ -22,8 +22,8 @@ from completion import Batch, CompletionRequest
 from errors import UpstreamError
 from providers import request_parts
 from providers.base import Target, UpstreamRequest
-from providers.cohere.response import read, read_whole
-from providers.decoding import error_bodies, single_choice
+from providers.cohere.response import CohereResponse, read_whole
+from providers.decoding import bodies, error_bodies, single_choice
 
 NAMES: Final = {
     "max_tokens": "max_tokens",
@@ -49,11 +49,11 @@ def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
 
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
-    return single_choice.events(chunks, read, partial(complete, request=request))
+    return single_choice.events(chunks, CohereResponse().read, partial(complete, request=request))
 
 
-def complete(body: bytes, request: CompletionRequest) -> Batch:  # noqa: ARG001
-    return read_whole(body)
+def complete(body: bytes, request: CompletionRequest) -> Batch:
+    return bodies.whole(body, partial(read_whole, body), partial(events, request=request))
 
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:

@@ -9,14 +9,17 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from providers.decoding.lenient_json import Text
+
 DONE: Final = b"[DONE]"
 """The data of an event that may follow message-end."""
-TEXT: Final = frozenset({"content-delta", "content-start"})
+TEXT: Final = frozenset({"content-delta", "content-start", "tool-plan-delta"})
 KNOWN: Final = TEXT | {"message", "message-start", "message-end", "error"}
 """The names of the events to decode. A server-sent event without a name is a "message"."""
 
-Amount = Annotated[float, msgspec.Meta(ge=0, le=1 << 53)]
-"""A number of tokens, which may be written as 34.0. Lenient decoding drops an invalid value."""
+Amount = Annotated[float, msgspec.Meta(ge=0, le=(1 << 31) - 1)]
+"""A number of tokens, which may be written as 34.0. Lenient decoding drops an invalid value. The
+limit is that of `lenient_json.Count`."""
 
 
 class Tokens(msgspec.Struct):
@@ -34,18 +37,20 @@ class Content(msgspec.Struct):
     """A block of a message, or a piece of a block, which has no type."""
 
     type: str = "text"
-    text: str | None = None
+    text: Text | None = None
+    thinking: str | None = None
 
 
 class Message(msgspec.Struct):
     """The `message` object. In content-start and content-delta, the content is a single block."""
 
-    content: Content | list[Content] | str | None = None
+    content: Content | list[Content] | Text | None = None
+    tool_plan: str | None = None
 
 
 class Change(msgspec.Struct):
     message: Message | None = None
-    finish_reason: str | None = None
+    finish_reason: Any = None
     usage: Counts | None = None
     error: Any = None
 
@@ -56,7 +61,7 @@ class Chunk(msgspec.Struct):
     type: str | None = None
     delta: Change | None = None
     message: Message | str | None = None
-    finish_reason: str | None = None
+    finish_reason: Any = None
     usage: Counts | None = None
     error: Any = None
 

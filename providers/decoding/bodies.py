@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Final
+from typing import Final, TypeAlias
 
-from completion import Batch
+from completion import Batch, Used
 from errors import UpstreamError
+from providers.decoding.sse import is_stream
+
+Events: TypeAlias = Callable[[Iterable[bytes]], Iterator[Batch]]
 
 MAX_BODY: Final = 4 << 20
 """The maximum size, in bytes, of a JSON body that a host sends instead of the requested stream."""
@@ -52,7 +55,7 @@ def beginning(chunks: Iterable[bytes]) -> bytes:
 
 
 def batch_of(read: Callable[[Batch], None]) -> Iterator[Batch]:
-    """Yield the batch that `read` fills, unless it stays empty.
+    """Yield the batch that `read` fills. It may stay empty.
 
     If `read` raises UpstreamError, the events that it appended before the error are yielded first.
     """
@@ -63,8 +66,53 @@ def batch_of(read: Callable[[Batch], None]) -> Iterator[Batch]:
         if batch:
             yield batch
         raise
-    if batch:
-        yield batch
+    yield batch
+
+
+def collected(batches: Iterable[Batch]) -> Batch:
+    """Return all events in one batch.
+
+    Raises:
+        UpstreamError: Decoding failed. The error has the usage that was reported before it.
+    """
+    found: Batch = []
+    try:
+        for batch in batches:
+            found += batch
+    except UpstreamError as error:
+        keep_usage(error, found)
+        raise
+    return found
+
+
+def whole(
+    body: bytes, read: Callable[[Batch], None], events: Events, *, stream: bool = False
+) -> Batch:
+    """Return the events of a whole body. Hosts that always stream send a stream here too.
+
+    Args:
+        read: appends the events of a JSON body to a batch.
+        events: decodes a stream, as `base.Dialect.events` does.
+        stream: True if the body is a stream, although not of server-sent events.
+
+    Raises:
+        UpstreamError: As `collected` does.
+    """
+    if body[:1] != b"{" and (stream or is_stream(body)):
+        return collected(events([body]))
+    batch: Batch = []
+    try:
+        read(batch)
+    except UpstreamError as error:
+        keep_usage(error, batch)
+        raise
+    return batch
+
+
+def keep_usage(error: UpstreamError, batch: Batch) -> None:
+    """Give an error the last usage of the events before it, which are lost."""
+    used = [event.usage for event in batch if isinstance(event, Used)]
+    error.usage = used[-1] if used else error.usage
 
 
 class Excerpt:

@@ -17,6 +17,7 @@ def events(
     chunks: Iterable[bytes],
     read: Callable[[sse.Frame, Batch], bool],
     complete: Callable[[bytes], Batch],
+    finished: Callable[[], bool] = lambda: False,
 ) -> Iterator[Batch]:
     """Decode a streamed body, as `base.Dialect.events` does.
 
@@ -24,6 +25,8 @@ def events(
         read: appends the events of a frame to a batch; see `sse.batches`.
         complete: decodes a whole body. Some hosts send a JSON object, with a completion or an
             error, instead of the requested stream.
+        finished: returns True if the finish reason has arrived, so that the last event may be
+            missing.
     """
     start, chunks = bodies.peek(chunks)
     if start in (b"{", b"["):
@@ -38,9 +41,9 @@ def events(
         except StopIteration as stop:
             ended: bool = stop.value
             break
-        answered = True
+        answered = answered or bool(batch)
         yield batch
     if not answered:
         raise garbage("The upstream ended the stream without a completion.", excerpt.start)
-    if not ended:
+    if not ended and not finished():
         raise broken_off()

@@ -32,7 +32,7 @@ from providers.decoding import bodies, sse
 from providers.decoding.error_bodies import refusal_message
 from providers.decoding.lenient_json import NOT_JSON, garbage, sample
 from providers.decoding.retry_after import retry_after
-from providers.google.errors import bare, failure, reported
+from providers.google.errors import bare, failure, reported, reported_in
 from providers.google.response import GoogleResponse
 
 CONFIG: Final = {
@@ -66,6 +66,9 @@ IN_CONFIG: Final = frozenset(
     )
 )
 """Fields of generationConfig, which `extra` may have at its top level."""
+
+CHUNKS: Final = frozenset(("message", "data"))
+"""The names of the events that hold chunks. A server-sent event without a name is a "message"."""
 
 COLLECTIONS: Final = ("models/", "tunedModels/")
 """The prefixes that a model's name may have. The first is the default."""
@@ -132,12 +135,17 @@ def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batc
     response = GoogleResponse(request)
     for frames in sse.decode(excerpt.watch(chunks)):
         yield from bodies.batch_of(partial(_read, response, frames))
-    yield from bodies.batch_of(partial(_end, response, excerpt))
+    for batch in bodies.batch_of(partial(_end, response, excerpt)):
+        if batch:
+            yield batch
 
 
 def _read(response: GoogleResponse, frames: list[sse.Frame], batch: Batch) -> None:
     for frame in frames:
-        response.read(frame.data, batch)
+        if frame.event == "error":
+            raise reported_in(frame.data)
+        if frame.event in CHUNKS:
+            response.read(frame.data, batch)
 
 
 def _end(response: GoogleResponse, excerpt: bodies.Excerpt, batch: Batch) -> None:
@@ -153,9 +161,7 @@ def _end(response: GoogleResponse, excerpt: bodies.Excerpt, batch: Batch) -> Non
 
 
 def complete(body: bytes, request: CompletionRequest) -> Batch:
-    batch: Batch = []
-    _whole(body, request, batch)
-    return batch
+    return bodies.whole(body, partial(_whole, body, request), partial(events, request=request))
 
 
 def _whole(body: bytes, request: CompletionRequest, batch: Batch) -> None:

@@ -20,7 +20,7 @@ import msgspec
 
 from errors import UpstreamError
 from providers.decoding.error_bodies import decode_error
-from providers.decoding.lenient_json import NOT_JSON
+from providers.decoding.lenient_json import NOT_JSON, sample
 
 KEY_REASONS: Final = "API_KEY_"
 """The prefix of the reasons for rejecting a key: API_KEY_INVALID, API_KEY_SERVICE_BLOCKED, ..."""
@@ -34,6 +34,16 @@ BARE: Final = re.compile(rb"(?:\A|(?<=[\r\n]))[\[{]")
 def reported(value: Any) -> UpstreamError:
     """Return the error in the decoded body of a response with status 200."""
     return failure("The upstream reported an error in its response.", value)
+
+
+def reported_in(data: bytes) -> UpstreamError:
+    """Return the error in the undecoded data of an error event: JSON, or else plain text."""
+    try:
+        value = msgspec.json.decode(data)
+    except NOT_JSON:
+        value = sample(data)
+    flat = isinstance(value, dict) and not value.get("error")
+    return reported({"error": value} if flat else value)
 
 
 def failure(message: str, value: Any, status: int | None = None) -> UpstreamError:

@@ -2,8 +2,8 @@
 
 - The module is pure.
 - A chunk of a stream and a whole JSON body have one schema, so both take one code path.
-- The finish of a candidate is reported at the end of the body, because some hosts put a
-  finishReason on every chunk, and text after it still counts. The last finishReason is used.
+- Some hosts put a finishReason on every chunk. Text after it still counts, and so does the last
+  finishReason.
 - Usage may come with every chunk. The last one counts. It is reported after the chunk's text, which
   it includes. Usage that lacks output tokens although text has arrived is held until the end,
   because it would make a stopped stream look free.
@@ -25,36 +25,31 @@ from completion import (
     FinishReason,
     Logprobs,
     Started,
+    Thought,
     Usage,
     Used,
+    has_output,
+    utf8_size,
 )
 from errors import UpstreamError
 from providers.decoding import lenient_json
-from providers.decoding.error_bodies import broken_off
+from providers.decoding.error_bodies import broken_off, choices_missing
+from providers.decoding.finish_reasons import GEMINI_FAILURES, GEMINI_FILTERS, meaning_of
 from providers.decoding.logprobs import LogprobsReader
+from providers.decoding.surrogates import SplitPairs
+from providers.decoding.usage import believable, usage
 from providers.google.errors import reported
 from providers.google.schemas import CHUNK, Candidate, Chunk, LogprobsResult, Token, Tokens
 
 REASONS: Final[dict[str, FinishReason]] = {
     "MAX_TOKENS": "length",
-    **dict.fromkeys(
-        (
-            *("SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"),
-            *("IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION", "MODEL_ARMOR"),
-        ),
-        "content_filter",
-    ),
+    **dict.fromkeys(GEMINI_FILTERS, "content_filter"),
 }
-"""The finish reason for each finishReason. Any other value, STOP or a new one, becomes "stop"."""
+"""The finish reason for each of Gemini's values of finishReason. Hosts that relay other models in
+this format have words of their own; see finish_reasons.py."""
 
-FAILURES: Final = frozenset(
-    (
-        *("OTHER", "IMAGE_OTHER", "NO_IMAGE", "MALFORMED_RESPONSE", "MISSING_THOUGHT_SIGNATURE"),
-        *("MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "TOO_MANY_TOOL_CALLS"),
-    )
-)
-"""The values of finishReason that report a failure: the output is not the requested text, and no
-filter removed it."""
+FAILURES: Final = frozenset(GEMINI_FAILURES)
+"""The values of finishReason that report a failure."""
 
 NOT_YET: Final = frozenset(("", "FINISH_REASON_UNSPECIFIED"))
 NOT_BLOCKED: Final = frozenset(("", "BLOCK_REASON_UNSPECIFIED", "BLOCKED_REASON_UNSPECIFIED"))
@@ -63,14 +58,20 @@ NOT_BLOCKED: Final = frozenset(("", "BLOCK_REASON_UNSPECIFIED", "BLOCKED_REASON_
 class GoogleResponse:
     """The state of one response while it is decoded."""
 
-    __slots__ = ("blocked", "choices", "held", "logprobs", "readers", "reasons", "started", "texts")
+    __slots__ = (
+        *("blocked", "choices", "held", "logprobs", "pairs"),
+        *("readers", "reasons", "started", "texts", "thought"),
+    )
 
     def __init__(self, request: CompletionRequest) -> None:
         self.choices = request.choices
         self.logprobs = request.logprobs
         self.readers: dict[int, LogprobsReader] = {}
+        self.pairs = SplitPairs()
         self.started = False
         self.blocked = False
+        self.thought = False
+        """True if there is reasoning."""
         self.texts: dict[int, bool] = {}
         """The indexes of the candidates that have started. The value is True if there is text."""
         self.reasons: dict[int, FinishReason] = {}
@@ -83,52 +84,74 @@ class GoogleResponse:
         Raises:
             UpstreamError: The data reports an error or a failure, or isn't a JSON object.
         """
-        self.take(lenient_json.decode(data, CHUNK), batch)
+        self.take(lenient_json.decode(data, CHUNK, self.pairs), batch)
 
     def take(self, chunk: Chunk, batch: Batch) -> None:
         """Append the events of a chunk. Raises UpstreamError if it has an error or a failure."""
-        if chunk.error:
-            raise reported({"error": chunk.error})
-        usage = chunk.usage_metadata and usage_of(chunk.usage_metadata)
-        if not self.started and (chunk.candidates or chunk.prompt_feedback or usage):
+        before = len(batch)
+        found = chunk.usage_metadata and usage_of(chunk.usage_metadata)
+        failed = chunk.error and reported({"error": chunk.error})
+        if not self.started and not failed and (chunk.candidates or chunk.prompt_feedback or found):
             self.started = True
-            batch.append(
-                Started(chunk.model_version or None, usage.input_tokens if usage else None)
-            )
-        reasons = [self.candidate(each, batch) for each in chunk.candidates or ()]
+            given = found.input_tokens if found else 0
+            batch.append(Started(chunk.model_version or None, given or None))
+        for candidate in chunk.candidates or ():
+            try:
+                self.candidate(candidate, batch, finishes=not failed)
+            except UpstreamError as error:
+                failed = failed or error
         feedback = chunk.prompt_feedback
         if feedback and (feedback.block_reason or "") not in NOT_BLOCKED:
+            if not (self.blocked or self.texts):
+                batch.extend(Finished(index, "content_filter") for index in range(self.choices))
             self.blocked = True
-        if usage and chunk.usage_metadata:
-            self.count(usage, chunk.usage_metadata.candidates_token_count is not None, batch)
-        if failures := FAILURES.intersection(reasons):
-            self.append_usage(batch)
-            raise UpstreamError(
-                "The upstream reported a failed completion.", upstream_code=min(failures)
-            )
+        if found and chunk.usage_metadata:
+            final = bool(chunk.usage_metadata.candidates_token_count)
+            with_text = bool(self.reasons) and has_output(batch[before:])
+            self.count(found, final, batch, with_text=with_text)
+        if failed:
+            if self.held is not None:
+                batch.append(Used(self.held))
+            raise failed
 
-    def candidate(self, candidate: Candidate, batch: Batch) -> str:
-        """Append a candidate's events. Return its finishReason, or "" if it hasn't finished.
+    def candidate(self, candidate: Candidate, batch: Batch, *, finishes: bool) -> None:
+        """Append a candidate's events.
 
         Candidates beyond the requested number are ignored. They can come from a candidateCount
         in `extra`.
+
+        Args:
+            finishes: False if the chunk has an error, so that a finishReason counts for nothing.
+
+        Raises:
+            UpstreamError: The candidate has failed. Its text has been appended.
         """
         index = candidate.index
         if not 0 <= index < self.choices:
-            return ""
+            return
         parts = (candidate.content and candidate.content.parts) or ()
         text = "".join([part.text for part in parts if part.text and not part.thought])
+        if thoughts := "".join([part.text for part in parts if part.text and part.thought]):
+            self.thought = True
+            batch.append(Thought(utf8_size(thoughts)))
+        if self.pairs.possible:
+            text = self.pairs.join(index, text)
         result = candidate.logprobs_result
         logprobs = self.read_logprobs(index, result) if result else None
         if text or logprobs:
             self.texts[index] = True
             batch.append(Delta(index, text, logprobs))
-        else:
+        elif finishes:
             self.texts.setdefault(index, False)
-        word = candidate.finish_reason or ""
-        if word not in NOT_YET:
-            self.reasons[index] = REASONS.get(word, "stop")
-        return word
+        if candidate.error:
+            raise reported({"error": candidate.error})
+        word = candidate.finish_reason
+        if word and finishes:
+            reason = meaning_of(word, REASONS, FAILURES)
+            if reason is not None:
+                self.reasons[index] = reason
+                with_text = bool(text or logprobs or thoughts)
+                batch.append(Finished(index, reason, with_text))
 
     def read_logprobs(self, index: int, result: LogprobsResult) -> Logprobs | None:
         if self.logprobs is None:
@@ -145,15 +168,16 @@ class GoogleResponse:
         ]
         return reader.read({"content": entries})
 
-    def count(self, usage: Usage, final: bool, batch: Batch) -> None:
+    def count(self, usage: Usage, final: bool, batch: Batch, *, with_text: bool) -> None:
         """Append the usage, unless text has arrived but output tokens are missing (not `final`)."""
         self.held = usage
         if final or not any(self.texts.values()):
-            self.append_usage(batch)
+            self.append_usage(batch, with_text=with_text)
 
-    def append_usage(self, batch: Batch) -> None:
+    def append_usage(self, batch: Batch, *, with_text: bool = False) -> None:
         if self.held is not None:
-            batch.append(Used(self.held))
+            generated = self.thought or any(self.texts.values())
+            batch.append(Used(believable(self.held, text=generated), with_text))
             self.held = None
 
     def finish_all(self, batch: Batch, *, whole: bool) -> None:
@@ -168,21 +192,22 @@ class GoogleResponse:
         """
         blocked = self.blocked and not self.texts
         if not blocked:
-            self.refuse_incomplete(whole=whole)
+            self.refuse_broken_off(whole=whole)
         self.append_usage(batch)
-        if blocked:
-            batch.extend(Finished(index, "content_filter") for index in range(self.choices))
+        if not blocked:
+            self.refuse_incomplete()
+        self.pairs.flush(batch)
         batch.extend(
-            Finished(index, self.reasons.get(index, "stop")) for index in sorted(self.texts)
+            Finished(index, "stop") for index in sorted(self.texts) if index not in self.reasons
         )
 
-    def refuse_incomplete(self, *, whole: bool) -> None:
+    def refuse_broken_off(self, *, whole: bool) -> None:
         if not whole and len(self.reasons) < self.choices:
             raise broken_off()
+
+    def refuse_incomplete(self) -> None:
         if len(self.texts) < self.choices:
-            raise UpstreamError(
-                f"The upstream sent {len(self.texts)} of the {self.choices} requested choices."
-            )
+            raise choices_missing(len(self.texts), 1, self.choices)
         if not self.reasons and not any(self.texts.values()):
             raise UpstreamError("The upstream sent no text and no finish reason.")
 
@@ -192,14 +217,7 @@ def usage_of(tokens: Tokens) -> Usage | None:
     given = (tokens.prompt_token_count or 0) + (tokens.tool_use_prompt_token_count or 0)
     thoughts = tokens.thoughts_token_count or 0
     made = (tokens.candidates_token_count or 0) + thoughts
-    if not given and not made:
-        return None
-    return Usage(
-        input_tokens=given,
-        output_tokens=made,
-        cache_read_tokens=tokens.cached_content_token_count or 0,
-        reasoning_tokens=thoughts,
-    )
+    return usage(given, made, read=tokens.cached_content_token_count or 0, reasoning=thoughts)
 
 
 def _entry(token: Token) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import msgspec
 
-from providers.decoding.lenient_json import Count
+from providers.decoding.lenient_json import Count, Text
 
 
 class Part(msgspec.Struct):
-    text: str | None = None
+    text: Text | None = None
     thought: bool | None = None
 
 
@@ -41,7 +41,8 @@ class LogprobsResult(msgspec.Struct, rename="camel"):
 class Candidate(msgspec.Struct, rename="camel"):
     index: int = 0
     content: Content | None = None
-    finish_reason: str | None = None
+    finish_reason: Any = None
+    error: Any = None
     logprobs_result: LogprobsResult | None = None
 
 

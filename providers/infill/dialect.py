@@ -12,17 +12,18 @@ Source: llama.cpp, tools/server/README.md, "POST /infill" and "POST /completion"
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
-from completion import Batch, CompletionRequest, Started, named
+from completion import Batch, CompletionRequest, named
 from errors import UpstreamError
 from providers import request_parts
 from providers.base import Target, UpstreamRequest
-from providers.decoding import sse
-from providers.decoding.error_bodies import broken_off, refused_call
-from providers.infill.response import decode, read
+from providers.decoding import bodies, single_choice
+from providers.decoding.error_bodies import refused_call
+from providers.infill.response import InfillResponse
 
 NAMES: Final = {
     "max_tokens": "n_predict",
@@ -69,25 +70,13 @@ def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
     return UpstreamRequest("POST", root + path, headers, msgspec.json.encode(body))
 
 
-def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:  # noqa: ARG001
-    started = False
-
-    def read_frame(frame: sse.Frame, batch: Batch) -> bool:
-        nonlocal started
-        piece = decode(frame.data)
-        if not started:
-            started = True
-            batch.append(Started(piece.model))
-        batch += read(piece)
-        return bool(piece.stop)
-
-    if not (yield from sse.batches(chunks, read_frame)):
-        raise broken_off()
+def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
+    return single_choice.events(chunks, InfillResponse().read, partial(complete, request=request))
 
 
-def complete(body: bytes, request: CompletionRequest) -> Batch:  # noqa: ARG001
-    piece = decode(body)
-    return [Started(piece.model), *read(msgspec.structs.replace(piece, stop=True))]
+def complete(body: bytes, request: CompletionRequest) -> Batch:
+    read = partial(InfillResponse().read_whole, body)
+    return bodies.whole(body, read, partial(events, request=request))
 
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:

@@ -1,43 +1,89 @@
 """Decoding of responses from llama.cpp's /infill into events.
 
 - The module is pure.
+- Streams and whole JSON bodies take one code path, so that they can't drift apart.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-import msgspec
+from completion import Batch, Delta, Finished, FinishReason, Started, Usage, Used
+from errors import UpstreamError
+from providers.decoding import lenient_json, sse
+from providers.decoding.error_bodies import failure, reported
+from providers.decoding.finish_reasons import meaning_of
+from providers.decoding.lenient_json import garbage
+from providers.decoding.surrogates import SplitPairs
+from providers.decoding.usage import believable
+from providers.infill.schemas import PIECE, Piece
 
-from completion import Batch, Delta, Finished, FinishReason, Usage, Used
-from providers.decoding.error_bodies import reported
-from providers.decoding.lenient_json import NOT_JSON, garbage
-from providers.infill.schemas import Piece
-
-REASONS: Final[dict[str | None, FinishReason]] = {"limit": "length"}
-"""The finish reason for each `stop_type`. Any other value (eos, word, ...) becomes "stop"."""
-
-
-def decode(data: bytes) -> Piece:
-    """Decode a piece. Raises UpstreamError if the data reports an error or is malformed."""
-    try:
-        piece = msgspec.json.decode(data, type=Piece)
-    except NOT_JSON:
-        raise garbage("The upstream sent data in an unexpected format.", data) from None
-    if piece.error:
-        raise reported({"error": piece.error})
-    if piece.content is None:
-        raise garbage("The upstream sent data in an unexpected format.", data)
-    return piece
+REASONS: Final[dict[str, FinishReason]] = {"limit": "length", "eos": "stop", "word": "stop"}
+"""The finish reason for each of llama.cpp's values of `stop_type`. Other words are in
+finish_reasons.py."""
 
 
-def read(piece: Piece) -> Batch:
-    """Return the events of a piece. Its token counts cover the response so far."""
-    batch: Batch = []
-    if piece.content:
-        batch.append(Delta(0, piece.content))
-    if piece.stop:
-        batch.append(Finished(0, REASONS.get(piece.stop_type, "stop")))
-    if piece.tokens_evaluated or piece.tokens_predicted:
-        batch.append(Used(Usage(piece.tokens_evaluated, piece.tokens_predicted)))
-    return batch
+class InfillResponse:
+    """The state of one response while it is decoded."""
+
+    __slots__ = ("pairs", "started", "text")
+
+    def __init__(self) -> None:
+        self.started = False
+        self.text = False
+        """True if there is text."""
+        self.pairs = SplitPairs()
+
+    def read(self, frame: sse.Frame, batch: Batch) -> bool:
+        """Append the events of a frame. Return True if it was the last one.
+
+        Raises:
+            UpstreamError: The frame reports an error or is malformed. The text beside an error has
+                been appended.
+        """
+        if frame.event == "error":
+            raise failure(frame.data, {})
+        if frame.event != "message":
+            return False
+        piece = self.decode(frame.data)
+        if piece.content is None and frame.data.strip() in (b"", b"null"):
+            return False
+        self.take(piece, frame.data, batch)
+        return bool(piece.stop)
+
+    def read_whole(self, body: bytes, batch: Batch) -> None:
+        """Append the events of a JSON body. Raises UpstreamError if it isn't a completion."""
+        piece = self.decode(body)
+        piece.stop = True
+        self.take(piece, body, batch)
+
+    def decode(self, data: bytes) -> Piece:
+        try:
+            return lenient_json.decode(data, PIECE, self.pairs)
+        except UpstreamError:
+            raise garbage("The upstream sent data in an unexpected format.", data) from None
+
+    def take(self, piece: Piece, data: bytes, batch: Batch) -> None:
+        """Append the events of a piece. Its token counts cover the response so far."""
+        text = piece.content
+        if text is None and not piece.error:
+            raise garbage("The upstream sent data in an unexpected format.", data)
+        if not self.started and not piece.error:
+            self.started = True
+            batch.append(Started(piece.model))
+        if text and self.pairs.possible:
+            text = self.pairs.join(0, text)
+        if text:
+            self.text = True
+            batch.append(Delta(0, text))
+        if piece.error:
+            raise reported({"error": piece.error})
+        if piece.stop:
+            reason = meaning_of(piece.stop_type, REASONS)
+            self.pairs.flush(batch)
+            batch.append(Finished(0, reason or "stop"))
+        given, made = piece.tokens_evaluated or 0, piece.tokens_predicted or 0
+        if given and made:
+            batch.append(Used(Usage(given, made)))
+        elif given or made:
+            batch.append(Used(believable(Usage(given, made), text=self.text)))

@@ -5,20 +5,23 @@ Source: llama.cpp, tools/server/README.md, "POST /infill" and "POST /completion"
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from providers.decoding.lenient_json import Count
+from providers.decoding.lenient_json import Count, Text
 
 
 class Piece(msgspec.Struct):
     """A piece of a stream, or a whole JSON body."""
 
-    content: str | None = None
+    content: Text | None = None
     stop: bool | None = None
-    stop_type: str | None = None
+    stop_type: Any = None
     model: str | None = None
-    tokens_evaluated: Count = 0
-    tokens_predicted: Count = 0
+    tokens_evaluated: Count | None = None
+    tokens_predicted: Count | None = None
     error: Any = None
+
+
+PIECE: Final = msgspec.json.Decoder(Piece)

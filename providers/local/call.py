@@ -116,6 +116,10 @@ class LocalCall:
         """End the call within a time slice. Any thread may call this."""
         self._aborted.set()
 
+    def end_if_finished(self) -> bool:
+        """Return False: the call ends by itself."""
+        return False
+
     def wind_up(self) -> None:
         """Do nothing: the call sends no requests."""
 

@@ -46,15 +46,26 @@ SAMPLING: Final[tuple[str, ...]] = (
 
 LEGACY_ONLY: Final[tuple[str, ...]] = ("logprobs", "echo", "best_of", "suffix")
 
+ECHO_LOGPROBS: Final = frozenset(("echo_logprobs",))
+
 RESERVED: Final = frozenset({"model", "prompt", "messages", "stream", "stream_options"})
 """Fields that `extra` can't set, even if the body lacks them."""
+
+CHUNKS: Final = frozenset(
+    ("message", "data", "chunk", "completion", "text_completion", "chat.completion.chunk")
+)
+"""The names of the events that hold chunks. A server-sent event without a name is a "message". Any
+other event but "error" is skipped, whatever its data."""
 
 
 # The request
 
 
 def unsupported(target: Target) -> frozenset[str]:
-    return target.cannot if target.legacy else target.cannot | request_parts.CHAT_UNSUPPORTED
+    if not target.legacy:
+        return target.cannot | request_parts.CHAT_UNSUPPORTED
+    # Sluice can emulate echo, but not the log probabilities of the prompt.
+    return target.cannot | ECHO_LOGPROBS if "echo" in target.cannot else target.cannot
 
 
 def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
@@ -134,7 +145,8 @@ def _read(response: OpenAIResponse, frame: sse.Frame, batch: Batch) -> bool:
         return True
     if frame.event == "error":
         raise failure(frame.data, {})
-    response.read(frame.data, batch)
+    if frame.event in CHUNKS:
+        response.read(frame.data, batch)
     return False
 
 
@@ -153,13 +165,15 @@ def _read_all(response: OpenAIResponse, frames: list[sse.Frame], batch: Batch) -
 
 
 def complete(body: bytes, request: CompletionRequest) -> Batch:
+    return bodies.whole(body, partial(_read_whole, body, request), partial(events, request=request))
+
+
+def _read_whole(body: bytes, request: CompletionRequest, batch: Batch) -> None:
     response = OpenAIResponse(request)
-    batch: Batch = []
     response.read(body, batch)
     if not response.texts:
         raise garbage("The upstream's response contains no choices.", body)
     response.finish_all(batch)
-    return batch
 
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:

@@ -10,7 +10,7 @@ DeepSeek references for usage (read 2026-11).
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -19,46 +19,52 @@ from completion import (
     CompletionRequest,
     Delta,
     Finished,
-    FinishReason,
     Logprobs,
     Started,
+    Thought,
     Usage,
     Used,
+    has_output,
+    utf8_size,
 )
 from errors import UpstreamError
-from providers.decoding.error_bodies import broken_off, decode_error, reported
+from providers.decoding import finish_reasons
+from providers.decoding.error_bodies import (
+    broken_off,
+    choices_missing,
+    decode_error,
+    reported,
+)
+from providers.decoding.finish_reasons import meaning_of
 from providers.decoding.lenient_json import NOT_JSON
 from providers.decoding.logprobs import LogprobsReader
-from providers.openai.schemas import Choice, Chunk, Details, Tokens, decode
+from providers.decoding.surrogates import SplitPairs
+from providers.decoding.usage import believable, usage
+from providers.openai.schemas import Choice, Chunk, Details, Message, Tokens, decode
 
-REASONS: Final[dict[str, FinishReason]] = {
-    **dict.fromkeys(("length", "max_tokens", "model_length", "max_length"), "length"),
-    **dict.fromkeys(
-        ("content_filter", "content-filter", "safety", "recitation", "sensitive", "blocklist"),
-        "content_filter",
-    ),
-}
-"""The finish reason for each finish_reason, in lower case. Any other value, known (stop, eos,
-end_turn, stop_sequence, tool_calls, ...) or new, becomes "stop"."""
-
-FAILURES: Final = frozenset({"error", "abort", "insufficient_system_resource"})
-"""The values of finish_reason that report a failure: "error" comes from OpenRouter and Mistral,
-"abort" from vLLM, and the third from DeepSeek."""
-
-NOT_YET: Final = frozenset({"", "null"})
-"""The values of finish_reason that some hosts send before a choice has finished."""
+REASONS: Final = finish_reasons.REASONS
+FAILURES: Final = finish_reasons.FAILURES
+"""The words of OpenAI-compatible hosts, which are those of all hosts."""
 
 
 class OpenAIResponse:
     """The state of one response while it is decoded."""
 
-    __slots__ = ("choices", "finished", "held", "logprobs", "readers", "started", "texts")
+    __slots__ = (
+        *("choices", "echo", "finished", "held", "logprobs", "pairs"),
+        *("prompts", "readers", "started", "texts", "thought"),
+    )
 
     def __init__(self, request: CompletionRequest) -> None:
         self.choices = request.choices
+        self.prompts = len(request.prompts)
+        self.echo = request.echo
         self.logprobs = request.logprobs
         self.readers: dict[int, LogprobsReader] = {}
+        self.pairs = SplitPairs()
         self.started = False
+        self.thought = False
+        """True if there is reasoning."""
         self.texts: dict[int, bool] = {}
         """The indexes of the choices that have started. The value is True if there is text."""
         self.finished: set[int] = set()
@@ -69,70 +75,98 @@ class OpenAIResponse:
         """Decode a chunk, or a whole JSON body, and append its events.
 
         Raises:
-            UpstreamError: The data reports an error or a failure, or isn't a valid JSON object.
+            UpstreamError: The data reports an error or a failure, or isn't a valid JSON object. The
+                events beside an error have been appended.
         """
-        self.take(decode(data), data, batch)
+        self.take(decode(data, self.pairs), data, batch)
 
     def take(self, chunk: Chunk, data: bytes, batch: Batch) -> None:
         """Append the events of a chunk that was decoded from `data`. Raises as `read` does."""
-        if chunk.error:
-            raise reported({"error": chunk.error})
-        if chunk.choices is None and chunk.usage is None:
+        before = len(batch)
+        failed = chunk.error or chunk.base_resp or chunk.error_code or chunk.error_msg
+        if failed or chunk.errors or (chunk.x_groq and chunk.x_groq.error):
+            failed = error_of(chunk)
+        if not failed and not chunk.choices and chunk.usage is None:
             refuse_bare_error(data)
-        if not self.started and (chunk.choices or chunk.model or chunk.usage):
+        if not self.started and (chunk.choices or chunk.model or chunk.usage) and not failed:
             # This skips Azure's first chunk, which has a content filter's verdict but no model.
             self.started = True
             batch.append(Started(chunk.model or None))
-        if chunk.choices:
-            # If one choice was requested, ignore any further choices that the host sends.
-            for choice in chunk.choices if self.choices > 1 else chunk.choices[:1]:
-                self.read_choice(choice, batch)
         tokens = chunk.usage or (chunk.x_groq and chunk.x_groq.usage)
-        if tokens and (usage := usage_of(tokens)):
-            self.held = usage
-            # Next to one of several choices, vLLM's usage may count only that choice: hold it.
-            if self.choices == 1 or not chunk.choices:
-                self.append_usage(batch)
+        if tokens and (found := usage_of(tokens)):
+            self.held = found
+        try:
+            # If one choice was requested, ignore any further choices that the host sends.
+            for choice in (chunk.choices or ()) if self.choices > 1 else (chunk.choices or ())[:1]:
+                self.read_choice(choice, batch, failed)
+        except UpstreamError:
+            self.append_usage(batch)
+            raise
+        if self.pairs.held and not chunk.choices:
+            self.pairs.flush(batch)  # so that no text follows the usage
+        # Next to one of several choices, vLLM's usage may count only that choice: hold it.
+        if self.held is not None and (failed or self.choices == 1 or not chunk.choices):
+            with_text = bool(self.finished) and has_output(batch[before:])
+            self.append_usage(batch, with_text=with_text)
+        if failed:
+            raise reported(failed)
 
     def take_all(self, chunks: list[Chunk], data: list[bytes], batch: Batch) -> None:
         """Append the events of several chunks, with a fast path for chunks that hold only text."""
         for chunk, source in zip(chunks, data, strict=True):
-            if chunk.choices and self.choices == 1 and self.started and not self.finished:
+            if chunk.choices and self.choices == 1 and self.started and not self.pairs.possible:
                 choice = chunk.choices[0]
-                more = choice.finish_reason or choice.logprobs or choice.error
-                text = choice.text or (choice.delta.content if choice.delta else None)
-                if text and not (more or chunk.usage or chunk.error or chunk.x_groq):
+                delta = choice.delta
+                text = choice.text or (delta and delta.content)
+                more = choice.finish_reason or choice.logprobs or choice.native_finish_reason
+                more = more or choice.error or choice.reasoning_content or choice.reasoning
+                more = more or (delta and (delta.error or delta.reasoning_content))
+                more = more or (delta and delta.reasoning)
+                more = more or chunk.usage or chunk.error or chunk.x_groq or chunk.base_resp
+                if text and not (more or chunk.error_code or chunk.error_msg or chunk.errors):
                     self.texts[0] = True
                     batch.append(Delta(0, text))
                     continue
             self.take(chunk, source, batch)
 
-    def append_usage(self, batch: Batch) -> None:
-        if self.held is not None:
-            batch.append(Used(self.held))
-            self.held = None
+    def append_usage(self, batch: Batch, *, with_text: bool = False) -> None:
+        found, self.held = self.held, None
+        if found is None:
+            return
+        if not (found.input_tokens and found.output_tokens):
+            # With echo, the text may be only the prompt.
+            text = self.thought or (not self.echo and any(self.texts.values()))
+            found = believable(found, text=text)
+        batch.append(Used(found, with_text))
 
-    def read_choice(self, choice: Choice, batch: Batch) -> None:
+    def read_choice(self, choice: Choice, batch: Batch, failed: Any = None) -> None:
+        """Append a choice's events. With `failed`, its chunk has an error: ignore its finish."""
         # Some hosts count tokens in `index`: ignore it if one choice was requested.
         index = choice.index if self.choices > 1 else 0
-        if index in self.finished:
-            return
         if not 0 <= index < self.choices:
             raise UpstreamError(
                 f"The upstream sent choice index {index} for {self.choices} requested choices."
             )
-        if choice.error:
-            raise reported({"error": choice.error})
         message = choice.delta or choice.message
         text = choice.text or (message.content if message else None) or ""
+        if thought := thought_of(choice) or (message and thought_of(message)):
+            self.thought = True
+            batch.append(Thought(utf8_size(thought)))
+        if self.pairs.possible:
+            text = self.pairs.join(index, text)
         logprobs = self.read_logprobs(index, choice.logprobs) if choice.logprobs else None
         if text or logprobs:
             self.texts[index] = True
             batch.append(Delta(index, text, logprobs))
-        elif index not in self.texts:
+        elif index not in self.texts and not failed:
             self.texts[index] = False
-        if choice.finish_reason:
-            self.finish(index, choice.finish_reason, batch)
+        if failed:
+            return
+        error = choice.error or (message and message.error)
+        if error:
+            raise reported({"error": error})
+        if choice.finish_reason or choice.native_finish_reason:
+            self.finish(index, choice, batch, with_text=bool(text or logprobs or thought))
 
     def read_logprobs(self, index: int, raw: object) -> Logprobs | None:
         if self.logprobs is None:
@@ -142,14 +176,12 @@ class OpenAIResponse:
             reader = self.readers[index] = LogprobsReader(self.logprobs)
         return reader.read(raw)
 
-    def finish(self, index: int, word: str, batch: Batch) -> None:
-        word = word.lower()
-        if word in NOT_YET:
-            return
-        if word in FAILURES:
-            raise UpstreamError("The upstream reported a failed completion.", upstream_code=word)
-        self.finished.add(index)
-        batch.append(Finished(index, REASONS.get(word, "stop")))
+    def finish(self, index: int, choice: Choice, batch: Batch, *, with_text: bool) -> None:
+        """Append the finish of a choice. The last one counts, and more text may follow it."""
+        reason = meaning_of(choice.finish_reason, native=choice.native_finish_reason)
+        if reason is not None:
+            self.finished.add(index)
+            batch.append(Finished(index, reason, with_text))
 
     def finish_all(self, batch: Batch) -> None:
         """Finish the completion at [DONE], or at the end of a JSON body.
@@ -157,16 +189,16 @@ class OpenAIResponse:
         A choice without a finish_reason counts as finished, because some hosts never send one.
 
         Raises:
-            UpstreamError: There is neither text nor a finish_reason, or a choice is missing. The
-                row of a host that ignores `n` should list `n` in `cannot`.
+            UpstreamError: There is neither text nor a finish_reason, or a choice is missing. Hosts
+                that ignore `n` or lists of prompts cause the latter.
         """
         if not self.finished and not any(self.texts.values()):
             raise UpstreamError("The upstream sent no text and no finish reason.")
-        if len(self.texts) < self.choices:
-            raise UpstreamError(
-                f"The upstream sent {len(self.texts)} of the {self.choices} requested choices."
-            )
         self.append_usage(batch)
+        if len(self.texts) < self.choices:
+            raise choices_missing(len(self.texts), self.prompts, self.choices)
+        if self.pairs.held:
+            self.pairs.flush(batch)
         batch.extend(
             Finished(index, "stop") for index in sorted(self.texts) if index not in self.finished
         )
@@ -178,23 +210,41 @@ class OpenAIResponse:
         self.append_usage(batch)
 
 
+def thought_of(part: Choice | Message) -> str | None:
+    """Return the reasoning in a chunk. Hosts use one of two names for it, and some use both."""
+    return part.reasoning_content or part.reasoning
+
+
 def usage_of(tokens: Tokens) -> Usage | None:
     """Return the usage, or None if it is zero. Some hosts send zeros at first, others always."""
     given = tokens.prompt_tokens or 0
     made = tokens.completion_tokens or 0
-    if not given and not made:
-        return None
+    if not (tokens.prompt_tokens_details or tokens.completion_tokens_details):
+        return usage(given, made, read=tokens.prompt_cache_hit_tokens or 0)
     prompt = tokens.prompt_tokens_details or Details()
     reasoning = (tokens.completion_tokens_details or Details()).reasoning_tokens or 0
     if tokens.total_tokens == given + made + reasoning:  # xAI counts reasoning separately
         made += reasoning
-    return Usage(
-        input_tokens=given,
-        output_tokens=made,
-        cache_read_tokens=prompt.cached_tokens or tokens.prompt_cache_hit_tokens or 0,
-        cache_write_tokens=prompt.cache_write_tokens or 0,
-        reasoning_tokens=reasoning,
+    return usage(
+        given,
+        made,
+        read=prompt.cached_tokens or tokens.prompt_cache_hit_tokens or 0,
+        written=prompt.cache_write_tokens or 0,
+        reasoning=reasoning,
     )
+
+
+def error_of(chunk: Chunk) -> Any:
+    """Return the error in one of a chunk's fields, as `reported` takes it, or None."""
+    if chunk.error and not (isinstance(chunk.error, dict) and not any(chunk.error.values())):
+        return {"error": chunk.error}
+    if chunk.x_groq and chunk.x_groq.error:
+        return {"error": chunk.x_groq.error}
+    if isinstance(chunk.base_resp, dict) and chunk.base_resp.get("status_code"):
+        return {"error": chunk.base_resp}
+    if chunk.error_code or (chunk.error_msg and chunk.error_code is None):
+        return {"error": {"code": chunk.error_code, "message": chunk.error_msg}}
+    return {"error": chunk.errors} if chunk.errors else None
 
 
 def refuse_bare_error(data: bytes) -> None:

@@ -12,12 +12,13 @@ DeepSeek, Groq, Mistral and OpenRouter references for their additions (read 2026
 from __future__ import annotations
 
 import json
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 
 from providers.decoding.error_bodies import decode_error, reported
-from providers.decoding.lenient_json import NOT_JSON, Count, garbage, replace_lone_surrogates
+from providers.decoding.lenient_json import NOT_JSON, Count, Text, garbage, salvage
+from providers.decoding.surrogates import SplitPairs
 
 DONE: Final = b"[DONE]"
 """The data of a stream's last event."""
@@ -41,23 +42,32 @@ class Tokens(msgspec.Struct, gc=False):
 class Message(msgspec.Struct, gc=False):
     """The `delta` of a chat chunk, or the `message` of a whole body. Reasoning is not text."""
 
-    content: str | None = None
+    content: Text | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    error: Any = None
 
 
 class Choice(msgspec.Struct, gc=False):
     """A choice in a chunk or a whole JSON body of either endpoint."""
 
     index: int = 0
-    text: str | None = None
+    text: Text | None = None
     delta: Message | None = None
     message: Message | None = None
-    finish_reason: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    finish_reason: Any = None
+    """A word or, from SGLang, an object."""
+    native_finish_reason: Any = None
+    """The word of the host behind OpenRouter."""
     logprobs: Any = None
     error: Any = None
 
 
 class Groq(msgspec.Struct, gc=False):
     usage: Tokens | None = None
+    error: Any = None
 
 
 class Chunk(msgspec.Struct, gc=False):
@@ -68,30 +78,26 @@ class Chunk(msgspec.Struct, gc=False):
     usage: Tokens | None = None
     error: Any = None
     x_groq: Groq | None = None
-
-
-PARTS: Final[dict[str, type[msgspec.Struct]]] = {
-    "delta": Message,
-    "message": Message,
-    "usage": Tokens,
-    "prompt_tokens_details": Details,
-    "completion_tokens_details": Details,
-    "x_groq": Groq,
-}
-"""The fields that hold a nested object, with its type."""
+    # The fields of errors from MiniMax, Baidu, and hosts that put errors into a list.
+    base_resp: Any = None
+    error_code: Any = None
+    error_msg: Any = None
+    errors: Any = None
 
 
 _decoder = msgspec.json.Decoder(Chunk)
 _typed = _decoder.decode
-_Kind = TypeVar("_Kind", bound=msgspec.Struct)
 
 
-def decode(data: bytes) -> Chunk:
-    """Decode a chunk, or a whole body. Raises UpstreamError if it isn't a JSON object."""
+def decode(data: bytes, pairs: SplitPairs) -> Chunk:
+    """Decode a chunk, or a whole body. Raises UpstreamError if it isn't a JSON object.
+
+    `pairs` is as in `lenient_json.decode`.
+    """
     try:
         return _typed(data)
     except NOT_JSON:
-        return decode_leniently(data)
+        return decode_leniently(data, pairs)
 
 
 def decode_many(data: list[bytes]) -> list[Chunk]:
@@ -109,10 +115,10 @@ def decode_many(data: list[bytes]) -> list[Chunk]:
     return found if len(found) == len(data) else []
 
 
-def decode_leniently(data: bytes) -> Chunk:
+def decode_leniently(data: bytes, pairs: SplitPairs) -> Chunk:
     """Decode a chunk from JSON that doesn't match the types.
 
-    NaN, lone surrogates and invalid UTF-8 are accepted. Empty data becomes an empty chunk.
+    NaN, lone surrogates and invalid UTF-8 are accepted. Empty data and null become an empty chunk.
 
     Raises:
         UpstreamError: The data isn't a JSON object.
@@ -123,36 +129,38 @@ def decode_leniently(data: bytes) -> Chunk:
         value = json.loads(data.decode("utf-8-sig", "replace"))
     except (ValueError, RecursionError):
         raise garbage("The upstream sent data that is not JSON.", data) from None
+    if value is None:
+        return Chunk()
     if isinstance(value, list) and decode_error(value).message:
         raise reported(value)
     if not isinstance(value, dict):
         raise garbage("The upstream sent JSON that is not an object.", data)
+    pairs.possible = True
+    join_content(value)
     return salvage(value, Chunk)
 
 
-def salvage(value: dict[str, Any], kind: type[_Kind]) -> _Kind:
-    """Return a Struct with the values that match their types."""
-    kept: dict[str, Any] = {}
-    for field in msgspec.structs.fields(kind):
-        found = value.get(field.name)
-        if field.name in PARTS:
-            if isinstance(found, dict):
-                kept[field.name] = salvage(found, PARTS[field.name])
-        elif field.name == "choices":
-            if isinstance(found, list):
-                kept["choices"] = [salvage(c, Choice) for c in found if isinstance(c, dict)]
-        elif found is not None:
-            try:
-                found = replace_lone_surrogates(joined(found) if field.name == "content" else found)
-                kept[field.name] = msgspec.convert(found, field.type, strict=False)
-            except (msgspec.ValidationError, RecursionError):
-                continue
-    return kind(**kept)
+def join_content(value: dict[str, Any]) -> None:
+    """Replace each message's content that is a list of parts, which Mistral sends, by its text.
+
+    Parts with reasoning go to `reasoning_content`.
+    """
+    choices = value.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        for name in ("delta", "message") if isinstance(choice, dict) else ():
+            message = choice.get(name)
+            if isinstance(message, dict) and isinstance(message.get("content"), list):
+                parts = message["content"]
+                message |= {"content": joined(parts), "reasoning_content": thinking_in(parts)}
 
 
-def joined(content: Any) -> Any:
-    """Join the text of a list of parts, which Mistral sends. Return other content unchanged."""
-    if not isinstance(content, list):
-        return content
+def thinking_in(content: list[Any]) -> str:
+    """Return the reasoning in a list of parts."""
+    found = (part.get("thinking") for part in content if isinstance(part, dict))
+    return "".join(joined(parts) for parts in found if isinstance(parts, list))
+
+
+def joined(content: list[Any]) -> str:
+    """Return the text of a list of parts."""
     parts = (part for part in content if isinstance(part, dict) and part.get("type") == "text")
     return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))

@@ -34,13 +34,17 @@ class AbortSwitch:
 
     __slots__ = (
         *("_connecting", "_late", "_lock", "_silent_since", "_socket", "_waits"),
-        *("silence", "thrown"),
+        *("end_at", "ended", "silence", "thrown"),
     )
 
     def __init__(self) -> None:
         self.silence = math.inf
         """The idle timeout: seconds for which the host may be silent."""
         self.thrown = False
+        self.end_at = math.inf
+        """The monotonic time at which the body is ended, because its content is complete."""
+        self.ended = False
+        """True if the body was ended as if its host had closed the connection."""
         self._lock = BriefLock()
         self._socket: socket.socket | None = None
         self._connecting = self._late = self._waits = False
@@ -54,6 +58,15 @@ class AbortSwitch:
                 if self._socket is None or _shut(self._socket) or not self._connecting:
                     return
             time.sleep(0.001)  # noted, but its connect has not begun yet
+
+    def end(self) -> bool:
+        """End the body as if its host had closed the connection. Return False if that was done."""
+        with self._lock:
+            if self.ended or self.thrown or self._socket is None:
+                return False
+            self.ended = True
+            _shut(self._socket)
+        return True
 
     def note(self, sock: socket.socket, *, connecting: bool = False) -> None:
         """Remember the socket that an abort must shut down. Raises Aborted."""
@@ -107,8 +120,13 @@ class AbortSwitch:
         return data
 
     def look(self, now: float) -> None:
-        """End the exchange if its host has been silent for longer than the idle timeout."""
-        if now - self._silent_since > self.silence:
+        """End the exchange if its host has been silent for longer than the idle timeout.
+
+        End the body at `end_at`.
+        """
+        if self.end_at < now > self._silent_since:  # the reader waits, so nothing is unread
+            self.end()
+        elif now - self._silent_since > self.silence:
             with self._lock:
                 if self._socket is not None:
                     self._late = True

@@ -64,7 +64,7 @@ class Adapter(BaseAdapter):
         verify: bool | str = True,
         cert: object = None,  # noqa: ARG002
         proxies: Mapping[str, str] | None = None,  # noqa: ARG002
-    ) -> requests.Response:
+    ) -> Response:
         """Send a request and wait for the head of its response, whose `raw` is the body to read.
 
         Args:

@@ -8,22 +8,27 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+import msgspec
 import requests
 import urllib3
 
-from completion import Batch, CompletionRequest
+from completion import Batch, CompletionRequest, Finished
 from concurrency.yielding import Yielder
 from config import ConfigError
 from errors import SluiceError, UpstreamError, UpstreamTimeout
 from providers.base import Dialect, Signer, Target, UpstreamRequest
+from providers.decoding import bodies
+from providers.decoding.lenient_json import NOT_JSON
+from providers.finish import Finish
 from providers.transport.abort import Aborted, AbortSwitch
-from providers.transport.adapter import Adapter, NotReached, ProxyFailed
+from providers.transport.adapter import Adapter, NotReached, ProxyFailed, Response
 from providers.transport.http1 import Malformed
 from providers.transport.pool import Pool
 from providers.transport.proxy import Proxy, answered, is_local, is_own, parse
@@ -34,8 +39,14 @@ if TYPE_CHECKING:
 MAX_BODY: Final = 64 * 1024 * 1024
 """The largest whole response in bytes; no completion is larger."""
 MAX_ERROR_BODY: Final = 64 * 1024
+STREAMS: Final = ("text/event-stream", "application/vnd.amazon.eventstream")
+"""The content types of streams."""
 LAST_BYTES_S: Final = 0.05
 """How long `close` waits for the last bytes of a body whose meaning is already complete."""
+MOST_CHECKS: Final = 20
+"""How many times an unfinished body is checked for complete JSON."""
+GRACE_S: Final = 2.0
+"""How long a response may stay open after an answer that can't go on."""
 
 FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, Malformed, OSError)
 """The exceptions that an adapter and a body raise."""
@@ -110,13 +121,29 @@ class Exchange:
         self.request, self._proxy = request, proxy
         self._pool, self._switch = pool, AbortSwitch()
         self._timeouts, self._verify = timeouts, ca_bundle or True
-        self._response: requests.Response | None = None
+        self._response: Response | None = None
+        self.complete = False
+        """True if the content of the body is complete, so that any end of the body is clean."""
 
     @property
     def headers(self) -> Mapping[str, str]:
         """The headers of the response, with names in lower case."""
         assert self._response is not None  # noqa: S101 - else the caller made a mistake
         return {name.lower(): value for name, value in self._response.headers.items()}
+
+    @property
+    def compressed(self) -> bool:
+        return self._fields.get("content-encoding", "identity").lower() != "identity"
+
+    @property
+    def media_type(self) -> str:
+        return self._fields.get("content-type", "").partition(";")[0].strip().lower()
+
+    @property
+    def _fields(self) -> dict[str, str]:
+        """The headers of the response, without a copy."""
+        assert self._response is not None  # noqa: S101
+        return self._response.fields
 
     def open(self) -> int:
         """Send the request, wait for the headers of the response, and return its status.
@@ -157,6 +184,8 @@ class Exchange:
             try:
                 chunk = read(decode_content=True)
             except FAILURES as failure:
+                if self.complete and not self._switch.thrown:
+                    return
                 raise self._explained(failure) from failure
             waited = time.monotonic() - asked
             if not chunk:
@@ -166,15 +195,38 @@ class Exchange:
             yield chunk
             yielder.yield_if_due(waited)
 
-    def read(self, limit: int = MAX_BODY) -> bytes:
-        """Return the whole body. Raises what `open` raises; UpstreamError above `limit` bytes."""
-        parts = []
+    def bounded(self, limit: int = MAX_BODY) -> Iterator[bytes]:
+        """Yield the body as it arrives, up to `limit` bytes.
+
+        Raises what `open` raises; UpstreamError for a larger body.
+        """
         for chunk in self.chunks():
-            parts.append(chunk)
             limit -= len(chunk)
             if limit < 0:
                 raise UpstreamError("The upstream's answer was larger than any completion.")
+            yield chunk
+
+    def read(self, limit: int = MAX_BODY) -> bytes:
+        """Return the whole body. Raises what `bounded` raises.
+
+        JSON that is complete may be followed by any end of the body, or by none.
+        """
+        parts, checks = [], MOST_CHECKS
+        for chunk in self.bounded(limit):
+            parts.append(chunk)
+            if checks and self._goes_on and chunk.rstrip().endswith((b"}", b"]")):
+                checks -= 1
+                if is_json(b"".join(parts)):
+                    self.complete = True
+                    self.end_body_at(time.monotonic() + GRACE_S)
         return b"".join(parts)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Return True if the body hasn't ended by its framing."""
+        assert self._response is not None  # noqa: S101
+        body: Any = self._response.raw
+        return not body.released
 
     def read_error(self) -> bytes:
         """Return the body of an error response: the bytes that arrived, at most MAX_ERROR_BODY,
@@ -203,6 +255,17 @@ class Exchange:
     def abort(self) -> None:
         """End the exchange in whatever phase it is, within milliseconds."""
         self._switch.throw()
+
+    def end_body(self) -> bool:
+        """End a complete body as if the host had closed the connection. Any thread may call this.
+
+        Return False if the body isn't complete, or has been ended.
+        """
+        return self.complete and self._switch.end()
+
+    def end_body_at(self, moment: float) -> None:
+        """End a complete body at a monotonic time, unless it ends before. It may be changed."""
+        self._switch.end_at = moment
 
     def _prepared(self) -> requests.PreparedRequest:
         request, prepared = self.request, requests.PreparedRequest()
@@ -272,15 +335,61 @@ class HttpCall:
             raise error
         if self._request.stream:
             self._refuse_compression()
-            yield from self._dialect.events(self._exchange.chunks(), self._request)
+            batches = self._dialect.events(self._exchange.chunks(), self._request)
+            finish = Finish(self._request.choices)
+            try:
+                yield from self._until_finished(batches, finish)
+            except UpstreamError:
+                if finish.shown and finish.reasons:  # else the call may be retried
+                    yield finish.events()
+                raise
+            if finish.reasons:
+                yield finish.events()
         else:
-            yield self._dialect.complete(self._exchange.read(), self._request)
+            yield self._whole()
+
+    def _whole(self) -> Batch:
+        """Return the events of a whole answer.
+
+        A stream, which some hosts send anyway, is read up to its last event: its host may keep the
+        connection open after it.
+        """
+        exchange = self._exchange
+        if exchange.media_type not in STREAMS or exchange.compressed:
+            return self._dialect.complete(exchange.read(), self._request)
+        start, chunks = bodies.peek(exchange.bounded())
+        if start in (b"{", b"["):
+            return self._dialect.complete(b"".join(chunks), self._request)
+        events, finish = self._dialect.events(chunks, self._request), Finish(self._request.choices)
+        return bodies.collected(self._until_finished(events, finish)) + finish.events()
+
+    def _until_finished(self, batches: Iterator[Batch], finish: Finish) -> Iterator[Batch]:
+        """Yield the batches without Finished events, which `finish` gets.
+
+        Once all choices have finished, the body may end in any way, and comments no longer count as
+        signs of life.
+        """
+        exchange, watchful = self._exchange, True
+        for batch in batches:
+            if not watchful:
+                for event in batch:
+                    if event.__class__ is Finished:
+                        watchful = True
+                        break
+            if watchful:
+                alive, batch = bool(batch), finish.take(batch)
+                watchful = finish.watchful
+                if finish.complete:
+                    if not alive:
+                        continue
+                    exchange.complete = True
+                    exchange.end_body_at(time.monotonic() + GRACE_S if finish.settled else math.inf)
+            yield batch
 
     def _refuse_compression(self) -> None:
         """Raise UpstreamError for a compressed stream: none was asked for, and it could expand
         without a bound, or hold events back in the compressor."""
-        coding = self._exchange.headers.get("content-encoding", "identity")
-        if coding.lower() != "identity":
+        if self._exchange.compressed:
             raise UpstreamError(
                 "The upstream compressed its stream, although uncompressed data was requested."
             )
@@ -288,8 +397,19 @@ class HttpCall:
     def abort(self) -> None:
         self._exchange.abort()
 
+    def end_if_finished(self) -> bool:
+        return self._exchange.end_body()
+
     def wind_up(self) -> None:
         pass
 
     def close(self) -> None:
         self._exchange.close()
+
+
+def is_json(body: bytes) -> bool:
+    try:
+        msgspec.json.decode(body)
+    except NOT_JSON:
+        return False
+    return True

@@ -16,6 +16,7 @@ from completion import (
     Delta,
     Finished,
     Started,
+    Thought,
     Usage,
     Used,
 )
@@ -196,13 +197,85 @@ def test_a_refused_request_is_never_retried(
     assert (len(harness.asked), pauses) == (1, [])
 
 
-@pytest.mark.parametrize("first", [[Started("m", 8)], HELLO])
-def test_call_is_not_retried_after_its_first_event(
+@pytest.mark.parametrize("first", [HELLO, [Finished(0, "stop")], [Thought(3), Delta(0, "a")]])
+def test_call_is_not_retried_after_its_first_visible_event(
     harness: Harness, pauses: list[float], first: Batch
 ) -> None:
     harness.play(Scripted(first, UpstreamError("Broke.")))
     assert harness.run("sim/m", "other/m").endswith("provider_error")
     assert (len(harness.asked), pauses) == (1, [])
+
+
+INVISIBLE: list[Batch] = [[Started("m", 8)], [], [Used(Usage(8, 0))], [Thought(40)]]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("before", [INVISIBLE[:1], INVISIBLE[1:2], INVISIBLE[2:3], INVISIBLE])
+def test_call_is_retried_and_falls_back_after_invisible_events(
+    harness: Harness, pauses: list[float], before: list[Batch], stream: bool
+) -> None:
+    broken = [Scripted(*before, UpstreamError("Broke.")) for _ in range(3)]
+    harness.play(*broken, good())
+    call = harness.open("sim/m", "other/m", stream=stream)
+    if stream:
+        call.wait()
+        assert b"".join(call.frames(Words())).decode() == WHOLE
+    else:
+        assert call.result()[0].choices[0].text == "Hello there"
+    assert harness.names == ["sim/m"] * 3 + ["other/m"]
+    assert call.stream.target.name == "other/m"
+    assert call.stream.first_visible is not None
+    assert all(attempt.first_event is not None for attempt in call.stream.attempts)
+
+
+def test_silence_after_invisible_events_moves_the_call_to_the_next_model(
+    harness: Harness, pauses: list[float]
+) -> None:
+    harness.play(Scripted(*INVISIBLE, wait), good())
+    call = harness.open("sim/m", "other/m")
+    assert eventually(lambda: bool(call.stream.attempts) and call.stream.tally.input_tokens == 8)
+    assert cast(Scripted, call.stream._upstream).reached.wait(HANG_S)
+    call.stream.look(time.monotonic() + 121)
+    call.wait()
+    assert b"".join(call.frames(Words())).decode() == WHOLE
+    tries = harness.tries
+    assert tries is not None
+    assert [t["code"] for t in tries] == ["provider_timeout", None]
+    assert tries[0]["output_tokens"] == 10, "the reasoning of the first attempt is estimated"
+
+
+def test_a_partly_failed_whole_answer_is_made_again(harness: Harness, pauses: list[float]) -> None:
+    harness.play(Scripted([Delta(0, "lost")], UpstreamError("Broke.")), good())
+    call = harness.open("sim/m", "other/m", stream=False)
+    assert [choice.text for choice in call.result()[0].choices] == ["Hello there"]
+    assert len(harness.asked) == 2
+
+
+def test_choices_are_split_into_calls_for_a_target_that_counts_only_one(
+    harness: Harness,
+) -> None:
+    row = {"base_url": "http://127.0.0.1:1/v1", "completions": True, "cannot": ["choice_list"]}
+    harness.gateway = Gateway(
+        Settings(providers={"one": row}), Quota(0), cast(Ledger, harness.ledger), harness.records
+    )
+    request = CompletionRequest(prompts=("a", "b"), n=2, seed=7)
+    [found] = harness.gateway._choose(request, Route(model="one/m"), a_key(), strict=False)
+    assert (found.split, found.singly) == (True, True)
+    singles = attempts.single_choices(found.request)
+    assert [(r.prompts, r.n, r.seed) for r in singles] == [
+        (("a",), None, 7), (("a",), None, 8), (("b",), None, 7), (("b",), None, 8),
+    ]  # fmt: skip
+    assert not harness.gateway._choose(
+        CompletionRequest(prompts=("a",)), Route(model="one/m"), a_key(), strict=False
+    )[0].split
+
+
+def test_a_refusal_after_invisible_events_is_not_retried(
+    harness: Harness, pauses: list[float]
+) -> None:
+    harness.play(Scripted(*INVISIBLE, UpstreamError("No.", upstream_status=400)))
+    assert harness.refused("sim/m", "other/m").status == 400
+    assert len(harness.asked) == 1
 
 
 def test_ledger_row_records_each_attempt_without_a_secret(
@@ -484,13 +557,12 @@ def test_continuation_is_enabled_by_the_caller_or_the_server(
     ("model", "steps", "fields"),
     [
         ("chat/m", [HELLO, CUT], {}),
-        ("sim/m", [[Started("m", 8)], CUT], {}),
         ("sim/m", [HELLO, [Finished(0, "stop")], CUT], {}),
         ("sim/m", [HELLO, CUT], {"max_tokens": 2}),
         ("sim/m", [[Delta(0, "Hello\n")], CUT], {"stop": ("\n\n",)}),
         ("sim/m", [HELLO, UpstreamError("No.", upstream_status=400)], {}),
     ],
-    ids=["chat", "no text", "finished", "no tokens left", "in a stop", "refused"],
+    ids=["chat", "finished", "no tokens left", "in a stop", "refused"],
 )
 def test_stream_is_not_continued_where_the_answer_could_differ(
     harness: Harness, model: str, steps: list[Any], fields: dict[str, Any]
@@ -586,3 +658,42 @@ def test_usage_of_a_continued_stream_is_the_sum_of_both_calls(harness: Harness) 
     harness.play(Scripted(first, CUT), Scripted(REST))
     harness.run(continues=True)
     assert harness.records.only.usage == Usage(16, 4)
+
+
+# Parameters that a host lacks
+
+
+def lacking(usage: Usage | None = None) -> Scripted:
+    error = UpstreamError("The upstream sent 1 of the 2 requested choices.", unsupported="n")
+    error.usage = usage
+    return Scripted(error)
+
+
+def test_a_host_that_ignores_a_parameter_is_not_retried_and_the_next_model_is_tried(
+    harness: Harness, pauses: list[float]
+) -> None:
+    harness.play(lacking(), good())
+    assert harness.run("sim/m", "other/m") == WHOLE
+    assert (harness.names, pauses) == (["sim/m", "other/m"], [])
+
+
+def test_a_host_that_ignores_a_parameter_does_not_open_its_circuit_breaker(
+    harness: Harness, pauses: list[float]
+) -> None:
+    for _ in range(FAILURES + 1):
+        harness.play(lacking())
+        error = harness.refused()
+        assert (error.status, error.code, error.param) == (400, "unsupported_parameter", "n")
+        assert 'cannot = ["n"]' in error.message
+        assert len(harness.asked) == 1
+    harness.play(good())
+    assert harness.run() == WHOLE
+
+
+def test_the_usage_that_came_before_a_failure_is_billed(
+    harness: Harness, pauses: list[float]
+) -> None:
+    harness.play(lacking(Usage(8, 3)))
+    harness.refused(stream=False)
+    settled = harness.ledger.settlements[-1]
+    assert (settled.usage, settled.cost_nano) == (Usage(8, 3), 14_000)

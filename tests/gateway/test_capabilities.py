@@ -141,3 +141,44 @@ def test_a_request_that_no_target_can_honor_gets_the_error_of_the_first_target()
 
 def test_every_hint_is_a_parameter() -> None:
     assert set(CompletionRequest.__struct_fields__) >= capabilities.HINTS
+
+
+def local_row(**fields: Any) -> Target:
+    row = {"base_url": "http://127.0.0.1:1/v1", "completions": True, **fields}
+    return Target(registry.rows({"mine": row}, {})["mine"], "m-1")
+
+
+@pytest.mark.parametrize(
+    ("row", "fields", "param", "says"),
+    [
+        ({"cannot": ["echo"]}, {"echo": True, "logprobs": 1}, "logprobs",
+         "doesn't support echo together with logprobs."),
+        ({"cannot": ["echo", "logprobs"]}, {"echo": True, "logprobs": 1}, "logprobs",
+         "doesn't support logprobs."),
+        ({"cannot": ["echo"]}, {"echo": True, "prompts": ((1, 2),)}, "echo",
+         "doesn't support echo together with a prompt of token ids."),
+        ({"cannot": ["echo", "token_ids"]}, {"echo": True, "prompts": ((1, 2),)}, "prompt",
+         "doesn't support a prompt of token ids."),
+        ({"completions": False, "cannot": ["logprobs"]}, {"echo": True, "logprobs": 1}, "logprobs",
+         "doesn't support logprobs."),
+        ({"fim": {"path": "/infill", "dialect": "infill"}}, {"suffix": "s", "logprobs": 1},
+         "logprobs", "doesn't support logprobs together with suffix."),
+        ({"fim": {"path": "/infill", "dialect": "infill"}, "cannot": ["n"]},
+         {"suffix": "s", "n": 2}, "n", "doesn't support n."),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_the_parameter_at_fault(
+    row: dict[str, Any], fields: dict[str, Any], param: str, says: str
+) -> None:
+    with pytest.raises(UnsupportedParameter) as caught:
+        fit(a_request(**fields), local_row(**row), strict=False)
+    assert caught.value.message == f"mine/m-1 {says}"
+    assert caught.value.param == param
+
+
+def test_the_llamacpp_row_emulates_echo_and_refuses_it_only_with_logprobs() -> None:
+    target = Target(registry.rows({}, {})["llamacpp"], "m")
+    assert fit(a_request(echo=True), target, strict=False).echo
+    assert fit(a_request(logprobs=1), target, strict=False).request.logprobs == 1
+    with pytest.raises(UnsupportedParameter, match="echo together with logprobs"):
+        fit(a_request(echo=True, logprobs=1), target, strict=False)

@@ -23,6 +23,7 @@ from completion import (
     Event,
     Finished,
     Started,
+    Thought,
     Usage,
     Used,
 )
@@ -708,7 +709,7 @@ def test_a_call_stopped_before_its_attempt_starts_counts_no_attempt(
     begin.set()
     assert list(frames(call)) == [b"stopped"]
     assert eventually(lambda: attempt.closes == 1)
-    assert (len(call.stream.attempts), call.stream.first_event) == (0, None)
+    assert (len(call.stream.attempts), call.stream.first_visible) == (0, None)
 
 
 def test_a_reader_delivers_nothing_after_its_stream_was_stopped(
@@ -1008,7 +1009,9 @@ ONE: Event = Delta(0, "one")
         ({}, [], []),
         ({}, [[ONE], [ONE]], [[Delta(0, "Hi"), ONE], [ONE]]),
         ({}, [[STARTED, ONE]], [[STARTED, Delta(0, "Hi"), ONE]]),
-        ({}, [[STARTED], [ONE]], [[STARTED, Delta(0, "Hi")], [ONE]]),
+        ({}, [[STARTED], [ONE]], [[STARTED], [Delta(0, "Hi"), ONE]]),
+        ({}, [[STARTED], [], [Thought(9)], [Finished(0, "stop")]],
+         [[STARTED], [], [Thought(9)], [Delta(0, "Hi"), Finished(0, "stop")]]),
         ({"n": 2}, [[ONE]], [[Delta(0, "Hi"), Delta(1, "Hi"), ONE]]),
         ({"prompts": ("a", "b")}, [[ONE]], [[Delta(0, "a"), Delta(1, "b"), ONE]]),
         ({"prompts": ("a", "b"), "n": 2}, [[ONE]],

@@ -85,6 +85,9 @@ class ScriptedCall:
             self.aborts += 1
         self._aborted.set()
 
+    def end_if_finished(self) -> bool:
+        return False
+
     def wind_up(self) -> None:
         pass
 
@@ -247,6 +250,18 @@ def test_merged_usage_is_an_estimate_when_a_prompt_reports_none() -> None:
     usage = fold(flatten(fanout.events())).usage
     assert usage is not None
     assert usage.source == "estimate"
+
+
+def test_a_failure_has_the_usage_of_all_prompts() -> None:
+    failure = UpstreamError("The upstream sent 1 of the 2 requested choices.", unsupported="n")
+    failure.usage = Usage(5, 2)
+    calls = [ScriptedCall([[Used(Usage(3, 1))]]), ScriptedCall(failure=failure)]
+    fanout = FanOut([partial(next, iter([call])) for call in calls], tallies(2), 2)
+    with pytest.raises(UpstreamError) as raised:
+        list(fanout.events())
+    assert raised.value.usage is not None
+    assert raised.value.usage.output_tokens in (2, 3)  # the other prompt may be quicker or not
+    assert raised.value.usage.input_tokens in (5, 8)
 
 
 def test_fanout_yields_no_empty_batch() -> None:

@@ -15,6 +15,7 @@ from errors import (
     RequestTooLarge,
     SluiceError,
     Unavailable,
+    UnsupportedParameter,
     UpstreamError,
     UpstreamTimeout,
 )
@@ -27,9 +28,9 @@ from tests.routing.test_router import a_target
     ("error", "expected"),
     [
         *((UpstreamError("", upstream_status=status), True)
-          for status in (None, 408, 409, 425, 429, 500, 502, 503, 504, 529)),
+          for status in (None, 408, 409, 425, 429, 500, 501, 502, 503, 504, 529)),
         *((UpstreamError("", upstream_status=status), False)
-          for status in (400, 401, 402, 403, 404, 413, 422, 501)),
+          for status in (400, 401, 402, 403, 404, 413, 422)),
         *((UpstreamTimeout(phase, 1), True) for phase in ("connect", "first_event", "idle")),
         (RateLimited("The credential's circuit is open.", retry_after=1), True),
         (Unavailable("The target's circuit is open."), True),
@@ -158,3 +159,45 @@ def test_a_long_upstream_message_is_truncated(status: int) -> None:
 def test_a_target_without_a_key_shows_the_upstream_message() -> None:
     failure = UpstreamError("It broke.", upstream_status=400, upstream_message="plain words")
     assert public_error(failure, a_target()).message.endswith(": plain words")
+
+
+def test_a_parameter_that_the_host_refuses_is_unsupported_with_the_words_of_the_host() -> None:
+    failure = UpstreamError(
+        "It broke.", upstream_status=400, upstream_message="no suffix here", unsupported="suffix"
+    )
+    error = public_error(failure, a_target())
+    assert type(error) is UnsupportedParameter
+    assert (error.status, error.param) == (400, "suffix")
+    assert error.message == "sim/m-1 doesn't support suffix: no suffix here"
+    assert error.details is not None
+    assert error.details["parameter"] == "suffix"
+
+
+@pytest.mark.parametrize(
+    ("name", "param", "says"),
+    [("n", "n", 'set cannot = ["n"] in [providers.sim]'),
+     ("prompt_list", "prompt", 'set cannot = ["prompt_list"] in [providers.sim]')],
+)  # fmt: skip
+def test_a_parameter_that_the_host_ignores_is_unsupported_with_the_setting_that_says_so(
+    name: str, param: str, says: str
+) -> None:
+    failure = UpstreamError("The upstream sent 1 of the 2 choices.", unsupported=name)
+    error = public_error(failure, a_target())
+    assert type(error) is UnsupportedParameter
+    assert (error.param, says in error.message) == (param, True)
+    assert "1 of the 2" in error.message
+
+
+def test_a_501_without_a_named_parameter_is_unsupported() -> None:
+    error = public_error(UpstreamError("It broke.", upstream_status=501), a_target())
+    assert type(error) is UnsupportedParameter
+    assert error.param is None
+
+
+@pytest.mark.parametrize("status", [None, 400, 422, 501])
+@pytest.mark.parametrize("name", ["n", ""])
+def test_an_unsupported_parameter_is_tried_elsewhere_and_is_no_failure_of_the_host(
+    status: int | None, name: str
+) -> None:
+    verdict = classify(UpstreamError("", upstream_status=status, unsupported=name))
+    assert verdict == (False, True, "nothing")

@@ -14,9 +14,11 @@ from completion import (
     Batch,
     Delta,
     EndReason,
+    Event,
     Finished,
     Prompt,
     Started,
+    Thought,
     Usage,
     Used,
     prompt_tokens,
@@ -240,7 +242,7 @@ def test_a_batch_weighs_its_text_plus_a_fixed_weight_per_event(batch: Batch, wei
     assert Tally(("Hi",)).add(batch) == weight
 
 
-def tally_of(*events: Started | Delta | Finished | Used, prompts: tuple[Prompt, ...] = ("Hi",),
+def tally_of(*events: Event, prompts: tuple[Prompt, ...] = ("Hi",),
              echoes: int = 0) -> Tally:  # fmt: skip
     tally = Tally(prompts, echoes)
     tally.add(list(events))
@@ -297,6 +299,55 @@ def test_reported_usage_is_exact_until_more_text_comes(steps: list[str | int], e
     assert usage.output_tokens >= (reported[-1] if reported else 0)
     if exact:
         assert usage == Usage(3, reported[-1])
+
+
+def test_reasoning_counts_as_output_until_the_provider_reports_usage() -> None:
+    tally = tally_of(Started("m", 7), Thought(40), Thought(2), echoes=1, prompts=("p" * 20,))
+    assert tally.usage(failed=False) == Usage(7, 11, source="estimate")
+    tally.add([Delta(0, "p" * 20), Delta(0, "abcd")])
+    assert tally.output_tokens == 12
+    tally.add([Used(Usage(7, 30, reasoning_tokens=20))])
+    assert tally.usage(failed=False) == Usage(7, 30, reasoning_tokens=20)
+
+
+def test_only_text_and_finish_reasons_are_visible() -> None:
+    tally = tally_of(Started("m"), Thought(4), Used(Usage(1, 1)))
+    assert tally.visible == 0
+    tally.add([Delta(0, "a"), Finished(0, "stop")])
+    assert tally.visible == 2
+
+
+@pytest.mark.parametrize(
+    ("texts", "reported", "exact"),
+    [
+        (["Hello world"] * 2, Usage(5, 3), False),
+        (["Hello world"] * 2, Usage(5, 5), True),
+        (["a", "b", "c", "d"], Usage(5, 2), False),
+        (["a", "b", "c", "d"], Usage(5, 4), True),
+        (["a", "b"], Usage(5, 1), True),
+    ],
+)
+def test_usage_that_covers_one_of_several_choices_is_estimated(
+    texts: list[str], reported: Usage, exact: bool
+) -> None:
+    for choices in (1, 2):
+        tally = Tally(("Hi",), choices=choices)
+        tally.add([Delta(number % 2, text) for number, text in enumerate(texts)])
+        tally.add([Used(reported)])
+        usage = tally.usage(failed=False)
+        if exact or choices == 1:
+            assert usage == reported
+        else:
+            assert usage.source == "estimate"
+            assert usage.output_tokens == max(len(texts), len("".join(texts)) / 4 // 1 + 1)
+
+
+@pytest.mark.parametrize(("given", "exact"), [(2, False), (3, True), (9, True)])
+def test_usage_that_covers_one_of_several_prompts_is_estimated(given: int, exact: bool) -> None:
+    tally = Tally(((1, 2), "p"), choices=2)
+    tally.add([Delta(0, "a"), Delta(1, "b"), Used(Usage(given, 2))])
+    usage = tally.usage(failed=False)
+    assert usage == (Usage(given, 2) if exact else Usage(3, 2, source="estimate"))
 
 
 def test_a_refused_call_used_nothing() -> None:

@@ -15,7 +15,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from completion import CompletionRequest, Delta, EndReason, Started, Usage, Used
+from completion import (
+    Batch,
+    CompletionRequest,
+    Delta,
+    EndReason,
+    Started,
+    Thought,
+    Usage,
+    Used,
+)
 from config import Timeouts
 from errors import (
     InternalError,
@@ -114,14 +123,14 @@ def test_no_attempt_starts_after_the_call_has_ended() -> None:
 
 def test_events_after_a_stop_still_count_in_the_usage() -> None:
     stream, _ = with_attempt()
-    before = stream.first_event
+    before = stream.first_visible
     assert stream.put([Started("m", 3), Delta(0, "abcde")])
-    first = stream.first_event
+    first = stream.first_visible
     assert before is None
     assert first is not None
     stream.end("stopped")
     assert not stream.put([Delta(0, "f"), Used(Usage(3, 9))])
-    assert stream.first_event == first
+    assert stream.first_visible == first
     assert stream.tally.usage(failed=False) == Usage(3, 9)
 
 
@@ -390,6 +399,54 @@ def test_the_idle_timeout_aborts_an_attempt_silent_after_an_event() -> None:
     assert stream.expired is not None
     assert stream.expired.phase == "idle"
     assert attempt.aborts == 1
+
+
+class Finishing(Quiet):
+    """An attempt whose answer has finished: it can be ended once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends = 0
+
+    def end_if_finished(self) -> bool:
+        self.ends += 1
+        return self.ends == 1
+
+
+@pytest.mark.parametrize("seconds", [21.0, 101.0], ids=["idle", "total"])
+def test_a_finished_answer_is_ended_at_its_deadline_and_not_aborted(seconds: float) -> None:
+    stream, attempt = a_stream(), Finishing()
+    assert stream.attach(attempt, TARGET, ())
+    stream.put([Delta(0, "a")])
+    stream.look(time.monotonic() + seconds)
+    assert (attempt.ends, attempt.aborts, stream.expired, stream.ended) == (1, 0, None, False)
+    stream.look(time.monotonic() + seconds)
+    assert attempt.aborts == 1, "it didn't end, so it is aborted"
+
+
+@pytest.mark.parametrize("batch", [[], [Thought(9)], [Started("m")], [Used(Usage(3, 1))]])
+def test_invisible_events_reset_the_idle_timeout_and_stay_in_the_stream(batch: Batch) -> None:
+    stream, attempt = with_attempt()
+    before = stream.deadlines.last_event
+    assert stream.put(batch)
+    assert stream.attempts[0].first_event is not None
+    assert stream.deadlines.last_event > before
+    assert stream.first_visible is None
+    stream.look(time.monotonic() + 19)
+    assert attempt.aborts == 0
+    stream.end("stopped")
+    assert stream.mailbox.take() == [End("stopped")]
+    assert not stream.put(batch), "the reader must leave"
+
+
+def test_an_attempt_at_a_whole_answer_replaces_what_the_last_one_sent() -> None:
+    stream, _ = with_attempt(request=CompletionRequest(prompts=("a", "b")))
+    assert stream.put([Delta(0, "lost")])
+    stream.detach(None)
+    assert stream.attach(Quiet(), OTHER, ())
+    assert stream.first_visible is None
+    assert stream.put([Delta(0, "kept")])
+    assert stream.mailbox.take() == [Nudge.RESTARTED, [Delta(0, "kept")]]
 
 
 def test_the_idle_timeout_does_not_run_while_the_mailbox_is_full() -> None:

@@ -66,6 +66,12 @@ class Dialect(NamedTuple):
     def whole(self) -> bytes:
         return (FIXTURES / self.body / "body.json").read_bytes()
 
+    def until_start(self) -> bytes:
+        """Return the stream up to its first text, or a comment if it begins with text."""
+        if self.texts_after == 1:
+            return b": ping\n\n"
+        return self.streamed[: self.ends(self.streamed)[self.texts_after - 2]]
+
     def until_text(self) -> tuple[bytes, bytes]:
         """Return the stream up to the end of its first text, and the rest."""
         at = self.ends(self.streamed)[self.texts_after - 1]
@@ -177,6 +183,8 @@ class Fault(NamedTuple):
     """True if the provider's row has short timeouts."""
     refused: bool = False
     """True if nothing listens on the provider's port."""
+    started: bool = False
+    """True if a stream starts, which may cost something, but shows the client nothing."""
     text: str = ""
     """A text that replaces the text of a unary response."""
 
@@ -323,6 +331,41 @@ def error_later(d: Dialect, stream: bool) -> list[Script]:
     return [[*start, fp.send(d.error_frame or data(d.error)), fp.send(rest), fp.close()]]
 
 
+def begun(*steps: fp.Step) -> Steps:
+    """Play steps after a start that shows the client nothing. A unary response has none."""
+
+    def scripts(d: Dialect, stream: bool) -> list[Script]:
+        if not stream:
+            return [steps]
+        head = fp.head(200, {"Content-Type": d.media, "Connection": "close"})
+        return [[head, fp.send(d.until_start()), fp.sleep(0.05), *steps]]
+
+    return scripts
+
+
+def error_after_the_start(d: Dialect, stream: bool) -> list[Script]:
+    if not stream:
+        return error_inside(d, stream)
+    return begun(fp.send(d.error_frame or data(d.error)), fp.close())(d, stream)
+
+
+def unclosed(*steps: fp.Step) -> Steps:
+    """Play a whole response without its end: its last frame if that only ends it, and a length."""
+
+    def scripts(d: Dialect, stream: bool) -> list[Script]:
+        content = d.streamed if stream else d.whole
+        for last in (
+            b"data: [DONE]\n\n",
+            b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
+        ):
+            content = content.removesuffix(last)
+        media = d.media if stream else "application/json"
+        head = fp.head(200, {"Content-Type": media, "Connection": "close"})
+        return [[head, fp.send(content), fp.sleep(0.05), *steps]]
+
+    return scripts
+
+
 def going_on(d: Dialect, stream: bool) -> list[Script]:
     content = (d.streamed if stream else d.whole) + data(b"{nope") + b"\0" * 40
     return [body(d, content, stream=stream)]
@@ -360,6 +403,11 @@ FAULTS = {
     "truncated_gzip": Fault(BROKEN, BROKEN, gzip_cut_short),
     "no_gzip": Fault(BROKEN, BROKEN, no_gzip),
     "huge_line": Fault(FINE, BROKE_OFF, huge_line, text=HUGE),
+    "error_after_the_start": Fault(BROKEN, BROKEN, error_after_the_start, started=True),
+    "closed_after_the_start": Fault(BROKEN, BROKEN, begun(fp.close()), started=True),
+    "stall_after_the_start": Fault(LATE, LATE, begun(fp.hold()), quick=True, started=True),
+    "finished_then_open": Fault(FINE, FINE, unclosed(fp.hold())),
+    "finished_then_reset": Fault(FINE, FINE, unclosed(fp.reset())),
     "error_inside_a_200": Fault(BROKEN, BROKEN, error_inside),
     "error_later": Fault(BROKEN, BROKE_OFF, error_later),
     "more_after_the_end": Fault(BROKEN, FINE, going_on),

@@ -232,8 +232,9 @@ def test_stream_events_come_in_a_batch_per_chunk() -> None:
     ]
     assert list(anthropic.events(chunks, request())) == [
         [Started("m", 7), Delta(0, "a"), Delta(0, "b")],
-        [Delta(0, "c"), Used(Usage(7, 2))],
-        [Finished(0, "length")],
+        [],
+        [Delta(0, "c"), Used(Usage(7, 2)), Finished(0, "length")],
+        [],
     ]
 
 

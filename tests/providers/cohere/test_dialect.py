@@ -168,6 +168,7 @@ def test_stream_events_come_in_a_batch_per_chunk() -> None:
     ]
     assert list(cohere.events(chunks, request())) == [
         [Started(), Delta(0, "a"), Delta(0, "b")],
+        [],
         [Delta(0, "c")],
         [Used(Usage(5, 2)), Finished(0, "length")],
     ]

@@ -191,7 +191,7 @@ def test_line_above_the_size_limit_raises_after_earlier_events(
     assert decoded(pieces(before + longest + end, size))[0] == ("message", b"a")
     lists = sse.decode(pieces(before + longest + b"x" + end, size))
     assert next(lists) == [sse.Frame("message", b"a")]
-    with pytest.raises(UpstreamError, match="line larger than 1048576 bytes"):
+    with pytest.raises(UpstreamError, match="line larger than 4194304 bytes"):
         next(lists)
 
 
@@ -218,3 +218,61 @@ def test_a_large_event_in_small_pieces_takes_linear_time() -> None:
 def test_keep_alive_comments_and_blank_lines_yield_no_event() -> None:
     chunks = [b": ping\n"] * 1000 + [b"\n"] * 1000 + [b"data: a\n\n"]
     assert decoded(chunks) == [("message", b"a")]
+
+
+LLAMA = b'{"code":500,"message":"context is full"}'
+BARE = b'{"error":{"code":503}}'
+ERRORS: dict[str, tuple[bytes, Events]] = {
+    "field": (b"error: " + LLAMA + b"\n\n", [("error", LLAMA)]),
+    "field without a space": (b"error:" + LLAMA + b"\r\n\r\n", [("error", LLAMA)]),
+    "field after an event": (
+        b"data: a\n\nerror: " + LLAMA + b"\n\ndata: b\n\n",
+        [("message", b"a"), ("error", LLAMA), ("message", b"b")],
+    ),
+    "field beside data": (b"error: " + LLAMA + b"\ndata: [DONE]\n\n", [("error", LLAMA)]),
+    "field of lines": (b"error: a\nerror: b\n\n", [("error", b"a\nb")]),
+    "field without a blank line": (b"data: a\n\nerror: oh", [("message", b"a"), ("error", b"oh")]),
+    "empty field": (b"error\nerror:\n\ndata: a\n\n", [("message", b"a")]),
+    "event without a blank line": (b'event: error\ndata: {"a":1}\n', [("error", b'{"a":1}')]),
+    "event of another name": (b"event: exception\ndata: oh\n\n", [("error", b"oh")]),
+    "JSON": (b"data: a\n\n" + BARE + b"\n\n", [("message", b"a"), ("error", BARE)]),
+    "JSON without a line end": (b"data: a\n\n" + BARE, [("message", b"a"), ("error", BARE)]),
+    "JSON in a list": (b"[" + BARE + b"]", [("error", b"[" + BARE + b"]")]),
+    "JSON in lines": (b'{\n "error": {\n }, "x": 1,\n "error": 1}\n', [
+        ("error", b'{\n "error": {\n }, "x": 1,\n "error": 1}'),
+    ]),
+    "JSON without an error": (b'{"a":1}\n\ndata: b\n\n', [("message", b"b")]),
+    "unfinished data": (b"data: a\n\ndata: b", [("message", b"a")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("stream", "events"), ERRORS.values(), ids=ERRORS)
+def test_an_error_in_any_field_or_in_none_becomes_an_error_event(
+    stream: bytes, events: Events
+) -> None:
+    for chunks in splits(stream):
+        assert decoded(chunks) == events, chunks
+
+
+def test_stray_json_is_kept_only_up_to_a_limit() -> None:
+    large = b'{"error":"' + b"x" * sse.MAX_STRAY + b'"}\n\n'
+    assert decoded([large, b"data: a\n\n"]) == [("message", b"a")]
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"data: {}", True),
+        (b"\n\n event:x", True),
+        (b": ping", True),
+        (b"error: {}", True),
+        (b"\xef\xbb\xbfdata: {}", True),
+        (b'{"data": 1}', False),
+        (b"[1]", False),
+        (b"<html>", False),
+        (b"", False),
+        (b"database", False),
+    ],
+)
+def test_a_body_of_server_sent_events_is_told_by_its_start(body: bytes, expected: bool) -> None:
+    assert sse.is_stream(body) is expected

@@ -248,7 +248,9 @@ def test_text_after_a_finish_reason_is_still_sent() -> None:
     events = list(flatten(google.events([stream], request(stream=True))))
     assert events == [
         Started(None),
+        Finished(0, "stop"),
         Delta(0, "Hel"),
+        Finished(0, "stop"),
         Delta(0, "lo"),
         Delta(0, "!"),
         Finished(0, "length"),
@@ -277,8 +279,7 @@ def test_usage_is_reported_after_the_text_that_it_counts() -> None:
         [Delta(0, "a")],
         [Delta(0, "b"), used(8, 2)],
         [Delta(0, "c"), used(8, 2)],
-        [used(8, 3)],
-        [Finished(0, "stop")],
+        [Finished(0, "stop"), used(8, 3)],
     ]
 
 

@@ -182,7 +182,7 @@ def chunk(text: str, finish: str | None = None, index: int = 0) -> bytes:
     return b"data: " + json.dumps({"model": "m", "choices": [choice]}).encode() + b"\n\n"
 
 
-def test_each_chunk_with_events_yields_one_batch() -> None:
+def test_each_chunk_with_a_frame_or_a_comment_yields_one_batch() -> None:
     usage = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
     chunks = [
         chunk("a") + chunk("b"),
@@ -193,6 +193,7 @@ def test_each_chunk_with_events_yields_one_batch() -> None:
     ]
     assert list(openai.events(chunks, request())) == [
         [Started("m"), Delta(0, "a"), Delta(0, "b")],
+        [],
         [Finished(0, "length")],
         [Used(Usage(1, 2))],
     ]

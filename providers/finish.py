@@ -1,0 +1,71 @@
+"""The end of an answer: finish reasons are held, because text may still follow them.
+
+- The module is pure.
+- Some hosts put a finish reason on every chunk, on reasoning, or on the chunk before the usage. So
+  a reason is final only at the end of the response, and the last one counts.
+- Some hosts don't end the response after the answer. So the module also tells an answer that can't
+  go on from one that may.
+"""
+
+from __future__ import annotations
+
+from completion import Batch, Delta, Finished, FinishReason, Thought, Used
+
+
+class Finish:
+    """The finish reasons of one response so far."""
+
+    __slots__ = ("_choices", "_early", "_plain", "_said", "reasons", "settled", "shown")
+
+    def __init__(self, choices: int) -> None:
+        self._choices = choices
+        self.reasons: dict[int, FinishReason] = {}
+        self.settled = False
+        """True if nothing more can follow: the usage came, or a reason on a chunk without text."""
+        self.shown = False
+        """True if there was text."""
+        self._said = False
+        """True if there was text or reasoning."""
+        self._plain = False
+        """True if there was text on a chunk without a reason."""
+        self._early = False
+        """True if text followed a reason."""
+
+    @property
+    def complete(self) -> bool:
+        """Return True if each choice has a finish reason."""
+        return len(self.reasons) >= self._choices
+
+    @property
+    def watchful(self) -> bool:
+        """Return True if `take` must see the next batch even if it has no Finished event."""
+        return not self._plain or bool(self.reasons)
+
+    def take(self, batch: Batch) -> Batch:
+        """Return a batch without its Finished events."""
+        # Comparing classes costs no function call, unlike isinstance: this loop sees every event of
+        # a response that arrives at once.
+        plain = False
+        reasons = self.reasons
+        for event in batch:
+            kind = event.__class__
+            if kind is Delta or kind is Thought:
+                self._plain = self._plain or plain
+                if reasons and getattr(event, "index", 0) in reasons:
+                    self._early = True
+                self._said, self.settled, plain = True, False, kind is Delta
+                self.shown = self.shown or plain
+            elif isinstance(event, Finished):
+                self._plain = self._plain or (plain and not event.with_text)
+                plain = False
+                reasons[event.index] = event.reason
+                self.settled = self._said and not (event.with_text or self._early)
+            elif isinstance(event, Used) and reasons:
+                # Some hosts send usage with every chunk, and some of those a reason, too.
+                self.settled = not event.with_text or (self._plain and not self._early)
+        self._plain = self._plain or plain
+        return [event for event in batch if event.__class__ is not Finished] if reasons else batch
+
+    def events(self) -> Batch:
+        """Return a Finished event for each choice that has finished."""
+        return [Finished(index, self.reasons[index]) for index in sorted(self.reasons)]

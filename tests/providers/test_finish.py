@@ -1,0 +1,91 @@
+"""Tests of finish.py: which answers have finished, and which can't go on."""
+
+from __future__ import annotations
+
+import pytest
+
+from completion import Batch, Delta, Event, Finished, FinishReason, Started, Thought, Usage, Used
+from providers.finish import Finish
+
+USED, USED_TOO = Used(Usage(7, 5)), Used(Usage(7, 5), with_text=True)
+LAST = Finished(0, "stop", with_text=True)
+
+
+def text(word: str = "a", index: int = 0) -> Delta:
+    return Delta(index, word)
+
+
+def end(reason: FinishReason = "stop", index: int = 0) -> Finished:
+    return Finished(index, reason)
+
+
+def finish_of(*batches: Batch, choices: int = 1) -> tuple[Finish, list[Event]]:
+    """Return a Finish that has seen the batches, and the events that it let through."""
+    finish, kept = Finish(choices), list[Event]()
+    for batch in batches:
+        finishes = any(isinstance(event, Finished) for event in batch)
+        kept += finish.take(batch) if finish.watchful or finishes else batch
+    return finish, kept
+
+
+@pytest.mark.parametrize(
+    ("batches", "settled"),
+    [
+        # A reason on a chunk without text, and usage on one.
+        ([[text()], [end()]], True),
+        ([[text(), end()]], True),
+        ([[text(), LAST], [USED]], True),
+        ([[Started("m"), text(), LAST, USED]], True),
+        ([[Thought(9)], [end()]], True),
+        # More text may follow a reason that came with text or reasoning.
+        ([[text(), LAST]], False),
+        ([[text()], [text(), LAST]], False),
+        ([[text()], [Thought(3), LAST]], False),
+        ([[text()], [end()], [text()]], False),
+        # Usage together with text and a reason: only if the host doesn't do so with every chunk.
+        ([[text()], [text(), LAST, USED_TOO]], True),
+        ([[text(), text(), LAST, USED_TOO]], True),
+        ([[text(), LAST, USED_TOO]], False),
+        ([[text(), LAST, USED_TOO], [text(), LAST, USED_TOO]], False),
+        ([[text(), LAST]] * 2, False),
+        ([[text(), LAST]] * 2 + [[end()]], False),
+        ([[text(), LAST]] * 2 + [[USED]], True),
+        # Before there is any output, a reason may be a placeholder.
+        ([[Started("m"), end()]], False),
+        ([[Started("m"), end()], [USED]], True),
+        # Signs of life say nothing.
+        ([[text()], [end()], [], []], True),
+        ([[text(), LAST], [], []], False),
+    ],
+)
+def test_an_answer_is_settled_when_no_text_can_follow(batches: list[Batch], settled: bool) -> None:
+    finish, _ = finish_of(*batches)
+    assert finish.complete
+    assert finish.settled is settled
+
+
+def test_the_last_reason_counts_and_comes_at_the_end() -> None:
+    finish, kept = finish_of([text("a"), end()], [text("b"), end("length")])
+    assert kept == [text("a"), text("b")]
+    assert finish.events() == [end("length")]
+
+
+def test_every_choice_must_have_finished() -> None:
+    finish, kept = finish_of([text("a", 0)], [text("b", 1), end("stop", 1)], choices=2)
+    before = finish.complete
+    assert finish.take([text("c", 0), end("length", 0)]) == [text("c", 0)]
+    assert (before, finish.complete) == (False, True)
+    assert finish.events() == [end("length", 0), end("stop", 1)]
+    assert kept == [text("a", 0), text("b", 1)]
+
+
+def test_text_of_another_choice_does_not_make_a_reason_early() -> None:
+    finish, _ = finish_of([text("a", 0)], [end("stop", 0)], [text("b", 1)], [end("stop", 1)],
+                          choices=2)  # fmt: skip
+    assert finish.complete
+    assert finish.settled
+
+
+def test_plain_text_needs_no_attention() -> None:
+    finish, _ = finish_of([Started("m")], [text()])
+    assert not finish.watchful

@@ -1,0 +1,40 @@
+"""tally.py: the tokens to bill, from what the provider reported and from what it sent."""
+
+from __future__ import annotations
+
+import pytest
+
+from completion import Delta, Started, Usage, Used
+from streams.tally import Tally
+
+PROMPT = "a prompt of thirty-two characters"
+
+
+def tally(*events: Started | Delta | Used) -> Usage:
+    found = Tally((PROMPT,))
+    for event in events:
+        found.add([event])
+    return found.usage(failed=False)
+
+
+def told(given: int, made: int, *, zero: bool = False) -> Used:
+    return Used(Usage(given, made, source="estimate" if zero else "provider"))
+
+
+@pytest.mark.parametrize(
+    ("events", "given", "made", "source"),
+    [
+        ([Delta(0, "12345678"), told(8, 2)], 8, 2, "provider"),
+        ([Delta(0, "12345678"), told(8, 0, zero=True)], 8, 2, "estimate"),
+        ([Delta(0, "12345678"), told(0, 5, zero=True)], 9, 5, "estimate"),
+        ([Started("m", 7), Delta(0, "x"), told(0, 5, zero=True)], 7, 5, "estimate"),
+        ([Delta(0, "x"), told(8, 1), Delta(0, "1234"), told(0, 0, zero=True)], 8, 2, "estimate"),
+        ([told(8, 0)], 8, 0, "provider"),
+        ([told(0, 0)], 0, 0, "provider"),
+    ],
+)
+def test_a_count_of_zero_that_cannot_be_true_is_estimated(
+    events: list[Started | Delta | Used], given: int, made: int, source: str
+) -> None:
+    usage = tally(*events)
+    assert (usage.input_tokens, usage.output_tokens, usage.source) == (given, made, source)
