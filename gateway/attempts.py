@@ -35,7 +35,8 @@ from providers import registry
 from providers.base import Target, UpstreamCall
 from providers.fanout import FanOut
 from providers.transport.abort import Aborted
-from providers.transport.http_call import HttpCall, Transport
+from providers.transport.exchange import Transport
+from providers.transport.http_call import HttpCall
 from routing.circuit_breaker import CircuitBreakers
 from routing.retries import LONGEST_ASKED_S, RetryBudget, asked, classify, delay
 from routing.upstream_errors import public_error, rate_limited

@@ -29,7 +29,7 @@ from keys.key import Key, allows
 from ledger.ledger import Ledger
 from ledger.pricing import Prices
 from providers.base import Target
-from providers.transport.http_call import Transport
+from providers.transport.exchange import Transport
 from quota.quota import Quota
 from routing.circuit_breaker import CircuitBreakers
 from routing.router import Route, Router

@@ -1,303 +1,25 @@
-"""A call to a provider over HTTP: it is sent, read as it arrives, and aborted from any thread.
-
-- An exchange can be aborted in any phase, within milliseconds.
-- Failures are raised as our own errors; the messages of network libraries never get out.
-- The network itself is left to adapter.py, pool.py and abort.py.
-"""
+"""An upstream call over HTTP: a dialect's request, sent and decoded through an exchange."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
-
-import msgspec
-import requests
-import urllib3
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 
 from completion import Batch, CompletionRequest, Finished
-from concurrency.yielding import Yielder
-from config import ConfigError
-from errors import SluiceError, UpstreamError, UpstreamTimeout
-from providers.base import Dialect, Signer, Target, UpstreamRequest
+from errors import UpstreamError
+from providers.base import Dialect, Signer, Target
 from providers.decoding import bodies
-from providers.decoding.lenient_json import NOT_JSON
 from providers.finish import Finish
-from providers.transport.abort import Aborted, AbortSwitch
-from providers.transport.adapter import Adapter, NotReached, ProxyFailed, Response
-from providers.transport.http1 import Malformed
-from providers.transport.pool import Pool
-from providers.transport.proxy import Proxy, answered, is_local, is_own, parse
+from providers.transport import exchange as exchanges
+from providers.transport.exchange import Transport
 
 if TYPE_CHECKING:
     from config import Timeouts
 
-MAX_BODY: Final = 64 * 1024 * 1024
-"""The largest whole response in bytes; no completion is larger."""
-MAX_ERROR_BODY: Final = 64 * 1024
 STREAMS: Final = ("text/event-stream", "application/vnd.amazon.eventstream")
 """The content types of streams."""
-LAST_BYTES_S: Final = 0.05
-"""How long `close` waits for the last bytes of a body whose meaning is already complete."""
-MOST_CHECKS: Final = 20
-"""How many times an unfinished body is checked for complete JSON."""
-GRACE_S: Final = 2.0
-"""How long a response may stay open after an answer that can't go on."""
-
-FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, Malformed, OSError)
-"""The exceptions that an adapter and a body raise."""
-
-
-class Transport:
-    """The connections to all providers. A process has one; threads may share it."""
-
-    def __init__(
-        self, pool_size: int = 1000, proxy: str = "", ca_bundle: Path | None = None
-    ) -> None:
-        """Make a transport.
-
-        Args:
-            pool_size: the most idle connections to keep for each host.
-            proxy: the URL of a forward proxy for all hosts but this machine itself; empty for none.
-            ca_bundle: a file of certificates to trust instead of the public ones.
-
-        Raises:
-            ConfigError: an argument is invalid.
-        """
-        self._pool = Pool(pool_size)
-        self._proxy = parse("SLUICE_PROXY", proxy)
-        self._ca_bundle = None if ca_bundle is None else str(ca_bundle)
-        if self._ca_bundle is not None:
-            try:
-                self._pool.trust(self._ca_bundle)
-            except OSError as failure:
-                raise ConfigError(
-                    f"SLUICE_CA_BUNDLE: {self._ca_bundle!r} has no readable certificates: {failure}"
-                ) from None
-
-    def exchange(
-        self,
-        request: UpstreamRequest,
-        timeouts: Timeouts,
-        ca_bundle: str | None = None,
-        proxy: str | None = None,
-    ) -> Exchange:
-        """Return an exchange.
-
-        Args:
-            ca_bundle: a file of certificates to trust instead of the server's.
-            proxy: the URL of a forward proxy, or "off" for none; None for the server's proxy.
-        """
-        if proxy is not None:
-            chosen = parse("proxy", proxy)
-        elif self._proxy is None or is_local(urlsplit(request.url).hostname or ""):
-            chosen = None
-        else:
-            chosen = self._proxy
-        return Exchange(self._pool, request, timeouts, ca_bundle or self._ca_bundle, chosen)
-
-    def close(self) -> None:
-        self._pool.close()
-
-
-class Exchange:
-    """One HTTP request and its response.
-
-    One thread calls `open`, then `chunks` or `read`, then `close`. Any thread may call `abort`.
-    """
-
-    def __init__(
-        self,
-        pool: Pool,
-        request: UpstreamRequest,
-        timeouts: Timeouts,
-        ca_bundle: str | None = None,
-        proxy: Proxy | None = None,
-    ) -> None:
-        self.request, self._proxy = request, proxy
-        self._pool, self._switch = pool, AbortSwitch()
-        self._timeouts, self._verify = timeouts, ca_bundle or True
-        self._response: Response | None = None
-        self.complete = False
-        """True if the content of the body is complete, so that any end of the body is clean."""
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """The headers of the response, with names in lower case."""
-        assert self._response is not None  # noqa: S101 - else the caller made a mistake
-        return {name.lower(): value for name, value in self._response.headers.items()}
-
-    @property
-    def compressed(self) -> bool:
-        return self._fields.get("content-encoding", "identity").lower() != "identity"
-
-    @property
-    def media_type(self) -> str:
-        return self._fields.get("content-type", "").partition(";")[0].strip().lower()
-
-    @property
-    def _fields(self) -> dict[str, str]:
-        """The headers of the response, without a copy."""
-        assert self._response is not None  # noqa: S101
-        return self._response.fields
-
-    def open(self) -> int:
-        """Send the request, wait for the headers of the response, and return its status.
-
-        Raises:
-            UpstreamError: the host can't be reached, or broke the connection off.
-            UpstreamTimeout: a time limit was exceeded.
-            Aborted: the exchange was aborted.
-        """
-        timeouts = self._timeouts
-        try:
-            self._response = Adapter(self._pool, self._switch, self._proxy).send(
-                self._prepared(),
-                stream=True,
-                timeout=(timeouts.connect, timeouts.longest_silence),
-                verify=self._verify,
-            )
-        except FAILURES as failure:
-            raise self._explained(failure) from failure
-        if self._switch.thrown:
-            raise Aborted
-        status = self._response.status_code
-        if (proxy := self.plain_proxy) is not None and is_own(status, self.headers):
-            raise UpstreamError(answered(proxy, status))
-        return status
-
-    @property
-    def plain_proxy(self) -> Proxy | None:
-        """The proxy that could send a response of its own instead of the host's."""
-        return None if self.request.url.startswith("https:") else self._proxy
-
-    def chunks(self) -> Iterator[bytes]:
-        """Yield the body as it arrives. Raises what `open` raises."""
-        assert self._response is not None  # noqa: S101
-        read, yielder = self._response.raw.read1, Yielder()
-        while True:
-            asked = time.monotonic()
-            try:
-                chunk = read(decode_content=True)
-            except FAILURES as failure:
-                if self.complete and not self._switch.thrown:
-                    return
-                raise self._explained(failure) from failure
-            waited = time.monotonic() - asked
-            if not chunk:
-                if self._switch.thrown:  # the body may end with its connection
-                    raise Aborted
-                return
-            yield chunk
-            yielder.yield_if_due(waited)
-
-    def bounded(self, limit: int = MAX_BODY) -> Iterator[bytes]:
-        """Yield the body as it arrives, up to `limit` bytes.
-
-        Raises what `open` raises; UpstreamError for a larger body.
-        """
-        for chunk in self.chunks():
-            limit -= len(chunk)
-            if limit < 0:
-                raise UpstreamError("The upstream's answer was larger than any completion.")
-            yield chunk
-
-    def read(self, limit: int = MAX_BODY) -> bytes:
-        """Return the whole body. Raises what `bounded` raises.
-
-        JSON that is complete may be followed by any end of the body, or by none.
-        """
-        parts, checks = [], MOST_CHECKS
-        for chunk in self.bounded(limit):
-            parts.append(chunk)
-            if checks and self._goes_on and chunk.rstrip().endswith((b"}", b"]")):
-                checks -= 1
-                if is_json(b"".join(parts)):
-                    self.complete = True
-                    self.end_body_at(time.monotonic() + GRACE_S)
-        return b"".join(parts)
-
-    @property
-    def _goes_on(self) -> bool:
-        """Return True if the body hasn't ended by its framing."""
-        assert self._response is not None  # noqa: S101
-        body: Any = self._response.raw
-        return not body.released
-
-    def read_error(self) -> bytes:
-        """Return the body of an error response: the bytes that arrived, at most MAX_ERROR_BODY,
-        even if reading fails."""
-        parts: list[bytes] = []
-        with contextlib.suppress(SluiceError):
-            for chunk in self.chunks():
-                parts.append(chunk)
-                if sum(map(len, parts)) >= MAX_ERROR_BODY:
-                    break
-        return b"".join(parts)[:MAX_ERROR_BODY]
-
-    def close(self) -> None:
-        """Give the connection back if its body has ended or ends at once, else close it."""
-        if self._response is None:
-            return
-        body: Any = self._response.raw
-        self._response = None
-        if body.released:
-            return
-        with contextlib.suppress(Exception):  # the call is over: a failure here changes nothing
-            if not self._switch.thrown:
-                body.finish(LAST_BYTES_S)
-        body.close()
-
-    def abort(self) -> None:
-        """End the exchange in whatever phase it is, within milliseconds."""
-        self._switch.throw()
-
-    def end_body(self) -> bool:
-        """End a complete body as if the host had closed the connection. Any thread may call this.
-
-        Return False if the body isn't complete, or has been ended.
-        """
-        return self.complete and self._switch.end()
-
-    def end_body_at(self, moment: float) -> None:
-        """End a complete body at a monotonic time, unless it ends before. It may be changed."""
-        self._switch.end_at = moment
-
-    def _prepared(self) -> requests.PreparedRequest:
-        request, prepared = self.request, requests.PreparedRequest()
-        prepared.method, prepared.url, prepared.body = request.method, request.url, request.body
-        headers = {"User-Agent": "sluice"} | request.headers
-        headers["Content-Length"] = str(len(request.body))
-        prepared.headers = headers  # type: ignore[assignment]  # our adapter needs only a mapping
-        return prepared
-
-    def _explained(self, failure: Exception) -> Exception:
-        """Return our own error for what requests, urllib3 and the sockets raise."""
-        if self._switch.thrown:
-            return Aborted()
-        if isinstance(failure, requests.ConnectTimeout):
-            return UpstreamTimeout("connect", self._timeouts.connect)
-        if isinstance(failure, requests.Timeout | TimeoutError):
-            phase = "first_event" if self._response is None else "idle"
-            return UpstreamTimeout(phase, self._timeouts.longest_silence)
-        return UpstreamError(self._message(failure))
-
-    def _message(self, failure: Exception) -> str:
-        if self._response is not None:
-            return "The upstream broke off in the middle of its answer."
-        if isinstance(failure, requests.exceptions.InvalidHeader):
-            return f"{failure} holds what no header can: is the key set right?"
-        if isinstance(failure, requests.exceptions.SSLError):
-            return "The upstream's TLS certificate or handshake was not right."
-        if isinstance(failure, ProxyFailed):
-            return str(failure)
-        if isinstance(failure, NotReached | requests.exceptions.InvalidURL):
-            return "The upstream could not be reached."
-        return "The upstream closed the connection before it answered."
 
 
 class HttpCall:
@@ -383,7 +105,9 @@ class HttpCall:
                     if not alive:
                         continue
                     exchange.complete = True
-                    exchange.end_body_at(time.monotonic() + GRACE_S if finish.settled else math.inf)
+                    exchange.end_body_at(
+                        time.monotonic() + exchanges.GRACE_S if finish.settled else math.inf
+                    )
             yield batch
 
     def _refuse_compression(self) -> None:
@@ -405,11 +129,3 @@ class HttpCall:
 
     def close(self) -> None:
         self._exchange.close()
-
-
-def is_json(body: bytes) -> bool:
-    try:
-        msgspec.json.decode(body)
-    except NOT_JSON:
-        return False
-    return True

@@ -28,7 +28,7 @@ LAYERS = (
 """The packages and modules of the root, from the bottom to the top. Each may import only those
 below it."""
 
-NETWORK = tuple(f"providers.transport.{name}" for name in ("adapter", "http_call", "pool"))
+NETWORK = tuple(f"providers.transport.{name}" for name in ("adapter", "exchange", "pool"))
 """The modules that talk to providers."""
 
 DIALECTS = frozenset(path.parent.name for path in (ROOT / "providers").glob("*/dialect.py"))

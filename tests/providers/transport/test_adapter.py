@@ -1,6 +1,6 @@
 """The adapter over a scripted socket, so that each read and each byte is seen.
 
-test_http_call.py uses real sockets.
+test_exchange.py uses real sockets.
 """
 
 from __future__ import annotations

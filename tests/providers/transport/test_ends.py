@@ -16,8 +16,9 @@ from config import Timeouts
 from errors import UpstreamError
 from providers import registry
 from providers.base import Provider, Target
-from providers.transport import http_call
-from providers.transport.http_call import HttpCall, Transport
+from providers.transport import exchange
+from providers.transport.exchange import Transport
+from providers.transport.http_call import HttpCall
 from tests.support import fake as fp
 from tests.support.fake import FakeProvider
 from tests.support.pace import HANG_S, scaled
@@ -33,7 +34,7 @@ each = pytest.mark.parametrize("pieces", ENDING.values(), ids=ENDING)
 
 @pytest.fixture(autouse=True)
 def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_call, "GRACE_S", GRACE_S)
+    monkeypatch.setattr(exchange, "GRACE_S", GRACE_S)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import trustme
 from config import Timeouts
 from providers.base import UpstreamRequest
 from providers.transport.abort import AbortSwitch
-from providers.transport.http_call import Transport
+from providers.transport.exchange import Transport
 from providers.transport.pool import IDLE_S, MAX_ORIGINS, Origin, Pool
 from server.sockets import shut
 from tests.providers.transport.conftest import Peers

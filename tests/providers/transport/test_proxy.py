@@ -20,8 +20,8 @@ from providers import registry
 from providers.base import UpstreamRequest
 from providers.transport import proxy as proxies
 from providers.transport.abort import Aborted
-from providers.transport.http_call import Exchange, Transport
-from tests.providers.transport.test_http_call import PATIENT, Reading, fetch
+from providers.transport.exchange import Exchange, Transport
+from tests.providers.transport.test_exchange import PATIENT, Reading, fetch
 from tests.support import fake as fp
 from tests.support.calls import best_of
 from tests.support.fake import FakeProvider

@@ -22,7 +22,7 @@ from config import Timeouts
 from errors import SluiceError, UpstreamError, UpstreamTimeout
 from providers.base import UpstreamRequest
 from providers.transport.abort import Aborted
-from providers.transport.http_call import MAX_ERROR_BODY, Exchange, Transport
+from providers.transport.exchange import MAX_ERROR_BODY, Exchange, Transport
 from tests.support import fake as fp
 from tests.support.calls import BEGUN, EVENT, best_of
 from tests.support.fake import FakeProvider
