@@ -7,7 +7,7 @@
 - This module has only data and pure functions.
 
 Sources: the API references of the hosts in docs/providers.md, and of Hugging Face's TGI, AI21,
-SambaNova and NVIDIA Triton (read 2026-12); Go's encoding/json for what counts as the same letter.
+SambaNova and NVIDIA Triton (read 2026-11); Go's encoding/json for what counts as the same letter.
 """
 
 from __future__ import annotations
