@@ -472,7 +472,7 @@ def test_make_run_refuses_a_dotenv_in_another_encoding_in_one_line(
     elsewhere: Path, text: bytes
 ) -> None:
     (elsewhere / ".env").write_bytes(text)
-    check = [sys.executable, ROOT / "config.py", ".env"]
+    check = [sys.executable, str(ROOT / "config.py"), ".env"]
     done = subprocess.run(check, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stdout == ""
@@ -483,7 +483,7 @@ def test_make_run_refuses_a_dotenv_in_another_encoding_in_one_line(
 @pytest.mark.parametrize("text", ["\ufeffA=\xfc\r\n", "", "A=b"])
 def test_make_run_accepts_a_dotenv_in_utf8(elsewhere: Path, text: str) -> None:
     (elsewhere / ".env").write_text(text, "utf-8")
-    check = [sys.executable, ROOT / "config.py", ".env"]
+    check = [sys.executable, str(ROOT / "config.py"), ".env"]
     done = subprocess.run(check, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "$(BIN)/python config.py .env" in (ROOT / "Makefile").read_text()
