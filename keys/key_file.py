@@ -32,6 +32,7 @@ CHUNK = 1 << 16
 MOST_BYTES = 32 << 20
 """The largest key file. It has room for some 90,000 keys."""
 MOST_LINE = 1 << 20
+MOST_LINES = 1_000_000
 MOST_INVALID = 10_000
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 COMMENT = (b"#", b"//")
@@ -108,7 +109,7 @@ def read_content(data: bytes, name: str, *, fixed: bool = False) -> Content:
         fixed: whether the data is SLUICE_KEYS.
 
     Raises:
-        Unreadable: too many lines of the file are invalid.
+        Unreadable: the file has too many lines, or too many invalid ones.
     """
     lines: list[Line] = []
     problems: list[str] = []
@@ -119,6 +120,8 @@ def read_content(data: bytes, name: str, *, fixed: bool = False) -> Content:
     yielder = Yielder()
     for index, raw in enumerate(each_line(data)):
         yielder.yield_if_due()
+        if index >= MOST_LINES:
+            raise Unreadable(f"has more than {MOST_LINES:,} lines")
         if not raw or raw.isspace():
             continue
         try:

@@ -18,6 +18,7 @@ from typing import Unpack
 
 from keys.key import Key, KeyFileError, Terms, changed, fingerprint, new_row, read_row
 from keys.key_file import (
+    MOST_BYTES,
     VARIABLE,
     Content,
     Unreadable,
@@ -34,6 +35,9 @@ from keys.key_file import (
 from keys.last_good import GRACE_S, LastGood
 
 LOOK_EVERY_S = 0.25
+LARGE = 1 << 20
+"""The size in bytes from which a changed file is read by a thread of its own, because reading it
+would hold up the call that notices the change."""
 MOST_LOGGED = 10
 """The maximum number of invalid lines that are logged at a time."""
 MAX_SECRET = 512
@@ -157,11 +161,28 @@ class KeyStore:
         While one thread checks the file, the others get the old keys.
         """
         if time.monotonic() >= self._look_at and self._lock.acquire(blocking=False):
-            try:
-                self._look()
-            finally:
-                self._lock.release()
+            if self._has_large_change():
+                try:
+                    threading.Thread(target=self._look_locked, name="key file", daemon=True).start()
+                except RuntimeError:  # the system can't start another thread; try again later
+                    self._lock.release()
+            else:
+                self._look_locked()
         return self._view
+
+    def _has_large_change(self) -> bool:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return False
+        return LARGE < found.st_size <= MOST_BYTES and signature(found) != self._seen
+
+    def _look_locked(self) -> None:
+        """Check the file, and release the lock, which the caller has acquired."""
+        try:
+            self._look()
+        finally:
+            self._lock.release()
 
     def _look(self) -> None:
         """Read the file again if it has changed."""
@@ -169,7 +190,7 @@ class KeyStore:
         name = self.path.name
         try:
             found = regular(self.path)
-            seen = (found.st_mtime_ns, found.st_size, found.st_ino)
+            seen = signature(found)
             if seen != self._seen:
                 # The bytes may be newer than `seen`. In that case the next check reads them again.
                 self._take(read_bytes(self.path), seen)
@@ -229,3 +250,8 @@ class KeyStore:
         if mode & 0o077 and not self._warned_of_mode:
             self._warned_of_mode = True
             log.warning("other users can read or write %s: run chmod 600 on it", self.path.name)
+
+
+def signature(found: os.stat_result) -> tuple[int, ...]:
+    """Return what changes when a file does."""
+    return found.st_mtime_ns, found.st_size, found.st_ino

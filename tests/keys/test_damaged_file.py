@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from keys import key_file
 from keys import store as store_module
 from keys.key import KeyFileError
 from keys.store import KeyStore
+from tests.support.pace import HANG_S
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("no_secret_is_logged")
@@ -57,6 +59,9 @@ class Site:
         return KeyStore(self.path)
 
     def valid(self) -> str:
+        self.store.all()
+        with self.store._lock:  # a large file is read by a thread
+            pass
         return "".join(name for name in "xyz" if self.store.find(self.secrets[name]))
 
 
@@ -312,7 +317,7 @@ def test_a_huge_file_is_not_read(
         site.commands().create("new")
 
 
-@pytest.mark.parametrize("data", [b"x" * (20 << 20) + b"\n", b"\n" * (1 << 20), b" \n" * (1 << 20)])
+@pytest.mark.parametrize("data", [b"x" * (20 << 20) + b"\n", b"\n" * 900_000, b" \n" * 900_000])
 def test_reading_a_large_file_yields(
     site: Site, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
@@ -364,3 +369,28 @@ def test_each_process_keeps_the_keys_that_it_last_read(site: Site) -> None:
         assert [count(reader) for reader in readers] == [expected] * 2
     for reader in readers:
         reader.communicate()
+
+
+def test_the_call_that_notices_a_large_change_does_not_wait_for_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+
+    def read(path: Path) -> bytes:
+        reading.set()
+        assert go_on.wait(HANG_S)
+        return path.read_bytes()
+
+    monkeypatch.setattr(store_module, "read_bytes", read)
+    site.write(b" " * store_module.LARGE + b"\n" + site.whole("y"))
+    for _ in range(3):
+        assert site.store.find(site.secrets["x"]) is not None
+    assert reading.wait(HANG_S)
+    go_on.set()
+    assert site.valid() == "y"
+
+
+def test_a_file_with_too_many_lines_is_not_read(site: Site) -> None:
+    site.write(b"\n" * 1_000_001 + site.whole("x"))
+    assert site.valid() == "xyz"
+    assert site.store.problems() == ["keys.jsonl has more than 1,000,000 lines"]
