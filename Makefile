@@ -19,6 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: run test test-all soak bench format clean
 
 run: $(READY)
+	@$(if $(wildcard .env),$(BIN)/python config.py .env)
 	@$(DOTENV) $(BIN)/flask --app wsgi quickstart
 	@$(DOTENV) sh -c '[ -n "$$WEB_CONCURRENCY" ] || unset WEB_CONCURRENCY; exec $(BIN)/gunicorn wsgi:app'
 

@@ -11,9 +11,12 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
+import ipaddress
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -127,7 +130,7 @@ class Settings:
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read the environment (os.environ unless given) and sluice.toml. Raises ConfigError."""
-        environ = dict(os.environ if environ is None else environ)
+        environ = without_bom(os.environ if environ is None else environ)
         refuse_unknown(environ)
         values = {
             variable.field: variable.parse(variable.name, environ[variable.name])
@@ -218,8 +221,50 @@ def bare_host(name: str, text: str) -> str:
     return host
 
 
-def words(_name: str, text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
+ORIGIN = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://"
+    r"(?:(?P<host>(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)|\[(?P<ipv6>[0-9a-f:.]+)\])"
+    r"(?::(?P<port>[0-9]{1,5}))?/?",
+    re.ASCII | re.IGNORECASE,
+)
+ORIGIN_TAKES = (
+    "SCHEME://HOST or SCHEME://HOST:PORT, such as https://app.example.com, with *. before the host "
+    "for its subdomains; or * for all origins"
+)
+USUAL_PORTS = {"http": 80, "https": 443}
+
+
+def origins(name: str, text: str) -> tuple[str, ...]:
+    """Return the distinct origins of a list, as browsers write them."""
+    found = []
+    for word in filter(None, map(str.strip, text.split(","))):
+        one = origin(word)
+        if one is None:
+            raise ConfigError(f"{name} is {text!r}, but each origin must be {ORIGIN_TAKES}")
+        found.append(one)
+    return tuple(dict.fromkeys(found))
+
+
+def origin(text: str) -> str | None:
+    """Return an origin as browsers write it, or None if it is invalid.
+
+    Browsers write it in lower case, without a slash at its end and without its scheme's usual port.
+    """
+    if text == "*":
+        return text
+    found = ORIGIN.fullmatch(text)
+    if found is None:
+        return None
+    scheme, host, port = found["scheme"].lower(), found["host"], found["port"]
+    if host is None:
+        try:
+            host = f"[{ipaddress.IPv6Address(found['ipv6'])}]"
+        except ValueError:
+            return None
+    if port is not None and not 1 <= int(port) <= 65535:
+        return None
+    end = f":{int(port)}" if port and int(port) != USUAL_PORTS.get(scheme) else ""
+    return f"{scheme}://{host.lower()}{end}"
 
 
 def parse_stripped(_name: str, text: str) -> str:
@@ -287,7 +332,7 @@ VARIABLES = (
     Variable("SLUICE_IDLE_TIMEOUT_S", "idle", seconds(1, DAY)),
     Variable("SLUICE_TOTAL_TIMEOUT_S", "total", seconds(1, DAY)),
     Variable("SLUICE_STRICT", "strict", parse_bool),
-    Variable("SLUICE_CORS_ORIGINS", "cors_origins", words),
+    Variable("SLUICE_CORS_ORIGINS", "cors_origins", origins),
     Variable("SLUICE_LOG_FORMAT", "log_format", one_of("auto", "json", "text")),
     Variable("SLUICE_LOG_LEVEL", "log_level", one_of("debug", "info", "warning", "error")),
     Variable("SLUICE_METRICS_TOKEN", "metrics_token", parse_stripped),
@@ -299,11 +344,69 @@ VARIABLES = (
 TABLES = ("providers", "aliases", "prices")
 
 
+ADDRESS = r"[0-9a-fA-F:.]+"
+URL = r"(tcp|udp|sctp)://\S+"
+ONE_PORT = r"(?:PORT_[0-9]+_(?:TCP|UDP|SCTP))"
+SERVICE_LINKS = tuple(
+    (re.compile(rf"SLUICE_(?:[A-Z0-9_.]+_)?{name}"), re.compile(value, re.DOTALL))
+    for name, value in (
+        ("SERVICE_HOST", ADDRESS),
+        ("SERVICE_PORT(?:_[A-Z0-9_]+)?", r"[0-9]+"),
+        ("PORT", URL),
+        (f"{ONE_PORT}(?:_START|_END)?", URL),
+        (f"{ONE_PORT}_PROTO", "tcp|udp|sctp"),
+        (f"{ONE_PORT}_PORT(?:_START|_END)?", r"[0-9]+"),
+        (f"{ONE_PORT}_ADDR", ADDRESS),
+        ("NAME", r"/[^/]+/.+"),
+        (r"ENV_.+", r".*"),
+    )
+)
+"""The names and values of the variables that others invent. Kubernetes puts them into each pod of a
+namespace with a Service named sluice or sluice-...; docker's --link does so for such a container.
+Names alone would let mistakes through, such as SLUICE_PORT=8080."""
+
+
+def is_service_link(name: str, value: str) -> bool:
+    return any(n.fullmatch(name) and v.fullmatch(value) for n, v in SERVICE_LINKS)
+
+
 def refuse_unknown(environ: Mapping[str, str]) -> None:
     known = [variable.name for variable in VARIABLES]
     for name in sorted(environ):
-        if name.startswith("SLUICE_") and name not in known:
-            raise ConfigError(f"{name} is not a setting{did_you_mean(name, known)}")
+        if not name.startswith("SLUICE_") or name in known or is_service_link(name, environ[name]):
+            continue
+        bare = name.removeprefix("SLUICE_")
+        hint = f"; did you mean {bare}?" if bare in known else did_you_mean(name, known)
+        raise ConfigError(f"{name} is not a setting{hint}")
+
+
+def without_bom(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return a copy of an environment whose names have no byte order mark.
+
+    python-dotenv leaves the mark of a `.env` at the name in the first line.
+    """
+    marked = {
+        name.removeprefix("\ufeff"): environ[name] for name in environ if name[:1] == "\ufeff"
+    }
+    return marked | {name: value for name, value in environ.items() if name[:1] != "\ufeff"}
+
+
+def decode(path: Path, data: bytes, *, or_utf_16: bool = True) -> str:
+    """Return the text of a UTF-8 file, or of a UTF-16 file with a byte order mark.
+
+    Raises ConfigError.
+    """
+    utf_16 = or_utf_16 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if utf_16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        where = "" if utf_16 else f" (see line {line})"
+        raise ConfigError(f"{path} can't be read: save it as UTF-8{where}") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ConfigError(f"{path} can't be read: line {line} has a NUL; save it as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_toml(path: Path | None) -> dict[str, Any]:
@@ -313,10 +416,12 @@ def read_toml(path: Path | None) -> dict[str, Any]:
     """
     path = path or Path("sluice.toml")
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(decode(path, path.read_bytes()))
     except FileNotFoundError:
         return {}
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"{path} can't be read: its values are nested too deeply") from None
+    except (OSError, ValueError) as error:  # tomllib's own error is a ValueError
         raise ConfigError(f"{path} can't be read: {error}") from None
     for name, table in data.items():
         if name not in TABLES:
@@ -349,3 +454,18 @@ def start_warnings(environ: Mapping[str, str]) -> list[str]:
 def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def check_dotenv(path: Path) -> None:
+    """Exit with a one-line message if a `.env` file can't be read by python-dotenv.
+
+    `make run` calls this, because python-dotenv fails with a traceback.
+    """
+    try:
+        decode(path, path.read_bytes(), or_utf_16=False)
+    except (OSError, ConfigError) as error:
+        sys.exit(f"sluice: {error}")
+
+
+if __name__ == "__main__":
+    check_dotenv(Path(sys.argv[1]))

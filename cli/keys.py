@@ -47,7 +47,9 @@ TERMS = (
         metavar="WHEN",
         help="A duration (90m, 12h, 30d, 2w), an ISO date or time (UTC), or 'none'.",
     ),
-    click.option("--models", metavar="LIST", help="Allowed models, such as 'openai/*,local/*'."),
+    click.option(
+        "--models", metavar="LIST", help="Allowed models and aliases, such as 'openai/*,fast'."
+    ),
     click.option("--tier", metavar="|".join(TIERS), help="The tier that sets the key's limits."),
     click.option("--requests-per-minute", metavar="N", help=OWN),
     click.option("--tokens-per-hour", metavar="N", help=OWN),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -43,7 +44,7 @@ def register(app: Flask, cors_origins: tuple[str, ...]) -> None:
     CORS(
         app,
         resources=[NOT_METRICS],
-        origins=list(cors_origins),
+        origins=[origin_pattern(origin) for origin in cors_origins],
         expose_headers=EXPOSED,
         max_age=86400,
         always_send=False,
@@ -51,6 +52,16 @@ def register(app: Flask, cors_origins: tuple[str, ...]) -> None:
     app.after_request_funcs[None] = [for_browsers(work) for work in app.after_request_funcs[None]]
     app.before_request(enter)
     app.after_request(leave)
+
+
+def origin_pattern(origin: str) -> re.Pattern[str]:
+    """Return a pattern of the origins that an item of SLUICE_CORS_ORIGINS allows.
+
+    Flask-CORS would take a text with a star or a bracket for a pattern.
+    """
+    subdomains = r"://(?:[a-z0-9_-]+\.)+"
+    text = ".*" if origin == "*" else re.escape(origin).replace(r"://\*\.", subdomains)
+    return re.compile(rf"{text}\Z", re.ASCII | re.IGNORECASE)
 
 
 def for_browsers(after: After) -> After:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from completion import CompletionRequest, Usage, total
 from concurrency.threads import ThreadPool
 from config import Settings
-from errors import ModelForbidden, SluiceError, UpstreamError, UpstreamTimeout
+from errors import SluiceError, UpstreamError, UpstreamTimeout
 from gateway.attempts import Reader
 from gateway.billing import Billing, Reservation
 from gateway.call import AttemptRecord, Call, Outcome
@@ -164,7 +164,7 @@ class Gateway:
     def _choose(
         self, request: CompletionRequest, route: Route, key: Key, *, strict: bool
     ) -> list[Candidate]:
-        targets = permitted(key, self.router.targets(route))
+        targets = self.router.targets(route, None if "*" in key.models else partial(allows, key))
         fitting = candidates(request, targets, strict=strict or self.settings.strict)
         return self._billing.payable(key, fitting)
 
@@ -208,14 +208,6 @@ class Gateway:
         else:
             stream.end("provider_error", too_many())
             stream.reader_left()
-
-
-def permitted(key: Key, targets: list[Target]) -> list[Target]:
-    """Return the targets that the key may use. Raises ModelForbidden if there is none."""
-    found = [target for target in targets if allows(key, target.name)]
-    if not found:
-        raise ModelForbidden(f"This key may not use {targets[0].name}.", param="model")
-    return found
 
 
 def usages_of(stream: Stream, end: End) -> list[Usage]:

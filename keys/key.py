@@ -102,7 +102,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     max_streams: Annotated[int, Meta(ge=1)] | None = None
     """The most calls at once; None: the server's limit per key."""
     models: tuple[str, ...] = ("*",)
-    """Globs of full model names (provider/model)."""
+    """Globs of aliases and of full model names (provider/model)."""
 
     def __repr__(self) -> str:
         return f"Key({self.id!r}, {self.name!r})"
@@ -147,7 +147,7 @@ def limit(own: int | None, tier: int | None) -> int | None:
 
 
 def allows(key: Key, model: str) -> bool:
-    """Return True if the key may use a model, given by its full name (provider/model)."""
+    """Return True if the key may use an alias or a model's full name (provider/model)."""
     return "*" in key.models or any(fnmatchcase(model, glob) for glob in key.models)
 
 
@@ -204,7 +204,7 @@ def check(terms: Terms) -> None:
         raise KeyFileError(f"The budget period must be one of {', '.join(PERIODS)}.")
     models = terms.get("models", ("*",))
     if not models or "" in models:
-        raise KeyFileError("The models must be full names or patterns such as 'openai/*'.")
+        raise KeyFileError("The models must be full names, aliases or patterns such as 'openai/*'.")
     for count in (terms.get("requests_per_minute"), terms.get("tokens_per_hour")):
         if count is not None and not 0 <= count <= MAX_COUNT:
             raise KeyFileError(f"A limit must be from 0 to {MAX_COUNT:,}.")

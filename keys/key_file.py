@@ -1,7 +1,9 @@
 """The key file: how its lines are read and written, and how the file is replaced.
 
 - An error about a line names its number and the field, but never quotes its content.
-- This module keeps no state; keys.store.KeyStore does.
+- Reading yields to other greenlets, and takes bounded memory, whatever the file holds.
+- The commands never leave a file of zero bytes, so such a file wasn't written by them.
+- This module keeps no state; keys.store.KeyStore and keys.last_good.LastGood do.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,9 +24,23 @@ from typing import NamedTuple
 
 import msgspec
 
+from concurrency.yielding import Yielder
 from keys.key import BrokenLine, Key, KeyFileError, Row, read_row
 
 VARIABLE = "SLUICE_KEYS"
+CHUNK = 1 << 16
+MOST_BYTES = 32 << 20
+"""The largest key file. It has room for some 90,000 keys."""
+MOST_LINE = 1 << 20
+MOST_LINES = 1_000_000
+MOST_INVALID = 10_000
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+COMMENT = (b"#", b"//")
+ID = re.compile(rb"key_[A-Za-z0-9_-]{1,64}")
+
+
+class Unreadable(Exception):
+    """The error for a key file that isn't read. The message follows the file's name."""
 
 
 class Line(NamedTuple):
@@ -70,33 +87,106 @@ class View(NamedTuple):
         return line
 
 
-def read_view(data: bytes, name: str, fixed: bytes) -> View:
-    """Parse the key file and SLUICE_KEYS.
+class Content(NamedTuple):
+    """The lines of the key file or of SLUICE_KEYS."""
 
-    Of several lines with the same id or hash, only the first counts.
+    lines: tuple[Line, ...] = ()
+    problems: tuple[str, ...] = ()
+    alien: frozenset[int] = frozenset()
+    """The hashes of the lines that aren't a key's: no JSON object with an id or a hash, and no
+    comment. A line that an operator has changed on purpose is hardly ever among them."""
+    named: frozenset[bytes] = frozenset()
+    """The ids in the other invalid lines. An operator has invalidated these keys on purpose."""
+    tail: int | None = None
+    """The hash of the last line, if it is one of these lines and has no line end."""
+
+
+def read_content(data: bytes, name: str, *, fixed: bool = False) -> Content:
+    """Parse the key file or SLUICE_KEYS. Of several lines with an id or a hash, the first counts.
 
     Args:
-        data: the content of the file.
-        name: the file's name, for the messages about its lines.
-        fixed: the value of SLUICE_KEYS.
+        name: the name of the file or variable, for the messages about its lines.
+        fixed: whether the data is SLUICE_KEYS.
+
+    Raises:
+        Unreadable: the file has too many lines, or too many invalid ones.
     """
     lines: list[Line] = []
     problems: list[str] = []
+    alien: set[int] = set()
+    named: set[bytes] = set()
+    tail: int | None = None
     taken: set[str] = set()
-    for where, text, is_fixed in ((name, data, False), (VARIABLE, fixed, True)):
-        for index, raw in enumerate(split_lines(text)):
-            if not raw.strip():
-                continue
-            try:
-                row, key = read_line(raw)
-                if not taken.isdisjoint((key.id, key.hash)):
-                    raise BrokenLine("an earlier line has the same id or hash")
-            except BrokenLine as error:
-                problems.append(f"{where}: skipped line {index + 1}: {error}")
-                continue
-            taken |= {key.id, key.hash}
-            lines.append(Line(index, key, row, is_fixed))
+    yielder = Yielder()
+    for index, raw in enumerate(each_line(data)):
+        yielder.yield_if_due()
+        if index >= MOST_LINES:
+            raise Unreadable(f"has more than {MOST_LINES:,} lines")
+        if not raw or raw.isspace():
+            continue
+        try:
+            row, key = read_line(raw)
+            if not taken.isdisjoint((key.id, key.hash)):
+                raise BrokenLine("an earlier line has the same id or hash")
+        except BrokenLine as error:
+            problems.append(f"{name}: skipped line {index + 1}: {error}")
+            if len(problems) > MOST_INVALID and not fixed:
+                raise Unreadable(f"has more than {MOST_INVALID:,} invalid lines") from None
+            tail = None
+            if is_alien(raw):
+                tail = hash(raw.strip())
+                alien.add(tail)
+            else:
+                named.update(ID.findall(raw))
+            continue
+        tail = None
+        taken |= {key.id, key.hash}
+        lines.append(Line(index, key, row, fixed))
+    if data.endswith(b"\n"):
+        tail = None
+    return Content(tuple(lines), tuple(problems), frozenset(alien), frozenset(named), tail)
+
+
+def each_line(data: bytes) -> Iterator[bytes]:
+    """Yield the lines of a file without their line ends. Of a long line, only the start counts."""
+    start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
+    while start < len(data):
+        end = data.find(b"\n", start)
+        end = len(data) if end < 0 else end
+        yield data[start : min(end, start + MOST_LINE + 1)]
+        start = end + 1
+
+
+def view_of(file: Content, fixed: Content) -> View:
+    """Return the keys of the file and of SLUICE_KEYS. If a key is in both, the file's counts."""
+    taken = {text for line in file.lines for text in (line.key.id, line.key.hash)}
+    lines = list(file.lines)
+    problems = [*file.problems, *fixed.problems]
+    for line in fixed.lines:
+        if taken.isdisjoint((line.key.id, line.key.hash)):
+            lines.append(line)
+        else:
+            reason = "an earlier line has the same id or hash"
+            problems.append(f"{VARIABLE}: skipped line {line.at + 1}: {reason}")
     return View(tuple(lines), {line.key.hash: line.key for line in lines}, tuple(problems))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a key file. Raises OSError and Unreadable."""
+    parts: list[bytes] = []
+    yielder = Yielder()
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        while size <= MOST_BYTES and (part := file.read(CHUNK)):
+            parts.append(part)
+            size = max(size, file.tell())
+            yielder.yield_if_due()
+    if size > MOST_BYTES:
+        raise Unreadable(f"is larger than {MOST_BYTES >> 20} MiB")
+    data = b"".join(parts)
+    if data.startswith(UTF_16):
+        raise Unreadable("is UTF-16; save it as UTF-8")
+    return data
 
 
 def split_lines(data: bytes) -> list[bytes]:
@@ -107,6 +197,8 @@ def split_lines(data: bytes) -> list[bytes]:
 
 def read_line(raw: bytes) -> tuple[Row, Key]:
     """Return a line's JSON object and its key. Raises BrokenLine."""
+    if len(raw) > MOST_LINE:
+        raise BrokenLine("too long")
     try:
         row = msgspec.json.decode(raw)
     except (ValueError, RecursionError):
@@ -114,6 +206,17 @@ def read_line(raw: bytes) -> tuple[Row, Key]:
     if not isinstance(row, dict):
         raise BrokenLine("not a JSON object")
     return row, read_row(row)
+
+
+def is_alien(raw: bytes) -> bool:
+    """Return True if an invalid line shows no trace of a key. See Content.alien."""
+    if len(raw) > MOST_LINE:
+        return True
+    try:
+        row = msgspec.json.decode(raw)
+    except (ValueError, RecursionError):
+        return not raw.lstrip().startswith(COMMENT)
+    return not isinstance(row, dict) or row.keys().isdisjoint(("id", "hash"))
 
 
 def write_line(row: Row) -> bytes:

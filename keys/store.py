@@ -18,16 +18,28 @@ from typing import Unpack
 
 from keys.key import Key, KeyFileError, Terms, changed, fingerprint, new_row, read_row
 from keys.key_file import (
+    MOST_BYTES,
+    VARIABLE,
+    Content,
+    Unreadable,
     View,
     locked,
-    read_view,
+    read_bytes,
+    read_content,
     regular,
     replace,
     split_lines,
+    view_of,
     write_line,
 )
+from keys.last_good import GRACE_S, LastGood
 
 LOOK_EVERY_S = 0.25
+LARGE = 1 << 20
+"""The size in bytes from which a changed file is read by a thread of its own, because reading it
+would hold up the call that notices the change."""
+MOST_LOGGED = 10
+"""The maximum number of invalid lines that are logged at a time."""
 MAX_SECRET = 512
 """Characters. A longer text is rejected without hashing it, because a header can be a megabyte."""
 
@@ -38,15 +50,17 @@ log = logging.getLogger("sluice.auth")
 class KeyStore:
     """A store of the keys in a file, which need not exist, and in SLUICE_KEYS, which is read-only.
 
-    The file is checked for changes once every LOOK_EVERY_S at most. While it can't be read, the
-    keys last read remain valid. Threads may share a store, and processes may share a file.
+    The file is checked for changes once every LOOK_EVERY_S at most. While it can't be read or is
+    damaged, the keys last read remain valid (see keys/last_good.py). Threads may share a store, and
+    processes may share a file.
     """
 
     def __init__(self, path: Path, lines: str = "") -> None:
         self.path = path
-        self._fixed = lines.encode("utf-8", "surrogateescape")
+        self._fixed = read_content(lines.encode("utf-8", "surrogateescape"), VARIABLE, fixed=True)
         self._lock = threading.Lock()
         self._view = View()
+        self._good = LastGood()
         self._seen: tuple[int, ...] | None = None
         """The (mtime, size, inode) of the file last read; (): no file; None: read it again."""
         self._trouble = ""
@@ -128,10 +142,13 @@ class KeyStore:
                 regular(target)
             with locked(target):
                 # Check again: another process may have created it while this one waited.
-                data = target.read_bytes() if target.exists() else b""
-                rows = split_lines(data)
-                key = edit(read_view(data, self.path.name, self._fixed), rows)
-                replace(target, b"".join(row + b"\n" for row in rows))
+                data = read_bytes(target) if target.exists() else b""
+                rows = split_lines(data) if data.strip() else []
+                key = edit(view_of(read_content(data, self.path.name), self._fixed), rows)
+                # An empty file would look as if an editor were about to write it.
+                replace(target, b"".join(row + b"\n" for row in rows) or b"\n")
+        except Unreadable as error:
+            raise KeyFileError(f"{self.path} can't be changed: it {error}.") from None
         except OSError as error:
             raise KeyFileError(f"{self.path} can't be changed: {error.strerror}.") from error
         with self._lock:
@@ -144,42 +161,97 @@ class KeyStore:
         While one thread checks the file, the others get the old keys.
         """
         if time.monotonic() >= self._look_at and self._lock.acquire(blocking=False):
-            try:
-                self._look()
-            finally:
-                self._lock.release()
+            if self._has_large_change():
+                try:
+                    threading.Thread(target=self._look_locked, name="key file", daemon=True).start()
+                except RuntimeError:  # the system can't start another thread; try again later
+                    self._lock.release()
+            else:
+                self._look_locked()
         return self._view
+
+    def _has_large_change(self) -> bool:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return False
+        return LARGE < found.st_size <= MOST_BYTES and signature(found) != self._seen
+
+    def _look_locked(self) -> None:
+        """Check the file, and release the lock, which the caller has acquired."""
+        try:
+            self._look()
+        finally:
+            self._lock.release()
 
     def _look(self) -> None:
         """Read the file again if it has changed."""
         self._look_at = time.monotonic() + LOOK_EVERY_S
+        name = self.path.name
         try:
             found = regular(self.path)
-            seen = (found.st_mtime_ns, found.st_size, found.st_ino)
-            if seen == self._seen:
-                return
-            # The bytes may be newer than `seen`. In that case the next check reads them again.
-            self._take(self.path.read_bytes(), seen)
-            self._warn_of_mode(found.st_mode)
+            seen = signature(found)
+            if seen != self._seen:
+                # The bytes may be newer than `seen`. In that case the next check reads them again.
+                self._take(read_bytes(self.path), seen)
+                self._warn_of_mode(found.st_mode)
+            elif self._good.is_waiting:
+                self._lack("is empty", seen)
         except FileNotFoundError:
-            if self._seen or self._trouble:
-                log.warning("%s no longer exists, so its keys are no longer valid", self.path.name)
-            if self._seen != ():
-                self._take(b"", ())
+            self._lack("no longer exists", ())
+        except Unreadable as error:
+            self._keep(f"{name} {error}", seen)
         except OSError as error:
-            trouble = f"{self.path.name} can't be read: {error.strerror}"
-            if trouble != self._trouble:
-                log.error("%s; the keys last read remain valid", trouble)
-            self._trouble, self._seen = trouble, None
+            self._keep(f"{name} can't be read: {error.strerror}", None)
 
     def _take(self, data: bytes, seen: tuple[int, ...]) -> None:
-        view = read_view(data, self.path.name, self._fixed)
-        for problem in view.problems:
-            if problem not in self._view.problems:
-                log.warning("%s", problem)
-        self._view, self._seen, self._trouble = view, seen, ""
+        """Take the content of the file. Raises Unreadable."""
+        if not data:
+            self._lack("is empty", seen)
+            return
+        content = read_content(data, self.path.name)
+        self._good.read(content)
+        content = content._replace(lines=self._good.lines)
+        old = set(self._view.problems)
+        self._view, self._seen = view_of(content, self._fixed), seen
+        new = [problem for problem in self._view.problems if problem not in old]
+        for problem in new[:MOST_LOGGED]:
+            log.warning("%s", problem)
+        if len(new) > MOST_LOGGED:
+            log.warning("%s: skipped %d more lines", self.path.name, len(new) - MOST_LOGGED)
+        damaged = f"{self.path.name} is damaged" if self._good.kept else ""
+        self._report(damaged, "the keys that it lacks remain valid until it is repaired")
+
+    def _lack(self, what: str, seen: tuple[int, ...]) -> None:
+        """Keep the keys of a file that is empty or gone, for a while."""
+        had = self._good.lines
+        self._good.missing(time.monotonic())
+        self._seen = seen
+        if had and not self._good.lines:
+            log.error("%s %s, so its keys are no longer valid", self.path.name, what)
+        if self._good.lines != had or not had:
+            self._view = view_of(Content(self._good.lines), self._fixed)
+        trouble = f"{self.path.name} {what}" if self._good.lines else ""
+        self._report(trouble, f"the keys last read remain valid for {GRACE_S:.0f} s")
+
+    def _keep(self, trouble: str, seen: tuple[int, ...] | None) -> None:
+        """Keep the keys of a file that can't be read."""
+        self._good.unreadable()
+        self._seen = seen
+        self._report(trouble, "the keys last read remain valid")
+
+    def _report(self, trouble: str, consequence: str) -> None:
+        """Set the problem with the file, and log it if it is a new one. Empty means none."""
+        if trouble and trouble != self._trouble:
+            log.error("%s; %s", trouble, consequence)
+        self._trouble = trouble
 
     def _warn_of_mode(self, mode: int) -> None:
         if mode & 0o077 and not self._warned_of_mode:
             self._warned_of_mode = True
             log.warning("other users can read or write %s: run chmod 600 on it", self.path.name)
+
+
+def signature(found: os.stat_result) -> tuple[int, ...]:
+    """Return what changes when a file does."""
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -1,5 +1,6 @@
 """The router: it resolves model names and aliases to targets.
 
+- A key that may use an alias may use the models behind it by that alias, whatever their own names.
 - A BYOK key is sent only to the first target's host (see docs/decisions/0006-own-key-one-host.md).
 - The module does no I/O.
 """
@@ -9,14 +10,15 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import msgspec
 
 from config import ConfigError, Settings
 from errors import (
     InvalidRequest,
+    ModelForbidden,
     ModelNotFound,
     ProviderNotFound,
     SluiceError,
@@ -36,6 +38,15 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     provider: str | None = None
     fallbacks: tuple[str, ...] = ()
     byok_api_key: Secret | None = None
+
+
+class Name(NamedTuple):
+    """A model that a request names, directly or by an alias."""
+
+    provider: str
+    model: str
+    requested: str
+    """The alias, or the model's full name."""
 
 
 class Router:
@@ -74,13 +85,18 @@ class Router:
             raise ProviderNotFound(f"Provider {shown(name)} was not found.{hint}")
         return row
 
-    def targets(self, route: Route) -> list[Target]:
+    def targets(self, route: Route, may_use: Callable[[str], bool] | None = None) -> list[Target]:
         """Return the targets to try, in order. There is at least one.
+
+        Args:
+            may_use: a predicate for the aliases and full names that the caller may use. None
+                allows all.
 
         Raises:
             InvalidRequest: a part of a name is "." or "..".
             ProviderNotFound: a provider is unknown, or none of the providers is enabled.
             ModelNotFound: a model is missing, or its name lacks the provider.
+            ModelForbidden: the caller may use none of the models.
         """
         check_parts("model", route.model or "")
         for fallback in route.fallbacks:
@@ -88,33 +104,42 @@ class Router:
         names = self._expand(route.model, route.provider)
         for fallback in route.fallbacks:
             names += self._expand(fallback, None)
+        first = names[0]
         if route.byok_api_key is not None:  # fallbacks at other hosts must not receive this key
-            names = [pair for pair in names if pair[0] == names[0][0]]
+            names = [name for name in names if name.provider == first.provider]
+        allowed = names if may_use is None else [name for name in names if permits(may_use, name)]
+        targets = self._enabled(allowed or names, route.byok_api_key)
+        if not allowed:
+            raise ModelForbidden(f"This key may not use {first.requested}.", param="model")
+        return targets
+
+    def _enabled(self, names: list[Name], byok: Secret | None) -> list[Target]:
+        """Return the targets of the enabled providers. Raises ProviderNotFound if there is none."""
         targets = []
         missing: SluiceError | None = None
-        for provider, model in dict.fromkeys(names):
+        for provider, model in dict.fromkeys(name[:2] for name in names):
             try:
-                targets += self._keyed(self.provider(provider), model, route.byok_api_key)
+                targets += self._keyed(self.provider(provider), model, byok)
             except ProviderNotFound as error:
                 missing = missing or error
         if missing is not None and not targets:
             raise missing
         return targets
 
-    def _expand(self, model: str | None, provider: str | None) -> list[tuple[str, str]]:
-        """Return pairs of a provider and its model. Raises ProviderNotFound or ModelNotFound."""
+    def _expand(self, model: str | None, provider: str | None) -> list[Name]:
+        """Return the models that a name stands for. Raises ProviderNotFound or ModelNotFound."""
         wanted = model or self._default
         if provider is None:
-            return [self._split(name) for name in self.aliases.get(wanted, (wanted,))]
+            return [self._split(name, wanted) for name in self.aliases.get(wanted, (wanted,))]
         row = self.provider(provider)
         name = wanted.removeprefix(f"{provider}/")
         if not name or (model is None and name == wanted):
             raise ModelNotFound(
                 f"Model is missing: choose one of the models of {row.name}.", param="model"
             )
-        return [(row.name, name)]
+        return [Name(row.name, name, f"{row.name}/{name}")]
 
-    def _split(self, model: str) -> tuple[str, str]:
+    def _split(self, model: str, requested: str) -> Name:
         name, _, rest = model.partition("/")
         if not rest:
             raise ModelNotFound(
@@ -122,7 +147,7 @@ class Router:
                 "openai/gpt-4o-mini.",
                 param="model",
             )
-        return self.provider(name).name, rest
+        return Name(self.provider(name).name, rest, requested)
 
     def _keyed(self, row: Provider, model: str, byok: Secret | None) -> list[Target]:
         """Return a target for each of the operator's keys, or one for the BYOK key.
@@ -156,6 +181,10 @@ class Router:
             return targets
         first = next(self._turns[row.name]) % len(targets)
         return targets[first:] + targets[:first]
+
+
+def permits(may_use: Callable[[str], bool], name: Name) -> bool:
+    return may_use(name.requested) or may_use(f"{name.provider}/{name.model}")
 
 
 def credentials(text: str) -> list[Secret | None]:

@@ -25,6 +25,7 @@ from werkzeug.test import TestResponse
 from app import create_app
 from completion import Delta, Finished, Started, Usage, Used
 from config import Settings
+from config import origins as parse_origins
 from endpoints.hooks import EXPOSED, access
 from errors import UpstreamError
 from gateway.gateway import Gateway
@@ -408,6 +409,8 @@ ORIGIN = "https://app.example"
         (("https://other.example",), None),
         (("https://appXexample",), None),
         ((), None),
+        (("https://*.example",), ORIGIN),
+        (("https://*.app.example",), None),
     ],
 )
 @pytest.mark.parametrize("path", ["/api/v1/completions", "/v1/completions", "/nothing"])
@@ -423,10 +426,49 @@ def test_cors_headers_are_sent_to_allowed_origins_only(
     assert answer.status_code in (401, 404)
     assert answer.headers.get("Access-Control-Allow-Origin") == allowed
     if allowed is not None:
-        assert origins == (ORIGIN,) or "Origin" in answer.headers["Vary"]
+        assert "Origin" in answer.headers["Vary"]
         exposed = answer.headers["Access-Control-Expose-Headers"]
         assert set(exposed.split(", ")) == set(EXPOSED)
         assert "Access-Control-Allow-Credentials" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("setting", "allowed", "refused"),
+    [
+        ("https://a.com", ["https://a.com", "https://A.com", "HTTPS://a.com"],
+         ["https://axcom", "https://a.com.evil", "https://a.com:8443", "http://a.com",
+          "https://b.a.com", "https://xa.com", "https://a.com/", "null", "a.com"]),
+        ("https://A.com:443/", ["https://a.com"], ["https://a.com:444", "https://a.com.evil"]),
+        ("http://localhost:3000", ["http://localhost:3000"],
+         ["http://localhost", "http://localhost:30001", "http://localhost:300"]),
+        ("http://[::1]:3000", ["http://[::1]:3000"], ["http://:3000", "http://1:3000"]),
+        ("http://[0:0:0:0:0:0:0:1]", ["http://[::1]"], ["http://[::1]:81"]),
+        ("https://*.example.com",
+         ["https://app.example.com", "https://a.b.example.com", "https://App.Example.com"],
+         ["https://example.com", "https://xexample.com", "https://.example.com",
+          "https://app.example.com.evil", "https://app.examplexcom", "https://app.example.com:444",
+          "http://app.example.com", "https://evil.com/.example.com", "https://a..example.com",
+          "https://evil.com?.example.com", "https://evil.com#.example.com",
+          "https://u@a.example.com", "https://\xdf.example.com"]),
+        ("https://*.example.com:8443", ["https://a.example.com:8443"], ["https://a.example.com"]),
+        ("https://strasse.com", ["https://strasse.com"], ["https://stra\xdfe.com"]),
+        ("capacitor://localhost", ["capacitor://localhost"], ["http://localhost"]),
+        ("https://a.com, *", ["https://b.com", "null"], []),
+    ],
+)  # fmt: skip
+def test_an_origin_matches_exactly_and_a_star_means_subdomains(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    allowed: list[str],
+    refused: list[str],
+) -> None:
+    origins = parse_origins("SLUICE_CORS_ORIGINS", setting)
+    site = make_app(tmp_path, monkeypatch, cors_origins=origins)
+    for origin in (*allowed, *refused):
+        headers = site.client.get("/health", headers={"Origin": origin}).headers
+        expected = origin if origin in allowed else None
+        assert headers.get("Access-Control-Allow-Origin") == expected, origin
 
 
 def test_a_preflight_needs_no_key(site: Site) -> None:

@@ -23,6 +23,7 @@ from config import (
     Timeouts,
     did_you_mean,
 )
+from providers.hosts import BUILT_IN
 from tests.support.paths import ROOT
 
 
@@ -83,6 +84,10 @@ def test_empty_environment_gives_the_default_settings() -> None:
         ("SLUICE_STRICT", "false", "strict", False),
         ("SLUICE_CORS_ORIGINS", "https://a.example, https://b.example,", "cors_origins",
          ("https://a.example", "https://b.example")),
+        ("SLUICE_CORS_ORIGINS", "HTTPS://A.example:443/,https://a.example,http://b:080",
+         "cors_origins", ("https://a.example", "http://b")),
+        ("SLUICE_CORS_ORIGINS", "https://*.A.example/, *, http://[0::1]:8000", "cors_origins",
+         ("https://*.a.example", "*", "http://[::1]:8000")),
         ("SLUICE_DISCONNECT", "Drain", "disconnect", "drain"),
         ("SLUICE_DISCONNECT_S", "2.5", "disconnect_time", 2.5),
         ("SLUICE_DISCONNECT_USD", " 0.07", "disconnect_cost", 70_000_000),
@@ -183,6 +188,86 @@ def test_invalid_variable_raises_an_error_that_says_what_to_change(
     name: str, text: str, says: str
 ) -> None:
     assert says in refusal(**{name: text})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.com", "localhost", "null", "//a.com", "https://", "https://*", "*.a.com", "*://a.com",
+        "https://a.com/app", "https://a.com//", "https://a.com?x", "https://a.com#x",
+        "https://u@a.com", "https://a.*.com", "https://a*.com", "https://**.a.com",
+        "https://*.*.com", "https://.*\\.a.com", "https://a.com$", "^https://a.com",
+        "https://(a|b).com", "https://a.com:", "https://a.com:0", "https://a.com:65536",
+        "https://a.com:*", "https://a..com", "https://a.com.", "https://[::1", "https://[:::1]",
+        "https://[1.2.3.4]", "https://b\xfccher.example", "https://a.com https://b.com",
+        "https://a.com;https://b.com", "https://a.com\nhttps://b.com", "'https://a.com'",
+    ],
+)  # fmt: skip
+def test_an_origin_that_is_not_scheme_host_and_port_is_refused(text: str) -> None:
+    for setting in (text, f"https://ok.example,{text}"):
+        assert refusal(SLUICE_CORS_ORIGINS=setting).startswith("SLUICE_CORS_ORIGINS is ")
+
+
+# Variables that Kubernetes and docker --link invent
+
+
+def links(name: str) -> dict[str, str]:
+    """Return what Kubernetes and docker --link set for a Service or a container."""
+    address = {"": "10.0.0.7", "V6": "fd00::7"}
+    found = {
+        f"{name}_SERVICE_HOST": address[""], f"{name}_SERVICE_PORT": "80",
+        f"{name}_SERVICE_PORT_HTTP": "80", f"{name}_SERVICE_PORT_HTTPS_ADMIN": "81",
+        f"{name}_PORT": "tcp://[fd00::7]:80", f"{name}_NAME": "/web/sluice",
+        f"{name}_ENV_PATH": "/bin:/usr/bin", f"{name}_ENV_x": "", f"{name}_ENV_TEXT": "a\nb",
+    }  # fmt: skip
+    for kind in ("TCP", "UDP", "SCTP"):
+        one = f"{name}_PORT_80_{kind}"
+        found |= {
+            one: f"{kind.lower()}://10.0.0.7:80", f"{one}_PROTO": kind.lower(),
+            f"{one}_PORT": "80", f"{one}_ADDR": address["V6"], f"{one}_START": "tcp://10.0.0.7:80",
+            f"{one}_END": "tcp://10.0.0.7:90", f"{one}_PORT_START": "80", f"{one}_PORT_END": "90",
+        }  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize(
+    "service",
+    ["SLUICE", "SLUICE_REDIS", "SLUICE_WEB_2", "SLUICE_KEYS", "SLUICE_CONFIG", "SLUICE_HOST"],
+)
+def test_variables_of_service_links_are_ignored(service: str) -> None:
+    found = links(service)
+    assert read(**found) == dataclasses.replace(Settings(), environ=found)
+
+
+@pytest.mark.parametrize("service", ["REDIS", "DATABASE", "PORT", "WEB", "OPENAI", "OTEL"])
+def test_service_links_never_have_the_name_of_a_setting(service: str) -> None:
+    names = {variable.name for variable in VARIABLES}
+    for name in (*names, *(row.api_key_env for row in BUILT_IN if row.api_key_env)):
+        assert not any(config.is_service_link(name, value) for value in links("SLUICE").values())
+    assert names.isdisjoint(links(service))
+    assert read(**links(service)).port is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("SLUICE_PORT", "8080", "; did you mean PORT?"),
+        ("SLUICE_PORT", "", "; did you mean PORT?"),
+        ("SLUICE_REDIS_URL", "redis://h", "; did you mean REDIS_URL?"),
+        ("SLUICE_NAME", "mine", ""),
+        ("SLUICE_SERVICE_HOST", "my service", ""),
+        ("SLUICE_SERVICE_PORT", "http", ""),
+        ("SLUICE_PORTS", "tcp://10.0.0.7:80", ""),
+        ("SLUICE_PORT_80_TCP", "1", ""),
+        ("SLUICE_MAX_STREAMS_PORT", "5", "; did you mean SLUICE_MAX_STREAMS?"),
+        ("SLUICE_ENVIRONMENT", "prod", ""),
+        ("SLUICE_ENV", "prod", ""),
+    ],
+)
+def test_a_mistake_that_resembles_a_service_link_stops_the_start(
+    name: str, value: str, hint: str
+) -> None:
+    assert f"{name} is not a setting{hint}" in refusal(**{name: value}, **links("SLUICE_WEB"))
 
 
 def test_unrelated_environment_variables_are_accepted() -> None:
@@ -337,6 +422,71 @@ def test_mistake_in_sluice_toml_raises_a_one_line_error(
 ) -> None:
     (elsewhere / "sluice.toml").write_bytes(text)
     assert says in refusal()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_sluice_toml_may_be_utf8_or_have_a_byte_order_mark(
+    elsewhere: Path, encoding: str, end: str
+) -> None:
+    mark = "\ufeff" if encoding.endswith(("le", "be")) else ""
+    text = mark + "# Schl\xfcssel" + TABLES.replace("\n", end)
+    (elsewhere / "sluice.toml").write_bytes(text.encode(encoding))
+    assert read().providers == {"sim": {"base_url": "http://127.0.0.1:9100/v1"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[aliases]\n# Schl\xfcssel".encode("latin-1"), "save it as UTF-8 (see line 2)"),
+        (TABLES.lstrip().encode("utf-16-le"), "line 1 has a NUL; save it as UTF-8"),
+        (TABLES.lstrip().encode("utf-16-be"), "line 1 has a NUL; save it as UTF-8"),
+        (TABLES.encode("utf-32"), "NUL; save it as UTF-8"),
+        (TABLES.encode("utf-16")[:-1], "save it as UTF-8"),
+        (b"[aliases]\n\n\0", "line 3 has a NUL"),
+        (b"[aliases]\na = " + b"[" * 100_000, "nested too deeply"),
+        (b"[aliases]\na = " + b"1" * 5_000, "Exceeds the limit"),
+        (b"\x80PNG\r\n", "see line 1"),
+    ],
+)
+def test_sluice_toml_in_another_encoding_is_refused_in_one_line(
+    elsewhere: Path, text: bytes, says: str
+) -> None:
+    (elsewhere / "mine.toml").write_bytes(text)
+    line = refusal(SLUICE_CONFIG="mine.toml")
+    assert line.startswith("mine.toml can't be read: ")
+    assert says in line
+
+
+def test_a_byte_order_mark_of_dotenv_is_ignored() -> None:
+    assert read(**{"\ufeffPORT": "8123"}).port == 8123
+    assert read(**{"\ufeffPORT": "8123", "PORT": "8124"}).port == 8124
+    assert "SLUICE_QQQQ is not a setting" in refusal(**{"\ufeffSLUICE_QQQQ": ""})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"# Schl\xfcssel\nA=b\n", "A=b\n".encode("utf-16"), "A=b".encode("utf-16-le"), b"A=\0\n"],
+)
+def test_make_run_refuses_a_dotenv_in_another_encoding_in_one_line(
+    elsewhere: Path, text: bytes
+) -> None:
+    (elsewhere / ".env").write_bytes(text)
+    check = [sys.executable, str(ROOT / "config.py"), ".env"]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("sluice: .env can't be read: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["\ufeffA=\xfc\r\n", "", "A=b"])
+def test_make_run_accepts_a_dotenv_in_utf8(elsewhere: Path, text: str) -> None:
+    (elsewhere / ".env").write_text(text, "utf-8")
+    check = [sys.executable, str(ROOT / "config.py"), ".env"]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "$(BIN)/python config.py .env" in (ROOT / "Makefile").read_text()
 
 
 def test_folder_named_sluice_toml_raises_an_error(elsewhere: Path) -> None:

@@ -909,6 +909,24 @@ def test_a_key_may_be_limited_to_models(app: Flask, upstream: Upstream, tmp_path
     assert face.ask(model="fakechat/m", fallbacks=["fake/m"]).get_json()["model"] == "fake/m"
 
 
+def test_a_key_may_be_limited_to_an_alias(app: Flask, upstream: Upstream, tmp_path: Path) -> None:
+    key, line = make_key(models=["fast"])
+    (tmp_path / "keys.jsonl").write_text(line)
+    app.extensions["sluice"].keys._look()
+    face = Face(app, key)
+    target = app.extensions["sluice"].gateway.router.aliases["fast"][0]
+    reply = face.ask(model="fast")
+    assert (reply.status_code, reply.get_json()["model"]) == (200, target), (
+        "the alias hides nothing"
+    )
+    refused = face.ask(model=target)
+    assert refused.status_code == 403
+    assert refused.get_json()["error"]["message"] == f"This key may not use {target}."
+    assert face.ask(model=target, fallbacks=["fast"]).status_code == 200
+    listed = app.test_client().get("/v1/models", headers=face.headers).get_json()["data"]
+    assert "fast" in [model["id"] for model in listed]
+
+
 def test_unknown_model_or_provider_answers_404(face: Face) -> None:
     for model, code in (
         ("nobody/m", "provider_not_found"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from completion import (
 from config import ConfigError, Settings
 from errors import (
     InvalidRequest,
+    ModelForbidden,
     ModelNotFound,
     ProviderNotFound,
     SluiceError,
@@ -94,6 +96,67 @@ def test_a_model_name_leads_to_its_targets_in_order(route: Route, expected: list
 def test_the_default_model_may_be_an_alias() -> None:
     found = router(aliases={"fast": ["sim/one"]}, default="fast").targets(Route())
     assert names(found) == ["sim/one"]
+
+
+# Models that a key may use
+
+
+@pytest.mark.parametrize(
+    ("may", "route", "expected"),
+    [
+        (["fast"], Route(model="fast"), ["sim/one", "poor/two"]),
+        (["f*"], Route(model="fast"), ["sim/one", "poor/two"]),
+        (["fast"], Route(), ["sim/one", "poor/two"]),
+        (["fast"], Route(model="sim/one"), "sim/one"),
+        (["fast"], Route(model="one", provider="sim"), "sim/one"),
+        (["fast"], Route(model="fast", provider="sim"), "sim/fast"),
+        (["fast"], Route(model="other"), "other"),
+        (["fast"], Route(model="FAST"), ModelNotFound),
+        (["fast"], Route(model="sim/one", fallbacks=("fast",)), ["sim/one", "poor/two"]),
+        (["fast"], Route(model="sim/x", fallbacks=("sim/y", "fast")), ["sim/one", "poor/two"]),
+        (["fast"], Route(model="poor/two", fallbacks=("fast",)), ["sim/one", "poor/two"]),
+        (["fast"], Route(model="fast", fallbacks=("sim/x", "other")), ["sim/one", "poor/two"]),
+        (["fast", "sim/*"], Route(model="other"), ["sim/three"]),
+        (["sim/*"], Route(model="fast"), ["sim/one"]),
+        (["poor/*"], Route(model="fast", fallbacks=("sim/x",)), ["poor/two"]),
+        (["sim/*"], Route(model="poor/two", fallbacks=("fast",)), ["sim/one"]),
+        (["sim/shadow"], Route(model="sim/shadow"), ["poor/two"]),
+        (["poor/*"], Route(model="sim/shadow"), ["poor/two"]),
+        (["away"], Route(model="away"), ProviderNotFound),
+        ([], Route(model="away"), ProviderNotFound),
+        (["away"], Route(model="sim/x", fallbacks=("away",)), ProviderNotFound),
+        ([], Route(model="fast"), "fast"),
+        ([], Route(), "fast"),
+        (["local/*"], Route(model="fast", fallbacks=("other",)), "fast"),
+        (["fast"], Route(model="fast", byok_api_key=Secret("sk-own")), ["sim/one"]),
+        (["fast"], Route(model="sim/x", fallbacks=("fast",), byok_api_key=Secret("sk-own")),
+         ["sim/one"]),
+        (["fast"], Route(model="locked/x", fallbacks=("fast",), byok_api_key=Secret("sk-own")),
+         "locked/x"),
+    ],
+)  # fmt: skip
+def test_a_key_that_may_use_an_alias_reaches_its_targets_by_that_alias_only(
+    may: list[str], route: Route, expected: list[str] | str | type[SluiceError]
+) -> None:
+    """A text stands for the name in the error for a forbidden model."""
+    aliases = {
+        "fast": ["sim/one", "poor/two"],
+        "other": ["poor/three", "sim/three"],
+        "sim/shadow": "poor/two",
+        "away": "locked/x",
+    }
+    found = router(aliases=aliases, default="fast")
+
+    def may_use(name: str) -> bool:
+        return any(fnmatchcase(name, glob) for glob in may)
+
+    if isinstance(expected, list):
+        assert names(found.targets(route, may_use)) == expected
+        return
+    with pytest.raises(ModelForbidden if isinstance(expected, str) else expected) as caught:
+        found.targets(route, may_use)
+    if isinstance(expected, str):
+        assert caught.value.message == f"This key may not use {expected}."
 
 
 @pytest.mark.parametrize(
