@@ -49,7 +49,8 @@ class Demand(msgspec.Struct, frozen=True):
     output: int | None
     """None: the caller set no limit."""
     loose: bool = False
-    """True if parameters that Sluice doesn't know may request more output."""
+    """True if parameters that Sluice doesn't know may request more output. Then the call reserves
+    at least what a call without max_tokens does."""
 
 
 class Quota:
@@ -89,7 +90,7 @@ class Quota:
                 f"This call counts as {requests} requests; this key's limit is {most} a minute."
             )
             raise never("requests", message, most)
-        ask = Ask(demand.input, demand.output, self._reserve, requests)
+        ask = ask_for(demand, self._reserve, requests)
         admission = self._counted(lambda counters: counters.admit(key.id, limits, ask))
         if admission is None:
             raise Unavailable(
@@ -178,6 +179,18 @@ class Quota:
 
         cost = dearest(most)
         return Claim(budget, cost if least == most else dearest(least), cost)
+
+
+def ask_for(demand: Demand, reserve: int, requests: int = 1) -> Ask:
+    """Return the amounts to reserve for a call.
+
+    A loose call reserves its output, or the tokens that are left up to `reserve` if that is more.
+    In the words of Ask, its output is all but one token a part of the input.
+    """
+    output = demand.output
+    if not demand.loose or output is None or output >= reserve:
+        return Ask(demand.input, output, reserve, requests)
+    return Ask(demand.input + output - 1, None, reserve - output + 1, requests)
 
 
 def counters_in(client: RedisClient | None) -> RedisCounters | None:
