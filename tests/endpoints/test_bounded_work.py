@@ -282,7 +282,7 @@ def test_members_of_stream_options_are_limited(site: Bounded) -> None:
     assert "60000 unknown fields exceed the limit of 256" in answer.text
 
 
-HEAVY = {
+HEAVY: dict[str, dict[str, Any]] = {
     "many fields": {"additional_params": MANY},
     "many fields at the top": MANY,
     "many members": {"additional_params": {"additionalModelRequestFields": MANY}},
@@ -353,7 +353,7 @@ def test_a_list_of_mixed_prompts_is_refused(site: Bounded, prompt: Any) -> None:
 
 @pytest.mark.parametrize("letter", ["x", "é", "\N{GRINNING FACE}"])
 def test_the_header_of_ignored_fields_is_bounded(site: Bounded, letter: str) -> None:
-    params = {f"{number:03}" + letter * 253: 1 for number in range(256)}
+    params: dict[str, Any] = {f"{number:03}" + letter * 253: 1 for number in range(256)}
     for stream in (False, True):
         answer = site.ask(model="local/pydoc", max_tokens=1, stream=stream, **params)
         assert answer.status_code == 200
@@ -364,7 +364,8 @@ def test_the_header_of_ignored_fields_is_bounded(site: Bounded, letter: str) -> 
 
 def test_a_contradiction_is_refused_before_any_call_and_in_no_row(site: Bounded) -> None:
     for path in (NATIVE, OPENAI):
-        for value in (None, [], "x", 7):
+        values: list[Any] = [None, [], "x", 7]
+        for value in values:
             params = {"generationConfig": value}
             answer = site.ask(path, model="gemini/m", max_tokens=5, additional_params=params)
             assert answer.status_code == 400

@@ -127,7 +127,7 @@ def test_a_host_that_bills_more_than_max_tokens_overspends_at_most_by_the_calls_
     key = server.add_key(id="key_dollar", tier="unlimited", budget_usd=1)
     fake.named({"greedy": answering((5, BILLED))})
     with server:
-        more = {"max_tokens": 1, "additional_params": params}
+        more: dict[str, Any] = {"max_tokens": 1, "additional_params": params}
         found = statuses(hammer(server, key, Kind("greedy", more=more), calls=CALLERS))
         place = ledger_of(server)
         assert_sound(place)
