@@ -122,6 +122,7 @@ def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRe
             raise request_fields.unknown(name)
     if others:
         others = request_fields.pass_on(others, fields)
+        request_fields.refuse_two_values(others, extra)
     found = request_fields.parameters(fields)
     tries = max(found.n or 1, found.best_of or 1)
     if len(prompts) * tries > MOST_CHOICES:

@@ -238,11 +238,25 @@ def merge_params(fields: dict[str, Any]) -> dict[str, Any]:
         if name not in NAMES:
             extra[name] = value
         elif value is not None and fields.setdefault(name, value) != value:
-            raise InvalidRequest(
-                f"{name} has different values in the body and in additional_params.",
-                param=name,
-            )
+            raise two_values(name)
     return pass_on(extra, fields) if extra else extra
+
+
+def two_values(name: str) -> InvalidRequest:
+    message = f"{name} has different values in the body and in additional_params."
+    return InvalidRequest(message, param=name)
+
+
+def refuse_two_values(others: dict[str, Any], extra: dict[str, Any]) -> None:
+    """Raise InvalidRequest if a field that is passed on has two values.
+
+    Args:
+        others: the fields from the top level of the body.
+        extra: the fields from additional_params.
+    """
+    for name in others.keys() & extra.keys():
+        if others[name] != extra[name]:
+            raise two_values(name)
 
 
 def pass_on(unknown_fields: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,9 @@ def candidates(
         check_echo(request)
     fitting = []
     refusal: UnsupportedParameter | None = None
+    yielder = Yielder()
     for target in targets:
+        yielder.yield_if_due()  # each target's body takes milliseconds if the fields are long
         try:
             fitting.append(fit(request, target, strict=strict))
         except UnsupportedParameter as error:
@@ -143,7 +145,8 @@ def check_body(request: CompletionRequest, target: Target) -> None:
     """Raise InvalidRequest if a passed-on field contradicts a field that Sluice writes."""
     one = msgspec.structs.replace(request, prompts=request.prompts[:1])
     try:
-        registry.dialect(target.dialect).body(one, target)
+        # The reader encodes the body again, with a smaller stack.
+        msgspec.json.encode(registry.dialect(target.dialect).body(one, target))
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.") from None
 

@@ -102,6 +102,8 @@ def merge(
         existing = body.get(name)
         if name not in body:
             body[name] = value
+        elif value == existing:
+            continue
         elif isinstance(existing, dict):
             # A copy, because the object may be the caller's, or may be shared by requests.
             body[name] = merged = dict(existing)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from completion import CompletionRequest, prompt_tokens, utf8_size
-from errors import NO_RETRY, RateLimited, Unavailable, limit_details
+from errors import NO_RETRY, InvalidRequest, RateLimited, Unavailable, limit_details
 from keys.key import Key, Limits
 from ledger.entries import Budget, Claim
 from ledger.pricing import Price, ceiling
@@ -253,12 +253,18 @@ def never(kind: str, message: str, limit: int) -> RateLimited:
 
 
 def demand_of(request: CompletionRequest) -> Demand:
-    """Return the tokens that a request may use."""
+    """Return the tokens that a request may use.
+
+    Raises InvalidRequest if its parameters are nested too deeply to be sent.
+    """
     count = len(request.prompts)
     suffix = utf8_size(request.suffix or "")
     unknown = [bag for bag in (request.extra, request.openai_extra) if bag]
     prompts = sum(utf8_size(p) if isinstance(p, str) else len(p) for p in request.prompts)
-    beside = suffix + TEMPLATE_TOKENS + len(msgspec.json.encode(unknown))  # with each prompt
+    try:
+        beside = suffix + TEMPLATE_TOKENS + len(msgspec.json.encode(unknown))  # with each prompt
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply.") from None
     tries = count * max(request.n or 1, request.best_of or 1)
     return Demand(
         input=sum(map(prompt_tokens, request.prompts)) + count * -(-suffix // 4),

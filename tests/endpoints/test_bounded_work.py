@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
 from completion import CompletionRequest, Delta, Finished, Started, Usage, Used
+from concurrency.yielding import Yielder
 from endpoints import openai
 from endpoints.responses import encoded_in_pieces
 from errors import SluiceError
@@ -372,3 +373,49 @@ def test_a_contradiction_is_refused_before_any_call_and_in_no_row(site: Bounded)
             assert "generationConfig: expected an object." in answer.text
     assert site.made == []
     assert site.get("/api/v1/user/requests").json == {"data": [], "next_cursor": None}
+
+
+# Deep and repeated objects
+
+
+@pytest.mark.parametrize("model", ["gemini/m", "chat/m", "lists/m", "local/pydoc"])
+@pytest.mark.parametrize("name", ["zz", "generationConfig", "options"])
+def test_an_object_of_any_depth_is_sent_or_refused(site: Bounded, model: str, name: str) -> None:
+    """Python's recursion limit must not end a call with a 500."""
+    statuses = []
+    for depth in [*range(100, 800, 100), *range(800, 1000, 4)]:
+        value = '{"a":' * depth + "{}" + "}" * depth
+        second = f', "generation_config": {value}' if name != "zz" else ""
+        params = f'{{"{name}": {value}{second}}}'
+        sent = f'"model": "{model}", "prompt": "Hi", "max_tokens": 1'
+        body = f'{{{sent}, "additional_params": {params}}}'
+        headers = {"X-API-Key": site.secret, "Content-Type": "application/json"}
+        answer = site.client.post(OPENAI, data=body, headers=headers)
+        statuses.append(answer.status_code)
+        if answer.status_code == 400:
+            assert "nested too deeply" in answer.text
+    assert set(statuses) == {200, 400}
+    assert statuses == sorted(statuses)
+
+
+def test_a_field_with_two_values_is_refused(site: Bounded) -> None:
+    answer = site.ask(top_k=1, additional_params={"top_k": 2})
+    assert answer.status_code == 400
+    assert "top_k has different values in the body and in additional_params." in answer.text
+    assert site.ask(top_k=1, additional_params={"top_k": 1}).status_code == 200
+
+
+def test_many_fallbacks_with_long_fields_are_checked_in_steps(
+    site: Bounded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yields: list[bool] = []
+
+    class Counted(Yielder):
+        def yield_if_due(self, waited: float = 0.0) -> None:
+            yields.append(True)
+
+    monkeypatch.setattr("gateway.capabilities.Yielder", Counted)
+    names = [f"gemini/{number}" for number in range(8)]
+    answer = site.ask(model="gemini/m", fallbacks=names, additional_params={"zz": list(range(9))})
+    assert answer.status_code == 200
+    assert len(yields) == 9
