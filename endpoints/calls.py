@@ -29,7 +29,9 @@ from errors import InvalidRequest
 from gateway.call import Call, Encoder, Outcome
 from streams.stream import Stream
 
-MOST_NAMES, MOST_OF_A_NAME = 20, 64
+MOST_NAMES, MOST_OF_A_NAME, MOST_OF_NAMES = 20, 64, 1024
+"""The most names in X-Sluice-Dropped, the most characters of each, and the most bytes of all: many
+proxies refuse responses with more than 4 KB of headers."""
 SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?")
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -122,7 +124,14 @@ def dropped_names(stream: Stream) -> str:
 
     A caller can invent names, so they are percent-encoded and cut to a bounded length.
     """
-    return ", ".join(quote(name[:MOST_OF_A_NAME], safe="") for name in stream.dropped[:MOST_NAMES])
+    kept, size = [], 0
+    for name in stream.dropped[:MOST_NAMES]:
+        kept.append(quote(name[:MOST_OF_A_NAME], safe=""))
+        size += len(kept[-1]) + 2
+        if size > MOST_OF_NAMES:
+            del kept[-1]
+            break
+    return ", ".join(kept)
 
 
 def respond(

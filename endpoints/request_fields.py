@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, NoReturn
 
 import msgspec
@@ -100,9 +100,12 @@ TAKES = {
 }
 LONGEST_NAME = 256
 MOST_PASSED_ON = 256
-"""The most fields that are passed on to a provider, and the most characters of their names."""
+"""The most fields that are passed on to a provider, with those in WRAPPERS, and the most characters
+of their names."""
 DEEPEST = 4
 """How many objects with counted fields may be inside each other."""
+CHOSEN_BY_SLUICE = frozenset(("model", "models", "prompt", "messages", "stream", "stream_options"))
+"""Fields that no object of WRAPPERS may have."""
 NAMES = frozenset(Parameters.__struct_fields__)
 FIELDS = {field.name: field.type for field in msgspec.structs.fields(Parameters)}
 NEVER_SHOWN = frozenset(("byok_api_key",))
@@ -235,11 +238,25 @@ def merge_params(fields: dict[str, Any]) -> dict[str, Any]:
         if name not in NAMES:
             extra[name] = value
         elif value is not None and fields.setdefault(name, value) != value:
-            raise InvalidRequest(
-                f"{name} has different values in the body and in additional_params.",
-                param=name,
-            )
+            raise two_values(name)
     return pass_on(extra, fields) if extra else extra
+
+
+def two_values(name: str) -> InvalidRequest:
+    message = f"{name} has different values in the body and in additional_params."
+    return InvalidRequest(message, param=name)
+
+
+def refuse_two_values(others: dict[str, Any], extra: dict[str, Any]) -> None:
+    """Raise InvalidRequest if a field that is passed on has two values.
+
+    Args:
+        others: the fields from the top level of the body.
+        extra: the fields from additional_params.
+    """
+    for name in others.keys() & extra.keys():
+        if others[name] != extra[name]:
+            raise two_values(name)
 
 
 def pass_on(unknown_fields: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
@@ -252,14 +269,29 @@ def pass_on(unknown_fields: dict[str, Any], fields: dict[str, Any]) -> dict[str,
         InvalidRequest: there are too many fields, a name is too long or looks like a known one, or
             a counted field is invalid or has two different values.
     """
-    if len(unknown_fields) > MOST_PASSED_ON:
-        raise InvalidRequest(
-            f"{len(unknown_fields)} unknown fields exceed the limit of {MOST_PASSED_ON}."
-        )
-    for name in unknown_fields:
-        if len(name) > LONGEST_NAME:
-            raise unknown(name, hint=f" A field's name may have at most {LONGEST_NAME} characters.")
+    total = 0
+    for bag in bags(unknown_fields, DEEPEST):
+        total += len(bag)
+        refuse_many(total)
+        for name in bag:
+            if len(name) > LONGEST_NAME:
+                hint = f" A field's name may have at most {LONGEST_NAME} characters."
+                raise unknown(name, hint=hint)
     return settled(unknown_fields, fields, DEEPEST)
+
+
+def bags(bag: dict[str, Any], depth: int) -> Iterator[dict[str, Any]]:
+    """Yield an object, and the objects of WRAPPERS in it, `depth` levels deep."""
+    yield bag
+    for name, value in bag.items():
+        if depth and name in field_names.WRAPPERS and isinstance(value, dict):
+            yield from bags(value, depth - 1)
+
+
+def refuse_many(count: int) -> None:
+    """Raise InvalidRequest if that many unknown fields are too many."""
+    if count > MOST_PASSED_ON:
+        raise InvalidRequest(f"{count} unknown fields exceed the limit of {MOST_PASSED_ON}.")
 
 
 def settled(bag: dict[str, Any], fields: dict[str, Any], depth: int) -> dict[str, Any]:
@@ -271,6 +303,8 @@ def settled(bag: dict[str, Any], fields: dict[str, Any], depth: int) -> dict[str
                 count_as(field, name, value, fields)
             continue
         refuse_lookalike(name)
+        if name in CHOSEN_BY_SLUICE and depth < DEEPEST:
+            raise InvalidRequest(f"{name} can't be inside another field.", param=name)
         if name in field_names.WRAPPERS and isinstance(value, dict) and value:
             if not depth:
                 raise InvalidRequest(f"{name} is nested too deeply.", param=name)

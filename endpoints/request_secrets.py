@@ -1,7 +1,8 @@
 """Redaction of the current request's keys.
 
 - No key may appear in a response or in a log, even if the client also put it elsewhere in the
-  request, such as in a path or a model's name.
+  request, such as in a path or a model's name, in other letter case or percent-encoded.
+- A name that looks like another key is refused too.
 - The search costs little, however long the texts are that are sent as keys: only as many characters
   of each are searched for as a key can have.
 """
@@ -14,7 +15,7 @@ from auth import presented_key, x_api_key
 from endpoints.flask_app import current
 from endpoints.request_fields import LONGEST_PROVIDER_KEY
 from errors import InvalidRequest
-from keys.redaction import LEAST_PIECE, Secret, hide
+from keys.redaction import LEAST_PIECE, Secret, flat, hide, holds_key
 from keys.store import MAX_SECRET
 
 SHORTEST_SECRET = 8
@@ -54,7 +55,9 @@ def without_secrets(value: Any, least: int = LEAST_PIECE) -> Any:
 
 
 def refuse_secrets(shown: dict[str, str]) -> None:
-    """Raise InvalidRequest if a name that is shown and logged contains a key of this request.
+    """Raise InvalidRequest if a name that is shown and logged contains a key.
+
+    That is a key of this request, in any spelling, or what looks like another key.
 
     Args:
         shown: the names, by the words that the message uses for them.
@@ -62,9 +65,29 @@ def refuse_secrets(shown: dict[str, str]) -> None:
     names = "\n".join(shown.values())
     if len(names) < SHORTEST_SECRET:
         return
-    for secret in map(Secret, secrets()):
-        if secret.hidden_in(names, CHOSEN_PIECE) == names:
-            continue
-        for name, text in shown.items():  # the match may span two names, only because of the join
-            if secret.hidden_in(text, CHOSEN_PIECE) != text:
-                raise InvalidRequest(f"Don't send a key as {name}: it would be shown and logged.")
+    flat_names = flat(names)
+    suspects = [*map(Secret, secrets())]
+    if not (
+        holds_key(names)
+        or any(secret.has_piece_in(names, CHOSEN_PIECE) for secret in suspects)
+        or any(is_spelling(secret, flat_names) for secret in suspects)
+    ):
+        return
+    for name, text in shown.items():  # the match may span two names, only because of the join
+        flat_text = flat(text)
+        for secret in suspects:
+            if secret.has_piece_in(text, CHOSEN_PIECE) or is_spelling(secret, flat_text):
+                raise key_as(name)
+        if holds_key(text):
+            raise key_as(name)
+
+
+def is_spelling(secret: Secret, flat_text: str) -> bool:
+    """Return True if a flat text has a piece of the secret, however the piece was spelled."""
+    if len(flat_text) < CHOSEN_PIECE:
+        return False
+    return Secret(flat(secret.reveal())).has_piece_in(flat_text, CHOSEN_PIECE)
+
+
+def key_as(name: str) -> InvalidRequest:
+    return InvalidRequest(f"Don't send a key as {name}: it would be shown and logged.")

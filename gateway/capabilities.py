@@ -82,7 +82,9 @@ def candidates(
         check_echo(request)
     fitting = []
     refusal: UnsupportedParameter | None = None
+    yielder = Yielder()
     for target in targets:
+        yielder.yield_if_due()  # each target's body takes milliseconds if the fields are long
         try:
             fitting.append(fit(request, target, strict=strict))
         except UnsupportedParameter as error:
@@ -97,7 +99,7 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
 
     Raises:
         UnsupportedParameter: the target can't serve the request.
-        InvalidRequest: a field has a name that no target may get.
+        InvalidRequest: a field has a name that no target may get, or contradicts another one.
     """
     fim = target.provider.fim
     if request.suffix and fim and matches(target.model, fim.models):
@@ -124,6 +126,8 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
         changes["echo"] = False
     if changes:
         request = msgspec.structs.replace(request, **changes)
+    if request.extra or request.openai_extra:
+        check_body(request, target)
     return Candidate(target, request, dropped, echo, split, singly)
 
 
@@ -169,6 +173,16 @@ def refuse_host_names(request: CompletionRequest, target: Target) -> None:
             counted = ours in field_names.OTHER_NAMES
             if field_names.fold(name) == known and (counted or name != theirs):
                 raise InvalidRequest(f"Unknown field: {name}. Did you mean {ours}?", param=name)
+
+
+def check_body(request: CompletionRequest, target: Target) -> None:
+    """Raise InvalidRequest if a passed-on field contradicts a field that Sluice writes."""
+    one = msgspec.structs.replace(request, prompts=request.prompts[:1])
+    try:
+        # The reader encodes the body again, with a smaller stack.
+        msgspec.json.encode(registry.dialect(target.dialect).body(one, target))
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply.") from None
 
 
 def check_limits(request: CompletionRequest, target: Target, hints: frozenset[str]) -> None:

@@ -1,6 +1,7 @@
 """Redaction of credentials in messages, log lines and responses.
 
 - A known credential is found by its pieces, because providers mask or cut the key that they quote.
+- A known credential is also found if letter case, separators or percent-encoding differ.
 - An unknown credential is found by its format.
 """
 
@@ -9,9 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import unquote
 
 LEAST_PIECE = 8
 """The least number of consecutive characters of a secret that are redacted."""
+LEAST_FLAT = 16
+"""The least number of consecutive characters of a flat secret that count (see `flat`). A shorter
+match may be chance."""
 MARK = "[key]"
 MAX_MESSAGE = 1000
 """The maximum number of characters of a provider's message that a client may see."""
@@ -60,6 +65,22 @@ class Secret:
             at += size - 1
         return "".join(kept)
 
+    def has_piece_in(self, text: str, least: int) -> bool:
+        """Return True if a text has at least that many consecutive characters of the secret.
+
+        The work is in proportion to the length of both, because callers may choose both.
+        """
+        secret = self._text
+        size = min(least, len(secret))
+        if not size or len(text) < size:
+            return False
+        if len(text) * len(secret) < SMALL:
+            if not self._may_be_in(text, size):
+                return False
+            return any(text[at : at + size] in secret for at in range(len(text) - size + 1))
+        pieces = {secret[at : at + size] for at in range(len(secret) - size + 1)}
+        return any(text[at : at + size] in pieces for at in range(len(text) - size + 1))
+
     def _may_be_in(self, text: str, size: int) -> bool:
         """Return False if the text has no piece of `size` characters of the secret.
 
@@ -72,6 +93,30 @@ class Secret:
             if text[at : at + block] in self._text:
                 return True
         return False
+
+
+SMALL = 2_000_000
+"""The product of two lengths up to which searching is faster than building a set of pieces."""
+SEPARATORS = re.compile("[^a-z0-9]+")
+MOST_DECODED = 4
+"""How many times percent-encoding may have been applied."""
+
+
+def decoded(text: str) -> str:
+    """Return a text without percent-encoding."""
+    for _ in range(MOST_DECODED):
+        if "%" not in text:
+            break
+        text = unquote(text)
+    return text
+
+
+def flat(text: str) -> str:
+    """Return a text without percent-encoding, letter case and separators.
+
+    Two spellings of a secret have one flat form.
+    """
+    return SEPARATORS.sub("", decoded(text).lower())
 
 
 PREFIXES = ("sk", "pk", "rk", "xai", "gsk", "hf", "nvapi", "fw", "csk", "pplx")
@@ -92,16 +137,87 @@ def may_hold_key(text: str) -> bool:
     return False
 
 
+IN_ANY_CASE = re.compile(
+    rf"(?<![a-z0-9])(?:(?:{'|'.join(PREFIXES)})[-_]|AIza|ABSK)([\w*.-]{{8,}})"
+    r"|Bearer\s+[^\s'\"]{8,}",
+    re.IGNORECASE,
+)
+"""KEY_LIKE in any letter case, also after an underscore. The group is what follows the prefix."""
+MARKS_IN_ANY_CASE = re.compile("|".join(MARKS), re.IGNORECASE)
+RUN = re.compile("[A-Za-z0-9]+")
+CHANGE = re.compile("(?<=[a-z])[A-Z0-9]|(?<=[A-Z])[a-z0-9]|(?<=[0-9])[A-Za-z]")
+"""A character of another class (small letters, capitals, digits) than the one before."""
+LONGEST_WORD = 19
+"""The most characters without a separator that a word in a name has."""
+LONG_PREFIXES = ("sk-sluice-", "sk-proj-", "sk-ant-", "sk-or-", "sk-svcacct-", "sk-admin-")
+"""Prefixes that no name of a model has: what follows need not look random."""
+RANDOM = ((16, 0.4), (32, 0.25))
+"""What else is random: at least that many characters, with at least that share of CHANGE. A test
+checks it with generated keys of all formats, and with the names of all models in genai-prices."""
+
+
+def looks_generated(found: re.Match[str]) -> bool:
+    """Return True if a match of IN_ANY_CASE looks random, unlike names such as pplx-embed-v1-4b."""
+    if found[1] is None:  # a bearer token
+        return True
+    if len(found[1]) > LONGEST_WORD and found[0].lower().startswith(LONG_PREFIXES):
+        return True
+    runs = RUN.findall(found[1])
+    size = sum(map(len, runs))
+    changes = sum(len(CHANGE.findall(run)) for run in runs)
+    return max(map(len, runs), default=0) > LONGEST_WORD or any(
+        size >= least and changes >= share * size for least, share in RANDOM
+    )
+
+
+def holds_key(text: str) -> bool:
+    """Return True if a text that a caller chose contains what looks like a generated key.
+
+    KEY_LIKE alone also matches names of models.
+    """
+    text = decoded(text)
+    if MARKS_IN_ANY_CASE.search(text) is None:
+        return False
+    return any(map(looks_generated, IN_ANY_CASE.finditer(text)))
+
+
+def hide_generated(text: str) -> str:
+    """Return a text with MARK instead of each word that contains a generated key."""
+    if MARKS_IN_ANY_CASE.search(decoded(text)) is None:
+        return text
+    text = IN_ANY_CASE.sub(lambda found: MARK if looks_generated(found) else found[0], text)
+    return WORD.sub(lambda found: MARK if holds_key(found[0]) else found[0], text)
+
+
+def hide_spellings(text: str, secret: str) -> str:
+    """Return a text without the words that are other spellings of a secret, or of pieces of it."""
+    other = Secret(flat(secret))
+    if len(text) < LEAST_FLAT or not other.has_piece_in(flat(text), LEAST_FLAT):
+        return text
+    text = WORD.sub(
+        lambda found: MARK if other.has_piece_in(flat(found[0]), LEAST_FLAT) else found[0], text
+    )
+    return MARK if other.has_piece_in(flat(text), LEAST_FLAT) else text
+
+
+WORD = re.compile(r"[^\s'\"`,;()]{16,}")
+
+
 def mask(text: str) -> str:
     """Return a text with MARK instead of everything that looks like a key."""
     return KEY_LIKE.sub(MARK, text) if may_hold_key(text) else text
 
 
 def hide(value: Any, secrets: Iterable[str], least: int = LEAST_PIECE) -> Any:
-    """Redact the pieces of secrets in a text, or in all texts of a tree of dicts."""
+    """Redact secrets in a text, or in all texts of a tree of dicts.
+
+    These are the pieces of known secrets, other spellings of them, and what looks like another key.
+    """
     if isinstance(value, str):
+        # First, because the pieces of a secret may be the prefix by which another key is found.
+        value = hide_generated(value)
         for secret in secrets:
-            value = Secret(secret).hidden_in(value, least)
+            value = hide_spellings(Secret(secret).hidden_in(value, least), secret)
         return value
     if isinstance(value, dict):
         secrets = list(secrets)

@@ -223,6 +223,14 @@ class Dialect(Protocol):
     def call(self, request: CompletionRequest, target: Target) -> UpstreamRequest:
         """Return the HTTP request to send. It asks for a stream if `request.stream` is True."""
 
+    def body(self, request: CompletionRequest, target: Target) -> dict[str, Any]:
+        """Return the JSON body of that request. The request must have one prompt where the target
+        takes one.
+
+        Raises:
+            InvalidRequest: A field of `request.extra` contradicts a field that the body has.
+        """
+
     def events(self, chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
         """Decode a streamed body. Yield a batch for each chunk that completes a frame or a comment.
 

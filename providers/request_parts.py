@@ -1,17 +1,18 @@
 """The parts of a request that several dialects share: headers, the URL, and a one-message body.
 
-- All functions are pure, except that `fill` changes its argument.
+- All functions are pure, except that `merge` changes its argument.
 - A body has only the parameters that the caller set. Sluice adds no defaults.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Final
 from urllib.parse import unquote
 
 from completion import CompletionRequest, named
+from errors import InvalidRequest
 from providers.base import Target
 
 CHAT_UNSUPPORTED: Final = frozenset(
@@ -69,6 +70,7 @@ def message_body(
         names: Sluice's names of parameters, mapped to the dialect's names.
 
     Raises:
+        InvalidRequest: As `merge`.
         ValueError: The request doesn't have exactly one prompt.
     """
     (prompt,) = request.prompts
@@ -79,18 +81,44 @@ def message_body(
     }
     if request.stream:
         found["stream"] = True
-    for name, value in request.extra.items():
-        if name not in RESERVED:
-            found.setdefault(name, value)
+    merge(found, request.extra, RESERVED)
     return found
 
 
-def fill(body: dict[str, Any], extra: Mapping[str, Any]) -> None:
-    """Add the fields of `extra` that `body` lacks, at every depth. Existing values stay."""
+def merge(
+    body: dict[str, Any], extra: Mapping[str, Any], reserved: Container[str] = frozenset()
+) -> None:
+    """Add the passed-on fields of `extra` to `body`. Objects are merged at every depth.
+
+    A null counts as absent where `body` has the field.
+
+    Raises:
+        InvalidRequest: A field is reserved, has another value in `body`, or isn't an object where
+            `body` has one.
+    """
     for name, value in extra.items():
+        if name in reserved:
+            raise InvalidRequest(f"{name} can't be set: Sluice writes it.", param=name)
         existing = body.get(name)
         if name not in body:
             body[name] = value
-        elif isinstance(existing, dict) and isinstance(value, Mapping):
+        elif value == existing:
+            continue
+        elif isinstance(existing, dict):
+            # A copy, because the object may be the caller's, or may be shared by requests.
             body[name] = merged = dict(existing)
-            fill(merged, value)
+            merge(merged, members(name, value))
+        elif value is not None and value != plain(existing):
+            raise InvalidRequest(f"{name} has two different values. Send it once.", param=name)
+
+
+def members(name: str, value: Any) -> Mapping[str, Any]:
+    """Return the value of a field that must be an object. Raises InvalidRequest."""
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(f"{name}: expected an object.", param=name)
+    return value
+
+
+def plain(value: Any) -> Any:
+    """Return a value as a body's JSON would have it: with lists instead of tuples."""
+    return list(value) if isinstance(value, tuple) else value

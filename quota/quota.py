@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from completion import CompletionRequest, prompt_tokens, utf8_size
-from errors import NO_RETRY, RateLimited, Unavailable, limit_details
+from errors import NO_RETRY, InvalidRequest, RateLimited, Unavailable, limit_details
 from keys.key import Key, Limits
 from ledger.entries import Budget, Claim
 from ledger.pricing import Price, ceiling
@@ -49,7 +49,8 @@ class Demand(msgspec.Struct, frozen=True):
     output: int | None
     """None: the caller set no limit."""
     loose: bool = False
-    """True if parameters that Sluice doesn't know may request more output."""
+    """True if parameters that Sluice doesn't know may request more output. Then the call reserves
+    at least what a call without max_tokens does."""
 
 
 class Quota:
@@ -89,7 +90,7 @@ class Quota:
                 f"This call counts as {requests} requests; this key's limit is {most} a minute."
             )
             raise never("requests", message, most)
-        ask = Ask(demand.input, demand.output, self._reserve, requests)
+        ask = ask_for(demand, self._reserve, requests)
         admission = self._counted(lambda counters: counters.admit(key.id, limits, ask))
         if admission is None:
             raise Unavailable(
@@ -180,6 +181,18 @@ class Quota:
         return Claim(budget, cost if least == most else dearest(least), cost)
 
 
+def ask_for(demand: Demand, reserve: int, requests: int = 1) -> Ask:
+    """Return the amounts to reserve for a call.
+
+    A loose call reserves its output, or the tokens that are left up to `reserve` if that is more.
+    In the words of Ask, its output is all but one token a part of the input.
+    """
+    output = demand.output
+    if not demand.loose or output is None or output >= reserve:
+        return Ask(demand.input, output, reserve, requests)
+    return Ask(demand.input + output - 1, None, reserve - output + 1, requests)
+
+
 def counters_in(client: RedisClient | None) -> RedisCounters | None:
     if client is None:
         return None
@@ -240,12 +253,18 @@ def never(kind: str, message: str, limit: int) -> RateLimited:
 
 
 def demand_of(request: CompletionRequest) -> Demand:
-    """Return the tokens that a request may use."""
+    """Return the tokens that a request may use.
+
+    Raises InvalidRequest if its parameters are nested too deeply to be sent.
+    """
     count = len(request.prompts)
     suffix = utf8_size(request.suffix or "")
     unknown = [bag for bag in (request.extra, request.openai_extra) if bag]
     prompts = sum(utf8_size(p) if isinstance(p, str) else len(p) for p in request.prompts)
-    beside = suffix + TEMPLATE_TOKENS + len(msgspec.json.encode(unknown))  # with each prompt
+    try:
+        beside = suffix + TEMPLATE_TOKENS + len(msgspec.json.encode(unknown))  # with each prompt
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply.") from None
     tries = count * max(request.n or 1, request.best_of or 1)
     return Demand(
         input=sum(map(prompt_tokens, request.prompts)) + count * -(-suffix // 4),

@@ -113,9 +113,9 @@ def openai_body() -> Schema:
     inside = {name: s for name, s in known.items() if name not in request_fields.BEYOND_PARAMS}
     token = {"type": "integer", "minimum": 0}
     several = {"minItems": 1, "maxItems": openai.MOST_PROMPTS}
-    lists = (TEXT, token, items(token) | {"minItems": 1})
+    ids = items(token) | {"minItems": 1}
     prompt = {
-        "anyOf": [TEXT, *(items(kind) | several for kind in lists)],
+        "anyOf": [TEXT, items(TEXT) | several, ids, items(ids) | several],
         "description": f"Expects {openai.PROMPT_TAKES}.",
     }
     options: Schema = {

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -47,12 +47,17 @@ def unsupported(target: Target) -> frozenset[str]:
 
 def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
     """Return the request to send. The prompt must be a single string."""
-    body = request_parts.message_body(request, target, NAMES)
-    body.setdefault("max_tokens", MAX_TOKENS)
-    if request.user is not None and "user" not in target.cannot:
-        body["metadata"] = {"user_id": request.user}
+    data = msgspec.json.encode(body(request, target))
     address = request_parts.url(target, "/messages")
-    return UpstreamRequest("POST", address, _headers(request, target), msgspec.json.encode(body))
+    return UpstreamRequest("POST", address, _headers(request, target), data)
+
+
+def body(request: CompletionRequest, target: Target) -> dict[str, Any]:
+    found = request_parts.message_body(request, target, NAMES)
+    found.setdefault("max_tokens", MAX_TOKENS)
+    if request.user is not None and "user" not in target.cannot:
+        request_parts.merge(found, {"metadata": {"user_id": request.user}})
+    return found
 
 
 def _headers(request: CompletionRequest, target: Target) -> dict[str, str]:

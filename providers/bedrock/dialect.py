@@ -6,8 +6,8 @@ The public functions implement `base.Dialect`, which documents them.
 - By default the key is a Bedrock API key, sent as a bearer token. Alternatively, sigv4.py signs
   requests with AWS credentials.
 - Fields of `extra` that Converse defines (guardrailConfig, performanceConfig, ...) go to the top
-  level. inferenceConfig and additionalModelRequestFields are merged at every depth. Other fields
-  are parameters of the model, and go into additionalModelRequestFields.
+  level. inferenceConfig and additionalModelRequestFields must be objects and are merged at every
+  depth. Other fields are parameters of the model, and go into additionalModelRequestFields.
 
 Source: Amazon Bedrock API reference, Converse, ConverseStream, their errors, and the service's
 model (read 2026-11).
@@ -60,6 +60,8 @@ AT_TOP: Final = frozenset(
 )
 """The fields of a request to Converse, except the reserved ones."""
 
+OBJECTS: Final = ("inferenceConfig", "additionalModelRequestFields")
+
 FRAMES: Final = "application/vnd.amazon.eventstream"
 
 
@@ -72,8 +74,8 @@ def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
     headers = request_parts.headers(request, target)
     if request.stream:
         headers["Accept"] = FRAMES
-    body = msgspec.json.encode(_body(request, target))
-    return UpstreamRequest("POST", _url(target, stream=request.stream), headers, body)
+    data = msgspec.json.encode(body(request, target))
+    return UpstreamRequest("POST", _url(target, stream=request.stream), headers, data)
 
 
 def _url(target: Target, *, stream: bool) -> str:
@@ -83,18 +85,22 @@ def _url(target: Target, *, stream: bool) -> str:
     return f"{url}?{provider.query}" if provider.query else url
 
 
-def _body(request: CompletionRequest, target: Target) -> dict[str, Any]:
+def body(request: CompletionRequest, target: Target) -> dict[str, Any]:
     (prompt,) = request.prompts
-    body: dict[str, Any] = {"messages": [{"role": "user", "content": [{"text": prompt}]}]}
+    found: dict[str, Any] = {"messages": [{"role": "user", "content": [{"text": prompt}]}]}
     config = named(request, CONFIG, target.cannot)
     if config:
-        body["inferenceConfig"] = config
+        found["inferenceConfig"] = config
+    of_converse, of_model = {}, {}
     for name, value in request.extra.items():
-        if name in AT_TOP:
-            request_parts.fill(body, {name: value})
-        elif name not in RESERVED:
-            request_parts.fill(body, {"additionalModelRequestFields": {name: value}})
-    return body
+        if name in AT_TOP or name in RESERVED:
+            of_converse[name] = request_parts.members(name, value) if name in OBJECTS else value
+        else:
+            of_model[name] = value
+    request_parts.merge(found, of_converse, RESERVED)
+    if of_model:
+        request_parts.merge(found, {"additionalModelRequestFields": of_model})
+    return found
 
 
 def events(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -43,9 +43,13 @@ def unsupported(target: Target) -> frozenset[str]:
 
 def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
     """Return the request to send. The prompt must be a single string."""
-    body = msgspec.json.encode(request_parts.message_body(request, target, NAMES))
+    data = msgspec.json.encode(body(request, target))
     address = request_parts.url(target, "/chat")
-    return UpstreamRequest("POST", address, request_parts.headers(request, target), body)
+    return UpstreamRequest("POST", address, request_parts.headers(request, target), data)
+
+
+def body(request: CompletionRequest, target: Target) -> dict[str, Any]:
+    return request_parts.message_body(request, target, NAMES)
 
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:

@@ -6,9 +6,9 @@ The public functions implement `base.Dialect`, which documents them.
 - The key goes into a header, never into the URL.
 - There is no [DONE]. A stream is complete when its body has ended, and either each requested
   candidate has a finishReason or the prompt was blocked. Any other end raises UpstreamError.
-- Fields of `extra` that belong to generationConfig are moved there. generationConfig itself is
-  merged at every depth. Other fields (safetySettings, systemInstruction, cachedContent, ...) go to
-  the top level.
+- Fields of `extra` that belong to generationConfig are moved there. generationConfig itself must be
+  an object and is merged at every depth. Other fields (safetySettings, systemInstruction,
+  cachedContent, ...) go to the top level.
 
 Source: the types and converters of Google's own SDK, python-genai of 2026-08, and its issue threads
 (read 2026-11).
@@ -69,6 +69,7 @@ IN_CONFIG: Final = frozenset(
 
 CHUNKS: Final = frozenset(("message", "data"))
 """The names of the events that hold chunks. A server-sent event without a name is a "message"."""
+SNAKE: Final = re.compile("_([a-z])")
 
 COLLECTIONS: Final = ("models/", "tunedModels/")
 """The prefixes that a model's name may have. The first is the default."""
@@ -80,9 +81,9 @@ def unsupported(target: Target) -> frozenset[str]:
 
 def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
     """Return the request to send. The prompt must be a single string."""
-    body = msgspec.json.encode(_body(request, target))
+    data = msgspec.json.encode(body(request, target))
     url = _url(target, stream=request.stream)
-    return UpstreamRequest("POST", url, request_parts.headers(request, target), body)
+    return UpstreamRequest("POST", url, request_parts.headers(request, target), data)
 
 
 def _url(target: Target, *, stream: bool) -> str:
@@ -94,7 +95,7 @@ def _url(target: Target, *, stream: bool) -> str:
     return "?".join(filter(None, (url, "&".join(filter(None, query)))))
 
 
-def _body(request: CompletionRequest, target: Target) -> dict[str, Any]:
+def body(request: CompletionRequest, target: Target) -> dict[str, Any]:
     (prompt,) = request.prompts
     lacks = target.cannot
     config = named(request, CONFIG, lacks)
@@ -102,23 +103,24 @@ def _body(request: CompletionRequest, target: Target) -> dict[str, Any]:
         config["responseLogprobs"] = True
         if request.logprobs:
             config["logprobs"] = request.logprobs
-    body: dict[str, Any] = {"contents": [{"role": "user", "parts": [{"text": prompt}]}]}
+    found: dict[str, Any] = {"contents": [{"role": "user", "parts": [{"text": prompt}]}]}
     for name, value in request.extra.items():
-        theirs = _camel_case(name)
-        if theirs == "generationConfig" and isinstance(value, Mapping):
-            request_parts.fill(config, {_camel_case(key): inner for key, inner in value.items()})
+        theirs = camel_case(name)
+        if theirs == "generationConfig":
+            for key, inner in request_parts.members(name, value).items():
+                request_parts.merge(config, {camel_case(key): inner})
         elif theirs in IN_CONFIG:
-            request_parts.fill(config, {theirs: value})
-        elif theirs not in RESERVED:
-            request_parts.fill(body, {name: value})
+            request_parts.merge(config, {theirs: value})
+        else:
+            request_parts.merge(found, {name: value}, RESERVED)
     if config:
-        request_parts.fill(body, {"generationConfig": config})
-    return body
+        found["generationConfig"] = config
+    return found
 
 
-def _camel_case(name: str) -> str:
+def camel_case(name: str) -> str:
     """Return a field's name in camel case. The API accepts snake case too."""
-    return re.sub("_([a-z])", lambda match: match[1].upper(), name)
+    return SNAKE.sub(lambda match: match[1].upper(), name) if "_" in name else name
 
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:

@@ -40,6 +40,8 @@ UNSUPPORTED: Final = frozenset(
         *("token_ids", "prompt_list"),
     }
 )
+RESERVED: Final = frozenset({"input_prefix", "input_suffix", "prompt", "stream"})
+"""Fields that `extra` can't set."""
 
 
 def unsupported(target: Target) -> frozenset[str]:
@@ -51,23 +53,24 @@ def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
 
     The endpoint is not under /v1, as the OpenAI-compatible ones are, but takes the same key.
     """
+    root = target.provider.base_url.rstrip("/").removesuffix("/v1")
+    path = target.fim.path if target.fim else "/infill"
+    headers = request_parts.headers(request, target)
+    return UpstreamRequest("POST", root + path, headers, msgspec.json.encode(body(request, target)))
+
+
+def body(request: CompletionRequest, target: Target) -> dict[str, Any]:  # noqa: ARG001
     (prompt,) = request.prompts
-    body: dict[str, Any] = {
+    found: dict[str, Any] = {
         "input_prefix": prompt,
         "input_suffix": request.suffix or "",
         "prompt": "",
         "stream": request.stream,
     }
-    body |= named(request, NAMES)
-    body |= {
-        name: value
-        for name, value in (request.openai_extra | request.extra).items()
-        if name not in body
-    }
-    root = target.provider.base_url.rstrip("/").removesuffix("/v1")
-    path = target.fim.path if target.fim else "/infill"
-    headers = request_parts.headers(request, target)
-    return UpstreamRequest("POST", root + path, headers, msgspec.json.encode(body))
+    found |= named(request, NAMES)
+    request_parts.merge(found, request.openai_extra, RESERVED)
+    request_parts.merge(found, request.extra, RESERVED)
+    return found
 
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:

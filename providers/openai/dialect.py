@@ -70,8 +70,8 @@ def unsupported(target: Target) -> frozenset[str]:
 
 def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
     """Return the request to send. For a chat target, the prompt must be a single string."""
-    body = msgspec.json.encode(_body(request, target))
-    return UpstreamRequest("POST", _url(target), request_parts.headers(request, target), body)
+    data = msgspec.json.encode(body(request, target))
+    return UpstreamRequest("POST", _url(target), request_parts.headers(request, target), data)
 
 
 def _url(target: Target) -> str:
@@ -84,32 +84,31 @@ def _url(target: Target) -> str:
     return f"{base}{path}?{provider.query}" if provider.query else base + path
 
 
-def _body(request: CompletionRequest, target: Target) -> dict[str, Any]:
-    body: dict[str, Any] = {"model": target.model}
+def body(request: CompletionRequest, target: Target) -> dict[str, Any]:
+    found: dict[str, Any] = {"model": target.model}
     if target.legacy:
         prompts = request.prompts
-        body["prompt"] = prompts[0] if len(prompts) == 1 else prompts
+        found["prompt"] = prompts[0] if len(prompts) == 1 else prompts
         names = SAMPLING + LEGACY_ONLY
     else:
         (prompt,) = request.prompts
-        body["messages"] = [{"role": "user", "content": prompt}]
+        found["messages"] = [{"role": "user", "content": prompt}]
         names = SAMPLING
     asked, theirs, lacks = asked_for(request), target.names, target.cannot
     for name in names:
         if name in asked and name not in lacks:
-            body[theirs.get(name, name)] = asked[name]
+            found[theirs.get(name, name)] = asked[name]
     if not target.legacy and request.logprobs is not None:
-        body["logprobs"] = True
+        found["logprobs"] = True
         if request.logprobs:
-            body["top_logprobs"] = request.logprobs
+            found["top_logprobs"] = request.logprobs
     if request.stream:
-        body["stream"] = True
+        found["stream"] = True
         if target.provider.stream_options:
-            body["stream_options"] = target.provider.stream_options
-    for name, value in (request.openai_extra | request.extra).items():
-        if name not in RESERVED:
-            body.setdefault(name, value)
-    return body
+            found["stream_options"] = target.provider.stream_options
+    request_parts.merge(found, request.openai_extra, RESERVED)
+    request_parts.merge(found, request.extra, RESERVED)
+    return found
 
 
 # The response

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 import pytest
@@ -13,12 +16,20 @@ from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
 from completion import CompletionRequest, Delta, Finished, Started, Usage, Used
+from concurrency.yielding import Yielder
+from endpoints import openai
 from endpoints.responses import encoded_in_pieces
+from errors import SluiceError
 from gateway.attempts import Reader
+from gateway.capabilities import fit
+from keys.redaction import Secret
+from providers import registry
 from providers.base import Target, UpstreamCall
+from providers.hosts import BUILT_IN
 from providers.local.call import LocalCall
 from tests.gateway.test_gateway import Scripted
 from tests.routing.test_router import ROWS
+from tests.support.pace import scaled
 from tests.test_app import Site, make_app, make_key
 
 NATIVE, OPENAI = "/api/v1/completions", "/v1/completions"
@@ -26,6 +37,7 @@ PROVIDERS = {
     **ROWS,
     "chat": {"base_url": "http://127.0.0.1:1/v1"},
     "lists": {"base_url": "http://127.0.0.1:1/v1", "completions": True},
+    "gemini": {"base_url": "http://127.0.0.1:1", "dialect": "google"},
     "silent": {"base_url": "http://127.0.0.1:1/v1", "completions": True, "cannot": ["echo"]},
 }
 
@@ -242,3 +254,168 @@ def test_fields_that_are_sent_with_each_prompt_are_limited(site: Bounded) -> Non
         site.made.clear()
         assert site.ask(prompt=["a"] * 100, max_tokens=1, **fields).status_code == 200
         site.made.clear()
+
+
+# Fields, whose number is bounded wherever they are
+
+MANY = {f"x{number}": 1 for number in range(60_000)}
+LONG = {f"{'_a' * 124}{number:05}": 1 for number in range(256)}
+WIDE = {name: dict(list(LONG.items())[:60]) for name in ("options", "generationConfig")}
+
+
+@pytest.mark.parametrize("wrapper", ["additionalModelRequestFields", "generationConfig", "options"])
+@pytest.mark.parametrize("path", [NATIVE, OPENAI])
+def test_members_of_objects_count_as_unknown_fields(site: Bounded, path: str, wrapper: str) -> None:
+    few = dict(list(MANY.items())[:255])
+    for params in ({wrapper: few | {"y": 1}}, {wrapper: {"options": few}, "z": 1}):
+        answer = site.ask(path, additional_params=params)
+        assert answer.status_code == 400
+        assert "unknown fields exceed the limit of 256" in answer.text
+    answer = site.ask(path, additional_params={wrapper: {"k" * 257: 1}})
+    assert answer.status_code == 400
+    assert "may have at most 256 characters" in answer.text
+    assert site.ask(path, additional_params={wrapper: few}).status_code == 200
+
+
+def test_members_of_stream_options_are_limited(site: Bounded) -> None:
+    answer = site.ask(stream_options=MANY)
+    assert answer.status_code == 400
+    assert "60000 unknown fields exceed the limit of 256" in answer.text
+
+
+HEAVY: dict[str, dict[str, Any]] = {
+    "many fields": {"additional_params": MANY},
+    "many fields at the top": MANY,
+    "many members": {"additional_params": {"additionalModelRequestFields": MANY}},
+    "many members of two objects": {
+        "additional_params": {"generationConfig": MANY, "generation_config": MANY}
+    },
+    "a long member": {"additional_params": {"generationConfig": {"_a" * 400_000: 1}}},
+    "the longest fields that are allowed": {"additional_params": LONG},
+    "the widest objects that are allowed": {"additional_params": WIDE},
+    "many members of stream_options": {"stream_options": MANY},
+    "many short lists": {"prompt": [[1]] * 200_000},
+    "a long flat list": {"prompt": [1] * 400_000},
+    "a long flat list with a wrong end": {"prompt": [1] * 400_000 + ["x"]},
+    "a long list inside a list": {"prompt": [[1] * 400_000]},
+    "many prompts of ids": {"prompt": [[1] * 200] * 2048},
+}
+ROWS_TO_BUILD = ("bedrock", "google", "cohere", "anthropic", "openai", "llamacpp")
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_a_request_up_to_the_limits_is_parsed_and_built_quickly(name: str) -> None:
+    """All six dialects together take less than a single one may hold up other requests."""
+    rows = {row.name: row for row in BUILT_IN}
+    body = {"prompt": "Hi", "max_tokens": 5, **HEAVY[name]}
+
+    def build() -> None:
+        with suppress(SluiceError):
+            request = openai.parse(dict(body))[1]
+            for row in ROWS_TO_BUILD:
+                with suppress(SluiceError):
+                    chosen = fit(request, Target(rows[row], "m", Secret("k")), strict=False)
+                    registry.dialect(chosen.target.dialect).call(chosen.request, chosen.target)
+
+    rounds = []
+    for _ in range(4):
+        began = time.process_time()
+        build()
+        rounds.append(time.process_time() - began)
+    assert min(rounds) < scaled(0.05)
+
+
+# Lists of token ids
+
+
+@pytest.mark.parametrize("count", [2049, 100_000])
+def test_a_flat_list_of_token_ids_is_one_prompt_of_any_length(site: Bounded, count: int) -> None:
+    answer = site.ask(model="lists/m", prompt=[7] * count, max_tokens=1)
+    assert answer.status_code == 200
+    assert site.made[0].prompts == ((7,) * count,)
+    refused = site.ask(model="lists/m", prompt=[[7]] * (count if count < 3000 else 2049))
+    assert refused.status_code == 400
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [[1, True], [True], [1, -1], [1, 1.0], [1, "a"], ["a", 1], [[1], "a"], [[1], []], [[]], [],
+     [[1, True]], [[[1]]], [{}], [None], ["a", ["b"]], [1, [2]], [1.0]],
+)  # fmt: skip
+def test_a_list_of_mixed_prompts_is_refused(site: Bounded, prompt: Any) -> None:
+    answer = site.ask(model="lists/m", prompt=prompt)
+    assert answer.status_code == 400
+    assert answer.json is not None
+    assert answer.json["error"]["message"].startswith("prompt: got ")
+
+
+# The names of ignored fields
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "\N{GRINNING FACE}"])
+def test_the_header_of_ignored_fields_is_bounded(site: Bounded, letter: str) -> None:
+    params: dict[str, Any] = {f"{number:03}" + letter * 253: 1 for number in range(256)}
+    for stream in (False, True):
+        answer = site.ask(model="local/pydoc", max_tokens=1, stream=stream, **params)
+        assert answer.status_code == 200
+        names = answer.headers["X-Sluice-Dropped"]
+        assert 0 < len(names) <= 1024
+        assert unquote(names.split(", ")[0]) == "000" + letter * 61
+
+
+def test_a_contradiction_is_refused_before_any_call_and_in_no_row(site: Bounded) -> None:
+    for path in (NATIVE, OPENAI):
+        values: list[Any] = [None, [], "x", 7]
+        for value in values:
+            params = {"generationConfig": value}
+            answer = site.ask(path, model="gemini/m", max_tokens=5, additional_params=params)
+            assert answer.status_code == 400
+            assert "generationConfig: expected an object." in answer.text
+    assert site.made == []
+    assert site.get("/api/v1/user/requests").json == {"data": [], "next_cursor": None}
+
+
+# Deep and repeated objects
+
+
+@pytest.mark.parametrize("model", ["gemini/m", "chat/m", "lists/m", "local/pydoc"])
+@pytest.mark.parametrize("name", ["zz", "generationConfig", "options"])
+def test_an_object_of_any_depth_is_sent_or_refused(site: Bounded, model: str, name: str) -> None:
+    """Python's recursion limit must not end a call with a 500."""
+    statuses = []
+    for depth in [*range(100, 800, 100), *range(800, 1000, 4)]:
+        value = '{"a":' * depth + "{}" + "}" * depth
+        second = f', "generation_config": {value}' if name != "zz" else ""
+        params = f'{{"{name}": {value}{second}}}'
+        sent = f'"model": "{model}", "prompt": "Hi", "max_tokens": 1'
+        body = f'{{{sent}, "additional_params": {params}}}'
+        headers = {"X-API-Key": site.secret, "Content-Type": "application/json"}
+        answer = site.client.post(OPENAI, data=body, headers=headers)
+        statuses.append(answer.status_code)
+        if answer.status_code == 400:
+            assert "nested too deeply" in answer.text
+    assert set(statuses) == {200, 400}
+    assert statuses == sorted(statuses)
+
+
+def test_a_field_with_two_values_is_refused(site: Bounded) -> None:
+    answer = site.ask(top_k=1, additional_params={"top_k": 2})
+    assert answer.status_code == 400
+    assert "top_k has different values in the body and in additional_params." in answer.text
+    assert site.ask(top_k=1, additional_params={"top_k": 1}).status_code == 200
+
+
+def test_many_fallbacks_with_long_fields_are_checked_in_steps(
+    site: Bounded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yields: list[bool] = []
+
+    class Counted(Yielder):
+        def yield_if_due(self, waited: float = 0.0) -> None:
+            yields.append(True)
+
+    monkeypatch.setattr("gateway.capabilities.Yielder", Counted)
+    names = [f"gemini/{number}" for number in range(8)]
+    answer = site.ask(model="gemini/m", fallbacks=names, additional_params={"zz": list(range(9))})
+    assert answer.status_code == 200
+    assert len(yields) == 9

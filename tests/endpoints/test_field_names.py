@@ -258,6 +258,18 @@ def test_objects_nested_too_deeply_are_refused() -> None:
     assert refused("openai", "parameters", value).message == "options is nested too deeply."
 
 
+@pytest.mark.parametrize("wrapper", sorted(WRAPPERS))
+@pytest.mark.parametrize("name", ["model", "models", "prompt", "messages", "stream"])
+def test_an_object_cannot_set_what_sluice_chooses(wrapper: str, name: str) -> None:
+    for sent in ({wrapper: {name: "x"}}, {"options": {wrapper: {name: "x"}}}):
+        for body in (sent, {"additional_params": sent}):
+            with pytest.raises(InvalidRequest) as caught:
+                openai.parse({"prompt": "Hi", **body})
+            assert caught.value.message == f"{name} can't be inside another field."
+        with pytest.raises(InvalidRequest):
+            native.parse({"prompt": "Hi", "additional_params": sent})
+
+
 @pytest.mark.parametrize("target", targets(), ids=lambda t: f"{t.provider.name}-{t.dialect}")
 def test_the_host_gets_the_number_once_and_under_its_own_name(target: Target) -> None:
     names = [name for name, field in COUNTED.items() if field == "max_tokens"]

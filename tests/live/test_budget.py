@@ -115,6 +115,32 @@ def test_calls_without_max_tokens_overspend_at_most_by_the_calls_in_flight(
         assert spent(place, "key_dollar") <= BUDGET_NANO + overrun * in_flight
 
 
+BILLED = 5000
+"""The tokens that a host bills although max_tokens is 1."""
+
+
+@pytest.mark.parametrize("params", [{}, {"ignore_max_tokens": True}])
+def test_a_host_that_bills_more_than_max_tokens_overspends_at_most_by_the_calls_in_flight(
+    fake: FakeProvider, params: dict[str, Any]
+) -> None:
+    server = Server(config(fake), env={"SLUICE_RESERVE_TOKENS": str(BILLED)})
+    key = server.add_key(id="key_dollar", tier="unlimited", budget_usd=1)
+    fake.named({"greedy": answering((5, BILLED))})
+    with server:
+        more: dict[str, Any] = {"max_tokens": 1, "additional_params": params}
+        found = statuses(hammer(server, key, Kind("greedy", more=more), calls=CALLERS))
+        place = ledger_of(server)
+        assert_sound(place)
+        in_flight = most_at_once(rows(place))
+        cost = 5 * INPUT_NANO + BILLED * OUTPUT_NANO
+        assert spent(place, "key_dollar") == found[200] * cost
+        # Each call in flight reserved something, so the others found less room.
+        assert spent(place, "key_dollar") <= BUDGET_NANO + cost * in_flight
+        if params:  # a call with an unknown parameter reserves the whole rest of the budget
+            assert (found[200], in_flight) == (1, 1)
+        assert ask(server, key, **more).status == 402
+
+
 def most_at_once(found: list[dict[str, Any]]) -> int:
     changes = sorted((row[name], step) for row in found for name, step in ENDS)
     count = most = 0
@@ -161,6 +187,23 @@ def ask(server: Server, key: str, path: str = NATIVE, **more: object) -> Sent:
     sent = play(server, key, Sent(Kind("limits", more=more), path))
     assert not sent.failure
     return sent
+
+
+def test_an_unknown_parameter_does_not_pass_a_limit_of_tokens(
+    server: Server, fake: FakeProvider
+) -> None:
+    """The host takes the parameter for a larger max_tokens: one call passes, and then none."""
+    key = a_key(server, "loose", tier="unlimited", tokens_per_hour=100)
+    fake.default(answering((1, BILLED)))
+    kind = Kind("greedy", more={"max_tokens": 1, "additional_params": {"words": BILLED}})
+    sent = [Sent(kind, (NATIVE, OPENAI)[number % 2]) for number in range(16)]
+    threads = [threading.Thread(target=play, args=(server, key, one)) for one in sent]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert statuses(sent) == {200: 1, 429: 15}
+    assert ask(server, key, max_tokens=1).status == 429
 
 
 @pytest.mark.parametrize("path", [NATIVE, OPENAI])

@@ -404,6 +404,19 @@ def test_no_key_leaks_from_a_wrong_field(
     hunt.check()
 
 
+@pytest.mark.parametrize("name", WRONG)
+def test_no_other_key_leaks_from_a_wrong_field(hunt: Hunt, fake: FakeProvider, name: str) -> None:
+    """The request doesn't present this key, which is recognized by its format only."""
+    other = hunt.secrets["a key of another server"] = f"sk-proj-{marker()}"
+    capitals = hunt.secrets["the caller's key in capitals"] = hunt.key.upper()
+    for secret in (other, capitals):
+        fields = json.loads(json.dumps(WRONG[name]).replace("KEY", secret))
+        for face in FACES:
+            fake.default(fp.answer(fp.body("Hello")))
+            assert hunt.ask(face, **fields) in (200, 400, 404)
+    hunt.check()
+
+
 @pytest.mark.parametrize("face", FACES)
 def test_no_secret_leaks_from_prompt_user_or_metadata_fields(
     hunt: Hunt, fake: FakeProvider, face: str

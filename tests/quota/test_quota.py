@@ -21,7 +21,7 @@ from ledger.entries import Budget, Claim
 from ledger.pricing import FREE, MTOK, Price, Rate
 from quota import quota as quota_module
 from quota.memory import HOUR, Hold
-from quota.quota import TEMPLATE_TOKENS, Demand, Quota, budget_of, demand_of, wait_for
+from quota.quota import TEMPLATE_TOKENS, Demand, Quota, ask_for, budget_of, demand_of, wait_for
 from tests.gateway.test_gateway import a_key
 from tests.support.ledgers import at_once
 
@@ -226,6 +226,54 @@ def test_token_counts_agree_with_a_simple_model(
         assert taken.tokens == tokens + output
         account.hours[moment // HOUR] += tokens + output
         running.append((moment + lasts, moment, taken, used))
+
+
+LOOSE = [
+    # limit, tokens of the prompt, max_tokens, tokens to reserve
+    (100, 10, 1, 100),
+    (100, 10, 90, 100),
+    (100, 10, 91, None),
+    (100, 100, 1, None),
+    (10_000, 10, 1, 10 + RESERVE),
+    (10_000, 10, RESERVE, 10 + RESERVE),
+    (10_000, 10, 5000, 5010),
+]
+"""Calls with parameters that Sluice doesn't know; None: the call is refused."""
+
+
+@pytest.mark.parametrize(("limit", "tokens", "output", "expected"), LOOSE)
+def test_a_loose_call_reserves_at_least_what_a_call_without_max_tokens_does(
+    quota: Quota, limit: int, tokens: int, output: int, expected: int | None
+) -> None:
+    key = by_tokens(limit)
+    if expected is None:
+        refused(quota, key, demand(tokens, output, loose=True))
+        assert remaining(quota, key) == limit
+        return
+    hold = quota.admit(key, demand(tokens, output, loose=True))
+    assert hold is not None
+    assert (hold.tokens, remaining(quota, key)) == (expected, limit - expected)
+
+
+@given(st.integers(0, 3000), st.integers(1, 2000), st.integers(1, 2000))
+def test_a_loose_call_reserves_the_more_of_two_amounts(left: int, tokens: int, output: int) -> None:
+    open_, bounded, loose = (
+        ask_for(demand(tokens, amount, loose=flag), RESERVE).tokens(left)
+        for amount, flag in ((None, False), (output, False), (output, True))
+    )
+    assert loose == max(open_, bounded)
+
+
+def test_concurrent_loose_calls_cannot_pass_a_limit_of_tokens(quota: Quota) -> None:
+    key = by_tokens(100)
+    admitted = 0
+    for _ in range(16):
+        try:
+            quota.admit(key, demand(1, 1, loose=True))
+        except RateLimited:
+            continue
+        admitted += 1
+    assert admitted == 1
 
 
 @pytest.mark.parametrize(

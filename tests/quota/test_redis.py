@@ -27,7 +27,7 @@ from quota.memory import HOUR, Ask, Hold
 from quota.quota import Demand, Quota
 from quota.redis import Store
 from tests.gateway.test_gateway import a_key
-from tests.quota.test_quota import RESERVE, by_tokens, demand, refused, remaining
+from tests.quota.test_quota import LOOSE, RESERVE, by_tokens, demand, refused, remaining
 from tests.support.ledgers import at_once
 from tests.support.pace import HANG_S, scaled
 from tests.support.paths import ROOT
@@ -179,6 +179,20 @@ def test_concurrent_processes_admit_exactly_what_the_limits_allow(
         assert remaining(quotas[0], by_size) == 205 - total % 1000
         for way in ways:
             way.close()
+
+
+@pytest.mark.parametrize(("limit", "tokens", "output", "expected"), LOOSE)
+def test_a_loose_call_reserves_at_least_what_a_call_without_max_tokens_does(
+    quota: Quota, limit: int, tokens: int, output: int, expected: int | None
+) -> None:
+    key = by_tokens(limit)
+    if expected is None:
+        refused(quota, key, demand(tokens, output, loose=True))
+        assert remaining(quota, key) == limit
+        return
+    hold = quota.admit(key, demand(tokens, output, loose=True))
+    assert hold is not None
+    assert (hold.tokens, remaining(quota, key)) == (expected, limit - expected)
 
 
 def test_a_request_above_the_request_limit_takes_no_tokens(quota: Quota) -> None:

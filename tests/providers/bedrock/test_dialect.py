@@ -23,7 +23,7 @@ from completion import (
     flatten,
     fold,
 )
-from errors import UpstreamError
+from errors import InvalidRequest, UpstreamError
 from keys.redaction import Secret
 from providers.base import Dialect, Provider, Target, UpstreamRequest
 from providers.bedrock import dialect as bedrock
@@ -82,14 +82,13 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"additionalModelRequestFields": {"top_k": 4, "thinking": {"type": "disabled"}}},
     ),
     "extra fields and additionalModelRequestFields are merged": (
-        {"extra": {"top_k": 4, "additionalModelRequestFields": {"top_k": 5, "x": None}}},
+        {"extra": {"top_k": 4, "additionalModelRequestFields": {"top_k": 4, "x": None}}},
         {"additionalModelRequestFields": {"top_k": 4, "x": None}},
     ),
     "inferenceConfig in extra": (
-        {"top_p": 0.9, "extra": {"inferenceConfig": {"topP": 0.1, "maxTokens": 5}}},
+        {"top_p": 0.9, "extra": {"inferenceConfig": {"topP": 0.9, "maxTokens": 5}}},
         {"inferenceConfig": {"topP": 0.9, "maxTokens": 5}},
     ),
-    "extra can't set reserved fields": ({"extra": {"messages": [], "modelId": "x"}}, {}),
 }
 
 
@@ -98,6 +97,51 @@ def test_the_request_body_holds_the_requested_fields(
     fields: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     assert body(**fields) == expected
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "messages": ({"extra": {"messages": []}}, "messages"),
+    "the model": ({"extra": {"modelId": "x"}}, "modelId"),
+    "another value in inferenceConfig": (
+        {"top_p": 0.9, "extra": {"inferenceConfig": {"topP": 0.1}}},
+        "topP",
+    ),
+    "a field of the model in two places": (
+        {"extra": {"top_k": 4, "additionalModelRequestFields": {"top_k": 5}}},
+        "top_k",
+    ),
+    "inferenceConfig is None": (
+        {"max_tokens": 5, "extra": {"inferenceConfig": None}},
+        "inferenceConfig",
+    ),
+    "inferenceConfig is []": (
+        {"max_tokens": 5, "extra": {"inferenceConfig": []}},
+        "inferenceConfig",
+    ),
+    "inferenceConfig is 7": ({"max_tokens": 5, "extra": {"inferenceConfig": 7}}, "inferenceConfig"),
+    "additionalModelRequestFields is None": (
+        {"max_tokens": 5, "extra": {"additionalModelRequestFields": None}},
+        "additionalModelRequestFields",
+    ),
+    "additionalModelRequestFields is []": (
+        {"max_tokens": 5, "extra": {"additionalModelRequestFields": []}},
+        "additionalModelRequestFields",
+    ),
+    "additionalModelRequestFields is 7": (
+        {"max_tokens": 5, "extra": {"additionalModelRequestFields": 7}},
+        "additionalModelRequestFields",
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "name"), REFUSED.values(), ids=REFUSED)
+def test_a_passed_on_field_that_contradicts_the_body_is_refused(
+    fields: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        body(**fields)
+    assert caught.value.param == name
+    assert name in caught.value.message
 
 
 def test_parameters_that_the_provider_row_lacks_are_not_sent() -> None:

@@ -18,7 +18,7 @@ from completion import (
     flatten,
     fold,
 )
-from errors import UpstreamError
+from errors import InvalidRequest, UpstreamError
 from keys.redaction import Secret
 from providers.base import Dialect, Provider, Target
 from providers.google import dialect as google
@@ -108,23 +108,6 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"generationConfig": {"thinkingConfig": {"thinkingBudget": 0, "includeThoughts": True}}},
     ),
-    "extra can't override set parameters": (
-        {
-            "max_tokens": 5,
-            "n": 2,
-            "extra": {
-                "maxOutputTokens": 9,
-                "candidate_count": 3,
-                "generationConfig": {"max_output_tokens": 9, "maxOutputTokens": 9},
-            },
-        },
-        {"generationConfig": {"maxOutputTokens": 5, "candidateCount": 2}},
-    ),
-    "extra can't set reserved fields": ({"extra": {"contents": [], "model": "x"}}, {}),
-    "an invalid generationConfig is sent unchanged": (
-        {"extra": {"generationConfig": 7}},
-        {"generationConfig": 7},
-    ),
 }
 
 
@@ -133,6 +116,62 @@ def test_parameters_are_translated_to_the_google_request_body(
     fields: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     assert body(**fields) == expected
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "contents": ({"extra": {"contents": []}}, "contents"),
+    "another value in generationConfig": (
+        {"top_p": 0.9, "extra": {"generationConfig": {"topP": 0.1}}},
+        "topP",
+    ),
+    "another value in snake case": (
+        {"stop": ("a",), "extra": {"generation_config": {"stop_sequences": ["b"]}}},
+        "stopSequences",
+    ),
+    "another value at the top": ({"top_p": 0.9, "extra": {"topP": 0.1}}, "topP"),
+    "two values in the caller's own objects": (
+        {"extra": {"topK": 4, "generationConfig": {"topK": 5}}},
+        "topK",
+    ),
+    "no object inside generationConfig": (
+        {"extra": {"thinkingConfig": {}, "generationConfig": {"thinkingConfig": 7}}},
+        "thinkingConfig",
+    ),
+    "generationConfig is None": (
+        {"max_tokens": 5, "extra": {"generationConfig": None}},
+        "generationConfig",
+    ),
+    "generationConfig is []": (
+        {"max_tokens": 5, "extra": {"generationConfig": []}},
+        "generationConfig",
+    ),
+    "generationConfig is a string": (
+        {"max_tokens": 5, "extra": {"generationConfig": "x"}},
+        "generationConfig",
+    ),
+    "generation_config is None": (
+        {"max_tokens": 5, "extra": {"generation_config": None}},
+        "generation_config",
+    ),
+    "generation_config is []": (
+        {"max_tokens": 5, "extra": {"generation_config": []}},
+        "generation_config",
+    ),
+    "generation_config is a string": (
+        {"max_tokens": 5, "extra": {"generation_config": "x"}},
+        "generation_config",
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "name"), REFUSED.values(), ids=REFUSED)
+def test_a_passed_on_field_that_contradicts_the_body_is_refused(
+    fields: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        body(**fields)
+    assert caught.value.param == name
+    assert name in caught.value.message
 
 
 def test_parameters_in_the_cannot_list_of_a_provider_are_not_sent() -> None:

@@ -21,7 +21,7 @@ from completion import (
     Used,
     flatten,
 )
-from errors import UpstreamError
+from errors import InvalidRequest, UpstreamError
 from keys.redaction import Secret
 from providers.base import Dialect, Provider, Target
 from providers.decoding import sse
@@ -49,13 +49,6 @@ SAME = {**EVERYTHING, "stop": ["\n", "END"]}
 USER = {"messages": [{"role": "user", "content": "Hi"}]}
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 EXTRA = {"top_k": 4, "ignore_eos": None}
-FORBIDDEN: dict[str, Any] = {
-    "model": "x",
-    "prompt": "x",
-    "messages": [],
-    "stream": True,
-    "stream_options": {},
-}
 
 
 def request(**fields: Any) -> CompletionRequest:
@@ -101,16 +94,15 @@ BODIES: dict[str, tuple[Target, dict[str, Any], dict[str, Any]]] = {
     "legacy stream": (LEGACY, {"stream": True}, {"prompt": "Hi", **STREAM}),
     "chat stream": (CHAT, {"stream": True}, {**USER, **STREAM}),
     "extra": (LEGACY, {"extra": EXTRA}, {"prompt": "Hi", **EXTRA}),
-    "extra can't set reserved fields": (LEGACY, {"extra": FORBIDDEN}, {"prompt": "Hi"}),
-    "extra can't set reserved fields in chat": (
-        CHAT,
-        {"extra": FORBIDDEN, "stream": True},
-        {**USER, **STREAM},
+    "extra fields of both places are merged": (
+        LEGACY,
+        {"extra": {"a": {"b": 1}, "c": 2}, "openai_extra": {"a": {"d": 3}, "c": 2}},
+        {"prompt": "Hi", "a": {"b": 1, "d": 3}, "c": 2},
     ),
-    "extra can't override set parameters": (
-        CHAT,
-        {"logprobs": 2, "extra": {"top_logprobs": 5, "logprobs": False}},
-        {**USER, "logprobs": True, "top_logprobs": 2},
+    "a null counts as absent beside a value": (
+        LEGACY,
+        {"seed": 1, "extra": {"seed": None}},
+        {"prompt": "Hi", "seed": 1},
     ),
     "parameters that the host lacks are not sent": (
         Target(Provider(name="few", base_url="http://h", cannot=("seed", "user")), "m"),
@@ -125,6 +117,29 @@ def test_the_request_body_holds_the_requested_fields(
     target: Target, fields: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     assert body(target, **fields) == expected
+
+
+REFUSED: dict[str, tuple[Target, dict[str, Any], str]] = {
+    "messages": (CHAT, {"extra": {"messages": []}}, "messages"),
+    "the model": (LEGACY, {"openai_extra": {"model": "x"}}, "model"),
+    "stream_options": (CHAT, {"extra": {"stream_options": {}}}, "stream_options"),
+    "another value": (CHAT, {"logprobs": 2, "extra": {"top_logprobs": 5}}, "top_logprobs"),
+    "two values in the two places for extra fields": (
+        LEGACY,
+        {"extra": {"top_k": 1}, "openai_extra": {"top_k": 2}},
+        "top_k",
+    ),
+}
+
+
+@pytest.mark.parametrize(("target", "fields", "name"), REFUSED.values(), ids=REFUSED)
+def test_a_passed_on_field_that_contradicts_the_body_is_refused(
+    target: Target, fields: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        body(target, **fields)
+    assert caught.value.param == name
+    assert name in caught.value.message
 
 
 @pytest.mark.parametrize(
