@@ -21,7 +21,7 @@ from quota import scripts
 from quota.memory import Admission, Ask, Counts, Hold, RequestCounts, Tokens
 from quota.scripts import MAX_TOKENS, REFUSALS
 
-MOST_PENDING: Final = 10_000
+MAX_PENDING: Final = 10_000
 """The most settlements that wait for Redis; the oldest are dropped."""
 BATCH: Final = 200
 REVOKED_S: Final = 300
@@ -56,7 +56,7 @@ class RedisCounters:
     def __init__(self, redis_client: RedisClient) -> None:
         self._redis = redis_client
         self._store = Store(redis_client.pool)
-        self._pending: deque[tuple[Hold, int, int]] = deque(maxlen=MOST_PENDING)
+        self._pending: deque[tuple[Hold, int, int]] = deque(maxlen=MAX_PENDING)
 
     def admit(self, key_id: str, limits: Limits, ask: Ask) -> Admission | None:
         """Count a request and reserve its tokens. Return None if Redis is unavailable."""
