@@ -1,4 +1,4 @@
-"""tally.py: the tokens to bill, from what the provider reported and from what it sent."""
+"""Tests of streams/tally.py: the tokens to bill, reported by the provider or estimated."""
 
 from __future__ import annotations
 
