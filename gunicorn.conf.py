@@ -44,8 +44,8 @@ OURS = (
 
 if __name__ == "__config__":
     # A reload runs this file again in the master, from which the new workers are forked. Unload
-    # Sluice's modules, so that the workers load the new code. The modules are found by name: their
-    # paths don't tell them from those of gunicorn and gevent, as .venv is in this folder too.
+    # Sluice's modules, so that the workers load the new code. The modules are found by name: a path
+    # in this folder may also be one of gunicorn or gevent, because .venv is here too.
     for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
         del sys.modules[name]
 
@@ -191,10 +191,10 @@ def share_metrics(server: Any) -> None:
             os.chown(server.metrics, server.cfg.uid, server.cfg.gid)
         except OSError as error:
             sys.exit(f"sluice: can't create a directory for the workers' metrics: {error}")
-    tell_workers(server)
+    pass_metrics_directory(server)
 
 
-def tell_workers(server: Any) -> None:
+def pass_metrics_directory(server: Any) -> None:
     """Pass the metrics directory to new workers through their environment."""
     if server.metrics:
         server.cfg.set("raw_env", [*server.cfg.raw_env, f"{METRICS}={server.metrics}"])
@@ -205,7 +205,7 @@ def on_reload(server: Any) -> None:
 
     The metrics directory stays the same, so that the old workers, which drain, still count.
     """
-    tell_workers(server)
+    pass_metrics_directory(server)
     choose_worker(server)
 
 
@@ -237,7 +237,7 @@ def pre_fork(_server: Any, _worker: Any) -> None:
     gc.freeze()
 
 
-def tells_news(record: logging.LogRecord) -> bool:
+def is_worth_logging(record: logging.LogRecord) -> bool:
     """Return False for gunicorn's traceback of a connection that Sluice gave up.
 
     The client had stopped reading, or the worker shut the connection down. Neither is an error, and
@@ -249,13 +249,13 @@ def tells_news(record: logging.LogRecord) -> bool:
 
 
 def post_worker_init(worker: Any) -> None:
-    log.addFilter(tells_news)
+    log.addFilter(is_worth_logging)
     at_hand(worker.cfg)
     if worker.cfg.accesslog:
         worker.log.atoms = without_credentials(worker.log.atoms)
     else:
         worker.log.access = lambda *_: None
-    worker.handle_error = wordless(worker.handle_error)
+    worker.handle_error = without_quotes(worker.handle_error)
     worker.wsgi.extensions["trusts"] = proxy_rules(worker.cfg)
     services = worker.wsgi.extensions["sluice"]
     # Load the prices before the first call: under gevent, loading blocks all streams of a process.
@@ -268,7 +268,7 @@ def post_worker_init(worker: Any) -> None:
 
 
 def proxy_rules(cfg: Any) -> Callable[[dict[str, Any]], bool]:
-    """Return a function that tells whether a request comes from a proxy in forwarded_allow_ips."""
+    """Return a predicate that is True for requests from a proxy in forwarded_allow_ips."""
     all_trusted, networks = "*" in cfg.forwarded_allow_ips, cfg.forwarded_allow_networks()
 
     def trusts(environ: dict[str, Any]) -> bool:
@@ -322,8 +322,8 @@ def worker_exit(_server: Any, worker: Any) -> None:
         worker.wsgi.extensions["sluice"].close()
 
 
-def wordless(handle_error: Callable[..., None]) -> Callable[..., None]:
-    """Return an error handler for which a parser error's text is only its class name.
+def without_quotes(handle_error: Callable[..., None]) -> Callable[..., None]:
+    """Return an error handler that replaces a parser error's text with the name of its class.
 
     gunicorn quotes what it can't parse in its log and its response, which could reveal a key.
     """

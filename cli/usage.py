@@ -95,7 +95,7 @@ def prune(older_than: str, yes: bool) -> None:
     day = f"{before:%Y-%m-%d}"
     before_us = int(before.timestamp()) * 1_000_000
     with open_ledger() as ledger:
-        rows = ledger.read(lambda connection: upkeep.older(connection, before_us))
+        rows = ledger.read(lambda connection: upkeep.count_prunable(connection, before_us))
         if rows and not yes:
             if not sys.stdin.isatty():
                 raise click.ClickException(

@@ -62,7 +62,7 @@ REASONS: Final = {
     "CROSSSLOT": "it is in cluster mode, which Sluice doesn't support",
     "CLUSTERDOWN": "it is in cluster mode, which Sluice doesn't support",
 }
-"""What some of Redis' error codes mean for an operator."""
+"""The meanings of some of Redis' error codes, for operators."""
 
 
 class RedisAway(Exception):

@@ -29,8 +29,10 @@ class NativeThread:
         self._pool: Any = None
 
     def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return the work's result, or raise its exception. Other threads and greenlets run
-        meanwhile."""
+        """Run the work. Return its result, or raise its exception.
+
+        Other threads and greenlets run meanwhile.
+        """
 
         def guarded() -> tuple[T | None, BaseException | None]:
             try:
@@ -41,7 +43,7 @@ class NativeThread:
         with self._lock:
             if not greenlets():
                 return work(*args, **kwargs)
-            if self._pool is None:  # not earlier: a forked process has none of its parent's threads
+            if self._pool is None:  # made late, because a fork doesn't copy its parent's threads
                 from gevent.threadpool import ThreadPoolExecutor
 
                 self._pool = ThreadPoolExecutor(max_workers=1)
@@ -58,13 +60,17 @@ def greenlets() -> bool:
 
 
 def waits_first(sock: Any) -> bool:
-    """Return True if `received` may wait for a socket: threads are greenlets, and the socket isn't
-    TLS, which may buffer bytes that have arrived."""
+    """Return True if `received` may be used: threads are greenlets, and the socket isn't TLS.
+
+    A TLS socket may buffer bytes that have arrived.
+    """
     return greenlets() and type(sock) is sys.modules["gevent.socket"].socket
 
 
 def received(sock: Any, size: int) -> bytes:
-    """Wait until a socket that `waits_first` is readable, without a timeout, and return its bytes.
+    """Wait until a socket is readable, without a timeout, and return its bytes.
+
+    `waits_first` must be true for the socket.
 
     gevent's `recv` tries to read before it waits, which fails on nearly every event of a stream
     that is slower than Sluice. Raises what `recv` raises.
@@ -78,7 +84,7 @@ def received(sock: Any, size: int) -> bytes:
 
 
 def native_lock() -> Callable[[], threading.Lock]:
-    """Return the function that makes a lock of the system's."""
+    """Return the function that makes a lock of the operating system."""
     if not greenlets():
         return threading.Lock
     allocate: Callable[[], threading.Lock]
@@ -89,6 +95,6 @@ def native_lock() -> Callable[[], threading.Lock]:
 BriefLock: Final = native_lock()
 """A native lock, to hold for a few statements that don't wait, start a thread or log.
 
-Under gevent threading.Lock is slower, because it lets other greenlets run while one holds it. A
+Under gevent, threading.Lock is slower, because it lets other greenlets run while one holds it. A
 greenlet that waited while holding a BriefLock would stop the whole process.
 """

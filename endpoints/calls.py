@@ -29,7 +29,7 @@ from errors import InvalidRequest
 from gateway.call import Call, Encoder, Outcome
 from streams.stream import Stream
 
-MOST_NAMES, MOST_OF_A_NAME, MOST_OF_NAMES = 20, 64, 1024
+MAX_NAMES, MAX_NAME_LENGTH, MAX_NAMES_SIZE = 20, 64, 1024
 """The most names in X-Sluice-Dropped, the most characters of each, and the most bytes of all: many
 proxies refuse responses with more than 4 KB of headers."""
 SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?")
@@ -84,8 +84,8 @@ def time_limits(text: str) -> dict[str, float]:
         if name not in TIMEOUT_FIELDS or name in found or not 0 < seconds < math.inf:
             # The message doesn't quote the value, which may be a key that was sent by mistake.
             raise InvalidRequest(
-                "X-Sluice-Timeout: expected seconds above 0 for the whole call, or any of "
-                f"{', '.join(f'{field}=SECONDS' for field in TIMEOUT_FIELDS)}.",
+                "X-Sluice-Timeout: expected a positive number of seconds for the whole call, or "
+                f"any of {', '.join(f'{field}=SECONDS' for field in TIMEOUT_FIELDS)}.",
                 param="X-Sluice-Timeout",
             )
         found[name] = seconds
@@ -110,7 +110,7 @@ def header(sent: Mapping[str, Any], name: str, field: str) -> str | None:
 
 
 def headers(call: Call) -> dict[str, str]:
-    """Return the headers that name a stream and the parameters that its target ignores."""
+    """Return the headers that name a stream and the parameters that were dropped for its target."""
     found = {}
     if call.stream.request.stream:
         found["X-Stream-ID"] = call.stream.id
@@ -120,15 +120,15 @@ def headers(call: Call) -> dict[str, str]:
 
 
 def dropped_names(stream: Stream) -> str:
-    """Return the names of the parameters that the target ignores, safe for a header.
+    """Return the names of the parameters that were dropped for the target, safe for a header.
 
     A caller can invent names, so they are percent-encoded and cut to a bounded length.
     """
     kept, size = [], 0
-    for name in stream.dropped[:MOST_NAMES]:
-        kept.append(quote(name[:MOST_OF_A_NAME], safe=""))
+    for name in stream.dropped[:MAX_NAMES]:
+        kept.append(quote(name[:MAX_NAME_LENGTH], safe=""))
         size += len(kept[-1]) + 2
-        if size > MOST_OF_NAMES:
+        if size > MAX_NAMES_SIZE:
             del kept[-1]
             break
     return ", ".join(kept)
@@ -146,7 +146,7 @@ def respond(
         answer: makes the face's JSON body of a whole completion.
 
     Raises:
-        SluiceError: the call failed before the first event.
+        SluiceError: a streamed call failed before its first event, or a whole one at any time.
     """
     if not call.stream.request.stream:
         completion, outcome = call.result()
@@ -170,14 +170,14 @@ def respond(
 
 
 def stop(stream_id: str) -> Response:
-    """Stop one of the caller's calls. Raises StreamNotFound."""
+    """Stop one of the caller's calls. Raises StreamNotFound or Unavailable."""
     services().gateway.streams.stop(current_key().id, stream_id)
     return json_response({"success": True})
 
 
-def reason(outcome: Outcome, told: FinishReason | None) -> FinishReason:
+def reason(outcome: Outcome, provided: FinishReason | None) -> FinishReason:
     """Return a choice's finish reason: the provider's, or one derived from the outcome."""
-    return told or ("cancelled" if outcome.reason == "stopped" else "stop")
+    return provided or ("cancelled" if outcome.reason == "stopped" else "stop")
 
 
 def frame(data: Any, event: str | None = None) -> bytes:

@@ -31,7 +31,7 @@ def apply(
     """Move the prefix of a request from its path to SCRIPT_NAME.
 
     Args:
-        environ: the request, which is changed.
+        environ: the WSGI environ, which is changed.
         trusts: returns True if the request comes from a trusted proxy.
         is_route: returns True for a path that Sluice serves. Such a path has no prefix, even if it
             begins like one.
@@ -49,5 +49,5 @@ def apply(
 
 
 def base_of(script_name: str) -> str:
-    """Return the beginning of all links: the prefix, quoted, without a slash at its end."""
+    """Return the prefix of all links: percent-encoded, without a slash at its end."""
     return quote(script_name.rstrip("/"), safe=SAFE)

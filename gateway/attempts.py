@@ -1,8 +1,8 @@
-"""The provider's side of a call: make attempts until one of them shows the client something.
+"""The upstream side of a call: make attempts until one of them shows the client something.
 
-After a temporary failure the call is retried at the same target, with a back-off. After that, and
-after any other failure that may not recur elsewhere, it goes to the next target. routing/retries.py
-classifies the failures.
+After a temporary failure, the call is retried at the same target, with a back-off. After that, and
+after any other failure that may not recur elsewhere, the call goes to the next target.
+routing/retries.py classifies the failures.
 
 - Once the client has seen part of the answer, the only further attempt is a single continuation,
   and only if the caller or the server's settings enabled it. Reasoning, roles and pings are not
@@ -50,7 +50,7 @@ log = logging.getLogger("sluice.reader")
 
 
 class Reader:
-    """The part of a process that calls providers. It owns the connections and the breakers."""
+    """The part of a process that calls providers. It makes the attempts of all calls."""
 
     def __init__(self, transport: Transport, retries: int, breakers: CircuitBreakers) -> None:
         """Make a reader. `retries` is the maximum number of retries for each model."""
@@ -62,7 +62,7 @@ class Reader:
     def run(self, stream: Stream, chosen: list[Candidate]) -> None:
         """Make the call, and pass its events and its end to the stream. Raises nothing."""
         try:
-            failure = self._all(stream, chosen)
+            failure = self._try_models(stream, chosen)
             if failure is not None and stream.text:
                 failure = self._continue(stream, chosen, failure)
             if failure is not None:
@@ -77,19 +77,21 @@ class Reader:
         finally:
             stream.reader_left()
 
-    def _all(self, stream: Stream, chosen: list[Candidate]) -> SluiceError | None:
+    def _try_models(self, stream: Stream, chosen: list[Candidate]) -> SluiceError | None:
         """Try the models in turn. Return None if the call has ended, else the last failure."""
         failure: SluiceError | None = None
         models = [list(group) for _, group in groupby(chosen, lambda c: c.target.name)]
         for number, group in enumerate(models, 1):
-            found = self._model(stream, group, last=number == len(models))
+            found = self._try_model(stream, group, last=number == len(models))
             if found is None or final(stream, found):
                 return found
             if failure is None or isinstance(found, UpstreamError):
                 failure = found
         return failure
 
-    def _model(self, stream: Stream, group: list[Candidate], *, last: bool) -> SluiceError | None:
+    def _try_model(
+        self, stream: Stream, group: list[Candidate], *, last: bool
+    ) -> SluiceError | None:
         """Try one model. Return None if the call has ended, else the last failure.
 
         After a 429, the provider's other keys are tried at once. Retries wait for a back-off.
@@ -99,7 +101,7 @@ class Reader:
         while True:
             candidate, cooling = self._pick(among)
             if cooling:
-                return failure or self._circuit_open(candidate.target, cooling)
+                return failure or self._paused_error(candidate.target, cooling)
             if failure is None:
                 self._budget.called(candidate.target)
             failure = self._attempt(stream, candidate)
@@ -113,7 +115,7 @@ class Reader:
                 among = fresh
                 continue
             among, retries = group, retries + 1
-            if not self._may_retry(stream, group, retries, failure, last=last):
+            if not self._wait_to_retry(stream, group, retries, failure, last=last):
                 return failure
 
     def _pick(self, group: list[Candidate]) -> tuple[Candidate, float]:
@@ -130,7 +132,7 @@ class Reader:
             waits.append((candidate, wait))
         return min(waits, key=lambda found: found[1])
 
-    def _circuit_open(self, target: Target, seconds: float) -> SluiceError:
+    def _paused_error(self, target: Target, seconds: float) -> SluiceError:
         if self.breakers.is_limited(target):
             return rate_limited(seconds, target, {"provider": target.provider.name})
         return Unavailable(
@@ -138,7 +140,7 @@ class Reader:
             retry_after=seconds,
         )
 
-    def _may_retry(
+    def _wait_to_retry(
         self,
         stream: Stream,
         group: list[Candidate],
@@ -239,10 +241,10 @@ class Reader:
         batches = upstream.events()
         if candidate.echo:
             batches = echoed(batches, candidate.request)
-        heard = False
+        succeeded = False
         for batch in batches:
-            if not heard:
-                heard = True
+            if not succeeded:
+                succeeded = True
                 self.breakers.succeeded(candidate.target)
             if not stream.put(batch):
                 return None

@@ -1,13 +1,13 @@
-"""The names that fields have at hosts: those that Sluice writes, and other names of what it counts.
+"""The names of fields at hosts: those that Sluice writes, and other names of the fields it counts.
 
 - A name that differs from a known one only in letter case is never passed on: hosts that ignore
   letter case would read it instead of Sluice's own field.
-- A host's other name for max_tokens, n or best_of counts as that field, so that no budget and no
-  limit can be passed by.
-- This module has only data and pure functions.
+- A host's other name for max_tokens, n or best_of counts as that field, so that callers can't
+  bypass budgets and limits.
+- The module is pure.
 
 Sources: the API references of the hosts in docs/providers.md, and of Hugging Face's TGI, AI21,
-SambaNova and NVIDIA Triton (read 2026-11); Go's encoding/json for what counts as the same letter.
+SambaNova and NVIDIA Triton (read 2026-11); Go's encoding/json for letters that differ only in case.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Final
 
 LONGEST_KNOWN: Final = 64
-"""Characters. No known name is longer."""
+"""The maximum length of a known name in characters."""
 
 
 def camel_case(name: str) -> str:
@@ -39,8 +39,8 @@ OTHER_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
 """The fields that limits and budgets count, and hosts' other names for them, in snake case."""
 
 AMBIGUOUS: Final = {"max_length": "max_tokens", "max_total_tokens": "max_tokens"}
-"""Names that mean one thing at one host and another thing elsewhere, such as the length with the
-prompt or without it. They are refused, and the message names the field to use."""
+"""Names whose meaning depends on the host: the length includes the prompt, or doesn't. They are
+refused, and the message names the field to use."""
 
 WRAPPERS: Final = frozenset(
     spelling
@@ -50,7 +50,7 @@ WRAPPERS: Final = frozenset(
     )
     for spelling in (name, camel_case(name))
 )
-"""Objects in which hosts take such fields. An object may be in another one."""
+"""Objects in which hosts accept these fields. Such an object may be inside another one."""
 
 COUNTED: Final = {
     spelling: field
@@ -58,7 +58,7 @@ COUNTED: Final = {
     for name in (field, *others)
     for spelling in (name, camel_case(name))
 }
-"""Each spelling that counts as a field of OTHER_NAMES."""
+"""The field of OTHER_NAMES for each of its spellings."""
 
 WRITTEN: Final = frozenset(
     (
@@ -71,8 +71,8 @@ WRITTEN: Final = frozenset(
         *("responseLogprobs", "input_prefix", "input_suffix"),
     )
 )
-"""Names that Sluice itself writes into the requests to hosts, except those of COUNTED and WRAPPERS.
-A test compares them with what each dialect writes."""
+"""Names of other fields that Sluice writes into requests to hosts. A test compares them with the
+requests of each dialect."""
 
 FACES: Final = frozenset(
     (
@@ -81,22 +81,22 @@ FACES: Final = frozenset(
         *("extra_headers", "extra_body", "extra_query"),
     )
 )
-"""Other fields of a request to Sluice, and those that it refuses."""
+"""Other fields of a request to Sluice, some of which it refuses."""
 
 KNOWN: Final = frozenset((*COUNTED, *AMBIGUOUS, *WRAPPERS, *WRITTEN, *FACES))
 
 
 def fold(name: str) -> str:
-    """Return a name without the differences that a host which ignores letter case ignores.
+    """Return a name as a host that ignores letter case may see it.
 
-    Besides A to Z, that concerns letters that become ASCII ones: the Kelvin sign and the long s in
-    Go, the i with and without a dot in Java.
+    Some other letters become ASCII ones, too: the Kelvin sign and the long s in Go, the i with and
+    without a dot in Java.
     """
     return name.upper().casefold().replace("\N{COMBINING DOT ABOVE}", "")
 
 
 def bare(name: str) -> str:
-    """Return a name without letter case and separators."""
+    """Return a folded name without separators."""
     return re.sub("[_. -]", "", fold(name))
 
 
@@ -107,7 +107,7 @@ BARE: Final = {bare(name): field for names in (COUNTED, AMBIGUOUS) for name, fie
 
 
 def meant(name: str) -> str | None:
-    """Return the field to use instead of a name that must not be passed on; None if it may be."""
+    """Return the field to use instead of a name; None if the name may be passed on."""
     if name in AMBIGUOUS:
         return AMBIGUOUS[name]
     if name in KNOWN or len(name) > LONGEST_KNOWN:

@@ -163,7 +163,7 @@ class Link:
                 if not is_away(failure):
                     raise
                 if last:
-                    raise DatabaseAway(said(failure)) from failure
+                    raise DatabaseAway(failure_text(failure)) from failure
         raise AssertionError  # pragma: no cover - the loop returns or raises
 
     def _check(self) -> None:
@@ -171,7 +171,7 @@ class Link:
             self._check_files()
         except DatabaseFileChanged as failure:
             self._drop()
-            raise DatabaseAway(said(failure)) from failure
+            raise DatabaseAway(failure_text(failure)) from failure
 
     def _check_files(self, recent_s: float = 0.0) -> None:
         if self._open_files is not None:
@@ -190,7 +190,7 @@ class Link:
             if is_away(failure):
                 raise
             self._drop()
-            raise DatabaseAway(said(failure)) from failure
+            raise DatabaseAway(failure_text(failure)) from failure
         return connection
 
     def _drop(self) -> None:
@@ -256,7 +256,7 @@ def is_away(failure: BaseException) -> bool:
     return isinstance(failure, DBAPIError | OSError)
 
 
-def said(failure: BaseException) -> str:
+def failure_text(failure: BaseException) -> str:
     """Return the message of the database or the system on one line, without the statement."""
     text = str(failure.orig if isinstance(failure, DBAPIError) else failure)
     return " ".join(text.split())[:300] or type(failure).__name__

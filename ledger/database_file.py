@@ -1,12 +1,12 @@
 """The ledger's SQLite file, which somebody may move, replace or truncate while it is open.
 
-SQLite would go on writing to a file that no path leads to, and report success.
+SQLite would continue to write to a file that no path leads to, and report success.
 
-- A process works with one file. While the path leads to another file or to none, the database
+- A process uses one file. While the path leads to another file or to none, the database
   counts as unavailable, until that file is back or the process is restarted.
 - Only a process's first connection may create the file.
-- Before a connection to changed files is given up, the rows in its -wal file move to the database
-  file, so that the file is complete wherever it is now.
+- Before a connection to changed files is closed, the rows in its -wal file are moved to the
+  database file, so that the file is complete wherever it is now.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ FileId: TypeAlias = tuple[int, int]
 LOOK_S = 1.0
 """Seconds between two thorough checks."""
 RECENT_S = 0.002
-"""Seconds for which the check after a transaction also serves as the check before the next one."""
+"""Seconds for which a check isn't repeated: one transaction may follow another."""
 APART_S = 2.5
-"""Seconds without a connection after a file was removed or truncated. Two processes with different
--wal files would damage the database, so all of them close theirs before one creates a new file."""
+"""Seconds without connections after a file was removed or truncated. Two processes with different
+-wal files would damage the database, so all processes must close theirs before one creates a new
+file."""
 PIN = getattr(os, "O_PATH", None)
-"""The mode of a descriptor that only keeps a file's inode from being reused for another file. Any
-other descriptor would release SQLite's locks when it is closed, because that is how POSIX locks
-work. macOS has no O_PATH, and doesn't reuse inodes."""
+"""The flag for a descriptor whose only purpose is to keep a file's inode from being reused. Closing
+any other descriptor would release SQLite's locks, because POSIX locks belong to the process. None
+on macOS, which has no O_PATH and doesn't reuse inodes."""
 
 
 class DatabaseFileChanged(OSError):
@@ -48,7 +49,7 @@ class DatabaseFile:
 
         Args:
             path: the database file.
-            in_use: returns True if another process is known to use this database.
+            in_use: returns True if another process is known to use the database.
         """
         self.path = path
         self.may_create = True
@@ -56,7 +57,7 @@ class DatabaseFile:
         """True once the file has been overwritten or truncated, so that rows are missing."""
         self._in_use = in_use
         self._first: FileId | None = None
-        """The file that this process works with; None until it has opened one."""
+        """The file that this process uses; None until it has opened one."""
         self._pin: int | None = None
         self._disturbance = ""
         self._shut_until = 0.0
@@ -65,10 +66,10 @@ class DatabaseFile:
         """Return the id of the file at the path, if a connection may be opened to it now.
 
         Args:
-            create: whether to create the file, if this process hasn't opened one before.
+            create: True to create a missing file, if this process hasn't opened one before.
 
         Raises:
-            DatabaseFileChanged: it isn't the file that this process works with, or it is damaged.
+            DatabaseFileChanged: it isn't the file that this process uses, or it is damaged.
             OSError: the file can't be created.
         """
         if self.damaged:
@@ -78,10 +79,10 @@ class DatabaseFile:
         if time.monotonic() < self._shut_until:
             raise DatabaseFileChanged(self._disturbance)
         if create and self._first is None and self.may_create and not self.path.exists():
-            # Several workers may start at once. Each creates the file before it shows that it
-            # uses it, so the file is there if another worker was faster.
+            # Several workers may start at once. Each creates the file before it registers as a
+            # user, so if another worker was faster, the file exists by now.
             if self._in_use() and not self.path.exists():
-                raise DatabaseFileChanged(f"{self.path} is gone, but other processes work with it")
+                raise DatabaseFileChanged(f"{self.path} is gone, but other processes use it")
             create_private(self.path)
         found = self.look(thorough=True)
         if self._first is not None and not found.st_size:  # SQLite would create an empty database
@@ -89,10 +90,10 @@ class DatabaseFile:
         return id_of(found)
 
     def opened(self, admitted: FileId, connection: sqlite3.Connection) -> OpenFiles:
-        """Return the files of a new connection, which has had its first transaction.
+        """Return the files of a new connection. Call this after its first transaction.
 
         Args:
-            admitted: what `admit` returned before the connection was opened.
+            admitted: the result of `admit` before the connection was opened.
 
         Raises:
             DatabaseFileChanged: the path leads to another file by now.
@@ -110,11 +111,10 @@ class DatabaseFile:
         """Return the state of the file at the path.
 
         Args:
-            thorough: whether to check the permissions too.
+            thorough: True to check the permissions too.
 
         Raises:
-            DatabaseFileChanged: it isn't the file that this process works with, or it can't be
-                reached.
+            DatabaseFileChanged: it isn't the file that this process uses, or it can't be reached.
         """
         try:
             found = self.path.stat()
@@ -135,13 +135,13 @@ class DatabaseFile:
         return found
 
     def disturbed(self, what: str, *, damaged: bool) -> None:
-        """Note that somebody changed the files. No connection is admitted for APART_S."""
+        """Record that somebody changed the files. No connection is admitted for APART_S."""
         self._disturbance = what
         self._shut_until = time.monotonic() + APART_S
         self.damaged = damaged
 
     def close(self) -> None:
-        """Release the file's inode, once all connections are closed."""
+        """Release the file's inode. All connections must be closed."""
         pin, self._pin = self._pin, None
         if pin is not None:
             os.close(pin)
@@ -163,11 +163,11 @@ class OpenFiles:
         """Check that the path leads to these files, and that nobody truncated them.
 
         Args:
-            recent_s: do nothing if the last check is at most so many seconds old.
+            recent_s: the age in seconds up to which the last check is not repeated.
 
         Raises:
-            DatabaseFileChanged: the connection must be closed. The rows of its -wal file are in
-                the database file by now, unless that is damaged.
+            DatabaseFileChanged: the connection must be closed. The rows of its -wal file have been
+                moved to the database file, unless that is damaged.
         """
         now = time.monotonic()
         if now - self._checked <= recent_s:
@@ -193,7 +193,7 @@ class OpenFiles:
         self._size, self._wal_size = size, wal_size
 
     def _examine(self, size: int, *, removed: bool, cut: bool) -> None:
-        """Raise DatabaseFileChanged unless another program changed the files as SQLite allows."""
+        """Raise DatabaseFileChanged unless SQLite itself changed the files, in another process."""
         path, what = self._file.path, ""
         damaged = not is_sound(self._connection)
         if cut and (removed or size):
@@ -238,14 +238,14 @@ def is_closed(connection: sqlite3.Connection) -> bool:
 
 
 def size_of_database(connection: sqlite3.Connection) -> int:
-    """Return how long the database file must be for all of its pages, in bytes."""
+    """Return the size in bytes that the database file must have for all of its pages."""
     names = ("page_count", "page_size")
     count, size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
     return int(count * size)
 
 
 def is_sound(connection: sqlite3.Connection) -> bool:
-    """Return True if the database file and its -wal file, as they are now, make a whole database.
+    """Return True if the database file and its -wal file are a complete database now.
 
     This reads all of the database, which takes seconds if it is large.
     """

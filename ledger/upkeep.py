@@ -41,10 +41,11 @@ DAY_US = 86_400_000_000
 APART_US = 3_600_000_000
 """The tolerance between a row's start and the time in its id, which are measured separately."""
 PART_US = 1_000_000
-"""The tolerance by which a part of a call may exceed its duration; each is measured separately."""
-MOST_PROBLEMS = 100
+"""How far a latency or time to first event may exceed the call's duration: they are measured
+separately."""
+MAX_PROBLEMS = 100
 PRUNED_BEFORE = "pruned_before"
-"""The name of the fact that stores the lower bound of the ids that pruning has not reached."""
+"""The name of the fact that stores an id. No id from this one on has been pruned."""
 
 row = requests.c
 settled = row.ended_us.is_not(None)
@@ -81,7 +82,7 @@ class Verification(NamedTuple):
     rows: int
     """The number of rows that were checked."""
     problems: list[str]
-    """A line for each problem. After MOST_PROBLEMS, one line says that there are more."""
+    """A line for each problem. After MAX_PROBLEMS, one line says that there are more."""
 
 
 def verify(connection: Connection, now_us: int) -> Verification:
@@ -95,16 +96,16 @@ def verify(connection: Connection, now_us: int) -> Verification:
     for start in starts_of_days(connection):
         days |= {day_of(start), day_of(start - DAY_US)}  # an id may be from the day after the start
         rows += count(connection, start)
-        problems += unsound(connection, start)
-        if len(problems) > MOST_PROBLEMS:
+        problems += inconsistent_rows(connection, start)
+        if len(problems) > MAX_PROBLEMS:
             break
     problems += negative_sums(connection)
     whole_from = pruned_before(connection)
     for day in sorted(days):
-        if first_id(start_of(day)) >= whole_from and len(problems) <= MOST_PROBLEMS:
+        if first_id(start_of(day)) >= whole_from and len(problems) <= MAX_PROBLEMS:
             problems += differences(connection, day)
-    if len(problems) > MOST_PROBLEMS:
-        problems[MOST_PROBLEMS:] = ["There are more."]
+    if len(problems) > MAX_PROBLEMS:
+        problems[MAX_PROBLEMS:] = ["There are more."]
     return Verification(rows, problems)
 
 
@@ -141,14 +142,14 @@ def of_day(start: int, around: int = 0) -> ColumnElement[bool]:
 def stale(connection: Connection, now_us: int) -> list[str]:
     """Return the problems of rows that have been open for more than a day."""
     old = and_(row.ended_us.is_(None), row.started_us < now_us - DAY_US)
-    found = select(row.id, row.key_id, row.started_us).where(old).limit(MOST_PROBLEMS + 1)
+    found = select(row.id, row.key_id, row.started_us).where(old).limit(MAX_PROBLEMS + 1)
     return [
         f"Row {id_} of {key_id} has been open since {day_of(started)}."
         for id_, key_id, started in connection.execute(found)
     ]
 
 
-def unsound(connection: Connection, start: int) -> list[str]:
+def inconsistent_rows(connection: Connection, start: int) -> list[str]:
     """Return the problems of single rows whose ids were made on a day."""
     apart = ~row.started_us.between(start - APART_US, start + DAY_US + APART_US)
     checks = CHECKS | {"its id doesn't match the time of its start": apart}
@@ -156,13 +157,13 @@ def unsound(connection: Connection, start: int) -> list[str]:
     found = select(row.id, row.key_id, *flags).where(of_day(start), or_(*checks.values()))
     return [
         f"Row {id_} of {key_id}: {', '.join(compress(checks, wrong))}."
-        for id_, key_id, *wrong in connection.execute(found.limit(MOST_PROBLEMS + 1))
+        for id_, key_id, *wrong in connection.execute(found.limit(MAX_PROBLEMS + 1))
     ]
 
 
 def negative_sums(connection: Connection) -> list[str]:
     wrong = or_(*(daily.c[name] < 0 for name in COUNTS))
-    found = select(*daily.primary_key).where(wrong).limit(MOST_PROBLEMS + 1)
+    found = select(*daily.primary_key).where(wrong).limit(MAX_PROBLEMS + 1)
     return [f"A daily sum is negative: {', '.join(place)}." for place in connection.execute(found)]
 
 
@@ -197,16 +198,16 @@ def differences(connection: Connection, day: str) -> list[str]:
         select(*(both[name] for name in place), *excess)
         .group_by(*(both[name] for name in place))
         .having(or_(*(sum_ != 0 for sum_ in excess)))
-        .limit(MOST_PROBLEMS + 1)
+        .limit(MAX_PROBLEMS + 1)
     )
     return [
-        f"{day}, {key_id}, {provider}/{model}, {endpoint}: the daily sums minus the rows: "
+        f"{day}, {key_id}, {provider}/{model}, {endpoint}: the daily sums differ from the rows by: "
         + ", ".join(f"{name} {more:+d}" for name, more in zip(COUNTS, counts, strict=True) if more)
         for key_id, provider, model, endpoint, *counts in connection.execute(found)
     ]
 
 
-def older(connection: Connection, before_us: int) -> int:
+def count_prunable(connection: Connection, before_us: int) -> int:
     """Return the number of rows that `prune` would delete."""
     found = select(func.count()).select_from(requests).where(prunable(before_us))
     return int(connection.execute(found).scalar_one())
@@ -251,7 +252,7 @@ def note_pruned(connection: Connection, whole_from: str) -> None:
 
 
 def pruned_before(connection: Connection) -> str:
-    """Return the lower bound of the ids that pruning has not reached; empty if none was pruned."""
+    """Return an id; no id from this one on has been pruned. Empty if no row was pruned."""
     found = select(facts.c.value).where(facts.c.name == PRUNED_BEFORE)
     return str(connection.execute(found).scalar() or "")
 

@@ -1,4 +1,5 @@
-"""Prompt lists for targets that accept one prompt per request: one request each, events merged.
+"""Sends a list of prompts as one request each, for targets that accept one prompt per request, and
+merges their events.
 
 - At most AT_ONCE requests are in flight.
 - The queue of events is bounded, so a slow client slows down the providers too.
@@ -38,14 +39,14 @@ class FanOut:
     def __init__(
         self, makers: Sequence[Callable[[], UpstreamCall]], counts: Sequence[UsageCounter], n: int
     ) -> None:
-        """Prepare a call for each prompt.
+        """Prepare the calls.
 
         Args:
-            makers: For each prompt, a function that makes its call.
-            counts: For each prompt, a counter of its tokens.
-            n: The number of choices per prompt. Choices of prompt p are numbered from p * n.
+            makers: for each call, a function that constructs it.
+            counts: for each call, a counter of its tokens.
+            n: the number of choices per call. The choices of call c are numbered from c * n.
         """
-        # Calls are made as late as possible, because each holds its request body in memory.
+        # Calls are constructed as late as possible, because each holds its request body in memory.
         self._waiting = deque(enumerate(makers))
         self._running: set[UpstreamCall] = set()
         self._merge = BatchMerge(counts, n)
@@ -82,7 +83,7 @@ class FanOut:
         """End the running calls that have finished. Return False if there are none."""
         with self._changed:
             running = list(self._running)
-        ended = [call.end_if_finished() for call in running]  # each of them
+        ended = [call.end_if_finished() for call in running]  # a list, so that every call is ended
         return any(ended)
 
     def wind_up(self) -> None:
@@ -118,8 +119,8 @@ class FanOut:
 
     def _work(self) -> None:
         wanted = True
-        while wanted and (begun := self._begin()) is not None:
-            number, call = begun
+        while wanted and (started := self._next_call()) is not None:
+            number, call = started
             try:
                 wanted = all(self._put(number, batch) for batch in call.events())
                 wanted = wanted and self._put(number, None)
@@ -131,8 +132,8 @@ class FanOut:
                     self._running.discard(call)
                 call.close()
 
-    def _begin(self) -> tuple[int, UpstreamCall] | None:
-        """Make the next call, but don't start it. Return None if there is no call to start."""
+    def _next_call(self) -> tuple[int, UpstreamCall] | None:
+        """Construct the next call without sending it. Return None if there is none."""
         with self._changed:
             if self._ended or not self._waiting:
                 return None
@@ -148,7 +149,7 @@ class FanOut:
 
 
 class BatchMerge:
-    """A merger of several calls' events into the events of one call."""
+    """The merging of several calls' events into one call's."""
 
     def __init__(self, counts: Sequence[UsageCounter], n: int) -> None:
         self.calls = len(counts)

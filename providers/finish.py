@@ -1,10 +1,10 @@
-"""The end of an answer: finish reasons are held, because text may still follow them.
+"""The end of an answer: finish reasons are held, because more text may follow them.
 
 - The module is pure.
 - Some hosts put a finish reason on every chunk, on reasoning, or on the chunk before the usage. So
   a reason is final only at the end of the response, and the last one counts.
-- Some hosts don't end the response after the answer. So the module also tells an answer that can't
-  go on from one that may.
+- Some hosts don't end the response after the answer. So the module also detects when nothing more
+  can follow.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from completion import Batch, Delta, Finished, FinishReason, Thought, Used
 class Finish:
     """The finish reasons of one response so far."""
 
-    __slots__ = ("_choices", "_early", "_plain", "_said", "reasons", "settled", "shown")
+    __slots__ = ("_choices", "_early", "_plain", "_spoke", "reasons", "settled", "shown")
 
     def __init__(self, choices: int) -> None:
         self._choices = choices
@@ -24,7 +24,7 @@ class Finish:
         """True if nothing more can follow: the usage came, or a reason on a chunk without text."""
         self.shown = False
         """True if there was text."""
-        self._said = False
+        self._spoke = False
         """True if there was text or reasoning."""
         self._plain = False
         """True if there was text on a chunk without a reason."""
@@ -53,13 +53,13 @@ class Finish:
                 self._plain = self._plain or plain
                 if reasons and getattr(event, "index", 0) in reasons:
                     self._early = True
-                self._said, self.settled, plain = True, False, kind is Delta
+                self._spoke, self.settled, plain = True, False, kind is Delta
                 self.shown = self.shown or plain
             elif isinstance(event, Finished):
                 self._plain = self._plain or (plain and not event.with_text)
                 plain = False
                 reasons[event.index] = event.reason
-                self.settled = self._said and not (event.with_text or self._early)
+                self.settled = self._spoke and not (event.with_text or self._early)
             elif isinstance(event, Used) and reasons:
                 # Some hosts send usage with every chunk, and some of those a reason, too.
                 self.settled = not event.with_text or (self._plain and not self._early)

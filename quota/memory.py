@@ -4,7 +4,7 @@
 - Tokens are counted in a sliding-window counter: the last hour is the current window and a share of
   the previous one, which is an approximation.
 - A refused request uses nothing.
-- No I/O.
+- The module does no I/O.
 
 docs/decisions/0011-the-cost-of-a-call.md says why this isn't left to a library.
 """
@@ -32,10 +32,10 @@ class Ask(NamedTuple):
 
     input: int
     output: int | None
-    """None: the tokens that are left, at most `reserve`."""
+    """The tokens of output; None for those that are left, at most `reserve`."""
     reserve: int
     requests: int = 1
-    """The number of requests that the call counts as. None of them counts if they don't all fit."""
+    """The number of requests that the call counts as. Either all of them count, or none."""
 
     def tokens(self, left: int) -> int:
         """Return the tokens to reserve, if the limit has `left` tokens left."""
@@ -70,7 +70,7 @@ class Tokens(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """The current counts of a key; None: the key has no such limit."""
+    """The current counts of a key. A count is None if the key has no such limit."""
 
     requests: RequestCounts | None
     tokens: Tokens | None
@@ -85,17 +85,17 @@ class Hold(msgspec.Struct, frozen=True):
     counts: Counts
     """The counts at the time of the reservation, including it."""
     hour: int = 0
-    """The hour of the clock in which the tokens count, if one process counts."""
+    """The hour of the clock in which the tokens count, if they are counted in memory."""
     id: str = ""
-    """The id of the reservation, if several processes share the counters."""
+    """The id of the reservation, if it is counted in Redis."""
 
 
 class Admission(NamedTuple):
-    """The decision whether a call is admitted."""
+    """The decision on a call."""
 
     hold: Hold | None
     refused: LimitKind | None
-    """The limit that the call would exceed; None: it is admitted."""
+    """The limit that the call would exceed; None if the call is admitted."""
     wanted: int
     """The tokens that the call wanted to reserve."""
     counts: Counts
@@ -131,7 +131,7 @@ class KeyUsage:
         return Tokens(self.before, rest, self.current, rest)
 
     def counts(self, limits: Limits, now: float, refused: int = 0) -> Counts:
-        """Return what counts now.
+        """Return the current counts.
 
         Args:
             refused: how many requests had no room together. `reset` is then the seconds until they
@@ -186,7 +186,7 @@ class LocalCounters:
         return Admission(Hold(window, wanted, counts, used.hour), None, wanted, counts)
 
     def settle(self, hold: Hold | None, tokens: int) -> None:
-        """Replace reserved tokens by those that the call used, if their window still counts."""
+        """Replace the reserved tokens by the used tokens, if their window still counts."""
         if hold is None:
             return
         with self._lock:

@@ -34,9 +34,9 @@ T = TypeVar("T")
 NO_LIMITS = Limits()
 RATE_PARTS = ("limit", "remaining", "reset")
 BYTES_PER_TOKEN = 4
-"""The bytes of a generated token, about, if another model's tokenizer reads it at the worst."""
+"""The approximate number of bytes of a token, in the worst case of another model's tokenizer."""
 TEMPLATE_TOKENS = 64
-"""The most tokens that a host's chat template adds to a prompt."""
+"""The maximum number of tokens that a host's chat template adds to a prompt."""
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -47,14 +47,14 @@ class Demand(msgspec.Struct, frozen=True):
     most_input: int
     """An upper bound of the prompt's tokens, for any tokenizer."""
     output: int | None
-    """None: the caller set no limit."""
+    """The maximum tokens of output; None if the caller set no limit."""
     loose: bool = False
     """True if parameters that Sluice doesn't know may request more output. Then the call reserves
     at least what a call without max_tokens does."""
 
 
 class Quota:
-    """The limits of all keys, counted by this process or together with others."""
+    """The limits of all keys, counted by one process, or by all processes that share a Redis."""
 
     def __init__(
         self, reserve_tokens: int, client: RedisClient | None = None, *, required: bool = False
@@ -63,7 +63,7 @@ class Quota:
 
         Args:
             reserve_tokens: the output tokens that a call without max_tokens reserves.
-            client: the Redis in which all processes count.
+            client: the Redis in which all processes count; None to count in memory.
             required: True if calls with limits are refused while Redis is unavailable.
         """
         self._reserve = reserve_tokens
@@ -104,7 +104,7 @@ class Quota:
         return admission.hold
 
     def settle(self, hold: Hold | None, tokens: int) -> None:
-        """Replace reserved tokens by those that the call used."""
+        """Replace the reserved tokens by the tokens that the call used."""
         if hold is not None and hold.id and self._cluster is not None:
             self._cluster.settle(hold, tokens)
         else:
@@ -114,7 +114,7 @@ class Quota:
         """Return the x-ratelimit headers for the key's limits.
 
         Args:
-            hold: the reservation of a call, whose counts are shown; None: the current counts.
+            hold: the reservation of a call, whose counts are shown; None for the current counts.
             used: the tokens that the call has used, or still reserves.
         """
         limits = key.limits
@@ -136,7 +136,7 @@ class Quota:
         return found
 
     def beat(self) -> None:
-        """Write the settlements that waited for Redis. The cluster calls this each second."""
+        """Write the settlements that are waiting for Redis. The cluster calls this each second."""
         if self._cluster is not None:
             self._cluster.beat()
 
@@ -202,7 +202,7 @@ def counters_in(client: RedisClient | None) -> RedisCounters | None:
 
 
 def too_many(limit: int, reset: float) -> RateLimited:
-    """Return the error for one request too many. reset: seconds until the next is allowed."""
+    """Return the error for one request too many. `reset` is in seconds."""
     if limit == 0:
         return never("requests", "This key may make no request.", limit)
     return limited("requests", f"{limit} requests per minute", limit, reset)
@@ -275,7 +275,7 @@ def demand_of(request: CompletionRequest) -> Demand:
 
 
 def budget_of(key: Key) -> Budget | None:
-    """Return a key's current budget. Its days and months are of UTC."""
+    """Return a key's current budget. Its periods are days or months in UTC."""
     limit = key.budget_nano
     if limit is None:
         return None
@@ -287,8 +287,11 @@ def budget_of(key: Key) -> Budget | None:
 
 
 def rate_headers(kind: str, limit: int, left: int, reset: float) -> dict[str, str]:
-    """Return OpenAI's headers for one limit. reset: an upper bound of the seconds until it allows
-    more."""
+    """Return OpenAI's headers for one limit.
+
+    Args:
+        reset: an upper bound of the seconds until the limit allows more.
+    """
     return {
         f"x-ratelimit-limit-{kind}": str(limit),
         f"x-ratelimit-remaining-{kind}": str(max(0, left)),

@@ -1,8 +1,7 @@
 """The counters that several processes share through Redis.
 
-- Each step is one script (see scripts.py): one round trip, done completely or not at all. It may be
-  sent twice.
-- No call waits for a Redis that is unavailable: a settlement waits in memory until Redis is back.
+- Each step is one script (see scripts.py): one atomic round trip, which may be sent twice.
+- No call waits for a Redis that is unavailable: settlements wait in memory until Redis is back.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from quota import scripts
 from quota.memory import Admission, Ask, Counts, Hold, RequestCounts, Tokens
 from quota.scripts import MAX_TOKENS, REFUSALS
 
-MOST_PENDING: Final = 10_000
-"""The most settlements that wait for Redis; the oldest are dropped."""
+MAX_PENDING: Final = 10_000
+"""The maximum number of settlements that wait for Redis. The oldest are dropped."""
 BATCH: Final = 200
 REVOKED_S: Final = 300
-"""How long a Redis that was stopped may take to read the commands that were sent to it before."""
+"""Seconds within which a Redis that hung may still read older commands."""
 
 
 class Store:
-    """The scripts on a connection pool, and the names of their keys. It connects on first use."""
+    """The scripts, and the names of their keys. Redis is connected on first use."""
 
     def __init__(self, pool: redis.ConnectionPool) -> None:
         register: Callable[[str], Any] = redis.Redis(connection_pool=pool).register_script
@@ -51,12 +50,12 @@ class Store:
 
 
 class RedisCounters:
-    """The counters of all processes of one Redis. A token window begins with its first token."""
+    """The counters of all processes at a Redis. A token window starts with its first token."""
 
     def __init__(self, redis_client: RedisClient) -> None:
         self._redis = redis_client
         self._store = Store(redis_client.pool)
-        self._pending: deque[tuple[Hold, int, int]] = deque(maxlen=MOST_PENDING)
+        self._pending: deque[tuple[Hold, int, int]] = deque(maxlen=MAX_PENDING)
 
     def admit(self, key_id: str, limits: Limits, ask: Ask) -> Admission | None:
         """Count a request and reserve its tokens. Return None if Redis is unavailable."""
@@ -68,7 +67,9 @@ class RedisCounters:
         try:
             reply = self._redis.script(partial(self._store.take, keys, [*numbers(limits), *wants]))
         except RedisAway:
-            if sent and limits.tokens_per_hour is not None:  # Redis may have run it, or still will
+            if (
+                sent and limits.tokens_per_hour is not None
+            ):  # Redis may have run the script, or may run it later
                 never = Hold(window, 0, Counts(None, None), id=number)
                 self._pending.append((never, 0, REVOKED_S))
             return None
@@ -81,15 +82,14 @@ class RedisCounters:
         return Admission(Hold(window, wanted, counts, id=number), None, wanted, counts)
 
     def settle(self, hold: Hold, tokens: int) -> None:
-        """Replace the reserved tokens by those that the call used; later, if Redis is
-        unavailable."""
+        """Replace the reserved tokens by the used tokens, as soon as Redis is available."""
         try:
             self._redis.script(partial(self._settle, hold, tokens, 0))
         except RedisAway:
             self._pending.append((hold, tokens, 0))
 
     def counts(self, key_id: str, limits: Limits) -> Counts | None:
-        """Return what counts now, or None if Redis is unavailable."""
+        """Return the current counts, or None if Redis is unavailable."""
         keys = self._store.counters(key_id, limits)
         try:
             reply = self._redis.script(partial(self._store.look, keys, numbers(limits)))
@@ -98,7 +98,7 @@ class RedisCounters:
         return counts_of(reply, limits)
 
     def beat(self) -> None:
-        """Write the settlements that waited for Redis."""
+        """Write the settlements that are waiting for Redis."""
         while self._pending and self._redis.available:
             batch = [self._pending.popleft() for _ in range(min(BATCH, len(self._pending)))]
 
@@ -125,7 +125,7 @@ def window_of(key_id: str, limits: Limits) -> str:
 
 
 def numbers(limits: Limits) -> list[int]:
-    """Return the limits as the scripts take them."""
+    """Return the limits as arguments of the scripts."""
     return [-1 if limit is None else limit for limit in limits]
 
 

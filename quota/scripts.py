@@ -1,14 +1,14 @@
 """The Lua scripts that count limits in Redis: each is one step and one round trip.
 
-- Requests: a list of the moments at which they were admitted, the newest first, in seconds. It has
-  no moment that is older than a minute when a request was last admitted.
+- Requests: a list of the times in seconds at which they were admitted, the newest first. Times
+  older than a minute are removed when a request is admitted.
 - Tokens: the counter of the current window and that of the previous one. A window ends when its
-  counter has an hour left to live; then the counter becomes the previous window's, whose tokens
-  count in proportion to the time that it has left.
-- Reservations: a call's reserved tokens, and the moment at which its window's counter expires, in
-  milliseconds. That moment identifies the window, because it stays when the counter is renamed.
-- Every key has an expiry, and no counter is below zero. Time is Redis' own.
-- A refused call changes nothing but a window that has ended.
+  counter has a TTL of one hour left. Then the counter becomes that of the previous window, whose
+  tokens count in proportion to the TTL that is left.
+- Reservations: a call's reserved tokens, and the time at which its window's counter expires, in
+  milliseconds. That time identifies the window, because it stays when the counter is renamed.
+- Every key has an expiry, and no counter is below zero. The clock is Redis' own.
+- A refused call changes nothing, except that it moves a window that has ended.
 - Keys and values are part of the upgrade path: workers of the previous release count in them during
   a rolling upgrade. A test compares them with tests/fixtures/upgrade/.
 """
@@ -20,10 +20,10 @@ from typing import Final
 from quota.memory import HOUR, MINUTE, LimitKind
 
 MAX_TOKENS: Final = 10**13
-"""The most tokens of one call: more than any limit, and exact as a number of Lua."""
+"""The maximum tokens of one call: above any limit, and exact as a number in Lua."""
 
 REFUSALS: Final[tuple[LimitKind | None, ...]] = ("tokens", None, "requests")
-"""The limit that refused a call, by a script's outcome; None: the call is admitted."""
+"""The limit that refused a call, by a script's outcome; None if the call is admitted."""
 
 HEAD: Final = f"""
 local MINUTE_S, HOUR_MS = {MINUTE}, {HOUR * 1000}

@@ -108,12 +108,12 @@ def encode(me: str, event: BreakerEvent, now: float) -> str:
     return json.dumps([me, event.kind, *event.key, *times])
 
 
-def decode(me: str, fields: dict[bytes, bytes], told: float) -> BreakerEvent | None:
+def decode(me: str, fields: dict[bytes, bytes], sent_at: float) -> BreakerEvent | None:
     """Decode an event of another process.
 
     Args:
         me: the id of this process.
-        told: the time at which the event was sent, by this process's clock.
+        sent_at: the time at which the event was sent, by this process's clock.
 
     Returns:
         None if this process sent the event, or if the event is invalid.
@@ -123,6 +123,6 @@ def decode(me: str, fields: dict[bytes, bytes], told: float) -> BreakerEvent | N
         if sender == me or kind not in get_args(EventKind):
             return None
         key = (str(provider), str(model), int(number))
-        return BreakerEvent(kind, key, told - float(age), told + float(left), float(length))
+        return BreakerEvent(kind, key, sent_at - float(age), sent_at + float(left), float(length))
     except (KeyError, TypeError, ValueError):  # a later version of Sluice sent the event
         return None

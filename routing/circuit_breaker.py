@@ -4,11 +4,12 @@ A circuit breaker opens after FAILURES consecutive failures, or when half of its
 WINDOW_CALLS calls failed within WINDOW_S. While it is open, the target is not called. After the
 cool-down it is half-open: a single call may go through as a probe. If the probe succeeds, the
 circuit breaker closes. If the probe fails, it opens again for twice as long. After a 429, the
-credential is not called for as long as the host asks. Processes share their state through Redis.
+credential is not used for as long as the host asks. With Redis, processes tell each other when a
+circuit breaker opens or closes, and about 429s.
 
 - Only `exchange` does I/O, so no call waits for Redis.
 - Only a provider's failures count, never its refusals.
-- A cool-down is at most LONGEST_S long, even after a 429.
+- A cool-down is at most MAX_COOL_DOWN_S long, even after a 429.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
 
 FAILURES = 5
 WINDOW_S, WINDOW_CALLS, WINDOW_SHARE = 60.0, 20, 0.5
-FIRST_S, LONGEST_S = 10.0, 120.0
+FIRST_S, MAX_COOL_DOWN_S = 10.0, 120.0
 PROBE_S, PROBE_PAUSE_S = 15.0, 1.0
 """A probe without a result is forgotten after PROBE_S, and another call may be the probe. Until
 then, the other calls are asked to wait for PROBE_PAUSE_S."""
-MOST_CIRCUITS = 10_000
+MAX_CIRCUITS = 10_000
 """The maximum number of circuit breakers in memory. Callers choose the names of the models, so the
 number must be bounded."""
 
@@ -73,7 +74,7 @@ class Circuit:
         if now < self.until:  # the call started before the circuit breaker opened
             return False
         if self.until:
-            self.length = min(self.length * 2, LONGEST_S)
+            self.length = min(self.length * 2, MAX_COOL_DOWN_S)
         if self.until or self.failures >= FAILURES or self._mostly_failed(now):
             self.open(now, now + self.length, self.length)
             return True
@@ -112,7 +113,7 @@ class CircuitBreakers:
 
         Args:
             clock: returns the time in seconds.
-            enabled: whether circuit breakers can open, and 429s hold.
+            enabled: whether circuit breakers can open, and 429s cause a pause.
             redis_client: the Redis that the processes share; None if there is none.
         """
         self._clock = clock
@@ -122,10 +123,12 @@ class CircuitBreakers:
         self._limited: dict[TargetKey, float] = {}
         """The end of the wait after a host's 429, by credential."""
         self._sync = (
-            BreakerSync(redis_client, LONGEST_S) if enabled and redis_client is not None else None
+            BreakerSync(redis_client, MAX_COOL_DOWN_S)
+            if enabled and redis_client is not None
+            else None
         )
         self._unsent: dict[TargetKey, BreakerEvent] = {}
-        self._ended: dict[TargetKey, float] = {}
+        self._closed_at: dict[TargetKey, float] = {}
         """The times at which circuit breakers closed. They are kept for as long as an older event
         that opens the circuit breaker may still arrive."""
 
@@ -183,7 +186,7 @@ class CircuitBreakers:
         if self._enabled and not target.byok:
             with self._lock:
                 now, key = self._clock(), credential_key(target)
-                until = max(now + min(seconds, LONGEST_S), self._limited.get(key, now))
+                until = max(now + min(seconds, MAX_COOL_DOWN_S), self._limited.get(key, now))
                 self._limited[key] = until
                 self._announce("limited", key, now, until)
 
@@ -201,19 +204,21 @@ class CircuitBreakers:
         with self._lock:
             now = self._clock()
             unsent, self._unsent = self._unsent, {}
-            self._ended = {p: at for p, at in self._ended.items() if at > now - LONGEST_S}
+            self._closed_at = {
+                p: at for p, at in self._closed_at.items() if at > now - MAX_COOL_DOWN_S
+            }
         events = self._sync.exchange(unsent.values(), now)
         with self._lock:
             if events is None:
-                late = {p: event for p, event in unsent.items() if event.at > now - LONGEST_S}
-                self._unsent = dict(list((late | self._unsent).items())[-MOST_CIRCUITS:])
+                late = {p: event for p, event in unsent.items() if event.at > now - MAX_COOL_DOWN_S}
+                self._unsent = dict(list((late | self._unsent).items())[-MAX_CIRCUITS:])
             now = self._clock()
             for event in events or ():
                 self._apply(event, now)
 
     def _circuit(self, key: TargetKey) -> Circuit:
         if key not in self._circuits:
-            if len(self._circuits) >= MOST_CIRCUITS:
+            if len(self._circuits) >= MAX_CIRCUITS:
                 del self._circuits[next(iter(self._circuits))]
             self._circuits[key] = Circuit()
         return self._circuits[key]
@@ -225,29 +230,31 @@ class CircuitBreakers:
     def _announce(self, kind: EventKind, key: TargetKey, now: float, *times: float) -> None:
         if self._sync is not None:
             if kind == "well":
-                self._ended[key] = now
+                self._closed_at[key] = now
             self._unsent.pop(key, None)
-            if len(self._unsent) >= MOST_CIRCUITS:
+            if len(self._unsent) >= MAX_CIRCUITS:
                 del self._unsent[next(iter(self._unsent))]
             self._unsent[key] = BreakerEvent(kind, key, now, *times)
 
     def _apply(self, event: BreakerEvent, now: float) -> None:
         key = event.key
-        until = min(event.until, now + LONGEST_S)
+        until = min(event.until, now + MAX_COOL_DOWN_S)
         if event.kind == "well":
-            self._ended[key] = max(event.at, self._ended.get(key, event.at))
+            self._closed_at[key] = max(event.at, self._closed_at.get(key, event.at))
             circuit = self._circuits.get(key)
             if circuit is not None and circuit.began <= event.at:
                 circuit.close()
                 self._forget_closed(key, circuit)
         elif until <= now:
             return
-        elif event.kind == "limited" and len(self._limited) < MOST_CIRCUITS:
+        elif event.kind == "limited" and len(self._limited) < MAX_CIRCUITS:
             self._limited[key] = max(until, self._limited.get(key, until))
-        elif event.kind == "cools" and event.at > self._ended.get(key, -math.inf):
+        elif event.kind == "cools" and event.at > self._closed_at.get(key, -math.inf):
             circuit = self._circuit(key)
             if until > circuit.until:
-                circuit.open(event.at, until, min(max(event.length, circuit.length), LONGEST_S))
+                circuit.open(
+                    event.at, until, min(max(event.length, circuit.length), MAX_COOL_DOWN_S)
+                )
 
 
 def target_key(target: Target) -> TargetKey:

@@ -84,8 +84,8 @@ VERDICTS: Final[dict[int | None, Verdict]] = {
     501: ELSEWHERE,
 }
 """The verdicts by the provider's status. None means that there was no response, or that the
-provider closed the connection too early. 501 means that the host can't do what the request asks
-for. Any other status is REFUSED."""
+provider closed the connection too early. 501 means that the host lacks a feature that the request
+needs. Any other status is REFUSED."""
 
 
 def classify(error: SluiceError) -> Verdict:

@@ -69,10 +69,10 @@ WORDS = {"prompt_list": "lists of prompts", "token_ids": "a prompt of token ids"
 def unsupported(
     error: UpstreamError, target: Target, details: dict[str, Any]
 ) -> UnsupportedParameter:
-    """Return the error for a parameter that the host can't do.
+    """Return the error for a parameter that the host lacks.
 
-    A host that ignores a parameter doesn't say so, and will ignore it again. The message then says
-    how to declare that in the host's row.
+    A host that ignores a parameter reports no error, and will ignore it again. For such a host, the
+    message says how to declare that in its row.
     """
     name = error.unsupported or ""
     param = FIELDS.get(name, shown(name, target.credential) or None)

@@ -1,6 +1,6 @@
-"""gunicorn's request and response with shorter ways for the usual ones.
+"""Subclasses of gunicorn's request and response with fast paths for the usual cases.
 
-- gunicorn's own code judges whatever isn't usual, so nothing is accepted that it would refuse.
+- Unusual cases go to gunicorn's own code, so nothing is accepted that it would refuse.
 - The gunicorn master loads this module before gevent patches the worker, so it imports only the
   standard library and gunicorn.
 - docs/decisions/0012-the-worker.md lists each override with its gain and the private names it uses.
@@ -25,13 +25,14 @@ FIELDS = re.compile(rf"(?:{NAME}:{VALUE}(?:\r\n|\Z))+")
 
 
 class RequestHead(Request):
-    """A request whose header fields are matched in one step; gunicorn checks each in a dozen."""
+    """A request whose header fields are matched in one step, instead of in a dozen steps each."""
 
     body: Any
 
     def parse_headers(self, data: bytes, from_trailer: bool = False) -> list[tuple[str, str]]:
         text = data.decode("latin-1")
-        # gunicorn bounds each line with its CRLF. This bounds all of them together.
+        # gunicorn limits the length of each line with its CRLF. Here the limit holds for all lines
+        # together, which is stricter; longer heads go to gunicorn.
         if not from_trailer and len(text) + 2 <= self.limit_request_field_size:
             fields = plain_fields(text)
             names = {name for name, _ in fields}

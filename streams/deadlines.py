@@ -39,7 +39,7 @@ class Deadlines:
             within: the caller's own timeouts in seconds, by the names of the fields of Timeouts.
                 They can only shorten the others.
             keepalive: the seconds of silence after which a client gets a comment.
-            hold: the maximum number of seconds for which the status line is held back.
+            hold: the maximum number of seconds for which the status line is held.
         """
         self._server, self._within = server, within
         self._keepalive, self._hold = keepalive, hold
@@ -82,7 +82,7 @@ class Deadlines:
         """Yield the nudges that the writer needs now.
 
         Args:
-            begun: whether the call has had an event.
+            begun: True if the call has had a visible event.
         """
         if not begun and now - self.opened >= self._hold:
             self._hold = math.inf  # once

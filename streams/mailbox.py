@@ -40,7 +40,7 @@ class End(msgspec.Struct, frozen=True):
 class Nudge(Enum):
     KEEP_ALIVE = "keep-alive"  # nothing was written for a while
     CONTINUED = "continued"  # another attempt continues an interrupted stream
-    RESTARTED = "restarted"  # another attempt replaces a whole answer, of which part had arrived
+    RESTARTED = "restarted"  # another attempt replaces the part of a whole answer that has arrived
     RELEASE = "release"  # the status line was held back for the maximum time
 
 
@@ -86,7 +86,7 @@ class Mailbox:
                 self._arrived.set()
 
     def restart(self) -> None:
-        """Drop the batches, and tell the writer to discard those that it has taken."""
+        """Drop all messages, and make the writer discard the batches that it has taken."""
         with self._lock:
             if self._end is None:
                 self._messages.clear()

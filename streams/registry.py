@@ -119,7 +119,10 @@ class StreamRegistry:
             return stream in self._running
 
     def _may_begin(self, stream: Stream) -> bool:
-        """Return True if the stream is still active: a removed one would never free its slot."""
+        """Return True if the stream is still active.
+
+        Otherwise it must not take a slot, because nothing would free it.
+        """
         return not stream.ended and self._active.get((stream.key_id, stream.id)) is stream
 
     def remove(self, stream: Stream) -> None:
@@ -206,7 +209,7 @@ class StreamRegistry:
         return len(self._active)
 
     def end_all(self) -> None:
-        """End all calls because the server shuts down. Each client gets an error."""
+        """End all calls because the server is shutting down. Each client gets an error."""
         for stream in self._snapshot():
             stream.end("shutdown", Unavailable("The server is shutting down. Try again."))
 
@@ -232,8 +235,9 @@ def too_many() -> Unavailable:
 
 
 def too_many_of_key(limit: int) -> RateLimited:
+    calls = "call" if limit == 1 else "calls"
     return RateLimited(
-        f"This key already has {limit} active calls, its maximum. Try again when one has ended.",
+        f"This key already has {limit} active {calls}, its maximum. Try again when one has ended.",
         retry_after=1,
         details=limit_details("concurrency", limit, 1),
     )

@@ -89,8 +89,8 @@ class Stream:
         self.attempts: list[Attempt] = []
         self.opened_at = time.time()
         self.first_visible: float | None = None
-        """The monotonic time of the first event that a client may see: of a stream, no attempt
-        follows it; of a whole answer, the last attempt's."""
+        """The monotonic time of the first event that the client may see. After it, a stream isn't
+        retried. When another attempt replaces a whole answer, this is reset."""
         self.stopped_at: float | None = None
         self.continued = False
         self.text: list[str] | None = None
@@ -159,7 +159,7 @@ class Stream:
         Args:
             dropped: the names of the hints that the attempt's request lost.
             prompts: the prompts that are sent, if they differ from the request's.
-            choices: how many choices one response of the provider has.
+            choices: the number of choices in one response of the provider.
 
         Returns:
             False if the call has ended and the attempt must not start.
@@ -189,8 +189,9 @@ class Stream:
     def put(self, batch: Batch) -> bool:
         """Pass a batch to the writer, and wait if the client is slow.
 
-        Batches before the first visible event are only counted: they show that the provider is
+        Batches before the first visible event are only counted. They show that the provider is
         alive, but another attempt may still replace this one.
+
         Return False if the reader must stop because the call has ended.
         """
         attempt, deadlines = self.attempts[-1], self.deadlines

@@ -22,8 +22,9 @@ from completion import (
 
 EVENT_WEIGHT = 64
 """The bytes that each event adds to the backlog in addition to its text."""
-MOST_BYTES_PER_TOKEN = 7
-"""If a text has more bytes for each reported token, the report doesn't cover all of it."""
+MAX_BYTES_PER_TOKEN = 7
+"""The maximum number of bytes of text per reported token. If there are more, the report covers only
+some of the choices or prompts."""
 
 
 class Tally:
@@ -43,7 +44,7 @@ class Tally:
         Args:
             prompts: the prompts that are sent, for an estimate of the input.
             echoes: how many times the answer repeats each prompt. Echoed text is not output.
-            choices: how many choices one response has. If there are several, a usage report may
+            choices: the number of choices in one response. If there are several, a usage report may
                 cover only one of them.
         """
         self._prompts = prompts
@@ -84,7 +85,7 @@ class Tally:
         return self._bytes - before + EVENT_WEIGHT * len(batch)
 
     def _filled(self, usage: Usage) -> Usage:
-        """Return an estimated usage, with earlier counts where it has none."""
+        """Return an estimated usage in which counts of 0 are replaced by earlier counts."""
         before = self._usage or Usage()
         return msgspec.structs.replace(
             usage,
@@ -119,7 +120,7 @@ class Tally:
     def _covering(self, usage: Usage) -> Usage:
         """Return a reported usage, or an estimate if it doesn't cover all prompts and choices."""
         pieces, output = self._reported
-        most = MOST_BYTES_PER_TOKEN * usage.output_tokens
+        most = MAX_BYTES_PER_TOKEN * usage.output_tokens
         changes: dict[str, Any] = {}
         tokenwise = pieces > self._choices and not self._echoed
         if output > most or (tokenwise and pieces > usage.output_tokens):
@@ -132,7 +133,8 @@ class Tally:
         """Return the usage to bill. Whatever the provider hasn't reported is estimated.
 
         Args:
-            failed: whether the attempt costs nothing if the provider hasn't started to answer.
+            failed: True if the attempt failed. It then costs nothing unless the provider has
+                started to answer.
         """
         reported = self._usage
         if (
@@ -153,7 +155,7 @@ class Tally:
 
 
 def _least_tokens(prompt: Prompt) -> int:
-    """Return the number of tokens that a prompt has at least."""
+    """Return the smallest possible number of tokens of a prompt."""
     if isinstance(prompt, str):
-        return -(-utf8_size(prompt) // MOST_BYTES_PER_TOKEN)
+        return -(-utf8_size(prompt) // MAX_BYTES_PER_TOKEN)
     return len(prompt)

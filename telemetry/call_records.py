@@ -1,8 +1,8 @@
 """The records of a call that has ended: its log line, its metrics, its trace.
 
-- While many calls are active, the records of several are written together, a moment after the calls
-  have ended, because each then takes less CPU time (see docs/decisions/0012-the-worker.md).
-- No I/O but the log's.
+- While many calls are active, the records of several calls are written together, a moment after the
+  calls have ended, because this takes less CPU time (see docs/decisions/0012-the-worker.md).
+- The module does no I/O, except for the log.
 - No record holds a key, or text of a prompt or a completion.
 """
 
@@ -42,7 +42,7 @@ class CallRecords:
     def __init__(
         self, metrics: Metrics, tracing: Tracing | None, under_way: Callable[[], int]
     ) -> None:
-        """Write to `metrics` and `tracing`. under_way: returns the number of active calls."""
+        """Write to `metrics` and `tracing`. `under_way` returns the number of active calls."""
         self._metrics, self._tracing, self._under_way = metrics, tracing, under_way
         self._ended: deque[tuple[Stream, Outcome, float]] = deque()
         self._some = threading.Event()

@@ -288,8 +288,8 @@ def test_the_log_line_of_a_failed_call_has_its_code_and_end_reason(
     assert site.post(PROMPT).status_code == 502
     (line,) = lines
     found = carried(line)
-    told = (found["status"], found["code"], found["end_reason"], found["first_event_ms"])
-    assert told == (502, "provider_error", "provider_error", None)
+    reported = (found["status"], found["code"], found["end_reason"], found["first_event_ms"])
+    assert reported == (502, "provider_error", "provider_error", None)
 
 
 def test_a_call_with_an_invalid_body_is_logged_as_a_plain_request(

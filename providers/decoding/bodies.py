@@ -96,7 +96,7 @@ def whole(
         stream: True if the body is a stream, although not of server-sent events.
 
     Raises:
-        UpstreamError: As `collected` does.
+        UpstreamError: as in `collected`.
     """
     if body[:1] != b"{" and (stream or is_stream(body)):
         return collected(events([body]))
@@ -110,7 +110,7 @@ def whole(
 
 
 def keep_usage(error: UpstreamError, batch: Batch) -> None:
-    """Give an error the last usage of the events before it, which are lost."""
+    """Store the last usage in an error, because the events before the error are lost."""
     used = [event.usage for event in batch if isinstance(event, Used)]
     error.usage = used[-1] if used else error.usage
 

@@ -1,4 +1,4 @@
-"""Decoding of the errors that providers report, in whichever shape.
+"""Decoding of the errors that providers report, in any shape.
 
 - The module is pure.
 - An error is classified by its status and code, never by the wording of its message, with one
@@ -98,7 +98,7 @@ def _first(data: dict[str, Any], names: tuple[str, ...]) -> str | None:
 
 
 def _status(data: dict[str, Any], code: str | None) -> int | None:
-    """Return the HTTP status of an error: its code, or a field with a number."""
+    """Return the HTTP status in an error: its code, or one of NUMBERS."""
     for value in (code, *(data.get(name) for name in NUMBERS)):
         if isinstance(value, str) and re.fullmatch("[45][0-9]{2}", value):
             return int(value)
@@ -107,12 +107,12 @@ def _status(data: dict[str, Any], code: str | None) -> int | None:
     return None
 
 
-# Parameters that the host can't do
+# Parameters that the host lacks
 
 NOT_SUPPORTED: Final = re.compile(
     "unsupported|not_?supported|not_?implemented|does_?not_?support|unknown_parameter"
 )
-"""Codes of hosts that can't do what the request asks for, in lower case."""
+"""Codes for a feature that the host lacks, in lower case."""
 NO_SUPPORT: Final = re.compile(
     r"(?:\bnot|n't|\bcannot) (?:\w+ )?(?:support|implement)|\bunsupported\b|\bonly no \w+ is",
     re.IGNORECASE,
@@ -139,14 +139,14 @@ PARAMETERS: Final = {
 
 
 def unsupported_parameter(found: ErrorBody, status: int | None) -> str | None:
-    """Return the parameter that the host says it can't do.
+    """Return the parameter that the host lacks, according to its error.
 
-    The status 501 or the error's code decides. Only for engines whose errors have neither (Ollama,
-    vLLM, Bedrock), the message does: it must say that something isn't supported, and name a
-    parameter. A mistake here is harmless: the call fails with status 400 anyway.
+    The status 501 or the error's code decides. Some engines (Ollama, vLLM, Bedrock) send neither.
+    Then the message decides: it must say that something isn't supported, and name a parameter. A
+    mistake here is harmless, because the call fails with status 400 anyway.
 
     Returns:
-        "" if the host doesn't name the parameter; None if this error is another one.
+        "" if the host doesn't name the parameter; None if the error is a different one.
     """
     message = found.message or ""
     param = (found.param or "").partition(".")[0]

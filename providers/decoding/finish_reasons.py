@@ -4,8 +4,8 @@
 - A reason that means a failure never becomes "stop".
 - Dialects share the table, because hosts speak each other's formats: GLM's own words also come in
   Anthropic's format, and Gemini's in OpenAI's.
-- Spelling doesn't matter: MAX_TOKENS, maxTokens, max-tokens and FINISH_REASON_MAX_TOKENS are one
-  word.
+- Spelling doesn't matter: MAX_TOKENS, maxTokens, max-tokens and FINISH_REASON_MAX_TOKENS count as
+  one word.
 
 Source: the references of OpenAI, Anthropic, Gemini, Mistral, DeepSeek, GLM (Zhipu), Groq,
 OpenRouter and Together, and the sources of vLLM, SGLang, TGI and LM Studio (read 2026-11).
@@ -74,7 +74,7 @@ NOT_YET: Final = frozenset(("", "null", "none", "unspecified", "finishreasonunsp
 """The words that some hosts send before a choice has finished, without separators."""
 
 WORD_FIELDS: Final = ("type", "reason", "finish_reason", "stop_reason", "name", "value", "code")
-"""The fields that hold the word of a finish reason that is an object."""
+"""The fields that may hold the word, if a finish reason is an object."""
 
 
 def _plain(word: str) -> str:

@@ -3,7 +3,7 @@
 - A date is compared with the response's `date` header, so a wrong clock on either side doesn't
   matter. This machine's clock is read only for a time since 1970 in a response without that header.
 - Some hosts send the time of the reset, in seconds or milliseconds since 1970, where a delay
-  belongs. Numbers that are too large for a delay are understood so.
+  belongs. A number that is too large for a delay is taken as such a time.
 
 Source: RFC 9110, section 10.2.3 (seconds or a date); `retry-after-ms` is OpenAI's (read 2026-11).
 """
@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
 EPOCH_S = 1e9
-"""The least number that is a time since 1970: as a delay it would be more than thirty years."""
+"""The smallest number that is a time since 1970. As a delay, it would be over thirty years."""
 EPOCH_MS = 1e11
-"""The least number that is a time since 1970 in milliseconds."""
+"""The smallest number that is a time since 1970 in milliseconds."""
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -101,7 +101,7 @@ class _Pending:
     def feed(self, text: bytes, frames: list[Frame]) -> bool:
         """Add text whose lines end with LF, and append the events that it completes to `frames`.
 
-        Return True if it completes anything else than a field of an unfinished event.
+        Return True if it completes anything other than a field of an unfinished event.
         """
         if b"\n" not in text:
             self.hold(text)
@@ -180,7 +180,7 @@ class _Pending:
         self.forget()
 
     def last_error(self) -> list[Frame]:
-        """Return the error that the body ends with, if it does, although its event is unfinished.
+        """Return the error that the body ends with, if any, although its event is unfinished.
 
         A host that fails may close the connection without the blank line.
         """
@@ -265,7 +265,7 @@ def batches(
 ) -> Generator[Batch, None, bool]:
     """Yield a batch for each chunk that completes events. Return True if the last event was read.
 
-    A batch is empty if the chunk has comments or events that mean nothing.
+    A batch is empty if the chunk has only comments or events without a meaning.
 
     Args:
         read: appends the events of a frame to a batch, and returns True if the frame was the last

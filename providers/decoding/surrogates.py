@@ -1,4 +1,4 @@
-"""Joining of characters whose UTF-16 surrogate pair a host cut in two.
+"""Joining of characters that a host has cut into two UTF-16 surrogates.
 
 JSON escapes a character such as 🦊 as two surrogates, \\ud83e\\udd8a. Some hosts put them into two
 pieces of text, or into two events.

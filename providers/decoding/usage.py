@@ -36,7 +36,7 @@ def usage(
 def believable(found: Usage, *, text: bool) -> Usage:
     """Return the usage, marked as an estimate if a count of 0 can't be true.
 
-    No prompt has 0 tokens, and no text has. Whoever counts the tokens estimates such a count.
+    Neither a prompt nor a text has 0 tokens. The tally replaces such a count by its own estimate.
 
     Args:
         text: True if the model has generated text.

@@ -1,12 +1,13 @@
-"""The abort of an exchange that is under way, from any thread or because its host is silent.
+"""Aborts of active exchanges: by any thread, or at the idle timeout.
 
-- It uses plain threading, which runs under gevent and under threads.
-- An abort calls `shutdown` on the socket, which is noted before its connect begins. That wakes a
-  connect, a handshake, a wait for headers, a silence and a flow. (close() from another thread can
-  hang; a flag alone is seen only when bytes arrive.)
-- One thread checks all exchanges for idle timeouts. A timeout of each socket is a timer for each
-  wait, which under gevent is a third of what an event of a slow stream costs the transport (35 us
-  with timers, 25 us without).
+- The module uses plain threading, so that it works with gevent and with native threads.
+- An abort calls `shutdown` on the socket, which the switch records before its connect starts. That
+  interrupts a connect, a handshake, a wait for headers or for the next bytes, and a body that is
+  arriving. (close() from another thread can hang, and a flag would be noticed only when bytes
+  arrive.)
+- One thread checks all exchanges for idle timeouts. With a timeout on each socket, gevent would
+  start a timer for each wait, which makes slow streams more expensive: see
+  docs/decisions/0010-the-transport.md.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from concurrency.native import BriefLock, received, waits_first
 from concurrency.threads import BackgroundThread
 
 READ_SIZE: Final = 16 * 1024
-"""The bytes that are read at once: more than most responses have, and quick to allocate."""
+"""The maximum number of bytes per read: more than most responses have, and quick to allocate."""
 LOOK_S: Final = 0.5
+"""Seconds between two checks for idle timeouts."""
 
 
 class Aborted(Exception):
-    """The exchange was aborted; nobody waits for its result."""
+    """The exchange was aborted, and its result is not needed."""
 
 
 class AbortSwitch:
-    """The switch that ends one exchange."""
+    """The switch that ends one exchange. Any thread may throw it."""
 
     __slots__ = (
         *("_connecting", "_late", "_lock", "_silent_since", "_socket", "_waits"),
@@ -39,10 +41,10 @@ class AbortSwitch:
 
     def __init__(self) -> None:
         self.silence = math.inf
-        """The idle timeout: seconds for which the host may be silent."""
+        """The idle timeout in seconds."""
         self.thrown = False
         self.end_at = math.inf
-        """The monotonic time at which the body is ended, because its content is complete."""
+        """The monotonic time at which to end the body, whose content is complete."""
         self.ended = False
         """True if the body was ended as if its host had closed the connection."""
         self._lock = BriefLock()
@@ -51,16 +53,19 @@ class AbortSwitch:
         self._silent_since = math.inf
 
     def throw(self) -> None:
-        """End the exchange in whatever phase it is, within milliseconds. May be called again."""
+        """End the exchange in any phase, within milliseconds. Throwing it again is a no-op."""
         for _ in range(20):
-            with self._lock:  # the socket can't be given to another exchange meanwhile
+            with self._lock:  # so that the socket can't go to another exchange meanwhile
                 self.thrown = True
                 if self._socket is None or _shut(self._socket) or not self._connecting:
                     return
-            time.sleep(0.001)  # noted, but its connect has not begun yet
+            time.sleep(0.001)  # the socket is recorded, but its connect has not started yet
 
     def end(self) -> bool:
-        """End the body as if its host had closed the connection. Return False if that was done."""
+        """End the body as if its host had closed the connection.
+
+        Return False if the body was ended before, or there is none.
+        """
         with self._lock:
             if self.ended or self.thrown or self._socket is None:
                 return False
@@ -69,7 +74,7 @@ class AbortSwitch:
         return True
 
     def note(self, sock: socket.socket, *, connecting: bool = False) -> None:
-        """Remember the socket that an abort must shut down. Raises Aborted."""
+        """Record the socket that an abort must shut down. Raises Aborted."""
         with self._lock:
             self._socket, self._connecting = sock, connecting
             if self.thrown:
@@ -79,7 +84,7 @@ class AbortSwitch:
             _silences.watch(self)
 
     def forget(self) -> None:
-        """Forget the socket, which may now serve another call: a late abort must not end that."""
+        """Forget the socket: it may serve another call now, which a late abort must not end."""
         _silences.leave(self)
         with self._lock:
             self._socket = None
@@ -93,7 +98,7 @@ class AbortSwitch:
         """Send all the data. Raises OSError, and TimeoutError at the idle timeout."""
         self._silent_since = time.monotonic()
         try:
-            sent = sock.send(data)  # sendall of gevent's sockets asks for the buffer's size first
+            sent = sock.send(data)  # gevent's sendall queries the buffer's size first
             if sent < len(data):
                 sock.sendall(data[sent:])
         except OSError:
@@ -105,7 +110,7 @@ class AbortSwitch:
     def receive(self, sock: socket.socket) -> bytes:
         """Return the bytes that arrived, at most READ_SIZE; none at the end of the connection.
 
-        Raises what `send` raises.
+        Raises OSError, and TimeoutError at the idle timeout.
         """
         self._silent_since = time.monotonic()
         try:
@@ -120,11 +125,12 @@ class AbortSwitch:
         return data
 
     def look(self, now: float) -> None:
-        """End the exchange if its host has been silent for longer than the idle timeout.
+        """End the exchange at its idle timeout, or its body at `end_at`.
 
-        End the body at `end_at`.
+        Args:
+            now: the monotonic time.
         """
-        if self.end_at < now > self._silent_since:  # the reader waits, so nothing is unread
+        if self.end_at < now > self._silent_since:  # the reader is waiting, so nothing is unread
             self.end()
         elif now - self._silent_since > self.silence:
             with self._lock:
@@ -140,7 +146,7 @@ class AbortSwitch:
 def _shut(sock: socket.socket) -> bool:
     """Shut the socket down. Return False if it isn't connected yet."""
     try:
-        # Not SSLSocket's own shutdown: that drops its TLS state under the reader's feet.
+        # Not SSLSocket's own shutdown: that discards the TLS state while the reader uses it.
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
     except OSError as failure:
         return failure.errno != errno.ENOTCONN
@@ -148,7 +154,7 @@ def _shut(sock: socket.socket) -> bool:
 
 
 class _Silences:
-    """The switches of the exchanges under way, and the thread that checks their idle timeouts."""
+    """The switches of the active exchanges, and the thread that checks their idle timeouts."""
 
     def __init__(self) -> None:
         self._switches: set[AbortSwitch] = set()
@@ -165,7 +171,9 @@ class _Silences:
         while True:
             time.sleep(LOOK_S)
             now = time.monotonic()
-            for switch in self._switches.copy():  # at once, while others add theirs
+            for (
+                switch
+            ) in self._switches.copy():  # a copy, because other threads add and remove switches
                 switch.look(now)
 
 

@@ -1,14 +1,14 @@
-"""An adapter for requests that sends over the connections of our own pool.
+"""An adapter for requests that uses Sluice's own connection pool.
 
-- It exists for its speed: requests' HTTPAdapter and urllib3 take 400 to 600 us of CPU time for a
-  call under gevent, most of it for features that a gateway doesn't need (a pool that is found by a
-  new key each time, retries, cookies, a chain of file objects). This adapter takes 70 us. It
-  copies the private attributes of a blank `requests.Response` to make one quickly.
+- It exists for its speed: requests' HTTPAdapter and urllib3 spend several times as much CPU time on
+  a call, most of it for features that a gateway doesn't need (a pool that is looked up by a new key
+  each time, retries, cookies, a chain of file objects). See docs/decisions/0010-the-transport.md.
+- It copies the private attributes of a blank `requests.Response` to make one quickly.
 - Redirects are not followed.
-- Compression is not asked for; a response that is compressed anyway is decoded.
-- A request is never sent twice, not even when a connection from the pool ends before the response:
-  the request may have been served, and billed.
-- A connection is used again only after a body that ended by its own framing, with nothing after it.
+- Compression is not requested, but a compressed response is decoded.
+- A request is never sent twice, even if a pooled connection closes before the response: the host
+  may have served the request, and billed it.
+- A connection is reused only after a body that ended by its own framing, with nothing after it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 PORTS: Final = {"http": 80, "https": 443}
 UNRESERVED: Final = "%/?:@!$&'()*+,;=-._~[]"
-"""The characters that aren't quoted in a request's target, besides letters and digits."""
+"""The characters that aren't percent-encoded in a request's target, besides letters and digits."""
 
 
 class NotReached(requests.ConnectionError):
@@ -46,11 +46,11 @@ class NotReached(requests.ConnectionError):
 
 
 class ProxyFailed(NotReached):
-    """The proxy can't be reached, or refused. The message is meant for callers."""
+    """The proxy can't be reached, or refused the request. The message is meant for callers."""
 
 
 class Adapter(BaseAdapter):
-    """The adapter of one exchange, which the switch may end."""
+    """The adapter of one exchange, which the switch can abort."""
 
     def __init__(self, pool: Pool, switch: AbortSwitch, proxy: Proxy | None = None) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Adapter(BaseAdapter):
     def send(
         self,
         request: requests.PreparedRequest,
-        stream: bool = True,  # noqa: ARG002 - these three are in requests' protocol
+        stream: bool = True,  # noqa: ARG002 - requests passes it, as the two below
         timeout: float | tuple[float, float | None] | None = None,
         verify: bool | str = True,
         cert: object = None,  # noqa: ARG002
@@ -69,7 +69,8 @@ class Adapter(BaseAdapter):
 
         Args:
             timeout: seconds to connect, and the idle timeout in seconds; both are required.
-            verify: a file of certificates to trust, else the public ones. It can't be turned off.
+            verify: a file of certificates to trust; True or False means the public ones, because
+                verification can't be turned off.
 
         Raises requests' exceptions, and Aborted.
         """
@@ -111,8 +112,10 @@ class Adapter(BaseAdapter):
             raise NotReached("not connected") from failure
 
     def _sent(self, sock: socket.socket, data: bytes) -> bool:
-        """Send the data. Return False if the host closed before it had read all of it: it may have
-        refused the request and sent a response."""
+        """Send the data. Return False if the host closed the connection before it had read all.
+
+        The host may have refused the request and sent a response.
+        """
         try:
             self.switch.send(sock, data)
         except (BrokenPipeError, ConnectionResetError):
@@ -145,11 +148,11 @@ class Url(NamedTuple):
 
     tls: bool
     host: str
-    """The host to connect to; an IPv6 address has no brackets."""
+    """The host to connect to, without the brackets of an IPv6 address."""
     port: int
     host_header: str
     target: str
-    """The quoted path and query, as they stand in the request line."""
+    """The percent-encoded path and query, as in the request line."""
 
 
 @lru_cache(maxsize=1024)
@@ -159,7 +162,7 @@ def _parse(url: str) -> Url:
         found = parse_url(url)
         scheme, host = found.scheme or "", found.host or ""
         port = found.port or PORTS[scheme]
-        parts = urlsplit(url)  # parse_url's path resolves dots, and a model may be called that
+        parts = urlsplit(url)  # parse_url resolves dots in paths, and a model may be named ..
         if not host:
             raise ValueError
     except (urllib3.exceptions.HTTPError, KeyError, ValueError) as failure:
@@ -172,10 +175,10 @@ def _parse(url: str) -> Url:
 
 
 def _request(request: requests.PreparedRequest, proxy: Proxy | None) -> tuple[bytes, Url]:
-    """Return all bytes of a request as one piece, because each send costs time, and its URL.
+    """Return a request's bytes and its URL. The bytes are one piece, because each send costs time.
 
-    A proxy of an http URL gets the whole URL and its own credentials. That of an https URL doesn't
-    see the request.
+    For an http URL, a proxy gets the whole URL and the proxy's credentials. For an https URL, the
+    proxy doesn't see the request.
     """
     url = _parse(request.url or "")
     body = request.body or b""
@@ -195,8 +198,10 @@ _BLANK: Final = vars(requests.Response())
 
 
 class Response(requests.Response):
-    """A `requests.Response` whose headers and cookie jar are made on first use: making them takes
-    longer than everything else, and Sluice doesn't use them."""
+    """A `requests.Response` that makes its headers and cookie jar on first use.
+
+    Making them takes longer than everything else, and Sluice rarely needs them.
+    """
 
     def __init__(
         self, request: requests.PreparedRequest, head: http1.ResponseHead, body: Body
@@ -230,7 +235,7 @@ class Body:
         *,
         keep: bool,
     ) -> None:
-        """Start with a reader that has read the head.
+        """Make the body of a response whose head the reader has read.
 
         Args:
             data: the part of the body that arrived with the head.
@@ -247,7 +252,7 @@ class Body:
 
     def read1(
         self,
-        amount: int = READ_SIZE,  # noqa: ARG002 - the protocol of files has it
+        amount: int = READ_SIZE,  # noqa: ARG002 - part of the protocol of files
         decode_content: bool = False,
     ) -> bytes:
         """Wait for bytes and return them: at most READ_SIZE, whatever `amount` is; none at the end.
@@ -264,9 +269,9 @@ class Body:
     read = read1
 
     def finish(self, seconds: float) -> None:
-        """Wait for the framing's end of a body whose content is complete, at most this long in all.
+        """Wait for the end of a body whose content is complete, for at most this many seconds.
 
-        A host that sends its trailer byte by byte can't hold the exchange for longer.
+        One deadline holds for all reads, so that a slow trailer can't hold the exchange for longer.
         """
         deadline = time.monotonic() + seconds
         while (sock := self._socket) is not None and (left := deadline - time.monotonic()) > 0:
@@ -275,7 +280,7 @@ class Body:
                 return
 
     def _receive(self, sock: socket.socket) -> bytes:
-        """Wait for bytes, and return those of the content. Release the connection at the end."""
+        """Wait for bytes, and return the content in them. Release the connection at the end."""
         if self._reader.fault:
             raise http1.Malformed(self._reader.fault)
         content = b""
@@ -289,11 +294,10 @@ class Body:
 
     @property
     def released(self) -> bool:
-        """Return True if the body has released its connection. Bytes may still be unread."""
+        """Return True if the body has released its connection. Content may still be unread."""
         return self._socket is None
 
     def close(self) -> None:
-        """Release the connection if the body still has it."""
         self._release()
 
     def _release(self) -> None:
@@ -303,7 +307,7 @@ class Body:
             self._adapter.release(self._origin, sock, keep=keep)
 
     def _decoded(self, coding: str) -> urllib3.HTTPResponse:
-        """Return urllib3's decoder of content codings, which is bounded, over this body."""
+        """Return urllib3's decoder for this body. It bounds the size of what it decodes at once."""
         source: Any = self
         return urllib3.HTTPResponse(
             body=source, headers={"Content-Encoding": coding}, preload_content=False

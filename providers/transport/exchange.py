@@ -1,8 +1,8 @@
-"""An HTTP exchange with a provider: sent, read as it arrives, and aborted from any thread.
+"""HTTP exchanges with providers: a request is sent, and its response read as it arrives.
 
-- An exchange can be aborted in any phase, within milliseconds.
-- Failures are raised as our own errors; the messages of network libraries never get out.
-- The network itself is left to adapter.py, pool.py and abort.py.
+- Any thread can abort an exchange, in any phase, within milliseconds.
+- Failures are raised as Sluice's own errors. Messages of network libraries never reach a caller.
+- adapter.py, pool.py and abort.py do the work on the network.
 """
 
 from __future__ import annotations
@@ -36,12 +36,11 @@ MAX_BODY: Final = 64 * 1024 * 1024
 """The largest whole response in bytes; no completion is larger."""
 MAX_ERROR_BODY: Final = 64 * 1024
 LAST_BYTES_S: Final = 0.05
-"""How long `close` waits for the last bytes of a body whose meaning is already complete."""
-MOST_CHECKS: Final = 20
-"""How many times an unfinished body is checked for complete JSON."""
-
+"""How long `close` waits for the end of a body whose content is already complete."""
+MAX_JSON_CHECKS: Final = 20
+"""The maximum number of times that an unfinished body is checked for complete JSON."""
 GRACE_S: Final = 2.0
-"""How long a response may stay open after an answer that can't go on."""
+"""How long a response may stay open after its answer is complete."""
 
 FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, Malformed, OSError)
 """The exceptions that an adapter and a body raise."""
@@ -56,8 +55,8 @@ class Transport:
         """Make a transport.
 
         Args:
-            pool_size: the most idle connections to keep for each host.
-            proxy: the URL of a forward proxy for all hosts but this machine itself; empty for none.
+            pool_size: the maximum number of idle connections to keep for each host.
+            proxy: the URL of a forward proxy for all hosts except this machine; empty for none.
             ca_bundle: a file of certificates to trust instead of the public ones.
 
         Raises:
@@ -81,11 +80,11 @@ class Transport:
         ca_bundle: str | None = None,
         proxy: str | None = None,
     ) -> Exchange:
-        """Return an exchange.
+        """Return an exchange that isn't open yet.
 
         Args:
-            ca_bundle: a file of certificates to trust instead of the server's.
-            proxy: the URL of a forward proxy, or "off" for none; None for the server's proxy.
+            ca_bundle: a file of certificates to trust instead of those of this transport.
+            proxy: the URL of a forward proxy, or "off" for none; None for this transport's proxy.
         """
         if proxy is not None:
             chosen = parse("proxy", proxy)
@@ -102,7 +101,8 @@ class Transport:
 class Exchange:
     """One HTTP request and its response.
 
-    One thread calls `open`, then `chunks` or `read`, then `close`. Any thread may call `abort`.
+    One thread calls `open`, then one of the methods that read, then `close`. Any thread may call
+    `abort`.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Exchange:
         self._timeouts, self._verify = timeouts, ca_bundle or True
         self._response: Response | None = None
         self.complete = False
-        """True if the content of the body is complete, so that any end of the body is clean."""
+        """True if the content of the body is complete, so that the body may end in any way."""
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -144,7 +144,7 @@ class Exchange:
         """Send the request, wait for the headers of the response, and return its status.
 
         Raises:
-            UpstreamError: the host can't be reached, or broke the connection off.
+            UpstreamError: the host can't be reached, or closed the connection too early.
             UpstreamTimeout: a time limit was exceeded.
             Aborted: the exchange was aborted.
         """
@@ -167,7 +167,7 @@ class Exchange:
 
     @property
     def plain_proxy(self) -> Proxy | None:
-        """The proxy that could send a response of its own instead of the host's."""
+        """The proxy that may have sent the response itself; None if there is none."""
         return None if self.request.url.startswith("https:") else self._proxy
 
     def chunks(self) -> Iterator[bytes]:
@@ -184,7 +184,7 @@ class Exchange:
                 raise self._explained(failure) from failure
             waited = time.monotonic() - asked
             if not chunk:
-                if self._switch.thrown:  # the body may end with its connection
+                if self._switch.thrown:  # an abort looks like the end of a body without a length
                     raise Aborted
                 return
             yield chunk
@@ -204,9 +204,9 @@ class Exchange:
     def read(self, limit: int = MAX_BODY) -> bytes:
         """Return the whole body. Raises what `bounded` raises.
 
-        JSON that is complete may be followed by any end of the body, or by none.
+        Once the body is complete JSON, it may end in any way, and is ended after GRACE_S.
         """
-        parts, checks = [], MOST_CHECKS
+        parts, checks = [], MAX_JSON_CHECKS
         for chunk in self.bounded(limit):
             parts.append(chunk)
             if checks and self._goes_on and chunk.rstrip().endswith((b"}", b"]")):
@@ -218,14 +218,16 @@ class Exchange:
 
     @property
     def _goes_on(self) -> bool:
-        """Return True if the body hasn't ended by its framing."""
+        """Return True if the framing says that the body goes on."""
         assert self._response is not None  # noqa: S101
         body: Any = self._response.raw
         return not body.released
 
     def read_error(self) -> bytes:
-        """Return the body of an error response: the bytes that arrived, at most MAX_ERROR_BODY,
-        even if reading fails."""
+        """Return the body of an error response, or its part that arrived before a failure.
+
+        At most MAX_ERROR_BODY bytes are returned.
+        """
         parts: list[bytes] = []
         with contextlib.suppress(SluiceError):
             for chunk in self.chunks():
@@ -235,31 +237,33 @@ class Exchange:
         return b"".join(parts)[:MAX_ERROR_BODY]
 
     def close(self) -> None:
-        """Give the connection back if its body has ended or ends at once, else close it."""
+        """Return the connection to the pool if the body ends at once, else close the connection."""
         if self._response is None:
             return
         body: Any = self._response.raw
         self._response = None
         if body.released:
             return
-        with contextlib.suppress(Exception):  # the call is over: a failure here changes nothing
+        with contextlib.suppress(
+            Exception
+        ):  # the call has ended, so a failure here has no effect on it
             if not self._switch.thrown:
                 body.finish(LAST_BYTES_S)
         body.close()
 
     def abort(self) -> None:
-        """End the exchange in whatever phase it is, within milliseconds."""
+        """End the exchange in any phase, within milliseconds."""
         self._switch.throw()
 
     def end_body(self) -> bool:
-        """End a complete body as if the host had closed the connection. Any thread may call this.
+        """End a complete body as if the host had closed the connection. It is thread-safe.
 
-        Return False if the body isn't complete, or has been ended.
+        Return False if the body isn't complete, or was ended before.
         """
         return self.complete and self._switch.end()
 
     def end_body_at(self, moment: float) -> None:
-        """End a complete body at a monotonic time, unless it ends before. It may be changed."""
+        """End a complete body at a monotonic time. A later call replaces the time."""
         self._switch.end_at = moment
 
     def _prepared(self) -> requests.PreparedRequest:
@@ -267,11 +271,11 @@ class Exchange:
         prepared.method, prepared.url, prepared.body = request.method, request.url, request.body
         headers = {"User-Agent": "sluice"} | request.headers
         headers["Content-Length"] = str(len(request.body))
-        prepared.headers = headers  # type: ignore[assignment]  # our adapter needs only a mapping
+        prepared.headers = headers  # type: ignore[assignment]  # Adapter needs only a mapping
         return prepared
 
     def _explained(self, failure: Exception) -> Exception:
-        """Return our own error for what requests, urllib3 and the sockets raise."""
+        """Return Sluice's error for one of FAILURES, or Aborted."""
         if self._switch.thrown:
             return Aborted()
         if isinstance(failure, requests.ConnectTimeout):

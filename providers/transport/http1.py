@@ -1,10 +1,10 @@
 """HTTP/1.1 for a client: the bytes of a request, and the reader of a response.
 
-- llhttp, by way of httptools, reads heads and chunks. This module adds what a gateway needs beyond
-  it: bounds on sizes, HTTP/1.0 and 1.1 only, and no framing that could be understood in two ways.
-- The module is pure: the result depends on the bytes and never on where they were split.
-- http.client isn't used because it returns a stream chunk by chunk, and each chunk costs all that
-  follows a read. docs/decisions/0010-the-transport.md has the figures.
+- llhttp, through httptools, parses heads and chunks. This module adds bounds on sizes, and refuses
+  other versions than HTTP/1.0 and 1.1, and framing that could be understood in two ways.
+- The module is pure: the result depends on the bytes, never on where they were split.
+- http.client isn't used because it returns a stream chunk by chunk, and each chunk costs all the
+  steps after a read. See docs/decisions/0010-the-transport.md.
 
 Source: RFC 9112 (read 2026-11).
 """
@@ -19,19 +19,19 @@ from typing import Final, NamedTuple
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 MAX_HEAD: Final = 128 * 1024
-"""The most bytes of a response's head."""
+"""The maximum size of a response's head in bytes."""
 MAX_FIELDS: Final = 100
-"""The most header fields of a response."""
+"""The maximum number of header fields of a response."""
 MAX_TRAILER: Final = 16 * 1024
-"""The most bytes of a trailer, and of a chunk's size line."""
+"""The maximum size in bytes of a trailer, and of a chunk's size line."""
 MAX_INTERIM: Final = 32
-"""The most interim responses (100 Continue, 103 Early Hints) before the final one."""
+"""The maximum number of interim responses (100 Continue, 103 Early Hints)."""
 SWITCHING_PROTOCOLS: Final = 101
 BODILESS: Final = (204, 304)
 VERSIONS: Final = {"1.0": 0, "1.1": 1}
 REFUSED: Final = (HttpParserError, HttpParserUpgrade)
 SPACE: Final = " \t"
-"""What may surround a value. str.strip() would remove more, and llhttp doesn't."""
+"""The characters to strip from the end of a value. str.strip() would remove more than llhttp."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _LENGTH = re.compile(r"[0-9]{1,18}")
@@ -75,7 +75,7 @@ class ResponseHead(NamedTuple):
     status: int
     reason: str
     fields: dict[str, str]
-    """The values by their names in lower case; repeated fields are joined by a comma."""
+    """The values by names in lower case. The values of a repeated field are joined by a comma."""
 
     @property
     def keeps_alive(self) -> bool:
@@ -89,7 +89,7 @@ class ResponseHead(NamedTuple):
 
 
 class _Events:
-    """The parser's callbacks, apart from the reader so that no cycle of references is made."""
+    """The parser's callbacks, in an object of their own to avoid a reference cycle."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
@@ -101,7 +101,7 @@ class _Events:
         self.reason = b""
         self.fields: list[tuple[bytes, bytes]] = []
         self.trailer_size: int | None = None
-        """The size in bytes of the trailer so far; None before the body."""
+        """The size of the trailer so far in bytes; None before the body."""
         self.complete = False
 
     def on_message_begin(self) -> None:
@@ -138,12 +138,12 @@ class ResponseReader:
     def __init__(self) -> None:
         self._events = _Events()
         self._parser = HttpResponseParser(self._events)
-        # FastAPI proxies in front of Azure OpenAI send both fields; Transfer-Encoding counts then,
+        # FastAPI proxies in front of Azure OpenAI send both fields. Then Transfer-Encoding counts,
         # and the connection isn't kept (RFC 9112, 6.3).
         self._parser.set_dangerous_leniencies(lenient_chunked_length=True)
         self._head = bytearray()  # the incomplete head
-        self._searched = 0  # bytes of it that hold no end
-        self._tail = b""  # the last bytes of the body, as they arrived
+        self._searched = 0  # the number of its bytes that were searched for its end
+        self._tail = b""  # the last bytes of the body, with its framing
         self._interim = 0
         self._chunked = self._sized = False
         self._overhead = 0  # bytes of a chunked body since the last byte of its content
@@ -153,13 +153,14 @@ class ResponseReader:
         self.clean = False
         """True if the body ended by its own framing, and nothing arrived after it."""
         self.fault = ""
-        """What is wrong with the body after the bytes so far; no more bytes may be fed then."""
+        """The error in the body after the content so far; empty if there is none. No more bytes
+        may be fed after an error."""
 
     def feed(self, data: bytes) -> bytes:
-        """Return the part of the data that belongs to the content of the body.
+        """Return the part of the data that is content of the body.
 
-        Raises Malformed if the head is invalid. A fault of the body is not raised, so that the
-        bytes before it are returned.
+        Raises Malformed if the head is invalid. An error in the body is stored in
+        `fault` instead, so that the content before it is returned.
         """
         if self.head is None:
             self._head += data
@@ -167,9 +168,10 @@ class ResponseReader:
         return self._read_body(data) if data and not self.ended else b""
 
     def finish(self) -> None:
-        """Set `ended` or `fault`, because the connection has ended."""
+        """Handle the end of the connection: set `ended` or `fault`."""
         if self._chunked:
-            # Some hosts omit what follows the last chunk. Only then does this complete the body.
+            # Some hosts omit the blank line after the last chunk. These bytes complete only bodies
+            # that lack just that.
             self._read_body(b"\n\r\n" if self._tail.endswith(b"\r") else b"X: \r\n\r\n")
             self.clean = False
         elif not self._sized:
@@ -192,7 +194,7 @@ class ResponseReader:
         return b""
 
     def _end_of_head(self) -> int | None:
-        """Return where the first head of the data ends; None if it is incomplete.
+        """Return the position after the first head of the data; None if the head is incomplete.
 
         Raises Malformed if the data can't be a head.
         """
@@ -228,7 +230,7 @@ class ResponseReader:
         return ResponseHead(minor, parser.get_status_code(), reason, fields)
 
     def _begin_body(self, head: ResponseHead, rest: bytes) -> None:
-        """Refuse a framing that could be understood in two ways. Raises Malformed."""
+        """Check the framing of the body. Raises Malformed if it could be understood in two ways."""
         coding, length = (head.fields.get(n) for n in ("transfer-encoding", "content-length"))
         if head.status in BODILESS:
             self.ended, self.clean = True, not rest

@@ -1,4 +1,4 @@
-"""An upstream call over HTTP: a dialect's request, sent and decoded through an exchange."""
+"""Upstream calls over HTTP: a dialect's request is sent, and its response decoded."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ class HttpCall:
         )
 
     def events(self) -> Iterator[Batch]:
-        if self._signer is not None:  # signed late, because signatures expire while a call waits
+        if (
+            self._signer is not None
+        ):  # signed here, because a signature may expire while a call waits
             self._exchange.request = self._signer.sign(self._exchange.request, self._target)
         status = self._exchange.open()
         if not 200 <= status < 300:
@@ -73,8 +75,8 @@ class HttpCall:
     def _whole(self) -> Batch:
         """Return the events of a whole answer.
 
-        A stream, which some hosts send anyway, is read up to its last event: its host may keep the
-        connection open after it.
+        Some hosts send a stream anyway. It is read only up to its last event, because the host may
+        keep the connection open after that.
         """
         exchange = self._exchange
         if exchange.media_type not in STREAMS or exchange.compressed:
@@ -86,10 +88,10 @@ class HttpCall:
         return bodies.collected(self._until_finished(events, finish)) + finish.events()
 
     def _until_finished(self, batches: Iterator[Batch], finish: Finish) -> Iterator[Batch]:
-        """Yield the batches without Finished events, which `finish` gets.
+        """Yield the batches without their Finished events, which go to `finish`.
 
-        Once all choices have finished, the body may end in any way, and comments no longer count as
-        signs of life.
+        Once all choices have finished, the body may end in any way, and comments no longer keep the
+        call alive.
         """
         exchange, watchful = self._exchange, True
         for batch in batches:
@@ -111,8 +113,10 @@ class HttpCall:
             yield batch
 
     def _refuse_compression(self) -> None:
-        """Raise UpstreamError for a compressed stream: none was asked for, and it could expand
-        without a bound, or hold events back in the compressor."""
+        """Raise UpstreamError if the stream is compressed, which wasn't requested.
+
+        It could expand without a bound, and the compressor could delay events.
+        """
         if self._exchange.compressed:
             raise UpstreamError(
                 "The upstream compressed its stream, although uncompressed data was requested."

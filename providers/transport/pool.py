@@ -1,9 +1,9 @@
-"""The pool of connections to providers: they are opened, with TLS, and kept for the next call.
+"""The connection pool: opens connections to providers, with TLS, and keeps them for later calls.
 
 - The environment is never read.
-- A connection through a proxy is opened to the proxy, and is kept for the same host and proxy.
-- The abort switch of an exchange notes each connection before its connect begins.
-- An idle connection that has ended, or has brought bytes that weren't asked for, is closed.
+- A connection through a proxy is kept for one host and one proxy.
+- The abort switch of an exchange records each connection before its connect starts.
+- An idle connection is closed if its host has closed it, or has sent unexpected bytes.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from providers.transport.abort import Aborted, AbortSwitch
 from providers.transport.proxy import Proxy, ProxyError, open_tunnel
 
 IDLE_S: Final = 90.0
-"""How long an idle connection is kept; load balancers drop theirs without a sign."""
+"""How long an idle connection is kept. Load balancers drop idle connections without notice."""
 MAX_ORIGINS: Final = 64
-"""The number of origins for which idle connections are kept."""
+"""The maximum number of origins for which idle connections are kept."""
 
 
 class Origin(NamedTuple):
-    """A host and how it is trusted: connections to one origin are interchangeable."""
+    """A host, its certificates and its proxy. Connections to one origin are interchangeable."""
 
     host: str
     port: int
     ca_bundle: str
-    """A file or folder of certificates; empty for plain TCP."""
+    """A file or folder of certificates to trust; empty for plain TCP."""
     proxy: Proxy | None = None
-    """The forward proxy that leads to the host."""
+    """The forward proxy to use; None for a direct connection."""
 
 
 class Pool:
-    """A pool of idle connections, which threads may share. The one used last is used next."""
+    """A pool of idle connections, last in, first out. It is thread-safe."""
 
     def __init__(self, size: int) -> None:
-        """Keep at most `size` idle connections for each origin."""
+        """Make an empty pool, for at most `size` idle connections for each origin."""
         self._size = size
         self._lock = BriefLock()
         self._idle: dict[Origin, deque[tuple[socket.socket, float]]] = {}
@@ -49,10 +49,11 @@ class Pool:
         self._closed = False
 
     def connection(self, origin: Origin, timeout: float, switch: AbortSwitch) -> socket.socket:
-        """Return an open connection that the switch has noted, after its TLS handshake.
+        """Return a connection from the pool or a new one, after its TLS handshake.
 
         Args:
             timeout: seconds to connect.
+            switch: records the connection, so that it can abort it.
 
         Raises:
             OSError: the connection failed; also TimeoutError, ssl.SSLError and ProxyError.
@@ -61,18 +62,18 @@ class Pool:
         """
         while (kept := self._take(origin)) is not None:
             sock, since = kept
-            if time.monotonic() - since < IDLE_S and _quiet(sock):
-                _noted(sock, switch)
+            if time.monotonic() - since < IDLE_S and _is_quiet(sock):
+                _record(sock, switch)
                 return sock
             sock.close()
         deadline = time.monotonic() + timeout
-        sock = _connected(origin, deadline, switch)
+        sock = _connect(origin, deadline, switch)
         if origin.ca_bundle:
             if origin.proxy is not None:
-                _tunnelled(sock, origin, origin.proxy, deadline)
+                _open_tunnel(sock, origin, origin.proxy, deadline)
             sock = secured = self._secured(sock, origin)
             _handshake(secured, deadline, switch)
-        _noted(sock, switch)
+        _record(sock, switch)
         return sock
 
     def give_back(self, origin: Origin, sock: socket.socket) -> None:
@@ -125,8 +126,10 @@ class Pool:
         self._context(ca_bundle)
 
     def _context(self, ca_bundle: str) -> ssl.SSLContext:
-        """Return a cached TLS context: reading the public certificates takes 10 ms. A change of
-        the file makes a new one."""
+        """Return a TLS context, cached until the file changes.
+
+        The cache is needed because reading the public certificates takes 10 ms.
+        """
         changed = Path(ca_bundle).stat().st_mtime_ns
         known = self._contexts.get(ca_bundle)
         if known is None or known[0] != changed:
@@ -150,12 +153,12 @@ def _new_context(ca_bundle: str) -> ssl.SSLContext:
 
 
 def _has_unread(sock: socket.socket) -> bool:
-    """Return True if TLS holds decrypted bytes that nobody has read. They belong to no response."""
+    """Return True if the TLS layer has decrypted bytes that belong to no response."""
     return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
 
 
-def _quiet(sock: socket.socket) -> bool:
-    """Return True if nothing arrived while the connection was idle. Never waits."""
+def _is_quiet(sock: socket.socket) -> bool:
+    """Return True if nothing arrived while the connection was idle. Doesn't wait."""
     try:
         sock.settimeout(0)
         socket.socket.recv(sock, 1, socket.MSG_PEEK)  # SSLSocket.recv can't peek
@@ -166,7 +169,7 @@ def _quiet(sock: socket.socket) -> bool:
     return False
 
 
-def _noted(sock: socket.socket, switch: AbortSwitch) -> None:
+def _record(sock: socket.socket, switch: AbortSwitch) -> None:
     try:
         switch.note(sock)
     except Aborted:
@@ -174,19 +177,19 @@ def _noted(sock: socket.socket, switch: AbortSwitch) -> None:
         raise
 
 
-def _connected(origin: Origin, deadline: float, switch: AbortSwitch) -> socket.socket:
+def _connect(origin: Origin, deadline: float, switch: AbortSwitch) -> socket.socket:
     """Return a connection to the host, or to its proxy."""
     if origin.proxy is None:
-        return _connected_to(origin.host, origin.port, deadline, switch)
+        return _connect_to(origin.host, origin.port, deadline, switch)
     try:
-        return _connected_to(origin.proxy.host, origin.proxy.port, deadline, switch)
+        return _connect_to(origin.proxy.host, origin.proxy.port, deadline, switch)
     except TimeoutError:
         raise
     except OSError as failure:
         raise ProxyError(f"The proxy {origin.proxy.name} could not be reached.") from failure
 
 
-def _tunnelled(sock: socket.socket, origin: Origin, proxy: Proxy, deadline: float) -> None:
+def _open_tunnel(sock: socket.socket, origin: Origin, proxy: Proxy, deadline: float) -> None:
     try:
         open_tunnel(sock, proxy, origin.host, origin.port, deadline)
     except BaseException:
@@ -194,7 +197,7 @@ def _tunnelled(sock: socket.socket, origin: Origin, proxy: Proxy, deadline: floa
         raise
 
 
-def _connected_to(host: str, port: int, deadline: float, switch: AbortSwitch) -> socket.socket:
+def _connect_to(host: str, port: int, deadline: float, switch: AbortSwitch) -> socket.socket:
     error: OSError | None = None
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     for family, kind, proto, _, address in found:

@@ -28,10 +28,10 @@ OFF: Final = ("", "off", "none", "direct")
 PORT: Final = 80
 READ_SIZE: Final = 8192
 MARKS: Final = ("proxy-status", "x-squid-error")
-"""Response headers by which a proxy says that a response is its own."""
+"""Response headers that proxies add to their own responses."""
 PROXY_AUTHENTICATION_REQUIRED: Final = 407
 GATEWAY_STATUSES: Final = (403, 502, 503, 504)
-"""The statuses with which proxies refuse requests."""
+"""The statuses of proxies' refusals."""
 VARIABLES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 HOST: Final = re.compile(r"[A-Za-z0-9_.:-]+")
 
@@ -40,7 +40,7 @@ class Proxy(NamedTuple):
     """A forward proxy."""
 
     host: str
-    """The host to connect to; an IPv6 address has no brackets."""
+    """The host to connect to, without the brackets of an IPv6 address."""
     port: int
     authorization: Secret | None = None
     """The value of Proxy-Authorization."""
@@ -57,7 +57,7 @@ class Proxy(NamedTuple):
 
 
 class ProxyError(OSError):
-    """A proxy that can't be reached, or that refused. The message is meant for callers."""
+    """The proxy can't be reached, or refused. The message is meant for callers."""
 
 
 def parse(where: str, text: str) -> Proxy | None:
@@ -99,7 +99,7 @@ def unused(environ: Mapping[str, str]) -> list[str]:
 
 
 def is_local(host: str) -> bool:
-    """Return True for this machine itself: to it, no server-wide proxy leads."""
+    """Return True for this machine, which is never called through the server-wide proxy."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -111,7 +111,7 @@ def authority(host: str, port: int) -> str:
 
 
 def open_tunnel(sock: socket.socket, proxy: Proxy, host: str, port: int, deadline: float) -> None:
-    """Let the proxy connect its end of a connection to a host.
+    """Let the proxy open a tunnel to a host.
 
     Args:
         sock: a connection to the proxy.
@@ -135,7 +135,7 @@ def open_tunnel(sock: socket.socket, proxy: Proxy, host: str, port: int, deadlin
         raise ProxyError(f"The proxy {proxy.name} sent an invalid response.") from None
     if not 200 <= head.status < 300:
         raise ProxyError(refusal(proxy, head.status))
-    if rest:  # the host waits for the client in TLS, so the bytes aren't the host's
+    if rest:  # in TLS the client sends first, so the bytes aren't the host's
         raise ProxyError(f"The proxy {proxy.name} sent an invalid response.")
 
 
@@ -148,16 +148,16 @@ def refusal(proxy: Proxy, status: int) -> str:
 
 
 def answered(proxy: Proxy, status: int) -> str:
-    """Return the message for a response that `is_own`."""
+    """Return the message for a response that the proxy sent itself; see `is_own`."""
     if status == PROXY_AUTHENTICATION_REQUIRED:
         return refusal(proxy, status)
     return f"The proxy {proxy.name} responded with status {status} instead of the upstream."
 
 
 def is_own(status: int, headers: Mapping[str, str]) -> bool:
-    """Return True if an error response through a proxy is the proxy's own.
+    """Return True if a proxy sent an error response itself.
 
-    A provider's API describes its errors in JSON, and a proxy doesn't.
+    The body helps to decide: providers describe errors in JSON, and proxies don't.
 
     Args:
         headers: the response's headers, with their names in lower case.

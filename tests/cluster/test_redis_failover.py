@@ -1,4 +1,4 @@
-"""redis_client.py: failovers, and a Redis that can't be used (cluster mode, access control)."""
+"""Tests of cluster/redis_client.py: failovers, and Redis servers that can't be used."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Address:
     """The address of a Redis that can be repointed. Connections made before that stay open.
 
     After `demote`, the old connections get the same reply to everything. `b""` closes them, and
-    None never replies.
+    None means a Redis that never replies.
     """
 
     def __init__(self, target: int) -> None:

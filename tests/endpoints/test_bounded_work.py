@@ -43,7 +43,7 @@ PROVIDERS = {
 
 
 class Echoing(Scripted):
-    """A call to a host that returns each prompt's number of characters, for each choice."""
+    """A call to a fake host that returns the length of each prompt, for each choice."""
 
     def __init__(self, request: CompletionRequest) -> None:
         n = request.n or 1
@@ -95,9 +95,7 @@ def left(answer: TestResponse) -> int:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_list_of_prompts_counts_as_as_many_requests_as_it_is_split_into(
-    limited: Bounded, stream: bool
-) -> None:
+def test_each_prompt_of_a_split_list_counts_as_a_request(limited: Bounded, stream: bool) -> None:
     prompts = ["a", "b", "c", "d"]
     assert left(limited.ask(prompt=prompts, max_tokens=1, stream=stream)) == 6
     assert left(limited.ask(prompt=prompts, max_tokens=1, stream=stream, n=2)) == 2

@@ -268,8 +268,8 @@ def test_whole_answer_matches_the_expected_bytes_and_headers(face: Face) -> None
 def test_usage_includes_cached_and_reasoning_tokens(face: Face, upstream: Upstream) -> None:
     usage = Usage(9, 5, cache_read_tokens=4, cache_write_tokens=2, reasoning_tokens=3)
     upstream.play(*answer("a", usage=usage))
-    told = face.ask(model="fakechat/m").get_json()["usage"]
-    assert told == {
+    reported = face.ask(model="fakechat/m").get_json()["usage"]
+    assert reported == {
         "prompt_tokens": 9,
         "completion_tokens": 5,
         "total_tokens": 14,
@@ -283,9 +283,9 @@ def test_usage_missing_from_the_provider_is_marked_as_an_estimate(
     face: Face, upstream: Upstream
 ) -> None:
     upstream.play([Started()], [Delta(0, "12345678"), Finished(0, "stop")])
-    told = face.ask(prompt="123456789").get_json()["usage"]
-    assert told["source"] == "estimate"
-    assert (told["prompt_tokens"], told["completion_tokens"]) == (3, 2)
+    reported = face.ask(prompt="123456789").get_json()["usage"]
+    assert reported["source"] == "estimate"
+    assert (reported["prompt_tokens"], reported["completion_tokens"]) == (3, 2)
 
 
 def test_choices_are_ordered_by_index_with_their_own_finish_reasons(
@@ -301,8 +301,8 @@ def test_choices_are_ordered_by_index_with_their_own_finish_reasons(
 
 
 def test_logprobs_have_the_openai_shape(face: Face, upstream: Upstream) -> None:
-    told = Logprobs(["a"], [-0.5], [{"a": -0.5, "b": -1.5}], [0])
-    upstream.play([Started(), Delta(0, "a", told), Finished(0, "stop")])
+    reported = Logprobs(["a"], [-0.5], [{"a": -0.5, "b": -1.5}], [0])
+    upstream.play([Started(), Delta(0, "a", reported), Finished(0, "stop")])
     expected = {
         "tokens": ["a"],
         "token_logprobs": [-0.5],
@@ -719,8 +719,8 @@ def test_a_failure_before_a_stream_is_an_http_error(face: Face, upstream: Upstre
 def test_a_failure_during_a_stream_is_its_last_frame(face: Face, upstream: Upstream) -> None:
     upstream.play([Started(), Delta(0, "Half")], Unavailable("Later."))
     text = face.stream({"X-Request-ID": "r-1"}, stream_options={"include_usage": True})
-    told = '"type":"server_error","param":null,"code":"unavailable","request_id":"r-1"'
-    assert text == chunk("Half") + f'data: {{"error":{{"message":"Later.",{told}}}}}\n\n'
+    reported = '"type":"server_error","param":null,"code":"unavailable","request_id":"r-1"'
+    assert text == chunk("Half") + f'data: {{"error":{{"message":"Later.",{reported}}}}}\n\n'
 
 
 def test_a_failure_after_the_status_line_is_the_only_frame(face: Face, upstream: Upstream) -> None:
@@ -753,14 +753,14 @@ def test_strict_header_rejects_a_parameter_that_would_be_dropped(
     face: Face, upstream: Upstream
 ) -> None:
     reply = face.ask({"X-Sluice-Strict": "1"}, model="dull/m", seed=7, user="me")
-    told = reply.get_json()["error"]
-    assert (reply.status_code, told["code"], told["param"]) == (
+    reported = reply.get_json()["error"]
+    assert (reply.status_code, reported["code"], reported["param"]) == (
         400,
         "unsupported_parameter",
         "seed",
     )
-    assert told["message"] == "dull/m doesn't support seed."
-    assert told["details"] == {"parameter": "seed", "target": "dull/m"}
+    assert reported["message"] == "dull/m doesn't support seed."
+    assert reported["details"] == {"parameter": "seed", "target": "dull/m"}
     assert upstream.requests == []
     assert face.ask({"X-Sluice-Strict": "0"}, model="dull/m", seed=7).status_code == 200
 

@@ -70,7 +70,7 @@ def test_a_401_with_three_long_keys_costs_little_more_than_a_plain_one(
 def test_a_key_above_the_longest_is_refused_before_any_search_for_secrets(
     site: Site, monkeypatch: pytest.MonkeyPatch, name: str, over: int, path: str
 ) -> None:
-    """The method doesn't matter: some of these paths only answer GET."""
+    """Some of these paths serve only GET, but the check comes before the method."""
     searched: list[str] = []
     search = redaction.Secret.hidden_in
 
@@ -90,7 +90,9 @@ def test_a_key_above_the_longest_is_refused_before_any_search_for_secrets(
         for response in (answer, wrong)
     )
     assert body == other
-    assert not [value for value in searched if value != path]  # the log line's path, afterwards
+    assert not [
+        value for value in searched if value != path
+    ]  # the path is searched later, for the log line
 
 
 def test_a_request_id_of_a_request_with_a_too_long_key_is_replaced(site: Site) -> None:
@@ -111,7 +113,7 @@ def test_a_piece_of_a_long_provider_key_is_never_shown(site: Site) -> None:
 
 @pytest.mark.parametrize("path", FACES)
 def test_a_provider_key_of_a_megabyte_costs_no_more_than_its_length(site: Site, path: str) -> None:
-    """It is refused because of its length, without being searched for."""
+    """The key is refused because of its length, and not searched for."""
     headers = {"X-API-Key": site.secret}
     began = time.process_time()
     body = {"prompt": "Hi", "model": "local/pydoc", "byok_api_key": "k" * 1_000_000}

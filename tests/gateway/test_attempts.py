@@ -244,7 +244,7 @@ def test_silence_after_invisible_events_moves_the_call_to_the_next_model(
     assert tries[0]["output_tokens"] == 10, "the reasoning of the first attempt is estimated"
 
 
-def test_a_partly_failed_whole_answer_is_made_again(harness: Harness, pauses: list[float]) -> None:
+def test_a_partly_failed_whole_answer_is_retried(harness: Harness, pauses: list[float]) -> None:
     harness.play(Scripted([Delta(0, "lost")], UpstreamError("Broke.")), good())
     call = harness.open("sim/m", "other/m", stream=False)
     assert [choice.text for choice in call.result()[0].choices] == ["Hello there"]

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from config import ConfigError
 from ledger import database
-from ledger.database import DatabaseAway, Link, database_url, directly, make_engine, said
+from ledger.database import DatabaseAway, Link, database_url, directly, failure_text, make_engine
 from tests.support.ledgers import at_once, break_after_commit
 
 SECRET = "hunter2"
@@ -264,7 +264,7 @@ def test_outage_message_is_one_line_without_statement_or_password(
 def test_every_database_failure_gets_a_short_one_line_message(
     failure: Exception, words: str
 ) -> None:
-    assert said(failure) == words
+    assert failure_text(failure) == words
 
 
 def test_missing_table_is_reported_as_an_outage(link: Link) -> None:

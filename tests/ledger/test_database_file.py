@@ -55,7 +55,7 @@ from tests.support.paths import ROOT
 
 QUICK_S = 0.05
 STAYS_S = 0.5
-"""A time in which the ledger looks at its file several times."""
+"""Seconds in which the ledger checks its file several times."""
 COUNT = select(func.count()).select_from(requests)
 
 
@@ -123,7 +123,7 @@ changed = pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.d
 
 
 @changed
-def test_a_moved_file_is_noticed_without_a_call_and_its_return_loses_and_doubles_no_row(
+def test_a_moved_file_is_noticed_without_a_call_and_no_row_is_lost_or_doubled(
     ledger: Ledger, path: Path, change: Change, caplog: pytest.LogCaptureFixture
 ) -> None:
     before, active = an_entry(), an_entry()
@@ -148,12 +148,12 @@ def test_a_moved_file_is_noticed_without_a_call_and_its_return_loses_and_doubles
     ledger.settle(a_settlement(after))
     ledger.close()
     assert problems(path) == []
-    said = [line for line in lines(caplog) if "query" not in line]
-    assert [line.split(":")[0] for line in said] == [
+    logged = [line for line in lines(caplog) if "query" not in line]
+    assert [line.split(":")[0] for line in logged] == [
         "the ledger's database is unavailable",
         "the ledger's database is available again",
     ]
-    assert str(path) in said[0]
+    assert str(path) in logged[0]
 
 
 @changed
@@ -175,7 +175,7 @@ def test_nothing_is_created_or_written_at_the_path_of_a_moved_file(
 def test_a_call_right_after_the_change_is_refused(
     ledger: Ledger, path: Path, change: Change, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The ledger needn't wait for the next look: a transaction looks, too."""
+    """Each transaction checks the file, so the ledger doesn't wait for the next regular check."""
     monkeypatch.setattr(ledger_module, "LOOK_S", 60.0)
     time.sleep(2 * QUICK_S)
     entry = an_entry()
@@ -219,7 +219,7 @@ def test_a_restored_backup_is_intact_and_used_after_a_restart(ledger: Ledger, pa
 
 
 @pytest.mark.parametrize("deed", [delete, delete_all_three, delete_folder])
-def test_a_deleted_file_stays_away_until_the_restart(
+def test_a_deleted_file_is_unavailable_until_the_restart(
     ledger: Ledger, path: Path, deed: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     entry = an_entry()
@@ -244,7 +244,7 @@ def test_a_deleted_file_stays_away_until_the_restart(
 def test_a_new_file_with_the_inode_of_the_deleted_file_is_another_file(
     ledger: Ledger, path: Path
 ) -> None:
-    """File systems reuse the inode of a deleted file, unless somebody still has it open."""
+    """File systems reuse the inode of a deleted file, unless a process still has it open."""
     inode = path.stat().st_ino
     delete_all_three(path)
     assert eventually(lambda: not ledger.available)
@@ -293,7 +293,7 @@ def test_a_file_that_may_not_be_written_is_noticed(
     assert rows_in(path) == {entry.id: 110}
 
 
-# The path leads to the right file, but somebody changed it or the files beside it
+# The path leads to the right file, but it or its journals were changed
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_a_file_that_may_not_be_written_is_noticed(
     [unlink_wal, unlink_shm, unlink_both, replace_wal, truncate_while_the_wal_has_all],
     ids=lambda deed: deed.__name__,
 )
-def test_a_disturbed_file_is_repaired_without_loss(
+def test_a_changed_file_is_repaired_without_loss(
     ledger: Ledger,
     path: Path,
     deed: Callable[[Path], None],
@@ -356,7 +356,7 @@ def truncate_both(path: Path) -> None:
     [truncate_to_nothing, truncate_to_half, truncate_wal, truncate_both],
     ids=lambda deed: deed.__name__,
 )
-def test_a_damaged_file_stays_away_and_is_not_written_to(
+def test_a_damaged_file_is_unavailable_and_not_written_to(
     ledger: Ledger, path: Path, deed: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(50):
@@ -406,7 +406,7 @@ book.close()
 def test_a_backup_copied_over_the_open_file_is_not_overwritten_at_the_exit(
     path: Path, tmp_path: Path
 ) -> None:
-    """The guide's commands for a restore, run by somebody who forgot to stop the server."""
+    """An operator runs the guide's commands for a restore, but forgets to stop the server."""
     small = tmp_path / "small.db"
     with a_ledger(f"sqlite:///{small}") as ledger:
         ledger.open(an_entry())
@@ -630,7 +630,7 @@ def test_a_lock_file_that_was_deleted_is_restored(ledger: Ledger, path: Path) ->
 
 
 def test_a_check_costs_little(path: Path) -> None:
-    """It runs after each transaction, which takes a hundred times longer."""
+    """A check runs after each transaction, which takes a hundred times longer."""
     file = DatabaseFile(path)
     admitted = file.admit(create=True)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:

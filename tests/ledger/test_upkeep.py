@@ -99,7 +99,7 @@ def test_verify_reports_daily_sums_that_differ_from_the_rows(connection: Connect
     one = (daily.c.day == DAY) & (daily.c.key_id == "key_b")
     connection.execute(update(daily).where(one).values(cost_nano=1, requests=3))
     (line,) = problems(connection)
-    where, _, what = line.partition(": the daily sums minus the rows: ")
+    where, _, what = line.partition(": the daily sums differ from the rows by: ")
     assert where == "2026-01-31, key_b, sim/m, /api/v1/completions"
     assert what == "requests +2, cost_nano -999"
 
@@ -140,7 +140,7 @@ def test_a_request_counts_on_the_day_of_its_start_and_not_of_its_id(ledger_url: 
 def test_verify_lists_only_the_first_of_many_problems(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "MOST_PROBLEMS", 2)
+    monkeypatch.setattr(upkeep, "MAX_PROBLEMS", 2)
     connection.execute(update(requests).values(output_tokens=-1))
     found = problems(connection)
     assert len(found) == 3
@@ -163,7 +163,7 @@ def test_prune_deletes_the_oldest_rows_in_batches_and_keeps_the_sums(
 ) -> None:
     before, kept = at("2026-01-31T12:30:00"), sums(connection)
     rows = ids(connection)
-    assert upkeep.older(connection, before) == 2
+    assert upkeep.count_prunable(connection, before) == 2
     assert upkeep.prune(connection, before, 1) == 1
     assert ids(connection) == rows[1:]
     assert upkeep.pruned_before(connection) == first_id(at("2026-01-30T12:00:00") + 1)
@@ -171,7 +171,7 @@ def test_prune_deletes_the_oldest_rows_in_batches_and_keeps_the_sums(
     assert upkeep.prune(connection, before, 1) == 0
     assert ids(connection) == rows[2:]
     assert sums(connection) == kept
-    assert upkeep.older(connection, before) == 0
+    assert upkeep.count_prunable(connection, before) == 0
     assert problems(connection) == []
 
 

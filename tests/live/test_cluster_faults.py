@@ -1,6 +1,6 @@
 """Tests of a cluster under load while a part of it dies, hangs or loses its data, and recovers.
 
-Streams continue, no call is lost unless its client saw an error, stops tell the truth, and the
+Streams continue, no call is lost unless its client saw an error, stops report the truth, and the
 cluster recovers by itself.
 """
 

@@ -1,4 +1,4 @@
-"""Tests of thinking, finished answers and early failures through a real server, in every dialect.
+"""Tests of reasoning, finished answers and early failures with a real server, in every dialect.
 
 - Each dialect has a provider of its own, with an idle timeout of IDLE_S.
 """
@@ -61,7 +61,7 @@ def script(pieces: Pieces, *steps: fp.Step | bytes) -> list[fp.Step]:
 
 
 def ask(server: Server, face: str, name: str, **fields: Any) -> tuple[int, list[Frame], Any]:
-    """Make a call. Return its status, the frames of a stream, and the body of another answer."""
+    """Make a call. Return the status, the frames of a stream, and any other body."""
     body = {"model": f"x{name}/m", "prompt": "Hi", "stream": True, **fields}
     with server.client(timeout=HANG_S) as client:
         client.request("POST", FACES[face], body)
@@ -84,7 +84,7 @@ def assert_whole(frames: list[Frame]) -> None:
 
 @each
 @on_faces
-def test_thinking_and_pings_are_not_silence(
+def test_reasoning_and_pings_restart_the_idle_timeout(
     server: Server, fake: FakeProvider, name: str, face: str
 ) -> None:
     pieces = PIECES[name]
@@ -100,7 +100,7 @@ def test_thinking_and_pings_are_not_silence(
 @each
 @on_faces
 @pytest.mark.parametrize("before", ["start", "thought"])
-def test_a_fallback_serves_after_a_start_that_showed_nothing(
+def test_a_fallback_serves_after_invisible_events(
     server: Server, fake: FakeProvider, name: str, face: str, before: str
 ) -> None:
     pieces = PIECES[name]
@@ -119,7 +119,7 @@ def test_a_fallback_serves_after_a_start_that_showed_nothing(
 
 @each
 @on_faces
-def test_an_error_after_a_start_that_showed_nothing_is_a_plain_http_error(
+def test_an_error_after_invisible_events_is_a_plain_http_error(
     server: Server, fake: FakeProvider, name: str, face: str
 ) -> None:
     pieces = PIECES[name]
@@ -130,7 +130,7 @@ def test_an_error_after_a_start_that_showed_nothing_is_a_plain_http_error(
 
 
 @each
-def test_silence_after_a_start_moves_the_call_to_the_fallback(
+def test_silence_after_invisible_events_moves_the_call_to_the_fallback(
     server: Server, fake: FakeProvider, name: str
 ) -> None:
     pieces = PIECES[name]

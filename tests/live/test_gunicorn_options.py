@@ -1,4 +1,4 @@
-"""Tests of gunicorn's options: those that Sluice honours, and those that it refuses."""
+"""Tests of gunicorn's options that Sluice supports or refuses."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def listening(directory: Path, *args: str, **env: str) -> Iterator[int]:
 
 
 def get(host: str, port: int, path: str, **headers: str) -> str:
-    """Return the body of the response, once the server listens; "" if it never does."""
+    """Wait for the server to listen, and return a response's body; "" if it never listens."""
     for attempt in range(100):
         connection = http.client.HTTPConnection(host, port, timeout=HANG_S)
         try:

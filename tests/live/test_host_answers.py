@@ -1,4 +1,4 @@
-"""Tests of hosts that answer in another form, or lack a parameter, through the whole gateway."""
+"""Tests of hosts that respond in another form or lack a parameter, with a real server."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def test_sluice_behind_nginx_answers_413_to_a_too_large_body(server: Server) -> 
 
 
 def send(connection: http.client.HTTPSConnection, target: str, *headers: str) -> bytes:
-    """Send a GET on a connection of its own, and return the whole response.
+    """Send a GET on a new connection, and return the whole response.
 
     http.client would refuse or change some of these targets.
     """

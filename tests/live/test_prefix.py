@@ -65,7 +65,7 @@ def fetched(port: int, path: str) -> tuple[int, str]:
 
 
 def crawl(port: int) -> set[str]:
-    """Fetch the pages and everything that they refer to. Return the paths."""
+    """Fetch the pages and all files that they refer to. Return the paths."""
     found: set[str] = set()
     waiting = ["/sluice/"]
     while waiting:

@@ -1,4 +1,4 @@
-"""Tests of finish.py: which answers have finished, and which can't go on."""
+"""Tests of providers/finish.py: when an answer has finished, and when no text can follow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def end(reason: FinishReason = "stop", index: int = 0) -> Finished:
 
 
 def finish_of(*batches: Batch, choices: int = 1) -> tuple[Finish, list[Event]]:
-    """Return a Finish that has seen the batches, and the events that it let through."""
+    """Pass batches to a Finish. Return it, and the events that it returned."""
     finish, kept = Finish(choices), list[Event]()
     for batch in batches:
         finishes = any(isinstance(event, Finished) for event in batch)
@@ -42,7 +42,7 @@ def finish_of(*batches: Batch, choices: int = 1) -> tuple[Finish, list[Event]]:
         ([[text()], [text(), LAST]], False),
         ([[text()], [Thought(3), LAST]], False),
         ([[text()], [end()], [text()]], False),
-        # Usage together with text and a reason: only if the host doesn't do so with every chunk.
+        # Usage with text and a reason settles an answer only if other chunks lacked them.
         ([[text()], [text(), LAST, USED_TOO]], True),
         ([[text(), text(), LAST, USED_TOO]], True),
         ([[text(), LAST, USED_TOO]], False),
@@ -53,7 +53,7 @@ def finish_of(*batches: Batch, choices: int = 1) -> tuple[Finish, list[Event]]:
         # Before there is any output, a reason may be a placeholder.
         ([[Started("m"), end()]], False),
         ([[Started("m"), end()], [USED]], True),
-        # Signs of life say nothing.
+        # Signs of life change nothing.
         ([[text()], [end()], [], []], True),
         ([[text(), LAST], [], []], False),
     ],

@@ -1,4 +1,4 @@
-"""Tests of what every dialect reports besides text: signs of life, reasoning, and a finish."""
+"""Tests of the events besides text in every dialect: signs of life, reasoning, and finishes."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_text_after_a_finish_is_text(pieces: Pieces) -> None:
 
 
 @each
-def test_an_error_after_the_start_comes_after_invisible_events_only(pieces: Pieces) -> None:
+def test_an_error_after_the_start_follows_only_invisible_events(pieces: Pieces) -> None:
     chunks = [pieces.start, pieces.ping, pieces.thought, pieces.error]
     found = [event for batch in until_failure(pieces, *filter(None, chunks)) for event in batch]
     assert found

@@ -55,10 +55,10 @@ def shared(redis_server: RedisServer) -> Iterator[RedisClient]:
 
 @pytest.fixture
 def quota(redis_server: RedisServer, shared: RedisClient, client: Any) -> Iterator[Quota]:
-    """Yield a quota, then check that all data in Redis expire and no count is negative."""
+    """Yield a quota, then check that all data in Redis expires and no count is negative."""
     yield Quota(RESERVE, shared)
     redis_server.resume()
-    with contextlib.suppress(redis.ConnectionError):  # the test may have ended Redis
+    with contextlib.suppress(redis.ConnectionError):  # the test may have stopped Redis
         for name in names(client):
             assert client.pttl(name) > 0, name
             if name.startswith("LIMITS:{"):
@@ -245,13 +245,13 @@ def test_a_command_sent_twice_to_redis_counts_once(quota: Quota, redis_server: R
 
 
 PREVIOUS = json.loads((ROOT / "tests/fixtures/upgrade/v1/redis.json").read_text())
-"""The contents of Redis after `steps_of_the_fixture`, as version 0.1.0 left them, which counted
-with the scripts of limits 5.8.0. now: Redis' clock, in seconds since 1970."""
+"""The contents of Redis after `steps_of_the_fixture` in version 0.1.0, which counted with the
+scripts of limits 5.8.0. now: Redis' clock in seconds since 1970."""
 EARLY, LATE = PREVIOUS["early"], PREVIOUS["late"]
 
 
 def steps_of_the_fixture(quota: Quota, client: Any) -> dict[str, str]:
-    """Make the calls of the fixture; return their reservations' ids and those of the fixture."""
+    """Make the calls of the fixture. Return the fixture's id of each reservation."""
     key = by_tokens(1000, requests_per_minute=10)
     early = taken(quota, key, 200, 100)
     advance(client, 4200)
@@ -268,7 +268,7 @@ def clock(client: Any) -> float:
 
 
 def contents(client: Any) -> dict[str, dict[str, Any]]:
-    """Return what Redis holds, as the fixture has it."""
+    """Return the contents of Redis in the fixture's format."""
     return {
         name: {
             "type": (kind := client.type(name)),
@@ -318,7 +318,7 @@ def test_redis_keys_and_values_are_those_of_the_previous_release(quota: Quota, c
             assert ours["value"] == entry["value"], name
 
 
-def test_counts_of_the_previous_release_go_on(quota: Quota, client: Any) -> None:
+def test_counts_of_the_previous_release_continue(quota: Quota, client: Any) -> None:
     restore_previous(client)
     key = by_tokens(1000, requests_per_minute=10)
     fading = floor(300 * 2_999_996 / (HOUR * 1000))
@@ -338,7 +338,7 @@ def test_reservations_of_the_previous_release_are_settled_once_in_their_window(
 ) -> None:
     restore_previous(client)
     key = by_tokens(1000, requests_per_minute=10)
-    hold = taken(quota, key, 1)  # for its window and counts, which are in no Redis
+    hold = taken(quota, key, 1)  # for its window and counts, which aren't stored in Redis
     for _ in range(2):
         quota.settle(Hold(hold.window, 300, hold.counts, id=EARLY), 60)
         quota.settle(Hold(hold.window, 150, hold.counts, id=LATE), 160)
@@ -347,19 +347,19 @@ def test_reservations_of_the_previous_release_are_settled_once_in_their_window(
     assert [name for name in names(client) if EARLY in name or LATE in name] == []
 
 
-def test_a_refused_call_begins_no_window(quota: Quota, client: Any) -> None:
+def test_a_refused_call_starts_no_window(quota: Quota, client: Any) -> None:
     refused(quota, by_tokens(1000, requests_per_minute=0), demand(5))
     refused(quota, by_tokens(1000), demand(1001))
     assert names(client) == []
 
 
-def test_the_list_of_requests_forgets_those_that_no_longer_count(quota: Quota, client: Any) -> None:
+def test_requests_that_no_longer_count_leave_the_list(quota: Quota, client: Any) -> None:
     key = a_key(requests_per_minute=10**6)
     for passed in (0, 1, 50, 20):
         advance(client, passed)
         quota.admit(key, demand(1))
     (requests,) = names(client)
-    assert client.llen(requests) == 2, "those of 20 s ago and of now"
+    assert client.llen(requests) == 2, "the requests of 20 s ago and of now"
 
 
 # Settling
@@ -605,11 +605,11 @@ def test_calls_do_not_wait_for_a_redis_known_to_hang(
     key = by_tokens(10**6)
     redis_server.pause()
     taken(quota, key, 1)
-    began = time.monotonic()
+    started = time.monotonic()
     for _ in range(100):
         quota.settle(taken(quota, key, 10), 5)
         quota.headers(key)
-    assert time.monotonic() - began < scaled(TIMEOUT_S)
+    assert time.monotonic() - started < scaled(TIMEOUT_S)
     assert remaining(quota, key) == 10**6 - 501
 
 
@@ -697,7 +697,7 @@ def test_a_command_that_reaches_redis_too_late_is_not_counted(
 def test_pending_settlements_are_bounded(
     shared: RedisClient, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quota.redis.MOST_PENDING", 500)
+    monkeypatch.setattr("quota.redis.MAX_PENDING", 500)
     quota, key = Quota(RESERVE, shared), by_tokens(1000)
     holds = [taken(quota, key, 1) for _ in range(700)]
     redis_server.pause()
@@ -708,7 +708,9 @@ def test_pending_settlements_are_bounded(
     redis_server.resume()
     back(shared, quota)
     assert len(quota._cluster._pending) == 0
-    assert 1000 - 200 <= remaining(quota, key) <= 1000 - 199, "the latest ones and the one sent"
+    assert 1000 - 200 <= remaining(quota, key) <= 1000 - 199, (
+        "the latest ones, and the one that was sent"
+    )
 
 
 def test_a_shared_quota_does_not_connect_before_its_first_use(redis_server: RedisServer) -> None:

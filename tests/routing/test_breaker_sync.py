@@ -16,7 +16,13 @@ import redis
 from cluster.redis_client import TIMEOUT_S, RedisClient
 from routing import breaker_sync, circuit_breaker
 from routing.breaker_sync import STREAM
-from routing.circuit_breaker import FAILURES, FIRST_S, LONGEST_S, PROBE_PAUSE_S, CircuitBreakers
+from routing.circuit_breaker import (
+    FAILURES,
+    FIRST_S,
+    MAX_COOL_DOWN_S,
+    PROBE_PAUSE_S,
+    CircuitBreakers,
+)
 from tests.routing.test_circuit_breaker import BYOK, OTHER_HOST, OTHER_MODEL, SECOND_KEY, TARGET
 from tests.support.pace import scaled
 from tests.support.redis_server import RedisServer
@@ -220,7 +226,7 @@ def test_shared_events_expire_and_hold_no_key(processes: list[Process], client: 
     processes[0].limited(SECOND_KEY, 3600)
     beat(*processes)
     assert client.keys() == [STREAM]
-    assert 0 < client.pttl(STREAM) <= LONGEST_S * 1000
+    assert 0 < client.pttl(STREAM) <= MAX_COOL_DOWN_S * 1000
     for _, fields in client.xrange(STREAM):
         _, kind, provider, model, number, *times = json.loads(fields["event"])
         assert (kind, provider, model, number) in [
@@ -233,7 +239,7 @@ def test_shared_events_expire_and_hold_no_key(processes: list[Process], client: 
 def test_outdated_events_are_trimmed_from_the_redis_stream(
     processes: list[Process], client: Any
 ) -> None:
-    long_ago = round((time.time() - LONGEST_S - 60) * 1000)
+    long_ago = round((time.time() - MAX_COOL_DOWN_S - 60) * 1000)
     for number in range(500):
         client.xadd(STREAM, {"event": "old"}, id=f"{long_ago}-{number}")
     processes[0].fail()
@@ -257,7 +263,7 @@ def test_any_model_name_can_be_shared_between_processes(
 def test_made_up_model_names_take_bounded_memory_and_redis_space(
     processes: list[Process], client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(circuit_breaker, "MOST_CIRCUITS", 30)
+    monkeypatch.setattr(circuit_breaker, "MAX_CIRCUITS", 30)
     monkeypatch.setattr(breaker_sync, "MOST", 100)
     one, two, _ = processes
     for turn in range(20):
@@ -300,7 +306,10 @@ def test_a_shared_wait_is_capped_at_the_longest_wait(processes: list[Process], c
     for kind in ("cools", "limited"):
         client.xadd(STREAM, {"event": json.dumps(["x", kind, NAME, kind, 1, 0, 1e9, 1e9])})
     beat(processes[0])
-    assert [round(left) for left in processes[0].open_circuits().values()] == [LONGEST_S, LONGEST_S]
+    assert [round(left) for left in processes[0].open_circuits().values()] == [
+        MAX_COOL_DOWN_S,
+        MAX_COOL_DOWN_S,
+    ]
 
 
 def test_a_disabled_circuit_breaker_learns_nothing_from_redis(processes: list[Process]) -> None:

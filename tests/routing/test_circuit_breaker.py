@@ -14,7 +14,7 @@ from routing import circuit_breaker
 from routing.circuit_breaker import (
     FAILURES,
     FIRST_S,
-    LONGEST_S,
+    MAX_COOL_DOWN_S,
     PROBE_PAUSE_S,
     PROBE_S,
     WINDOW_CALLS,
@@ -107,7 +107,7 @@ def test_a_failed_probe_reopens_the_circuit_for_longer_up_to_a_bound(breakers: C
         assert breakers.enter(TARGET) == 0
         breakers.fail(1)
         lengths.append(breakers.left(TARGET))
-    assert lengths == [20, 40, 80, LONGEST_S, LONGEST_S, LONGEST_S]
+    assert lengths == [20, 40, 80, MAX_COOL_DOWN_S, MAX_COOL_DOWN_S, MAX_COOL_DOWN_S]
 
 
 def test_a_probe_without_a_result_expires(breakers: Clocked) -> None:
@@ -127,7 +127,7 @@ def test_failures_while_a_circuit_is_open_do_not_extend_it(breakers: Clocked) ->
     assert breakers.left(TARGET) == FIRST_S - 1
 
 
-@pytest.mark.parametrize(("asked", "waits"), [(3.0, 3.0), (0.0, 0.0), (3600.0, LONGEST_S)])
+@pytest.mark.parametrize(("asked", "waits"), [(3.0, 3.0), (0.0, 0.0), (3600.0, MAX_COOL_DOWN_S)])
 def test_a_rate_limit_blocks_the_key_for_every_model(
     breakers: Clocked, asked: float, waits: float
 ) -> None:
@@ -176,7 +176,7 @@ def test_open_circuits_lists_open_circuits_and_rate_limited_keys(breakers: Clock
 def test_made_up_model_names_take_bounded_memory_and_hide_no_failing_target(
     breakers: Clocked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(circuit_breaker, "MOST_CIRCUITS", 3)
+    monkeypatch.setattr(circuit_breaker, "MAX_CIRCUITS", 3)
     for number in range(10):
         breakers.failed(msgspec.structs.replace(TARGET, model=f"made-up-{number}"))
     breakers.fail()

@@ -1,5 +1,4 @@
-"""http1.py and worker.py beside gunicorn's own: what comes out of a request, and what an answer
-looks like on the wire, is the same."""
+"""Tests that server/http1.py reads requests and writes responses exactly as gunicorn does."""
 
 from __future__ import annotations
 
@@ -29,18 +28,18 @@ def settings(**given: Any) -> Config:
 
 
 def read(kind: type[Request], sent: bytes, peer: Any, **given: Any) -> Any:
-    """What a class makes of some bytes: all that it learnt, or how it refused them."""
+    """Parse a request with a class. Return all that it found, or its exception."""
     try:
         found = kind(settings(**given), IterUnreader([sent]), peer)
         body = found.body.read()
-    except Exception as error:  # noqa: BLE001 - whichever it is, it has to be the same
+    except Exception as error:  # noqa: BLE001 - gunicorn must raise the same one
         return type(error), str(error)
-    learnt = (found.method, found.uri, found.path, found.query, found.fragment, found.version)
-    told = (found.scheme, found.must_close, found.should_close(), found._expected_100_continue)
-    return learnt, found.headers, told, body, found.unreader.read(8192)
+    line = (found.method, found.uri, found.path, found.query, found.fragment, found.version)
+    flags = (found.scheme, found.must_close, found.should_close(), found._expected_100_continue)
+    return line, found.headers, flags, body, found.unreader.read(8192)
 
 
-def same(sent: bytes, peer: Any = STRANGER, **given: Any) -> Any:
+def read_the_same(sent: bytes, peer: Any = STRANGER, **given: Any) -> Any:
     ours = read(RequestHead, sent, peer, **given)
     assert ours == read(Request, sent, peer, **given)
     return ours
@@ -53,13 +52,13 @@ def head(*lines: bytes, first: bytes = POST, body: bytes = b"") -> bytes:
 HOST = b"Host: sluice.test"
 ODD_HEADS = {
     "usual": head(HOST, b"Content-Type: application/json", b"Content-Length: 2", body=b"{}"),
-    "next one behind it": head(HOST, b"Content-Length: 2", body=b"{}GET / HTTP/1.1\r\n\r\n"),
-    "body still to come": head(HOST, b"Content-Length: 9", body=b"{}"),
+    "another request after it": head(HOST, b"Content-Length: 2", body=b"{}GET / HTTP/1.1\r\n\r\n"),
+    "incomplete body": head(HOST, b"Content-Length: 9", body=b"{}"),
     "no fields": POST + b"\r\n",
     "two hosts": head(HOST, HOST),
     "two lengths": head(b"Content-Length: 2", b"Content-Length: 3", body=b"{}"),
-    "two of a kind": head(b"Accept: a", b"accept: b"),
-    "a length that is none": head(b"Content-Length: +2", body=b"{}"),
+    "repeated field": head(b"Accept: a", b"accept: b"),
+    "an invalid length": head(b"Content-Length: +2", body=b"{}"),
     "a length in other digits": head("Content-Length: \u00b2".encode("latin-1"), body=b"{}"),
     "chunks": head(b"Transfer-Encoding: chunked", body=b"2\r\n{}\r\n0\r\n\r\n"),
     "chunks with a trailer": head(
@@ -82,9 +81,9 @@ ODD_HEADS = {
     "spaces around a value": head(b"X-Name: \t a b \t"),
     "an empty value": head(b"X-Name:"),
     "expect": head(b"Expect: 100-continue", b"Content-Length: 0"),
-    "expect something else": head(b"Expect: tea"),
+    "unknown expectation": head(b"Expect: tea"),
     "https by a proxy": head(b"X-Forwarded-Proto: https", HOST),
-    "https and not": head(b"X-Forwarded-Proto: https", b"X-Forwarded-Ssl: off"),
+    "https and http": head(b"X-Forwarded-Proto: https", b"X-Forwarded-Ssl: off"),
     "script name": head(b"Script-Name: /x"),
     "close": head(HOST, b"Connection: Close"),
     "many": head(*(b"X-%d: 1" % number for number in range(100))),
@@ -95,7 +94,7 @@ ODD_HEADS = {
         for size in range(8186, 8193)
     },
     **{
-        f"a line of {size} bytes behind another": head(HOST, b"A: " + b"x" * (size - len("A: ")))
+        f"a line of {size} bytes after another": head(HOST, b"A: " + b"x" * (size - len("A: ")))
         for size in range(8186, 8193)
     },
     "longer": head(b"X-Long: " + b"x" * 8200),
@@ -119,7 +118,7 @@ ODD_HEADS = {
 @pytest.mark.parametrize("peer", [PROXY, STRANGER, ""], ids=["proxy", "stranger", "unix"])
 @pytest.mark.parametrize("sent", ODD_HEADS.values(), ids=ODD_HEADS)
 def test_a_request_is_read_exactly_as_by_gunicorn(sent: bytes, peer: Any) -> None:
-    same(sent, peer)
+    read_the_same(sent, peer)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +141,7 @@ def test_a_request_is_read_exactly_as_by_gunicorn(sent: bytes, peer: Any) -> Non
 def test_a_request_is_read_exactly_as_by_gunicorn_under_any_settings(
     sent: bytes, given: dict[str, Any]
 ) -> None:
-    same(sent, **given)
+    read_the_same(sent, **given)
 
 
 PIECES = st.sampled_from(
@@ -153,8 +152,8 @@ PIECES = st.sampled_from(
 
 @given(st.lists(PIECES, max_size=24).map(b"".join), st.sampled_from([b"", POST, b"GET /"]))
 @example(b"Host: a\r\n\r\n", POST)
-def test_arbitrary_bytes_are_read_exactly_as_by_gunicorn(sent: bytes, begin: bytes) -> None:
-    same(begin + sent + b"\r\n\r\n", PROXY)
+def test_arbitrary_bytes_are_read_exactly_as_by_gunicorn(sent: bytes, start: bytes) -> None:
+    read_the_same(start + sent + b"\r\n\r\n", PROXY)
 
 
 def test_a_usual_head_skips_the_parsing_steps_of_gunicorn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,19 +162,19 @@ def test_a_usual_head_skips_the_parsing_steps_of_gunicorn(monkeypatch: pytest.Mo
 
     for name in ("parse_headers", "_apply_header_policy"):
         monkeypatch.setattr(Request, name, never)
-    read_of_it = read(RequestHead, ODD_HEADS["usual"], STRANGER)
-    assert read_of_it[1] == [
+    found = read(RequestHead, ODD_HEADS["usual"], STRANGER)
+    assert found[1] == [
         ("HOST", "sluice.test"),
         ("CONTENT-TYPE", "application/json"),
         ("CONTENT-LENGTH", "2"),
     ]
 
 
-# Answers
+# Responses
 
 
 class Wire:
-    """A client's socket that keeps what it is sent."""
+    """A client's socket that keeps the data sent to it."""
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
@@ -184,7 +183,7 @@ class Wire:
         self.sent.append(data)
 
 
-def answered(
+def written(
     kind: type[wsgi.Response],
     parts: Iterable[Any],
     status: str,
@@ -193,16 +192,16 @@ def answered(
 ) -> tuple[Any, Wire]:
     wire = Wire()
     request = RequestHead(settings(), IterUnreader([head(HOST, first=first)]), STRANGER)
-    answer = kind(request, wire, settings())
+    response = kind(request, wire, settings())
     try:
-        answer.start_response(status, fields)
+        response.start_response(status, fields)
         for part in parts:
-            answer.write(part)
-        answer.close()
-        outcome: Any = answer.should_close()
-    except Exception as error:  # noqa: BLE001 - whichever it is, it has to be the same
+            response.write(part)
+        response.close()
+        outcome: Any = response.should_close()
+    except Exception as error:  # noqa: BLE001 - gunicorn must raise the same one
         outcome = type(error), str(error)
-    return (outcome, answer.sent, undated(b"".join(wire.sent))), wire
+    return (outcome, response.sent, undated(b"".join(wire.sent))), wire
 
 
 def undated(sent: bytes) -> bytes:
@@ -238,18 +237,18 @@ SIX = ("Content-Length", "6")
         ([("Transfer-Encoding", "chunked")], [b"abc"]),
     ],
 )
-def test_an_answer_is_written_exactly_as_by_gunicorn(
+def test_a_response_is_written_exactly_as_by_gunicorn(
     parts: list[Any], fields: list[tuple[Any, Any]], status: str, first: bytes
 ) -> None:
-    ours, _ = answered(FastResponse, parts, status, fields, first)
-    theirs, _ = answered(wsgi.Response, parts, status, fields, first)
+    ours, _ = written(FastResponse, parts, status, fields, first)
+    theirs, _ = written(wsgi.Response, parts, status, fields, first)
     assert ours == theirs
 
 
 @pytest.mark.parametrize(("fields", "part"), [([], "text"), ([("X-A", 1)], b"abc")])
-def test_an_answer_of_wrong_types_raises_type_error_and_sends_nothing(
+def test_a_response_of_wrong_types_raises_type_error_and_sends_nothing(
     fields: list[tuple[str, Any]], part: Any
 ) -> None:
-    (outcome, _, sent), _ = answered(FastResponse, [part], "200 OK", fields, POST)
+    (outcome, _, sent), _ = written(FastResponse, [part], "200 OK", fields, POST)
     assert outcome[0] is TypeError
     assert sent == b""

@@ -1,4 +1,4 @@
-"""mailbox.py and tally.py: the mailbox between two threads, and the token count of a call."""
+"""Tests of streams/mailbox.py and streams/tally.py: messages between threads, and token counts."""
 
 from __future__ import annotations
 

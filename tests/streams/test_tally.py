@@ -1,4 +1,4 @@
-"""tally.py: the tokens to bill, from what the provider reported and from what it sent."""
+"""Tests of streams/tally.py: the tokens to bill, reported by the provider or estimated."""
 
 from __future__ import annotations
 
@@ -17,20 +17,25 @@ def tally(*events: Started | Delta | Used) -> Usage:
     return found.usage(failed=False)
 
 
-def told(given: int, made: int, *, zero: bool = False) -> Used:
+def reported(given: int, made: int, *, zero: bool = False) -> Used:
     return Used(Usage(given, made, source="estimate" if zero else "provider"))
 
 
 @pytest.mark.parametrize(
     ("events", "given", "made", "source"),
     [
-        ([Delta(0, "12345678"), told(8, 2)], 8, 2, "provider"),
-        ([Delta(0, "12345678"), told(8, 0, zero=True)], 8, 2, "estimate"),
-        ([Delta(0, "12345678"), told(0, 5, zero=True)], 9, 5, "estimate"),
-        ([Started("m", 7), Delta(0, "x"), told(0, 5, zero=True)], 7, 5, "estimate"),
-        ([Delta(0, "x"), told(8, 1), Delta(0, "1234"), told(0, 0, zero=True)], 8, 2, "estimate"),
-        ([told(8, 0)], 8, 0, "provider"),
-        ([told(0, 0)], 0, 0, "provider"),
+        ([Delta(0, "12345678"), reported(8, 2)], 8, 2, "provider"),
+        ([Delta(0, "12345678"), reported(8, 0, zero=True)], 8, 2, "estimate"),
+        ([Delta(0, "12345678"), reported(0, 5, zero=True)], 9, 5, "estimate"),
+        ([Started("m", 7), Delta(0, "x"), reported(0, 5, zero=True)], 7, 5, "estimate"),
+        (
+            [Delta(0, "x"), reported(8, 1), Delta(0, "1234"), reported(0, 0, zero=True)],
+            8,
+            2,
+            "estimate",
+        ),
+        ([reported(8, 0)], 8, 0, "provider"),
+        ([reported(0, 0)], 0, 0, "provider"),
     ],
 )
 def test_a_count_of_zero_that_cannot_be_true_is_estimated(

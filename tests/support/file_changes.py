@@ -1,4 +1,4 @@
-"""What an operator may do to a SQLite file while a server has it open."""
+"""Changes that an operator may make to a SQLite file while a server has it open."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def side(path: Path, ending: str) -> Path:
 
 
 class Change(NamedTuple):
-    """Something that an operator does to the file, and how it is undone."""
+    """A change to the file, and the function that undoes it."""
 
     do: Callable[[Path], None]
     undo: Callable[[Path], None]

@@ -1,4 +1,4 @@
-"""A forward proxy for the tests, with CONNECT and with whole URLs as targets.
+"""A forward proxy for the tests, which serves CONNECT and requests with a whole URL.
 
 All hosts lead to this machine, so that tests may use names that don't exist.
 """
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from tests.support.pace import HANG_S
 
 Behave = Callable[[socket.socket], None]
-"""What the proxy does with a connection after it has read a request's head."""
+"""The proxy's behaviour on a connection after it has read a request's head."""
 
 
 class Seen(NamedTuple):
@@ -32,7 +32,7 @@ class ForwardProxy:
     """A running proxy: `with ForwardProxy() as proxy: ...`
 
     Args:
-        behave: Replaces the forwarding of requests.
+        behave: The behaviour to use instead of forwarding requests.
     """
 
     def __init__(self, behave: Behave | None = None) -> None:
@@ -140,7 +140,7 @@ def pump(source: socket.socket, sink: socket.socket) -> None:
 
 
 def reply(data: bytes) -> Behave:
-    """Return a behaviour that sends these bytes and then nothing more."""
+    """Return a behaviour that sends these bytes, and leaves the connection open."""
     return lambda client: client.sendall(data)
 
 

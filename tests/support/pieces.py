@@ -1,6 +1,6 @@
 """The pieces of a stream in each dialect: its start, reasoning, text, a finish, usage and an end.
 
-Tests put them together to the answers that hosts send.
+Tests combine them into the responses of hosts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Pieces(NamedTuple):
         first, second: The text "Hello", and the text ", world".
         finish: A finish reason, without text.
         usage: Usage of 7 tokens of input and 5 of output.
-        end: What ends the stream.
+        end: The end of the stream.
         error: An error that may be temporary.
         with_text: Text together with a finish reason.
         partial: The first bytes of `second`.

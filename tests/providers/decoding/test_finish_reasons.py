@@ -1,4 +1,4 @@
-"""finish_reasons.py: the meaning of each host's finish reasons, in any spelling and shape."""
+"""Tests of finish_reasons.py: each host's finish reasons, in any spelling and shape."""
 
 from __future__ import annotations
 

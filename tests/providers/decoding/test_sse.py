@@ -274,5 +274,7 @@ def test_stray_json_is_kept_only_up_to_a_limit() -> None:
         (b"database", False),
     ],
 )
-def test_a_body_of_server_sent_events_is_told_by_its_start(body: bytes, expected: bool) -> None:
+def test_a_body_of_server_sent_events_is_recognized_by_its_start(
+    body: bytes, expected: bool
+) -> None:
     assert sse.is_stream(body) is expected

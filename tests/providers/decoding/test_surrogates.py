@@ -1,4 +1,4 @@
-"""surrogates.py: characters that a host cut in two."""
+"""Tests of providers/decoding/surrogates.py: characters that a host has cut in two."""
 
 from __future__ import annotations
 

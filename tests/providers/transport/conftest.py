@@ -9,7 +9,7 @@ import pytest
 
 
 class Peers:
-    """Pairs of sockets, of which one end is ours."""
+    """Pairs of connected sockets: `ours` for the code under test, `theirs` for the test."""
 
     def __init__(self) -> None:
         self.theirs: dict[socket.socket, socket.socket] = {}

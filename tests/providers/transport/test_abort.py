@@ -1,4 +1,4 @@
-"""abort.py: an exchange that is ended by another thread, or because its host is silent."""
+"""Tests of providers/transport/abort.py: aborts by another thread, and at the idle timeout."""
 
 from __future__ import annotations
 
@@ -19,140 +19,140 @@ from tests.support.pace import HANG_S
 def test_an_abort_waits_for_a_connect_that_is_about_to_begin(
     peers: Peers, monkeypatch: pytest.MonkeyPatch, connecting: bool, times: int
 ) -> None:
-    """There, until it does, the socket can't be shut down."""
-    lever, tries = AbortSwitch(), [True, False, False]
+    """A socket can't be shut down before its connect has started."""
+    switch, tries = AbortSwitch(), [True, False, False]
     monkeypatch.setattr(abort, "_shut", lambda _: tries.pop())
-    lever.note(peers.new(), connecting=connecting)
-    lever.throw()
+    switch.note(peers.new(), connecting=connecting)
+    switch.throw()
     assert len(tries) == 3 - times
-    lever.forget()
+    switch.forget()
 
 
 def test_abort_leaves_a_forgotten_socket_open_and_rejects_the_next_socket(peers: Peers) -> None:
     ours = peers.new()
-    lever = AbortSwitch()
-    lever.note(ours)
-    lever.forget()
-    lever.throw()
+    switch = AbortSwitch()
+    switch.note(ours)
+    switch.forget()
+    switch.throw()
     peers.theirs[ours].send(b"x")
     assert ours.recv(1) == b"x"
     with pytest.raises(Aborted):
-        lever.note(ours)
+        switch.note(ours)
 
 
 def test_forget_waits_until_a_running_abort_has_finished(
     peers: Peers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Forgetting waits until the abort is through: it never strikes the next exchange."""
-    ours, lever = peers.new(), AbortSwitch()
-    lever.note(ours)
-    within, order = threading.Event(), []
+    """Otherwise the abort could end the next exchange on the connection."""
+    ours, switch = peers.new(), AbortSwitch()
+    switch.note(ours)
+    shutting, order = threading.Event(), []
 
     def slow(sock: socket.socket) -> bool:
-        within.set()
+        shutting.set()
         time.sleep(0.05)
         order.append("shut")
         return True
 
     monkeypatch.setattr(abort, "_shut", slow)
-    thread = threading.Thread(target=lever.throw)
+    thread = threading.Thread(target=switch.throw)
     thread.start()
-    assert within.wait(5)
-    lever.forget()
+    assert shutting.wait(5)
+    switch.forget()
     order.append("forgotten")
     thread.join(HANG_S)
     assert order == ["shut", "forgotten"]
 
 
 def test_receive_times_out_when_the_host_falls_silent(peers: Peers) -> None:
-    ours, lever = peers.new(), AbortSwitch()
-    lever.silence = 0.1
-    lever.note(ours)
+    ours, switch = peers.new(), AbortSwitch()
+    switch.silence = 0.1
+    switch.note(ours)
     with pytest.raises(TimeoutError):
-        lever.receive(ours)
+        switch.receive(ours)
     with pytest.raises(TimeoutError):
-        lever.receive(ours)
+        switch.receive(ours)
 
 
 def test_send_times_out_when_the_host_reads_nothing(peers: Peers) -> None:
-    ours, lever = peers.new(), AbortSwitch()
-    lever.silence = 0.1
-    lever.note(ours)
+    ours, switch = peers.new(), AbortSwitch()
+    switch.silence = 0.1
+    switch.note(ours)
     with pytest.raises(TimeoutError):
-        lever.send(ours, bytes(50_000_000))
+        switch.send(ours, bytes(50_000_000))
 
 
 def test_socket_error_after_the_idle_timeout_is_raised_as_a_timeout(peers: Peers) -> None:
-    """Under gevent the shutdown raises where the reader waits."""
+    """Under gevent, the shutdown makes the waiting reader raise OSError."""
 
     class Broken:
         def recv(self, _size: int) -> bytes:
-            lever.look(time.monotonic() + 1)
+            switch.look(time.monotonic() + 1)
             raise OSError("closed in another greenlet")
 
         send = recv
 
-    lever, broken = AbortSwitch(), Broken()
+    switch, broken = AbortSwitch(), Broken()
     sock: Any = broken
-    lever.silence = 0.1
-    lever.note(peers.new())
-    for fail in (lever.receive, lambda sock: lever.send(sock, b"x")):
+    switch.silence = 0.1
+    switch.note(peers.new())
+    for fail in (switch.receive, lambda sock: switch.send(sock, b"x")):
         with pytest.raises(TimeoutError):
             fail(sock)
-    lever.forget()
+    switch.forget()
 
 
 def test_idle_timeout_does_not_run_between_receives(peers: Peers) -> None:
-    """A reader may be held up by a slow client for longer than its host may be silent."""
-    ours, lever = peers.new(), AbortSwitch()
-    lever.silence = 0.1
-    lever.note(ours)
+    """A slow client may delay the reader for longer than the idle timeout."""
+    ours, switch = peers.new(), AbortSwitch()
+    switch.silence = 0.1
+    switch.note(ours)
     peers.theirs[ours].send(b"x")
-    assert lever.receive(ours) == b"x"
-    lever.look(time.monotonic() + 1000)
+    assert switch.receive(ours) == b"x"
+    switch.look(time.monotonic() + 1000)
     peers.theirs[ours].send(b"y")
-    assert lever.receive(ours) == b"y"
-    lever.forget()
+    assert switch.receive(ours) == b"y"
+    switch.forget()
 
 
 def test_forgotten_socket_is_not_shut_down_by_the_idle_timeout(peers: Peers) -> None:
-    ours, lever = peers.new(), AbortSwitch()
-    lever.silence = 0.1
-    lever.note(ours)
-    lever.forget()
-    state: Any = lever
+    ours, switch = peers.new(), AbortSwitch()
+    switch.silence = 0.1
+    switch.note(ours)
+    switch.forget()
+    state: Any = switch
     state._silent_since = 0.0
-    lever.look(time.monotonic())
+    switch.look(time.monotonic())
     peers.theirs[ours].send(b"x")
     assert ours.recv(1) == b"x"
 
 
 def test_idle_timeout_watches_a_switch_only_between_connect_and_forget(peers: Peers) -> None:
-    lever = AbortSwitch()
-    lever.note(peers.new(), connecting=True)
-    assert lever not in abort._silences._switches, "its connect has a limit of its own"
-    lever.note(peers.new())
-    assert lever in abort._silences._switches
-    lever.forget()
-    assert lever not in abort._silences._switches
+    switch = AbortSwitch()
+    switch.note(peers.new(), connecting=True)
+    assert switch not in abort._silences._switches, "the connect has its own timeout"
+    switch.note(peers.new())
+    assert switch in abort._silences._switches
+    switch.forget()
+    assert switch not in abort._silences._switches
 
 
 def test_receive_returns_at_most_the_read_size(peers: Peers) -> None:
-    ours, lever = peers.new(), AbortSwitch()
+    ours, switch = peers.new(), AbortSwitch()
     peers.theirs[ours].sendall(bytes(30_000))
-    assert [len(lever.receive(ours)) for _ in range(2)] == [READ_SIZE, 30_000 - READ_SIZE]
+    assert [len(switch.receive(ours)) for _ in range(2)] == [READ_SIZE, 30_000 - READ_SIZE]
 
 
 def test_send_delivers_all_bytes_over_partial_writes(peers: Peers) -> None:
-    ours, lever = peers.new(), AbortSwitch()
-    sent, came = b"0123456789" * 1_000_000, bytearray()
+    ours, switch = peers.new(), AbortSwitch()
+    sent, received = b"0123456789" * 1_000_000, bytearray()
 
     def receive() -> None:
-        while len(came) < len(sent) and (data := peers.theirs[ours].recv(1 << 20)):
-            came.extend(data)
+        while len(received) < len(sent) and (data := peers.theirs[ours].recv(1 << 20)):
+            received.extend(data)
 
     reader = threading.Thread(target=receive)
     reader.start()
-    lever.send(ours, sent)
+    switch.send(ours, sent)
     reader.join(HANG_S)
-    assert bytes(came) == sent
+    assert bytes(received) == sent

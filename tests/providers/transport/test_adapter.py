@@ -1,4 +1,4 @@
-"""The adapter over a scripted socket, so that each read and each byte is seen.
+"""Tests of providers/transport/adapter.py over a scripted socket, which shows each read and byte.
 
 test_exchange.py uses real sockets.
 """
@@ -29,7 +29,7 @@ HELLO = OK + b"Content-Length: 5\r\n\r\nhello"
 
 
 class Scripted:
-    """A socket that brings the pieces, one a read, and then its end. An exception is raised."""
+    """A socket whose reads return the pieces in turn, then nothing. A piece may be an exception."""
 
     def __init__(self, pieces: Iterable[bytes | Exception], send: Exception | None = None) -> None:
         self.sent: list[bytes] = []
@@ -59,7 +59,7 @@ class Scripted:
 
 
 class OnePool(Pool):
-    """Has one connection; tells where it was wanted, and whether it came back."""
+    """A pool of one connection that records its origin and whether it was returned."""
 
     def __init__(self, sock: Scripted) -> None:
         super().__init__(1)
@@ -86,12 +86,12 @@ def post(pool: Pool, url: str = "http://host/v1", body: bytes = b"{}") -> reques
 
 
 def rest(response: requests.Response) -> bytes:
-    """The body, to its end."""
+    """Read the rest of the body."""
     raw: Any = response.raw
     return b"".join(iter(lambda: raw.read1(decode_content=True), b""))
 
 
-def test_a_whole_answer_is_read_and_its_connection_given_back() -> None:
+def test_a_whole_response_is_read_and_its_connection_returned() -> None:
     pool = OnePool(Scripted([HELLO]))
     response = post(pool)
     assert isinstance(response, requests.Response)
@@ -108,7 +108,7 @@ def test_a_call_is_one_write_and_one_read() -> None:
     assert sock.sent == [b"POST /v1 HTTP/1.1\r\nHost: host\r\nContent-Length: 2\r\n\r\n{}"]
 
 
-def test_chunks_that_came_together_are_one_read() -> None:
+def test_chunks_that_arrived_together_are_one_read() -> None:
     chunks = b"5\r\nhello\r\n" * 100
     sock = Scripted([OK + b"Transfer-Encoding: chunked\r\n\r\n", chunks, chunks + b"0\r\n\r\n"])
     raw: Any = post(OnePool(sock)).raw
@@ -158,7 +158,7 @@ INTERIM = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
 
 
 @pytest.mark.parametrize("split", [False, True])
-def test_interim_answers_are_passed_over(split: bool) -> None:
+def test_interim_responses_are_skipped(split: bool) -> None:
     data = b"HTTP/1.1 100 Continue\r\n\r\n" + INTERIM + HELLO
     pieces = [data[at : at + 1] for at in range(len(data))] if split else [data]
     response = post(OnePool(Scripted(pieces)))
@@ -178,15 +178,15 @@ def test_interim_answers_are_passed_over(split: bool) -> None:
         OK + b"Transfer-Encoding: gzip\r\n\r\nhello",
     ],
 )
-def test_an_invalid_answer_raises_and_closes_the_connection(data: bytes) -> None:
+def test_an_invalid_response_raises_and_closes_the_connection(data: bytes) -> None:
     sock = Scripted([data])
     with pytest.raises(requests.ConnectionError):
         post(OnePool(sock))
     assert sock.closed
 
 
-def test_an_answer_that_is_not_http_is_refused_without_another_read() -> None:
-    sock = Scripted([b"SSH", AssertionError("it was")])
+def test_a_response_that_is_not_http_is_refused_without_another_read() -> None:
+    sock = Scripted([b"SSH", AssertionError("there was another read")])
     with pytest.raises(requests.ConnectionError):
         post(OnePool(sock))
 
@@ -236,12 +236,12 @@ def test_a_body_is_delivered_up_to_a_malformed_chunk() -> None:
 
 
 @pytest.mark.parametrize("failure", [BrokenPipeError(), ConnectionResetError()])
-def test_an_answer_is_read_although_sending_the_request_failed(failure: Exception) -> None:
+def test_a_response_is_read_although_sending_the_request_failed(failure: Exception) -> None:
     refusal = b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno"
     pool = OnePool(Scripted([refusal], send=failure))
     response = post(pool)
     assert (response.status_code, rest(response)) == (413, b"no")
-    assert not pool.returned, "its next answer would be to the rest of this request"
+    assert not pool.returned, "the host would take the rest of this request for the next one"
     assert pool.sock.closed
 
 

@@ -1,4 +1,4 @@
-"""Tests of the ends of an answer: what HttpCall does when a host says that it has finished."""
+"""Tests of HttpCall after an answer has finished, although its response may go on."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def streamed(pieces: Pieces, *steps: fp.Step | bytes, chunked: bool = True) -> l
 
 
 def run(call: HttpCall) -> tuple[Completion, float]:
-    """Run a call. Return its completion, and the seconds that it took."""
+    """Run a call. Return its completion and its duration in seconds."""
     began = time.monotonic()
     try:
         batches = list(call.events())

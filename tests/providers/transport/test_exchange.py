@@ -1,6 +1,6 @@
-"""The transport against a fake upstream, over TCP and TLS, with plain threads.
+"""Tests of the transport with a fake upstream, over TCP and TLS, with native threads.
 
-Under gevent the live tests drive it.
+The live tests run it under gevent.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from tests.support.fake import FakeProvider
 from tests.support.pace import HANG_S, scaled
 from tests.support.servers import free_port
 
-# CPython's ssl leaves a socket to the garbage collector that is shut down as it is being wrapped.
+# If a socket is shut down while it is wrapped, CPython's ssl leaves it to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl.SSLSocket")
 
-WITHIN_S = scaled(0.05)  # from an abort until the reader's end, and until the peer sees the close
+WITHIN_S = scaled(0.05)  # from an abort to the reader's end, and to the close at the peer
 TRIES = 5
 PATIENT = Timeouts(connect=5, first_event=5, idle=5)
 
@@ -50,12 +50,12 @@ class Upstream(NamedTuple):
 
 @pytest.fixture(params=["tcp", "tls"])
 def upstream(request: pytest.FixtureRequest, ca_bundle: str) -> Iterator[Upstream]:
-    """The fake over TCP, and over TLS."""
+    """Yield the fake over TCP, and over TLS."""
     if request.param == "tcp":
         yield Upstream(request.getfixturevalue("fake"), None)
         return
     yield Upstream(request.getfixturevalue("tls_fake"), ca_bundle)
-    gc.collect()  # here, not in some other test: see pytestmark
+    gc.collect()  # so that the warning in pytestmark comes in this test
 
 
 def make(
@@ -70,13 +70,13 @@ def to(upstream: Upstream, transport: Transport, timeouts: Timeouts = PATIENT) -
 
 
 def fetch(exchange: Exchange) -> tuple[int, bytes]:
-    """A whole exchange: the status and the body."""
+    """Run an exchange. Return the status and the body."""
     with closing(exchange):
         return exchange.open(), exchange.read()
 
 
 class Reading:
-    """An exchange that a thread of its own runs to its end."""
+    """An exchange that runs in its own thread."""
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
@@ -92,12 +92,12 @@ class Reading:
                 self.exchange.open()
                 for chunk in self.exchange.chunks():
                     self.body += chunk
-            except Exception as failure:  # noqa: BLE001 - the test sees it
+            except Exception as failure:  # noqa: BLE001 - `end` returns it
                 self.failure = failure
             self.ended_at = time.monotonic()
 
     def end(self) -> Exception | None:
-        """Wait for its end; what it raised."""
+        """Wait for the exchange to end. Return the exception that it raised, if any."""
         self._thread.join(HANG_S)
         assert not self._thread.is_alive()
         return self.failure
@@ -117,7 +117,7 @@ PHASES = {
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_abort_ends_the_exchange_in_each_phase_of_the_answer(
+def test_abort_ends_the_exchange_in_each_phase_of_the_response(
     upstream: Upstream, transport: Transport, phase: str
 ) -> None:
     fake = upstream.fake
@@ -163,7 +163,7 @@ def test_abort_ends_an_exchange_within_the_tls_handshake(transport: Transport) -
             peer, _ = listener.accept()
             with peer:
                 peer.settimeout(5)
-                assert peer.recv(1 << 16)  # its hello, which is never answered
+                assert peer.recv(1 << 16)  # the ClientHello, which gets no response
                 time.sleep(0.03)
                 before = time.monotonic()
                 reading.exchange.abort()
@@ -178,7 +178,7 @@ def test_abort_ends_an_exchange_within_the_tls_handshake(transport: Transport) -
 def test_abort_at_any_moment_closes_the_connection(
     upstream: Upstream, transport: Transport
 ) -> None:
-    """Also between two phases: wherever it strikes, the exchange and its connection end."""
+    """An abort may also come between two phases."""
     upstream.fake.default(SILENT)
     for number in range(40):
         reading = Reading(to(upstream, transport))
@@ -256,7 +256,7 @@ def test_a_late_abort_spares_the_next_exchange_on_its_connection(
 # Connections
 
 
-def test_connections_are_reused_after_answers_streams_and_errors(
+def test_connections_are_reused_after_responses_streams_and_errors(
     upstream: Upstream, transport: Transport
 ) -> None:
     upstream.fake.script(fp.answer("whole"))
@@ -271,7 +271,7 @@ def test_connections_are_reused_after_answers_streams_and_errors(
 def test_close_waits_for_the_last_chunk_and_keeps_the_connection(
     upstream: Upstream, transport: Transport
 ) -> None:
-    """A dialect is done at [DONE]; the last chunk, a moment later, completes the body."""
+    """A dialect stops at [DONE]. The last chunk of the body arrives a moment later."""
     upstream.fake.default([*BEGUN, fp.sleep(0.01), fp.last_chunk()])
     for _ in range(2):
         with closing(to(upstream, transport)) as exchange:
@@ -292,10 +292,10 @@ def test_an_unfinished_body_closes_the_connection(upstream: Upstream, transport:
 
 
 @pytest.mark.parametrize("rest", [b"X-Sum: 1\r\n", b"x"])
-def test_a_host_that_dribbles_after_the_last_chunk_cannot_hold_the_exchange(
+def test_a_slow_trailer_cannot_hold_the_exchange(
     upstream: Upstream, transport: Transport, rest: bytes
 ) -> None:
-    """One deadline for all that follows the content: each byte doesn't begin a new one."""
+    """One deadline holds for the whole trailer, and each byte doesn't extend it."""
     upstream.fake.script([*BEGUN, fp.send(b"0\r\n"), fp.repeat(rest, 0.02)])
     with closing(to(upstream, transport)) as exchange:
         exchange.open()
@@ -307,10 +307,10 @@ def test_a_host_that_dribbles_after_the_last_chunk_cannot_hold_the_exchange(
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_the_rest_of_an_unread_body_is_no_answer_to_the_next_call(
+def test_the_rest_of_an_unread_body_never_reaches_the_next_call(
     upstream: Upstream, transport: Transport, together: bool
 ) -> None:
-    """An error's body is read up to a bound; the next call must not read the rest."""
+    """An error's body is read up to a limit, and the next call must not read the rest."""
     evil = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nEVIL"
     head = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n" % (200_000 + len(evil))
     body = [fp.send(b"x" * 100_000), fp.sleep(0.2), fp.send(b"x" * 100_000 + evil)]
@@ -380,7 +380,7 @@ def test_a_slow_connect_raises_a_connect_timeout(transport: Transport, scheme: s
 
 
 def timeout_of(exchange: Exchange) -> str:
-    """The phase in which an exchange with short timeouts runs out of time."""
+    """Run an exchange with short timeouts. Return the phase in which it timed out."""
     before = time.monotonic()
     failure = failure_of(exchange)
     assert 0.1 < time.monotonic() - before < scaled(2)
@@ -412,7 +412,7 @@ def test_a_silent_body_raises_an_idle_timeout(
 
 
 def test_the_longer_of_first_event_and_idle_timeout_holds_in_each_phase(fake: FakeProvider) -> None:
-    """The relay, which knows what an event is, holds first_event and idle apart."""
+    """Only the relay can distinguish the two, because it knows what an event is."""
     fake.script(
         [fp.sleep(0.3), fp.head(200, {"Content-Length": "1"}), fp.sleep(0.3), fp.send(b"x")]
     )
@@ -569,7 +569,7 @@ def test_response_header_names_are_lower_case(fake: FakeProvider, transport: Tra
         assert exchange.headers["retry-after"] == "7"
 
 
-# What is not done
+# Features that are off
 
 
 def test_redirects_are_not_followed(upstream: Upstream, transport: Transport) -> None:

@@ -1,4 +1,4 @@
-"""What answers are understood to say: beside http.client, and wherever they are split."""
+"""Tests of providers/transport/http1.py: compared with http.client, and split at every point."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ HELLO = b"5\r\nhello\r\n0\r\n\r\n"
 
 
 class Read(NamedTuple):
-    """What is told of an answer. fault: whether it broke off. again: whether the connection may
-    serve another request."""
+    """A response as a parser read it.
+
+    fault: True if the body broke off.
+    again: True if the connection may serve another request.
+    """
 
     status: int
     reason: str
@@ -40,7 +43,7 @@ class Read(NamedTuple):
 
 
 def read(pieces: Sequence[bytes]) -> Read | None:
-    """An answer that comes in pieces, and then the connection's end; None: it is refused."""
+    """Read a response that arrives in pieces, then the end. Return None if it was refused."""
     reader, body = ResponseReader(), b""
     try:
         for piece in pieces:
@@ -69,7 +72,7 @@ class Source:
 
 
 def read_by_http_client(data: bytes) -> Read | None:
-    """The same by http.client; what was there of a body that broke off is told as well."""
+    """Read a response with http.client, including the received part of a body that broke off."""
     source: Any = Source(data)
     response = http.client.HTTPResponse(source, method="POST")
     fault = False
@@ -135,7 +138,7 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_an_answer_is_read_as_http_client_reads_it(name: str) -> None:
+def test_a_response_is_read_as_http_client_reads_it(name: str) -> None:
     assert read([PLAIN[name]]) == read_by_http_client(PLAIN[name])
 
 
@@ -158,7 +161,7 @@ STRICTER = {
     "a_folded_first_line": OK + b" folded: 1\r\nContent-Length: 5\r\n\r\nhello",
     "a_line_end_before_the_status": b"\r\n" + OK + b"Content-Length: 0\r\n\r\n",
 }
-"""Responses that lenient parsers accept. llhttp refuses them, but for the last, which is ours."""
+"""Responses that lenient parsers accept. llhttp refuses all but the last, which http1.py does."""
 
 
 @pytest.mark.parametrize("name", STRICTER)
@@ -169,7 +172,7 @@ def test_a_response_that_only_lenient_parsers_accept_is_refused(name: str) -> No
 
 @pytest.mark.parametrize("end", [b"", b"0\r\n", b"0\r\nX: y\r\n", b"0\r\nX"])
 def test_a_chunked_body_is_complete_once_the_zero_chunk_arrives(end: bytes) -> None:
-    """Without what belongs behind that the connection is at its end."""
+    """If the blank line after it is missing, the connection isn't reused."""
     found = read([CHUNKED + b"5\r\nhello\r\n" + end])
     assert found is not None
     assert (found.body, found.fault, found.again) == (b"hello", not end, False)
@@ -193,7 +196,7 @@ def chunked() -> ResponseReader:
 
 
 def of(data: bytes) -> tuple[bytes, bool]:
-    """The body, and whether the connection may be used again."""
+    """Return the body, and True if the connection may be used again."""
     found = read([data])
     assert found is not None
     assert not found.fault
@@ -323,10 +326,10 @@ def test_bytes_after_a_response_spoil_the_connection(
     def pieces(data: bytes) -> list[bytes]:
         return [data[at : at + step] for at in range(0, len(data), step)]
 
-    alone, spoiled = read(pieces(response)), read(pieces(response + stray))
-    assert alone is not None
-    assert alone.again
-    assert spoiled == alone._replace(again=False)
+    clean, spoiled = read(pieces(response)), read(pieces(response + stray))
+    assert clean is not None
+    assert clean.again
+    assert spoiled == clean._replace(again=False)
 
 
 @pytest.mark.parametrize("head", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b""])
@@ -362,7 +365,7 @@ def test_an_upgrade_header_of_a_final_response_changes_nothing() -> None:
     assert of(head + b"hello") == (b"hello", True)
 
 
-# Wherever they are split
+# Split at every point
 
 LINES = [
     *(b"Content-Length: 5", b"content-length:5", b"Content-Length: 2", b"Content-Length: x"),
@@ -398,8 +401,8 @@ def test_a_response_reads_the_same_however_its_bytes_are_split(
 @settings(deadline=None, max_examples=150, database=None)
 @given(answers())
 def test_an_accepted_response_has_the_same_body_as_in_http_client(data: bytes) -> None:
-    """It may be refused instead. http.client knows no header behind a line that is none, reads a
-    body after a 204, and makes something else of broken chunks."""
+    """The two parsers differ for some responses, which are skipped: http.client ignores the headers
+    after an invalid line, reads a body after a 204, and reads broken chunks differently."""
     found = read([data])
     odd = any(part in data for part in (b"no colon", b": y\n", b": y\r\n", b"X Y"))
     if found is None or found.fault or odd or (found.status == 204 and b"chunked" in data):
@@ -425,7 +428,6 @@ def test_chunks_are_joined(parts: list[bytes], step: int) -> None:
 
 
 def test_the_received_part_of_a_chunk_is_passed_on_at_once() -> None:
-    """What came of a chunk is told before the rest of it comes."""
     reader = chunked()
     pieces = [b"5\r\nhe", b"ll", b"o\r", b"\n3\r\nab"]
     assert [reader.feed(piece) for piece in pieces] == [b"he", b"ll", b"o", b"ab"]

@@ -1,4 +1,4 @@
-"""pool.py: which connection is taken next, which are closed, and how TLS is verified."""
+"""Tests of providers/transport/pool.py: reuse and closing of connections, and TLS verification."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def taken(pool: Pool, origin: Origin = HERE) -> socket.socket | None:
-    """The connection that is kept; None: a new one would be made, to where nobody listens."""
+    """Return the pooled connection, or None if there is none: nobody listens at the origin."""
     try:
         return pool.connection(origin, 1, AbortSwitch())
     except OSError:
@@ -67,7 +67,7 @@ def test_pool_reuses_the_last_returned_connection_first(pool: Pool, peers: Peers
 def test_pool_keeps_the_connections_of_each_origin_apart(
     pool: Pool, peers: Peers, other: Origin
 ) -> None:
-    """What another bundle of certificates vouched for, too."""
+    """Origins with other certificates count as different ones."""
     ours = peers.new()
     pool.give_back(HERE, ours)
     assert taken(pool, other) is None
@@ -106,7 +106,7 @@ def test_pool_does_not_reuse_a_connection_past_its_idle_limit(
 def test_returning_a_connection_closes_older_connections_past_the_idle_limit(
     pool: Pool, peers: Peers, clock: Clock
 ) -> None:
-    """Nor what lies below it, which nobody would take while one call follows another."""
+    """The pool is last in, first out, so that nothing else would reach the older ones."""
     old, fresh = peers.new(), peers.new()
     pool.give_back(HERE, old)
     clock.now += IDLE_S + 1
@@ -190,7 +190,7 @@ def test_tls_context_ignores_the_sslkeylogfile_variable(
         assert pool._context(ca_bundle).keylog_filename is None
 
 
-def test_certificates_are_read_anew_when_they_change(
+def test_certificates_are_read_again_when_they_change(
     tls_fake: FakeProvider, ca_bundle: str, tmp_path: Path
 ) -> None:
     bundle = tmp_path / "bundle.pem"
@@ -224,7 +224,7 @@ def test_missing_or_invalid_certificate_bundle_prevents_a_connection(
     assert tls_fake.requests == []
 
 
-def test_host_certificate_must_match_the_name_that_was_called(
+def test_host_certificate_must_match_the_requested_name(
     ca: trustme.CA, ca_bundle: str, tmp_path: Path
 ) -> None:
     certificate = ca.issue_cert("localhost").private_key_and_cert_chain_pem
@@ -263,7 +263,7 @@ def tls_host(pem: Path, first: bytes) -> Iterator[Origin]:
 
 
 def a_response(body: bytes, size: int | None = None) -> bytes:
-    """Return a response, of `size` bytes with its head if that is given."""
+    """Return a response. `size` is its size in bytes, including the head."""
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %05d\r\n\r\n"
     if size is not None:
         body = body * (size - len(head % 0))
@@ -277,7 +277,7 @@ OWN = a_response(b"own")
 def test_decrypted_bytes_after_a_response_never_reach_the_next_caller(
     ca: trustme.CA, ca_bundle: str, tmp_path: Path, size: int | None
 ) -> None:
-    """A response as large as one read, with a second one in the same TLS record behind it."""
+    """The first response fills one read, and a second one follows in the same TLS record."""
     ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "pem"))
     first = a_response(b"x", size)
     with (

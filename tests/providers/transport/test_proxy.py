@@ -1,4 +1,4 @@
-"""Calls through a forward proxy: what it sees, its refusals, aborts in each phase, and timeouts."""
+"""Tests of calls through a forward proxy: what the proxy sees, refusals, aborts and timeouts."""
 
 from __future__ import annotations
 
