@@ -41,7 +41,7 @@ class Nudge(Enum):
     KEEP_ALIVE = "keep-alive"  # nothing was written for a while
     CONTINUED = "continued"  # another attempt continues an interrupted stream
     RESTARTED = "restarted"  # another attempt replaces the part of a whole answer that has arrived
-    RELEASE = "release"  # the status line was held back for the maximum time
+    RELEASE = "release"  # the status line was held for the maximum time
 
 
 Message: TypeAlias = Batch | End | Nudge

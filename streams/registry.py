@@ -223,7 +223,7 @@ class StreamRegistry:
             for stream in self._snapshot():
                 try:
                     stream.look(time.monotonic())
-                except Exception:  # the sweeper must go on watching the other calls
+                except Exception:  # the sweeper must continue to watch the other calls
                     log.exception("sweep failed", extra={"request_id": stream.request_id})
             with self._lock:
                 oldest = time.monotonic() - REMEMBER_STOPPED_S

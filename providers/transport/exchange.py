@@ -218,7 +218,7 @@ class Exchange:
 
     @property
     def _goes_on(self) -> bool:
-        """Return True if the framing says that the body goes on."""
+        """Return True if the body hasn't ended, according to its framing."""
         assert self._response is not None  # noqa: S101
         body: Any = self._response.raw
         return not body.released
