@@ -19,7 +19,7 @@ from completion import (
     Summary,
     Usage,
 )
-from endpoints import calls, request_fields
+from endpoints import calls, passed_on, request_fields
 from endpoints.responses import (
     json_response,
 )
@@ -89,7 +89,7 @@ def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRe
         )
     prompt = fields.pop("prompt")
     request_fields.check("prompt", prompt, request_fields.Text)
-    extra = request_fields.merge_params(fields)
+    extra = passed_on.merge_params(fields)
     found = request_fields.parameters(fields)
     return found, request_fields.to_request(found, (prompt,), extra)
 

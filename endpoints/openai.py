@@ -26,7 +26,7 @@ from completion import (
     Prompt,
     Usage,
 )
-from endpoints import calls, request_fields
+from endpoints import calls, passed_on, request_fields
 from endpoints.responses import (
     json_response,
 )
@@ -100,7 +100,7 @@ def described(name: str) -> dict[str, Any]:
 def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRequest, bool]:
     """Return the parameters, the request, and the value of include_usage. Raises InvalidRequest."""
     beside = [name for name in data if name not in request_fields.NAMES]
-    request_fields.refuse_many(len(beside) - len(BESIDE.intersection(beside)))
+    passed_on.refuse_many(len(beside) - len(BESIDE.intersection(beside)))
     for name in beside:
         request_fields.refuse_lookalike(name)
     fields = {name: value for name, value in data.items() if value is not None}
@@ -110,19 +110,19 @@ def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRe
     include_usage = False
     if (options := fields.pop("stream_options", None)) is not None:
         request_fields.check("stream_options", options, dict[str, Any])
-        request_fields.refuse_many(len(options))
+        passed_on.refuse_many(len(options))
         for name in options:
             request_fields.refuse_lookalike(name)
         include_usage = options.get("include_usage") or False
         request_fields.check("include_usage", include_usage, bool)
-    extra = request_fields.merge_params(fields)
+    extra = passed_on.merge_params(fields)
     others = {name: fields.pop(name) for name in list(fields) if name not in request_fields.NAMES}
     for name in others:
         if name in request_fields.BEYOND_PARAMS:
             raise request_fields.unknown(name)
     if others:
-        others = request_fields.pass_on(others, fields)
-        request_fields.refuse_two_values(others, extra)
+        others = passed_on.pass_on(others, fields)
+        passed_on.refuse_two_values(others, extra)
     found = request_fields.parameters(fields)
     tries = max(found.n or 1, found.best_of or 1)
     if len(prompts) * tries > MOST_CHOICES:

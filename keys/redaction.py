@@ -149,7 +149,10 @@ CHANGE = re.compile("(?<=[a-z])[A-Z0-9]|(?<=[A-Z])[a-z0-9]|(?<=[0-9])[A-Za-z]")
 """A character of another class (small letters, capitals, digits) than the one before."""
 LONGEST_WORD = 19
 """The most characters without a separator that a word in a name has."""
-LONG_PREFIXES = ("sk-sluice-", "sk-proj-", "sk-ant-", "sk-or-", "sk-svcacct-", "sk-admin-")
+LONG_PREFIXES = (
+    *("sk-sluice-", "sk-proj-", "sk-ant-", "sk-or-", "sk-svcacct-", "sk-admin-"),
+    *("aiza", "absk"),
+)
 """Prefixes that no name of a model has: what follows need not look random."""
 RANDOM = ((16, 0.4), (32, 0.25))
 """What else is random: at least that many characters, with at least that share of CHANGE. A test

@@ -229,6 +229,12 @@ def test_another_name_takes_only_values_of_the_field(name: str) -> None:
         assert f"as {field}" in error.message
 
 
+def test_a_field_inside_an_object_must_agree_with_the_field() -> None:
+    for where in ("options", "generationConfig"):
+        error = refused(where, "max_tokens", 6, max_tokens=5)
+        assert error.message == "max_tokens has different values in two places. Send it once."
+
+
 def test_two_other_names_must_agree() -> None:
     body = {"prompt": "Hi", "max_completion_tokens": 5, "additional_params": {"n_predict": 6}}
     with pytest.raises(InvalidRequest):

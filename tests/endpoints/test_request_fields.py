@@ -17,7 +17,7 @@ from werkzeug.exceptions import ClientDisconnected
 from completion import (
     CompletionRequest,
 )
-from endpoints import native, request_fields
+from endpoints import native, passed_on, request_fields
 from endpoints.flask_app import Request
 from endpoints.request_fields import NAMES, NEVER_SHOWN, TAKES, Parameters, kind_of, shown
 from errors import (
@@ -324,13 +324,13 @@ def test_known_additional_params_become_fields_and_the_rest_stay_unchanged(
     fields: dict[str, Any], params: dict[str, Any], extra: dict[str, Any], merged: dict[str, Any]
 ) -> None:
     given = fields | {"additional_params": params}
-    assert request_fields.merge_params(given) == extra
+    assert passed_on.merge_params(given) == extra
     assert given == merged
 
 
 def test_a_field_with_two_different_values_is_rejected() -> None:
     with pytest.raises(InvalidRequest) as caught:
-        request_fields.merge_params({"top_p": 0.5, "additional_params": {"top_p": 0.6}})
+        passed_on.merge_params({"top_p": 0.5, "additional_params": {"top_p": 0.6}})
     assert caught.value.param == "top_p"
     message = "top_p has different values in the body and in additional_params."
     assert caught.value.message == message
