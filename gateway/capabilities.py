@@ -167,12 +167,13 @@ def refuse_host_names(request: CompletionRequest, target: Target) -> None:
 
     The row says that name, and sluice.toml can name a row's fields freely.
     """
+    if not target.names:
+        return
+    sent = {field_names.fold(name): name for name in (*request.extra, *request.openai_extra)}
     for ours, theirs in target.names.items():
-        known = field_names.fold(theirs)
-        for name in (*request.extra, *request.openai_extra):
-            counted = ours in field_names.OTHER_NAMES
-            if field_names.fold(name) == known and (counted or name != theirs):
-                raise InvalidRequest(f"Unknown field: {name}. Did you mean {ours}?", param=name)
+        name = sent.get(field_names.fold(theirs))
+        if name is not None and (ours in field_names.OTHER_NAMES or name != theirs):
+            raise InvalidRequest(f"Unknown field: {name}. Did you mean {ours}?", param=name)
 
 
 def check_body(request: CompletionRequest, target: Target) -> None:

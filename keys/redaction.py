@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 from urllib.parse import unquote
 
@@ -68,18 +68,26 @@ class Secret:
     def has_piece_in(self, text: str, least: int) -> bool:
         """Return True if a text has at least that many consecutive characters of the secret.
 
-        The work is in proportion to the length of both, because callers may choose both.
+        The work is in proportion to the length of both, because callers may choose both. A piece
+        covers at least one of the text's blocks of half its length, so only the surroundings of
+        blocks that the secret has are compared.
         """
         secret = self._text
         size = min(least, len(secret))
         if not size or len(text) < size:
             return False
-        if len(text) * len(secret) < SMALL:
-            if not self._may_be_in(text, size):
-                return False
-            return any(text[at : at + size] in secret for at in range(len(text) - size + 1))
-        pieces = {secret[at : at + size] for at in range(len(secret) - size + 1)}
-        return any(text[at : at + size] in pieces for at in range(len(text) - size + 1))
+        block = (size + 1) // 2
+        blocks: Container[str] = secret
+        pieces: Container[str] = secret
+        if len(text) * len(secret) > SMALL:
+            blocks = {secret[at : at + block] for at in range(len(secret) - block + 1)}
+            pieces = {secret[at : at + size] for at in range(len(secret) - size + 1)}
+        for at in range(0, len(text) - block + 1, block):
+            if text[at : at + block] in blocks:
+                for start in range(max(0, at - size + block), min(at, len(text) - size) + 1):
+                    if text[start : start + size] in pieces:
+                        return True
+        return False
 
     def _may_be_in(self, text: str, size: int) -> bool:
         """Return False if the text has no piece of `size` characters of the secret.
@@ -95,7 +103,7 @@ class Secret:
         return False
 
 
-SMALL = 2_000_000
+SMALL = 100_000
 """The product of two lengths up to which searching is faster than building a set of pieces."""
 SEPARATORS = re.compile("[^a-z0-9]+")
 MOST_DECODED = 4
@@ -143,7 +151,7 @@ IN_ANY_CASE = re.compile(
     re.IGNORECASE,
 )
 """KEY_LIKE in any letter case, also after an underscore. The group is what follows the prefix."""
-MARKS_IN_ANY_CASE = re.compile("|".join(MARKS), re.IGNORECASE)
+SMALL_MARKS = tuple(map(str.lower, MARKS))
 RUN = re.compile("[A-Za-z0-9]+")
 CHANGE = re.compile("(?<=[a-z])[A-Z0-9]|(?<=[A-Z])[a-z0-9]|(?<=[0-9])[A-Za-z]")
 """A character of another class (small letters, capitals, digits) than the one before."""
@@ -157,6 +165,15 @@ LONG_PREFIXES = (
 RANDOM = ((16, 0.4), (32, 0.25))
 """What else is random: at least that many characters, with at least that share of CHANGE. A test
 checks it with generated keys of all formats, and with the names of all models in genai-prices."""
+
+
+def may_hold_any(text: str) -> bool:
+    """Return False if no part of a text can match IN_ANY_CASE."""
+    small = text.lower()
+    for mark in SMALL_MARKS:  # noqa: SIM110 - any() would cost a call for each mark
+        if mark in small:
+            return True
+    return False
 
 
 def looks_generated(found: re.Match[str]) -> bool:
@@ -179,27 +196,36 @@ def holds_key(text: str) -> bool:
     KEY_LIKE alone also matches names of models.
     """
     text = decoded(text)
-    if MARKS_IN_ANY_CASE.search(text) is None:
+    if not may_hold_any(text):
         return False
     return any(map(looks_generated, IN_ANY_CASE.finditer(text)))
 
 
 def hide_generated(text: str) -> str:
     """Return a text with MARK instead of each word that contains a generated key."""
-    if MARKS_IN_ANY_CASE.search(decoded(text)) is None:
+    if not may_hold_any(decoded(text)):
         return text
     text = IN_ANY_CASE.sub(lambda found: MARK if looks_generated(found) else found[0], text)
     return WORD.sub(lambda found: MARK if holds_key(found[0]) else found[0], text)
 
 
-def hide_spellings(text: str, secret: str) -> str:
-    """Return a text without the words that are other spellings of a secret, or of pieces of it."""
-    other = Secret(flat(secret))
+def hide_known(text: str, secret: str, least: int) -> str:
+    """Return a text without the pieces of a secret, however they are spelled.
+
+    Words in another spelling go first, as a whole: hiding short pieces of them would leave the rest
+    in pieces that can't be recognized.
+    """
+    plain, other = Secret(secret), Secret(flat(secret))
+
+    def hidden(found: re.Match[str]) -> str:
+        word = found[0]
+        spelled = not plain.has_piece_in(word, LEAST_FLAT)
+        return MARK if spelled and other.has_piece_in(flat(word), LEAST_FLAT) else word
+
     if len(text) < LEAST_FLAT or not other.has_piece_in(flat(text), LEAST_FLAT):
-        return text
-    text = WORD.sub(
-        lambda found: MARK if other.has_piece_in(flat(found[0]), LEAST_FLAT) else found[0], text
-    )
+        return plain.hidden_in(text, least)
+    text = plain.hidden_in(WORD.sub(hidden, text), least)
+    text = WORD.sub(hidden, text)
     return MARK if other.has_piece_in(flat(text), LEAST_FLAT) else text
 
 
@@ -220,7 +246,7 @@ def hide(value: Any, secrets: Iterable[str], least: int = LEAST_PIECE) -> Any:
         # First, because the pieces of a secret may be the prefix by which another key is found.
         value = hide_generated(value)
         for secret in secrets:
-            value = hide_spellings(Secret(secret).hidden_in(value, least), secret)
+            value = hide_known(value, secret, least)
         return value
     if isinstance(value, dict):
         secrets = list(secrets)

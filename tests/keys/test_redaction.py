@@ -184,6 +184,18 @@ def test_other_spellings_of_a_secret_are_hidden(secret: str) -> None:
             assert redaction.flat(secret)[10:26] not in redaction.flat(shown)
 
 
+def test_a_spelling_with_plain_pieces_is_hidden_as_a_whole() -> None:
+    secret = "ABCDEFGH12" + "abcdefghij" + "KLMNOPQR34" + "klmnopqrst"
+    for text in (
+        secret.upper(),
+        f"x {secret.upper()}/{secret} y",
+        f"{secret[:20]}{secret.upper()}",
+    ):
+        shown = redaction.hide(text, [secret])
+        assert redaction.MARK in shown
+        assert redaction.flat(shown.replace(redaction.MARK, "")) in ("", "xy")
+
+
 def test_a_secret_spread_over_words_hides_the_whole_text() -> None:
     secret = generated("Sluice")
     assert redaction.hide(f"so {' '.join(secret)} it is", [secret]) == redaction.MARK
