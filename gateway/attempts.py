@@ -256,12 +256,12 @@ class Reader:
         make = partial(self._make, target=target, timeouts=timeouts)
         if not candidate.split:
             return make(request)
-        n = request.n or 1
+        n, silent = request.n or 1, request.max_tokens == 0
         if candidate.singly:
             return FanOut(
                 [partial(make, single) for single in single_choices(request)],
                 [
-                    Tally((prompt,), int(request.echo))
+                    Tally((prompt,), int(request.echo), silent=silent)
                     for prompt in request.prompts
                     for _ in range(n)
                 ],
@@ -273,7 +273,7 @@ class Reader:
                 for prompt in request.prompts
             ],
             [
-                Tally((prompt,), echoes=n if request.echo else 0, choices=n)
+                Tally((prompt,), n if request.echo else 0, choices=n, silent=silent)
                 for prompt in request.prompts
             ],
             n,

@@ -100,7 +100,7 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
         InvalidRequest: a field has a name that no target may get.
     """
     fim = target.provider.fim
-    if request.suffix and fim and matches(target.model, fim.models):
+    if request.suffix is not None and fim and matches(target.model, fim.models):
         target = msgspec.structs.replace(target, fim=fim)
     if request.extra or request.openai_extra:
         refuse_host_names(request, target)

@@ -166,7 +166,9 @@ class Stream:
         """
         limits = self.deadlines.at(target)
         echoes = (self.request.n or 1) if self.request.echo else 0
-        attempt = Attempt(target, Tally(prompts or self.request.prompts, echoes, choices=choices))
+        silent = self.request.max_tokens == 0
+        tally = Tally(prompts or self.request.prompts, echoes, choices=choices, silent=silent)
+        attempt = Attempt(target, tally)
         if self.first_visible is not None and not self.request.stream:
             self.first_visible = None
             self.mailbox.restart()

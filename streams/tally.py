@@ -37,7 +37,14 @@ class Tally:
     - Counts of 0 in a report that is marked as an estimate can't be true, and are estimated.
     """
 
-    def __init__(self, prompts: tuple[Prompt, ...], echoes: int = 0, *, choices: int = 1) -> None:
+    def __init__(
+        self,
+        prompts: tuple[Prompt, ...],
+        echoes: int = 0,
+        *,
+        choices: int = 1,
+        silent: bool = False,
+    ) -> None:
         """Start at zero.
 
         Args:
@@ -45,9 +52,11 @@ class Tally:
             echoes: how many times the answer repeats each prompt. Echoed text is not output.
             choices: how many choices one response has. If there are several, a usage report may
                 cover only one of them.
+            silent: True if no output was requested (max_tokens 0): all text is echoed.
         """
         self._prompts = prompts
         self._choices = choices
+        self._silent = silent
         self._echoed = echoes * sum(utf8_size(p) for p in prompts if isinstance(p, str))
         self._started: Started | None = None
         self._usage: Usage | None = None
@@ -100,6 +109,8 @@ class Tally:
     @property
     def _unreported(self) -> int:
         """An estimate of the tokens of output since the last usage report."""
+        if self._silent:
+            return 0
         pieces, output = self._reported
         made = self.pieces + self._thoughts
         return max(made - pieces, -(-(self._output_bytes - output) // 4))

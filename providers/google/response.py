@@ -59,12 +59,14 @@ class GoogleResponse:
     """The state of one response while it is decoded."""
 
     __slots__ = (
-        *("blocked", "choices", "held", "logprobs", "pairs"),
+        *("blocked", "choices", "empty", "held", "logprobs", "pairs"),
         *("readers", "reasons", "started", "texts", "thought"),
     )
 
     def __init__(self, request: CompletionRequest) -> None:
         self.choices = request.choices
+        self.empty = request.max_tokens == 0
+        """True if no text was asked for, so that its absence is no failure."""
         self.logprobs = request.logprobs
         self.readers: dict[int, LogprobsReader] = {}
         self.pairs = SplitPairs()
@@ -198,7 +200,9 @@ class GoogleResponse:
             self.refuse_incomplete()
         self.pairs.flush(batch)
         batch.extend(
-            Finished(index, "stop") for index in sorted(self.texts) if index not in self.reasons
+            Finished(index, "length" if self.empty else "stop")
+            for index in sorted(self.texts)
+            if index not in self.reasons
         )
 
     def refuse_broken_off(self, *, whole: bool) -> None:
@@ -208,7 +212,7 @@ class GoogleResponse:
     def refuse_incomplete(self) -> None:
         if len(self.texts) < self.choices:
             raise choices_missing(len(self.texts), 1, self.choices)
-        if not self.reasons and not any(self.texts.values()):
+        if not self.reasons and not (self.empty or any(self.texts.values())):
             raise UpstreamError("The upstream sent no text and no finish reason.")
 
 

@@ -51,7 +51,7 @@ class OpenAIResponse:
     """The state of one response while it is decoded."""
 
     __slots__ = (
-        *("choices", "echo", "finished", "held", "logprobs", "pairs"),
+        *("choices", "echo", "empty", "finished", "held", "logprobs", "pairs"),
         *("prompts", "readers", "started", "texts", "thought"),
     )
 
@@ -59,6 +59,8 @@ class OpenAIResponse:
         self.choices = request.choices
         self.prompts = len(request.prompts)
         self.echo = request.echo
+        self.empty = request.max_tokens == 0
+        """True if no text was asked for, so that its absence is no failure."""
         self.logprobs = request.logprobs
         self.readers: dict[int, LogprobsReader] = {}
         self.pairs = SplitPairs()
@@ -192,7 +194,7 @@ class OpenAIResponse:
             UpstreamError: There is neither text nor a finish_reason, or a choice is missing. Hosts
                 that ignore `n` or lists of prompts cause the latter.
         """
-        if not self.finished and not any(self.texts.values()):
+        if not self.finished and not (self.empty or any(self.texts.values())):
             raise UpstreamError("The upstream sent no text and no finish reason.")
         self.append_usage(batch)
         if len(self.texts) < self.choices:
@@ -200,7 +202,9 @@ class OpenAIResponse:
         if self.pairs.held:
             self.pairs.flush(batch)
         batch.extend(
-            Finished(index, "stop") for index in sorted(self.texts) if index not in self.finished
+            Finished(index, "length" if self.empty else "stop")
+            for index in sorted(self.texts)
+            if index not in self.finished
         )
 
     def break_off(self, batch: Batch) -> None:
