@@ -18,10 +18,7 @@ from typing import Annotated, Any, NoReturn
 import msgspec
 from msgspec import Meta
 
-from completion import (
-    CompletionRequest,
-    Prompt,
-)
+from completion import CompletionRequest, Prompt
 from endpoints.flask_app import current
 from endpoints.read_body import read_body
 from errors import (
@@ -302,6 +299,7 @@ def to_request(
     prompts: tuple[Prompt, ...],
     extra: dict[str, Any],
     openai_extra: dict[str, Any] | None = None,
+    unused: Iterable[str] = (),
 ) -> CompletionRequest:
     """Return the face-neutral request. A value without effect, such as n=1, counts as absent.
 
@@ -310,6 +308,7 @@ def to_request(
     Args:
         extra: fields for the provider, unchanged.
         openai_extra: fields for OpenAI-compatible hosts only, unchanged.
+        unused: the names of hints that no host gets.
     """
     stops = [found.stop] if isinstance(found.stop, str) else found.stop or []
     return CompletionRequest(
@@ -331,6 +330,7 @@ def to_request(
         stream=bool(found.stream),
         extra=extra,
         openai_extra=openai_extra or {},
+        unused=tuple(unused),
     )
 
 

@@ -29,6 +29,7 @@ from errors import (
     forget_frames,
     whole_seconds,
 )
+from gateway.added_fields import redacted
 from gateway.capabilities import Candidate, echoed
 from gateway.continuation import continuations
 from providers import registry
@@ -237,6 +238,8 @@ class Reader:
         or SluiceError if the attempt fails.
         """
         batches = upstream.events()
+        if candidate.request.passes_on:
+            batches = redacted(batches, candidate.target.credential)
         if candidate.echo:
             batches = echoed(batches, candidate.request)
         heard = False

@@ -12,7 +12,7 @@ from typing import Final
 from providers.base import Family, Fim, Provider
 
 MODERN: Final = {"max_tokens": "max_completion_tokens"}
-FOUR_STOPS: Final = {"stop": 4}
+FOUR_STOPS: Final[dict[str, float]] = {"stop": 4}
 PENALTIES: Final = ("frequency_penalty", "presence_penalty")
 OPENAI_LEGACY: Final = ("gpt-3.5-turbo-instruct*", "davinci-002", "babbage-002", "ft:*-002:*")
 OPENAI_FAMILIES: Final = (

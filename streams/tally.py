@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from completion import (
+    Added,
     Batch,
     Delta,
     Finished,
@@ -69,7 +70,7 @@ class Tally:
 
     def add(self, batch: Batch) -> int:
         """Count a batch. Return its weight in a mailbox, in bytes."""
-        before = self._bytes
+        before, added = self._bytes, 0
         for event in batch:
             if isinstance(event, Delta):
                 self.visible += 1
@@ -90,7 +91,9 @@ class Tally:
                     self._usage = self._covering(self._usage)
             elif isinstance(event, Started):
                 self._started = event
-        return self._bytes - before + EVENT_WEIGHT * len(batch)
+            elif isinstance(event, Added):
+                added += event.size
+        return self._bytes - before + added + EVENT_WEIGHT * len(batch)
 
     def _filled(self, usage: Usage) -> Usage:
         """Return an estimated usage, with earlier counts where it has none."""
