@@ -60,6 +60,14 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     openai_extra: dict[str, Any] = {}
     """Unknown parameters from the top level of an OpenAI request, sent unchanged, and only to
     OpenAI-compatible hosts."""
+    unused: tuple[str, ...] = ()
+    """The names of hints in the caller's request that no target gets."""
+
+    @property
+    def passes_on(self) -> bool:
+        """Return True if the provider gets parameters that Sluice doesn't know. They may add fields
+        to the answer, which are passed on too."""
+        return bool(self.extra or self.openai_extra)
 
     @property
     def choices(self) -> int:
@@ -205,7 +213,53 @@ class Used(msgspec.Struct, frozen=True, eq=False):
         return hash(self.usage)
 
 
-Event: TypeAlias = Started | Delta | Thought | Finished | Used
+class Added(msgspec.Struct, frozen=True):
+    """Fields of the provider's answer that Sluice doesn't know, for a request that passes
+    parameters on. They belong to the next text or finish of their choice.
+
+    index: the choice. Of several upstream calls, that of the call's first choice.
+    size: the bytes of the fields in JSON.
+    top: whether the fields are beside the choices.
+    """
+
+    index: int
+    fields: dict[str, Any]
+    size: int = 0
+    top: bool = False
+
+
+def merge_fields(into: dict[str, Any], fields: Mapping[str, Any]) -> None:
+    """Add later fields of one choice: lists are concatenated, other values replaced."""
+    for name, value in fields.items():
+        before = into.get(name)
+        if not isinstance(value, list):
+            into[name] = value
+        elif isinstance(before, list):
+            before.extend(value)
+        else:
+            into[name] = list(value)
+
+
+def combined_fields(calls: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the fields of several upstream calls together, in the calls' order.
+
+    Equal values stay one value. Of other values, lists and objects are joined, and the last one of
+    the rest counts.
+    """
+    found: dict[str, Any] = {}
+    for fields in calls:
+        for name, value in fields.items():
+            before = found.get(name)
+            if isinstance(before, list) and isinstance(value, list) and before != value:
+                found[name] = before + value
+            elif isinstance(before, dict) and isinstance(value, dict):
+                found[name] = before | value
+            else:
+                found[name] = value
+    return found
+
+
+Event: TypeAlias = Started | Delta | Thought | Finished | Used | Added
 Batch: TypeAlias = list[Event]
 """The events that arrived together. An empty batch says that the provider sent something, for
 example a ping, although there is no event in it."""
@@ -221,6 +275,8 @@ class Choice(msgspec.Struct, frozen=True):
     text: str
     finish_reason: FinishReason | None
     logprobs: Logprobs | None = None
+    added: dict[str, Any] | None = None
+    """The fields of Added events."""
 
 
 class Completion(msgspec.Struct, frozen=True):
@@ -230,6 +286,8 @@ class Completion(msgspec.Struct, frozen=True):
     choices: tuple[Choice, ...]
     usage: Usage | None
     input_tokens: int | None = None
+    added: dict[str, Any] = {}
+    """The fields of Added events that are beside the choices."""
 
 
 def fold(events: Iterable[Event]) -> Completion:
@@ -240,6 +298,8 @@ def fold(events: Iterable[Event]) -> Completion:
     texts: dict[int, list[str]] = {}
     logprobs: dict[int, list[Logprobs]] = {}
     reasons: dict[int, FinishReason] = {}
+    added: dict[int, dict[str, Any]] = {}
+    tops: dict[int, dict[str, Any]] = {}
     for event in events:
         if isinstance(event, Delta):
             texts.setdefault(event.index, []).append(event.text)
@@ -249,6 +309,9 @@ def fold(events: Iterable[Event]) -> Completion:
             reasons[event.index] = event.reason
         elif isinstance(event, Used):
             usage = event.usage
+        elif isinstance(event, Added):
+            kind = tops if event.top else added
+            merge_fields(kind.setdefault(event.index, {}), event.fields)
         elif isinstance(event, Started):
             model = event.model or model
             input_tokens = event.input_tokens
@@ -258,10 +321,12 @@ def fold(events: Iterable[Event]) -> Completion:
             "".join(texts.get(index, ())),
             reasons.get(index),
             join_logprobs(logprobs[index]) if index in logprobs else None,
+            added.get(index),
         )
         for index in sorted(texts.keys() | reasons.keys())
     )
-    return Completion(model, choices, usage, input_tokens)
+    top = combined_fields(tops[index] for index in sorted(tops))
+    return Completion(model, choices, usage, input_tokens, top)
 
 
 def join_logprobs(parts: list[Logprobs]) -> Logprobs:

@@ -49,7 +49,7 @@ def start(found: request_fields.Parameters, wanted: CompletionRequest) -> Call:
             "model": found.model or "",
             "provider": found.provider or "",
             "fallbacks": "\n".join(found.fallbacks or ()),
-            "a field name": "\n".join((*wanted.extra, *wanted.openai_extra)),
+            "a field name": "\n".join((*wanted.extra, *wanted.openai_extra, *wanted.unused)),
         }
     )
     call = services().gateway.open(

@@ -9,6 +9,7 @@ from flask import Blueprint, Response
 
 from auth import auth, current_key, key_of, x_api_key
 from completion import (
+    Added,
     Batch,
     Completion,
     CompletionRequest,
@@ -20,19 +21,14 @@ from completion import (
     Usage,
 )
 from endpoints import calls, passed_on, request_fields
-from endpoints.responses import (
-    json_response,
-)
-from endpoints.services import (
-    services,
-)
+from endpoints.added_fields import AddedFields
+from endpoints.responses import json_response
+from endpoints.services import services
 from errors import InvalidRequest, SluiceError, Unauthorized
 from gateway.call import Outcome
 from ledger.pricing import dollars
 from quota.quota import instant
-from streams.stream import (
-    Stream,
-)
+from streams.stream import Stream
 
 bp = Blueprint("native", __name__, url_prefix="/api/v1")
 
@@ -116,9 +112,10 @@ def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str
             **particulars(outcome.usage),
         },
     }
-    if stream.request.choices > 1 or (first and first.logprobs):
+    if stream.request.choices > 1 or (first and (first.logprobs or first.added)):
         found["choices"] = [
-            {
+            (choice.added or {})
+            | {
                 "text": choice.text,
                 "index": choice.index,
                 "finish_reason": calls.reason(outcome, choice.finish_reason),
@@ -126,6 +123,8 @@ def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str
             }
             for choice in completion.choices
         ]
+    if completion.added:
+        found["extra"] = completion.added
     return found | remarks(stream)
 
 
@@ -168,6 +167,7 @@ class NativeEncoder:
         self._stream = stream
         self._begun = False
         self._finished: set[int] = set()
+        self._added: AddedFields | None = None
         self._texts = calls.Templates(stream)
 
     def begin(self) -> bytes:
@@ -188,17 +188,20 @@ class NativeEncoder:
         index = -1
         for event in batch:
             if isinstance(event, Delta):
-                if event.logprobs is None:
+                if event.logprobs is None and self._added is None:
                     if event.index != index:
                         index = event.index
                         filled = self._texts.of(index, self._content)
                     frames.append(filled(event.text))
                 else:
-                    frames.append(
-                        calls.frame(self._content(event.index, event.text, event.logprobs))
-                    )
+                    content = self._content(event.index, event.text, event.logprobs)
+                    frames.append(self._frame(content))
             elif isinstance(event, Finished):
                 frames.append(self._finish(event.index, event.reason))
+            elif isinstance(event, Added):
+                self._added = self._added or AddedFields()
+                if self._added.add(event):
+                    frames.append(self._frame(self._content(event.index, "")))
         return b"".join(frames)
 
     def last_frames(self, outcome: Outcome) -> bytes:
@@ -252,7 +255,17 @@ class NativeEncoder:
             "finish_reason": reason,
             "choices": [choice],
         }
-        return calls.frame(finish | ({"continued": True} if self._stream.continued else {}))
+        return self._frame(finish | ({"continued": True} if self._stream.continued else {}))
+
+    def _frame(self, data: dict[str, Any]) -> bytes:
+        """Return a frame with one choice, and with the provider's fields that waited for it."""
+        if self._added is not None:
+            [choice] = data["choices"]
+            top, added = self._added.take(choice["index"])
+            data["choices"] = [added | choice]
+            if top:
+                data["extra"] = top
+        return calls.frame(data)
 
 
 MISLEADING = re.compile("validation|invalid format", re.IGNORECASE)

@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from auth import auth
 from completion import (
+    Added,
     Batch,
     Completion,
     CompletionRequest,
@@ -27,6 +28,7 @@ from completion import (
     Usage,
 )
 from endpoints import calls, passed_on, request_fields
+from endpoints.added_fields import AddedFields
 from endpoints.responses import (
     json_response,
 )
@@ -107,7 +109,7 @@ def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRe
     if "prompt" not in fields:
         raise InvalidRequest(f"prompt is missing; expected {PROMPT_TAKES}.", param="prompt")
     prompts = read_prompts(fields.pop("prompt"))
-    include_usage = False
+    include_usage, unused = False, []
     if (options := fields.pop("stream_options", None)) is not None:
         request_fields.check("stream_options", options, dict[str, Any])
         passed_on.refuse_many(len(options))
@@ -115,6 +117,8 @@ def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRe
             request_fields.refuse_lookalike(name)
         include_usage = options.get("include_usage") or False
         request_fields.check("include_usage", include_usage, bool)
+        unused = [f"stream_options.{name}" for name, value in options.items() if value]
+        unused = [name for name in unused if name != "stream_options.include_usage"]
     extra = passed_on.merge_params(fields)
     others = {name: fields.pop(name) for name in list(fields) if name not in request_fields.NAMES}
     for name in others:
@@ -130,7 +134,8 @@ def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRe
             f"{len(prompts)} prompts with {tries} choices each exceed the limit of {MOST_CHOICES}.",
             param="n",
         )
-    return found, request_fields.to_request(found, prompts, extra, others), include_usage
+    wanted = request_fields.to_request(found, prompts, extra, others, unused)
+    return found, wanted, include_usage
 
 
 PROMPT_TAKES = "a string, a list of strings, a list of token ids, or a list of such lists"
@@ -171,13 +176,14 @@ def kind_of_prompts(value: Any) -> Any:
 
 def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str, Any]:
     choices = [
-        choice(c.index, c.text, calls.reason(outcome, c.finish_reason), c.logprobs)
+        (c.added or {})
+        | choice(c.index, c.text, calls.reason(outcome, c.finish_reason), c.logprobs)
         for c in completion.choices
     ]
     missing = set(range(stream.request.choices)) - {c.index for c in completion.choices}
     if outcome.reason == "stopped":
         choices += [choice(index, "", "cancelled", None) for index in sorted(missing)]
-    return {
+    return completion.added | {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
         "created": int(stream.opened_at),
@@ -241,6 +247,7 @@ class OpenAIEncoder:
         self._id = f"cmpl-{uuid.uuid4().hex}"
         self._finished: set[int] = set()
         self._released = False
+        self._added: AddedFields | None = None
         self._texts = calls.Templates(stream)
 
     def begin(self) -> bytes:
@@ -252,7 +259,7 @@ class OpenAIEncoder:
         index = -1
         for event in batch:
             if isinstance(event, Delta):
-                if event.logprobs is None:
+                if event.logprobs is None and self._added is None:
                     if event.index != index:
                         index = event.index
                         filled = self._texts.of(index, self._content)
@@ -263,6 +270,10 @@ class OpenAIEncoder:
                     )
             elif isinstance(event, Finished):
                 frames.append(self._finish(event.index, event.reason))
+            elif isinstance(event, Added):
+                self._added = self._added or AddedFields()
+                if self._added.add(event):
+                    frames.append(self._chunk(choice(event.index, "", None, None)))
         return b"".join(frames)
 
     def last_frames(self, outcome: Outcome) -> bytes:
@@ -275,7 +286,8 @@ class OpenAIEncoder:
             if index not in self._finished
         ]
         if self._include_usage:
-            frames.append(calls.frame(self._shape([]) | {"usage": usage_of(outcome)}))
+            top = self._added.take()[0] if self._added else {}
+            frames.append(calls.frame(top | self._shape([]) | {"usage": usage_of(outcome)}))
         return b"".join([*frames, calls.DONE])
 
     def _late_remarks(self) -> bytes:
@@ -293,7 +305,11 @@ class OpenAIEncoder:
         return self._chunk(choice(index, "", reason, None) | more)
 
     def _chunk(self, choice: dict[str, Any]) -> bytes:
-        return calls.frame(self._shape([choice]))
+        top: dict[str, Any] = {}
+        if self._added is not None:
+            top, added = self._added.take(choice["index"])
+            choice = added | choice
+        return calls.frame(top | self._shape([choice]))
 
     def _shape(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {

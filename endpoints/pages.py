@@ -59,9 +59,9 @@ class Range(NamedTuple):
 
 
 RANGES = (
-    Range("max_tokens", "Max tokens", 1, 2**31 - 1, "1", "1 or more"),
+    Range("max_tokens", "Max tokens", 0, 2**31 - 1, "1", "0 or more"),
     Range("temperature", "Temperature", 0, 2, "any", "0 to 2"),
-    Range("top_p", "Top p", 0, 1, "any", "above 0, up to 1"),
+    Range("top_p", "Top p", 0, 1, "any", "0 to 1"),
     Range("frequency_penalty", "Frequency penalty", -2, 2, "any", "\N{MINUS SIGN}2 to 2"),
     Range("presence_penalty", "Presence penalty", -2, 2, "any", "\N{MINUS SIGN}2 to 2"),
     Range("seed", "Seed", -(2**53) + 1, 2**53 - 1, "1", "a whole number"),

@@ -18,10 +18,7 @@ from typing import Annotated, Any, NoReturn
 import msgspec
 from msgspec import Meta
 
-from completion import (
-    CompletionRequest,
-    Prompt,
-)
+from completion import CompletionRequest, Prompt
 from endpoints.flask_app import current
 from endpoints.read_body import read_body
 from errors import (
@@ -38,6 +35,7 @@ JSON = "application/json"
 
 Text = Annotated[str, Meta(min_length=1)]
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
+Stop = Annotated[str, Meta(max_length=1024)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 StreamId = Annotated[str, Meta(pattern=rf"\A{ID.pattern}\Z")]
 
@@ -57,11 +55,11 @@ class Parameters(msgspec.Struct, kw_only=True):
     stream_id: StreamId | None = None
     stream: bool | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    stop: Text | Annotated[list[Text], Meta(max_length=4)] | None = None
+    stop: Stop | Annotated[list[Stop], Meta(max_length=64)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
@@ -81,12 +79,12 @@ TAKES = {
     "stream_id": "1 to 128 of the characters A-Z a-z 0-9 . _ : -",
     "stream": "true or false",
     "temperature": "a number from 0 to 2",
-    "max_tokens": "an integer from 1 to 2147483647",
-    "top_p": "a number above 0 and at most 1",
+    "max_tokens": "an integer from 0 to 2147483647",
+    "top_p": "a number from 0 to 1",
     "frequency_penalty": "a number from -2 to 2",
     "presence_penalty": "a number from -2 to 2",
     "additional_params": "an object",
-    "stop": "a non-empty string, or a list of at most 4 of them",
+    "stop": "a string of at most 1024 characters, or a list of at most 64 of them",
     "seed": "a 64-bit integer",
     "n": "an integer from 1 to 128",
     "best_of": "an integer from 1 to 128, and at least n",
@@ -214,14 +212,18 @@ def to_request(
     prompts: tuple[Prompt, ...],
     extra: dict[str, Any],
     openai_extra: dict[str, Any] | None = None,
+    unused: Iterable[str] = (),
 ) -> CompletionRequest:
     """Return the face-neutral request. A value without effect, such as n=1, counts as absent.
+
+    An empty suffix does have an effect: it is the end of a text to fill in.
 
     Args:
         extra: fields for the provider, unchanged.
         openai_extra: fields for OpenAI-compatible hosts only, unchanged.
+        unused: the names of hints that no host gets.
     """
-    stop = (found.stop,) if isinstance(found.stop, str) else tuple(found.stop or ())
+    stops = [found.stop] if isinstance(found.stop, str) else found.stop or []
     return CompletionRequest(
         prompts=prompts,
         max_tokens=found.max_tokens,
@@ -229,18 +231,19 @@ def to_request(
         top_p=None if found.top_p == 1 else found.top_p,
         frequency_penalty=found.frequency_penalty or None,
         presence_penalty=found.presence_penalty or None,
-        stop=stop,
+        stop=tuple(filter(None, stops)),
         seed=found.seed,
         n=None if found.n == 1 else found.n,
         best_of=None if found.best_of == 1 else found.best_of,
         logprobs=found.logprobs,
         echo=bool(found.echo),
-        suffix=found.suffix or None,
+        suffix=found.suffix,
         logit_bias=found.logit_bias or {},
         user=found.user or None,
         stream=bool(found.stream),
         extra=extra,
         openai_extra=openai_extra or {},
+        unused=tuple(unused),
     )
 
 

@@ -29,6 +29,7 @@ from errors import (
     forget_frames,
     whole_seconds,
 )
+from gateway.added_fields import redacted
 from gateway.capabilities import Candidate, echoed
 from gateway.continuation import continuations
 from providers import registry
@@ -239,6 +240,8 @@ class Reader:
         or SluiceError if the attempt fails.
         """
         batches = upstream.events()
+        if candidate.request.passes_on:
+            batches = redacted(batches, candidate.target.credential)
         if candidate.echo:
             batches = echoed(batches, candidate.request)
         succeeded = False
@@ -258,12 +261,12 @@ class Reader:
         make = partial(self._make, target=target, timeouts=timeouts)
         if not candidate.split:
             return make(request)
-        n = request.n or 1
+        n, silent = request.n or 1, request.max_tokens == 0
         if candidate.singly:
             return FanOut(
                 [partial(make, single) for single in single_choices(request)],
                 [
-                    Tally((prompt,), int(request.echo))
+                    Tally((prompt,), int(request.echo), silent=silent)
                     for prompt in request.prompts
                     for _ in range(n)
                 ],
@@ -275,7 +278,7 @@ class Reader:
                 for prompt in request.prompts
             ],
             [
-                Tally((prompt,), echoes=n if request.echo else 0, choices=n)
+                Tally((prompt,), n if request.echo else 0, choices=n, silent=silent)
                 for prompt in request.prompts
             ],
             n,

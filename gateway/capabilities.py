@@ -102,7 +102,7 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
         InvalidRequest: a field has a name that no target may get, or contradicts another one.
     """
     fim = target.provider.fim
-    if request.suffix and fim and matches(target.model, fim.models):
+    if request.suffix is not None and fim and matches(target.model, fim.models):
         target = msgspec.structs.replace(target, fim=fim)
     if request.extra or request.openai_extra:
         refuse_host_names(request, target)
@@ -118,7 +118,7 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
     check_limits(request, target, hints)
     if split:
         check_split(request, target)
-    dropped = names_of(request, hints)
+    dropped = tuple(sorted({*names_of(request, hints), *request.unused}))
     if strict and dropped:
         unsupported(dropped[0], dropped[0], target)
     changes: dict[str, Any] = {name: EMPTY.get(name) for name in hints}
@@ -255,7 +255,7 @@ EMPTY: Mapping[str, Any] = {"logit_bias": {}, "extra": {}, "openai_extra": {}}
 
 def wanted(request: CompletionRequest) -> frozenset[str]:
     """Return the parameters that a request uses, under the names of `Dialect.unsupported`."""
-    names = asked_for(request).keys() - {"prompts", "stream"}
+    names = asked_for(request).keys() - {"prompts", "stream", "unused"}
     if any(not isinstance(prompt, str) for prompt in request.prompts):
         names.add("token_ids")
     if len(request.prompts) > 1:

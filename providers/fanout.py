@@ -15,7 +15,7 @@ from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
-from completion import Batch, Delta, Event, Finished, Started, Thought, Usage, Used
+from completion import Added, Batch, Delta, Event, Finished, Started, Thought, Usage, Used
 from errors import UpstreamError
 from providers.base import UpstreamCall
 
@@ -187,7 +187,7 @@ class BatchMerge:
         exact = self._exact == self.calls
         return Usage(**self._sums, source="provider" if exact else "estimate")
 
-    def _renumber(self, number: int, event: Delta | Finished) -> Event:
+    def _renumber(self, number: int, event: Delta | Finished | Added) -> Event:
         return msgspec.structs.replace(event, index=number * self._n + event.index)
 
     def _count(self, number: int, batch: Batch) -> None:

@@ -12,6 +12,7 @@ from typing import Final
 from providers.base import Family, Fim, Provider
 
 MODERN: Final = {"max_tokens": "max_completion_tokens"}
+FOUR_STOPS: Final[dict[str, float]] = {"stop": 4}
 PENALTIES: Final = ("frequency_penalty", "presence_penalty")
 OPENAI_LEGACY: Final = ("gpt-3.5-turbo-instruct*", "davinci-002", "babbage-002", "ft:*-002:*")
 OPENAI_FAMILIES: Final = (
@@ -42,6 +43,7 @@ BUILT_IN: Final = (
         api_key_env="OPENAI_API_KEY",
         completions=OPENAI_LEGACY,
         chat_names=MODERN,
+        limits=FOUR_STOPS,
         families=OPENAI_FAMILIES,
         models=(
             "gpt-4.1-mini",
@@ -113,6 +115,7 @@ BUILT_IN: Final = (
         key_header="api-key",
         completions=("gpt-35-turbo-instruct*", *OPENAI_LEGACY),
         chat_names=MODERN,
+        limits=FOUR_STOPS,
         families=OPENAI_FAMILIES,
     ),
     Provider(
@@ -120,6 +123,7 @@ BUILT_IN: Final = (
         base_url="https://api.deepseek.com",
         api_key_env="DEEPSEEK_API_KEY",
         cannot=("n", "seed", "logit_bias", "user"),
+        limits={"stop": 16},
         fim=Fim(
             path="/beta/completions",
             cannot=(
@@ -134,7 +138,7 @@ BUILT_IN: Final = (
         base_url="https://api.x.ai/v1",
         api_key_env="XAI_API_KEY",
         cannot=("logit_bias",),
-        limits={"logprobs": 8},
+        limits={"logprobs": 8, "stop": 4},
         chat_names=MODERN,
         families=(
             Family(models=("grok-4*",), unless=("*non-reasoning*",), cannot=("stop", *PENALTIES)),
@@ -176,7 +180,7 @@ BUILT_IN: Final = (
         base_url="https://router.huggingface.co/v1",
         api_key_env="HF_TOKEN",
         cannot=("n", "logit_bias", "user"),
-        limits={"logprobs": 5},
+        limits={"logprobs": 5, "stop": 4},
         models=("openai/gpt-oss-120b:groq",),
     ),
     Provider(
@@ -184,6 +188,7 @@ BUILT_IN: Final = (
         base_url="https://api.groq.com/openai/v1",
         api_key_env="GROQ_API_KEY",
         cannot=("n", "logprobs", "logit_bias", *PENALTIES),
+        limits=FOUR_STOPS,
         chat_names=MODERN,
         stream_options={},
         models=("openai/gpt-oss-20b",),
@@ -203,7 +208,7 @@ BUILT_IN: Final = (
         api_key_env="FIREWORKS_API_KEY",
         completions=True,
         cannot=("best_of", "suffix"),
-        limits={"logprobs": 5},
+        limits={"logprobs": 5, "stop": 4},
         stream_options={},
         models=("accounts/fireworks/models/gpt-oss-120b",),
     ),
@@ -212,6 +217,7 @@ BUILT_IN: Final = (
         base_url="https://openrouter.ai/api/v1",
         api_key_env="OPENROUTER_API_KEY",
         cannot=("n",),
+        limits=FOUR_STOPS,
         models=("openai/gpt-5.4-mini",),
     ),
     Provider(
@@ -220,7 +226,7 @@ BUILT_IN: Final = (
         api_key_env="CEREBRAS_API_KEY",
         completions=True,
         cannot=("suffix", "logit_bias", *PENALTIES),
-        limits={"temperature": 1.5},
+        limits={"temperature": 1.5, "stop": 4},
         chat_names=MODERN,
         models=("gpt-oss-120b",),
     ),
@@ -252,6 +258,7 @@ BUILT_IN: Final = (
         base_url="http://127.0.0.1:8000/v1",
         completions=True,
         cannot=("best_of", "suffix", "user"),
+        limits=FOUR_STOPS,  # unless the server has another VLLM_MAX_STOP_STRINGS
         # With usage in each chunk, the usage of a stopped stream is exact.
         stream_options={"include_usage": True, "continuous_usage_stats": True},
     ),

@@ -103,7 +103,7 @@ def missing(row: Provider, environ: Mapping[str, str], *, byok: bool = False) ->
     return names
 
 
-PARAMETERS: Final = frozenset(CompletionRequest.__struct_fields__) - {"prompts", "stream"}
+PARAMETERS: Final = frozenset(CompletionRequest.__struct_fields__) - {"prompts", "stream", "unused"}
 PSEUDO: Final = frozenset(("token_ids", "prompt_list", "choice_list", "echo_logprobs"))
 """The names in `Dialect.unsupported` that aren't fields of CompletionRequest."""
 COUNTED: Final = frozenset(

@@ -167,7 +167,8 @@ class Quota:
         budget = budget_of(key)
         if budget is None:
             return None
-        least, most = demand.output or 0, demand.output or self._reserve
+        most = self._reserve if demand.output is None else demand.output
+        least = demand.output or 0
         if demand.loose:
             most = max(most, self._reserve)
         priced = list(prices)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 
 from completion import (
+    Added,
     Batch,
     CompletionRequest,
     Delta,
@@ -33,8 +34,8 @@ from providers.base import Target, UpstreamCall
 from server.sockets import shut
 from streams.deadlines import Deadlines
 from streams.disconnect import CANCEL, DisconnectPolicy, Drain, hung_up
-from streams.mailbox import End, Mailbox
-from streams.tally import Tally
+from streams.mailbox import BACKLOG, End, Mailbox
+from streams.tally import EVENT_WEIGHT, Tally
 
 
 class Attempt:
@@ -49,6 +50,17 @@ class Attempt:
         self.ended: float | None = None
         self.failure: SluiceError | None = None
         """The error that ended the attempt, if the provider caused it."""
+        self.held: Batch = []
+        """Added events before the first visible event, with which the client gets them."""
+        self.held_size = 0
+
+    def hold(self, batch: Batch) -> bool:
+        """Hold a batch's Added events. Return True if that is as much as may be held."""
+        for event in batch:
+            if isinstance(event, Added):
+                self.held.append(event)
+                self.held_size += event.size + EVENT_WEIGHT
+        return self.held_size > BACKLOG
 
 
 class Stream:
@@ -166,7 +178,9 @@ class Stream:
         """
         limits = self.deadlines.at(target)
         echoes = (self.request.n or 1) if self.request.echo else 0
-        attempt = Attempt(target, Tally(prompts or self.request.prompts, echoes, choices=choices))
+        silent = self.request.max_tokens == 0
+        tally = Tally(prompts or self.request.prompts, echoes, choices=choices, silent=silent)
+        attempt = Attempt(target, tally)
         if self.first_visible is not None and not self.request.stream:
             self.first_visible = None
             self.mailbox.restart()
@@ -202,9 +216,14 @@ class Stream:
         visible = tally.visible
         weight = tally.add(batch)
         if tally.visible == visible and (self.first_visible is None or not batch):
-            return not self.ended or self._drains_on()
+            if not (batch and attempt.hold(batch)):
+                return not self.ended or self._drains_on()
+            batch = []
         if self.first_visible is None:
             self.first_visible = now
+            if attempt.held:
+                batch, weight = [*attempt.held, *batch], weight + attempt.held_size
+                attempt.held = []
         if self.text is not None:
             self.text += [event.text for event in batch if isinstance(event, Delta)]
             if any(isinstance(event, Finished) for event in batch):

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from completion import (
+    Added,
     Batch,
     Delta,
     Finished,
@@ -38,7 +39,14 @@ class Tally:
     - Counts of 0 in a report that is marked as an estimate can't be true, and are estimated.
     """
 
-    def __init__(self, prompts: tuple[Prompt, ...], echoes: int = 0, *, choices: int = 1) -> None:
+    def __init__(
+        self,
+        prompts: tuple[Prompt, ...],
+        echoes: int = 0,
+        *,
+        choices: int = 1,
+        silent: bool = False,
+    ) -> None:
         """Start at zero.
 
         Args:
@@ -46,9 +54,11 @@ class Tally:
             echoes: how many times the answer repeats each prompt. Echoed text is not output.
             choices: the number of choices in one response. If there are several, a usage report may
                 cover only one of them.
+            silent: True if no output was requested (max_tokens 0): all text is echoed.
         """
         self._prompts = prompts
         self._choices = choices
+        self._silent = silent
         self._echoed = echoes * sum(utf8_size(p) for p in prompts if isinstance(p, str))
         self._started: Started | None = None
         self._usage: Usage | None = None
@@ -61,7 +71,7 @@ class Tally:
 
     def add(self, batch: Batch) -> int:
         """Count a batch. Return its weight in a mailbox, in bytes."""
-        before = self._bytes
+        before, added = self._bytes, 0
         for event in batch:
             if isinstance(event, Delta):
                 self.visible += 1
@@ -82,7 +92,9 @@ class Tally:
                     self._usage = self._covering(self._usage)
             elif isinstance(event, Started):
                 self._started = event
-        return self._bytes - before + EVENT_WEIGHT * len(batch)
+            elif isinstance(event, Added):
+                added += event.size
+        return self._bytes - before + added + EVENT_WEIGHT * len(batch)
 
     def _filled(self, usage: Usage) -> Usage:
         """Return an estimated usage in which counts of 0 are replaced by earlier counts."""
@@ -101,6 +113,8 @@ class Tally:
     @property
     def _unreported(self) -> int:
         """An estimate of the tokens of output since the last usage report."""
+        if self._silent:
+            return 0
         pieces, output = self._reported
         made = self.pieces + self._thoughts
         return max(made - pieces, -(-(self._output_bytes - output) // 4))

@@ -30,6 +30,11 @@ OTHER_NAMES = (
     "letter case is a 400."
 )
 FREE: Schema = {"type": "object", "additionalProperties": True}
+ADDED: Schema = {
+    "additionalProperties": True,
+    "description": "Requests with parameters that Sluice doesn't know also get the fields of the "
+    "provider's answer that it doesn't know.",
+}
 
 
 def ref(name: str) -> Schema:
@@ -147,7 +152,8 @@ def completions() -> dict[str, Schema]:
     )
     logprobs = nullable(FREE)
     choice = {"text": TEXT, "index": COUNT, "finish_reason": reason, "logprobs": logprobs}
-    openai_choice = choice | {"finish_reason": openai_reason}
+    cancelled = {"native_finish_reason": enum("cancelled")}
+    openai_choice = closed(choice | {"finish_reason": openai_reason}, cancelled) | ADDED
     told = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), COUNT)
     details = {
         "prompt_tokens_details": closed({"cached_tokens": COUNT, "cache_write_tokens": COUNT}),
@@ -162,18 +168,18 @@ def completions() -> dict[str, Schema]:
             {"request_id": TEXT, "created_at": MOMENT, "duration_ms": NUMBER, "provider": TEXT}
             | {"model": TEXT, "success": {"const": True}, "message": TEXT, "data": TEXT}
             | {"finish_reason": reason, "usage": ref("Usage")},
-            {"choices": items(closed(choice)), "byok_api_key": YES, "warnings": items(TEXT)},
+            {"choices": items(closed(choice) | ADDED), "extra": FREE}
+            | {"byok_api_key": YES, "warnings": items(TEXT)},
         ),
         "OpenAICompletion": closed(
             {"id": TEXT, "object": {"const": "text_completion"}, "created": COUNT, "model": TEXT}
             | {
-                "choices": items(
-                    closed(openai_choice, {"native_finish_reason": enum("cancelled")})
-                ),
+                "choices": items(openai_choice),
                 "usage": closed(told | {"cost": nullable(NUMBER)}, details),
             },
             {"byok_api_key": YES},
-        ),
+        )
+        | ADDED,
     }
 
 

@@ -70,7 +70,7 @@ def _headers(request: CompletionRequest, target: Target) -> dict[str, str]:
 
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
-    response = AnthropicResponse()
+    response = AnthropicResponse(adds=request.passes_on)
     return single_choice.events(
         chunks,
         response.read,
@@ -80,7 +80,9 @@ def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batc
 
 
 def complete(body: bytes, request: CompletionRequest) -> Batch:
-    return bodies.whole(body, partial(read_whole, body), partial(events, request=request))
+    return bodies.whole(
+        body, partial(read_whole, body, adds=request.passes_on), partial(events, request=request)
+    )
 
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:

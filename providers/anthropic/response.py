@@ -33,7 +33,9 @@ from completion import (
 from errors import UpstreamError
 from providers.anthropic.schemas import (
     CHUNK,
+    CHUNK_FIELDS,
     MESSAGE,
+    MESSAGE_FIELDS,
     STATUSES,
     Change,
     Chunk,
@@ -42,6 +44,7 @@ from providers.anthropic.schemas import (
     Tokens,
 )
 from providers.decoding import lenient_json, sse
+from providers.decoding.added_fields import append_added, decode_object, unknown
 from providers.decoding.error_bodies import failure, refuse_error, reported
 from providers.decoding.finish_reasons import meaning_of
 from providers.decoding.lenient_json import garbage
@@ -57,7 +60,7 @@ REASONS: Final[dict[str, FinishReason]] = {
 format have words of their own; see finish_reasons.py."""
 
 
-def read_whole(body: bytes, batch: Batch) -> None:
+def read_whole(body: bytes, batch: Batch, *, adds: bool = False) -> None:
     """Append the events of a JSON body. Raises UpstreamError if it isn't a completion."""
     response = AnthropicResponse()
     message = lenient_json.decode(body, MESSAGE, response.pairs)
@@ -65,6 +68,8 @@ def read_whole(body: bytes, batch: Batch) -> None:
         refuse_error(body, STATUSES)
         raise garbage("The upstream's response contains no content.", body)
     response.message_start(Chunk(message=message), batch)
+    if adds:
+        append_added(unknown(decode_object(body), MESSAGE_FIELDS), batch)
     response.append_text(
         "".join(block.text or "" for block in message.content if block.type == "text"), batch
     )
@@ -76,9 +81,11 @@ def read_whole(body: bytes, batch: Batch) -> None:
 class AnthropicResponse:
     """The state of one response while it is decoded."""
 
-    __slots__ = ("pairs", "reason", "text", "tokens")
+    __slots__ = ("adds", "pairs", "reason", "text", "tokens")
 
-    def __init__(self) -> None:
+    def __init__(self, *, adds: bool = False) -> None:
+        self.adds = adds
+        """True if fields that Sluice doesn't know are passed on."""
         self.reason: FinishReason | None = None
         self.tokens = Tokens()
         self.pairs = SplitPairs()
@@ -114,9 +121,18 @@ class AnthropicResponse:
             raise failure(frame.data, STATUSES)
         if step := STEPS.get(kind):
             step(self, chunk, batch)
+            self.append_fields(frame.data, batch)
         elif chunk.type is None:
             refuse_error(frame.data, STATUSES)
         return kind == "message_stop"
+
+    def append_fields(self, data: bytes, batch: Batch) -> None:
+        """Append the fields of an event that Sluice doesn't know: the message's and its end's."""
+        event = decode_object(data) if self.adds else {}
+        append_added(unknown(event.get("message"), MESSAGE_FIELDS), batch)
+        if event.get("type") == "message_delta":
+            fields = unknown(event, CHUNK_FIELDS) | unknown(event.get("delta"), MESSAGE_FIELDS)
+            append_added(fields, batch)
 
     def append_text(self, text: str, batch: Batch) -> None:
         if self.pairs.possible:

@@ -78,3 +78,6 @@ class Chunk(msgspec.Struct):
 
 CHUNK: Final = msgspec.json.Decoder(Chunk)
 MESSAGE: Final = msgspec.json.Decoder(Message)
+MESSAGE_FIELDS: Final = frozenset({"id", "type", "role", *Message.__struct_fields__})
+CHUNK_FIELDS: Final = frozenset({"index", *Chunk.__struct_fields__})
+"""The known fields of a message and of an event. The others are passed on to who asked for them."""

@@ -105,7 +105,7 @@ def body(request: CompletionRequest, target: Target) -> dict[str, Any]:
 
 def events(
     chunks: Iterable[bytes],
-    request: CompletionRequest,  # noqa: ARG001
+    request: CompletionRequest,
 ) -> Iterator[Batch]:
     """Decode a streamed body.
 
@@ -114,12 +114,14 @@ def events(
     """
     first, chunks = bodies.peek(chunks)
     if first == b"{":
-        yield from bodies.batch_of(partial(BedrockResponse().read_whole, bodies.join(chunks)))
+        yield from bodies.batch_of(
+            partial(BedrockResponse(adds=request.passes_on).read_whole, bodies.join(chunks))
+        )
         return
     if first != b"\0":  # the first byte of a frame's length, which is below 16 MiB
         start = bodies.beginning(chunks)
         raise garbage("The upstream ended the stream without a completion.", start)
-    response = BedrockResponse()
+    response = BedrockResponse(adds=request.passes_on)
     for frames in event_stream.decode(chunks):
         yield from bodies.batch_of(partial(_read, response, frames))
         if response.ended:
@@ -135,7 +137,7 @@ def _read(response: BedrockResponse, frames: list[event_stream.BinaryFrame], bat
 
 
 def complete(body: bytes, request: CompletionRequest) -> Batch:
-    read = partial(BedrockResponse().read_whole, body)
+    read = partial(BedrockResponse(adds=request.passes_on).read_whole, body)
     return bodies.whole(body, read, partial(events, request=request), stream=body[:1] == b"\0")
 
 

@@ -28,6 +28,7 @@ from providers.bedrock.errors import decode_value, refuse_error, reported
 from providers.bedrock.schemas import (
     DELTA,
     EVENTS,
+    FIELDS,
     METADATA,
     STOP,
     WHOLE,
@@ -36,6 +37,7 @@ from providers.bedrock.schemas import (
     Tokens,
 )
 from providers.decoding import lenient_json
+from providers.decoding.added_fields import append_added, decode_object, unknown
 from providers.decoding.error_bodies import broken_off
 from providers.decoding.event_stream import BinaryFrame
 from providers.decoding.finish_reasons import meaning_of, word_of
@@ -57,9 +59,11 @@ FAILURES: Final = frozenset(("malformed_model_output", "malformed_tool_use"))
 class BedrockResponse:
     """The state of one response while it is decoded. Converse sends one choice."""
 
-    __slots__ = ("ended", "filtered", "finished", "pairs", "started", "text")
+    __slots__ = ("adds", "ended", "filtered", "finished", "pairs", "started", "text")
 
-    def __init__(self) -> None:
+    def __init__(self, *, adds: bool = False) -> None:
+        self.adds = adds
+        """True if fields that Sluice doesn't know are passed on."""
         self.started = False
         self.finished = False
         self.filtered = False
@@ -88,6 +92,8 @@ class BedrockResponse:
         if event not in EVENTS:
             return
         self.start(batch)
+        if self.adds and event in ("messageStop", "metadata"):
+            append_added(unknown(decode_object(frame.payload), FIELDS), batch)
         if event == "contentBlockDelta":
             self.take(lenient_json.decode(frame.payload, DELTA, self.pairs).delta, batch)
         elif event == "messageStop":
@@ -116,6 +122,8 @@ class BedrockResponse:
             refuse_error(body)
             raise garbage("The upstream's response contains no output.", body)
         self.start(batch)
+        if self.adds:
+            append_added(unknown(decode_object(body), FIELDS), batch)
         blocks = (answer.output.message and answer.output.message.content) or ()
         text = "".join(map(text_of, blocks))
         if self.pairs.possible:

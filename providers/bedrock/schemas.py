@@ -79,3 +79,6 @@ EVENTS: Final = frozenset(
         *("messageStop", "metadata"),
     )
 )
+
+FIELDS: Final = frozenset({"p", *(field.encode_name for field in msgspec.structs.fields(Whole))})
+"""The known fields of a body, and of the last events. The others are passed on to who asked."""

@@ -53,11 +53,15 @@ def body(request: CompletionRequest, target: Target) -> dict[str, Any]:
 
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
-    return single_choice.events(chunks, CohereResponse().read, partial(complete, request=request))
+    return single_choice.events(
+        chunks, CohereResponse(adds=request.passes_on).read, partial(complete, request=request)
+    )
 
 
 def complete(body: bytes, request: CompletionRequest) -> Batch:
-    return bodies.whole(body, partial(read_whole, body), partial(events, request=request))
+    return bodies.whole(
+        body, partial(read_whole, body, adds=request.passes_on), partial(events, request=request)
+    )
 
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:

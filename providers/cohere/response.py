@@ -12,7 +12,7 @@ work?" (read 2026-11).
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from completion import (
     Batch,
@@ -27,9 +27,11 @@ from completion import (
 )
 from errors import UpstreamError
 from providers.cohere.schemas import (
+    BODY_FIELDS,
     CHUNK,
     DONE,
     KNOWN,
+    MESSAGE_FIELDS,
     TEXT,
     Change,
     Chunk,
@@ -39,6 +41,7 @@ from providers.cohere.schemas import (
     Tokens,
 )
 from providers.decoding import lenient_json, sse
+from providers.decoding.added_fields import append_added, decode_object, unknown
 from providers.decoding.error_bodies import broken_off, decode_error, failure, refuse_error
 from providers.decoding.finish_reasons import meaning_of, word_of
 from providers.decoding.lenient_json import garbage
@@ -60,9 +63,11 @@ FAILURES: Final[dict[str, int | None]] = {"ERROR": 500, "TIMEOUT": 504, "USER_CA
 class CohereResponse:
     """The state of one response while it is decoded."""
 
-    __slots__ = ("pairs", "text")
+    __slots__ = ("adds", "pairs", "text")
 
-    def __init__(self) -> None:
+    def __init__(self, *, adds: bool = False) -> None:
+        self.adds = adds
+        """True if fields that Sluice doesn't know are passed on."""
         self.pairs = SplitPairs()
         self.text = False
         """True if there is text or reasoning."""
@@ -112,6 +117,8 @@ class CohereResponse:
         elif kind == "message-end":
             change = chunk.delta or Change()
             change.error = change.error or chunk.error
+            if self.adds:
+                append_fields(decode_object(frame.data).get("delta"), batch)
             self.message_end(change, batch)
             return True
         elif chunk.type is None:
@@ -139,7 +146,7 @@ class CohereResponse:
         batch.append(Finished(0, reason))
 
 
-def read_whole(body: bytes, batch: Batch) -> None:
+def read_whole(body: bytes, batch: Batch, *, adds: bool = False) -> None:
     """Append the events of a JSON body. Raises UpstreamError if it isn't a completion."""
     response = CohereResponse()
     chunk = lenient_json.decode(body, CHUNK, response.pairs)
@@ -147,6 +154,8 @@ def read_whole(body: bytes, batch: Batch) -> None:
         refuse_error(body, {})
         raise garbage("The upstream's response contains no message.", body)
     batch.append(Started())
+    if adds:
+        append_fields(decode_object(body), batch)
     text = text_of(chunk.message)
     if response.pairs.possible:
         text = response.pairs.join(0, text)
@@ -154,6 +163,13 @@ def read_whole(body: bytes, batch: Batch) -> None:
         response.text = True
         batch.append(Delta(0, text))
     response.message_end(Change(finish_reason=chunk.finish_reason, usage=chunk.usage), batch)
+
+
+def append_fields(body: Any, batch: Batch) -> None:
+    """Append the fields of a body, or of its end, and of its message that Sluice doesn't know."""
+    if isinstance(body, dict):
+        fields = unknown(body.get("message"), MESSAGE_FIELDS) | unknown(body, BODY_FIELDS)
+        append_added(fields, batch)
 
 
 def text_of(message: Message) -> str:

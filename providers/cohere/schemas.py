@@ -67,3 +67,6 @@ class Chunk(msgspec.Struct):
 
 
 CHUNK: Final = msgspec.json.Decoder(Chunk)
+BODY_FIELDS: Final = frozenset({"id", "index", *Chunk.__struct_fields__})
+MESSAGE_FIELDS: Final = frozenset({"role", *Message.__struct_fields__})
+"""The known fields of a body and of a message. The others are passed on to who asked for them."""

@@ -33,13 +33,23 @@ from completion import (
 )
 from errors import UpstreamError
 from providers.decoding import lenient_json
+from providers.decoding.added_fields import append_added, decode_object, objects, unknown
 from providers.decoding.error_bodies import broken_off, choices_missing
 from providers.decoding.finish_reasons import GEMINI_FAILURES, GEMINI_FILTERS, meaning_of
 from providers.decoding.logprobs import LogprobsReader
 from providers.decoding.surrogates import SplitPairs
 from providers.decoding.usage import believable, usage
 from providers.google.errors import reported
-from providers.google.schemas import CHUNK, Candidate, Chunk, LogprobsResult, Token, Tokens
+from providers.google.schemas import (
+    CANDIDATE_FIELDS,
+    CHUNK,
+    CHUNK_FIELDS,
+    Candidate,
+    Chunk,
+    LogprobsResult,
+    Token,
+    Tokens,
+)
 
 REASONS: Final[dict[str, FinishReason]] = {
     "MAX_TOKENS": "length",
@@ -59,12 +69,16 @@ class GoogleResponse:
     """The state of one response while it is decoded."""
 
     __slots__ = (
-        *("blocked", "choices", "held", "logprobs", "pairs"),
+        *("adds", "blocked", "choices", "empty", "held", "logprobs", "pairs"),
         *("readers", "reasons", "started", "texts", "thought"),
     )
 
     def __init__(self, request: CompletionRequest) -> None:
         self.choices = request.choices
+        self.adds = request.passes_on
+        """True if fields that Sluice doesn't know are passed on."""
+        self.empty = request.max_tokens == 0
+        """True if no text was asked for, so that its absence is no failure."""
         self.logprobs = request.logprobs
         self.readers: dict[int, LogprobsReader] = {}
         self.pairs = SplitPairs()
@@ -84,7 +98,10 @@ class GoogleResponse:
         Raises:
             UpstreamError: The data reports an error or a failure, or isn't a JSON object.
         """
-        self.take(lenient_json.decode(data, CHUNK, self.pairs), batch)
+        chunk = lenient_json.decode(data, CHUNK, self.pairs)
+        if self.adds and not chunk.error:
+            append_fields(decode_object(data), self.choices, batch)
+        self.take(chunk, batch)
 
     def take(self, chunk: Chunk, batch: Batch) -> None:
         """Append the events of a chunk. Raises UpstreamError if it has an error or a failure."""
@@ -198,7 +215,9 @@ class GoogleResponse:
             self.refuse_incomplete()
         self.pairs.flush(batch)
         batch.extend(
-            Finished(index, "stop") for index in sorted(self.texts) if index not in self.reasons
+            Finished(index, "length" if self.empty else "stop")
+            for index in sorted(self.texts)
+            if index not in self.reasons
         )
 
     def refuse_broken_off(self, *, whole: bool) -> None:
@@ -208,8 +227,17 @@ class GoogleResponse:
     def refuse_incomplete(self) -> None:
         if len(self.texts) < self.choices:
             raise choices_missing(len(self.texts), 1, self.choices)
-        if not self.reasons and not any(self.texts.values()):
+        if not self.reasons and not (self.empty or any(self.texts.values())):
             raise UpstreamError("The upstream sent no text and no finish reason.")
+
+
+def append_fields(chunk: dict[str, Any], choices: int, batch: Batch) -> None:
+    """Append the fields of a chunk and of its candidates that Sluice doesn't know."""
+    append_added(unknown(chunk, CHUNK_FIELDS), batch)
+    for candidate in objects(chunk.get("candidates")):
+        index = candidate.get("index", 0)
+        if type(index) is int and 0 <= index < choices:
+            append_added(unknown(candidate, CANDIDATE_FIELDS), batch, index, top=False)
 
 
 def usage_of(tokens: Tokens) -> Usage | None:

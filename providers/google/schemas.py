@@ -72,3 +72,7 @@ class Chunk(msgspec.Struct, rename="camel"):
 
 
 CHUNK: Final = msgspec.json.Decoder(Chunk)
+
+CHUNK_FIELDS: Final = frozenset(f.encode_name for f in msgspec.structs.fields(Chunk))
+CANDIDATE_FIELDS: Final = frozenset(f.encode_name for f in msgspec.structs.fields(Candidate))
+"""The known fields of a chunk and of a candidate. The others are passed on to who asked."""

@@ -74,11 +74,13 @@ def body(request: CompletionRequest, target: Target) -> dict[str, Any]:  # noqa:
 
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
-    return single_choice.events(chunks, InfillResponse().read, partial(complete, request=request))
+    return single_choice.events(
+        chunks, InfillResponse(adds=request.passes_on).read, partial(complete, request=request)
+    )
 
 
 def complete(body: bytes, request: CompletionRequest) -> Batch:
-    read = partial(InfillResponse().read_whole, body)
+    read = partial(InfillResponse(adds=request.passes_on).read_whole, body)
     return bodies.whole(body, read, partial(events, request=request))
 
 

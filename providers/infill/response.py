@@ -11,12 +11,13 @@ from typing import Final
 from completion import Batch, Delta, Finished, FinishReason, Started, Usage, Used
 from errors import UpstreamError
 from providers.decoding import lenient_json, sse
+from providers.decoding.added_fields import append_added, decode_object, unknown
 from providers.decoding.error_bodies import failure, reported
 from providers.decoding.finish_reasons import meaning_of
 from providers.decoding.lenient_json import garbage
 from providers.decoding.surrogates import SplitPairs
 from providers.decoding.usage import believable
-from providers.infill.schemas import PIECE, Piece
+from providers.infill.schemas import KNOWN, PIECE, Piece
 
 REASONS: Final[dict[str, FinishReason]] = {"limit": "length", "eos": "stop", "word": "stop"}
 """The finish reason for each of llama.cpp's values of `stop_type`. Other words are in
@@ -26,9 +27,11 @@ finish_reasons.py."""
 class InfillResponse:
     """The state of one response while it is decoded."""
 
-    __slots__ = ("pairs", "started", "text")
+    __slots__ = ("adds", "pairs", "started", "text")
 
-    def __init__(self) -> None:
+    def __init__(self, *, adds: bool = False) -> None:
+        self.adds = adds
+        """True if fields that Sluice doesn't know are passed on."""
         self.started = False
         self.text = False
         """True if there is text."""
@@ -71,6 +74,8 @@ class InfillResponse:
         if not self.started and not piece.error:
             self.started = True
             batch.append(Started(piece.model))
+        if self.adds and not piece.error:
+            append_added(unknown(decode_object(data), KNOWN), batch)
         if text and self.pairs.possible:
             text = self.pairs.join(0, text)
         if text:

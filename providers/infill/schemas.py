@@ -25,3 +25,5 @@ class Piece(msgspec.Struct):
 
 
 PIECE: Final = msgspec.json.Decoder(Piece)
+KNOWN: Final = frozenset({"index", "prompt", *Piece.__struct_fields__})
+"""The known fields. The others are passed on to who asked for them."""

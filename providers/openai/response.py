@@ -10,6 +10,7 @@ DeepSeek references for usage (read 2026-11).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
@@ -29,6 +30,7 @@ from completion import (
 )
 from errors import UpstreamError
 from providers.decoding import finish_reasons
+from providers.decoding.added_fields import append_added, decode_object, objects, unknown
 from providers.decoding.error_bodies import (
     broken_off,
     choices_missing,
@@ -40,7 +42,17 @@ from providers.decoding.lenient_json import NOT_JSON
 from providers.decoding.logprobs import LogprobsReader
 from providers.decoding.surrogates import SplitPairs
 from providers.decoding.usage import believable, usage
-from providers.openai.schemas import Choice, Chunk, Details, Message, Tokens, decode
+from providers.openai.schemas import (
+    CHOICE,
+    HIDDEN,
+    TOP,
+    Choice,
+    Chunk,
+    Details,
+    Message,
+    Tokens,
+    decode,
+)
 
 REASONS: Final = finish_reasons.REASONS
 FAILURES: Final = finish_reasons.FAILURES
@@ -51,14 +63,20 @@ class OpenAIResponse:
     """The state of one response while it is decoded."""
 
     __slots__ = (
-        *("choices", "echo", "finished", "held", "logprobs", "pairs"),
-        *("prompts", "readers", "started", "texts", "thought"),
+        *("adds", "choices", "echo", "empty", "finished", "held", "logprobs", "pairs"),
+        *("prompts", "raws", "readers", "started", "texts", "thought"),
     )
 
     def __init__(self, request: CompletionRequest) -> None:
         self.choices = request.choices
+        self.adds = request.passes_on
+        """True if fields that Sluice doesn't know are passed on."""
+        self.raws: Iterator[dict[str, Any]] = iter(())
+        """The choices of the current chunk, with all their fields."""
         self.prompts = len(request.prompts)
         self.echo = request.echo
+        self.empty = request.max_tokens == 0
+        """True if no text was asked for, so that its absence is no failure."""
         self.logprobs = request.logprobs
         self.readers: dict[int, LogprobsReader] = {}
         self.pairs = SplitPairs()
@@ -95,13 +113,7 @@ class OpenAIResponse:
         tokens = chunk.usage or (chunk.x_groq and chunk.x_groq.usage)
         if tokens and (found := usage_of(tokens)):
             self.held = found
-        try:
-            # If one choice was requested, ignore any further choices that the host sends.
-            for choice in (chunk.choices or ()) if self.choices > 1 else (chunk.choices or ())[:1]:
-                self.read_choice(choice, batch, failed)
-        except UpstreamError:
-            self.append_usage(batch)
-            raise
+        self.read_choices(chunk, data, batch, failed)
         if self.pairs.held and not chunk.choices:
             self.pairs.flush(batch)  # so that no text follows the usage
         # Next to one of several choices, vLLM's usage may count only that choice: hold it.
@@ -111,10 +123,43 @@ class OpenAIResponse:
         if failed:
             raise reported(failed)
 
+    def read_choices(self, chunk: Chunk, data: bytes, batch: Batch, failed: Any) -> None:
+        if self.adds:
+            raw = {} if failed else decode_object(data)
+            append_added(unknown(raw, TOP), batch)
+            self.raws = iter(objects(raw.get("choices")))
+        try:
+            # If one choice was requested, ignore any further choices that the host sends.
+            for choice in (chunk.choices or ()) if self.choices > 1 else (chunk.choices or ())[:1]:
+                self.read_choice(choice, batch, failed)
+        except UpstreamError:
+            self.append_usage(batch)
+            raise
+
+    def insert_added(self, index: int, batch: Batch, at: int, *, finishes: bool) -> None:
+        """Insert the fields of a choice that Sluice doesn't know before its text in the batch.
+
+        Next to a finish reason, only lists belong to the text: other values describe the end, and
+        follow the text. Fields of a chat message count as the choice's.
+        """
+        raw = next(self.raws, {})
+        message = raw.get("delta") or raw.get("message")
+        fields = {name: value for name, value in unknown(message, HIDDEN).items() if value}
+        fields |= unknown(raw, CHOICE)
+        last = {n: item for n, item in fields.items() if finishes and not isinstance(item, list)}
+        around: Batch = []
+        append_added(
+            {n: item for n, item in fields.items() if n not in last}, around, index, top=False
+        )
+        around += batch[at:]
+        append_added(last, around, index, top=False)
+        batch[at:] = around
+
     def take_all(self, chunks: list[Chunk], data: list[bytes], batch: Batch) -> None:
         """Append the events of several chunks, with a fast path for chunks that hold only text."""
         for chunk, source in zip(chunks, data, strict=True):
-            if chunk.choices and self.choices == 1 and self.started and not self.pairs.possible:
+            plain = self.started and not (self.pairs.possible or self.adds)
+            if chunk.choices and self.choices == 1 and plain:
                 choice = chunk.choices[0]
                 delta = choice.delta
                 text = choice.text or (delta and delta.content)
@@ -155,11 +200,14 @@ class OpenAIResponse:
         if self.pairs.possible:
             text = self.pairs.join(index, text)
         logprobs = self.read_logprobs(index, choice.logprobs) if choice.logprobs else None
+        at = len(batch)
         if text or logprobs:
             self.texts[index] = True
             batch.append(Delta(index, text, logprobs))
         elif index not in self.texts and not failed:
             self.texts[index] = False
+        if self.adds:
+            self.insert_added(index, batch, at, finishes=bool(choice.finish_reason))
         if failed:
             return
         error = choice.error or (message and message.error)
@@ -192,7 +240,7 @@ class OpenAIResponse:
             UpstreamError: There is neither text nor a finish_reason, or a choice is missing. Hosts
                 that ignore `n` or lists of prompts cause the latter.
         """
-        if not self.finished and not any(self.texts.values()):
+        if not self.finished and not (self.empty or any(self.texts.values())):
             raise UpstreamError("The upstream sent no text and no finish reason.")
         self.append_usage(batch)
         if len(self.texts) < self.choices:
@@ -200,7 +248,9 @@ class OpenAIResponse:
         if self.pairs.held:
             self.pairs.flush(batch)
         batch.extend(
-            Finished(index, "stop") for index in sorted(self.texts) if index not in self.finished
+            Finished(index, "length" if self.empty else "stop")
+            for index in sorted(self.texts)
+            if index not in self.finished
         )
 
     def break_off(self, batch: Batch) -> None:

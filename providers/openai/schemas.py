@@ -65,6 +65,10 @@ class Choice(msgspec.Struct, gc=False):
     error: Any = None
 
 
+HIDDEN: Final = frozenset({"role", "reasoning_details", *Message.__struct_fields__})
+"""Fields of a message that aren't passed on: Sluice reads them, or they are reasoning."""
+
+
 class Groq(msgspec.Struct, gc=False):
     usage: Tokens | None = None
     error: Any = None
@@ -84,6 +88,10 @@ class Chunk(msgspec.Struct, gc=False):
     error_msg: Any = None
     errors: Any = None
 
+
+TOP: Final = frozenset({"id", "object", "created", *Chunk.__struct_fields__})
+CHOICE: Final = frozenset(Choice.__struct_fields__)
+"""The known fields of a chunk and of a choice. The others are passed on to who asked for them."""
 
 _decoder = msgspec.json.Decoder(Chunk)
 _typed = _decoder.decode

@@ -483,7 +483,6 @@ NO_OPS: dict[str, Any] = {
     "top_p": 1,
     "echo": False,
     "logit_bias": {},
-    "suffix": "",
     "stop": [],
     "user": "",
     "stream": False,
@@ -498,6 +497,46 @@ def test_parameter_value_without_effect_counts_as_absent(
     answer = face.ask({"X-Sluice-Strict": "1"}, model="fakechat/m", **fields)
     assert answer.status_code == 200, answer.text
     assert upstream.request == CompletionRequest(prompts=("Say it",))
+
+
+@pytest.mark.parametrize("stop", ["", [], ["", ""]])
+def test_empty_stop_sequences_count_as_absent(face: Face, upstream: Upstream, stop: Any) -> None:
+    assert face.ask({"X-Sluice-Strict": "1"}, model="fakechat/m", stop=stop).status_code == 200
+    assert upstream.request == CompletionRequest(prompts=("Say it",))
+
+
+ZEROS: dict[str, Any] = {
+    "max_tokens": 0,
+    "top_p": 0,
+    "temperature": 0,
+    "logprobs": 0,
+    "seed": 0,
+    "suffix": "",
+}
+
+
+@pytest.mark.parametrize("place", ["body", "additional_params"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", ZEROS)
+def test_zero_and_the_empty_suffix_reach_the_provider(
+    face: Face, upstream: Upstream, name: str, stream: bool, place: str
+) -> None:
+    fields = {name: ZEROS[name]}
+    answer = face.ask(stream=stream, **(fields if place == "body" else {place: fields}))
+    assert answer.status_code == 200, answer.text
+    assert getattr(upstream.request, name) == ZEROS[name]
+
+
+def test_an_empty_suffix_is_refused_by_a_chat_model(face: Face, upstream: Upstream) -> None:
+    answer = face.ask(model="fakechat/m", suffix="")
+    assert (answer.status_code, answer.get_json()["error"]["param"]) == (400, "suffix")
+    assert upstream.requests == []
+
+
+def test_up_to_64_stop_sequences_reach_the_provider(face: Face, upstream: Upstream) -> None:
+    stops = [f"{number}" for number in range(64)]
+    assert face.ask(stop=["", *stops[1:]]).status_code == 200
+    assert upstream.request.stop == tuple(stops[1:])
 
 
 def test_null_counts_as_absent(face: Face, upstream: Upstream) -> None:
@@ -535,19 +574,19 @@ WRONG: dict[str, Any] = {
     "frequency_penalty": 2.1,
     "logit_bias": {"1": 101},
     "logprobs": -1,
-    "max_tokens": 0,
+    "max_tokens": -1,
     "model": 7,
     "n": 129,
     "presence_penalty": "high",
     "provider": "",
     "seed": 1.5,
-    "stop": ["a"] * 5,
+    "stop": ["a"] * 65,
     "stream": 1,
     "stream_id": "a b",
     "stream_options": True,
     "suffix": ["end"],
     "temperature": 2.1,
-    "top_p": 0,
+    "top_p": -0.1,
     "user": 5,
     "additional_params": [],
 }

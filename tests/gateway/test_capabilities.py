@@ -71,6 +71,7 @@ def test_parameters_that_a_target_lacks_are_dropped_by_name_or_emulated(
     ("fields", "strict", "param", "says"),
     [
         ({"suffix": "s"}, False, "suffix", "poor/m-1 doesn't support suffix."),
+        ({"suffix": ""}, False, "suffix", "poor/m-1 doesn't support suffix."),
         ({"seed": 7}, True, "seed", "poor/m-1 doesn't support seed."),
         ({"user": "u", "seed": 7}, True, "seed", "doesn't support seed"),
         ({"seed": 7, "suffix": "s"}, True, "suffix", "doesn't support suffix"),
@@ -126,6 +127,71 @@ def test_a_value_above_what_a_host_takes_is_refused(
     with pytest.raises(UnsupportedParameter) as caught:
         fit(a_request(**fields), target, strict=False)
     assert says in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("model", "most"),
+    [
+        ("openai/gpt-3.5-turbo-instruct", 4),
+        ("openai/gpt-4.1-mini", 4),
+        ("azure/mine", 4),
+        ("vllm/m", 4),
+        ("cohere/m", 5),
+        ("google/m", 5),
+        ("deepseek/m", 16),
+        ("llamacpp/m", None),
+        ("ollama/m", None),
+        ("mistral/m", None),
+        ("anthropic/m", None),
+        ("bedrock/m", None),
+        ("local/pydoc", None),
+        ("openai/o3", 0),
+    ],
+)
+def test_stop_sequences_up_to_the_number_of_the_row_are_sent(model: str, most: int | None) -> None:
+    name, _, own = model.partition("/")
+    target = Target(registry.rows({})[name], own)
+    stops = tuple(f"{number}" for number in range(64))
+    if most != 0:
+        sent = stops[:most]
+        assert fit(a_request(stop=sent), target, strict=True).request.stop == sent
+    if most is not None:
+        with pytest.raises(UnsupportedParameter) as caught:
+            fit(a_request(stop=stops[: most + 1]), target, strict=False)
+        assert caught.value.param == "stop"
+        assert not most or caught.value.message.endswith(f"doesn't support stop above {most}.")
+
+
+def test_sluice_toml_raises_the_number_of_stop_sequences() -> None:
+    row = registry.rows({"vllm": {"limits": {"stop": 40}}})["vllm"]
+    stops = tuple(f"{number}" for number in range(40))
+    assert fit(a_request(stop=stops), Target(row, "m"), strict=True).request.stop == stops
+
+
+def test_among_fallbacks_a_host_that_takes_more_stop_sequences_is_used() -> None:
+    rows = registry.rows({})
+    few, many = Target(rows["vllm"], "m"), Target(rows["llamacpp"], "m")
+    found = candidates(a_request(stop=tuple("abcde")), [few, many], strict=False)
+    assert [candidate.target for candidate in found] == [many]
+
+
+@pytest.mark.parametrize("suffix", ["", "x"])
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [
+        ("mistral/codestral-latest", "/v1/fim/completions"),
+        ("deepseek/m", "/beta/completions"),
+        ("llamacpp/m", "/infill"),
+    ],
+)
+def test_a_suffix_goes_to_the_fill_in_the_middle_endpoint(
+    model: str, path: str, suffix: str
+) -> None:
+    name, _, own = model.partition("/")
+    found = fit(a_request(suffix=suffix), Target(registry.rows({})[name], own), strict=True)
+    sent = registry.dialect(found.target.dialect).call(found.request, found.target)
+    assert sent.url.endswith(path)
+    assert f'suffix":"{suffix}"' in sent.body.decode()
 
 
 def test_targets_that_cannot_honor_a_request_are_skipped() -> None:

@@ -572,6 +572,7 @@ DEAR, CHEAP = Price(Rate(2 * MTOK), Rate(3 * MTOK)), Price(Rate(MTOK), Rate(5 * 
     [
         (demand(10, 7), [DEAR], 20 + 21, 20 + 21),
         (demand(10, 7), [DEAR, CHEAP], 10 + 35, 10 + 35),
+        (demand(10, 0), [DEAR], 20, 20),
         (demand(10, None), [DEAR], 20, 20 + 3 * RESERVE),
         (demand(10, 7, loose=True), [DEAR], 20 + 21, 20 + 3 * RESERVE),
         (demand(10, 5000, loose=True), [DEAR], 20 + 15000, 20 + 15000),

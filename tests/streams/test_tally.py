@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from completion import Delta, Started, Usage, Used
+from completion import Delta, Finished, Prompt, Started, Usage, Used
 from streams.tally import Tally
 
 PROMPT = "a prompt of thirty-two characters"
@@ -43,3 +43,12 @@ def test_a_count_of_zero_that_cannot_be_true_is_estimated(
 ) -> None:
     usage = tally(*events)
     assert (usage.input_tokens, usage.output_tokens, usage.source) == (given, made, source)
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, (1, 2, 3)])
+def test_the_echo_of_a_call_without_output_is_not_counted_as_output(prompt: Prompt) -> None:
+    found = Tally((prompt,), 1, silent=True)
+    found.add([Started("m"), Delta(0, PROMPT), Finished(0, "length")])
+    usage = found.usage(failed=False)
+    assert (usage.output_tokens, usage.source) == (0, "estimate")
+    assert usage.input_tokens == (9 if isinstance(prompt, str) else 3)
