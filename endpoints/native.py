@@ -17,7 +17,6 @@ from completion import (
     FinishReason,
     Logprobs,
     Summary,
-    Usage,
 )
 from endpoints import calls, request_fields
 from endpoints.responses import (
@@ -113,7 +112,7 @@ def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str
             "tokens_total": outcome.usage.total_tokens,
             "cost": dollars(outcome.cost),
             "latency": milliseconds,
-            **particulars(outcome.usage),
+            **particulars(outcome),
         },
     }
     if stream.request.choices > 1 or (first and first.logprobs):
@@ -129,7 +128,8 @@ def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str
     return found | remarks(stream)
 
 
-def particulars(usage: Usage) -> dict[str, Any]:
+def particulars(outcome: Outcome) -> dict[str, Any]:
+    usage = outcome.usage
     found: dict[str, Any] = {
         name: count
         for name in ("cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
@@ -137,6 +137,8 @@ def particulars(usage: Usage) -> dict[str, Any]:
     }
     if usage.source == "estimate":
         found["source"] = "estimate"
+    if outcome.cost_reported:
+        found["cost_source"] = "provider"
     return found
 
 
@@ -219,7 +221,7 @@ class NativeEncoder:
             "attempts": len(self._stream.attempts),
         }
         frames.append(
-            calls.frame(final | particulars(usage) | remarks(self._stream), "usage_final")
+            calls.frame(final | particulars(outcome) | remarks(self._stream), "usage_final")
         )
         if outcome.error is None:
             frames.append(calls.DONE)
