@@ -86,6 +86,8 @@ def wire(settings: Settings) -> Services:
     gateway = Gateway(settings, quota, ledger, records.settled, breakers=breakers, cluster=cluster)
     if cluster is not None:
         cluster.attend(gateway.streams, quota.beat, breakers.exchange, metrics.refresh)
+    for warning in gateway.prices.unused(gateway.router.providers, gateway.router.aliases):
+        log.warning(warning)
     aliased = chain.from_iterable(gateway.router.aliases.values())
     metrics.know([settings.default_model, *settings.prices, *aliased])
     return Services(

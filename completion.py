@@ -121,7 +121,10 @@ class Logprobs(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Token counts. Cached tokens are part of the input, reasoning tokens part of the output."""
+    """What a call used: tokens, and other units that providers charge for.
+
+    Cached tokens are part of the input, reasoning tokens part of the output.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -129,10 +132,43 @@ class Usage(msgspec.Struct, frozen=True):
     cache_write_tokens: int = 0
     reasoning_tokens: int = 0
     source: Literal["provider", "estimate"] = "provider"
+    cache_write_1h_tokens: int = 0
+    """The part of cache_write_tokens that the cache keeps for an hour."""
+    citation_tokens: int = 0
+    """Tokens of cited sources, in addition to the input."""
+    searches: int = 0
+    """The number of web searches."""
+    tier: str | None = None
+    """The service tier that the provider reports to have served; None if it reports none."""
+    speed: str | None = None
+    """The speed that the provider reports to have served; None if it reports none."""
+    cost_nano: int | None = None
+    """The cost that the provider reports, in nano-dollars."""
 
     @property
     def total_tokens(self) -> int:
         return self.input_tokens + self.output_tokens
+
+
+COUNTS: Final = tuple(
+    name for name in Usage.__struct_fields__ if name not in ("source", "tier", "speed", "cost_nano")
+)
+"""The fields of Usage that are added up when usages are."""
+
+
+def agreed(usages: Iterable[Usage]) -> dict[str, Any]:
+    """Return the tier, the speed and the reported cost of several usages together.
+
+    A tier or speed in which they differ is None, and so is the cost if one has none.
+    """
+    several = list(usages)
+    tiers, speeds = {usage.tier for usage in several}, {usage.speed for usage in several}
+    costs = [usage.cost_nano for usage in several if usage.cost_nano is not None]
+    return {
+        "tier": tiers.pop() if len(tiers) == 1 else None,
+        "speed": speeds.pop() if len(speeds) == 1 else None,
+        "cost_nano": sum(costs) if costs and len(costs) == len(several) else None,
+    }
 
 
 def total(usages: Iterable[Usage]) -> Usage:
@@ -140,10 +176,10 @@ def total(usages: Iterable[Usage]) -> Usage:
     several = list(usages)
     if len(several) == 1 and (several[0].total_tokens or several[0].source == "provider"):
         return several[0]
-    counts = (name for name in Usage.__struct_fields__ if name != "source")
-    sums = {name: sum(getattr(usage, name) for usage in several) for name in counts}
+    sums = {name: sum(getattr(usage, name) for usage in several) for name in COUNTS}
     estimated = any(usage.source == "estimate" and usage.total_tokens for usage in several)
-    return Usage(**sums, source="estimate" if estimated else "provider")
+    source: Literal["provider", "estimate"] = "estimate" if estimated else "provider"
+    return Usage(**sums, **agreed(several), source=source)
 
 
 PIECE: Final = 64 * 1024
@@ -152,10 +188,16 @@ other calls make progress between two pieces."""
 
 
 class Started(msgspec.Struct, frozen=True):
-    """The provider's acceptance of the call. model: the model that the provider reports, if any."""
+    """The provider's acceptance of the call.
+
+    The model, the tokens of input, the service tier and the speed are those that the provider
+    reports, if any.
+    """
 
     model: str | None = None
     input_tokens: int | None = None
+    tier: str | None = None
+    speed: str | None = None
 
 
 class Delta(msgspec.Struct, frozen=True, gc=False):

@@ -18,7 +18,6 @@ from completion import (
     FinishReason,
     Logprobs,
     Summary,
-    Usage,
 )
 from endpoints import calls, passed_on, request_fields
 from endpoints.added_fields import AddedFields
@@ -109,7 +108,7 @@ def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str
             "tokens_total": outcome.usage.total_tokens,
             "cost": dollars(outcome.cost),
             "latency": milliseconds,
-            **particulars(outcome.usage),
+            **particulars(outcome),
         },
     }
     if stream.request.choices > 1 or (first and (first.logprobs or first.added)):
@@ -128,7 +127,8 @@ def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str
     return found | remarks(stream)
 
 
-def particulars(usage: Usage) -> dict[str, Any]:
+def particulars(outcome: Outcome) -> dict[str, Any]:
+    usage = outcome.usage
     found: dict[str, Any] = {
         name: count
         for name in ("cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
@@ -136,6 +136,8 @@ def particulars(usage: Usage) -> dict[str, Any]:
     }
     if usage.source == "estimate":
         found["source"] = "estimate"
+    if outcome.cost_reported:
+        found["cost_source"] = "provider"
     return found
 
 
@@ -222,7 +224,7 @@ class NativeEncoder:
             "attempts": len(self._stream.attempts),
         }
         frames.append(
-            calls.frame(final | particulars(usage) | remarks(self._stream), "usage_final")
+            calls.frame(final | particulars(outcome) | remarks(self._stream), "usage_final")
         )
         if outcome.error is None:
             frames.append(calls.DONE)

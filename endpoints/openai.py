@@ -221,6 +221,7 @@ def usage_of(outcome: Outcome) -> dict[str, Any]:
         "total_tokens": usage.total_tokens,
         "cost": dollars(outcome.cost),
         **usage_details(usage),
+        **({"cost_source": "provider"} if outcome.cost_reported else {}),
     }
 
 

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -18,6 +19,7 @@ from gateway.capabilities import Candidate
 from keys.key import Key
 from ledger.entries import Claim, Entry, Settlement
 from ledger.ledger import Ledger
+from ledger.price_terms import PriceTerms, possible_terms, requested_terms, served_terms
 from ledger.pricing import Price, Prices, cost
 from ledger.schema import new_id, now_us
 from providers.base import Target
@@ -26,6 +28,7 @@ from quota.quota import Demand, Quota, budget_of, demand_of
 from streams.stream import Stream
 
 log = logging.getLogger("sluice.meter")
+CostSource: TypeAlias = Literal["prices", "provider"]
 MICRO = 1_000_000
 
 
@@ -75,7 +78,8 @@ class Billing:
             return Reservation(entry, None, self._ledger.open(entry, None))
         hold = self._quota.admit(key, demand, upstream_calls(stream.request, candidates))
         try:
-            claim = self._claim(key, demand, candidates, continued=stream.text is not None)
+            terms = requested_terms(stream.request)
+            claim = self._claim(key, demand, candidates, terms, continued=stream.text is not None)
             return Reservation(entry, hold, self._ledger.open(entry, claim))
         except BaseException:
             self._quota.settle(hold, 0)
@@ -87,24 +91,52 @@ class Billing:
         if reservation.recorded:
             self._ledger.settle(settlement(reservation.entry, stream, outcome))
 
-    def cost(self, target: Target, usage: Usage) -> int | None:
-        """Return the cost in nano-dollars: 0 for a BYOK key, None if the price isn't known."""
-        if target.byok:
-            return 0
-        price = self._price(target)
-        return None if price is None else cost(usage, price)
+    def cost(self, target: Target, usage: Usage, requested: PriceTerms = ()) -> int | None:
+        """Return the cost in nano-dollars: 0 for a BYOK key, None if it isn't known."""
+        return self.cost_and_source(target, usage, requested)[0]
 
-    def _price(self, target: Target) -> Price | None:
+    def cost_and_source(
+        self, target: Target, usage: Usage, requested: PriceTerms = ()
+    ) -> tuple[int | None, CostSource]:
+        """Return the cost, and whether it is the price list's or the one that the provider reports.
+
+        The provider's is used if there is no price, or if the provider's row says so.
+
+        Args:
+            requested: the terms that the request asked for. The usage has the terms that were
+                served, if the provider reports them.
+        """
+        if target.byok:
+            return 0, "prices"
+        reported = usage.cost_nano
+        if reported is not None and target.provider.trust_cost:
+            return reported, "provider"
+        price = self._price(target, served_terms(usage, requested))
+        if price is None:
+            return reported, "prices" if reported is None else "provider"
+        return cost(usage, price), "prices"
+
+    def _price(self, target: Target, terms: PriceTerms = ()) -> Price | None:
         try:
-            return self._prices.of(target)
+            return self._prices.of(target, terms)
         except Exception:  # a broken price list must not prevent the ledger row
             log.exception("pricing failed", extra={"model": target.name})
             return None
 
     def _claim(
-        self, key: Key, demand: Demand, candidates: list[Candidate], *, continued: bool
+        self,
+        key: Key,
+        demand: Demand,
+        candidates: list[Candidate],
+        requested: PriceTerms,
+        *,
+        continued: bool,
     ) -> Claim | None:
-        prices = [self._price(candidate.target) for candidate in candidates]
+        """Return the claim at the highest price that may apply, whatever terms are served."""
+        if budget_of(key) is None:
+            return None
+        terms = possible_terms(requested)
+        prices = [self._price(c.target, each) for c in candidates for each in terms]
         known = [price for price in prices if price is not None]
         # Each model may time out after its provider has charged for the prompt.
         models = len({candidate.target.name for candidate in candidates})
@@ -124,7 +156,7 @@ class Billing:
             byok=target.byok,
             started_us=now_us(),
             input_tokens=demand.input,
-            cost_nano=self.cost(target, Usage(demand.input)),
+            cost_nano=self.cost(target, Usage(demand.input), requested_terms(stream.request)),
         )
 
 

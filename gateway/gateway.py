@@ -27,6 +27,7 @@ from gateway.capabilities import Candidate, candidates
 from gateway.continuation import continuable
 from keys.key import Key, allows
 from ledger.ledger import Ledger
+from ledger.price_terms import requested_terms
 from ledger.pricing import Prices
 from providers.base import Target
 from providers.transport.exchange import Transport
@@ -125,7 +126,7 @@ class Gateway:
             key_id=key.id,
             client=client,
             disconnect=self._disconnect,
-            cost=self._billing.cost,
+            cost=partial(self._billing.cost, requested=requested_terms(request)),
         )
         if (continues or self.settings.continue_streams) and continuable(request):
             stream.text = []
@@ -179,10 +180,14 @@ class Gateway:
         now = time.monotonic()
         ended_by = (stream.drain and stream.drain.ended_by) or end
         usages = usages_of(stream, ended_by)
-        costs = [
-            self._billing.cost(attempt.target, usage) if usage.total_tokens else 0
+        requested = requested_terms(stream.request)
+        found = [
+            self._billing.cost_and_source(attempt.target, usage, requested)
+            if usage.total_tokens
+            else (0, "prices")
             for attempt, usage in zip(stream.attempts, usages, strict=True)
         ]
+        costs = [cost for cost, _ in found]
         outcome = Outcome(
             reason=end.reason,
             error=end.error,
@@ -193,6 +198,7 @@ class Gateway:
             latency=now - (stream.attempts[-1].began if stream.attempts else stream.opened),
             first_event=stream.first_visible and stream.first_visible - stream.opened,
             status=status,
+            cost_reported=any(source == "provider" for _, source in found),
         )
         for settle in (partial(self._billing.settle, reservation), self._settled):
             try:

@@ -3,6 +3,7 @@
 Prices come from the data that ships with the genai-prices package; sluice.toml overrides them. The
 unit is the nano-dollar because a token can cost less than a micro-dollar.
 
+- A call is priced by what was served: the service tier, the speed, the kinds of tokens.
 - Sums never use floats.
 - The package is loaded by `Prices.load` or on first use, not on import.
 - Lookups are cached, but a price that depends on the time is computed for each call.
@@ -11,15 +12,16 @@ unit is the nano-dollar because a token can cost less than a micro-dollar.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from completion import Usage
 from config import ConfigError
+from ledger.price_terms import PriceTerms
 from providers.base import Provider, Target
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 NANO = 1_000_000_000
 MTOK = 1_000_000
+
+ROUTERS: Final = frozenset(("huggingface", "openrouter"))
+"""The price_id of hosts that route by suffixes of the model's name, such as :nitro and :groq."""
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -49,7 +54,11 @@ class Rate(msgspec.Struct, frozen=True):
 
 
 class Price(msgspec.Struct, frozen=True):
-    """The price of a model. Cached input without a separate rate costs the same as other input."""
+    """The price of a model.
+
+    Cached input without a separate rate costs the same as other input, cache writes of an hour the
+    same as other cache writes, and reasoning the same as other output.
+    """
 
     input: Rate
     output: Rate
@@ -57,6 +66,11 @@ class Price(msgspec.Struct, frozen=True):
     cache_write: Rate | None = None
     per_call: int = 0
     """Nano-dollars for a call, in addition to its tokens."""
+    cache_write_1h: Rate | None = None
+    reasoning: Rate | None = None
+    citation: Rate | None = None
+    per_search: int = 0
+    """Nano-dollars for a web search."""
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
@@ -70,6 +84,8 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
 
 FREE = Price(Rate(0), Rate(0))
+FREE_ROUTE: Final = "openrouter/free"
+"""OpenRouter's name for any of its free models, which have names that end with ":free"."""
 
 
 def cost(usage: Usage, price: Price) -> int:
@@ -80,22 +96,32 @@ def cost(usage: Usage, price: Price) -> int:
     size = usage.input_tokens
     read, write = usage.cache_read_tokens, usage.cache_write_tokens
     total = max(0, size - read - write) * price.input.at(size)
-    total += usage.output_tokens * price.output.at(size)
     if read:
         total += read * (price.cache_read or price.input).at(size)
     if write:
-        total += write * (price.cache_write or price.input).at(size)
-    return -(-total // MTOK) + (price.per_call if usage.total_tokens else 0)
+        short, rate = write - usage.cache_write_1h_tokens, price.cache_write or price.input
+        total += short * rate.at(size)
+        total += (write - short) * (price.cache_write_1h or rate).at(size)
+    thought = usage.reasoning_tokens if price.reasoning else 0
+    total += (usage.output_tokens - thought) * price.output.at(size)
+    if price.reasoning:
+        total += thought * price.reasoning.at(size)
+    if price.citation:
+        total += usage.citation_tokens * price.citation.at(size)
+    fees = usage.searches * price.per_search + (price.per_call if usage.total_tokens else 0)
+    return -(-total // MTOK) + fees
 
 
 def ceiling(price: Price, input_tokens: int, output_tokens: int) -> int:
     """Return the highest possible cost of a call with that many tokens, in nano-dollars.
 
-    The bound holds for any number of cached tokens and in every tier.
+    The bound holds for any number of cached and reasoning tokens and in every tier. Searches and
+    citations aren't included, because nothing bounds their number.
     """
-    inputs = (price.input, price.cache_read, price.cache_write)
+    inputs = (price.input, price.cache_read, price.cache_write, price.cache_write_1h)
     dearest = max([rate.most for rate in inputs if rate is not None])
-    return -(-(input_tokens * dearest + output_tokens * price.output.most) // MTOK) + price.per_call
+    made = max(price.output.most, price.reasoning.most if price.reasoning else 0)
+    return -(-(input_tokens * dearest + output_tokens * made) // MTOK) + price.per_call
 
 
 def dollars(nano: int | None) -> float | None:
@@ -117,29 +143,74 @@ class Prices:
         Raises ConfigError if one is invalid.
         """
         self._own = {name: from_table(name, table) for name, table in tables.items()}
-        self._found: dict[tuple[str, str], Callable[[], Price | None]] = {}
+        self._found: dict[tuple[str, str], Callable[..., Price | None]] = {}
 
     def load(self) -> None:
         """Load the price data now: it takes a fraction of a second, which a call would wait for."""
         find("openai", "gpt-4o-mini")
 
-    def of(self, target: Target) -> Price | None:
-        return self.price(target.provider, target.model)
+    def of(self, target: Target, terms: PriceTerms = ()) -> Price | None:
+        return self.price(target.provider, target.model, terms)
 
-    def price(self, provider: Provider, model: str) -> Price | None:
-        """Return a model's current price, or None if it is unknown."""
+    def price(self, provider: Provider, model: str, terms: PriceTerms = ()) -> Price | None:
+        """Return a model's current price, or None if it is unknown.
+
+        A price of sluice.toml applies whatever the terms are.
+        """
         own = self._own.get(f"{provider.name}/{model}")
         if own is not None:
             return own
         if provider.free:
             return FREE
-        key = (provider.price_id or provider.name, model)
+        price_id = provider.price_id or provider.name
+        if price_id not in ROUTERS or not (":" in model or model == FREE_ROUTE):
+            return self._look_up(price_id, model, terms)
+        return self._routed(provider, price_id, model, terms)
+
+    def _routed(
+        self, provider: Provider, price_id: str, model: str, terms: PriceTerms
+    ) -> Price | None:
+        """Return the price of a router's model whose name has suffixes.
+
+        The suffix of Hugging Face's router is a provider, which has prices of its own.
+        """
+        base, _, suffix = model.rpartition(":")
+        if price_id == "openrouter" and (suffix == "free" or model == FREE_ROUTE):
+            return FREE
+        own = self._own.get(f"{provider.name}/{base}")
+        return (
+            own
+            or self._look_up(price_id, model, terms)
+            or self._look_up(f"{price_id}_{suffix}", base, terms)
+            or (base and self.price(provider, base, terms))
+            or None
+        )
+
+    def _look_up(self, price_id: str, model: str, terms: PriceTerms) -> Price | None:
+        key = (price_id, model)
         lookup = self._found.get(key)
         if lookup is None:
             lookup = find(*key)
             if len(self._found) < 10_000:  # bounded, because callers choose the model names
                 self._found[key] = lookup
-        return lookup()
+        return lookup(terms) if terms else lookup()
+
+    def unused(self, providers: Container[str], aliases: Iterable[str]) -> list[str]:
+        """Return a warning for each price of sluice.toml that can't apply to any call."""
+        names = set(aliases)
+        found = []
+        for name in self._own:
+            provider, _, model = name.partition("/")
+            if name in names:
+                why = "it is an alias. Set the prices of the models that it stands for"
+            elif not model:
+                why = "the name has no provider. Write it as provider/model"
+            elif provider not in providers:
+                why = f"there is no provider {provider}"
+            else:
+                continue
+            found.append(f'sluice.toml, [prices."{name}"] has no effect: {why}.')
+        return found
 
     def models(self, provider: Provider) -> list[ModelFacts]:
         """Return a provider's known models for text, those listed in its row first."""
@@ -156,19 +227,27 @@ class Prices:
         ]
 
 
-def find(price_id: str, model: str) -> Callable[[], Price | None]:
-    """Return a function that returns the model's current price, or None if it is unknown."""
+def find(price_id: str, model: str) -> Callable[..., Price | None]:
+    """Return a function that returns the model's current price, or None if it is unknown.
+
+    The function takes the terms of the call. Without them, the price is the standard one.
+    """
     from genai_prices.data_snapshot import get_snapshot
     from genai_prices.types import ModelPrice
 
     try:
         _, info = get_snapshot().find_provider_model(model, None, price_id, None)
     except LookupError:
-        return lambda: None
-    if isinstance(info.prices, ModelPrice):
-        price = from_data(info.prices)
-        return lambda: price
-    return lambda: from_data(info.get_prices(datetime.now(UTC)))
+        return lambda _terms=(): None
+    fixed = isinstance(info.prices, ModelPrice)
+    standard = from_data(info.prices) if isinstance(info.prices, ModelPrice) else None
+
+    def price(terms: PriceTerms = ()) -> Price | None:
+        if fixed and not (terms and info.price_variants):
+            return standard
+        return from_data(info.get_prices(datetime.now(UTC), dict(terms)))
+
+    return price
 
 
 def known_models(price_id: str) -> Iterator[ModelFacts]:
@@ -188,14 +267,22 @@ def from_data(data: ModelPrice) -> Price | None:
     fields = data.__dict__
     if fields.get("input_mtok") is None and fields.get("output_mtok") is None:
         return None
-    per_call = fields.get("requests_kcount")
     return Price(
         input=rate(fields.get("input_mtok")) or Rate(0),
         output=rate(fields.get("output_mtok")) or Rate(0),
         cache_read=rate(fields.get("cache_read_mtok")),
         cache_write=rate(fields.get("cache_write_mtok")),
-        per_call=int(per_call * NANO / 1000) if isinstance(per_call, Decimal) else 0,
+        per_call=each(fields.get("requests_kcount")),
+        cache_write_1h=rate(fields.get("cache_write_1h_mtok")),
+        reasoning=rate(fields.get("output_reasoning_mtok")),
+        citation=rate(fields.get("output_citation_mtok")),
+        per_search=each(fields.get("web_searches_kcount")),
     )
+
+
+def each(per_thousand: Any) -> int:
+    """Convert a price of a thousand calls or searches to nano-dollars for each."""
+    return int(per_thousand * NANO / 1000) if isinstance(per_thousand, Decimal) else 0
 
 
 def rate(value: Any) -> Rate | None:
@@ -214,6 +301,8 @@ FIELDS = {
     "output_per_mtok": "output",
     "cache_read_per_mtok": "cache_read",
     "cache_write_per_mtok": "cache_write",
+    "cache_write_1h_per_mtok": "cache_write_1h",
+    "reasoning_per_mtok": "reasoning",
 }
 
 
@@ -223,7 +312,7 @@ def from_table(name: str, table: Mapping[str, Any]) -> Price:
     for field in table:
         if field not in FIELDS:
             raise ConfigError(f"{where}: unknown field {field}; the fields are {', '.join(FIELDS)}")
-    rates: dict[str, Rate] = {}
+    rates: dict[str, Any] = {}
     for field, value in table.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or value < 0:
@@ -233,4 +322,4 @@ def from_table(name: str, table: Mapping[str, Any]) -> Price:
         rates[FIELDS[field]] = Rate(int(Decimal(str(value)) * NANO))
     if "input" not in rates or "output" not in rates:
         raise ConfigError(f"{where}: input_per_mtok and output_per_mtok are required")
-    return Price(rates["input"], rates["output"], rates.get("cache_read"), rates.get("cache_write"))
+    return Price(**rates)

@@ -97,6 +97,9 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Seconds of connect, first_event, idle and total that override the server's settings."""
     free: bool = False
     """True if calls cost nothing: their cost is 0 instead of unknown."""
+    trust_cost: bool = False
+    """True if the cost that the host reports counts rather than the price list. Otherwise it counts
+    only if the model's price is unknown."""
     disconnect: str = ""
     """The policy for a call whose client has gone: "cancel" closes the connection at once, "drain"
     reads on within bounds. Empty means the server's setting."""

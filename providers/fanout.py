@@ -11,11 +11,23 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
-from completion import Added, Batch, Delta, Event, Finished, Started, Thought, Usage, Used
+from completion import (
+    COUNTS,
+    Added,
+    Batch,
+    Delta,
+    Event,
+    Finished,
+    Started,
+    Thought,
+    Usage,
+    Used,
+    agreed,
+)
 from errors import UpstreamError
 from providers.base import UpstreamCall
 
@@ -156,7 +168,7 @@ class BatchMerge:
         self._counts = counts
         self._n = n
         self._usages: dict[int, Usage] = {}
-        self._sums = dict.fromkeys(COUNTED, 0)
+        self._sums = dict.fromkeys(COUNTS, 0)
         self._exact = 0
 
     def add(self, number: int, batch: Batch) -> Batch:
@@ -169,7 +181,8 @@ class BatchMerge:
         merged: Batch = []
         for event in batch:
             if isinstance(event, Started):
-                merged.append(Started(event.model, self._sums["input_tokens"]))
+                given = self._sums["input_tokens"]
+                merged.append(msgspec.structs.replace(event, input_tokens=given))
             elif isinstance(event, Thought):
                 merged.append(event)
             elif not isinstance(event, Used):
@@ -185,7 +198,10 @@ class BatchMerge:
 
     def _total(self) -> Usage:
         exact = self._exact == self.calls
-        return Usage(**self._sums, source="provider" if exact else "estimate")
+        found: dict[str, Any] = self._sums | agreed(self._usages.values())
+        if len(self._usages) < self.calls:
+            found["cost_nano"] = None
+        return Usage(**found, source="provider" if exact else "estimate")
 
     def _renumber(self, number: int, event: Delta | Finished | Added) -> Event:
         return msgspec.structs.replace(event, index=number * self._n + event.index)
@@ -194,10 +210,9 @@ class BatchMerge:
         self._counts[number].add(batch)
         before = self._usages.get(number, NOTHING)
         now = self._usages[number] = self._counts[number].usage(failed=False)
-        for name in COUNTED:
+        for name in COUNTS:
             self._sums[name] += getattr(now, name) - getattr(before, name)
         self._exact += (now.source == "provider") - (before.source == "provider")
 
 
 NOTHING: Final = Usage(source="estimate")
-COUNTED: Final = [name for name in Usage.__struct_fields__ if name != "source"]

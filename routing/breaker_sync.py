@@ -52,9 +52,11 @@ return {string.format('%.0f', now), found and found[1] and found[1][2] or {}}
 
 
 class BreakerEvent(NamedTuple):
-    """A change of a target's circuit breaker, or a rate limit of a credential.
+    """A change of a target's circuit breaker, or a rate limit of a target or a credential.
 
-    Times are in seconds by the clock of this process.
+    Times are in seconds by the clock of this process. The key of a credential has the model "".
+    Processes of earlier versions send rate limits of credentials only. They ignore those of
+    targets, because they look up credentials only.
     """
 
     kind: EventKind

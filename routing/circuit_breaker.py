@@ -4,8 +4,9 @@ A circuit breaker opens after FAILURES consecutive failures, or when half of its
 WINDOW_CALLS calls failed within WINDOW_S. While it is open, the target is not called. After the
 cool-down it is half-open: a single call may go through as a probe. If the probe succeeds, the
 circuit breaker closes. If the probe fails, it opens again for twice as long. After a 429, the
-credential is not used for as long as the host asks. With Redis, processes tell each other when a
-circuit breaker opens or closes, and about 429s.
+credential isn't used for that model for as long as the host asks, because many hosts limit each
+model separately. If another model gets a 429 meanwhile, the credential isn't used at all. With
+Redis, processes tell each other when a circuit breaker opens or closes, and about 429s.
 
 - Only `exchange` does I/O, so no call waits for Redis.
 - Only a provider's failures count, never its refusals.
@@ -120,14 +121,17 @@ class CircuitBreakers:
         self._enabled = enabled
         self._lock = BriefLock()
         self._circuits: dict[TargetKey, Circuit] = {}
-        self._limited: dict[TargetKey, float] = {}
-        """The end of the wait after a host's 429, by credential."""
+        self._limited: dict[TargetKey, dict[str, float]] = {}
+        """The ends of the waits after 429s, by credential and model. The model "" is the whole
+        credential."""
         self._sync = (
             BreakerSync(redis_client, MAX_COOL_DOWN_S)
             if enabled and redis_client is not None
             else None
         )
-        self._unsent: dict[TargetKey, BreakerEvent] = {}
+        self._unsent: dict[tuple[bool, TargetKey], BreakerEvent] = {}
+        """The events to send: for each target the last one of its circuit breaker (False), and the
+        last one of its rate limit (True)."""
         self._closed_at: dict[TargetKey, float] = {}
         """The times at which circuit breakers closed. They are kept for as long as an older event
         that opens the circuit breaker may still arrive."""
@@ -148,14 +152,18 @@ class CircuitBreakers:
             return 0.0
         with self._lock:
             now = self._clock()
-            limited = self._limited.get(credential_key(target), -math.inf) - now
+            limited = self._limited_until(target) - now
             circuit = self._circuits.get(target_key(target))
             if limited > 0 or circuit is None:
                 return max(0.0, limited)
             return ask(circuit, now)
 
     def is_limited(self, target: Target) -> bool:
-        return self._limited.get(credential_key(target), -math.inf) > self._clock()
+        return self._limited_until(target) > self._clock()
+
+    def _limited_until(self, target: Target) -> float:
+        ends = self._limited.get(credential_key(target), {})
+        return max(ends.get("", -math.inf), ends.get(target.model, -math.inf))
 
     def succeeded(self, target: Target) -> None:
         """Record that a target responded, even if it refused the request."""
@@ -182,20 +190,47 @@ class CircuitBreakers:
                 self._announce("cools", key, now, circuit.until, circuit.length)
 
     def limited(self, target: Target, seconds: float) -> None:
-        """Record that a target's host asked its credential to wait for some seconds."""
+        """Record that a target's host asked to wait for some seconds, after a 429."""
         if self._enabled and not target.byok:
             with self._lock:
-                now, key = self._clock(), credential_key(target)
-                until = max(now + min(seconds, MAX_COOL_DOWN_S), self._limited.get(key, now))
-                self._limited[key] = until
-                self._announce("limited", key, now, until)
+                now = self._clock()
+                for key, end in self._limit(target_key(target), now, now + min(seconds, MAX_COOL_DOWN_S)):
+                    self._announce("limited", key, now, end)
+
+    def _limit(self, key: TargetKey, at: float, until: float) -> list[tuple[TargetKey, float]]:
+        """Note a 429 of a model, or of a credential if the key's model is "".
+
+        Args:
+            key: the target, or the credential.
+            at: the time of the 429.
+            until: the end of the wait that the host asked for.
+
+        Returns:
+            The keys that wait now, and until when: the credential too, if another of its models
+            was waiting at the time of the 429.
+        """
+        provider, model, number = key
+        whole = (provider, "", number)
+        now = self._clock()
+        ends = {m: end for m, end in self._limited.get(whole, {}).items() if end > now}
+        others = [end for other, end in ends.items() if other not in ("", model) and end > at]
+        models = [model, ""] if model and others else [model]
+        for name in models:
+            if name in ends or len(ends) < MAX_CIRCUITS:
+                ends[name] = max(until, ends.get(name, until))
+        self._limited[whole] = ends
+        return [((provider, name, number), ends.get(name, until)) for name in models]
 
     def open_circuits(self) -> dict[TargetKey, float]:
         """Return the targets and credentials that are cooling down, with the seconds left."""
         with self._lock:
             now = self._clock()
-            ends = {key: circuit.until for key, circuit in self._circuits.items()}
-            return {key: end - now for key, end in (ends | self._limited).items() if end > now}
+            found = {key: circuit.until for key, circuit in self._circuits.items()}
+            for (provider, _, number), ends in self._limited.items():
+                for model, end in ends.items():
+                    key = (provider, model, number)
+                    found[key] = max(end, found.get(key, end))
+            return {key: end - now for key, end in found.items() if end > now}
 
     def exchange(self) -> None:
         """Send new events to the other processes, and apply theirs."""
@@ -231,10 +266,11 @@ class CircuitBreakers:
         if self._sync is not None:
             if kind == "well":
                 self._closed_at[key] = now
-            self._unsent.pop(key, None)
+            slot = (kind == "limited", key)
+            self._unsent.pop(slot, None)
             if len(self._unsent) >= MAX_CIRCUITS:
                 del self._unsent[next(iter(self._unsent))]
-            self._unsent[key] = BreakerEvent(kind, key, now, *times)
+            self._unsent[slot] = BreakerEvent(kind, key, now, *times)
 
     def _apply(self, event: BreakerEvent, now: float) -> None:
         key = event.key
@@ -248,7 +284,7 @@ class CircuitBreakers:
         elif until <= now:
             return
         elif event.kind == "limited" and len(self._limited) < MAX_CIRCUITS:
-            self._limited[key] = max(until, self._limited.get(key, until))
+            self._limit(key, event.at, until)
         elif event.kind == "cools" and event.at > self._closed_at.get(key, -math.inf):
             circuit = self._circuit(key)
             if until > circuit.until:
@@ -262,5 +298,5 @@ def target_key(target: Target) -> TargetKey:
 
 
 def credential_key(target: Target) -> TargetKey:
-    """Return the key for rate limits: a 429 is about a credential, whatever the model."""
+    """Return the key of a target's credential, for all models."""
     return (target.provider.name, "", target.key_number)

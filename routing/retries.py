@@ -63,7 +63,8 @@ class Verdict(NamedTuple):
     Attributes:
         retry_same: whether a retry at the same target may succeed in a moment.
         try_next: whether another target may succeed.
-        cools: what must cool down: nothing, the target, or the credential for all models.
+        cools: what must cool down: nothing, the target, or (after a 429) the credential for the
+            target's model, and for all models if another one is limited too.
     """
 
     retry_same: bool

@@ -141,6 +141,8 @@ class Tally:
             changes["output_tokens"] = max(pieces, -(-output // 4))
         if len(self._prompts) > 1 and usage.input_tokens < sum(map(_least_tokens, self._prompts)):
             changes["input_tokens"] = sum(map(prompt_tokens, self._prompts))
+        if changes:
+            changes["cost_nano"] = None  # it doesn't cover them either
         return msgspec.structs.replace(usage, **changes, source="estimate") if changes else usage
 
     def usage(self, *, failed: bool) -> Usage:
@@ -159,9 +161,9 @@ class Tally:
             return reported
         if failed and self._started is None and reported is None:
             return Usage()
-        known = self.input_tokens
+        known, started = self.input_tokens, self._started or Started()
         return msgspec.structs.replace(
-            reported or Usage(),
+            reported or Usage(tier=started.tier, speed=started.speed),
             input_tokens=known if known is not None else sum(map(prompt_tokens, self._prompts)),
             output_tokens=self.output_tokens,
             source="estimate",

@@ -148,7 +148,7 @@ def completions() -> dict[str, Schema]:
         dict.fromkeys(("tokens_prompt", "tokens_completion", "tokens_total"), COUNT)
         | {"cost": nullable(NUMBER), "latency": NUMBER},
         dict.fromkeys(("cache_read_tokens", "cache_write_tokens", "reasoning_tokens"), COUNT)
-        | {"source": enum("estimate")},
+        | {"source": enum("estimate"), "cost_source": enum("provider")},
     )
     logprobs = nullable(FREE)
     choice = {"text": TEXT, "index": COUNT, "finish_reason": reason, "logprobs": logprobs}
@@ -159,6 +159,7 @@ def completions() -> dict[str, Schema]:
         "prompt_tokens_details": closed({"cached_tokens": COUNT, "cache_write_tokens": COUNT}),
         "completion_tokens_details": closed({"reasoning_tokens": COUNT}),
         "source": enum("estimate"),
+        "cost_source": enum("provider"),
     }
     return {
         "CompletionRequest": native_body(),

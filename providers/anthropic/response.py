@@ -37,10 +37,12 @@ from providers.anthropic.schemas import (
     MESSAGE,
     MESSAGE_FIELDS,
     STATUSES,
+    CacheCreation,
     Change,
     Chunk,
     Message,
     OutputDetails,
+    ServerTools,
     Tokens,
 )
 from providers.decoding import lenient_json, sse
@@ -49,7 +51,7 @@ from providers.decoding.error_bodies import failure, refuse_error, reported
 from providers.decoding.finish_reasons import meaning_of
 from providers.decoding.lenient_json import garbage
 from providers.decoding.surrogates import SplitPairs
-from providers.decoding.usage import believable, usage
+from providers.decoding.usage import believable, usage, word
 
 REASONS: Final[dict[str, FinishReason]] = {
     **dict.fromkeys(("end_turn", "stop_sequence", "tool_use", "pause_turn"), "stop"),
@@ -152,7 +154,8 @@ class AnthropicResponse:
             raise failure(msgspec.json.encode({"error": message.error}), STATUSES)
         self.tokens = message.usage or Tokens()
         # Some hosts send 0 until they know the number. No prompt has 0 tokens.
-        batch.append(Started(message.model or None, input_of(self.tokens) or None))
+        tier, speed = word(self.tokens.service_tier), word(self.tokens.speed)
+        batch.append(Started(message.model or None, input_of(self.tokens) or None, tier, speed))
         found = usage_of(self.tokens)
         if found and (found.cache_read_tokens or found.cache_write_tokens):
             # Report cached tokens now, so that a stopped stream is billed at their prices too.
@@ -222,13 +225,29 @@ def merged(before: Tokens, after: Tokens) -> Tokens:
         ),
         output_tokens=before.output_tokens if made is None else made,
         output_tokens_details=before.output_tokens_details if details is None else details,
+        cache_creation=after.cache_creation if cached_by(after) else before.cache_creation,
+        server_tool_use=after.server_tool_use or before.server_tool_use,
+        service_tier=after.service_tier or before.service_tier,
+        speed=after.speed or before.speed,
     )
+
+
+def cached_by(tokens: Tokens) -> tuple[int, int] | None:
+    """Return the tokens written to the cache for 5 minutes and for 1 hour; None if unknown."""
+    parts = tokens.cache_creation or CacheCreation()
+    found = (parts.ephemeral_5m_input_tokens or 0, parts.ephemeral_1h_input_tokens or 0)
+    return found if any(found) else None
+
+
+def written_of(tokens: Tokens) -> int:
+    """Return the number of tokens written to the cache. Some hosts send only its parts."""
+    return tokens.cache_creation_input_tokens or sum(cached_by(tokens) or ())
 
 
 def input_of(tokens: Tokens) -> int:
     """Return the number of all input tokens, cached or not."""
-    read, written = tokens.cache_read_input_tokens, tokens.cache_creation_input_tokens
-    return (tokens.input_tokens or 0) + (read or 0) + (written or 0)
+    read, written = tokens.cache_read_input_tokens, written_of(tokens)
+    return (tokens.input_tokens or 0) + (read or 0) + written
 
 
 def usage_of(tokens: Tokens) -> Usage | None:
@@ -238,6 +257,10 @@ def usage_of(tokens: Tokens) -> Usage | None:
         input_of(tokens),
         tokens.output_tokens or 0,
         read=tokens.cache_read_input_tokens or 0,
-        written=tokens.cache_creation_input_tokens or 0,
+        written=written_of(tokens),
+        written_1h=(cached_by(tokens) or (0, 0))[1],
         reasoning=details.thinking_tokens or 0,
+        searches=(tokens.server_tool_use or ServerTools()).web_search_requests or 0,
+        tier=word(tokens.service_tier),
+        speed=word(tokens.speed),
     )

@@ -31,6 +31,17 @@ class OutputDetails(msgspec.Struct):
     thinking_tokens: Count | None = None
 
 
+class CacheCreation(msgspec.Struct):
+    """The tokens written to the cache, by the time for which it keeps them."""
+
+    ephemeral_5m_input_tokens: Count | None = None
+    ephemeral_1h_input_tokens: Count | None = None
+
+
+class ServerTools(msgspec.Struct):
+    web_search_requests: Count | None = None
+
+
 class Tokens(msgspec.Struct):
     """The `usage` object. input_tokens excludes tokens read from the cache or written to it."""
 
@@ -39,6 +50,10 @@ class Tokens(msgspec.Struct):
     cache_creation_input_tokens: Count | None = None
     output_tokens: Count | None = None
     output_tokens_details: OutputDetails | None = None
+    cache_creation: CacheCreation | None = None
+    server_tool_use: ServerTools | None = None
+    service_tier: Any = None
+    speed: Any = None
 
 
 class Block(msgspec.Struct):

@@ -162,7 +162,8 @@ def usage_of(tokens: Tokens) -> Usage | None:
     read = tokens.cache_read_input_tokens or 0
     written = tokens.cache_write_input_tokens or 0
     given = (tokens.input_tokens or 0) + read + written
-    return usage(given, tokens.output_tokens or 0, read=read, written=written)
+    long = sum(part.input_tokens or 0 for part in tokens.cache_details or () if part.ttl == "1h")
+    return usage(given, tokens.output_tokens or 0, read=read, written=written, written_1h=long)
 
 
 def text_of(block: Block) -> str:

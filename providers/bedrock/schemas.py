@@ -35,6 +35,11 @@ class Output(msgspec.Struct):
     message: Message | None = None
 
 
+class CacheDetail(msgspec.Struct, rename="camel"):
+    ttl: Any = None
+    input_tokens: Count | None = None
+
+
 class Tokens(msgspec.Struct, rename="camel"):
     """The `usage` object. The three kinds of input tokens don't overlap."""
 
@@ -42,6 +47,8 @@ class Tokens(msgspec.Struct, rename="camel"):
     output_tokens: Count | None = None
     cache_read_input_tokens: Count | None = None
     cache_write_input_tokens: Count | None = None
+    cache_details: list[CacheDetail] | None = None
+    """The tokens written to the cache, by the time for which it keeps them."""
 
 
 class Whole(msgspec.Struct, rename="camel"):

@@ -38,7 +38,7 @@ from providers.decoding.error_bodies import broken_off, choices_missing
 from providers.decoding.finish_reasons import GEMINI_FAILURES, GEMINI_FILTERS, meaning_of
 from providers.decoding.logprobs import LogprobsReader
 from providers.decoding.surrogates import SplitPairs
-from providers.decoding.usage import believable, usage
+from providers.decoding.usage import believable, usage, word
 from providers.google.errors import reported
 from providers.google.schemas import (
     CANDIDATE_FIELDS,
@@ -245,7 +245,8 @@ def usage_of(tokens: Tokens) -> Usage | None:
     given = (tokens.prompt_token_count or 0) + (tokens.tool_use_prompt_token_count or 0)
     thoughts = tokens.thoughts_token_count or 0
     made = (tokens.candidates_token_count or 0) + thoughts
-    return usage(given, made, read=tokens.cached_content_token_count or 0, reasoning=thoughts)
+    read, tier = tokens.cached_content_token_count or 0, word(tokens.service_tier)
+    return usage(given, made, read=read, reasoning=thoughts, tier=tier)
 
 
 def _entry(token: Token) -> dict[str, Any]:

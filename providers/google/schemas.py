@@ -59,6 +59,7 @@ class Tokens(msgspec.Struct, rename="camel"):
     cached_content_token_count: Count | None = None
     candidates_token_count: Count | None = None
     thoughts_token_count: Count | None = None
+    service_tier: Any = None
 
 
 class Chunk(msgspec.Struct, rename="camel"):

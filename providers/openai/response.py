@@ -41,7 +41,7 @@ from providers.decoding.finish_reasons import meaning_of
 from providers.decoding.lenient_json import NOT_JSON
 from providers.decoding.logprobs import LogprobsReader
 from providers.decoding.surrogates import SplitPairs
-from providers.decoding.usage import believable, usage
+from providers.decoding.usage import believable, nano_dollars, usage, word
 from providers.openai.schemas import (
     CHOICE,
     HIDDEN,
@@ -64,7 +64,7 @@ class OpenAIResponse:
 
     __slots__ = (
         *("adds", "choices", "echo", "empty", "finished", "held", "logprobs", "pairs"),
-        *("prompts", "raws", "readers", "started", "texts", "thought"),
+        *("prompts", "raws", "readers", "started", "texts", "thought", "tier"),
     )
 
     def __init__(self, request: CompletionRequest) -> None:
@@ -88,6 +88,8 @@ class OpenAIResponse:
         self.finished: set[int] = set()
         self.held: Usage | None = None
         """Usage that hasn't been reported yet."""
+        self.tier: str | None = None
+        """The service tier, in the first chunks or in all."""
 
     def read(self, data: bytes, batch: Batch) -> None:
         """Decode a chunk, or a whole JSON body, and append its events.
@@ -106,10 +108,11 @@ class OpenAIResponse:
             failed = error_of(chunk)
         if not failed and not chunk.choices and chunk.usage is None:
             refuse_bare_error(data)
+        self.tier = word(chunk.service_tier) or self.tier
         if not self.started and (chunk.choices or chunk.model or chunk.usage) and not failed:
             # This skips Azure's first chunk, which has a content filter's verdict but no model.
             self.started = True
-            batch.append(Started(chunk.model or None))
+            batch.append(Started(chunk.model or None, tier=self.tier))
         tokens = chunk.usage or (chunk.x_groq and chunk.x_groq.usage)
         if tokens and (found := usage_of(tokens)):
             self.held = found
@@ -178,6 +181,8 @@ class OpenAIResponse:
         found, self.held = self.held, None
         if found is None:
             return
+        if self.tier is not None:
+            found = msgspec.structs.replace(found, tier=self.tier)
         if not (found.input_tokens and found.output_tokens):
             # With echo, the text may be only the prompt.
             text = self.thought or (not self.echo and any(self.texts.values()))
@@ -269,11 +274,15 @@ def usage_of(tokens: Tokens) -> Usage | None:
     """Return the usage, or None if it is zero. Some hosts send zeros at first, others always."""
     given = tokens.prompt_tokens or 0
     made = tokens.completion_tokens or 0
-    if not (tokens.prompt_tokens_details or tokens.completion_tokens_details):
-        return usage(given, made, read=tokens.prompt_cache_hit_tokens or 0)
     prompt = tokens.prompt_tokens_details or Details()
     reasoning = (tokens.completion_tokens_details or Details()).reasoning_tokens or 0
-    if tokens.total_tokens == given + made + reasoning:  # xAI counts reasoning separately
+    searched = tokens.citation_tokens is not None or tokens.num_search_queries is not None
+    if not reasoning and tokens.reasoning_tokens:
+        # Perplexity counts reasoning separately, also from its total. SGLang doesn't.
+        reasoning = tokens.reasoning_tokens
+        if searched or reasoning > made:
+            made += reasoning
+    elif reasoning and tokens.total_tokens == given + made + reasoning:  # xAI counts it separately
         made += reasoning
     return usage(
         given,
@@ -281,7 +290,30 @@ def usage_of(tokens: Tokens) -> Usage | None:
         read=prompt.cached_tokens or tokens.prompt_cache_hit_tokens or 0,
         written=prompt.cache_write_tokens or 0,
         reasoning=reasoning,
+        citation_tokens=tokens.citation_tokens or 0,
+        searches=tokens.num_search_queries or 0,
+        cost_nano=cost_of(tokens),
     )
+
+
+TICKS: Final = 10_000_000_000
+"""The number of xAI's ticks in a US dollar."""
+
+
+def cost_of(tokens: Tokens) -> int | None:
+    """Return the cost that the host reports, in nano-dollars, or None."""
+    told, ticks = tokens.cost, tokens.cost_in_usd_ticks
+    if isinstance(told, dict):
+        told = told.get("total_cost")
+    if told is None:
+        told = tokens.estimated_cost
+    if told is None and isinstance(ticks, int):
+        told = ticks / TICKS
+    found = nano_dollars(told)
+    if found is not None and tokens.is_byok is True and isinstance(tokens.cost_details, dict):
+        # OpenRouter's own fee. The host behind it charges the operator's account there.
+        found += nano_dollars(tokens.cost_details.get("upstream_inference_cost")) or 0
+    return found
 
 
 def error_of(chunk: Chunk) -> Any:

@@ -6,7 +6,7 @@
 - Only data that isn't a JSON object is an error.
 
 Source: OpenAI API reference, "Completions" and "Chat", with their streaming objects; the xAI,
-DeepSeek, Groq, Mistral and OpenRouter references for their additions (read 2026-11).
+DeepSeek, Groq, Mistral, Perplexity and OpenRouter references for their additions (read 2026-11).
 """
 
 from __future__ import annotations
@@ -37,6 +37,16 @@ class Tokens(msgspec.Struct, gc=False):
     prompt_cache_hit_tokens: Count | None = None
     prompt_tokens_details: Details | None = None
     completion_tokens_details: Details | None = None
+    # Perplexity's units, which its total doesn't include.
+    reasoning_tokens: Count | None = None
+    citation_tokens: Count | None = None
+    num_search_queries: Count | None = None
+    # Costs in USD: of OpenRouter, Perplexity (an object), DeepInfra and xAI.
+    cost: Any = None
+    is_byok: Any = None
+    cost_details: Any = None
+    estimated_cost: Any = None
+    cost_in_usd_ticks: Any = None
 
 
 class Message(msgspec.Struct, gc=False):
@@ -82,6 +92,7 @@ class Chunk(msgspec.Struct, gc=False):
     usage: Tokens | None = None
     error: Any = None
     x_groq: Groq | None = None
+    service_tier: Any = None
     # The fields of errors from MiniMax, Baidu, and hosts that put errors into a list.
     base_resp: Any = None
     error_code: Any = None

@@ -45,10 +45,12 @@ def test_ready_and_metrics_show_the_open_circuit_breakers(site: Site) -> None:
     for _ in range(FAILURES):
         breakers.failed(target)
     breakers.limited(target, 30)
+    (other,) = site.gateway.router.targets(Route(model="sim/other"))
+    breakers.limited(other, 30)
     answer = site.client.get("/ready")
     assert answer.status_code == 200
     assert answer.json is not None
     cooling = answer.json["cooling"]
-    assert set(cooling) == {("sim/" + "m" * 500)[:128], "sim (key 1)"}
+    assert set(cooling) == {("sim/" + "m" * 500)[:128], "sim/other", "sim (key 1)"}
     assert all(0 < seconds <= 30 for seconds in cooling.values())
-    assert "sluice_cooldown 2.0" in site.client.get("/metrics").text
+    assert "sluice_cooldown 3.0" in site.client.get("/metrics").text

@@ -387,6 +387,26 @@ def test_other_provider_key_is_tried_at_once_after_a_429(
     assert harness.keys[2] != limited
 
 
+def test_fallback_to_another_model_of_the_host_is_tried_after_a_429(
+    harness: Harness, pauses: list[float]
+) -> None:
+    harness.play(failing(429, 60), good(), good())
+    assert harness.run("sim/m", "sim/n") == WHOLE
+    assert harness.run("sim/n") == WHOLE
+    assert (harness.names, pauses) == (["sim/m", "sim/n", "sim/n"], [])
+
+
+def test_all_keys_are_tried_for_each_model_before_the_host_is_left_alone(
+    harness: Harness, pauses: list[float]
+) -> None:
+    harness.made(KEYS, retries=0)
+    harness.play(*(failing(429, 60) for _ in range(9)))
+    error = harness.refused("sim/m", "sim/n", "sim/o")
+    assert isinstance(error, RateLimited)
+    assert harness.names == ["sim/m", "sim/m", "sim/n", "sim/n"], "two models are limited"
+    assert sorted(harness.keys) == [1, 1, 2, 2]
+
+
 @pytest.mark.parametrize("wait_s", [0.0, 60.0])
 def test_each_rate_limited_provider_key_is_tried_once(
     harness: Harness, pauses: list[float], wait_s: float
@@ -408,7 +428,7 @@ def test_call_gets_retry_after_without_an_attempt_when_all_keys_are_limited(
     assert int(error.headers["Retry-After"]) in (29, 30)
     assert len(harness.asked) == 2
     assert len(harness.records.streams[-1].attempts) == 0
-    assert set(harness.gateway.open_circuits()) == {"sim (key 1)", "sim (key 2)"}
+    assert set(harness.gateway.open_circuits()) == {"sim/m", "sim/m (key 2)"}
 
 
 # Cool-downs

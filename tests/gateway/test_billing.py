@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from completion import (
@@ -219,6 +220,53 @@ def test_call_cost_follows_the_prices_and_is_none_without_a_price(
 ) -> None:
     assert harness.billing.cost(Target(SIM, "m"), usage) == nano
     assert harness.billing.cost(Target(SIM, "unpriced"), usage) is None
+
+
+TRUSTED = msgspec.structs.replace(SIM, trust_cost=True)
+
+
+@pytest.mark.parametrize(
+    ("target", "reported", "found"),
+    [
+        (Target(SIM, "m"), 5, (13_000, "prices")),
+        (Target(SIM, "m"), None, (13_000, "prices")),
+        (Target(SIM, "unpriced"), 5, (5, "provider")),
+        (Target(SIM, "unpriced"), 0, (0, "provider")),
+        (Target(SIM, "unpriced"), None, (None, "prices")),
+        (Target(TRUSTED, "m"), 5, (5, "provider")),
+        (Target(TRUSTED, "m"), None, (13_000, "prices")),
+        (Target(TRUSTED, "m", Secret("k"), byok=True), 5, (0, "prices")),
+    ],
+)
+def test_reported_cost_is_used_without_a_price_or_if_the_row_says_so(
+    harness: Harness, target: Target, reported: int | None, found: tuple[int | None, str]
+) -> None:
+    usage = Usage(3, 5, cost_nano=reported)
+    assert harness.billing.cost_and_source(target, usage) == found
+
+
+@pytest.mark.parametrize(
+    ("extra", "dearer"),
+    [
+        ({}, False),
+        ({"service_tier": "flex"}, False),
+        ({"service_tier": "priority"}, True),
+        ({"service_tier": "auto"}, True),
+    ],
+)
+def test_budget_is_reserved_at_the_highest_price_that_may_apply(
+    harness: Harness, extra: dict[str, Any], dearer: bool
+) -> None:
+    row = msgspec.structs.replace(SIM, price_id="openai")
+    claims = []
+    for fields in ({"unknown": 1}, {"unknown": 1} | extra):
+        request = CompletionRequest(prompts=("Hello there!",), max_tokens=10, extra=fields)
+        chosen = [Candidate(Target(row, "gpt-5.4-mini"), request)]
+        harness.billing.open(KEY, a_stream(chosen[0]), chosen)
+        claim = harness.ledger.opened[-1][1]
+        assert claim is not None
+        claims.append(claim.most_nano)
+    assert (claims[1] > 1.5 * claims[0]) is dearer
 
 
 def test_nul_character_in_a_stored_name_is_replaced() -> None:

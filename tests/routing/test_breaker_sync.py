@@ -16,14 +16,15 @@ import redis
 from cluster.redis_client import TIMEOUT_S, RedisClient
 from routing import breaker_sync, circuit_breaker
 from routing.breaker_sync import STREAM
-from routing.circuit_breaker import (
-    FAILURES,
-    FIRST_S,
-    MAX_COOL_DOWN_S,
-    PROBE_PAUSE_S,
-    CircuitBreakers,
+from routing.circuit_breaker import FAILURES, FIRST_S, MAX_COOL_DOWN_S, PROBE_PAUSE_S, CircuitBreakers
+from tests.routing.test_circuit_breaker import (
+    BYOK,
+    OTHER_HOST,
+    OTHER_MODEL,
+    SECOND_KEY,
+    TARGET,
+    THIRD_MODEL,
 )
-from tests.routing.test_circuit_breaker import BYOK, OTHER_HOST, OTHER_MODEL, SECOND_KEY, TARGET
 from tests.support.pace import scaled
 from tests.support.redis_server import RedisServer
 
@@ -179,18 +180,57 @@ def test_failures_older_than_a_success_do_not_open_the_circuit(processes: list[P
     assert [process.left(TARGET) for process in processes] == [0, 0, 0]
 
 
-def test_a_rate_limit_blocks_the_key_in_all_processes(processes: list[Process]) -> None:
+def test_a_rate_limit_blocks_the_key_for_its_model_in_all_processes(
+    processes: list[Process],
+) -> None:
     one, two, three = processes
     one.limited(TARGET, 30)
     two.limited(TARGET, 3)
     beat(one, two, three)
     for process in processes:
-        assert process.left(OTHER_MODEL) == pytest.approx(30, abs=NEAR)
+        assert process.left(TARGET) == pytest.approx(30, abs=NEAR)
         assert process.is_limited(TARGET)
-        assert process.open_circuits() == {(NAME, "", 1): pytest.approx(30, abs=NEAR)}
+        assert process.left(OTHER_MODEL) == 0
+        assert process.open_circuits() == {TARGET_KEY: pytest.approx(30, abs=NEAR)}
     assert [two.left(target) for target in (SECOND_KEY, OTHER_HOST, BYOK)] == [0] * 3
     passes(30, *processes)
     assert [two.enter(TARGET) for _ in "ab"] == [0, 0], "no probe is needed"
+
+
+@pytest.mark.parametrize("aware", [True, False], ids=["after an exchange", "at the same time"])
+def test_rate_limits_of_two_models_in_two_processes_block_the_key_in_all(
+    processes: list[Process], aware: bool
+) -> None:
+    one, two, three = processes
+    one.limited(TARGET, 30)
+    if aware:
+        beat(one, two)
+    two.limited(OTHER_MODEL, 30)
+    beat(one, two, three, one)
+    for process in processes:
+        assert process.left(THIRD_MODEL) == pytest.approx(30, abs=NEAR)
+        assert process.left(SECOND_KEY) == 0
+
+
+def test_a_rate_limit_and_an_open_circuit_of_a_target_are_both_sent(
+    processes: list[Process],
+) -> None:
+    one, two, _ = processes
+    one.fail()
+    one.limited(TARGET, 60)
+    beat(one, two)
+    one.succeeded(TARGET)
+    beat(one, two)
+    assert two.left(TARGET) == pytest.approx(60, abs=NEAR)
+    assert (NAME, "m", 1) not in two._circuits
+
+
+def test_rate_limits_of_whole_keys_that_earlier_versions_send_are_understood(
+    processes: list[Process], client: Any
+) -> None:
+    client.xadd(STREAM, {"event": json.dumps(["x", "limited", NAME, "", 1, 0.0, 30.0, 0.0])})
+    beat(processes[0])
+    assert processes[0].left(OTHER_MODEL) == pytest.approx(30, abs=NEAR)
 
 
 def test_a_late_process_learns_each_wait_for_its_remaining_time(
@@ -206,7 +246,7 @@ def test_a_late_process_learns_each_wait_for_its_remaining_time(
     assert two.left(SECOND_KEY) == pytest.approx(60 - late, abs=NEAR)
     late += age(client, 5)
     beat(three)
-    assert three.open_circuits() == {(NAME, "", 2): pytest.approx(60 - late, abs=NEAR)}
+    assert three.open_circuits() == {(NAME, "m", 2): pytest.approx(60 - late, abs=NEAR)}
     assert [three.enter(TARGET) for _ in "ab"] == [0, 0], "it expired before it was read"
 
 
@@ -224,6 +264,7 @@ def age(client: Any, seconds: float) -> float:
 def test_shared_events_expire_and_hold_no_key(processes: list[Process], client: Any) -> None:
     processes[0].fail()
     processes[0].limited(SECOND_KEY, 3600)
+    processes[0].limited(msgspec.structs.replace(SECOND_KEY, model="n"), 3600)
     beat(*processes)
     assert client.keys() == [STREAM]
     assert 0 < client.pttl(STREAM) <= MAX_COOL_DOWN_S * 1000
@@ -231,6 +272,8 @@ def test_shared_events_expire_and_hold_no_key(processes: list[Process], client: 
         _, kind, provider, model, number, *times = json.loads(fields["event"])
         assert (kind, provider, model, number) in [
             ("cools", NAME, "m", 1),
+            ("limited", NAME, "m", 2),
+            ("limited", NAME, "n", 2),
             ("limited", NAME, "", 2),
         ]
         assert all(isinstance(seconds, float) for seconds in times)

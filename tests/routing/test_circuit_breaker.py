@@ -24,6 +24,7 @@ from routing.circuit_breaker import (
 TARGET = Target(BUILT_IN[1], "m")
 SECOND_KEY = msgspec.structs.replace(TARGET, key_number=2)
 OTHER_MODEL = msgspec.structs.replace(TARGET, model="n")
+THIRD_MODEL = msgspec.structs.replace(TARGET, model="o")
 OTHER_HOST = Target(BUILT_IN[2], "m")
 BYOK = msgspec.structs.replace(TARGET, byok=True)
 
@@ -128,15 +129,55 @@ def test_failures_while_a_circuit_is_open_do_not_extend_it(breakers: Clocked) ->
 
 
 @pytest.mark.parametrize(("asked", "waits"), [(3.0, 3.0), (0.0, 0.0), (3600.0, MAX_COOL_DOWN_S)])
-def test_a_rate_limit_blocks_the_key_for_every_model(
+def test_a_rate_limit_blocks_the_key_for_its_model_only(
     breakers: Clocked, asked: float, waits: float
 ) -> None:
     breakers.limited(TARGET, asked)
-    assert breakers.left(TARGET) == breakers.enter(OTHER_MODEL) == waits
+    assert breakers.left(TARGET) == breakers.enter(TARGET) == waits
     assert breakers.is_limited(TARGET) is bool(waits)
-    assert [breakers.left(target) for target in (SECOND_KEY, OTHER_HOST, BYOK)] == [0] * 3
+    others = (OTHER_MODEL, SECOND_KEY, OTHER_HOST, BYOK)
+    assert [breakers.left(target) for target in others] == [0] * 4
+    assert not breakers.is_limited(OTHER_MODEL)
     breakers.now += waits
     assert [breakers.enter(TARGET) for _ in "ab"] == [0, 0], "no probe is needed"
+
+
+def test_a_rate_limit_of_a_second_model_blocks_the_key_for_every_model(breakers: Clocked) -> None:
+    breakers.limited(TARGET, 60)
+    breakers.now += 1
+    breakers.limited(OTHER_MODEL, 5)
+    assert [breakers.left(t) for t in (TARGET, OTHER_MODEL, THIRD_MODEL)] == [59, 5, 5]
+    assert [breakers.left(t) for t in (SECOND_KEY, OTHER_HOST, BYOK)] == [0] * 3
+    breakers.now += 5
+    assert [breakers.left(t) for t in (TARGET, OTHER_MODEL, THIRD_MODEL)] == [54, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("target", "later"),
+    [(TARGET, 1.0), (OTHER_MODEL, 60.0), (SECOND_KEY, 1.0), (OTHER_HOST, 1.0), (BYOK, 1.0)],
+    ids=["same model", "first wait ended", "other key", "other host", "BYOK"],
+)
+def test_only_a_second_model_that_is_limited_at_the_same_time_blocks_the_key(
+    breakers: Clocked, target: Target, later: float
+) -> None:
+    breakers.limited(TARGET, 60)
+    breakers.now += later
+    breakers.limited(target, 60)
+    assert breakers.left(THIRD_MODEL) == 0
+
+
+def test_rate_limits_of_many_models_are_forgotten_after_their_waits(breakers: Clocked) -> None:
+    for number in range(50):
+        breakers.limited(msgspec.structs.replace(TARGET, model=f"made-up-{number}"), 1)
+        breakers.now += 1
+    assert [len(ends) for ends in breakers._limited.values()] == [1]
+
+
+def test_a_target_that_fails_and_is_limited_waits_for_the_longer_time(breakers: Clocked) -> None:
+    breakers.fail()
+    breakers.limited(TARGET, 4)
+    assert breakers.left(TARGET) == 4, "the rate limit is looked at first"
+    assert breakers.open_circuits() == {(TARGET.provider.name, "m", 1): FIRST_S}
 
 
 def test_a_shorter_rate_limit_wait_does_not_end_a_longer_wait(breakers: Clocked) -> None:
@@ -168,7 +209,10 @@ def test_open_circuits_lists_open_circuits_and_rate_limited_keys(breakers: Clock
     breakers.limited(SECOND_KEY, 4)
     breakers.fail(1, OTHER_HOST)
     name = TARGET.provider.name
-    assert breakers.open_circuits() == {(name, "m", 1): FIRST_S, (name, "", 2): 4}
+    assert breakers.open_circuits() == {(name, "m", 1): FIRST_S, (name, "m", 2): 4}
+    breakers.limited(msgspec.structs.replace(OTHER_MODEL, key_number=2), 3)
+    limited = {(name, "m", 2): 4, (name, "n", 2): 3, (name, "", 2): 3}
+    assert breakers.open_circuits() == {(name, "m", 1): FIRST_S} | limited
     breakers.now += FIRST_S
     assert breakers.open_circuits() == {}
 
