@@ -155,7 +155,7 @@ def is_token_ids(items: list[Any]) -> bool:
 
 def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str, Any]:
     choices = [
-        (c.added or {})
+        completion.added_to.get(c.index, {})
         | choice(c.index, c.text, calls.reason(outcome, c.finish_reason), c.logprobs)
         for c in completion.choices
     ]
