@@ -317,8 +317,6 @@ class Choice(msgspec.Struct, frozen=True):
     text: str
     finish_reason: FinishReason | None
     logprobs: Logprobs | None = None
-    added: dict[str, Any] | None = None
-    """The fields of Added events."""
 
 
 class Completion(msgspec.Struct, frozen=True):
@@ -330,6 +328,8 @@ class Completion(msgspec.Struct, frozen=True):
     input_tokens: int | None = None
     added: dict[str, Any] = {}
     """The fields of Added events that are beside the choices."""
+    added_to: dict[int, dict[str, Any]] = {}
+    """The fields of Added events of each choice."""
 
 
 def fold(events: Iterable[Event]) -> Completion:
@@ -363,12 +363,11 @@ def fold(events: Iterable[Event]) -> Completion:
             "".join(texts.get(index, ())),
             reasons.get(index),
             join_logprobs(logprobs[index]) if index in logprobs else None,
-            added.get(index),
         )
         for index in sorted(texts.keys() | reasons.keys())
     )
     top = combined_fields(tops[index] for index in sorted(tops))
-    return Completion(model, choices, usage, input_tokens, top)
+    return Completion(model, choices, usage, input_tokens, top, added)
 
 
 def join_logprobs(parts: list[Logprobs]) -> Logprobs:

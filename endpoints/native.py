@@ -111,9 +111,9 @@ def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str
             **particulars(outcome),
         },
     }
-    if stream.request.choices > 1 or (first and (first.logprobs or first.added)):
+    if stream.request.choices > 1 or (first and first.logprobs) or completion.added_to:
         found["choices"] = [
-            (choice.added or {})
+            completion.added_to.get(choice.index, {})
             | {
                 "text": choice.text,
                 "index": choice.index,

@@ -176,7 +176,7 @@ def kind_of_prompts(value: Any) -> Any:
 
 def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str, Any]:
     choices = [
-        (c.added or {})
+        completion.added_to.get(c.index, {})
         | choice(c.index, c.text, calls.reason(outcome, c.finish_reason), c.logprobs)
         for c in completion.choices
     ]

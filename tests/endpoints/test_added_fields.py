@@ -18,6 +18,7 @@ from completion import (
     flatten,
     fold,
 )
+from errors import UpstreamError
 from gateway.added_fields import redacted
 from keys.redaction import Secret
 from providers import registry
@@ -140,7 +141,7 @@ def test_every_dialect_passes_unknown_fields_on_only_if_asked(name: str, asks: b
     dialect: Dialect = registry.dialect(name)
     found = fold(dialect.complete(json.dumps(body).encode(), request))
     assert found.choices[0].text == "Hi"
-    assert (found.choices[0].added or {}) == (choice if asks else {})
+    assert found.added_to.get(0, {}) == (choice if asks else {})
     assert found.added == (top if asks else {})
 
 
@@ -163,7 +164,7 @@ def test_the_fields_of_several_calls_are_combined() -> None:
     ]
     found = fold(events)
     assert found.added == {"ids": [1, 3], "same": "s"}
-    assert [choice.added for choice in found.choices] == [None, {"token_ids": [8]}]
+    assert found.added_to == {1: {"token_ids": [8]}}
 
 
 def test_secrets_in_fields_are_redacted() -> None:
@@ -178,3 +179,57 @@ def test_fields_that_are_nested_too_deeply_are_left_out() -> None:
     body = json.dumps(VLLM)[:-1] + ', "deep": ' + "[" * 500 + "]" * 500 + "}"
     request = CompletionRequest(prompts=("Hi",), extra={"x": 1})
     assert "deep" not in fold(openai_dialect.complete(body.encode(), request)).added
+
+
+def native(face: Face, **fields: Any) -> Any:
+    body = {"model": "fake/m", "prompt": "Say it", "additional_params": ASKING} | fields
+    return face.app.test_client().post("/api/v1/completions", json=body, headers=face.headers)
+
+
+def test_fields_come_back_in_a_whole_native_answer(face: Face, upstream: Upstream) -> None:
+    upstream.play(*SCRIPT)
+    data = native(face).get_json()
+    assert data["extra"] == {"kv_transfer_params": {"a": 1}}
+    assert (data["data"], data["choices"][0]["token_ids"]) == ("Hello", [5, 6, 7])
+
+
+def test_fields_come_back_in_a_native_stream(face: Face, upstream: Upstream) -> None:
+    upstream.play(*SCRIPT)
+    _, first, second, last, _ = chunks(native(face, stream=True).text)
+    assert first["extra"] == {"kv_transfer_params": {"a": 1}}
+    assert first["choices"][0]["token_ids"] == [5]
+    assert second["choices"][0]["token_ids"] == [6, 7]
+    assert last["choices"][0]["stop_reason"] == "x"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_only_the_fields_of_the_attempt_that_serves_the_call_come_back(
+    face: Face, upstream: Upstream, stream: bool
+) -> None:
+    failed: list[Any] = [
+        [Started(), Added(0, {"first": 1}, 9, top=True), Added(0, {"early": [1]}, 9)],
+        UpstreamError("gone", upstream_status=500),
+    ]
+    upstream.scripts = [failed, SCRIPT]
+    answer = face.ask(stream=stream, fallbacks=["fakechat/m"], **ASKING)
+    assert answer.status_code == 200, answer.text
+    assert "kv_transfer_params" in answer.text
+    assert "early" not in answer.text
+    assert '"first"' not in answer.text
+
+
+def test_many_fields_before_the_first_text_are_not_held_forever(
+    face: Face, upstream: Upstream
+) -> None:
+    big: list[Any] = [Added(0, {"ids": ["x" * 1000]}, 1000)]
+    upstream.play([Started()], *[big] * 600, [Delta(0, "a")], [Finished(0, "stop")])
+    found = chunks(face.ask(stream=True, **ASKING).text)
+    ids = [item for chunk in found for item in chunk["choices"][0].get("ids", [])]
+    assert len(ids) == 600
+    assert len(found) > 3
+
+
+def test_an_emulated_echo_comes_with_the_fields(face: Face, upstream: Upstream) -> None:
+    upstream.play(*SCRIPT)
+    [choice] = face.ask(model="fakechat/m", echo=True, **ASKING).get_json()["choices"]
+    assert (choice["text"], choice["token_ids"]) == ("Say itHello", [5, 6, 7])
