@@ -194,7 +194,9 @@ class CircuitBreakers:
         if self._enabled and not target.byok:
             with self._lock:
                 now = self._clock()
-                for key, end in self._limit(target_key(target), now, now + min(seconds, MAX_COOL_DOWN_S)):
+                for key, end in self._limit(
+                    target_key(target), now, now + min(seconds, MAX_COOL_DOWN_S)
+                ):
                     self._announce("limited", key, now, end)
 
     def _limit(self, key: TargetKey, at: float, until: float) -> list[tuple[TargetKey, float]]:

@@ -144,8 +144,15 @@ PLAIN = frozenset(
 """The functions that may be called under a BriefLock. `set` is the method of an event, which never
 waits."""
 LOOKED_AT = {
-    "routing.circuit_breaker": {"_clock", "_forget_closed", "_apply", "_announce", "_circuit"}
-    | {"ask", "failed", "credential_key", "target_key", "succeeded"},
+    "routing.circuit_breaker": {
+        "_clock",
+        "_forget_closed",
+        "_apply",
+        "_announce",
+        "_circuit",
+        "_limit",
+    }
+    | {"ask", "failed", "target_key", "succeeded"},
     "quota.memory": {"_now", "counts", "left", "tokens", "window_of"},
     "providers.transport.abort": {"_shut"},
     "streams.stream": {"_late", "end", "go_to"},

@@ -258,11 +258,11 @@ def test_budget_is_reserved_at_the_highest_price_that_may_apply(
     harness: Harness, extra: dict[str, Any], dearer: bool
 ) -> None:
     row = msgspec.structs.replace(SIM, price_id="openai")
-    claims = []
+    key, claims = a_key(tokens_per_hour=100_000, budget_usd=1), []
     for fields in ({"unknown": 1}, {"unknown": 1} | extra):
         request = CompletionRequest(prompts=("Hello there!",), max_tokens=10, extra=fields)
         chosen = [Candidate(Target(row, "gpt-5.4-mini"), request)]
-        harness.billing.open(KEY, a_stream(chosen[0]), chosen)
+        harness.billing.open(key, a_stream(chosen[0]), chosen)
         claim = harness.ledger.opened[-1][1]
         assert claim is not None
         claims.append(claim.most_nano)

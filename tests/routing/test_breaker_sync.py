@@ -16,7 +16,13 @@ import redis
 from cluster.redis_client import TIMEOUT_S, RedisClient
 from routing import breaker_sync, circuit_breaker
 from routing.breaker_sync import STREAM
-from routing.circuit_breaker import FAILURES, FIRST_S, MAX_COOL_DOWN_S, PROBE_PAUSE_S, CircuitBreakers
+from routing.circuit_breaker import (
+    FAILURES,
+    FIRST_S,
+    MAX_COOL_DOWN_S,
+    PROBE_PAUSE_S,
+    CircuitBreakers,
+)
 from tests.routing.test_circuit_breaker import (
     BYOK,
     OTHER_HOST,
