@@ -151,6 +151,7 @@ LOOKED_AT = {
         "_announce",
         "_circuit",
         "_limit",
+        "_limited_until",
     }
     | {"ask", "failed", "target_key", "succeeded"},
     "quota.memory": {"_now", "counts", "left", "tokens", "window_of"},
