@@ -53,6 +53,9 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ("docs/keys.md", '{"id":"key_...'): (
         "tests/keys/test_store.py::test_the_key_file_holds_the_documented_fields_and_no_secret"
     ),
+    ("docs/operating.md", "location /llm/ {"): (
+        "tests/live/test_prefix.py::test_everything_that_pages_refer_to_is_below_the_prefix"
+    ),
     ("docs/operating.md", "cp /backups/"): (
         "tests/cli/test_usage.py::test_a_restored_backup_replaces_the_ledger"
     ),
