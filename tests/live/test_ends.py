@@ -21,6 +21,8 @@ from tests.support.pieces import PIECES, THOUGHT, Pieces
 from tests.support.raw_client import Frame
 from tests.support.servers import UNTROUBLED, Server
 
+pytestmark = pytest.mark.thorough
+
 IDLE_S = round(scaled(1), 1)
 ROW = """[providers.x{name}]
 dialect = "{dialect}"

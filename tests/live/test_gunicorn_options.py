@@ -22,6 +22,8 @@ from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer
 from tests.support.servers import Kind, Server, free_port, make_key, settings_files
 
+pytestmark = pytest.mark.thorough
+
 LOGGING = """
 [loggers]
 keys=root

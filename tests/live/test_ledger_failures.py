@@ -301,6 +301,7 @@ LASTING = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("deed", LASTING.values(), ids=LASTING)
 def test_a_restart_uses_the_file_that_is_at_the_path_by_then(
     fake: FakeProvider, folder: Path, deed: Callable[[Path], None]
@@ -329,6 +330,7 @@ def test_a_restart_uses_the_file_that_is_at_the_path_by_then(
         assert "is consistent" in flask(again.server, "usage", "verify")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("deed", [unlink_wal, unlink_shm, unlink_both], ids=lambda d: d.__name__)
 def test_deleted_journals_of_the_database_lose_no_row(
     fake: FakeProvider, folder: Path, deed: Callable[[Path], None]

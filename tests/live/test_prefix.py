@@ -23,6 +23,8 @@ from tests.support.daemons import CantRunError
 from tests.support.pace import HANG_S
 from tests.support.servers import Kind, Server, free_port
 
+pytestmark = pytest.mark.thorough
+
 LOCATIONS = {
     "removed": "location /sluice/ {{ proxy_pass http://127.0.0.1:{port}/; "
     "proxy_set_header X-Forwarded-Prefix /sluice; {more} }}",
