@@ -29,7 +29,7 @@ from providers.hosts import BUILT_IN
 from providers.local.call import LocalCall
 from tests.gateway.test_gateway import Scripted
 from tests.routing.test_router import ROWS
-from tests.support.pace import scaled
+from tests.support.pace import scaled_cpu
 from tests.test_app import Site, make_app, make_key
 
 NATIVE, OPENAI = "/api/v1/completions", "/v1/completions"
@@ -320,7 +320,7 @@ def test_a_request_up_to_the_limits_is_parsed_and_built_quickly(name: str) -> No
         began = time.process_time()
         build()
         rounds.append(time.process_time() - began)
-    assert min(rounds) < scaled(0.05)
+    assert min(rounds) < scaled_cpu(0.05)
 
 
 # Lists of token ids

@@ -41,3 +41,12 @@ def machine_pace() -> float:
 def scaled(seconds: float) -> float:
     """Return a time bound for an idle machine, multiplied by this machine's pace."""
     return seconds * machine_pace()
+
+
+def scaled_cpu(seconds: float) -> float:
+    """Return a bound on CPU time that holds under coverage and beside other work.
+
+    Tracing doubles it, and so does a shared core. What such a bound guards against takes ten times
+    as long or more.
+    """
+    return 4 * scaled(seconds)
