@@ -121,7 +121,7 @@ class Logprobs(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What a call used: tokens, and other units that providers charge for.
+    """The tokens of a call, and the other units that its provider charges for.
 
     Cached tokens are part of the input, reasoning tokens part of the output.
     """

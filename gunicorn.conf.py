@@ -100,8 +100,8 @@ def all_interfaces() -> list[str]:
             probe.bind(("::", 0))
             only_6 = probe.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
     except OSError:
-        return ["0.0.0.0"]  # noqa: S104
-    return ["0.0.0.0", "::"] if only_6 else ["::"]  # noqa: S104
+        return ["0.0.0.0"]  # noqa: S104 - PORT asks for all interfaces
+    return ["0.0.0.0", "::"] if only_6 else ["::"]  # noqa: S104 - as above
 
 
 bind = addresses(settings.host, settings.port)

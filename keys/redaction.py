@@ -163,8 +163,9 @@ LONG_PREFIXES = (
 )
 """Prefixes that no name of a model has: what follows need not look random."""
 RANDOM = ((16, 0.4), (32, 0.25))
-"""What else is random: at least that many characters, with at least that share of CHANGE. A test
-checks it with generated keys of all formats, and with the names of all models in genai-prices."""
+"""Two rules, each a length and a share: text counts as random if it has at least so many characters
+and CHANGE matches at least that share of them. A test checks the rules with generated keys of all
+formats, and with the names of all models in genai-prices."""
 
 
 def may_hold_any(text: str) -> bool:

@@ -12,8 +12,8 @@ from typing import Final, TypeAlias
 from completion import CompletionRequest, Usage
 
 PriceTerms: TypeAlias = tuple[tuple[str, str], ...]
-"""What a price depends on besides the model, as pairs of a name and a value in lower case: the
-service_tier, the speed, the search_type. A standard value is left out."""
+"""The conditions that a price depends on besides the model: pairs of a name (service_tier, speed,
+search_type) and a value in lower case. A standard value is left out."""
 
 STANDARD: Final = frozenset(("auto", "default", "on_demand", "standard", "standard_only"))
 """The service tiers and speeds that have the standard price."""
