@@ -28,6 +28,7 @@ from completion import (
 from concurrency.yielding import Yielder
 from errors import InvalidRequest, UnsupportedParameter
 from gateway import field_names
+from gateway.stop_automaton import StopAutomaton, compiled, effective, for_host
 from providers import registry
 from providers.base import Target, matches
 from streams.tally import EVENT_WEIGHT
@@ -47,8 +48,15 @@ BYTES_PER_TOKEN = 4  # about
 MOST_SPLIT_MIB = 16
 """The most that a split call may send beside its prompts: the other fields go with each prompt."""
 
-EMULATED = frozenset(("echo", "prompt_list", "choice_list"))
+EMULATED = frozenset(("echo", "prompt_list", "choice_list", "stop"))
 """Parameters that Sluice emulates exactly for targets without them."""
+
+NEED_ALL_STOPS = (
+    *("min_tokens", "use_beam_search"),
+    *("include_stop_str_in_output", "no_stop_trim"),
+)
+"""Parameters of hosts with which stop sequences can't be emulated: the host compares texts that end
+at them, or it alone knows where it may stop, and what it then sends."""
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -64,6 +72,8 @@ class Candidate(msgspec.Struct, frozen=True):
     """True if each prompt needs a separate upstream call."""
     singly: bool = False
     """True if each choice of each prompt needs one. `split` is then True as well."""
+    stops: StopAutomaton | None = None
+    """The stop sequences to emulate. None if the host gets all that there are."""
 
 
 def candidates(
@@ -116,6 +126,10 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
     hints = lacking & HINTS
     refuse(at_fault(lacking, request, echo=echo), target)
     check_limits(request, target, hints)
+    stops, sent = None, request.stop
+    if sent:
+        stops, sent = split_stops(request, target, none="stop" in lacking)
+        echo = echo or (stops is not None and request.echo)
     if split:
         check_split(request, target)
     dropped = tuple(sorted({*names_of(request, hints), *request.unused}))
@@ -124,11 +138,50 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
     changes: dict[str, Any] = {name: EMPTY.get(name) for name in hints}
     if echo:
         changes["echo"] = False
+    if sent != request.stop:
+        changes["stop"] = sent
     if changes:
         request = msgspec.structs.replace(request, **changes)
     if request.extra or request.openai_extra:
         check_body(request, target)
-    return Candidate(target, request, dropped, echo, split, singly)
+    return Candidate(target, request, dropped, echo, split, singly, stops)
+
+
+def split_stops(
+    request: CompletionRequest, target: Target, *, none: bool
+) -> tuple[StopAutomaton | None, tuple[str, ...]]:
+    """Return the stop sequences to emulate, if any, and those that the host gets.
+
+    Args:
+        none: True if the host takes no stop sequence.
+
+    Raises:
+        UnsupportedParameter: They would have to be emulated, but that would not be exact.
+    """
+    stops = request.stop
+    most = 0 if none else target.limits.get("stop", len(stops))
+    if len(stops) <= most:
+        return None, stops
+    if request.max_tokens == 0:  # there is no text to end
+        return None, ()
+    found = effective(stops)
+    if len(found) <= most:
+        return None, found
+    if (obstacle := obstacle_to_stops(request)) is not None:
+        unsupported("stop", f"stop{f' above {most:g}' if most else ''} with {obstacle}", target)
+    return compiled(stops), for_host(found, int(most))
+
+
+def obstacle_to_stops(request: CompletionRequest) -> str | None:
+    """Return what keeps stop sequences from being emulated, or None."""
+    if request.echo and request.logprobs is not None:
+        return PARAMETER_WORDS["echo_logprobs"]
+    if request.echo and not all(isinstance(prompt, str) for prompt in request.prompts):
+        return PARAMETER_WORDS["echo_token_ids"]
+    if request.best_of is not None:
+        return "best_of"
+    extra = request.extra | request.openai_extra
+    return next((name for name in NEED_ALL_STOPS if extra.get(name)), None)
 
 
 def at_fault(lacking: frozenset[str], request: CompletionRequest, *, echo: bool) -> frozenset[str]:
@@ -187,13 +240,15 @@ def check_body(request: CompletionRequest, target: Target) -> None:
 
 
 def check_limits(request: CompletionRequest, target: Target, hints: frozenset[str]) -> None:
-    """Raise UnsupportedParameter if a value exceeds the host's limit and isn't a dropped hint."""
+    """Raise UnsupportedParameter if a value exceeds the host's limit and isn't a dropped hint.
+
+    Stop sequences beyond the limit are emulated.
+    """
     for name, most in target.limits.items():
-        if name in hints:
+        if name in hints or name == "stop":
             continue
         value = getattr(request, name)
-        amount = len(value) if isinstance(value, tuple) else value
-        if amount is not None and amount > most:
+        if value is not None and value > most:
             unsupported(name, f"{name} above {most:g}", target)
 
 

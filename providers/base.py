@@ -15,6 +15,7 @@ import msgspec
 from completion import (
     Batch,
     CompletionRequest,
+    FinishReason,
 )
 from errors import UpstreamError
 from keys.redaction import Secret
@@ -289,3 +290,15 @@ class UpstreamCall(Protocol):
 
     def close(self) -> None:
         """Release the resources. Only the thread that ran `events` may call this."""
+
+
+class SingleCall(UpstreamCall, Protocol):
+    """An UpstreamCall that is one request."""
+
+    @property
+    def finished(self) -> Mapping[int, FinishReason]:
+        """The choices that the host has finished although others go on, with the reasons so far.
+
+        A choice isn't among them if more text may follow its reason. Its Finished event may still
+        be to come.
+        """

@@ -26,9 +26,8 @@ OPENAI_FAMILIES: Final = (
     Family(  # reasoning models reject parameters that steer the sampling
         models=("o[1-9]*", "gpt-5*", "gpt-6*"),
         unless=("gpt-5-chat*",),
-        cannot=("temperature", "top_p", "logprobs", "logit_bias", *PENALTIES),
+        cannot=("temperature", "top_p", "stop", "logprobs", "logit_bias", *PENALTIES),
     ),
-    Family(models=("o3*", "o4-mini*"), cannot=("stop",)),
 )
 CLAUDE_UNSTEERED: Final = (  # these models reject parameters that steer the sampling
     *("claude-opus-4-[78]*", "claude-opus-[5-9]*", "claude-sonnet-[5-9]*"),
