@@ -168,16 +168,18 @@ def split_stops(
     if len(found) <= most:
         return None, found
     if (obstacle := obstacle_to_stops(request)) is not None:
-        unsupported("stop", f"stop{f' above {most:g}' if most else ''} with {obstacle}", target)
+        unsupported(
+            "stop", f"stop{f' above {most:g}' if most else ''} together with {obstacle}", target
+        )
     return compiled(stops), for_host(found, int(most))
 
 
 def obstacle_to_stops(request: CompletionRequest) -> str | None:
     """Return what keeps stop sequences from being emulated, or None."""
     if request.echo and request.logprobs is not None:
-        return PARAMETER_WORDS["echo_logprobs"]
+        return "echo and logprobs"
     if request.echo and not all(isinstance(prompt, str) for prompt in request.prompts):
-        return PARAMETER_WORDS["echo_token_ids"]
+        return "echo and a prompt of token ids"
     if request.best_of is not None:
         return "best_of"
     extra = request.extra | request.openai_extra
