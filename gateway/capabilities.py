@@ -48,7 +48,7 @@ BYTES_PER_TOKEN = 4  # about
 MOST_SPLIT_MIB = 16
 """The most that a split call may send beside its prompts: the other fields go with each prompt."""
 
-EMULATED = frozenset(("echo", "prompt_list", "choice_list", "stop"))
+EMULATED = frozenset(("echo", "prompt_list", "choice_list", "stop", "blank_stop"))
 """Parameters that Sluice emulates exactly for targets without them."""
 
 NEED_ALL_STOPS = (
@@ -128,7 +128,7 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
     check_limits(request, target, hints)
     stops, sent = None, request.stop
     if sent:
-        stops, sent = split_stops(request, target, none="stop" in lacking)
+        stops, sent = split_stops(request, target, lacking)
         echo = echo or (stops is not None and request.echo)
     if split:
         check_split(request, target)
@@ -148,30 +148,31 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
 
 
 def split_stops(
-    request: CompletionRequest, target: Target, *, none: bool
+    request: CompletionRequest, target: Target, lacking: frozenset[str]
 ) -> tuple[StopAutomaton | None, tuple[str, ...]]:
     """Return the stop sequences to emulate, if any, and those that the host gets.
 
     Args:
-        none: True if the host takes no stop sequence.
+        lacking: the parameters that the request uses and the target lacks.
 
     Raises:
         UnsupportedParameter: They would have to be emulated, but that would not be exact.
     """
     stops = request.stop
-    most = 0 if none else target.limits.get("stop", len(stops))
-    if len(stops) <= most:
+    most = 0 if "stop" in lacking else target.limits.get("stop", len(stops))
+    blank = "blank_stop" not in lacking
+    if len(stops) <= most and blank:
         return None, stops
     if request.max_tokens == 0:  # there is no text to end
         return None, ()
     found = effective(stops)
-    if len(found) <= most:
+    if len(found) <= most and (blank or all(map(str.strip, found))):
         return None, found
     if (obstacle := obstacle_to_stops(request)) is not None:
         unsupported(
             "stop", f"stop{f' above {most:g}' if most else ''} together with {obstacle}", target
         )
-    return compiled(stops), for_host(found, int(most))
+    return compiled(stops), for_host(found, int(most), blank=blank)
 
 
 def obstacle_to_stops(request: CompletionRequest) -> str | None:
@@ -317,6 +318,8 @@ def wanted(request: CompletionRequest) -> frozenset[str]:
         names.add("token_ids")
     if len(request.prompts) > 1:
         names.add("prompt_list")
+    if request.stop and not all(map(str.strip, request.stop)):
+        names.add("blank_stop")
     if request.logprobs is not None:
         names.add("logprobs")
         if request.echo:

@@ -28,7 +28,7 @@ class StopAutomaton:
     beginning. A node's first child has the next number, so that a long sequence needs no table.
     """
 
-    __slots__ = ("_branches", "_fallback", "_first", "_next", "depth", "ends")
+    __slots__ = ("_branches", "_fallback", "_next", "depth", "ends", "first")
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._branches: dict[int, dict[str, int]] = {}
@@ -60,7 +60,8 @@ class StopAutomaton:
         self._fallback = array("I", bytes(4 * len(following)))
         self._link(following, parents, labels)
         firsts = {following[0], *self._branches.get(0, ())}
-        self._first = re.compile(f"[{''.join(map(re.escape, sorted(firsts)))}]").search
+        self.first = re.compile(f"[{''.join(map(re.escape, sorted(firsts)))}]").search
+        """Find the first character of a text that could begin a stop sequence."""
 
     def _link(self, following: list[str], parents: list[int], labels: list[str]) -> None:
         """Set each node's fallback: the node of the longest proper end of its text."""
@@ -93,7 +94,7 @@ class StopAutomaton:
         ends, at, size = self.ends, 0, len(text)
         while True:
             if not state:
-                found = self._first(text, at)
+                found = self.first(text, at)
                 if found is None:
                     return 0, -1
                 at = found.start()
@@ -112,10 +113,6 @@ class StopAutomaton:
                 state += 1
             if ends[state]:
                 return state, at
-
-    def could_begin(self, text: str) -> bool:
-        """Return False if no character of the text could begin a stop sequence."""
-        return self._first(text) is not None
 
     def path(self, stop: str) -> list[int]:
         """Return the nodes of a stop sequence, up to the first at which one is complete."""
@@ -162,7 +159,7 @@ def effective(stops: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @lru_cache(COMPILED)
-def for_host(stops: tuple[str, ...], most: int) -> tuple[str, ...]:
+def for_host(stops: tuple[str, ...], most: int, *, blank: bool = True) -> tuple[str, ...]:
     """Return the stop sequences that a host gets, in their order: the first ones, if they are safe.
 
     A host removes the stop sequence at which it stops. So it must not get one that can begin inside
@@ -171,6 +168,7 @@ def for_host(stops: tuple[str, ...], most: int) -> tuple[str, ...]:
     Args:
         stops: effective stop sequences.
         most: how many the host takes.
+        blank: False if the host takes none of white space only.
     """
     if not most:
         return ()
@@ -188,10 +186,11 @@ def for_host(stops: tuple[str, ...], most: int) -> tuple[str, ...]:
             overlapping |= through[node]
         for other in range(len(stops)):
             needs[other] |= (overlapping >> other & 1) << number
+    unfit = sum(1 << n for n, stop in enumerate(stops) if not (blank or stop.strip()))
     chosen = 0
     for number in range(len(stops)):
         wanted = closure(chosen | 1 << number, needs)
-        if wanted.bit_count() <= most:
+        if wanted.bit_count() <= most and not wanted & unfit:
             chosen = wanted
     return tuple(stop for number, stop in enumerate(stops) if chosen >> number & 1)
 

@@ -57,12 +57,13 @@ class Scanner:
 
     def take(self, batch: Batch) -> Batch:
         """Return what a client gets of a batch."""
-        output, choices, could_begin = self._output, self._choices, self._stops.could_begin
-        shown = output.batch
+        output, choices, stops = self._output, self._choices, self._stops
+        shown, first, scan = output.batch, stops.first, stops.scan
         for event in batch:
             if isinstance(event, Delta):
                 choice = choices.get(event.index) or self._choice(event.index)
-                if choice.watched or could_begin(event.text):
+                text = event.text
+                if choice.watched or (first(text) is not None and scan(0, text)[0]):
                     choice.take(event)
                 else:
                     shown.append(event)
@@ -165,10 +166,10 @@ class _Choice:
 
     def take(self, event: Delta) -> None:
         """Show what can be shown of a piece of text, and of the text that was held before it."""
-        text, before = event.text, self._position
-        self._output.pieces += 1
-        self._output.bytes += utf8_size(text)
-        if self._index in self._output.ended:
+        text, before, output = event.text, self._position, self._output
+        output.pieces += 1
+        output.bytes += len(text) if text.isascii() else utf8_size(text)
+        if self._index in output.ended:
             return
         self._position += len(text)
         self._held += text
@@ -218,7 +219,7 @@ class _Choice:
         if self._added:
             self._show_added(to)
         self._show(to, count)
-        self.watched = bool(self._logprobs or self._state or self._added)
+        self.watched = self._logprobs or self._state > 0 or len(self._added) > 0
 
     def _cut(self, to: int) -> None:
         """Show the text up to a stop sequence, and the end of the choice."""
@@ -243,7 +244,7 @@ class _Choice:
         if text or logprobs:
             output.batch.append(Delta(self._index, text, logprobs))
             output.pieces -= 1
-            output.bytes -= utf8_size(text)
+            output.bytes -= len(text) if text.isascii() else utf8_size(text)
 
     def _show_added(self, to: int | None) -> None:
         """Show the added fields of the text up to a position. None stands for all."""

@@ -221,7 +221,8 @@ class Dialect(Protocol):
 
         They include `target.cannot`. Besides names of fields there are "token_ids" (prompts of
         token ids), "echo_logprobs" (echo together with logprobs), "prompt_list" (more than one
-        prompt in a request) and "choice_list" (more than one choice in a response).
+        prompt in a request), "choice_list" (more than one choice in a response) and "blank_stop"
+        (a stop sequence of white space only).
         """
 
     def call(self, request: CompletionRequest, target: Target) -> UpstreamRequest:

@@ -306,3 +306,23 @@ def test_the_llamacpp_row_emulates_echo_and_refuses_it_only_with_logprobs() -> N
     assert fit(a_request(logprobs=1), target, strict=False).request.logprobs == 1
     with pytest.raises(UnsupportedParameter, match="echo together with logprobs"):
         fit(a_request(echo=True, logprobs=1), target, strict=False)
+
+
+@pytest.mark.parametrize(
+    ("model", "stops", "sent"),
+    [
+        ("anthropic/claude-opus-5-5", ("END",), ("END",)),
+        ("anthropic/claude-opus-5-5", ("\n", "END"), ("END",)),
+        ("anthropic/claude-opus-5-5", ("\n\nHuman:", "\n\n"), ()),
+        ("anthropic/claude-opus-5-5", ("\nHuman:", "\n\n"), ()),  # it could hide the end of "\n\n"
+        ("bedrock/us.anthropic.claude-opus-5-5", (" ", "END"), ("END",)),
+        ("bedrock/amazon.nova-lite", ("\n", "END"), ("\n", "END")),
+    ],
+)
+def test_stop_sequences_of_white_space_are_emulated_where_a_host_refuses_them(
+    model: str, stops: tuple[str, ...], sent: tuple[str, ...]
+) -> None:
+    name, _, own = model.partition("/")
+    found = fit(a_request(stop=stops), Target(registry.rows({})[name], own), strict=True)
+    assert found.request.stop == sent
+    assert (found.stops is None) is (sent == stops)
