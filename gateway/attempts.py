@@ -243,7 +243,7 @@ class Reader:
         if candidate.request.passes_on:
             batches = redacted(batches, candidate.target.credential)
         if candidate.echo:
-            batches = echoed(batches, candidate.request)
+            batches = echoed(batches, stream.request)
         succeeded = False
         for batch in batches:
             if not succeeded:

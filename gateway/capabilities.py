@@ -27,9 +27,9 @@ from completion import (
 )
 from concurrency.yielding import Yielder
 from errors import InvalidRequest, UnsupportedParameter
-from gateway import field_names
-from providers import registry
-from providers.base import Target, matches
+from gateway import field_names, fill_in
+from providers import fim_rules, registry
+from providers.base import Target
 from streams.tally import EVENT_WEIGHT
 
 HINTS = frozenset(
@@ -101,9 +101,13 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
         UnsupportedParameter: the target can't serve the request.
         InvalidRequest: a field has a name that no target may get, or contradicts another one.
     """
-    fim = target.provider.fim
-    if request.suffix is not None and fim and matches(target.model, fim.models):
-        target = msgspec.structs.replace(target, fim=fim)
+    left_out: tuple[str, ...] = ()
+    if request.suffix is not None:
+        request, target, left_out = fill_in.adapted(request, target)
+        if request.infill:
+            check_limits(request, target, frozenset())
+            check_body(request, target)
+            return Candidate(target, request)
     if request.extra or request.openai_extra:
         refuse_host_names(request, target)
     asked = wanted(request)
@@ -118,7 +122,7 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
     check_limits(request, target, hints)
     if split:
         check_split(request, target)
-    dropped = tuple(sorted({*names_of(request, hints), *request.unused}))
+    dropped = tuple(sorted({*names_of(request, hints), *request.unused, *left_out}))
     if strict and dropped:
         unsupported(dropped[0], dropped[0], target)
     changes: dict[str, Any] = {name: EMPTY.get(name) for name in hints}
@@ -159,7 +163,7 @@ def refuse(names: frozenset[str], target: Target) -> None:
         plain = msgspec.structs.replace(target, fim=None)
         if name not in registry.dialect(plain.dialect).unsupported(plain):
             words += " together with suffix"
-    unsupported(name, words, target)
+    unsupported(name, words, target, fill_in.advice(target) if name == "suffix" else "")
 
 
 def refuse_host_names(request: CompletionRequest, target: Target) -> None:
@@ -224,10 +228,10 @@ def check_split(request: CompletionRequest, target: Target) -> None:
         )
 
 
-def unsupported(name: str, words: str, target: Target) -> NoReturn:
+def unsupported(name: str, words: str, target: Target, advice: str = "") -> NoReturn:
     field = FIELDS.get(name, name)
     raise UnsupportedParameter(
-        f"{target.name} doesn't support {words}.",
+        f"{target.name} doesn't support {words}.{advice}",
         param=field,
         details={"parameter": field, "target": target.name},
     )
@@ -270,8 +274,7 @@ def wanted(request: CompletionRequest) -> frozenset[str]:
 def shortcomings(target: Target) -> tuple[list[str], list[str], list[str]]:
     """Return the parameters that a target lacks: those emulated, those dropped, those refused."""
     lacks = registry.dialect(target.dialect).unsupported(target) - BAGS
-    fim = target.provider.fim
-    if fim is not None and matches(target.model, fim.models):
+    if fim_rules.usable(target) is not None:
         lacks -= {"suffix"}
     refused = lacks - EMULATED - HINTS
     return sorted(lacks & EMULATED), sorted(lacks & HINTS), sorted(refused)
