@@ -15,6 +15,7 @@ import msgspec
 from completion import Added, Batch, Opaque
 from concurrency.yielding import Yielder
 from keys.redaction import LEAST_PIECE, Secret, mask, may_hold_key
+from providers.decoding.added_fields import decode_object
 
 
 def redacted(batches: Iterator[Batch], credential: Secret | None) -> Iterator[Batch]:
@@ -29,7 +30,7 @@ def redacted(batches: Iterator[Batch], credential: Secret | None) -> Iterator[Ba
                 event.data.decode("utf-8", "replace"), credential
             ):
                 data = msgspec.json.encode(
-                    clean(decode_any(event.data), credential, yielder, looks=False)
+                    clean(decode_object(event.data), credential, yielder, looks=False)
                 )
                 batch[at] = msgspec.structs.replace(event, data=data)
         yield batch
@@ -49,14 +50,6 @@ def has_piece(text: str, credential: Secret | None) -> bool:
     secret, size = credential.reveal() if credential else "", LEAST_PIECE // 2
     blocks = [secret[at : at + size] for at in range(0, len(secret) - size + 1, size)]
     return any(block in text for block in blocks or filter(None, [secret]))
-
-
-def decode_any(data: bytes) -> Any:
-    """Decode JSON of any shape. Data that isn't JSON is decoded as a text."""
-    try:
-        return msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return data.decode("utf-8", "replace")
 
 
 def clean(value: Any, credential: Secret | None, yielder: Yielder, *, looks: bool = True) -> Any:
