@@ -87,22 +87,23 @@ def check_text(name: str, value: Any) -> str:
 def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str, Any]:
     """Return the body of a whole completion, in the shape of a chat completion."""
     found = openai.answer(stream, completion, outcome)
-    for choice in found["choices"]:
-        text, logprobs = choice.pop("text"), choice.pop("logprobs")
-        choice["message"] = {"role": "assistant", "content": text}
-        if logprobs is not None:
-            choice["logprobs"] = logprobs
-    return found | {"object": "chat.completion"}
+    choices = [as_chat(choice, "message") for choice in found["choices"]]
+    return found | {"object": "chat.completion", "choices": choices}
+
+
+def as_chat(choice: dict[str, Any], part: str) -> dict[str, Any]:
+    """Return a choice in the shape of a chat's: its text is in `part`, a message or a delta."""
+    rest = {name: value for name, value in choice.items() if name not in ("index", "text")}
+    if rest["logprobs"] is None:
+        del rest["logprobs"]
+    said = {"role": "assistant", "content": choice["text"]}
+    return {"index": choice["index"], part: said} | rest
 
 
 def chunk_choice(
     index: int, text: str, reason: FinishReason | None, logprobs: Logprobs | None
 ) -> dict[str, Any]:
-    found = openai.choice(index, text, reason, logprobs)
-    del found["text"]
-    if logprobs is None:
-        del found["logprobs"]
-    return found | {"delta": {"role": "assistant", "content": text}}
+    return as_chat(openai.choice(index, text, reason, logprobs), "delta")
 
 
 class FimEncoder(openai.OpenAIEncoder):
