@@ -32,6 +32,7 @@ from errors import (
 from gateway.added_fields import redacted
 from gateway.capabilities import Candidate, echoed
 from gateway.continuation import continuations
+from gateway.fill_in import as_sent
 from providers import registry
 from providers.base import Target, UpstreamCall
 from providers.fanout import FanOut
@@ -209,6 +210,8 @@ class Reader:
         try:
             upstream = self._start(candidate, stream.deadlines.at(candidate.target))
             prompts = candidate.request.prompts
+            if candidate.request.suffix is not None:
+                prompts = as_sent(candidate.request)
             choices = 1 if candidate.split else candidate.request.choices
             attached = stream.attach(
                 upstream, candidate.target, candidate.dropped, prompts, choices=choices
@@ -266,20 +269,21 @@ class Reader:
             return FanOut(
                 [partial(make, single) for single in single_choices(request)],
                 [
-                    Tally((prompt,), int(request.echo), silent=silent)
-                    for prompt in request.prompts
+                    Tally((sent,), int(request.echo), silent=silent, echoed=(prompt,))
+                    for prompt, sent in zip(request.prompts, as_sent(request), strict=True)
                     for _ in range(n)
                 ],
                 1,
             )
+        echoes = n if request.echo else 0
         return FanOut(
             [
                 partial(make, msgspec.structs.replace(request, prompts=(prompt,)))
                 for prompt in request.prompts
             ],
             [
-                Tally((prompt,), n if request.echo else 0, choices=n, silent=silent)
-                for prompt in request.prompts
+                Tally((sent,), echoes, choices=n, silent=silent, echoed=(prompt,))
+                for prompt, sent in zip(request.prompts, as_sent(request), strict=True)
             ],
             n,
         )

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from completion import CompletionRequest
+from completion import CompletionRequest, Prompt
 from providers import fim_rules, fim_templates, registry
 from providers.base import Fim, Target
 from providers.fim_templates import FimTemplate
@@ -103,6 +103,17 @@ def by_template(
     return msgspec.structs.replace(
         request, prompts=prompts, suffix=None, stop=(*ends, *request.stop)
     )
+
+
+def as_sent(request: CompletionRequest) -> tuple[Prompt, ...]:
+    """Return the prompts of a request, each with the other texts that its host reads.
+
+    An estimate of the input needs them.
+    """
+    if request.suffix is None:
+        return request.prompts
+    more = request.suffix + "".join(file.path + file.text for file in request.files)
+    return tuple(prompt + more if isinstance(prompt, str) else prompt for prompt in request.prompts)
 
 
 def advice(target: Target) -> str:
