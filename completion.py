@@ -241,10 +241,15 @@ class Opaque(msgspec.Struct, frozen=True, gc=False):
 class Thought(msgspec.Struct, frozen=True, gc=False):
     """A piece of the model's reasoning, which is output but not text. No client sees it.
 
+    Where Sluice emulates stop sequences, text that it holds back or cuts off counts likewise. When
+    it shows that text after all, another Thought takes it back, with negative numbers.
+
     size: the bytes of the piece in UTF-8.
+    pieces: the number of pieces that the provider sent.
     """
 
     size: int
+    pieces: int = 1
 
 
 class Finished(msgspec.Struct, frozen=True, eq=False):

@@ -28,9 +28,13 @@ UNDERSTOOD: Final = frozenset(
 
 
 def adapted(
-    request: CompletionRequest, target: Target
+    request: CompletionRequest, target: Target, *, all_stops: bool = True
 ) -> tuple[CompletionRequest, Target, tuple[str, ...]]:
     """Return the request and the target for a request with a suffix.
+
+    Args:
+        all_stops: whether any number of stop sequences works. Otherwise only those of a template
+            are used that the host takes besides the caller's.
 
     Returns:
         The request, the target, and the names of the caller's fields that were left out.
@@ -48,7 +52,8 @@ def adapted(
         left_out += more
     template = fim_rules.template_of(rule, target.model) if rule.by_template else None
     if template is not None:
-        request = by_template(request, template, target)
+        most = None if all_stops else target.limits.get("stop")
+        request = by_template(request, template, most)
     elif request.files:
         left_out += ("input_extra",)
     if request.files or request.infill:
@@ -85,11 +90,14 @@ def with_known_fields(
 
 
 def by_template(
-    request: CompletionRequest, template: FimTemplate, target: Target
+    request: CompletionRequest, template: FimTemplate, most_stops: float | None
 ) -> CompletionRequest:
     """Return the request with its texts in one prompt, and without a suffix.
 
-    The template's stop strings come first. If the host takes only some, the caller's are kept.
+    The template's stop strings come first, so that the host gets those if it doesn't take all.
+
+    Args:
+        most_stops: how many stop strings there may be; None for any number.
     """
     suffix, files = request.suffix or "", request.files
     prompts = tuple(
@@ -97,9 +105,8 @@ def by_template(
         for prompt in request.prompts
     )
     ends = [text for text in fim_templates.stops(template, files) if text not in request.stop]
-    most = target.limits.get("stop")
-    if most is not None:
-        ends = ends[: max(0, int(most) - len(request.stop))]
+    if most_stops is not None:
+        ends = ends[: max(0, int(most_stops) - len(request.stop))]
     return msgspec.structs.replace(
         request, prompts=prompts, suffix=None, stop=(*ends, *request.stop)
     )

@@ -15,6 +15,7 @@ import msgspec
 from completion import (
     Batch,
     CompletionRequest,
+    FinishReason,
 )
 from errors import UpstreamError
 from keys.redaction import Secret
@@ -254,7 +255,8 @@ class Dialect(Protocol):
 
         They include `target.cannot`. Besides names of fields there are "token_ids" (prompts of
         token ids), "echo_logprobs" (echo together with logprobs), "prompt_list" (more than one
-        prompt in a request) and "choice_list" (more than one choice in a response).
+        prompt in a request), "choice_list" (more than one choice in a response) and "blank_stop"
+        (a stop sequence of white space only).
         """
 
     def call(self, request: CompletionRequest, target: Target) -> UpstreamRequest:
@@ -323,3 +325,15 @@ class UpstreamCall(Protocol):
 
     def close(self) -> None:
         """Release the resources. Only the thread that ran `events` may call this."""
+
+
+class SingleCall(UpstreamCall, Protocol):
+    """An UpstreamCall that is one request."""
+
+    @property
+    def finished(self) -> Mapping[int, FinishReason]:
+        """The choices that the host has finished although others go on, with the reasons so far.
+
+        A choice isn't among them if more text may follow its reason. Its Finished event may still
+        be to come.
+        """

@@ -15,7 +15,10 @@ from completion import Batch, Delta, Finished, FinishReason, Opaque, Thought, Us
 class Finish:
     """The finish reasons of one response so far."""
 
-    __slots__ = ("_choices", "_early", "_plain", "_spoke", "reasons", "settled", "shown")
+    __slots__ = (
+        *("_choices", "_early", "_plain", "_plain_reasons", "_spoke"),
+        *("reasons", "settled", "shown"),
+    )
 
     def __init__(self, choices: int) -> None:
         self._choices = choices
@@ -30,11 +33,18 @@ class Finish:
         """True if there was text on a chunk without a reason."""
         self._early = False
         """True if text followed a reason."""
+        self._plain_reasons: dict[int, FinishReason] = {}
+        """The reasons that came on a chunk without text."""
 
     @property
     def complete(self) -> bool:
         """Return True if each choice has a finish reason."""
         return len(self.reasons) >= self._choices
+
+    @property
+    def final(self) -> dict[int, FinishReason]:
+        """The reasons that no text can follow, of the choices that have one."""
+        return {} if self._early or not self._spoke else self._plain_reasons
 
     @property
     def watchful(self) -> bool:
@@ -59,6 +69,10 @@ class Finish:
                 self._plain = self._plain or (plain and not event.with_text)
                 plain = False
                 reasons[event.index] = event.reason
+                if not event.with_text:
+                    self._plain_reasons[event.index] = event.reason
+                elif event.index in self._plain_reasons:
+                    del self._plain_reasons[event.index]
                 self.settled = self._spoke and not (event.with_text or self._early)
             elif isinstance(event, Used) and reasons:
                 # Some hosts send usage with every chunk, and some of those a reason, too.

@@ -15,6 +15,7 @@ from providers.base import Family, Fim, Provider
 BY_TEMPLATE: Final = (Fim(kind="template"),)
 MODERN: Final = {"max_tokens": "max_completion_tokens"}
 FOUR_STOPS: Final[dict[str, float]] = {"stop": 4}
+"""Where the limits of a row have no number of stop sequences, the host states none."""
 PENALTIES: Final = ("frequency_penalty", "presence_penalty")
 OPENAI_LEGACY: Final = ("gpt-3.5-turbo-instruct*", "davinci-002", "babbage-002", "ft:*-002:*")
 OPENAI_FAMILIES: Final = (
@@ -24,12 +25,11 @@ OPENAI_FAMILIES: Final = (
         cannot=("suffix",),
         limits={"logprobs": 5},
     ),
-    Family(  # reasoning models reject parameters that steer the sampling
+    Family(  # reasoning models reject stop sequences and parameters that steer the sampling
         models=("o[1-9]*", "gpt-5*", "gpt-6*"),
         unless=("gpt-5-chat*",),
-        cannot=("temperature", "top_p", "logprobs", "logit_bias", *PENALTIES),
+        cannot=("temperature", "top_p", "stop", "logprobs", "logit_bias", *PENALTIES),
     ),
-    Family(models=("o3*", "o4-mini*"), cannot=("stop",)),
 )
 CLAUDE_UNSTEERED: Final = (  # these models reject parameters that steer the sampling
     *("claude-opus-4-[78]*", "claude-opus-[5-9]*", "claude-sonnet-[5-9]*"),
@@ -57,6 +57,7 @@ BUILT_IN: Final = (
         dialect="anthropic",
         base_url="https://api.anthropic.com/v1",
         api_key_env="ANTHROPIC_API_KEY",
+        cannot=("blank_stop",),
         limits={"temperature": 1},
         families=(
             Family(models=CLAUDE_UNSTEERED, cannot=("temperature", "top_p")),
@@ -98,6 +99,7 @@ BUILT_IN: Final = (
         api_key_env="AWS_BEARER_TOKEN_BEDROCK",
         limits={"temperature": 1},
         families=(
+            Family(models=("*anthropic.*",), cannot=("blank_stop",)),
             Family(
                 models=tuple(f"*anthropic.{glob}" for glob in CLAUDE_UNSTEERED),
                 cannot=("temperature", "top_p"),

@@ -110,7 +110,9 @@ def missing(row: Provider, environ: Mapping[str, str], *, byok: bool = False) ->
 PARAMETERS: Final = frozenset(CompletionRequest.__struct_fields__) - {
     *("prompts", "stream", "unused", "files", "infill")
 }
-PSEUDO: Final = frozenset(("token_ids", "prompt_list", "choice_list", "echo_logprobs"))
+PSEUDO: Final = frozenset(
+    ("token_ids", "prompt_list", "choice_list", "echo_logprobs", "blank_stop")
+)
 """The names in `Dialect.unsupported` that aren't fields of CompletionRequest."""
 COUNTED: Final = frozenset(
     ("max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty")

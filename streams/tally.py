@@ -83,7 +83,7 @@ class Tally:
                 text = event.text
                 self._bytes += len(text) if text.isascii() else utf8_size(text)
             elif isinstance(event, Thought):
-                self._thoughts += 1
+                self._thoughts += event.pieces
                 self._thought_bytes += event.size
             elif isinstance(event, Finished):
                 self.visible += 1

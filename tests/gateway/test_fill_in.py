@@ -9,9 +9,11 @@ import pytest
 
 from completion import Delta, Finished, SourceFile, Started
 from errors import InvalidRequest, UnsupportedParameter
-from gateway.capabilities import Candidate, candidates, echoed, fit
+from gateway.capabilities import Candidate, candidates, fit
+from gateway.echo import echoed
 from providers import registry
 from providers.base import Target
+from providers.fim_templates import BY_NAME
 from tests.routing.test_router import a_request
 
 QWEN = "<|fim_prefix|>P<|fim_suffix|>S<|fim_middle|>"
@@ -76,14 +78,22 @@ def test_each_prompt_of_a_list_gets_the_template() -> None:
 
 
 def test_the_stop_strings_of_the_template_come_before_those_of_the_caller() -> None:
-    stop = fitted("sglang/codellama-7b", stop=("x", "<EOT>")).request.stop
+    stop = fitted("sglang/codellama-7b", stop=("x", "<EOT>"), strict=True).request.stop
     assert stop == ("<MID>", "<SUF>", "<PRE>", "x", "<EOT>")
 
 
-def test_every_stop_string_of_the_caller_is_kept() -> None:
-    stop = fitted("vllm/qwen3-coder", stop=("a", "b", "c")).request.stop
-    assert stop[-3:] == ("a", "b", "c")
-    assert stop[0] == "<|endoftext|>"
+def test_stop_strings_beyond_the_number_of_the_host_are_emulated() -> None:
+    found = fitted("vllm/qwen3-coder", stop=("X1", "Y1", "Z1"), strict=True)
+    assert found.request.stop == BY_NAME["qwen-coder"].stop[:4]
+    assert found.stops is not None
+    assert found.stops.scan(0, "xY1")[1] >= 0
+
+
+@pytest.mark.parametrize("extra", [{"min_tokens": 2}, {"include_stop_str_in_output": True}])
+def test_where_stops_cannot_be_emulated_the_callers_own_are_kept(extra: dict[str, Any]) -> None:
+    found = fitted("vllm/qwen3-coder", stop=("a", "b", "c"), openai_extra=extra)
+    assert found.request.stop == ("<|endoftext|>", "a", "b", "c")
+    assert found.stops is None
 
 
 def test_a_template_sets_no_token_id_prompts() -> None:
