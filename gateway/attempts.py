@@ -31,8 +31,10 @@ from errors import (
     whole_seconds,
 )
 from gateway.added_fields import redacted
-from gateway.capabilities import Candidate, echoed
+from gateway.capabilities import Candidate
 from gateway.continuation import continuations
+from gateway.echo import echoed
+from gateway.fill_in import as_sent
 from gateway.stop_automaton import StopAutomaton
 from gateway.stopping_call import StoppingCall
 from providers import registry
@@ -212,6 +214,8 @@ class Reader:
         try:
             upstream = self._start(candidate, stream.deadlines.at(candidate.target))
             prompts = candidate.request.prompts
+            if candidate.request.suffix is not None:
+                prompts = as_sent(candidate.request)
             choices = 1 if candidate.split else candidate.request.choices
             attached = stream.attach(
                 upstream, candidate.target, candidate.dropped, prompts, choices=choices
@@ -246,7 +250,7 @@ class Reader:
         if candidate.request.passes_on:
             batches = redacted(batches, candidate.target.credential)
         if candidate.echo:
-            batches = echoed(batches, candidate.request)
+            batches = echoed(batches, stream.request)
         succeeded = False
         for batch in batches:
             if not succeeded:
@@ -272,20 +276,21 @@ class Reader:
             return FanOut(
                 [partial(make, single) for single in single_choices(request)],
                 [
-                    Tally((prompt,), int(request.echo), silent=silent)
-                    for prompt in request.prompts
+                    Tally((sent,), int(request.echo), silent=silent, echoed=(prompt,))
+                    for prompt, sent in zip(request.prompts, as_sent(request), strict=True)
                     for _ in range(n)
                 ],
                 1,
             )
+        echoes = n if request.echo else 0
         return FanOut(
             [
                 partial(make, msgspec.structs.replace(request, prompts=(prompt,)))
                 for prompt in request.prompts
             ],
             [
-                Tally((prompt,), n if request.echo else 0, choices=n, silent=silent)
-                for prompt in request.prompts
+                Tally((sent,), echoes, choices=n, silent=silent, echoed=(prompt,))
+                for prompt, sent in zip(request.prompts, as_sent(request), strict=True)
             ],
             n,
         )

@@ -9,29 +9,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import msgspec
 
 from completion import (
-    PIECE,
-    Batch,
     CompletionRequest,
-    Delta,
-    Finished,
-    Started,
     asked_for,
-    cut,
     utf8_size,
 )
 from concurrency.yielding import Yielder
 from errors import InvalidRequest, UnsupportedParameter
-from gateway import field_names
+from gateway import field_names, fill_in
 from gateway.stop_automaton import StopAutomaton, compiled, effective, for_host
-from providers import registry
-from providers.base import Target, matches
-from streams.tally import EVENT_WEIGHT
+from providers import fim_rules, registry
+from providers.base import Target
 
 HINTS = frozenset(
     (
@@ -104,16 +97,26 @@ def candidates(
     return fitting
 
 
-def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidate:
+def fit(
+    request: CompletionRequest,
+    target: Target,
+    *,
+    strict: bool,
+    left_out: tuple[str, ...] | None = None,
+) -> Candidate:
     """Adapt the request to one target.
+
+    Args:
+        strict: refuse hints that the target doesn't support, instead of dropping them.
+        left_out: the names of what fill_in.py has already left out; None if it hasn't seen the
+            request.
 
     Raises:
         UnsupportedParameter: the target can't serve the request.
         InvalidRequest: a field has a name that no target may get, or contradicts another one.
     """
-    fim = target.provider.fim
-    if request.suffix is not None and fim and matches(target.model, fim.models):
-        target = msgspec.structs.replace(target, fim=fim)
+    if request.suffix is not None and left_out is None:
+        return fit_gap(request, target, strict=strict)
     if request.extra or request.openai_extra:
         refuse_host_names(request, target)
     asked = wanted(request)
@@ -132,7 +135,7 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
         echo = echo or (stops is not None and request.echo)
     if split:
         check_split(request, target)
-    dropped = tuple(sorted({*names_of(request, hints), *request.unused}))
+    dropped = tuple(sorted({*names_of(request, hints), *request.unused, *(left_out or ())}))
     if strict and dropped:
         unsupported(dropped[0], dropped[0], target)
     changes: dict[str, Any] = {name: EMPTY.get(name) for name in hints}
@@ -145,6 +148,17 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
     if request.extra or request.openai_extra:
         check_body(request, target)
     return Candidate(target, request, dropped, echo, split, singly, stops)
+
+
+def fit_gap(request: CompletionRequest, target: Target, *, strict: bool) -> Candidate:
+    """Adapt a request with a suffix to one target. Raises as `fit` does."""
+    all_stops = obstacle_to_stops(request) is None
+    request, target, left_out = fill_in.adapted(request, target, all_stops=all_stops)
+    if request.infill:  # it passes through
+        check_limits(request, target, frozenset())
+        check_body(request, target)
+        return Candidate(target, request)
+    return fit(request, target, strict=strict, left_out=left_out)
 
 
 def split_stops(
@@ -215,7 +229,7 @@ def refuse(names: frozenset[str], target: Target) -> None:
         plain = msgspec.structs.replace(target, fim=None)
         if name not in registry.dialect(plain.dialect).unsupported(plain):
             words += " together with suffix"
-    unsupported(name, words, target)
+    unsupported(name, words, target, fill_in.advice(target) if name == "suffix" else "")
 
 
 def refuse_host_names(request: CompletionRequest, target: Target) -> None:
@@ -282,10 +296,10 @@ def check_split(request: CompletionRequest, target: Target) -> None:
         )
 
 
-def unsupported(name: str, words: str, target: Target) -> NoReturn:
+def unsupported(name: str, words: str, target: Target, advice: str = "") -> NoReturn:
     field = FIELDS.get(name, name)
     raise UnsupportedParameter(
-        f"{target.name} doesn't support {words}.",
+        f"{target.name} doesn't support {words}.{advice}",
         param=field,
         details={"parameter": field, "target": target.name},
     )
@@ -330,41 +344,7 @@ def wanted(request: CompletionRequest) -> frozenset[str]:
 def shortcomings(target: Target) -> tuple[list[str], list[str], list[str]]:
     """Return the parameters that a target lacks: those emulated, those dropped, those refused."""
     lacks = registry.dialect(target.dialect).unsupported(target) - BAGS
-    fim = target.provider.fim
-    if fim is not None and matches(target.model, fim.models):
+    if fim_rules.usable(target) is not None:
         lacks -= {"suffix"}
     refused = lacks - EMULATED - HINTS
     return sorted(lacks & EMULATED), sorted(lacks & HINTS), sorted(refused)
-
-
-def echoed(batches: Iterator[Batch], request: CompletionRequest) -> Iterator[Batch]:
-    """Emulate echo: insert each prompt before the text of its choices.
-
-    The prompts wait for the first event that a client may see, because what comes before it may
-    still be discarded. A long echo is yielded in several batches, and other greenlets may run
-    between them.
-    """
-    waiting, yielder = True, Yielder()
-    for batch in batches:
-        if waiting and any(isinstance(event, Delta | Finished) for event in batch):
-            waiting = False
-            rest = [event for event in batch if not isinstance(event, Started)]
-            batch, size = [event for event in batch if isinstance(event, Started)], 0
-            for delta in echo_of(request):
-                batch.append(delta)
-                size += len(delta.text) + EVENT_WEIGHT
-                if size >= PIECE:
-                    yield batch
-                    batch, size = [], 0
-                    yielder.yield_if_due()
-            batch += rest
-        yield batch
-
-
-def echo_of(request: CompletionRequest) -> Iterator[Delta]:
-    n = request.n or 1
-    for prompt_index, prompt in enumerate(request.prompts):
-        if isinstance(prompt, str):
-            for choice in range(n):
-                for piece in cut(prompt):
-                    yield Delta(prompt_index * n + choice, piece)

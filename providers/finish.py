@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from completion import Batch, Delta, Finished, FinishReason, Thought, Used
+from completion import Batch, Delta, Finished, FinishReason, Opaque, Thought, Used
 
 
 class Finish:
@@ -59,11 +59,11 @@ class Finish:
         reasons = self.reasons
         for event in batch:
             kind = event.__class__
-            if kind is Delta or kind is Thought:
+            if kind is Delta or kind is Thought or (kind is Opaque and event.text_size):  # type: ignore[union-attr]
                 self._plain = self._plain or plain
                 if reasons and getattr(event, "index", 0) in reasons:
                     self._early = True
-                self._spoke, self.settled, plain = True, False, kind is Delta
+                self._spoke, self.settled, plain = True, False, kind is not Thought
                 self.shown = self.shown or plain
             elif isinstance(event, Finished):
                 self._plain = self._plain or (plain and not event.with_text)

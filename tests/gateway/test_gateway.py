@@ -45,7 +45,8 @@ from errors import (
 )
 from gateway.attempts import Reader
 from gateway.call import COMMENTS, Call, Outcome, raise_for
-from gateway.capabilities import Candidate, echoed
+from gateway.capabilities import Candidate
+from gateway.echo import echoed
 from gateway.gateway import Gateway
 from keys.key import Key, allows
 from keys.redaction import Secret
