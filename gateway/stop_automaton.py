@@ -19,6 +19,8 @@ from concurrency.yielding import Yielder
 COMPILED: Final = 16
 """How many automata are kept for later calls. Editors send equal stop sequences with each call."""
 STEPS: Final = 1024
+LONG: Final = 32
+"""From how many characters on a faster search for the next possible beginning pays off."""
 
 
 class StopAutomaton:
@@ -28,7 +30,7 @@ class StopAutomaton:
     beginning. A node's first child has the next number, so that a long sequence needs no table.
     """
 
-    __slots__ = ("_branches", "_fallback", "_next", "depth", "ends", "first")
+    __slots__ = ("_branches", "_fallback", "_next", "_root", "depth", "ends", "first")
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._branches: dict[int, dict[str, int]] = {}
@@ -59,8 +61,8 @@ class StopAutomaton:
         self._next = "".join(char or "\0" for char in following)  # no search goes on from a leaf
         self._fallback = array("I", bytes(4 * len(following)))
         self._link(following, parents, labels)
-        firsts = {following[0], *self._branches.get(0, ())}
-        self.first = re.compile(f"[{''.join(map(re.escape, sorted(firsts)))}]").search
+        self._root = {following[0]: 1} | self._branches.get(0, {})
+        self.first = re.compile(f"[{''.join(map(re.escape, sorted(self._root)))}]").search
         """Find the first character of a text that could begin a stop sequence."""
 
     def _link(self, following: list[str], parents: list[int], labels: list[str]) -> None:
@@ -91,28 +93,26 @@ class StopAutomaton:
             state there, and the number of characters up to there.
         """
         following, branches, fallback = self._next, self._branches, self._fallback
-        ends, at, size = self.ends, 0, len(text)
-        while True:
-            if not state:
-                found = self.first(text, at)
-                if found is None:
-                    return 0, -1
-                at = found.start()
-            elif at == size:
-                return state, -1
+        root, ends, at, size = self._root, self.ends, 0, len(text)
+        while at < size:
             char = text[at]
             at += 1
             while following[state] != char:
+                if not state:
+                    state = root.get(char, 0)
+                    break
                 if state in branches and char in branches[state]:
                     state = branches[state][char]
-                    break
-                if not state:
                     break
                 state = fallback[state]
             else:
                 state += 1
             if ends[state]:
                 return state, at
+            if not state and size - at > LONG:
+                found = self.first(text, at)
+                at = size if found is None else found.start()
+        return state, -1
 
     def path(self, stop: str) -> list[int]:
         """Return the nodes of a stop sequence, up to the first at which one is complete."""

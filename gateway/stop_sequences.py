@@ -62,11 +62,16 @@ class Scanner:
         for event in batch:
             if isinstance(event, Delta):
                 choice = choices.get(event.index) or self._choice(event.index)
-                text = event.text
-                if choice.watched or (first(text) is not None and scan(0, text)[0]):
-                    choice.take(event)
-                else:
+                if choice.watched:
+                    choice.take(event, None)
+                elif first(event.text) is None:
                     shown.append(event)
+                else:
+                    found = scan(0, event.text)
+                    if found[0]:
+                        choice.take(event, found)
+                    else:
+                        shown.append(event)
             elif isinstance(event, Finished):
                 self._choice(event.index).finish(event.reason)
             elif isinstance(event, Added) and not event.top:
@@ -164,8 +169,12 @@ class _Choice:
         """Added events, each with the position at which its text ends; -1 before it has come."""
         self._added_size = 0
 
-    def take(self, event: Delta) -> None:
-        """Show what can be shown of a piece of text, and of the text that was held before it."""
+    def take(self, event: Delta, found: tuple[int, int] | None) -> None:
+        """Show what can be shown of a piece of text, and of the text that was held before it.
+
+        Args:
+            found: the result of the search in the piece, if it is known.
+        """
         text, before, output = event.text, self._position, self._output
         output.pieces += 1
         output.bytes += len(text) if text.isascii() else utf8_size(text)
@@ -177,11 +186,17 @@ class _Choice:
             self._tokens.add(event, before)
         if self._added:
             self._added = [(a, self._position if end < 0 else end) for a, end in self._added]
-        self._state, end = self._stops.scan(self._state, text)
-        if end < 0:
-            self._release(self._position - self._stops.depth[self._state])
-        else:
+        self._state, end = found or self._stops.scan(self._state, text)
+        if end >= 0:
             self._cut(before + end - self._stops.ends[self._state])
+            return
+        to = self._position - self._stops.depth[self._state]
+        if self._logprobs or self._added:
+            self._release(to)
+        else:
+            if to > self._released:
+                self._show(to, 0)
+            self.watched = self._state > 0
 
     def hold(self, event: Added) -> None:
         """Hold the fields that a provider added, until the text after them is shown."""
@@ -211,7 +226,7 @@ class _Choice:
             self._show(self._position, self._tokens.count)
 
     def _release(self, to: int) -> None:
-        """Show the text up to a position, as far as its tokens are complete."""
+        """Show the text up to a position, with its complete tokens and its added fields."""
         count = 0
         if self._logprobs:
             to, count = self._tokens.complete(to, self._position)
@@ -238,8 +253,8 @@ class _Choice:
 
     def _show(self, to: int, count: int) -> None:
         """Show the text up to a position, with the log probabilities of some tokens."""
-        length, output = to - self._released, self._output
-        text, self._held, self._released = self._held[:length], self._held[length:], to
+        length, output, held = to - self._released, self._output, self._held
+        text, self._held, self._released = held[:length], held[length:], to
         logprobs = self._tokens.take(count) if count else None
         if text or logprobs:
             output.batch.append(Delta(self._index, text, logprobs))
