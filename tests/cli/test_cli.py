@@ -16,7 +16,7 @@ from flask import Flask
 import cli
 import cli.keys
 from cli.formats import cell, parse_duration
-from cli.providers import provider_table
+from cli.providers import family_table, provider_table
 from config import Settings
 from keys.key import LIMITS
 from keys.store import KeyStore
@@ -442,4 +442,5 @@ def test_providers_lists_every_built_in_provider(run: Runner) -> None:
     header, *lines = run.plain("providers").stdout.splitlines()
     assert header.split() == ["name", "enabled", "variables", "base_url"]
     assert {line.split()[0] for line in lines} == {row.name for row in BUILT_IN}
-    assert run.plain("providers", "--markdown").stdout == provider_table(BUILT_IN) + "\n"
+    tables = f"{provider_table(BUILT_IN)}\n\n{family_table()}\n"
+    assert run.plain("providers", "--markdown").stdout == tables
