@@ -16,7 +16,6 @@ import difflib
 import ipaddress
 import os
 import re
-import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -391,12 +390,12 @@ def without_bom(environ: Mapping[str, str]) -> dict[str, str]:
     return marked | {name: value for name, value in environ.items() if name[:1] != "\ufeff"}
 
 
-def decode(path: Path, data: bytes, *, or_utf_16: bool = True) -> str:
+def decode(path: Path, data: bytes) -> str:
     """Return the text of a UTF-8 file, or of a UTF-16 file with a byte order mark.
 
     Raises ConfigError.
     """
-    utf_16 = or_utf_16 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode("utf-16" if utf_16 else "utf-8-sig")
     except UnicodeDecodeError as error:
@@ -456,16 +455,54 @@ def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def check_dotenv(path: Path) -> None:
-    """Exit with a one-line message if a `.env` file can't be read by python-dotenv.
+def load_dotenv(path: Path, parse: Callable[[str], Mapping[str, str | None]]) -> None:
+    """Set the environment variables of a `.env` file, except those that are set already.
 
-    `make run` calls this, because python-dotenv fails with a traceback.
+    A missing file counts as empty.
+
+    Args:
+        path: the file, which `decode` must be able to read.
+        parse: returns the variables in the text of such a file.
+
+    Raises:
+        ConfigError: the file can't be read.
     """
     try:
-        decode(path, path.read_bytes(), or_utf_16=False)
-    except (OSError, ConfigError) as error:
-        sys.exit(f"sluice: {error}")
+        text = decode(path, path.read_bytes())
+    except (FileNotFoundError, IsADirectoryError):  # some virtual environments are named .env
+        return
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}") from None
+    for name, value in parse(text).items():
+        if value is not None:
+            os.environ.setdefault(name, value)
 
 
-if __name__ == "__main__":
-    check_dotenv(Path(sys.argv[1]))
+def skip_dotenv() -> bool:
+    """Return True if FLASK_SKIP_DOTENV is set, and keep Flask itself from reading `.env`."""
+    given = os.environ.get("FLASK_SKIP_DOTENV", "").lower()
+    os.environ["FLASK_SKIP_DOTENV"] = "1"
+    return given not in ("", "0", "false", "no")
+
+
+def prepare_to_serve() -> None:
+    """Adapt the environment for a server that a person starts by hand.
+
+    It listens on loopback unless SLUICE_HOST or HOST says otherwise, also if PORT is set. HOST
+    counts only if it is an address or localhost, because some shells and tools put the machine's
+    name or kind there. A blank WEB_CONCURRENCY, which gunicorn can't read, is removed.
+    """
+    if not os.environ.get("WEB_CONCURRENCY", "1").strip():
+        del os.environ["WEB_CONCURRENCY"]
+    if not os.environ.get("SLUICE_HOST", "").strip():
+        host = os.environ.get("HOST", "").strip()
+        os.environ["SLUICE_HOST"] = host if is_address(host) else "127.0.0.1"
+
+
+def is_address(host: str) -> bool:
+    """Return True for an IP address, with or without brackets, and for localhost."""
+    try:
+        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return host == "localhost"
+    return True

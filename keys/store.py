@@ -98,6 +98,15 @@ class KeyStore:
         view = self._fresh()
         return [self._trouble, *view.problems] if self._trouble else list(view.problems)
 
+    @property
+    def trouble(self) -> str:
+        """A sentence that says why the file can't be used now; empty if it was read or is missing.
+
+        In a store that has read the file before, its keys remain valid meanwhile.
+        """
+        self._fresh()
+        return self._trouble
+
     def create(self, name: str, **terms: Unpack[Terms]) -> tuple[Key, str]:
         """Create a key, and return it with its secret, which can't be shown again.
 
