@@ -9,6 +9,7 @@ from flask.cli import with_appcontext
 from cli.keys import store
 from config import DEFAULT_PORT, Settings
 from keys.key import KeyFileError
+from keys.store import KeyStore
 
 FIRST_KEY = """\
 Your first API key. Save it now, it can't be shown again:
@@ -46,7 +47,12 @@ def create_first_key() -> None:
     if store().all():
         click.echo("Lost your key? ./sluice keys create --name NAME makes another one.\n")
         return
-    _, secret = store().create("first")
+    try:
+        _, secret = store().create("first")
+    except KeyFileError:
+        if KeyStore(store().path).all():  # another process has created it meanwhile
+            return
+        raise
     click.echo(FIRST_KEY.format(secret=secret))
 
 

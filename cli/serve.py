@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import runpy
+import socket
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
-from flask import Flask
 from flask.cli import ScriptInfo
 from gunicorn.config import Config
 from gunicorn.util import parse_address
@@ -22,18 +22,19 @@ from gunicorn.util import parse_address
 from cli import start_checks
 from cli.keys import store
 from cli.quickstart import ANY, EXAMPLE, create_first_key, url_of
-from config import ConfigError, prepare_to_serve
+from config import ConfigError, Settings, prepare_to_serve
 from endpoints.services import Services
 from keys.key import KeyFileError
 
 
 class Plan(NamedTuple):
-    """What gunicorn will do, by its options."""
+    """What gunicorn would do, by its options and settings."""
 
     addresses: list[tuple[str, int]]
     """The TCP addresses to listen on; empty if only gunicorn can know them."""
-    shares_port: bool
     scheme: str
+    claims: bool
+    """True if ./sluice can open the sockets and hand them to gunicorn."""
 
 
 @click.command("serve", context_settings={"ignore_unknown_options": True})
@@ -45,60 +46,68 @@ def serve(context: click.Context, first_key: bool, options: tuple[str, ...]) -> 
     prepare_to_serve()
     logging.disable()  # the server itself will log what there is to log
     app = context.ensure_object(ScriptInfo).load_app()
+    services: Services = app.extensions["sluice"]
     plan = plan_of(options)
-    command = "make run" if first_key else "./sluice serve"
+    sockets: list[socket.socket] = []
     with app.app_context():
-        services: Services = app.extensions["sluice"]
         try:
             store()
-            if not plan.shares_port:
-                start_checks.check_addresses(plan.addresses, command)
+            if plan.claims:
+                command = "make run" if first_key else "./sluice serve"
+                sockets = start_checks.listen(plan.addresses, command)
             for warning in start_checks.check_files(services):
                 click.echo(f"Warning: {warning}", err=True)
             start_checks.connect(services)
-            announce(app, plan, first_key=first_key)
-        except (ConfigError, KeyFileError) as error:
+            announce(services.settings, plan, first_key=first_key)
+        except KeyFileError as error:
             raise ConfigError(str(error)) from None
-    sys.stdout.flush()
-    words = [sys.executable, "-m", "gunicorn", *options, "wsgi:app"]
-    os.execv(sys.executable, words)  # noqa: S606 - no shell is needed
+    become_gunicorn(options, sockets)
 
 
 def plan_of(options: Sequence[str]) -> Plan:
-    """Return what gunicorn will do. It exits if gunicorn doesn't know an option."""
+    """Return what gunicorn would do. It exits if gunicorn doesn't know an option."""
     config = Config(prog="sluice serve")
-    parser = config.parser()
-    given = [parser.parse_args(words) for words in (config.get_cmd_args_from_env(), [*options])]
-    found = {}
-    for name in ("bind", "config", "certfile", "keyfile", "reuse_port"):
-        found[name] = next((v for v in (getattr(g, name) for g in reversed(given)) if v), None)
-    scheme = "https" if found["certfile"] or found["keyfile"] else "http"
-    binds = found["bind"]
-    if binds is None:
-        if found["config"]:
-            return Plan([], True, scheme)
-        binds = runpy.run_path("gunicorn.conf.py")["bind"].split(",")
-    addresses = [address for address in map(parse_address, binds) if isinstance(address, tuple)]
-    return Plan(addresses, bool(found["reuse_port"]), scheme)
+    given = config.parser().parse_args([*options])
+    variable = config.parser().parse_args(config.get_cmd_args_from_env())
+
+    def option(name: str) -> Any:
+        return getattr(given, name) or getattr(variable, name)
+
+    scheme = "https" if option("certfile") or option("keyfile") else "http"
+    if option("config") and not option("bind"):
+        return Plan([], scheme, claims=False)
+    binds = option("bind") or runpy.run_path("gunicorn.conf.py")["bind"].split(",")
+    found = [parse_address(bind) for bind in binds]
+    addresses = [address for address in found if isinstance(address, tuple)]
+    claims = addresses == found and not given.bind and not option("reuse_port")
+    return Plan(addresses, scheme, claims=claims)
 
 
-def announce(app: Flask, plan: Plan, *, first_key: bool) -> None:
+def become_gunicorn(options: Sequence[str], sockets: Sequence[socket.socket]) -> None:
+    """Replace this process by gunicorn, which gets the sockets."""
+    binds = []
+    for each in sockets:
+        each.set_inheritable(True)
+        binds += ["--bind", f"fd://{each.fileno()}"]
+    sys.stdout.flush()
+    words = [sys.executable, "-m", "gunicorn", *options, *binds, "wsgi:app"]
+    os.execv(sys.executable, words)  # noqa: S606 - no shell is needed
+
+
+def announce(settings: Settings, plan: Plan, *, first_key: bool) -> None:
     """Print the address, how to get a key, and an example. Raises KeyFileError."""
-    services: Services = app.extensions["sluice"]
     if first_key:
         create_first_key()
     elif not store().all():
         click.echo("There are no keys yet: ./sluice keys create --name NAME creates one.\n")
-    if not plan.addresses:
-        return
-    urls = [
-        url_of(
-            host, port, scheme=plan.scheme, prefix=services.settings.environ.get("SCRIPT_NAME", "")
+    if plan.addresses:
+        prefix = settings.environ.get("SCRIPT_NAME", "")
+        url = url_of(*plan.addresses[0], scheme=plan.scheme, prefix=prefix)
+        listens = "listens" if plan.claims else "will listen"
+        click.echo(
+            f"Sluice {listens} on {' and '.join(map(shown, plan.addresses))} (Ctrl-C stops it)."
         )
-        for host, port in plan.addresses
-    ]
-    click.echo(f"Sluice listens on {' and '.join(map(shown, plan.addresses))} (Ctrl-C stops it).")
-    click.echo(EXAMPLE.format(url=urls[0]))
+        click.echo(EXAMPLE.format(url=url))
 
 
 def shown(address: tuple[str, int]) -> str:

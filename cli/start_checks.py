@@ -19,45 +19,58 @@ MOST_TRIED = 50
 """The number of ports that are tried to suggest a free one."""
 
 
-def check_addresses(addresses: Sequence[tuple[str, int]], command: str) -> None:
-    """Raise ConfigError unless a server can listen on all these addresses.
+def listen(addresses: Sequence[tuple[str, int]], command: str) -> list[socket.socket]:
+    """Return sockets that listen on all these addresses.
 
     Args:
         addresses: hosts and ports.
-        command: the command that starts the server, for the message.
+        command: the command that starts the server, for messages.
+
+    Raises:
+        ConfigError: an address is taken, or can't be used.
     """
+    sockets = []
     for host, port in addresses:
-        error = problem_of(host, port)
-        if error is None:
-            continue
-        if isinstance(error, socket.gaierror):
-            raise ConfigError(f"can't listen on {host}: there is no such host or address")
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"Port {port} is taken; try PORT={free_port(host, port)} {command}")
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise ConfigError(f"can't listen on {host}: this machine doesn't have that address")
-        if error.errno in (errno.EACCES, errno.EPERM):
-            raise ConfigError(
-                f"Port {port} needs more rights than you have; try PORT=8000 {command}"
-            )
-        raise ConfigError(f"can't listen on {host}, port {port}: {error.strerror}")
+        try:
+            sockets.append(listener(host, port))
+        except OSError as error:
+            raise ConfigError(refusal(host, port, error, command)) from None
+    return sockets
 
 
-def problem_of(host: str, port: int) -> OSError | None:
-    """Return the error that a server would get that listens there; None if there is none."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def listener(host: str, port: int) -> socket.socket:
+    """Return a socket that listens, with gunicorn's options. Raises OSError."""
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OSError as error:
-        return error
-    return None
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((host, port))
+        made.listen()
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def refusal(host: str, port: int, error: OSError, command: str) -> str:
+    """Return a sentence that says why a server can't listen on an address, and what to try."""
+    if isinstance(error, socket.gaierror):
+        return f"can't listen on {host}: there is no such host or address"
+    match error.errno:
+        case errno.EADDRINUSE:
+            return f"Port {port} is taken; try PORT={free_port(host, port)} {command}"
+        case errno.EADDRNOTAVAIL:
+            return f"can't listen on {host}: this machine doesn't have that address"
+        case errno.EACCES | errno.EPERM:
+            return f"Port {port} needs more rights than you have; try PORT=8000 {command}"
+    return f"can't listen on {host}, port {port}: {error.strerror}"
 
 
 def free_port(host: str, taken: int) -> int:
-    ports = range(taken + 1, min(taken + MOST_TRIED, 65536))
-    return next((port for port in ports if problem_of(host, port) is None), taken + 1)
+    """Return the next port on which a server can listen, if one of the next ports is free."""
+    for port in range(taken + 1, min(taken + MOST_TRIED, 65536)):
+        with suppress(OSError), listener(host, port):
+            return port
+    return 8000
 
 
 def check_files(services: Services) -> Iterator[str]:
@@ -77,8 +90,8 @@ def check_files(services: Services) -> Iterator[str]:
         for folder in sorted(folders):
             if folder.is_dir() and folder.stat().st_uid != 0:
                 yield (
-                    f"{folder} belongs to {owner(folder)}, but you are root: only root can read the "
-                    "keys and the ledger that this server creates there"
+                    f"{folder} belongs to {owner(folder)}, but you are root: only root can read "
+                    "the keys and the ledger that this server creates there"
                 )
 
 
@@ -88,8 +101,8 @@ def require_writable(folder: Path) -> None:
         raise ConfigError(f"the folder of the ledger doesn't exist: {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(
-            f"{folder} belongs to {owner(folder)}, and you may not write there: clone Sluice into a "
-            "folder of your own, or set SLUICE_DATABASE and SLUICE_KEYS_FILE to files in one"
+            f"{folder} belongs to {owner(folder)}, and you may not write there: clone Sluice into "
+            "a folder of your own, or set SLUICE_DATABASE and SLUICE_KEYS_FILE to files in one"
         )
 
 
