@@ -33,6 +33,7 @@ class Plan(NamedTuple):
     addresses: list[tuple[str, int]]
     """The TCP addresses to listen on; empty if only gunicorn can know them."""
     scheme: str
+    backlog: int
     claims: bool
     """True if ./sluice can open the sockets and hand them to gunicorn."""
 
@@ -42,7 +43,11 @@ class Plan(NamedTuple):
 @click.argument("options", metavar="[GUNICORN_OPTIONS]...", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def serve(context: click.Context, first_key: bool, options: tuple[str, ...]) -> None:
-    """Start the server, on 127.0.0.1:8000 unless HOST or PORT says otherwise."""
+    """Start the server.
+
+    It listens on 127.0.0.1:8000, unless HOST or PORT says otherwise: HOST=0.0.0.0 opens it to other
+    machines. Options that follow are gunicorn's, such as --access-logfile -.
+    """
     prepare_to_serve()
     logging.disable()  # the server itself will log what there is to log
     app = context.ensure_object(ScriptInfo).load_app()
@@ -54,7 +59,7 @@ def serve(context: click.Context, first_key: bool, options: tuple[str, ...]) -> 
             store()
             if plan.claims:
                 command = "make run" if first_key else "./sluice serve"
-                sockets = start_checks.listen(plan.addresses, command)
+                sockets = start_checks.listen(plan.addresses, plan.backlog, command)
             for warning in start_checks.check_files(services):
                 click.echo(f"Warning: {warning}", err=True)
             start_checks.connect(services)
@@ -74,13 +79,14 @@ def plan_of(options: Sequence[str]) -> Plan:
         return getattr(given, name) or getattr(variable, name)
 
     scheme = "https" if option("certfile") or option("keyfile") else "http"
+    backlog = option("backlog") or config.settings["backlog"].get()
     if option("config") and not option("bind"):
-        return Plan([], scheme, claims=False)
+        return Plan([], scheme, backlog, claims=False)
     binds = option("bind") or runpy.run_path("gunicorn.conf.py")["bind"].split(",")
     found = [parse_address(bind) for bind in binds]
     addresses = [address for address in found if isinstance(address, tuple)]
     claims = addresses == found and not given.bind and not option("reuse_port")
-    return Plan(addresses, scheme, claims=claims)
+    return Plan(addresses, scheme, backlog, claims=claims)
 
 
 def become_gunicorn(options: Sequence[str], sockets: Sequence[socket.socket]) -> None:

@@ -19,11 +19,12 @@ MOST_TRIED = 50
 """The number of ports that are tried to suggest a free one."""
 
 
-def listen(addresses: Sequence[tuple[str, int]], command: str) -> list[socket.socket]:
+def listen(addresses: Sequence[tuple[str, int]], backlog: int, command: str) -> list[socket.socket]:
     """Return sockets that listen on all these addresses.
 
     Args:
         addresses: hosts and ports.
+        backlog: the most connections that may wait to be accepted.
         command: the command that starts the server, for messages.
 
     Raises:
@@ -32,19 +33,19 @@ def listen(addresses: Sequence[tuple[str, int]], command: str) -> list[socket.so
     sockets = []
     for host, port in addresses:
         try:
-            sockets.append(listener(host, port))
+            sockets.append(listener(host, port, backlog))
         except OSError as error:
             raise ConfigError(refusal(host, port, error, command)) from None
     return sockets
 
 
-def listener(host: str, port: int) -> socket.socket:
+def listener(host: str, port: int, backlog: int = 1) -> socket.socket:
     """Return a socket that listens, with gunicorn's options. Raises OSError."""
     made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((host, port))
-        made.listen()
+        made.listen(backlog)
     except BaseException:
         made.close()
         raise
