@@ -6,6 +6,7 @@ current folder is the checkout.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
@@ -25,8 +26,10 @@ def missing_packages() -> list[str]:
 
 def main() -> None:
     if missing := missing_packages():
-        if Path(".venv/bin/python").exists():
-            problem = f"some packages are missing in .venv ({', '.join(missing)})"
+        if os.access(".venv/bin/python", os.X_OK):
+            problem = f"packages are missing in {Path.cwd()}/.venv ({', '.join(missing)})"
+        elif os.path.lexists(".venv/bin/python"):
+            problem = f"you can't use {Path.cwd()}/.venv, or its Python is gone"
         else:
             problem = f"Sluice isn't set up yet in {Path.cwd()}"
         sys.exit(f"sluice: {problem}: run make run there, or without make: ./sluice setup")

@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 
 import click
 from flask.cli import ScriptInfo
-from gunicorn.config import Config
-from gunicorn.util import parse_address
 
 from cli import start_checks
 from cli.keys import store
@@ -71,7 +69,11 @@ def serve(context: click.Context, first_key: bool, options: tuple[str, ...]) -> 
 
 def plan_of(options: Sequence[str]) -> Plan:
     """Return what gunicorn would do. It exits if gunicorn doesn't know an option."""
-    config = Config(prog="sluice serve")
+    # Imported here because its import fails if WEB_CONCURRENCY is blank.
+    from gunicorn.config import Config
+    from gunicorn.util import parse_address
+
+    config = Config(usage="./sluice serve [GUNICORN_OPTIONS]", prog="sluice serve")
     given = config.parser().parse_args([*options])
     variable = config.parser().parse_args(config.get_cmd_args_from_env())
 
@@ -120,4 +122,4 @@ def shown(address: tuple[str, int]) -> str:
     """Return an address for people, such as 127.0.0.1:8000."""
     host, port = address
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return f"{place} (all interfaces)" if host in ANY else place
+    return f"{place}, which is all interfaces" if host in ANY else place

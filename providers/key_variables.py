@@ -28,7 +28,7 @@ def near_misses(rows: Iterable[Provider], environ: Mapping[str, str]) -> list[st
             continue
         row = next((row for row in rows if is_near(plain(match["owner"]), row)), None)
         if row is not None and not environ.get(row.api_key_env or "", "").strip():
-            found.append(f"{name} isn't read: the key of {row.name} belongs into {row.api_key_env}")
+            found.append(f"{name} isn't used; did you mean {row.api_key_env}, for {row.name}?")
     return found
 
 
