@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,8 @@ def run(name: str, folder: Path, arguments: Sequence[str]) -> None:
 def sluice(context: click.Context) -> None:
     """Sluice, a self-hosted gateway for LLM completions."""
     if context.invoked_subcommand != flask.name:
+        # The commands report what concerns them, and a server logs the rest when it starts.
+        logging.disable()
         load_dotenv(Path(".env").absolute(), parse_dotenv)
 
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import runpy
 import socket
@@ -47,7 +46,6 @@ def serve(context: click.Context, first_key: bool, options: tuple[str, ...]) -> 
     machines. Options that follow are gunicorn's, such as --access-logfile -.
     """
     prepare_to_serve()
-    logging.disable()  # the server itself will log what there is to log
     app = context.ensure_object(ScriptInfo).load_app()
     services: Services = app.extensions["sluice"]
     plan = plan_of(options)

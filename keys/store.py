@@ -247,7 +247,10 @@ class KeyStore:
         """Keep the keys of a file that can't be read."""
         self._good.unreadable()
         self._seen = seen
-        self._report(trouble, "the keys last read remain valid")
+        valid = (
+            "the keys last read remain valid" if self._good.lines else "it has no valid keys yet"
+        )
+        self._report(trouble, valid)
 
     def _report(self, trouble: str, consequence: str) -> None:
         """Set the problem with the file, and log it if it is a new one. Empty means none."""
