@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).absolute().parent.parent
 VENV = ROOT / ".venv"
 NEWER = tuple(f"python3.{minor}" for minor in range(20, 10, -1))
 REQUIREMENTS = {
