@@ -243,7 +243,9 @@ def test_serve_announces_where_it_listens_and_ends_with_ctrl_c(checkout: Checkou
             assert match[2] == command
 
         other = Started(checkout, "--first-key", **env | {"PORT": str(free_port())})
-        assert other.stop() == 0
+        assert other.stop() == 0  # while its worker still loads Sluice
+        assert "SIGKILL" not in other.output
+        assert "Traceback" not in other.output
         assert "Warning: another server uses " in other.output
         assert "Lost your key? ./sluice keys create --name NAME" in other.output
         assert "sk-sluice-" not in other.output
