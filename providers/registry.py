@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,7 +21,8 @@ import msgspec
 
 from completion import CompletionRequest
 from config import DAY, TIMEOUT_FIELDS, ConfigError, TomlError, did_you_mean
-from providers.base import Dialect, Provider, Signer
+from providers import fim_rules
+from providers.base import Dialect, Family, Fim, Provider, Signer
 from providers.hosts import BUILT_IN
 from providers.request_parts import has_dot_segment
 from providers.transport import proxy
@@ -40,6 +42,7 @@ SIGNERS_NEED: Final = {"sigv4": ("botocore", "requirements-bedrock.txt")}
 POLICIES: Final = ("", "cancel", "drain")
 PATH: Final = re.compile(r"`\$\.(\w+)")
 """The field in msgspec's messages."""
+UNKNOWN: Final = re.compile(r"unknown field `(\w+)`")
 PLACEHOLDER: Final = re.compile(r"\{([A-Z][A-Z0-9_]*)\}")
 
 
@@ -68,6 +71,10 @@ def rows(
     known = {row.name: row for row in BUILT_IN}
     for name, table in tables.items():
         base = msgspec.to_builtins(known[name]) if name in known else {}
+        if "fim" in table:
+            with at_field(name, "fim"):
+                own = fim_rules.read(table["fim"], base.get("fim", ()))
+            table = {**table, "fim": own}
         try:
             known[name] = msgspec.convert({**base, **table, "name": name}, Provider)
         except msgspec.ValidationError as error:
@@ -90,7 +97,18 @@ def mistake(name: str, table: Mapping[str, Any], problem: str) -> TomlError:
                 f"{field} is not a field of a provider{near}", "providers", name, field
             )
     field = match[1] if (match := PATH.search(problem)) else ""
+    if unknown := UNKNOWN.search(problem):
+        problem += did_you_mean(unknown[1], [*Fim.__struct_fields__, *Family.__struct_fields__])
     return TomlError(problem, "providers", name, *filter(None, [field]))
+
+
+@contextmanager
+def at_field(name: str, field: str) -> Iterator[None]:
+    """Raise a ConfigError of the block as one about a field of a provider's table."""
+    try:
+        yield
+    except ConfigError as error:
+        raise TomlError(str(error), "providers", name, field) from None
 
 
 def fill_in(row: Provider, environ: Mapping[str, str]) -> Provider:
@@ -123,8 +141,12 @@ def missing(row: Provider, environ: Mapping[str, str], *, byok: bool = False) ->
     return names
 
 
-PARAMETERS: Final = frozenset(CompletionRequest.__struct_fields__) - {"prompts", "stream", "unused"}
-PSEUDO: Final = frozenset(("token_ids", "prompt_list", "choice_list", "echo_logprobs"))
+PARAMETERS: Final = frozenset(CompletionRequest.__struct_fields__) - {
+    *("prompts", "stream", "unused", "files", "infill")
+}
+PSEUDO: Final = frozenset(
+    ("token_ids", "prompt_list", "choice_list", "echo_logprobs", "blank_stop")
+)
 """The names in `Dialect.unsupported` that aren't fields of CompletionRequest."""
 COUNTED: Final = frozenset(
     ("max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty")
@@ -140,7 +162,7 @@ def check(row: Provider) -> Provider:
     at = ("providers", row.name)
     if not re.fullmatch(r"[A-Za-z0-9_-]+", row.name):
         raise TomlError("a provider's name may have only letters, digits, - and _", *at)
-    for name in (row.dialect, *((row.fim.dialect,) if row.fim and row.fim.dialect else ())):
+    for name in (row.dialect, *(rule.dialect for rule in row.fim if rule.dialect)):
         if name not in DIALECTS:
             near = did_you_mean(name, list(DIALECTS))
             raise TomlError(f"unknown dialect {name!r}{near}", *at, "dialect")
@@ -157,6 +179,8 @@ def check(row: Provider) -> Provider:
     check_signer(row)
     check_names(row)
     check_network(row)
+    with at_field(row.name, "fim"):
+        fim_rules.check(row)
     return row
 
 
@@ -168,10 +192,8 @@ def check_network(row: Provider) -> None:
     if row.ca_bundle and not Path(row.ca_bundle).is_file():
         raise TomlError(f"ca_bundle: no such file: {row.ca_bundle!r}", *at, "ca_bundle")
     if row.proxy is not None and not PLACEHOLDER.search(row.proxy):
-        try:
+        with at_field(row.name, "proxy"):
             proxy.parse("proxy", row.proxy)
-        except ConfigError as error:
-            raise TomlError(str(error), *at, "proxy") from None
 
 
 def check_names(row: Provider) -> None:
@@ -183,8 +205,9 @@ def check_names(row: Provider) -> None:
         if has_dot_segment(model):
             problem = f"no part of a model's name can be . or .., as in {model!r}"
             raise TomlError(problem, "providers", row.name, "models")
-    lacks = [*row.cannot, *(row.fim.cannot if row.fim else ())]
-    limited, renamed = [*row.limits], [*row.chat_names, *(row.fim.names if row.fim else ())]
+    lacks = [*row.cannot, *(name for rule in row.fim for name in rule.cannot)]
+    limited = [*row.limits]
+    renamed = [*row.chat_names, *(name for rule in row.fim for name in rule.names)]
     for family in row.families:
         lacks += [*family.cannot, *family.exclusive]
         limited += family.limits

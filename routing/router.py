@@ -51,7 +51,7 @@ class Name(NamedTuple):
 
 class Router:
     def __init__(self, settings: Settings) -> None:
-        """Make a router. Raises ConfigError if an alias or the default model is invalid."""
+        """Make a router. Raises ConfigError if an alias or a default model is invalid."""
         self.providers = registry.rows(settings.providers, settings.environ)
         self._default = settings.default_model
         self._environ = settings.environ
@@ -63,8 +63,12 @@ class Router:
             for model, is_alias in checked:
                 if problem := self._problem_of(model, is_alias=is_alias):
                     raise TomlError(f"{name}: {problem}", "aliases", name)
-        if problem := self._problem_of(self._default, is_alias=self._default in self.aliases):
-            raise ConfigError(f"SLUICE_DEFAULT_MODEL: {problem}")
+        for variable, model in (
+            ("SLUICE_DEFAULT_MODEL", self._default),
+            ("SLUICE_FIM_MODEL", settings.fim_model or self._default),
+        ):
+            if problem := self._problem_of(model, is_alias=model in self.aliases):
+                raise ConfigError(f"{variable}: {problem}")
 
     def _problem_of(self, model: str, *, is_alias: bool) -> str:
         """Return why the configuration can't name a model, or "" if it can."""

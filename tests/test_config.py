@@ -579,7 +579,7 @@ def test_flask_never_reads_dotenv_itself_once_sluice_has_decided(
     assert environ["FLASK_SKIP_DOTENV"] == "1"
 
 
-@pytest.mark.parametrize("name", ["SLUICE_KEY", "SLUICE_URL"])
+@pytest.mark.parametrize("name", ["SLUICE_KEY", "SLUICE_URL", "SLUICE_MODEL"])
 def test_the_variables_of_clients_do_not_stop_a_server(name: str) -> None:
     assert dataclasses.replace(read(**{name: "sk-sluice-x"}), environ={}) == read()
 
