@@ -326,7 +326,7 @@ def test_models_of_a_provider_row_come_first_and_may_be_unknown() -> None:
 
 def test_a_provider_without_price_data_lists_only_the_models_of_its_row() -> None:
     assert Prices({}).models(UNKNOWN) == []
-    assert [facts.id for facts in Prices({}).models(LOCAL)] == ["pydoc"]
+    assert [facts.id for facts in Prices({}).models(LOCAL)] == ["pydoc", "slow"]
 
 
 def test_deprecated_models_and_embedding_models_are_not_listed() -> None:
