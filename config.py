@@ -5,8 +5,8 @@
   gevent patches anything.
 - An unknown SLUICE_ variable or table, or an invalid value, makes startup fail with a one-line
   message (ConfigError).
-- VARIABLES lists all environment variables except those of the providers. docs/configuration.md
-  documents each of them, which a test checks.
+- VARIABLES lists all environment variables except those of the providers;
+  docs/reference/configuration.md documents each of them, which a test checks.
 """
 
 from __future__ import annotations

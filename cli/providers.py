@@ -16,7 +16,7 @@ from providers.registry import missing
 
 
 @click.command("providers")
-@click.option("--markdown", is_flag=True, help="Print the table of docs/providers.md.")
+@click.option("--markdown", is_flag=True, help="Print the table of docs/guides/providers.md.")
 @with_appcontext
 def list_providers(markdown: bool) -> None:
     """List the known providers, and show which of them are enabled."""

@@ -2,7 +2,8 @@
 
 - This module has only data. An OpenAI-compatible host needs only a row, here or in sluice.toml.
 
-Rows were checked against the hosts' own references and SDKs in 2026-11; see docs/providers.md.
+Rows were checked against the hosts' own references and SDKs in 2026-11; see
+docs/guides/providers.md.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ TOO_LONG = re.compile(r"^make (test|soak)\b", re.MULTILINE)
 """Commands that `make -n` prints instead of running."""
 
 OLD_KEY = "sk-their-old-key"
-"""The key that a caller keeps in docs/migrating.md."""
+"""The key that a caller keeps in docs/guides/migrating.md."""
 TYPED = re.compile(r"^\$ (.*\n)", re.MULTILINE)
 
 FAILED = re.compile(r'"success":false|"type":"error"|\{"error":')
@@ -150,7 +150,7 @@ def test_shell_commands_of_a_page_run_in_order(
     database = server.directory / "sluice.db"
     made = checkout.bash(f"SLUICE_DATABASE={database} flask ledger backup sluice.db")
     assert made.returncode == 0, made.stderr
-    if page != "docs/keys.md":  # this page creates a key itself
+    if page != "docs/guides/keys.md":  # this page creates a key itself
         assert checkout.bash("flask keys create --name laptop").returncode == 0
     env = {"KEY": server.key}
     for snippet in ALL:
@@ -160,7 +160,7 @@ def test_shell_commands_of_a_page_run_in_order(
             if transcript := TYPED.findall(text):
                 text = "".join(transcript)
             run(snippet, text.replace(ADDRESS, server.url.removeprefix("http://")), checkout, env)
-    if page == "docs/migrating.md":
+    if page == "docs/guides/migrating.md":
         found = KeyStore(checkout.directory / "keys.jsonl").find(OLD_KEY)
         assert found is not None
         assert found.name == "app"

@@ -200,7 +200,7 @@ def test_the_metrics_are_exactly_the_pinned_names_and_labels() -> None:
 
 
 def test_the_configuration_reference_names_exactly_all_variables() -> None:
-    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
     documented = Counter(re.findall(r"^\| `([A-Z][A-Z0-9_]*)` \|", text, re.MULTILINE))
     keys = {row.api_key_env for row in BUILT_IN if row.api_key_env is not None}
     in_urls = {name for row in BUILT_IN for name in re.findall(r"\{([A-Z0-9_]+)\}", row.base_url)}
