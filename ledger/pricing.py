@@ -223,11 +223,14 @@ class Prices:
         return found
 
     def models(self, provider: Provider) -> list[ModelFacts]:
-        """Return a provider's known models for text, those listed in its row first."""
+        """Return a provider's known models for text.
+
+        Those listed in its row come first, then those that sluice.toml prices.
+        """
         known = {facts.id: facts for facts in known_models(provider.price_id or provider.name)}
         rows = {
             name: known.get(name) or ModelFacts(name, price=self.price(provider, name))
-            for name in provider.models
+            for name in (*provider.models, *self._priced(provider))
         }
         return [
             msgspec.structs.replace(facts, price=self._own[name])
@@ -235,6 +238,10 @@ class Prices:
             else facts
             for facts in (rows | known).values()
         ]
+
+    def _priced(self, provider: Provider) -> Iterator[str]:
+        names = (name.partition("/") for name in self._own)
+        return (model for row, _, model in names if row == provider.name and model)
 
 
 def find(price_id: str, model: str) -> Callable[..., Price | None]:

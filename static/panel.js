@@ -114,7 +114,7 @@ export class Panel {
   /** Show a text. While it arrives, show it soon. */
   show(text, { soon = false } = {}) {
     this.text = text;
-    this.at("copy-answer").disabled = !text;
+    this.at("copy-answer").hidden = !text;
     if (soon) this.painting ||= requestAnimationFrame(() => this.paint());
     else this.paint(true);
   }
@@ -269,6 +269,7 @@ export class Panel {
     this.at("output").setAttribute("aria-busy", "false");
     this.at("panel").classList.remove("flows");
     this.at("halt-one").disabled = true;
+    if (!this.pricing(answer.served) && answer.cost !== null) this.at("price").textContent = "";
     const took = `took ${duration(answer.ended - answer.began)}`;
     this.conclude(answer, [endingText(answer), usageText(answer.usage), took]);
   }

@@ -45,14 +45,46 @@ export function advice(key) {
   );
 }
 
+const openChannel = () => new BroadcastChannel(`sluice.key ${BASE}`);
+
+const leave = () => {
+  sessionStorage.clear();
+  location.reload();
+};
+
+function showKey(channel) {
+  const key = remembered(KEY, "");
+  $("who-key").textContent = `…${key.slice(-4)}`;
+  $("who").hidden = !key;
+  $("sign-out").onclick = () => {
+    channel.postMessage({ left: remembered(KEY, "") });
+    leave();
+  };
+}
+
+/** Share the key with the other tabs, on a page that works without one. */
+export function shareKey() {
+  const channel = openChannel();
+  channel.addEventListener("message", ({ data }) => {
+    const key = remembered(KEY, "");
+    if (data.asks && key) channel.postMessage({ key });
+    else if (data.left && data.left === key) leave();
+    else if (data.key && !key) {
+      remember(KEY, data.key);
+      showKey(channel);
+    }
+  });
+  if (!remembered(KEY, "")) channel.postMessage({ asks: true });
+  showKey(channel);
+}
+
 /** Ask for a key if there is none, check it, then call begin(models). */
 export function signIn(begin) {
-  const channel = new BroadcastChannel(`sluice.key ${BASE}`);
+  const channel = openChannel();
   let open = false;
 
   const form = () => {
     $("sign-in").hidden = false;
-    $("key").focus();
   };
 
   const enter = async () => {
@@ -66,21 +98,16 @@ export function signIn(begin) {
         problem.advice = advice(key);
       }
       form();
+      $("key").focus();
       return showProblem($("sign-in-error"), problem);
     }
     if (open) return;
     open = true;
-    $("who-key").textContent = `…${key.slice(-4)}`;
-    $("who").hidden = false;
+    showKey(channel);
     $("sign-in").hidden = true;
     $("app").hidden = false;
     channel.postMessage({ key });
     begin(models);
-  };
-
-  const leave = () => {
-    sessionStorage.clear();
-    location.reload();
   };
 
   channel.addEventListener("message", ({ data }) => {
@@ -100,10 +127,6 @@ export function signIn(begin) {
     remember(KEY, key);
     showProblem($("sign-in-error"), null);
     enter();
-  });
-  $("sign-out").addEventListener("click", () => {
-    channel.postMessage({ left: remembered(KEY, "") });
-    leave();
   });
   $("sign-in").hidden = true;
   if (remembered(KEY, "")) return enter();

@@ -264,7 +264,7 @@ const GOOD = ["completed", "stopped", "active"];
 
 /** Return how a call ended, for people. A stream can break after it began with status 200. */
 function endText({ stream, first_event_ms: first }, reason) {
-  return stream && first !== null && !GOOD.includes(reason) ? `broken off: ${reason}` : reason;
+  return stream && first !== null && !GOOD.includes(reason) ? "broken off" : reason;
 }
 
 function requestRow(row) {
@@ -272,7 +272,7 @@ function requestRow(row) {
   const good = GOOD.includes(reason);
   const end = cell("", "outcome");
   end.append(make("span", { class: good ? `end ${reason}` : "end bad" }, endText(row, reason)));
-  if (row.error_code) end.append(make("span", { class: "hint" }, ` ${row.status ?? ""} ${row.error_code}`));
+  if (!good) end.append(make("span", { class: "hint" }, ` ${[row.status, row.error_code ?? reason].filter(Boolean).join(" ")}`));
   return make(
     "tr",
     {},
