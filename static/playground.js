@@ -149,7 +149,10 @@ function busy(is) {
 
 // The history
 
+let leaving = false;
+
 function keep(answer) {
+  if (leaving) return;
   const found = [answer.entry(), ...remembered("sluice.history", [])].slice(0, MOST_ASKED);
   while (found.length && !remember("sluice.history", found)) found.pop();
   showHistory();
@@ -160,6 +163,7 @@ function left() {
   for (const { answer, running: runs } of panels) {
     if (runs) keep(Object.assign(answer, { problem: { code: "page left" } }));
   }
+  leaving = true; // the browser now ends the calls, which are kept already
 }
 
 function showHistory() {
@@ -246,6 +250,7 @@ async function begin(providers) {
   });
   document.addEventListener("keydown", keyed);
   addEventListener("pagehide", left);
+  addEventListener("pageshow", () => (leaving = false));
   $("languages").addEventListener("click", (event) => {
     const tab = event.target.closest("[role=tab]");
     if (tab) select(tab);

@@ -91,12 +91,12 @@ def test_the_picker_offers_only_models_that_complete_text(page: Page, server: Se
 def test_the_model_that_served_an_alias_is_shown_with_its_price(
     page: Page, server: Server, fake: FakeProvider
 ) -> None:
-    fake.script(fp.sse(fp.chunks(["Here."], usage=(1_000_000, 0))))
+    fake.script(fp.sse(fp.chunks(["Here."], usage=(1_000_000, 500_000))))
     sign_in(page, server)
     choose(page, "stand-in")
     expect(page.locator("#model-facts")).to_contain_text("An alias of this server")
     run(page)
-    expect(page.locator("#ending")).to_contain_text("cost $1.00")
+    expect(page.locator("#ending")).to_contain_text("cost $2.00")
     expect(page.locator("#served")).to_have_text("fake/priced, for stand-in")
     expect(page.locator("#price")).to_have_text("$1.00 in, $2.00 out per million tokens")
     expect(page.get_by_role("listitem")).to_contain_text("fake/priced · Finished")

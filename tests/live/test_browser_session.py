@@ -39,7 +39,7 @@ def test_the_form_says_where_keys_come_from_and_what_they_look_like(page: Page) 
 @pytest.mark.parametrize(
     ("key", "says"),
     [
-        ("sk-sluice-wrong", "This server doesn’t accept the key."),
+        ("sk-sluice-wrong", "accept the key. It may be incomplete"),
         ("sk-ant-api03-abc", "This looks like a key of Anthropic."),
         ("sk-proj-abc", "This looks like a key of OpenAI."),
     ],
@@ -64,7 +64,7 @@ def test_a_text_that_is_no_key_is_not_sent(page: Page, key: str) -> None:
     page.get_by_label("Your Sluice key").fill(key)
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("key")
-    assert asked == []
+    assert not [url for url in asked if "/api/" in url]
 
 
 def test_an_empty_field_keeps_the_focus(page: Page) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Dialog, Page, expect
 
 from tests.support import calls
 from tests.support import fake as fp
@@ -140,8 +140,8 @@ def test_active_now_updates_by_itself_but_not_in_a_hidden_tab(page: Page, server
         asked.clear()
         page.wait_for_timeout(2500)  # longer than the time between two polls
         assert asked == []
-        page.evaluate(hide, False)
-        server.wait(lambda: bool(page.wait_for_timeout(50) or asked))
+        with page.expect_request("**/completions/streams"):
+            page.evaluate(hide, False)
         page.get_by_role("button", name="Stop", exact=False).last.click()
         expect(page.locator("#no-active")).to_be_visible()
 
@@ -155,7 +155,12 @@ def test_stop_all_stops_every_active_call_after_one_question(page: Page, server:
         page.get_by_role("button", name="Refresh").click()
         expect(page.locator("#active tbody tr")).to_have_count(2)
         questions: list[str] = []
-        page.once("dialog", lambda dialog: (questions.append(dialog.message), dialog.accept()))
+
+        def answer(dialog: Dialog) -> None:
+            questions.append(dialog.message)
+            dialog.accept()
+
+        page.once("dialog", answer)
         page.get_by_role("button", name="Stop all").click()
         expect(page.locator("#no-active")).to_be_visible()
         assert questions == ["Stop all 2 active calls of this key?"]
