@@ -24,13 +24,18 @@ const running = () => panels.some((panel) => panel.running);
 
 // The models
 
-/** Remember the enabled models that complete text, and the aliases. */
-async function learn(providers) {
+/** Remember the enabled models that complete text. */
+function learn(providers) {
   for (const provider of providers.filter((found) => found.enabled)) {
     for (const model of provider.text_completions) models.set(`${provider.name}/${model.modelName}`, model);
   }
+}
+
+/** Remember the aliases, which only the list of the OpenAI API has. */
+async function learnAliases() {
   const { data } = await get("/v1/models").catch(() => ({ data: [] }));
   for (const { id } of data) if (!models.has(id)) aliases.add(id);
+  changed();
 }
 
 function groups() {
@@ -149,10 +154,10 @@ function busy(is) {
 
 // The history
 
-let leaving = false;
-
+/** Keep an answer once. An answer that was kept when its page was left ends later. */
 function keep(answer) {
-  if (leaving) return;
+  if (answer.kept) return;
+  answer.kept = true;
   const found = [answer.entry(), ...remembered("sluice.history", [])].slice(0, MOST_ASKED);
   while (found.length && !remember("sluice.history", found)) found.pop();
   showHistory();
@@ -163,7 +168,6 @@ function left() {
   for (const { answer, running: runs } of panels) {
     if (runs) keep(Object.assign(answer, { problem: { code: "page left" } }));
   }
-  leaving = true; // the browser now ends the calls, which are kept already
 }
 
 function showHistory() {
@@ -229,8 +233,9 @@ function keyed(event) {
   } else if (event.key === "Escape") halt();
 }
 
-async function begin(providers) {
-  await learn(providers);
+function begin(providers) {
+  learn(providers);
+  learnAliases();
   pickers[0].value = remembered("sluice.model", $("ask").dataset.defaultModel);
   $("ask").addEventListener("input", changed);
   $("ask").addEventListener("submit", (event) => {
@@ -250,7 +255,6 @@ async function begin(providers) {
   });
   document.addEventListener("keydown", keyed);
   addEventListener("pagehide", left);
-  addEventListener("pageshow", () => (leaving = false));
   $("languages").addEventListener("click", (event) => {
     const tab = event.target.closest("[role=tab]");
     if (tab) select(tab);

@@ -85,11 +85,20 @@ export function signIn(begin) {
 
   const form = () => {
     $("sign-in").hidden = false;
+    $("loading").hidden = true;
+    wait(false);
+  };
+  const wait = (is) => {
+    const button = $("key-form").querySelector("button");
+    button.disabled = is;
+    button.textContent = is ? "Signing in…" : "Sign in";
   };
 
   const enter = async () => {
     const key = remembered(KEY, "");
     let models;
+    $("loading").hidden = !$("sign-in").hidden;
+    wait(true);
     try {
       models = await get("/api/v1/models");
     } catch (problem) {
@@ -104,7 +113,7 @@ export function signIn(begin) {
     if (open) return;
     open = true;
     showKey(channel);
-    $("sign-in").hidden = true;
+    $("sign-in").hidden = $("loading").hidden = true;
     $("app").hidden = false;
     channel.postMessage({ key });
     begin(models);

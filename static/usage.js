@@ -289,6 +289,9 @@ function requestRow(row) {
 /** Return input and output tokens with their labels. */
 const split = (input, output) => `${whole(input)} in + ${whole(output)} out`;
 
+/** Return the tokens of an active stream. Some providers report the input only at the end. */
+const soFar = (input, output) => (input ? split(input, output) : `${whole(output)} out`);
+
 // The active streams
 
 let polling = 0;
@@ -356,7 +359,7 @@ function activeRow(stream) {
     make("td", { class: "figures start" }, clock(stream.started_at, false)),
     cell(`${stream.provider}/${stream.model}`, "model"),
     make("td", { class: "id" }, make("code", {}, stream.stream_id)),
-    cell(split(stream.input_tokens, stream.output_tokens), "n tokens"),
+    cell(soFar(stream.input_tokens, stream.output_tokens), "n tokens"),
     make("td", { class: "n act-on" }, button),
   );
 }
