@@ -37,6 +37,9 @@ HTTP_ERRORS: dict[int, type[SluiceError]] = {
     415: UnsupportedMediaType,
 }
 
+OPENAI_PATHS = ("/v1/", "/fim/", "/beta/")
+LLAMACPP_PATHS = ("/infill", "/completion", "/completions")
+
 
 def register(app: Flask) -> None:
     app.register_error_handler(SluiceError, error_response)
@@ -55,8 +58,13 @@ def error_response(error: SluiceError) -> Response:
         error.param = request_secrets.without_secrets(error.param)
         error.details = request_secrets.without_secrets(error.details)
     forget_frames(error)
-    face = openai if request.path.startswith("/v1/") else native
+    face = openai if is_openai(request.path) else native
     return json_response(face.error_body(error, request.id), error.status, error.headers)
+
+
+def is_openai(path: str) -> bool:
+    """Return True for the paths whose clients expect OpenAI's format of an error."""
+    return path.startswith(OPENAI_PATHS) or path.rstrip("/") in LLAMACPP_PATHS
 
 
 def http_error(error: HTTPException) -> Response:

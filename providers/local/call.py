@@ -19,7 +19,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from itertools import chain, count, islice
 from typing import Final, TypeAlias
 
@@ -32,6 +32,7 @@ from completion import (
     Delta,
     Event,
     Finished,
+    FinishReason,
     Started,
     Usage,
     Used,
@@ -121,6 +122,11 @@ class LocalCall:
     def abort(self) -> None:
         """End the call within a time slice, or at once if it pauses. Any thread may call this."""
         self._aborted.set()
+
+    @property
+    def finished(self) -> Mapping[int, FinishReason]:
+        """Return none: each Finished event comes at once."""
+        return {}
 
     def end_if_finished(self) -> bool:
         """Return False: the call ends by itself."""

@@ -124,9 +124,7 @@ def test_snippets_of_a_journey_page_run_in_order(
     page: str, checkout: Checkout, fake: FakeProvider
 ) -> None:
     fake.script(fp.answer(fp.body("Semicolons fall", chat=True)))
-    begun = fp.sse(fp.chunks(["Once"], chat=True, finish=None), done=False, complete=False)
-    fake.script([*begun, fp.hold()])
-    env: dict[str, str] = {}
+    env = {"SLUICE_URL": f"http://127.0.0.1:{checkout.port}"}
     for snippet in ALL:
         if snippet.page == page and snippet.how == "run":
             text = TOO_LONG.sub(r"make -n \1", snippet.text)
@@ -134,7 +132,7 @@ def test_snippets_of_a_journey_page_run_in_order(
                 output = checkout.serve(serves[1])
                 text = SERVES.sub("", text)
                 if key := KEY.search(output):
-                    env["KEY"] = key[0]
+                    env["SLUICE_KEY"] = key[0]
             run(snippet, text, checkout, env)
 
 
@@ -152,7 +150,7 @@ def test_shell_commands_of_a_page_run_in_order(
     assert made.returncode == 0, made.stderr
     if page != "docs/guides/keys.md":  # this page creates a key itself
         assert checkout.bash("flask keys create --name laptop").returncode == 0
-    env = {"KEY": server.key}
+    env = {"SLUICE_URL": server.url, "SLUICE_KEY": server.key}
     for snippet in ALL:
         if snippet.page == page and snippet.how == "run" and snippet.language == "shell":
             text = TOO_LONG.sub(r"make -n \1", snippet.text)
@@ -180,7 +178,7 @@ def run(snippet: Snippet, text: str, checkout: Checkout, env: dict[str, str]) ->
             check=False,
         )
     else:
-        text = text.replace("export KEY=sk-sluice-...", f"export KEY={env.get('KEY')}")
+        text = text.replace("SLUICE_KEY=sk-sluice-...", f"SLUICE_KEY={env['SLUICE_KEY']}")
         done = checkout.bash(text, **env)
     output = done.stdout + done.stderr
     assert done.returncode == 0, f"{snippet.place}: {output}"

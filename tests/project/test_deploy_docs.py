@@ -42,7 +42,7 @@ def value(path: Path, name: str) -> int:
 
 @by_name
 def test_variables_named_in_deploy_files_exist(path: Path) -> None:
-    ours = {variable.name for variable in VARIABLES}
+    ours = {variable.name for variable in VARIABLES} | {"SLUICE_KEY", "SLUICE_URL"}
     theirs = {name for row in BUILT_IN for name in re.findall(r"\w+_API_KEY", repr(row))}
     named = set(re.findall(r"\b(?:SLUICE_[A-Z_]+|[A-Z]+_URL|WEB_CONCURRENCY)\b", path.read_text()))
     assert named <= ours
@@ -56,12 +56,12 @@ def test_files_named_in_deploy_files_exist(path: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
-def test_flask_commands_in_deploy_guides_exist_with_their_options() -> None:
+def test_sluice_commands_in_deploy_guides_exist_with_their_options() -> None:
     context = click.Context(create_app(Settings()).cli)
     found = 0
     for path in GUIDES:
         for line in re.findall(
-            r"flask ((?:keys|usage|ledger|providers)\b[^\n`;)|]*)", path.read_text()
+            r"sluice ((?:keys|usage|ledger|providers)\b[^\n`;)|]*)", path.read_text()
         ):
             words = shlex.split(line)
             command: click.Command = create_app(Settings()).cli

@@ -10,12 +10,14 @@ from providers.base import Provider
 from providers.hosts import BUILT_IN
 from tests.support.paths import ROOT
 
+LINK = re.compile(r"(?:\]\(|src=\")(?!https?:)([^)#\"]+)")
+"""A relative link, or the file of a picture."""
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), ROOT / "bench/README.md"]
 
 
 def test_every_relative_link_leads_to_an_existing_file() -> None:
     for path in PAGES:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
+        for target in LINK.findall(path.read_text()):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
@@ -25,6 +27,13 @@ def test_every_anchor_is_a_heading() -> None:
             text = (path.parent / target).read_text() if target else path.read_text()
             headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
             assert anchor in map(anchor_of, headings), f"{path.name}: {target}#{anchor}"
+
+
+def test_the_documentation_has_one_name_for_the_command_line() -> None:
+    commands = re.compile(r"\bflask (?:keys|usage|ledger|providers|quickstart)\b")
+    found = [path.name for path in PAGES for _ in commands.findall(path.read_text())]
+    assert sorted(set(found)) == ["CHANGELOG.md", "quickstart.md", "troubleshooting.md"]
+    assert found.count("quickstart.md") == 1
 
 
 def anchor_of(heading: str) -> str:

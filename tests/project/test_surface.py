@@ -43,8 +43,15 @@ ROUTES = {
     ("POST", "/api/v1/auth/token"),
     ("POST", "/api/v1/completions"),
     ("POST", "/api/v1/completions/stop-stream/<stream_id>"),
+    ("POST", "/beta/completions"),
+    ("POST", "/completion"),
+    ("POST", "/completions"),
+    ("POST", "/fim/completions"),
+    ("POST", "/infill"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/completions/stop-stream/<stream_id>"),
+    ("POST", "/v1/fim/completions"),
+    ("POST", "/v1/infill"),
 }
 
 CODES = {
@@ -90,6 +97,7 @@ VARIABLES = {
     "SLUICE_DISCONNECT_S",
     "SLUICE_DISCONNECT_USD",
     "SLUICE_DRAIN_S",
+    "SLUICE_FIM_MODEL",
     "SLUICE_FIRST_EVENT_TIMEOUT_S",
     "SLUICE_FIRST_EVENT_WAIT_S",
     "SLUICE_HOST",

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from completion import Batch, Delta, Event, Finished, FinishReason, Started, Thought, Usage, Used
+from completion import (
+    Batch,
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    Opaque,
+    Started,
+    Thought,
+    Usage,
+    Used,
+)
 from providers.finish import Finish
 
 USED, USED_TOO = Used(Usage(7, 5)), Used(Usage(7, 5), with_text=True)
@@ -37,6 +48,8 @@ def finish_of(*batches: Batch, choices: int = 1) -> tuple[Finish, list[Event]]:
         ([[text(), LAST], [USED]], True),
         ([[Started("m"), text(), LAST, USED]], True),
         ([[Thought(9)], [end()]], True),
+        ([[Opaque(b"{}", 0, 9)], [Opaque(b"{}"), end()]], True),
+        ([[Opaque(b"{}", 0, 9)], [end()], [Opaque(b"{}", 0, 9)]], False),
         # More text may follow a reason that came with text or reasoning.
         ([[text(), LAST]], False),
         ([[text()], [text(), LAST]], False),

@@ -33,6 +33,7 @@ WHOLE_SUITE = "runs all tests, and a soak of ten minutes; tests/live/test_soak.p
 SHAPE = "shows the shape of a response"
 
 NOT_RUN: Final[dict[tuple[str, str], str]] = {
+    ("README.md", "docker build"): DOCKER,
     ("docs/quickstart.md", "python3 -m venv"): PIP,
     ("docs/quickstart.md", ".venv/bin/pip install -r requirements-dev.txt"): WHOLE_SUITE,
     (
@@ -48,7 +49,7 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ("docs/reference/api.md", '{"code": "rate_limited"'): SHAPE,
     (
         "docs/guides/keys.md",
-        "flask keys list [--json]",
+        "./sluice keys list [--json]",
     ): "is a synopsis; tests/cli/test_cli.py runs each command",
     ("docs/guides/keys.md", '{"id":"key_...'): (
         "tests/keys/test_store.py::test_the_key_file_holds_the_documented_fields_and_no_secret"
@@ -76,13 +77,13 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ),
     ("docs/guides/deploy/vm.md", "sudo apt install"): ROOT_NEEDED,
     ("docs/guides/deploy/vm.md", "sudo tee .env"): ROOT_NEEDED,
-    ("docs/guides/deploy/vm.md", "sudo -u sluice .venv/bin/flask keys create"): ROOT_NEEDED,
+    ("docs/guides/deploy/vm.md", "sudo -u sluice ./sluice keys create"): ROOT_NEEDED,
     ("docs/guides/deploy/vm.md", "sudo cp deploy/sluice.service"): ROOT_NEEDED,
     ("docs/guides/deploy/vm.md", "sudo certbot"): ROOT_NEEDED + "; also needs a public domain name",
     ("docs/guides/deploy/vm.md", "sudo cp deploy/nginx.conf"): ROOT_NEEDED,
     ("docs/guides/deploy/vm.md", "sudo sed -i"): ROOT_NEEDED,
     ("docs/guides/deploy/vm.md", "sudo cp deploy/logrotate.conf"): ROOT_NEEDED,
-    ("docs/guides/deploy/vm.md", "sudo -u sluice .venv/bin/flask providers"): ROOT_NEEDED,
+    ("docs/guides/deploy/vm.md", "sudo -u sluice ./sluice providers"): ROOT_NEEDED,
     ("docs/guides/deploy/vm.md", "cd /opt/sluice"): ROOT_NEEDED,
 }
 
