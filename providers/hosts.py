@@ -39,11 +39,7 @@ CLAUDE_EITHER: Final = ("claude-*-4-[156]", "claude-*-4-[156]-*")
 
 BUILT_IN: Final = (
     Provider(
-        name="local",
-        dialect="local",
-        models=("pydoc", "slow"),
-        free=True,
-        disconnect="cancel",
+        name="local", dialect="local", models=("pydoc", "slow"), free=True, disconnect="cancel"
     ),
     Provider(
         name="openai",
