@@ -12,12 +12,8 @@ unit is the nano-dollar because a token can cost less than a micro-dollar.
 from __future__ import annotations
 
 import math
-<<<<<<< HEAD
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-=======
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
->>>>>>> pages
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
