@@ -12,7 +12,8 @@ unit is the nano-dollar because a token can cost less than a micro-dollar.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
@@ -32,6 +33,15 @@ MTOK = 1_000_000
 
 ROUTERS: Final = frozenset(("huggingface", "openrouter"))
 """The price_id of hosts that route by suffixes of the model's name, such as :nitro and :groq."""
+
+NOT_TEXT: Final = re.compile(
+    r"(^|[-./])"
+    r"(audio|computer-use|embed|image|live|moderation|nano-banana|prompt-guard|realtime|sonic"
+    r"|transcribe|tts)"
+    r"($|[-.0-9])"
+    r"|^ft:|-$|:batch$"
+)
+"""The names of models that complete no text, of price groups, and of models only for batches."""
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -213,11 +223,14 @@ class Prices:
         return found
 
     def models(self, provider: Provider) -> list[ModelFacts]:
-        """Return a provider's known models for text, those listed in its row first."""
+        """Return a provider's known models for text.
+
+        Those listed in its row come first, then those that sluice.toml prices.
+        """
         known = {facts.id: facts for facts in known_models(provider.price_id or provider.name)}
         rows = {
             name: known.get(name) or ModelFacts(name, price=self.price(provider, name))
-            for name in provider.models
+            for name in (*provider.models, *self._priced(provider))
         }
         return [
             msgspec.structs.replace(facts, price=self._own[name])
@@ -225,6 +238,10 @@ class Prices:
             else facts
             for facts in (rows | known).values()
         ]
+
+    def _priced(self, provider: Provider) -> Iterator[str]:
+        names = (name.partition("/") for name in self._own)
+        return (model for row, _, model in names if row == provider.name and model)
 
 
 def find(price_id: str, model: str) -> Callable[..., Price | None]:
@@ -251,14 +268,18 @@ def find(price_id: str, model: str) -> Callable[..., Price | None]:
 
 
 def known_models(price_id: str) -> Iterator[ModelFacts]:
-    """Yield a provider's text models in the package's data, except deprecated ones."""
+    """Yield a provider's text models in the package's data, except deprecated ones.
+
+    The package doesn't say what a model is for, so its name decides.
+    """
     from genai_prices.data_snapshot import get_snapshot
 
     for provider in get_snapshot().providers:
         if provider.id == price_id:
             for info in provider.models:
                 price = from_data(info.get_prices(datetime.now(UTC)))
-                if price is not None and price.output.base and not info.deprecated:
+                usable = price is not None and price.output.base and not info.deprecated
+                if usable and not NOT_TEXT.search(info.id.lower()):
                     yield ModelFacts(info.id, info.name, info.context_window, price)
 
 
