@@ -1,4 +1,4 @@
-"""The commands of `flask keys`, which create, list and change API keys.
+"""The commands of `./sluice keys`, which create, list and change API keys.
 
 - Only `create` prints a secret.
 - Only `show --line` prints a hash.
@@ -104,7 +104,7 @@ def change(id_or_name: str, **chosen: str | None) -> None:
     """Change the given options of a key, and keep the others."""
     terms = parse_terms(chosen)
     if not terms:
-        raise click.ClickException("Nothing to change: see 'flask keys change --help'.")
+        raise click.ClickException("Nothing to change: see './sluice keys change --help'.")
     report(store().update(id_or_name, **terms), "changed")
 
 
@@ -119,7 +119,9 @@ def list_keys(as_json: bool) -> None:
         click.echo(to_json([described(key) for key in found]))
         return
     if not found:
-        click.echo("There are no keys yet; 'flask keys create --name NAME' creates one.", err=True)
+        click.echo(
+            "There are no keys yet; './sluice keys create --name NAME' creates one.", err=True
+        )
         return
     rows = [in_short(key) for key in found]
     columns = list(rows[0])
