@@ -16,6 +16,7 @@ import click
 from flask import current_app
 from flask.cli import AppGroup
 
+from cli.callers_folder import callers_folder
 from cli.formats import as_json, parse_duration, parse_instant, table, to_json
 from cli.keys import store
 from errors import SluiceError
@@ -135,6 +136,7 @@ def backup(file: Path) -> None:
     if source is None:
         raise click.ClickException('The ledger is on PostgreSQL; use pg_dump "$DATABASE_URL".')
     refuse_missing(source)
+    file = callers_folder() / file
     try:
         upkeep.backup(source, file)
     except FileExistsError:

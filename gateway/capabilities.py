@@ -183,9 +183,8 @@ def split_stops(
     if len(found) <= most and (blank or all(map(str.strip, found))):
         return None, found
     if (obstacle := obstacle_to_stops(request)) is not None:
-        unsupported(
-            "stop", f"stop{f' above {most:g}' if most else ''} together with {obstacle}", target
-        )
+        which = f"stop above {most:g}" if len(found) > most > 0 else "stop" if not most else BLANK
+        unsupported("stop", f"{which} together with {obstacle}", target)
     return compiled(stops), for_host(found, int(most), blank=blank)
 
 
@@ -313,6 +312,7 @@ def names_of(request: CompletionRequest, hints: frozenset[str]) -> tuple[str, ..
     return tuple(sorted(names))
 
 
+BLANK = "a stop of white space only"
 PARAMETER_WORDS = {
     "token_ids": "a prompt of token ids",
     "echo_logprobs": "echo together with logprobs",
@@ -344,7 +344,8 @@ def wanted(request: CompletionRequest) -> frozenset[str]:
 def shortcomings(target: Target) -> tuple[list[str], list[str], list[str]]:
     """Return the parameters that a target lacks: those emulated, those dropped, those refused."""
     lacks = registry.dialect(target.dialect).unsupported(target) - BAGS
-    if fim_rules.usable(target) is not None:
+    by_template = any(rule.by_template for rule in target.provider.fim)
+    if by_template or fim_rules.usable(target) is not None:
         lacks -= {"suffix"}
     refused = lacks - EMULATED - HINTS
     return sorted(lacks & EMULATED), sorted(lacks & HINTS), sorted(refused)

@@ -135,6 +135,10 @@ class Ledger:
         if self._file is not None:
             self._file.may_create = False
 
+    def is_shared(self) -> bool:
+        """Return True if another process is known to use the ledger's SQLite file."""
+        return isinstance(self._presence, LockFile) and self._presence.in_use()
+
     def start(self) -> None:
         """Connect to the database, migrate it and close the rows of dead processes.
 

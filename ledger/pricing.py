@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from completion import Usage
-from config import ConfigError
+from config import TomlError, did_you_mean
 from ledger.price_terms import PriceTerms
 from providers.base import Provider, Target
 
@@ -205,7 +205,7 @@ class Prices:
                 self._found[key] = lookup
         return lookup(terms) if terms else lookup()
 
-    def unused(self, providers: Container[str], aliases: Iterable[str]) -> list[str]:
+    def unused(self, providers: Collection[str], aliases: Iterable[str]) -> list[str]:
         """Return a warning for each price of sluice.toml that can't apply to any call."""
         names = set(aliases)
         found = []
@@ -216,7 +216,7 @@ class Prices:
             elif not model:
                 why = "the name has no provider. Write it as provider/model"
             elif provider not in providers:
-                why = f"there is no provider {provider}"
+                why = f"there is no provider {provider}{did_you_mean(provider, providers)}"
             else:
                 continue
             found.append(f'sluice.toml, [prices."{name}"] has no effect: {why}.')
@@ -329,18 +329,17 @@ FIELDS = {
 
 def from_table(name: str, table: Mapping[str, Any]) -> Price:
     """Return the price in a table of sluice.toml. Raises ConfigError if the table is invalid."""
-    where = f'sluice.toml, [prices."{name}"]'
     for field in table:
         if field not in FIELDS:
-            raise ConfigError(f"{where}: unknown field {field}; the fields are {', '.join(FIELDS)}")
+            problem = f"unknown field {field}; the fields are {', '.join(FIELDS)}"
+            raise TomlError(f"{problem}{did_you_mean(field, FIELDS)}", "prices", name, field)
     rates: dict[str, Any] = {}
     for field, value in table.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or value < 0:
-            raise ConfigError(
-                f"{where}: {field} must be a number of USD per million tokens, not {value!r}"
-            )
+            problem = f"{field} must be a number of USD per million tokens, not {value!r}"
+            raise TomlError(problem, "prices", name, field)
         rates[FIELDS[field]] = Rate(int(Decimal(str(value)) * NANO))
     if "input" not in rates or "output" not in rates:
-        raise ConfigError(f"{where}: input_per_mtok and output_per_mtok are required")
+        raise TomlError("input_per_mtok and output_per_mtok are required", "prices", name)
     return Price(**rates)

@@ -217,6 +217,7 @@ def test_a_rate_of_sluice_toml_is_read_without_loss(number: Decimal) -> None:
             {"input_per_mtok": "1"},
             "input_per_mtok must be a number of USD per million tokens, not '1'",
         ),
+        ({"input_per_mtk": 1}, "did you mean input_per_mtok?"),
         ({"input_per_mtok": True}, "per million tokens, not True"),
         ({"input_per_mtok": -1}, "per million tokens, not -1"),
         ({"input_per_mtok": float("nan")}, "per million tokens, not nan"),
