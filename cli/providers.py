@@ -15,7 +15,6 @@ from providers.fim_templates import FAMILIES
 from providers.hosts import BUILT_IN
 from providers.registry import missing
 
-
 COLUMNS = (
     *("provider", "variables", "a model", "legacy completions", "fill-in-the-middle"),
     *("emulated", "dropped", "refused"),
