@@ -183,9 +183,8 @@ def split_stops(
     if len(found) <= most and (blank or all(map(str.strip, found))):
         return None, found
     if (obstacle := obstacle_to_stops(request)) is not None:
-        unsupported(
-            "stop", f"stop{f' above {most:g}' if most else ''} together with {obstacle}", target
-        )
+        which = f"stop above {most:g}" if len(found) > most > 0 else "stop" if not most else BLANK
+        unsupported("stop", f"{which} together with {obstacle}", target)
     return compiled(stops), for_host(found, int(most), blank=blank)
 
 
@@ -313,6 +312,7 @@ def names_of(request: CompletionRequest, hints: frozenset[str]) -> tuple[str, ..
     return tuple(sorted(names))
 
 
+BLANK = "a stop of white space only"
 PARAMETER_WORDS = {
     "token_ids": "a prompt of token ids",
     "echo_logprobs": "echo together with logprobs",

@@ -326,3 +326,21 @@ def test_stop_sequences_of_white_space_are_emulated_where_a_host_refuses_them(
     found = fit(a_request(stop=stops), Target(registry.rows({})[name], own), strict=True)
     assert found.request.stop == sent
     assert (found.stops is None) is (sent == stops)
+
+
+@pytest.mark.parametrize(
+    ("model", "stops", "words"),
+    [
+        ("anthropic/claude-opus-5-5", ("\n",), "a stop of white space only"),
+        ("xai/grok-4", ("END",), "stop"),
+        ("vllm/m", tuple("abcde"), "stop above 4"),
+    ],
+)
+def test_a_refused_emulation_says_which_stop_sequences_the_host_lacks(
+    model: str, stops: tuple[str, ...], words: str
+) -> None:
+    name, _, own = model.partition("/")
+    request = a_request(stop=stops, extra={"min_tokens": 5})
+    with pytest.raises(UnsupportedParameter) as caught:
+        fit(request, Target(registry.rows({})[name], own), strict=False)
+    assert caught.value.message == f"{model} doesn't support {words} together with min_tokens."

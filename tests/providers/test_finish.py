@@ -102,3 +102,20 @@ def test_text_of_another_choice_does_not_make_a_reason_early() -> None:
 def test_plain_text_needs_no_attention() -> None:
     finish, _ = finish_of([Started("m")], [text()])
     assert not finish.watchful
+
+
+@pytest.mark.parametrize(
+    ("batches", "final"),
+    [
+        ([[text()], [end(index=1)]], {1: "stop"}),
+        ([[text(index=1), end("length", 1)]], {1: "length"}),
+        ([[text()], [Finished(1, "stop", with_text=True)]], {}),  # more text may follow
+        ([[text(index=1), end(index=1)], [text(index=1)]], {}),
+        ([[Started("m"), end(index=1)]], {}),  # it may be a placeholder
+        ([[text()], [end(index=1)], [Finished(1, "stop", with_text=True)]], {}),
+    ],
+)
+def test_the_final_reasons_are_those_that_no_text_can_follow(
+    batches: list[Batch], final: dict[int, FinishReason]
+) -> None:
+    assert finish_of(*batches, choices=2)[0].final == final
