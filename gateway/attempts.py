@@ -102,12 +102,18 @@ class Reader:
         while True:
             candidate, cooling = self._pick(among)
             if cooling:
-                return failure or self._paused_error(candidate.target, cooling)
+                if failure is None:
+                    failure = self._paused_error(candidate.target, cooling)
+                    stream.failures[candidate.target.name] = failure
+                return failure
             if failure is None:
                 self._budget.called(candidate.target)
             failure = self._attempt(stream, candidate)
             self._note_health(stream, candidate.target, failure)
-            if failure is None or final(stream, failure):
+            if failure is None:
+                return None
+            stream.failures[candidate.target.name] = failure
+            if final(stream, failure):
                 return failure
             fresh = [other for other in fresh if other is not candidate]
             if classify(failure).cools == "credential" and not all(
@@ -198,7 +204,10 @@ class Reader:
             stream.mailbox.nudge(Nudge.CONTINUED)
             second = self._attempt(stream, candidate)
             self._note_health(stream, candidate.target, second)
-            return None if second is None else failure
+            if second is None:
+                return None
+            stream.failures[f"{candidate.target.name} (continuation)"] = second
+            return failure
         return failure
 
     def _attempt(self, stream: Stream, candidate: Candidate) -> SluiceError | None:

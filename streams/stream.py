@@ -99,6 +99,8 @@ class Stream:
         self.target = target
         self.dropped: tuple[str, ...] = ()
         self.attempts: list[Attempt] = []
+        self.failures: dict[str, SluiceError] = {}
+        """The last failure of each target that was tried or is paused, by the target's name."""
         self.opened_at = time.time()
         self.first_visible: float | None = None
         """The monotonic time of the first event that the client may see. After it, a stream isn't

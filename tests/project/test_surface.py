@@ -122,6 +122,7 @@ LOG_FIELDS = {
     "cost_usd",
     "duration_ms",
     "end_reason",
+    "failures",
     "first_event_ms",
     "input_tokens",
     "key_id",
