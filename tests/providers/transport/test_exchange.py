@@ -400,7 +400,7 @@ def test_a_connect_timeout_names_the_host_and_the_proxy(transport: Transport) ->
     [([fp.send(b"220 smtp ready\r\n\r\n"), fp.close()], "not_http"), ([fp.close()], "closed")],
 )
 def test_a_host_that_sends_no_http_is_named(
-    transport: Transport, fake: FakeProvider, script: fp.Script, reason: str
+    transport: Transport, fake: FakeProvider, script: Sequence[fp.Step], reason: str
 ) -> None:
     fake.script(script)
     failure = failure_of(make(transport, fake.origin))
