@@ -11,7 +11,7 @@ import logging
 from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
 
-from endpoints import native, openai, request_secrets
+from endpoints import native, openai, request_secrets, unknown_paths
 from endpoints.flask_app import current
 from endpoints.responses import json_response
 from endpoints.services import services
@@ -55,7 +55,7 @@ def error_response(error: SluiceError) -> Response:
         error.param = request_secrets.without_secrets(error.param)
         error.details = request_secrets.without_secrets(error.details)
     forget_frames(error)
-    face = openai if request.path.startswith("/v1/") else native
+    face = openai if unknown_paths.is_openai(request.path) else native
     return json_response(face.error_body(error, request.id), error.status, error.headers)
 
 
@@ -71,8 +71,7 @@ def http_error(error: HTTPException) -> Response:
 
 def http_message(error: HTTPException) -> str:
     if error.code == 404:
-        # The path is not quoted: it may contain "model", which misleads the official client.
-        return "There is nothing at this path."
+        return unknown_paths.message(current().path)
     if error.code == 405:
         request = current()
         return f"{request.path[:200]} doesn't allow {request.method}."

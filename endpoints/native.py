@@ -21,6 +21,7 @@ from completion import (
 )
 from endpoints import calls, passed_on, request_fields
 from endpoints.added_fields import AddedFields
+from endpoints.flask_app import current
 from endpoints.responses import json_response
 from endpoints.services import services
 from errors import InvalidRequest, SluiceError, Unauthorized
@@ -36,11 +37,22 @@ FIELDS = (
     *("frequency_penalty", "presence_penalty", "additional_params", "byok_api_key"),
     *("stream_id", "fallbacks"),
 )
+OPENAI_SDKS = ("OpenAI/", "AsyncOpenAI/", "AzureOpenAI/", "AsyncAzureOpenAI/")
+"""The beginnings of the User-Agent headers of OpenAI's SDKs, which can't read a native answer."""
+OPENAI_API = "POST /v1/completions, which is OpenAI's API,"
+OPENAI_FIELDS = {
+    "messages": " This is a completion: send the text as prompt.",
+    "stream_options": f" A stream has its usage here anyway; {OPENAI_API} takes this field.",
+}
+"""What to do instead of sending a field that only OpenAI's APIs have."""
+TAKES_LISTS = f" {OPENAI_API} takes lists."
+OPENAI_ONLY = frozenset(OPENAI_FIELDS)
 
 
 @bp.post("/completions")
 @auth.login_required
 def completions() -> Response:
+    refuse_openai_sdk()
     call = calls.start(*parse(request_fields.read_object(services().settings.max_body)))
     return calls.respond(call, NativeEncoder, answer)
 
@@ -72,8 +84,20 @@ def refuse_token() -> Response:
     raise Unauthorized(key_sent=True)
 
 
+def refuse_openai_sdk() -> None:
+    """Raise InvalidRequest for OpenAI's SDK, whose user would get an empty answer instead."""
+    if current().environ.get("HTTP_USER_AGENT", "").startswith(OPENAI_SDKS):
+        raise InvalidRequest(
+            "This is Sluice's own API, whose answers OpenAI's SDK can't read: set the SDK's "
+            "base_url to this server's address followed by /v1, without /api."
+        )
+
+
 def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRequest]:
     """Return the parameters and the request of a native body. Raises InvalidRequest."""
+    if not OPENAI_ONLY.isdisjoint(data):
+        name = next(name for name in data if name in OPENAI_ONLY)
+        raise request_fields.unknown(name, hint=OPENAI_FIELDS[name])
     request_fields.refuse_unknown(
         data, FIELDS, " Provider-specific fields belong in additional_params."
     )
@@ -83,6 +107,12 @@ def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRe
             f"prompt is missing; expected {request_fields.TAKES['prompt']}.", param="prompt"
         )
     prompt = fields.pop("prompt")
+    if isinstance(prompt, list) and prompt:
+        raise InvalidRequest(
+            f"prompt: got {request_fields.kind_of(prompt)}; expected "
+            f"{request_fields.TAKES['prompt']}.{TAKES_LISTS}",
+            param="prompt",
+        )
     request_fields.check("prompt", prompt, request_fields.Text)
     extra = passed_on.merge_params(fields)
     found = request_fields.parameters(fields)
