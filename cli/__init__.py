@@ -5,13 +5,13 @@ from __future__ import annotations
 from flask import Flask
 
 from cli.keys import keys as keys_group
-from cli.providers import list_providers
+from cli.providers import providers_group
 from cli.quickstart import quickstart as quickstart_command
 from cli.usage import ledger_group, usage_group
 
 COMMANDS = (
     keys_group,
-    list_providers,
+    providers_group,
     quickstart_command,
     usage_group,
     ledger_group,

@@ -1,4 +1,4 @@
-"""Tests of the commands of `flask keys`, `flask quickstart` and `flask providers`."""
+"""Tests of the commands of `flask keys` and `flask quickstart`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ from flask import Flask
 import cli
 import cli.keys
 from cli.formats import cell, parse_duration
-from cli.providers import provider_table
 from config import Settings
 from keys.key import LIMITS
 from keys.store import KeyStore
-from providers.hosts import BUILT_IN
 from routing.router import Router
 from tests.support.commands import Commands
 
@@ -418,7 +416,7 @@ def test_parse_duration_refuses_invalid_text(text: str) -> None:
         parse_duration(text)
 
 
-# flask quickstart and flask providers
+# flask quickstart
 
 
 def test_quickstart_creates_only_one_key(run: Runner, store: KeyStore) -> None:
@@ -436,10 +434,3 @@ def test_quickstart_fails_with_a_message_if_no_key_can_be_written(tmp_path: Path
     result = Runner(KeyStore(tmp_path / "none" / "keys.jsonl")).plain("quickstart")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "No such file" in result.stderr
-
-
-def test_providers_lists_every_built_in_provider(run: Runner) -> None:
-    header, *lines = run.plain("providers").stdout.splitlines()
-    assert header.split() == ["name", "enabled", "variables", "base_url"]
-    assert {line.split()[0] for line in lines} == {row.name for row in BUILT_IN}
-    assert run.plain("providers", "--markdown").stdout == provider_table(BUILT_IN) + "\n"
