@@ -1,6 +1,6 @@
 """The commands of `flask keys`, which create, list and change API keys.
 
-- Only `create` prints a secret.
+- Only `create` and `rotate` print a secret.
 - Only `show --line` prints a hash.
 """
 
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, TypeVar, cast
 
@@ -20,10 +20,19 @@ from flask import current_app
 from flask.cli import AppGroup
 
 from cli.formats import as_json, cell, parse_duration, parse_instant, table, to_json
-from keys.key import FIELDS, PERIODS, TIERS, Key, KeyFileError, Terms
+from cli.open_ledger import NOTHING, today, usage_of_keys
+from keys.key import FIELDS, PERIODS, TIERS, Key, KeyFileError, Terms, as_text
 from keys.store import KeyStore
+from ledger.key_usage import KeyUsage
+from ledger.pricing import dollars
+from quota.quota import budget_of
 
 MAX_CELL = 24
+CENT = 10_000_000
+"""Nano-dollars."""
+UNKNOWN = "unknown"
+HASHES = ("hash", "previous_hash")
+SAVE_NOW = "Save this key now: it can't be shown again."
 C = TypeVar("C", bound=Callable[..., Any])
 
 
@@ -92,7 +101,37 @@ def create(name: str, as_json: bool, **chosen: str | None) -> None:
         )
         return
     click.echo(secret)
-    click.echo("Save this key now: it can't be shown again.", err=True)
+    click.echo(f"Key {key.name!r} ({key.id}): {terms_of(key)}.", err=True)
+    click.echo(SAVE_NOW, err=True)
+
+
+@keys.command("rotate")
+@which
+@click.option(
+    "--overlap",
+    default="24h",
+    show_default=True,
+    metavar="DURATION",
+    help="How long the old secret stays valid, such as 30m or 7d; 0 ends it at once.",
+)
+@as_json
+def rotate(id_or_name: str, overlap: str, as_json: bool) -> None:
+    """Give a key a new secret and print it. The key's id, limits and history stay.
+
+    The old secret stays valid for the overlap. For a key that leaked, use --overlap 0.
+    """
+    key, secret = store().rotate(id_or_name, parse_overlap(overlap))
+    if as_json:
+        fields = public(key)
+        first = {"id": fields.pop("id"), "name": fields.pop("name"), "key": secret}
+        click.echo(to_json(first | fields))
+        return
+    click.echo(secret)
+    end = "no longer works"
+    if key.previous_until is not None:
+        end = f"works until {as_text(key.previous_until)}"
+    click.echo(f"Key {key.name!r} ({key.id}) has a new secret; the old one {end}.", err=True)
+    click.echo(SAVE_NOW, err=True)
 
 
 @keys.command("change")
@@ -107,21 +146,28 @@ def change(id_or_name: str, **chosen: str | None) -> None:
 
 
 @keys.command("list")
+@click.option(
+    "--limits", is_flag=True, help="Show the limits instead of the budgets and the usage."
+)
 @as_json
-def list_keys(as_json: bool) -> None:
-    """List all keys, and warn about problems in the key file."""
+def list_keys(as_json: bool, limits: bool) -> None:
+    """List all keys with what they spent, and warn about problems in the key file."""
     for problem in store().problems():
         click.echo(f"Warning: {problem}", err=True)
     found = store().all()
+    fixed = store().fixed_ids()
     if as_json:
-        click.echo(to_json([described(key) for key in found]))
+        usages = usage_of_keys()
+        click.echo(to_json([described(key, fixed, usages) for key in found]))
         return
     if not found:
         click.echo("There are no keys yet; 'flask keys create --name NAME' creates one.", err=True)
         return
-    rows = [in_short(key) for key in found]
-    columns = list(rows[0])
-    if all(store().is_fixed(key) is False for key in found):
+    usages = NOTHING if limits else usage_of_keys()
+    rows = [in_short(key, fixed, usages) for key in found]
+    left_out = MONEY if limits else LIMITS
+    columns = [name for name in rows[0] if name not in left_out]
+    if not any(key.id in fixed for key in found):
         columns.remove("source")
     click.echo(table([columns, *([row[name] for name in columns] for row in rows)]))
 
@@ -138,10 +184,13 @@ def show(id_or_name: str, as_json: bool, line: bool) -> None:
         click.echo(store().line(id_or_name))
         return
     key = store().get(id_or_name)
-    fields = described(key)
+    usages = usage_of_keys(key.id)
+    fields = described(key, store().fixed_ids(), usages)
     if as_json:
         click.echo(to_json(fields))
         return
+    del fields["used"], fields["last_used_at"]
+    fields |= used_in_words(key, usages)
     for name, value in fields.pop("limits").items():
         of_tier = value is not None and fields[name] is None
         fields[name] = f"{value} (the tier's)" if of_tier else value
@@ -251,35 +300,97 @@ PARSERS: Mapping[str, Callable[[str], object]] = {
 
 
 def public(key: Key) -> dict[str, Any]:
-    """Return a key's fields in the format of the key file, without the hash."""
+    """Return a key's fields in the format of the key file, without the hashes."""
     return {
         field.name: msgspec.to_builtins(getattr(key, field.name))
         for field in FIELDS
-        if field.name != "hash"
+        if field.name not in HASHES
     }
 
 
-def described(key: Key) -> dict[str, Any]:
-    """Return a key's public fields, its effective limits, its status and its source."""
-    source = "environment" if store().is_fixed(key) else "file"
+def described(
+    key: Key, fixed: Container[str], usages: Mapping[str, KeyUsage] | None
+) -> dict[str, Any]:
+    """Return a key's public fields, its effective limits, its status, its source and its usage.
+
+    Args:
+        fixed: the ids of the keys that come from SLUICE_KEYS.
+        usages: the usage of keys by id; None if it is unknown.
+    """
     limits = key.limits._asdict()
-    return public(key) | {"limits": limits, "status": key.status, "source": source}
+    usage = None if usages is None else usages.get(key.id, KeyUsage())
+    used = None
+    if usage is not None:
+        budget = budget_of(key)
+        spent, left = usage.spent(budget, today()), usage.left(budget, today())
+        used = {"spent_usd": dollars(spent), "left_usd": dollars(left)}
+    return public(key) | {
+        "limits": limits,
+        "status": key.status,
+        "source": "environment" if key.id in fixed else "file",
+        "used": used,
+        "last_used_at": instant(usage.last_used_us) if usage and usage.last_used_us else None,
+    }
 
 
-def in_short(key: Key) -> dict[str, str]:
-    """Return a key's cells in the list of keys."""
+def used_in_words(key: Key, usages: Mapping[str, KeyUsage] | None) -> dict[str, str]:
+    """Return what a key has spent, has left, and when it was last used."""
+    if usages is None:
+        return dict.fromkeys(("spent", "left", "last used"), UNKNOWN)
+    usage, budget = usages.get(key.id, KeyUsage()), budget_of(key)
+    left = usage.left(budget, today())
+    return {
+        "spent": money(usage.spent(budget, today())),
+        "left": "-" if left is None else money(left),
+        "last used": instant(usage.last_used_us) if usage.last_used_us else "never",
+    }
+
+
+MONEY = ("budget", "spent", "left", "models", "expires", "last used")
+LIMITS = ("tier", "req/min", "tokens/h", "calls")
+"""The columns of the list that show the budgets and the usage, and those that show the limits."""
+
+
+def in_short(
+    key: Key, fixed: Container[str], usages: Mapping[str, KeyUsage] | None
+) -> dict[str, str]:
+    """Return a key's cells in the list of keys. The arguments are those of `described`."""
+    used = used_in_words(key, usages)
     return {
         "id": key.id,
         "name": shortened(key.name),
         "tier": key.tier,
         "req/min": cell(key.limits.requests_per_minute),
         "tokens/h": cell(key.limits.tokens_per_hour),
+        "calls": cell(key.max_streams),
         "budget": budget(key),
+        "spent": used["spent"],
+        "left": used["left"],
         "models": shortened(cell(key.models)),
         "expires": cell(key.expires and key.expires.date()),
+        "last used": used["last used"].partition("T")[0],
         "status": key.status,
-        "source": "environment" if store().is_fixed(key) else "file",
+        "source": "environment" if key.id in fixed else "file",
     }
+
+
+def terms_of(key: Key) -> str:
+    """Return the terms of a key in words."""
+    limits = key.limits
+    parts = [
+        f"{count:,} {what}"
+        for count, what in (
+            (limits.requests_per_minute, "requests per minute"),
+            (limits.tokens_per_hour, "tokens per hour"),
+            (key.max_streams, "calls at once"),
+        )
+        if count is not None
+    ]
+    period = {"day": "per day", "month": "per month", "total": "in all"}[key.budget_period]
+    paid = "no budget" if key.budget_nano is None else f"a budget of {usd(key)} {period}"
+    models = "all models" if key.models == ("*",) else f"the models {cell(key.models)}"
+    end = "never expires" if key.expires is None else f"expires {as_text(key.expires)}"
+    return ", ".join([*(parts or ["no rate limits"]), paid, models, end])
 
 
 def shortened(text: str) -> str:
@@ -290,5 +401,33 @@ def budget(key: Key) -> str:
     """Return a key's budget and its period, such as $5 or $0.25/day."""
     if key.budget_nano is None:
         return "-"
-    usd = Decimal(key.budget_nano).scaleb(-9).normalize()
-    return f"${usd:f}" + ("" if key.budget_period == "total" else f"/{key.budget_period}")
+    return usd(key) + ("" if key.budget_period == "total" else f"/{key.budget_period}")
+
+
+def usd(key: Key) -> str:
+    """Return a key's budget in dollars, such as $0.25."""
+    return f"${Decimal(key.budget_nano or 0).scaleb(-9).normalize():f}"
+
+
+def money(nano: int) -> str:
+    """Return an amount in dollars and cents, which is not rounded up."""
+    if 0 < nano < CENT:
+        return "<$0.01"
+    cents = nano // CENT
+    return f"${cents // 100}.{cents % 100:02d}"
+
+
+def instant(microseconds: int) -> str:
+    """Return a time in UTC, such as 2026-01-31T12:00:00Z."""
+    return datetime.fromtimestamp(microseconds // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_overlap(text: str) -> timedelta:
+    if text == "0":
+        return timedelta()
+    try:
+        return parse_duration(text)
+    except (ValueError, OverflowError):
+        raise click.ClickException(
+            "--overlap must be a duration such as 90m, 24h or 7d, or 0 to end the old secret now."
+        ) from None

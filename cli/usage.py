@@ -6,8 +6,7 @@ import re
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from flask.cli import AppGroup
 
 from cli.formats import as_json, parse_duration, parse_instant, table, to_json
 from cli.keys import store
+from cli.open_ledger import open_ledger, refuse_missing
 from errors import SluiceError
 from keys.key import KeyFileError
 from ledger import upkeep, usage
-from ledger.ledger import Ledger
 from ledger.schema import now_us
 from ledger.usage import Scope, Sums
 
@@ -144,24 +143,6 @@ def backup(file: Path) -> None:
     except sqlite3.Error as error:
         raise click.ClickException(f"{source} can't be copied to {file}: {error}.") from None
     click.echo(f"Copied {source} to {file}.")
-
-
-@contextmanager
-def open_ledger() -> Iterator[Ledger]:
-    """Yield the ledger and close it afterwards. Raises ClickException if it doesn't exist yet."""
-    found: Ledger = current_app.extensions["sluice"].ledger
-    if found.path is not None:
-        refuse_missing(found.path)
-    found.never_create()
-    try:
-        yield found
-    finally:
-        found.close()
-
-
-def refuse_missing(path: Path) -> None:
-    if not path.exists():
-        raise click.ClickException(f"Nothing has been recorded yet: {path} does not exist.")
 
 
 def key_id(id_or_name: str) -> str:

@@ -48,7 +48,7 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ("docs/api.md", '{"code": "rate_limited"'): SHAPE,
     (
         "docs/keys.md",
-        "flask keys list [--json]",
+        "flask keys list [--limits]",
     ): "is a synopsis; tests/cli/test_cli.py runs each command",
     ("docs/keys.md", '{"id":"key_...'): (
         "tests/keys/test_store.py::test_the_key_file_holds_the_documented_fields_and_no_secret"
