@@ -13,10 +13,10 @@ from flask import current_app
 
 from errors import SluiceError
 from ledger import key_usage
-from ledger.key_usage import KeyUsage
+from ledger.key_usage import KeySpending
 from ledger.ledger import Ledger
 
-NOTHING: Mapping[str, KeyUsage] = MappingProxyType({})
+NOTHING: Mapping[str, KeySpending] = MappingProxyType({})
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def today() -> str:
     return datetime.now(UTC).date().isoformat()
 
 
-def usage_of_keys(key_id: str | None = None) -> Mapping[str, KeyUsage] | None:
+def usage_of_keys(key_id: str | None = None) -> Mapping[str, KeySpending] | None:
     """Return the usage of one key, or of all keys that have any.
 
     Return None, and print a warning, if the ledger can't be read.

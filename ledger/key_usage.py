@@ -15,7 +15,7 @@ from ledger.schema import daily, requests
 from ledger.upkeep import moment_of, start_of
 
 
-class KeyUsage(NamedTuple):
+class KeySpending(NamedTuple):
     """The usage of a key. Amounts of money are in nano-dollars."""
 
     total_nano: int = 0
@@ -42,7 +42,7 @@ class KeyUsage(NamedTuple):
         return max(0, budget.limit_nano - self.spent(budget, today) - self.held_nano)
 
 
-def by_key(connection: Connection, today: str, key_id: str | None = None) -> dict[str, KeyUsage]:
+def by_key(connection: Connection, today: str, key_id: str | None = None) -> dict[str, KeySpending]:
     """Return the usage of each key that has a call, by its id.
 
     Args:
@@ -69,9 +69,9 @@ def by_key(connection: Connection, today: str, key_id: str | None = None) -> dic
     found = {}
     for key, all_nano, month_nano, day_nano, last_day, last_id in connection.execute(settled):
         used = moment_of(last_id) if last_id else start_of(last_day)
-        found[key] = KeyUsage(all_nano, month_nano, day_nano, 0, used)
+        found[key] = KeySpending(all_nano, month_nano, day_nano, 0, used)
     for key, held_nano, last_id in connection.execute(opened):
-        one = found.get(key, KeyUsage())
+        one = found.get(key, KeySpending())
         used = max(moment_of(last_id), one.last_used_us or 0)
         found[key] = one._replace(held_nano=held_nano, last_used_us=used)
     return found

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Connection, delete
 
 from ledger.entries import Budget
-from ledger.key_usage import KeyUsage, by_key
+from ledger.key_usage import KeySpending, by_key
 from ledger.schema import requests
 from tests.support.rows import at, connected, open_row, settled_row
 
@@ -35,9 +35,9 @@ def filled(connection: Connection) -> Connection:
 
 def test_each_key_has_its_sums_and_its_latest_call(filled: Connection) -> None:
     assert by_key(filled, TODAY) == {
-        "key_a": KeyUsage(111, 110, 100, 0, at("2026-03-15T08:00:00")),
-        "key_b": KeyUsage(2**61, 2**61, 0, 0, at("2026-03-15T09:00:00")),
-        "key_c": KeyUsage(0, 0, 0, 0, at("2026-03-15T10:00:00")),
+        "key_a": KeySpending(111, 110, 100, 0, at("2026-03-15T08:00:00")),
+        "key_b": KeySpending(2**61, 2**61, 0, 0, at("2026-03-15T09:00:00")),
+        "key_c": KeySpending(0, 0, 0, 0, at("2026-03-15T10:00:00")),
     }
     amounts = {type(amount) for usage in by_key(filled, TODAY).values() for amount in usage}
     assert amounts == {int}
@@ -68,10 +68,10 @@ def test_after_pruning_the_last_day_remains(filled: Connection) -> None:
 def test_what_is_left_counts_the_budgets_period_and_reservations(
     budget: Budget | None, spent: int, left: int | None
 ) -> None:
-    usage = KeyUsage(111, 110, 100, 5, 0)
+    usage = KeySpending(111, 110, 100, 5, 0)
     assert (usage.spent(budget, TODAY), usage.left(budget, TODAY)) == (spent, left)
 
 
 def test_on_the_first_day_of_a_month_both_periods_are_the_same_day() -> None:
-    usage = KeyUsage(9, 3, 3, 0, 0)
+    usage = KeySpending(9, 3, 3, 0, 0)
     assert usage.spent(Budget(5, "2026-03-01"), "2026-03-01") == 3
