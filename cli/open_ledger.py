@@ -47,12 +47,13 @@ def usage_of_keys(key_id: str | None = None) -> Mapping[str, KeySpending] | None
 
     Return None, and print a warning, if the ledger can't be read.
     """
-    path = current_app.extensions["sluice"].ledger.path
-    if path is not None and not path.exists():
+    ledger: Ledger = current_app.extensions["sluice"].ledger
+    if ledger.path is not None and not ledger.path.exists():
         return NOTHING
     try:
-        with open_ledger() as ledger:
-            return ledger.read(lambda connection: key_usage.by_key(connection, today(), key_id))
+        return ledger.peek(lambda connection: key_usage.by_key(connection, today(), key_id))
     except SluiceError:
         click.echo("Warning: the ledger can't be read, so what keys used is unknown.", err=True)
         return None
+    finally:
+        ledger.close()

@@ -11,6 +11,7 @@ import logging
 from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
 
+from auth import caller
 from endpoints import native, openai, request_secrets, unknown_paths
 from endpoints.flask_app import current
 from endpoints.responses import json_response
@@ -26,6 +27,7 @@ from errors import (
     UnsupportedMediaType,
     forget_frames,
 )
+from ledger import refusals
 from telemetry.metrics import LIMITS
 
 log = logging.getLogger("sluice.app")
@@ -50,6 +52,8 @@ def error_response(error: SluiceError) -> Response:
     limit = (error.details or {}).get("limit_type")
     if limit in LIMITS:
         services().metrics.rejected(limit)
+    if request.call is None:
+        count_refusal(error)
     if not isinstance(error, Unauthorized):  # its text is fixed
         error.message = request_secrets.without_secrets(error.message)
         error.param = request_secrets.without_secrets(error.param)
@@ -57,6 +61,14 @@ def error_response(error: SluiceError) -> Response:
     forget_frames(error)
     face = openai if unknown_paths.is_openai(request.path) else native
     return json_response(face.error_body(error, request.id), error.status, error.headers)
+
+
+def count_refusal(error: SluiceError) -> None:
+    """Count a call that was refused before it was admitted, if its reason is counted."""
+    key, reason = caller(), refusals.reason_of(error)
+    if key is not None and reason is not None:
+        services().metrics.refused(reason)
+        services().ledger.refused(key.id, reason)
 
 
 def http_error(error: HTTPException) -> Response:

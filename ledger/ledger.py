@@ -34,6 +34,7 @@ from ledger.database import DatabaseAway, Link
 from ledger.database_file import LOOK_S, DatabaseFile
 from ledger.entries import Claim, Entry, LedgerStep, Opening, Settlement, Withdrawal
 from ledger.owners import Heartbeat, LockFile, Presence
+from ledger.refusals import RefusedCalls
 from ledger.writing import interrupt, owners_of_open, write
 
 log = logging.getLogger("sluice.ledger")
@@ -110,6 +111,7 @@ class Ledger:
         self._next = Group()
         self._late: list[LedgerStep] = []
         """Steps that could not be committed and will be tried again."""
+        self._refused = RefusedCalls(self._writer)
         self._pump = BackgroundThread(self._run, "ledger")
         self._trouble = ""
         # The number of open calls. It is updated without a lock and may be slightly wrong, but it
@@ -184,11 +186,24 @@ class Ledger:
         if not self._trouble:
             group.wait()
 
+    def refused(self, key_id: str, reason: str) -> None:
+        """Count a call that was refused. The count is written soon; see ledger/refusals.py."""
+        self._refused.add(key_id, reason)
+        with contextlib.suppress(RuntimeError):  # no thread can be started now; a later call may
+            self._pump.start()
+
     def read(self, query: Callable[[Connection], T]) -> T:
         """Run a query and return its result. Raises Unavailable if it fails."""
         if not self._ready:
             self.write(lambda _: None)  # creates the tables
             self._ready = True
+        return self.peek(query)
+
+    def peek(self, query: Callable[[Connection], T]) -> T:
+        """Run a query on tables of any version, which are neither created nor migrated.
+
+        Raises Unavailable if it fails.
+        """
         try:
             return self._reader.run(query)
         except (DatabaseAway, SQLAlchemyError) as failure:
@@ -231,6 +246,8 @@ class Ledger:
             self._closing = True
             self._wanted.set()
             self._pump.join(patience)
+        else:
+            self._reader.close()
 
     def _submit(self, *steps: LedgerStep, task: Callable[[], None] | None = None) -> Group:
         self._pump.start()
@@ -252,9 +269,12 @@ class Ledger:
                 time.sleep(min(GATHER_S * self._under_way, MOST_GATHER_S))
             self._wanted.clear()
             self._turn()
+            if not self._trouble:
+                self._refused.flush_if_due()
         with self._lock:
             self._ended = True
         self._turn()
+        self._refused.flush()
         if self._late:
             log.error(
                 "the ledger's database is unavailable: %d steps were not written", len(self._late)

@@ -150,6 +150,7 @@ METRICS = {
     "sluice_overhead_seconds": (),
     "sluice_quota_rejections_total": ("limit",),
     "sluice_redis_up": (),
+    "sluice_refusals_total": ("reason",),
     "sluice_request_duration_seconds": (),
     "sluice_requests_total": ("endpoint", "provider", "model", "status"),
     "sluice_retries_total": (),
