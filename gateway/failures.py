@@ -19,6 +19,9 @@ MOST_NAMED: Final = 4
 MOST_LISTED: Final = 64
 LONGEST_NAME, LONGEST_REASON = 60, 100
 LONGEST_LINE: Final = 2000
+MISLEADING: Final = {404: ("provider",), 503: ("model", "business-plan")}
+"""Words by which the official client chooses its exception, by status. Names of targets and hosts
+may contain them. (endpoints/native.py handles those of a 400.)"""
 KEY_REJECTED: Final = (401, 403)
 
 
@@ -58,18 +61,27 @@ def line(failures: Mapping[str, SluiceError]) -> str:
 def name_targets(error: SluiceError, failures: Mapping[str, SluiceError]) -> None:
     """Add the targets that were tried to the error of a call, if there were several.
 
-    They are added after the error's own sentences, whose words clients look for.
+    They are added after the error's own sentences, whose words clients look for. If a name would
+    add such a word, the message only has their number.
     """
     if len(failures) < 2:
         return
+    error.details = {**(error.details or {}), "tried": listed(failures)}
+    text = tried(failures)
+    if any(word in text.lower() for word in MISLEADING.get(error.status, ())):
+        text = f"Tried {len(failures)} targets, which are in details.tried."
+    error.message = f"{error.message} {text}"
+
+
+def tried(failures: Mapping[str, SluiceError]) -> str:
+    """Return a sentence that names some of the targets."""
     found = [
         f"{shortened(name, LONGEST_NAME)} ({shortened(reason_of(failure), LONGEST_REASON)})"
         for name, failure in islice(failures.items(), MOST_NAMED)
     ]
     rest = len(failures) - len(found)
     more = f"; and {rest} more" if rest else ""
-    error.details = {**(error.details or {}), "tried": listed(failures)}
-    error.message = f"{error.message} Tried: {'; '.join(found)}{more}."
+    return f"Tried: {'; '.join(found)}{more}."
 
 
 def shortened(text: str, most: int) -> str:

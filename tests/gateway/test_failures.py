@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from errors import RateLimited, SluiceError, Unavailable, UpstreamError, UpstreamTimeout
+from errors import (
+    ModelNotFound,
+    RateLimited,
+    SluiceError,
+    Unavailable,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from gateway.failures import (
     LONGEST_LINE,
     LONGEST_REASON,
@@ -59,6 +66,27 @@ def test_the_error_of_a_single_target_is_unchanged() -> None:
     error = UpstreamError(UNREACHED)
     name_targets(error, {"a/x": error})
     assert (error.message, error.details) == (UNREACHED, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "named"),
+    [
+        (ModelNotFound("Model 'b/y' was not found."), "a/x", True),
+        (ModelNotFound("Model 'b/y' was not found."), "my-Provider/x", False),
+        (Unavailable("b/y is failing."), "a/x", True),
+        (Unavailable("b/y is failing."), "a/my-model", False),
+        (UpstreamError("It broke."), "my-provider/my-model", True),
+    ],
+)
+def test_a_name_adds_no_word_that_misleads_the_official_client(
+    error: SluiceError, name: str, named: bool
+) -> None:
+    before = error.message
+    name_targets(error, {name: UpstreamError("", upstream_status=500), "b/y": error})
+    assert error.message.startswith(f"{before} Tried")
+    assert (name in error.message) is named
+    assert error.details is not None
+    assert error.details["tried"][0]["target"] == name
 
 
 def test_a_message_is_short_and_the_details_are_whole() -> None:
