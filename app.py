@@ -11,7 +11,18 @@ from flask import Flask
 import cli
 from cluster.redis_client import RedisClient
 from config import ConfigError, Settings
-from endpoints import error_handlers, health, hooks, models, native, openai, pages, usage
+from endpoints import (
+    error_handlers,
+    fim,
+    health,
+    hooks,
+    llamacpp,
+    models,
+    native,
+    openai,
+    pages,
+    usage,
+)
 from endpoints import metrics as metrics_page
 from endpoints.flask_app import App
 from endpoints.openapi import page as openapi
@@ -34,7 +45,19 @@ if TYPE_CHECKING:
 log = logging.getLogger("sluice.app")
 
 BLUEPRINTS = tuple(
-    module.bp for module in (native, openai, models, usage, health, metrics_page, pages, openapi)
+    module.bp
+    for module in (
+        native,
+        openai,
+        fim,
+        llamacpp,
+        models,
+        usage,
+        health,
+        metrics_page,
+        pages,
+        openapi,
+    )
 )
 
 
@@ -89,7 +112,7 @@ def wire(settings: Settings) -> Services:
     for warning in gateway.prices.unused(gateway.router.providers, gateway.router.aliases):
         log.warning(warning)
     aliased = chain.from_iterable(gateway.router.aliases.values())
-    metrics.know([settings.default_model, *settings.prices, *aliased])
+    metrics.know([settings.default_model, settings.fim_model, *settings.prices, *aliased])
     return Services(
         settings=settings,
         keys=KeyStore(settings.keys_file, settings.keys),

@@ -30,6 +30,13 @@ TargetKey: TypeAlias = tuple[str, str, int]
 operator's key."""
 
 
+class SourceFile(msgspec.Struct, frozen=True):
+    """Another file of the repository in which a text is filled in."""
+
+    path: str
+    text: str
+
+
 class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A validated request from any face. None, () and {} mean that a parameter is unset.
 
@@ -62,12 +69,18 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     OpenAI-compatible hosts."""
     unused: tuple[str, ...] = ()
     """The names of hints in the caller's request that no target gets."""
+    files: tuple[SourceFile, ...] = ()
+    """Other files of the repository, for a request with a suffix."""
+    infill: dict[str, Any] = {}
+    """The body of a request to llama.cpp's /infill, as the caller sent it. A llama.cpp server gets
+    it unchanged except for the model, and its answer is passed on as Opaque events. Other targets
+    get the other fields of the request."""
 
     @property
     def passes_on(self) -> bool:
         """Return True if the provider gets parameters that Sluice doesn't know. They may add fields
         to the answer, which are passed on too."""
-        return bool(self.extra or self.openai_extra)
+        return bool(self.extra or self.openai_extra or self.infill)
 
     @property
     def choices(self) -> int:
@@ -208,13 +221,35 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     logprobs: Logprobs | None = None
 
 
+class Opaque(msgspec.Struct, frozen=True, gc=False):
+    """A piece of an answer in the provider's own format, which the client gets as it is.
+
+    It is counted and delivered like text, and nothing looks into it.
+
+    data: one JSON value, on one line.
+    index: the choice.
+    text_size: the bytes of text and reasoning in it, in UTF-8.
+    visible: whether it shows the client something: text, or the end of a choice.
+    """
+
+    data: bytes
+    index: int = 0
+    text_size: int = 0
+    visible: bool = True
+
+
 class Thought(msgspec.Struct, frozen=True, gc=False):
     """A piece of the model's reasoning, which is output but not text. No client sees it.
 
+    Where Sluice emulates stop sequences, text that it holds back or cuts off counts likewise. When
+    it shows that text after all, another Thought takes it back, with negative numbers.
+
     size: the bytes of the piece in UTF-8.
+    pieces: the number of pieces that the provider sent.
     """
 
     size: int
+    pieces: int = 1
 
 
 class Finished(msgspec.Struct, frozen=True, eq=False):
@@ -301,7 +336,7 @@ def combined_fields(calls: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-Event: TypeAlias = Started | Delta | Thought | Finished | Used | Added
+Event: TypeAlias = Started | Delta | Opaque | Thought | Finished | Used | Added
 Batch: TypeAlias = list[Event]
 """The events that arrived together. An empty batch says that the provider sent something, for
 example a ping, although there is no event in it."""
@@ -309,7 +344,10 @@ example a ping, although there is no event in it."""
 
 def has_output(events: Iterable[Event]) -> bool:
     """Return True if there is text or reasoning among the events."""
-    return any(isinstance(event, Delta | Thought) for event in events)
+    return any(
+        isinstance(event, Delta | Thought) or (isinstance(event, Opaque) and event.text_size)
+        for event in events
+    )
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -330,6 +368,8 @@ class Completion(msgspec.Struct, frozen=True):
     """The fields of Added events that are beside the choices."""
     added_to: dict[int, dict[str, Any]] = {}
     """The fields of Added events of each choice."""
+    opaque: tuple[bytes, ...] = ()
+    """The data of Opaque events. The texts of the choices are then in them."""
 
 
 def fold(events: Iterable[Event]) -> Completion:
@@ -342,11 +382,14 @@ def fold(events: Iterable[Event]) -> Completion:
     reasons: dict[int, FinishReason] = {}
     added: dict[int, dict[str, Any]] = {}
     tops: dict[int, dict[str, Any]] = {}
+    opaque: list[bytes] = []
     for event in events:
         if isinstance(event, Delta):
             texts.setdefault(event.index, []).append(event.text)
             if event.logprobs is not None:
                 logprobs.setdefault(event.index, []).append(event.logprobs)
+        elif isinstance(event, Opaque):
+            opaque.append(event.data)
         elif isinstance(event, Finished):
             reasons[event.index] = event.reason
         elif isinstance(event, Used):
@@ -367,7 +410,7 @@ def fold(events: Iterable[Event]) -> Completion:
         for index in sorted(texts.keys() | reasons.keys())
     )
     top = combined_fields(tops[index] for index in sorted(tops))
-    return Completion(model, choices, usage, input_tokens, top, added)
+    return Completion(model, choices, usage, input_tokens, top, added, tuple(opaque))
 
 
 def join_logprobs(parts: list[Logprobs]) -> Logprobs:

@@ -5,8 +5,8 @@
   gevent patches anything.
 - An unknown SLUICE_ variable or table, or an invalid value, makes startup fail with a one-line
   message (ConfigError).
-- VARIABLES lists all environment variables except those of the providers. docs/configuration.md
-  documents each of them, which a test checks.
+- VARIABLES lists all environment variables except those of the providers;
+  docs/reference/configuration.md documents each of them, which a test checks.
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ class Settings:
     limits_required: bool = False
     reserve_tokens: int = 1024
     default_model: str = "local/pydoc"
+    fim_model: str = ""
+    """The model of fill-in-the-middle requests that name none; empty if they must name one."""
     max_body: int = 1024 * 1024
     max_streams: int = 1000
     keepalive: float = 15
@@ -310,6 +312,7 @@ VARIABLES = (
     Variable("SLUICE_LIMITS_REQUIRED", "limits_required", parse_bool),
     Variable("SLUICE_RESERVE_TOKENS", "reserve_tokens", parse_int(1, 1_000_000)),
     Variable("SLUICE_DEFAULT_MODEL", "default_model", parse_stripped),
+    Variable("SLUICE_FIM_MODEL", "fim_model", parse_stripped),
     Variable("SLUICE_MAX_BODY", "max_body", parse_int(1024, 1 << 30)),
     Variable("SLUICE_MAX_STREAMS", "max_streams", parse_int(1, 100_000)),
     Variable("SLUICE_QUEUE", "queue", parse_int(0, 100_000)),

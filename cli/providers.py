@@ -36,7 +36,7 @@ NOT_RUNNING = "not running"
     invoke_without_command=True,
     help="List the known providers, and show which of them are enabled and answer now.",
 )
-@click.option("--markdown", is_flag=True, help="Print the table of docs/providers.md.")
+@click.option("--markdown", is_flag=True, help="Print the table of docs/guides/providers.md.")
 @click.option(
     "--check/--no-check",
     "checks",

@@ -49,7 +49,9 @@ def start(found: request_fields.Parameters, wanted: CompletionRequest) -> Call:
             "model": found.model or "",
             "provider": found.provider or "",
             "fallbacks": "\n".join(found.fallbacks or ()),
-            "a field name": "\n".join((*wanted.extra, *wanted.openai_extra, *wanted.unused)),
+            "a field name": "\n".join(
+                (*wanted.extra, *wanted.openai_extra, *wanted.unused, *wanted.infill)
+            ),
         }
     )
     call = services().gateway.open(
@@ -137,7 +139,7 @@ def dropped_names(stream: Stream) -> str:
 def respond(
     call: Call,
     encoder: Callable[[Stream], Encoder],
-    answer: Callable[[Stream, Completion, Outcome], dict[str, Any]],
+    answer: Callable[[Stream, Completion, Outcome], Any],
 ) -> Response:
     """Return the response to a call, streamed or whole, in a face's format.
 

@@ -19,9 +19,8 @@ from completion import (
     Logprobs,
     Summary,
 )
-from endpoints import calls, passed_on, request_fields
+from endpoints import calls, openai_sdk, passed_on, request_fields
 from endpoints.added_fields import AddedFields
-from endpoints.flask_app import current
 from endpoints.responses import json_response
 from endpoints.services import services
 from errors import InvalidRequest, SluiceError, Unauthorized
@@ -37,8 +36,6 @@ FIELDS = (
     *("frequency_penalty", "presence_penalty", "additional_params", "byok_api_key"),
     *("stream_id", "fallbacks"),
 )
-OPENAI_SDKS = ("OpenAI/", "AsyncOpenAI/", "AzureOpenAI/", "AsyncAzureOpenAI/")
-"""The beginnings of the User-Agent headers of OpenAI's SDKs, which can't read a native answer."""
 OPENAI_API = "POST /v1/completions, which is OpenAI's API,"
 OPENAI_FIELDS = {
     "messages": " This is a completion: send the text as prompt.",
@@ -52,7 +49,7 @@ OPENAI_ONLY = frozenset(OPENAI_FIELDS)
 @bp.post("/completions")
 @auth.login_required
 def completions() -> Response:
-    refuse_openai_sdk()
+    openai_sdk.refuse("Sluice's own API")
     call = calls.start(*parse(request_fields.read_object(services().settings.max_body)))
     return calls.respond(call, NativeEncoder, answer)
 
@@ -82,15 +79,6 @@ def exchange_key() -> Response:
 def refuse_token() -> Response:
     """Refuse every request. The official client posts an invalid key here; the body is not read."""
     raise Unauthorized(key_sent=True)
-
-
-def refuse_openai_sdk() -> None:
-    """Raise InvalidRequest for OpenAI's SDK, whose user would get an empty answer instead."""
-    if current().environ.get("HTTP_USER_AGENT", "").startswith(OPENAI_SDKS):
-        raise InvalidRequest(
-            "This is Sluice's own API, whose answers OpenAI's SDK can't read: set the SDK's "
-            "base_url to this server's address followed by /v1, without /api."
-        )
 
 
 def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRequest]:

@@ -58,7 +58,12 @@ ERROR_TYPES = {
 @bp.post("/completions")
 @auth.login_required
 def completions() -> Response:
-    found, wanted, include_usage = parse(request_fields.read_object(services().settings.max_body))
+    return complete(request_fields.read_object(services().settings.max_body))
+
+
+def complete(data: dict[str, Any]) -> Response:
+    """Return the response to a completion's body. Raises SluiceError."""
+    found, wanted, include_usage = parse(data)
     call = calls.start(found, wanted)
     return calls.respond(call, partial(OpenAIEncoder, include_usage=include_usage), answer)
 
@@ -94,8 +99,12 @@ def model(model: str) -> Response:
 
 
 def described(name: str) -> dict[str, Any]:
-    """Return a model in OpenAI's format. Its creation time is unknown, so it is 0."""
+    """Return a model in OpenAI's format. Its creation time is unknown, so it is 0.
+
+    An owner of "llamacpp" would make editors ask for more of llama.cpp's own endpoints.
+    """
     owner = name.partition("/")[0] if "/" in name else "sluice"
+    owner = "llama.cpp" if owner == "llamacpp" else owner
     return {"id": name, "object": "model", "created": 0, "owned_by": owner}
 
 
@@ -242,6 +251,9 @@ def usage_details(usage: Usage) -> dict[str, Any]:
 class OpenAIEncoder:
     """An encoder that writes OpenAI chunks, then [DONE] or an error."""
 
+    KIND = "text_completion"
+    _choice = staticmethod(choice)
+
     def __init__(self, stream: Stream, *, include_usage: bool) -> None:
         self._stream = stream
         self._include_usage = include_usage
@@ -267,14 +279,14 @@ class OpenAIEncoder:
                     frames.append(filled(event.text))
                 else:
                     frames.append(
-                        self._chunk(choice(event.index, event.text, None, event.logprobs))
+                        self._chunk(self._choice(event.index, event.text, None, event.logprobs))
                     )
             elif isinstance(event, Finished):
                 frames.append(self._finish(event.index, event.reason))
             elif isinstance(event, Added):
                 self._added = self._added or AddedFields()
                 if self._added.add(event):
-                    frames.append(self._chunk(choice(event.index, "", None, None)))
+                    frames.append(self._chunk(self._choice(event.index, "", None, None)))
         return b"".join(frames)
 
     def last_frames(self, outcome: Outcome) -> bytes:
@@ -298,12 +310,12 @@ class OpenAIEncoder:
         return f": X-Sluice-Dropped: {dropped}\n\n".encode() if dropped else b""
 
     def _content(self, index: int, text: str) -> dict[str, Any]:
-        return self._shape([choice(index, text, None, None)])
+        return self._shape([self._choice(index, text, None, None)])
 
     def _finish(self, index: int, reason: FinishReason) -> bytes:
         self._finished.add(index)
         more = {"continued": True} if self._stream.continued else {}
-        return self._chunk(choice(index, "", reason, None) | more)
+        return self._chunk(self._choice(index, "", reason, None) | more)
 
     def _chunk(self, choice: dict[str, Any]) -> bytes:
         top: dict[str, Any] = {}
@@ -315,7 +327,7 @@ class OpenAIEncoder:
     def _shape(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "id": self._id,
-            "object": "text_completion",
+            "object": self.KIND,
             "created": int(self._stream.opened_at),
             "model": self._stream.target.name,
             "choices": choices,

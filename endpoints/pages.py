@@ -75,7 +75,9 @@ def index() -> Response:
         model = services().settings.default_model
         response = page("playground.html", ranges=RANGES, default_model=model)
     else:
-        response = json_response({"name": "sluice", "version": VERSION, "docs": "docs/api.md"})
+        response = json_response(
+            {"name": "sluice", "version": VERSION, "docs": "docs/reference/api.md"}
+        )
     response.vary.add("Accept")
     return response
 

@@ -158,16 +158,20 @@ def parameters(data: dict[str, Any]) -> Parameters:
     return found
 
 
-def check(name: str, value: Any, kind: Any) -> None:
-    """Raise InvalidRequest if msgspec can't convert the value to the type `kind`."""
+def check(name: str, value: Any, kind: Any, *, shown_as: str | None = None) -> None:
+    """Raise InvalidRequest if msgspec can't convert the value to the type `kind`.
+
+    shown_as: the caller's name of the field, if it differs.
+    """
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError:
-        refuse(name, value)
+        refuse(name, value, shown_as)
 
 
-def refuse(name: str, value: Any) -> NoReturn:
-    raise InvalidRequest(f"{name}: got {shown(name, value)}; expected {TAKES[name]}.", param=name)
+def refuse(name: str, value: Any, shown_as: str | None = None) -> NoReturn:
+    label = shown_as or name
+    raise InvalidRequest(f"{label}: got {shown(name, value)}; expected {TAKES[name]}.", param=label)
 
 
 def refuse_unknown(names: Iterable[str], known: Iterable[str], hint: str = "") -> None:

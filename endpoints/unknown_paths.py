@@ -52,6 +52,10 @@ OTHER_APIS: Final = (
 )
 SERVED: Final = frozenset(("completions", "models"))
 """The first parts of OpenAI's paths that Sluice serves, under /v1."""
+OPENAI_PATHS: Final = ("/v1/", "/fim/", "/beta/")
+"""The beginnings of paths whose clients expect OpenAI's format of an error."""
+LLAMACPP_PATHS: Final = ("/infill", "/completion", "/completions")
+"""llama.cpp's paths, whose clients expect that format too."""
 
 
 def message(path: str) -> str:
@@ -74,7 +78,7 @@ def message(path: str) -> str:
 
 def is_openai(path: str) -> bool:
     """Return True if an error at this path should have OpenAI's format."""
-    if path.startswith("/v1/"):
+    if path.startswith(OPENAI_PATHS) or path.rstrip("/") in LLAMACPP_PATHS:
         return True
     first = first_part(path)
     return not path.startswith("/api/") and (first in UNSERVED or first in SERVED)

@@ -1,7 +1,8 @@
-"""Redaction of the fields that a provider adds to its answer for a caller who asked for them.
+"""Redaction of what a provider's answer has beside the text, for a caller who asked for it.
 
-- The credential that was sent, and everything that looks like a key, is redacted as in errors.
-- Fields that can't hold either are passed on as they are, after a fast search.
+- In added fields, the credential that was sent and everything that looks like a key is redacted as
+  in errors. In opaque events, which have the text too, only the credential is.
+- What can't hold either is passed on as it is, after a fast search.
 """
 
 from __future__ import annotations
@@ -11,43 +12,62 @@ from typing import Any
 
 import msgspec
 
-from completion import Added, Batch
+from completion import Added, Batch, Opaque
 from concurrency.yielding import Yielder
 from keys.redaction import LEAST_PIECE, Secret, mask, may_hold_key
+from providers.decoding.added_fields import decode_object
 
 
 def redacted(batches: Iterator[Batch], credential: Secret | None) -> Iterator[Batch]:
-    """Yield the batches, with the Added events redacted."""
+    """Yield the batches, with the Added and opaque events redacted."""
     yielder = Yielder()
     for batch in batches:
         for at, event in enumerate(batch):
             if isinstance(event, Added) and may_hold_secret(event.fields, credential):
                 fields = clean(event.fields, credential, yielder)
                 batch[at] = msgspec.structs.replace(event, fields=fields)
+            elif isinstance(event, Opaque) and has_piece(
+                event.data.decode("utf-8", "replace"), credential
+            ):
+                data = msgspec.json.encode(
+                    clean(decode_object(event.data), credential, yielder, looks=False)
+                )
+                batch[at] = msgspec.structs.replace(event, data=data)
         yield batch
 
 
 def may_hold_secret(fields: dict[str, Any], credential: Secret | None) -> bool:
-    """Return False if no text in the fields has a piece of the credential or looks like a key.
+    """Return False if no text in the fields has a piece of the credential or looks like a key."""
+    text = msgspec.json.encode(fields).decode()
+    return may_hold_key(text) or has_piece(text, credential)
+
+
+def has_piece(text: str, credential: Secret | None) -> bool:
+    """Return False if the text has no piece of the credential.
 
     Each piece of LEAST_PIECE characters covers one of the credential's blocks of half that length.
     """
-    text = msgspec.json.encode(fields).decode()
     secret, size = credential.reveal() if credential else "", LEAST_PIECE // 2
     blocks = [secret[at : at + size] for at in range(0, len(secret) - size + 1, size)]
-    return may_hold_key(text) or any(block in text for block in blocks or filter(None, [secret]))
+    return any(block in text for block in blocks or filter(None, [secret]))
 
 
-def clean(value: Any, credential: Secret | None, yielder: Yielder) -> Any:
-    """Return a value with the secrets in its texts and names redacted."""
+def clean(value: Any, credential: Secret | None, yielder: Yielder, *, looks: bool = True) -> Any:
+    """Return a value with the secrets in its texts and names redacted.
+
+    looks: whether what only looks like a key is redacted too.
+    """
     if isinstance(value, str):
         yielder.yield_if_due()
-        return mask(credential.hidden_in(value) if credential else value)
+        text = credential.hidden_in(value) if credential else value
+        return mask(text) if looks else text
     if isinstance(value, dict):
         return {
-            clean(name, credential, yielder): clean(item, credential, yielder)
+            clean(name, credential, yielder, looks=looks): clean(
+                item, credential, yielder, looks=looks
+            )
             for name, item in value.items()
         }
     if isinstance(value, list):
-        return [clean(item, credential, yielder) for item in value]
+        return [clean(item, credential, yielder, looks=looks) for item in value]
     return value

@@ -13,6 +13,7 @@ routing/retries.py classifies the failures.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from itertools import groupby
 
@@ -30,10 +31,14 @@ from errors import (
     whole_seconds,
 )
 from gateway.added_fields import redacted
-from gateway.capabilities import Candidate, echoed
+from gateway.capabilities import Candidate
 from gateway.continuation import continuations
+from gateway.echo import echoed
+from gateway.fill_in import as_sent
+from gateway.stop_automaton import StopAutomaton
+from gateway.stopping_call import StoppingCall
 from providers import registry
-from providers.base import Target, UpstreamCall
+from providers.base import SingleCall, Target, UpstreamCall
 from providers.fanout import FanOut
 from providers.transport.abort import Aborted
 from providers.transport.exchange import Transport
@@ -101,19 +106,14 @@ class Reader:
         among, fresh, retries = group, group, 0
         while True:
             candidate, cooling = self._pick(among)
-            if cooling:
-                if failure is None:
-                    failure = self._paused_error(candidate.target, cooling)
-                    stream.failures[candidate.target.name] = failure
-                return failure
+            if cooling:  # after a failed attempt, that failure is in the call's failures
+                paused = self._paused_error(candidate.target, cooling)
+                return stream.failures.setdefault(candidate.target.name, paused)
             if failure is None:
                 self._budget.called(candidate.target)
             failure = self._attempt(stream, candidate)
             self._note_health(stream, candidate.target, failure)
-            if failure is None:
-                return None
-            stream.failures[candidate.target.name] = failure
-            if final(stream, failure):
+            if failure is None or final(stream, failure):
                 return failure
             fresh = [other for other in fresh if other is not candidate]
             if classify(failure).cools == "credential" and not all(
@@ -204,10 +204,7 @@ class Reader:
             stream.mailbox.nudge(Nudge.CONTINUED)
             second = self._attempt(stream, candidate)
             self._note_health(stream, candidate.target, second)
-            if second is None:
-                return None
-            stream.failures[f"{candidate.target.name} (continuation)"] = second
-            return failure
+            return None if second is None else failure
         return failure
 
     def _attempt(self, stream: Stream, candidate: Candidate) -> SluiceError | None:
@@ -218,6 +215,8 @@ class Reader:
         try:
             upstream = self._start(candidate, stream.deadlines.at(candidate.target))
             prompts = candidate.request.prompts
+            if candidate.request.suffix is not None:
+                prompts = as_sent(candidate.request)
             choices = 1 if candidate.split else candidate.request.choices
             attached = stream.attach(
                 upstream, candidate.target, candidate.dropped, prompts, choices=choices
@@ -252,7 +251,7 @@ class Reader:
         if candidate.request.passes_on:
             batches = redacted(batches, candidate.target.credential)
         if candidate.echo:
-            batches = echoed(batches, candidate.request)
+            batches = echoed(batches, stream.request)
         succeeded = False
         for batch in batches:
             if not succeeded:
@@ -267,7 +266,10 @@ class Reader:
 
     def _start(self, candidate: Candidate, timeouts: Timeouts) -> UpstreamCall:
         request, target = candidate.request, candidate.target
+        make: Callable[[CompletionRequest], UpstreamCall]
         make = partial(self._make, target=target, timeouts=timeouts)
+        if candidate.stops is not None:
+            make = partial(self._make_stopping, candidate.stops, target=target, timeouts=timeouts)
         if not candidate.split:
             return make(request)
         n, silent = request.n or 1, request.max_tokens == 0
@@ -275,25 +277,35 @@ class Reader:
             return FanOut(
                 [partial(make, single) for single in single_choices(request)],
                 [
-                    Tally((prompt,), int(request.echo), silent=silent)
-                    for prompt in request.prompts
+                    Tally((sent,), int(request.echo), silent=silent, echoed=(prompt,))
+                    for prompt, sent in zip(request.prompts, as_sent(request), strict=True)
                     for _ in range(n)
                 ],
                 1,
             )
+        echoes = n if request.echo else 0
         return FanOut(
             [
                 partial(make, msgspec.structs.replace(request, prompts=(prompt,)))
                 for prompt in request.prompts
             ],
             [
-                Tally((prompt,), n if request.echo else 0, choices=n, silent=silent)
-                for prompt in request.prompts
+                Tally((sent,), echoes, choices=n, silent=silent, echoed=(prompt,))
+                for prompt, sent in zip(request.prompts, as_sent(request), strict=True)
             ],
             n,
         )
 
-    def _make(self, request: CompletionRequest, target: Target, timeouts: Timeouts) -> UpstreamCall:
+    def _make_stopping(
+        self,
+        stops: StopAutomaton,
+        request: CompletionRequest,
+        target: Target,
+        timeouts: Timeouts,
+    ) -> UpstreamCall:
+        return StoppingCall(self._make(request, target, timeouts), stops, request)
+
+    def _make(self, request: CompletionRequest, target: Target, timeouts: Timeouts) -> SingleCall:
         if target.dialect == "local":
             # Imported on first use, because most servers don't need the embedded model.
             from providers.local.call import LocalCall

@@ -9,28 +9,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import msgspec
 
 from completion import (
-    PIECE,
-    Batch,
     CompletionRequest,
-    Delta,
-    Finished,
-    Started,
     asked_for,
-    cut,
     utf8_size,
 )
 from concurrency.yielding import Yielder
 from errors import InvalidRequest, UnsupportedParameter
-from gateway import field_names
-from providers import registry
-from providers.base import Target, matches
-from streams.tally import EVENT_WEIGHT
+from gateway import field_names, fill_in
+from gateway.stop_automaton import StopAutomaton, compiled, effective, for_host
+from providers import fim_rules, registry
+from providers.base import Target
 
 HINTS = frozenset(
     (
@@ -47,8 +41,15 @@ BYTES_PER_TOKEN = 4  # about
 MOST_SPLIT_MIB = 16
 """The most that a split call may send beside its prompts: the other fields go with each prompt."""
 
-EMULATED = frozenset(("echo", "prompt_list", "choice_list"))
+EMULATED = frozenset(("echo", "prompt_list", "choice_list", "stop", "blank_stop"))
 """Parameters that Sluice emulates exactly for targets without them."""
+
+NEED_ALL_STOPS = (
+    *("min_tokens", "use_beam_search"),
+    *("include_stop_str_in_output", "no_stop_trim"),
+)
+"""Parameters of hosts with which stop sequences can't be emulated: the host compares texts that end
+at them, or it alone knows where it may stop, and what it then sends."""
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -64,6 +65,8 @@ class Candidate(msgspec.Struct, frozen=True):
     """True if each prompt needs a separate upstream call."""
     singly: bool = False
     """True if each choice of each prompt needs one. `split` is then True as well."""
+    stops: StopAutomaton | None = None
+    """The stop sequences to emulate. None if the host gets all that there are."""
 
 
 def candidates(
@@ -94,16 +97,26 @@ def candidates(
     return fitting
 
 
-def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidate:
+def fit(
+    request: CompletionRequest,
+    target: Target,
+    *,
+    strict: bool,
+    left_out: tuple[str, ...] | None = None,
+) -> Candidate:
     """Adapt the request to one target.
+
+    Args:
+        strict: refuse hints that the target doesn't support, instead of dropping them.
+        left_out: the names of what fill_in.py has already left out; None if it hasn't seen the
+            request.
 
     Raises:
         UnsupportedParameter: the target can't serve the request.
         InvalidRequest: a field has a name that no target may get, or contradicts another one.
     """
-    fim = target.provider.fim
-    if request.suffix is not None and fim and matches(target.model, fim.models):
-        target = msgspec.structs.replace(target, fim=fim)
+    if request.suffix is not None and left_out is None:
+        return fit_gap(request, target, strict=strict)
     if request.extra or request.openai_extra:
         refuse_host_names(request, target)
     asked = wanted(request)
@@ -116,19 +129,75 @@ def fit(request: CompletionRequest, target: Target, *, strict: bool) -> Candidat
     hints = lacking & HINTS
     refuse(at_fault(lacking, request, echo=echo), target)
     check_limits(request, target, hints)
+    stops, sent = None, request.stop
+    if sent:
+        stops, sent = split_stops(request, target, lacking)
+        echo = echo or (stops is not None and request.echo)
     if split:
         check_split(request, target)
-    dropped = tuple(sorted({*names_of(request, hints), *request.unused}))
+    dropped = tuple(sorted({*names_of(request, hints), *request.unused, *(left_out or ())}))
     if strict and dropped:
         unsupported(dropped[0], dropped[0], target)
     changes: dict[str, Any] = {name: EMPTY.get(name) for name in hints}
     if echo:
         changes["echo"] = False
+    if sent != request.stop:
+        changes["stop"] = sent
     if changes:
         request = msgspec.structs.replace(request, **changes)
     if request.extra or request.openai_extra:
         check_body(request, target)
-    return Candidate(target, request, dropped, echo, split, singly)
+    return Candidate(target, request, dropped, echo, split, singly, stops)
+
+
+def fit_gap(request: CompletionRequest, target: Target, *, strict: bool) -> Candidate:
+    """Adapt a request with a suffix to one target. Raises as `fit` does."""
+    all_stops = obstacle_to_stops(request) is None
+    request, target, left_out = fill_in.adapted(request, target, all_stops=all_stops)
+    if request.infill:  # it passes through
+        check_limits(request, target, frozenset())
+        check_body(request, target)
+        return Candidate(target, request)
+    return fit(request, target, strict=strict, left_out=left_out)
+
+
+def split_stops(
+    request: CompletionRequest, target: Target, lacking: frozenset[str]
+) -> tuple[StopAutomaton | None, tuple[str, ...]]:
+    """Return the stop sequences to emulate, if any, and those that the host gets.
+
+    Args:
+        lacking: the parameters that the request uses and the target lacks.
+
+    Raises:
+        UnsupportedParameter: They would have to be emulated, but that would not be exact.
+    """
+    stops = request.stop
+    most = 0 if "stop" in lacking else target.limits.get("stop", len(stops))
+    blank = "blank_stop" not in lacking
+    if len(stops) <= most and blank:
+        return None, stops
+    if request.max_tokens == 0:  # there is no text to end
+        return None, ()
+    found = effective(stops)
+    if len(found) <= most and (blank or all(map(str.strip, found))):
+        return None, found
+    if (obstacle := obstacle_to_stops(request)) is not None:
+        which = f"stop above {most:g}" if len(found) > most > 0 else "stop" if not most else BLANK
+        unsupported("stop", f"{which} together with {obstacle}", target)
+    return compiled(stops), for_host(found, int(most), blank=blank)
+
+
+def obstacle_to_stops(request: CompletionRequest) -> str | None:
+    """Return what keeps stop sequences from being emulated, or None."""
+    if request.echo and request.logprobs is not None:
+        return "echo and logprobs"
+    if request.echo and not all(isinstance(prompt, str) for prompt in request.prompts):
+        return "echo and a prompt of token ids"
+    if request.best_of is not None:
+        return "best_of"
+    extra = request.extra | request.openai_extra
+    return next((name for name in NEED_ALL_STOPS if extra.get(name)), None)
 
 
 def at_fault(lacking: frozenset[str], request: CompletionRequest, *, echo: bool) -> frozenset[str]:
@@ -159,7 +228,7 @@ def refuse(names: frozenset[str], target: Target) -> None:
         plain = msgspec.structs.replace(target, fim=None)
         if name not in registry.dialect(plain.dialect).unsupported(plain):
             words += " together with suffix"
-    unsupported(name, words, target)
+    unsupported(name, words, target, fill_in.advice(target) if name == "suffix" else "")
 
 
 def refuse_host_names(request: CompletionRequest, target: Target) -> None:
@@ -187,13 +256,15 @@ def check_body(request: CompletionRequest, target: Target) -> None:
 
 
 def check_limits(request: CompletionRequest, target: Target, hints: frozenset[str]) -> None:
-    """Raise UnsupportedParameter if a value exceeds the host's limit and isn't a dropped hint."""
+    """Raise UnsupportedParameter if a value exceeds the host's limit and isn't a dropped hint.
+
+    Stop sequences beyond the limit are emulated.
+    """
     for name, most in target.limits.items():
-        if name in hints:
+        if name in hints or name == "stop":
             continue
         value = getattr(request, name)
-        amount = len(value) if isinstance(value, tuple) else value
-        if amount is not None and amount > most:
+        if value is not None and value > most:
             unsupported(name, f"{name} above {most:g}", target)
 
 
@@ -224,10 +295,10 @@ def check_split(request: CompletionRequest, target: Target) -> None:
         )
 
 
-def unsupported(name: str, words: str, target: Target) -> NoReturn:
+def unsupported(name: str, words: str, target: Target, advice: str = "") -> NoReturn:
     field = FIELDS.get(name, name)
     raise UnsupportedParameter(
-        f"{target.name} doesn't support {words}.",
+        f"{target.name} doesn't support {words}.{advice}",
         param=field,
         details={"parameter": field, "target": target.name},
     )
@@ -241,6 +312,7 @@ def names_of(request: CompletionRequest, hints: frozenset[str]) -> tuple[str, ..
     return tuple(sorted(names))
 
 
+BLANK = "a stop of white space only"
 PARAMETER_WORDS = {
     "token_ids": "a prompt of token ids",
     "echo_logprobs": "echo together with logprobs",
@@ -260,6 +332,8 @@ def wanted(request: CompletionRequest) -> frozenset[str]:
         names.add("token_ids")
     if len(request.prompts) > 1:
         names.add("prompt_list")
+    if request.stop and not all(map(str.strip, request.stop)):
+        names.add("blank_stop")
     if request.logprobs is not None:
         names.add("logprobs")
         if request.echo:
@@ -270,41 +344,7 @@ def wanted(request: CompletionRequest) -> frozenset[str]:
 def shortcomings(target: Target) -> tuple[list[str], list[str], list[str]]:
     """Return the parameters that a target lacks: those emulated, those dropped, those refused."""
     lacks = registry.dialect(target.dialect).unsupported(target) - BAGS
-    fim = target.provider.fim
-    if fim is not None and matches(target.model, fim.models):
+    if fim_rules.usable(target) is not None:
         lacks -= {"suffix"}
     refused = lacks - EMULATED - HINTS
     return sorted(lacks & EMULATED), sorted(lacks & HINTS), sorted(refused)
-
-
-def echoed(batches: Iterator[Batch], request: CompletionRequest) -> Iterator[Batch]:
-    """Emulate echo: insert each prompt before the text of its choices.
-
-    The prompts wait for the first event that a client may see, because what comes before it may
-    still be discarded. A long echo is yielded in several batches, and other greenlets may run
-    between them.
-    """
-    waiting, yielder = True, Yielder()
-    for batch in batches:
-        if waiting and any(isinstance(event, Delta | Finished) for event in batch):
-            waiting = False
-            rest = [event for event in batch if not isinstance(event, Started)]
-            batch, size = [event for event in batch if isinstance(event, Started)], 0
-            for delta in echo_of(request):
-                batch.append(delta)
-                size += len(delta.text) + EVENT_WEIGHT
-                if size >= PIECE:
-                    yield batch
-                    batch, size = [], 0
-                    yielder.yield_if_due()
-            batch += rest
-        yield batch
-
-
-def echo_of(request: CompletionRequest) -> Iterator[Delta]:
-    n = request.n or 1
-    for prompt_index, prompt in enumerate(request.prompts):
-        if isinstance(prompt, str):
-            for choice in range(n):
-                for piece in cut(prompt):
-                    yield Delta(prompt_index * n + choice, piece)

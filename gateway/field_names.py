@@ -6,8 +6,9 @@
   bypass budgets and limits.
 - The module is pure.
 
-Sources: the API references of the hosts in docs/providers.md, and of Hugging Face's TGI, AI21,
-SambaNova and NVIDIA Triton (read 2026-11); Go's encoding/json for letters that differ only in case.
+Sources: the API references of the hosts in docs/guides/providers.md, and of Hugging Face's TGI,
+AI21, SambaNova and NVIDIA Triton (read 2026-11); Go's encoding/json for letters that differ only in
+case.
 """
 
 from __future__ import annotations

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 from completion import (
     Batch,
     CompletionRequest,
+    FinishReason,
 )
 from errors import UpstreamError
 from keys.redaction import Secret
@@ -39,14 +40,36 @@ class Family(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Fim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An endpoint for fill-in-the-middle. Requests with a suffix go there."""
+    """A rule for requests with a suffix (fill-in-the-middle), for some of a host's models."""
 
-    path: str
     models: tuple[str, ...] = ("*",)
+    """Globs of the models' names."""
+    kind: Literal["", "native", "template", "none"] = ""
+    """"native" if the host takes a suffix, "template" if Sluice writes the text and the suffix into
+    one prompt, "none" if the models can't fill in. Empty means "template" if `template` is set,
+    else "native"."""
+
+    path: str = ""
+    """The path of the host's endpoint for fill-in-the-middle. Empty means that its /completions
+    takes a suffix."""
     dialect: str = ""
     """The endpoint's dialect. Empty means the provider's dialect."""
     cannot: tuple[str, ...] = ()
     names: dict[str, str] = {}
+    only: tuple[str, ...] = ()
+    """The only fields unknown to Sluice that the endpoint accepts. Empty means all."""
+
+    template: str = ""
+    """The name of a family in fim_templates.py, or a prompt with {prefix}, {suffix} and optionally
+    {files}. Empty means the family that the model's name tells."""
+    stop: tuple[str, ...] = ()
+    """The strings that end the text, in addition to a family's own."""
+    file: str = ""
+    """The layout of another file, with {path} and {text}; only with a prompt in `template`."""
+
+    @property
+    def by_template(self) -> bool:
+        return self.kind == "template" or (not self.kind and bool(self.template))
 
 
 class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,8 +111,9 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     chat_names: dict[str, str] = {}
     """The names of parameters in /chat/completions that differ from Sluice's names."""
     families: tuple[Family, ...] = ()
-    fim: Fim | None = None
-    """The endpoint for requests with a suffix. None if the host has no special endpoint."""
+    fim: tuple[Fim, ...] = ()
+    """How requests with a suffix are served. The first rule that fits the model counts. Without
+    one, a legacy /completions gets the suffix unless `cannot` names it."""
     stream_options: dict[str, Any] = msgspec.field(default_factory=lambda: {"include_usage": True})
     """The stream_options of a streaming request. Empty if the host doesn't accept the field."""
     models: tuple[str, ...] = ()
@@ -126,7 +150,7 @@ class Target(msgspec.Struct, frozen=True, dict=True):
     key_number: int = 1
     """The number of the credential among the operator's keys for the provider, from 1."""
     fim: Fim | None = None
-    """The fill-in-the-middle endpoint if the request has a suffix and goes there, else None."""
+    """The rule that applies if the request has a suffix, else None."""
 
     @cached_property
     def name(self) -> str:
@@ -141,14 +165,25 @@ class Target(msgspec.Struct, frozen=True, dict=True):
     def legacy(self) -> bool:
         """Return True if requests have the shape of the legacy /completions, not of a chat."""
         has = self.provider.completions
-        if self.fim or isinstance(has, bool):
-            return bool(self.fim or has)
+        if self.at_fim_endpoint or isinstance(has, bool):
+            return self.at_fim_endpoint or bool(has)
         return matches(self.model, has)
 
     @cached_property
+    def at_fim_endpoint(self) -> bool:
+        """Return True if requests go to the host's endpoint for fill-in-the-middle."""
+        return self.fim is not None and bool(self.fim.path)
+
+    @cached_property
     def cannot(self) -> frozenset[str]:
-        own = self.fim.cannot if self.fim else self.provider.cannot
-        return frozenset(own).union(*(family.cannot for family in self._families))
+        fim = self.fim
+        own = fim.cannot if fim and fim.path else self.provider.cannot
+        found = frozenset(own).union(*(family.cannot for family in self._families))
+        if fim is None or fim.path:
+            return found
+        # With a template, an echo must be the caller's prompt, and the prompt must be text.
+        needs_text = ("echo", "token_ids") if fim.by_template else ()
+        return (found - {"suffix"}).union(fim.cannot, needs_text)
 
     @cached_property
     def exclusive(self) -> tuple[str, ...]:
@@ -165,7 +200,7 @@ class Target(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def names(self) -> Mapping[str, str]:
-        if self.fim:
+        if self.fim and self.fim.path:
             return self.fim.names
         if self.legacy:
             return {}
@@ -223,7 +258,8 @@ class Dialect(Protocol):
 
         They include `target.cannot`. Besides names of fields there are "token_ids" (prompts of
         token ids), "echo_logprobs" (echo together with logprobs), "prompt_list" (more than one
-        prompt in a request) and "choice_list" (more than one choice in a response).
+        prompt in a request), "choice_list" (more than one choice in a response) and "blank_stop"
+        (a stop sequence of white space only).
         """
 
     def call(self, request: CompletionRequest, target: Target) -> UpstreamRequest:
@@ -292,3 +328,15 @@ class UpstreamCall(Protocol):
 
     def close(self) -> None:
         """Release the resources. Only the thread that ran `events` may call this."""
+
+
+class SingleCall(UpstreamCall, Protocol):
+    """An UpstreamCall that is one request."""
+
+    @property
+    def finished(self) -> Mapping[int, FinishReason]:
+        """The choices that the host has finished although others go on, with the reasons so far.
+
+        A choice isn't among them if more text may follow its reason. Its Finished event may still
+        be to come.
+        """

@@ -22,6 +22,7 @@ from completion import (
     Delta,
     Event,
     Finished,
+    Opaque,
     Started,
     Thought,
     Usage,
@@ -203,7 +204,7 @@ class BatchMerge:
             found["cost_nano"] = None
         return Usage(**found, source="provider" if exact else "estimate")
 
-    def _renumber(self, number: int, event: Delta | Finished | Added) -> Event:
+    def _renumber(self, number: int, event: Delta | Opaque | Finished | Added) -> Event:
         return msgspec.structs.replace(event, index=number * self._n + event.index)
 
     def _count(self, number: int, batch: Batch) -> None:

@@ -9,13 +9,16 @@
 
 from __future__ import annotations
 
-from completion import Batch, Delta, Finished, FinishReason, Thought, Used
+from completion import Batch, Delta, Finished, FinishReason, Opaque, Thought, Used
 
 
 class Finish:
     """The finish reasons of one response so far."""
 
-    __slots__ = ("_choices", "_early", "_plain", "_spoke", "reasons", "settled", "shown")
+    __slots__ = (
+        *("_choices", "_early", "_plain", "_plain_reasons", "_spoke"),
+        *("reasons", "settled", "shown"),
+    )
 
     def __init__(self, choices: int) -> None:
         self._choices = choices
@@ -30,11 +33,18 @@ class Finish:
         """True if there was text on a chunk without a reason."""
         self._early = False
         """True if text followed a reason."""
+        self._plain_reasons: dict[int, FinishReason] = {}
+        """The reasons that came on a chunk without text."""
 
     @property
     def complete(self) -> bool:
         """Return True if each choice has a finish reason."""
         return len(self.reasons) >= self._choices
+
+    @property
+    def final(self) -> dict[int, FinishReason]:
+        """The reasons that no text can follow, of the choices that have one."""
+        return {} if self._early or not self._spoke else self._plain_reasons
 
     @property
     def watchful(self) -> bool:
@@ -49,16 +59,20 @@ class Finish:
         reasons = self.reasons
         for event in batch:
             kind = event.__class__
-            if kind is Delta or kind is Thought:
+            if kind is Delta or kind is Thought or (kind is Opaque and event.text_size):  # type: ignore[union-attr]
                 self._plain = self._plain or plain
                 if reasons and getattr(event, "index", 0) in reasons:
                     self._early = True
-                self._spoke, self.settled, plain = True, False, kind is Delta
+                self._spoke, self.settled, plain = True, False, kind is not Thought
                 self.shown = self.shown or plain
             elif isinstance(event, Finished):
                 self._plain = self._plain or (plain and not event.with_text)
                 plain = False
                 reasons[event.index] = event.reason
+                if not event.with_text:
+                    self._plain_reasons[event.index] = event.reason
+                elif event.index in self._plain_reasons:
+                    del self._plain_reasons[event.index]
                 self.settled = self._spoke and not (event.with_text or self._early)
             elif isinstance(event, Used) and reasons:
                 # Some hosts send usage with every chunk, and some of those a reason, too.

@@ -2,7 +2,8 @@
 
 - This module has only data. An OpenAI-compatible host needs only a row, here or in sluice.toml.
 
-Rows were checked against the hosts' own references and SDKs in 2026-11; see docs/providers.md.
+Rows were checked against the hosts' own references and SDKs in 2026-11; see
+docs/guides/providers.md.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from typing import Final
 
 from providers.base import Family, Fim, Provider
 
+BY_TEMPLATE: Final = (Fim(kind="template"),)
 MODERN: Final = {"max_tokens": "max_completion_tokens"}
 FOUR_STOPS: Final[dict[str, float]] = {"stop": 4}
+"""Where the limits of a row have no number of stop sequences, the host states none."""
 PENALTIES: Final = ("frequency_penalty", "presence_penalty")
 OPENAI_LEGACY: Final = ("gpt-3.5-turbo-instruct*", "davinci-002", "babbage-002", "ft:*-002:*")
 OPENAI_FAMILIES: Final = (
@@ -22,12 +25,11 @@ OPENAI_FAMILIES: Final = (
         cannot=("suffix",),
         limits={"logprobs": 5},
     ),
-    Family(  # reasoning models reject parameters that steer the sampling
+    Family(  # reasoning models reject stop sequences and parameters that steer the sampling
         models=("o[1-9]*", "gpt-5*", "gpt-6*"),
         unless=("gpt-5-chat*",),
-        cannot=("temperature", "top_p", "logprobs", "logit_bias", *PENALTIES),
+        cannot=("temperature", "top_p", "stop", "logprobs", "logit_bias", *PENALTIES),
     ),
-    Family(models=("o3*", "o4-mini*"), cannot=("stop",)),
 )
 CLAUDE_UNSTEERED: Final = (  # these models reject parameters that steer the sampling
     *("claude-opus-4-[78]*", "claude-opus-[5-9]*", "claude-sonnet-[5-9]*"),
@@ -55,6 +57,7 @@ BUILT_IN: Final = (
         dialect="anthropic",
         base_url="https://api.anthropic.com/v1",
         api_key_env="ANTHROPIC_API_KEY",
+        cannot=("blank_stop",),
         limits={"temperature": 1},
         families=(
             Family(models=CLAUDE_UNSTEERED, cannot=("temperature", "top_p")),
@@ -96,6 +99,7 @@ BUILT_IN: Final = (
         api_key_env="AWS_BEARER_TOKEN_BEDROCK",
         limits={"temperature": 1},
         families=(
+            Family(models=("*anthropic.*",), cannot=("blank_stop",)),
             Family(
                 models=tuple(f"*anthropic.{glob}" for glob in CLAUDE_UNSTEERED),
                 cannot=("temperature", "top_p"),
@@ -124,11 +128,13 @@ BUILT_IN: Final = (
         api_key_env="DEEPSEEK_API_KEY",
         cannot=("n", "seed", "logit_bias", "user"),
         limits={"stop": 16},
-        fim=Fim(
-            path="/beta/completions",
-            cannot=(
-                *("n", "best_of", "seed", "logit_bias", "user"),
-                *("prompt_list", "token_ids"),
+        fim=(
+            Fim(
+                path="/beta/completions",
+                cannot=(
+                    *("n", "best_of", "seed", "logit_bias", "user"),
+                    *("prompt_list", "token_ids"),
+                ),
             ),
         ),
         models=("deepseek-flash",),
@@ -154,14 +160,17 @@ BUILT_IN: Final = (
         limits={"temperature": 1.5},
         chat_names={"seed": "random_seed"},
         stream_options={},
-        fim=Fim(
-            path="/fim/completions",
-            models=("codestral*",),
-            cannot=(
-                *("n", "best_of", "logprobs", "echo", "logit_bias", "user", *PENALTIES),
-                *("prompt_list", "token_ids"),
+        fim=(
+            Fim(
+                path="/fim/completions",
+                models=("codestral*",),
+                cannot=(
+                    *("n", "best_of", "logprobs", "echo", "logit_bias", "user", *PENALTIES),
+                    *("prompt_list", "token_ids"),
+                ),
+                names={"seed": "random_seed"},
+                only=("min_tokens", "metadata", "prompt_cache_key"),  # others are a 422
             ),
-            names={"seed": "random_seed"},
         ),
         models=(
             "mistral-small-latest",
@@ -201,6 +210,7 @@ BUILT_IN: Final = (
         cannot=("best_of", "suffix", "user", "prompt_list", "token_ids"),
         stream_options={},
         models=("openai/gpt-oss-120b",),
+        fim=BY_TEMPLATE,
     ),
     Provider(
         name="fireworks",
@@ -211,6 +221,7 @@ BUILT_IN: Final = (
         limits={"logprobs": 5, "stop": 4},
         stream_options={},
         models=("accounts/fireworks/models/gpt-oss-120b",),
+        fim=BY_TEMPLATE,
     ),
     Provider(  # the legacy endpoint isn't in the specification, and not every upstream serves it
         name="openrouter",
@@ -263,6 +274,19 @@ BUILT_IN: Final = (
         limits=FOUR_STOPS,  # unless the server has another VLLM_MAX_STOP_STRINGS
         # With usage in each chunk, the usage of a stopped stream is exact.
         stream_options={"include_usage": True, "continuous_usage_stats": True},
+        fim=BY_TEMPLATE,
+    ),
+    Provider(
+        name="sglang",
+        base_url="http://127.0.0.1:30000/v1",
+        completions=True,
+        cannot=(
+            "best_of",
+            "suffix",
+            "user",
+        ),  # it ignores them, unless it has a template of its own
+        stream_options={"include_usage": True, "continuous_usage_stats": True},
+        fim=BY_TEMPLATE,
     ),
     Provider(
         name="llamacpp",
@@ -270,12 +294,13 @@ BUILT_IN: Final = (
         completions=True,
         # Its usage covers only the first choice of a response.
         cannot=("best_of", "suffix", "echo", "user", "prompt_list", "choice_list"),
-        fim=Fim(path="/infill", dialect="infill"),
+        fim=(Fim(path="/infill", dialect="infill"),),
     ),
     Provider(
         name="lmstudio",
         base_url="http://127.0.0.1:1234/v1",
         completions=True,
         cannot=("n", "best_of", "echo", "logprobs", "user", "suffix"),
+        fim=BY_TEMPLATE,
     ),
 )

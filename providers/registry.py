@@ -20,6 +20,7 @@ import msgspec
 
 from completion import CompletionRequest
 from config import DAY, TIMEOUT_FIELDS, ConfigError, did_you_mean
+from providers import fim_rules
 from providers.base import Dialect, Provider, Signer
 from providers.hosts import BUILT_IN
 from providers.request_parts import has_dot_segment
@@ -66,6 +67,9 @@ def rows(
     known = {row.name: row for row in BUILT_IN}
     for name, table in tables.items():
         base = msgspec.to_builtins(known[name]) if name in known else {}
+        if "fim" in table:
+            own = fim_rules.read(table["fim"], base.get("fim", ()), f"[providers.{name}]")
+            table = {**table, "fim": own}
         try:
             known[name] = msgspec.convert({**base, **table, "name": name}, Provider)
         except msgspec.ValidationError as error:
@@ -103,8 +107,12 @@ def missing(row: Provider, environ: Mapping[str, str], *, byok: bool = False) ->
     return names
 
 
-PARAMETERS: Final = frozenset(CompletionRequest.__struct_fields__) - {"prompts", "stream", "unused"}
-PSEUDO: Final = frozenset(("token_ids", "prompt_list", "choice_list", "echo_logprobs"))
+PARAMETERS: Final = frozenset(CompletionRequest.__struct_fields__) - {
+    *("prompts", "stream", "unused", "files", "infill")
+}
+PSEUDO: Final = frozenset(
+    ("token_ids", "prompt_list", "choice_list", "echo_logprobs", "blank_stop")
+)
 """The names in `Dialect.unsupported` that aren't fields of CompletionRequest."""
 COUNTED: Final = frozenset(
     ("max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty")
@@ -120,7 +128,7 @@ def check(row: Provider) -> Provider:
     where = f"sluice.toml, [providers.{row.name}]"
     if not re.fullmatch(r"[A-Za-z0-9_-]+", row.name):
         raise ConfigError(f"{where}: a provider's name may have only letters, digits, - and _")
-    for name in (row.dialect, *((row.fim.dialect,) if row.fim and row.fim.dialect else ())):
+    for name in (row.dialect, *(rule.dialect for rule in row.fim if rule.dialect)):
         if name not in DIALECTS:
             near = did_you_mean(name, list(DIALECTS))
             raise ConfigError(f"{where}: unknown dialect {name!r}{near}")
@@ -134,6 +142,7 @@ def check(row: Provider) -> Provider:
             )
     check_signer(row, where)
     check_names(row, where)
+    fim_rules.check(row, where)
     if row.dialect != "local" and not row.base_url.startswith(("http://", "https://", "{")):
         raise ConfigError(
             f"{where}: base_url must begin with http:// or https://, not {row.base_url}"
@@ -153,8 +162,9 @@ def check_names(row: Provider, where: str) -> None:
     for model in row.models:
         if has_dot_segment(model):
             raise ConfigError(f"{where}: no part of a model's name can be . or .., as in {model!r}")
-    lacks = [*row.cannot, *(row.fim.cannot if row.fim else ())]
-    limited, renamed = [*row.limits], [*row.chat_names, *(row.fim.names if row.fim else ())]
+    lacks = [*row.cannot, *(name for rule in row.fim for name in rule.cannot)]
+    limited = [*row.limits]
+    renamed = [*row.chat_names, *(name for rule in row.fim for name in rule.names)]
     for family in row.families:
         lacks += [*family.cannot, *family.exclusive]
         limited += family.limits

@@ -260,6 +260,8 @@ def demand_of(request: CompletionRequest) -> Demand:
     """
     count = len(request.prompts)
     suffix = utf8_size(request.suffix or "")
+    for file in request.files:
+        suffix += utf8_size(file.path) + utf8_size(file.text)
     unknown = [bag for bag in (request.extra, request.openai_extra) if bag]
     prompts = sum(utf8_size(p) if isinstance(p, str) else len(p) for p in request.prompts)
     try:

@@ -51,14 +51,17 @@ class Name(NamedTuple):
 
 class Router:
     def __init__(self, settings: Settings) -> None:
-        """Make a router. Raises ConfigError if an alias or the default model is invalid."""
+        """Make a router. Raises ConfigError if an alias or a default model is invalid."""
         self.providers = registry.rows(settings.providers, settings.environ)
         self._default = settings.default_model
         self._environ = settings.environ
         self._turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
         self._known: dict[tuple[str, str], list[Target]] = {}
         self.aliases = {name: alias(name, value) for name, value in settings.aliases.items()}
-        for name, models in (*self.aliases.items(), ("SLUICE_DEFAULT_MODEL", (self._default,))):
+        chosen = {"SLUICE_DEFAULT_MODEL": (self._default,)}
+        if settings.fim_model:
+            chosen["SLUICE_FIM_MODEL"] = (settings.fim_model,)
+        for name, models in (*self.aliases.items(), *chosen.items()):
             for model in models:
                 self._check_name(name, model)
 

@@ -24,6 +24,7 @@ from completion import (
     Delta,
     EndReason,
     Finished,
+    Opaque,
     Prompt,
     Summary,
     Usage,
@@ -51,15 +52,19 @@ class Attempt:
         self.failure: SluiceError | None = None
         """The error that ended the attempt, if the provider caused it."""
         self.held: Batch = []
-        """Added events before the first visible event, with which the client gets them."""
+        """Added and opaque events before the first visible event, with which the client gets
+        them."""
         self.held_size = 0
 
     def hold(self, batch: Batch) -> bool:
-        """Hold a batch's Added events. Return True if that is as much as may be held."""
+        """Hold a batch's Added and opaque events. Return True if that is as much as may be held."""
         for event in batch:
             if isinstance(event, Added):
                 self.held.append(event)
                 self.held_size += event.size + EVENT_WEIGHT
+            elif isinstance(event, Opaque):
+                self.held.append(event)
+                self.held_size += len(event.data) + EVENT_WEIGHT
         return self.held_size > BACKLOG
 
 
@@ -181,7 +186,8 @@ class Stream:
         limits = self.deadlines.at(target)
         echoes = (self.request.n or 1) if self.request.echo else 0
         silent = self.request.max_tokens == 0
-        tally = Tally(prompts or self.request.prompts, echoes, choices=choices, silent=silent)
+        own = self.request.prompts
+        tally = Tally(prompts or own, echoes, choices=choices, silent=silent, echoed=own)
         attempt = Attempt(target, tally)
         if self.first_visible is not None and not self.request.stream:
             self.first_visible = None
@@ -200,6 +206,8 @@ class Stream:
         attempt = self.attempts[-1]
         with self._lock:
             attempt.ended, attempt.failure = time.monotonic(), failure
+            if failure is not None:
+                self.failures[attempt.target.name] = failure
             self._upstream = self.expired = None
 
     def put(self, batch: Batch) -> bool:

@@ -12,6 +12,7 @@ from completion import (
     Batch,
     Delta,
     Finished,
+    Opaque,
     Prompt,
     Started,
     Thought,
@@ -46,6 +47,7 @@ class Tally:
         *,
         choices: int = 1,
         silent: bool = False,
+        echoed: tuple[Prompt, ...] | None = None,
     ) -> None:
         """Start at zero.
 
@@ -55,15 +57,17 @@ class Tally:
             choices: the number of choices in one response. If there are several, a usage report may
                 cover only one of them.
             silent: True if no output was requested (max_tokens 0): all text is echoed.
+            echoed: the prompts that are repeated, if they differ from those that are sent.
         """
         self._prompts = prompts
         self._choices = choices
         self._silent = silent
-        self._echoed = echoes * sum(utf8_size(p) for p in prompts if isinstance(p, str))
+        texts = prompts if echoed is None else echoed
+        self._echoed = echoes * sum(utf8_size(p) for p in texts if isinstance(p, str))
         self._started: Started | None = None
         self._usage: Usage | None = None
         self.visible = 0
-        """The number of events that a client may see: text and finish reasons."""
+        """The number of events that a client may see: text, opaque pieces and finish reasons."""
         self.pieces = 0
         self._bytes = 0
         self._thoughts = self._thought_bytes = 0
@@ -79,7 +83,7 @@ class Tally:
                 text = event.text
                 self._bytes += len(text) if text.isascii() else utf8_size(text)
             elif isinstance(event, Thought):
-                self._thoughts += 1
+                self._thoughts += event.pieces
                 self._thought_bytes += event.size
             elif isinstance(event, Finished):
                 self.visible += 1
@@ -92,9 +96,18 @@ class Tally:
                     self._usage = self._covering(self._usage)
             elif isinstance(event, Started):
                 self._started = event
-            elif isinstance(event, Added):
-                added += event.size
+            else:
+                added += self._beside_text(event)
         return self._bytes - before + added + EVENT_WEIGHT * len(batch)
+
+    def _beside_text(self, event: Opaque | Added) -> int:
+        """Count an event in the provider's own format. Return its bytes that aren't text."""
+        if isinstance(event, Added):
+            return event.size
+        self.visible += event.visible
+        self.pieces += event.text_size > 0
+        self._bytes += event.text_size
+        return len(event.data) - event.text_size
 
     def _filled(self, usage: Usage) -> Usage:
         """Return an estimated usage in which counts of 0 are replaced by earlier counts."""

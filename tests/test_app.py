@@ -385,7 +385,7 @@ def test_the_keys_and_quickstart_commands_are_registered(site: Site) -> None:
 
 def test_the_root_path_answers_with_name_version_and_docs(site: Site) -> None:
     answer = site.client.get("/")
-    assert answer.json == {"name": "sluice", "version": "0.1.0", "docs": "docs/api.md"}
+    assert answer.json == {"name": "sluice", "version": "0.1.0", "docs": "docs/reference/api.md"}
 
 
 def test_make_key_sets_the_expires_and_disabled_fields() -> None:

@@ -17,12 +17,14 @@ from completion import (
     Finished,
     FinishReason,
     Logprobs,
+    Opaque,
     Started,
     Usage,
     Used,
     estimate_tokens,
     flatten,
     fold,
+    has_output,
     join_logprobs,
     utf8_size,
 )
@@ -174,3 +176,15 @@ def test_total_tokens_are_input_plus_output_tokens() -> None:
 @given(st.text())
 def test_size_counts_the_utf_8_bytes_of_a_text(text: str) -> None:
     assert utf8_size(text) == len(text.encode("utf-8", "surrogatepass"))
+
+
+def test_fold_keeps_opaque_data_in_order() -> None:
+    events: list[Event] = [Started(), Opaque(b"1"), Opaque(b"2", 1, 5), Finished(0, "stop")]
+    found = fold(events)
+    assert found.opaque == (b"1", b"2")
+    assert [(choice.index, choice.text) for choice in found.choices] == [(0, "")]
+
+
+@pytest.mark.parametrize(("size", "output"), [(0, False), (1, True)])
+def test_opaque_data_with_text_is_output(size: int, *, output: bool) -> None:
+    assert has_output([Started(), Opaque(b"{}", 0, size)]) is output

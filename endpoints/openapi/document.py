@@ -8,50 +8,21 @@ from __future__ import annotations
 from typing import Any
 
 import errors as e
-from config import TIMEOUT_FIELDS, VERSION
-from endpoints.openapi import errors, examples, schemas
+from config import VERSION
+from endpoints.openapi import editors, errors, examples, schemas
 from endpoints.openapi.errors import Face, responses
+from endpoints.openapi.headers import HEADERS, LIMITS, PATTERNS, SENT
 from endpoints.openapi.schemas import ref
 from endpoints.usage import FORMATS, GROUPS, MOST_ROWS, SOME_ROWS, TAKES
-from quota.quota import RATE_PARTS
 
 Part = dict[str, Any]
 
-HEADERS = {
-    "X-Request-ID": "The request's id, sent by the client or generated. The log contains it.",
-    "X-Stream-ID": "The id by which to stop the call.",
-    "X-Sluice-Attempts": "The number of attempts at providers.",
-    "X-Sluice-Dropped": "The parameters that the target ignores.",
-    "X-RateLimit-Bypass": "The call used the caller's own provider key.",
-    "Retry-After": "How long to wait, in whole seconds, at least 1.",
-    "WWW-Authenticate": "How to authenticate.",
-    "Allow": "The methods that the path allows.",
-    "Content-Disposition": "The name of the file.",
-} | {
-    f"x-ratelimit-{part}-{kind}": f"The key's limit on {kind}: {part}. Only for keys with a limit."
-    for kind in ("requests", "tokens")
-    for part in RATE_PARTS
-}
-LIMITS = tuple(name for name in HEADERS if name.startswith("x-ratelimit-"))
 COMPLETION_ERRORS = (
     *(e.InvalidRequest, e.UnsupportedParameter, e.Unauthorized, e.InsufficientCredits),
     *(e.ModelForbidden, e.ByokRejected, e.ProviderNotFound, e.ModelNotFound, e.RequestTimeout),
     *(e.StreamExists, e.RequestTooLarge, e.UnsupportedMediaType, e.RateLimited),
     *(e.UpstreamError, e.Unavailable, e.UpstreamTimeout),
 )
-SECONDS = rf" *(({'|'.join(TIMEOUT_FIELDS)}) *= *)?[0-9]{{1,9}}([.][0-9]{{0,9}})? *"
-SENT = {
-    "X-Request-ID": "An id for the request. It must look like a stream_id, or it is replaced.",
-    "X-Stream-ID": "The stream_id, if the body has none.",
-    "X-Provider-API-Key": "The byok_api_key, if the body has none.",
-    "X-Sluice-Strict": "1: reject parameters that the target would ignore.",
-    "X-Sluice-Continue": "1: if a stream breaks off, continue it from another target.",
-    "X-Sluice-Timeout": "Seconds for the whole call (30), or for some of its "
-    "phases (first_event=5, idle=2.5).",
-}
-"""The request headers of a completion. Only X-Sluice-Timeout has a pattern: a header that can
-replace a field may hold anything if the body has that field."""
-PATTERNS = {"X-Sluice-Timeout": {"pattern": f"^( *|{SECONDS}(,{SECONDS})*)$"}}
 
 
 def ok(schema: Part | None, example: Any, *headers: str, media: str = "application/json") -> Part:
@@ -64,7 +35,7 @@ def ok(schema: Part | None, example: Any, *headers: str, media: str = "applicati
 
 
 def named(name: str, *headers: str) -> Part:
-    return ok(ref(name), examples.ANSWERS[name], *headers)
+    return ok(ref(name), (examples.ANSWERS | editors.ANSWERS)[name], *headers)
 
 
 def operation(id_: str, tag: str, summary: str, answers: Part, **more: Any) -> Part:
@@ -89,7 +60,28 @@ def in_query(name: str, schema: Part) -> Part:
 
 def completion(face: Face) -> Part:
     prefix = "OpenAI" if face == "openai" else ""
-    found = named(f"{prefix}Completion", "X-Stream-ID", "X-Sluice-Attempts", *LIMITS)
+    return calling(
+        face,
+        f"{face}Completion",
+        "Complete a text" + (", in OpenAI's format" if prefix else ""),
+        (f"{prefix}CompletionRequest", f"{prefix}Completion"),
+        examples.BODIES[face],
+        examples.STREAMS[face],
+    )
+
+
+def calling(
+    face: Face, id_: str, summary: str, names: tuple[str, str], bodies: Part, stream: str
+) -> Part:
+    """Return an operation that starts a call.
+
+    Args:
+        names: the schemas of the request and of the answer.
+        bodies: examples of requests, by their names.
+        stream: an example of a streamed answer.
+    """
+    request, answer = names
+    found = named(answer, "X-Stream-ID", "X-Sluice-Attempts", *LIMITS)
     for name in ("X-Sluice-Dropped", "X-RateLimit-Bypass"):
         found["headers"][name] = {"$ref": f"#/components/headers/{name}"}
     found["description"] = (
@@ -97,15 +89,12 @@ def completion(face: Face) -> Part:
         "with an error instead of [DONE]; the error has one of the codes below."
     )
     # No schema, because JSON Schema can't describe a stream of events.
-    found["content"]["text/event-stream"] = {"example": examples.STREAMS[face]}
-    content = {
-        "schema": ref(f"{prefix}CompletionRequest"),
-        "examples": {n: {"value": v} for n, v in examples.BODIES[face].items()},
-    }
+    found["content"]["text/event-stream"] = {"example": stream}
+    content = {"schema": ref(request), "examples": {n: {"value": v} for n, v in bodies.items()}}
     return operation(
-        f"{face}Completion",
+        id_,
         "Completions",
-        "Complete a text" + (", in OpenAI's format" if prefix else ""),
+        summary,
         {"200": found} | responses(face, *COMPLETION_ERRORS),
         parameters=[
             {"name": n, "in": "header", "description": text}
@@ -114,6 +103,21 @@ def completion(face: Face) -> Part:
         ],
         requestBody={"required": True, "content": {"application/json": content}},
     )
+
+
+def for_editors() -> dict[str, Part]:
+    return {
+        path: calling(
+            "openai",
+            one.id + str(number or ""),
+            one.summary,
+            (one.request, one.answer),
+            {"short": one.body},
+            one.stream,
+        )
+        for one in editors.ENDPOINTS
+        for number, path in enumerate(one.paths)
+    }
 
 
 def stop(face: Face) -> Part:
@@ -263,7 +267,7 @@ def posts() -> dict[str, Part]:
         "/v1/completions/stop-stream/{stream_id}": stop("openai"),
         "/api/v1/auth/api-key": exchange,
         "/api/v1/auth/token": refuse,
-    }
+    } | for_editors()
 
 
 def build(providers: list[str]) -> Part:
@@ -285,7 +289,7 @@ def build(providers: list[str]) -> Part:
         "tags": [{"name": n} for n in ("Completions", "Models", "Usage", "Keys", "Operation")],
         "paths": paths,
         "components": {
-            "schemas": schemas.every(),
+            "schemas": schemas.every() | editors.bodies() | editors.answers(),
             "examples": errors.examples(),
             "headers": {
                 name: {"description": text, "schema": {"type": "string"}}

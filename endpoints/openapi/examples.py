@@ -172,5 +172,5 @@ ANSWERS: dict[str, Any] = {
     "Requests": {"data": [REQUEST], "next_cursor": CURSOR},
     "Health": {"status": "ok"},
     "Ready": {"status": "ready"},
-    "Service": {"name": "sluice", "version": "1.0.0", "docs": "docs/api.md"},
+    "Service": {"name": "sluice", "version": "1.0.0", "docs": "docs/reference/api.md"},
 }

@@ -3,8 +3,10 @@
 The public functions implement `base.Dialect`, which documents them.
 
 - The functions are pure.
-- A stream is complete when an object with "stop": true has arrived. A stream that ends earlier
+- A stream is complete when each choice has an object with "stop": true. A stream that ends earlier
   raises UpstreamError.
+- A request that came in llama.cpp's own format is sent as it came, with the target's model, and its
+  answer becomes Opaque events. Its response_fields aren't sent: they could remove the token counts.
 
 Source: llama.cpp, tools/server/README.md, "POST /infill" and "POST /completion" (read 2026-11).
 """
@@ -34,6 +36,8 @@ NAMES: Final = {
     "stop": "stop",
     "seed": "seed",
 }
+NOT_SENT: Final = frozenset({"model", "stream", "response_fields"})
+"""Fields of a caller's own body that are replaced or left out."""
 UNSUPPORTED: Final = frozenset(
     {
         *("n", "best_of", "logprobs", "echo", "echo_logprobs", "logit_bias", "user"),
@@ -59,7 +63,10 @@ def call(request: CompletionRequest, target: Target) -> UpstreamRequest:
     return UpstreamRequest("POST", root + path, headers, msgspec.json.encode(body(request, target)))
 
 
-def body(request: CompletionRequest, target: Target) -> dict[str, Any]:  # noqa: ARG001
+def body(request: CompletionRequest, target: Target) -> dict[str, Any]:
+    if request.infill:
+        kept = {name: value for name, value in request.infill.items() if name not in NOT_SENT}
+        return kept | {"model": target.model, "stream": request.stream}
     (prompt,) = request.prompts
     found: dict[str, Any] = {
         "input_prefix": prompt,
@@ -74,14 +81,27 @@ def body(request: CompletionRequest, target: Target) -> dict[str, Any]:  # noqa:
 
 
 def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batch]:
+    # A caller who wants a whole answer can't be shown the pieces of a stream.
+    response = reader(request, opaque=request.stream)
     return single_choice.events(
-        chunks, InfillResponse(adds=request.passes_on).read, partial(complete, request=request)
+        chunks,
+        response.read,
+        partial(complete, request=request),
+        # Older servers answer with one choice, however many were asked for.
+        finished=lambda: bool(response.finished),
     )
 
 
 def complete(body: bytes, request: CompletionRequest) -> Batch:
-    read = partial(InfillResponse(adds=request.passes_on).read_whole, body)
+    read = partial(reader(request).read_whole, body)
     return bodies.whole(body, read, partial(events, request=request))
+
+
+def reader(request: CompletionRequest, *, opaque: bool = True) -> InfillResponse:
+    own = bool(request.infill)
+    return InfillResponse(
+        adds=request.passes_on and not own, opaque=own and opaque, choices=request.choices
+    )
 
 
 def error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:

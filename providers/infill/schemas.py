@@ -15,6 +15,7 @@ from providers.decoding.lenient_json import Count, Text
 class Piece(msgspec.Struct):
     """A piece of a stream, or a whole JSON body."""
 
+    index: Count | None = None
     content: Text | None = None
     stop: bool | None = None
     stop_type: Any = None
@@ -24,6 +25,8 @@ class Piece(msgspec.Struct):
     error: Any = None
 
 
+SEVERAL: Final = msgspec.json.Decoder(list[msgspec.Raw])
+"""A whole JSON body with several choices."""
 PIECE: Final = msgspec.json.Decoder(Piece)
-KNOWN: Final = frozenset({"index", "prompt", *Piece.__struct_fields__})
+KNOWN: Final = frozenset({"prompt", *Piece.__struct_fields__})
 """The known fields. The others are passed on to who asked for them."""

@@ -17,7 +17,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from itertools import chain, islice
 from typing import Final, TypeAlias
 
@@ -30,6 +30,7 @@ from completion import (
     Delta,
     Event,
     Finished,
+    FinishReason,
     Started,
     Usage,
     Used,
@@ -115,6 +116,11 @@ class LocalCall:
     def abort(self) -> None:
         """End the call within a time slice. Any thread may call this."""
         self._aborted.set()
+
+    @property
+    def finished(self) -> Mapping[int, FinishReason]:
+        """Return none: each Finished event comes at once."""
+        return {}
 
     def end_if_finished(self) -> bool:
         """Return False: the call ends by itself."""

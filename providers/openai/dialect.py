@@ -79,7 +79,7 @@ def _url(target: Target) -> str:
     if "{model}" in base:
         base = base.replace("{model}", quote(target.model, safe=""))
     path = "/completions" if target.legacy else "/chat/completions"
-    if target.fim:
+    if target.fim and target.fim.path:
         path = target.fim.path
     return f"{base}{path}?{provider.query}" if provider.query else base + path
 

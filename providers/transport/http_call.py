@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
-from completion import Batch, CompletionRequest, Finished
+from completion import Batch, CompletionRequest, Finished, FinishReason
 from errors import UpstreamError
 from providers.base import Dialect, Signer, Target
 from providers.decoding import bodies
@@ -38,6 +38,7 @@ class HttpCall:
         self._request = request
         self._target = target
         self._signer = signer
+        self._finish: Finish | None = None
         self._exchange = transport.exchange(
             dialect.call(request, target),
             timeouts,
@@ -60,7 +61,7 @@ class HttpCall:
         if self._request.stream:
             self._refuse_compression()
             batches = self._dialect.events(self._exchange.chunks(), self._request)
-            finish = Finish(self._request.choices)
+            finish = self._finish = Finish(self._request.choices)
             try:
                 yield from self._until_finished(batches, finish)
             except UpstreamError:
@@ -121,6 +122,10 @@ class HttpCall:
             raise UpstreamError(
                 "The upstream compressed its stream, although uncompressed data was requested."
             )
+
+    @property
+    def finished(self) -> Mapping[int, FinishReason]:
+        return self._finish.final if self._finish is not None else {}
 
     def abort(self) -> None:
         self._exchange.abort()

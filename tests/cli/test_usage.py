@@ -308,7 +308,7 @@ def test_a_backup_of_an_invalid_database_fails_with_one_line(empty: Runner, tmp_
 
 
 def test_a_restored_backup_replaces_the_ledger(run: Runner, tmp_path: Path) -> None:
-    """Follow the steps in docs/operating.md."""
+    """Follow the steps in docs/guides/operate.md."""
     target = tmp_path / "copy.db"
     run.ok("ledger", "backup", str(target))
     before = run.json()

@@ -185,6 +185,7 @@ def test_a_redis_in_cluster_mode_is_refused() -> None:
         pytest.skip(str(error))
 
 
+@pytest.mark.thorough
 def test_a_start_on_a_redis_in_cluster_mode_fails_with_one_line() -> None:
     with RedisServer(cluster_enabled="yes") as redis_server:
         server = Server(env={"REDIS_URL": redis_server.url})

@@ -12,6 +12,7 @@ from completion import (
     CompletionRequest,
     Delta,
     Finished,
+    Opaque,
     Started,
     Usage,
     Used,
@@ -233,3 +234,23 @@ def test_an_emulated_echo_comes_with_the_fields(face: Face, upstream: Upstream) 
     upstream.play(*SCRIPT)
     [choice] = face.ask(model="fakechat/m", echo=True, **ASKING).get_json()["choices"]
     assert (choice["text"], choice["token_ids"]) == ("Say itHello", [5, 6, 7])
+
+
+CREDENTIAL = "operator-credential-1234567890"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b'{"content":"a","stop":false}', b'{"content":"a","stop":false}'),
+        (b'{"content":"sk-abcdefghijklmn"}', b'{"content":"sk-abcdefghijklmn"}'),
+        (
+            f'{{"a":["x {CREDENTIAL}"],"{CREDENTIAL}":1}}'.encode(),
+            b'{"a":["x [key]"],"[key]":1}',
+        ),
+    ],
+)
+def test_opaque_data_loses_only_the_credential_that_was_sent(data: bytes, expected: bytes) -> None:
+    batches = redacted(iter([[Opaque(data, 1, 3)]]), Secret(CREDENTIAL))
+    assert list(flatten(batches)) == [Opaque(expected, 1, 3)]
+    assert list(flatten(redacted(iter([[Opaque(data)]]), None))) == [Opaque(data)]

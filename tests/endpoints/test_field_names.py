@@ -125,8 +125,7 @@ def targets() -> list[Target]:
         free = msgspec.structs.replace(row, cannot=(), families=(), completions=False)
         legacy = msgspec.structs.replace(free, completions=True)
         found += [Target(free, "m", Secret("k")), Target(legacy, "m", Secret("k"))]
-        if row.fim:
-            found.append(Target(free, "m", Secret("k"), fim=row.fim))
+        found += [Target(free, "m", Secret("k"), fim=rule) for rule in row.fim if rule.path]
     return found
 
 
@@ -296,7 +295,7 @@ ROW = Provider(
     base_url="http://127.0.0.1:1",
     chat_names={"max_tokens": "most_words", "seed": "chance"},
     families=(Family(models=("big*",), chat_names={"n": "ways"}),),
-    fim=Fim(path="/fim", names={"max_tokens": "longest"}),
+    fim=(Fim(path="/fim", names={"max_tokens": "longest"}),),
 )
 
 

@@ -44,7 +44,7 @@ def test_a_browser_gets_the_playground(site: Site, accept: str) -> None:
 )
 def test_a_program_gets_json(site: Site, accept: str | None) -> None:
     answer = site.client.get("/", headers={"Accept": accept} if accept else {})
-    assert answer.json == {"name": "sluice", "version": VERSION, "docs": "docs/api.md"}
+    assert answer.json == {"name": "sluice", "version": VERSION, "docs": "docs/reference/api.md"}
     assert "Accept" in answer.vary
 
 

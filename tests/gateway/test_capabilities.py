@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from completion import CompletionRequest
 from errors import UnsupportedParameter
 from gateway import capabilities
 from gateway.capabilities import Candidate, candidates, fit, wanted
+from gateway.stop_automaton import compiled
 from providers import registry
 from providers.base import Target
 from tests.routing.test_router import ROWS, a_request, a_target
@@ -113,13 +115,12 @@ def test_unknown_parameters_are_dropped_under_the_names_of_the_caller() -> None:
     [
         ({"n": 2, "stop": ("a",)}, None),
         ({"n": 3}, "limited/m-1 doesn't support n above 2."),
-        ({"stop": ("a", "b")}, "limited/m-1 doesn't support stop above 1."),
     ],
 )
 def test_a_value_above_what_a_host_takes_is_refused(
     fields: dict[str, Any], says: str | None
 ) -> None:
-    row = {**ROWS["sim"], "limits": {"n": 2, "stop": 1}}
+    row = {**ROWS["sim"], "limits": {"n": 2}}
     target = Target(registry.rows({"limited": row}, {})["limited"], "m-1")
     if says is None:
         assert fit(a_request(**fields), target, strict=False).request == a_request(**fields)
@@ -145,34 +146,91 @@ def test_a_value_above_what_a_host_takes_is_refused(
         ("anthropic/m", None),
         ("bedrock/m", None),
         ("local/pydoc", None),
+        ("openai/o1", 0),
         ("openai/o3", 0),
+        ("openai/gpt-5-mini", 0),
+        ("openai/gpt-5-chat-latest", 4),
+        ("azure/o4-mini", 0),
+        ("xai/grok-4", 0),
     ],
 )
-def test_stop_sequences_up_to_the_number_of_the_row_are_sent(model: str, most: int | None) -> None:
+def test_a_host_gets_the_stop_sequences_that_it_takes_and_the_others_are_emulated(
+    model: str, most: int | None
+) -> None:
     name, _, own = model.partition("/")
     target = Target(registry.rows({})[name], own)
-    stops = tuple(f"{number}" for number in range(64))
-    if most != 0:
-        sent = stops[:most]
-        assert fit(a_request(stop=sent), target, strict=True).request.stop == sent
+    stops = tuple(f"<{number}>" for number in range(64))
+    sent = stops[:most]
+    if sent:
+        found = fit(a_request(stop=sent), target, strict=True)
+        assert (found.request.stop, found.stops) == (sent, None)
     if most is not None:
-        with pytest.raises(UnsupportedParameter) as caught:
-            fit(a_request(stop=stops[: most + 1]), target, strict=False)
-        assert caught.value.param == "stop"
-        assert not most or caught.value.message.endswith(f"doesn't support stop above {most}.")
+        found = fit(a_request(stop=stops), target, strict=True)
+        assert (found.request.stop, found.dropped) == (sent, ())
+        assert found.stops is compiled(stops)
+
+
+def of_sim(**limits: float) -> Target:
+    row = {**ROWS["sim"], "limits": limits}
+    return Target(registry.rows({"sim": row}, {})["sim"], "m-1")
+
+
+@pytest.mark.parametrize(
+    "stops", [("a", "a", "b", "b"), ("\n", "\n\n", "b", "\n\n\n"), ("b", "abc", "ab", "a")]
+)
+def test_stop_sequences_that_never_come_first_do_not_count(stops: tuple[str, ...]) -> None:
+    found = fit(a_request(stop=stops), of_sim(stop=2), strict=False)
+    assert found.stops is None
+    assert found.request.stop in {("a", "b"), ("\n", "b"), ("b", "a")}
 
 
 def test_sluice_toml_raises_the_number_of_stop_sequences() -> None:
     row = registry.rows({"vllm": {"limits": {"stop": 40}}})["vllm"]
     stops = tuple(f"{number}" for number in range(40))
-    assert fit(a_request(stop=stops), Target(row, "m"), strict=True).request.stop == stops
+    found = fit(a_request(stop=stops), Target(row, "m"), strict=True)
+    assert (found.request.stop, found.stops) == (stops, None)
 
 
-def test_among_fallbacks_a_host_that_takes_more_stop_sequences_is_used() -> None:
+def test_fallbacks_get_as_many_stop_sequences_as_each_takes() -> None:
     rows = registry.rows({})
     few, many = Target(rows["vllm"], "m"), Target(rows["llamacpp"], "m")
     found = candidates(a_request(stop=tuple("abcde")), [few, many], strict=False)
-    assert [candidate.target for candidate in found] == [many]
+    assert [candidate.request.stop for candidate in found] == [tuple("abcd"), tuple("abcde")]
+    assert [candidate.stops is None for candidate in found] == [False, True]
+
+
+def test_with_emulated_stop_sequences_echo_is_emulated_too() -> None:
+    found = fit(a_request(stop=("a", "b"), echo=True), of_sim(stop=1), strict=True)
+    assert (found.echo, found.request.echo) == (True, False)
+
+
+def test_a_request_for_no_tokens_needs_no_stop_sequences() -> None:
+    request = a_request(stop=("a", "b"), echo=True, logprobs=1, max_tokens=0)
+    found = fit(request, of_sim(stop=1), strict=True)
+    assert found.request == msgspec.structs.replace(request, stop=())
+    assert (found.echo, found.stops) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"echo": True, "logprobs": 0}, "echo and logprobs"),
+        ({"echo": True, "prompts": ((1, 2),)}, "echo and a prompt of token ids"),
+        ({"best_of": 3}, "best_of"),
+        ({"extra": {"min_tokens": 5}}, "min_tokens"),
+        ({"openai_extra": {"include_stop_str_in_output": True}}, "include_stop_str_in_output"),
+        ({"openai_extra": {"no_stop_trim": True}}, "no_stop_trim"),
+        ({"openai_extra": {"use_beam_search": True}}, "use_beam_search"),
+    ],
+)
+def test_stop_sequences_that_cannot_be_emulated_exactly_are_refused(
+    fields: dict[str, Any], words: str
+) -> None:
+    fit(a_request(stop=("a",), **fields), of_sim(stop=1), strict=False)
+    with pytest.raises(UnsupportedParameter) as caught:
+        fit(a_request(stop=("a", "b"), **fields), of_sim(stop=1), strict=False)
+    assert caught.value.message.endswith(f"doesn't support stop above 1 together with {words}.")
+    assert caught.value.param == "stop"
 
 
 @pytest.mark.parametrize("suffix", ["", "x"])
@@ -248,3 +306,41 @@ def test_the_llamacpp_row_emulates_echo_and_refuses_it_only_with_logprobs() -> N
     assert fit(a_request(logprobs=1), target, strict=False).request.logprobs == 1
     with pytest.raises(UnsupportedParameter, match="echo together with logprobs"):
         fit(a_request(echo=True, logprobs=1), target, strict=False)
+
+
+@pytest.mark.parametrize(
+    ("model", "stops", "sent"),
+    [
+        ("anthropic/claude-opus-5-5", ("END",), ("END",)),
+        ("anthropic/claude-opus-5-5", ("\n", "END"), ("END",)),
+        ("anthropic/claude-opus-5-5", ("\n\nHuman:", "\n\n"), ()),
+        ("anthropic/claude-opus-5-5", ("\nHuman:", "\n\n"), ()),  # it could hide the end of "\n\n"
+        ("bedrock/us.anthropic.claude-opus-5-5", (" ", "END"), ("END",)),
+        ("bedrock/amazon.nova-lite", ("\n", "END"), ("\n", "END")),
+    ],
+)
+def test_stop_sequences_of_white_space_are_emulated_where_a_host_refuses_them(
+    model: str, stops: tuple[str, ...], sent: tuple[str, ...]
+) -> None:
+    name, _, own = model.partition("/")
+    found = fit(a_request(stop=stops), Target(registry.rows({})[name], own), strict=True)
+    assert found.request.stop == sent
+    assert (found.stops is None) is (sent == stops)
+
+
+@pytest.mark.parametrize(
+    ("model", "stops", "words"),
+    [
+        ("anthropic/claude-opus-5-5", ("\n",), "a stop of white space only"),
+        ("xai/grok-4", ("END",), "stop"),
+        ("vllm/m", tuple("abcde"), "stop above 4"),
+    ],
+)
+def test_a_refused_emulation_says_which_stop_sequences_the_host_lacks(
+    model: str, stops: tuple[str, ...], words: str
+) -> None:
+    name, _, own = model.partition("/")
+    request = a_request(stop=stops, extra={"min_tokens": 5})
+    with pytest.raises(UnsupportedParameter) as caught:
+        fit(request, Target(registry.rows({})[name], own), strict=False)
+    assert caught.value.message == f"{model} doesn't support {words} together with min_tokens."

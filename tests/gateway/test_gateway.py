@@ -45,7 +45,8 @@ from errors import (
 )
 from gateway.attempts import Reader
 from gateway.call import COMMENTS, Call, Outcome, raise_for
-from gateway.capabilities import Candidate, echoed
+from gateway.capabilities import Candidate
+from gateway.echo import echoed
 from gateway.gateway import Gateway
 from keys.key import Key, allows
 from keys.redaction import Secret
@@ -205,7 +206,8 @@ def gateway(records: Records) -> Gateway:
 
 
 def a_gateway(records: Records, **settings: Any) -> Gateway:
-    found = Settings(providers=ROWS, prices=PRICES, **{"retries": 0} | settings)
+    options: dict[str, Any] = {"providers": ROWS, "prices": PRICES, "retries": 0}
+    found = Settings(**options | settings)
     return Gateway(found, Quota(found.reserve_tokens), cast(Ledger, NullLedger()), records)
 
 
@@ -213,7 +215,7 @@ def open_call(
     gateway: Gateway, model: str = "sim/m", *fallbacks: str, byok: str | None = None, **fields: Any
 ) -> Call:
     key = fields.pop("key", a_key())
-    strict = fields.pop("strict", False)
+    strict, continues = fields.pop("strict", False), fields.pop("continues", False)
     request = CompletionRequest(**{"prompts": ("Hi there",), "stream": True, **fields})
     route = Route(
         model=model, fallbacks=fallbacks, byok_api_key=Secret(byok) if byok is not None else None
@@ -226,6 +228,7 @@ def open_call(
         request_id="r-1",
         stream_id="s-1",
         strict=strict,
+        continues=continues,
     )
 
 

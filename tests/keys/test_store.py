@@ -732,7 +732,7 @@ def test_a_key_made_in_code_has_the_defaults() -> None:
 
 
 def test_the_documented_table_of_tiers_matches_the_code() -> None:
-    table = (ROOT / "docs/keys.md").read_text()
+    table = (ROOT / "docs/guides/keys.md").read_text()
     for tier, (requests, tokens) in key_module.LIMITS.items():
         shown = ("any" if limit is None else f"{limit:,}" for limit in (requests, tokens))
         assert f"| `{tier}` | {' | '.join(shown)} |\n" in table

@@ -529,10 +529,10 @@ print(book.queue, flush=True)
 @pytest.mark.parametrize(
     ("do", "undo"),
     [
-        (unlink_wal, None),
-        (unlink_both, None),
-        (rename, rename_back),
-        (rename_folder, rename_folder_back),
+        pytest.param(unlink_wal, None, marks=pytest.mark.thorough),
+        pytest.param(unlink_both, None, marks=pytest.mark.thorough),
+        pytest.param(rename, rename_back, marks=pytest.mark.thorough),
+        pytest.param(rename_folder, rename_folder_back, marks=pytest.mark.thorough),
         (replace_with_backup, rename_back),
     ],
     ids=lambda deed: deed and deed.__name__,

@@ -19,6 +19,7 @@ from tests.support import calls
 from tests.support.daemons import CantRunError
 from tests.support.paths import ROOT
 from tests.support.pgbouncer import PgBouncer
+from tests.support.sampling import sampled
 from tests.support.servers import Server, clean_environment, settings_files
 
 SETTINGS: dict[str, dict[str, object]] = {
@@ -137,6 +138,7 @@ def test_a_refused_connection_is_not_taken_for_a_pooler(postgres_url: str) -> No
     link.close()
 
 
+@pytest.mark.parametrize("pooler", sampled(SETTINGS, "default"), indirect=True)
 def test_a_server_records_its_calls_through_pgbouncer(pooler: PgBouncer, tmp_path: Path) -> None:
     with Server(env={"DATABASE_URL": pooler.url}, directory=tmp_path) as server:
         for number in range(12):

@@ -22,6 +22,7 @@ from tests.support.books import Place, assert_sound, ledger_of, row_of, rows, sp
 from tests.support.fake import FakeProvider
 from tests.support.load import NATIVE, OPENAI, Kind, Sent, play
 from tests.support.pace import HANG_S
+from tests.support.sampling import sampled
 from tests.support.servers import Server
 
 CALLERS, ROUNDS = 50, 20
@@ -117,9 +118,10 @@ def test_calls_without_max_tokens_overspend_at_most_by_the_calls_in_flight(
 
 BILLED = 5000
 """The tokens that a host bills although max_tokens is 1."""
+IGNORED = {"ignore_max_tokens": True}
 
 
-@pytest.mark.parametrize("params", [{}, {"ignore_max_tokens": True}])
+@pytest.mark.parametrize("params", sampled([{}, IGNORED], IGNORED))
 def test_a_host_that_bills_more_than_max_tokens_overspends_at_most_by_the_calls_in_flight(
     fake: FakeProvider, params: dict[str, Any]
 ) -> None:

@@ -221,6 +221,7 @@ def test_a_burst_of_calls_never_exceeds_max_streams_of_a_key(
     assert fake.counts.received == MOST_STREAMS
 
 
+@pytest.mark.thorough
 def test_a_budget_is_never_overspent_by_calls_with_max_tokens(
     cluster: Cluster, fake: FakeProvider, keys: dict[str, str]
 ) -> None:

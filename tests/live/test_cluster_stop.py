@@ -272,6 +272,7 @@ def test_every_worker_lists_the_streams_of_all_workers(
             cluster.wait(lambda asked=asked: listed(asked).json == [])  # type: ignore[misc]
 
 
+@pytest.mark.thorough
 def test_stream_of_a_killed_worker_leaves_the_list_and_stop_never_answers_200(
     cluster: Cluster, fake: FakeProvider
 ) -> None:

@@ -18,6 +18,7 @@ from tests.support.calls import BEGUN, EVENT, ask, begin_stream, closed_after, s
 from tests.support.fake import FakeProvider
 from tests.support.pace import scaled
 from tests.support.raw_client import RawClient
+from tests.support.sampling import sampled
 from tests.support.servers import Kind, Server, fake_rows
 
 KINDS: tuple[Kind, ...] = ("gevent", "gthread")
@@ -40,7 +41,7 @@ def serve(fake: FakeProvider, kind: Kind = "gevent") -> Server:
     return Server(rows + DEAR, kind=kind, env=ENV)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=sampled(KINDS, "gevent"))
 def started(request: pytest.FixtureRequest, fake_process: FakeProvider) -> Iterator[Server]:
     with serve(fake_process, request.param) as server:
         yield server
@@ -209,7 +210,7 @@ def test_a_drain_can_be_stopped(server: Server, fake: FakeProvider) -> None:
     assert stop(server, stream_id).status == 200
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sampled(KINDS, "gthread"))
 def test_shutdown_ends_a_drain(fake: FakeProvider, kind: Kind) -> None:
     fake.script([*BEGUN, fp.hold()])
     with serve(fake, kind) as server:

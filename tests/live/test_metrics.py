@@ -110,6 +110,7 @@ def test_each_worker_shows_the_sums_over_all_workers(pair: Server, fake: FakePro
             assert not [name for name in found if not name.startswith("sluice_")]
 
 
+@pytest.mark.thorough
 def test_redis_up_falls_to_0_in_every_worker_when_redis_crashes(
     pair: Server, redis_server: RedisServer
 ) -> None:
@@ -121,6 +122,7 @@ def test_redis_up_falls_to_0_in_every_worker_when_redis_crashes(
             wait_shown(pair, client, redis_up=0)
 
 
+@pytest.mark.thorough
 def test_a_killed_worker_loses_its_active_streams_but_not_its_counts(
     pair: Server, fake: FakeProvider
 ) -> None:
@@ -168,6 +170,7 @@ def test_counts_outlive_a_reload_and_the_directory_is_removed_on_exit(
     assert directories(temporary) == []
 
 
+@pytest.mark.thorough
 def test_a_metrics_directory_of_the_operator_is_kept(
     fake: FakeProvider, settings: dict[str, str], temporary: Path
 ) -> None:

@@ -183,7 +183,7 @@ def test_nginx_hides_the_metrics_from_headers_that_change_the_path(
 
 
 def test_the_guides_rule_hides_other_paths_however_they_are_written(server: Server) -> None:
-    guide = (ROOT / "docs/deploy/vm.md").read_text()
+    guide = (ROOT / "docs/guides/deploy/vm.md").read_text()
     rule = "location ^~ /ready { return 404; }"
     assert rule in guide
     rules = "\n".join(rule.replace("/ready", prefix) for prefix in HIDDEN if prefix != "/metrics")
@@ -202,7 +202,7 @@ def test_the_guides_rule_hides_other_paths_however_they_are_written(server: Serv
 
 
 def test_nginx_accepts_the_blocks_of_the_scale_guide(tmp_path: Path) -> None:
-    blocks = BLOCK.findall((ROOT / "docs/deploy/scale.md").read_text())
+    blocks = BLOCK.findall((ROOT / "docs/guides/deploy/scale.md").read_text())
     assert len(blocks) == 2
     resolvable = (
         "\n".join(blocks).replace("a.internal", "127.0.0.2").replace("b.internal", "127.0.0.3")

@@ -213,6 +213,7 @@ def test_a_reload_under_load_fails_no_call(fake: FakeProvider) -> None:
     assert "Traceback" not in server.output()
 
 
+@pytest.mark.thorough
 def test_max_requests_under_load_fails_no_call(fake: FakeProvider) -> None:
     with serve(fake, "--max-requests", "5") as server:
         renew_under_load(fake, server, lambda: None, within=DRAIN_S + 5)

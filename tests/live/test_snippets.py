@@ -37,7 +37,7 @@ TOO_LONG = re.compile(r"^make (test|soak)\b", re.MULTILINE)
 """Commands that `make -n` prints instead of running."""
 
 OLD_KEY = "sk-their-old-key"
-"""The key that a caller keeps in docs/migrating.md."""
+"""The key that a caller keeps in docs/guides/migrating.md."""
 TYPED = re.compile(r"^\$ (.*\n)", re.MULTILINE)
 
 FAILED = re.compile(r'"success":false|"type":"error"|\{"error":')
@@ -124,9 +124,7 @@ def test_snippets_of_a_journey_page_run_in_order(
     page: str, checkout: Checkout, fake: FakeProvider
 ) -> None:
     fake.script(fp.answer(fp.body("Semicolons fall", chat=True)))
-    begun = fp.sse(fp.chunks(["Once"], chat=True, finish=None), done=False, complete=False)
-    fake.script([*begun, fp.hold()])
-    env: dict[str, str] = {}
+    env = {"SLUICE_URL": f"http://127.0.0.1:{checkout.port}"}
     for snippet in ALL:
         if snippet.page == page and snippet.how == "run":
             text = TOO_LONG.sub(r"make -n \1", snippet.text)
@@ -134,7 +132,7 @@ def test_snippets_of_a_journey_page_run_in_order(
                 output = checkout.serve(serves[1])
                 text = SERVES.sub("", text)
                 if key := KEY.search(output):
-                    env["KEY"] = key[0]
+                    env["SLUICE_KEY"] = key[0]
             run(snippet, text, checkout, env)
 
 
@@ -150,9 +148,9 @@ def test_shell_commands_of_a_page_run_in_order(
     database = server.directory / "sluice.db"
     made = checkout.bash(f"SLUICE_DATABASE={database} flask ledger backup sluice.db")
     assert made.returncode == 0, made.stderr
-    if page != "docs/keys.md":  # this page creates a key itself
+    if page != "docs/guides/keys.md":  # this page creates a key itself
         assert checkout.bash("flask keys create --name laptop").returncode == 0
-    env = {"KEY": server.key}
+    env = {"SLUICE_URL": server.url, "SLUICE_KEY": server.key}
     for snippet in ALL:
         if snippet.page == page and snippet.how == "run" and snippet.language == "shell":
             text = TOO_LONG.sub(r"make -n \1", snippet.text)
@@ -160,7 +158,7 @@ def test_shell_commands_of_a_page_run_in_order(
             if transcript := TYPED.findall(text):
                 text = "".join(transcript)
             run(snippet, text.replace(ADDRESS, server.url.removeprefix("http://")), checkout, env)
-    if page == "docs/migrating.md":
+    if page == "docs/guides/migrating.md":
         found = KeyStore(checkout.directory / "keys.jsonl").find(OLD_KEY)
         assert found is not None
         assert found.name == "app"
@@ -180,7 +178,7 @@ def run(snippet: Snippet, text: str, checkout: Checkout, env: dict[str, str]) ->
             check=False,
         )
     else:
-        text = text.replace("export KEY=sk-sluice-...", f"export KEY={env.get('KEY')}")
+        text = text.replace("SLUICE_KEY=sk-sluice-...", f"SLUICE_KEY={env['SLUICE_KEY']}")
         done = checkout.bash(text, **env)
     output = done.stdout + done.stderr
     assert done.returncode == 0, f"{snippet.place}: {output}"

@@ -21,13 +21,13 @@ from providers.hosts import BUILT_IN
 from tests.support.pace import HANG_S
 from tests.support.paths import ROOT
 
-GUIDES = sorted((ROOT / "docs/deploy").glob("*.md"))
+GUIDES = sorted((ROOT / "docs/guides/deploy").glob("*.md"))
 NGINX = ROOT / "deploy/nginx.conf"
 UNIT = ROOT / "deploy/sluice.service"
 FILES = [*GUIDES, *sorted(p for p in (ROOT / "deploy").rglob("*") if p.is_file())]
 FILES += [ROOT / "Dockerfile", ROOT / "compose.yaml", ROOT / ".dockerignore"]
 FAREWELL_S = 10
-"""The seconds that process managers must wait beyond SLUICE_DRAIN_S; see docs/operating.md."""
+"""The seconds that process managers must wait beyond SLUICE_DRAIN_S; see docs/guides/operate.md."""
 UNITS = {"": 1, "s": 1, "k": 1024, "m": 1024 * 1024}
 BLOCK = re.compile(r"^ *(upstream \w+ \{\n.*?^ *\}$)", re.MULTILINE | re.DOTALL)
 by_name = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -42,7 +42,7 @@ def value(path: Path, name: str) -> int:
 
 @by_name
 def test_variables_named_in_deploy_files_exist(path: Path) -> None:
-    ours = {variable.name for variable in VARIABLES}
+    ours = {variable.name for variable in VARIABLES} | {"SLUICE_KEY", "SLUICE_URL"}
     theirs = {name for row in BUILT_IN for name in re.findall(r"\w+_API_KEY", repr(row))}
     named = set(re.findall(r"\b(?:SLUICE_[A-Z_]+|[A-Z]+_URL|WEB_CONCURRENCY)\b", path.read_text()))
     assert named <= ours
@@ -56,12 +56,12 @@ def test_files_named_in_deploy_files_exist(path: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
-def test_flask_commands_in_deploy_guides_exist_with_their_options() -> None:
+def test_sluice_commands_in_deploy_guides_exist_with_their_options() -> None:
     context = click.Context(create_app(Settings()).cli)
     found = 0
     for path in GUIDES:
         for line in re.findall(
-            r"flask ((?:keys|usage|ledger|providers)\b[^\n`;)|]*)", path.read_text()
+            r"sluice ((?:keys|usage|ledger|providers)\b[^\n`;)|]*)", path.read_text()
         ):
             words = shlex.split(line)
             command: click.Command = create_app(Settings()).cli
@@ -91,7 +91,7 @@ def test_stop_timeouts_of_systemd_and_docker_cover_the_drain_time() -> None:
     needed = Settings().drain + FAREWELL_S
     assert value(UNIT, "TimeoutStopSec") >= needed
     assert value(ROOT / "compose.yaml", "stop_grace_period") >= needed
-    stop = re.search(r"--stop-timeout (\d+)", (ROOT / "docs/deploy/docker.md").read_text())
+    stop = re.search(r"--stop-timeout (\d+)", (ROOT / "docs/guides/deploy/docker.md").read_text())
     assert stop is not None
     assert int(stop[1]) >= needed
 

@@ -10,19 +10,30 @@ from providers.base import Provider
 from providers.hosts import BUILT_IN
 from tests.support.paths import ROOT
 
+LINK = re.compile(r"(?:\]\(|src=\")(?!https?:)([^)#\"]+)")
+"""A relative link, or the file of a picture."""
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), ROOT / "bench/README.md"]
+
 
 def test_every_relative_link_leads_to_an_existing_file() -> None:
-    for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
+    for path in PAGES:
+        for target in LINK.findall(path.read_text()):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
 def test_every_anchor_is_a_heading() -> None:
-    for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+    for path in PAGES:
         for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", path.read_text()):
             text = (path.parent / target).read_text() if target else path.read_text()
             headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
             assert anchor in map(anchor_of, headings), f"{path.name}: {target}#{anchor}"
+
+
+def test_the_documentation_has_one_name_for_the_command_line() -> None:
+    commands = re.compile(r"\bflask (?:keys|usage|ledger|providers|quickstart)\b")
+    found = [path.name for path in PAGES for _ in commands.findall(path.read_text())]
+    assert sorted(set(found)) == ["CHANGELOG.md", "quickstart.md", "troubleshooting.md"]
+    assert found.count("quickstart.md") == 1
 
 
 def anchor_of(heading: str) -> str:
@@ -32,7 +43,9 @@ def anchor_of(heading: str) -> str:
 
 def test_the_documented_defaults_equal_those_of_the_settings() -> None:
     rows = re.findall(
-        r"^\| `(\w+)` \| ([^|]*?) ?\|", (ROOT / "docs/configuration.md").read_text(), re.MULTILINE
+        r"^\| `(\w+)` \| ([^|]*?) ?\|",
+        (ROOT / "docs/reference/configuration.md").read_text(),
+        re.MULTILINE,
     )
     documented, settings = dict(rows), Settings()
     for name, field, parse in VARIABLES:
@@ -45,7 +58,7 @@ def test_the_documented_defaults_equal_those_of_the_settings() -> None:
 
 def test_every_test_named_in_the_documentation_exists() -> None:
     found = 0
-    for path in ROOT.glob("docs/**/*.md"):
+    for path in PAGES:
         for name, test in re.findall(r"`((?:\w+/)*test_\w+\.py)::(\w+)`", path.read_text()):
             assert f"def {test}(" in (ROOT / "tests" / name).read_text(), f"{path.name}: {test}"
             found += 1
@@ -53,10 +66,10 @@ def test_every_test_named_in_the_documentation_exists() -> None:
 
 
 def test_the_documented_provider_table_matches_the_built_in_rows() -> None:
-    assert provider_table(BUILT_IN) in (ROOT / "docs/providers.md").read_text()
+    assert provider_table(BUILT_IN) in (ROOT / "docs/guides/providers.md").read_text()
 
 
 def test_every_field_of_a_provider_row_is_documented() -> None:
-    text = (ROOT / "docs/providers.md").read_text()
+    text = (ROOT / "docs/guides/providers.md").read_text()
     documented = set(re.findall(r"^\| `(\w+)` \| [^`|]*[a-z]", text, re.MULTILINE))
     assert set(Provider.__struct_fields__) - {"name"} <= documented

@@ -43,8 +43,15 @@ ROUTES = {
     ("POST", "/api/v1/auth/token"),
     ("POST", "/api/v1/completions"),
     ("POST", "/api/v1/completions/stop-stream/<stream_id>"),
+    ("POST", "/beta/completions"),
+    ("POST", "/completion"),
+    ("POST", "/completions"),
+    ("POST", "/fim/completions"),
+    ("POST", "/infill"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/completions/stop-stream/<stream_id>"),
+    ("POST", "/v1/fim/completions"),
+    ("POST", "/v1/infill"),
 }
 
 CODES = {
@@ -90,6 +97,7 @@ VARIABLES = {
     "SLUICE_DISCONNECT_S",
     "SLUICE_DISCONNECT_USD",
     "SLUICE_DRAIN_S",
+    "SLUICE_FIM_MODEL",
     "SLUICE_FIRST_EVENT_TIMEOUT_S",
     "SLUICE_FIRST_EVENT_WAIT_S",
     "SLUICE_HOST",
@@ -202,7 +210,7 @@ def test_the_metrics_are_exactly_the_pinned_names_and_labels() -> None:
 
 
 def test_the_configuration_reference_names_exactly_all_variables() -> None:
-    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
     documented = Counter(re.findall(r"^\| `([A-Z][A-Z0-9_]*)` \|", text, re.MULTILINE))
     keys = {row.api_key_env for row in BUILT_IN if row.api_key_env is not None}
     in_urls = {name for row in BUILT_IN for name in re.findall(r"\{([A-Z0-9_]+)\}", row.base_url)}

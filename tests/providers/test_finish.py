@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from completion import Batch, Delta, Event, Finished, FinishReason, Started, Thought, Usage, Used
+from completion import (
+    Batch,
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    Opaque,
+    Started,
+    Thought,
+    Usage,
+    Used,
+)
 from providers.finish import Finish
 
 USED, USED_TOO = Used(Usage(7, 5)), Used(Usage(7, 5), with_text=True)
@@ -37,6 +48,8 @@ def finish_of(*batches: Batch, choices: int = 1) -> tuple[Finish, list[Event]]:
         ([[text(), LAST], [USED]], True),
         ([[Started("m"), text(), LAST, USED]], True),
         ([[Thought(9)], [end()]], True),
+        ([[Opaque(b"{}", 0, 9)], [Opaque(b"{}"), end()]], True),
+        ([[Opaque(b"{}", 0, 9)], [end()], [Opaque(b"{}", 0, 9)]], False),
         # More text may follow a reason that came with text or reasoning.
         ([[text(), LAST]], False),
         ([[text()], [text(), LAST]], False),
@@ -89,3 +102,20 @@ def test_text_of_another_choice_does_not_make_a_reason_early() -> None:
 def test_plain_text_needs_no_attention() -> None:
     finish, _ = finish_of([Started("m")], [text()])
     assert not finish.watchful
+
+
+@pytest.mark.parametrize(
+    ("batches", "final"),
+    [
+        ([[text()], [end(index=1)]], {1: "stop"}),
+        ([[text(index=1), end("length", 1)]], {1: "length"}),
+        ([[text()], [Finished(1, "stop", with_text=True)]], {}),  # more text may follow
+        ([[text(index=1), end(index=1)], [text(index=1)]], {}),
+        ([[Started("m"), end(index=1)]], {}),  # it may be a placeholder
+        ([[text()], [end(index=1)], [Finished(1, "stop", with_text=True)]], {}),
+    ],
+)
+def test_the_final_reasons_are_those_that_no_text_can_follow(
+    batches: list[Batch], final: dict[int, FinishReason]
+) -> None:
+    assert finish_of(*batches, choices=2)[0].final == final

@@ -15,6 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.http1 import FastResponse, RequestHead
+from tests.support.sampling import sampled
 
 PROXY, STRANGER = ("127.0.0.1", 1234), ("203.0.113.9", 1234)
 POST = b"POST /v1/completions HTTP/1.1\r\n"
@@ -137,7 +138,9 @@ def test_a_request_is_read_exactly_as_by_gunicorn(sent: bytes, peer: Any) -> Non
     ],
     ids=str,
 )
-@pytest.mark.parametrize("sent", ODD_HEADS.values(), ids=ODD_HEADS)
+@pytest.mark.parametrize(
+    "sent", sampled(ODD_HEADS.values(), *list(ODD_HEADS.values())[::2]), ids=ODD_HEADS
+)
 def test_a_request_is_read_exactly_as_by_gunicorn_under_any_settings(
     sent: bytes, given: dict[str, Any]
 ) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from completion import Delta, Finished, Prompt, Started, Usage, Used
-from streams.tally import Tally
+from completion import Delta, Finished, Opaque, Prompt, Started, Usage, Used
+from streams.tally import EVENT_WEIGHT, Tally
 
 PROMPT = "a prompt of thirty-two characters"
 
@@ -52,3 +52,22 @@ def test_the_echo_of_a_call_without_output_is_not_counted_as_output(prompt: Prom
     usage = found.usage(failed=False)
     assert (usage.output_tokens, usage.source) == (0, "estimate")
     assert usage.input_tokens == (9 if isinstance(prompt, str) else 3)
+
+
+def test_an_opaque_event_is_counted_like_text_and_weighs_its_data() -> None:
+    found = Tally((PROMPT,))
+    data = b'{"content":"12345678","stop":false}'
+    assert found.add([Opaque(data, 0, 8)]) == len(data) + EVENT_WEIGHT
+    assert (found.visible, found.output_tokens) == (1, 2)
+    assert found.add([Opaque(b"{}", 0, 0, visible=False)]) == 2 + EVENT_WEIGHT
+    assert (found.visible, found.output_tokens) == (1, 2)
+    found.add([reported(9, 5)])
+    found.add([Opaque(data, 0, 8)])
+    assert (found.output_tokens, found.usage(failed=False).source) == (7, "estimate")
+
+
+@pytest.mark.parametrize("sent", [PROMPT, "<A>" + PROMPT * 3 + "<B>"])
+def test_only_the_callers_own_prompt_counts_as_echoed(sent: str) -> None:
+    found = Tally((sent,), 1, echoed=(PROMPT,))
+    found.add([Started("m"), Delta(0, PROMPT), Delta(0, "12345678"), Finished(0, "stop")])
+    assert found.usage(failed=False).output_tokens == 2

@@ -29,7 +29,7 @@ class Checkout:
     """A set-up checkout.
 
     with Checkout(tmp_path) as checkout:
-        checkout.bash("flask providers")
+        checkout.bash("./sluice providers")
     """
 
     def __init__(self, directory: Path) -> None:
@@ -72,10 +72,7 @@ class Checkout:
 
     def ours(self, text: str) -> str:
         """Return commands of the docs with the address of this checkout's server."""
-        here = f"127.0.0.1:{self.port}"
-        # In the docs the examples need no SLUICE_URL, because its default is the docs' address.
-        text = text.replace("SLUICE_KEY=$KEY ", f"SLUICE_URL=http://{ADDRESS} SLUICE_KEY=$KEY ")
-        return text.replace(ADDRESS, here)
+        return text.replace(ADDRESS, f"127.0.0.1:{self.port}")
 
     def serve(self, command: str) -> str:
         """Start a server; stop the running one first. Return the output until it is ready."""

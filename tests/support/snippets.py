@@ -33,54 +33,58 @@ WHOLE_SUITE = "runs all tests, and a soak of ten minutes; tests/live/test_soak.p
 SHAPE = "shows the shape of a response"
 
 NOT_RUN: Final[dict[tuple[str, str], str]] = {
+    ("README.md", "docker build"): DOCKER,
     ("docs/quickstart.md", "python3 -m venv"): PIP,
     ("docs/quickstart.md", ".venv/bin/pip install -r requirements-dev.txt"): WHOLE_SUITE,
     (
-        "docs/api.md",
+        "docs/reference/api.md",
         "export SLUICE_URL=",
     ): "tests/live/test_snippets.py::test_each_example_of_the_documentation_runs",
-    ("docs/api.md", "event: usage_start"): SHAPE,
-    ("docs/api.md", "model,requests,cost_usd"): SHAPE,
+    ("docs/reference/api.md", "event: usage_start"): SHAPE,
+    ("docs/reference/api.md", "model,requests,cost_usd"): SHAPE,
     (
-        "docs/api.md",
+        "docs/reference/api.md",
         "X-Sluice-Timeout: 30",
     ): "tests/endpoints/test_calls.py::test_timeout_header_parses_into_time_limits",
-    ("docs/api.md", '{"code": "rate_limited"'): SHAPE,
+    ("docs/reference/api.md", '{"code": "rate_limited"'): SHAPE,
     (
-        "docs/keys.md",
-        "flask keys list [--limits]",
+        "docs/guides/keys.md",
+        "./sluice keys list [--limits]",
     ): "is a synopsis; tests/cli/test_cli.py runs each command",
-    ("docs/keys.md", '{"id":"key_...'): (
+    ("docs/guides/keys.md", '{"id":"key_...'): (
         "tests/keys/test_store.py::test_the_key_file_holds_the_documented_fields_and_no_secret"
     ),
-    ("docs/operating.md", "location /llm/ {"): (
+    ("docs/guides/operate.md", "location /llm/ {"): (
         "tests/live/test_prefix.py::test_everything_that_pages_refer_to_is_below_the_prefix"
     ),
-    ("docs/operating.md", "cp /backups/"): (
+    ("docs/guides/operate.md", "cp /backups/"): (
         "tests/cli/test_usage.py::test_a_restored_backup_replaces_the_ledger"
     ),
-    ("docs/deploy/docker.md", "docker build"): DOCKER,
-    ("docs/deploy/docker.md", 'echo "POSTGRES_PASSWORD='): DOCKER,
-    ("docs/deploy/heroku.md", "python3 -m venv"): HEROKU,
-    ("docs/deploy/heroku.md", "heroku config:set SLUICE_KEYS"): HEROKU,
-    ("docs/deploy/heroku.md", "heroku addons:create heroku-redis"): HEROKU,
-    ("docs/deploy/heroku.md", "curl -H"): "is only a part of a command, which shows a header",
-    ("docs/deploy/scale.md", "upstream sluice"): (
+    ("docs/guides/deploy/docker.md", "docker build"): DOCKER,
+    ("docs/guides/deploy/docker.md", 'echo "POSTGRES_PASSWORD='): DOCKER,
+    ("docs/guides/deploy/heroku.md", "python3 -m venv"): HEROKU,
+    ("docs/guides/deploy/heroku.md", "heroku config:set SLUICE_KEYS"): HEROKU,
+    ("docs/guides/deploy/heroku.md", "heroku addons:create heroku-redis"): HEROKU,
+    (
+        "docs/guides/deploy/heroku.md",
+        "curl -H",
+    ): "is only a part of a command, which shows a header",
+    ("docs/guides/deploy/scale.md", "upstream sluice"): (
         "tests/live/test_nginx.py::test_nginx_accepts_the_blocks_of_the_scale_guide"
     ),
-    ("docs/deploy/scale.md", "upstream cells"): (
+    ("docs/guides/deploy/scale.md", "upstream cells"): (
         "tests/live/test_nginx.py::test_nginx_accepts_the_blocks_of_the_scale_guide"
     ),
-    ("docs/deploy/vm.md", "sudo apt install"): ROOT_NEEDED,
-    ("docs/deploy/vm.md", "sudo tee .env"): ROOT_NEEDED,
-    ("docs/deploy/vm.md", "sudo -u sluice .venv/bin/flask keys create"): ROOT_NEEDED,
-    ("docs/deploy/vm.md", "sudo cp deploy/sluice.service"): ROOT_NEEDED,
-    ("docs/deploy/vm.md", "sudo certbot"): ROOT_NEEDED + "; also needs a public domain name",
-    ("docs/deploy/vm.md", "sudo cp deploy/nginx.conf"): ROOT_NEEDED,
-    ("docs/deploy/vm.md", "sudo sed -i"): ROOT_NEEDED,
-    ("docs/deploy/vm.md", "sudo cp deploy/logrotate.conf"): ROOT_NEEDED,
-    ("docs/deploy/vm.md", "sudo -u sluice .venv/bin/flask providers"): ROOT_NEEDED,
-    ("docs/deploy/vm.md", "cd /opt/sluice"): ROOT_NEEDED,
+    ("docs/guides/deploy/vm.md", "sudo apt install"): ROOT_NEEDED,
+    ("docs/guides/deploy/vm.md", "sudo tee .env"): ROOT_NEEDED,
+    ("docs/guides/deploy/vm.md", "sudo -u sluice ./sluice keys create"): ROOT_NEEDED,
+    ("docs/guides/deploy/vm.md", "sudo cp deploy/sluice.service"): ROOT_NEEDED,
+    ("docs/guides/deploy/vm.md", "sudo certbot"): ROOT_NEEDED + "; also needs a public domain name",
+    ("docs/guides/deploy/vm.md", "sudo cp deploy/nginx.conf"): ROOT_NEEDED,
+    ("docs/guides/deploy/vm.md", "sudo sed -i"): ROOT_NEEDED,
+    ("docs/guides/deploy/vm.md", "sudo cp deploy/logrotate.conf"): ROOT_NEEDED,
+    ("docs/guides/deploy/vm.md", "sudo -u sluice ./sluice providers"): ROOT_NEEDED,
+    ("docs/guides/deploy/vm.md", "cd /opt/sluice"): ROOT_NEEDED,
 }
 
 

@@ -359,7 +359,7 @@ def test_metrics_of_the_python_process_are_shown() -> None:
 
 
 def test_the_documentation_has_every_metric_and_no_other() -> None:
-    text = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(sluice_\w+)` \| (\w+) \|([^|]*)\| [^|]+ \|$", text, re.MULTILINE)
     documented = {name: (kind, tuple(re.findall(r"\w+", labels))) for name, kind, labels in rows}
     assert documented == families()

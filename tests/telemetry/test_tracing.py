@@ -135,6 +135,7 @@ def test_no_text_or_key_is_sent_to_the_collector(
 def test_an_unreachable_collector_does_not_fail_a_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")  # seconds in which it retries
     site = make_app(tmp_path, monkeypatch, otel_endpoint="http://127.0.0.1:9")
     play(monkeypatch, hello())
     assert site.post(PROMPT).status_code == 200

@@ -23,11 +23,14 @@ from tests.support import fake as fp
 from tests.support.fake import FakeProvider
 from tests.support.pace import HANG_S, scaled
 from tests.support.pieces import COMMENT, PIECES, Pieces, legacy
+from tests.support.sampling import sampled
 
 GRACE_S = 0.3
 ENDING = {name: pieces for name, pieces in PIECES.items() if pieces.finish}
 PATIENT = Timeouts(connect=5, first_event=HANG_S, idle=HANG_S)
 CLOSE = {"Connection": "close"}
+
+COUNTS = {"usage": {"prompt_tokens": 7, "completion_tokens": 1}}
 
 each = pytest.mark.parametrize("pieces", ENDING.values(), ids=ENDING)
 
@@ -175,7 +178,7 @@ def test_text_with_a_finish_waits_for_the_idle_deadline(
     assert_whole(fold(flatten(batches)))
 
 
-@pytest.mark.parametrize("usage", [{}, {"usage": {"prompt_tokens": 7, "completion_tokens": 1}}])
+@pytest.mark.parametrize("usage", sampled([{}, COUNTS], COUNTS))
 def test_a_pause_does_not_cut_off_a_host_that_finishes_every_chunk(
     fake: FakeProvider, transport: Transport, usage: dict[str, Any]
 ) -> None:
