@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
@@ -217,8 +219,23 @@ def delete(id_or_name: str, yes: bool) -> None:
 
 
 def store() -> KeyStore:
+    """Return the store of the keys. Raises KeyFileError if the key file exists but can't be read.
+
+    Otherwise the commands would report that there are no keys.
+    """
     found: KeyStore = current_app.extensions["sluice"].keys
+    if trouble := found.trouble:
+        path = found.path.absolute()
+        raise KeyFileError(f"{trouble} ({path}{belongs_to(path)}).")
     return found
+
+
+def belongs_to(path: Path) -> str:
+    """Return the owner of a file, as a part of a sentence, if it is another user's."""
+    with suppress(OSError, KeyError):
+        if path.stat().st_uid != os.geteuid():
+            return f", which belongs to {path.owner()}"
+    return ""
 
 
 def report(key: Key, state: str) -> None:

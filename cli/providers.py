@@ -16,6 +16,7 @@ from errors import ProviderNotFound
 from gateway import capabilities
 from providers.base import Provider, Target
 from providers.checks import Check, check, check_all, public_url
+from providers.fim_templates import FAMILIES
 from providers.hosts import BUILT_IN
 from providers.registry import missing
 from providers.transport.exchange import Transport
@@ -29,6 +30,11 @@ ABSENT = ("refused", "itself")
 """What a check of a local engine that isn't running finds."""
 NOT_RUNNING = "not running"
 
+COLUMNS = (
+    *("provider", "variables", "a model", "legacy completions", "fill-in-the-middle"),
+    *("emulated", "dropped", "refused"),
+)
+
 
 @click.group(
     "providers",
@@ -36,7 +42,7 @@ NOT_RUNNING = "not running"
     invoke_without_command=True,
     help="List the known providers, and show which of them are enabled and answer now.",
 )
-@click.option("--markdown", is_flag=True, help="Print the table of docs/guides/providers.md.")
+@click.option("--markdown", is_flag=True, help="Print the tables of docs/guides/providers.md.")
 @click.option(
     "--check/--no-check",
     "checks",
@@ -50,7 +56,7 @@ def providers_group(ctx: click.Context, markdown: bool, checks: bool, as_json: b
     if ctx.invoked_subcommand is not None:
         return
     if markdown:
-        click.echo(provider_table(BUILT_IN))
+        click.echo(f"{provider_table(BUILT_IN)}\n\n{family_table()}")
         return
     rows = list(router().providers.values())
     found = {one.provider: one for one in checked(rows)} if checks else None
@@ -190,10 +196,7 @@ def check_as_json(one: Check) -> dict[str, Any]:
 
 def provider_table(rows: Iterable[Provider]) -> str:
     """Return a Markdown table of providers, with the shortcomings of each one's first model."""
-    lines = [
-        "| provider | variables | a model | legacy completions | emulated | dropped | refused |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     for row in rows:
         model = row.models[0] if row.models else "any"
         cells = (
@@ -201,10 +204,52 @@ def provider_table(rows: Iterable[Provider]) -> str:
             ", ".join(f"`{name}`" for name in missing(row, {})) or "-",
             f"`{model}`",
             legacy(row),
+            filling_in(row),
             *(", ".join(names) or "-" for names in capabilities.shortcomings(Target(row, model))),
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def filling_in(row: Provider) -> str:
+    """Return a text that says how a row's models fill in the middle."""
+    found = []
+    for rule in row.fim:
+        which = "" if rule.models == ("*",) else " " + globs(rule.models)
+        found.append(("template" if rule.by_template else "native") + which)
+    names = ("*",) if row.completions is True else row.completions or ()
+    takers = [name for name in names if "suffix" not in Target(row, name).cannot]
+    if row.dialect == "openai" and not found and takers:
+        found.append("native" if takers == ["*"] else f"native {globs(takers)}")
+    return ", ".join(found) or "-"
+
+
+def family_table() -> str:
+    """Return a Markdown table of the families of models that fill in by a template."""
+    lines = [
+        "| family | models | prompt | other files | source |",
+        "|---|---|---|---|---|",
+    ]
+    for family in FAMILIES:
+        but = f", but not {globs(family.unless)}" if family.unless else ""
+        cells = (
+            f"`{family.name}`",
+            globs(family.models) + but,
+            code(family.prompt.replace("{prefix}", "P").replace("{suffix}", "S")),
+            code(family.repository.replace("{files}", family.file)),
+            family.source,
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def globs(patterns: Iterable[str]) -> str:
+    return ", ".join(f"`{pattern}`" for pattern in patterns)
+
+
+def code(text: str) -> str:
+    """Return a text as code in the cell of a table."""
+    return "`" + text.replace("|", "\\|").replace("\n", "\\n") + "`"
 
 
 def legacy(row: Provider) -> str:
@@ -213,4 +258,4 @@ def legacy(row: Provider) -> str:
         return "-"
     if isinstance(row.completions, bool):
         return "all" if row.completions else "none"
-    return ", ".join(f"`{pattern}`" for pattern in row.completions)
+    return globs(row.completions)

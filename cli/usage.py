@@ -15,6 +15,7 @@ import click
 from flask import current_app
 from flask.cli import AppGroup
 
+from cli.callers_folder import callers_folder
 from cli.formats import as_json, parse_duration, parse_instant, table, to_json
 from cli.keys import store
 from cli.open_ledger import open_ledger, refuse_missing
@@ -140,6 +141,7 @@ def backup(file: Path) -> None:
     if source is None:
         raise click.ClickException('The ledger is on PostgreSQL; use pg_dump "$DATABASE_URL".')
     refuse_missing(source)
+    file = callers_folder() / file
     try:
         upkeep.backup(source, file)
     except FileExistsError:

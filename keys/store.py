@@ -109,6 +109,15 @@ class KeyStore:
         view = self._fresh()
         return [self._trouble, *view.problems] if self._trouble else list(view.problems)
 
+    @property
+    def trouble(self) -> str:
+        """A sentence that says why the file can't be used now; empty if it was read or is missing.
+
+        In a store that has read the file before, its keys remain valid meanwhile.
+        """
+        self._fresh()
+        return self._trouble
+
     def create(self, name: str, **terms: Unpack[Terms]) -> tuple[Key, str]:
         """Create a key, and return it with its secret, which can't be shown again.
 
@@ -271,7 +280,10 @@ class KeyStore:
         """Keep the keys of a file that can't be read."""
         self._good.unreadable()
         self._seen = seen
-        self._report(trouble, "the keys last read remain valid")
+        valid = (
+            "the keys last read remain valid" if self._good.lines else "it has no valid keys yet"
+        )
+        self._report(trouble, valid)
 
     def _report(self, trouble: str, consequence: str) -> None:
         """Set the problem with the file, and log it if it is a new one. Empty means none."""

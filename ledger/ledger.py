@@ -137,6 +137,10 @@ class Ledger:
         if self._file is not None:
             self._file.may_create = False
 
+    def is_shared(self) -> bool:
+        """Return True if another process is known to use the ledger's SQLite file."""
+        return isinstance(self._presence, LockFile) and self._presence.in_use()
+
     def start(self) -> None:
         """Connect to the database, migrate it and close the rows of dead processes.
 
@@ -189,8 +193,7 @@ class Ledger:
     def refused(self, key_id: str, reason: str) -> None:
         """Count a call that was refused. The count is written soon; see ledger/refusals.py."""
         self._refused.add(key_id, reason)
-        with contextlib.suppress(RuntimeError):  # no thread can be started now; a later call may
-            self._pump.start()
+        self._pump.start()
 
     def read(self, query: Callable[[Connection], T]) -> T:
         """Run a query and return its result. Raises Unavailable if it fails."""
@@ -269,12 +272,9 @@ class Ledger:
                 time.sleep(min(GATHER_S * self._under_way, MOST_GATHER_S))
             self._wanted.clear()
             self._turn()
-            if not self._trouble:
-                self._refused.flush_if_due()
         with self._lock:
             self._ended = True
         self._turn()
-        self._refused.flush()
         if self._late:
             log.error(
                 "the ledger's database is unavailable: %d steps were not written", len(self._late)
@@ -309,6 +309,7 @@ class Ledger:
         for task in group.tasks:
             task()
         group.done.set()
+        self._refused.flush(at_once=self._ended, paused=bool(self._trouble))
 
     def _check(self) -> None:
         """Check that SQLite's files are in their place. Raises DatabaseAway."""

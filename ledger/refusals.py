@@ -67,16 +67,18 @@ class RefusedCalls:
     def add(self, key_id: str, reason: str) -> None:
         self._new.append((key_id, day_of(now_us()), reason))
 
-    def flush_if_due(self) -> None:
-        """Flush, if the last flush was FLUSH_S ago."""
-        if time.monotonic() >= self._due:
-            self.flush()
+    def flush(self, *, at_once: bool, paused: bool) -> None:
+        """Write the counts if it is time, or keep them. Raises nothing.
 
-    def flush(self) -> None:
-        """Write the counts, or keep them if the database is unavailable. Raises nothing."""
-        self._due = time.monotonic() + FLUSH_S
+        Args:
+            at_once: write now, because the process ends.
+            paused: write nothing, because the database is unavailable.
+        """
         for _ in range(len(self._new)):  # what is added meanwhile waits for the next flush
             self._counts[self._new.popleft()] += 1
+        if paused or not (at_once or time.monotonic() >= self._due):
+            return
+        self._due = time.monotonic() + FLUSH_S
         if not self._counts:
             return
         counts = self._counts

@@ -67,15 +67,16 @@ def check(transport: Transport, target: Target, limit: float, *, thorough: bool 
         return Check(target.provider.name, ok=True, state="ok", message="ok (built in)")
     began = time.monotonic()
     found = attempt(transport, target, limit)
-    found = found._replace(seconds=time.monotonic() - began)
+    seconds = time.monotonic() - began
     if found.state != "ok":
-        return found
+        return found._replace(seconds=seconds)
     remark = ""
     if thorough and target.credential is not None:
         bare = msgspec.structs.replace(target, credential=None)
         if attempt(transport, bare, limit).state == "ok":
             remark = "; the key was not checked, because the host needs none for this"
-    return found._replace(message=f"ok ({found.seconds * 1000:.0f} ms){remark}")
+    message = f"ok ({seconds * 1000:.0f} ms){remark}"
+    return Check(found.provider, ok=True, state="ok", message=message, seconds=seconds)
 
 
 def check_all(

@@ -38,7 +38,9 @@ CLAUDE_UNSTEERED: Final = (  # these models reject parameters that steer the sam
 CLAUDE_EITHER: Final = ("claude-*-4-[156]", "claude-*-4-[156]-*")
 
 BUILT_IN: Final = (
-    Provider(name="local", dialect="local", models=("pydoc",), free=True, disconnect="cancel"),
+    Provider(
+        name="local", dialect="local", models=("pydoc", "slow"), free=True, disconnect="cancel"
+    ),
     Provider(
         name="openai",
         base_url="https://api.openai.com/v1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,8 +17,10 @@ from flask import Flask
 import cli
 import cli.keys
 from cli.formats import cell, parse_duration
+from cli.quickstart import url_of
 from config import Settings
 from keys.key import LIMITS
+from keys.key_file import View
 from keys.store import KeyStore
 from ledger.database import database_url
 from ledger.ledger import Ledger
@@ -545,11 +548,71 @@ def test_quickstart_creates_only_one_key(run: Runner, store: KeyStore) -> None:
     first = run.plain("quickstart")
     (secret,) = set(re.findall(r"sk-sluice-[\w-]+", first.stdout))
     assert store.find(secret) == store.get("first")
-    assert first.stdout.count(secret) == 2
+    assert f"export SLUICE_KEY={secret}\n" in first.stdout
     again = run.plain("quickstart")
-    assert "YOUR_KEY" in again.stdout
-    assert "http://127.0.0.1:8000" in again.stdout
+    assert "Lost your key? ./sluice keys create --name NAME" in again.stdout
+    for output in (first.stdout, again.stdout):
+        assert "http://127.0.0.1:8000/api/v1/completions" in output
+        assert "Bearer $SLUICE_KEY" in output
     assert len(store.all()) == 1
+
+
+def test_quickstart_accepts_a_first_key_that_another_process_creates_meanwhile(
+    run: Runner, store: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    KeyStore(store.path).create("first")
+    monkeypatch.setattr(KeyStore, "_fresh", lambda store: View())
+    monkeypatch.setattr("cli.quickstart.KeyStore", lambda path: SimpleNamespace(all=lambda: [1]))
+    result = run.plain("quickstart")
+    assert result.exit_code == 0
+    assert "sk-sluice-" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("host", "more", "url"),
+    [
+        ("", {}, "http://127.0.0.1:8000"),
+        ("0.0.0.0", {}, "http://127.0.0.1:8000"),
+        ("::", {}, "http://127.0.0.1:8000"),
+        ("::1", {}, "http://[::1]:8000"),
+        ("10.0.0.7", {}, "http://10.0.0.7:8000"),
+        ("localhost", {"scheme": "https", "prefix": "/llm/"}, "https://localhost:8000/llm"),
+    ],
+)
+def test_url_of_leads_from_this_machine_to_the_server(
+    host: str, more: dict[str, str], url: str
+) -> None:
+    assert url_of(host, 8000, **more) == url
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["keys", "list"],
+        ["keys", "list", "--json"],
+        ["keys", "create", "--name", "a"],
+        ["keys", "show", "a"],
+        ["quickstart"],
+    ],
+)
+def test_a_key_file_that_cannot_be_read_is_never_taken_for_an_empty_one(
+    tmp_path: Path, command: list[str]
+) -> None:
+    path = tmp_path / "keys.jsonl"
+    path.mkdir()
+    result = Runner(KeyStore(path)).plain(*command)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (f"Error: keys.jsonl can't be read: not a regular file ({path}).\n")
+
+
+def test_a_key_file_of_another_user_names_its_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "keys.jsonl"
+    KeyStore(path).create("a")
+    monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    monkeypatch.setattr(Path, "owner", lambda path: "ada")
+    assert cli.keys.belongs_to(path) == ", which belongs to ada"
 
 
 def test_quickstart_fails_with_a_message_if_no_key_can_be_written(tmp_path: Path) -> None:

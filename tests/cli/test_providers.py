@@ -13,7 +13,7 @@ from flask import Flask
 
 import cli
 from cli import providers as commands
-from cli.providers import provider_table
+from cli.providers import family_table, provider_table
 from config import Settings
 from providers.base import Target
 from providers.checks import Check
@@ -84,7 +84,7 @@ def test_the_list_can_leave_the_checks_out(run: Run) -> None:
 
 
 def test_the_markdown_table_needs_no_check(run: Run) -> None:
-    assert run("--markdown").stdout == provider_table(BUILT_IN) + "\n"
+    assert run("--markdown").stdout == f"{provider_table(BUILT_IN)}\n\n{family_table()}\n"
     assert run.checked == []
 
 

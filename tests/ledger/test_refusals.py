@@ -130,8 +130,8 @@ def test_counts_of_many_threads_are_complete(ledger_url: str) -> None:
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        found.flush()
-    found.flush()
+        found.flush(at_once=True, paused=False)
+    found.flush(at_once=True, paused=False)
     link.close()
     assert written(ledger_url) == {("key_a", REQUESTS): 8000}
 
