@@ -31,7 +31,7 @@ from tests.support.snippets import FENCE, JOURNEYS, NOT_RUN, PAGES, Snippet, sni
 
 pytestmark = pytest.mark.thorough
 
-SERVES = re.compile(r"^(make run|\./sluice serve)\b.*\n", re.MULTILINE)
+SERVES = re.compile(r"^(make run|\./sluice serve(?: --[\w-]+)*)\b.*\n", re.MULTILINE)
 KEY = re.compile(r"sk-sluice-[\w-]{20,}")
 TOO_LONG = re.compile(r"^make (test|soak)\b", re.MULTILINE)
 """Commands that `make -n` prints instead of running."""

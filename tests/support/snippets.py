@@ -34,7 +34,6 @@ SHAPE = "shows the shape of a response"
 
 NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ("README.md", "docker build"): DOCKER,
-    ("docs/quickstart.md", "./sluice setup\n"): PIP,
     ("docs/quickstart.md", "./sluice setup --dev"): WHOLE_SUITE,
     (
         "docs/reference/api.md",
