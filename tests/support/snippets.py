@@ -49,7 +49,7 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ("docs/reference/api.md", '{"code": "rate_limited"'): SHAPE,
     (
         "docs/guides/keys.md",
-        "./sluice keys list [--json]",
+        "./sluice keys list [--limits]",
     ): "is a synopsis; tests/cli/test_cli.py runs each command",
     ("docs/guides/keys.md", '{"id":"key_...'): (
         "tests/keys/test_store.py::test_the_key_file_holds_the_documented_fields_and_no_secret"
