@@ -400,7 +400,7 @@ def test_list_without_keys_prints_a_hint_on_stderr(run: Runner) -> None:
     result = run("list")
     assert result.exit_code == 0
     assert result.stdout == ""
-    assert "flask keys create" in result.stderr
+    assert "sluice keys create" in result.stderr
     assert run.json("list") == []
 
 

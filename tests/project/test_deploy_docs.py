@@ -120,7 +120,7 @@ def test_docker_image_holds_only_code_pages_and_requirements() -> None:
     let_in = {rule[1:] for rule in rules if rule.startswith("!")}
     packages = {path.parent.name for path in ROOT.glob("[!.]*/__init__.py")} - {"tests", "bench"}
     pages = {name for name in ("static", "templates") if (ROOT / name).is_dir()}
-    assert let_in == {"*.py", "requirements.txt"} | packages | pages
+    assert let_in == {"*.py", "requirements.txt", "sluice"} | packages | pages
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze isn't installed")
