@@ -10,7 +10,7 @@ from flask import Flask
 
 import cli
 from cluster.redis_client import RedisClient
-from config import ConfigError, Settings
+from config import ConfigError, Settings, TomlError
 from endpoints import (
     error_handlers,
     fim,
@@ -31,6 +31,7 @@ from gateway.gateway import Gateway
 from keys.store import KeyStore
 from ledger.database import database_url
 from ledger.ledger import Ledger
+from providers.key_variables import near_misses
 from providers.transport.proxy import unused
 from quota.quota import Quota
 from routing.circuit_breaker import CircuitBreakers
@@ -69,7 +70,10 @@ def create_app(settings: Settings | None = None) -> Flask:
         log.warning(warning)
     app = App(__name__, static_folder=None)
     app.url_map.strict_slashes = False
-    app.extensions["sluice"] = wire(settings)
+    try:
+        app.extensions["sluice"] = wire(settings)
+    except TomlError as error:
+        raise settings.located(error) from None
     app.extensions["read_deadlines"] = read_deadlines  # for the worker, which can't import it
     hooks.register(app, settings.cors_origins)
     error_handlers.register(app)
@@ -109,9 +113,14 @@ def wire(settings: Settings) -> Services:
     gateway = Gateway(settings, quota, ledger, records.settled, breakers=breakers, cluster=cluster)
     if cluster is not None:
         cluster.attend(gateway.streams, quota.beat, breakers.exchange, metrics.refresh)
-    for warning in gateway.prices.unused(gateway.router.providers, gateway.router.aliases):
+    router = gateway.router
+    for warning in (
+        *near_misses(router.providers.values(), settings.environ),
+        *router.warnings(),
+        *gateway.prices.unused(router.providers, router.aliases),
+    ):
         log.warning(warning)
-    aliased = chain.from_iterable(gateway.router.aliases.values())
+    aliased = chain.from_iterable(router.aliases.values())
     metrics.know([settings.default_model, settings.fim_model, *settings.prices, *aliased])
     return Services(
         settings=settings,
