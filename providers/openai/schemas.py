@@ -146,7 +146,8 @@ def decode(data: bytes, pairs: SplitPairs, *, adds: bool = False) -> Chunk:
     """
     if adds:
         with suppress(*NOT_JSON):
-            return _known_decoder.decode(data)
+            known: KnownChunk = _known_decoder.decode(data)
+            return known
     try:
         return _typed(data)
     except NOT_JSON:
