@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from completion import (
+    Added,
     Batch,
     Delta,
     Event,
@@ -16,7 +19,7 @@ from completion import (
     Usage,
     Used,
 )
-from providers.finish import Finish
+from providers.finish import BEFORE_FINISHING, Finish
 
 USED, USED_TOO = Used(Usage(7, 5)), Used(Usage(7, 5), with_text=True)
 LAST = Finished(0, "stop", with_text=True)
@@ -119,3 +122,34 @@ def test_the_final_reasons_are_those_that_no_text_can_follow(
     batches: list[Batch], final: dict[int, FinishReason]
 ) -> None:
     assert finish_of(*batches, choices=2)[0].final == final
+
+
+EVENTS = st.sampled_from(
+    [
+        *(text(), text(index=1), Thought(3), Started("m"), Added(0, {"x": 1}, 7), USED, USED_TOO),
+        *(end(), end("length", 1), LAST, Opaque(b"{}"), Opaque(b"{}", 0, 9)),
+    ]
+)
+
+
+class Searching(Finish):
+    """A Finish that searches each batch event by event."""
+
+    def take(self, batch: Batch) -> Batch:
+        self._look(batch)
+        return [event for event in batch if not isinstance(event, Finished)]
+
+
+@given(st.lists(st.lists(EVENTS, max_size=6), max_size=6), st.sampled_from([1, 2]))
+def test_batches_without_a_finish_reason_count_as_if_searched_event_by_event(
+    batches: list[Batch], choices: int
+) -> None:
+    quick, thorough = Finish(choices), Searching(choices)
+    for batch in batches:
+        assert quick.take(batch) == thorough.take(batch)
+        for name in Finish.__slots__:
+            assert getattr(quick, name) == getattr(thorough, name), name
+
+
+def test_no_event_that_finishes_a_choice_is_skipped_by_the_search() -> None:
+    assert BEFORE_FINISHING.isdisjoint((Finished, Opaque))
