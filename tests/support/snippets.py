@@ -30,7 +30,6 @@ DOCKER = "needs Docker and its images; test_deploy_docs.py checks the files"
 HEROKU = "needs a Heroku account"
 PIP = "would download all packages again; the tests run with the packages that it installed"
 WHOLE_SUITE = "runs all tests, and a soak of ten minutes; tests/live/test_soak.py has a short one"
-EDITORS = "tests/live/test_editors.py::test_each_client_reads_the_text_however_its_host_fills_in"
 EDITOR = "configures an editor; tests/live/test_editors.py sends what each of them sends"
 SHAPE = "shows the shape of a response"
 
@@ -55,10 +54,6 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ("docs/guides/keys.md", '{"id":"key_...'): (
         "tests/keys/test_store.py::test_the_key_file_holds_the_documented_fields_and_no_secret"
     ),
-    ("docs/guides/editors.md", "curl -fsS"): "needs an engine; the editors' tests send the request",
-    ("docs/guides/editors.md", "let g:llama_config"): EDITORS,
-    ("docs/guides/editors.md", "[model.completion.http]"): EDITORS,
-    ("docs/guides/editors.md", "require('minuet')"): EDITORS,
     ("docs/guides/editors.md", 'curl -fsS "$SLUICE_URL/v1/completions"'): (
         "needs a model that fills in the middle; tests/live/test_editors.py has a simulated one"
     ),
