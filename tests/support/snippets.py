@@ -28,7 +28,6 @@ ASSIGNMENT = re.compile(r"[A-Z][A-Z_]*=\S+$")
 ROOT_NEEDED = "needs root, and changes the machine"
 DOCKER = "needs Docker and its images; test_deploy_docs.py checks the files"
 HEROKU = "needs a Heroku account"
-PIP = "would download all packages again; the tests run with the packages that it installed"
 WHOLE_SUITE = "runs all tests, and a soak of ten minutes; tests/live/test_soak.py has a short one"
 EDITOR = "configures an editor; tests/live/test_editors.py sends what each of them sends"
 SHAPE = "shows the shape of a response"
