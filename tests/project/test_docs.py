@@ -33,7 +33,7 @@ def test_every_anchor_is_a_heading() -> None:
 def test_the_documentation_has_one_name_for_the_command_line() -> None:
     commands = re.compile(r"\bflask (?:keys|usage|ledger|providers|quickstart)\b")
     found = [path.name for path in PAGES for _ in commands.findall(path.read_text())]
-    assert sorted(set(found)) == ["CHANGELOG.md", "quickstart.md", "troubleshooting.md"]
+    assert sorted(set(found)) == ["CHANGELOG.md", "quickstart.md"]
     assert found.count("quickstart.md") == 1
 
 
