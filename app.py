@@ -109,9 +109,13 @@ def wire(settings: Settings) -> Services:
     gateway = Gateway(settings, quota, ledger, records.settled, breakers=breakers, cluster=cluster)
     if cluster is not None:
         cluster.attend(gateway.streams, quota.beat, breakers.exchange, metrics.refresh)
-    for warning in gateway.prices.unused(gateway.router.providers, gateway.router.aliases):
+    router = gateway.router
+    for warning in (
+        *gateway.prices.unused(router.providers, router.aliases),
+        *router.hidden_models(),
+    ):
         log.warning(warning)
-    aliased = chain.from_iterable(gateway.router.aliases.values())
+    aliased = chain.from_iterable(router.aliases.values())
     metrics.know([settings.default_model, settings.fim_model, *settings.prices, *aliased])
     return Services(
         settings=settings,

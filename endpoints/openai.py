@@ -78,11 +78,13 @@ def stop_stream(stream_id: str) -> Response:
 @auth.login_required
 def models() -> Response:
     gateway = services().gateway
-    names = [*gateway.router.aliases]
+    names = [*gateway.router.aliases]  # an alias may have the name of a provider's model
     for row in gateway.router.providers.values():
         if gateway.router.enabled(row):
             names += [f"{row.name}/{facts.id}" for facts in gateway.prices.models(row)]
-    return json_response({"object": "list", "data": [described(name) for name in names]})
+    return json_response(
+        {"object": "list", "data": [described(name) for name in dict.fromkeys(names)]}
+    )
 
 
 @bp.get("/models/<path:model>")
@@ -103,7 +105,7 @@ def described(name: str) -> dict[str, Any]:
 
     An owner of "llamacpp" would make editors ask for more of llama.cpp's own endpoints.
     """
-    owner = name.partition("/")[0] if "/" in name else "sluice"
+    owner = "sluice" if name in services().gateway.router.aliases else name.partition("/")[0]
     owner = "llama.cpp" if owner == "llamacpp" else owner
     return {"id": name, "object": "model", "created": 0, "owned_by": owner}
 

@@ -75,6 +75,18 @@ class Router:
         ):
             raise ConfigError(f"{where}: {model!r} is not a model of this server (provider/model)")
 
+    def hidden_models(self) -> list[str]:
+        """Return a warning for each alias that hides a model of an enabled provider."""
+        found = []
+        for name, models in self.aliases.items():
+            row = self.providers.get(name.partition("/")[0])
+            if "/" in name and row is not None and self.enabled(row) and name != models[0]:
+                found.append(
+                    f'sluice.toml, [aliases]: "{name}" hides that model of {row.name}, which is '
+                    f"enabled. Calls to it go to {models[0]}."
+                )
+        return found
+
     def enabled(self, provider: Provider) -> bool:
         """Return True if the provider can be called without a BYOK key."""
         return not registry.missing(provider, self._environ)

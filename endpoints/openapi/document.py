@@ -127,7 +127,10 @@ def stop(face: Face) -> Part:
         "Stop a call in any state",
         {"200": named("Stopped", *LIMITS)}
         | responses(face, e.Unauthorized, e.NotFound, e.StreamNotFound),
-        parameters=[in_path("stream_id", "my-stream")],
+        parameters=[
+            in_path("stream_id", "my-stream")
+            | {"description": "The call's stream id, else its request id."}
+        ],
     )
 
 
