@@ -21,6 +21,7 @@ from endpoints import (
     native,
     openai,
     pages,
+    tokenizers,
     usage,
 )
 from endpoints import metrics as metrics_page
@@ -51,6 +52,7 @@ BLUEPRINTS = tuple(
         openai,
         fim,
         llamacpp,
+        tokenizers,
         models,
         usage,
         health,

@@ -37,8 +37,9 @@ HTTP_ERRORS: dict[int, type[SluiceError]] = {
     415: UnsupportedMediaType,
 }
 
+TOKENIZER_PATHS = ("/tokenize", "/detokenize", "/tokenizer_info")
 OPENAI_PATHS = ("/v1/", "/fim/", "/beta/")
-LLAMACPP_PATHS = ("/infill", "/completion", "/completions")
+OPENAI_ROOTS = ("/infill", "/completion", "/completions", *TOKENIZER_PATHS)
 
 
 def register(app: Flask) -> None:
@@ -64,7 +65,7 @@ def error_response(error: SluiceError) -> Response:
 
 def is_openai(path: str) -> bool:
     """Return True for the paths whose clients expect OpenAI's format of an error."""
-    return path.startswith(OPENAI_PATHS) or path.rstrip("/") in LLAMACPP_PATHS
+    return path.startswith(OPENAI_PATHS) or path.rstrip("/") in OPENAI_ROOTS
 
 
 def http_error(error: HTTPException) -> Response:

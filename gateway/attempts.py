@@ -107,7 +107,7 @@ class Reader:
         while True:
             candidate, cooling = self._pick(among)
             if cooling:
-                return failure or self._paused_error(candidate.target, cooling)
+                return failure or paused_error(self.breakers, candidate.target, cooling)
             if failure is None:
                 self._budget.called(candidate.target)
             failure = self._attempt(stream, candidate)
@@ -137,14 +137,6 @@ class Reader:
                 return candidate, 0.0
             waits.append((candidate, wait))
         return min(waits, key=lambda found: found[1])
-
-    def _paused_error(self, target: Target, seconds: float) -> SluiceError:
-        if self.breakers.is_limited(target):
-            return rate_limited(seconds, target, {"provider": target.provider.name})
-        return Unavailable(
-            f"{target.name} is failing. Calls to it are paused for {whole_seconds(seconds)} s.",
-            retry_after=seconds,
-        )
 
     def _wait_to_retry(
         self,
@@ -313,6 +305,16 @@ class Reader:
         dialect = registry.dialect(target.dialect)
         signer = registry.signer(target.provider)
         return HttpCall(self._transport, dialect, request, target, timeouts, signer)
+
+
+def paused_error(breakers: CircuitBreakers, target: Target, seconds: float) -> SluiceError:
+    """Return the error for a target that must not be called for some seconds."""
+    if breakers.is_limited(target):
+        return rate_limited(seconds, target, {"provider": target.provider.name})
+    return Unavailable(
+        f"{target.name} is failing. Calls to it are paused for {whole_seconds(seconds)} s.",
+        retry_after=seconds,
+    )
 
 
 def single_choices(request: CompletionRequest) -> list[CompletionRequest]:

@@ -58,11 +58,16 @@ class Router:
         self._turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
         self._known: dict[tuple[str, str], list[Target]] = {}
         self.aliases = {name: alias(name, value) for name, value in settings.aliases.items()}
-        chosen = {"SLUICE_DEFAULT_MODEL": (self._default,)}
-        if settings.fim_model:
-            chosen["SLUICE_FIM_MODEL"] = (settings.fim_model,)
-        for name, models in (*self.aliases.items(), *chosen.items()):
+        chosen = {
+            "SLUICE_DEFAULT_MODEL": self._default,
+            "SLUICE_FIM_MODEL": settings.fim_model,
+            "SLUICE_TOKENIZE_MODEL": settings.tokenize_model,
+        }
+        for name, models in self.aliases.items():
             for model in models:
+                self._check_name(name, model)
+        for name, model in chosen.items():
+            if model:
                 self._check_name(name, model)
 
     def _check_name(self, where: str, model: str) -> None:
