@@ -7,58 +7,41 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-READY := .venv/.requirements
-READY_DEV := .venv/.requirements-dev
-PIP := $(BIN)/pip install --disable-pip-version-check
+SETUP := PYTHON='$(PYTHON)' ./sluice setup
 PYTEST := $(BIN)/pytest -n 4 --dist loadfile
-DOTENV := $(if $(wildcard .env),$(BIN)/dotenv run --no-override --,)
 
 # The tests start hundreds of processes. Without cached bytecode, each would compile every module.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-all soak bench format clean
+.PHONY: run test test-all soak bench format clean setup setup-dev
 
-run: $(READY)
-	@$(if $(wildcard .env),$(BIN)/python config.py .env)
-	@$(DOTENV) $(BIN)/flask --app wsgi quickstart
-	@$(DOTENV) sh -c '[ -n "$$WEB_CONCURRENCY" ] || unset WEB_CONCURRENCY; exec $(BIN)/gunicorn wsgi:app'
+run: setup
+	@exec ./sluice serve --first-key
 
-test: $(READY_DEV)
+test: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(PYTEST) -m "not thorough" $(PYTEST_FLAGS)
 
-test-all: $(READY_DEV)
+test-all: setup-dev
 	$(PYTEST) -m thorough $(PYTEST_FLAGS)
 
-soak: $(READY_DEV)
+soak: setup-dev
 	$(BIN)/python -m tests.support.soak $(SOAK_FLAGS)
 
-bench: $(READY_DEV)
+bench: setup-dev
 	$(BIN)/python -m bench $(BENCH_FLAGS)
 
-format: $(READY_DEV)
+format: setup-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
 
-.venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "Sluice needs Python 3.11 or newer. Install it, then run: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
-	  echo "Python's venv module is missing. On Debian or Ubuntu, run: sudo apt install python3-venv" >&2; exit 1; }
-	@echo "Creating .venv ..."
-	@$(PYTHON) -m venv .venv
+setup:
+	@$(SETUP)
 
-$(READY): requirements.txt .venv/bin/python
-	@echo "Installing the packages in requirements.txt into .venv (only once, takes about half a minute) ..."
-	@$(PIP) -r requirements.txt
-	@touch $@
-
-$(READY_DEV): requirements-dev.txt requirements-otel.txt requirements.txt .venv/bin/python
-	@echo "Installing the packages in requirements-dev.txt into .venv (only once, takes about a minute) ..."
-	@$(PIP) -r requirements-dev.txt
-	@touch $@ $(READY)
+setup-dev:
+	@$(SETUP) --dev

@@ -10,7 +10,7 @@ from flask import Flask
 
 import cli
 from cluster.redis_client import RedisClient
-from config import ConfigError, Settings
+from config import ConfigError, Settings, TomlError
 from endpoints import (
     error_handlers,
     fim,
@@ -32,6 +32,7 @@ from gateway.gateway import Gateway
 from keys.store import KeyStore
 from ledger.database import database_url
 from ledger.ledger import Ledger
+from providers.key_variables import near_misses
 from providers.transport.proxy import unused
 from quota.quota import Quota
 from routing.circuit_breaker import CircuitBreakers
@@ -71,7 +72,10 @@ def create_app(settings: Settings | None = None) -> Flask:
         log.warning(warning)
     app = App(__name__, static_folder=None)
     app.url_map.strict_slashes = False
-    app.extensions["sluice"] = wire(settings)
+    try:
+        app.extensions["sluice"] = wire(settings)
+    except TomlError as error:
+        raise settings.located(error) from None
     app.extensions["read_deadlines"] = read_deadlines  # for the worker, which can't import it
     hooks.register(app, settings.cors_origins)
     error_handlers.register(app)
@@ -113,6 +117,8 @@ def wire(settings: Settings) -> Services:
         cluster.attend(gateway.streams, quota.beat, breakers.exchange, metrics.refresh)
     router = gateway.router
     for warning in (
+        *near_misses(router.providers.values(), settings.environ),
+        *router.warnings(),
         *gateway.prices.unused(router.providers, router.aliases),
         *router.hidden_models(),
     ):

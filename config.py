@@ -16,9 +16,8 @@ import difflib
 import ipaddress
 import os
 import re
-import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -26,12 +25,77 @@ from typing import Any, NamedTuple, TypeVar
 
 VERSION = "0.1.0"
 DEFAULT_PORT = 8000
+DEFAULT_CONFIG = Path("sluice.toml")
 
 T = TypeVar("T")
 
 
 class ConfigError(Exception):
     """The error for an invalid configuration. The message is one line that says what to change."""
+
+
+class TomlError(ConfigError):
+    """The error for a mistake in a table of sluice.toml.
+
+    Attributes:
+        at: the names that lead to the mistake: of a table, of a row in it, of a field.
+        reason: what is wrong.
+    """
+
+    def __init__(self, reason: str, *at: str) -> None:
+        super().__init__(f"sluice.toml, {table_of(at)}: {reason}")
+        self.reason, self.at = reason, at
+
+    def located(self, path: Path, text: str) -> ConfigError:
+        """Return an error that also names the file and the line.
+
+        Args:
+            path: the file.
+            text: its content.
+        """
+        lines = (line_of(text, self.at[:n]) for n in range(len(self.at), 0, -1))
+        line = next((f", line {line}" for line in lines if line), "")
+        return ConfigError(f"{path}{line}, {table_of(self.at)}: {self.reason}")
+
+
+def table_of(at: Sequence[str]) -> str:
+    """Return the heading of the table that holds a mistake, such as [providers."a.b"]."""
+    names = at[:2] if at[0] in ("providers", "prices") else at[:1]
+    parts = (name if re.fullmatch(r"[\w-]+", name, re.ASCII) else f'"{name}"' for name in names)
+    return f"[{'.'.join(parts)}]"
+
+
+def line_of(text: str, at: Sequence[str]) -> int | None:
+    """Return the number of the line that first sets a value in a TOML text.
+
+    tomllib doesn't keep the lines. So the text is read up to each line that has the value's name,
+    and a little further if a value ends on a later line.
+
+    Args:
+        text: a valid TOML text.
+        at: the names of the tables that lead to the value, and its own.
+
+    Returns:
+        None if there is no such value, or none whose name is written out.
+    """
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        if at[-1] in line and has_value(lines, number, at):
+            return number + 1
+    return None
+
+
+def has_value(lines: Sequence[str], number: int, at: Sequence[str]) -> bool:
+    """Return True if the TOML text up to a line, or to the end of its value, has a value."""
+    for end in range(number + 1, len(lines) + 1):
+        try:
+            found: Any = tomllib.loads("\n".join(lines[:end]))
+        except tomllib.TOMLDecodeError:
+            continue
+        for name in at:
+            found = found.get(name) if isinstance(found, dict) else None
+        return found is not None
+    return False
 
 
 TIMEOUT_FIELDS = ("connect", "first_event", "idle", "total")
@@ -126,6 +190,8 @@ class Settings:
     providers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     aliases: Mapping[str, Any] = field(default_factory=dict)
     prices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    toml: str = field(default="", repr=False)
+    """The text of sluice.toml, in which `located` finds lines."""
     warnings: tuple[str, ...] = ()
     """Warnings to log at startup, one line each."""
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -151,6 +217,10 @@ class Settings:
             warnings=tuple(start_warnings(environ)),
             environ=environ,
         )
+
+    def located(self, error: TomlError) -> ConfigError:
+        """Return an error that names the file and the line of a mistake in sluice.toml."""
+        return error.located(self.config_file or DEFAULT_CONFIG, self.toml)
 
 
 def parse_int(least: int, most: int) -> Callable[[str, str], int]:
@@ -376,10 +446,21 @@ def is_service_link(name: str, value: str) -> bool:
     return any(n.fullmatch(name) and v.fullmatch(value) for n, v in SERVICE_LINKS)
 
 
+CLIENTS = ("SLUICE_KEY", "SLUICE_URL", "SLUICE_MODEL")
+"""The variables of clients, such as the programs in examples/. They may be set for a server too."""
+
+
+def is_for_clients(name: str, value: str) -> bool:
+    """Return True for a client's variable, unless its value looks like that of SLUICE_KEYS."""
+    return name in CLIENTS and not value.lstrip().startswith("{")
+
+
 def refuse_unknown(environ: Mapping[str, str]) -> None:
     known = [variable.name for variable in VARIABLES]
     for name in sorted(environ):
-        if not name.startswith("SLUICE_") or name in known or is_service_link(name, environ[name]):
+        if not name.startswith("SLUICE_") or name in known:
+            continue
+        if is_service_link(name, environ[name]) or is_for_clients(name, environ[name]):
             continue
         bare = name.removeprefix("SLUICE_")
         hint = f"; did you mean {bare}?" if bare in known else did_you_mean(name, known)
@@ -397,12 +478,12 @@ def without_bom(environ: Mapping[str, str]) -> dict[str, str]:
     return marked | {name: value for name, value in environ.items() if name[:1] != "\ufeff"}
 
 
-def decode(path: Path, data: bytes, *, or_utf_16: bool = True) -> str:
+def decode(path: Path, data: bytes) -> str:
     """Return the text of a UTF-8 file, or of a UTF-16 file with a byte order mark.
 
     Raises ConfigError.
     """
-    utf_16 = or_utf_16 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode("utf-16" if utf_16 else "utf-8-sig")
     except UnicodeDecodeError as error:
@@ -416,29 +497,42 @@ def decode(path: Path, data: bytes, *, or_utf_16: bool = True) -> str:
 
 
 def read_toml(path: Path | None) -> dict[str, Any]:
-    """Return the tables of a configuration file, or of ./sluice.toml if no path is given.
+    """Return the tables of a configuration file, and its text under the name "toml".
 
-    Raises ConfigError if the file is invalid. A missing ./sluice.toml counts as empty.
+    Args:
+        path: the file; None for ./sluice.toml, which counts as empty if it is missing.
+
+    Raises:
+        ConfigError: the file is invalid.
     """
-    path = path or Path("sluice.toml")
+    path = path or DEFAULT_CONFIG
     try:
-        data = tomllib.loads(decode(path, path.read_bytes()))
+        text = decode(path, path.read_bytes())
+        data = tomllib.loads(text)
     except FileNotFoundError:
         return {}
     except RecursionError:
         raise ConfigError(f"{path} can't be read: its values are nested too deeply") from None
     except (OSError, ValueError) as error:  # tomllib's own error is a ValueError
         raise ConfigError(f"{path} can't be read: {error}") from None
+    try:
+        check_tables(data)
+    except TomlError as error:
+        raise error.located(path, text) from None
+    return data | {"toml": text}
+
+
+def check_tables(data: Mapping[str, Any]) -> None:
+    """Raise TomlError if the tables of a configuration file aren't those that it may have."""
     for name, table in data.items():
         if name not in TABLES:
-            raise ConfigError(f"{path}: [{name}] is not a known table{did_you_mean(name, TABLES)}")
+            raise TomlError(f"there is no such table{did_you_mean(name, TABLES)}", name)
         if not isinstance(table, dict):
-            raise ConfigError(f"{path}: {name} must be a table, [{name}]")
+            raise TomlError(f"{name} must be a table, [{name}]", name)
     for name in ("providers", "prices"):
         for key, row in data.get(name, {}).items():
             if not isinstance(row, dict):
-                raise ConfigError(f'{path}: {name}.{key} must be a table, [{name}."{key}"]')
-    return data
+                raise TomlError(f"{key} must be a table", name, key)
 
 
 def start_warnings(environ: Mapping[str, str]) -> list[str]:
@@ -457,21 +551,59 @@ def start_warnings(environ: Mapping[str, str]) -> list[str]:
     return found
 
 
-def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, [*known], n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def check_dotenv(path: Path) -> None:
-    """Exit with a one-line message if a `.env` file can't be read by python-dotenv.
+def load_dotenv(path: Path, parse: Callable[[str], Mapping[str, str | None]]) -> None:
+    """Set the environment variables of a `.env` file, except those that are set already.
 
-    `make run` calls this, because python-dotenv fails with a traceback.
+    A missing file counts as empty.
+
+    Args:
+        path: the file, which `decode` must be able to read.
+        parse: returns the variables in the text of such a file.
+
+    Raises:
+        ConfigError: the file can't be read.
     """
     try:
-        decode(path, path.read_bytes(), or_utf_16=False)
-    except (OSError, ConfigError) as error:
-        sys.exit(f"sluice: {error}")
+        text = decode(path, path.read_bytes())
+    except (FileNotFoundError, IsADirectoryError):  # some virtual environments are named .env
+        return
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}") from None
+    for name, value in parse(text).items():
+        if value is not None:
+            os.environ.setdefault(name, value)
 
 
-if __name__ == "__main__":
-    check_dotenv(Path(sys.argv[1]))
+def skip_dotenv() -> bool:
+    """Return True if FLASK_SKIP_DOTENV is set, and keep Flask itself from reading `.env`."""
+    given = os.environ.get("FLASK_SKIP_DOTENV", "").lower()
+    os.environ["FLASK_SKIP_DOTENV"] = "1"
+    return given not in ("", "0", "false", "no")
+
+
+def prepare_to_serve() -> None:
+    """Adapt the environment for a server that a person starts by hand.
+
+    It listens on loopback unless SLUICE_HOST or HOST says otherwise, also if PORT is set. HOST
+    counts only if it is an address or localhost, because some shells and tools put the machine's
+    name or kind there. A blank WEB_CONCURRENCY, which gunicorn can't read, is removed.
+    """
+    if not os.environ.get("WEB_CONCURRENCY", "1").strip():
+        del os.environ["WEB_CONCURRENCY"]
+    if not os.environ.get("SLUICE_HOST", "").strip():
+        host = os.environ.get("HOST", "").strip()
+        os.environ["SLUICE_HOST"] = host if is_address(host) else "127.0.0.1"
+
+
+def is_address(host: str) -> bool:
+    """Return True for an IP address, with or without brackets, and for localhost."""
+    try:
+        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return host == "localhost"
+    return True

@@ -13,6 +13,7 @@ import logging
 import os
 import resource
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -237,6 +238,13 @@ def pre_fork(_server: Any, _worker: Any) -> None:
     gc.freeze()
 
 
+def post_fork(_server: Any, _worker: Any) -> None:
+    # Until the worker sets handlers of its own, it has those of the master, which do nothing in it.
+    # The master would wait for such a worker until graceful_timeout.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def is_worth_logging(record: logging.LogRecord) -> bool:
     """Return False for gunicorn's traceback of a connection that Sluice gave up.
 
@@ -353,7 +361,12 @@ def watch(worker: Any) -> None:
 
 
 def worker_int(worker: Any) -> None:
-    """Drain the worker quickly, because of Ctrl-C or the master's QUIT."""
+    """Drain the worker quickly, because of Ctrl-C or the master's QUIT.
+
+    A worker that still loads Sluice has no calls, and exits at once.
+    """
+    if getattr(worker, "wsgi", None) is None:
+        os._exit(0)
     drain(worker, INTERRUPT_DRAIN_S)
 
 

@@ -1,4 +1,4 @@
-"""The command `flask quickstart`, which creates a first key and shows how to use it."""
+"""The command `quickstart`, and what a new user is told: a first key, the address, an example."""
 
 from __future__ import annotations
 
@@ -9,12 +9,23 @@ from flask.cli import with_appcontext
 from cli.keys import store
 from config import DEFAULT_PORT, Settings
 from keys.key import KeyFileError
+from keys.store import KeyStore
 
-EXAMPLE = """\
-  curl -N {url}/api/v1/completions \\
-    -H 'Authorization: Bearer {secret}' -H 'Content-Type: application/json' \\
-    -d '{{"prompt": "The best way to open a file is", "stream": true}}'
+FIRST_KEY = """\
+Your first API key. Save it now, it can't be shown again:
+
+  export SLUICE_KEY={secret}
 """
+EXAMPLE = """\
+Playground: {url}/
+
+In another terminal (this model never finishes; Ctrl-C there stops it):
+
+  curl -N {url}/api/v1/completions \\
+    -H "Authorization: Bearer $SLUICE_KEY" -H 'Content-Type: application/json' \\
+    -d '{{"model": "local/slow", "prompt": "The best way to open a file is", "stream": true}}'
+"""
+ANY = ("", "0.0.0.0", "::")  # noqa: S104 - addresses to show, not to listen on
 
 
 @click.command("quickstart")
@@ -22,13 +33,36 @@ EXAMPLE = """\
 def quickstart() -> None:
     """Create a key if there is none, and print an example request."""
     settings: Settings = current_app.extensions["sluice"].settings
-    secret = "YOUR_KEY"  # noqa: S105
     try:
-        if not store().all():
-            _, secret = store().create("first")
-            click.echo(f"Your first API key (save it now, it can't be shown again): {secret}\n")
+        create_first_key()
     except KeyFileError as error:
         raise click.ClickException(str(error)) from None
-    url = f"http://127.0.0.1:{settings.port or DEFAULT_PORT}"
-    click.echo(f"Sluice listens on {url} (Ctrl-C stops it). Open it in a browser, or try\n")
-    click.echo(EXAMPLE.format(url=url, secret=secret))
+    url = url_of(settings.host, settings.port or DEFAULT_PORT)
+    click.echo(f"Sluice listens on {url} once it is started (./sluice serve).")
+    click.echo(EXAMPLE.format(url=url))
+
+
+def create_first_key() -> None:
+    """Create a key and print it, or say how to create another one. Raises KeyFileError."""
+    if store().all():
+        click.echo("Lost your key? ./sluice keys create --name NAME makes another one.\n")
+        return
+    try:
+        _, secret = store().create("first")
+    except KeyFileError:
+        if KeyStore(store().path).all():  # another process has created it meanwhile
+            return
+        raise
+    click.echo(FIRST_KEY.format(secret=secret))
+
+
+def url_of(host: str, port: int, *, scheme: str = "http", prefix: str = "") -> str:
+    """Return a URL that leads from this machine to a server, without a slash at its end.
+
+    Args:
+        host: the address on which it listens. The address of all interfaces becomes 127.0.0.1.
+        port: the port on which it listens.
+        prefix: the path prefix under which it serves.
+    """
+    shown = "127.0.0.1" if host in ANY else f"[{host}]" if ":" in host else host
+    return f"{scheme}://{shown}:{port}{prefix.rstrip('/')}"

@@ -72,14 +72,19 @@ RANGES = (
 def index() -> Response:
     """Return the playground to a browser, and a JSON object to any other client."""
     if wants_html():
-        model = services().settings.default_model
-        response = page("playground.html", ranges=RANGES, default_model=model)
+        response = page("playground.html", ranges=RANGES, default_model=first_model())
     else:
         response = json_response(
             {"name": "sluice", "version": VERSION, "docs": "docs/reference/api.md"}
         )
     response.vary.add("Accept")
     return response
+
+
+def first_model() -> str:
+    """Return the model of a first visit: the server's default, or its toy at a pace to watch."""
+    model = services().settings.default_model
+    return "local/slow" if model == "local/pydoc" else model
 
 
 @bp.get("/usage")

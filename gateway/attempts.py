@@ -24,16 +24,15 @@ from config import Timeouts
 from errors import (
     InternalError,
     SluiceError,
-    Unavailable,
     UpstreamError,
     UpstreamTimeout,
     forget_frames,
-    whole_seconds,
 )
 from gateway.added_fields import redacted
 from gateway.capabilities import Candidate
 from gateway.continuation import continuations
 from gateway.echo import echoed
+from gateway.failures import paused_error
 from gateway.fill_in import as_sent
 from gateway.stop_automaton import StopAutomaton
 from gateway.stopping_call import StoppingCall
@@ -45,7 +44,7 @@ from providers.transport.exchange import Transport
 from providers.transport.http_call import HttpCall
 from routing.circuit_breaker import CircuitBreakers
 from routing.retries import LONGEST_ASKED_S, RetryBudget, asked, classify, delay
-from routing.upstream_errors import public_error, rate_limited
+from routing.upstream_errors import public_error
 from streams.mailbox import (
     Nudge,
 )
@@ -106,8 +105,10 @@ class Reader:
         among, fresh, retries = group, group, 0
         while True:
             candidate, cooling = self._pick(among)
-            if cooling:
-                return failure or paused_error(self.breakers, candidate.target, cooling)
+            if cooling:  # after a failed attempt, that failure is in the call's failures
+                target = candidate.target
+                paused = paused_error(target, cooling, limited=self.breakers.is_limited(target))
+                return stream.failures.setdefault(target.name, paused)
             if failure is None:
                 self._budget.called(candidate.target)
             failure = self._attempt(stream, candidate)
@@ -305,16 +306,6 @@ class Reader:
         dialect = registry.dialect(target.dialect)
         signer = registry.signer(target.provider)
         return HttpCall(self._transport, dialect, request, target, timeouts, signer)
-
-
-def paused_error(breakers: CircuitBreakers, target: Target, seconds: float) -> SluiceError:
-    """Return the error for a target that must not be called for some seconds."""
-    if breakers.is_limited(target):
-        return rate_limited(seconds, target, {"provider": target.provider.name})
-    return Unavailable(
-        f"{target.name} is failing. Calls to it are paused for {whole_seconds(seconds)} s.",
-        retry_after=seconds,
-    )
 
 
 def single_choices(request: CompletionRequest) -> list[CompletionRequest]:

@@ -344,7 +344,8 @@ def wanted(request: CompletionRequest) -> frozenset[str]:
 def shortcomings(target: Target) -> tuple[list[str], list[str], list[str]]:
     """Return the parameters that a target lacks: those emulated, those dropped, those refused."""
     lacks = registry.dialect(target.dialect).unsupported(target) - BAGS
-    if fim_rules.usable(target) is not None:
+    by_template = any(rule.by_template for rule in target.provider.fim)
+    if by_template or fim_rules.usable(target) is not None:
         lacks -= {"suffix"}
     refused = lacks - EMULATED - HINTS
     return sorted(lacks & EMULATED), sorted(lacks & HINTS), sorted(refused)

@@ -23,7 +23,7 @@ from concurrency.yielding import Yielder
 from config import Settings, Timeouts
 from errors import SluiceError, UnsupportedParameter, UpstreamError, UpstreamTimeout
 from gateway.added_fields import clean, may_hold_secret
-from gateway.attempts import paused_error
+from gateway.failures import paused_error
 from keys.key import Key, allows
 from providers import tokenizers
 from providers.base import Target
@@ -128,7 +128,8 @@ class Tokenizers:
         failure: SluiceError | None = None
         for target in targets:
             if seconds := self._breakers.left(target):
-                failure = failure or paused_error(self._breakers, target, seconds)
+                limited = self._breakers.is_limited(target)
+                failure = failure or paused_error(target, seconds, limited=limited)
                 continue
             try:
                 return read(self._send(target, query, caller.within))

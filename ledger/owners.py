@@ -105,6 +105,8 @@ class LockFile:
             found = os.open(self._folder / owner, OPEN)
         except FileNotFoundError:
             return True
+        except PermissionError:  # another user's process, of which nothing is known
+            return False
         try:
             fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -12,7 +12,8 @@ unit is the nano-dollar because a token can cost less than a micro-dollar.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from completion import Usage
-from config import ConfigError
+from config import TomlError, did_you_mean
 from ledger.price_terms import PriceTerms
 from providers.base import Provider, Target
 
@@ -32,6 +33,15 @@ MTOK = 1_000_000
 
 ROUTERS: Final = frozenset(("huggingface", "openrouter"))
 """The price_id of hosts that route by suffixes of the model's name, such as :nitro and :groq."""
+
+NOT_TEXT: Final = re.compile(
+    r"(^|[-./])"
+    r"(audio|computer-use|embed|image|live|moderation|nano-banana|prompt-guard|realtime|sonic"
+    r"|transcribe|tts)"
+    r"($|[-.0-9])"
+    r"|^ft:|-$|:batch$"
+)
+"""The names of models that complete no text, of price groups, and of models only for batches."""
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -195,7 +205,7 @@ class Prices:
                 self._found[key] = lookup
         return lookup(terms) if terms else lookup()
 
-    def unused(self, providers: Container[str], aliases: Iterable[str]) -> list[str]:
+    def unused(self, providers: Collection[str], aliases: Iterable[str]) -> list[str]:
         """Return a warning for each price of sluice.toml that can't apply to any call."""
         names = set(aliases)
         found = []
@@ -206,18 +216,21 @@ class Prices:
             elif not model:
                 why = "the name has no provider. Write it as provider/model"
             elif provider not in providers:
-                why = f"there is no provider {provider}"
+                why = f"there is no provider {provider}{did_you_mean(provider, providers)}"
             else:
                 continue
             found.append(f'sluice.toml, [prices."{name}"] has no effect: {why}.')
         return found
 
     def models(self, provider: Provider) -> list[ModelFacts]:
-        """Return a provider's known models for text, those listed in its row first."""
+        """Return a provider's known models for text.
+
+        Those listed in its row come first, then those that sluice.toml prices.
+        """
         known = {facts.id: facts for facts in known_models(provider.price_id or provider.name)}
         rows = {
             name: known.get(name) or ModelFacts(name, price=self.price(provider, name))
-            for name in provider.models
+            for name in (*provider.models, *self._priced(provider))
         }
         return [
             msgspec.structs.replace(facts, price=self._own[name])
@@ -225,6 +238,10 @@ class Prices:
             else facts
             for facts in (rows | known).values()
         ]
+
+    def _priced(self, provider: Provider) -> Iterator[str]:
+        names = (name.partition("/") for name in self._own)
+        return (model for row, _, model in names if row == provider.name and model)
 
 
 def find(price_id: str, model: str) -> Callable[..., Price | None]:
@@ -251,14 +268,18 @@ def find(price_id: str, model: str) -> Callable[..., Price | None]:
 
 
 def known_models(price_id: str) -> Iterator[ModelFacts]:
-    """Yield a provider's text models in the package's data, except deprecated ones."""
+    """Yield a provider's text models in the package's data, except deprecated ones.
+
+    The package doesn't say what a model is for, so its name decides.
+    """
     from genai_prices.data_snapshot import get_snapshot
 
     for provider in get_snapshot().providers:
         if provider.id == price_id:
             for info in provider.models:
                 price = from_data(info.get_prices(datetime.now(UTC)))
-                if price is not None and price.output.base and not info.deprecated:
+                usable = price is not None and price.output.base and not info.deprecated
+                if usable and not NOT_TEXT.search(info.id.lower()):
                     yield ModelFacts(info.id, info.name, info.context_window, price)
 
 
@@ -308,18 +329,17 @@ FIELDS = {
 
 def from_table(name: str, table: Mapping[str, Any]) -> Price:
     """Return the price in a table of sluice.toml. Raises ConfigError if the table is invalid."""
-    where = f'sluice.toml, [prices."{name}"]'
     for field in table:
         if field not in FIELDS:
-            raise ConfigError(f"{where}: unknown field {field}; the fields are {', '.join(FIELDS)}")
+            problem = f"unknown field {field}; the fields are {', '.join(FIELDS)}"
+            raise TomlError(f"{problem}{did_you_mean(field, FIELDS)}", "prices", name, field)
     rates: dict[str, Any] = {}
     for field, value in table.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or value < 0:
-            raise ConfigError(
-                f"{where}: {field} must be a number of USD per million tokens, not {value!r}"
-            )
+            problem = f"{field} must be a number of USD per million tokens, not {value!r}"
+            raise TomlError(problem, "prices", name, field)
         rates[FIELDS[field]] = Rate(int(Decimal(str(value)) * NANO))
     if "input" not in rates or "output" not in rates:
-        raise ConfigError(f"{where}: input_per_mtok and output_per_mtok are required")
+        raise TomlError("input_per_mtok and output_per_mtok are required", "prices", name)
     return Price(**rates)

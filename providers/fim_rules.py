@@ -20,13 +20,12 @@ LONGEST_STOP: Final = 1024
 MOST_STOPS: Final = 64
 
 
-def read(value: Any, built_in: Any, where: str) -> list[Any]:
+def read(value: Any, built_in: Any) -> list[Any]:
     """Return the rules of a row's `fim` in sluice.toml, not checked yet.
 
     Args:
         value: what sluice.toml has.
         built_in: the rules of the built-in row.
-        where: names the table, for messages.
 
     Raises:
         ConfigError: the value is none of TAKES.
@@ -36,14 +35,14 @@ def read(value: Any, built_in: Any, where: str) -> list[Any]:
         return [*natives, {"kind": value}]
     rules = [value] if isinstance(value, dict) else value
     if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
-        raise ConfigError(f"sluice.toml, {where}: fim must be {TAKES}")
+        raise ConfigError(f"fim must be {TAKES}")
     return [*rules, *built_in]
 
 
-def check(row: Provider, where: str) -> None:
+def check(row: Provider) -> None:
     """Raise ConfigError if a rule of the row contradicts itself or has an invalid template."""
+    at = "fim"
     for rule in row.fim:
-        at = f"{where}, fim"
         if rule.path and not rule.path.startswith("/"):
             raise ConfigError(f"{at}: path must begin with /, not {rule.path!r}")
         if rule.dialect and not rule.path:

@@ -38,7 +38,9 @@ CLAUDE_UNSTEERED: Final = (  # these models reject parameters that steer the sam
 CLAUDE_EITHER: Final = ("claude-*-4-[156]", "claude-*-4-[156]-*")
 
 BUILT_IN: Final = (
-    Provider(name="local", dialect="local", models=("pydoc",), free=True, disconnect="cancel"),
+    Provider(
+        name="local", dialect="local", models=("pydoc", "slow"), free=True, disconnect="cancel"
+    ),
     Provider(
         name="openai",
         base_url="https://api.openai.com/v1",
@@ -226,6 +228,7 @@ BUILT_IN: Final = (
     Provider(  # the legacy endpoint isn't in the specification, and not every upstream serves it
         name="openrouter",
         base_url="https://openrouter.ai/api/v1",
+        check="/key",  # the list of models needs no key
         api_key_env="OPENROUTER_API_KEY",
         cannot=("n",),
         limits=FOUR_STOPS,
@@ -250,6 +253,7 @@ BUILT_IN: Final = (
     Provider(  # reportedly closed in 2026-09; kept for accounts that still have access
         name="perplexity",
         base_url="https://api.perplexity.ai",
+        check="/router/v1/models",
         api_key_env="PERPLEXITY_API_KEY",
         cannot=("seed", "logit_bias", "user"),
         stream_options={},
@@ -279,11 +283,8 @@ BUILT_IN: Final = (
         name="sglang",
         base_url="http://127.0.0.1:30000/v1",
         completions=True,
-        cannot=(
-            "best_of",
-            "suffix",
-            "user",
-        ),  # it ignores them, unless it has a template of its own
+        # It ignores these, unless it has a template of its own.
+        cannot=("best_of", "suffix", "user"),
         stream_options={"include_usage": True, "continuous_usage_stats": True},
         fim=BY_TEMPLATE,
     ),

@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,9 +20,9 @@ from typing import Any, Final, cast
 import msgspec
 
 from completion import CompletionRequest
-from config import DAY, TIMEOUT_FIELDS, ConfigError, did_you_mean
+from config import DAY, TIMEOUT_FIELDS, ConfigError, TomlError, did_you_mean
 from providers import fim_rules
-from providers.base import Dialect, Provider, Signer
+from providers.base import Dialect, Family, Fim, Provider, Signer
 from providers.hosts import BUILT_IN
 from providers.request_parts import has_dot_segment
 from providers.transport import proxy
@@ -39,6 +40,9 @@ SIGNERS: Final = {"sigv4": "providers.bedrock.sigv4"}
 SIGNERS_NEED: Final = {"sigv4": ("botocore", "requirements-bedrock.txt")}
 
 POLICIES: Final = ("", "cancel", "drain")
+PATH: Final = re.compile(r"`\$\.(\w+)")
+"""The field in msgspec's messages."""
+UNKNOWN: Final = re.compile(r"unknown field `(\w+)`")
 PLACEHOLDER: Final = re.compile(r"\{([A-Z][A-Z0-9_]*)\}")
 
 
@@ -68,13 +72,43 @@ def rows(
     for name, table in tables.items():
         base = msgspec.to_builtins(known[name]) if name in known else {}
         if "fim" in table:
-            own = fim_rules.read(table["fim"], base.get("fim", ()), f"[providers.{name}]")
+            with at_field(name, "fim"):
+                own = fim_rules.read(table["fim"], base.get("fim", ()))
             table = {**table, "fim": own}
         try:
             known[name] = msgspec.convert({**base, **table, "name": name}, Provider)
         except msgspec.ValidationError as error:
-            raise ConfigError(f"sluice.toml, [providers.{name}]: {error}") from None
+            raise mistake(name, table, str(error)) from None
     return {name: check(fill_in(row, environ)) for name, row in known.items()}
+
+
+def mistake(name: str, table: Mapping[str, Any], problem: str) -> TomlError:
+    """Return the error for a table that isn't a provider's row.
+
+    Args:
+        name: the provider.
+        table: its table.
+        problem: msgspec's message.
+    """
+    for field in table:
+        if field not in Provider.__struct_fields__:
+            near = did_you_mean(field, Provider.__struct_fields__)
+            return TomlError(
+                f"{field} is not a field of a provider{near}", "providers", name, field
+            )
+    field = match[1] if (match := PATH.search(problem)) else ""
+    if unknown := UNKNOWN.search(problem):
+        problem += did_you_mean(unknown[1], [*Fim.__struct_fields__, *Family.__struct_fields__])
+    return TomlError(problem, "providers", name, *filter(None, [field]))
+
+
+@contextmanager
+def at_field(name: str, field: str) -> Iterator[None]:
+    """Raise a ConfigError of the block as one about a field of a provider's table."""
+    try:
+        yield
+    except ConfigError as error:
+        raise TomlError(str(error), "providers", name, field) from None
 
 
 def fill_in(row: Provider, environ: Mapping[str, str]) -> Provider:
@@ -125,43 +159,52 @@ def check(row: Provider) -> Provider:
 
     Otherwise the provider's first call would fail or silently do something else.
     """
-    where = f"sluice.toml, [providers.{row.name}]"
+    at = ("providers", row.name)
     if not re.fullmatch(r"[A-Za-z0-9_-]+", row.name):
-        raise ConfigError(f"{where}: a provider's name may have only letters, digits, - and _")
+        raise TomlError("a provider's name may have only letters, digits, - and _", *at)
     for name in (row.dialect, *(rule.dialect for rule in row.fim if rule.dialect)):
         if name not in DIALECTS:
             near = did_you_mean(name, list(DIALECTS))
-            raise ConfigError(f"{where}: unknown dialect {name!r}{near}")
+            raise TomlError(f"unknown dialect {name!r}{near}", *at, "dialect")
     if row.disconnect not in POLICIES:
-        raise ConfigError(f"{where}: disconnect must be cancel or drain, not {row.disconnect!r}")
+        problem = f"disconnect must be cancel or drain, not {row.disconnect!r}"
+        raise TomlError(problem, *at, "disconnect")
     for name, limit in row.timeouts.items():
         if name not in TIMEOUT_FIELDS or not 0 < limit <= DAY:
-            raise ConfigError(
-                f"{where}: timeouts accepts {', '.join(TIMEOUT_FIELDS)}, each above 0 and at most "
-                f"{DAY} seconds, not {name} = {limit}"
+            raise TomlError(
+                f"timeouts accepts {', '.join(TIMEOUT_FIELDS)}, each above 0 and at most "
+                f"{DAY} seconds, not {name} = {limit}",
+                *(*at, "timeouts", name),
             )
-    check_signer(row, where)
-    check_names(row, where)
-    fim_rules.check(row, where)
-    if row.dialect != "local" and not row.base_url.startswith(("http://", "https://", "{")):
-        raise ConfigError(
-            f"{where}: base_url must begin with http:// or https://, not {row.base_url}"
-        )
-    if row.ca_bundle and not Path(row.ca_bundle).is_file():
-        raise ConfigError(f"{where}: ca_bundle: no such file: {row.ca_bundle!r}")
-    if row.proxy is not None and not PLACEHOLDER.search(row.proxy):
-        proxy.parse(f"{where}: proxy", row.proxy)
+    check_signer(row)
+    check_names(row)
+    check_network(row)
+    with at_field(row.name, "fim"):
+        fim_rules.check(row)
     return row
 
 
-def check_names(row: Provider, where: str) -> None:
-    """Raise ConfigError for a misspelt parameter, which would otherwise have no effect.
+def check_network(row: Provider) -> None:
+    at = ("providers", row.name)
+    if row.dialect != "local" and not row.base_url.startswith(("http://", "https://", "{")):
+        problem = f"base_url must begin with http:// or https://, not {row.base_url}"
+        raise TomlError(problem, *at, "base_url")
+    if row.ca_bundle and not Path(row.ca_bundle).is_file():
+        raise TomlError(f"ca_bundle: no such file: {row.ca_bundle!r}", *at, "ca_bundle")
+    if row.proxy is not None and not PLACEHOLDER.search(row.proxy):
+        with at_field(row.name, "proxy"):
+            proxy.parse("proxy", row.proxy)
+
+
+def check_names(row: Provider) -> None:
+    """Raise TomlError for a misspelt parameter, which would otherwise have no effect.
 
     Raise it for a model's name that would change the path of the host's URL, too.
     """
     for model in row.models:
         if has_dot_segment(model):
-            raise ConfigError(f"{where}: no part of a model's name can be . or .., as in {model!r}")
+            problem = f"no part of a model's name can be . or .., as in {model!r}"
+            raise TomlError(problem, "providers", row.name, "models")
     lacks = [*row.cannot, *(name for rule in row.fim for name in rule.cannot)]
     limited = [*row.limits]
     renamed = [*row.chat_names, *(name for rule in row.fim for name in rule.names)]
@@ -173,17 +216,18 @@ def check_names(row: Provider, where: str) -> None:
         for name in names:
             if name not in known:
                 near = did_you_mean(name, sorted(known))
-                raise ConfigError(f"{where}: {name!r} is not a valid parameter here{near}")
+                problem = f"{name!r} is not a valid parameter here{near}"
+                raise TomlError(problem, "providers", row.name)
 
 
-def check_signer(row: Provider, where: str) -> None:
+def check_signer(row: Provider) -> None:
     if not row.sign:
         return
     if row.sign not in SIGNERS:
         near = did_you_mean(row.sign, list(SIGNERS))
-        raise ConfigError(f"{where}: unknown signer {row.sign!r} in sign{near}")
+        problem = f"unknown signer {row.sign!r} in sign{near}"
+        raise TomlError(problem, "providers", row.name, "sign")
     package, file = SIGNERS_NEED[row.sign]
     if find_spec(package) is None:
-        raise ConfigError(
-            f"{where}: sign = {row.sign!r} needs the package {package}: pip install -r {file}"
-        )
+        problem = f"sign = {row.sign!r} needs the package {package}: pip install -r {file}"
+        raise TomlError(problem, "providers", row.name, "sign")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from config import ConfigError, Settings
+from config import ConfigError, Settings, TomlError, did_you_mean
 from errors import (
     InvalidRequest,
     ModelForbidden,
@@ -58,27 +58,41 @@ class Router:
         self._turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
         self._known: dict[tuple[str, str], list[Target]] = {}
         self.aliases = {name: alias(name, value) for name, value in settings.aliases.items()}
-        chosen = {
-            "SLUICE_DEFAULT_MODEL": self._default,
-            "SLUICE_FIM_MODEL": settings.fim_model,
-            "SLUICE_TOKENIZE_MODEL": settings.tokenize_model,
-        }
         for name, models in self.aliases.items():
-            for model in models:
-                self._check_name(name, model)
-        for name, model in chosen.items():
-            if model:
-                self._check_name(name, model)
-
-    def _check_name(self, where: str, model: str) -> None:
-        for each in (where, model):
-            if has_dot_segment(each):
-                raise ConfigError(f"{where}: no part of a name can be . or .., as in {each!r}")
-        name, _, rest = model.partition("/")
-        if (name not in self.providers or not rest) and (
-            where in self.aliases or model not in self.aliases
+            checked = [(name, True), *((model, False) for model in models)]
+            for model, is_alias in checked:
+                if problem := self._problem_of(model, is_alias=is_alias):
+                    raise TomlError(f"{name}: {problem}", "aliases", name)
+        for variable, model in (
+            ("SLUICE_DEFAULT_MODEL", self._default),
+            ("SLUICE_FIM_MODEL", settings.fim_model or self._default),
+            ("SLUICE_TOKENIZE_MODEL", settings.tokenize_model or self._default),
         ):
-            raise ConfigError(f"{where}: {model!r} is not a model of this server (provider/model)")
+            if problem := self._problem_of(model, is_alias=model in self.aliases):
+                raise ConfigError(f"{variable}: {problem}")
+
+    def _problem_of(self, model: str, *, is_alias: bool) -> str:
+        """Return why the configuration can't name a model, or "" if it can."""
+        if has_dot_segment(model):
+            return f"no part of a name can be . or .., as in {model!r}"
+        name, _, rest = model.partition("/")
+        if is_alias or (name in self.providers and rest):
+            return ""
+        near = did_you_mean(name, self.providers) if rest else did_you_mean(model, self.aliases)
+        return f"{model!r} is not a model of this server (provider/model){near}"
+
+    def warnings(self) -> list[str]:
+        """Return a warning if the default model can't be called without a BYOK key."""
+        models = self.aliases.get(self._default, (self._default,))
+        rows = [self.providers[model.partition("/")[0]] for model in models]
+        if any(self.enabled(row) for row in rows):
+            return []
+        needed = " and ".join(registry.missing(rows[0], self._environ))
+        warning = (
+            f"the default model {self._default} can't be used: its provider {rows[0].name} isn't "
+            f"enabled; set {needed}, or another SLUICE_DEFAULT_MODEL"
+        )
+        return [warning]
 
     def hidden_models(self) -> list[str]:
         """Return a warning for each alias that hides a model of an enabled provider."""
@@ -216,7 +230,7 @@ def credentials(text: str) -> list[Secret | None]:
 def alias(name: str, value: Any) -> tuple[str, ...]:
     models = [value] if isinstance(value, str) else value
     if not isinstance(models, list) or not models or not all(isinstance(m, str) for m in models):
-        raise ConfigError(f"sluice.toml, [aliases]: {name} must be a model or a list of models")
+        raise TomlError(f"{name} must be a model or a list of models", "aliases", name)
     return tuple(models)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import time
 from datetime import timedelta
 from functools import cache
@@ -39,10 +40,23 @@ class Worker(GeventWorker):
         super().__init__(*args, **kwargs)
         # By socket: when its last request ended (as time.monotonic); None while one is served.
         self.idle_since: dict[Any, float | None] = {}
+        self._quitting = False
 
     def init_process(self) -> None:
         gunicorn.http.RequestParser = FastRequestParser  # get_parser looks it up there
         super().init_process()
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """Quit once: a terminal sends Ctrl-C to the worker, and then the master sends QUIT.
+
+        A second SystemExit would show up as a traceback. A worker that still loads Sluice exits at
+        once, because gunicorn's handler would wait for it.
+        """
+        if getattr(self, "wsgi", None) is None:
+            os._exit(0)
+        if not self._quitting:
+            self._quitting = True
+            super().handle_quit(sig, frame)
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         if addr and str(addr[0]).startswith(MAPPED):

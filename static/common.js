@@ -1,9 +1,9 @@
-// Shared by both pages: the key, API requests, error notices, number formats.
+// Shared by the pages: API requests, error notices, number formats.
 //
 // - The key is stored in sessionStorage only, and sent only to our own server, as Authorization.
 // - Text from users and models becomes text nodes, never HTML.
 
-const KEY = "sluice.key";
+export const KEY = "sluice.key";
 
 /** The path prefix under which a proxy serves Sluice, or "". This file is in /static/VERSION/. */
 export const BASE = new URL("../..", import.meta.url).pathname.replace(/\/$/, "");
@@ -77,13 +77,15 @@ export const get = async (path) => (await call(path)).json();
 export const stopStream = (id) =>
   call(`/api/v1/completions/stop-stream/${encodeURIComponent(id)}`, { method: "POST" });
 
-/** Show a problem in a box of class "problem"; null hides the box. */
+/** Show a problem in a box of class "problem", below its advice if it has any; null hides the box. */
 export function showProblem(box, problem) {
   box.replaceChildren();
   box.hidden = !problem;
   if (!problem) return;
   const name = [problem.status || "", problem.code || ""].filter(Boolean).join(" ");
-  box.append(make("strong", {}, name || "Something went wrong"), make("p", {}, problem.message));
+  if (problem.advice) box.append(make("p", { class: "advice" }, problem.advice));
+  if (name || !problem.advice) box.append(make("strong", {}, name || "Something went wrong"));
+  box.append(make("p", {}, problem.message));
   if (problem.requestId) {
     box.append(make("p", { class: "id" }, "Request ", make("code", {}, problem.requestId)));
   }
@@ -93,57 +95,11 @@ export function showProblem(box, problem) {
   }
 }
 
-// Signing in
-
-/** Ask for a key if there is none, check it, then call begin(models). */
-export function signIn(begin) {
-  const open = async () => {
-    let models;
-    try {
-      models = await get("/api/v1/models");
-    } catch (problem) {
-      if (problem.status === 401) sessionStorage.removeItem(KEY);
-      $("sign-in").hidden = false;
-      showProblem($("sign-in-error"), problem);
-      $("key").focus();
-      return;
-    }
-    const key = remembered(KEY, "");
-    $("who-key").textContent = `…${key.slice(-4)}`;
-    $("who").hidden = false;
-    $("sign-in").hidden = true;
-    $("app").hidden = false;
-    begin(models);
-  };
-  $("key-form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    const key = $("key").value.trim();
-    if (!key) return $("key").focus();
-    // fetch reports a key that a header can't carry as a network error.
-    if (!/^[\x21-\x7e]+$/.test(key)) {
-      return showProblem(
-        $("sign-in-error"),
-        new Problem("A key has only ASCII characters and no spaces."),
-      );
-    }
-    remember(KEY, key);
-    showProblem($("sign-in-error"), null);
-    open();
-  });
-  $("sign-out").addEventListener("click", () => {
-    sessionStorage.clear();
-    location.reload();
-  });
-  if (!remembered(KEY, "")) return;
-  $("sign-in").hidden = true; // until the server rejects the key
-  open();
-}
-
 // Number formats
 
 export const whole = (number) => Number(number).toLocaleString("en");
 
-/** Format USD; small amounts get more decimals. */
+/** Format USD; small amounts get more decimals. null is an unknown amount. */
 export function money(usd) {
   if (usd === null || usd === undefined) return "unknown";
   if (usd === 0) return "$0";
@@ -156,6 +112,30 @@ export function duration(milliseconds) {
   if (milliseconds === null || milliseconds === undefined) return "–";
   if (milliseconds < 1000) return `${Math.round(milliseconds)} ms`;
   return `${(milliseconds / 1000).toLocaleString("en", { maximumFractionDigits: 2 })} s`;
+}
+
+/** Format a model's prices, in USD per million tokens. */
+export function prices({ input = null, output = null } = {}) {
+  if (input === null) return "Price unknown";
+  if (!input && !output) return "Free";
+  return `${money(input)} in, ${money(output)} out per million tokens`;
+}
+
+/** Copy a text to the clipboard. */
+export async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    // The clipboard API needs a secure context, and this page may be on http in a local network.
+    const focused = document.activeElement;
+    const area = make("textarea", { class: "unseen" });
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+    focused?.focus();
+  }
 }
 
 /** Format a number of tokens briefly: 128k, 1M. */

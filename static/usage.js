@@ -1,14 +1,17 @@
 // The usage page: sums of the selected days, the latest requests, and the active streams.
 
-import { $, call, get, make, showProblem, signIn, stopStream } from "./common.js";
+import { $, call, get, make, showProblem, stopStream } from "./common.js";
 import { duration, money, size, whole } from "./common.js";
+import { signIn } from "./session.js";
 
 const DAY_MS = 24 * 3600 * 1000;
-const EVERY_MS = 5000;
+const EVERY_MS = 2000;
+const PATIENCE_MS = 5000;
 const MOST_DAYS = 3660;
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 let days = [];
+let sums = { models: {}, providers: {} };
 let chart = null;
 let cursor = null;
 let asking = 0;
@@ -54,15 +57,14 @@ async function showSums() {
   $("sum-requests").textContent = whole(found.total_requests);
   $("sum-tokens").textContent = whole(found.total_tokens.total);
   $("sum-split").textContent = `${whole(found.total_tokens.input)} in, ${whole(found.total_tokens.output)} out`;
-  $("sum-cost").textContent = money(found.total_cost);
+  $("sum-cost").textContent = cost(found.total_cost, found);
   const { unpriced_requests: unpriced = 0 } = found;
-  $("sum-unpriced").textContent = unpriced ? `excludes ${whole(unpriced)} of unknown price` : "";
+  $("sum-unpriced").textContent = unpriced ? `without ${whole(unpriced)} of unknown price` : "";
   $("sum-left").textContent = found.remaining_credits === null ? "no limit" : money(found.remaining_credits);
   days = filled(found.daily_usage);
   $("days").tBodies[0].replaceChildren(...days.filter((day) => day.requests).reverse().map(dayRow));
-  named($("models"), found.models);
-  named($("providers"), found.providers);
-  draw();
+  sums = found;
+  drawAll();
   $("status").textContent = `${whole(found.total_requests)} requests in this period`;
 }
 
@@ -91,35 +93,56 @@ function dayRow(day) {
     cell(whole(day.requests), "n"),
     cell(whole(day.tokens.input), "n"),
     cell(whole(day.tokens.output), "n"),
-    cell(money(day.cost), "n"),
+    costCell(day),
   );
 }
 
-/** Fill a table of sums by name, most expensive first, with bars for the tokens. */
+/** Return a sum of costs; "unknown" if no call of the sum has a known price. */
+const cost = (usd, { requests, total_requests: all = requests, unpriced_requests: unpriced = 0 }) =>
+  money(unpriced && unpriced === all ? null : usd);
+
+/** Return the cell of a sum's cost. It names the calls whose price is unknown. */
+function costCell(sum) {
+  const found = cell(cost(sum.cost, sum), "n");
+  const { unpriced_requests: unpriced = 0 } = sum;
+  if (unpriced && unpriced < sum.requests) found.append(make("span", { class: "hint" }, ` + ${whole(unpriced)} unpriced`));
+  return found;
+}
+
+/** Fill a table of sums by name. The chosen measure decides the order and the bars. */
 function named(table, sums) {
+  const { of } = MEASURES[measure()];
   const rows = Object.entries(sums).sort(
-    ([, a], [, b]) => b.cost - a.cost || b.tokens.total - a.tokens.total,
+    ([, a], [, b]) => of(b) - of(a) || b.tokens.total - a.tokens.total,
   );
-  const most = Math.max(1, ...rows.map(([, sum]) => sum.tokens.total));
+  const most = Math.max(...rows.map(([, sum]) => of(sum))) || 1;
   table.tBodies[0].replaceChildren(
     ...(rows.length ? [] : [nothing(4)]),
     ...rows.map(([name, sum]) => {
       const bar = make("span", { class: "bar", "aria-hidden": "true" });
-      bar.style.width = `${(100 * sum.tokens.total) / most}%`;
+      bar.style.width = `${(100 * of(sum)) / most}%`;
       return make(
         "tr",
         {},
         make("th", { scope: "row" }, name, bar),
         cell(whole(sum.requests), "n"),
         cell(whole(sum.tokens.total), "n"),
-        cell(money(sum.cost), "n"),
+        costCell(sum),
       );
     }),
   );
 }
 
 const nothing = (columns) =>
-  make("tr", {}, make("td", { colspan: columns, class: "faint" }, "No requests in this period."));
+  make("tr", {}, make("td", { colspan: columns, class: "faint" }, "No requests in this period. Choose other days, or run a prompt in the playground."));
+
+/** Draw what depends on the chosen measure. */
+function drawAll() {
+  named($("models"), sums.models);
+  named($("providers"), sums.providers);
+  for (const hint of document.querySelectorAll(".order")) hint.textContent = `Bars and order: ${measure()}`;
+  draw();
+}
 
 // The chart
 
@@ -201,7 +224,7 @@ async function showLatest(next) {
   if (!next) body.replaceChildren();
   body.append(...found.data.map(requestRow));
   if (!body.rows.length) {
-    body.append(make("tr", {}, make("td", { colspan: 7, class: "faint" }, "No requests yet.")));
+    body.append(make("tr", {}, make("td", { colspan: 7, class: "faint" }, "No requests yet. Run a prompt in the playground, or call the API with this key.")));
   }
   cursor = found.next_cursor;
   $("more").hidden = !cursor;
@@ -213,7 +236,7 @@ async function catchUp() {
   if (catchingUp) return;
   catchingUp = true;
   try {
-    for (let wait = 100; wait < EVERY_MS; wait *= 2) {
+    for (let wait = 100; wait < PATIENCE_MS; wait *= 2) {
       await showLatest(null);
       if (!endedUnsettled()) break;
       await new Promise((resolve) => setTimeout(resolve, wait));
@@ -237,28 +260,69 @@ function clock(moment, day = true) {
 /** Format USD with six decimals, so that a column lines up; smaller amounts get more decimals. */
 const column = (usd) => (usd >= 0.000001 ? `$${usd.toFixed(6)}` : money(usd));
 
+const GOOD = ["completed", "stopped", "active"];
+
+/** Return how a call ended, for people. A stream can break after it began with status 200. */
+function endText({ stream, first_event_ms: first }, reason) {
+  return stream && first !== null && !GOOD.includes(reason) ? "broken off" : reason;
+}
+
 function requestRow(row) {
   const reason = row.end_reason ?? "active";
-  const good = row.status === 200 || row.status === null;
-  const end = make("td", {}, make("span", { class: good ? `end ${reason}` : "end bad" }, reason));
-  if (row.error_code) end.append(make("span", { class: "hint" }, ` ${row.status} ${row.error_code}`));
+  const good = GOOD.includes(reason);
+  const end = cell("", "outcome");
+  end.append(make("span", { class: good ? `end ${reason}` : "end bad" }, endText(row, reason)));
+  if (!good) end.append(make("span", { class: "hint" }, ` ${[row.status, row.error_code ?? reason].filter(Boolean).join(" ")}`));
   return make(
     "tr",
     {},
-    make("td", { class: "figures" }, clock(row.started_at)),
-    cell(`${row.provider}/${row.model}`),
+    make("td", { class: "figures start" }, clock(row.started_at)),
+    cell(`${row.provider}/${row.model}`, "model"),
     end,
-    cell(`${whole(row.tokens.input)} + ${whole(row.tokens.output)}`, "n"),
-    cell(column(row.cost), "n"),
-    cell(duration(row.duration_ms), "n"),
-    make("td", {}, make("code", {}, row.request_id)),
+    cell(split(row.tokens.input, row.tokens.output), "n tokens"),
+    row.cost === null ? cell("unpriced", "n cost faint") : cell(column(row.cost), "n cost"),
+    cell(duration(row.duration_ms), "n took"),
+    make("td", { class: "id" }, make("code", {}, row.request_id)),
   );
 }
 
+/** Return input and output tokens with their labels. */
+const split = (input, output) => `${whole(input)} in + ${whole(output)} out`;
+
+/** Return the tokens of an active stream. Some providers report the input only at the end. */
+const soFar = (input, output) => (input ? split(input, output) : `${whole(output)} out`);
+
 // The active streams
+
+let polling = 0;
+
+/** Ask for the active streams now, and again every EVERY_MS while the page is visible. */
+async function poll() {
+  clearTimeout(polling);
+  if (document.hidden) return;
+  await showActive();
+  clearTimeout(polling);
+  if (!document.hidden) polling = setTimeout(poll, EVERY_MS);
+}
+
+async function stopAll() {
+  const ids = [...flowing];
+  if (ids.length > 1 && !confirm(`Stop all ${ids.length} active calls of this key?`)) return;
+  $("stop-all").disabled = true;
+  // A call that has ended meanwhile is not found, which is what was wanted.
+  const stop = (id) => stopStream(id).catch((problem) => problem.status === 404 || Promise.reject(problem));
+  const done = await attempt("stop", () => Promise.all(ids.map(stop)));
+  if (done) {
+    ids.forEach((id) => stopped.add(id));
+    $("status").textContent = `Stopped ${ids.length} calls`;
+  }
+  await showActive();
+  $("refresh").focus();
+}
 
 async function showActive() {
   const listed = await attempt("streams", () => get("/api/v1/completions/streams"));
+  $("fresh").textContent = listed ? "Updates by itself every 2 seconds." : "The server doesn’t answer; trying again every 2 seconds.";
   if (!listed) return;
   const found = listed.filter((stream) => !stopped.has(stream.stream_id)); // a stopped one may still be listed
   const before = flowing;
@@ -266,6 +330,8 @@ async function showActive() {
   const focused = document.activeElement?.dataset?.stream;
   $("active").hidden = !found.length;
   $("no-active").hidden = found.length > 0;
+  $("stop-all").hidden = !found.length;
+  $("stop-all").disabled = false;
   $("active").tBodies[0].replaceChildren(...found.map(activeRow));
   if (focused) (document.querySelector(`[data-stream="${CSS.escape(focused)}"]`) ?? $("refresh")).focus();
   if (endedUnsettled() || [...before].some((id) => !flowing.has(id))) catchUp();
@@ -290,11 +356,11 @@ function activeRow(stream) {
   return make(
     "tr",
     {},
-    make("td", { class: "figures" }, clock(stream.started_at, false)),
-    cell(`${stream.provider}/${stream.model}`),
+    make("td", { class: "figures start" }, clock(stream.started_at, false)),
+    cell(`${stream.provider}/${stream.model}`, "model"),
     make("td", { class: "id" }, make("code", {}, stream.stream_id)),
-    cell(`${whole(stream.input_tokens)} + ${whole(stream.output_tokens)}`, "n"),
-    make("td", { class: "n" }, button),
+    cell(soFar(stream.input_tokens, stream.output_tokens), "n tokens"),
+    make("td", { class: "n act-on" }, button),
   );
 }
 
@@ -310,13 +376,13 @@ async function download(event) {
   if (!blob) return;
   const link = make("a", { href: URL.createObjectURL(blob), download: `usage-by-${by}.csv` });
   link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), EVERY_MS);
+  setTimeout(() => URL.revokeObjectURL(link.href), PATIENCE_MS);
   $("status").textContent = "Downloaded";
 }
 
 function begin() {
   latest(30);
-  const all = () => Promise.all([showSums(), showLatest(null), showActive()]);
+  const all = () => Promise.all([showSums(), showLatest(null), poll()]);
   $("dates").addEventListener("change", showSums);
   $("dates").addEventListener("submit", (event) => event.preventDefault());
   $("dates").addEventListener("click", (event) => {
@@ -325,13 +391,14 @@ function begin() {
     latest(Number(count));
     showSums();
   });
-  $("measure").addEventListener("change", draw);
+  $("measure").addEventListener("change", drawAll);
   $("refresh").addEventListener("click", all);
   $("more").addEventListener("click", () => showLatest(cursor));
   $("csv").addEventListener("submit", download);
   dark.addEventListener("change", draw);
   new ResizeObserver(() => chart?.setSize({ width: Math.max(240, $("chart").clientWidth), height: 220 })).observe($("chart"));
-  setInterval(() => document.hidden || showActive(), EVERY_MS);
+  $("stop-all").addEventListener("click", stopAll);
+  document.addEventListener("visibilitychange", poll);
   all();
 }
 

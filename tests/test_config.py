@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -408,13 +412,13 @@ def test_named_config_file_replaces_sluice_toml(elsewhere: Path) -> None:
     [
         (b"[providers", "sluice.toml can't be read: "),
         (b"\xff", "sluice.toml can't be read: "),
-        (b"[provider.x]", "sluice.toml: [provider] is not a known table; did you mean providers?"),
-        (b"[zzz]", "sluice.toml: [zzz] is not a known table"),
-        (b"aliases = 1", "sluice.toml: aliases must be a table, [aliases]"),
-        (b"[[providers]]", "sluice.toml: providers must be a table, [providers]"),
-        (b"[providers]\nx = 1",
-         'sluice.toml: providers.x must be a table, [providers."x"]'),
-        (b'[prices]\n"a/b" = 1', 'sluice.toml: prices.a/b must be a table, [prices."a/b"]'),
+        (b"\n[provider.x]",
+         "sluice.toml, line 2, [provider]: there is no such table; did you mean providers?"),
+        (b"[zzz]", "sluice.toml, line 1, [zzz]: there is no such table"),
+        (b"aliases = 1", "sluice.toml, line 1, [aliases]: aliases must be a table, [aliases]"),
+        (b"[[providers]]", "sluice.toml, line 1, [providers]: providers must be a table"),
+        (b"[providers]\nx = 1", "sluice.toml, line 2, [providers.x]: x must be a table"),
+        (b'[prices]\n"a/b" = 1', 'sluice.toml, line 2, [prices."a/b"]: a/b must be a table'),
     ],
 )  # fmt: skip
 def test_mistake_in_sluice_toml_raises_a_one_line_error(
@@ -464,29 +468,171 @@ def test_a_byte_order_mark_of_dotenv_is_ignored() -> None:
     assert "SLUICE_QQQQ is not a setting" in refusal(**{"\ufeffSLUICE_QQQQ": ""})
 
 
+def parse(text: str) -> Mapping[str, str | None]:
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+@pytest.fixture
+def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Return the environment that config.py sees in the test."""
+    found: dict[str, str] = {}
+    monkeypatch.setattr(config, "os", SimpleNamespace(environ=found))
+    return found
+
+
 @pytest.mark.parametrize(
     "text",
-    [b"# Schl\xfcssel\nA=b\n", "A=b\n".encode("utf-16"), "A=b".encode("utf-16-le"), b"A=\0\n"],
+    [
+        b"# Schl\xfcssel\nA=b\n",
+        "A=b\n".encode("utf-16-le"),
+        "A=b\n".encode("utf-16")[:-1],
+        "A=b\n".encode("utf-32"),
+        b"A=\0\n",
+    ],
 )
-def test_make_run_refuses_a_dotenv_in_another_encoding_in_one_line(
-    elsewhere: Path, text: bytes
+def test_a_dotenv_in_another_encoding_is_refused_in_one_line(
+    tmp_path: Path, environ: dict[str, str], text: bytes
 ) -> None:
-    (elsewhere / ".env").write_bytes(text)
-    check = [sys.executable, str(ROOT / "config.py"), ".env"]
-    done = subprocess.run(check, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.startswith("sluice: .env can't be read: ")
-    assert done.stderr.count("\n") == 1
+    (tmp_path / ".env").write_bytes(text)
+    with pytest.raises(ConfigError) as caught:
+        config.load_dotenv(tmp_path / ".env", parse)
+    line = str(caught.value)
+    assert line.startswith(f"{tmp_path}/.env can't be read: ")
+    assert "save it as UTF-8" in line
+    assert "\n" not in line
+    assert environ == {}
 
 
-@pytest.mark.parametrize("text", ["\ufeffA=\xfc\r\n", "", "A=b"])
-def test_make_run_accepts_a_dotenv_in_utf8(elsewhere: Path, text: str) -> None:
-    (elsewhere / ".env").write_text(text, "utf-8")
-    check = [sys.executable, str(ROOT / "config.py"), ".env"]
-    done = subprocess.run(check, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "$(BIN)/python config.py .env" in (ROOT / "Makefile").read_text()
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_dotenv_in_utf8_or_with_a_byte_order_mark_sets_what_is_not_set(
+    tmp_path: Path, environ: dict[str, str], encoding: str, end: str
+) -> None:
+    environ["SET"] = "before"
+    text = end.join(["A=\xfc", "# comment", "SET=after", "EMPTY=", ""])
+    (tmp_path / ".env").write_bytes(text.encode(encoding))
+    config.load_dotenv(tmp_path / ".env", parse)
+    assert environ == {"A": "\xfc", "SET": "before", "EMPTY": ""}
+
+
+def test_a_missing_dotenv_or_a_folder_of_that_name_counts_as_empty(
+    tmp_path: Path, environ: dict[str, str]
+) -> None:
+    config.load_dotenv(tmp_path / ".env", parse)
+    (tmp_path / ".env").mkdir()  # some virtual environments have this name
+    config.load_dotenv(tmp_path / ".env", parse)
+    assert environ == {}
+
+
+def test_a_dotenv_that_may_not_be_read_is_refused_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(ConfigError, match=r"\.env can't be read: Permission denied"):
+        config.load_dotenv(tmp_path / ".env", parse)
+
+
+@pytest.mark.parametrize(
+    ("given", "host"),
+    [
+        ({}, "127.0.0.1"),
+        ({"PORT": "8123"}, "127.0.0.1"),
+        ({"HOST": "0.0.0.0"}, "0.0.0.0"),
+        ({"HOST": "::"}, "::"),
+        ({"HOST": "[::1]"}, "[::1]"),
+        ({"HOST": "localhost"}, "localhost"),
+        ({"HOST": "x86_64-conda-linux-gnu"}, "127.0.0.1"),
+        ({"HOST": "my-machine"}, "127.0.0.1"),
+        ({"HOST": ""}, "127.0.0.1"),
+        ({"SLUICE_HOST": "my-machine", "HOST": "0.0.0.0"}, "my-machine"),
+        ({"SLUICE_HOST": " ", "HOST": "0.0.0.0"}, "0.0.0.0"),
+    ],
+)
+def test_a_server_started_by_hand_listens_on_loopback_unless_host_is_an_address(
+    environ: dict[str, str], given: dict[str, str], host: str
+) -> None:
+    environ.update(given)
+    config.prepare_to_serve()
+    assert environ["SLUICE_HOST"] == host
+
+
+@pytest.mark.parametrize(("given", "left"), [("", None), (" ", None), ("2", "2")])
+def test_a_blank_number_of_workers_is_unset_before_gunicorn_reads_it(
+    environ: dict[str, str], given: str, left: str | None
+) -> None:
+    environ["WEB_CONCURRENCY"] = given
+    config.prepare_to_serve()
+    assert environ.get("WEB_CONCURRENCY") == left
+
+
+@pytest.mark.parametrize(
+    ("given", "skips"), [("", False), ("0", False), ("false", False), ("1", True), ("yes", True)]
+)
+def test_flask_never_reads_dotenv_itself_once_sluice_has_decided(
+    environ: dict[str, str], given: str, skips: bool
+) -> None:
+    environ["FLASK_SKIP_DOTENV"] = given
+    assert config.skip_dotenv() is skips
+    assert environ["FLASK_SKIP_DOTENV"] == "1"
+
+
+@pytest.mark.parametrize("name", ["SLUICE_KEY", "SLUICE_URL", "SLUICE_MODEL"])
+def test_the_variables_of_clients_do_not_stop_a_server(name: str) -> None:
+    assert dataclasses.replace(read(**{name: "sk-sluice-x"}), environ={}) == read()
+
+
+def test_a_line_of_the_key_file_in_the_client_variable_stops_the_start() -> None:
+    assert "did you mean SLUICE_KEYS?" in refusal(SLUICE_KEY='{"id": "key_a"}')
+
+
+LINES = """\
+# [providers.x] base_url
+[providers.x]
+base_url = "a" # models
+headers = { name = "b" }
+models = [
+  "m",
+]
+text = \"\"\"
+timeouts = 3
+\"\"\"
+timeouts.idle = 3
+
+["prices"."a/b"]
+input_per_mtok = 1
+[[providers.y]]
+"""
+
+
+@pytest.mark.parametrize(
+    ("at", "line"),
+    [
+        (("providers",), 2),
+        (("providers", "x"), 2),
+        (("providers", "x", "base_url"), 3),
+        (("providers", "x", "headers", "name"), 4),
+        (("providers", "x", "models"), 5),
+        (("providers", "x", "timeouts"), 11),
+        (("providers", "x", "timeouts", "idle"), 11),
+        (("prices", "a/b"), 13),
+        (("prices", "a/b", "input_per_mtok"), 14),
+        (("providers", "y"), 15),
+        (("providers", "x", "nothing"), None),
+        (("aliases",), None),
+    ],
+)
+def test_line_of_finds_the_line_that_sets_a_value(at: tuple[str, ...], line: int | None) -> None:
+    assert config.line_of(LINES, at) == line
+
+
+def test_a_mistake_without_a_line_of_its_own_names_the_line_of_its_table() -> None:
+    error = config.TomlError("is wrong", "providers", "x", "nothing").located(Path("a.toml"), LINES)
+    assert str(error) == "a.toml, line 2, [providers.x]: is wrong"
+    error = config.TomlError("is wrong", "aliases", "fast").located(Path("a.toml"), LINES)
+    assert str(error) == "a.toml, [aliases]: is wrong"
 
 
 def test_folder_named_sluice_toml_raises_an_error(elsewhere: Path) -> None:

@@ -255,11 +255,19 @@ def posts() -> dict[str, Part]:
     } | (for_editors() | tokenizers.posts())
 
 
-def build(providers: list[str]) -> Part:
-    """Return the document. providers: the names of this server's providers."""
+def build(providers: list[str], *, metrics_token: bool = True) -> Part:
+    """Return the document.
+
+    Args:
+        providers: the names of the providers that are enabled.
+        metrics_token: True if /metrics needs a token.
+    """
     paths = {path: {"get": found} for path, found in gets().items()}
     paths |= {path: {"post": found} for path, found in posts().items()}
     bearer = {"type": "http", "scheme": "bearer"}
+    token = {"metricsToken": bearer | {"description": "SLUICE_METRICS_TOKEN."}}
+    if not metrics_token:
+        token, paths["/metrics"]["get"]["security"] = {}, []
     return {
         "openapi": "3.1.0",
         "info": {
@@ -271,6 +279,7 @@ def build(providers: list[str]) -> Part:
         },
         "servers": [{"url": "/"}],
         "security": [{"bearer": []}, {"apiKey": []}],
+        "x-sluice-providers": providers,
         "tags": [{"name": name} for name in TAGS],
         "paths": paths,
         "components": {
@@ -286,7 +295,7 @@ def build(providers: list[str]) -> Part:
             "securitySchemes": {
                 "bearer": bearer | {"description": "An API key of Sluice."},
                 "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-                "metricsToken": bearer | {"description": "SLUICE_METRICS_TOKEN, if it is set."},
-            },
+            }
+            | token,
         },
     }

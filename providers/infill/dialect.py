@@ -44,7 +44,7 @@ UNSUPPORTED: Final = frozenset(
         *("token_ids", "prompt_list"),
     }
 )
-RESERVED: Final = frozenset({"input_prefix", "input_suffix", "prompt", "stream"})
+RESERVED: Final = frozenset({"model", "input_prefix", "input_suffix", "prompt", "stream"})
 """Fields that `extra` can't set."""
 
 
@@ -69,6 +69,7 @@ def body(request: CompletionRequest, target: Target) -> dict[str, Any]:
         return kept | {"model": target.model, "stream": request.stream}
     (prompt,) = request.prompts
     found: dict[str, Any] = {
+        "model": target.model,  # a server with several models needs it
         "input_prefix": prompt,
         "input_suffix": request.suffix or "",
         "prompt": "",

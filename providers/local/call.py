@@ -8,6 +8,8 @@
   between them. A pause of 0 s would starve the loop; if each call paused without booking, the
   slices of several calls would coincide.
 - The index is also built in slices.
+- local/slow is the same model, for trying out streams and stops. It generates one token each
+  TOKEN_S, and only max_tokens, a stop string or a deadline ends its text.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import Final, TypeAlias
 
 import msgspec
@@ -41,8 +43,10 @@ from providers.base import Target
 from providers.local import ngram
 from providers.local.stop_strings import Piece, deltas
 
-MODELS: Final = ("pydoc",)
+MODELS: Final = ("pydoc", "slow")
 MOST_TOKENS: Final = 4096
+"""The most tokens of a pydoc completion. A slow one has no maximum."""
+TOKEN_S: Final = 0.1
 SLICE_S: Final = 0.002
 PAUSE_S: Final = 0.0005
 
@@ -109,12 +113,14 @@ class LocalCall:
     def __init__(self, request: CompletionRequest, target: Target) -> None:
         self._request = request
         self._target = target
+        self._slow = target.model == "slow"
+        self._next_token = 0.0
         self._aborted = threading.Event()
         self._input_tokens = 0
         self._output_tokens = 0
 
     def abort(self) -> None:
-        """End the call within a time slice. Any thread may call this."""
+        """End the call within a time slice, or at once if it pauses. Any thread may call this."""
         self._aborted.set()
 
     @property
@@ -148,19 +154,40 @@ class LocalCall:
             batch: Batch = []
             with _turns.lock:
                 may_work = not (booked and _turns.too_soon())
-                ended = may_work and _advance(work, batch)
+                ended = may_work and self._advance(work, batch)
                 start = 0.0 if ended else _turns.book(worked=may_work)
                 booked = True
             if batch:
                 usage = Usage(input_tokens=self._input_tokens, output_tokens=self._output_tokens)
                 yield [*batch, Used(usage)]
             if not ended:  # sleep, unless `abort` interrupts
-                self._aborted.wait(max(PAUSE_S, start - time.monotonic()))
+                wake = max(start, self._next_token)
+                self._aborted.wait(max(PAUSE_S, wake - time.monotonic()))
+
+    def _advance(self, work: Generation, batch: Batch) -> bool:
+        """Collect events for one time slice, up to a long piece of an echo, or one slow token.
+
+        Return True if the work is done.
+        """
+        before, now = self._output_tokens, time.monotonic()
+        until = now + SLICE_S
+        for event in work:
+            if event is not None:
+                batch.append(event)
+                if type(event) is Delta and len(event.text) >= PIECE:
+                    return False
+            if self._slow and self._output_tokens > before:
+                due = self._next_token + TOKEN_S
+                self._next_token = due if due > now else now + TOKEN_S  # never catch up in a burst
+                return False
+            if time.monotonic() >= until:
+                return False
+        return True
 
     def _prompts(self) -> list[str]:
         if self._target.model not in MODELS:
             asked = self._target.name[:100]
-            message = f"Model {asked!r} was not found. The only local model is local/pydoc."
+            message = f"Model {asked!r} was not found. There are local/pydoc and local/slow."
             raise ModelNotFound(message, param="model")
         prompts = [prompt for prompt in self._request.prompts if isinstance(prompt, str)]
         if len(prompts) < len(self._request.prompts):
@@ -177,10 +204,13 @@ class LocalCall:
                 self._input_tokens += 1
                 yield None
             tails.append(tail)
-        yield Started(model=MODELS[0], input_tokens=self._input_tokens)
+        yield Started(model=self._target.model, input_tokens=self._input_tokens)
         model = yield from _shared.get()
-        for number, prompt in enumerate(prompts):
-            yield from self._answer(model, prompt, model.context(tails[number]), number)
+        answers = [
+            self._answer(model, prompt, model.context(tails[number]), number)
+            for number, prompt in enumerate(prompts)
+        ]
+        yield from self._joined(answers)
 
     def _answer(self, model: ngram.Model, prompt: str, context: int, number: int) -> Generation:
         n, best_of = self._request.n or 1, self._request.best_of
@@ -188,7 +218,11 @@ class LocalCall:
         indexes = range(number * tries, (number + 1) * tries)
         choices = [self._choice(model, prompt, context, index) for index in indexes]
         best = range(number * n, (number + 1) * n)
-        yield from chain(*choices) if best_of is None else self._best(choices, best)
+        yield from self._joined(choices) if best_of is None else self._best(choices, best)
+
+    def _joined(self, works: list[Generation]) -> Generation:
+        """Run works one after the other, or in turns if the first might never end."""
+        return _in_turns(works) if self._slow else chain.from_iterable(works)
 
     def _best(self, choices: list[Generation], indexes: range) -> Generation:
         """Yield the choices with the highest mean log probability, renumbered to `indexes`."""
@@ -209,15 +243,21 @@ class LocalCall:
 
     def _choice(self, model: ngram.Model, prompt: str, context: int, index: int) -> Generation:
         request = self._request
-        limit = MOST_TOKENS if request.max_tokens is None else min(request.max_tokens, MOST_TOKENS)
-        before, offset = self._output_tokens, 0
+        limit, made, offset = self._most_tokens(), count(), 0
         if request.echo and prompt:
             yield from (Delta(index, piece) for piece in cut(prompt))
             offset = len(prompt)
-        pieces = islice(self._pieces(model, context, index, offset), limit)
+        limited = islice(self._pieces(model, context, index, offset), limit)
+        pieces = (piece for piece, _ in zip(limited, made, strict=False))
         stopped = yield from deltas(index, pieces, tuple(filter(None, request.stop)))
-        ended = stopped or self._output_tokens - before < limit
+        ended = stopped or limit is None or next(made) < limit
         yield Finished(index, "stop" if ended else "length")
+
+    def _most_tokens(self) -> int | None:
+        asked = self._request.max_tokens
+        if self._slow:
+            return asked
+        return MOST_TOKENS if asked is None else min(asked, MOST_TOKENS)
 
     def _pieces(self, model: ngram.Model, context: int, index: int, offset: int) -> Iterator[Piece]:
         """Yield tokens, with log probabilities if the request or best_of needs them."""
@@ -229,32 +269,28 @@ class LocalCall:
         # hash(), so that a seed gives identical completions in every process.
         seed = None if request.seed is None else f"{request.seed}/{index}"
         source = random.Random(seed)  # noqa: S311 - nothing secret
-        walk = ngram.walk(model, context, ngram.Sampling.of(request), source)
+        sampling = ngram.Sampling.of(request)
+        walk = ngram.walk(model, context, sampling, source, endless=self._slow)
         for place, (before, token) in enumerate(walk):
             self._output_tokens += 1
             text = model.texts[token]
             logprobs = None
             if alternatives is not None:
-                likely = model.probabilities(before, first=not place)
+                likely = model.probabilities(before, may_end=bool(place) and not self._slow)
                 logprobs = model.logprobs(likely, token, alternatives, offset)
                 offset += len(text)
             yield text, logprobs
 
 
-def _advance(work: Generation, batch: Batch) -> bool:
-    """Collect events for one time slice, up to a long piece of an echo.
-
-    Return True if the work is done.
-    """
-    until = time.monotonic() + SLICE_S
-    for event in work:
-        if event is not None:
-            batch.append(event)
-            if type(event) is Delta and len(event.text) >= PIECE:
-                return False
-        if time.monotonic() >= until:
-            return False
-    return True
+def _in_turns(works: list[Generation]) -> Generation:
+    """Take an event from each work in turn until all have ended."""
+    waiting = deque(works)
+    while waiting:
+        work = waiting.popleft()
+        for event in work:
+            waiting.append(work)
+            yield event
+            break
 
 
 def _mean_logprob(events: list[Event]) -> float:

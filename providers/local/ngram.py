@@ -80,19 +80,19 @@ class Model(NamedTuple):
         low, high = longest if source.random() < TRUST else shorter
         return self.rows[low + int(source.random() * (high - low))] & _NEXT
 
-    def probabilities(self, context: int, *, first: bool = False) -> dict[int, float]:
+    def probabilities(self, context: int, *, may_end: bool = True) -> dict[int, float]:
         """Return the probability of each possible next token. The sum is 1.
 
         Args:
-            first: True for a completion's first token. END then becomes BREAK, because a completion
-                must not be empty.
+            may_end: False for a completion's first token, because a completion must not be empty,
+                and in a text that never ends. END then becomes BREAK.
         """
         result: dict[int, float] = {}
         for (low, high), trust in zip(self._spans(context), (TRUST, 1 - TRUST), strict=True):
             for row in self.rows[low:high]:
                 token = row & _NEXT
                 result[token] = result.get(token, 0.0) + trust / (high - low)
-        if first and END in result:
+        if not may_end and END in result:
             result[BREAK] = result.get(BREAK, 0.0) + result.pop(END)
         return result
 
@@ -250,12 +250,21 @@ def _nucleus(weights: dict[int, float], top_p: float) -> dict[int, float]:
 
 
 def walk(
-    model: Model, context: int, sampling: Sampling, source: random.Random
+    model: Model,
+    context: int,
+    sampling: Sampling,
+    source: random.Random,
+    *,
+    endless: bool = False,
 ) -> Iterator[tuple[int, int]]:
     """Yield pairs of a context and its next token until the text ends.
 
     The text also ends when it returns to the context of an earlier full stop and had only one
     possible token at each step since then: it would repeat forever.
+
+    Args:
+        endless: True to start a new paragraph where the text would end, and to repeat forever what
+            repeats itself.
     """
     counts: Counter[int] = Counter()
     certain: set[int] = set()
@@ -263,16 +272,16 @@ def walk(
         if sampling.plain:
             token = model.draw(context, source)
         else:
-            now = model.probabilities(context, first=not counts)
+            now = model.probabilities(context, may_end=bool(counts) and not endless)
             weights = shape(now, counts, sampling)
             (token,) = source.choices(tuple(weights), tuple(weights.values()))
             if len(weights) > 1 or sampling.penalized:
                 certain.clear()
-            elif context >> _LATEST == FULL_STOP and context in certain:
+            elif not endless and context >> _LATEST == FULL_STOP and context in certain:
                 return
             certain.add(context)
         if token == END:
-            if counts:
+            if counts and not endless:
                 return
             token = BREAK
         yield context, token

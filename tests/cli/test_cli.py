@@ -1,8 +1,9 @@
-"""Tests of the commands of `flask keys`, `flask quickstart` and `flask providers`."""
+"""Tests of the commands `./sluice keys` and `./sluice quickstart`."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,13 +17,16 @@ from flask import Flask
 import cli
 import cli.keys
 from cli.formats import cell, parse_duration
-from cli.providers import provider_table
+from cli.quickstart import url_of
 from config import Settings
 from keys.key import LIMITS
+from keys.key_file import View
 from keys.store import KeyStore
-from providers.hosts import BUILT_IN
+from ledger.database import database_url
+from ledger.ledger import Ledger
 from routing.router import Router
 from tests.support.commands import Commands
+from tests.support.rows import connected, settled_row
 
 
 @pytest.fixture
@@ -35,6 +39,8 @@ class Runner(Commands):
     def __init__(self, store: KeyStore) -> None:
         self.app = Flask(__name__)
         router = Router(Settings())
+        self.database = store.path.with_name("sluice.db")
+        self.url = database_url(None, self.database)
         self.app.extensions["sluice"] = SimpleNamespace(
             keys=store, settings=Settings(), gateway=SimpleNamespace(router=router)
         )
@@ -44,7 +50,9 @@ class Runner(Commands):
         return self.plain("keys", *arguments, text=text)
 
     def plain(self, *arguments: str, text: str | None = None) -> Result:
-        """Run a command of any group."""
+        """Run a command of any group, with a new ledger."""
+        sluice: Any = self.app.extensions["sluice"]
+        sluice.ledger = Ledger(self.url)
         return self.app.test_cli_runner().invoke(args=arguments, input=text)
 
     def json(self, *arguments: str) -> Any:
@@ -62,7 +70,31 @@ def test_create_prints_only_the_secret_on_stdout(run: Runner, store: KeyStore) -
     assert key is not None
     assert key.name == "laptop"
     assert "can't be shown again" in result.stderr
-    assert len(result.output.splitlines()) == 2
+    assert len(result.output.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "terms"),
+    [
+        ((), "no rate limits, no budget, all models, never expires."),
+        (
+            ("--tier=standard", "--budget=5", "--budget-period=month", "--models=openai/*,fast"),
+            (
+                "60 requests per minute, 100,000 tokens per hour, a budget of $5 per month, "
+                "the models openai/*,fast, never expires."
+            ),
+        ),
+        (
+            ("--budget=0.25", "--max-streams=2", "--expires=2100-01-31"),
+            "2 calls at once, a budget of $0.25 in all, all models, expires 2100-01-31T00:00:00Z.",
+        ),
+    ],
+)
+def test_create_echoes_the_terms_of_the_key(
+    run: Runner, store: KeyStore, arguments: tuple[str, ...], terms: str
+) -> None:
+    result = run("create", "--name", "a", *arguments)
+    assert result.stderr.splitlines()[0] == f"Key 'a' ({store.get('a').id}): {terms}"
 
 
 def test_create_with_json_prints_all_fields_of_the_key(run: Runner, store: KeyStore) -> None:
@@ -86,6 +118,7 @@ def test_create_with_json_prints_all_fields_of_the_key(run: Runner, store: KeySt
         "budget_period": "total",
         "max_streams": None,
         "models": ["openai/*", "local/*"],
+        "previous_until": None,
     }
     assert list(made)[:3] == ["id", "name", "key"]
     assert key.expires == key.created + timedelta(days=30)
@@ -239,12 +272,12 @@ def test_list_shows_each_key_in_columns_without_its_secret(run: Runner, store: K
     store.update(two.id, disabled=True)
     header, *lines = run.ok("list").splitlines()
     assert header.split() == [
-        "id", "name", "tier", "req/min", "tokens/h", "budget", "models", "expires", "status",
+        "id", "name", "budget", "spent", "left", "models", "expires", "last", "used", "status",
     ]  # fmt: skip
     assert [line.split()[0] for line in lines] == [one.id, two.id]
-    assert lines[0].split()[-2:] == ["-", "active"]
+    assert lines[0].split()[-3:] == ["-", "never", "active"]
     assert lines[1].split()[-1] == "disabled"
-    for column in header.split():
+    for column in header.replace("last used", "last").split():
         at = header.index(f" {column}") if column != "id" else 0
         assert all(at == 0 or line[at] == " " != line[at + 1] for line in lines)
     rows = run.json("list")
@@ -264,21 +297,110 @@ def test_list_shows_the_effective_limits_within_100_columns(run: Runner, store: 
     store.create("n" * 100, models=("m" * 100,), budget_usd=1e9)
     store.create("nano", budget_usd=1e-9)
     _, *lines = run.ok("list").splitlines()
-    assert [line.split()[2:8] for line in lines] == [
-        ["free", "10", "10000", "$0.25/month", "*", "2100-01-31"],
-        ["standard", "0", "100000", "$5", "*", "-"],
-        ["unlimited", "-", "-", "$1000000000", "m" * 21 + "...", "-"],
-        ["unlimited", "-", "-", "$0.000000001", "*", "-"],
+    assert [line.split()[2:7] for line in lines] == [
+        ["$0.25/month", "$0.00", "$0.25", "*", "2100-01-31"],
+        ["$5", "$0.00", "$5.00", "*", "-"],
+        ["$1000000000", "$0.00", "$1000000000.00", "m" * 21 + "...", "-"],
+        ["$0.000000001", "$0.00", "<$0.01", "*", "-"],
+    ]
+    _, *limits = run.ok("list", "--limits").splitlines()
+    assert [line.split()[2:6] for line in limits] == [
+        ["free", "10", "10000", "-"],
+        ["standard", "0", "100000", "-"],
+        ["unlimited", "-", "-", "-"],
+        ["unlimited", "-", "-", "-"],
     ]
     store.delete("n" * 100)
-    assert max(map(len, run.ok("list").splitlines())) <= 100
+    for output in (run.ok("list"), run.ok("list", "--limits")):
+        assert max(map(len, output.splitlines())) <= 100
+
+
+def spend(run: Runner, store: KeyStore) -> None:
+    """Let the key "a" spend $1.25 today, of a budget of $5."""
+    key, _ = store.create("a", budget_usd=5.0, budget_period="day")
+    store.create("b")
+    with connected(run.url) as connection:
+        when = datetime.now(UTC).replace(microsecond=0, tzinfo=None).isoformat()
+        settled_row(connection, when, cost=1_250_000_000, key_id=key.id)
+
+
+def test_list_and_show_have_what_was_spent_what_is_left_and_the_last_use(
+    run: Runner, store: KeyStore
+) -> None:
+    spend(run, store)
+    today = datetime.now(UTC).date().isoformat()
+    _, first, second = run.ok("list").splitlines()
+    assert first.split()[2:5] == ["$5/day", "$1.25", "$3.75"]
+    assert first.split()[-2] == today
+    assert second.split()[2:5] == ["-", "$0.00", "-"]
+    shown = dict(re.split(r"\s{2,}", line) for line in run.ok("show", "a").splitlines())
+    assert (shown["spent"], shown["left"]) == ("$1.25", "$3.75")
+    assert shown["last used"].startswith(f"{today}T")
+    one, other = run.json("list")
+    assert one["used"] == {"spent_usd": 1.25, "left_usd": 3.75}
+    assert one["last_used_at"].startswith(f"{today}T")
+    assert (other["used"], other["last_used_at"]) == ({"spent_usd": 0.0, "left_usd": None}, None)
+    assert run.json("show", "a")["used"] == one["used"]
+
+
+@pytest.mark.parametrize("command", [("list",), ("show", "a")])
+def test_without_the_ledger_the_usage_is_unknown(
+    run: Runner, store: KeyStore, command: tuple[str, ...]
+) -> None:
+    spend(run, store)
+    run.database.write_bytes(b"no database" * 500)
+    result = run(*command)
+    assert result.exit_code == 0
+    assert result.stdout.count("unknown") == (3 if command == ("show", "a") else 6)
+    assert "Warning: the ledger can't be read" in result.stderr
+    found = run(*command, "--json")
+    rows = json.loads(found.stdout)
+    one = rows if command == ("show", "a") else rows[0]
+    assert (one["used"], one["last_used_at"]) == (None, None)
+
+
+def test_listing_keys_creates_no_ledger(run: Runner, store: KeyStore) -> None:
+    store.create("a")
+    assert "never" in run.ok("list")
+    assert not run.database.exists()
+
+
+def test_rotate_prints_only_the_new_secret_on_stdout(run: Runner, store: KeyStore) -> None:
+    key, old = store.create("a")
+    result = run("rotate", "a", "--overlap", "2h")
+    new = result.stdout.strip()
+    assert store.find(new) == store.find(old)
+    assert f"Key 'a' ({key.id}) has a new secret; the old one works until 2" in result.stderr
+    assert "can't be shown again" in result.stderr
+    shown = run.json("show", "a")
+    assert (shown["id"], "previous_hash" in shown) == (key.id, False)
+    assert shown["previous_until"].endswith("Z")
+    ended = run("rotate", "a", "--overlap", "0")
+    assert "the old one no longer works" in ended.stderr
+    assert store.find(new) is store.find(old) is None
+
+
+def test_rotate_keeps_the_old_secret_for_a_day_by_default(run: Runner, store: KeyStore) -> None:
+    key, old = store.create("a")
+    made = run.json("rotate", "a")
+    found = store.find(made["key"])
+    assert found is not None
+    assert (found.id, found) == (key.id, store.find(old))
+    assert found.previous_until is not None
+    assert timedelta(hours=23) < found.previous_until - datetime.now(UTC) <= timedelta(days=1)
+
+
+@pytest.mark.parametrize("overlap", ["soon", "-1h", "99999w", "91d"])
+def test_rotate_refuses_an_invalid_overlap(run: Runner, store: KeyStore, overlap: str) -> None:
+    store.create("a")
+    assert "overlap must be" in run.error("rotate", "a", f"--overlap={overlap}")
 
 
 def test_list_without_keys_prints_a_hint_on_stderr(run: Runner) -> None:
     result = run("list")
     assert result.exit_code == 0
     assert result.stdout == ""
-    assert "flask keys create" in result.stderr
+    assert "sluice keys create" in result.stderr
     assert run.json("list") == []
 
 
@@ -387,12 +509,13 @@ def test_keys_of_the_environment_variable_are_shown_but_not_changed(
     assert own.split()[-1] == "file"
     assert fixed.split()[-1] == "environment"
     assert run.json("show", "fixed")["source"] == "environment"
-    for command in (["disable"], ["enable"], ["change", "--tier=free"], ["delete", "--yes"]):
+    for command in (["disable"], ["rotate"], ["change", "--tier=free"], ["delete", "--yes"]):
         assert "SLUICE_KEYS" in run.error(*command, "fixed")
 
 
 @pytest.mark.parametrize(
-    "command", [["show"], ["disable"], ["enable"], ["change", "--tier=free"], ["delete", "--yes"]]
+    "command",
+    [["show"], ["rotate"], ["disable"], ["enable"], ["change", "--tier=free"], ["delete", "--yes"]],
 )
 def test_an_unknown_key_name_is_not_repeated_in_the_error(
     run: Runner, store: KeyStore, command: list[str]
@@ -418,28 +541,81 @@ def test_parse_duration_refuses_invalid_text(text: str) -> None:
         parse_duration(text)
 
 
-# flask quickstart and flask providers
+# flask quickstart
 
 
 def test_quickstart_creates_only_one_key(run: Runner, store: KeyStore) -> None:
     first = run.plain("quickstart")
     (secret,) = set(re.findall(r"sk-sluice-[\w-]+", first.stdout))
     assert store.find(secret) == store.get("first")
-    assert first.stdout.count(secret) == 2
+    assert f"export SLUICE_KEY={secret}\n" in first.stdout
     again = run.plain("quickstart")
-    assert "YOUR_KEY" in again.stdout
-    assert "http://127.0.0.1:8000" in again.stdout
+    assert "Lost your key? ./sluice keys create --name NAME" in again.stdout
+    for output in (first.stdout, again.stdout):
+        assert "http://127.0.0.1:8000/api/v1/completions" in output
+        assert "Bearer $SLUICE_KEY" in output
     assert len(store.all()) == 1
+
+
+def test_quickstart_accepts_a_first_key_that_another_process_creates_meanwhile(
+    run: Runner, store: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    KeyStore(store.path).create("first")
+    monkeypatch.setattr(KeyStore, "_fresh", lambda store: View())
+    monkeypatch.setattr("cli.quickstart.KeyStore", lambda path: SimpleNamespace(all=lambda: [1]))
+    result = run.plain("quickstart")
+    assert result.exit_code == 0
+    assert "sk-sluice-" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("host", "more", "url"),
+    [
+        ("", {}, "http://127.0.0.1:8000"),
+        ("0.0.0.0", {}, "http://127.0.0.1:8000"),
+        ("::", {}, "http://127.0.0.1:8000"),
+        ("::1", {}, "http://[::1]:8000"),
+        ("10.0.0.7", {}, "http://10.0.0.7:8000"),
+        ("localhost", {"scheme": "https", "prefix": "/llm/"}, "https://localhost:8000/llm"),
+    ],
+)
+def test_url_of_leads_from_this_machine_to_the_server(
+    host: str, more: dict[str, str], url: str
+) -> None:
+    assert url_of(host, 8000, **more) == url
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["keys", "list"],
+        ["keys", "list", "--json"],
+        ["keys", "create", "--name", "a"],
+        ["keys", "show", "a"],
+        ["quickstart"],
+    ],
+)
+def test_a_key_file_that_cannot_be_read_is_never_taken_for_an_empty_one(
+    tmp_path: Path, command: list[str]
+) -> None:
+    path = tmp_path / "keys.jsonl"
+    path.mkdir()
+    result = Runner(KeyStore(path)).plain(*command)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (f"Error: keys.jsonl can't be read: not a regular file ({path}).\n")
+
+
+def test_a_key_file_of_another_user_names_its_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "keys.jsonl"
+    KeyStore(path).create("a")
+    monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    monkeypatch.setattr(Path, "owner", lambda path: "ada")
+    assert cli.keys.belongs_to(path) == ", which belongs to ada"
 
 
 def test_quickstart_fails_with_a_message_if_no_key_can_be_written(tmp_path: Path) -> None:
     result = Runner(KeyStore(tmp_path / "none" / "keys.jsonl")).plain("quickstart")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "No such file" in result.stderr
-
-
-def test_providers_lists_every_built_in_provider(run: Runner) -> None:
-    header, *lines = run.plain("providers").stdout.splitlines()
-    assert header.split() == ["name", "enabled", "variables", "base_url"]
-    assert {line.split()[0] for line in lines} == {row.name for row in BUILT_IN}
-    assert run.plain("providers", "--markdown").stdout == provider_table(BUILT_IN) + "\n"

@@ -22,6 +22,8 @@ PYDOC = {
     "is_disabled": False,
 }
 
+SLOW = PYDOC | {"modelName": "slow", "name": "slow"}
+
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
@@ -48,7 +50,7 @@ def test_every_provider_is_listed_with_its_models(site: Site, slash: str) -> Non
 
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_a_provider_endpoint_returns_its_entry_of_the_model_list(site: Site, slash: str) -> None:
-    local = {"name": "local", "enabled": True, "text_completions": [PYDOC]}
+    local = {"name": "local", "enabled": True, "text_completions": [PYDOC, SLOW]}
     assert found(site, f"{MODELS}/local{slash}") == local
     assert local in found(site, MODELS)
 

@@ -40,6 +40,20 @@ def test_a_browser_gets_the_playground(site: Site, accept: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("default", "first"),
+    [("local/pydoc", "local/slow"), ("openai/gpt-4o-mini", "openai/gpt-4o-mini")],
+)
+def test_a_first_visit_has_the_slow_model_unless_the_operator_chose_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default: str, first: str
+) -> None:
+    site = make_app(
+        tmp_path, monkeypatch, default_model=default, environ={"OPENAI_API_KEY": "none"}
+    )
+    answer = site.client.get("/", headers={"Accept": BROWSER})
+    assert f'data-default-model="{first}"' in answer.text
+
+
+@pytest.mark.parametrize(
     "accept", [None, "*/*", "application/json", "image/png", "text/html;q=0.5, */*"]
 )
 def test_a_program_gets_json(site: Site, accept: str | None) -> None:
@@ -48,7 +62,7 @@ def test_a_program_gets_json(site: Site, accept: str | None) -> None:
     assert "Accept" in answer.vary
 
 
-@pytest.mark.parametrize("path", ["/", "/usage"])
+@pytest.mark.parametrize("path", ["/", "/usage", "/docs"])
 def test_page_headers_allow_loading_only_from_the_gateway_origin(site: Site, path: str) -> None:
     answer = site.client.get(path, headers={"Accept": BROWSER})
     rules = dict(
@@ -69,7 +83,7 @@ def test_page_headers_allow_loading_only_from_the_gateway_origin(site: Site, pat
     assert answer.headers["Cache-Control"] == "no-cache"
 
 
-@pytest.mark.parametrize("path", ["/", "/usage"])
+@pytest.mark.parametrize("path", ["/", "/usage", "/docs"])
 def test_static_files_named_by_a_page_exist_and_are_cached_for_a_year(
     site: Site, path: str
 ) -> None:

@@ -59,6 +59,21 @@ def more(usage: Usage, **tokens: int) -> Usage:
 # cost
 
 
+def test_listed_models_complete_text() -> None:
+    openai = next(row for row in BUILT_IN if row.name == "openai")
+    names = {facts.id for facts in Prices({}).models(openai)}
+    assert {"gpt-4o-mini", "gpt-3.5-turbo-instruct", "o3"} <= names
+    others = {"gpt-4o-mini-tts", "gpt-image-1", "gpt-realtime", "gpt-4o-transcribe", "ft:gpt-4o"}
+    assert not others & names
+    assert Prices({}).price(openai, "gpt-4o-mini-tts") is not None  # still billed
+
+
+def test_models_that_sluice_toml_prices_are_listed() -> None:
+    price = {"input_per_mtok": 1, "output_per_mtok": 1}
+    found = Prices({"local/other": price, "openai/x": price}).models(LOCAL)
+    assert [facts.id for facts in found] == ["pydoc", "slow", "other"]
+
+
 @given(usages(), PRICES)
 def test_a_cost_is_a_whole_number_and_never_negative(usage: Usage, price: Price) -> None:
     found = cost(usage, price)
@@ -202,6 +217,7 @@ def test_a_rate_of_sluice_toml_is_read_without_loss(number: Decimal) -> None:
             {"input_per_mtok": "1"},
             "input_per_mtok must be a number of USD per million tokens, not '1'",
         ),
+        ({"input_per_mtk": 1}, "did you mean input_per_mtok?"),
         ({"input_per_mtok": True}, "per million tokens, not True"),
         ({"input_per_mtok": -1}, "per million tokens, not -1"),
         ({"input_per_mtok": float("nan")}, "per million tokens, not nan"),
@@ -326,7 +342,7 @@ def test_models_of_a_provider_row_come_first_and_may_be_unknown() -> None:
 
 def test_a_provider_without_price_data_lists_only_the_models_of_its_row() -> None:
     assert Prices({}).models(UNKNOWN) == []
-    assert [facts.id for facts in Prices({}).models(LOCAL)] == ["pydoc"]
+    assert [facts.id for facts in Prices({}).models(LOCAL)] == ["pydoc", "slow"]
 
 
 def test_deprecated_models_and_embedding_models_are_not_listed() -> None:

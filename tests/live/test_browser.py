@@ -1,4 +1,4 @@
-"""Tests of the pages in a real Chromium with a real server, accessibility included.
+"""Tests of the playground in a real Chromium with a real server.
 
 - Without Chromium these tests are skipped.
 - Every test also checks that the console stayed empty, that nothing violated the content security
@@ -9,130 +9,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from tests.support import calls
 from tests.support import fake as fp
-from tests.support.browsers import launch
-from tests.support.daemons import CantRunError
 from tests.support.fake import FakeProvider
 from tests.support.pace import HANG_S
-from tests.support.paths import TESTS
+from tests.support.pages import breaks, choose, run, sign_in, slow
 from tests.support.servers import Server
 
 pytestmark = pytest.mark.thorough
-
-AXE = TESTS / "vendor" / "axe" / "axe.min.js"
-RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-WIDTHS = {"narrow": 390, "wide": 1280}
-VIOLATIONS = """
-window.violations = [];
-document.addEventListener("securitypolicyviolation", (event) =>
-  window.violations.push(`${event.violatedDirective} ${event.blockedURI}`));
-"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        try:
-            found = launch(playwright)
-        except CantRunError as error:
-            pytest.skip(str(error))
-        yield found
-        found.close()
-
-
-@pytest.fixture(params=["light"])
-def theme(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(params=["wide"])
-def width(request: pytest.FixtureRequest) -> int:
-    return WIDTHS[request.param]
-
-
-@pytest.fixture
-def page(browser: Browser, server: Server, theme: Any, width: int) -> Iterator[Page]:
-    """Yield a page of a new browser context; fail if it logged or loaded anything unexpected."""
-    context = browser.new_context(
-        base_url=server.url, color_scheme=theme, viewport={"width": width, "height": 900}
-    )
-    context.set_default_timeout(10_000)
-    context.grant_permissions(["clipboard-read", "clipboard-write"], origin=server.url)
-    context.add_init_script(VIOLATIONS)
-    found = context.new_page()
-    faults: list[str] = []
-
-    def asked(request: Request) -> None:
-        if not request.url.startswith((server.url, "data:", "blob:")):
-            faults.append(f"requested {request.url}")
-
-    def logged(text: str) -> None:
-        if "status of 4" not in text and "status of 5" not in text:  # an error that a test provoked
-            faults.append(text)
-
-    found.on("request", asked)
-    found.on("console", lambda message: logged(message.text))
-    found.on("pageerror", lambda error: faults.append(str(error)))
-    yield found
-    faults += found.evaluate("window.violations")
-    context.close()
-    assert faults == []
-
-
-def sign_in(page: Page, server: Server, path: str = "/") -> None:
-    page.goto(path)
-    page.get_by_label("Your Sluice key").fill(server.key)
-    page.get_by_role("button", name="Sign in").click()
-    expect(page.locator("#app")).to_be_visible()
-
-
-def choose(page: Page, model: str) -> None:
-    page.get_by_label("Model", exact=True).select_option("Another model…")
-    page.get_by_label("Another model").fill(model)
-
-
-def slow(fake: FakeProvider) -> None:
-    """Make the provider stream a completion that never ends."""
-    frames = fp.chunks(["Once ", "upon "], finish=None)
-    more = fp.event(fp.chunks(["more "], finish=None)[0]).data
-    fake.script([*fp.sse(frames, done=False, complete=False), fp.repeat(more, every=0.05)])
-
-
-# The key
-
-
-def test_a_key_opens_the_pages_and_stays_in_the_tab(page: Page, server: Server) -> None:
-    sign_in(page, server)
-    expect(page.locator("#who")).to_contain_text(server.key[-4:])
-    assert server.key not in page.url
-    page.goto("/usage")
-    expect(page.get_by_role("heading", name="Usage")).to_be_visible()
-    assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
-    page.get_by_role("button", name="Sign out").click()
-    expect(page.get_by_label("Your Sluice key")).to_be_visible()
-    assert page.evaluate("sessionStorage.length") == 0
-
-
-def test_an_invalid_key_shows_the_401_error_of_the_api(page: Page) -> None:
-    page.goto("/")
-    page.get_by_label("Your Sluice key").fill("sluice-wrong")
-    page.keyboard.press("Enter")
-    alert = page.get_by_role("alert")
-    expect(alert).to_contain_text("401 unauthorized")
-    expect(alert).to_contain_text("Request")
-    assert page.evaluate("sessionStorage.length") == 0
 
 
 # The playground
@@ -142,14 +32,18 @@ def test_the_playground_shows_a_streamed_completion_and_keeps_its_history(
     page: Page, server: Server
 ) -> None:
     sign_in(page, server)
+    expect(page.get_by_role("combobox", name="Model", exact=True)).to_have_value("local/slow")
     expect(page.locator("#model-facts")).to_have_text("Free")
+    choose(page, "local/pydoc")
     page.get_by_label("Prompt").fill("The best way to open a file is")
     page.get_by_text("Parameters").click()
     page.get_by_label("Max tokens").fill("30")
     page.get_by_label("Seed").fill("7")
     page.keyboard.press("Control+Enter")
     ending = page.locator("#ending")
-    expect(ending).to_contain_text("out, $0")
+    expect(ending).to_contain_text("tokens out · cost $0 · took")
+    expect(page.locator("#served")).to_have_text("local/pydoc")
+    expect(page.locator("#price")).to_have_text("Free")
     assert len(page.locator("#output").inner_text()) > 20
     for name in ("tokens", "first", "cost"):
         expect(page.locator(f"#live-{name}")).not_to_have_text("\N{EN DASH}")
@@ -171,10 +65,13 @@ def test_model_output_is_shown_as_text_and_not_as_html(
     sign_in(page, server)
     choose(page, "fake/<i>m</i>")
     page.get_by_label("Prompt").fill("<u>prompt</u>")
-    page.get_by_role("button", name="Run").click()
+    run(page)
     expect(page.locator("#output")).to_have_text(text)
-    expect(page.locator("#ending")).to_contain_text("3 tokens in, 9 out")
+    expect(page.locator("#ending")).to_contain_text("3 tokens in · 9 tokens out · cost unknown")
     expect(page.get_by_role("listitem")).to_contain_text("<u>prompt</u>")
+    assert page.locator("#app :is(img, b, i, u)").count() == 0
+    page.get_by_text("Raw", exact=True).click()
+    expect(page.locator("#output")).to_have_text(text)
     assert page.locator("#app :is(img, b, i, u)").count() == 0
 
 
@@ -183,9 +80,9 @@ def test_an_unstreamed_completion_is_shown(page: Page, server: Server, fake: Fak
     sign_in(page, server)
     choose(page, "fake/m")
     page.get_by_label("Stream").uncheck()
-    page.get_by_role("button", name="Run").click()
+    run(page)
     expect(page.locator("#output")).to_have_text("All at once.")
-    expect(page.locator("#ending")).to_contain_text("4 tokens in, 3 out")
+    expect(page.locator("#ending")).to_contain_text("4 tokens in · 3 tokens out")
 
 
 @pytest.mark.parametrize("by", ["button", "key"])
@@ -195,7 +92,7 @@ def test_stop_by_button_or_key_ends_a_running_stream(
     slow(fake)
     sign_in(page, server)
     choose(page, "fake/m")
-    page.get_by_role("button", name="Run").click()
+    run(page)
     expect(page.locator("#output")).to_contain_text("Once upon more")
     expect(page.locator("#output")).to_have_attribute("aria-busy", "true")
     if by == "button":
@@ -215,26 +112,114 @@ def test_an_error_is_shown_with_its_request_id(
     sign_in(page, server)
     choose(page, "fake/m")
     with page.expect_response("**/api/v1/completions") as answered:
-        page.get_by_role("button", name="Run").click()
+        run(page)
     body = answered.value.json()
     alert = page.locator("#error")
     expect(alert).to_contain_text(f"{body['status_code']} {body['code']}")
     expect(alert).to_contain_text(body["message"])
     expect(alert).to_contain_text(body["request_id"])
     expect(page.get_by_role("listitem")).to_contain_text(f"Failed: {body['code']}")
+    expect(page.locator("#output")).to_be_hidden()  # the error takes the place of the empty box
+    fake.script(fp.sse(fp.chunks(["Better."], usage=(3, 9))))
+    run(page)
+    expect(page.locator("#output")).to_have_text("Better.")
+    expect(alert).to_be_hidden()
 
 
-def test_a_stream_that_fails_midway_keeps_its_text(
+def test_a_stream_that_breaks_off_keeps_its_text_and_is_marked_in_the_history(
     page: Page, server: Server, fake: FakeProvider
 ) -> None:
-    fake.script(
-        [*fp.sse(fp.chunks(["Half "], finish=None), done=False, complete=False), fp.reset()]
-    )
+    breaks(fake)
     sign_in(page, server)
     choose(page, "fake/m")
-    page.get_by_role("button", name="Run").click()
+    run(page)
     expect(page.locator("#error")).to_contain_text("502 provider_error")
-    expect(page.locator("#output")).to_have_text("Half ")
+    expect(page.locator("#output")).to_have_text("Half")
+    expect(page.locator("#output")).to_have_class("text broken")
+    expect(page.locator("#ending")).to_contain_text("Broken off · ")
+    entry = page.get_by_role("listitem").get_by_role("button")
+    expect(entry).to_contain_text("Broken off: provider_error")
+    fake.script(fp.sse(fp.chunks(["Whole."], usage=(3, 9))))
+    run(page)
+    expect(page.locator("#output")).to_have_class("text")
+    entry.nth(1).click()
+    expect(page.locator("#output")).to_have_class("text broken")
+    expect(page.locator("#error")).to_contain_text("provider_error")
+
+
+def test_a_reload_in_the_middle_of_a_stream_keeps_what_had_arrived(
+    page: Page, server: Server, fake: FakeProvider
+) -> None:
+    slow(fake)
+    sign_in(page, server)
+    choose(page, "fake/m")
+    run(page)
+    expect(page.locator("#output")).to_contain_text("Once upon")
+    page.reload()
+    expect(page.get_by_role("listitem")).to_contain_text("Broken off: page left")
+    server.wait(lambda: fake.requests[-1].closed_at is not None)
+    page.get_by_role("listitem").get_by_role("button").click()
+    expect(page.locator("#output")).to_contain_text("Once upon")
+
+
+def test_a_lost_connection_is_shown_as_a_broken_stream(
+    page: Page, server: Server, fake: FakeProvider
+) -> None:
+    slow(fake)
+    sign_in(page, server)
+    choose(page, "fake/m")
+    cut = (
+        "() => { const whole = window.fetch; window.fetch = async (...asked) => {"
+        " const found = await whole(...asked); const reader = found.body.getReader(); let left = 3;"
+        " return new Response(new ReadableStream({ async pull(to) {"
+        " if (left-- === 0) return to.error(new TypeError('network error'));"
+        " to.enqueue((await reader.read()).value); } }), found); }; }"
+    )
+    page.evaluate(cut)
+    run(page)
+    expect(page.locator("#ending")).to_contain_text("Broken off")
+    expect(page.locator("#error")).to_contain_text("The connection broke")
+    expect(page.get_by_role("listitem")).to_contain_text("Broken off: network")
+
+
+MARKDOWN = """\
+# Files
+
+Use `open()` **here**:
+
+```python
+for line in file:
+    print(line)
+```
+
+- one
+"""
+
+
+def test_an_answer_is_rendered_or_raw_and_copied_as_it_came(
+    page: Page, server: Server, fake: FakeProvider
+) -> None:
+    frames = fp.chunks([MARKDOWN[at : at + 5] for at in range(0, len(MARKDOWN), 5)], usage=(3, 9))
+    fake.script(fp.sse(frames))
+    sign_in(page, server)
+    choose(page, "fake/m")
+    run(page)
+    output = page.locator("#output")
+    expect(output.get_by_role("heading", name="Files")).to_be_visible()
+    expect(output.locator("strong")).to_have_text("here")
+    expect(output.locator("li")).to_have_text("one")
+    code = output.locator("pre code")
+    expect(code).to_have_text("for line in file:\n    print(line)")
+    assert "mono" in code.evaluate("(found) => getComputedStyle(found).fontFamily").lower()
+    page.get_by_text("Raw", exact=True).click()
+    assert output.evaluate("(found) => found.textContent") == MARKDOWN
+    assert "mono" in output.evaluate("(found) => getComputedStyle(found).fontFamily").lower()
+    page.get_by_role("button", name="Copy answer").click()
+    assert page.evaluate("navigator.clipboard.readText()") == MARKDOWN
+    page.reload()
+    page.get_by_role("listitem").get_by_role("button").click()
+    expect(page.get_by_label("Raw", exact=True)).to_be_checked()
+    assert output.evaluate("(found) => found.textContent") == MARKDOWN
 
 
 def test_a_value_out_of_range_is_not_sent(page: Page, server: Server) -> None:
@@ -242,7 +227,7 @@ def test_a_value_out_of_range_is_not_sent(page: Page, server: Server) -> None:
     page.get_by_text("Parameters").click()
     page.get_by_label("Temperature").fill("3")
     page.get_by_text("Parameters").click()
-    page.get_by_role("button", name="Run").click()
+    run(page)
     expect(page.get_by_label("Temperature")).to_be_focused()
     assert page.get_by_role("listitem").count() == 0
 
@@ -268,7 +253,7 @@ def test_the_stop_button_is_visible_on_a_narrow_screen(
     slow(fake)
     sign_in(page, server)
     choose(page, "fake/m")
-    page.get_by_role("button", name="Run").click()
+    run(page)
     expect(page.locator("#output")).to_contain_text("Once upon more")
     for place in ("#output", "#halt"):
         expect(page.locator(place)).to_be_in_viewport()
@@ -303,7 +288,7 @@ def test_copied_code_runs_and_contains_no_key(
         if shutil.which(command[0]) is None:
             continue
         page.get_by_role("tab", name=language).click()
-        page.get_by_role("button", name="Copy").click()
+        page.get_by_role("button", name="Copy", exact=True).click()
         expect(page.locator("#copied")).to_contain_text("Copied")
         text = page.evaluate("navigator.clipboard.readText()")
         assert server.key not in text
@@ -322,167 +307,3 @@ def test_copied_code_runs_and_contains_no_key(
         sent = json.loads(fake.requests[-1].body)
         assert (sent["prompt"], sent["max_tokens"], sent["seed"]) == (PROMPT, 8, 5), language
         assert sent["stop"] == ["END", "\n\n"]
-
-
-# The usage page
-
-
-def settles_late(page: Page) -> None:
-    """Serve the current list of requests twice more, as if the next calls were settled late."""
-    with page.expect_response("**/api/v1/user/requests?*") as found:
-        page.get_by_role("button", name="Refresh").click()
-    stale = found.value.text()
-    page.route(
-        "**/api/v1/user/requests?*",
-        lambda route: route.fulfill(body=stale, content_type="application/json"),
-        times=2,
-    )
-
-
-def test_the_usage_page_follows_a_stream_stopped_in_another_tab(
-    page: Page, server: Server, fake: FakeProvider
-) -> None:
-    slow(fake)
-    sign_in(page, server)
-    choose(page, "fake/m")
-    page.get_by_role("button", name="Run").click()
-    expect(page.locator("#output")).to_contain_text("Once upon")
-    other = page.context.new_page()
-    sign_in(other, server, "/usage")
-    expect(other.locator("#active tbody tr")).to_have_count(1)
-    ends = other.locator("#latest tbody tr .end")
-    expect(ends.first).to_have_text("active")
-    page.get_by_role("button", name="Stop").click()
-    expect(page.locator("#ending")).to_contain_text("Stopped")
-    expect(other.locator("#no-active")).to_be_visible(timeout=1000 * HANG_S)
-    expect(ends.first).to_have_text("stopped", timeout=1000 * HANG_S)
-
-
-def test_the_usage_page_shows_requests_tokens_and_active_streams(
-    page: Page, server: Server, fake: FakeProvider
-) -> None:
-    key = server.key
-    server.key = server.add_key("usage-page")  # a key without usage
-    try:
-        fake.script(fp.sse(fp.chunks(["One ", "two."], usage=(3, 9))))
-        sign_in(page, server)
-        choose(page, "fake/m")
-        page.get_by_role("button", name="Run").click()
-        expect(page.locator("#ending")).to_contain_text("Finished")
-        slow(fake)
-        page.get_by_role("button", name="Run").click()
-        expect(page.locator("#output")).to_contain_text("Once upon")
-        other = page.context.new_page()  # signs in again, because sessionStorage belongs to one tab
-        sign_in(other, server, "/usage")
-        expect(other.locator("#sum-requests")).to_have_text("1")
-        expect(other.locator("#sum-tokens")).to_have_text("12")
-        expect(other.locator("#chart canvas")).to_be_visible()
-        expect(other.locator("#active tbody tr")).to_have_count(1)
-        settles_late(other)
-        other.locator("#active").get_by_role("button").click()
-        expect(other.locator("#no-active")).to_be_visible()
-        expect(page.locator("#ending")).to_contain_text("Stopped")
-        expect(other.locator("#sum-requests")).to_have_text("2")
-        ends = other.locator("#latest tbody tr .end")
-        expect(ends).to_have_text(["stopped", "completed"])
-        expect(other.locator("#models tbody")).to_contain_text("fake/m")
-        expect(other.locator("#providers tbody")).to_contain_text("fake")
-        for measure in ("Cost", "Requests", "Tokens"):
-            other.locator("#measure").get_by_text(measure).click()
-            name = re.compile(f"Chart of {measure.lower()} by day")
-            expect(other.locator("#chart")).to_have_attribute("aria-label", name)
-        other.get_by_text("Show as a table").click()
-        expect(other.locator("#days tbody tr")).to_have_count(1)
-        with other.expect_download() as loaded:
-            other.get_by_role("button", name="Download").click()
-        lines = Path(loaded.value.path()).read_text().splitlines()
-        assert lines[0].startswith("day,requests,cost_usd")
-        assert loaded.value.suggested_filename == "usage-by-day.csv"
-        assert len(lines) == 2
-        other.get_by_label("To", exact=True).fill("2020-01-02")
-        other.get_by_label("From", exact=True).fill("2020-01-01")
-        expect(other.locator("#sum-requests")).to_have_text("0")
-        assert other.evaluate("window.violations") == []
-    finally:
-        server.key = key
-
-
-# Accessibility
-
-
-def violations(page: Page) -> list[str]:
-    """Return what axe-core finds: each violated rule with its elements.
-
-    The debugger evaluates axe-core, so the page's content security policy doesn't block it.
-    """
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = page.evaluate("(tags) => axe.run(document, {runOnly: tags})", RULES)
-    assert len(found["passes"]) > 10
-    # axe-core can't decide the contrast of elements that are off-screen.
-    unsure = [v for v in found["incomplete"] if v["id"] != "color-contrast"]
-    faults = found["violations"] + unsure
-    return [f"{v['id']}: {[n['html'] for n in v['nodes']]}" for v in faults]
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"], indirect=True)
-@pytest.mark.parametrize("width", WIDTHS, indirect=True)
-def test_pages_have_no_axe_violations_and_fit_the_screen_width(
-    page: Page, server: Server, fake: FakeProvider, width: int
-) -> None:
-    fake.script(fp.sse(fp.chunks(["Some text."], usage=(3, 9))))
-    fake.script(fp.error(500))
-    found = {}
-    page.goto("/")
-    expect(page.get_by_label("Your Sluice key")).to_be_visible()
-    found["sign-in"] = violations(page)
-    sign_in(page, server)
-    choose(page, "fake/m")
-    page.get_by_text("Parameters").click()
-    for ending in ("Finished", "Failed"):
-        page.get_by_role("button", name="Run").click()
-        expect(page.locator("#ending")).to_contain_text(ending)
-        found[ending] = violations(page)
-        assert page.evaluate("document.documentElement.scrollWidth") == width
-    page.goto("/usage")
-    slow(fake)
-    with server.client() as active:
-        calls.begin_stream(active, model="fake/m")
-        page.get_by_role("button", name="Refresh").click()
-        expect(page.locator("#latest tbody tr").first).to_be_visible()
-        expect(page.locator("#active").get_by_role("button")).to_be_visible()
-        expect(page.locator("#chart canvas")).to_be_visible()
-        page.get_by_text("Show as a table").click()
-        found["usage"] = violations(page)
-        assert page.evaluate("document.documentElement.scrollWidth") == width
-        assert found == {name: [] for name in found}
-        page.locator("#active").get_by_role("button").click()
-        expect(page.locator("#no-active")).to_be_visible()
-
-
-def test_the_playground_can_be_used_by_keyboard_only(
-    page: Page, server: Server, fake: FakeProvider
-) -> None:
-    page.goto("/")
-    expect(page.get_by_label("Your Sluice key")).to_be_visible()
-    page.keyboard.press("Tab")
-    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
-    page.keyboard.press("Enter")
-    page.keyboard.press("Tab")
-    expect(page.get_by_label("Your Sluice key")).to_be_focused()
-    page.keyboard.type(server.key)
-    page.keyboard.press("Enter")
-    expect(page.get_by_label("Prompt")).to_be_focused()
-    run, halt = (page.get_by_role("button", name=name) for name in ("Run", "Stop"))
-    slow(fake)
-    choose(page, "fake/m")
-    run.focus()
-    page.keyboard.press("Enter")
-    expect(halt).to_be_focused()
-    expect(page.locator("#output")).to_contain_text("Once")
-    page.keyboard.press("Enter")
-    expect(page.locator("#ending")).to_contain_text("Stopped")
-    expect(run).to_be_focused()
-    page.get_by_role("tab", name="curl").focus()
-    page.keyboard.press("ArrowLeft")
-    expect(page.get_by_role("tab", name="JavaScript")).to_be_focused()
-    expect(page.locator("#code")).to_contain_text("await fetch")

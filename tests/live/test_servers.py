@@ -103,6 +103,16 @@ def test_stop_ends_streaming_and_unary_calls_and_closes_their_upstreams(
     assert max(closed_after(request, before) for request in fake.wait_closed(2)) < scaled(1)
 
 
+def test_each_server_kind_stops_the_slow_model_in_its_pause(server: Server) -> None:
+    with server.client() as client:
+        stream_id = begin_stream(client, model="local/slow")
+        assert calls.stop(server, stream_id).json == {"success": True}
+        frames = list(client.frames())
+    assert kinds(frames)[-3:] == ["finish", "usage_final", "DONE"]
+    assert 1 <= frames[-2].json["output_tokens"] < 100
+    assert settled(server, stream_id)["end_reason"] == "stopped"
+
+
 PLANS: dict[str, tuple[bool, Sequence[fp.Step]]] = {
     "flowing": (True, [*BEGUN, fp.repeat(EVENT.data, 0.05)]),
     "silent": (True, HELD),

@@ -27,7 +27,7 @@ from tests.support.calls import (
     settled,
 )
 from tests.support.fake import FakeProvider
-from tests.support.pace import scaled
+from tests.support.pace import HANG_S, scaled
 from tests.support.raw_client import Frame, RawClient
 from tests.support.servers import Server, fake_rows
 
@@ -40,7 +40,11 @@ CHAT = "/v1/chat/completions"
 
 
 def serve(fake: FakeProvider, *args: str) -> Server:
-    return Server(fake_rows(fake.base_url), args=args, env={"SLUICE_DRAIN_S": str(DRAIN_S)})
+    env = {
+        "SLUICE_DRAIN_S": str(DRAIN_S),
+        "SLUICE_FIRST_EVENT_WAIT_S": str(HANG_S),  # longer than the drain on any machine
+    }
+    return Server(fake_rows(fake.base_url), args=args, env=env)
 
 
 def test_term_lets_calls_finish(fake: FakeProvider) -> None:
@@ -209,7 +213,7 @@ def renew_under_load(
 
 def test_a_reload_under_load_fails_no_call(fake: FakeProvider) -> None:
     with serve(fake) as server:
-        renew_under_load(fake, server, lambda: server.signal(signal.SIGHUP), within=5)
+        renew_under_load(fake, server, lambda: server.signal(signal.SIGHUP), within=scaled(5))
     assert "Traceback" not in server.output()
 
 

@@ -71,6 +71,8 @@ PHASES = {
     "chat": Phase([fp.hold()], model="fakechat/m"),
     "local": Phase(model="local/pydoc", params={"best_of": 128}),
     "local_flowing": Phase(model="local/pydoc", text=True, params={"n": 128}),
+    "local_slow": Phase(model="local/slow", text=True),
+    "local_slow_unary": Phase(model="local/slow", stream=False),
     "tls_before_headers": Phase([fp.hold()], model="tls/m"),
     "tls_silent": Phase([*BEGUN, fp.hold()], model="tls/m", text=True),
     "tls_flowing": Phase([*BEGUN, fp.repeat(EVENT.data, 0.005)], model="tls/m", text=True),

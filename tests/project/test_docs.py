@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
-from cli.providers import provider_table
+from cli.providers import family_table, provider_table
 from config import VARIABLES, Settings
-from providers.base import Provider
+from providers.base import Fim, Provider
 from providers.hosts import BUILT_IN
+from tests.project.test_surface import ROUTES
 from tests.support.paths import ROOT
 
 LINK = re.compile(r"(?:\]\(|src=\")(?!https?:)([^)#\"]+)")
@@ -32,8 +33,18 @@ def test_every_anchor_is_a_heading() -> None:
 def test_the_documentation_has_one_name_for_the_command_line() -> None:
     commands = re.compile(r"\bflask (?:keys|usage|ledger|providers|quickstart)\b")
     found = [path.name for path in PAGES for _ in commands.findall(path.read_text())]
-    assert sorted(set(found)) == ["CHANGELOG.md", "quickstart.md", "troubleshooting.md"]
+    assert sorted(set(found)) == ["CHANGELOG.md", "quickstart.md"]
     assert found.count("quickstart.md") == 1
+
+
+def test_the_facts_at_the_top_of_the_readme_are_true() -> None:
+    readme, setup = (ROOT / "README.md").read_text(), (ROOT / "setup.cfg").read_text()
+    [version] = re.findall(r"python_requires = >=([\d.]+)", setup)
+    assert f"[MIT license](LICENSE) · Python {version} or newer" in readme
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License")
+    assert f"- **Providers.** {len(BUILT_IN)} are built in" in readme
+    assert f"those of {len(BUILT_IN)} providers" in readme
+    assert (ROOT / "docs/screenshots/stop.gif").stat().st_size < 1_000_000
 
 
 def anchor_of(heading: str) -> str:
@@ -67,6 +78,30 @@ def test_every_test_named_in_the_documentation_exists() -> None:
 
 def test_the_documented_provider_table_matches_the_built_in_rows() -> None:
     assert provider_table(BUILT_IN) in (ROOT / "docs/guides/providers.md").read_text()
+
+
+def test_the_documented_families_of_models_are_those_of_the_code() -> None:
+    assert family_table() in (ROOT / "docs/guides/providers.md").read_text()
+
+
+def test_each_field_of_a_fim_rule_is_documented() -> None:
+    text = (ROOT / "docs/guides/providers.md").read_text()
+    table = text.partition("| field of a rule |")[2].partition("\n\n")[0]
+    cells = re.findall(r"^\| (`[^|]*`) \|", table, re.MULTILINE)
+    assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == {
+        *Fim.__struct_fields__
+    }
+
+
+def test_the_guide_for_editors_names_only_paths_of_this_server() -> None:
+    text = (ROOT / "docs/guides/editors.md").read_text()
+    paths = set(re.findall(r"`(GET|POST) (/[^`]+)`", text))
+    assert paths <= ROUTES
+    assert ("POST", "/infill") in paths
+    addresses = re.findall(r"http://127\.0\.0\.1:8000(/[\w/.-]*)?", text)
+    assert all(
+        any(route.startswith(address) for _, route in ROUTES) for address in filter(None, addresses)
+    )
 
 
 def test_every_field_of_a_provider_row_is_documented() -> None:

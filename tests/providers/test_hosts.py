@@ -27,8 +27,9 @@ def test_a_provider_table_overrides_only_the_fields_that_it_names() -> None:
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ({"base_ulr": URL}, "base_ulr"),
+        ({"base_ulr": URL}, "base_ulr is not a field of a provider; did you mean base_url?"),
         ({"base_url": 7}, "base_url"),
+        ({"base_url": URL, "fim": {"pth": "/x"}}, "did you mean path?"),
         ({"base_url": "ftp://x"}, "http://"),
         ({"base_url": ""}, "http://"),
         ({"base_url": URL, "dialect": "opnai"}, "did you mean openai"),

@@ -314,6 +314,31 @@ def test_an_invalid_alias_or_default_model_stops_the_start(
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("aliases", "model", "near"),
+    [
+        ({"fast": "sin/m"}, "local/pydoc", "did you mean sim?"),
+        ({"fast": "sim/m"}, "fats", "did you mean fast?"),
+    ],
+)
+def test_a_misspelt_provider_or_alias_is_reported_with_the_nearest_name(
+    aliases: dict[str, Any], model: str, near: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        router(aliases=aliases, default=model)
+    assert str(caught.value).endswith(near)
+
+
+@pytest.mark.parametrize("default", ["locked/m", "best"])
+def test_a_default_model_whose_provider_is_not_enabled_is_a_warning(default: str) -> None:
+    aliases = {"best": ["locked/m"], "any": ["locked/m", "sim/m"]}
+    [warning] = router(aliases=aliases, default=default).warnings()
+    assert f"the default model {default} can't be used" in warning
+    assert "LOCKED_KEY" in warning
+    assert router({"LOCKED_KEY": "k"}, aliases=aliases, default=default).warnings() == []
+    assert router(aliases=aliases, default="any").warnings() == []
+
+
 def test_an_alias_named_like_a_model_may_add_fallbacks() -> None:
     found = router(aliases={"sim/m": ["sim/m", "poor/m"]}).targets(Route(model="sim/m"))
     assert names(found) == ["sim/m", "poor/m"]

@@ -1,7 +1,7 @@
 """A checkout as a user has it after the set-up, in which tests run commands of the docs.
 
-- The checkout is a folder of links to this repository, without private files (.env, keys, ledger,
-  sluice.toml).
+- The checkout is a folder of links to this repository, with a copy of ./sluice, and without
+  private files (.env, keys, ledger, sluice.toml).
 - Files that a command writes stay in that folder.
 - A server that is started there listens on loopback, and stops when the test leaves the checkout.
 """
@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,9 @@ class Checkout:
         for path in ROOT.iterdir():
             if path.name not in PRIVATE and not path.name.startswith("sluice.db"):
                 (directory / path.name).symlink_to(path)
+        # ./sluice works in the folder of the file that a link leads to.
+        (directory / "sluice").unlink()
+        shutil.copy2(ROOT / "sluice", directory)
         venv = directory / ".venv"
         venv.mkdir()
         for name in ("bin", "lib", "lib64", "include", "pyvenv.cfg"):

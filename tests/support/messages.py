@@ -16,6 +16,7 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
@@ -27,6 +28,7 @@ ERRORS: Final = (
     "BrokenLine",
     "Unreadable",
     "DatabaseFileChanged",
+    "SetupError",
 )
 """The errors of Sluice whose text an operator reads. Classes derived from them count too."""
 OF_CLICK: Final = ("ClickException", "UsageError", "BadParameter")
@@ -63,6 +65,7 @@ class Message(NamedTuple):
         return True
 
 
+@cache
 def messages() -> list[Message]:
     kinds = error_kinds()
     found = [message for path in sources() for message in Source(path, kinds).messages()]
@@ -80,12 +83,17 @@ def sources() -> list[Path]:
     ]
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def error_kinds() -> frozenset[str]:
     """Return the names of the errors whose texts count."""
     bases = {
         node.name: {ast.unparse(base) for base in node.bases}
         for path in sources()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.ClassDef)
     }
     found: set[str] = set()
@@ -100,7 +108,7 @@ class Source:
     def __init__(self, path: Path, kinds: frozenset[str]) -> None:
         self._name = path.relative_to(ROOT).as_posix()
         self._kinds = kinds
-        self._tree = ast.parse(path.read_text())
+        self._tree = tree_of(path)
         nodes = ast.walk(self._tree)
         self._functions = {node.name: node for node in nodes if isinstance(node, ast.FunctionDef)}
 

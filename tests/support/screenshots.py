@@ -6,6 +6,7 @@ They show a test server with made-up usage and fake providers.
 from __future__ import annotations
 
 import random
+import re
 import secrets
 import sqlite3
 import sys
@@ -20,6 +21,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.support import fake as fp
 from tests.support.browsers import launch
 from tests.support.fake import FakeProvider
+from tests.support.pages import choose, run, sign_in
 from tests.support.servers import UNTROUBLED, Server
 
 THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
@@ -44,6 +46,17 @@ TEXT = (
     "had come at all. That, she thought, was the whole of the work: to stand between the two, and "
     "to be able to stop it.\n\nWhen the barges came at six"
 )
+CODE = """Use a `with` statement, which closes the file by itself:
+
+```python
+with open("notes.txt", encoding="utf-8") as file:
+    for line in file:
+        print(line.rstrip())
+```
+
+- It closes the file **even after an error**.
+- Always name the *encoding*.
+"""
 
 
 def moments(now: datetime) -> Iterator[datetime]:
@@ -119,32 +132,49 @@ def ask(page: Page, fake: FakeProvider) -> None:
     pieces = [piece + " " for piece in TEXT.split(" ")]
     frames = fp.chunks(pieces, chat=True, finish=None)
     fake.script([*fp.sse(frames, interval=0.012, done=False, complete=False), fp.hold()])
-    page.get_by_label("Model", exact=True).select_option(MODEL)
+    choose(page, MODEL)
     page.get_by_label("Prompt").fill(PROMPT)
     page.get_by_text("Parameters").click()
     page.get_by_label("Temperature").fill("0.8")
     page.get_by_label("Max tokens").fill("400")
-    page.get_by_role("button", name="Run").click()
+    run(page)
     expect(page.locator("#output")).to_contain_text("barges came at six")
+
+
+def compare(page: Page, fake: FakeProvider) -> None:
+    """Run a prompt side by side, and stop one of the two answers."""
+    page.get_by_text("Parameters").click()
+    page.set_viewport_size({"width": 1280, "height": 1080})
+    page.get_by_role("button", name="Compare with a second model").click()
+    choose(page, "local/slow", "Second model")
+    page.get_by_label("Prompt").fill("The best way to open a file is")
+    pieces = [CODE[at : at + 6] for at in range(0, len(CODE), 6)]
+    frames = fp.chunks(pieces, chat=True, usage=(8, 74))
+    fake.script(fp.sse(frames, interval=0.03))
+    run(page)
+    expect(page.locator("#live-tokens-2")).to_have_text(re.compile("≈ [3-9][0-9]"))
+    page.get_by_role("button", name="Stop local/slow").click()
+    for suffix in ("", "-2"):
+        expect(page.locator(f"#ending{suffix}")).to_contain_text("took")
 
 
 def shoot(browser: Browser, server: Server, fake: FakeProvider, directory: Path) -> None:
     for theme in THEMES:
         for width in WIDTHS:
             size = {"width": width, "height": 900 if width > 800 else 844}
-            context = browser.new_context(viewport=size, color_scheme=theme)  # type: ignore[arg-type]
+            context = browser.new_context(
+                base_url=server.url,
+                viewport=size,  # type: ignore[arg-type]
+                color_scheme=theme,
+            )
             page = context.new_page()
-            page.goto(server.url)
-            page.get_by_label("Your Sluice key").fill(server.key)
-            page.get_by_role("button", name="Sign in").click()
+            sign_in(page, server)
             ask(page, fake)
             if width < 800:
                 page.locator(".answer").evaluate("(answer) => answer.scrollIntoView()")
             page.screenshot(path=directory / f"playground-{theme}-{width}.png")
             usage = context.new_page()
-            usage.goto(server.url + "/usage")
-            usage.get_by_label("Your Sluice key").fill(server.key)
-            usage.get_by_role("button", name="Sign in").click()
+            sign_in(usage, server, "/usage")
             expect(usage.locator("#active tbody tr")).to_have_count(1)
             expect(usage.locator("#latest tbody tr")).to_have_count(20)
             usage.wait_for_timeout(300)
@@ -153,6 +183,13 @@ def shoot(browser: Browser, server: Server, fake: FakeProvider, directory: Path)
                 usage.screenshot(path=directory / f"full-{theme}-{width}.png", full_page=True)
             page.keyboard.press("Escape")
             expect(page.locator("#ending")).to_contain_text("Stopped")
+            if width > 800:
+                compare(page, fake)
+                page.screenshot(path=directory / f"compare-{theme}-{width}.png")
+                page.set_viewport_size(size)  # type: ignore[arg-type]
+                page.goto("/docs")
+                page.locator("#nativeCompletion > summary").click()
+                page.screenshot(path=directory / f"api-{theme}-{width}.png")
             context.close()
 
 

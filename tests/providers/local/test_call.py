@@ -412,7 +412,7 @@ def test_token_ids_are_rejected() -> None:
 
 
 def test_the_unsupported_parameters_are_declared() -> None:
-    assert local.MODELS == ("pydoc",)
+    assert local.MODELS == ("pydoc", "slow")
     assert {
         "suffix",
         "token_ids",
@@ -512,11 +512,11 @@ from providers.local import call as local
 from providers.base import Provider, Target
 target = Target(Provider(name="local"), "pydoc")
 slices = 0
-def counted(work, batch, advance=local._advance):
+def counted(call, work, batch, advance=local.LocalCall._advance):
     global slices
     slices += 1
-    return advance(work, batch)
-local._advance = counted
+    return advance(call, work, batch)
+local.LocalCall._advance = counted
 def talk():
     request = CompletionRequest(prompts=("Hi",), n=10_000)
     for batch in local.LocalCall(request, target).events(): pass
@@ -589,6 +589,113 @@ def test_closing_unfinished_events_leaves_the_model_usable() -> None:
     assert isinstance(events, Generator)
     events.close()
     assert answer(seed=1).choices
+
+
+# The slow model
+
+
+def slow(*prompts: str, **parameters: Any) -> LocalCall:
+    request = CompletionRequest(prompts=prompts or (PROMPT,), **parameters)
+    return LocalCall(request, Target(TARGET.provider, "slow"))
+
+
+def deltas_of(batch: Batch) -> list[Delta]:
+    return [event for event in batch if isinstance(event, Delta)]
+
+
+def test_the_slow_model_sends_one_token_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "TOKEN_S", 0.01)
+    began = time.monotonic()
+    batches = list(slow(seed=1, max_tokens=20).events())
+    took = time.monotonic() - began
+    assert flatten(batches)
+    assert max(len(deltas_of(batch)) for batch in batches) == 1
+    assert took > 19 * 0.01 * 0.99
+    done = fold(flatten(batches))
+    assert done.usage is not None
+    assert done.usage.output_tokens == 20
+    assert done.choices[0].finish_reason == "length"
+    assert done.model == "slow"
+
+
+def test_the_slow_model_sends_10_tokens_per_second() -> None:
+    assert local.TOKEN_S == 0.1
+
+
+def test_the_slow_model_does_not_catch_up_after_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    one = slow(seed=1)
+    work = one._work([PROMPT])
+    waits = []
+    for stall in (0.0, 0.1, 0.1, 7.0, 0.1):
+        now += stall
+        before = one._output_tokens
+        while one._output_tokens == before:
+            assert not one._advance(work, [])
+        waits.append(one._next_token - now)
+    assert waits == pytest.approx([0.1] * 5)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"temperature": 0}, {"temperature": 0.7, "top_p": 0.8}])
+def test_the_slow_model_has_no_end_of_its_own(parameters: dict[str, Any]) -> None:
+    events = slow(seed=1, logprobs=1, **parameters)._work([PROMPT])
+    made = (event for event in events if isinstance(event, Delta | Finished))
+    for _ in range(local.MOST_TOKENS + 1):
+        assert isinstance(next(made), Delta)
+
+
+def test_the_slow_model_writes_paragraphs_like_the_fast_one() -> None:
+    begin = text(seed=1)
+    whole = ""
+    for event in slow(seed=1)._work([PROMPT]):
+        whole += event.text if isinstance(event, Delta) else ""
+        if len(whole) > len(begin) + 2:
+            break
+    assert whole.startswith(begin + "\n\n")
+
+
+def test_the_slow_model_stops_at_stop_strings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "TOKEN_S", 0.0)
+    (choice,) = fold(flatten(slow(seed=1, stop=("\n\n",)).events())).choices
+    assert choice.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("prompts", [("The",), ("The", "A decorator is")])
+def test_choices_of_the_slow_model_come_in_turns(
+    monkeypatch: pytest.MonkeyPatch, prompts: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(local, "TOKEN_S", 0.0)
+    events = flatten(slow(*prompts, n=2, seed=1, max_tokens=3).events())
+    indexes = [event.index for event in events if isinstance(event, Delta)]
+    assert sorted(indexes) == [*[0] * 3, *[1] * 3, *([*[2] * 3, *[3] * 3] if prompts[1:] else [])]
+    assert sorted(indexes[: len(set(indexes))]) == sorted(set(indexes))
+
+
+def test_each_choice_of_the_slow_model_has_max_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "TOKEN_S", 0.0)
+    for parameters in ({"n": 3}, {"n": 1, "best_of": 3}):
+        done = fold(flatten(slow(max_tokens=4, seed=1, **parameters).events()))
+        assert {choice.finish_reason for choice in done.choices} == {"length"}
+        assert done.usage is not None
+        assert done.usage.output_tokens == 12
+
+
+def test_an_abort_ends_a_pause_of_the_slow_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "TOKEN_S", 10.0 * HANG_S)
+    one = slow()
+    timer = threading.Timer(0.05, one.abort)
+    batches = []
+    began = time.monotonic()
+    for batch in one.events():
+        batches.append(batch)
+        if deltas_of(batch):
+            timer.start()
+    assert time.monotonic() - began < HANG_S
+    last = batches[-1][-1]
+    assert isinstance(last, Used)
+    assert last.usage.output_tokens == 1
+    timer.join()
 
 
 # Concurrent calls, and the first call

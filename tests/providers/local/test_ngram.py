@@ -160,8 +160,8 @@ def test_unknown_word_is_followed_by_a_new_paragraph(toy: Model) -> None:
 def test_generated_text_never_starts_with_the_end_token(toy: Model) -> None:
     context = toy.context(tokens("The small cat sees a bird."))
     assert END in toy.probabilities(context)
-    assert END not in toy.probabilities(context, first=True)
-    assert sum(toy.probabilities(context, first=True).values()) == pytest.approx(1)
+    assert END not in toy.probabilities(context, may_end=False)
+    assert sum(toy.probabilities(context, may_end=False).values()) == pytest.approx(1)
     for seed in range(20):
         assert write(toy, "The small cat sees a bird.", str(seed))
         assert write(toy, "The small cat sees a bird.", str(seed), temperature=0.9)

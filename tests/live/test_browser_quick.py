@@ -1,0 +1,26 @@
+"""The playground's first visit in a real Chromium: start, watch, stop, and see the partial usage.
+
+This is the one browser test of `make test`; the others are in the files beside it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import Page, expect
+
+from tests.support.pages import run, sign_in
+from tests.support.servers import Server
+
+
+def test_a_first_visit_streams_the_slow_model_until_it_is_stopped(
+    page: Page, server: Server
+) -> None:
+    sign_in(page, server)
+    run(page)
+    expect(page.locator("#live-tokens")).to_have_text(re.compile(r"≈ [3-9]"))
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#ending")).to_have_text(
+        re.compile(r"Stopped · 8 tokens in · \d+ tokens out · cost \$0 · took .+s")
+    )
+    expect(page.locator("#served")).to_have_text("local/slow")

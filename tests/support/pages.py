@@ -1,0 +1,77 @@
+"""Helpers for tests of the pages in a browser: signing in, choosing a model, accessibility."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from playwright.sync_api import Page, expect
+
+from tests.support import fake as fp
+from tests.support.fake import FakeProvider
+from tests.support.paths import TESTS
+from tests.support.servers import Server
+
+WIDTHS: Final = {"narrow": 390, "wide": 1280}
+AXE: Final = TESTS / "vendor" / "axe" / "axe.min.js"
+RULES: Final = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+VIOLATIONS: Final = """
+window.violations = [];
+document.addEventListener("securitypolicyviolation", (event) =>
+  window.violations.push(`${event.violatedDirective} ${event.blockedURI}`));
+"""
+"""A script that collects violations of the content security policy."""
+
+
+def sign_in(page: Page, server: Server, path: str = "/") -> None:
+    """Open a page and sign in. In a second tab, the first one does that."""
+    page.goto(path)
+    form, app = page.locator("#key-form"), page.locator("#app")
+    expect(form.or_(app).locator("visible=true").first).to_be_visible()
+    if form.is_visible():
+        page.get_by_label("Your Sluice key").fill(server.key)
+        page.get_by_role("button", name="Sign in").click()
+    expect(app).to_be_visible()
+
+
+def choose(page: Page, model: str, label: str = "Model") -> None:
+    """Type a model's name."""
+    field = page.get_by_role("combobox", name=label, exact=True)
+    field.fill(model)
+    field.press("Tab")
+
+
+def run(page: Page) -> None:
+    page.get_by_role("button", name="Run").click()
+
+
+def slow(fake: FakeProvider) -> None:
+    """Make the provider stream a completion that never ends."""
+    frames = fp.chunks(["Once ", "upon "], finish=None)
+    more = fp.event(fp.chunks(["more "], finish=None)[0]).data
+    fake.script([*fp.sse(frames, done=False, complete=False), fp.repeat(more, every=0.05)])
+
+
+def breaks(fake: FakeProvider) -> None:
+    """Make the provider break off in the middle of a completion."""
+    frames = fp.chunks(["Half "], finish=None)
+    fake.script([*fp.sse(frames, done=False, complete=False), fp.reset()])
+
+
+def violations(page: Page) -> list[str]:
+    """Return what axe-core finds: each violated rule with its elements.
+
+    The debugger evaluates axe-core, so the page's content security policy doesn't block it.
+    """
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("(tags) => axe.run(document, {runOnly: tags})", RULES)
+    assert len(found["passes"]) > 10
+    # axe-core can't decide the contrast of elements that are off-screen.
+    unsure = [v for v in found["incomplete"] if v["id"] != "color-contrast"]
+    faults = found["violations"] + unsure
+    return [f"{v['id']}: {[n['html'] for n in v['nodes']]}" for v in faults]
+
+
+def fits(page: Page) -> bool:
+    """Return True if nothing is wider than the screen."""
+    wide: bool = page.evaluate("document.documentElement.scrollWidth > innerWidth")
+    return not wide
