@@ -197,6 +197,8 @@ class UpstreamError(SluiceError):
         upstream_code, upstream_message: the provider's own code and message. They may contain a
             key, so `public_error` redacts them.
         retry_after: the seconds that the provider asked to wait.
+        host: the host and port of the provider if it can't be reached or doesn't speak HTTP.
+        reason: a short word for why it can't be reached, such as "refused".
         unsupported: the parameter that the provider lacks, if that is why the call failed. Empty if
             the provider didn't name it. The provider itself works, so the call isn't retried
             there, and no circuit breaker learns of it.
@@ -215,6 +217,8 @@ class UpstreamError(SluiceError):
         upstream_message: str | None = None,
         retry_after: float | None = None,
         unsupported: str | None = None,
+        host: str | None = None,
+        reason: str | None = None,
     ) -> None:
         super().__init__(message)
         self.upstream_status = upstream_status
@@ -222,22 +226,32 @@ class UpstreamError(SluiceError):
         self.upstream_message = upstream_message
         self.retry_after = retry_after
         self.unsupported = unsupported
+        self.host, self.reason = host, reason
         self.usage: Usage | None = None
 
 
 class UpstreamTimeout(UpstreamError):
-    """An upstream that took too long. phase: connect, first_event, idle or total."""
+    """An upstream that took too long."""
 
     status, code = 504, "provider_timeout"
 
-    def __init__(self, phase: str, seconds: float) -> None:
+    def __init__(self, phase: str, seconds: float, host: str | None = None) -> None:
+        """Make the error.
+
+        Args:
+            phase: connect, first_event, idle or total.
+            seconds: the limit that was exceeded.
+            host: the host and port, if they are known; perhaps with the proxy on the way there.
+        """
         what = {
             "connect": "did not accept the connection within",
             "first_event": "did not start to answer within",
             "idle": "sent nothing for",
             "total": "did not finish within",
         }[phase]
-        super().__init__(f"The upstream {what} {seconds:g} s.")
+        upstream = f"The upstream {host}" if host else "The upstream"
+        reason = "timed_out" if phase == "connect" else None
+        super().__init__(f"{upstream} {what} {seconds:g} s.", host=host, reason=reason)
         self.phase = phase
         self.details = {"phase": phase, "seconds": seconds}
         if phase == "total":

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 def commands() -> tuple[click.Command, ...]:
     """Return the commands that need an app."""
     from cli.keys import keys
-    from cli.providers import list_providers
+    from cli.providers import providers_group
     from cli.quickstart import quickstart
     from cli.usage import ledger_group, usage_group
 
-    return keys, usage_group, ledger_group, list_providers, quickstart
+    return keys, usage_group, ledger_group, providers_group, quickstart
 
 
 def register(app: Flask) -> None:

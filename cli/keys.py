@@ -1,6 +1,6 @@
 """The commands of `flask keys`, which create, list and change API keys.
 
-- Only `create` prints a secret.
+- Only `create` and `rotate` print a secret.
 - Only `show --line` prints a hash.
 """
 
@@ -12,20 +12,20 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
-import msgspec
 from flask import current_app
 from flask.cli import AppGroup
 
 from cli.formats import as_json, cell, parse_duration, parse_instant, table, to_json
-from keys.key import FIELDS, PERIODS, TIERS, Key, KeyFileError, Terms
+from cli.key_views import LIMITS, MONEY, described, in_short, public, terms_of, used_in_words
+from cli.open_ledger import NOTHING, usage_of_keys
+from keys.key import PERIODS, TIERS, Key, KeyFileError, Terms, as_text
 from keys.store import KeyStore
 
-MAX_CELL = 24
+SAVE_NOW = "Save this key now: it can't be shown again."
 C = TypeVar("C", bound=Callable[..., Any])
 
 
@@ -94,7 +94,37 @@ def create(name: str, as_json: bool, **chosen: str | None) -> None:
         )
         return
     click.echo(secret)
-    click.echo("Save this key now: it can't be shown again.", err=True)
+    click.echo(f"Key {key.name!r} ({key.id}): {terms_of(key)}.", err=True)
+    click.echo(SAVE_NOW, err=True)
+
+
+@keys.command("rotate")
+@which
+@click.option(
+    "--overlap",
+    default="24h",
+    show_default=True,
+    metavar="DURATION",
+    help="How long the old secret stays valid, such as 30m or 7d; 0 ends it at once.",
+)
+@as_json
+def rotate(id_or_name: str, overlap: str, as_json: bool) -> None:
+    """Give a key a new secret and print it. The key's id, limits and history stay.
+
+    The old secret stays valid for the overlap. For a key that leaked, use --overlap 0.
+    """
+    key, secret = store().rotate(id_or_name, parse_overlap(overlap))
+    if as_json:
+        fields = public(key)
+        first = {"id": fields.pop("id"), "name": fields.pop("name"), "key": secret}
+        click.echo(to_json(first | fields))
+        return
+    click.echo(secret)
+    end = "no longer works"
+    if key.previous_until is not None:
+        end = f"works until {as_text(key.previous_until)}"
+    click.echo(f"Key {key.name!r} ({key.id}) has a new secret; the old one {end}.", err=True)
+    click.echo(SAVE_NOW, err=True)
 
 
 @keys.command("change")
@@ -109,21 +139,28 @@ def change(id_or_name: str, **chosen: str | None) -> None:
 
 
 @keys.command("list")
+@click.option(
+    "--limits", is_flag=True, help="Show the limits instead of the budgets and the usage."
+)
 @as_json
-def list_keys(as_json: bool) -> None:
-    """List all keys, and warn about problems in the key file."""
+def list_keys(as_json: bool, limits: bool) -> None:
+    """List all keys with what they spent, and warn about problems in the key file."""
     for problem in store().problems():
         click.echo(f"Warning: {problem}", err=True)
     found = store().all()
+    fixed = store().fixed_ids()
     if as_json:
-        click.echo(to_json([described(key) for key in found]))
+        usages = usage_of_keys()
+        click.echo(to_json([described(key, fixed, usages) for key in found]))
         return
     if not found:
         click.echo("There are no keys yet; 'flask keys create --name NAME' creates one.", err=True)
         return
-    rows = [in_short(key) for key in found]
-    columns = list(rows[0])
-    if all(store().is_fixed(key) is False for key in found):
+    usages = NOTHING if limits else usage_of_keys()
+    rows = [in_short(key, fixed, usages) for key in found]
+    left_out = MONEY if limits else LIMITS
+    columns = [name for name in rows[0] if name not in left_out]
+    if not any(key.id in fixed for key in found):
         columns.remove("source")
     click.echo(table([columns, *([row[name] for name in columns] for row in rows)]))
 
@@ -140,10 +177,13 @@ def show(id_or_name: str, as_json: bool, line: bool) -> None:
         click.echo(store().line(id_or_name))
         return
     key = store().get(id_or_name)
-    fields = described(key)
+    usages = usage_of_keys(key.id)
+    fields = described(key, store().fixed_ids(), usages)
     if as_json:
         click.echo(to_json(fields))
         return
+    del fields["used"], fields["last_used_at"]
+    fields |= used_in_words(key, usages)
     for name, value in fields.pop("limits").items():
         of_tier = value is not None and fields[name] is None
         fields[name] = f"{value} (the tier's)" if of_tier else value
@@ -267,45 +307,12 @@ PARSERS: Mapping[str, Callable[[str], object]] = {
 }
 
 
-def public(key: Key) -> dict[str, Any]:
-    """Return a key's fields in the format of the key file, without the hash."""
-    return {
-        field.name: msgspec.to_builtins(getattr(key, field.name))
-        for field in FIELDS
-        if field.name != "hash"
-    }
-
-
-def described(key: Key) -> dict[str, Any]:
-    """Return a key's public fields, its effective limits, its status and its source."""
-    source = "environment" if store().is_fixed(key) else "file"
-    limits = key.limits._asdict()
-    return public(key) | {"limits": limits, "status": key.status, "source": source}
-
-
-def in_short(key: Key) -> dict[str, str]:
-    """Return a key's cells in the list of keys."""
-    return {
-        "id": key.id,
-        "name": shortened(key.name),
-        "tier": key.tier,
-        "req/min": cell(key.limits.requests_per_minute),
-        "tokens/h": cell(key.limits.tokens_per_hour),
-        "budget": budget(key),
-        "models": shortened(cell(key.models)),
-        "expires": cell(key.expires and key.expires.date()),
-        "status": key.status,
-        "source": "environment" if store().is_fixed(key) else "file",
-    }
-
-
-def shortened(text: str) -> str:
-    return text if len(text) <= MAX_CELL else text[: MAX_CELL - 3] + "..."
-
-
-def budget(key: Key) -> str:
-    """Return a key's budget and its period, such as $5 or $0.25/day."""
-    if key.budget_nano is None:
-        return "-"
-    usd = Decimal(key.budget_nano).scaleb(-9).normalize()
-    return f"${usd:f}" + ("" if key.budget_period == "total" else f"/{key.budget_period}")
+def parse_overlap(text: str) -> timedelta:
+    if text == "0":
+        return timedelta()
+    try:
+        return parse_duration(text)
+    except (ValueError, OverflowError):
+        raise click.ClickException(
+            "--overlap must be a duration such as 90m, 24h or 7d, or 0 to end the old secret now."
+        ) from None

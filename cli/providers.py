@@ -1,19 +1,34 @@
-"""The command `flask providers`, which lists the known providers."""
+"""The commands of `flask providers`, which list the providers and check whether they answer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import click
 from flask import current_app
-from flask.cli import with_appcontext
+from flask.cli import AppGroup, with_appcontext
 
-from cli.formats import cell, table
+from cli.formats import as_json, cell, table, to_json
+from config import Settings
+from errors import ProviderNotFound
 from gateway import capabilities
 from providers.base import Provider, Target
+from providers.checks import Check, check, check_all, public_url
 from providers.fim_templates import FAMILIES
 from providers.hosts import BUILT_IN
 from providers.registry import missing
+from providers.transport.exchange import Transport
+from routing.router import Router, credentials
+
+LIMIT_S = 5.0
+"""Seconds that each provider has to answer."""
+ANY_MODEL = "any"
+BUILT_IN_ROWS = {row.name: row for row in BUILT_IN}
+ABSENT = ("refused", "itself")
+"""What a check of a local engine that isn't running finds."""
+NOT_RUNNING = "not running"
 
 COLUMNS = (
     *("provider", "variables", "a model", "legacy completions", "fill-in-the-middle"),
@@ -21,20 +36,162 @@ COLUMNS = (
 )
 
 
-@click.command("providers")
+@click.group(
+    "providers",
+    cls=AppGroup,
+    invoke_without_command=True,
+    help="List the known providers, and show which of them are enabled and answer now.",
+)
 @click.option("--markdown", is_flag=True, help="Print the tables of docs/guides/providers.md.")
+@click.option(
+    "--check/--no-check",
+    "checks",
+    default=True,
+    help=f"Ask each enabled provider whether it answers (the default), for at most {LIMIT_S:g} s.",
+)
+@as_json
+@click.pass_context
 @with_appcontext
-def list_providers(markdown: bool) -> None:
-    """List the known providers, and show which of them are enabled."""
+def providers_group(ctx: click.Context, markdown: bool, checks: bool, as_json: bool) -> None:
+    if ctx.invoked_subcommand is not None:
+        return
     if markdown:
         click.echo(f"{provider_table(BUILT_IN)}\n\n{family_table()}")
         return
-    router = current_app.extensions["sluice"].gateway.router
-    rows = [
-        (row.name, cell(router.enabled(row)), cell(missing(row, {})), row.base_url)
-        for row in router.providers.values()
-    ]
-    click.echo(table([("name", "enabled", "variables", "base_url"), *rows]))
+    rows = list(router().providers.values())
+    found = {one.provider: one for one in checked(rows)} if checks else None
+    if as_json:
+        click.echo(to_json([row_as_json(row, found) for row in rows]))
+        return
+    titles = ["name", "enabled", "variables", *(["answers"] if checks else []), "base_url"]
+    click.echo(table([titles, *(row_cells(row, found) for row in rows)]))
+
+
+@providers_group.command("check")
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0.1, 300),
+    default=LIMIT_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="The time that each provider has to answer.",
+)
+@as_json
+@click.pass_context
+def check_providers(
+    ctx: click.Context, names: tuple[str, ...], timeout: float, as_json: bool
+) -> None:
+    """Say whether providers answer and accept their keys, and what is wrong if they don't.
+
+    Without a NAME, all enabled providers are checked; a local engine that isn't running is no
+    mistake then. A check costs no tokens. The exit status is 1 if anything is wrong.
+    """
+    try:
+        rows = [router().provider(name) for name in dict.fromkeys(names)]
+    except ProviderNotFound as error:
+        raise click.ClickException(error.message) from None
+    found = checked(rows or list(router().providers.values()), timeout, thorough=True)
+    if rows:
+        found = [*map(disabled, filter(lacks, rows)), *found]
+    if as_json:
+        click.echo(to_json([check_as_json(one) for one in found]))
+    else:
+        click.echo(table([one.provider, in_words(one, named=bool(rows))] for one in found))
+    if not all(one.ok or (not rows and is_absent(one)) for one in found):
+        ctx.exit(1)
+
+
+def router() -> Router:
+    found: Router = current_app.extensions["sluice"].gateway.router
+    return found
+
+
+def settings() -> Settings:
+    found: Settings = current_app.extensions["sluice"].settings
+    return found
+
+
+def lacks(row: Provider) -> list[str]:
+    """Return the variables that a row needs and that aren't set."""
+    return missing(row, settings().environ)
+
+
+def disabled(row: Provider) -> Check:
+    names = lacks(row)
+    verb = "is" if len(names) == 1 else "are"
+    message = f"is not enabled: {' and '.join(names)} {verb} not set"
+    return Check(row.name, ok=False, state="not_enabled", message=message)
+
+
+def checked(
+    rows: Sequence[Provider], limit: float = LIMIT_S, *, thorough: bool = False
+) -> list[Check]:
+    """Check the enabled ones of some providers, each with all of its keys, at the same time."""
+    targets = [target for row in rows if not lacks(row) for target in targets_of(row)]
+    transport = Transport(1, settings().proxy, settings().ca_bundle)
+    checks = [partial(check, transport, target, limit, thorough=thorough) for target in targets]
+    return worst(check_all(checks, [target.provider.name for target in targets], limit))
+
+
+def targets_of(row: Provider) -> list[Target]:
+    """Return a target for each of the operator's keys."""
+    model = row.models[0] if row.models else ANY_MODEL
+    text = settings().environ.get(row.api_key_env, "") if row.api_key_env else ""
+    keys = credentials(text) or [None]
+    return [Target(row, model, key, key_number=number) for number, key in enumerate(keys, 1)]
+
+
+def worst(found: Iterable[Check]) -> list[Check]:
+    """Return one result for each provider: the first of its keys with which something is wrong."""
+    kept: dict[str, Check] = {}
+    for one in found:
+        if one.provider not in kept or (kept[one.provider].ok and not one.ok):
+            kept[one.provider] = one
+    return list(kept.values())
+
+
+def is_absent(one: Check) -> bool:
+    """Return True for a local engine that nobody has configured, and that isn't running.
+
+    The built-in rows of local engines are always enabled, so this says nothing about a mistake.
+    """
+    row = router().providers[one.provider]
+    built_in = BUILT_IN_ROWS.get(row.name)
+    return one.state in ABSENT and row.api_key_env is None and row == built_in
+
+
+def in_words(one: Check, *, named: bool = False) -> str:
+    return one.message if named or not is_absent(one) else NOT_RUNNING
+
+
+def row_cells(row: Provider, found: dict[str, Check] | None) -> list[str]:
+    names = cell(missing(row, {}))
+    cells = [row.name, cell(not lacks(row)), names]
+    if found is not None:
+        cells.append(in_words(found[row.name]) if row.name in found else "-")
+    return [*cells, public_url(row.base_url)]
+
+
+def row_as_json(row: Provider, found: dict[str, Check] | None) -> dict[str, Any]:
+    one = (found or {}).get(row.name)
+    return {
+        "name": row.name,
+        "enabled": not lacks(row),
+        "variables": missing(row, {}),
+        "base_url": public_url(row.base_url),
+        "check": None if one is None else check_as_json(one),
+    }
+
+
+def check_as_json(one: Check) -> dict[str, Any]:
+    return {
+        "name": one.provider,
+        "ok": one.ok,
+        "state": one.state,
+        "message": one.message,
+        "duration_ms": round(one.seconds * 1000, 1),
+    }
 
 
 def provider_table(rows: Iterable[Provider]) -> str:

@@ -19,11 +19,11 @@ Your first API key. Save it now, it can't be shown again:
 EXAMPLE = """\
 Playground: {url}/
 
-In another terminal:
+In another terminal (this model never finishes; Ctrl-C there stops it):
 
   curl -N {url}/api/v1/completions \\
     -H "Authorization: Bearer $SLUICE_KEY" -H 'Content-Type: application/json' \\
-    -d '{{"prompt": "The best way to open a file is", "stream": true}}'
+    -d '{{"model": "local/slow", "prompt": "The best way to open a file is", "stream": true}}'
 """
 ANY = ("", "0.0.0.0", "::")  # noqa: S104 - addresses to show, not to listen on
 

@@ -6,8 +6,7 @@ import re
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ from flask.cli import AppGroup
 from cli.callers_folder import callers_folder
 from cli.formats import as_json, parse_duration, parse_instant, table, to_json
 from cli.keys import store
+from cli.open_ledger import open_ledger, refuse_missing
 from errors import SluiceError
 from keys.key import KeyFileError
-from ledger import upkeep, usage
-from ledger.ledger import Ledger
+from ledger import refusals, upkeep, usage
 from ledger.schema import now_us
 from ledger.usage import Scope, Sums
 
@@ -61,7 +60,7 @@ ledger_group = LedgerGroup("ledger", help="Maintain the ledger's database.")
 def report(
     key: str | None, since: str | None, until: str | None, by: str, as_csv: bool, as_json: bool
 ) -> None:
-    """Sum up requests, tokens and cost."""
+    """Sum up requests, tokens and cost, and the calls that were refused."""
     if as_json and as_csv:
         raise click.ClickException("Choose --json or --csv, not both.")
     scope = Scope(key and key_id(key), parse_day("--since", since), parse_day("--until", until))
@@ -69,17 +68,23 @@ def report(
         raise click.ClickException("--since is after --until.")
     with open_ledger() as ledger:
         rows = ledger.read(lambda connection: usage.grouped(connection, scope, by))
-    names = {found.id: found.name for found in store().all()} if by == "key" else None
+        refused = ledger.read(lambda connection: refusals.refused(connection, scope))
+    every_name = {found.id: found.name for found in store().all()}
+    names = every_name if by == "key" else None
     if as_json:
-        click.echo(to_json(report_as_json(by, scope, rows, names)))
+        found = report_as_json(by, scope, rows, names)
+        click.echo(to_json(found | {"refused": refused_as_json(refused, every_name)}))
     elif as_csv:
         titles = [by] if names is None else [by, "name"]
         cells = ((labels(name, names), sums) for name, sums in rows.items())
         click.echo(usage.as_csv(titles, cells), nl=False)
-    elif not rows:
-        click.echo("There are no requests in this period.", err=True)
     else:
-        click.echo(report_table(by, rows, names))
+        if rows:
+            click.echo(report_table(by, rows, names))
+        else:
+            click.echo("There are no requests in this period.", err=True)
+        if refused:
+            click.echo(("\n" if rows else "") + refused_table(refused, every_name))
 
 
 @usage_group.command("prune")
@@ -146,24 +151,6 @@ def backup(file: Path) -> None:
     except sqlite3.Error as error:
         raise click.ClickException(f"{source} can't be copied to {file}: {error}.") from None
     click.echo(f"Copied {source} to {file}.")
-
-
-@contextmanager
-def open_ledger() -> Iterator[Ledger]:
-    """Yield the ledger and close it afterwards. Raises ClickException if it doesn't exist yet."""
-    found: Ledger = current_app.extensions["sluice"].ledger
-    if found.path is not None:
-        refuse_missing(found.path)
-    found.never_create()
-    try:
-        yield found
-    finally:
-        found.close()
-
-
-def refuse_missing(path: Path) -> None:
-    if not path.exists():
-        raise click.ClickException(f"Nothing has been recorded yet: {path} does not exist.")
 
 
 def key_id(id_or_name: str) -> str:
@@ -242,6 +229,25 @@ def report_table(by: str, rows: Mapping[str, Sums], names: Mapping[str, str] | N
     return table(
         [*head, *map(str.rjust, line, widths)] for head, line in zip(heads, figures, strict=True)
     )
+
+
+def refused_as_json(
+    refused: Mapping[tuple[str, str], int], names: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Return the refused calls for --json. The name of a deleted key is None."""
+    return [
+        {"key": key, "key_name": names.get(key), "reason": reason, "calls": calls}
+        for (key, reason), calls in refused.items()
+    ]
+
+
+def refused_table(refused: Mapping[tuple[str, str], int], names: Mapping[str, str]) -> str:
+    rows = [
+        (reason, key, names.get(key, ""), str(calls)) for (key, reason), calls in refused.items()
+    ]
+    width = max(len("calls"), *(len(row[-1]) for row in rows))
+    titles = ("refused", "key", "name", "calls")
+    return table([*row[:-1], row[-1].rjust(width)] for row in (titles, *rows))
 
 
 def numbers(sums: Sums) -> list[str]:

@@ -11,7 +11,8 @@ import logging
 from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
 
-from endpoints import native, openai, request_secrets
+from auth import caller
+from endpoints import native, openai, request_secrets, unknown_paths
 from endpoints.flask_app import current
 from endpoints.responses import json_response
 from endpoints.services import services
@@ -26,6 +27,7 @@ from errors import (
     UnsupportedMediaType,
     forget_frames,
 )
+from ledger import refusals
 from telemetry.metrics import LIMITS
 
 log = logging.getLogger("sluice.app")
@@ -36,9 +38,6 @@ HTTP_ERRORS: dict[int, type[SluiceError]] = {
     413: RequestTooLarge,
     415: UnsupportedMediaType,
 }
-
-OPENAI_PATHS = ("/v1/", "/fim/", "/beta/")
-LLAMACPP_PATHS = ("/infill", "/completion", "/completions")
 
 
 def register(app: Flask) -> None:
@@ -53,18 +52,23 @@ def error_response(error: SluiceError) -> Response:
     limit = (error.details or {}).get("limit_type")
     if limit in LIMITS:
         services().metrics.rejected(limit)
+    if request.call is None:
+        count_refusal(error)
     if not isinstance(error, Unauthorized):  # its text is fixed
         error.message = request_secrets.without_secrets(error.message)
         error.param = request_secrets.without_secrets(error.param)
         error.details = request_secrets.without_secrets(error.details)
     forget_frames(error)
-    face = openai if is_openai(request.path) else native
+    face = openai if unknown_paths.is_openai(request.path) else native
     return json_response(face.error_body(error, request.id), error.status, error.headers)
 
 
-def is_openai(path: str) -> bool:
-    """Return True for the paths whose clients expect OpenAI's format of an error."""
-    return path.startswith(OPENAI_PATHS) or path.rstrip("/") in LLAMACPP_PATHS
+def count_refusal(error: SluiceError) -> None:
+    """Count a call that was refused before it was admitted, if its reason is counted."""
+    key, reason = caller(), refusals.reason_of(error)
+    if key is not None and reason is not None:
+        services().metrics.refused(reason)
+        services().ledger.refused(key.id, reason)
 
 
 def http_error(error: HTTPException) -> Response:
@@ -79,8 +83,7 @@ def http_error(error: HTTPException) -> Response:
 
 def http_message(error: HTTPException) -> str:
     if error.code == 404:
-        # The path is not quoted: it may contain "model", which misleads the official client.
-        return "There is nothing at this path."
+        return unknown_paths.message(current().path)
     if error.code == 405:
         request = current()
         return f"{request.path[:200]} doesn't allow {request.method}."

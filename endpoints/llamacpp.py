@@ -28,7 +28,7 @@ from completion import (
     Opaque,
     SourceFile,
 )
-from endpoints import calls, fim, openai, passed_on, request_fields
+from endpoints import calls, fim, openai, openai_sdk, passed_on, request_fields
 from endpoints.added_fields import AddedFields
 from errors import InvalidRequest
 from gateway.call import Outcome
@@ -85,6 +85,7 @@ def infill() -> Response:
 @bp.post("/completions")
 @auth.login_required
 def completion() -> Response:
+    openai_sdk.refuse("llama.cpp's API")
     data = fim.read_body()
     return respond(data, *parse_completion(data))
 

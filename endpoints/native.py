@@ -19,7 +19,7 @@ from completion import (
     Logprobs,
     Summary,
 )
-from endpoints import calls, passed_on, request_fields
+from endpoints import calls, openai_sdk, passed_on, request_fields
 from endpoints.added_fields import AddedFields
 from endpoints.responses import json_response
 from endpoints.services import services
@@ -36,11 +36,20 @@ FIELDS = (
     *("frequency_penalty", "presence_penalty", "additional_params", "byok_api_key"),
     *("stream_id", "fallbacks"),
 )
+OPENAI_API = "POST /v1/completions, which is OpenAI's API,"
+OPENAI_FIELDS = {
+    "messages": " This is a completion: send the text as prompt.",
+    "stream_options": f" A stream has its usage here anyway; {OPENAI_API} takes this field.",
+}
+"""What to do instead of sending a field that only OpenAI's APIs have."""
+TAKES_LISTS = f" {OPENAI_API} takes lists."
+OPENAI_ONLY = frozenset(OPENAI_FIELDS)
 
 
 @bp.post("/completions")
 @auth.login_required
 def completions() -> Response:
+    openai_sdk.refuse("Sluice's own API")
     call = calls.start(*parse(request_fields.read_object(services().settings.max_body)))
     return calls.respond(call, NativeEncoder, answer)
 
@@ -74,6 +83,9 @@ def refuse_token() -> Response:
 
 def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRequest]:
     """Return the parameters and the request of a native body. Raises InvalidRequest."""
+    if not OPENAI_ONLY.isdisjoint(data):
+        name = next(name for name in data if name in OPENAI_ONLY)
+        raise request_fields.unknown(name, hint=OPENAI_FIELDS[name])
     request_fields.refuse_unknown(
         data, FIELDS, " Provider-specific fields belong in additional_params."
     )
@@ -83,6 +95,12 @@ def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRe
             f"prompt is missing; expected {request_fields.TAKES['prompt']}.", param="prompt"
         )
     prompt = fields.pop("prompt")
+    if isinstance(prompt, list) and prompt:
+        raise InvalidRequest(
+            f"prompt: got {request_fields.kind_of(prompt)}; expected "
+            f"{request_fields.TAKES['prompt']}.{TAKES_LISTS}",
+            param="prompt",
+        )
     request_fields.check("prompt", prompt, request_fields.Text)
     extra = passed_on.merge_params(fields)
     found = request_fields.parameters(fields)

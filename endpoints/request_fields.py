@@ -184,7 +184,11 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], hint: str = "") -
     for name in names:
         if name not in known:
             if name in NAMES:
-                raise InvalidRequest(f"{name} belongs in additional_params here.", param=name)
+                raise InvalidRequest(
+                    f"{name} belongs in additional_params here. POST /v1/completions, which is "
+                    "OpenAI's API, takes it as it is.",
+                    param=name,
+                )
             if name not in field_names.COUNTED:
                 refuse_lookalike(name)
             near = field_names.COUNTED.get(name)

@@ -27,6 +27,7 @@ from errors import InvalidRequest
 from keys.key import Key
 from ledger import usage
 from ledger.pricing import dollars
+from ledger.refusals import refused
 from ledger.usage import Scope, Sums
 from ledger.writing import left_of
 from quota.quota import budget_of
@@ -102,6 +103,7 @@ def whole(connection: Connection, key: Key, scope: Scope) -> dict[str, Any]:
         "providers": {name: usage.as_json(found) for name, found in sums["provider"].items()},
         "models": {name: usage.as_json(found) for name, found in sums["model"].items()},
         "daily_usage": [{"date": d} | usage.as_json(found) for d, found in sums["day"].items()],
+        "refused": {reason: count for (_, reason), count in refused(connection, scope).items()},
     }
 
 

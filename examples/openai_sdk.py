@@ -15,13 +15,14 @@ import uuid
 
 import openai
 
+KEY = os.environ.get("SLUICE_KEY", "")
 URL = os.environ.get("SLUICE_URL", "http://127.0.0.1:8000")
 MODEL = os.environ.get("SLUICE_MODEL", "local/pydoc")
 ENOUGH = int(os.environ.get("ENOUGH", "200"))
 
 
 def main() -> None:
-    client = openai.OpenAI(base_url=f"{URL}/v1", api_key=os.environ["SLUICE_KEY"])
+    client = openai.OpenAI(base_url=f"{URL}/v1", api_key=KEY)
     stream_id = f"example-{uuid.uuid4()}"
     stream = client.completions.create(
         model=MODEL,
@@ -50,4 +51,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if not KEY:
+        sys.exit("Set SLUICE_KEY to an API key. './sluice keys create --name NAME' makes one.")
+    try:
+        main()
+    except openai.APIConnectionError:
+        sys.exit(f"No server answers at {URL}. Start one with 'make run', or set SLUICE_URL.")
+    except openai.APIError as error:
+        sys.exit(" ".join(error.message.split()))

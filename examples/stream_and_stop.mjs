@@ -8,10 +8,11 @@
 import { randomUUID } from "node:crypto";
 
 const URL = process.env.SLUICE_URL ?? "http://127.0.0.1:8000";
+const KEY = process.env.SLUICE_KEY;
 const MODEL = process.env.SLUICE_MODEL ?? "local/pydoc";
 const ENOUGH = Number(process.env.ENOUGH ?? 200);
 const HEADERS = {
-  Authorization: `Bearer ${process.env.SLUICE_KEY}`,
+  Authorization: `Bearer ${KEY}`,
   "Content-Type": "application/json",
 };
 
@@ -22,7 +23,7 @@ async function* stream(prompt, stream_id) {
     headers: HEADERS,
     body: JSON.stringify({ model: MODEL, prompt, max_tokens: 4000, stream: true, stream_id }),
   });
-  if (!response.ok) throw new Error((await response.json()).detail);
+  if (!response.ok) throw new Error(await reason(response));
   const decoder = new TextDecoder();
   let rest = "";
   for await (const bytes of response.body) {
@@ -39,31 +40,57 @@ async function* stream(prompt, stream_id) {
   throw new Error("The connection closed before the end of the stream.");
 }
 
+/** The message of an error response; its status if it isn't one of Sluice's. */
+async function reason(response) {
+  const body = await response.json().catch(() => null);
+  return body?.detail ?? `${URL} answered with status ${response.status}. Is it a Sluice server?`;
+}
+
 /** Stop a stream. Any process that has the API key can do this. False if it has already ended. */
 async function stop(stream_id) {
   const response = await fetch(`${URL}/api/v1/completions/stop-stream/${stream_id}`, {
     method: "POST",
     headers: HEADERS,
   });
-  if (!response.ok && response.status !== 404) throw new Error((await response.json()).detail);
+  if (!response.ok && response.status !== 404) throw new Error(await reason(response));
   return response.ok;
 }
 
-const prompt = process.argv.slice(2).join(" ") || "The list type";
-const id = `example-${randomUUID()}`;
-let characters = 0;
-let stopped = false;
-for await (const event of stream(prompt, id)) {
-  if (event.type === "content") {
-    process.stdout.write(event.data);
-    characters += event.data.length;
-    if (characters >= ENOUGH && !stopped) {
-      stopped = true;
-      await stop(id);
+async function main() {
+  const prompt = process.argv.slice(2).join(" ") || "The list type";
+  const id = `example-${randomUUID()}`;
+  let characters = 0;
+  let stopped = false;
+  for await (const event of stream(prompt, id)) {
+    if (event.type === "content") {
+      process.stdout.write(event.data);
+      characters += event.data.length;
+      if (characters >= ENOUGH && !stopped) {
+        stopped = true;
+        await stop(id);
+      }
+    } else if (event.type === "finish") {
+      console.log(`\n\nfinish_reason: ${event.finish_reason}`);
+    } else if (event.type === "usage_final") {
+      console.log(`output_tokens: ${event.output_tokens}, cost: ${event.cost_usd}`);
     }
-  } else if (event.type === "finish") {
-    console.log(`\n\nfinish_reason: ${event.finish_reason}`);
-  } else if (event.type === "usage_final") {
-    console.log(`output_tokens: ${event.output_tokens}, cost: ${event.cost_usd}`);
   }
+}
+
+/** Print one line on stderr, and end with exit status 1. */
+function fail(message) {
+  console.error(message);
+  process.exitCode = 1;
+}
+
+if (!KEY) {
+  fail("Set SLUICE_KEY to an API key. './sluice keys create --name NAME' makes one.");
+} else {
+  await main().catch((error) =>
+    fail(
+      error.message === "fetch failed"
+        ? `No server answers at ${URL}. Start one with 'make run', or set SLUICE_URL.`
+        : error.message,
+    ),
+  );
 }

@@ -18,7 +18,8 @@ from typing import Any
 import requests
 
 URL = os.environ.get("SLUICE_URL", "http://127.0.0.1:8000")
-HEADERS = {"Authorization": "Bearer " + os.environ["SLUICE_KEY"]}
+KEY = os.environ.get("SLUICE_KEY", "")
+HEADERS = {"Authorization": "Bearer " + KEY}
 MODEL = os.environ.get("SLUICE_MODEL", "local/pydoc")
 ENOUGH = int(os.environ.get("ENOUGH", "200"))
 
@@ -37,7 +38,7 @@ def stream(prompt: str, stream_id: str) -> Iterator[dict[str, Any]]:
     # 15 s.
     with requests.post(url, headers=HEADERS, json=body, stream=True, timeout=(10, 60)) as response:
         if not response.ok:
-            raise RuntimeError(response.json()["detail"])
+            raise RuntimeError(reason(response))
         for line in response.iter_lines():
             if line == b"data: [DONE]":
                 return
@@ -47,6 +48,14 @@ def stream(prompt: str, stream_id: str) -> Iterator[dict[str, Any]]:
                     raise RuntimeError(event["error"])
                 yield event
     raise RuntimeError("The connection closed before the end of the stream.")
+
+
+def reason(response: requests.Response) -> str:
+    """Return the message of an error response; its status if it isn't one of Sluice's."""
+    try:
+        return str(response.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"{URL} answered with status {response.status_code}. Is it a Sluice server?"
 
 
 def stop(stream_id: str) -> bool:
@@ -81,4 +90,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if not KEY:
+        sys.exit("Set SLUICE_KEY to an API key. './sluice keys create --name NAME' makes one.")
+    try:
+        main()
+    except requests.ConnectionError:
+        sys.exit(f"No server answers at {URL}. Start one with 'make run', or set SLUICE_URL.")
+    except (requests.RequestException, RuntimeError) as error:
+        sys.exit(str(error))

@@ -106,8 +106,9 @@ class Reader:
         among, fresh, retries = group, group, 0
         while True:
             candidate, cooling = self._pick(among)
-            if cooling:
-                return failure or self._paused_error(candidate.target, cooling)
+            if cooling:  # after a failed attempt, that failure is in the call's failures
+                paused = self._paused_error(candidate.target, cooling)
+                return stream.failures.setdefault(candidate.target.name, paused)
             if failure is None:
                 self._budget.called(candidate.target)
             failure = self._attempt(stream, candidate)

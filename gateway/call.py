@@ -63,6 +63,8 @@ class Outcome(msgspec.Struct, frozen=True):
     status: int
     """The HTTP status that the client saw; 499 if it has gone."""
     attempts: tuple[AttemptRecord, ...] = ()
+    failures: str = ""
+    """The targets that failed and why, for the log."""
     cost_reported: bool = False
     """True if the cost, or a part of it, is the one that the provider reported."""
 

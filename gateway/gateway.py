@@ -25,6 +25,7 @@ from gateway.billing import Billing, Reservation
 from gateway.call import AttemptRecord, Call, Outcome
 from gateway.capabilities import Candidate, candidates
 from gateway.continuation import continuable
+from gateway.failures import line, name_targets
 from keys.key import Key, allows
 from ledger.ledger import Ledger
 from ledger.price_terms import requested_terms
@@ -188,6 +189,7 @@ class Gateway:
             for attempt, usage in zip(stream.attempts, usages, strict=True)
         ]
         costs = [cost for cost, _ in found]
+        failed = name_failures(stream, end) if stream.failures or end.error else ""
         outcome = Outcome(
             reason=end.reason,
             error=end.error,
@@ -198,6 +200,7 @@ class Gateway:
             latency=now - (stream.attempts[-1].began if stream.attempts else stream.opened),
             first_event=stream.first_visible and stream.first_visible - stream.opened,
             status=status,
+            failures=failed,
             cost_reported=any(source == "provider" for _, source in found),
         )
         for settle in (partial(self._billing.settle, reservation), self._settled):
@@ -214,6 +217,17 @@ class Gateway:
         else:
             stream.end("provider_error", too_many())
             stream.reader_left()
+
+
+def name_failures(stream: Stream, end: End) -> str:
+    """Return the targets that failed and why, for the log. Name them in the call's error, too."""
+    failures = dict(stream.failures)
+    if end.reason == "deadline" and end.error and stream.attempts:  # the reader returned no failure
+        failures.setdefault(stream.attempts[-1].target.name, end.error)
+    text = line(failures)
+    if end.error is not None:
+        name_targets(end.error, failures)
+    return text
 
 
 def usages_of(stream: Stream, end: End) -> list[Usage]:

@@ -25,6 +25,7 @@ Tier: TypeAlias = Literal["free", "standard", "enterprise", "unlimited"]
 Period: TypeAlias = Literal["total", "day", "month"]
 Status: TypeAlias = Literal["active", "disabled", "expired"]
 Instant: TypeAlias = Annotated[datetime, Meta(tz=True)]
+Hash: TypeAlias = Annotated[str, Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
 Count: TypeAlias = Annotated[int, Meta(ge=0)]
 Row: TypeAlias = dict[str, Any]
 
@@ -32,10 +33,14 @@ TIERS: tuple[Tier, ...] = get_args(Tier)
 PERIODS: tuple[Period, ...] = get_args(Period)
 SECRET_PREFIX = "sk-sluice-"  # noqa: S105
 ID_PREFIX = "key_"
-LATER_FIELDS = ("budget_period", "max_streams")
+PREVIOUS = ("previous_hash", "previous_until")
+"""Fields that only the row of a rotated key has."""
+LATER_FIELDS = ("budget_period", "max_streams", *PREVIOUS)
 """Fields that earlier versions didn't write. A row without them has their defaults."""
 NEARLY = 0.75
 """The similarity to a field's name from which an unknown name counts as a misspelling of it."""
+MAX_OVERLAP = timedelta(days=90)
+"""The longest time for which the secret before a rotation may stay valid."""
 MAX_COUNT = 10**12
 MAX_USD = 10**9
 """The largest limit and the largest budget: more than anyone needs, but no counter overflows."""
@@ -86,7 +91,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 
     id: Annotated[str, Meta(pattern=r"\Akey_[A-Za-z0-9_-]{1,64}\Z")]
     name: Annotated[str, Meta(min_length=1, max_length=100)]
-    hash: Annotated[str, Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
+    hash: Hash
     created: Instant
     expires: Instant | None = None
     disabled: bool = False
@@ -103,6 +108,10 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     """The most calls at once; None: the server's limit per key."""
     models: tuple[str, ...] = ("*",)
     """Globs of aliases and of full model names (provider/model)."""
+    previous_hash: Hash | None = None
+    """The hash of the secret before the last rotation; None: that secret isn't valid any more."""
+    previous_until: Instant | None = None
+    """The end of the previous secret."""
 
     def __repr__(self) -> str:
         return f"Key({self.id!r}, {self.name!r})"
@@ -112,6 +121,15 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
         if self.disabled:
             return "disabled"
         return "active" if self.expires is None or datetime.now(UTC) < self.expires else "expired"
+
+    def takes(self, hash_: str) -> bool:
+        """Return True if the key is active, and the hash is that of a secret that is valid now."""
+        if self.status != "active":
+            return False
+        if hash_ == self.hash:
+            return True
+        until = self.previous_until
+        return hash_ == self.previous_hash and until is not None and datetime.now(UTC) < until
 
     @property
     def limits(self) -> Limits:
@@ -166,7 +184,7 @@ def new_row(name: str, terms: Terms) -> tuple[Row, str]:
             f"A name can't start with {ID_PREFIX!r}, {SECRET_PREFIX!r} or '-', "
             "and can't start or end with a space."
         )
-    secret = SECRET_PREFIX + secrets.token_urlsafe(32)
+    secret = new_secret()
     created = datetime.now(UTC).replace(microsecond=0)
     key = Key(
         id=ID_PREFIX + secrets.token_urlsafe(9),
@@ -174,9 +192,30 @@ def new_row(name: str, terms: Terms) -> tuple[Row, str]:
         hash=fingerprint(secret),
         created=created,
     )
-    row = {field.name: getattr(key, field.name) for field in FIELDS}
+    names = (field.name for field in FIELDS if field.name not in PREVIOUS)
+    row = {name: getattr(key, name) for name in names}
     row |= {"created": as_text(created), "models": list(key.models)}
     return changed(row, terms, created), secret
+
+
+def new_secret() -> str:
+    return SECRET_PREFIX + secrets.token_urlsafe(32)
+
+
+def rotated(row: Row, overlap: timedelta, now: datetime) -> tuple[Row, str]:
+    """Return a copy of a row with a new secret, and that secret, which is not stored anywhere.
+
+    The secret before it is valid for `overlap`; a secret that was valid beside it no longer is.
+    Raises KeyFileError if the overlap is invalid.
+    """
+    if not timedelta() <= overlap <= MAX_OVERLAP:
+        raise KeyFileError(f"The overlap must be from 0 to {MAX_OVERLAP.days} days.")
+    secret = new_secret()
+    new: Row = {name: value for name, value in row.items() if name not in PREVIOUS}
+    if overlap:
+        until = as_text((now + overlap).replace(microsecond=0))
+        new |= {"previous_hash": row["hash"], "previous_until": until}
+    return new | {"hash": fingerprint(secret)}, secret
 
 
 def changed(row: Row, terms: Terms, now: datetime) -> Row:
@@ -248,6 +287,9 @@ def read_row(row: Row) -> Key:
             raise BrokenLine(f"{field.name!r} is missing")
         elif get_close_matches(field.name, map(str.casefold, row.keys() - NAMES), 1, NEARLY):
             raise BrokenLine(f"{field.name!r} is misspelt")
+    for name, other in (PREVIOUS, PREVIOUS[::-1]):
+        if values.get(name) is None and values.get(other) is not None:
+            raise BrokenLine(f"{name!r} is missing")
     return Key(**values)
 
 

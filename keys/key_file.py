@@ -60,6 +60,7 @@ class View(NamedTuple):
 
     lines: tuple[Line, ...] = ()
     by_hash: Mapping[str, Key] = MappingProxyType({})
+    """The keys by the hashes of their secrets, and of the secrets before a rotation."""
     problems: tuple[str, ...] = ()
 
     def pick(self, id_or_name: str) -> Line:
@@ -168,7 +169,9 @@ def view_of(file: Content, fixed: Content) -> View:
         else:
             reason = "an earlier line has the same id or hash"
             problems.append(f"{VARIABLE}: skipped line {line.at + 1}: {reason}")
-    return View(tuple(lines), {line.key.hash: line.key for line in lines}, tuple(problems))
+    by_hash = {line.key.previous_hash: line.key for line in lines if line.key.previous_hash}
+    by_hash |= {line.key.hash: line.key for line in lines}  # these win
+    return View(tuple(lines), by_hash, tuple(problems))
 
 
 def read_bytes(path: Path) -> bytes:

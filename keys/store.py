@@ -12,11 +12,21 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Unpack
 
-from keys.key import Key, KeyFileError, Terms, changed, fingerprint, new_row, read_row
+from keys.key import (
+    Key,
+    KeyFileError,
+    Terms,
+    as_text,
+    changed,
+    fingerprint,
+    new_row,
+    read_row,
+    rotated,
+)
 from keys.key_file import (
     MOST_BYTES,
     VARIABLE,
@@ -72,8 +82,9 @@ class KeyStore:
         """Return the key with this secret, or None if it is unknown, disabled or expired."""
         if len(secret) > MAX_SECRET:
             return None
-        key = self._fresh().by_hash.get(fingerprint(secret))
-        return key if key is not None and key.status == "active" else None
+        hash_ = fingerprint(secret)
+        key = self._fresh().by_hash.get(hash_)
+        return key if key is not None and key.takes(hash_) else None
 
     def all(self) -> list[Key]:
         return [line.key for line in self._fresh().lines]
@@ -89,9 +100,9 @@ class KeyStore:
         """
         return write_line(self._fresh().pick(id_or_name).row).decode("utf-8", "replace")
 
-    def is_fixed(self, key: Key) -> bool:
-        """Return True if a key comes from SLUICE_KEYS."""
-        return any(line.fixed and line.key.id == key.id for line in self._fresh().lines)
+    def fixed_ids(self) -> frozenset[str]:
+        """Return the ids of the keys that come from SLUICE_KEYS."""
+        return frozenset(line.key.id for line in self._fresh().lines if line.fixed)
 
     def problems(self) -> list[str]:
         """Return a sentence for each problem in the file and in SLUICE_KEYS, quoting neither."""
@@ -132,6 +143,26 @@ class KeyStore:
             return read_row(new)
 
         return self._rewrite(change)
+
+    def rotate(self, id_or_name: str, overlap: timedelta) -> tuple[Key, str]:
+        """Give a key a new secret, and return both. Id, limits and history stay.
+
+        Args:
+            overlap: how long the secret before it stays valid.
+
+        Raises:
+            KeyFileError: the key or the overlap is invalid, or the file can't be changed.
+        """
+        secret = ""
+
+        def rotate(view: View, rows: list[bytes]) -> Key:
+            nonlocal secret
+            line = view.pick_changeable(id_or_name)
+            new, secret = rotated(line.row, overlap, datetime.now(UTC))
+            rows[line.at] = write_line(new)
+            return read_row(new)
+
+        return self._rewrite(rotate), secret
 
     def delete(self, id_or_name: str) -> Key:
         """Delete a key, and return it. Raises KeyFileError."""
@@ -221,8 +252,10 @@ class KeyStore:
         content = read_content(data, self.path.name)
         self._good.read(content)
         content = content._replace(lines=self._good.lines)
-        old = set(self._view.problems)
+        before = self._view
+        old = set(before.problems)
         self._view, self._seen = view_of(content, self._fixed), seen
+        report_rotations(before, self._view)
         new = [problem for problem in self._view.problems if problem not in old]
         for problem in new[:MOST_LOGGED]:
             log.warning("%s", problem)
@@ -262,6 +295,20 @@ class KeyStore:
         if mode & 0o077 and not self._warned_of_mode:
             self._warned_of_mode = True
             log.warning("other users can read or write %s: run chmod 600 on it", self.path.name)
+
+
+def report_rotations(old: View, new: View) -> None:
+    """Log the keys whose secret has changed between two views of the file."""
+    unseen = [line.key for line in new.lines if line.key.hash not in old.by_hash]
+    if not (unseen and old.lines):
+        return
+    known = {line.key.id for line in old.lines}
+    for key in unseen:
+        if key.id in known:
+            end = "is no longer valid"
+            if key.previous_until is not None:
+                end = f"is valid until {as_text(key.previous_until)}"
+            log.info("key %s has a new secret; the previous one %s", key.id, end)
 
 
 def signature(found: os.stat_result) -> tuple[int, ...]:

@@ -34,6 +34,7 @@ from ledger.database import DatabaseAway, Link
 from ledger.database_file import LOOK_S, DatabaseFile
 from ledger.entries import Claim, Entry, LedgerStep, Opening, Settlement, Withdrawal
 from ledger.owners import Heartbeat, LockFile, Presence
+from ledger.refusals import RefusedCalls
 from ledger.writing import interrupt, owners_of_open, write
 
 log = logging.getLogger("sluice.ledger")
@@ -110,6 +111,7 @@ class Ledger:
         self._next = Group()
         self._late: list[LedgerStep] = []
         """Steps that could not be committed and will be tried again."""
+        self._refused = RefusedCalls(self._writer)
         self._pump = BackgroundThread(self._run, "ledger")
         self._trouble = ""
         # The number of open calls. It is updated without a lock and may be slightly wrong, but it
@@ -188,11 +190,23 @@ class Ledger:
         if not self._trouble:
             group.wait()
 
+    def refused(self, key_id: str, reason: str) -> None:
+        """Count a call that was refused. The count is written soon; see ledger/refusals.py."""
+        self._refused.add(key_id, reason)
+        self._pump.start()
+
     def read(self, query: Callable[[Connection], T]) -> T:
         """Run a query and return its result. Raises Unavailable if it fails."""
         if not self._ready:
             self.write(lambda _: None)  # creates the tables
             self._ready = True
+        return self.peek(query)
+
+    def peek(self, query: Callable[[Connection], T]) -> T:
+        """Run a query on tables of any version, which are neither created nor migrated.
+
+        Raises Unavailable if it fails.
+        """
         try:
             return self._reader.run(query)
         except (DatabaseAway, SQLAlchemyError) as failure:
@@ -235,6 +249,8 @@ class Ledger:
             self._closing = True
             self._wanted.set()
             self._pump.join(patience)
+        else:
+            self._reader.close()
 
     def _submit(self, *steps: LedgerStep, task: Callable[[], None] | None = None) -> Group:
         self._pump.start()
@@ -293,6 +309,7 @@ class Ledger:
         for task in group.tasks:
             task()
         group.done.set()
+        self._refused.flush(at_once=self._ended, paused=bool(self._trouble))
 
     def _check(self) -> None:
         """Check that SQLite's files are in their place. Raises DatabaseAway."""

@@ -2,6 +2,7 @@
 
 Each accepted call has one row in `requests`, whatever happens to it. `daily` is the roll-up of
 settled rows by the UTC day on which the call started, updated in the transactions that settle them.
+`refusals` counts the calls that were refused, and so have no row.
 
 - Amounts of money are integer nano-dollars.
 - Times are microseconds since 1970 UTC, and durations are microseconds.
@@ -102,6 +103,16 @@ daily = Table(
 )
 Index("daily_by_day", daily.c.day)
 
+refusals = Table(  # since version 3: the calls that had no row, because they were refused
+    "refusals",
+    metadata,
+    Column("key_id", Text, primary_key=True),
+    Column("day", Text, primary_key=True),
+    Column("reason", Text, primary_key=True),
+    Column("calls", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 owners = Table(
     "owners",  # only used on Postgres: processes that may have open rows, and their heartbeats
     metadata,
@@ -121,7 +132,14 @@ def add_tries(connection: Connection) -> None:
     connection.exec_driver_sql("ALTER TABLE requests ADD COLUMN tries TEXT")
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (add_tries,)
+def add_refusals(connection: Connection) -> None:
+    columns = "key_id TEXT NOT NULL, day TEXT NOT NULL, reason TEXT NOT NULL"
+    more = "calls BIGINT NOT NULL, PRIMARY KEY (key_id, day, reason)"
+    end = " WITHOUT ROWID" if connection.dialect.name == "sqlite" else ""
+    connection.exec_driver_sql(f"CREATE TABLE refusals ({columns}, {more}){end}")
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (add_tries, add_refusals)
 """The steps from version 1 to 2, from 2 to 3, and so on."""
 
 VERSION = 1 + len(MIGRATIONS)

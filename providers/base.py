@@ -83,6 +83,9 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     base_url: str = ""
     """The URL that paths are appended to. {NAME} stands for an environment variable, {model} for
     the URL-quoted model."""
+    check: str = ""
+    """The path of a GET that costs nothing, for checks of the host and of the key. Empty means the
+    dialect's list of models."""
     query: str = ""
     """The query string of every URL, without the question mark."""
     api_key_env: str | None = None

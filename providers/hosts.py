@@ -228,6 +228,7 @@ BUILT_IN: Final = (
     Provider(  # the legacy endpoint isn't in the specification, and not every upstream serves it
         name="openrouter",
         base_url="https://openrouter.ai/api/v1",
+        check="/key",  # the list of models needs no key
         api_key_env="OPENROUTER_API_KEY",
         cannot=("n",),
         limits=FOUR_STOPS,
@@ -252,6 +253,7 @@ BUILT_IN: Final = (
     Provider(  # reportedly closed in 2026-09; kept for accounts that still have access
         name="perplexity",
         base_url="https://api.perplexity.ai",
+        check="/router/v1/models",
         api_key_env="PERPLEXITY_API_KEY",
         cannot=("seed", "logit_bias", "user"),
         stream_options={},

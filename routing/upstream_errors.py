@@ -35,6 +35,8 @@ def public_error(error: UpstreamError, target: Target) -> SluiceError:
     """Return the error that the client receives for a provider's error."""
     status = error.upstream_status
     details = {"provider": target.provider.name, "model": target.model, "upstream_status": status}
+    if error.host is not None:
+        details |= {"host": error.host, "reason": error.reason}
     if status in (401, 403):  # the provider's message may quote part of the key
         return refused_key(target, details)
     text = shown(error.upstream_message, target.credential)

@@ -9,6 +9,7 @@ import { frames } from "./sse.js";
 
 const LONGEST_KEPT = 20000;
 const CHARACTERS_A_TOKEN = 4;
+const LONGEST_TOKEN = 8; // characters of a usual token, at most
 const OVERTAKEN = 10; // retries of a stop, which may arrive before the request that it stops
 const OVERTAKEN_MS = 150;
 const RENDER_SHARE = 10; // rendering may take a tenth of the time
@@ -39,6 +40,11 @@ export function endingText({ problem, text, reason, continued }) {
   return (ENDINGS[reason] ?? reason) + (continued ? ", continued by another model" : "");
 }
 
+/** Estimate the tokens of a text. Short pieces are tokens; long ones hold several. */
+export function estimated(pieces, characters) {
+  return characters < LONGEST_TOKEN * pieces ? pieces : Math.round(characters / CHARACTERS_A_TOKEN);
+}
+
 export function newId() {
   // crypto.randomUUID needs a secure context, and this page may be on http in a local network.
   const bytes = crypto.getRandomValues(new Uint8Array(16));
@@ -61,8 +67,7 @@ class Answer {
 
   /** Return the output tokens so far: the provider's count once there is one, until then an estimate. */
   get tokens() {
-    const estimate = Math.max(this.pieces, Math.round(this.text.length / CHARACTERS_A_TOKEN));
-    return this.usage?.output_tokens ?? estimate;
+    return this.usage?.output_tokens ?? estimated(this.pieces, this.text.length);
   }
 
   get cost() {

@@ -104,6 +104,8 @@ class Stream:
         self.target = target
         self.dropped: tuple[str, ...] = ()
         self.attempts: list[Attempt] = []
+        self.failures: dict[str, SluiceError] = {}
+        """The last failure of each target that was tried or is paused, by the target's name."""
         self.opened_at = time.time()
         self.first_visible: float | None = None
         """The monotonic time of the first event that the client may see. After it, a stream isn't
@@ -204,6 +206,8 @@ class Stream:
         attempt = self.attempts[-1]
         with self._lock:
             attempt.ended, attempt.failure = time.monotonic(), failure
+            if failure is not None:
+                self.failures[attempt.target.name] = failure
             self._upstream = self.expired = None
 
     def put(self, batch: Batch) -> bool:

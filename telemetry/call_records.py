@@ -107,6 +107,8 @@ def log_fields(stream: Stream, outcome: Outcome) -> dict[str, Any]:
         "attempts": len(stream.attempts),
         "end_reason": outcome.reason,
     }
+    if outcome.failures:
+        fields["failures"] = outcome.failures
     if outcome.error is not None:
         fields["code"] = outcome.error.code
         details = outcome.error.details or {}

@@ -22,7 +22,7 @@ from keys.redaction import mask, may_hold_key
 FIELDS = (
     "request_id", "stream_id", "key_id", "method", "path", "status", "code", "provider", "model",
     "input_tokens", "output_tokens", "usage_source", "cost_usd", "duration_ms", "first_event_ms",
-    "attempts", "end_reason", "upstream_status", "upstream_code",
+    "attempts", "end_reason", "upstream_status", "upstream_code", "failures",
 )  # fmt: skip
 UPSTREAM = ("upstream_status", "upstream_code")
 SHOWN = (
@@ -34,6 +34,7 @@ SHOWN = (
     "model",
     "duration_ms",
     "end_reason",
+    "failures",
     "request_id",
 )
 

@@ -35,6 +35,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from completion import Usage
+from ledger import refusals
 from telemetry.multiprocess import Files, GaugeMerge
 
 log = logging.getLogger("sluice.metrics")
@@ -43,6 +44,7 @@ Limit: TypeAlias = Literal["requests", "tokens", "budget"]
 
 REASONS = ("completed", "stopped", "client_gone", "provider_error", "deadline", "shutdown")
 LIMITS: tuple[Limit, ...] = ("requests", "tokens", "budget")
+REFUSALS = refusals.REASONS
 REQUESTS = ("requests", "Requests answered.", "endpoint", "provider", "model", "status")
 ATTEMPTS = ("attempts", "Attempts at providers.", "provider")
 UPSTREAM_ERRORS = ("upstream_errors", "Attempts that failed.", "provider", "code")
@@ -156,6 +158,8 @@ class Metrics(Collector):
         self._failed = self._counter("ledger_errors", "Commits to the ledger that failed.")
         rejected = self._counter("quota_rejections", "Requests that a quota refused.", "limit")
         self._rejected = {limit: rejected.labels(limit) for limit in LIMITS}
+        refused = self._counter("refusals", "Calls that a key was refused.", "reason")
+        self._refusals = {reason: refused.labels(reason) for reason in REFUSALS}
         self._unrecorded = self._counter("ledger_unrecorded", "Calls without a row in the ledger.")
         if redis_up is not None:
             # 1 until the first refresh, because the least of all processes' values is shown.
@@ -232,6 +236,10 @@ class Metrics(Collector):
     def rejected(self, limit: Limit) -> None:
         """Count a request that a quota refused. Its response is counted separately."""
         self._rejected[limit].inc()
+
+    def refused(self, reason: str) -> None:
+        """Count a call that was refused before it was admitted. reason: one of REFUSALS."""
+        self._refusals[reason].inc()
 
     def unrecorded(self) -> None:
         """Count a call without a row in the ledger, which is unavailable and not required."""

@@ -550,3 +550,29 @@ def test_head_is_get_without_a_body(site: Site, path: str) -> None:
     for answer in (whole, head):
         answer.headers.pop("X-Request-ID")
     assert (head.status, sorted(head.headers)) == (whole.status, sorted(whole.headers))
+
+
+# Providers that can't be reached
+
+NOWHERE = "127.0.0.1:1 could not be reached: the connection was refused"
+
+
+@pytest.mark.parametrize("path", ["/api/v1/completions", "/v1/completions"])
+@pytest.mark.parametrize("how", ["whole", "stream", "released stream"])
+def test_both_faces_name_each_target_that_cannot_be_reached_and_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, how: str
+) -> None:
+    settings = {"first_event_wait": 0.0} if how == "released stream" else {}
+    site = make_app(tmp_path, monkeypatch, retries=0, **settings)
+    body = PROMPT | {"fallbacks": ["other/m"], "stream": how != "whole"}
+    answer = site.post(body, path, buffered=True)
+    text = answer.get_data(as_text=True)
+    expected = f"The upstream {NOWHERE}. Tried: sim/m ({NOWHERE}); other/m ({NOWHERE})."
+    assert expected in text
+    assert '"host":"127.0.0.1:1","reason":"refused"' in text
+    assert '"target":"other/m"' in text
+    if answer.status_code == 200:
+        assert how == "released stream"
+        assert "[DONE]" not in text
+    else:
+        assert answer.status_code == 502

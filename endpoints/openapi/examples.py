@@ -162,6 +162,7 @@ ANSWERS: dict[str, Any] = {
         "providers": {"openai": SUMS},
         "models": {"openai/gpt-4o-mini": SUMS},
         "daily_usage": [{"date": "2026-04-07"} | SUMS],
+        "refused": {"rate_limited:requests": 4},
     },
     "UsageGroups": {
         "group_by": "model",

@@ -238,6 +238,7 @@ def usage() -> dict[str, Schema]:
     whole = {"total_requests": COUNT, "total_cost": NUMBER, "remaining_credits": nullable(NUMBER)}
     whole |= {"total_tokens": closed(tokens), "endpoints": named, "providers": named}
     whole |= {"models": named, "daily_usage": items(closed({"date": TEXT} | sums, unpriced))}
+    whole |= {"refused": values(COUNT)}
     data = items(closed({"name": TEXT} | sums, unpriced))
     return {
         "Sums": closed(sums, unpriced),

@@ -31,7 +31,7 @@ from urllib3.util import parse_url
 from providers.transport import http1
 from providers.transport.abort import READ_SIZE, AbortSwitch
 from providers.transport.pool import Origin, Pool
-from providers.transport.proxy import Proxy, ProxyError
+from providers.transport.proxy import Proxy, ProxyError, authority
 
 if TYPE_CHECKING:
     import socket
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 PORTS: Final = {"http": 80, "https": 443}
 UNRESERVED: Final = "%/?:@!$&'()*+,;=-._~[]"
 """The characters that aren't percent-encoded in a request's target, besides letters and digits."""
+CLOSED: Final = "closed"
+"""The text of the Malformed that stands for a connection closed before any response."""
 
 
 class NotReached(requests.ConnectionError):
@@ -130,7 +132,7 @@ class Adapter(BaseAdapter):
         while (head := reader.head) is None:
             received = self.switch.receive(sock)
             if not received:
-                raise http1.Malformed("closed")
+                raise http1.Malformed(CLOSED)
             data = reader.feed(received)
         return head, reader, data
 
@@ -172,6 +174,15 @@ def _parse(url: str) -> Url:
         target += "?" + quote(parts.query, UNRESERVED)
     host_header = host if port == PORTS[scheme] else f"{host}:{port}"
     return Url(scheme == "https", host.strip("[]"), port, host_header, target)
+
+
+def address_of(url: str) -> str:
+    """Return the host and port of a URL, without credentials; empty if the URL is invalid."""
+    try:
+        found = _parse(url)
+    except requests.exceptions.InvalidURL:
+        return ""
+    return authority(found.host, found.port)
 
 
 def _request(request: requests.PreparedRequest, proxy: Proxy | None) -> tuple[bytes, Url]:

@@ -24,10 +24,18 @@ from errors import SluiceError, UpstreamError, UpstreamTimeout
 from providers.base import UpstreamRequest
 from providers.decoding.lenient_json import NOT_JSON
 from providers.transport.abort import Aborted, AbortSwitch
-from providers.transport.adapter import Adapter, NotReached, ProxyFailed, Response
+from providers.transport.adapter import (
+    CLOSED,
+    Adapter,
+    NotReached,
+    ProxyFailed,
+    Response,
+    address_of,
+)
 from providers.transport.http1 import Malformed
 from providers.transport.pool import Pool
 from providers.transport.proxy import Proxy, answered, is_local, is_own, parse
+from providers.transport.reasons import BAD_URL, reason_of
 
 if TYPE_CHECKING:
     from config import Timeouts
@@ -279,24 +287,40 @@ class Exchange:
         if self._switch.thrown:
             return Aborted()
         if isinstance(failure, requests.ConnectTimeout):
-            return UpstreamTimeout("connect", self._timeouts.connect)
+            way = f"{self.address} (through the proxy {self._proxy.name})" if self._proxy else None
+            return UpstreamTimeout("connect", self._timeouts.connect, way or self.address)
         if isinstance(failure, requests.Timeout | TimeoutError):
             phase = "first_event" if self._response is None else "idle"
             return UpstreamTimeout(phase, self._timeouts.longest_silence)
-        return UpstreamError(self._message(failure))
-
-    def _message(self, failure: Exception) -> str:
         if self._response is not None:
-            return "The upstream broke off in the middle of its answer."
+            return UpstreamError("The upstream broke off in the middle of its answer.")
         if isinstance(failure, requests.exceptions.InvalidHeader):
-            return f"{failure} holds what no header can: is the key set right?"
-        if isinstance(failure, requests.exceptions.SSLError):
-            return "The upstream's TLS certificate or handshake was not right."
+            return UpstreamError(f"{failure} holds what no header can: is the key set right?")
+        return self._unreached(failure)
+
+    def _unreached(self, failure: Exception) -> UpstreamError:
+        """Return the error for a host that sent no response."""
+        cause, address = failure.__cause__, self.address
         if isinstance(failure, ProxyFailed):
-            return str(failure)
-        if isinstance(failure, NotReached | requests.exceptions.InvalidURL):
-            return "The upstream could not be reached."
-        return "The upstream closed the connection before it answered."
+            return UpstreamError(str(failure), host=address, reason="proxy")
+        if isinstance(failure, requests.exceptions.InvalidURL):
+            reason = BAD_URL
+        elif isinstance(failure, NotReached | requests.exceptions.SSLError):
+            reason = reason_of(cause)
+        elif isinstance(cause, Malformed) and str(cause) != CLOSED:
+            message = f"The upstream {address} sent something that is not HTTP."
+            return UpstreamError(message, host=address, reason="not_http")
+        else:
+            message = f"The upstream {address} closed the connection before it answered."
+            return UpstreamError(message, host=address, reason="closed")
+        upstream = f"The upstream {address}" if address else "The upstream"
+        message = f"{upstream} could not be reached: {reason.text}."
+        return UpstreamError(message, host=address or None, reason=reason.code)
+
+    @property
+    def address(self) -> str:
+        """The host and port of the request's URL, without credentials; empty for an invalid URL."""
+        return address_of(self.request.url)
 
 
 def is_json(body: bytes) -> bool:

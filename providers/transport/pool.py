@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 from concurrency.native import BriefLock
 from providers.transport.abort import Aborted, AbortSwitch
 from providers.transport.proxy import Proxy, ProxyError, open_tunnel
+from providers.transport.reasons import reason_of
 
 IDLE_S: Final = 90.0
 """How long an idle connection is kept. Load balancers drop idle connections without notice."""
@@ -186,7 +187,8 @@ def _connect(origin: Origin, deadline: float, switch: AbortSwitch) -> socket.soc
     except TimeoutError:
         raise
     except OSError as failure:
-        raise ProxyError(f"The proxy {origin.proxy.name} could not be reached.") from failure
+        why = reason_of(failure).text
+        raise ProxyError(f"The proxy {origin.proxy.name} could not be reached: {why}.") from failure
 
 
 def _open_tunnel(sock: socket.socket, origin: Origin, proxy: Proxy, deadline: float) -> None:

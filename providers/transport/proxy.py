@@ -134,17 +134,17 @@ def open_tunnel(sock: socket.socket, proxy: Proxy, host: str, port: int, deadlin
     except http1.Malformed:
         raise ProxyError(f"The proxy {proxy.name} sent an invalid response.") from None
     if not 200 <= head.status < 300:
-        raise ProxyError(refusal(proxy, head.status))
+        raise ProxyError(refusal(proxy, head.status, target))
     if rest:  # in TLS the client sends first, so the bytes aren't the host's
         raise ProxyError(f"The proxy {proxy.name} sent an invalid response.")
 
 
-def refusal(proxy: Proxy, status: int) -> str:
-    """Return the message for an error status of a CONNECT."""
+def refusal(proxy: Proxy, status: int, target: str = "the upstream") -> str:
+    """Return the message for an error status of a CONNECT to `target`."""
     if status == PROXY_AUTHENTICATION_REQUIRED:
         given = "rejected its user or password" if proxy.authorization else "requires a password"
         return f"The proxy {proxy.name} {given} (status 407)."
-    return f"The proxy {proxy.name} refused the connection to the upstream with status {status}."
+    return f"The proxy {proxy.name} refused the connection to {target} with status {status}."
 
 
 def answered(proxy: Proxy, status: int) -> str:

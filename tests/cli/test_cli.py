@@ -1,4 +1,4 @@
-"""Tests of the commands of `flask keys`, `flask quickstart` and `flask providers`."""
+"""Tests of the commands of `flask keys` and `flask quickstart`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from flask import Flask
 import cli
 import cli.keys
 from cli.formats import cell, parse_duration
-from cli.providers import family_table, provider_table
 from cli.quickstart import url_of
 from config import Settings
 from keys.key import LIMITS
 from keys.key_file import View
 from keys.store import KeyStore
-from providers.hosts import BUILT_IN
+from ledger.database import database_url
+from ledger.ledger import Ledger
 from routing.router import Router
 from tests.support.commands import Commands
+from tests.support.rows import connected, settled_row
 
 
 @pytest.fixture
@@ -38,6 +39,8 @@ class Runner(Commands):
     def __init__(self, store: KeyStore) -> None:
         self.app = Flask(__name__)
         router = Router(Settings())
+        self.database = store.path.with_name("sluice.db")
+        self.url = database_url(None, self.database)
         self.app.extensions["sluice"] = SimpleNamespace(
             keys=store, settings=Settings(), gateway=SimpleNamespace(router=router)
         )
@@ -47,7 +50,9 @@ class Runner(Commands):
         return self.plain("keys", *arguments, text=text)
 
     def plain(self, *arguments: str, text: str | None = None) -> Result:
-        """Run a command of any group."""
+        """Run a command of any group, with a new ledger."""
+        sluice: Any = self.app.extensions["sluice"]
+        sluice.ledger = Ledger(self.url)
         return self.app.test_cli_runner().invoke(args=arguments, input=text)
 
     def json(self, *arguments: str) -> Any:
@@ -65,7 +70,31 @@ def test_create_prints_only_the_secret_on_stdout(run: Runner, store: KeyStore) -
     assert key is not None
     assert key.name == "laptop"
     assert "can't be shown again" in result.stderr
-    assert len(result.output.splitlines()) == 2
+    assert len(result.output.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "terms"),
+    [
+        ((), "no rate limits, no budget, all models, never expires."),
+        (
+            ("--tier=standard", "--budget=5", "--budget-period=month", "--models=openai/*,fast"),
+            (
+                "60 requests per minute, 100,000 tokens per hour, a budget of $5 per month, "
+                "the models openai/*,fast, never expires."
+            ),
+        ),
+        (
+            ("--budget=0.25", "--max-streams=2", "--expires=2100-01-31"),
+            "2 calls at once, a budget of $0.25 in all, all models, expires 2100-01-31T00:00:00Z.",
+        ),
+    ],
+)
+def test_create_echoes_the_terms_of_the_key(
+    run: Runner, store: KeyStore, arguments: tuple[str, ...], terms: str
+) -> None:
+    result = run("create", "--name", "a", *arguments)
+    assert result.stderr.splitlines()[0] == f"Key 'a' ({store.get('a').id}): {terms}"
 
 
 def test_create_with_json_prints_all_fields_of_the_key(run: Runner, store: KeyStore) -> None:
@@ -89,6 +118,7 @@ def test_create_with_json_prints_all_fields_of_the_key(run: Runner, store: KeySt
         "budget_period": "total",
         "max_streams": None,
         "models": ["openai/*", "local/*"],
+        "previous_until": None,
     }
     assert list(made)[:3] == ["id", "name", "key"]
     assert key.expires == key.created + timedelta(days=30)
@@ -242,12 +272,12 @@ def test_list_shows_each_key_in_columns_without_its_secret(run: Runner, store: K
     store.update(two.id, disabled=True)
     header, *lines = run.ok("list").splitlines()
     assert header.split() == [
-        "id", "name", "tier", "req/min", "tokens/h", "budget", "models", "expires", "status",
+        "id", "name", "budget", "spent", "left", "models", "expires", "last", "used", "status",
     ]  # fmt: skip
     assert [line.split()[0] for line in lines] == [one.id, two.id]
-    assert lines[0].split()[-2:] == ["-", "active"]
+    assert lines[0].split()[-3:] == ["-", "never", "active"]
     assert lines[1].split()[-1] == "disabled"
-    for column in header.split():
+    for column in header.replace("last used", "last").split():
         at = header.index(f" {column}") if column != "id" else 0
         assert all(at == 0 or line[at] == " " != line[at + 1] for line in lines)
     rows = run.json("list")
@@ -267,14 +297,103 @@ def test_list_shows_the_effective_limits_within_100_columns(run: Runner, store: 
     store.create("n" * 100, models=("m" * 100,), budget_usd=1e9)
     store.create("nano", budget_usd=1e-9)
     _, *lines = run.ok("list").splitlines()
-    assert [line.split()[2:8] for line in lines] == [
-        ["free", "10", "10000", "$0.25/month", "*", "2100-01-31"],
-        ["standard", "0", "100000", "$5", "*", "-"],
-        ["unlimited", "-", "-", "$1000000000", "m" * 21 + "...", "-"],
-        ["unlimited", "-", "-", "$0.000000001", "*", "-"],
+    assert [line.split()[2:7] for line in lines] == [
+        ["$0.25/month", "$0.00", "$0.25", "*", "2100-01-31"],
+        ["$5", "$0.00", "$5.00", "*", "-"],
+        ["$1000000000", "$0.00", "$1000000000.00", "m" * 21 + "...", "-"],
+        ["$0.000000001", "$0.00", "<$0.01", "*", "-"],
+    ]
+    _, *limits = run.ok("list", "--limits").splitlines()
+    assert [line.split()[2:6] for line in limits] == [
+        ["free", "10", "10000", "-"],
+        ["standard", "0", "100000", "-"],
+        ["unlimited", "-", "-", "-"],
+        ["unlimited", "-", "-", "-"],
     ]
     store.delete("n" * 100)
-    assert max(map(len, run.ok("list").splitlines())) <= 100
+    for output in (run.ok("list"), run.ok("list", "--limits")):
+        assert max(map(len, output.splitlines())) <= 100
+
+
+def spend(run: Runner, store: KeyStore) -> None:
+    """Let the key "a" spend $1.25 today, of a budget of $5."""
+    key, _ = store.create("a", budget_usd=5.0, budget_period="day")
+    store.create("b")
+    with connected(run.url) as connection:
+        when = datetime.now(UTC).replace(microsecond=0, tzinfo=None).isoformat()
+        settled_row(connection, when, cost=1_250_000_000, key_id=key.id)
+
+
+def test_list_and_show_have_what_was_spent_what_is_left_and_the_last_use(
+    run: Runner, store: KeyStore
+) -> None:
+    spend(run, store)
+    today = datetime.now(UTC).date().isoformat()
+    _, first, second = run.ok("list").splitlines()
+    assert first.split()[2:5] == ["$5/day", "$1.25", "$3.75"]
+    assert first.split()[-2] == today
+    assert second.split()[2:5] == ["-", "$0.00", "-"]
+    shown = dict(re.split(r"\s{2,}", line) for line in run.ok("show", "a").splitlines())
+    assert (shown["spent"], shown["left"]) == ("$1.25", "$3.75")
+    assert shown["last used"].startswith(f"{today}T")
+    one, other = run.json("list")
+    assert one["used"] == {"spent_usd": 1.25, "left_usd": 3.75}
+    assert one["last_used_at"].startswith(f"{today}T")
+    assert (other["used"], other["last_used_at"]) == ({"spent_usd": 0.0, "left_usd": None}, None)
+    assert run.json("show", "a")["used"] == one["used"]
+
+
+@pytest.mark.parametrize("command", [("list",), ("show", "a")])
+def test_without_the_ledger_the_usage_is_unknown(
+    run: Runner, store: KeyStore, command: tuple[str, ...]
+) -> None:
+    spend(run, store)
+    run.database.write_bytes(b"no database" * 500)
+    result = run(*command)
+    assert result.exit_code == 0
+    assert result.stdout.count("unknown") == (3 if command == ("show", "a") else 6)
+    assert "Warning: the ledger can't be read" in result.stderr
+    found = run(*command, "--json")
+    rows = json.loads(found.stdout)
+    one = rows if command == ("show", "a") else rows[0]
+    assert (one["used"], one["last_used_at"]) == (None, None)
+
+
+def test_listing_keys_creates_no_ledger(run: Runner, store: KeyStore) -> None:
+    store.create("a")
+    assert "never" in run.ok("list")
+    assert not run.database.exists()
+
+
+def test_rotate_prints_only_the_new_secret_on_stdout(run: Runner, store: KeyStore) -> None:
+    key, old = store.create("a")
+    result = run("rotate", "a", "--overlap", "2h")
+    new = result.stdout.strip()
+    assert store.find(new) == store.find(old)
+    assert f"Key 'a' ({key.id}) has a new secret; the old one works until 2" in result.stderr
+    assert "can't be shown again" in result.stderr
+    shown = run.json("show", "a")
+    assert (shown["id"], "previous_hash" in shown) == (key.id, False)
+    assert shown["previous_until"].endswith("Z")
+    ended = run("rotate", "a", "--overlap", "0")
+    assert "the old one no longer works" in ended.stderr
+    assert store.find(new) is store.find(old) is None
+
+
+def test_rotate_keeps_the_old_secret_for_a_day_by_default(run: Runner, store: KeyStore) -> None:
+    key, old = store.create("a")
+    made = run.json("rotate", "a")
+    found = store.find(made["key"])
+    assert found is not None
+    assert (found.id, found) == (key.id, store.find(old))
+    assert found.previous_until is not None
+    assert timedelta(hours=23) < found.previous_until - datetime.now(UTC) <= timedelta(days=1)
+
+
+@pytest.mark.parametrize("overlap", ["soon", "-1h", "99999w", "91d"])
+def test_rotate_refuses_an_invalid_overlap(run: Runner, store: KeyStore, overlap: str) -> None:
+    store.create("a")
+    assert "overlap must be" in run.error("rotate", "a", f"--overlap={overlap}")
 
 
 def test_list_without_keys_prints_a_hint_on_stderr(run: Runner) -> None:
@@ -390,12 +509,13 @@ def test_keys_of_the_environment_variable_are_shown_but_not_changed(
     assert own.split()[-1] == "file"
     assert fixed.split()[-1] == "environment"
     assert run.json("show", "fixed")["source"] == "environment"
-    for command in (["disable"], ["enable"], ["change", "--tier=free"], ["delete", "--yes"]):
+    for command in (["disable"], ["rotate"], ["change", "--tier=free"], ["delete", "--yes"]):
         assert "SLUICE_KEYS" in run.error(*command, "fixed")
 
 
 @pytest.mark.parametrize(
-    "command", [["show"], ["disable"], ["enable"], ["change", "--tier=free"], ["delete", "--yes"]]
+    "command",
+    [["show"], ["rotate"], ["disable"], ["enable"], ["change", "--tier=free"], ["delete", "--yes"]],
 )
 def test_an_unknown_key_name_is_not_repeated_in_the_error(
     run: Runner, store: KeyStore, command: list[str]
@@ -421,7 +541,7 @@ def test_parse_duration_refuses_invalid_text(text: str) -> None:
         parse_duration(text)
 
 
-# flask quickstart and flask providers
+# flask quickstart
 
 
 def test_quickstart_creates_only_one_key(run: Runner, store: KeyStore) -> None:
@@ -499,11 +619,3 @@ def test_quickstart_fails_with_a_message_if_no_key_can_be_written(tmp_path: Path
     result = Runner(KeyStore(tmp_path / "none" / "keys.jsonl")).plain("quickstart")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "No such file" in result.stderr
-
-
-def test_providers_lists_every_built_in_provider(run: Runner) -> None:
-    header, *lines = run.plain("providers").stdout.splitlines()
-    assert header.split() == ["name", "enabled", "variables", "base_url"]
-    assert {line.split()[0] for line in lines} == {row.name for row in BUILT_IN}
-    tables = f"{provider_table(BUILT_IN)}\n\n{family_table()}\n"
-    assert run.plain("providers", "--markdown").stdout == tables

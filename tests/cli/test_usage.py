@@ -16,6 +16,7 @@ from sqlalchemy import update
 
 import cli.usage
 from keys.store import KeyStore
+from ledger import refusals
 from ledger.database import database_url
 from ledger.ledger import Ledger
 from ledger.schema import requests
@@ -118,7 +119,42 @@ def test_usage_report_can_be_limited_to_a_range_of_days(run: Runner) -> None:
             "tokens": {"input": 110, "output": 220, "total": 330},
             "unpriced_requests": 1,
         },
+        "refused": [],
     }
+
+
+def refuse(run: Runner) -> None:
+    day, limited = "2026-01-31", "rate_limited:requests"
+    counts = {(run.key.id, day, limited): 12, ("key_gone", "2026-01-30", "model_forbidden"): 3}
+    with connected(run.url) as connection:
+        refusals.write(connection, counts)
+
+
+def test_usage_report_ends_with_the_refused_calls(run: Runner) -> None:
+    refuse(run)
+    output = run.ok("usage", "report")
+    assert output.split("\n\n")[1].splitlines() == [
+        f"refused                {'key'.ljust(len(run.key.id))}  name    calls",
+        f"rate_limited:requests  {run.key.id}  laptop     12",
+        f"model_forbidden        {'key_gone'.ljust(len(run.key.id))}              3",
+    ]
+    assert run.json("--key", NAME, "--since", "2026-01-31")["refused"] == [
+        {
+            "key": run.key.id,
+            "key_name": NAME,
+            "reason": "rate_limited:requests",
+            "calls": 12,
+        }
+    ]
+    assert run.json()["refused"][1]["key_name"] is None
+    assert "refused" not in run.ok("usage", "report", "--csv")
+
+
+def test_usage_report_shows_refused_calls_of_a_period_without_requests(empty: Runner) -> None:
+    refuse(empty)
+    result = empty("usage", "report")
+    assert "There are no requests in this period." in result.stderr
+    assert result.stdout.startswith("refused ")
 
 
 def test_usage_report_since_accepts_an_age(run: Runner) -> None:

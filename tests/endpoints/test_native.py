@@ -875,3 +875,32 @@ def test_options_requests_need_no_key(site: Site, method: str, path: str) -> Non
     answer = site.client.options(path)
     assert answer.status_code == 200
     assert method in answer.headers["Allow"]
+
+
+# OpenAI's SDK and fields
+
+
+@pytest.mark.parametrize(
+    "agent", ["OpenAI/Python 1.99.0", "AsyncOpenAI/Python 2.0.0", "OpenAI/JS 5"]
+)
+def test_the_openai_sdk_learns_its_base_url(site: Site, agent: str) -> None:
+    answer = site.client.post(COMPLETIONS, json=PROMPT, headers=site.bearer | {"User-Agent": agent})
+    assert_error(
+        answer, 400, "invalid_request", "base_url to this server's address followed by /v1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"n": 2}, "n belongs in additional_params here. POST /v1/completions"),
+        ({"stop": ["a"]}, "stop belongs in additional_params here. POST /v1/completions"),
+        ({"stream_options": {"include_usage": True}}, "POST /v1/completions"),
+        ({"messages": []}, "send the text as prompt"),
+        ({"prompt": ["a", "b"]}, "POST /v1/completions, which is OpenAI's API, takes lists."),
+    ],
+)
+def test_a_field_of_the_openai_api_says_where_it_belongs(
+    site: Site, more: dict[str, Any], says: str
+) -> None:
+    assert_error(site.post(PROMPT | more), 400, "invalid_request", says)

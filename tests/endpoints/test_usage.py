@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import base64
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from werkzeug.test import TestResponse
 
-from errors import Unavailable
+from errors import Unavailable, UpstreamError
+from ledger import refusals
 from ledger.database import database_url
-from tests.gateway.test_gateway import play
+from tests.gateway.test_gateway import Scripted, eventually, play
 from tests.support.rows import connected, entry, settle, settled_row
 from tests.test_app import PROMPT, Site, hello, make_app, make_key
 
+COMPLETIONS = "/api/v1/completions"
 USAGE, REQUESTS = "/api/v1/user/usage", "/api/v1/user/requests"
 OTHER = "/v1/completions"
 EMPTY: dict[str, Any] = {
@@ -27,6 +30,7 @@ EMPTY: dict[str, Any] = {
     "providers": {},
     "models": {},
     "daily_usage": [],
+    "refused": {},
 }
 
 
@@ -106,6 +110,7 @@ def test_usage_sums_only_the_requests_of_the_caller(filled: Site) -> None:
             {"date": "2026-01-30"} | sums(1, 1e-06, (1, 2)),
             {"date": "2026-01-31"} | sums(2, 2e-06, (110, 220), unpriced_requests=1),
         ],
+        "refused": {},
     }
 
 
@@ -182,6 +187,59 @@ def test_an_invalid_query_parameter_is_refused_with_a_short_message(
 def test_usage_endpoints_need_a_key_and_refuse_post(site: Site, path: str) -> None:
     assert site.client.get(path).status_code == 401
     assert site.post({}, path).status_code == 405
+
+
+# Refused calls
+
+
+def test_refused_calls_are_counted_by_reason_for_their_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusals, "FLUSH_S", 0.0)
+    rows: dict[str, dict[str, Any]] = {
+        "limited": {"requests_per_minute": 0},
+        "poor": {"budget_usd": 0.0},
+        "narrow": {"models": ["other/*"]},
+    }
+    made = {name: make_key(name, **fields) for name, fields in rows.items()}
+    site = make_app(tmp_path, monkeypatch, keys="".join(line for line, _ in made.values()))
+    reasons = {
+        "limited": ("rate_limited:requests", 429),
+        "poor": ("insufficient_credits:budget", 402),
+        "narrow": ("model_forbidden", 403),
+    }
+    for name, (_, secret) in made.items():
+        reason, status = reasons[name]
+        headers = {"Authorization": f"Bearer {secret}"}
+        for path in (COMPLETIONS, OTHER, COMPLETIONS):
+            answer = site.client.post(path, json=PROMPT, headers=headers)
+            assert answer.status_code == status
+        assert eventually(partial(lambda h, r: refused_of(site, h) == {r: 3}, headers, reason))
+    text = site.client.get("/metrics").text
+    for reason, _ in reasons.values():
+        assert f'sluice_refusals_total{{reason="{reason}"}} 3.0' in text
+    assert ok(site, USAGE)["refused"] == {}
+
+
+def refused_of(site: Site, headers: dict[str, str]) -> dict[str, int]:
+    answer = site.client.get(USAGE, headers=headers)
+    assert answer.json is not None
+    found: dict[str, int] = answer.json["refused"]
+    return found
+
+
+def test_the_providers_refusals_and_invalid_requests_are_not_counted(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[tuple[str, str]] = []
+    ledger = site.app.extensions["sluice"].ledger
+    monkeypatch.setattr(ledger, "refused", lambda *call: counted.append(call))
+    limited = UpstreamError("No.", upstream_status=429, retry_after=60)
+    play(monkeypatch, Scripted(limited))
+    assert site.post(PROMPT).status_code == 429
+    assert site.post({"prompt": ""}).status_code == 400
+    assert site.client.post(COMPLETIONS, json=PROMPT).status_code == 401
+    assert counted == []
 
 
 def test_a_call_is_counted_once_it_has_ended(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

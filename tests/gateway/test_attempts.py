@@ -356,6 +356,37 @@ def test_fallback_model_is_tried_without_a_wait(harness: Harness, pauses: list[f
     assert (harness.names, pauses) == (["sim/m", "other/m"], [])
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_error_names_all_targets_and_keeps_the_words_of_the_last_one(
+    harness: Harness, pauses: list[float], stream: bool
+) -> None:
+    harness.made(retries=0)
+    harness.play(failing(503), failing(429, 60))
+    error = harness.refused("sim/m", "other/m", stream=stream)
+    assert isinstance(error, RateLimited)
+    assert error.message.startswith("other has limited the request rate. Try again in 60 s. ")
+    assert error.message.endswith("Tried: sim/m (status 503); other/m (status 429).")
+    assert harness.records.only.failures == "sim/m: status 503; other/m: status 429"
+
+
+def test_error_names_a_target_that_is_paused(harness: Harness, pauses: list[float]) -> None:
+    harness.made(retries=0, keys="sk-only-one-key")
+    harness.play(*(failing() for _ in range(FAILURES + 1)))
+    for _ in range(FAILURES):
+        harness.refused("sim/m")
+    error = harness.refused("sim/m", "other/m")
+    assert "Tried: sim/m (paused, because it keeps failing); other/m (" in error.message
+
+
+def test_the_record_of_a_call_that_a_fallback_served_names_the_failure(
+    harness: Harness, pauses: list[float]
+) -> None:
+    harness.made(retries=0)
+    harness.play(failing(503), good())
+    assert harness.run("sim/m", "other/m") == WHOLE
+    assert harness.records.only.failures == "sim/m: status 503"
+
+
 def test_retry_budget_limits_a_failing_provider_to_a_fifth_more_attempts(
     harness: Harness, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -703,7 +703,7 @@ def test_keys_of_sluice_keys_are_found_and_cannot_be_changed(
     assert store.find(secret) == fixed
     assert store.find(own_secret) == own
     assert store.all() == [own, fixed]
-    assert (store.is_fixed(own), store.is_fixed(fixed)) == (False, True)
+    assert store.fixed_ids() == {fixed.id} != {own.id}
     assert store.problems() == ["SLUICE_KEYS: skipped line 4: not JSON"]
     for change in (store.delete, lambda name: store.update(name, disabled=True)):
         with pytest.raises(KeyFileError, match="SLUICE_KEYS"):
@@ -721,7 +721,7 @@ def test_the_key_file_overrides_an_equal_key_of_sluice_keys(store: KeyStore, pat
     both = KeyStore(path, store.line("a"))
     assert both.update("a", disabled=True).disabled
     assert both.find(secret) is None
-    assert not both.is_fixed(key)
+    assert key.id not in both.fixed_ids()
     assert len(both.all()) == len(both.problems()) == 1
 
 

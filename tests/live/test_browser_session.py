@@ -32,7 +32,7 @@ def test_the_form_says_where_keys_come_from_and_what_they_look_like(page: Page) 
     page.goto("/")
     field = page.get_by_label("Your Sluice key")
     expect(field).to_have_attribute("placeholder", "sk-sluice-…")
-    for part in ("sk-sluice-", "make run", "./sluice keys create NAME", "ask them"):
+    for part in ("sk-sluice-", "make run", "./sluice keys create --name NAME", "ask them"):
         expect(page.locator("#key-source")).to_contain_text(part)
 
 

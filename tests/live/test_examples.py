@@ -15,20 +15,21 @@ from tests.support.calls import BEGUN, EVENT, wait_active
 from tests.support.fake import FakeProvider
 from tests.support.pace import HANG_S
 from tests.support.paths import ROOT
-from tests.support.servers import Server
+from tests.support.servers import Server, free_port
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.*"))
 COMMANDS = {".py": [sys.executable, "-W", "error"], ".mjs": ["node"]}
 each = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 
 
-def run(path: Path, server: Server, **env: str) -> subprocess.CompletedProcess[str]:
+def run(path: Path, server: Server | None, **env: str) -> subprocess.CompletedProcess[str]:
     command = COMMANDS[path.suffix]
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} isn't installed")
+    address = {} if server is None else {"SLUICE_URL": server.url, "SLUICE_KEY": server.key}
     return subprocess.run(
         [*command, path, "The list type"],
-        env={**os.environ, "SLUICE_URL": server.url, "SLUICE_KEY": server.key, **env},
+        env={**os.environ, **address, **env},
         capture_output=True,
         text=True,
         timeout=HANG_S,
@@ -58,8 +59,35 @@ def test_each_example_runs_with_the_built_in_model(path: Path, server: Server) -
 @each
 def test_each_example_reports_an_invalid_key(path: Path, server: Server) -> None:
     done = run(path, server, SLUICE_KEY="sk-sluice-unknown")
-    assert done.returncode != 0
-    assert "key" in done.stderr
+    assert "A valid API key is required" in in_one_line(done)
+
+
+def in_one_line(done: subprocess.CompletedProcess[str]) -> str:
+    """Check that an example failed in one line, and return it."""
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    [line] = done.stderr.splitlines()
+    return line
+
+
+@each
+def test_each_example_says_in_one_line_that_the_key_is_missing(path: Path) -> None:
+    assert "Set SLUICE_KEY" in in_one_line(run(path, None, SLUICE_KEY=""))
+
+
+@each
+def test_each_example_says_in_one_line_that_no_server_answers(path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    done = run(path, None, SLUICE_KEY="sk-sluice-x", SLUICE_URL=url)
+    assert in_one_line(done).startswith(f"No server answers at {url}. Start one with 'make run'")
+
+
+@each
+def test_each_example_says_in_one_line_that_another_server_answers(
+    path: Path, fake: FakeProvider
+) -> None:
+    fake.default(fp.answer(b"<html>Not here</html>", 404, {"Content-Type": "text/html"}))
+    done = run(path, None, SLUICE_KEY="sk-sluice-x", SLUICE_URL=fake.origin)
+    assert "404" in in_one_line(done)
 
 
 def test_each_language_has_an_example() -> None:

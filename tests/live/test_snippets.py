@@ -31,7 +31,7 @@ from tests.support.snippets import FENCE, JOURNEYS, NOT_RUN, PAGES, Snippet, sni
 
 pytestmark = pytest.mark.thorough
 
-SERVES = re.compile(r"^(make run|\.venv/bin/gunicorn wsgi:app)\b.*\n", re.MULTILINE)
+SERVES = re.compile(r"^(make run|\./sluice serve(?: --[\w-]+)*)\b.*\n", re.MULTILINE)
 KEY = re.compile(r"sk-sluice-[\w-]{20,}")
 TOO_LONG = re.compile(r"^make (test|soak)\b", re.MULTILINE)
 """Commands that `make -n` prints instead of running."""
@@ -146,10 +146,10 @@ def test_shell_commands_of_a_page_run_in_order(
     (checkout.directory / "backups").mkdir()
     calls.complete(server, model="local/pydoc")
     database = server.directory / "sluice.db"
-    made = checkout.bash(f"SLUICE_DATABASE={database} flask ledger backup sluice.db")
+    made = checkout.bash(f"SLUICE_DATABASE={database} ./sluice ledger backup sluice.db")
     assert made.returncode == 0, made.stderr
     if page != "docs/guides/keys.md":  # this page creates a key itself
-        assert checkout.bash("flask keys create --name laptop").returncode == 0
+        assert checkout.bash("./sluice keys create --name laptop").returncode == 0
     env = {"SLUICE_URL": server.url, "SLUICE_KEY": server.key}
     for snippet in ALL:
         if snippet.page == page and snippet.how == "run" and snippet.language == "shell":

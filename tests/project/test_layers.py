@@ -28,8 +28,10 @@ LAYERS = (
 """The packages and modules of the root, from the bottom to the top. Each may import only those
 below it."""
 
-NETWORK = tuple(f"providers.transport.{name}" for name in ("adapter", "exchange", "pool"))
-"""The modules that talk to providers."""
+NETWORK = tuple(
+    f"providers.transport.{name}" for name in ("adapter", "exchange", "pool", "reasons")
+)
+"""The modules that talk to providers, and the one that explains their exceptions."""
 
 DIALECTS = frozenset(path.parent.name for path in (ROOT / "providers").glob("*/dialect.py"))
 """The packages in providers/ that are dialects."""

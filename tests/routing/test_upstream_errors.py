@@ -120,6 +120,12 @@ def test_an_upstream_rate_limit_has_the_details_of_every_429() -> None:
     }
 
 
+def test_the_details_name_the_host_that_could_not_be_reached_and_the_reason() -> None:
+    failure = UpstreamError("It broke.", host="h.example:443", reason="refused")
+    details = public_error(failure, a_target()).details or {}
+    assert (details["host"], details["reason"]) == ("h.example:443", "refused")
+
+
 def test_an_upstream_timeout_keeps_its_type_and_reports_its_phase() -> None:
     error = public_error(UpstreamTimeout("idle", 3), a_target())
     assert isinstance(error, UpstreamTimeout)

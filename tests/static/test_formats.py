@@ -38,6 +38,11 @@ def test_each_figure_of_a_usage_has_a_label() -> None:
     assert none == ""
 
 
+def test_short_pieces_are_tokens_and_long_ones_are_estimated_by_their_text() -> None:
+    cases = [(10, 55), (10, 400), (1, 4000), (0, 0)]
+    assert call_each("panel.js", "estimated", *cases) == [10, 100, 1000, 0]
+
+
 def test_a_failure_after_text_is_called_broken_off() -> None:
     ends = [
         {"problem": {}, "text": "Half"},

@@ -28,6 +28,7 @@ ERRORS: Final = (
     "BrokenLine",
     "Unreadable",
     "DatabaseFileChanged",
+    "SetupError",
 )
 """The errors of Sluice whose text an operator reads. Classes derived from them count too."""
 OF_CLICK: Final = ("ClickException", "UsageError", "BadParameter")

@@ -23,7 +23,15 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 
 from completion import EndReason, Usage
 from telemetry import metrics
-from telemetry.metrics import LIMITS, LONGEST_MODEL, MOST_MODELS, OTHER, REASONS, Metrics
+from telemetry.metrics import (
+    LIMITS,
+    LONGEST_MODEL,
+    MOST_MODELS,
+    OTHER,
+    REASONS,
+    REFUSALS,
+    Metrics,
+)
 from telemetry.multiprocess import FILE_BYTES
 from tests.support.pace import HANG_S
 from tests.support.paths import ROOT
@@ -156,10 +164,12 @@ def test_durations_of_a_call_are_observed_only_where_they_exist() -> None:
 def test_quota_rejections_and_ledger_errors_are_counted() -> None:
     target = make()
     target.rejected("tokens")
+    target.refused("model_forbidden")
     target.unrecorded()
     for _ in range(2):
         target.ledger_failed()
     assert value(target, "sluice_quota_rejections_total", limit="tokens") == 1
+    assert value(target, "sluice_refusals_total", reason="model_forbidden") == 1
     assert value(target, "sluice_ledger_unrecorded_total") == 1
     assert value(target, "sluice_ledger_errors_total") == 2
 
@@ -199,6 +209,7 @@ def test_known_series_are_shown_as_zero_from_the_start() -> None:
     expected = {
         "sluice_streams_ended_total": [{"reason": reason} for reason in REASONS],
         "sluice_quota_rejections_total": [{"limit": limit} for limit in LIMITS],
+        "sluice_refusals_total": [{"reason": reason} for reason in REFUSALS],
         "sluice_tokens_total": [{"direction": "input"}, {"direction": "output"}],
         "sluice_cost_dollars_total": [{}],
         "sluice_ledger_errors_total": [{}],

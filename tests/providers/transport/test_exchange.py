@@ -355,10 +355,13 @@ def failure_of(exchange: Exchange) -> UpstreamError:
 
 
 def test_a_refused_connection_is_reported_as_unreachable(transport: Transport) -> None:
-    failure = failure_of(make(transport, f"http://127.0.0.1:{free_port()}"))
+    port = free_port()
+    failure = failure_of(make(transport, f"http://user:secret@127.0.0.1:{port}"))
     assert not isinstance(failure, UpstreamTimeout)
-    assert failure.message == "The upstream could not be reached."
-    assert failure.upstream_status is None
+    where = f"127.0.0.1:{port}"
+    why = "could not be reached: the connection was refused."
+    assert failure.message == f"The upstream {where} {why}"
+    assert (failure.upstream_status, failure.host, failure.reason) == (None, where, "refused")
 
 
 UNKNOWN_HOSTS = ["nowhere.invalid", f"{'x' * 64}.invalid", "x..invalid"]
@@ -367,7 +370,8 @@ UNKNOWN_HOSTS = ["nowhere.invalid", f"{'x' * 64}.invalid", "x..invalid"]
 @pytest.mark.parametrize("host", UNKNOWN_HOSTS)
 def test_an_unknown_host_is_reported_as_unreachable(transport: Transport, host: str) -> None:
     failure = failure_of(make(transport, f"http://{host}"))
-    assert failure.message == "The upstream could not be reached."
+    assert failure.message.startswith(f"The upstream {host}:80 could not be reached: its name ")
+    assert failure.reason == "name_not_found"
 
 
 SHORT = Timeouts(connect=0.2, first_event=0.2, idle=0.2, grace=0)
@@ -377,6 +381,31 @@ SHORT = Timeouts(connect=0.2, first_event=0.2, idle=0.2, grace=0)
 def test_a_slow_connect_raises_a_connect_timeout(transport: Transport, scheme: str) -> None:
     with fp.blackhole() as origin:
         assert timeout_of(make(transport, origin.replace("http", scheme), SHORT)) == "connect"
+
+
+def test_a_connect_timeout_names_the_host_and_the_proxy(transport: Transport) -> None:
+    with fp.blackhole() as origin:
+        request = UpstreamRequest("POST", "http://llm.invalid/v1/x", {}, b"{}")
+        for exchange, names in (
+            (make(transport, origin, SHORT), [origin.removeprefix("http://")]),
+            (transport.exchange(request, SHORT, proxy=origin), ["llm.invalid:80", origin[7:]]),
+        ):
+            failure = failure_of(exchange)
+            assert all(name in failure.message for name in names), failure.message
+            assert failure.reason == "timed_out"
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [([fp.send(b"220 smtp ready\r\n\r\n"), fp.close()], "not_http"), ([fp.close()], "closed")],
+)
+def test_a_host_that_sends_no_http_is_named(
+    transport: Transport, fake: FakeProvider, script: Sequence[fp.Step], reason: str
+) -> None:
+    fake.script(script)
+    failure = failure_of(make(transport, fake.origin))
+    assert fake.origin.removeprefix("http://") in failure.message
+    assert failure.reason == reason
 
 
 def timeout_of(exchange: Exchange) -> str:
@@ -425,7 +454,8 @@ def test_an_untrusted_certificate_is_a_tls_error_before_any_request(
     transport: Transport, tls_fake: FakeProvider
 ) -> None:
     failure = failure_of(make(transport, tls_fake.origin))
-    assert "TLS" in failure.message
+    assert "its TLS certificate was rejected: unable to get local issuer" in failure.message
+    assert failure.reason == "certificate"
     assert tls_fake.requests == []
 
 
@@ -436,7 +466,7 @@ def test_a_certificate_for_another_host_is_a_tls_error(
     certificate.write_to_path(str(tmp_path / "other.pem"))
     with FakeProvider.start(tls=tmp_path / "other.pem") as other:
         failure = failure_of(make(transport, other.origin, ca_bundle=ca_bundle))
-    assert "TLS" in failure.message
+    assert "its TLS certificate was rejected: IP address mismatch" in failure.message
 
 
 def test_https_to_a_host_without_tls_is_a_tls_error(
