@@ -20,6 +20,7 @@ from endpoints import (
     models,
     native,
     openai,
+    openai_models,
     pages,
     usage,
 )
@@ -50,6 +51,7 @@ BLUEPRINTS = tuple(
     for module in (
         native,
         openai,
+        openai_models,
         fim,
         llamacpp,
         models,

@@ -12,16 +12,16 @@ from datetime import datetime
 from typing import Any, Final
 from urllib.parse import quote
 
+from providers import model_entries
 from providers.base import ListedModel, ModelPage
-from providers.decoding import model_entries
-from providers.decoding.model_entries import member
+from providers.model_entries import member
 
 PAGE_SIZE: Final = 1000
 
 
 def path(cursor: str | None) -> str:
     after = "" if cursor is None else f"&after_id={quote(cursor, safe='')}"
-    return f"/models?limit={PAGE_SIZE}{after}"
+    return f"models?limit={PAGE_SIZE}{after}"
 
 
 def read(body: bytes) -> ModelPage:

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
+from providers import model_entries
 from providers.base import ListedModel, ModelPage
-from providers.decoding import model_entries
-from providers.decoding.model_entries import member
+from providers.model_entries import member
 
 PAGE_SIZE: Final = 1000
 ENDPOINT: Final = "chat"
@@ -23,7 +23,7 @@ ENDPOINT: Final = "chat"
 
 def path(cursor: str | None) -> str:
     page = "" if cursor is None else f"&page_token={quote(cursor, safe='')}"
-    return f"/../v1/models?endpoint={ENDPOINT}&page_size={PAGE_SIZE}{page}"
+    return f"../v1/models?endpoint={ENDPOINT}&page_size={PAGE_SIZE}{page}"
 
 
 def read(body: bytes) -> ModelPage:

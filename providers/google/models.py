@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
+from providers import model_entries
 from providers.base import ListedModel, ModelPage
-from providers.decoding import model_entries
-from providers.decoding.model_entries import member
+from providers.model_entries import member
 
 PAGE_SIZE: Final = 1000
 METHOD: Final = "generateContent"
@@ -25,7 +25,7 @@ LONGEST_TOKEN: Final = 4096
 
 def path(cursor: str | None) -> str:
     page = "" if cursor is None else f"&pageToken={quote(cursor, safe='')}"
-    return f"/models?pageSize={PAGE_SIZE}{page}"
+    return f"models?pageSize={PAGE_SIZE}{page}"
 
 
 def read(body: bytes) -> ModelPage:

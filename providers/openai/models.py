@@ -7,9 +7,9 @@ The functions implement `base.ModelList`, which documents them.
   the sizes, and `models` says what the models can do.
 
 Sources: OpenAI API reference, "List models"; vLLM and SGLang, `ModelCard`; llama.cpp,
-tools/server/README.md, "GET /v1/models"; Ollama, docs/openai.md; LM Studio, "REST API"; OpenRouter,
-"List models"; Together, `types/models.py` of its SDK; Mistral, `BaseModelCard` of its SDK; Fireworks,
-`gatewayModelKind` of its OpenAPI document; Hugging Face's router (all read 2026-11).
+tools/server/README.md, "GET /v1/models"; LM Studio, "REST API"; OpenRouter, "List models";
+Together, `types/models.py` of its SDK; Mistral, `BaseModelCard` of its SDK; Fireworks,
+`gatewayModelKind` of its OpenAPI document; clients of Hugging Face's router (all read 2026-11).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from providers import model_entries
 from providers.base import ListedModel, ModelPage
-from providers.decoding import model_entries
-from providers.decoding.model_entries import member
+from providers.model_entries import member
 
 WINDOWS: Final = (
     ("loaded_context_length",),  # LM Studio's model in memory
@@ -35,8 +35,8 @@ WINDOWS: Final = (
 NAMES: Final = ("display_name", "name")
 
 
-def path(cursor: str | None) -> str:
-    return "/models"
+def path(cursor: str | None) -> str:  # noqa: ARG001 - these lists have one page
+    return "models"
 
 
 def read(body: bytes) -> ModelPage:

@@ -60,7 +60,7 @@ from gateway.gateway import Gateway
 from providers.base import Target
 from streams.mailbox import Nudge
 from tests.support.pace import HANG_S
-from tests.support.servers import make_key, settings_files
+from tests.support.servers import UNASKED, make_key, settings_files
 
 PATH = "/v1/completions"
 STOP = "/v1/completions/stop-stream/mine"
@@ -172,6 +172,7 @@ def app(tmp_path: Path, new_key: tuple[str, str]) -> Flask:
     return create_app(
         Settings.from_env(
             {**settings_files(tmp_path), "SLUICE_MAX_BODY": "20000", "SLUICE_RETRIES": "0"}
+            | UNASKED
         )
     )
 
