@@ -7,12 +7,12 @@ from typing import Any, Final
 
 from flask import Response
 
-from auth import auth, caller, presented_key
+from auth import auth, caller, current_request, presented_key
 from endpoints.services import services
 from gateway.model_catalog import ModelCatalog
 from keys.key import Key, allows
 from ledger.pricing import ModelFacts
-from providers.base import Provider
+from providers.base import INSTANCE_HEADER, Provider
 
 WAIT_S: Final = 1.5
 """How long a request for models waits for hosts that haven't been asked yet."""
@@ -34,9 +34,13 @@ def key_unless_public(view: Callable[..., Response]) -> Callable[..., Response]:
 
 
 def fresh_catalog() -> ModelCatalog:
-    """Return the catalog, after a short wait if hosts are asked for the first time."""
+    """Return the catalog, after a short wait if hosts are asked for the first time.
+
+    A request that this Sluice sends to itself doesn't wait, because it would wait for itself.
+    """
     catalog = services().gateway.catalog
-    catalog.refresh(WAIT_S)
+    own = current_request().headers.get(INSTANCE_HEADER) == catalog.instance
+    catalog.refresh(0.0 if own else WAIT_S)
     return catalog
 
 

@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from concurrency.yielding import Yielder
 from config import Settings
 from ledger.pricing import ModelFacts, Price, Prices, Rate
-from providers.base import ListedModel, Provider
+from providers.base import ListedModel, Provider, Target
 from providers.model_fetch import Listing, fetch
 from providers.transport.exchange import Transport
 from routing.model_discovery import ModelDiscovery, addresses
@@ -92,10 +93,23 @@ def model_catalog(
     name = instance_name(settings)
     discovery = ModelDiscovery(
         addresses(router, router.providers.values()),
-        partial(fetch, transport, instance=name),
+        partial(priced_listing, prices, transport, name),
         interval=settings.discovery,
     )
     return ModelCatalog(prices, discovery, name)
+
+
+def priced_listing(prices: Prices, transport: Transport, instance: str, target: Target) -> Listing:
+    """Return a host's models, after the price list has been searched for each of them.
+
+    A search takes milliseconds, and its result is cached. Here it delays nobody: this is the
+    background, and other greenlets run in between. Raises what `fetch` raises.
+    """
+    listing, yielder = fetch(transport, target, instance), Yielder()
+    for model in listing.models:
+        prices.facts(target.provider, model.id)
+        yielder.yield_if_due()
+    return listing
 
 
 def instance_name(settings: Settings) -> str:

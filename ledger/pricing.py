@@ -22,7 +22,7 @@ import msgspec
 
 from completion import Usage
 from config import TomlError, did_you_mean
-from ledger.model_facts import about
+from ledger.model_facts import about, look_up
 from ledger.price_terms import PriceTerms
 from providers.base import Provider, Target
 
@@ -266,12 +266,10 @@ def find(price_id: str, model: str) -> Callable[..., Price | None]:
 
     The function takes the terms of the call. Without them, the price is the standard one.
     """
-    from genai_prices.data_snapshot import get_snapshot
     from genai_prices.types import ModelPrice
 
-    try:
-        _, info = get_snapshot().find_provider_model(model, None, price_id, None)
-    except LookupError:
+    info = look_up(price_id, model)
+    if info is None:
         return lambda _terms=(): None
     fixed = isinstance(info.prices, ModelPrice)
     standard = from_data(info.prices) if isinstance(info.prices, ModelPrice) else None

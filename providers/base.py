@@ -302,7 +302,7 @@ class Dialect(Protocol):
 
 INSTANCE_HEADER: Final = "X-Sluice-Instance"
 """The header of a list of models in which a Sluice names itself, and each Sluice whose models it
-lists."""
+lists. A request for a list names the Sluice that sends it."""
 
 
 class ListedModel(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
@@ -141,7 +141,7 @@ def price(value: Any, tokens: int) -> int | None:
         return None
     try:
         amount = Decimal(str(value)[:64]) * MTOK / tokens
-    except (InvalidOperation, ValueError):
+    except (ArithmeticError, ValueError):
         return None
     if not amount.is_finite() or not 0 <= amount <= DEAREST:
         return None

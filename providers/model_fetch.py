@@ -27,7 +27,7 @@ CONNECT_S: Final = 5.0
 MAX_BYTES: Final = 16 * 1024 * 1024
 """The greatest size of all pages of a list."""
 MOST_PAGES: Final = 50
-MOST_MODELS: Final = 5000
+MOST_MODELS: Final = 2000
 MOST_INSTANCES: Final = 32
 
 
@@ -98,7 +98,10 @@ class Fetch:
             raise UpstreamError("The upstream's list of models took too long.")
         row = self._target.provider
         timeouts = Timeouts(connect=min(CONNECT_S, left), first_event=left, idle=left, grace=0)
-        request = signed(request_of(self._target, path), self._target)
+        request = request_of(self._target, path)
+        if self._instance:
+            request.headers[INSTANCE_HEADER] = self._instance
+        request = signed(request, self._target)
         exchange = self._transport.exchange(request, timeouts, row.ca_bundle, row.proxy)
         timer = threading.Timer(left, exchange.abort)  # ends a body that trickles on
         timer.daemon = True

@@ -30,8 +30,9 @@ def path(cursor: str | None) -> str:
 
 def read(body: bytes) -> ModelPage:
     data = model_entries.decode(body)
-    # protobuf's JSON leaves out empty lists
-    found = member(data, "models") if isinstance(data, dict) and "models" in data else []
+    found = data
+    if isinstance(data, dict):
+        found = data.get("models", [])  # protobuf's JSON leaves out empty lists
     models = (
         described(entry)
         for entry in model_entries.entries(found)

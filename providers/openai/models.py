@@ -96,6 +96,6 @@ def prices(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     source = entry.get("pricing")
     if found := model_entries.prices(source, 1, ("prompt", "completion")):
         return found
-    if model_entries.price(member(source, "hourly"), 1):
+    if model_entries.price(member(source, "hourly"), model_entries.MTOK):
         return None
     return model_entries.prices(source, model_entries.MTOK, ("input", "output"))
