@@ -45,6 +45,11 @@ class ModelCatalog:
         """The names of this Sluice, and of the others whose models are listed."""
         return [self.instance, *sorted(self._discovery.instances - {self.instance})]
 
+    def count(self, row: Provider) -> int | None:
+        """Return the number of models that a provider's host lists; None if no list is known."""
+        listing = self._discovery.models(row.name)
+        return None if listing is None else len(listing.models)
+
     def models(self, row: Provider) -> list[ModelFacts]:
         """Return a provider's models, as far as they are known now.
 
