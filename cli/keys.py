@@ -1,4 +1,4 @@
-"""The commands of `flask keys`, which create, list and change API keys.
+"""The commands of `./sluice keys`, which create, list and change API keys.
 
 - Only `create` and `rotate` print a secret.
 - Only `show --line` prints a hash.
@@ -134,7 +134,7 @@ def change(id_or_name: str, **chosen: str | None) -> None:
     """Change the given options of a key, and keep the others."""
     terms = parse_terms(chosen)
     if not terms:
-        raise click.ClickException("Nothing to change: see 'flask keys change --help'.")
+        raise click.ClickException("Nothing to change: see './sluice keys change --help'.")
     report(store().update(id_or_name, **terms), "changed")
 
 
@@ -154,7 +154,9 @@ def list_keys(as_json: bool, limits: bool) -> None:
         click.echo(to_json([described(key, fixed, usages) for key in found]))
         return
     if not found:
-        click.echo("There are no keys yet; 'flask keys create --name NAME' creates one.", err=True)
+        click.echo(
+            "There are no keys yet; './sluice keys create --name NAME' creates one.", err=True
+        )
         return
     usages = NOTHING if limits else usage_of_keys()
     rows = [in_short(key, fixed, usages) for key in found]

@@ -1,4 +1,4 @@
-"""The commands of `flask usage` and `flask ledger`: reports, verification, pruning and backups."""
+"""The commands of `./sluice usage` and `./sluice ledger`: reports, checks, pruning and backups."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import openai
 
 KEY = os.environ.get("SLUICE_KEY", "")
 URL = os.environ.get("SLUICE_URL", "http://127.0.0.1:8000")
-MODEL = os.environ.get("SLUICE_MODEL", "local/pydoc")
+MODEL = os.environ.get("SLUICE_MODEL", "local/slow")
 ENOUGH = int(os.environ.get("ENOUGH", "200"))
 
 

@@ -9,7 +9,7 @@ import { randomUUID } from "node:crypto";
 
 const URL = process.env.SLUICE_URL ?? "http://127.0.0.1:8000";
 const KEY = process.env.SLUICE_KEY;
-const MODEL = process.env.SLUICE_MODEL ?? "local/pydoc";
+const MODEL = process.env.SLUICE_MODEL ?? "local/slow";
 const ENOUGH = Number(process.env.ENOUGH ?? 200);
 const HEADERS = {
   Authorization: `Bearer ${KEY}`,

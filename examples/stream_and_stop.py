@@ -20,7 +20,7 @@ import requests
 URL = os.environ.get("SLUICE_URL", "http://127.0.0.1:8000")
 KEY = os.environ.get("SLUICE_KEY", "")
 HEADERS = {"Authorization": "Bearer " + KEY}
-MODEL = os.environ.get("SLUICE_MODEL", "local/pydoc")
+MODEL = os.environ.get("SLUICE_MODEL", "local/slow")
 ENOUGH = int(os.environ.get("ENOUGH", "200"))
 
 

@@ -45,12 +45,12 @@ def adapted(
     if request.infill and target.dialect == "infill":
         return request, target, ()
     request, left_out = without_llamacpp(request, target)
-    if rule is None:
-        return request, target, left_out
-    if rule.only:
+    if rule is not None and rule.only:
         request, more = with_known_fields(request, rule)
         left_out += more
-    template = fim_rules.template_of(rule, target.model) if rule.by_template else None
+    template = None
+    if rule is not None and rule.by_template:
+        template = fim_rules.template_of(rule, target.model)
     if template is not None:
         most = None if all_stops else target.limits.get("stop")
         request = by_template(request, template, most)

@@ -69,7 +69,7 @@ class View(NamedTuple):
         found = found or [line for line in self.lines if line.key.name == id_or_name]
         if not found:
             # The argument isn't quoted, because it may be a secret that was pasted by mistake.
-            raise KeyFileError("No key has this id or name; 'flask keys list' shows all keys.")
+            raise KeyFileError("No key has this id or name; './sluice keys list' shows all keys.")
         if len(found) > 1:
             ids = ", ".join(line.key.id for line in found)
             raise KeyFileError(f"More than one key is named {id_or_name!r}; use an id: {ids}.")

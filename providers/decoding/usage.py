@@ -2,7 +2,7 @@
 
 - The module is pure.
 - Cached tokens are part of the input and reasoning tokens part of the output, so no count exceeds
-  the count that it is part of. `flask usage verify` checks that.
+  the count that it is part of. `./sluice usage verify` checks that.
 - Single counts are bounded by `lenient_json.Count`.
 """
 

@@ -1,4 +1,4 @@
-"""Tests of the commands of `flask keys` and `flask quickstart`."""
+"""Tests of the commands `./sluice keys` and `./sluice quickstart`."""
 
 from __future__ import annotations
 
@@ -407,7 +407,7 @@ def test_list_without_keys_prints_a_hint_on_stderr(run: Runner) -> None:
     result = run("list")
     assert result.exit_code == 0
     assert result.stdout == ""
-    assert "flask keys create" in result.stderr
+    assert "sluice keys create" in result.stderr
     assert run.json("list") == []
 
 

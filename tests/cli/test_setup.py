@@ -76,6 +76,7 @@ def test_two_set_ups_at_once_install_once_and_the_second_says_that_it_waits(fold
     assert again.returncode == 0
 
 
+@pytest.mark.thorough
 def test_a_set_up_that_was_interrupted_is_begun_again(folder: Path) -> None:
     broken = folder / ".venv/bin"
     broken.mkdir(parents=True)
@@ -86,6 +87,7 @@ def test_a_set_up_that_was_interrupted_is_begun_again(folder: Path) -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.thorough
 def test_a_package_that_cannot_be_installed_ends_the_set_up_with_a_sentence(folder: Path) -> None:
     (folder / "requirements.txt").write_text("no-such-package-of-sluice==1\n")
     process = start(folder)
@@ -106,6 +108,7 @@ with setup.only_process():
 """
 
 
+@pytest.mark.thorough
 def test_the_lock_lasts_as_long_as_pip_even_if_the_set_up_is_killed(here: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, here / ".venv"],

@@ -337,11 +337,14 @@ NAMES = st.sampled_from(
     path=st.sampled_from([*FIM, BETA, "/infill", "/completion"]),
     body=st.dictionaries(NAMES, JSON, max_size=8),
     whole=st.booleans(),
+    model=st.sampled_from(["", "fake/m", "llama/m", "chatty/m", "local/pydoc", "nobody/m"]),
 )
 def test_no_body_of_any_shape_is_a_server_error(
-    editor: Editor, path: str, body: dict[str, Any], *, whole: bool
+    editor: Editor, path: str, body: dict[str, Any], model: str, *, whole: bool
 ) -> None:
-    base = {"input_prefix": "a", "input_suffix": "b", "prompt": "c"} if whole else {}
+    base = {"model": model}
+    if whole:
+        base |= {"input_prefix": "a", "input_suffix": "b", "prompt": "c"}
     found = editor.post(path, base | body)
     assert found.status_code in (200, 400, 404)
     if found.status_code != 200:

@@ -189,6 +189,12 @@ def test_a_field_of_a_wrong_type_is_a_400_that_names_it(
     assert upstream.requests == []
 
 
+@pytest.mark.parametrize("model", ["local/pydoc", "chatty/m"])
+def test_a_model_that_cannot_fill_in_answers_400(editor: Editor, model: str) -> None:
+    found = editor.post("/infill", BODY | {"model": model, "id_slot": 0})
+    assert (found.status_code, found.get_json()["error"]["param"]) == (400, "suffix")
+
+
 # /infill at a llama.cpp server
 
 SCRIPT: list[Batch] = [

@@ -207,6 +207,23 @@ def test_a_request_that_only_fills_the_cache_costs_other_hosts_one_token() -> No
     assert fit(request, target("llamacpp/m"), strict=True).request.max_tokens == 0
 
 
+@pytest.mark.parametrize("model", ["local/pydoc", "openai/gpt-4.1-mini", "vllm/llama-3.1-8b"])
+def test_a_target_that_cannot_fill_in_refuses_llamacpps_body_too(model: str) -> None:
+    with pytest.raises(UnsupportedParameter) as caught:
+        fit(asked_in_llamacpp(), target(model), strict=False)
+    assert (caught.value.param, caught.value.details) == (
+        "suffix",
+        {"parameter": "suffix", "target": model},
+    )
+
+
+@pytest.mark.parametrize("model", ["ollama/qwen2.5-coder:7b", "deepseek/m", "sglang/starcoder"])
+def test_no_other_host_gets_llamacpps_body(model: str) -> None:
+    found = fit(asked_in_llamacpp(), target(model), strict=False)
+    assert (found.request.infill, found.request.files) == ({}, ())
+    assert {"id_slot", "samplers"} <= {*found.dropped}
+
+
 def test_a_limit_of_the_row_holds_for_a_body_that_passes_through() -> None:
     with pytest.raises(UnsupportedParameter, match="n above 1"):
         fit(asked_in_llamacpp(n=2), target("llamacpp/m", limits={"n": 1}), strict=False)

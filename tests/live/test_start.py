@@ -253,6 +253,7 @@ def test_serve_announces_where_it_listens_and_ends_with_ctrl_c(checkout: Checkou
         assert server.stop() == 0
 
 
+@pytest.mark.thorough
 def test_serve_passes_options_on_to_gunicorn(checkout: Checkout) -> None:
     port = free_port()
     server = Started(checkout, "-b", f"127.0.0.1:{port}", "--access-logfile", "-")
@@ -295,6 +296,7 @@ def test_an_option_that_gunicorn_does_not_know_ends_the_start(checkout: Checkout
     assert len(done.stderr.splitlines()) == 2
 
 
+@pytest.mark.thorough
 def test_make_run_starts_the_server(checkout: Checkout) -> None:
     if shutil.which("make") is None:
         pytest.skip("make isn't installed")

@@ -14,7 +14,7 @@ import pytest
 from keys.redaction import Secret
 from providers import registry
 from providers.base import Provider, Target
-from providers.checks import Check, check, check_all, public_url, request_of, url_of
+from providers.checks import PATHS, Check, check, check_all, public_url, request_of, url_of
 from providers.hosts import BUILT_IN
 from providers.transport.exchange import Transport
 from tests.support import fake as fp
@@ -193,6 +193,10 @@ def test_each_dialect_has_a_url_and_its_own_header_for_the_key(name: str) -> Non
 def test_each_built_in_row_can_be_checked(row: Provider) -> None:
     if row.dialect != "local":
         assert request_of(Target(row, "m")).method == "GET"
+
+
+def test_each_dialect_of_a_host_has_a_path_to_check() -> None:
+    assert set(PATHS) == set(registry.DIALECTS) - {"local"}
 
 
 def test_a_row_with_a_query_or_a_model_in_its_url_has_a_whole_url() -> None:
