@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 
-from errors import SluiceError
+from errors import SluiceError, UpstreamError
 from providers import model_entries, registry
 from providers.base import Provider, Target
 from providers.model_fetch import FoundItself, Listing
@@ -83,10 +83,17 @@ class AddressList:
         self.listing, self.listed_at, self.failures = None, None, self.failures + 1
         self.due = now + OWN_S
 
-    def failed(self, now: float, interval: float) -> None:
+    def failed(self, now: float, interval: float, retry_after: float | None = None) -> None:
+        """Ask again after a while, but not before the host wants it.
+
+        Args:
+            now: the time.
+            interval: the seconds between lists.
+            retry_after: the seconds that the host asked to wait.
+        """
         wait = min(RETRY_S * 2.0 ** min(self.failures, 10), LONGEST_RETRY_S, interval)
         self.failures += 1
-        self.due = now + wait
+        self.due = now + max(wait, min(retry_after or 0.0, OWN_S))
 
 
 class ModelDiscovery:
@@ -201,6 +208,8 @@ class ModelDiscovery:
             change = state.skipped
             log.info("the models of %s are not listed: it is Sluice itself", name)
         except SluiceError as error:
+            wanted = error.retry_after if isinstance(error, UpstreamError) else None
+            change = partial(state.failed, interval=interval, retry_after=wanted)
             log.debug("no list of models from %s: %s", name, error.code)
         except Exception:  # a list of any shape must not end the thread
             log.exception("reading the models of %s failed", name)

@@ -133,6 +133,18 @@ def test_a_host_that_fails_is_asked_again_soon_and_then_more_rarely() -> None:
     assert hosts.names() == ["a"]
 
 
+def test_a_host_that_limits_the_rate_is_left_for_as_long_as_it_wants() -> None:
+    hosts = Hosts(row())
+    hosts.answers["http://one"] = UpstreamError("slow down", retry_after=90)
+    hosts.refresh()
+    [state] = hosts.discovery._states()
+    assert state.due == hosts.now + 90
+    hosts.answers["http://one"] = UpstreamError("slow down", retry_after=1e9)
+    hosts.now = state.due
+    hosts.refresh()
+    assert state.due == hosts.now + model_discovery.OWN_S
+
+
 def test_after_a_failure_the_next_key_is_used() -> None:
     hosts = Hosts(row(), keys=2)
     for _ in range(3):
