@@ -22,6 +22,7 @@ from endpoints import (
     openai,
     openai_models,
     pages,
+    tokenizers,
     usage,
 )
 from endpoints import metrics as metrics_page
@@ -54,6 +55,7 @@ BLUEPRINTS = tuple(
         openai_models,
         fim,
         llamacpp,
+        tokenizers,
         models,
         usage,
         health,
@@ -120,6 +122,7 @@ def wire(settings: Settings) -> Services:
         *near_misses(router.providers.values(), settings.environ),
         *router.warnings(),
         *gateway.prices.unused(router.providers, router.aliases),
+        *router.hidden_models(),
     ):
         log.warning(warning)
     aliased = chain.from_iterable(router.aliases.values())

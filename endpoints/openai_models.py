@@ -31,21 +31,23 @@ bp = Blueprint("openai_models", __name__, url_prefix="/v1")
 @key_unless_public
 def models() -> Response:
     router, catalog = services().gateway.router, fresh_catalog()
-    found = [described(name) for name in visible_aliases()]
+    found = {name: described(name, "sluice") for name in visible_aliases()}
     for row in router.providers.values():
-        if router.enabled(row):
-            found += [described_model(row, facts) for facts in visible(catalog, row)]
-    return response({"object": "list", "data": found})
+        for facts in visible(catalog, row) if router.enabled(row) else ():
+            name = f"{row.name}/{facts.id}"
+            if name not in router.aliases:  # an alias may have the name of a provider's model
+                found[name] = described_model(row, facts)
+    return response({"object": "list", "data": [*found.values()]})
 
 
 @bp.get("/models/<path:model>")
 @key_unless_public
 def model(model: str) -> Response:
-    wanted = model.rstrip("/")
+    wanted, router = model.rstrip("/"), services().gateway.router
     if wanted in visible_aliases():
-        return response(described(wanted))
+        return response(described(wanted, "sluice"))
     name, _, rest = wanted.partition("/")
-    row = services().gateway.router.providers.get(name)
+    row = None if wanted in router.aliases else router.providers.get(name)
     for facts in visible(fresh_catalog(), row) if row is not None else ():
         if row is not None and same_name(facts, rest):
             return response(described_model(row, facts))
@@ -53,18 +55,17 @@ def model(model: str) -> Response:
 
 
 def described_model(row: Provider, facts: ModelFacts) -> dict[str, Any]:
-    found = described(f"{row.name}/{facts.id}", facts.created or 0)
+    found = described(f"{row.name}/{facts.id}", row.name, facts.created or 0)
     if facts.context_window is not None:
         found["context_length"] = facts.context_window
     return found
 
 
-def described(name: str, created: int = 0) -> dict[str, Any]:
+def described(name: str, owner: str, created: int = 0) -> dict[str, Any]:
     """Return a model in OpenAI's format. A creation time of 0 means that it is unknown.
 
     An owner of "llamacpp" would make editors ask for more of llama.cpp's own endpoints.
     """
-    owner = name.partition("/")[0] if "/" in name else "sluice"
     owner = "llama.cpp" if owner == "llamacpp" else owner
     return {"id": name, "object": "model", "created": created, "owned_by": owner}
 

@@ -27,6 +27,7 @@ from gateway.capabilities import Candidate, candidates
 from gateway.continuation import continuable
 from gateway.failures import line, name_targets
 from gateway.model_catalog import model_catalog
+from gateway.tokenizers import Tokenizers
 from keys.key import Key, allows
 from ledger.ledger import Ledger
 from ledger.price_terms import requested_terms
@@ -88,6 +89,7 @@ class Gateway:
         transport = Transport(settings.max_streams, settings.proxy, settings.ca_bundle)
         self.catalog = model_catalog(settings, self.router, self.prices, transport)
         self.reader = Reader(transport, settings.retries, breakers)
+        self.tokenizers = Tokenizers(self.router, transport, breakers, quota, settings)
         self._settled = settled
         self._readers = ThreadPool()
 

@@ -278,6 +278,7 @@ BUILT_IN: Final = (
         limits=FOUR_STOPS,  # unless the server has another VLLM_MAX_STOP_STRINGS
         # With usage in each chunk, the usage of a stopped stream is exact.
         stream_options={"include_usage": True, "continuous_usage_stats": True},
+        tokenizer="vllm",
         fim=BY_TEMPLATE,
     ),
     Provider(
@@ -295,6 +296,7 @@ BUILT_IN: Final = (
         completions=True,
         # Its usage covers only the first choice of a response.
         cannot=("best_of", "suffix", "echo", "user", "prompt_list", "choice_list"),
+        tokenizer="llamacpp",
         fim=(Fim(path="/infill", dialect="infill"),),
     ),
     Provider(

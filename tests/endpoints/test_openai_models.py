@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from providers.base import ListedModel
+from endpoints import openai_models
+from ledger.pricing import ModelFacts
+from providers.base import ListedModel, Provider
 from providers.model_fetch import FoundItself, Listing
 from tests.test_app import Site, make_app, make_key
 
@@ -101,6 +103,15 @@ def test_a_response_names_this_sluice_and_those_whose_models_it_lists(site: Site
     own = site.gateway.catalog.instance
     for path in (MODELS, f"{MODELS}/sim/coder"):
         assert site.get(path).headers["X-Sluice-Instance"] == f"{own}, other"
+
+
+@pytest.mark.parametrize("row", ["llamacpp", "vllm"])
+def test_no_model_says_that_llamacpp_owns_it(row: str) -> None:
+    # Editors would ask such a server for more of llama.cpp's own endpoints.
+    facts = ModelFacts("m", context_window=5, created=7)
+    found = openai_models.described_model(Provider(name=row, base_url="http://x"), facts)
+    assert found["owned_by"] == {"llamacpp": "llama.cpp", "vllm": "vllm"}[row]
+    assert "meta" not in found
 
 
 def test_a_key_sees_only_the_models_that_it_may_use(
