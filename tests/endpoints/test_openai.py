@@ -33,6 +33,7 @@ from completion import (
     Used,
 )
 from config import Settings
+from endpoints import openai
 from endpoints.services import (
     Services,
 )
@@ -1033,6 +1034,14 @@ def test_model_list_has_aliases_and_models_of_enabled_providers(face: Face) -> N
     assert found["fakechat/listed"] == model("fakechat/listed", "sluice")
     assert "keyed/secret" not in found
     assert len(found) == len(reply["data"])
+
+
+@pytest.mark.parametrize(
+    ("name", "owner"), [("llamacpp/m", "llama.cpp"), ("vllm/a/m", "vllm"), ("fast", "sluice")]
+)
+def test_no_model_says_that_llamacpp_owns_it(name: str, owner: str) -> None:
+    # Editors would ask such a server for more of llama.cpp's own endpoints.
+    assert openai.described(name)["owned_by"] == owner
 
 
 def model(name: str, owner: str) -> dict[str, Any]:
