@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -48,6 +48,10 @@ REFUSALS = refusals.REASONS
 REQUESTS = ("requests", "Requests answered.", "endpoint", "provider", "model", "status")
 ATTEMPTS = ("attempts", "Attempts at providers.", "provider")
 UPSTREAM_ERRORS = ("upstream_errors", "Attempts that failed.", "provider", "code")
+REPLICA_ATTEMPTS = (
+    *("replica_attempts", "Attempts at replicas, with the code of a failure."),
+    *("provider", "replica", "code"),
+)
 TIMES = {
     "request_duration": (
         "Seconds from a call's admission to its end.",
@@ -129,9 +133,15 @@ class Metrics(Collector):
         ledger_queue: Callable[[], int],
         cooling: Callable[[], int],
         redis_up: Callable[[], bool] | None = None,
+        replicas: Callable[[], Mapping[tuple[str, str], int]] | None = None,
     ) -> None:
         """Make the metrics. The functions are called at each refresh; they don't wait or raise.
-        redis_up: None if there is no Redis."""
+
+        Args:
+            redis_up: None if there is no Redis.
+            replicas: returns the calls in flight by provider and replica, always for the same
+                replicas; None if no provider has any.
+        """
         self.registry = self._shown = CollectorRegistry()
         self.registry.register(self)
         self._files: Files | None = None
@@ -144,6 +154,9 @@ class Metrics(Collector):
         self._requests = self._labelled(*REQUESTS)
         self._attempts = self._labelled(*ATTEMPTS)
         self._upstream_errors = self._labelled(*UPSTREAM_ERRORS)
+        self._replica_attempts = self._labelled(*REPLICA_ATTEMPTS)
+        self._replicas = replicas or dict
+        self._in_flight = self._replica_gauge()
         self._retries = self._counter("retries", "Attempts after a call's first one.")
         self._times = {name: self._histogram(name) for name in TIMES}
         self._gauge("streams_active", "Calls under way.", streams_active, "livesum")
@@ -217,17 +230,24 @@ class Metrics(Collector):
             if seconds is not None:
                 self._times[name].observe(seconds)
 
-    def attempted(self, provider: str, status: int | None, code: str | None) -> None:
+    def attempted(
+        self, provider: str, status: int | None, code: str | None, replica: str = ""
+    ) -> None:
         """Count an attempt that has ended.
 
         Args:
             status: the HTTP status of the provider's error response, if there was one.
             code: the code of Sluice's error; None if the attempt succeeded.
+            replica: the name of the provider's replica; empty if it has none.
         """
         self._attempts.inc(provider)
+        reason = ""
         if code is not None:
             known = status is not None and 400 <= status < 600
-            self._upstream_errors.inc(provider, str(status) if known else code)
+            reason = str(status) if known else code
+            self._upstream_errors.inc(provider, reason)
+        if replica:
+            self._replica_attempts.inc(provider, replica, reason)
 
     def retried(self, times: int) -> None:
         """Count the attempts that a call made after its first."""
@@ -257,6 +277,8 @@ class Metrics(Collector):
         """
         for gauge, value in self._gauges:
             gauge.set(value())
+        for (provider, replica), calls in self._replicas().items():
+            self._in_flight.labels(provider, replica).set(calls)
         with self._lock:
             failures = self._failures
             self._failed.inc(failures - self._told_failures)
@@ -316,6 +338,15 @@ class Metrics(Collector):
         gauge = Gauge(f"sluice_{name}", meaning, registry=self.registry, multiprocess_mode=merge)
         gauge.set(first)
         self._gauges.append((gauge, value))
+
+    def _replica_gauge(self) -> Gauge:
+        return Gauge(
+            "sluice_replica_calls",
+            "Calls in flight at a replica.",
+            ("provider", "replica"),
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
 
     def _label(self, provider: str, model: str, *, served: bool) -> str:
         """Return the model's label: its name if it is known or among the first that were served,
