@@ -97,7 +97,7 @@ class Harness:
         self.asked = play(self._monkeypatch, *attempts)
 
     def open(self, *models: str, byok: str | None = None, **more: Any) -> Call:
-        own_options = ("within", "continues", "key")
+        own_options = ("within", "continues", "key", "affinity")
         options: dict[str, Any] = {n: more.pop(n) for n in own_options if n in more}
         request = CompletionRequest(**{"prompts": ("Hi there",), "stream": True, **more})
         first, *fallbacks = models or ("sim/m",)

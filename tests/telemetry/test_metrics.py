@@ -535,3 +535,17 @@ def test_a_process_without_the_metrics_directory_shows_its_own_counts(tmp_path: 
     assert shown(done)[f"sluice_requests_total {PATH} m sim 200"] == 2
     assert "will be missing in the metrics: " in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_replicas_have_their_attempts_and_calls_in_flight() -> None:
+    calls = {("engines", "a:1"): 3, ("engines", "b:1"): 0}
+    metrics = make(replicas=lambda: calls)
+    metrics.attempted("engines", None, None, "a:1")
+    metrics.attempted("engines", 503, "provider_error", "b:1")
+    metrics.attempted("openai", None, None)
+    metrics.refresh()
+    counted = series(metrics, "sluice_replica_attempts_total")
+    assert sorted((one["replica"], one["code"]) for one in counted) == [("a:1", ""), ("b:1", "503")]
+    labels = {"provider": "engines", "replica": "a:1"}
+    assert value(metrics, "sluice_replica_calls", **labels) == 3
+    assert value(metrics, "sluice_attempts_total", provider="engines") == 2
