@@ -22,6 +22,7 @@ from endpoints import (
     native,
     openai,
     pages,
+    tokenizers,
     usage,
 )
 from endpoints import metrics as metrics_page
@@ -53,6 +54,7 @@ BLUEPRINTS = tuple(
         openai,
         fim,
         llamacpp,
+        tokenizers,
         models,
         usage,
         health,
@@ -121,6 +123,7 @@ def wire(settings: Settings) -> Services:
         *near_misses(router.providers.values(), settings.environ),
         *router.warnings(),
         *gateway.prices.unused(router.providers, router.aliases),
+        *router.hidden_models(),
     ):
         log.warning(warning)
     aliased = chain.from_iterable(router.aliases.values())

@@ -151,6 +151,8 @@ class Settings:
     default_model: str = "local/pydoc"
     fim_model: str = ""
     """The model of fill-in-the-middle requests that name none; empty if they must name one."""
+    tokenize_model: str = ""
+    """The model of tokenizer requests that name none; empty for `default_model`."""
     max_body: int = 1024 * 1024
     max_streams: int = 1000
     keepalive: float = 15
@@ -383,6 +385,7 @@ VARIABLES = (
     Variable("SLUICE_RESERVE_TOKENS", "reserve_tokens", parse_int(1, 1_000_000)),
     Variable("SLUICE_DEFAULT_MODEL", "default_model", parse_stripped),
     Variable("SLUICE_FIM_MODEL", "fim_model", parse_stripped),
+    Variable("SLUICE_TOKENIZE_MODEL", "tokenize_model", parse_stripped),
     Variable("SLUICE_MAX_BODY", "max_body", parse_int(1024, 1 << 30)),
     Variable("SLUICE_MAX_STREAMS", "max_streams", parse_int(1, 100_000)),
     Variable("SLUICE_QUEUE", "queue", parse_int(0, 100_000)),

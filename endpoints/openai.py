@@ -6,9 +6,10 @@ Source: OpenAI API reference, "Completions" and "Models" (read 2026-11).
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from flask import Blueprint, Response
@@ -29,6 +30,7 @@ from completion import (
 )
 from endpoints import calls, passed_on, request_fields
 from endpoints.added_fields import AddedFields
+from endpoints.continuous_usage import Frames, UsageSoFar
 from endpoints.responses import (
     json_response,
 )
@@ -36,7 +38,7 @@ from endpoints.services import (
     services,
 )
 from errors import InvalidRequest, ModelNotFound, SluiceError
-from gateway.call import Outcome
+from gateway.call import Encoder, Outcome
 from ledger.pricing import dollars
 from streams.stream import Stream
 
@@ -44,6 +46,9 @@ bp = Blueprint("openai", __name__, url_prefix="/v1")
 
 BESIDE = frozenset(("prompt", "stream_options", "additional_params"))
 """The fields of this face besides request_fields.NAMES."""
+USAGE_OPTIONS = ("include_usage", "continuous_usage_stats")
+UsageIn: TypeAlias = Literal["nowhere", "at the end", "on each chunk"]
+"""Where a stream has its usage."""
 TokenIds = Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)]
 MOST_PROMPTS = 2048
 MOST_CHOICES = 2048
@@ -63,9 +68,12 @@ def completions() -> Response:
 
 def complete(data: dict[str, Any]) -> Response:
     """Return the response to a completion's body. Raises SluiceError."""
-    found, wanted, include_usage = parse(data)
+    found, wanted, usage = parse(data)
     call = calls.start(found, wanted)
-    return calls.respond(call, partial(OpenAIEncoder, include_usage=include_usage), answer)
+    encoder: Callable[[Stream], Encoder] = ContinuousUsageEncoder
+    if usage != "on each chunk":
+        encoder = partial(OpenAIEncoder, include_usage=usage == "at the end")
+    return calls.respond(call, encoder, answer)
 
 
 @bp.post("/completions/stop-stream/<stream_id>")
@@ -78,11 +86,13 @@ def stop_stream(stream_id: str) -> Response:
 @auth.login_required
 def models() -> Response:
     gateway = services().gateway
-    names = [*gateway.router.aliases]
+    names = [*gateway.router.aliases]  # an alias may have the name of a provider's model
     for row in gateway.router.providers.values():
         if gateway.router.enabled(row):
             names += [f"{row.name}/{facts.id}" for facts in gateway.prices.models(row)]
-    return json_response({"object": "list", "data": [described(name) for name in names]})
+    return json_response(
+        {"object": "list", "data": [described(name) for name in dict.fromkeys(names)]}
+    )
 
 
 @bp.get("/models/<path:model>")
@@ -103,13 +113,13 @@ def described(name: str) -> dict[str, Any]:
 
     An owner of "llamacpp" would make editors ask for more of llama.cpp's own endpoints.
     """
-    owner = name.partition("/")[0] if "/" in name else "sluice"
+    owner = "sluice" if name in services().gateway.router.aliases else name.partition("/")[0]
     owner = "llama.cpp" if owner == "llamacpp" else owner
     return {"id": name, "object": "model", "created": 0, "owned_by": owner}
 
 
-def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRequest, bool]:
-    """Return the parameters, the request, and the value of include_usage. Raises InvalidRequest."""
+def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRequest, UsageIn]:
+    """Return the parameters, the request, and where its stream has usage. Raises InvalidRequest."""
     beside = [name for name in data if name not in request_fields.NAMES]
     passed_on.refuse_many(len(beside) - len(BESIDE.intersection(beside)))
     for name in beside:
@@ -118,16 +128,10 @@ def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRe
     if "prompt" not in fields:
         raise InvalidRequest(f"prompt is missing; expected {PROMPT_TAKES}.", param="prompt")
     prompts = read_prompts(fields.pop("prompt"))
-    include_usage, unused = False, []
+    usage: UsageIn = "nowhere"
+    unused: list[str] = []
     if (options := fields.pop("stream_options", None)) is not None:
-        request_fields.check("stream_options", options, dict[str, Any])
-        passed_on.refuse_many(len(options))
-        for name in options:
-            request_fields.refuse_lookalike(name)
-        include_usage = options.get("include_usage") or False
-        request_fields.check("include_usage", include_usage, bool)
-        unused = [f"stream_options.{name}" for name, value in options.items() if value]
-        unused = [name for name in unused if name != "stream_options.include_usage"]
+        usage, unused = read_options(options)
     extra = passed_on.merge_params(fields)
     others = {name: fields.pop(name) for name in list(fields) if name not in request_fields.NAMES}
     for name in others:
@@ -144,7 +148,28 @@ def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRe
             param="n",
         )
     wanted = request_fields.to_request(found, prompts, extra, others, unused)
-    return found, wanted, include_usage
+    return found, wanted, usage
+
+
+def read_options(options: Any) -> tuple[UsageIn, list[str]]:
+    """Return what stream_options means, and the names in it that mean nothing here.
+
+    As at vLLM, continuous_usage_stats counts only beside include_usage. Raises InvalidRequest.
+    """
+    request_fields.check("stream_options", options, dict[str, Any])
+    passed_on.refuse_many(len(options))
+    for name in options:
+        request_fields.refuse_lookalike(name)
+    for name in USAGE_OPTIONS:
+        if options.get(name) is not None:
+            request_fields.check(name, options[name], bool)
+    at_the_end, on_each = (bool(options.get(name)) for name in USAGE_OPTIONS)
+    honoured = USAGE_OPTIONS if at_the_end else USAGE_OPTIONS[:1]
+    unused = [f"stream_options.{n}" for n, value in options.items() if value and n not in honoured]
+    usage: UsageIn = "nowhere"
+    if at_the_end:
+        usage = "on each chunk" if on_each else "at the end"
+    return usage, unused
 
 
 PROMPT_TAKES = "a string, a list of strings, a list of token ids, or a list of such lists"
@@ -225,12 +250,18 @@ def choice(
 def usage_of(outcome: Outcome) -> dict[str, Any]:
     usage = outcome.usage
     return {
-        "prompt_tokens": usage.input_tokens,
-        "completion_tokens": usage.output_tokens,
-        "total_tokens": usage.total_tokens,
+        **usage_counts(usage),
         "cost": dollars(outcome.cost),
         **usage_details(usage),
         **({"cost_source": "provider"} if outcome.cost_reported else {}),
+    }
+
+
+def usage_counts(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.total_tokens,
     }
 
 
@@ -332,6 +363,27 @@ class OpenAIEncoder:
             "model": self._stream.target.name,
             "choices": choices,
         }
+
+
+class ContinuousUsageEncoder(OpenAIEncoder):
+    """An OpenAIEncoder that adds the usage so far to each chunk. The last one's is the bill's."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(stream, include_usage=True)
+        self._texts = Frames()
+        self._usage = UsageSoFar(stream)
+
+    def events(self, batch: Batch) -> bytes:
+        encode = super().events
+        return b"".join([encode(part) for part in self._usage.counted(batch)])
+
+    def last_frames(self, outcome: Outcome) -> bytes:
+        self._usage.at_least(outcome.usage)
+        return super().last_frames(outcome)
+
+    def _shape(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        usage = self._usage.usage()
+        return super()._shape(choices) | {"usage": usage_counts(usage) | usage_details(usage)}
 
 
 def error_body(error: SluiceError, request_id: str) -> dict[str, Any]:

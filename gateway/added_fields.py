@@ -23,7 +23,8 @@ def redacted(batches: Iterator[Batch], credential: Secret | None) -> Iterator[Ba
     yielder = Yielder()
     for batch in batches:
         for at, event in enumerate(batch):
-            if isinstance(event, Added) and may_hold_secret(event.fields, credential):
+            # Comparing classes is several times as fast as isinstance, if they differ.
+            if event.__class__ is Added and may_hold_secret(event.fields, credential):
                 fields = clean(event.fields, credential, yielder)
                 batch[at] = msgspec.structs.replace(event, fields=fields)
             elif isinstance(event, Opaque) and has_piece(

@@ -25,16 +25,15 @@ from config import Timeouts
 from errors import (
     InternalError,
     SluiceError,
-    Unavailable,
     UpstreamError,
     UpstreamTimeout,
     forget_frames,
-    whole_seconds,
 )
 from gateway.added_fields import redacted
 from gateway.capabilities import Candidate
 from gateway.continuation import continuations
 from gateway.echo import echoed
+from gateway.failures import paused_error
 from gateway.fill_in import as_sent
 from gateway.replicas import Replicas, moves_on, spread, without
 from gateway.stop_automaton import StopAutomaton
@@ -55,7 +54,7 @@ from routing.retries import (
     lost,
     unreachable,
 )
-from routing.upstream_errors import public_error, rate_limited
+from routing.upstream_errors import public_error
 from streams.mailbox import (
     Nudge,
 )
@@ -120,8 +119,9 @@ class Reader:
         while True:
             candidate, cooling = self._pick(self.replicas.in_order(stream, among))
             if cooling:  # after a failed attempt, that failure is in the call's failures
-                paused = self._paused_error(candidate.target, cooling)
-                return stream.failures.setdefault(candidate.target.name, paused)
+                target = candidate.target
+                paused = paused_error(target, cooling, limited=self.breakers.is_limited(target))
+                return stream.failures.setdefault(target.name, paused)
             if failure is None:
                 self._budget.called(candidate.target)
             failure = self._attempt(stream, candidate)
@@ -153,14 +153,6 @@ class Reader:
                 return candidate, 0.0
             waits.append((candidate, wait))
         return min(waits, key=lambda found: found[1])
-
-    def _paused_error(self, target: Target, seconds: float) -> SluiceError:
-        if self.breakers.is_limited(target):
-            return rate_limited(seconds, target, {"provider": target.provider.name})
-        return Unavailable(
-            f"{target.name} is failing. Calls to it are paused for {whole_seconds(seconds)} s.",
-            retry_after=seconds,
-        )
 
     def _wait_to_retry(
         self,

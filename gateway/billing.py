@@ -73,12 +73,12 @@ class Billing:
             Unavailable: the ledger can't record the call, but must.
         """
         demand = demand_of(stream.request)
-        entry = self._entry(stream, demand)
+        terms = requested_terms(stream.request)
+        entry = self._entry(stream, demand, terms)
         if stream.target.byok:
             return Reservation(entry, None, self._ledger.open(entry, None))
         hold = self._quota.admit(key, demand, upstream_calls(stream.request, candidates))
         try:
-            terms = requested_terms(stream.request)
             claim = self._claim(key, demand, candidates, terms, continued=stream.text is not None)
             return Reservation(entry, hold, self._ledger.open(entry, claim))
         except BaseException:
@@ -142,7 +142,7 @@ class Billing:
         models = len({candidate.target.name for candidate in candidates})
         return self._quota.claim(key, demand, known, times=models, continued=continued)
 
-    def _entry(self, stream: Stream, demand: Demand) -> Entry:
+    def _entry(self, stream: Stream, demand: Demand, requested: PriceTerms) -> Entry:
         target = stream.target
         return Entry(
             id=new_id(),
@@ -156,7 +156,7 @@ class Billing:
             byok=target.byok,
             started_us=now_us(),
             input_tokens=demand.input,
-            cost_nano=self.cost(target, Usage(demand.input), requested_terms(stream.request)),
+            cost_nano=self.cost(target, Usage(demand.input), requested),
         )
 
 

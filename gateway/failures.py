@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Final
 
-from errors import RateLimited, SluiceError, Unavailable, UpstreamError
+from errors import RateLimited, SluiceError, Unavailable, UpstreamError, whole_seconds
+from providers.base import Target
+from routing.upstream_errors import rate_limited
 
 MOST_NAMED: Final = 4
 """The most targets that a message names."""
@@ -86,3 +88,17 @@ def tried(failures: Mapping[str, SluiceError]) -> str:
 
 def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def paused_error(target: Target, seconds: float, *, limited: bool) -> SluiceError:
+    """Return the error for a target that must not be called for some seconds.
+
+    Args:
+        limited: True after a 429, False if the target keeps failing.
+    """
+    if limited:
+        return rate_limited(seconds, target, {"provider": target.provider.name})
+    return Unavailable(
+        f"{target.name} is failing. Calls to it are paused for {whole_seconds(seconds)} s.",
+        retry_after=seconds,
+    )

@@ -26,6 +26,7 @@ from gateway.call import AttemptRecord, Call, Outcome
 from gateway.capabilities import Candidate, candidates
 from gateway.continuation import continuable
 from gateway.failures import line, name_targets
+from gateway.tokenizers import Tokenizers
 from keys.key import Key, allows
 from ledger.ledger import Ledger
 from ledger.price_terms import requested_terms
@@ -87,6 +88,9 @@ class Gateway:
         breakers = breakers or CircuitBreakers(enabled=settings.cooldown)
         transport = Transport(settings.max_streams, settings.proxy, settings.ca_bundle)
         self.reader = Reader(transport, settings.retries, breakers)
+        self.tokenizers = Tokenizers(
+            self.router, transport, breakers, self.reader.replicas, quota, settings
+        )
         self._settled = settled
         self._readers = ThreadPool()
 

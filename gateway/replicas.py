@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -96,6 +97,17 @@ class Replicas:
         """Yield the candidates of all models, each model's as in `in_order`."""
         for _, group in groupby(chosen, lambda candidate: candidate.target.name):
             yield from self.in_order(stream, spread(list(group)))
+
+    def shared(self, targets: Iterable[Target]) -> list[Target]:
+        """Return targets of one model, with a target for each replica if the row has any.
+
+        The first replica is a random one, by weight, that isn't much busier than the others.
+        """
+        found = [each for target in targets for each in target.replicas or (target,)]
+        if found[0].replica:
+            places = self.loads.ranks(found, os.urandom(8))
+            found.sort(key=lambda target: places[target.replica])
+        return found
 
     def lost(self, target: Target) -> None:
         """Note that a target's replica can't be reached, and watch it until it is back."""

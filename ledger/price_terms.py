@@ -23,6 +23,8 @@ ANY_TIER: Final = ("fast", "flex", "priority")
 
 def requested_terms(request: CompletionRequest) -> PriceTerms:
     """Return the terms that a request asks for, "auto" included."""
+    if not request.passes_on:
+        return ()
     fields = request.extra | request.openai_extra
     search = fields.get("web_search_options")
     asked = {
@@ -37,6 +39,8 @@ def requested_terms(request: CompletionRequest) -> PriceTerms:
 
 def served_terms(usage: Usage, requested: PriceTerms) -> PriceTerms:
     """Return the terms of a price: what the provider reports, else what was requested."""
+    if not requested and usage.tier is None and usage.speed is None:
+        return ()
     reported = {"service_tier": usage.tier, "speed": usage.speed}
     told = {name: value for name, value in reported.items() if value is not None}
     found = dict(requested) | told

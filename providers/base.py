@@ -127,6 +127,9 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     fim: tuple[Fim, ...] = ()
     """How requests with a suffix are served. The first rule that fits the model counts. Without
     one, a legacy /completions gets the suffix unless `cannot` names it."""
+    tokenizer: Literal["", "vllm", "llamacpp"] = ""
+    """The format of the host's /tokenize and /detokenize, which are beside /v1. Empty if it has
+    none."""
     stream_options: dict[str, Any] = msgspec.field(default_factory=lambda: {"include_usage": True})
     """The stream_options of a streaming request. Empty if the host doesn't accept the field."""
     models: tuple[str, ...] = ()

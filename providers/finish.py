@@ -53,10 +53,18 @@ class Finish:
 
     def take(self, batch: Batch) -> Batch:
         """Return a batch without its Finished events."""
-        # Comparing classes costs no function call, unlike isinstance: this loop sees every event of
-        # a response that arrives at once.
-        plain = False
-        reasons = self.reasons
+        kinds = {event.__class__ for event in batch}
+        if self.reasons or Finished in kinds or Opaque in kinds:
+            return self._take_each(batch)
+        if Delta in kinds or Thought in kinds:
+            self._spoke, self.settled = True, False
+        if Delta in kinds:
+            self.shown = self._plain = True
+        return batch
+
+    def _take_each(self, batch: Batch) -> Batch:
+        """Return a batch without its Finished events, after a look at each of its events."""
+        reasons, plain = self.reasons, False
         for event in batch:
             kind = event.__class__
             if kind is Delta or kind is Thought or (kind is Opaque and event.text_size):  # type: ignore[union-attr]

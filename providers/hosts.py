@@ -276,17 +276,15 @@ BUILT_IN: Final = (
         limits=FOUR_STOPS,  # unless the server has another VLLM_MAX_STOP_STRINGS
         # With usage in each chunk, the usage of a stopped stream is exact.
         stream_options={"include_usage": True, "continuous_usage_stats": True},
+        tokenizer="vllm",
         fim=BY_TEMPLATE,
     ),
     Provider(
         name="sglang",
         base_url="http://127.0.0.1:30000/v1",
         completions=True,
-        cannot=(
-            "best_of",
-            "suffix",
-            "user",
-        ),  # it ignores them, unless it has a template of its own
+        # It ignores these, unless it has a template of its own.
+        cannot=("best_of", "suffix", "user"),
         stream_options={"include_usage": True, "continuous_usage_stats": True},
         fim=BY_TEMPLATE,
     ),
@@ -296,6 +294,7 @@ BUILT_IN: Final = (
         completions=True,
         # Its usage covers only the first choice of a response.
         cannot=("best_of", "suffix", "echo", "user", "prompt_list", "choice_list"),
+        tokenizer="llamacpp",
         fim=(Fim(path="/infill", dialect="infill"),),
     ),
     Provider(

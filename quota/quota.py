@@ -37,6 +37,8 @@ BYTES_PER_TOKEN = 4
 """The approximate number of bytes of a token, in the worst case of another model's tokenizer."""
 TEMPLATE_TOKENS = 64
 """The maximum number of tokens that a host's chat template adds to a prompt."""
+FILE_BYTES = 24
+"""The bytes that a fill-in-the-middle template puts around each other file."""
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -261,7 +263,7 @@ def demand_of(request: CompletionRequest) -> Demand:
     count = len(request.prompts)
     suffix = utf8_size(request.suffix or "")
     for file in request.files:
-        suffix += utf8_size(file.path) + utf8_size(file.text)
+        suffix += utf8_size(file.path) + utf8_size(file.text) + FILE_BYTES
     unknown = [bag for bag in (request.extra, request.openai_extra) if bag]
     prompts = sum(utf8_size(p) if isinstance(p, str) else len(p) for p in request.prompts)
     try:

@@ -66,6 +66,7 @@ class Router:
         for variable, model in (
             ("SLUICE_DEFAULT_MODEL", self._default),
             ("SLUICE_FIM_MODEL", settings.fim_model or self._default),
+            ("SLUICE_TOKENIZE_MODEL", settings.tokenize_model or self._default),
         ):
             if problem := self._problem_of(model, is_alias=model in self.aliases):
                 raise ConfigError(f"{variable}: {problem}")
@@ -92,6 +93,18 @@ class Router:
             f"enabled; set {needed}, or another SLUICE_DEFAULT_MODEL"
         )
         return [warning]
+
+    def hidden_models(self) -> list[str]:
+        """Return a warning for each alias that hides a model of an enabled provider."""
+        found = []
+        for name, models in self.aliases.items():
+            row = self.providers.get(name.partition("/")[0])
+            if "/" in name and row is not None and self.enabled(row) and name != models[0]:
+                found.append(
+                    f'sluice.toml, [aliases]: "{name}" hides that model of {row.name}, which is '
+                    f"enabled. Calls to it go to {models[0]}."
+                )
+        return found
 
     def enabled(self, provider: Provider) -> bool:
         """Return True if the provider can be called without a BYOK key."""

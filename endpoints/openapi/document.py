@@ -9,37 +9,18 @@ from typing import Any
 
 import errors as e
 from config import VERSION
-from endpoints.openapi import editors, errors, examples, schemas
+from endpoints.openapi import editors, errors, examples, schemas, tokenizers
 from endpoints.openapi.errors import Face, responses
 from endpoints.openapi.headers import HEADERS, LIMITS, PATTERNS, SENT
+from endpoints.openapi.operations import COMPLETION_ERRORS, Part, ok, operation
 from endpoints.openapi.schemas import ref
 from endpoints.usage import FORMATS, GROUPS, MOST_ROWS, SOME_ROWS, TAKES
 
-Part = dict[str, Any]
-
-COMPLETION_ERRORS = (
-    *(e.InvalidRequest, e.UnsupportedParameter, e.Unauthorized, e.InsufficientCredits),
-    *(e.ModelForbidden, e.ByokRejected, e.ProviderNotFound, e.ModelNotFound, e.RequestTimeout),
-    *(e.StreamExists, e.RequestTooLarge, e.UnsupportedMediaType, e.RateLimited),
-    *(e.UpstreamError, e.Unavailable, e.UpstreamTimeout),
-)
-
-
-def ok(schema: Part | None, example: Any, *headers: str, media: str = "application/json") -> Part:
-    content = ({} if schema is None else {"schema": schema}) | {"example": example}
-    return {
-        "description": "Success.",
-        "headers": {n: {"$ref": f"#/components/headers/{n}"} for n in ("X-Request-ID", *headers)},
-        "content": {media: content},
-    }
+TAGS = ("Completions", "Tokenizers", "Models", "Usage", "Keys", "Operation")
 
 
 def named(name: str, *headers: str) -> Part:
-    return ok(ref(name), (examples.ANSWERS | editors.ANSWERS)[name], *headers)
-
-
-def operation(id_: str, tag: str, summary: str, answers: Part, **more: Any) -> Part:
-    return {"operationId": id_, "tags": [tag], "summary": summary, "responses": answers} | more
+    return ok(ref(name), (examples.ANSWERS | editors.ANSWERS | tokenizers.ANSWERS)[name], *headers)
 
 
 def in_path(name: str, example: str) -> Part:
@@ -127,7 +108,10 @@ def stop(face: Face) -> Part:
         "Stop a call in any state",
         {"200": named("Stopped", *LIMITS)}
         | responses(face, e.Unauthorized, e.NotFound, e.StreamNotFound),
-        parameters=[in_path("stream_id", "my-stream")],
+        parameters=[
+            in_path("stream_id", "my-stream")
+            | {"description": "The call's stream id, else its request id."}
+        ],
     )
 
 
@@ -247,6 +231,7 @@ def gets() -> dict[str, Part]:
         ),
         "/api/v1/user/usage": usage(),
         "/api/v1/user/requests": requests(),
+        "/tokenizer_info": tokenizers.info(),
     } | for_operators()
 
 
@@ -267,7 +252,7 @@ def posts() -> dict[str, Part]:
         "/v1/completions/stop-stream/{stream_id}": stop("openai"),
         "/api/v1/auth/api-key": exchange,
         "/api/v1/auth/token": refuse,
-    } | for_editors()
+    } | (for_editors() | tokenizers.posts())
 
 
 def build(providers: list[str], *, metrics_token: bool = True) -> Part:
@@ -295,10 +280,13 @@ def build(providers: list[str], *, metrics_token: bool = True) -> Part:
         "servers": [{"url": "/"}],
         "security": [{"bearer": []}, {"apiKey": []}],
         "x-sluice-providers": providers,
-        "tags": [{"name": n} for n in ("Completions", "Models", "Usage", "Keys", "Operation")],
+        "tags": [{"name": name} for name in TAGS],
         "paths": paths,
         "components": {
-            "schemas": schemas.every() | editors.bodies() | editors.answers(),
+            "schemas": schemas.every()
+            | editors.bodies()
+            | editors.answers()
+            | tokenizers.schemas(),
             "examples": errors.examples(),
             "headers": {
                 name: {"description": text, "schema": {"type": "string"}}

@@ -125,7 +125,7 @@ def openai_body() -> Schema:
     }
     options: Schema = {
         "type": "object",
-        "properties": {"include_usage": nullable(YES)},
+        "properties": {name: nullable(YES) for name in openai.USAGE_OPTIONS},
         "additionalProperties": True,
     }
     more = {"stream_options": nullable(options), "additional_params": additional(inside)}

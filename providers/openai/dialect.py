@@ -156,7 +156,7 @@ def _read_all(response: OpenAIResponse, frames: list[sse.Frame], batch: Batch) -
     """
     *several, last = frames
     data = [frame.data for frame in several if frame.event == "message"]
-    chunks = decode_many(data) if len(data) == len(several) else []
+    chunks = decode_many(data, adds=response.adds) if len(data) == len(several) else []
     if len(chunks) < len(several):
         return any(_read(response, frame, batch) for frame in frames)
     response.take_all(chunks, data, batch)

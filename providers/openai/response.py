@@ -49,6 +49,7 @@ from providers.openai.schemas import (
     Choice,
     Chunk,
     Details,
+    KnownChunk,
     Message,
     Tokens,
     decode,
@@ -71,8 +72,8 @@ class OpenAIResponse:
         self.choices = request.choices
         self.adds = request.passes_on
         """True if fields that Sluice doesn't know are passed on."""
-        self.raws: Iterator[dict[str, Any]] = iter(())
-        """The choices of the current chunk, with all their fields."""
+        self.raws: Iterator[dict[str, Any]] | None = None
+        """The choices of the current chunk, with all their fields; None if none are passed on."""
         self.prompts = len(request.prompts)
         self.echo = request.echo
         self.empty = request.max_tokens == 0
@@ -98,7 +99,7 @@ class OpenAIResponse:
             UpstreamError: The data reports an error or a failure, or isn't a valid JSON object. The
                 events beside an error have been appended.
         """
-        self.take(decode(data, self.pairs), data, batch)
+        self.take(decode(data, self.pairs, adds=self.adds), data, batch)
 
     def take(self, chunk: Chunk, data: bytes, batch: Batch) -> None:
         """Append the events of a chunk that was decoded from `data`. Raises as `read` does."""
@@ -127,7 +128,8 @@ class OpenAIResponse:
             raise reported(failed)
 
     def read_choices(self, chunk: Chunk, data: bytes, batch: Batch, failed: Any) -> None:
-        if self.adds:
+        self.raws = None
+        if self.adds and not isinstance(chunk, KnownChunk):
             raw = {} if failed else decode_object(data)
             append_added(unknown(raw, TOP), batch)
             self.raws = iter(objects(raw.get("choices")))
@@ -139,13 +141,14 @@ class OpenAIResponse:
             self.append_usage(batch)
             raise
 
-    def insert_added(self, index: int, batch: Batch, at: int, *, finishes: bool) -> None:
+    def insert_added(
+        self, raw: dict[str, Any], index: int, batch: Batch, at: int, *, finishes: bool
+    ) -> None:
         """Insert the fields of a choice that Sluice doesn't know before its text in the batch.
 
         Next to a finish reason, only lists belong to the text: other values describe the end, and
         follow the text. Fields of a chat message count as the choice's.
         """
-        raw = next(self.raws, {})
         message = raw.get("delta") or raw.get("message")
         fields = {name: value for name, value in unknown(message, HIDDEN).items() if value}
         fields |= unknown(raw, CHOICE)
@@ -160,20 +163,24 @@ class OpenAIResponse:
 
     def take_all(self, chunks: list[Chunk], data: list[bytes], batch: Batch) -> None:
         """Append the events of several chunks, with a fast path for chunks that hold only text."""
+        append = batch.append
+        known = not self.adds or isinstance(chunks[0], KnownChunk)  # all have one type
+        fast = known and self.choices == 1 and not self.pairs.possible
         for chunk, source in zip(chunks, data, strict=True):
-            plain = self.started and not (self.pairs.possible or self.adds)
-            if chunk.choices and self.choices == 1 and plain:
+            if fast and chunk.choices and self.started:
                 choice = chunk.choices[0]
                 delta = choice.delta
                 text = choice.text or (delta and delta.content)
-                more = choice.finish_reason or choice.logprobs or choice.native_finish_reason
-                more = more or choice.error or choice.reasoning_content or choice.reasoning
-                more = more or (delta and (delta.error or delta.reasoning_content))
-                more = more or (delta and delta.reasoning)
-                more = more or chunk.usage or chunk.error or chunk.x_groq or chunk.base_resp
-                if text and not (more or chunk.error_code or chunk.error_msg or chunk.errors):
+                if text and not (
+                    # The checks are inline, because most events pay for them.
+                    (choice.finish_reason or choice.native_finish_reason or choice.logprobs)
+                    or (choice.error or choice.reasoning_content or choice.reasoning)
+                    or (delta and (delta.error or delta.reasoning_content or delta.reasoning))
+                    or (chunk.usage or chunk.x_groq or chunk.error or chunk.errors)
+                    or (chunk.base_resp or chunk.error_code or chunk.error_msg)
+                ):
                     self.texts[0] = True
-                    batch.append(Delta(0, text))
+                    append(Delta(0, text))
                     continue
             self.take(chunk, source, batch)
 
@@ -211,8 +218,9 @@ class OpenAIResponse:
             batch.append(Delta(index, text, logprobs))
         elif index not in self.texts and not failed:
             self.texts[index] = False
-        if self.adds:
-            self.insert_added(index, batch, at, finishes=bool(choice.finish_reason))
+        if self.raws is not None:
+            raw = next(self.raws, {})
+            self.insert_added(raw, index, batch, at, finishes=bool(choice.finish_reason))
         if failed:
             return
         error = choice.error or (message and message.error)

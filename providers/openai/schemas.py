@@ -12,6 +12,7 @@ DeepSeek, Groq, Mistral, Perplexity and OpenRouter references for their addition
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -104,34 +105,74 @@ TOP: Final = frozenset({"id", "object", "created", *Chunk.__struct_fields__})
 CHOICE: Final = frozenset(Choice.__struct_fields__)
 """The known fields of a chunk and of a choice. The others are passed on to who asked for them."""
 
+
+class KnownMessage(Message, forbid_unknown_fields=True, gc=False):
+    role: Any = None
+    reasoning_details: Any = None
+
+
+class KnownChoice(Choice, forbid_unknown_fields=True, gc=False):
+    delta: KnownMessage | None = None
+    message: KnownMessage | None = None
+    # Fields that vLLM and SGLang add to each choice, mostly as null, which counts as absent.
+    stop_reason: None = None
+    matched_stop: None = None
+    token_ids: None = None
+    prompt_token_ids: None = None
+    prompt_logprobs: None = None
+
+
+class KnownChunk(Chunk, forbid_unknown_fields=True, gc=False):
+    """A chunk without any field that would be passed on: all its fields are known, or null."""
+
+    id: Any = None
+    object: Any = None
+    created: Any = None
+    choices: list[KnownChoice] | None = None  # type: ignore[assignment]
+    system_fingerprint: None = None
+
+
 _decoder = msgspec.json.Decoder(Chunk)
+_known_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(KnownChunk)
 _typed = _decoder.decode
 
 
-def decode(data: bytes, pairs: SplitPairs) -> Chunk:
+def decode(data: bytes, pairs: SplitPairs, *, adds: bool = False) -> Chunk:
     """Decode a chunk, or a whole body. Raises UpstreamError if it isn't a JSON object.
 
-    `pairs` is as in `lenient_json.decode`.
+    Args:
+        pairs: as in `lenient_json.decode`.
+        adds: True to return a KnownChunk if the data has no other fields.
     """
+    if adds:
+        with suppress(*NOT_JSON):
+            known: KnownChunk = _known_decoder.decode(data)
+            return known
     try:
         return _typed(data)
     except NOT_JSON:
         return decode_leniently(data, pairs)
 
 
-def decode_many(data: list[bytes]) -> list[Chunk]:
+def decode_many(data: list[bytes], *, adds: bool = False) -> list[Chunk]:
     """Decode many chunks at once.
 
     Return an empty list unless each chunk is one line of JSON that matches the types.
+
+    Args:
+        adds: True to return KnownChunks if none of the chunks has other fields.
     """
     lines = b"\n".join(data)
     if lines.count(b"\n") >= len(data):
         return []
-    try:
-        found = _decoder.decode_lines(lines)
-    except NOT_JSON:
-        return []
-    return found if len(found) == len(data) else []
+    for decoder in (_known_decoder, _decoder) if adds else (_decoder,):
+        try:
+            found: list[Chunk] = decoder.decode_lines(lines)
+        except NOT_JSON:
+            continue
+        if len(found) == len(data):
+            return found
+    return []
 
 
 def decode_leniently(data: bytes, pairs: SplitPairs) -> Chunk:

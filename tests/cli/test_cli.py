@@ -1,4 +1,4 @@
-"""Tests of the commands of `flask keys` and `flask quickstart`."""
+"""Tests of the commands `./sluice keys` and `./sluice quickstart`."""
 
 from __future__ import annotations
 

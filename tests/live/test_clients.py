@@ -687,9 +687,11 @@ def test_indoxhub_client_lists_providers_and_models(official: indoxhub.Client) -
     rows = {row["name"]: row for row in official.models()}
     assert {"local", "fake", "fakechat"} <= rows.keys()
     assert official.models("local") == rows["local"]
-    [listed] = rows["local"]["text_completions"]
-    assert official.get_model_info("local", "pydoc") == listed
-    assert listed["pricing"] == {"input": 0, "output": 0, "unit": "per_million_tokens"}
+    listed = {model["modelName"]: model for model in rows["local"]["text_completions"]}
+    assert listed.keys() == {"pydoc", "slow"}
+    for name, model in listed.items():
+        assert official.get_model_info("local", name) == model
+        assert model["pricing"] == {"input": 0, "output": 0, "unit": "per_million_tokens"}
 
 
 def test_indoxhub_client_test_connection_succeeds(

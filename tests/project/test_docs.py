@@ -37,6 +37,16 @@ def test_the_documentation_has_one_name_for_the_command_line() -> None:
     assert found.count("quickstart.md") == 1
 
 
+def test_the_facts_at_the_top_of_the_readme_are_true() -> None:
+    readme, setup = (ROOT / "README.md").read_text(), (ROOT / "setup.cfg").read_text()
+    [version] = re.findall(r"python_requires = >=([\d.]+)", setup)
+    assert f"[MIT license](LICENSE) · Python {version} or newer" in readme
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License")
+    assert f"- **Providers.** {len(BUILT_IN)} are built in" in readme
+    assert f"those of {len(BUILT_IN)} providers" in readme
+    assert (ROOT / "docs/screenshots/stop.gif").stat().st_size < 1_000_000
+
+
 def anchor_of(heading: str) -> str:
     """Return a heading's anchor, in GitHub's form."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")

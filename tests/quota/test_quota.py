@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from completion import CompletionRequest
+from completion import CompletionRequest, SourceFile
 from errors import RateLimited
 from keys.key import LIMITS, Key
 from ledger.entries import Budget, Claim
@@ -543,6 +543,7 @@ def asked(**fields: Any) -> CompletionRequest:
         ({"prompts": ("ü" * 4,)}, 2, 8, None),
         ({"suffix": "12345"}, 3 + 2, 12 + 5, None),
         ({"suffix": "12345", "prompts": ("abcd", "ab")}, 2 + 4, 6 + 10, None),
+        ({"suffix": "", "files": (SourceFile("a.py", "x" * 12),)}, 3 + 10, 12 + 40, None),
         ({"prompts": ("",)}, 0, 0, None),
     ],
 )

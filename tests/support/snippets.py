@@ -29,11 +29,14 @@ ROOT_NEEDED = "needs root, and changes the machine"
 DOCKER = "needs Docker and its images; test_deploy_docs.py checks the files"
 HEROKU = "needs a Heroku account"
 WHOLE_SUITE = "runs all tests, and a soak of ten minutes; tests/live/test_soak.py has a short one"
-EDITOR = "configures an editor; tests/live/test_editors.py sends what each of them sends"
+EDITORS = "tests/live/test_editors.py::test_each_client_reads_the_text_however_its_host_fills_in"
 SHAPE = "shows the shape of a response"
 
 NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ("README.md", "docker build"): DOCKER,
+    ("docs/guides/harnesses.md", "OPENAI_API_KEY=KEY lm_eval"): (
+        "needs lm-eval and its data; tests/live/test_harnesses.py sends what it sends"
+    ),
     ("docs/quickstart.md", "./sluice setup --dev"): WHOLE_SUITE,
     (
         "docs/reference/api.md",
@@ -53,12 +56,12 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ("docs/guides/keys.md", '{"id":"key_...'): (
         "tests/keys/test_store.py::test_the_key_file_holds_the_documented_fields_and_no_secret"
     ),
+    ("docs/guides/editors.md", "let g:llama_config"): EDITORS,
+    ("docs/guides/editors.md", "[model.completion.http]"): EDITORS,
+    ("docs/guides/editors.md", "require('minuet')"): EDITORS,
     ("docs/guides/editors.md", 'curl -fsS "$SLUICE_URL/v1/completions"'): (
         "needs a model that fills in the middle; tests/live/test_editors.py has a simulated one"
     ),
-    ("docs/guides/editors.md", "let g:llama_config"): EDITOR,
-    ("docs/guides/editors.md", "[model.completion.http]"): EDITOR,
-    ("docs/guides/editors.md", "require('minuet')"): EDITOR,
     ("docs/guides/operate.md", "location /llm/ {"): (
         "tests/live/test_prefix.py::test_everything_that_pages_refer_to_is_below_the_prefix"
     ),
