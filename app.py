@@ -96,7 +96,6 @@ def wire(settings: Settings) -> Services:
         ledger_queue=lambda: ledger.queue,
         cooling=lambda: len(gateway.open_circuits()),
         redis_up=None if redis_client is None else lambda: redis_client.available,
-        replicas=lambda: gateway.replica_calls(),
     )
     ledger = Ledger(
         database_url(settings.database_url, settings.database),
@@ -118,6 +117,8 @@ def wire(settings: Settings) -> Services:
     if cluster is not None:
         beats = [quota.beat, breakers.exchange, *shared_loads(redis_client, gateway)]
         cluster.attend(gateway.streams, *beats, metrics.refresh)
+    if gateway.replica_calls():
+        metrics.watch_replicas(gateway.replica_calls)
     router = gateway.router
     for warning in (
         *near_misses(router.providers.values(), settings.environ),

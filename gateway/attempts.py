@@ -30,7 +30,7 @@ from errors import (
     forget_frames,
 )
 from gateway.added_fields import redacted
-from gateway.capabilities import Candidate
+from gateway.capabilities import Candidate, single_choices
 from gateway.continuation import continuations
 from gateway.echo import echoed
 from gateway.failures import paused_error
@@ -333,18 +333,6 @@ class Reader:
         dialect = registry.dialect(target.dialect)
         signer = registry.signer(target.provider)
         return HttpCall(self._transport, dialect, request, target, timeouts, signer)
-
-
-def single_choices(request: CompletionRequest) -> list[CompletionRequest]:
-    """Return a request for each choice. With one seed, all choices would be equal."""
-    seed = request.seed
-    return [
-        msgspec.structs.replace(
-            request, prompts=(prompt,), n=None, seed=None if seed is None else seed + number
-        )
-        for prompt in request.prompts
-        for number in range(request.n or 1)
-    ]
 
 
 def final(stream: Stream, failure: SluiceError) -> bool:

@@ -120,11 +120,41 @@ class Labelled:
         return self._files.make_room(key)
 
 
+class ReplicaMetrics:
+    """The metrics of the providers' replicas, for a server that has any."""
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        attempts: Labelled,
+        calls: Callable[[], Mapping[tuple[str, str], int]],
+    ) -> None:
+        """Make the metrics.
+
+        Args:
+            calls: returns the calls in flight by provider and replica, always for all replicas.
+        """
+        self.attempts, self._calls = attempts, calls
+        self._in_flight = Gauge(
+            "sluice_replica_calls",
+            "Calls in flight at a replica.",
+            ("provider", "replica"),
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+
+    def refresh(self) -> None:
+        for (provider, replica), calls in self._calls().items():
+            self._in_flight.labels(provider, replica).set(calls)
+
+
 class Metrics(Collector):
     """The metrics of one app, in a registry of its own.
 
     The registry has the process' own metrics too, unless several processes share theirs.
     """
+
+    _replicas: ReplicaMetrics | None = None
 
     def __init__(
         self,
@@ -133,14 +163,11 @@ class Metrics(Collector):
         ledger_queue: Callable[[], int],
         cooling: Callable[[], int],
         redis_up: Callable[[], bool] | None = None,
-        replicas: Callable[[], Mapping[tuple[str, str], int]] | None = None,
     ) -> None:
         """Make the metrics. The functions are called at each refresh; they don't wait or raise.
 
         Args:
             redis_up: None if there is no Redis.
-            replicas: returns the calls in flight by provider and replica, always for the same
-                replicas; None if no provider has any.
         """
         self.registry = self._shown = CollectorRegistry()
         self.registry.register(self)
@@ -154,9 +181,6 @@ class Metrics(Collector):
         self._requests = self._labelled(*REQUESTS)
         self._attempts = self._labelled(*ATTEMPTS)
         self._upstream_errors = self._labelled(*UPSTREAM_ERRORS)
-        self._replica_attempts = self._labelled(*REPLICA_ATTEMPTS)
-        self._replicas = replicas or dict
-        self._in_flight = self._replica_gauge()
         self._retries = self._counter("retries", "Attempts after a call's first one.")
         self._times = {name: self._histogram(name) for name in TIMES}
         self._gauge("streams_active", "Calls under way.", streams_active, "livesum")
@@ -186,6 +210,11 @@ class Metrics(Collector):
         for name in models:
             provider, _, model = name.partition("/")
             self._models.add((provider, model))
+
+    def watch_replicas(self, calls: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        """Add the metrics of replicas. calls: as in ReplicaMetrics."""
+        attempts = self._labelled(*REPLICA_ATTEMPTS)
+        self._replicas = ReplicaMetrics(self.registry, attempts, calls)
 
     def answered(self, endpoint: str | None, status: int) -> None:
         """Count the response to a request that was no call, or was refused before it became one.
@@ -246,8 +275,8 @@ class Metrics(Collector):
             known = status is not None and 400 <= status < 600
             reason = str(status) if known else code
             self._upstream_errors.inc(provider, reason)
-        if replica:
-            self._replica_attempts.inc(provider, replica, reason)
+        if replica and self._replicas is not None:
+            self._replicas.attempts.inc(provider, replica, reason)
 
     def retried(self, times: int) -> None:
         """Count the attempts that a call made after its first."""
@@ -277,8 +306,8 @@ class Metrics(Collector):
         """
         for gauge, value in self._gauges:
             gauge.set(value())
-        for (provider, replica), calls in self._replicas().items():
-            self._in_flight.labels(provider, replica).set(calls)
+        if self._replicas is not None:
+            self._replicas.refresh()
         with self._lock:
             failures = self._failures
             self._failed.inc(failures - self._told_failures)
@@ -338,15 +367,6 @@ class Metrics(Collector):
         gauge = Gauge(f"sluice_{name}", meaning, registry=self.registry, multiprocess_mode=merge)
         gauge.set(first)
         self._gauges.append((gauge, value))
-
-    def _replica_gauge(self) -> Gauge:
-        return Gauge(
-            "sluice_replica_calls",
-            "Calls in flight at a replica.",
-            ("provider", "replica"),
-            registry=self.registry,
-            multiprocess_mode="livesum",
-        )
 
     def _label(self, provider: str, model: str, *, served: bool) -> str:
         """Return the model's label: its name if it is known or among the first that were served,

@@ -75,7 +75,8 @@ def families() -> dict[str, tuple[str, tuple[str, ...]]]:
     """Return the type and the labels of each of Sluice's metrics, by its name in a query."""
     target = make(redis_up=lambda: True)
     end(target, "m")
-    target.attempted("sim", 500, "provider_error")
+    target.watch_replicas(lambda: {("sim", "a:1"): 1})
+    target.attempted("sim", 500, "provider_error", "a:1")
     return shape(list(target.registry.collect()))
 
 
@@ -539,7 +540,8 @@ def test_a_process_without_the_metrics_directory_shows_its_own_counts(tmp_path: 
 
 def test_replicas_have_their_attempts_and_calls_in_flight() -> None:
     calls = {("engines", "a:1"): 3, ("engines", "b:1"): 0}
-    metrics = make(replicas=lambda: calls)
+    metrics = make()
+    metrics.watch_replicas(lambda: calls)
     metrics.attempted("engines", None, None, "a:1")
     metrics.attempted("engines", 503, "provider_error", "b:1")
     metrics.attempted("openai", None, None)
