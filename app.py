@@ -21,6 +21,7 @@ from endpoints import (
     models,
     native,
     openai,
+    openai_models,
     pages,
     tokenizers,
     usage,
@@ -52,6 +53,7 @@ BLUEPRINTS = tuple(
     for module in (
         native,
         openai,
+        openai_models,
         fim,
         llamacpp,
         tokenizers,

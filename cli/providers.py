@@ -11,6 +11,7 @@ from flask import current_app
 from flask.cli import AppGroup, with_appcontext
 
 from cli.formats import as_json, cell, table, to_json
+from cli.provider_models import gateway, list_models
 from config import Settings
 from errors import ProviderNotFound
 from gateway import capabilities
@@ -59,13 +60,26 @@ def providers_group(ctx: click.Context, markdown: bool, checks: bool, as_json: b
         click.echo(f"{provider_table(BUILT_IN)}\n\n{family_table()}")
         return
     rows = list(router().providers.values())
-    found = checked(rows) if checks else None
+    found = None
+    if checks:
+        gateway().catalog.refresh()  # in the background, at the same time as the checks
+        found = checked(rows)
+        gateway().catalog.refresh(LIMIT_S)
     if as_json:
         click.echo(to_json([row_as_json(row, found) for row in rows]))
         return
-    titles = ["name", "enabled", "variables", *(["answers"] if checks else []), "base_url"]
+    titles = [
+        "name",
+        "enabled",
+        "variables",
+        *(["models", "answers"] if checks else []),
+        "base_url",
+    ]
     cells = [line for row in rows for line in (row_cells(row, found), *replica_cells(row, found))]
     click.echo(table([titles, *cells]))
+
+
+providers_group.add_command(list_models)
 
 
 @providers_group.command("check")
@@ -104,8 +118,7 @@ def check_providers(
 
 
 def router() -> Router:
-    found: Router = current_app.extensions["sluice"].gateway.router
-    return found
+    return gateway().router
 
 
 def settings() -> Settings:
@@ -188,6 +201,7 @@ def row_cells(row: Provider, found: list[Check] | None) -> list[str]:
     names = cell(missing(row, {}))
     cells = [row.name, cell(not lacks(row)), names]
     if found is not None:
+        cells.append(cell(gateway().catalog.count(row)))
         one = check_of(row, found)
         own = [check for check in found if check.provider == row.name and check.replica]
         well = f"{sum(check.ok for check in own)} of {len(own)} replicas answer" if own else "-"
@@ -202,7 +216,7 @@ def replica_cells(row: Provider, found: list[Check] | None) -> Iterator[list[str
         cells = ["", "", ""]
         if found is not None:
             one = check_of(row, found, replica.name)
-            cells.append(in_words(one) if one else "-")
+            cells += ["", in_words(one) if one else "-"]
         yield [*cells, public_url(replica.url) + weight]
 
 
@@ -224,6 +238,7 @@ def row_as_json(row: Provider, found: list[Check] | None) -> dict[str, Any]:
         "variables": missing(row, {}),
         "base_url": public_url(row.base_url),
         "check": None if one is None else check_as_json(one),
+        "models": gateway().catalog.count(row),
         **({"replicas": replicas} if replicas else {}),
     }
 

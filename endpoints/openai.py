@@ -1,6 +1,6 @@
-"""The OpenAI face: completions, stop-stream and models, as the openai SDKs expect them.
+"""The OpenAI face: completions and stop-stream, as the openai SDKs expect them.
 
-Source: OpenAI API reference, "Completions" and "Models" (read 2026-11).
+Source: OpenAI API reference, "Completions" (read 2026-11).
 """
 
 from __future__ import annotations
@@ -31,13 +31,10 @@ from completion import (
 from endpoints import calls, passed_on, request_fields
 from endpoints.added_fields import AddedFields
 from endpoints.continuous_usage import Frames, UsageSoFar
-from endpoints.responses import (
-    json_response,
-)
 from endpoints.services import (
     services,
 )
-from errors import InvalidRequest, ModelNotFound, SluiceError
+from errors import InvalidRequest, SluiceError
 from gateway.call import Encoder, Outcome
 from ledger.pricing import dollars
 from streams.stream import Stream
@@ -80,42 +77,6 @@ def complete(data: dict[str, Any]) -> Response:
 @auth.login_required
 def stop_stream(stream_id: str) -> Response:
     return calls.stop(stream_id)
-
-
-@bp.get("/models")
-@auth.login_required
-def models() -> Response:
-    gateway = services().gateway
-    names = [*gateway.router.aliases]  # an alias may have the name of a provider's model
-    for row in gateway.router.providers.values():
-        if gateway.router.enabled(row):
-            names += [f"{row.name}/{facts.id}" for facts in gateway.prices.models(row)]
-    return json_response(
-        {"object": "list", "data": [described(name) for name in dict.fromkeys(names)]}
-    )
-
-
-@bp.get("/models/<path:model>")
-@auth.login_required
-def model(model: str) -> Response:
-    gateway = services().gateway
-    wanted = model.rstrip("/")
-    name, _, rest = wanted.partition("/")
-    row = gateway.router.providers.get(name)
-    known = row is not None and any(f.id == rest for f in gateway.prices.models(row))
-    if not known and wanted not in gateway.router.aliases:
-        raise ModelNotFound(f"Model {wanted[:100]!r} was not found.", param="model")
-    return json_response(described(wanted))
-
-
-def described(name: str) -> dict[str, Any]:
-    """Return a model in OpenAI's format. Its creation time is unknown, so it is 0.
-
-    An owner of "llamacpp" would make editors ask for more of llama.cpp's own endpoints.
-    """
-    owner = "sluice" if name in services().gateway.router.aliases else name.partition("/")[0]
-    owner = "llama.cpp" if owner == "llamacpp" else owner
-    return {"id": name, "object": "model", "created": 0, "owned_by": owner}
 
 
 def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRequest, UsageIn]:

@@ -33,7 +33,7 @@ from gateway.added_fields import redacted
 from gateway.capabilities import Candidate, single_choices
 from gateway.continuation import continuations
 from gateway.echo import echoed
-from gateway.failures import paused_error
+from gateway.failures import error_for_client, paused_error
 from gateway.fill_in import as_sent
 from gateway.replicas import Replicas, moves_on, spread, without
 from gateway.stop_automaton import StopAutomaton
@@ -54,7 +54,6 @@ from routing.retries import (
     lost,
     unreachable,
 )
-from routing.upstream_errors import public_error
 from streams.mailbox import (
     Nudge,
 )
@@ -343,14 +342,3 @@ def final(stream: Stream, failure: SluiceError) -> bool:
     """
     shown = stream.request.stream and stream.first_visible is not None
     return shown or stream.ended or not classify(failure).try_next
-
-
-def error_for_client(stream: Stream, failure: SluiceError) -> SluiceError:
-    """Return the error for the client, without the key of the target that failed.
-
-    The provider's message may quote that key. The target isn't necessarily the last one.
-    """
-    if not isinstance(failure, UpstreamError):
-        return failure
-    found = (attempt.target for attempt in stream.attempts if attempt.failure is failure)
-    return public_error(failure, next(found, stream.target))

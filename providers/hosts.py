@@ -123,6 +123,7 @@ BUILT_IN: Final = (
         chat_names=MODERN,
         limits=FOUR_STOPS,
         families=OPENAI_FAMILIES,
+        discover=False,  # its list has the models that could be deployed, not the deployments
     ),
     Provider(
         name="deepseek",
@@ -254,6 +255,7 @@ BUILT_IN: Final = (
         name="perplexity",
         base_url="https://api.perplexity.ai",
         check="/router/v1/models",
+        discover=False,  # that list belongs to another of its APIs
         api_key_env="PERPLEXITY_API_KEY",
         cannot=("seed", "logit_bias", "user"),
         stream_options={},

@@ -37,6 +37,7 @@ from prometheus_client.registry import Collector
 from completion import Usage
 from ledger import refusals
 from telemetry.multiprocess import Files, GaugeMerge
+from telemetry.replica_metrics import ReplicaMetrics
 
 log = logging.getLogger("sluice.metrics")
 
@@ -118,34 +119,6 @@ class Labelled:
         texts = [str(value) for value in labels]
         key = mmap_key(self._name, f"{self._name}_total", self._names, texts, self._meaning)
         return self._files.make_room(key)
-
-
-class ReplicaMetrics:
-    """The metrics of the providers' replicas, for a server that has any."""
-
-    def __init__(
-        self,
-        registry: CollectorRegistry,
-        attempts: Labelled,
-        calls: Callable[[], Mapping[tuple[str, str], int]],
-    ) -> None:
-        """Make the metrics.
-
-        Args:
-            calls: returns the calls in flight by provider and replica, always for all replicas.
-        """
-        self.attempts, self._calls = attempts, calls
-        self._in_flight = Gauge(
-            "sluice_replica_calls",
-            "Calls in flight at a replica.",
-            ("provider", "replica"),
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-
-    def refresh(self) -> None:
-        for (provider, replica), calls in self._calls().items():
-            self._in_flight.labels(provider, replica).set(calls)
 
 
 class Metrics(Collector):

@@ -201,7 +201,10 @@ def models() -> dict[str, Schema]:
         "Model": closed(
             {"modelName": TEXT, "name": TEXT, "provider": TEXT}
             | {
-                "pricing": closed({"input": price, "output": price, "unit": TEXT}),
+                "pricing": closed(
+                    {"input": price, "output": price, "unit": TEXT},
+                    {"source": {"const": "provider"}},
+                ),
                 "specs": closed({"context_window": nullable(COUNT)}),
                 "capabilities": items(TEXT),
                 "byok": YES,
@@ -210,7 +213,8 @@ def models() -> dict[str, Schema]:
         ),
         "Provider": closed({"name": TEXT, "enabled": YES, "text_completions": items(ref("Model"))}),
         "OpenAIModel": closed(
-            {"id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT}
+            {"id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT},
+            {"context_length": COUNT},
         ),
         "OpenAIModels": closed({"object": {"const": "list"}, "data": items(ref("OpenAIModel"))}),
     }

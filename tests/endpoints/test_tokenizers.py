@@ -434,6 +434,30 @@ def test_a_request_that_the_host_refuses_is_a_400(site: Site) -> None:
     assert "fake 400" in found.text
 
 
+# Proxies and certificates
+
+
+def test_the_rows_certificates_and_proxy_count(
+    tmp_path: Path, tls_fake: FakeProvider, ca_bundle: str
+) -> None:
+    site = make_site(tmp_path, tls_fake)
+    assert code(site.call("/tokenize", "llamacpp/m")) == (502, "provider_error")
+    toml = (
+        f'[providers.llamacpp]\nbase_url = "{tls_fake.base_url}"\nca_bundle = "{ca_bundle}"\n'
+        '[providers.away]\nbase_url = "http://example.com/v1"\ntokenizer = "vllm"\n'
+        'proxy = "http://127.0.0.1:1"\n'
+    )
+    (tmp_path / "sluice.toml").write_text(toml)
+    again = Site(create_app(Settings.from_env(settings_files(tmp_path))), "", tls_fake)
+    again.headers = site.headers
+    SITES.append(again)
+    tls_fake.script(fp.answer({"tokens": [1]}))
+    assert again.call("/tokenize", "llamacpp/m").status_code == 200
+    found = again.call("/tokenize", "away/m")
+    assert code(found) == (502, "provider_error")
+    assert "proxy" in found.text
+
+
 # Bodies
 
 

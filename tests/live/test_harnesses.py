@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from operator import itemgetter
 from typing import Any
 
+import indoxhub  # type: ignore[import-untyped]
 import pytest
 import requests
 from openai import OpenAI
@@ -32,7 +33,12 @@ COMPLETIONS = "/v1/completions"
 
 @pytest.fixture(scope="module")
 def module_server(fake_process: FakeProvider) -> Iterator[Server]:
-    rows = f'[providers.vllm]\nbase_url = "{fake_process.base_url}"\n'
+    rows = f"""
+[providers.vllm]
+base_url = "{fake_process.base_url}"
+[aliases]
+"openai/gpt-4o-mini" = "local/pydoc"
+"""
     env = UNTROUBLED | {"SLUICE_TOKENIZE_MODEL": "vllm/m"}
     with Server(rows, env=env) as server:
         yield server
@@ -181,6 +187,27 @@ def test_guidellm_checks_the_server_and_reads_usage_on_each_chunk(client: Client
     assert "".join(texts) == " fox jumps over it"
     assert client.sent["ignore_eos"] is True
     assert client.sent["max_tokens"] == 5
+
+
+# The official client
+
+
+def test_the_official_clients_default_model_is_served_by_an_alias(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+    server = client.server
+    hub = indoxhub.Client(api_key=server.key, base_url=server.url, timeout=10)
+    try:
+        found = hub.completion("The list type", max_tokens=5)
+        stream = hub.completion("The list type", max_tokens=5, stream=True)
+        chunks = [chunk.get("data", "") for chunk in stream]
+    finally:
+        hub.close()
+    assert (found["provider"], found["model"]) == ("local", "pydoc")
+    assert found["data"]
+    assert "".join(filter(None, chunks))
+    assert "hides" not in server.output()
 
 
 # SillyTavern
