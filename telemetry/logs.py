@@ -20,9 +20,9 @@ from typing import Any, TextIO
 from keys.redaction import mask, may_hold_key
 
 FIELDS = (
-    "request_id", "stream_id", "key_id", "method", "path", "status", "code", "provider", "model",
-    "input_tokens", "output_tokens", "usage_source", "cost_usd", "duration_ms", "first_event_ms",
-    "attempts", "end_reason", "upstream_status", "upstream_code", "failures",
+    "request_id", "stream_id", "key_id", "method", "path", "status", "code", "provider", "replica",
+    "model", "input_tokens", "output_tokens", "usage_source", "cost_usd", "duration_ms",
+    "first_event_ms", "attempts", "end_reason", "upstream_status", "upstream_code", "failures",
 )  # fmt: skip
 UPSTREAM = ("upstream_status", "upstream_code")
 SHOWN = (
@@ -31,6 +31,7 @@ SHOWN = (
     "status",
     "code",
     "provider",
+    "replica",
     "model",
     "duration_ms",
     "end_reason",
