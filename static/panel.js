@@ -166,7 +166,7 @@ export class Panel {
       return undefined;
     }
     box.classList.remove("raw");
-    box.replaceChildren(...render(parse(this.text)));
+    box.replaceChildren(render(parse(this.text)));
     this.renderAt = performance.now() + RENDER_SHARE * (performance.now() - began);
     return undefined;
   }
