@@ -150,7 +150,7 @@ ANSWERS: Final[dict[str, dict[str, str]]] = {
     "OpenAIModel": {
         "id": "The name to send as model.",
         "object": "The kind of object.",
-        "created": "0, because the time is unknown.",
+        "created": "When the model was made, in seconds since 1970; 0 if that is unknown.",
         "owned_by": "The model's provider; sluice for an alias.",
         "context_length": "The most tokens of prompt and completion, if known.",
     },
