@@ -90,9 +90,9 @@ def models() -> Response:
     for row in gateway.router.providers.values():
         if gateway.router.enabled(row):
             names += [f"{row.name}/{facts.id}" for facts in gateway.prices.models(row)]
-    return json_response(
-        {"object": "list", "data": [described(name) for name in dict.fromkeys(names)]}
-    )
+    aliases = gateway.router.aliases
+    data = [described(name, is_alias=name in aliases) for name in dict.fromkeys(names)]
+    return json_response({"object": "list", "data": data})
 
 
 @bp.get("/models/<path:model>")
@@ -105,15 +105,15 @@ def model(model: str) -> Response:
     known = row is not None and any(f.id == rest for f in gateway.prices.models(row))
     if not known and wanted not in gateway.router.aliases:
         raise ModelNotFound(f"Model {wanted[:100]!r} was not found.", param="model")
-    return json_response(described(wanted))
+    return json_response(described(wanted, is_alias=wanted in gateway.router.aliases))
 
 
-def described(name: str) -> dict[str, Any]:
+def described(name: str, *, is_alias: bool) -> dict[str, Any]:
     """Return a model in OpenAI's format. Its creation time is unknown, so it is 0.
 
     An owner of "llamacpp" would make editors ask for more of llama.cpp's own endpoints.
     """
-    owner = "sluice" if name in services().gateway.router.aliases else name.partition("/")[0]
+    owner = "sluice" if is_alias else name.partition("/")[0]
     owner = "llama.cpp" if owner == "llamacpp" else owner
     return {"id": name, "object": "model", "created": 0, "owned_by": owner}
 
