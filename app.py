@@ -20,6 +20,7 @@ from endpoints import (
     models,
     native,
     openai,
+    openai_models,
     pages,
     tokenizers,
     usage,
@@ -51,6 +52,7 @@ BLUEPRINTS = tuple(
     for module in (
         native,
         openai,
+        openai_models,
         fim,
         llamacpp,
         tokenizers,

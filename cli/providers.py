@@ -11,6 +11,7 @@ from flask import current_app
 from flask.cli import AppGroup, with_appcontext
 
 from cli.formats import as_json, cell, table, to_json
+from cli.provider_models import gateway, list_models
 from config import Settings
 from errors import ProviderNotFound
 from gateway import capabilities
@@ -59,12 +60,25 @@ def providers_group(ctx: click.Context, markdown: bool, checks: bool, as_json: b
         click.echo(f"{provider_table(BUILT_IN)}\n\n{family_table()}")
         return
     rows = list(router().providers.values())
-    found = {one.provider: one for one in checked(rows)} if checks else None
+    found = None
+    if checks:
+        gateway().catalog.refresh()  # in the background, at the same time as the checks
+        found = {one.provider: one for one in checked(rows)}
+        gateway().catalog.refresh(LIMIT_S)
     if as_json:
         click.echo(to_json([row_as_json(row, found) for row in rows]))
         return
-    titles = ["name", "enabled", "variables", *(["answers"] if checks else []), "base_url"]
+    titles = [
+        "name",
+        "enabled",
+        "variables",
+        *(["models", "answers"] if checks else []),
+        "base_url",
+    ]
     click.echo(table([titles, *(row_cells(row, found) for row in rows)]))
+
+
+providers_group.add_command(list_models)
 
 
 @providers_group.command("check")
@@ -103,8 +117,7 @@ def check_providers(
 
 
 def router() -> Router:
-    found: Router = current_app.extensions["sluice"].gateway.router
-    return found
+    return gateway().router
 
 
 def settings() -> Settings:
@@ -169,6 +182,7 @@ def row_cells(row: Provider, found: dict[str, Check] | None) -> list[str]:
     names = cell(missing(row, {}))
     cells = [row.name, cell(not lacks(row)), names]
     if found is not None:
+        cells.append(cell(gateway().catalog.count(row)))
         cells.append(in_words(found[row.name]) if row.name in found else "-")
     return [*cells, public_url(row.base_url)]
 
@@ -181,6 +195,7 @@ def row_as_json(row: Provider, found: dict[str, Check] | None) -> dict[str, Any]
         "variables": missing(row, {}),
         "base_url": public_url(row.base_url),
         "check": None if one is None else check_as_json(one),
+        "models": gateway().catalog.count(row),
     }
 
 

@@ -22,7 +22,7 @@ from completion import (
 from concurrency.yielding import Yielder
 from errors import InvalidRequest, UnsupportedParameter
 from gateway import field_names, fill_in
-from gateway.stop_automaton import StopAutomaton, compiled, effective, for_host
+from gateway.stop_automaton import StopAutomaton, compiled, effective, for_host, turn
 from providers import fim_rules, registry
 from providers.base import Target
 
@@ -179,13 +179,16 @@ def split_stops(
         return None, stops
     if request.max_tokens == 0:  # there is no text to end
         return None, ()
-    found = effective(stops)
-    if len(found) <= most and (blank or all(map(str.strip, found))):
-        return None, found
-    if (obstacle := obstacle_to_stops(request)) is not None:
-        which = f"stop above {most:g}" if len(found) > most > 0 else "stop" if not most else BLANK
-        unsupported("stop", f"{which} together with {obstacle}", target)
-    return compiled(stops), for_host(found, int(most), blank=blank)
+    with turn(stops):
+        found = effective(stops)
+        if len(found) <= most and (blank or all(map(str.strip, found))):
+            return None, found
+        if (obstacle := obstacle_to_stops(request)) is not None:
+            which = (
+                f"stop above {most:g}" if len(found) > most > 0 else "stop" if not most else BLANK
+            )
+            unsupported("stop", f"{which} together with {obstacle}", target)
+        return compiled(stops), for_host(found, int(most), blank=blank)
 
 
 def obstacle_to_stops(request: CompletionRequest) -> str | None:

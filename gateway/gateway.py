@@ -26,6 +26,7 @@ from gateway.call import AttemptRecord, Call, Outcome
 from gateway.capabilities import Candidate, candidates
 from gateway.continuation import continuable
 from gateway.failures import line, name_targets
+from gateway.model_catalog import model_catalog
 from gateway.tokenizers import Tokenizers
 from keys.key import Key, allows
 from ledger.ledger import Ledger
@@ -86,6 +87,7 @@ class Gateway:
         )
         breakers = breakers or CircuitBreakers(enabled=settings.cooldown)
         transport = Transport(settings.max_streams, settings.proxy, settings.ca_bundle)
+        self.catalog = model_catalog(settings, self.router, self.prices, transport)
         self.reader = Reader(transport, settings.retries, breakers)
         self.tokenizers = Tokenizers(self.router, transport, breakers, quota, settings)
         self._settled = settled

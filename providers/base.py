@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -121,6 +121,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The stream_options of a streaming request. Empty if the host doesn't accept the field."""
     models: tuple[str, ...] = ()
     """Models to list. Other models work too."""
+    discover: bool = True
+    """True if the host is asked for its models, to list them. Other models work too."""
     price_id: str | None = None
     """The provider's name in genai-prices. None if that is `name`."""
     timeouts: dict[str, float] = {}
@@ -299,6 +301,44 @@ class Dialect(Protocol):
 
         The status and the error code decide, not the message. Names of headers are in lower case.
         """
+
+
+INSTANCE_HEADER: Final = "X-Sluice-Instance"
+"""The header of a list of models in which a Sluice names itself, and each Sluice whose models it
+lists. A request for a list names the Sluice that sends it."""
+
+
+class ListedModel(msgspec.Struct, frozen=True):
+    """A model in a host's list; None means that the list doesn't say."""
+
+    id: str
+    name: str | None = None
+    """A title for people."""
+    context_window: int | None = None
+    """The size of the context window in tokens."""
+    created: int | None = None
+    """The time of the model's creation, in seconds since 1970."""
+    prices: tuple[int, int] | None = None
+    """The prices of input and output, in nano-dollars per million tokens."""
+
+
+class ModelPage(msgspec.Struct, frozen=True):
+    """A page of a host's list of models."""
+
+    models: tuple[ListedModel, ...]
+    """The models that complete text, each once."""
+    next: str | None = None
+    """The cursor of the next page. None if this is the last one."""
+
+
+class ModelList(Protocol):
+    """A host's list of models, as pure functions."""
+
+    def path(self, cursor: str | None) -> str:
+        """Return the address of a page, relative to base_url. None is the first page's cursor."""
+
+    def read(self, body: bytes) -> ModelPage:
+        """Decode a page. Raises UpstreamError if it isn't a list."""
 
 
 class UpstreamCall(Protocol):

@@ -133,18 +133,22 @@ def late(provider: str, limit: float) -> Check:
     return Check(provider, ok=False, state="timed_out", message=f"no answer within {limit:g} s")
 
 
-def request_of(target: Target) -> UpstreamRequest:
-    """Return the request of a check, with the headers of the dialect's calls."""
+def request_of(target: Target, path: str | None = None) -> UpstreamRequest:
+    """Return a GET with the headers of the dialect's calls.
+
+    Args:
+        path: the address relative to base_url; None for that of a check.
+    """
     headers = dict(registry.dialect(target.dialect).call(PROBE, target).headers)
     headers.pop("Content-Type", None)
-    return UpstreamRequest("GET", url_of(target), headers, b"")
+    return UpstreamRequest("GET", url_of(target, path), headers, b"")
 
 
-def url_of(target: Target) -> str:
+def url_of(target: Target, path: str | None = None) -> str:
     row = target.provider
     base = row.base_url.rstrip("/").replace("{model}", quote(target.model, safe=""))
-    path = row.check or PATHS[target.dialect]
-    address = base + path if row.check.startswith("/") else urljoin(f"{base}/", path)
+    path = path or row.check or PATHS[target.dialect]
+    address = base + path if path.startswith("/") else urljoin(f"{base}/", path)
     if not row.query:
         return address
     return f"{address}{'&' if '?' in address else '?'}{row.query}"

@@ -123,6 +123,7 @@ BUILT_IN: Final = (
         chat_names=MODERN,
         limits=FOUR_STOPS,
         families=OPENAI_FAMILIES,
+        discover=False,  # its list has the models that could be deployed, not the deployments
     ),
     Provider(
         name="deepseek",
@@ -254,6 +255,7 @@ BUILT_IN: Final = (
         name="perplexity",
         base_url="https://api.perplexity.ai",
         check="/router/v1/models",
+        discover=False,  # that list belongs to another of its APIs
         api_key_env="PERPLEXITY_API_KEY",
         cannot=("seed", "logit_bias", "user"),
         stream_options={},
@@ -283,8 +285,7 @@ BUILT_IN: Final = (
         name="sglang",
         base_url="http://127.0.0.1:30000/v1",
         completions=True,
-        # It ignores these, unless it has a template of its own.
-        cannot=("best_of", "suffix", "user"),
+        cannot=("best_of", "suffix", "user"),  # ignored, unless it has a template of its own
         stream_options={"include_usage": True, "continuous_usage_stats": True},
         fim=BY_TEMPLATE,
     ),

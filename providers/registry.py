@@ -22,7 +22,7 @@ import msgspec
 from completion import CompletionRequest
 from config import DAY, TIMEOUT_FIELDS, ConfigError, TomlError, did_you_mean
 from providers import fim_rules
-from providers.base import Dialect, Family, Fim, Provider, Signer
+from providers.base import Dialect, Family, Fim, ModelList, Provider, Signer
 from providers.hosts import BUILT_IN
 from providers.request_parts import has_dot_segment
 from providers.transport import proxy
@@ -36,6 +36,13 @@ DIALECTS: Final = {
     "infill": "providers.infill.dialect",
     "local": "providers.local.dialect",
 }
+MODEL_LISTS: Final = {
+    "openai": "providers.openai.models",
+    "anthropic": "providers.anthropic.models",
+    "google": "providers.google.models",
+    "cohere": "providers.cohere.models",
+}
+"""The dialects whose hosts have a list of models. Bedrock has it at another host than its calls."""
 SIGNERS: Final = {"sigv4": "providers.bedrock.sigv4"}
 SIGNERS_NEED: Final = {"sigv4": ("botocore", "requirements-bedrock.txt")}
 
@@ -49,6 +56,17 @@ PLACEHOLDER: Final = re.compile(r"\{([A-Z][A-Z0-9_]*)\}")
 @cache
 def dialect(name: str) -> Dialect:
     return cast(Dialect, import_module(DIALECTS[name]))
+
+
+def model_list(row: Provider) -> ModelList | None:
+    """Return the functions for a host's list of models; None if it has none, or isn't to be asked.
+
+    The URL of a deployment has no list.
+    """
+    module = MODEL_LISTS.get(row.dialect) if row.discover else None
+    if module is None or "{model}" in row.base_url:
+        return None
+    return cast(ModelList, import_module(module))
 
 
 def signer(row: Provider) -> Signer | None:

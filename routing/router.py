@@ -203,11 +203,15 @@ class Router:
             )
         if byok is not None:
             return [Target(row, model, byok, byok=True)]
-        keys = credentials(self._environ[row.api_key_env]) if row.api_key_env else [None]
-        targets = [Target(row, model, key, key_number=n) for n, key in enumerate(keys, 1)]
+        targets = self.operator_targets(row, model)
         if len(self._known) < MOST_KNOWN:
             self._known[row.name, model] = targets
         return self._turned(row, targets)
+
+    def operator_targets(self, row: Provider, model: str) -> list[Target]:
+        """Return a target for each of the operator's keys for an enabled provider, in order."""
+        keys = credentials(self._environ[row.api_key_env]) if row.api_key_env else [None]
+        return [Target(row, model, key, key_number=n) for n, key in enumerate(keys, 1)]
 
     def _turned(self, row: Provider, targets: list[Target]) -> list[Target]:
         """Rotate the targets, so that the provider's keys share the load."""

@@ -124,7 +124,8 @@ def reading(id_: str, tag: str, summary: str, name: str, *kinds: Any, **more: An
     face: Face = "openai" if id_.startswith("openai") else "native"
     several = name.startswith("[")
     name = name.strip("[]")
-    found = named(name, *LIMITS)
+    instance = ("X-Sluice-Instance",) if id_.startswith("openaiModel") else ()
+    found = named(name, *LIMITS, *instance)
     if several:
         found["content"]["application/json"] = {
             "schema": schemas.items(ref(name)),
@@ -219,6 +220,11 @@ def gets() -> dict[str, Part]:
         "/api/v1/models": reading("providers", tag, "Every provider and its models", "[Provider]"),
         "/api/v1/models/{provider}": reading(
             *("provider", tag, "One provider", "Provider", e.NotFound, e.ProviderNotFound),
+            parameters=[provider],
+        ),
+        "/api/v1/models/{provider}/text_completions": reading(
+            *("models", tag, "The models of one provider", "[Model]"),
+            *(e.NotFound, e.ProviderNotFound),
             parameters=[provider],
         ),
         "/api/v1/models/{provider}/{model}": reading(

@@ -15,6 +15,7 @@ HEADERS = {
     "WWW-Authenticate": "How to authenticate.",
     "Allow": "The methods that the path allows.",
     "Content-Disposition": "The name of the file.",
+    "X-Sluice-Instance": "The name of this Sluice, and those of others whose models are listed.",
 } | {
     f"x-ratelimit-{part}-{kind}": f"The key's limit on {kind}: {part}. Only for keys with a limit."
     for kind in ("requests", "tokens")
