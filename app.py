@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -116,7 +117,10 @@ def wire(settings: Settings) -> Services:
     breakers = CircuitBreakers(enabled=settings.cooldown, redis_client=redis_client)
     gateway = Gateway(settings, quota, ledger, records.settled, breakers=breakers, cluster=cluster)
     if cluster is not None:
-        cluster.attend(gateway.streams, quota.beat, breakers.exchange, metrics.refresh)
+        beats = [quota.beat, breakers.exchange, *shared_loads(redis_client, gateway)]
+        cluster.attend(gateway.streams, *beats, metrics.refresh)
+    if gateway.replica_calls():
+        metrics.watch_replicas(gateway.replica_calls)
     router = gateway.router
     for warning in (
         *near_misses(router.providers.values(), settings.environ),
@@ -139,6 +143,17 @@ def wire(settings: Settings) -> Services:
         cluster=cluster,
         tracing=tracing,
     )
+
+
+def shared_loads(
+    redis_client: RedisClient | None, gateway: Gateway
+) -> Iterator[Callable[[], None]]:
+    """Yield the function that shares the replicas' calls in flight, if there are any replicas."""
+    if redis_client is not None and gateway.replica_calls():
+        # Imported here because most servers don't need it.
+        from routing.load_sync import LoadSync
+
+        yield LoadSync(redis_client, gateway.reader.replicas.loads).exchange
 
 
 def traces(endpoint: str) -> Tracing:

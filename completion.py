@@ -27,7 +27,7 @@ among that key's calls."""
 
 TargetKey: TypeAlias = tuple[str, str, int]
 """The identity of a target: the provider, its model ("" means all models), and the number of the
-operator's key."""
+operator's key (0 with no model means all keys). A replica is part of the provider: "vllm@HOST"."""
 
 
 class SourceFile(msgspec.Struct, frozen=True):

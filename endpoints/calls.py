@@ -65,6 +65,7 @@ def start(found: request_fields.Parameters, wanted: CompletionRequest) -> Call:
         continues=sent.get("HTTP_X_SLUICE_CONTINUE", "") == "1",
         within=time_limits(sent.get("HTTP_X_SLUICE_TIMEOUT", "")),
         client=request.client,
+        affinity=sent.get("HTTP_X_SLUICE_AFFINITY"),
     )
     if services().tracing is not None:
         call.stream.traceparent = sent.get("HTTP_TRACEPARENT", "")

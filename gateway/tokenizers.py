@@ -1,7 +1,7 @@
 """Requests to the tokenizer of a model's host.
 
 - Only the first model of an alias that may be called is asked: another one has other tokens. Only
-  its other keys are tried.
+  its other keys are tried, and its other replicas if one can't be reached.
 - A request counts against the key's requests per minute. It costs nothing else and has no row in
   the ledger, because no model runs.
 - An open circuit breaker is respected. Here, only a host that can't be reached counts as failing,
@@ -24,6 +24,7 @@ from config import Settings, Timeouts
 from errors import SluiceError, UnsupportedParameter, UpstreamError, UpstreamTimeout
 from gateway.added_fields import clean, may_hold_secret
 from gateway.failures import paused_error
+from gateway.replicas import Replicas
 from keys.key import Key, allows
 from providers import tokenizers
 from providers.base import Target
@@ -32,7 +33,7 @@ from providers.tokenizers import Endpoint, TokenizerFormat
 from providers.transport.exchange import Exchange, Transport
 from quota.quota import Demand, Quota
 from routing.circuit_breaker import CircuitBreakers
-from routing.retries import asked, classify
+from routing.retries import asked, classify, unreachable
 from routing.router import Route, Router
 from routing.upstream_errors import public_error
 
@@ -62,11 +63,12 @@ class Tokenizers:
         router: Router,
         transport: Transport,
         breakers: CircuitBreakers,
+        replicas: Replicas,
         quota: Quota,
         settings: Settings,
     ) -> None:
         self._router, self._transport = router, transport
-        self._breakers, self._quota = breakers, quota
+        self._breakers, self._replicas, self._quota = breakers, replicas, quota
         self._timeouts, self._model = settings.timeouts, settings.tokenize_model
 
     def tokenize(self, source: TokenSource, caller: TokenizerCaller) -> TokenList:
@@ -114,7 +116,8 @@ class Tokenizers:
         form = tokenizers.FORMATS.get(first.provider.tokenizer)
         if form is None:
             raise no_endpoint(first, endpoint)
-        return [target for target in targets if target.name == first.name], form
+        own = [target for target in targets if target.name == first.name]
+        return self._replicas.shared(own), form
 
     def _ask(
         self,
@@ -136,7 +139,8 @@ class Tokenizers:
             except UpstreamError as error:
                 self._note_health(target, error, caller.within)
                 failure = public_error(error, target)
-                if classify(error).cools != "credential":
+                elsewhere = target.replica and unreachable(error)
+                if classify(error).cools != "credential" and not elsewhere:
                     break
         assert failure is not None  # noqa: S101 - there is at least one target
         raise failure
@@ -147,7 +151,10 @@ class Tokenizers:
         if classify(error).cools == "credential":
             self._breakers.limited(target, asked(error))
         elif error.upstream_status is None and not (within and isinstance(error, UpstreamTimeout)):
-            self._breakers.failed(target)
+            if target.replica and unreachable(error):
+                self._replicas.lost(target)
+            else:
+                self._breakers.failed(target)
 
     def _send(self, target: Target, query: TokenizerQuery, within: Mapping[str, float]) -> bytes:
         row = target.provider

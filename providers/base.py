@@ -72,6 +72,16 @@ class Fim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return self.kind == "template" or (not self.kind and bool(self.template))
 
 
+class Replica(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several servers that serve a row's models."""
+
+    url: str
+    weight: float = 1.0
+    """The replica's share of the calls, relative to the other replicas' weights."""
+    name: str = ""
+    """The host and port, and the path where several replicas have the same host and port."""
+
+
 class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A row that describes a provider's host.
 
@@ -82,7 +92,10 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     dialect: str = "openai"
     base_url: str = ""
     """The URL that paths are appended to. {NAME} stands for an environment variable, {model} for
-    the URL-quoted model."""
+    the URL-quoted model. It is the first replica's if the row has replicas."""
+    replicas: tuple[Replica, ...] = ()
+    """The servers that share the row's calls: at least two, or none. In sluice.toml they are a list
+    in base_url."""
     check: str = ""
     """The path of a GET that costs nothing, for checks of the host and of the key. Empty means the
     dialect's list of models."""
@@ -156,6 +169,25 @@ class Target(msgspec.Struct, frozen=True, dict=True):
     """The number of the credential among the operator's keys for the provider, from 1."""
     fim: Fim | None = None
     """The rule that applies if the request has a suffix, else None."""
+    replica: str = ""
+    """The name of the replica, whose URL is then the provider's base_url. Empty if the row has
+    none, or none has been chosen yet."""
+    weight: float = 1.0
+    """The replica's weight."""
+
+    @cached_property
+    def replicas(self) -> tuple[Target, ...]:
+        """A target for each of the row's replicas; () if it has none."""
+        row = self.provider
+        return tuple(
+            msgspec.structs.replace(
+                self,
+                provider=msgspec.structs.replace(row, base_url=found.url, replicas=()),
+                replica=found.name,
+                weight=found.weight,
+            )
+            for found in row.replicas
+        )
 
     @cached_property
     def name(self) -> str:

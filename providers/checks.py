@@ -54,6 +54,8 @@ class Check(NamedTuple):
     message: str
     """What is wrong, or how long the response took, in words that follow the provider's name."""
     seconds: float = 0.0
+    replica: str = ""
+    """The replica that was checked; empty if the provider has none."""
 
 
 def check(transport: Transport, target: Target, limit: float, *, thorough: bool = False) -> Check:
@@ -63,6 +65,11 @@ def check(transport: Transport, target: Target, limit: float, *, thorough: bool 
         limit: seconds.
         thorough: find out whether the host looked at the key, with a second request.
     """
+    found = check_host(transport, target, limit, thorough=thorough)
+    return found._replace(replica=target.replica)
+
+
+def check_host(transport: Transport, target: Target, limit: float, *, thorough: bool) -> Check:
     if target.dialect == "local":
         return Check(target.provider.name, ok=True, state="ok", message="ok (built in)")
     began = time.monotonic()
@@ -80,12 +87,12 @@ def check(transport: Transport, target: Target, limit: float, *, thorough: bool 
 
 
 def check_all(
-    checks: Sequence[Callable[[], Check]], names: Sequence[str], limit: float
+    checks: Sequence[Callable[[], Check]], targets: Sequence[Target], limit: float
 ) -> list[Check]:
     """Run checks at the same time, and return their results in order.
 
     Args:
-        names: the providers' names, for the checks that don't end in time.
+        targets: the checks' targets, for the checks that don't end in time.
         limit: seconds for each check.
     """
     results: dict[int, Check] = {}
@@ -101,7 +108,10 @@ def check_all(
     until = time.monotonic() + limit + LATE_S
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
-    return [results.get(number) or late(name, limit) for number, name in enumerate(names)]
+    return [
+        results.get(number) or late(target.provider.name, limit)._replace(replica=target.replica)
+        for number, target in enumerate(targets)
+    ]
 
 
 def attempt(transport: Transport, target: Target, limit: float) -> Check:

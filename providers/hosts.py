@@ -49,10 +49,7 @@ BUILT_IN: Final = (
         chat_names=MODERN,
         limits=FOUR_STOPS,
         families=OPENAI_FAMILIES,
-        models=(
-            "gpt-4.1-mini",
-            "gpt-5.4-mini",
-        ),
+        models=("gpt-4.1-mini", "gpt-5.4-mini"),
     ),
     Provider(
         name="anthropic",

@@ -221,8 +221,10 @@ class ModelDiscovery:
 
 def addresses(router: Router, rows: Iterable[Provider]) -> dict[Address, list[Target]]:
     """Return the targets to ask for models: those of the enabled providers that have a list."""
-    return {
-        Address(row.name, row.base_url): router.operator_targets(row, "models")
-        for row in rows
-        if registry.model_list(row) is not None and router.enabled(row)
-    }
+    found: dict[Address, list[Target]] = {}
+    for row in rows:
+        if registry.model_list(row) is not None and router.enabled(row):
+            for target in router.operator_targets(row, "models"):
+                for one in target.replicas or (target,):
+                    found.setdefault(Address(row.name, one.provider.base_url), []).append(one)
+    return found

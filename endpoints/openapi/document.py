@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import errors as e
 from config import VERSION
-from endpoints.openapi import editors, errors, examples, schemas, tokenizers
+from endpoints.openapi import editors, errors, examples, meanings, schemas, tokenizers
 from endpoints.openapi.errors import Face, responses
 from endpoints.openapi.headers import HEADERS, LIMITS, PATTERNS, SENT
 from endpoints.openapi.operations import COMPLETION_ERRORS, Part, ok, operation
@@ -261,11 +262,22 @@ def posts() -> dict[str, Part]:
     } | (for_editors() | tokenizers.posts())
 
 
-def build(providers: list[str], *, metrics_token: bool = True) -> Part:
+def every_schema() -> dict[str, Part]:
+    found = schemas.every() | editors.bodies() | editors.answers() | tokenizers.schemas()
+    return {
+        name: meanings.explained(schema, meanings.EVERY.get(name, {}))
+        for name, schema in found.items()
+    }
+
+
+def build(
+    providers: list[str], *, engines: Collection[str] = (), metrics_token: bool = True
+) -> Part:
     """Return the document.
 
     Args:
         providers: the names of the providers that are enabled.
+        engines: those of them that are enabled only because a local engine needs no key.
         metrics_token: True if /metrics needs a token.
     """
     paths = {path: {"get": found} for path, found in gets().items()}
@@ -280,19 +292,21 @@ def build(providers: list[str], *, metrics_token: bool = True) -> Part:
             "title": "Sluice",
             "version": VERSION,
             "description": "One URL and one key for every LLM provider. Name a model as "
-            f"provider/model. The providers of this server: {', '.join(providers)}.",
+            f"provider/model. The providers of this server: {', '.join(providers)}."
+            + (
+                f" Of these, local engines answer if they run: {', '.join(engines)}."
+                * bool(engines)
+            ),
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/"}],
         "security": [{"bearer": []}, {"apiKey": []}],
         "x-sluice-providers": providers,
+        "x-sluice-engines": list(engines),
         "tags": [{"name": name} for name in TAGS],
         "paths": paths,
         "components": {
-            "schemas": schemas.every()
-            | editors.bodies()
-            | editors.answers()
-            | tokenizers.schemas(),
+            "schemas": every_schema(),
             "examples": errors.examples(),
             "headers": {
                 name: {"description": text, "schema": {"type": "string"}}

@@ -197,3 +197,32 @@ def test_a_local_engine_that_was_configured_must_run(run: Run) -> None:
     result = run("check")
     assert result.exit_code == 1
     assert "the connection was refused" in result.stdout
+
+
+def test_each_replica_of_a_row_has_a_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(_transport: object, target: Target, _limit: float, **_: Any) -> Check:
+        ok = target.replica == "b:1"
+        message = "ok (2 ms)" if ok else "a:1 could not be reached: the connection was refused"
+        state = "ok" if ok else "refused"
+        return Check(target.provider.name, ok, state, message, replica=target.replica)
+
+    monkeypatch.setattr(commands, "check", check)
+    urls = ["http://u:secret@a:1/v1", {"url": "http://b:1/v1", "weight": 2}]
+    run.rows = {"engines": {"base_url": urls}}
+    lines = run().stdout.splitlines()
+    at = next(n for n, line in enumerate(lines) if line.startswith("engines"))
+    assert "1 of 2 replicas answer" in lines[at]
+    assert lines[at].endswith("2 replicas")
+    assert lines[at + 1].split("  ")[-2:] != lines[at + 2].split("  ")[-2:]
+    assert "could not be reached" in lines[at + 1]
+    assert lines[at + 1].endswith("http://a:1/v1")
+    assert lines[at + 2].endswith("http://b:1/v1 (weight 2)")
+    assert "secret" not in "".join(lines)
+    found = {row["name"]: row for row in json.loads(run("--json").stdout)}["engines"]
+    assert [(one["name"], one["weight"], one["check"]["ok"]) for one in found["replicas"]] == [
+        ("a:1", 1.0, False), ("b:1", 2.0, True),
+    ]  # fmt: skip
+    result = run("check", "engines")
+    assert result.exit_code == 1
+    assert "engines a:1" in result.stdout
+    assert "engines b:1" in result.stdout
