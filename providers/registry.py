@@ -154,6 +154,11 @@ def fill_in(row: Provider, environ: Mapping[str, str]) -> Provider:
     return msgspec.structs.replace(row, proxy=through, api_key_env=key)
 
 
+def is_untouched_engine(row: Provider) -> bool:
+    """Return True for a built-in row of a local engine that the operator hasn't changed."""
+    return row in BUILT_IN and row.base_url.startswith("http://127.0.0.1")
+
+
 def missing(row: Provider, environ: Mapping[str, str], *, byok: bool = False) -> list[str]:
     """Return the environment variables that the row needs and that aren't set.
 

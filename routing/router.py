@@ -110,6 +110,10 @@ class Router:
         """Return True if the provider can be called without a BYOK key."""
         return not registry.missing(provider, self._environ)
 
+    def may_be_off(self, provider: Provider) -> bool:
+        """Return True for a local engine that is enabled only because it needs no key."""
+        return registry.is_untouched_engine(provider)
+
     def provider(self, name: str) -> Provider:
         """Return the row of a provider. Raises ProviderNotFound."""
         row = self.providers.get(name)

@@ -262,6 +262,14 @@ def posts() -> dict[str, Part]:
     } | (for_editors() | tokenizers.posts())
 
 
+def about(providers: Collection[str], engines: Collection[str]) -> str:
+    local = f" Of these, local engines answer if they run: {', '.join(engines)}."
+    return (
+        "One URL and one key for every LLM provider. Name a model as provider/model. The providers "
+        f"of this server: {', '.join(providers)}." + (local if engines else "")
+    )
+
+
 def every_schema() -> dict[str, Part]:
     found = schemas.every() | editors.bodies() | editors.answers() | tokenizers.schemas()
     return {
@@ -291,12 +299,7 @@ def build(
         "info": {
             "title": "Sluice",
             "version": VERSION,
-            "description": "One URL and one key for every LLM provider. Name a model as "
-            f"provider/model. The providers of this server: {', '.join(providers)}."
-            + (
-                f" Of these, local engines answer if they run: {', '.join(engines)}."
-                * bool(engines)
-            ),
+            "description": about(providers, engines),
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/"}],

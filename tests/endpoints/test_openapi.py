@@ -13,14 +13,14 @@ from openapi_spec_validator import validate
 
 import errors
 from endpoints import native, request_fields
-from endpoints.openapi import meanings
+from endpoints.openapi import meanings, meanings_of_answers
 from tests.project.test_surface import classes
 from tests.test_app import Site, make_app
 
 Json = dict[str, Any]
 TABLES = (
     *(meanings.REQUEST, meanings.EDITORS, meanings.TOKENIZERS),
-    *meanings.ANSWERS.values(),
+    *meanings_of_answers.ANSWERS.values(),
 )
 
 
