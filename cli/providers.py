@@ -26,8 +26,8 @@ LIMIT_S = 5.0
 """Seconds that each provider has to answer."""
 ANY_MODEL = "any"
 BUILT_IN_ROWS = {row.name: row for row in BUILT_IN}
-ABSENT = ("refused", "itself")
-"""What a check of a local engine that isn't running finds."""
+ABSENT = "refused"
+"""The state that a check of a local engine that isn't running finds."""
 NOT_RUNNING = "not running"
 
 COLUMNS = (
@@ -158,7 +158,7 @@ def is_absent(one: Check) -> bool:
     """
     row = router().providers[one.provider]
     built_in = BUILT_IN_ROWS.get(row.name)
-    return one.state in ABSENT and row.api_key_env is None and row == built_in
+    return one.state == ABSENT and row.api_key_env is None and row == built_in
 
 
 def in_words(one: Check, *, named: bool = False) -> str:

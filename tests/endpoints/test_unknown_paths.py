@@ -12,6 +12,7 @@ from flask.testing import FlaskClient
 from app import create_app
 from config import Settings
 from endpoints.unknown_paths import NOTHING, SERVED, UNSERVED, message
+from errors import is_sluice
 from telemetry import logs
 from tests.endpoints.test_native import assert_right_words
 
@@ -96,3 +97,10 @@ def test_no_path_that_is_served_counts_as_unserved(app: Flask) -> None:
     firsts = {rule.split("/")[2] for rule in served if rule.startswith("/v1/")}
     assert firsts.isdisjoint(UNSERVED), "take it out of UNSERVED"
     assert firsts >= SERVED
+
+
+def test_a_404_says_that_sluice_sent_it_so_that_a_sluice_that_calls_itself_notices(
+    client: FlaskClient,
+) -> None:
+    for path in ("/v1/chat/completions", "/nothing"):
+        assert is_sluice({"via": client.post(path).headers["Via"]})
