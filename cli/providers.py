@@ -18,6 +18,7 @@ from providers.base import Provider, Target
 from providers.checks import Check, check, check_all, public_url
 from providers.fim_templates import FAMILIES
 from providers.hosts import BUILT_IN
+from providers.key_variables import near_misses
 from providers.registry import missing
 from providers.transport.exchange import Transport
 from routing.router import Router, credentials
@@ -58,6 +59,7 @@ def providers_group(ctx: click.Context, markdown: bool, checks: bool, as_json: b
     if markdown:
         click.echo(f"{provider_table(BUILT_IN)}\n\n{family_table()}")
         return
+    warn_of_near_misses()
     rows = list(router().providers.values())
     found = {one.provider: one for one in checked(rows)} if checks else None
     if as_json:
@@ -91,6 +93,7 @@ def check_providers(
         rows = [router().provider(name) for name in dict.fromkeys(names)]
     except ProviderNotFound as error:
         raise click.ClickException(error.message) from None
+    warn_of_near_misses()
     found = checked(rows or list(router().providers.values()), timeout, thorough=True)
     if rows:
         found = [*map(disabled, filter(lacks, rows)), *found]
@@ -110,6 +113,11 @@ def router() -> Router:
 def settings() -> Settings:
     found: Settings = current_app.extensions["sluice"].settings
     return found
+
+
+def warn_of_near_misses() -> None:
+    for warning in near_misses(router().providers.values(), settings().environ):
+        click.echo(f"Warning: {warning}", err=True)
 
 
 def lacks(row: Provider) -> list[str]:

@@ -14,6 +14,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, TextIO
 
@@ -158,6 +159,54 @@ def format_gunicorn(kind: str) -> None:
     for handler in logging.getLogger("gunicorn.access").handlers:
         handler.setFormatter(AccessFormatter())
     logging.getLogger().handlers = list(errors.handlers)
+
+
+class HideOnce(logging.Filter):
+    """A filter that drops one line of each of some messages."""
+
+    def __init__(self, messages: Iterable[str]) -> None:
+        super().__init__()
+        self._left = set(messages)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        hidden = message in self._left
+        self._left.discard(message)
+        return not hidden
+
+
+def hide_once(messages: Iterable[str]) -> None:
+    """Don't log these messages when they come for the first time: they were shown already."""
+    if messages := [*messages]:
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(HideOnce(messages))
+
+
+class Collector(logging.Handler):
+    """A handler that keeps the messages."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(one_line(mask(record.getMessage())))
+
+
+@contextlib.contextmanager
+def collected() -> Iterator[list[str]]:
+    """Collect Sluice's warnings instead of logging them, although logging is disabled."""
+    logger, collector = logging.getLogger("sluice"), Collector()
+    before, propagates = logging.root.manager.disable, logger.propagate
+    logging.disable(logging.NOTSET)
+    logger.addHandler(collector)
+    logger.propagate = False
+    try:
+        yield collector.messages
+    finally:
+        logger.removeHandler(collector)
+        logger.propagate = propagates
+        logging.disable(before)
 
 
 def log_file() -> logging.Handler | None:

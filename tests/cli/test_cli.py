@@ -550,7 +550,11 @@ def test_quickstart_creates_only_one_key(run: Runner, store: KeyStore) -> None:
     assert store.find(secret) == store.get("first")
     assert f"export SLUICE_KEY={secret}\n" in first.stdout
     again = run.plain("quickstart")
-    assert "Lost your key? ./sluice keys create --name NAME" in again.stdout
+    assert f"export SLUICE_URL=http://127.0.0.1:8000\n  export SLUICE_KEY={secret}" in first.stdout
+    assert "Lost your key? ./sluice keys rotate first gives it a new secret" in again.stdout
+    store.create("second")
+    assert "Lost your key? ./sluice keys rotate NAME " in run.plain("quickstart").stdout
+    store.delete("second")
     for output in (first.stdout, again.stdout):
         assert "http://127.0.0.1:8000/api/v1/completions" in output
         assert "Bearer $SLUICE_KEY" in output
@@ -566,6 +570,7 @@ def test_quickstart_accepts_a_first_key_that_another_process_creates_meanwhile(
     result = run.plain("quickstart")
     assert result.exit_code == 0
     assert "sk-sluice-" not in result.stdout
+    assert "Another process has just created the first key, and has printed it." in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,16 @@ def test_a_check_names_the_variable_that_is_missing(run: Run) -> None:
     assert run.checked == []
 
 
+@pytest.mark.parametrize("arguments", [(), ("--json",), ("check", "openai"), ("check",)])
+def test_a_variable_that_looks_like_a_providers_key_is_named(
+    run: Run, arguments: tuple[str, ...]
+) -> None:
+    result = run(*arguments, OPENAI_APIKEY=GOOD_KEY)
+    assert result.stderr == (
+        "Warning: OPENAI_APIKEY isn't used; did you mean OPENAI_API_KEY, for openai?\n"
+    )
+
+
 def test_a_check_of_an_unknown_provider_suggests_the_nearest(run: Run) -> None:
     result = run("check", "opneai")
     assert result.exit_code == 1
