@@ -512,7 +512,8 @@ def read_toml(path: Path | None) -> dict[str, Any]:
     except RecursionError:
         raise ConfigError(f"{path} can't be read: its values are nested too deeply") from None
     except (OSError, ValueError) as error:  # tomllib's own error is a ValueError
-        raise ConfigError(f"{path} can't be read: {error}") from None
+        quotes = "; a text needs quotes" if str(error).startswith("Invalid value") else ""
+        raise ConfigError(f"{path} can't be read: {error}{quotes}") from None
     try:
         check_tables(data)
     except TomlError as error:

@@ -42,6 +42,7 @@ COLUMNS = (
     cls=AppGroup,
     invoke_without_command=True,
     help="List the known providers, and show which of them are enabled and answer now.",
+    short_help="List the providers and whether they answer.",
 )
 @click.option("--markdown", is_flag=True, help="Print the tables of docs/guides/providers.md.")
 @click.option(
@@ -69,7 +70,7 @@ def providers_group(ctx: click.Context, markdown: bool, checks: bool, as_json: b
     click.echo(table([titles, *(row_cells(row, found) for row in rows)]))
 
 
-@providers_group.command("check")
+@providers_group.command("check", short_help="Check whether providers answer, and their keys.")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option(
     "--timeout",

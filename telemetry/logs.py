@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 from keys.redaction import mask, may_hold_key
 
@@ -66,11 +67,19 @@ def head(moment: float, level: str, logger: str, message: str) -> dict[str, Any]
     }
 
 
+COLOUR: Final = re.compile("\x1b\\[[0-9;]*m")
+
+
+def uncoloured(text: str) -> str:
+    """Return a message without the colours of a terminal, which werkzeug adds."""
+    return COLOUR.sub("", text) if "\x1b" in text else text
+
+
 class JsonFormatter(logging.Formatter):
     """A formatter of lines of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        level, message = record.levelname.lower(), record.getMessage()
+        level, message = record.levelname.lower(), uncoloured(record.getMessage())
         line = head(record.created, level, record.name, message) | fields(record)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -116,7 +125,7 @@ class TextFormatter(logging.Formatter):
         words = [
             time.strftime("%H:%M:%S", time.localtime(record.created)),
             record.levelname.lower(),
-            record.getMessage(),
+            uncoloured(record.getMessage()),
             *(f"{name}={values[name]}" for name in SHOWN if values.get(name) is not None),
         ]
         if "output_tokens" in values:

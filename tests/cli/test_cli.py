@@ -541,6 +541,19 @@ def test_parse_duration_refuses_invalid_text(text: str) -> None:
         parse_duration(text)
 
 
+def test_a_model_without_a_provider_that_is_no_alias_is_a_warning(
+    run: Runner, store: KeyStore
+) -> None:
+    made = run("create", "--name", "a", "--models", "gpt-4o,openai/*,*,f?st")
+    says = "Warning: 'gpt-4o' is neither an alias nor a model's full name (provider/model), so it"
+    assert made.exit_code == 0
+    assert made.stderr.count("Warning: ") == 1
+    assert says in made.stderr
+    assert store.find(made.stdout.strip()) is not None
+    assert says in run("change", "a", "--models", "gpt-4o").stderr
+    assert "Warning" not in run("change", "a", "--models", "openai/gpt-4o").stderr
+
+
 # flask quickstart
 
 

@@ -132,6 +132,12 @@ def test_flask_reads_dotenv_files_from_the_folder_of_the_caller_upward(
     assert "one" in (tmp_path / "a").read_text()
 
 
+def test_flask_finds_the_app_from_any_folder(checkout: Checkout, tmp_path: Path) -> None:
+    done = call(checkout, "flask", "routes", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "/api/v1/completions" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("setting", "value"), [("WEB_CONCURRENCY", ""), ("PYTHONSAFEPATH", "1"), ("SLUICE_KEY", "x")]
 )
