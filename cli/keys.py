@@ -123,11 +123,18 @@ def rotate(id_or_name: str, overlap: str, as_json: bool) -> None:
         click.echo(to_json(first | fields))
         return
     click.echo(secret)
-    end = "no longer works"
-    if key.previous_until is not None:
-        end = f"works until {as_text(key.previous_until)}"
-    click.echo(f"Key {key.name!r} ({key.id}) has a new secret; the old one {end}.", err=True)
+    click.echo(f"Key {key.name!r} ({key.id}) has a new secret; {fate_of_old(key)}.", err=True)
+    if key.status != "active":
+        click.echo(f"Warning: the key is {key.status}, so neither secret works.", err=True)
     click.echo(SAVE_NOW, err=True)
+
+
+def fate_of_old(key: Key) -> str:
+    """Return what becomes of the secret that a key had before a rotation, as a clause."""
+    if key.previous_until is None or key.status == "expired":
+        return "the old one no longer works"
+    ends = [end for end in (key.previous_until, key.expires) if end is not None]
+    return f"the old one works until {as_text(min(ends))}"
 
 
 @keys.command("change")

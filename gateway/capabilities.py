@@ -22,7 +22,7 @@ from completion import (
 from concurrency.yielding import Yielder
 from errors import InvalidRequest, UnsupportedParameter
 from gateway import field_names, fill_in
-from gateway.stop_automaton import StopAutomaton, compiled, effective, for_host
+from gateway.stop_automaton import StopAutomaton, compiled, effective, for_host, turn
 from providers import fim_rules, registry
 from providers.base import Target
 
@@ -150,6 +150,18 @@ def fit(
     return Candidate(target, request, dropped, echo, split, singly, stops)
 
 
+def single_choices(request: CompletionRequest) -> list[CompletionRequest]:
+    """Return a request for each choice. With one seed, all choices would be equal."""
+    seed = request.seed
+    return [
+        msgspec.structs.replace(
+            request, prompts=(prompt,), n=None, seed=None if seed is None else seed + number
+        )
+        for prompt in request.prompts
+        for number in range(request.n or 1)
+    ]
+
+
 def fit_gap(request: CompletionRequest, target: Target, *, strict: bool) -> Candidate:
     """Adapt a request with a suffix to one target. Raises as `fit` does."""
     all_stops = obstacle_to_stops(request) is None
@@ -179,13 +191,16 @@ def split_stops(
         return None, stops
     if request.max_tokens == 0:  # there is no text to end
         return None, ()
-    found = effective(stops)
-    if len(found) <= most and (blank or all(map(str.strip, found))):
-        return None, found
-    if (obstacle := obstacle_to_stops(request)) is not None:
-        which = f"stop above {most:g}" if len(found) > most > 0 else "stop" if not most else BLANK
-        unsupported("stop", f"{which} together with {obstacle}", target)
-    return compiled(stops), for_host(found, int(most), blank=blank)
+    with turn(stops):
+        found = effective(stops)
+        if len(found) <= most and (blank or all(map(str.strip, found))):
+            return None, found
+        if (obstacle := obstacle_to_stops(request)) is not None:
+            which = (
+                f"stop above {most:g}" if len(found) > most > 0 else "stop" if not most else BLANK
+            )
+            unsupported("stop", f"{which} together with {obstacle}", target)
+        return compiled(stops), for_host(found, int(most), blank=blank)
 
 
 def obstacle_to_stops(request: CompletionRequest) -> str | None:

@@ -9,7 +9,23 @@
 
 from __future__ import annotations
 
-from completion import Batch, Delta, Finished, FinishReason, Opaque, Thought, Used
+from typing import Final
+
+from completion import (
+    Added,
+    Batch,
+    Delta,
+    Finished,
+    FinishReason,
+    Opaque,
+    Started,
+    Thought,
+    Used,
+)
+
+BEFORE_FINISHING: Final = frozenset((Started, Delta, Thought, Used, Added))
+"""The events whose order doesn't matter while there is no finish reason: nearly all batches have
+only these, and are not searched event by event."""
 
 
 class Finish:
@@ -54,17 +70,19 @@ class Finish:
     def take(self, batch: Batch) -> Batch:
         """Return a batch without its Finished events."""
         kinds = {event.__class__ for event in batch}
-        if self.reasons or Finished in kinds or Opaque in kinds:
-            return self._take_each(batch)
+        if self.reasons or not kinds <= BEFORE_FINISHING:
+            self._look(batch)
+            return [event for event in batch if event.__class__ is not Finished]
         if Delta in kinds or Thought in kinds:
             self._spoke, self.settled = True, False
         if Delta in kinds:
             self.shown = self._plain = True
         return batch
 
-    def _take_each(self, batch: Batch) -> Batch:
-        """Return a batch without its Finished events, after a look at each of its events."""
-        reasons, plain = self.reasons, False
+    def _look(self, batch: Batch) -> None:
+        """Record what the events say about the end, in their order."""
+        reasons = self.reasons
+        plain = False
         for event in batch:
             kind = event.__class__
             if kind is Delta or kind is Thought or (kind is Opaque and event.text_size):  # type: ignore[union-attr]
@@ -86,7 +104,6 @@ class Finish:
                 # Some hosts send usage with every chunk, and some of those a reason, too.
                 self.settled = not event.with_text or (self._plain and not self._early)
         self._plain = self._plain or plain
-        return [event for event in batch if event.__class__ is not Finished] if reasons else batch
 
     def events(self) -> Batch:
         """Return a Finished event for each choice that has finished."""

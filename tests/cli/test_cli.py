@@ -19,11 +19,15 @@ import cli.keys
 from cli.formats import cell, parse_duration
 from cli.quickstart import url_of
 from config import Settings
-from keys.key import LIMITS
+from gateway.model_catalog import ModelCatalog
+from keys.key import LIMITS, as_text
 from keys.key_file import View
 from keys.store import KeyStore
 from ledger.database import database_url
 from ledger.ledger import Ledger
+from ledger.pricing import Prices
+from providers.model_fetch import Listing
+from routing.model_discovery import ModelDiscovery
 from routing.router import Router
 from tests.support.commands import Commands
 from tests.support.rows import connected, settled_row
@@ -38,11 +42,14 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KeyStore:
 class Runner(Commands):
     def __init__(self, store: KeyStore) -> None:
         self.app = Flask(__name__)
-        router = Router(Settings())
+        router, nothing = Router(Settings()), ModelDiscovery({}, lambda _: Listing(), interval=0)
+        catalog = ModelCatalog(Prices({}), nothing)
         self.database = store.path.with_name("sluice.db")
         self.url = database_url(None, self.database)
         self.app.extensions["sluice"] = SimpleNamespace(
-            keys=store, settings=Settings(), gateway=SimpleNamespace(router=router)
+            keys=store,
+            settings=Settings(),
+            gateway=SimpleNamespace(router=router, catalog=catalog),
         )
         cli.register(self.app)
 
@@ -388,6 +395,24 @@ def test_rotate_keeps_the_old_secret_for_a_day_by_default(run: Runner, store: Ke
     assert (found.id, found) == (key.id, store.find(old))
     assert found.previous_until is not None
     assert timedelta(hours=23) < found.previous_until - datetime.now(UTC) <= timedelta(days=1)
+
+
+def test_rotate_says_that_the_secrets_of_a_disabled_key_do_not_work(
+    run: Runner, store: KeyStore
+) -> None:
+    store.create("a")
+    store.update("a", disabled=True)
+    result = run("rotate", "a")
+    assert "the old one works until 20" in result.stderr
+    assert "Warning: the key is disabled, so neither secret works." in result.stderr
+
+
+def test_rotate_names_the_end_of_the_key_if_it_comes_before_that_of_the_overlap(
+    run: Runner, store: KeyStore
+) -> None:
+    end = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
+    store.create("a", expires=end)
+    assert f"the old one works until {as_text(end)}." in run("rotate", "a").stderr
 
 
 @pytest.mark.parametrize("overlap", ["soon", "-1h", "99999w", "91d"])
