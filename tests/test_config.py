@@ -695,3 +695,10 @@ def test_provider_overrides_timeouts_and_caller_can_only_lower_timeouts(
 @pytest.mark.parametrize("text", ["10.0.0.7:80", "http://10.0.0.7", "a b", "[::1]:80", "a/b"])
 def test_a_host_with_more_than_a_host_is_refused(text: str) -> None:
     assert "SLUICE_HOST is" in refusal(SLUICE_HOST=text)
+
+
+def test_a_text_without_quotes_in_toml_gets_a_hint(tmp_path: Path) -> None:
+    path = tmp_path / "sluice.toml"
+    path.write_text("[aliases]\nfast = openai/gpt-4o\n")
+    with pytest.raises(ConfigError, match=r"Invalid value \(at line 2, .*\); a text needs quotes$"):
+        Settings.from_env({"SLUICE_CONFIG": str(path)})
