@@ -151,6 +151,8 @@ class Settings:
     default_model: str = "local/pydoc"
     fim_model: str = ""
     """The model of fill-in-the-middle requests that name none; empty if they must name one."""
+    tokenize_model: str = ""
+    """The model of tokenizer requests that name none; empty for `default_model`."""
     max_body: int = 1024 * 1024
     max_streams: int = 1000
     keepalive: float = 15
@@ -172,6 +174,10 @@ class Settings:
     per_key: int | None = None
     continue_streams: bool = False
     strict: bool = False
+    discovery: float = 300
+    """The time until a host's list of models is asked for again; 0 if no host is asked."""
+    public_models: bool = False
+    """True if GET /v1/models needs no key."""
     cors_origins: tuple[str, ...] = ("*",)
     log_format: str = "auto"
     log_level: str = "info"
@@ -233,6 +239,16 @@ def seconds(least: float, most: float) -> Callable[[str, str], float]:
         return check_range(
             name, text, convert(name, text, float, "a number of seconds"), least, most
         )
+
+    return parse
+
+
+def zero_or_seconds(least: float, most: float) -> Callable[[str, str], float]:
+    """Return a parser for seconds in a range, or 0, which turns something off."""
+    parse_range, parse_any = seconds(least, most), seconds(0, most)
+
+    def parse(name: str, text: str) -> float:
+        return parse_any(name, text) and parse_range(name, text)
 
     return parse
 
@@ -383,6 +399,7 @@ VARIABLES = (
     Variable("SLUICE_RESERVE_TOKENS", "reserve_tokens", parse_int(1, 1_000_000)),
     Variable("SLUICE_DEFAULT_MODEL", "default_model", parse_stripped),
     Variable("SLUICE_FIM_MODEL", "fim_model", parse_stripped),
+    Variable("SLUICE_TOKENIZE_MODEL", "tokenize_model", parse_stripped),
     Variable("SLUICE_MAX_BODY", "max_body", parse_int(1024, 1 << 30)),
     Variable("SLUICE_MAX_STREAMS", "max_streams", parse_int(1, 100_000)),
     Variable("SLUICE_QUEUE", "queue", parse_int(0, 100_000)),
@@ -405,6 +422,8 @@ VARIABLES = (
     Variable("SLUICE_IDLE_TIMEOUT_S", "idle", seconds(1, DAY)),
     Variable("SLUICE_TOTAL_TIMEOUT_S", "total", seconds(1, DAY)),
     Variable("SLUICE_STRICT", "strict", parse_bool),
+    Variable("SLUICE_DISCOVERY_S", "discovery", zero_or_seconds(10, DAY)),
+    Variable("SLUICE_PUBLIC_MODELS", "public_models", parse_bool),
     Variable("SLUICE_CORS_ORIGINS", "cors_origins", origins),
     Variable("SLUICE_LOG_FORMAT", "log_format", one_of("auto", "json", "text")),
     Variable("SLUICE_LOG_LEVEL", "log_level", one_of("debug", "info", "warning", "error")),

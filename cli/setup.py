@@ -155,13 +155,27 @@ def install(requirements: str) -> None:
     many = "about a minute" if "dev" in requirements else "about 15 seconds"
     say(f"Installing the packages in {requirements} into .venv (only once, takes {many}) ...")
     command = [*pip(), "--disable-pip-version-check", "-r", str(ROOT / requirements)]
-    # Python compiles the modules that it needs when it first imports them. That takes 2 s, while
-    # compiling all of them takes 5 s.
-    if not succeeds(*command, "--no-compile"):
+    if "dev" not in requirements:
+        command.append("--no-compile")
+    if not succeeds(*command):
         raise SetupError(
             "the packages couldn't be installed; the reason is above. What is there is kept: run "
             "the command again to go on"
         )
+    if "--no-compile" in command:
+        compile_what_a_start_needs()
+
+
+def compile_what_a_start_needs() -> None:
+    """Import what a start imports, so that Python keeps the compiled modules.
+
+    This takes 2 s, where pip would need 5 s to compile all modules. It can't be left to the first
+    start, because with PYTHONDONTWRITEBYTECODE each start would compile them again.
+    """
+    modules = "app, cli.main, genai_prices.data_snapshot, gunicorn.app.wsgiapp, server.worker"
+    code = f"import sys; sys.dont_write_bytecode = False; import {modules}"
+    command = [str(python()), "-c", code]
+    subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL, check=False)  # noqa: S603
 
 
 def pip() -> list[str]:

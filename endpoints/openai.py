@@ -1,14 +1,15 @@
-"""The OpenAI face: completions, stop-stream and models, as the openai SDKs expect them.
+"""The OpenAI face: completions and stop-stream, as the openai SDKs expect them.
 
-Source: OpenAI API reference, "Completions" and "Models" (read 2026-11).
+Source: OpenAI API reference, "Completions" (read 2026-11).
 """
 
 from __future__ import annotations
 
-import uuid
+import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from flask import Blueprint, Response
@@ -29,14 +30,12 @@ from completion import (
 )
 from endpoints import calls, passed_on, request_fields
 from endpoints.added_fields import AddedFields
-from endpoints.responses import (
-    json_response,
-)
+from endpoints.continuous_usage import Frames, UsageSoFar
 from endpoints.services import (
     services,
 )
-from errors import InvalidRequest, ModelNotFound, SluiceError
-from gateway.call import Outcome
+from errors import InvalidRequest, SluiceError
+from gateway.call import Encoder, Outcome
 from ledger.pricing import dollars
 from streams.stream import Stream
 
@@ -44,6 +43,9 @@ bp = Blueprint("openai", __name__, url_prefix="/v1")
 
 BESIDE = frozenset(("prompt", "stream_options", "additional_params"))
 """The fields of this face besides request_fields.NAMES."""
+USAGE_OPTIONS = ("include_usage", "continuous_usage_stats")
+UsageIn: TypeAlias = Literal["nowhere", "at the end", "on each chunk"]
+"""Where a stream has its usage."""
 TokenIds = Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)]
 MOST_PROMPTS = 2048
 MOST_CHOICES = 2048
@@ -63,9 +65,12 @@ def completions() -> Response:
 
 def complete(data: dict[str, Any]) -> Response:
     """Return the response to a completion's body. Raises SluiceError."""
-    found, wanted, include_usage = parse(data)
+    found, wanted, usage = parse(data)
     call = calls.start(found, wanted)
-    return calls.respond(call, partial(OpenAIEncoder, include_usage=include_usage), answer)
+    encoder: Callable[[Stream], Encoder] = ContinuousUsageEncoder
+    if usage != "on each chunk":
+        encoder = partial(OpenAIEncoder, include_usage=usage == "at the end")
+    return calls.respond(call, encoder, answer)
 
 
 @bp.post("/completions/stop-stream/<stream_id>")
@@ -74,42 +79,8 @@ def stop_stream(stream_id: str) -> Response:
     return calls.stop(stream_id)
 
 
-@bp.get("/models")
-@auth.login_required
-def models() -> Response:
-    gateway = services().gateway
-    names = [*gateway.router.aliases]
-    for row in gateway.router.providers.values():
-        if gateway.router.enabled(row):
-            names += [f"{row.name}/{facts.id}" for facts in gateway.prices.models(row)]
-    return json_response({"object": "list", "data": [described(name) for name in names]})
-
-
-@bp.get("/models/<path:model>")
-@auth.login_required
-def model(model: str) -> Response:
-    gateway = services().gateway
-    wanted = model.rstrip("/")
-    name, _, rest = wanted.partition("/")
-    row = gateway.router.providers.get(name)
-    known = row is not None and any(f.id == rest for f in gateway.prices.models(row))
-    if not known and wanted not in gateway.router.aliases:
-        raise ModelNotFound(f"Model {wanted[:100]!r} was not found.", param="model")
-    return json_response(described(wanted))
-
-
-def described(name: str) -> dict[str, Any]:
-    """Return a model in OpenAI's format. Its creation time is unknown, so it is 0.
-
-    An owner of "llamacpp" would make editors ask for more of llama.cpp's own endpoints.
-    """
-    owner = name.partition("/")[0] if "/" in name else "sluice"
-    owner = "llama.cpp" if owner == "llamacpp" else owner
-    return {"id": name, "object": "model", "created": 0, "owned_by": owner}
-
-
-def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRequest, bool]:
-    """Return the parameters, the request, and the value of include_usage. Raises InvalidRequest."""
+def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRequest, UsageIn]:
+    """Return the parameters, the request, and where its stream has usage. Raises InvalidRequest."""
     beside = [name for name in data if name not in request_fields.NAMES]
     passed_on.refuse_many(len(beside) - len(BESIDE.intersection(beside)))
     for name in beside:
@@ -118,16 +89,10 @@ def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRe
     if "prompt" not in fields:
         raise InvalidRequest(f"prompt is missing; expected {PROMPT_TAKES}.", param="prompt")
     prompts = read_prompts(fields.pop("prompt"))
-    include_usage, unused = False, []
+    usage: UsageIn = "nowhere"
+    unused: list[str] = []
     if (options := fields.pop("stream_options", None)) is not None:
-        request_fields.check("stream_options", options, dict[str, Any])
-        passed_on.refuse_many(len(options))
-        for name in options:
-            request_fields.refuse_lookalike(name)
-        include_usage = options.get("include_usage") or False
-        request_fields.check("include_usage", include_usage, bool)
-        unused = [f"stream_options.{name}" for name, value in options.items() if value]
-        unused = [name for name in unused if name != "stream_options.include_usage"]
+        usage, unused = read_options(options)
     extra = passed_on.merge_params(fields)
     others = {name: fields.pop(name) for name in list(fields) if name not in request_fields.NAMES}
     for name in others:
@@ -144,7 +109,28 @@ def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRe
             param="n",
         )
     wanted = request_fields.to_request(found, prompts, extra, others, unused)
-    return found, wanted, include_usage
+    return found, wanted, usage
+
+
+def read_options(options: Any) -> tuple[UsageIn, list[str]]:
+    """Return what stream_options means, and the names in it that mean nothing here.
+
+    As at vLLM, continuous_usage_stats counts only beside include_usage. Raises InvalidRequest.
+    """
+    request_fields.check("stream_options", options, dict[str, Any])
+    passed_on.refuse_many(len(options))
+    for name in options:
+        request_fields.refuse_lookalike(name)
+    for name in USAGE_OPTIONS:
+        if options.get(name) is not None:
+            request_fields.check(name, options[name], bool)
+    at_the_end, on_each = (bool(options.get(name)) for name in USAGE_OPTIONS)
+    honoured = USAGE_OPTIONS if at_the_end else USAGE_OPTIONS[:1]
+    unused = [f"stream_options.{n}" for n, value in options.items() if value and n not in honoured]
+    usage: UsageIn = "nowhere"
+    if at_the_end:
+        usage = "on each chunk" if on_each else "at the end"
+    return usage, unused
 
 
 PROMPT_TAKES = "a string, a list of strings, a list of token ids, or a list of such lists"
@@ -193,7 +179,7 @@ def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str
     if outcome.reason == "stopped":
         choices += [choice(index, "", "cancelled", None) for index in sorted(missing)]
     return completion.added | {
-        "id": f"cmpl-{uuid.uuid4().hex}",
+        "id": f"cmpl-{secrets.token_hex(16)}",
         "object": "text_completion",
         "created": int(stream.opened_at),
         "model": stream.target.name,
@@ -225,12 +211,18 @@ def choice(
 def usage_of(outcome: Outcome) -> dict[str, Any]:
     usage = outcome.usage
     return {
-        "prompt_tokens": usage.input_tokens,
-        "completion_tokens": usage.output_tokens,
-        "total_tokens": usage.total_tokens,
+        **usage_counts(usage),
         "cost": dollars(outcome.cost),
         **usage_details(usage),
         **({"cost_source": "provider"} if outcome.cost_reported else {}),
+    }
+
+
+def usage_counts(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.total_tokens,
     }
 
 
@@ -257,7 +249,7 @@ class OpenAIEncoder:
     def __init__(self, stream: Stream, *, include_usage: bool) -> None:
         self._stream = stream
         self._include_usage = include_usage
-        self._id = f"cmpl-{uuid.uuid4().hex}"
+        self._id = f"cmpl-{secrets.token_hex(16)}"
         self._finished: set[int] = set()
         self._released = False
         self._added: AddedFields | None = None
@@ -332,6 +324,27 @@ class OpenAIEncoder:
             "model": self._stream.target.name,
             "choices": choices,
         }
+
+
+class ContinuousUsageEncoder(OpenAIEncoder):
+    """An OpenAIEncoder that adds the usage so far to each chunk. The last one's is the bill's."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(stream, include_usage=True)
+        self._texts = Frames()
+        self._usage = UsageSoFar(stream)
+
+    def events(self, batch: Batch) -> bytes:
+        encode = super().events
+        return b"".join([encode(part) for part in self._usage.counted(batch)])
+
+    def last_frames(self, outcome: Outcome) -> bytes:
+        self._usage.at_least(outcome.usage)
+        return super().last_frames(outcome)
+
+    def _shape(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        usage = self._usage.usage()
+        return super()._shape(choices) | {"usage": usage_counts(usage) | usage_details(usage)}
 
 
 def error_body(error: SluiceError, request_id: str) -> dict[str, Any]:

@@ -55,6 +55,7 @@ SERVED: Final = frozenset(("completions", "models"))
 OPENAI_PATHS: Final = ("/v1/", "/fim/", "/beta/")
 """The beginnings of paths whose clients expect OpenAI's format of an error."""
 LLAMACPP_PATHS: Final = ("/infill", "/completion", "/completions")
+TOKENIZER_PATHS: Final = ("/tokenize", "/detokenize", "/tokenizer_info")
 """llama.cpp's paths, whose clients expect that format too."""
 
 
@@ -78,7 +79,7 @@ def message(path: str) -> str:
 
 def is_openai(path: str) -> bool:
     """Return True if an error at this path should have OpenAI's format."""
-    if path.startswith(OPENAI_PATHS) or path.rstrip("/") in LLAMACPP_PATHS:
+    if path.startswith(OPENAI_PATHS) or path.rstrip("/") in LLAMACPP_PATHS + TOKENIZER_PATHS:
         return True
     first = first_part(path)
     return not path.startswith("/api/") and (first in UNSERVED or first in SERVED)

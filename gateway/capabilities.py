@@ -150,6 +150,18 @@ def fit(
     return Candidate(target, request, dropped, echo, split, singly, stops)
 
 
+def single_choices(request: CompletionRequest) -> list[CompletionRequest]:
+    """Return a request for each choice. With one seed, all choices would be equal."""
+    seed = request.seed
+    return [
+        msgspec.structs.replace(
+            request, prompts=(prompt,), n=None, seed=None if seed is None else seed + number
+        )
+        for prompt in request.prompts
+        for number in range(request.n or 1)
+    ]
+
+
 def fit_gap(request: CompletionRequest, target: Target, *, strict: bool) -> Candidate:
     """Adapt a request with a suffix to one target. Raises as `fit` does."""
     all_stops = obstacle_to_stops(request) is None

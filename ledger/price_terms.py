@@ -49,6 +49,8 @@ def served_terms(usage: Usage, requested: PriceTerms) -> PriceTerms:
 
 def possible_terms(requested: PriceTerms) -> list[PriceTerms]:
     """Return all terms that a provider may serve for a request, the standard ones first."""
+    if not requested:
+        return [()]
     wanted: list[tuple[str, str]] = []
     for name, value in requested:
         values = ANY_TIER if (name, value) == ("service_tier", "auto") else (value,)

@@ -9,7 +9,23 @@
 
 from __future__ import annotations
 
-from completion import Batch, Delta, Finished, FinishReason, Opaque, Thought, Used
+from typing import Final
+
+from completion import (
+    Added,
+    Batch,
+    Delta,
+    Finished,
+    FinishReason,
+    Opaque,
+    Started,
+    Thought,
+    Used,
+)
+
+BEFORE_FINISHING: Final = frozenset((Started, Delta, Thought, Used, Added))
+"""The events whose order doesn't matter while there is no finish reason: nearly all batches have
+only these, and are not searched event by event."""
 
 
 class Finish:
@@ -53,14 +69,19 @@ class Finish:
 
     def take(self, batch: Batch) -> Batch:
         """Return a batch without its Finished events."""
-        reasons = self.reasons
         kinds = {event.__class__ for event in batch}
-        if not reasons and Finished not in kinds:  # nearly always, so the loop below is left out
-            if Delta in kinds or Thought in kinds:
-                self._spoke, self.settled = True, False
-            if Delta in kinds:
-                self.shown = self._plain = True
-            return batch
+        if self.reasons or not kinds <= BEFORE_FINISHING:
+            self._look(batch)
+            return [event for event in batch if event.__class__ is not Finished]
+        if Delta in kinds or Thought in kinds:
+            self._spoke, self.settled = True, False
+        if Delta in kinds:
+            self.shown = self._plain = True
+        return batch
+
+    def _look(self, batch: Batch) -> None:
+        """Record what the events say about the end, in their order."""
+        reasons = self.reasons
         plain = False
         for event in batch:
             kind = event.__class__
@@ -83,7 +104,6 @@ class Finish:
                 # Some hosts send usage with every chunk, and some of those a reason, too.
                 self.settled = not event.with_text or (self._plain and not self._early)
         self._plain = self._plain or plain
-        return [event for event in batch if event.__class__ is not Finished] if reasons else batch
 
     def events(self) -> Batch:
         """Return a Finished event for each choice that has finished."""

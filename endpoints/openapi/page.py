@@ -14,6 +14,8 @@ from endpoints.prefix import base_of
 from endpoints.services import (
     services,
 )
+from providers.base import Provider
+from providers.hosts import BUILT_IN
 
 bp = Blueprint("openapi", __name__)
 
@@ -31,14 +33,24 @@ def docs() -> Response:
     return page("docs.html")
 
 
+def is_untouched_engine(row: Provider) -> bool:
+    """Return True for a built-in row of a local engine that the operator has not changed.
+
+    Such a row needs no key, so it is enabled whether or not the engine runs.
+    """
+    return row in BUILT_IN and row.base_url.startswith("http://127.0.0.1")
+
+
 def document_bytes() -> bytes:
     found: bytes | None = current_app.extensions.get("sluice.openapi")
     if found is None:
         from endpoints.openapi import document  # imported late, because most servers never need it
 
         router = services().gateway.router
-        names = sorted(row.name for row in router.providers.values() if router.enabled(row))
+        rows = [row for row in router.providers.values() if router.enabled(row)]
+        names = sorted(row.name for row in rows)
+        engines = sorted(row.name for row in rows if is_untouched_engine(row))
         token = bool(services().settings.metrics_token)
-        found = msgspec.json.encode(document.build(names, metrics_token=token))
+        found = msgspec.json.encode(document.build(names, engines=engines, metrics_token=token))
         current_app.extensions["sluice.openapi"] = found
     return found

@@ -125,7 +125,7 @@ def openai_body() -> Schema:
     }
     options: Schema = {
         "type": "object",
-        "properties": {"include_usage": nullable(YES)},
+        "properties": {name: nullable(YES) for name in openai.USAGE_OPTIONS},
         "additionalProperties": True,
     }
     more = {"stream_options": nullable(options), "additional_params": additional(inside)}
@@ -201,7 +201,10 @@ def models() -> dict[str, Schema]:
         "Model": closed(
             {"modelName": TEXT, "name": TEXT, "provider": TEXT}
             | {
-                "pricing": closed({"input": price, "output": price, "unit": TEXT}),
+                "pricing": closed(
+                    {"input": price, "output": price, "unit": TEXT},
+                    {"source": {"const": "provider"}},
+                ),
                 "specs": closed({"context_window": nullable(COUNT)}),
                 "capabilities": items(TEXT),
                 "byok": YES,
@@ -210,7 +213,8 @@ def models() -> dict[str, Schema]:
         ),
         "Provider": closed({"name": TEXT, "enabled": YES, "text_completions": items(ref("Model"))}),
         "OpenAIModel": closed(
-            {"id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT}
+            {"id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT},
+            {"context_length": COUNT},
         ),
         "OpenAIModels": closed({"object": {"const": "list"}, "data": items(ref("OpenAIModel"))}),
     }

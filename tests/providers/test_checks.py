@@ -234,7 +234,8 @@ def test_checks_run_at_the_same_time_and_a_stuck_one_is_given_up() -> None:
         raise AssertionError
 
     before = time.monotonic()
-    found = check_all([stuck, partial(quick, "b"), stuck], ["a", "b", "c"], 0.1)
+    targets = [Target(Provider(name=name), "m") for name in "abc"]
+    found = check_all([stuck, partial(quick, "b"), stuck], targets, 0.1)
     assert [(one.provider, one.state) for one in found] == [
         ("a", "timed_out"), ("b", "ok"), ("c", "timed_out"),
     ]  # fmt: skip

@@ -34,6 +34,9 @@ SHAPE = "shows the shape of a response"
 
 NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ("README.md", "docker build"): DOCKER,
+    ("docs/guides/harnesses.md", "OPENAI_API_KEY=KEY lm_eval"): (
+        "needs lm-eval and its data; tests/live/test_harnesses.py sends what it sends"
+    ),
     ("docs/quickstart.md", "./sluice setup --dev"): WHOLE_SUITE,
     (
         "docs/reference/api.md",
