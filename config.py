@@ -597,6 +597,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+MOST_DOTENV = 1 << 18
+"""The largest `.env` file in bytes. Parsing one of 10 MB would take half a minute."""
+
+
 def load_dotenv(path: Path, parse: Callable[[str], Mapping[str, str | None]]) -> None:
     """Set the environment variables of a `.env` file, except those that are set already.
 
@@ -607,14 +611,18 @@ def load_dotenv(path: Path, parse: Callable[[str], Mapping[str, str | None]]) ->
         parse: returns the variables in the text of such a file.
 
     Raises:
-        ConfigError: the file can't be read.
+        ConfigError: the file can't be read, or is larger than MOST_DOTENV bytes.
     """
     try:
-        text = decode(path, path.read_bytes())
+        with path.open("rb") as file:
+            data = file.read(MOST_DOTENV + 1)
     except (FileNotFoundError, IsADirectoryError):  # some virtual environments are named .env
         return
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from None
+    if len(data) > MOST_DOTENV:
+        raise ConfigError(f"{path} can't be read: it is larger than {MOST_DOTENV >> 10} KiB")
+    text = decode(path, data)
     for name, value in parse(text).items():
         if value is not None:
             os.environ.setdefault(name, value)
