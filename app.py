@@ -11,7 +11,7 @@ from flask import Flask
 
 import cli
 from cluster.redis_client import RedisClient
-from config import ConfigError, Settings, TomlError
+from config import ConfigError, Settings, TomlError, shown_before
 from endpoints import (
     error_handlers,
     fim,
@@ -71,6 +71,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     """Return the WSGI application. Raises ConfigError if its configuration is invalid."""
     settings = settings or Settings.from_env()
     logs.configure(settings.log_format, settings.log_level)
+    logs.hide_once(shown_before(settings.environ))
     for warning in (*settings.warnings, *unused(settings.environ)):
         log.warning(warning)
     app = App(__name__, static_folder=None)

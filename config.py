@@ -14,6 +14,7 @@ from __future__ import annotations
 import codecs
 import difflib
 import ipaddress
+import json
 import os
 import re
 import tomllib
@@ -530,7 +531,8 @@ def read_toml(path: Path | None) -> dict[str, Any]:
     except RecursionError:
         raise ConfigError(f"{path} can't be read: its values are nested too deeply") from None
     except (OSError, ValueError) as error:  # tomllib's own error is a ValueError
-        raise ConfigError(f"{path} can't be read: {error}") from None
+        quotes = "; a text needs quotes" if str(error).startswith("Invalid value") else ""
+        raise ConfigError(f"{path} can't be read: {error}{quotes}") from None
     try:
         check_tables(data)
     except TomlError as error:
@@ -567,9 +569,36 @@ def start_warnings(environ: Mapping[str, str]) -> list[str]:
     return found
 
 
+SHOWN = "_SLUICE_SHOWN"
+"""The variable by which `./sluice serve` passes on the warnings that it has printed."""
+
+
+def pass_on_shown(warnings: Iterable[str]) -> None:
+    """Keep the server that this process becomes from logging warnings that were just printed."""
+    os.environ[SHOWN] = json.dumps([*warnings])
+
+
+def shown_before(environ: Mapping[str, str]) -> list[str]:
+    """Return the warnings that `./sluice serve` printed before it became this server."""
+    return list(json.loads(environ.get(SHOWN, "[]")))
+
+
+def refuse_workers(number: int, settings: Settings) -> None:
+    """Raise ConfigError if a server can't have this number of workers."""
+    if number != 1 and not settings.redis_url:
+        raise ConfigError(
+            f"{number} workers need a Redis to share their streams, so that "
+            "stop-stream reaches each of them: set REDIS_URL, or use one worker (leave out -w)"
+        )
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, [*known], n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+MOST_DOTENV = 1 << 18
+"""The largest `.env` file in bytes. Parsing one of 10 MB would take half a minute."""
 
 
 def load_dotenv(path: Path, parse: Callable[[str], Mapping[str, str | None]]) -> None:
@@ -582,14 +611,18 @@ def load_dotenv(path: Path, parse: Callable[[str], Mapping[str, str | None]]) ->
         parse: returns the variables in the text of such a file.
 
     Raises:
-        ConfigError: the file can't be read.
+        ConfigError: the file can't be read, or is larger than MOST_DOTENV bytes.
     """
     try:
-        text = decode(path, path.read_bytes())
+        with path.open("rb") as file:
+            data = file.read(MOST_DOTENV + 1)
     except (FileNotFoundError, IsADirectoryError):  # some virtual environments are named .env
         return
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from None
+    if len(data) > MOST_DOTENV:
+        raise ConfigError(f"{path} can't be read: it is larger than {MOST_DOTENV >> 10} KiB")
+    text = decode(path, data)
     for name, value in parse(text).items():
         if value is not None:
             os.environ.setdefault(name, value)

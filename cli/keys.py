@@ -86,16 +86,19 @@ def create(name: str, as_json: bool, **chosen: str | None) -> None:
 
     By default, the key has the tier "unlimited", may use every model and never expires.
     """
-    key, secret = store().create(name, **parse_terms(chosen))
+    terms = parse_terms(chosen)
+    key, secret = store().create(name, **terms)
     if as_json:
         fields = public(key)
         click.echo(
             to_json({"id": fields.pop("id"), "name": fields.pop("name"), "key": secret} | fields)
         )
+        warn_of_models(terms)
         return
     click.echo(secret)
     click.echo(f"Key {key.name!r} ({key.id}): {terms_of(key)}.", err=True)
     click.echo(SAVE_NOW, err=True)
+    warn_of_models(terms)
 
 
 @keys.command("rotate")
@@ -143,9 +146,10 @@ def change(id_or_name: str, **chosen: str | None) -> None:
     if not terms:
         raise click.ClickException("Nothing to change: see './sluice keys change --help'.")
     report(store().update(id_or_name, **terms), "changed")
+    warn_of_models(terms)
 
 
-@keys.command("list")
+@keys.command("list", short_help="List all keys with what they spent.")
 @click.option(
     "--limits", is_flag=True, help="Show the limits instead of the budgets and the usage."
 )
@@ -273,6 +277,18 @@ def parse_expires(text: str) -> timedelta | datetime | None:
 
 def parse_models(text: str) -> tuple[str, ...]:
     return tuple(glob.strip() for glob in text.split(","))
+
+
+def warn_of_models(terms: Terms) -> None:
+    """Warn about names that allow nothing, because they are neither an alias nor a model's."""
+    aliases = current_app.extensions["sluice"].gateway.router.aliases
+    for name in terms.get("models", ()):
+        if not set("/*?[") & set(name) and name not in aliases:
+            click.echo(
+                f"Warning: {name!r} is neither an alias nor a model's full name (provider/model), "
+                "so it allows nothing",
+                err=True,
+            )
 
 
 def parse_count(text: str) -> int | None:

@@ -19,6 +19,7 @@ from providers.base import Provider, Target
 from providers.checks import Check, check, check_all, public_url
 from providers.fim_templates import FAMILIES
 from providers.hosts import BUILT_IN
+from providers.key_variables import near_misses
 from providers.registry import missing
 from providers.transport.exchange import Transport
 from routing.router import Router, credentials
@@ -27,8 +28,8 @@ LIMIT_S = 5.0
 """Seconds that each provider has to answer."""
 ANY_MODEL = "any"
 BUILT_IN_ROWS = {row.name: row for row in BUILT_IN}
-ABSENT = ("refused", "itself")
-"""What a check of a local engine that isn't running finds."""
+ABSENT = "refused"
+"""The state that a check of a local engine that isn't running finds."""
 NOT_RUNNING = "not running"
 
 COLUMNS = (
@@ -42,6 +43,7 @@ COLUMNS = (
     cls=AppGroup,
     invoke_without_command=True,
     help="List the known providers, and show which of them are enabled and answer now.",
+    short_help="List the providers and whether they answer.",
 )
 @click.option("--markdown", is_flag=True, help="Print the tables of docs/guides/providers.md.")
 @click.option(
@@ -59,6 +61,7 @@ def providers_group(ctx: click.Context, markdown: bool, checks: bool, as_json: b
     if markdown:
         click.echo(f"{provider_table(BUILT_IN)}\n\n{family_table()}")
         return
+    warn_of_near_misses()
     rows = list(router().providers.values())
     found = None
     if checks:
@@ -82,7 +85,7 @@ def providers_group(ctx: click.Context, markdown: bool, checks: bool, as_json: b
 providers_group.add_command(list_models)
 
 
-@providers_group.command("check")
+@providers_group.command("check", short_help="Check whether providers answer, and their keys.")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option(
     "--timeout",
@@ -106,6 +109,7 @@ def check_providers(
         rows = [router().provider(name) for name in dict.fromkeys(names)]
     except ProviderNotFound as error:
         raise click.ClickException(error.message) from None
+    warn_of_near_misses()
     found = checked(rows or list(router().providers.values()), timeout, thorough=True)
     if rows:
         found = [*map(disabled, filter(lacks, rows)), *found]
@@ -124,6 +128,11 @@ def router() -> Router:
 def settings() -> Settings:
     found: Settings = current_app.extensions["sluice"].settings
     return found
+
+
+def warn_of_near_misses() -> None:
+    for warning in near_misses(router().providers.values(), settings().environ):
+        click.echo(f"Warning: {warning}", err=True)
 
 
 def lacks(row: Provider) -> list[str]:
@@ -190,7 +199,7 @@ def is_absent(one: Check) -> bool:
     """
     row = router().providers[one.provider]
     built_in = BUILT_IN_ROWS.get(row.name)
-    return one.state in ABSENT and row.api_key_env is None and row == built_in
+    return one.state == ABSENT and row.api_key_env is None and row == built_in
 
 
 def in_words(one: Check, *, named: bool = False) -> str:

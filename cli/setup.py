@@ -54,8 +54,12 @@ def main(arguments: Sequence[str]) -> None:
         prog="sluice setup", description="Create .venv and install the packages that Sluice needs."
     )
     parser.add_argument("--dev", action="store_true", help="also install what the tests need")
-    stamp = ".requirements-dev" if parser.parse_args(arguments).dev else ".requirements"
+    parser.add_argument("--quiet", action="store_true", help="say nothing if nothing is missing")
+    chosen = parser.parse_args(arguments)
+    stamp = ".requirements-dev" if chosen.dev else ".requirements"
     if is_current(stamp):
+        if not chosen.quiet:
+            say(f"Nothing is missing: the packages in {REQUIREMENTS[stamp][0]} are installed.")
         return
     require_python(arguments)
     with only_process():

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any
 
-import msgspec
 from flask import Blueprint, Response
-from msgspec import Meta
 
 from auth import auth
 from completion import (
@@ -25,10 +22,9 @@ from completion import (
     Finished,
     FinishReason,
     Logprobs,
-    Prompt,
     Usage,
 )
-from endpoints import calls, passed_on, request_fields
+from endpoints import calls, openai_fields, passed_on, request_fields
 from endpoints.added_fields import AddedFields
 from endpoints.continuous_usage import Frames, UsageSoFar
 from endpoints.services import (
@@ -43,11 +39,6 @@ bp = Blueprint("openai", __name__, url_prefix="/v1")
 
 BESIDE = frozenset(("prompt", "stream_options", "additional_params"))
 """The fields of this face besides request_fields.NAMES."""
-USAGE_OPTIONS = ("include_usage", "continuous_usage_stats")
-UsageIn: TypeAlias = Literal["nowhere", "at the end", "on each chunk"]
-"""Where a stream has its usage."""
-TokenIds = Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)]
-MOST_PROMPTS = 2048
 MOST_CHOICES = 2048
 ERROR_TYPES = {
     401: "authentication_error",
@@ -79,7 +70,9 @@ def stop_stream(stream_id: str) -> Response:
     return calls.stop(stream_id)
 
 
-def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRequest, UsageIn]:
+def parse(
+    data: dict[str, Any],
+) -> tuple[request_fields.Parameters, CompletionRequest, openai_fields.UsageIn]:
     """Return the parameters, the request, and where its stream has usage. Raises InvalidRequest."""
     beside = [name for name in data if name not in request_fields.NAMES]
     passed_on.refuse_many(len(beside) - len(BESIDE.intersection(beside)))
@@ -87,12 +80,14 @@ def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRe
         request_fields.refuse_lookalike(name)
     fields = {name: value for name, value in data.items() if value is not None}
     if "prompt" not in fields:
-        raise InvalidRequest(f"prompt is missing; expected {PROMPT_TAKES}.", param="prompt")
-    prompts = read_prompts(fields.pop("prompt"))
-    usage: UsageIn = "nowhere"
+        raise InvalidRequest(
+            f"prompt is missing; expected {openai_fields.PROMPT_TAKES}.", param="prompt"
+        )
+    prompts = openai_fields.read_prompts(fields.pop("prompt"))
+    usage: openai_fields.UsageIn = "nowhere"
     unused: list[str] = []
     if (options := fields.pop("stream_options", None)) is not None:
-        usage, unused = read_options(options)
+        usage, unused = openai_fields.read_options(options)
     extra = passed_on.merge_params(fields)
     others = {name: fields.pop(name) for name in list(fields) if name not in request_fields.NAMES}
     for name in others:
@@ -110,63 +105,6 @@ def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRe
         )
     wanted = request_fields.to_request(found, prompts, extra, others, unused)
     return found, wanted, usage
-
-
-def read_options(options: Any) -> tuple[UsageIn, list[str]]:
-    """Return what stream_options means, and the names in it that mean nothing here.
-
-    As at vLLM, continuous_usage_stats counts only beside include_usage. Raises InvalidRequest.
-    """
-    request_fields.check("stream_options", options, dict[str, Any])
-    passed_on.refuse_many(len(options))
-    for name in options:
-        request_fields.refuse_lookalike(name)
-    for name in USAGE_OPTIONS:
-        if options.get(name) is not None:
-            request_fields.check(name, options[name], bool)
-    at_the_end, on_each = (bool(options.get(name)) for name in USAGE_OPTIONS)
-    honoured = USAGE_OPTIONS if at_the_end else USAGE_OPTIONS[:1]
-    unused = [f"stream_options.{n}" for n, value in options.items() if value and n not in honoured]
-    usage: UsageIn = "nowhere"
-    if at_the_end:
-        usage = "on each chunk" if on_each else "at the end"
-    return usage, unused
-
-
-PROMPT_TAKES = "a string, a list of strings, a list of token ids, or a list of such lists"
-
-
-def read_prompts(value: Any) -> tuple[Prompt, ...]:
-    """Return a body's prompts, each as text or token ids. Raises InvalidRequest.
-
-    A flat list of token ids is one prompt, so only the body's size limits its length.
-    """
-    if isinstance(value, str):
-        return (value,)
-    kind = kind_of_prompts(value)
-    if kind is not None:
-        with suppress(msgspec.ValidationError):
-            found = msgspec.convert(value, kind)
-            return (found,) if kind is TokenIds else found
-    raise InvalidRequest(
-        f"prompt: got {request_fields.shown('prompt', value)}; expected {PROMPT_TAKES}.",
-        param="prompt",
-    )
-
-
-def kind_of_prompts(value: Any) -> Any:
-    """Return the type that a list of prompts must have, by its first item; None if there is none.
-
-    msgspec checks and copies a list about ten times as fast as a loop, which would hold up other
-    requests.
-    """
-    if not isinstance(value, list) or not value:
-        return None
-    if isinstance(value[0], int):
-        return TokenIds
-    if len(value) > MOST_PROMPTS:
-        return None
-    return tuple[str, ...] if isinstance(value[0], str) else tuple[TokenIds, ...]
 
 
 def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str, Any]:

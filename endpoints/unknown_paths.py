@@ -16,6 +16,7 @@ COMPLETIONS: Final = (
     "(Sluice's own API)"
 )
 BASE_URL: Final = "set the SDK's base_url to this server's address, followed by /v1"
+ADDRESS_ONLY: Final = "set the client's base_url to this server's address, without /api/v1"
 
 PREFIX: Final = re.compile(r"(/(openai|api|v1))*(?=/|$)")
 """The parts that base URLs have before OpenAI's own paths."""
@@ -72,6 +73,8 @@ def message(path: str) -> str:
         )
     if TWICE.search(path):
         return f"{NOTHING} It has /v1 twice: {BASE_URL} once."
+    if path.startswith("/api/v1/api/v1/"):
+        return f"{NOTHING} It has /api/v1 twice: {ADDRESS_ONLY}."
     if first in SERVED and not path.startswith(("/v1/", "/api/v1/")):
         return f"{NOTHING} OpenAI's API is under /v1: {BASE_URL}."
     return NOTHING

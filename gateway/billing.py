@@ -24,7 +24,7 @@ from ledger.pricing import Price, Prices, cost
 from ledger.schema import new_id, now_us
 from providers.base import Target
 from quota.memory import Hold
-from quota.quota import Demand, Quota, budget_of, demand_of
+from quota.quota import Demand, Quota, demand_of
 from streams.stream import Stream
 
 log = logging.getLogger("sluice.meter")
@@ -53,7 +53,7 @@ class Billing:
 
         If the key has a budget, a candidate needs a known price or a BYOK key.
         """
-        if budget_of(key) is None:
+        if key.budget_nano is None:
             return candidates
         found = [c for c in candidates if c.target.byok or self._price(c.target) is not None]
         if not found:
@@ -133,7 +133,7 @@ class Billing:
         continued: bool,
     ) -> Claim | None:
         """Return the claim at the highest price that may apply, whatever terms are served."""
-        if budget_of(key) is None:
+        if key.budget_nano is None:
             return None
         terms = possible_terms(requested)
         prices = [self._price(c.target, each) for c in candidates for each in terms]

@@ -127,7 +127,7 @@ def fit(
     singly = "choice_list" in unsupported_here and (request.n or 1) > 1
     split = singly or "prompt_list" in lacking
     hints = lacking & HINTS
-    refuse(at_fault(lacking, request, echo=echo), target)
+    refuse(at_fault(lacking, request, echo=echo), target, gap=request.suffix == "")
     check_limits(request, target, hints)
     stops, sent = None, request.stop
     if sent:
@@ -233,12 +233,17 @@ def at_fault(lacking: frozenset[str], request: CompletionRequest, *, echo: bool)
     return found - {"echo_token_ids"} if "token_ids" in found else found
 
 
-def refuse(names: frozenset[str], target: Target) -> None:
-    """Raise UnsupportedParameter for the first of the names, if there are any."""
+def refuse(names: frozenset[str], target: Target, *, gap: bool = False) -> None:
+    """Raise UnsupportedParameter for the first of the names, if there are any.
+
+    Args:
+        gap: True for an empty suffix, which the caller may not have sent: the endpoints for editors
+            add it.
+    """
     if not names:
         return
     name = min(names)
-    words = PARAMETER_WORDS.get(name, name)
+    words = "fill-in-the-middle" if gap and name == "suffix" else PARAMETER_WORDS.get(name, name)
     if target.fim:
         plain = msgspec.structs.replace(target, fim=None)
         if name not in registry.dialect(plain.dialect).unsupported(plain):

@@ -12,7 +12,14 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Final
 
-from errors import RateLimited, SluiceError, Unavailable, UpstreamError, whole_seconds
+from errors import (
+    ITSELF,
+    RateLimited,
+    SluiceError,
+    Unavailable,
+    UpstreamError,
+    whole_seconds,
+)
 from providers.base import Target
 from routing.upstream_errors import public_error, rate_limited
 from streams.stream import Stream
@@ -31,6 +38,8 @@ KEY_REJECTED: Final = (401, 403)
 def reason_of(failure: SluiceError) -> str:
     """Return the reason for a target's failure, as a clause."""
     if isinstance(failure, UpstreamError):
+        if failure.reason == ITSELF:
+            return f"status {failure.upstream_status}: its base_url is Sluice itself"
         if failure.upstream_status in KEY_REJECTED:
             return f"status {failure.upstream_status}: it rejected the API key"
         if failure.upstream_status is not None:

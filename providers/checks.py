@@ -20,7 +20,7 @@ import msgspec
 
 from completion import CompletionRequest
 from config import Timeouts
-from errors import UpstreamError, UpstreamTimeout
+from errors import ITSELF, UpstreamError, UpstreamTimeout, is_sluice
 from keys.redaction import shown
 from providers import registry
 from providers.base import Target, UpstreamRequest
@@ -38,7 +38,6 @@ PATHS: Final = {
 """The address to get, relative to base_url, by dialect. Bedrock's host has no list of models."""
 PROBE: Final = CompletionRequest(prompts=("x",))
 """A request that is never sent: the check uses its headers."""
-OWN_REALM: Final = 'realm="sluice"'
 LATE_S: Final = 0.5
 """The extra time for a check that an abort can't end, such as a lookup of a name."""
 LONGEST_TEXT: Final = 200
@@ -178,9 +177,9 @@ def judged(exchange: Exchange, target: Target, status: int) -> Check:
             message = f"sent a web page instead of data: check base_url, {public_url(row.base_url)}"
             return result(ok=False, state="not_found", message=message)
         return result(ok=True, state="ok", message="ok")
-    if OWN_REALM in exchange.headers.get("www-authenticate", ""):
+    if is_sluice(exchange.headers) and not (status == 401 and target.credential):
         message = "is Sluice itself: set base_url to where the provider listens"
-        return result(ok=False, state="itself", message=message)
+        return result(ok=False, state=ITSELF, message=message)
     error = registry.dialect(target.dialect).error(status, exchange.headers, exchange.read_error())
     return refused(target, status, error)
 

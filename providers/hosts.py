@@ -282,8 +282,7 @@ BUILT_IN: Final = (
         name="sglang",
         base_url="http://127.0.0.1:30000/v1",
         completions=True,
-        # It ignores these, unless it has a template of its own.
-        cannot=("best_of", "suffix", "user"),
+        cannot=("best_of", "suffix", "user"),  # ignored, unless it has a template of its own
         stream_options={"include_usage": True, "continuous_usage_stats": True},
         fim=BY_TEMPLATE,
     ),

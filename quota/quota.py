@@ -284,9 +284,9 @@ def budget_of(key: Key) -> Budget | None:
     limit = key.budget_nano
     if limit is None:
         return None
-    today = datetime.now(UTC).date()
     if key.budget_period == "total":
         return Budget(limit)
+    today = datetime.now(UTC).date()
     since = today if key.budget_period == "day" else today.replace(day=1)
     return Budget(limit, since.isoformat())
 

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import msgspec
 
 from completion import EndReason, FinishReason
-from endpoints import native, openai, request_fields
+from endpoints import native, openai_fields, request_fields
 from endpoints.openapi.errors import CODES, UNSEEN
 from endpoints.usage import GROUPS
 from ledger.writing import INTERRUPTED
@@ -117,15 +117,15 @@ def openai_body() -> Schema:
     known = parameters()
     inside = {name: s for name, s in known.items() if name not in request_fields.BEYOND_PARAMS}
     token = {"type": "integer", "minimum": 0}
-    several = {"minItems": 1, "maxItems": openai.MOST_PROMPTS}
+    several = {"minItems": 1, "maxItems": openai_fields.MOST_PROMPTS}
     ids = items(token) | {"minItems": 1}
     prompt = {
         "anyOf": [TEXT, items(TEXT) | several, ids, items(ids) | several],
-        "description": f"Expects {openai.PROMPT_TAKES}.",
+        "description": f"Expects {openai_fields.PROMPT_TAKES}.",
     }
     options: Schema = {
         "type": "object",
-        "properties": {name: nullable(YES) for name in openai.USAGE_OPTIONS},
+        "properties": {name: nullable(YES) for name in openai_fields.USAGE_OPTIONS},
         "additionalProperties": True,
     }
     more = {"stream_options": nullable(options), "additional_params": additional(inside)}

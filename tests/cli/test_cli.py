@@ -566,6 +566,19 @@ def test_parse_duration_refuses_invalid_text(text: str) -> None:
         parse_duration(text)
 
 
+def test_a_model_without_a_provider_that_is_no_alias_is_a_warning(
+    run: Runner, store: KeyStore
+) -> None:
+    made = run("create", "--name", "a", "--models", "gpt-4o,openai/*,*,f?st")
+    says = "Warning: 'gpt-4o' is neither an alias nor a model's full name (provider/model), so it"
+    assert made.exit_code == 0
+    assert made.stderr.count("Warning: ") == 1
+    assert says in made.stderr
+    assert store.find(made.stdout.strip()) is not None
+    assert says in run("change", "a", "--models", "gpt-4o").stderr
+    assert "Warning" not in run("change", "a", "--models", "openai/gpt-4o").stderr
+
+
 # flask quickstart
 
 
@@ -575,7 +588,11 @@ def test_quickstart_creates_only_one_key(run: Runner, store: KeyStore) -> None:
     assert store.find(secret) == store.get("first")
     assert f"export SLUICE_KEY={secret}\n" in first.stdout
     again = run.plain("quickstart")
-    assert "Lost your key? ./sluice keys create --name NAME" in again.stdout
+    assert f"export SLUICE_URL=http://127.0.0.1:8000\n  export SLUICE_KEY={secret}" in first.stdout
+    assert "Lost your key? ./sluice keys rotate first gives it a new secret" in again.stdout
+    store.create("second")
+    assert "Lost your key? ./sluice keys rotate NAME " in run.plain("quickstart").stdout
+    store.delete("second")
     for output in (first.stdout, again.stdout):
         assert "http://127.0.0.1:8000/api/v1/completions" in output
         assert "Bearer $SLUICE_KEY" in output
@@ -591,6 +608,7 @@ def test_quickstart_accepts_a_first_key_that_another_process_creates_meanwhile(
     result = run.plain("quickstart")
     assert result.exit_code == 0
     assert "sk-sluice-" not in result.stdout
+    assert "Another process has just created the first key, and has printed it." in result.stdout
 
 
 @pytest.mark.parametrize(

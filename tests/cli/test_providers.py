@@ -52,6 +52,8 @@ class Run:
     def _check(self, _transport: object, target: Target, _limit: float, **_: Any) -> Check:
         self.checked.append(target)
         name = target.provider.name
+        if name == self.itself:
+            return Check(name, ok=False, state="itself", message="is Sluice itself")
         if target.credential is None and target.dialect != "local":
             refused = "127.0.0.1:1 could not be reached: the connection was refused"
             return Check(name, ok=False, state="refused", message=refused)
@@ -59,6 +61,8 @@ class Run:
             return Check(name, ok=False, state="key_rejected", message="rejected the API key")
         return Check(name, ok=True, state="ok", message="ok (1 ms)", seconds=0.001)
 
+    itself = ""
+    """The provider whose address is Sluice's own."""
     rows: Mapping[str, Any] = MappingProxyType({})
     """The tables of sluice.toml."""
 
@@ -178,6 +182,16 @@ def test_a_check_names_the_variable_that_is_missing(run: Run) -> None:
     assert run.checked == []
 
 
+@pytest.mark.parametrize("arguments", [(), ("--json",), ("check", "openai"), ("check",)])
+def test_a_variable_that_looks_like_a_providers_key_is_named(
+    run: Run, arguments: tuple[str, ...]
+) -> None:
+    result = run(*arguments, OPENAI_APIKEY=GOOD_KEY)
+    assert result.stderr == (
+        "Warning: OPENAI_APIKEY isn't used; did you mean OPENAI_API_KEY, for openai?\n"
+    )
+
+
 def test_a_check_of_an_unknown_provider_suggests_the_nearest(run: Run) -> None:
     result = run("check", "opneai")
     assert result.exit_code == 1
@@ -189,6 +203,13 @@ def test_all_keys_of_a_provider_are_checked(run: Run) -> None:
     [found] = json.loads(result.stdout)
     assert (found["state"], result.exit_code) == ("key_rejected", 1)
     assert [target.key_number for target in run.checked] == [1, 2]
+
+
+def test_a_local_engine_whose_address_is_that_of_sluice_is_a_mistake_everywhere(run: Run) -> None:
+    run.itself = "vllm"
+    for arguments in ((), ("check",), ("check", "vllm")):
+        assert run.lines(*arguments)["vllm"].find("is Sluice itself") > 0, arguments
+    assert run("check").exit_code == 1
 
 
 def test_a_local_engine_that_was_configured_must_run(run: Run) -> None:

@@ -42,6 +42,9 @@ timeouts = {{first_event = 0.2}}
 [providers.dead]
 base_url = "http://127.0.0.1:1/v1"
 tokenizer = "vllm"
+[providers.pair]
+base_url = ["http://127.0.0.1:1/v1", "{origin}/vllm/v1"]
+tokenizer = "vllm"
 [aliases]
 mine = ["vllm/m", "llamacpp/m"]
 none = ["plain/m", "vllm/m"]
@@ -508,3 +511,14 @@ def test_a_trailing_slash_is_accepted(site: Site, path: str) -> None:
     else:
         sent = {"prompt": "a"} if path == "/tokenize" else TOKENS
         assert site.post(f"{path}/", model="vllm/m", **sent).status_code == 200
+
+
+# Replicas
+
+
+def test_a_replica_that_cannot_be_reached_is_left_for_another(site: Site) -> None:
+    for _ in range(10):
+        site.answers("tokenize")
+        found = site.post("/tokenize", model="pair/m", prompt="The quick brown")
+        assert found.status_code == 200, found.get_json()
+        assert found.get_json()["count"] == 3

@@ -42,8 +42,11 @@ def test_the_facts_at_the_top_of_the_readme_are_true() -> None:
     [version] = re.findall(r"python_requires = >=([\d.]+)", setup)
     assert f"[MIT license](LICENSE) · Python {version} or newer" in readme
     assert (ROOT / "LICENSE").read_text().startswith("MIT License")
-    assert f"- **Providers.** {len(BUILT_IN)} are built in" in readme
-    assert f"those of {len(BUILT_IN)} providers" in readme
+    others = [row for row in BUILT_IN if row.dialect != "local"]
+    engines = sum("//127.0.0.1:" in row.base_url for row in others)
+    providers = f"{len(others) - engines} hosted providers and {engines} local engines"
+    assert f"- **Providers.** {providers} are built in" in readme
+    assert f"| those of {providers}, " in readme
     assert (ROOT / "docs/screenshots/stop.gif").stat().st_size < 1_000_000
 
 

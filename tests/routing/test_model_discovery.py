@@ -274,3 +274,13 @@ def test_only_enabled_rows_with_a_list_are_asked_with_the_operators_keys() -> No
     assert list(found) == [Address("keyed", "http://k/v1"), Address("keyless", "http://l/v1")]
     keyed = found[Address("keyed", "http://k/v1")]
     assert [target.credential and target.credential.reveal() for target in keyed] == ["one", "two"]
+
+
+def test_each_replica_of_a_provider_is_asked_with_each_key() -> None:
+    urls = ["http://a:1/v1", "http://b:1/v1"]
+    rows = {"engines": {"base_url": urls, "api_key_env": "ENGINES_KEY"}}
+    router = Router(Settings(providers=rows, environ={"ENGINES_KEY": "sk-1, sk-2"}))
+    found = addresses(router, [router.providers["engines"]])
+    assert list(found) == [Address("engines", url) for url in urls]
+    for url, targets in zip(urls, found.values(), strict=True):
+        assert [(t.provider.base_url, t.key_number) for t in targets] == [(url, 1), (url, 2)]
