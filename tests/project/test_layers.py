@@ -42,7 +42,6 @@ LONG_MODULES: dict[str, str] = {
     "completion": "the vocabulary, type after type",
     "config": "all settings, with a field and a variable for each",
     "endpoints.native": "one whole API",
-    "gateway.stop_sequences": "one scanner, and the state of a choice",
 }
 LONG_FUNCTIONS: dict[str, str] = {
     "endpoints.openapi.schemas.completions": "one schema",
