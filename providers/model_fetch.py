@@ -14,10 +14,10 @@ from contextlib import closing
 from typing import Final, NamedTuple
 
 from config import Timeouts
-from errors import UpstreamError
+from errors import OWN_REALM, UpstreamError
 from providers import model_entries, registry
 from providers.base import INSTANCE_HEADER, ListedModel, ModelList, Target
-from providers.checks import OWN_REALM, request_of, signed
+from providers.checks import request_of, signed
 from providers.transport.abort import Aborted
 from providers.transport.exchange import Transport
 
