@@ -22,7 +22,7 @@ from flask.cli import ScriptInfo
 from cli import commands
 from cli.callers_folder import FOLDER, callers_folder
 from cli.serve import serve
-from config import VERSION, ConfigError, load_dotenv, skip_dotenv
+from config import VERSION, ConfigError, default_flask_app, load_dotenv, skip_dotenv
 
 APP = "wsgi:app"
 EPILOG = "Put a provider's key into .env, such as OPENAI_API_KEY=sk-...; see docs/quickstart.md."
@@ -76,7 +76,7 @@ def flask(arguments: tuple[str, ...]) -> None:
         for name in (".env", ".flaskenv"):
             if path := find_dotenv(name, usecwd=True):
                 load_dotenv(Path(path), parse_dotenv)
-    os.environ.setdefault("FLASK_APP", f"{checkout}/wsgi.py")
+    default_flask_app(checkout / "wsgi.py")
     os.execv(sys.executable, [sys.executable, "-m", "flask", *arguments])  # noqa: S606
 
 
