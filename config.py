@@ -635,11 +635,6 @@ def skip_dotenv() -> bool:
     return given not in ("", "0", "false", "no")
 
 
-def default_flask_app(path: Path) -> None:
-    """Let Flask's own commands use an app, unless FLASK_APP names another one."""
-    os.environ.setdefault("FLASK_APP", str(path))
-
-
 def prepare_to_serve() -> None:
     """Adapt the environment for a server that a person starts by hand.
 

@@ -22,7 +22,7 @@ from flask.cli import ScriptInfo
 from cli import commands
 from cli.callers_folder import FOLDER, callers_folder
 from cli.serve import serve
-from config import VERSION, ConfigError, default_flask_app, load_dotenv, skip_dotenv
+from config import VERSION, ConfigError, load_dotenv, skip_dotenv
 
 APP = "wsgi:app"
 EPILOG = "Put a provider's key into .env, such as OPENAI_API_KEY=sk-...; see docs/quickstart.md."
@@ -69,15 +69,15 @@ def setup() -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def flask(arguments: tuple[str, ...]) -> None:
     """Run a command of Flask itself, such as routes."""
-    checkout = Path.cwd()
+    app = Path.cwd() / "wsgi.py"
     os.chdir(callers_folder())
     if not skip_dotenv():
         # As Flask does: .env takes precedence over .flaskenv, and both may be in a parent folder.
         for name in (".env", ".flaskenv"):
             if path := find_dotenv(name, usecwd=True):
                 load_dotenv(Path(path), parse_dotenv)
-    default_flask_app(checkout / "wsgi.py")
-    os.execv(sys.executable, [sys.executable, "-m", "flask", *arguments])  # noqa: S606
+    command = [sys.executable, "-m", "flask", "--app", str(app), *arguments]
+    os.execv(sys.executable, command)  # noqa: S606
 
 
 def parse_dotenv(text: str) -> Mapping[str, str | None]:

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import Final
 
@@ -23,7 +23,6 @@ from completion import (
     Added,
     Batch,
     Delta,
-    Event,
     Finished,
     FinishReason,
     Logprobs,
@@ -32,7 +31,7 @@ from completion import (
     join_logprobs,
     utf8_size,
 )
-from concurrency.yielding import Yielder
+from concurrency.yielding import paced
 from gateway.stop_automaton import StopAutomaton
 from streams.mailbox import BACKLOG
 from streams.tally import EVENT_WEIGHT
@@ -43,13 +42,6 @@ MOST_TOKENS: Final = 4096
 
 MANY: Final = 64
 """Above how many events a batch is searched with pauses: a whole answer may have many choices."""
-
-
-def paced(batch: Batch) -> Iterator[Event]:
-    yielder = Yielder()
-    for event in batch:
-        yielder.yield_if_due()
-        yield event
 
 
 class Scanner:

@@ -327,7 +327,7 @@ def test_other_calls_run_while_many_choices_are_searched(monkeypatch: pytest.Mon
         def yield_if_due(self, waited: float = 0.0) -> None:
             yields.append(True)
 
-    monkeypatch.setattr("gateway.stop_sequences.Yielder", Counted)
+    monkeypatch.setattr("concurrency.yielding.Yielder", Counted)
     scanner = scanner_of("END", choices=500)
     batch: Batch = [Delta(index, f"text {index} END") for index in range(500)]
     found = fold([event for event in scanner.take(batch) if not isinstance(event, Thought)])
