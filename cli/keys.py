@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,8 +19,17 @@ import click
 from flask import current_app
 from flask.cli import AppGroup
 
-from cli.formats import as_json, cell, parse_duration, parse_instant, table, to_json
-from cli.key_views import LIMITS, MONEY, described, in_short, public, terms_of, used_in_words
+from cli.formats import as_json, cell, parse_duration, parse_instant, table, to_json, warn
+from cli.key_views import (
+    LIMITS,
+    MONEY,
+    described,
+    in_short,
+    public,
+    terms_of,
+    used_in_words,
+    useless_models,
+)
 from cli.open_ledger import NOTHING, usage_of_keys
 from keys.key import PERIODS, TIERS, Key, KeyFileError, Terms, as_text
 from keys.store import KeyStore
@@ -93,12 +102,12 @@ def create(name: str, as_json: bool, **chosen: str | None) -> None:
         click.echo(
             to_json({"id": fields.pop("id"), "name": fields.pop("name"), "key": secret} | fields)
         )
-        warn_of_models(terms)
+        warn(useless_models(terms.get("models", ()), aliases()))
         return
     click.echo(secret)
     click.echo(f"Key {key.name!r} ({key.id}): {terms_of(key)}.", err=True)
     click.echo(SAVE_NOW, err=True)
-    warn_of_models(terms)
+    warn(useless_models(terms.get("models", ()), aliases()))
 
 
 @keys.command("rotate")
@@ -146,7 +155,7 @@ def change(id_or_name: str, **chosen: str | None) -> None:
     if not terms:
         raise click.ClickException("Nothing to change: see './sluice keys change --help'.")
     report(store().update(id_or_name, **terms), "changed")
-    warn_of_models(terms)
+    warn(useless_models(terms.get("models", ()), aliases()))
 
 
 @keys.command("list", short_help="List all keys with what they spent.")
@@ -275,20 +284,13 @@ def parse_expires(text: str) -> timedelta | datetime | None:
         ) from None
 
 
+def aliases() -> Container[str]:
+    found: Container[str] = current_app.extensions["sluice"].gateway.router.aliases
+    return found
+
+
 def parse_models(text: str) -> tuple[str, ...]:
     return tuple(glob.strip() for glob in text.split(","))
-
-
-def warn_of_models(terms: Terms) -> None:
-    """Warn about names that allow nothing, because they are neither an alias nor a model's."""
-    aliases = current_app.extensions["sluice"].gateway.router.aliases
-    for name in terms.get("models", ()):
-        if not set("/*?[") & set(name) and name not in aliases:
-            click.echo(
-                f"Warning: {name!r} is neither an alias nor a model's full name (provider/model), "
-                "so it allows nothing",
-                err=True,
-            )
 
 
 def parse_count(text: str) -> int | None:

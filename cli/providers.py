@@ -10,7 +10,7 @@ import click
 from flask import current_app
 from flask.cli import AppGroup, with_appcontext
 
-from cli.formats import as_json, cell, table, to_json
+from cli.formats import as_json, cell, table, to_json, warn
 from cli.provider_models import gateway, list_models
 from config import Settings
 from errors import ProviderNotFound
@@ -61,7 +61,7 @@ def providers_group(ctx: click.Context, markdown: bool, checks: bool, as_json: b
     if markdown:
         click.echo(f"{provider_table(BUILT_IN)}\n\n{family_table()}")
         return
-    warn_of_near_misses()
+    warn(near_misses(router().providers.values(), settings().environ))
     rows = list(router().providers.values())
     found = None
     if checks:
@@ -109,7 +109,7 @@ def check_providers(
         rows = [router().provider(name) for name in dict.fromkeys(names)]
     except ProviderNotFound as error:
         raise click.ClickException(error.message) from None
-    warn_of_near_misses()
+    warn(near_misses(router().providers.values(), settings().environ))
     found = checked(rows or list(router().providers.values()), timeout, thorough=True)
     if rows:
         found = [*map(disabled, filter(lacks, rows)), *found]
@@ -128,11 +128,6 @@ def router() -> Router:
 def settings() -> Settings:
     found: Settings = current_app.extensions["sluice"].settings
     return found
-
-
-def warn_of_near_misses() -> None:
-    for warning in near_misses(router().providers.values(), settings().environ):
-        click.echo(f"Warning: {warning}", err=True)
 
 
 def lacks(row: Provider) -> list[str]:

@@ -38,7 +38,6 @@ DIALECTS = frozenset(path.parent.name for path in (ROOT / "providers").glob("*/d
 
 LONG_MODULES: dict[str, str] = {
     "cli.keys": "the commands of one group, with their options",
-    "cli.providers": "the commands of one group, and the tables that they print",
     "completion": "the vocabulary, type after type",
     "config": "all settings, with a field and a variable for each",
     "endpoints.native": "one whole API",
