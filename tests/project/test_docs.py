@@ -30,6 +30,15 @@ def test_every_anchor_is_a_heading() -> None:
             assert anchor in map(anchor_of, headings), f"{path.name}: {target}#{anchor}"
 
 
+def test_text_is_wrapped_at_100_columns() -> None:
+    """Tables, code and pictures have their own lengths, and so have links that can't be broken."""
+    for path in PAGES:
+        prose = re.sub(r"^ *```.*?^ *```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for line in prose.splitlines():
+            exempt = line.startswith(("|", "    ", "<img")) or len(line.split()) == 1
+            assert exempt or len(line) <= 100, f"{path.name}: {line}"
+
+
 def test_the_documentation_has_one_name_for_the_command_line() -> None:
     commands = re.compile(r"\bflask (?:keys|usage|ledger|providers|quickstart)\b")
     found = [path.name for path in PAGES for _ in commands.findall(path.read_text())]
