@@ -21,8 +21,6 @@ from gunicorn.util import hop_headers
 NAME = r"[!#$%&'*+\-.^`|~0-9A-Za-z]+"  # without `_`, which gunicorn accepts only from some peers
 VALUE = r"[^\x00-\x08\x0a-\x1f\x7f]*"
 FIELD = re.compile(rf"({NAME}):({VALUE})(?:\r\n|\Z)")
-MAX_GATHERED = 64 * 1024
-"""The most bytes of a body that are copied, in order to send them with the head."""
 FIELDS = re.compile(rf"(?:{NAME}:{VALUE}(?:\r\n|\Z))+")
 
 
@@ -80,17 +78,8 @@ class FastRequestParser(RequestParser):
         return True
 
 
-class Gathered(list[bytes]):
-    """What gunicorn would send to a client in several steps."""
-
-    sendall = list.append
-
-
 class FastResponse(wsgi.Response):
-    """A response that checks its headers together, and sends each part in one step."""
-
-    sock: Any
-    headers_sent: bool
+    """A response that checks its headers together, and frames and sends a chunk in one step."""
 
     def process_headers(self, headers: list[tuple[str, str]]) -> None:
         names = [name.lower() for name, _ in headers]
@@ -107,17 +96,10 @@ class FastResponse(wsgi.Response):
         self.headers += [(name, value.strip(" \t")) for name, value in headers]
 
     def write(self, data: bytes) -> None:
-        """Send a part of the body: the first one with the head, a chunk with its framing."""
-        if self.headers_sent and self.chunked and data:
-            self.sent += len(data)
-            self.sock.sendall(b"%X\r\n%b\r\n" % (len(data), data))
-        elif self.headers_sent or len(data) > MAX_GATHERED:
+        if not self.chunked or not data:
             super().write(data)
-        else:
-            sock, self.sock = self.sock, Gathered()
-            try:
-                super().write(data)
-            finally:
-                gathered, self.sock, self.headers_sent = self.sock, sock, False
-            sock.sendall(b"".join(gathered))
-            self.headers_sent = True
+            return
+        chunk = b"%X\r\n%b\r\n" % (len(data), data)
+        self.send_headers()
+        self.sent += len(data)
+        self.sock.sendall(chunk)

@@ -21,7 +21,7 @@ from typing import Final
 from concurrency.native import BriefLock, received, waits_first
 from concurrency.threads import BackgroundThread
 
-READ_SIZE: Final = 16 * 1024
+READ_SIZE: Final = 32 * 1024
 """The maximum number of bytes per read: more than most responses have, and quick to allocate."""
 LOOK_S: Final = 0.5
 """Seconds between two checks for idle timeouts."""
