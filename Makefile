@@ -7,7 +7,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-SETUP := PYTHON='$(PYTHON)' ./sluice setup
+SETUP := PYTHON='$(PYTHON)' ./sluice setup --quiet
 PYTEST := $(BIN)/pytest -n 4 --dist loadfile
 
 # The tests start hundreds of processes. Without cached bytecode, each would compile every module.

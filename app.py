@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from flask import Flask
 
 import cli
 from cluster.redis_client import RedisClient
-from config import ConfigError, Settings, TomlError
+from config import ConfigError, Settings, TomlError, shown_before
 from endpoints import (
     error_handlers,
     fim,
@@ -20,7 +21,9 @@ from endpoints import (
     models,
     native,
     openai,
+    openai_models,
     pages,
+    tokenizers,
     usage,
 )
 from endpoints import metrics as metrics_page
@@ -50,8 +53,10 @@ BLUEPRINTS = tuple(
     for module in (
         native,
         openai,
+        openai_models,
         fim,
         llamacpp,
+        tokenizers,
         models,
         usage,
         health,
@@ -66,6 +71,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     """Return the WSGI application. Raises ConfigError if its configuration is invalid."""
     settings = settings or Settings.from_env()
     logs.configure(settings.log_format, settings.log_level)
+    logs.hide_once(shown_before(settings.environ))
     for warning in (*settings.warnings, *unused(settings.environ)):
         log.warning(warning)
     app = App(__name__, static_folder=None)
@@ -112,12 +118,16 @@ def wire(settings: Settings) -> Services:
     breakers = CircuitBreakers(enabled=settings.cooldown, redis_client=redis_client)
     gateway = Gateway(settings, quota, ledger, records.settled, breakers=breakers, cluster=cluster)
     if cluster is not None:
-        cluster.attend(gateway.streams, quota.beat, breakers.exchange, metrics.refresh)
+        beats = [quota.beat, breakers.exchange, *shared_loads(redis_client, gateway)]
+        cluster.attend(gateway.streams, *beats, metrics.refresh)
+    if gateway.replica_calls():
+        metrics.watch_replicas(gateway.replica_calls)
     router = gateway.router
     for warning in (
         *near_misses(router.providers.values(), settings.environ),
         *router.warnings(),
         *gateway.prices.unused(router.providers, router.aliases),
+        *router.hidden_models(),
     ):
         log.warning(warning)
     aliased = chain.from_iterable(router.aliases.values())
@@ -134,6 +144,17 @@ def wire(settings: Settings) -> Services:
         cluster=cluster,
         tracing=tracing,
     )
+
+
+def shared_loads(
+    redis_client: RedisClient | None, gateway: Gateway
+) -> Iterator[Callable[[], None]]:
+    """Yield the function that shares the replicas' calls in flight, if there are any replicas."""
+    if redis_client is not None and gateway.replica_calls():
+        # Imported here because most servers don't need it.
+        from routing.load_sync import LoadSync
+
+        yield LoadSync(redis_client, gateway.reader.replicas.loads).exchange
 
 
 def traces(endpoint: str) -> Tracing:

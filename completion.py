@@ -27,7 +27,7 @@ among that key's calls."""
 
 TargetKey: TypeAlias = tuple[str, str, int]
 """The identity of a target: the provider, its model ("" means all models), and the number of the
-operator's key."""
+operator's key (0 with no model means all keys). A replica is part of the provider: "vllm@HOST"."""
 
 
 class SourceFile(msgspec.Struct, frozen=True):
@@ -457,6 +457,38 @@ def utf8_size(text: str) -> int:
 def prompt_tokens(prompt: Prompt) -> int:
     """Return the number of tokens in a prompt: exact for token ids, estimated for text."""
     return estimate_tokens(prompt) if isinstance(prompt, str) else len(prompt)
+
+
+class TokenSource(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be tokenized: a text, or the messages of a chat."""
+
+    text: str | None = None
+    messages: list[Any] | None = None
+    add_special: bool
+    """Whether special tokens, such as one for the beginning, are added."""
+    parse_special: bool = True
+    """Whether the names of special tokens in the text stand for these tokens."""
+    strings: bool = False
+    """Whether the strings of the tokens are wanted."""
+    pieces: bool = False
+    """Whether llama.cpp's pieces are wanted: each token with its id and its text or bytes."""
+    chat: dict[str, Any] = {}
+    """Other parameters of a chat, under vLLM's names."""
+
+
+class TokenList(msgspec.Struct, frozen=True):
+    ids: list[int]
+    strings: list[str] | None = None
+    pieces: list[LlamaCppPiece] | None = None
+    max_model_len: int | None = None
+    """The most tokens that the model takes; None if the host doesn't report it."""
+
+
+class LlamaCppPiece(msgspec.Struct, frozen=True):
+    """A token of llama.cpp. A piece that isn't valid UTF-8 is a list of bytes."""
+
+    id: int
+    piece: str | list[int]
 
 
 class Summary(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import codecs
 import difflib
 import ipaddress
+import json
 import os
 import re
 import tomllib
@@ -151,6 +152,8 @@ class Settings:
     default_model: str = "local/pydoc"
     fim_model: str = ""
     """The model of fill-in-the-middle requests that name none; empty if they must name one."""
+    tokenize_model: str = ""
+    """The model of tokenizer requests that name none; empty for `default_model`."""
     max_body: int = 1024 * 1024
     max_streams: int = 1000
     keepalive: float = 15
@@ -172,6 +175,10 @@ class Settings:
     per_key: int | None = None
     continue_streams: bool = False
     strict: bool = False
+    discovery: float = 300
+    """The time until a host's list of models is asked for again; 0 if no host is asked."""
+    public_models: bool = False
+    """True if GET /v1/models needs no key."""
     cors_origins: tuple[str, ...] = ("*",)
     log_format: str = "auto"
     log_level: str = "info"
@@ -233,6 +240,16 @@ def seconds(least: float, most: float) -> Callable[[str, str], float]:
         return check_range(
             name, text, convert(name, text, float, "a number of seconds"), least, most
         )
+
+    return parse
+
+
+def zero_or_seconds(least: float, most: float) -> Callable[[str, str], float]:
+    """Return a parser for seconds in a range, or 0, which turns something off."""
+    parse_range, parse_any = seconds(least, most), seconds(0, most)
+
+    def parse(name: str, text: str) -> float:
+        return parse_any(name, text) and parse_range(name, text)
 
     return parse
 
@@ -383,6 +400,7 @@ VARIABLES = (
     Variable("SLUICE_RESERVE_TOKENS", "reserve_tokens", parse_int(1, 1_000_000)),
     Variable("SLUICE_DEFAULT_MODEL", "default_model", parse_stripped),
     Variable("SLUICE_FIM_MODEL", "fim_model", parse_stripped),
+    Variable("SLUICE_TOKENIZE_MODEL", "tokenize_model", parse_stripped),
     Variable("SLUICE_MAX_BODY", "max_body", parse_int(1024, 1 << 30)),
     Variable("SLUICE_MAX_STREAMS", "max_streams", parse_int(1, 100_000)),
     Variable("SLUICE_QUEUE", "queue", parse_int(0, 100_000)),
@@ -405,6 +423,8 @@ VARIABLES = (
     Variable("SLUICE_IDLE_TIMEOUT_S", "idle", seconds(1, DAY)),
     Variable("SLUICE_TOTAL_TIMEOUT_S", "total", seconds(1, DAY)),
     Variable("SLUICE_STRICT", "strict", parse_bool),
+    Variable("SLUICE_DISCOVERY_S", "discovery", zero_or_seconds(10, DAY)),
+    Variable("SLUICE_PUBLIC_MODELS", "public_models", parse_bool),
     Variable("SLUICE_CORS_ORIGINS", "cors_origins", origins),
     Variable("SLUICE_LOG_FORMAT", "log_format", one_of("auto", "json", "text")),
     Variable("SLUICE_LOG_LEVEL", "log_level", one_of("debug", "info", "warning", "error")),
@@ -511,7 +531,8 @@ def read_toml(path: Path | None) -> dict[str, Any]:
     except RecursionError:
         raise ConfigError(f"{path} can't be read: its values are nested too deeply") from None
     except (OSError, ValueError) as error:  # tomllib's own error is a ValueError
-        raise ConfigError(f"{path} can't be read: {error}") from None
+        quotes = "; a text needs quotes" if str(error).startswith("Invalid value") else ""
+        raise ConfigError(f"{path} can't be read: {error}{quotes}") from None
     try:
         check_tables(data)
     except TomlError as error:
@@ -548,9 +569,36 @@ def start_warnings(environ: Mapping[str, str]) -> list[str]:
     return found
 
 
+SHOWN = "_SLUICE_SHOWN"
+"""The variable by which `./sluice serve` passes on the warnings that it has printed."""
+
+
+def pass_on_shown(warnings: Iterable[str]) -> None:
+    """Keep the server that this process becomes from logging warnings that were just printed."""
+    os.environ[SHOWN] = json.dumps([*warnings])
+
+
+def shown_before(environ: Mapping[str, str]) -> list[str]:
+    """Return the warnings that `./sluice serve` printed before it became this server."""
+    return list(json.loads(environ.get(SHOWN, "[]")))
+
+
+def refuse_workers(number: int, settings: Settings) -> None:
+    """Raise ConfigError if a server can't have this number of workers."""
+    if number != 1 and not settings.redis_url:
+        raise ConfigError(
+            f"{number} workers need a Redis to share their streams, so that "
+            "stop-stream reaches each of them: set REDIS_URL, or use one worker (leave out -w)"
+        )
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, [*known], n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+MOST_DOTENV = 1 << 18
+"""The largest `.env` file in bytes. Parsing one of 10 MB would take half a minute."""
 
 
 def load_dotenv(path: Path, parse: Callable[[str], Mapping[str, str | None]]) -> None:
@@ -563,14 +611,18 @@ def load_dotenv(path: Path, parse: Callable[[str], Mapping[str, str | None]]) ->
         parse: returns the variables in the text of such a file.
 
     Raises:
-        ConfigError: the file can't be read.
+        ConfigError: the file can't be read, or is larger than MOST_DOTENV bytes.
     """
     try:
-        text = decode(path, path.read_bytes())
+        with path.open("rb") as file:
+            data = file.read(MOST_DOTENV + 1)
     except (FileNotFoundError, IsADirectoryError):  # some virtual environments are named .env
         return
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from None
+    if len(data) > MOST_DOTENV:
+        raise ConfigError(f"{path} can't be read: it is larger than {MOST_DOTENV >> 10} KiB")
+    text = decode(path, data)
     for name, value in parse(text).items():
         if value is not None:
             os.environ.setdefault(name, value)

@@ -71,6 +71,22 @@ class SluiceError(Exception):
         self.headers = dict(headers or {})
 
 
+OWN_REALM = 'realm="sluice"'
+"""What the WWW-Authenticate header of Sluice's 401 has."""
+OWN_NAME = "1.1 sluice"
+"""The Via header of Sluice's 404 for a path at which there is nothing."""
+ITSELF = "itself"
+
+
+def is_sluice(headers: Mapping[str, str]) -> bool:
+    """Return True if a Sluice, probably this one, sent a response with a 401 or a 404.
+
+    Args:
+        headers: the response's headers, with their names in lower case.
+    """
+    return OWN_REALM in headers.get("www-authenticate", "") or headers.get("via") == OWN_NAME
+
+
 class InvalidRequest(SluiceError):
     status, code = 400, "invalid_request"
 
@@ -88,7 +104,7 @@ class Unauthorized(SluiceError):
     status, code = 401, "unauthorized"
 
     def __init__(self, *, key_sent: bool) -> None:
-        challenge = 'Bearer realm="sluice"' + (', error="invalid_token"' if key_sent else "")
+        challenge = f"Bearer {OWN_REALM}" + (', error="invalid_token"' if key_sent else "")
         super().__init__(
             "A valid API key is required: send it as 'Authorization: Bearer KEY'.",
             headers={"WWW-Authenticate": challenge},
@@ -198,7 +214,8 @@ class UpstreamError(SluiceError):
             key, so `public_error` redacts them.
         retry_after: the seconds that the provider asked to wait.
         host: the host and port of the provider if it can't be reached or doesn't speak HTTP.
-        reason: a short word for why it can't be reached, such as "refused".
+        reason: a short word for why it can't be reached, such as "refused"; ITSELF if a Sluice
+            answered.
         unsupported: the parameter that the provider lacks, if that is why the call failed. Empty if
             the provider didn't name it. The provider itself works, so the call isn't retried
             there, and no circuit breaker learns of it.

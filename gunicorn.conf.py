@@ -50,7 +50,7 @@ if __name__ == "__config__":
     for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
         del sys.modules[name]
 
-from config import DEFAULT_PORT, ConfigError, Settings  # noqa: E402 - see above
+from config import DEFAULT_PORT, ConfigError, Settings, refuse_workers  # noqa: E402 - see above
 
 try:
     settings = Settings.from_env()
@@ -160,11 +160,10 @@ def trust_mapped(cfg: Any) -> None:
 
 def on_starting(server: Any) -> None:
     """Refuse an unusable number of workers, and raise the limit of open files to its maximum."""
-    if server.cfg.workers != 1 and not settings.redis_url:
-        sys.exit(
-            f"sluice: {server.cfg.workers} workers need a Redis to share their streams, so that "
-            "stop-stream reaches each of them: set REDIS_URL, or use one worker (leave out -w)"
-        )
+    try:
+        refuse_workers(server.cfg.workers, settings)
+    except ConfigError as error:
+        sys.exit(f"sluice: {error}")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     needed = SOCKETS_PER_STREAM * settings.max_streams + settings.queue + 100

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -147,3 +147,13 @@ def money(nano: int) -> str:
 def instant(microseconds: int) -> str:
     """Return a time in UTC, such as 2026-01-31T12:00:00Z."""
     return datetime.fromtimestamp(microseconds // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def useless_models(models: Iterable[str], aliases: Container[str]) -> list[str]:
+    """Return a warning for each name that allows nothing: no alias, and no model's full name."""
+    return [
+        f"{name!r} is neither an alias nor a model's full name (provider/model), "
+        "so it allows nothing"
+        for name in models
+        if not set("/*?[") & set(name) and name not in aliases
+    ]

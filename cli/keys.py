@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,8 +19,17 @@ import click
 from flask import current_app
 from flask.cli import AppGroup
 
-from cli.formats import as_json, cell, parse_duration, parse_instant, table, to_json
-from cli.key_views import LIMITS, MONEY, described, in_short, public, terms_of, used_in_words
+from cli.formats import as_json, cell, parse_duration, parse_instant, table, to_json, warn
+from cli.key_views import (
+    LIMITS,
+    MONEY,
+    described,
+    in_short,
+    public,
+    terms_of,
+    used_in_words,
+    useless_models,
+)
 from cli.open_ledger import NOTHING, usage_of_keys
 from keys.key import PERIODS, TIERS, Key, KeyFileError, Terms, as_text
 from keys.store import KeyStore
@@ -86,16 +95,19 @@ def create(name: str, as_json: bool, **chosen: str | None) -> None:
 
     By default, the key has the tier "unlimited", may use every model and never expires.
     """
-    key, secret = store().create(name, **parse_terms(chosen))
+    terms = parse_terms(chosen)
+    key, secret = store().create(name, **terms)
     if as_json:
         fields = public(key)
         click.echo(
             to_json({"id": fields.pop("id"), "name": fields.pop("name"), "key": secret} | fields)
         )
+        warn(useless_models(terms.get("models", ()), aliases()))
         return
     click.echo(secret)
     click.echo(f"Key {key.name!r} ({key.id}): {terms_of(key)}.", err=True)
     click.echo(SAVE_NOW, err=True)
+    warn(useless_models(terms.get("models", ()), aliases()))
 
 
 @keys.command("rotate")
@@ -120,11 +132,18 @@ def rotate(id_or_name: str, overlap: str, as_json: bool) -> None:
         click.echo(to_json(first | fields))
         return
     click.echo(secret)
-    end = "no longer works"
-    if key.previous_until is not None:
-        end = f"works until {as_text(key.previous_until)}"
-    click.echo(f"Key {key.name!r} ({key.id}) has a new secret; the old one {end}.", err=True)
+    click.echo(f"Key {key.name!r} ({key.id}) has a new secret; {fate_of_old(key)}.", err=True)
+    if key.status != "active":
+        click.echo(f"Warning: the key is {key.status}, so neither secret works.", err=True)
     click.echo(SAVE_NOW, err=True)
+
+
+def fate_of_old(key: Key) -> str:
+    """Return what becomes of the secret that a key had before a rotation, as a clause."""
+    if key.previous_until is None or key.status == "expired":
+        return "the old one no longer works"
+    ends = [end for end in (key.previous_until, key.expires) if end is not None]
+    return f"the old one works until {as_text(min(ends))}"
 
 
 @keys.command("change")
@@ -136,9 +155,10 @@ def change(id_or_name: str, **chosen: str | None) -> None:
     if not terms:
         raise click.ClickException("Nothing to change: see './sluice keys change --help'.")
     report(store().update(id_or_name, **terms), "changed")
+    warn(useless_models(terms.get("models", ()), aliases()))
 
 
-@keys.command("list")
+@keys.command("list", short_help="List all keys with what they spent.")
 @click.option(
     "--limits", is_flag=True, help="Show the limits instead of the budgets and the usage."
 )
@@ -262,6 +282,11 @@ def parse_expires(text: str) -> timedelta | datetime | None:
             "--expires must be a duration such as 90m, 12h, 30d or 2w, "
             "a date or time such as 2030-01-31 or 2030-01-31T12:00:00Z, or 'none'."
         ) from None
+
+
+def aliases() -> Container[str]:
+    found: Container[str] = current_app.extensions["sluice"].gateway.router.aliases
+    return found
 
 
 def parse_models(text: str) -> tuple[str, ...]:

@@ -69,13 +69,15 @@ def setup() -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def flask(arguments: tuple[str, ...]) -> None:
     """Run a command of Flask itself, such as routes."""
+    app = Path.cwd() / "wsgi.py"
     os.chdir(callers_folder())
     if not skip_dotenv():
         # As Flask does: .env takes precedence over .flaskenv, and both may be in a parent folder.
         for name in (".env", ".flaskenv"):
             if path := find_dotenv(name, usecwd=True):
                 load_dotenv(Path(path), parse_dotenv)
-    os.execv(sys.executable, [sys.executable, "-m", "flask", *arguments])  # noqa: S606
+    command = [sys.executable, "-m", "flask", "--app", str(app), *arguments]
+    os.execv(sys.executable, command)  # noqa: S606
 
 
 def parse_dotenv(text: str) -> Mapping[str, str | None]:

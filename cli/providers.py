@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,8 @@ import click
 from flask import current_app
 from flask.cli import AppGroup, with_appcontext
 
-from cli.formats import as_json, cell, table, to_json
+from cli.formats import as_json, cell, table, to_json, warn
+from cli.provider_models import gateway, list_models
 from config import Settings
 from errors import ProviderNotFound
 from gateway import capabilities
@@ -18,6 +19,7 @@ from providers.base import Provider, Target
 from providers.checks import Check, check, check_all, public_url
 from providers.fim_templates import FAMILIES
 from providers.hosts import BUILT_IN
+from providers.key_variables import near_misses
 from providers.registry import missing
 from providers.transport.exchange import Transport
 from routing.router import Router, credentials
@@ -26,8 +28,8 @@ LIMIT_S = 5.0
 """Seconds that each provider has to answer."""
 ANY_MODEL = "any"
 BUILT_IN_ROWS = {row.name: row for row in BUILT_IN}
-ABSENT = ("refused", "itself")
-"""What a check of a local engine that isn't running finds."""
+ABSENT = "refused"
+"""The state that a check of a local engine that isn't running finds."""
 NOT_RUNNING = "not running"
 
 COLUMNS = (
@@ -41,6 +43,7 @@ COLUMNS = (
     cls=AppGroup,
     invoke_without_command=True,
     help="List the known providers, and show which of them are enabled and answer now.",
+    short_help="List the providers and whether they answer.",
 )
 @click.option("--markdown", is_flag=True, help="Print the tables of docs/guides/providers.md.")
 @click.option(
@@ -58,16 +61,31 @@ def providers_group(ctx: click.Context, markdown: bool, checks: bool, as_json: b
     if markdown:
         click.echo(f"{provider_table(BUILT_IN)}\n\n{family_table()}")
         return
+    warn(near_misses(router().providers.values(), settings().environ))
     rows = list(router().providers.values())
-    found = {one.provider: one for one in checked(rows)} if checks else None
+    found = None
+    if checks:
+        gateway().catalog.refresh()  # in the background, at the same time as the checks
+        found = checked(rows)
+        gateway().catalog.refresh(LIMIT_S)
     if as_json:
         click.echo(to_json([row_as_json(row, found) for row in rows]))
         return
-    titles = ["name", "enabled", "variables", *(["answers"] if checks else []), "base_url"]
-    click.echo(table([titles, *(row_cells(row, found) for row in rows)]))
+    titles = [
+        "name",
+        "enabled",
+        "variables",
+        *(["models", "answers"] if checks else []),
+        "base_url",
+    ]
+    cells = [line for row in rows for line in (row_cells(row, found), *replica_cells(row, found))]
+    click.echo(table([titles, *cells]))
 
 
-@providers_group.command("check")
+providers_group.add_command(list_models)
+
+
+@providers_group.command("check", short_help="Check whether providers answer, and their keys.")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option(
     "--timeout",
@@ -91,20 +109,20 @@ def check_providers(
         rows = [router().provider(name) for name in dict.fromkeys(names)]
     except ProviderNotFound as error:
         raise click.ClickException(error.message) from None
+    warn(near_misses(router().providers.values(), settings().environ))
     found = checked(rows or list(router().providers.values()), timeout, thorough=True)
     if rows:
         found = [*map(disabled, filter(lacks, rows)), *found]
     if as_json:
         click.echo(to_json([check_as_json(one) for one in found]))
     else:
-        click.echo(table([one.provider, in_words(one, named=bool(rows))] for one in found))
+        click.echo(table([name_of(one), in_words(one, named=bool(rows))] for one in found))
     if not all(one.ok or (not rows and is_absent(one)) for one in found):
         ctx.exit(1)
 
 
 def router() -> Router:
-    found: Router = current_app.extensions["sluice"].gateway.router
-    return found
+    return gateway().router
 
 
 def settings() -> Settings:
@@ -131,24 +149,42 @@ def checked(
     targets = [target for row in rows if not lacks(row) for target in targets_of(row)]
     transport = Transport(1, settings().proxy, settings().ca_bundle)
     checks = [partial(check, transport, target, limit, thorough=thorough) for target in targets]
-    return worst(check_all(checks, [target.provider.name for target in targets], limit))
+    return worst(check_all(checks, targets, limit))
 
 
 def targets_of(row: Provider) -> list[Target]:
-    """Return a target for each of the operator's keys."""
+    """Return a target for each of the operator's keys, at each of the row's replicas."""
     model = row.models[0] if row.models else ANY_MODEL
     text = settings().environ.get(row.api_key_env, "") if row.api_key_env else ""
     keys = credentials(text) or [None]
-    return [Target(row, model, key, key_number=number) for number, key in enumerate(keys, 1)]
+    found = [Target(row, model, key, key_number=number) for number, key in enumerate(keys, 1)]
+    return [one for target in found for one in target.replicas] if row.replicas else found
 
 
 def worst(found: Iterable[Check]) -> list[Check]:
-    """Return one result for each provider: the first of its keys with which something is wrong."""
-    kept: dict[str, Check] = {}
+    """Return one result for each provider or replica: the first of its keys with which something
+    is wrong."""
+    kept: dict[tuple[str, str], Check] = {}
     for one in found:
-        if one.provider not in kept or (kept[one.provider].ok and not one.ok):
-            kept[one.provider] = one
+        key = (one.provider, one.replica)
+        if key not in kept or (kept[key].ok and not one.ok):
+            kept[key] = one
     return list(kept.values())
+
+
+def name_of(one: Check) -> str:
+    return f"{one.provider} {one.replica}" if one.replica else one.provider
+
+
+def check_of(row: Provider, found: Iterable[Check] | None, replica: str = "") -> Check | None:
+    """Return the result for a provider without replicas, or for a replica; None if there is none.
+
+    Args:
+        found: the results; None if there were no checks.
+    """
+    return next(
+        (one for one in found or () if (one.provider, one.replica) == (row.name, replica)), None
+    )
 
 
 def is_absent(one: Check) -> bool:
@@ -158,29 +194,56 @@ def is_absent(one: Check) -> bool:
     """
     row = router().providers[one.provider]
     built_in = BUILT_IN_ROWS.get(row.name)
-    return one.state in ABSENT and row.api_key_env is None and row == built_in
+    return one.state == ABSENT and row.api_key_env is None and row == built_in
 
 
 def in_words(one: Check, *, named: bool = False) -> str:
     return one.message if named or not is_absent(one) else NOT_RUNNING
 
 
-def row_cells(row: Provider, found: dict[str, Check] | None) -> list[str]:
+def row_cells(row: Provider, found: list[Check] | None) -> list[str]:
     names = cell(missing(row, {}))
     cells = [row.name, cell(not lacks(row)), names]
     if found is not None:
-        cells.append(in_words(found[row.name]) if row.name in found else "-")
-    return [*cells, public_url(row.base_url)]
+        cells.append(cell(gateway().catalog.count(row)))
+        one = check_of(row, found)
+        own = [check for check in found if check.provider == row.name and check.replica]
+        well = f"{sum(check.ok for check in own)} of {len(own)} replicas answer" if own else "-"
+        cells.append(in_words(one) if one else well)
+    return [*cells, f"{len(row.replicas)} replicas" if row.replicas else public_url(row.base_url)]
 
 
-def row_as_json(row: Provider, found: dict[str, Check] | None) -> dict[str, Any]:
-    one = (found or {}).get(row.name)
+def replica_cells(row: Provider, found: list[Check] | None) -> Iterator[list[str]]:
+    """Yield the cells of a line for each of a row's replicas."""
+    for replica in row.replicas:
+        weight = "" if replica.weight == 1 else f" (weight {replica.weight:g})"
+        cells = ["", "", ""]
+        if found is not None:
+            one = check_of(row, found, replica.name)
+            cells += ["", in_words(one) if one else "-"]
+        yield [*cells, public_url(replica.url) + weight]
+
+
+def row_as_json(row: Provider, found: list[Check] | None) -> dict[str, Any]:
+    one = check_of(row, found)
+    replicas = [
+        {
+            "name": replica.name,
+            "base_url": public_url(replica.url),
+            "weight": replica.weight,
+            "check": check and check_as_json(check),
+        }
+        for replica in row.replicas
+        for check in [check_of(row, found, replica.name)]
+    ]
     return {
         "name": row.name,
         "enabled": not lacks(row),
         "variables": missing(row, {}),
         "base_url": public_url(row.base_url),
         "check": None if one is None else check_as_json(one),
+        "models": gateway().catalog.count(row),
+        **({"replicas": replicas} if replicas else {}),
     }
 
 
@@ -191,6 +254,7 @@ def check_as_json(one: Check) -> dict[str, Any]:
         "state": one.state,
         "message": one.message,
         "duration_ms": round(one.seconds * 1000, 1),
+        **({"replica": one.replica} if one.replica else {}),
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import click
 from flask import current_app
 from flask.cli import with_appcontext
@@ -14,8 +16,10 @@ from keys.store import KeyStore
 FIRST_KEY = """\
 Your first API key. Save it now, it can't be shown again:
 
-  export SLUICE_KEY={secret}
+{address}  export SLUICE_KEY={secret}
 """
+LOST = "Lost your key? ./sluice keys rotate {name} gives it a new secret and keeps its history.\n"
+RACED = "Another process has just created the first key, and has printed it.\n"
 EXAMPLE = """\
 Playground: {url}/
 
@@ -33,27 +37,33 @@ ANY = ("", "0.0.0.0", "::")  # noqa: S104 - addresses to show, not to listen on
 def quickstart() -> None:
     """Create a key if there is none, and print an example request."""
     settings: Settings = current_app.extensions["sluice"].settings
+    url = url_of(settings.host, settings.port or DEFAULT_PORT)
     try:
-        create_first_key()
+        create_first_key(url)
     except KeyFileError as error:
         raise click.ClickException(str(error)) from None
-    url = url_of(settings.host, settings.port or DEFAULT_PORT)
     click.echo(f"Sluice listens on {url} once it is started (./sluice serve).")
     click.echo(EXAMPLE.format(url=url))
 
 
-def create_first_key() -> None:
-    """Create a key and print it, or say how to create another one. Raises KeyFileError."""
-    if store().all():
-        click.echo("Lost your key? ./sluice keys create --name NAME makes another one.\n")
+def create_first_key(url: str = "") -> None:
+    """Create a key and print it, or say how to replace a lost one. Raises KeyFileError.
+
+    Args:
+        url: the server's URL, which is printed with the key. Empty means that it isn't known.
+    """
+    if keys := store().all():
+        click.echo(LOST.format(name=shlex.quote(keys[0].name) if len(keys) == 1 else "NAME"))
         return
     try:
         _, secret = store().create("first")
     except KeyFileError:
         if KeyStore(store().path).all():  # another process has created it meanwhile
+            click.echo(RACED)
             return
         raise
-    click.echo(FIRST_KEY.format(secret=secret))
+    address = f"  export SLUICE_URL={url}\n" if url else ""
+    click.echo(FIRST_KEY.format(secret=secret, address=address))
 
 
 def url_of(host: str, port: int, *, scheme: str = "http", prefix: str = "") -> str:

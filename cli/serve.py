@@ -19,9 +19,10 @@ from flask.cli import ScriptInfo
 from cli import start_checks
 from cli.keys import store
 from cli.quickstart import ANY, EXAMPLE, create_first_key, url_of
-from config import ConfigError, Settings, prepare_to_serve
+from config import ConfigError, Settings, pass_on_shown, prepare_to_serve, refuse_workers
 from endpoints.services import Services
 from keys.key import KeyFileError
+from telemetry import logs
 
 
 class Plan(NamedTuple):
@@ -33,6 +34,8 @@ class Plan(NamedTuple):
     backlog: int
     claims: bool
     """True if ./sluice can open the sockets and hand them to gunicorn."""
+    workers: int = 1
+    """The number of workers that the options request."""
 
 
 @click.command("serve", context_settings={"ignore_unknown_options": True})
@@ -46,9 +49,11 @@ def serve(context: click.Context, first_key: bool, options: tuple[str, ...]) -> 
     machines. Options that follow are gunicorn's, such as --access-logfile -.
     """
     prepare_to_serve()
-    app = context.ensure_object(ScriptInfo).load_app()
+    with logs.collected() as warnings:
+        app = context.ensure_object(ScriptInfo).load_app()
     services: Services = app.extensions["sluice"]
     plan = plan_of(options)
+    refuse_workers(plan.workers, services.settings)
     sockets: list[socket.socket] = []
     with app.app_context():
         try:
@@ -56,8 +61,9 @@ def serve(context: click.Context, first_key: bool, options: tuple[str, ...]) -> 
             if plan.claims:
                 command = "make run" if first_key else "./sluice serve"
                 sockets = start_checks.listen(plan.addresses, plan.backlog, command)
-            for warning in start_checks.check_files(services):
+            for warning in (*warnings, *start_checks.check_files(services)):
                 click.echo(f"Warning: {warning}", err=True)
+            pass_on_shown(warnings)
             start_checks.connect(services)
             announce(services.settings, plan, first_key=first_key)
         except KeyFileError as error:
@@ -80,13 +86,14 @@ def plan_of(options: Sequence[str]) -> Plan:
 
     scheme = "https" if option("certfile") or option("keyfile") else "http"
     backlog = option("backlog") or config.settings["backlog"].get()
+    workers = option("workers") or 1
     if option("config") and not option("bind"):
-        return Plan([], scheme, backlog, claims=False)
+        return Plan([], scheme, backlog, claims=False, workers=workers)
     binds = option("bind") or runpy.run_path("gunicorn.conf.py")["bind"].split(",")
     found = [parse_address(bind) for bind in binds]
     addresses = [address for address in found if isinstance(address, tuple)]
     claims = addresses == found and not given.bind and not option("reuse_port")
-    return Plan(addresses, scheme, backlog, claims=claims)
+    return Plan(addresses, scheme, backlog, claims=claims, workers=workers)
 
 
 def become_gunicorn(options: Sequence[str], sockets: Sequence[socket.socket]) -> None:
@@ -102,13 +109,15 @@ def become_gunicorn(options: Sequence[str], sockets: Sequence[socket.socket]) ->
 
 def announce(settings: Settings, plan: Plan, *, first_key: bool) -> None:
     """Print the address, how to get a key, and an example. Raises KeyFileError."""
-    if first_key:
-        create_first_key()
-    elif not store().all():
-        click.echo("There are no keys yet: ./sluice keys create --name NAME creates one.\n")
+    url = ""
     if plan.addresses:
         prefix = settings.environ.get("SCRIPT_NAME", "")
         url = url_of(*plan.addresses[0], scheme=plan.scheme, prefix=prefix)
+    if first_key:
+        create_first_key(url)
+    elif not store().all():
+        click.echo("There are no keys yet: ./sluice keys create --name NAME creates one.\n")
+    if url:
         listens = "listens" if plan.claims else "will listen"
         click.echo(
             f"Sluice {listens} on {' and '.join(map(shown, plan.addresses))} (Ctrl-C stops it)."

@@ -54,8 +54,12 @@ def main(arguments: Sequence[str]) -> None:
         prog="sluice setup", description="Create .venv and install the packages that Sluice needs."
     )
     parser.add_argument("--dev", action="store_true", help="also install what the tests need")
-    stamp = ".requirements-dev" if parser.parse_args(arguments).dev else ".requirements"
+    parser.add_argument("--quiet", action="store_true", help="say nothing if nothing is missing")
+    chosen = parser.parse_args(arguments)
+    stamp = ".requirements-dev" if chosen.dev else ".requirements"
     if is_current(stamp):
+        if not chosen.quiet:
+            say(f"Nothing is missing: the packages in {REQUIREMENTS[stamp][0]} are installed.")
         return
     require_python(arguments)
     with only_process():
@@ -155,13 +159,27 @@ def install(requirements: str) -> None:
     many = "about a minute" if "dev" in requirements else "about 15 seconds"
     say(f"Installing the packages in {requirements} into .venv (only once, takes {many}) ...")
     command = [*pip(), "--disable-pip-version-check", "-r", str(ROOT / requirements)]
-    # Python compiles the modules that it needs when it first imports them. That takes 2 s, while
-    # compiling all of them takes 5 s.
-    if not succeeds(*command, "--no-compile"):
+    if "dev" not in requirements:
+        command.append("--no-compile")
+    if not succeeds(*command):
         raise SetupError(
             "the packages couldn't be installed; the reason is above. What is there is kept: run "
             "the command again to go on"
         )
+    if "--no-compile" in command:
+        compile_what_a_start_needs()
+
+
+def compile_what_a_start_needs() -> None:
+    """Import what a start imports, so that Python keeps the compiled modules.
+
+    This takes 2 s, where pip would need 5 s to compile all modules. It can't be left to the first
+    start, because with PYTHONDONTWRITEBYTECODE each start would compile them again.
+    """
+    modules = "app, cli.main, genai_prices.data_snapshot, gunicorn.app.wsgiapp, server.worker"
+    code = f"import sys; sys.dont_write_bytecode = False; import {modules}"
+    command = [str(python()), "-c", code]
+    subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL, check=False)  # noqa: S603
 
 
 def pip() -> list[str]:

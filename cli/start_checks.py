@@ -12,9 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from cli.quickstart import ANY, url_of
 from config import ConfigError
 from endpoints.services import Services
+from errors import OWN_NAME, OWN_REALM
 
+ANSWER_S = 1.0
+"""The time that another server on the port has to say what it is."""
+LONGEST_HEAD = 16_384
 MOST_TRIED = 50
 """The number of ports that are tried to suggest a free one."""
 
@@ -57,6 +62,9 @@ def refusal(host: str, port: int, error: OSError, command: str) -> str:
     if isinstance(error, socket.gaierror):
         return f"can't listen on {host}: there is no such host or address"
     match error.errno:
+        case errno.EADDRINUSE if is_sluice_at(host, port):
+            url, port = url_of(host, port), free_port(host, port)
+            return f"Sluice already runs at {url}; to start another one, try PORT={port} {command}"
         case errno.EADDRINUSE:
             return f"Port {port} is taken; try PORT={free_port(host, port)} {command}"
         case errno.EADDRNOTAVAIL:
@@ -64,6 +72,19 @@ def refusal(host: str, port: int, error: OSError, command: str) -> str:
         case errno.EACCES | errno.EPERM:
             return f"Port {port} needs more rights than you have; try PORT=8000 {command}"
     return f"can't listen on {host}, port {port}: {error.strerror}"
+
+
+def is_sluice_at(host: str, port: int) -> bool:
+    """Return True if what listens at an address, without TLS, is a Sluice."""
+    target = "127.0.0.1" if host in ANY else host
+    head = b""
+    with suppress(OSError), socket.create_connection((target, port), timeout=ANSWER_S) as asked:
+        asked.sendall(b"GET /v1/models HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        while b"\r\n\r\n" not in head and len(head) < LONGEST_HEAD:
+            if not (data := asked.recv(4096)):
+                break
+            head += data
+    return OWN_REALM.encode() in head or f"Via: {OWN_NAME}\r".encode() in head
 
 
 def free_port(host: str, taken: int) -> int:

@@ -40,7 +40,19 @@ class LedgerGroup(AppGroup):
             raise click.ClickException(str(error)) from None
 
 
-usage_group = LedgerGroup("usage", help="Report usage, verify the ledger, prune old requests.")
+@click.group(
+    "usage",
+    cls=LedgerGroup,
+    invoke_without_command=True,
+    help="Report usage (the default), verify the ledger, prune old requests.",
+    short_help="Report usage, verify the ledger, prune old requests.",
+)
+@click.pass_context
+def usage_group(ctx: click.Context) -> None:
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(report)
+
+
 ledger_group = LedgerGroup("ledger", help="Maintain the ledger's database.")
 
 

@@ -54,6 +54,7 @@ class Local(Protocol):
 
     def stop_here(self, stream_key: StreamKey) -> bool: ...
     def end_active(self, stream_key: StreamKey) -> bool: ...
+    def end_requests(self, request_key: tuple[str, str]) -> bool: ...
     def summaries_here(self, key_id: str) -> list[Summary]: ...
     def stream_keys(self) -> list[StreamKey]: ...
 
@@ -133,9 +134,9 @@ class Cluster:
                 self._unreleased[stream_key] = stopped
 
     def stop(self, stream_key: StreamKey) -> bool:
-        """Stop a call of another process. Return False if no process has it.
+        """Stop a call of another process, or of any process if the id is a request id.
 
-        Raises Unavailable if that isn't known.
+        Return False if no process has it. Raises Unavailable if that isn't known.
         """
         self._thread.start()
         token = new_token()
@@ -143,16 +144,31 @@ class Cluster:
             result = run(self._redis, lambda client: self._ask(client, stream_key, token))
             if result == b"asked":
                 return bool(self._post.answer(token))
-        if result == b"unknown":  # but a process without Redis may have been unable to claim it
-            others = run(self._redis, lambda client: client.zrange(PROCESSES, 0, -1))
-            asked = [other.decode() for other in others if other.decode() != self._me]
-            return any(self._post.ask_all(asked, Question(self._me, *stream_key, guess=True)))
+        if result == b"unknown":
+            return self._stop_unclaimed(stream_key)
         if result == b"stopped":
             return True
         raise Unavailable(
             "Sluice can't tell right now whether this stream is active: some of its processes "
             "haven't reported. Try again."
         )
+
+    def _stop_unclaimed(self, stream_key: StreamKey) -> bool:
+        """Stop a call whose id nobody has claimed as a stream id.
+
+        It may be a request id, which is never claimed, or the stream id of a process that couldn't
+        claim it without Redis.
+        """
+        here = self._local.end_requests(stream_key)
+        try:
+            others = run(self._redis, lambda client: client.zrange(PROCESSES, 0, -1))
+            asked = [other.decode() for other in others if other.decode() != self._me]
+            question = Question(self._me, *stream_key, guess=True)
+            return any(self._post.ask_all(asked, question)) or here
+        except Unavailable:
+            if not here:
+                raise
+            return True
 
     def others(self, key_id: str) -> list[Summary]:
         """Return the key's calls in other processes. Raises Unavailable if one doesn't respond."""
@@ -179,7 +195,9 @@ class Cluster:
         if question.stream_id is not None:
             stream_key = question.key_id, question.stream_id
             local = self._local
-            return local.end_active(stream_key) if question.guess else local.stop_here(stream_key)
+            if question.guess:
+                return local.end_active(stream_key) or local.end_requests(stream_key)
+            return local.stop_here(stream_key)
         return self._local.summaries_here(question.key_id)
 
     def _work(self) -> None:

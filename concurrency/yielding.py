@@ -7,9 +7,13 @@ timer makes progress.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 WORK_S = 0.005
 PAUSE_S = 0.0005
+
+_Item = TypeVar("_Item")
 
 
 class Yielder:
@@ -29,3 +33,11 @@ class Yielder:
         elif now - self._yielded_at > WORK_S:
             time.sleep(PAUSE_S)
             self._yielded_at = time.monotonic()
+
+
+def paced(items: Iterable[_Item]) -> Iterator[_Item]:
+    """Yield the items, and yield to other greenlets before an item if that is due."""
+    yielder = Yielder()
+    for item in items:
+        yielder.yield_if_due()
+        yield item

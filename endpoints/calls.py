@@ -60,16 +60,29 @@ def start(found: request_fields.Parameters, wanted: CompletionRequest) -> Call:
         key=current_key(),
         endpoint=str(request.url_rule),
         request_id=request.id,
-        stream_id=chosen_id or str(uuid.uuid4()),
+        stream_id=chosen_id or default_id(request.id, sent),
         strict=sent.get("HTTP_X_SLUICE_STRICT", "") == "1",
         continues=sent.get("HTTP_X_SLUICE_CONTINUE", "") == "1",
         within=time_limits(sent.get("HTTP_X_SLUICE_TIMEOUT", "")),
         client=request.client,
+        affinity=sent.get("HTTP_X_SLUICE_AFFINITY"),
     )
     if services().tracing is not None:
         call.stream.traceparent = sent.get("HTTP_TRACEPARENT", "")
     request.call = call
     return call
+
+
+def default_id(request_id: str, sent: Mapping[str, Any]) -> str:
+    """Return the stream id of a call whose client chose none: the request's id.
+
+    If the client chose that too, the id is a new one, because several active calls may share a
+    client's request id, but not a stream id.
+
+    Args:
+        sent: the WSGI environ.
+    """
+    return request_id if sent.get("HTTP_X_REQUEST_ID") != request_id else str(uuid.uuid4())
 
 
 def time_limits(text: str) -> dict[str, float]:
@@ -171,9 +184,12 @@ def respond(
     return response
 
 
-def stop(stream_id: str) -> Response:
-    """Stop one of the caller's calls. Raises StreamNotFound or Unavailable."""
-    services().gateway.streams.stop(current_key().id, stream_id)
+def stop(call_id: str) -> Response:
+    """Stop the caller's call with this stream id, else those with this request id.
+
+    Raises StreamNotFound or Unavailable.
+    """
+    services().gateway.streams.stop(current_key().id, call_id)
     return json_response({"success": True})
 
 

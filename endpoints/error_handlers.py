@@ -17,6 +17,7 @@ from endpoints.flask_app import current
 from endpoints.responses import json_response
 from endpoints.services import services
 from errors import (
+    OWN_NAME,
     InternalError,
     InvalidRequest,
     MethodNotAllowed,
@@ -78,6 +79,8 @@ def http_error(error: HTTPException) -> Response:
         return unexpected(error)
     allowed = getattr(error, "valid_methods", None)
     headers = {"Allow": ", ".join(sorted(allowed))} if allowed else {}
+    if error.code == 404:
+        headers["Via"] = OWN_NAME  # so that a Sluice that calls itself notices
     return error_response((kind or InvalidRequest)(http_message(error), headers=headers))
 
 

@@ -9,6 +9,7 @@ Source: llama.cpp, tools/server/README.md, "POST /infill" and "POST /completion"
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Any, Final
 
@@ -245,6 +246,8 @@ def cut(data: Any, fields: list[str] | None) -> Any:
 
 
 NOTHING: Final = object()
+LAST: Final = re.compile(rb'"stop"\s*:\s*true').search
+"""Find the field of the last piece. In a text, its quotation marks would be escaped."""
 
 
 def decoded(data: bytes) -> Any:
@@ -288,7 +291,7 @@ class LlamaCppEncoder:
         return b"".join(frames)
 
     def _as_it_is(self, data: bytes) -> bytes:
-        if self._fields and b'"stop":true' in data:
+        if self._fields and LAST(data):
             data = msgspec.json.encode(cut(data, self._fields))
         return b"data: " + calls.escaped(data) + b"\n\n"
 

@@ -1,18 +1,16 @@
-"""The OpenAI face: completions, stop-stream and models, as the openai SDKs expect them.
+"""The OpenAI face: completions and stop-stream, as the openai SDKs expect them.
 
-Source: OpenAI API reference, "Completions" and "Models" (read 2026-11).
+Source: OpenAI API reference, "Completions" (read 2026-11).
 """
 
 from __future__ import annotations
 
 import secrets
-from contextlib import suppress
+from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 from flask import Blueprint, Response
-from msgspec import Meta
 
 from auth import auth
 from completion import (
@@ -24,19 +22,16 @@ from completion import (
     Finished,
     FinishReason,
     Logprobs,
-    Prompt,
     Usage,
 )
-from endpoints import calls, passed_on, request_fields
+from endpoints import calls, openai_fields, passed_on, request_fields
 from endpoints.added_fields import AddedFields
-from endpoints.responses import (
-    json_response,
-)
+from endpoints.continuous_usage import Frames, UsageSoFar
 from endpoints.services import (
     services,
 )
-from errors import InvalidRequest, ModelNotFound, SluiceError
-from gateway.call import Outcome
+from errors import InvalidRequest, SluiceError
+from gateway.call import Encoder, Outcome
 from ledger.pricing import dollars
 from streams.stream import Stream
 
@@ -44,8 +39,6 @@ bp = Blueprint("openai", __name__, url_prefix="/v1")
 
 BESIDE = frozenset(("prompt", "stream_options", "additional_params"))
 """The fields of this face besides request_fields.NAMES."""
-TokenIds = Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)]
-MOST_PROMPTS = 2048
 MOST_CHOICES = 2048
 ERROR_TYPES = {
     401: "authentication_error",
@@ -63,9 +56,12 @@ def completions() -> Response:
 
 def complete(data: dict[str, Any]) -> Response:
     """Return the response to a completion's body. Raises SluiceError."""
-    found, wanted, include_usage = parse(data)
+    found, wanted, usage = parse(data)
     call = calls.start(found, wanted)
-    return calls.respond(call, partial(OpenAIEncoder, include_usage=include_usage), answer)
+    encoder: Callable[[Stream], Encoder] = ContinuousUsageEncoder
+    if usage != "on each chunk":
+        encoder = partial(OpenAIEncoder, include_usage=usage == "at the end")
+    return calls.respond(call, encoder, answer)
 
 
 @bp.post("/completions/stop-stream/<stream_id>")
@@ -74,60 +70,24 @@ def stop_stream(stream_id: str) -> Response:
     return calls.stop(stream_id)
 
 
-@bp.get("/models")
-@auth.login_required
-def models() -> Response:
-    gateway = services().gateway
-    names = [*gateway.router.aliases]
-    for row in gateway.router.providers.values():
-        if gateway.router.enabled(row):
-            names += [f"{row.name}/{facts.id}" for facts in gateway.prices.models(row)]
-    return json_response({"object": "list", "data": [described(name) for name in names]})
-
-
-@bp.get("/models/<path:model>")
-@auth.login_required
-def model(model: str) -> Response:
-    gateway = services().gateway
-    wanted = model.rstrip("/")
-    name, _, rest = wanted.partition("/")
-    row = gateway.router.providers.get(name)
-    known = row is not None and any(f.id == rest for f in gateway.prices.models(row))
-    if not known and wanted not in gateway.router.aliases:
-        raise ModelNotFound(f"Model {wanted[:100]!r} was not found.", param="model")
-    return json_response(described(wanted))
-
-
-def described(name: str) -> dict[str, Any]:
-    """Return a model in OpenAI's format. Its creation time is unknown, so it is 0.
-
-    An owner of "llamacpp" would make editors ask for more of llama.cpp's own endpoints.
-    """
-    owner = name.partition("/")[0] if "/" in name else "sluice"
-    owner = "llama.cpp" if owner == "llamacpp" else owner
-    return {"id": name, "object": "model", "created": 0, "owned_by": owner}
-
-
-def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRequest, bool]:
-    """Return the parameters, the request, and the value of include_usage. Raises InvalidRequest."""
+def parse(
+    data: dict[str, Any],
+) -> tuple[request_fields.Parameters, CompletionRequest, openai_fields.UsageIn]:
+    """Return the parameters, the request, and where its stream has usage. Raises InvalidRequest."""
     beside = [name for name in data if name not in request_fields.NAMES]
     passed_on.refuse_many(len(beside) - len(BESIDE.intersection(beside)))
     for name in beside:
         request_fields.refuse_lookalike(name)
     fields = {name: value for name, value in data.items() if value is not None}
     if "prompt" not in fields:
-        raise InvalidRequest(f"prompt is missing; expected {PROMPT_TAKES}.", param="prompt")
-    prompts = read_prompts(fields.pop("prompt"))
-    include_usage, unused = False, []
+        raise InvalidRequest(
+            f"prompt is missing; expected {openai_fields.PROMPT_TAKES}.", param="prompt"
+        )
+    prompts = openai_fields.read_prompts(fields.pop("prompt"))
+    usage: openai_fields.UsageIn = "nowhere"
+    unused: list[str] = []
     if (options := fields.pop("stream_options", None)) is not None:
-        request_fields.check("stream_options", options, dict[str, Any])
-        passed_on.refuse_many(len(options))
-        for name in options:
-            request_fields.refuse_lookalike(name)
-        include_usage = options.get("include_usage") or False
-        request_fields.check("include_usage", include_usage, bool)
-        unused = [f"stream_options.{name}" for name, value in options.items() if value]
-        unused = [name for name in unused if name != "stream_options.include_usage"]
+        usage, unused = openai_fields.read_options(options)
     extra = passed_on.merge_params(fields)
     others = {name: fields.pop(name) for name in list(fields) if name not in request_fields.NAMES}
     for name in others:
@@ -144,43 +104,7 @@ def parse(data: dict[str, Any]) -> tuple[request_fields.Parameters, CompletionRe
             param="n",
         )
     wanted = request_fields.to_request(found, prompts, extra, others, unused)
-    return found, wanted, include_usage
-
-
-PROMPT_TAKES = "a string, a list of strings, a list of token ids, or a list of such lists"
-
-
-def read_prompts(value: Any) -> tuple[Prompt, ...]:
-    """Return a body's prompts, each as text or token ids. Raises InvalidRequest.
-
-    A flat list of token ids is one prompt, so only the body's size limits its length.
-    """
-    if isinstance(value, str):
-        return (value,)
-    kind = kind_of_prompts(value)
-    if kind is not None:
-        with suppress(msgspec.ValidationError):
-            found = msgspec.convert(value, kind)
-            return (found,) if kind is TokenIds else found
-    raise InvalidRequest(
-        f"prompt: got {request_fields.shown('prompt', value)}; expected {PROMPT_TAKES}.",
-        param="prompt",
-    )
-
-
-def kind_of_prompts(value: Any) -> Any:
-    """Return the type that a list of prompts must have, by its first item; None if there is none.
-
-    msgspec checks and copies a list about ten times as fast as a loop, which would hold up other
-    requests.
-    """
-    if not isinstance(value, list) or not value:
-        return None
-    if isinstance(value[0], int):
-        return TokenIds
-    if len(value) > MOST_PROMPTS:
-        return None
-    return tuple[str, ...] if isinstance(value[0], str) else tuple[TokenIds, ...]
+    return found, wanted, usage
 
 
 def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str, Any]:
@@ -225,12 +149,18 @@ def choice(
 def usage_of(outcome: Outcome) -> dict[str, Any]:
     usage = outcome.usage
     return {
-        "prompt_tokens": usage.input_tokens,
-        "completion_tokens": usage.output_tokens,
-        "total_tokens": usage.total_tokens,
+        **usage_counts(usage),
         "cost": dollars(outcome.cost),
         **usage_details(usage),
         **({"cost_source": "provider"} if outcome.cost_reported else {}),
+    }
+
+
+def usage_counts(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.total_tokens,
     }
 
 
@@ -332,6 +262,27 @@ class OpenAIEncoder:
             "model": self._stream.target.name,
             "choices": choices,
         }
+
+
+class ContinuousUsageEncoder(OpenAIEncoder):
+    """An OpenAIEncoder that adds the usage so far to each chunk. The last one's is the bill's."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(stream, include_usage=True)
+        self._texts = Frames()
+        self._usage = UsageSoFar(stream)
+
+    def events(self, batch: Batch) -> bytes:
+        encode = super().events
+        return b"".join([encode(part) for part in self._usage.counted(batch)])
+
+    def last_frames(self, outcome: Outcome) -> bytes:
+        self._usage.at_least(outcome.usage)
+        return super().last_frames(outcome)
+
+    def _shape(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        usage = self._usage.usage()
+        return super()._shape(choices) | {"usage": usage_counts(usage) | usage_details(usage)}
 
 
 def error_body(error: SluiceError, request_id: str) -> dict[str, Any]:

@@ -95,6 +95,7 @@ TAKES = {
     "user": "a string",
     "stream_options": "an object",
     "include_usage": "true or false",
+    "continuous_usage_stats": "true or false",
 }
 NAMES = frozenset(Parameters.__struct_fields__)
 FIELDS = {field.name: field.type for field in msgspec.structs.fields(Parameters)}

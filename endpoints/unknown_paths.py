@@ -16,6 +16,7 @@ COMPLETIONS: Final = (
     "(Sluice's own API)"
 )
 BASE_URL: Final = "set the SDK's base_url to this server's address, followed by /v1"
+ADDRESS_ONLY: Final = "set the client's base_url to this server's address, without /api/v1"
 
 PREFIX: Final = re.compile(r"(/(openai|api|v1))*(?=/|$)")
 """The parts that base URLs have before OpenAI's own paths."""
@@ -55,6 +56,7 @@ SERVED: Final = frozenset(("completions", "models"))
 OPENAI_PATHS: Final = ("/v1/", "/fim/", "/beta/")
 """The beginnings of paths whose clients expect OpenAI's format of an error."""
 LLAMACPP_PATHS: Final = ("/infill", "/completion", "/completions")
+TOKENIZER_PATHS: Final = ("/tokenize", "/detokenize", "/tokenizer_info")
 """llama.cpp's paths, whose clients expect that format too."""
 
 
@@ -71,6 +73,8 @@ def message(path: str) -> str:
         )
     if TWICE.search(path):
         return f"{NOTHING} It has /v1 twice: {BASE_URL} once."
+    if path.startswith("/api/v1/api/v1/"):
+        return f"{NOTHING} It has /api/v1 twice: {ADDRESS_ONLY}."
     if first in SERVED and not path.startswith(("/v1/", "/api/v1/")):
         return f"{NOTHING} OpenAI's API is under /v1: {BASE_URL}."
     return NOTHING
@@ -78,7 +82,7 @@ def message(path: str) -> str:
 
 def is_openai(path: str) -> bool:
     """Return True if an error at this path should have OpenAI's format."""
-    if path.startswith(OPENAI_PATHS) or path.rstrip("/") in LLAMACPP_PATHS:
+    if path.startswith(OPENAI_PATHS) or path.rstrip("/") in LLAMACPP_PATHS + TOKENIZER_PATHS:
         return True
     first = first_part(path)
     return not path.startswith("/api/") and (first in UNSERVED or first in SERVED)

@@ -13,7 +13,10 @@ import os
 import sys
 import uuid
 
-import openai
+try:
+    import openai
+except ImportError:
+    sys.exit("The openai package is missing: pip install openai")
 
 KEY = os.environ.get("SLUICE_KEY", "")
 URL = os.environ.get("SLUICE_URL", "http://127.0.0.1:8000")
@@ -47,7 +50,8 @@ def main() -> None:
             with contextlib.suppress(openai.NotFoundError):  # the stream has already ended
                 client.post(f"/completions/stop-stream/{stream_id}", cast_to=object)
         if chunk.usage:
-            print(f"output_tokens: {chunk.usage.completion_tokens}")
+            cost = (chunk.usage.model_extra or {}).get("cost")
+            print(f"output_tokens: {chunk.usage.completion_tokens}, cost: {cost}")
 
 
 if __name__ == "__main__":

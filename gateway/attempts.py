@@ -2,7 +2,8 @@
 
 After a temporary failure, the call is retried at the same target, with a back-off. After that, and
 after any other failure that may not recur elsewhere, the call goes to the next target.
-routing/retries.py classifies the failures.
+routing/retries.py classifies the failures. A call to a row with replicas leaves a replica at once
+that can't be reached or broke the connection, and its retries go to another one.
 
 - Once the client has seen part of the answer, the only further attempt is a single continuation,
   and only if the caller or the server's settings enabled it. Reasoning, roles and pings are not
@@ -24,17 +25,17 @@ from config import Timeouts
 from errors import (
     InternalError,
     SluiceError,
-    Unavailable,
     UpstreamError,
     UpstreamTimeout,
     forget_frames,
-    whole_seconds,
 )
 from gateway.added_fields import redacted
-from gateway.capabilities import Candidate
+from gateway.capabilities import Candidate, single_choices
 from gateway.continuation import continuations
 from gateway.echo import echoed
+from gateway.failures import error_for_client, paused_error
 from gateway.fill_in import as_sent
+from gateway.replicas import Replicas, moves_on, spread, without
 from gateway.stop_automaton import StopAutomaton
 from gateway.stopping_call import StoppingCall
 from providers import registry
@@ -44,8 +45,15 @@ from providers.transport.abort import Aborted
 from providers.transport.exchange import Transport
 from providers.transport.http_call import HttpCall
 from routing.circuit_breaker import CircuitBreakers
-from routing.retries import LONGEST_ASKED_S, RetryBudget, asked, classify, delay
-from routing.upstream_errors import public_error, rate_limited
+from routing.retries import (
+    LONGEST_ASKED_S,
+    RetryBudget,
+    asked,
+    classify,
+    delay,
+    lost,
+    unreachable,
+)
 from streams.mailbox import (
     Nudge,
 )
@@ -61,6 +69,7 @@ class Reader:
     def __init__(self, transport: Transport, retries: int, breakers: CircuitBreakers) -> None:
         """Make a reader. `retries` is the maximum number of retries for each model."""
         self.breakers = breakers
+        self.replicas = Replicas(transport, breakers)
         self._transport = transport
         self._retries = retries
         self._budget = RetryBudget()
@@ -100,23 +109,28 @@ class Reader:
     ) -> SluiceError | None:
         """Try one model. Return None if the call has ended, else the last failure.
 
-        After a 429, the provider's other keys are tried at once. Retries wait for a back-off.
+        After a 429, the provider's other keys are tried at once, and after a broken connection its
+        other replicas. Retries wait for a back-off.
         """
         failure: SluiceError | None = None
-        among, fresh, retries = group, group, 0
+        group = spread(group)
+        among, fresh, retries, losses = group, group, 0, 0
         while True:
-            candidate, cooling = self._pick(among)
+            candidate, cooling = self._pick(self.replicas.in_order(stream, among))
             if cooling:  # after a failed attempt, that failure is in the call's failures
-                paused = self._paused_error(candidate.target, cooling)
-                return stream.failures.setdefault(candidate.target.name, paused)
+                target = candidate.target
+                paused = paused_error(target, cooling, limited=self.breakers.is_limited(target))
+                return stream.failures.setdefault(target.name, paused)
             if failure is None:
                 self._budget.called(candidate.target)
             failure = self._attempt(stream, candidate)
             self._note_health(stream, candidate.target, failure)
             if failure is None or final(stream, failure):
                 return failure
-            fresh = [other for other in fresh if other is not candidate]
-            if classify(failure).cools == "credential" and not all(
+            limited = classify(failure).cools == "credential"
+            fresh = without(fresh, candidate, whole=not limited)
+            losses += lost(failure)
+            if (limited or moves_on(candidate.target, failure, losses)) and not all(
                 self.breakers.left(other.target) for other in fresh
             ):
                 among = fresh
@@ -138,14 +152,6 @@ class Reader:
                 return candidate, 0.0
             waits.append((candidate, wait))
         return min(waits, key=lambda found: found[1])
-
-    def _paused_error(self, target: Target, seconds: float) -> SluiceError:
-        if self.breakers.is_limited(target):
-            return rate_limited(seconds, target, {"provider": target.provider.name})
-        return Unavailable(
-            f"{target.name} is failing. Calls to it are paused for {whole_seconds(seconds)} s.",
-            retry_after=seconds,
-        )
 
     def _wait_to_retry(
         self,
@@ -182,6 +188,8 @@ class Reader:
         cools = classify(failure).cools
         if cools == "credential":
             self.breakers.limited(target, asked(failure))
+        elif cools == "target" and target.replica and unreachable(failure):
+            self.replicas.lost(target)
         elif cools == "target":
             self.breakers.failed(target)
         else:
@@ -197,7 +205,8 @@ class Reader:
         """
         if stream.drain is not None or stream.ended or classify(failure).cools == "nothing":
             return failure
-        for candidate in continuations(stream, chosen):
+        in_order = list(self.replicas.all_in_order(stream, chosen))
+        for candidate in continuations(stream, in_order):
             if stream.deadlines.time_left <= 0 or self.breakers.enter(candidate.target):
                 continue
             stream.continued = True
@@ -209,6 +218,15 @@ class Reader:
 
     def _attempt(self, stream: Stream, candidate: Candidate) -> SluiceError | None:
         """Make one attempt at one target. Return None if the call has ended, else the failure."""
+        if not candidate.target.replica:
+            return self._attempt_once(stream, candidate)
+        self.replicas.loads.started(candidate.target)
+        try:
+            return self._attempt_once(stream, candidate)
+        finally:
+            self.replicas.loads.ended(candidate.target)
+
+    def _attempt_once(self, stream: Stream, candidate: Candidate) -> SluiceError | None:
         upstream: UpstreamCall | None = None
         failure: SluiceError | None = None
         attached = False
@@ -316,18 +334,6 @@ class Reader:
         return HttpCall(self._transport, dialect, request, target, timeouts, signer)
 
 
-def single_choices(request: CompletionRequest) -> list[CompletionRequest]:
-    """Return a request for each choice. With one seed, all choices would be equal."""
-    seed = request.seed
-    return [
-        msgspec.structs.replace(
-            request, prompts=(prompt,), n=None, seed=None if seed is None else seed + number
-        )
-        for prompt in request.prompts
-        for number in range(request.n or 1)
-    ]
-
-
 def final(stream: Stream, failure: SluiceError) -> bool:
     """Return True if no other model may be tried.
 
@@ -336,14 +342,3 @@ def final(stream: Stream, failure: SluiceError) -> bool:
     """
     shown = stream.request.stream and stream.first_visible is not None
     return shown or stream.ended or not classify(failure).try_next
-
-
-def error_for_client(stream: Stream, failure: SluiceError) -> SluiceError:
-    """Return the error for the client, without the key of the target that failed.
-
-    The provider's message may quote that key. The target isn't necessarily the last one.
-    """
-    if not isinstance(failure, UpstreamError):
-        return failure
-    found = (attempt.target for attempt in stream.attempts if attempt.failure is failure)
-    return public_error(failure, next(found, stream.target))

@@ -22,7 +22,7 @@ from completion import (
 from concurrency.yielding import Yielder
 from errors import InvalidRequest, UnsupportedParameter
 from gateway import field_names, fill_in
-from gateway.stop_automaton import StopAutomaton, compiled, effective, for_host
+from gateway.stop_automaton import StopAutomaton, compiled, effective, for_host, turn
 from providers import fim_rules, registry
 from providers.base import Target
 
@@ -127,7 +127,7 @@ def fit(
     singly = "choice_list" in unsupported_here and (request.n or 1) > 1
     split = singly or "prompt_list" in lacking
     hints = lacking & HINTS
-    refuse(at_fault(lacking, request, echo=echo), target)
+    refuse(at_fault(lacking, request, echo=echo), target, gap=request.suffix == "")
     check_limits(request, target, hints)
     stops, sent = None, request.stop
     if sent:
@@ -148,6 +148,18 @@ def fit(
     if request.extra or request.openai_extra:
         check_body(request, target)
     return Candidate(target, request, dropped, echo, split, singly, stops)
+
+
+def single_choices(request: CompletionRequest) -> list[CompletionRequest]:
+    """Return a request for each choice. With one seed, all choices would be equal."""
+    seed = request.seed
+    return [
+        msgspec.structs.replace(
+            request, prompts=(prompt,), n=None, seed=None if seed is None else seed + number
+        )
+        for prompt in request.prompts
+        for number in range(request.n or 1)
+    ]
 
 
 def fit_gap(request: CompletionRequest, target: Target, *, strict: bool) -> Candidate:
@@ -179,13 +191,16 @@ def split_stops(
         return None, stops
     if request.max_tokens == 0:  # there is no text to end
         return None, ()
-    found = effective(stops)
-    if len(found) <= most and (blank or all(map(str.strip, found))):
-        return None, found
-    if (obstacle := obstacle_to_stops(request)) is not None:
-        which = f"stop above {most:g}" if len(found) > most > 0 else "stop" if not most else BLANK
-        unsupported("stop", f"{which} together with {obstacle}", target)
-    return compiled(stops), for_host(found, int(most), blank=blank)
+    with turn(stops):
+        found = effective(stops)
+        if len(found) <= most and (blank or all(map(str.strip, found))):
+            return None, found
+        if (obstacle := obstacle_to_stops(request)) is not None:
+            which = (
+                f"stop above {most:g}" if len(found) > most > 0 else "stop" if not most else BLANK
+            )
+            unsupported("stop", f"{which} together with {obstacle}", target)
+        return compiled(stops), for_host(found, int(most), blank=blank)
 
 
 def obstacle_to_stops(request: CompletionRequest) -> str | None:
@@ -218,12 +233,17 @@ def at_fault(lacking: frozenset[str], request: CompletionRequest, *, echo: bool)
     return found - {"echo_token_ids"} if "token_ids" in found else found
 
 
-def refuse(names: frozenset[str], target: Target) -> None:
-    """Raise UnsupportedParameter for the first of the names, if there are any."""
+def refuse(names: frozenset[str], target: Target, *, gap: bool = False) -> None:
+    """Raise UnsupportedParameter for the first of the names, if there are any.
+
+    Args:
+        gap: True for an empty suffix, which the caller may not have sent: the endpoints for editors
+            add it.
+    """
     if not names:
         return
     name = min(names)
-    words = PARAMETER_WORDS.get(name, name)
+    words = "fill-in-the-middle" if gap and name == "suffix" else PARAMETER_WORDS.get(name, name)
     if target.fim:
         plain = msgspec.structs.replace(target, fim=None)
         if name not in registry.dialect(plain.dialect).unsupported(plain):

@@ -12,7 +12,17 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Final
 
-from errors import RateLimited, SluiceError, Unavailable, UpstreamError
+from errors import (
+    ITSELF,
+    RateLimited,
+    SluiceError,
+    Unavailable,
+    UpstreamError,
+    whole_seconds,
+)
+from providers.base import Target
+from routing.upstream_errors import public_error, rate_limited
+from streams.stream import Stream
 
 MOST_NAMED: Final = 4
 """The most targets that a message names."""
@@ -28,6 +38,8 @@ KEY_REJECTED: Final = (401, 403)
 def reason_of(failure: SluiceError) -> str:
     """Return the reason for a target's failure, as a clause."""
     if isinstance(failure, UpstreamError):
+        if failure.reason == ITSELF:
+            return f"status {failure.upstream_status}: its base_url is Sluice itself"
         if failure.upstream_status in KEY_REJECTED:
             return f"status {failure.upstream_status}: it rejected the API key"
         if failure.upstream_status is not None:
@@ -86,3 +98,28 @@ def tried(failures: Mapping[str, SluiceError]) -> str:
 
 def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def paused_error(target: Target, seconds: float, *, limited: bool) -> SluiceError:
+    """Return the error for a target that must not be called for some seconds.
+
+    Args:
+        limited: True after a 429, False if the target keeps failing.
+    """
+    if limited:
+        return rate_limited(seconds, target, {"provider": target.provider.name})
+    return Unavailable(
+        f"{target.name} is failing. Calls to it are paused for {whole_seconds(seconds)} s.",
+        retry_after=seconds,
+    )
+
+
+def error_for_client(stream: Stream, failure: SluiceError) -> SluiceError:
+    """Return the error for the client, without the key of the target that failed.
+
+    The provider's message may quote that key. The target isn't necessarily the last one.
+    """
+    if not isinstance(failure, UpstreamError):
+        return failure
+    found = (attempt.target for attempt in stream.attempts if attempt.failure is failure)
+    return public_error(failure, next(found, stream.target))

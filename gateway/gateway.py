@@ -26,6 +26,8 @@ from gateway.call import AttemptRecord, Call, Outcome
 from gateway.capabilities import Candidate, candidates
 from gateway.continuation import continuable
 from gateway.failures import line, name_targets
+from gateway.model_catalog import model_catalog
+from gateway.tokenizers import Tokenizers
 from keys.key import Key, allows
 from ledger.ledger import Ledger
 from ledger.price_terms import requested_terms
@@ -34,6 +36,7 @@ from providers.base import Target
 from providers.transport.exchange import Transport
 from quota.quota import Quota
 from routing.circuit_breaker import CircuitBreakers
+from routing.replicas import ReplicaKey
 from routing.router import Route, Router
 from streams.deadlines import NO_LIMITS, Deadlines
 from streams.disconnect import DisconnectPolicy
@@ -85,7 +88,11 @@ class Gateway:
         )
         breakers = breakers or CircuitBreakers(enabled=settings.cooldown)
         transport = Transport(settings.max_streams, settings.proxy, settings.ca_bundle)
+        self.catalog = model_catalog(settings, self.router, self.prices, transport)
         self.reader = Reader(transport, settings.retries, breakers)
+        self.tokenizers = Tokenizers(
+            self.router, transport, breakers, self.reader.replicas, quota, settings
+        )
         self._settled = settled
         self._readers = ThreadPool()
 
@@ -102,6 +109,7 @@ class Gateway:
         continues: bool = False,
         within: Mapping[str, float] = NO_LIMITS,
         client: socket.socket | None = None,
+        affinity: str | None = None,
     ) -> Call:
         """Admit a call and start it. Its ledger row, if it has one, is on disk on return.
 
@@ -112,6 +120,8 @@ class Gateway:
             within: the caller's own timeouts in seconds, by the names of the fields of Timeouts.
                 They can only shorten the server's timeouts.
             client: the client's connection, if the server exposes it.
+            affinity: calls with the same text go to the same replica; None for the start of the
+                prompt.
 
         Raises:
             SluiceError: the call is refused.
@@ -129,6 +139,7 @@ class Gateway:
             disconnect=self._disconnect,
             cost=partial(self._billing.cost, requested=requested_terms(request)),
         )
+        stream.affinity = affinity
         if (continues or self.settings.continue_streams) and continuable(request):
             stream.text = []
         reservation = self._admit(key, stream, chosen)
@@ -155,11 +166,21 @@ class Gateway:
             self.streams.remove(stream)
             raise
 
+    def replica_calls(self) -> dict[ReplicaKey, int]:
+        """Return this process's calls in flight at each replica of each provider."""
+        own = self.reader.replicas.loads.own()
+        keys = [
+            (row.name, replica.name)
+            for row in self.router.providers.values()
+            for replica in row.replicas
+        ]
+        return {key: own.get(key, 0) for key in keys}
+
     def open_circuits(self) -> dict[str, float]:
         """Return the models and provider keys that are cooling down, with the seconds left."""
         return {
             (f"{provider}/{model}" if model else provider)
-            + (f" (key {number})" if number > 1 or not model else ""): seconds
+            + (f" (key {number})" if number > 1 or (number and not model) else ""): seconds
             for (provider, model, number), seconds in self.reader.breakers.open_circuits().items()
         }
 

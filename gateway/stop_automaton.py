@@ -5,12 +5,17 @@
 - The search is an Aho-Corasick automaton. It takes a bounded number of steps per character on
   average, whatever the sequences are, and needs about 10 bytes for each of their characters.
 - A state stands for the longest end of the text that could begin a stop sequence.
+- Long work yields, and only one call at a time prepares long stop sequences (`turn`), so that a
+  caller who sends other ones with each call doesn't hold up other calls.
 """
 
 from __future__ import annotations
 
 import re
+import threading
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Final
 
@@ -19,6 +24,9 @@ from concurrency.yielding import Yielder
 COMPILED: Final = 16
 """How many automata are kept for later calls. Editors send equal stop sequences with each call."""
 STEPS: Final = 1024
+"""How many steps are made, or characters searched, between two checks whether to yield."""
+SHORT: Final = 2048
+"""Up to how many characters of stop sequences are prepared without waiting for a turn."""
 LONG: Final = 32
 """From how many characters on a faster search for the next possible beginning pays off."""
 
@@ -40,8 +48,9 @@ class StopAutomaton:
         self.ends = array("H", [0])
         """The length of the longest stop sequence that is complete at each node, or 0."""
         following, parents, labels = [""], [0], [""]
-        path, previous = [0], ""
+        path, previous, yielder = [0], "", Yielder()
         for stop in sorted(set(stops)):
+            yielder.yield_if_due()
             if previous and stop.startswith(previous):
                 continue  # the previous one is always complete first
             shared = common_length(previous, stop)
@@ -94,6 +103,8 @@ class StopAutomaton:
         """
         following, branches, fallback = self._next, self._branches, self._fallback
         root, ends, at, size = self._root, self.ends, 0, len(text)
+        if size > STEPS:
+            return self._scan_long(state, text)
         while at < size:
             char = text[at]
             at += 1
@@ -112,6 +123,15 @@ class StopAutomaton:
             if not state and size - at > LONG:
                 found = self.first(text, at)
                 at = size if found is None else found.start()
+        return state, -1
+
+    def _scan_long(self, state: int, text: str) -> tuple[int, int]:
+        yielder = Yielder()
+        for at in range(0, len(text), STEPS):
+            state, end = self.scan(state, text[at : at + STEPS])
+            if end >= 0:
+                return state, at + end
+            yielder.yield_if_due()
         return state, -1
 
     def path(self, stop: str) -> list[int]:
@@ -143,6 +163,22 @@ def common_length(one: str, other: str) -> int:
     )
 
 
+_preparing = threading.Lock()
+
+
+@contextmanager
+def turn(stops: tuple[str, ...]) -> Iterator[None]:
+    """Wait until no other call prepares long stop sequences, if these are long.
+
+    Their number of characters would otherwise let a few calls use all of the server's time.
+    """
+    if sum(map(len, stops)) <= SHORT:
+        yield
+        return
+    with _preparing:
+        yield
+
+
 @lru_cache(COMPILED)
 def compiled(stops: tuple[str, ...]) -> StopAutomaton:
     return StopAutomaton(stops)
@@ -154,8 +190,12 @@ def effective(stops: tuple[str, ...]) -> tuple[str, ...]:
 
     These are the ones that have another one inside, before their own end.
     """
-    automaton = compiled(stops)
-    return tuple(stop for stop in dict.fromkeys(stops) if len(automaton.path(stop)) == len(stop))
+    automaton, yielder, found = compiled(stops), Yielder(), []
+    for stop in dict.fromkeys(stops):
+        yielder.yield_if_due()
+        if len(automaton.path(stop)) == len(stop):
+            found.append(stop)
+    return tuple(found)
 
 
 @lru_cache(COMPILED)
@@ -172,15 +212,17 @@ def for_host(stops: tuple[str, ...], most: int, *, blank: bool = True) -> tuple[
     """
     if not most:
         return ()
-    automaton = compiled(stops)
-    paths = [automaton.path(stop) for stop in stops]
+    automaton, yielder, paths = compiled(stops), Yielder(), []
     through = [0] * len(automaton.depth)  # for each node, the bits of its stops
-    for number, path in enumerate(paths):
-        bit = 1 << number
+    for number, stop in enumerate(stops):
+        yielder.yield_if_due()
+        bit, path = 1 << number, automaton.path(stop)
+        paths.append(path)
         for node in path:
             through[node] = through[node] | bit if through[node] else bit
     needs = [0] * len(stops)  # for each stop, the bits of those that the host must get too
     for number, path in enumerate(paths):
+        yielder.yield_if_due()
         overlapping = 0
         for node in automaton.overlaps(path[-1]):
             overlapping |= through[node]

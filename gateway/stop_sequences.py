@@ -1,6 +1,6 @@
 """The emulation of stop sequences: the events of an upstream call, up to each choice's first stop.
 
-- The module is pure. stopping_call.py applies it to a call.
+- The module is pure, but yields during long work. stopping_call.py applies it to a call.
 - The longest end of a choice's text that could begin a stop sequence is held back. So a client
   never sees a part of a stop sequence.
 - A choice ends with "stop" before the stop sequence that is complete first (stop_automaton.py).
@@ -31,12 +31,17 @@ from completion import (
     join_logprobs,
     utf8_size,
 )
+from concurrency.yielding import paced
 from gateway.stop_automaton import StopAutomaton
 from streams.mailbox import BACKLOG
 from streams.tally import EVENT_WEIGHT
 
 MOST_TOKENS: Final = 4096
 """How many tokens may wait for their text. A host that sends more doesn't say where they belong."""
+
+
+MANY: Final = 64
+"""Above how many events a batch is searched with pauses: a whole answer may have many choices."""
 
 
 class Scanner:
@@ -59,7 +64,7 @@ class Scanner:
         """Return what a client gets of a batch."""
         output, choices, stops = self._output, self._choices, self._stops
         shown, first, scan = output.batch, stops.first, stops.scan
-        for event in batch:
+        for event in batch if len(batch) <= MANY else paced(batch):
             if isinstance(event, Delta):
                 choice = choices.get(event.index) or self._choice(event.index)
                 if choice.watched:

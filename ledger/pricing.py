@@ -22,6 +22,7 @@ import msgspec
 
 from completion import Usage
 from config import TomlError, did_you_mean
+from ledger.model_facts import about, look_up
 from ledger.price_terms import PriceTerms
 from providers.base import Provider, Target
 
@@ -91,6 +92,10 @@ class ModelFacts(msgspec.Struct, frozen=True):
     context_window: int | None = None
     """The size of the context window in tokens."""
     price: Price | None = None
+    price_told: bool = False
+    """True if the price is the one that the host's list of models states."""
+    created: int | None = None
+    """The time of the model's creation, in seconds since 1970."""
 
 
 FREE = Price(Rate(0), Rate(0))
@@ -230,7 +235,7 @@ class Prices:
         known = {facts.id: facts for facts in known_models(provider.price_id or provider.name)}
         rows = {
             name: known.get(name) or ModelFacts(name, price=self.price(provider, name))
-            for name in (*provider.models, *self._priced(provider))
+            for name in self.own(provider)
         }
         return [
             msgspec.structs.replace(facts, price=self._own[name])
@@ -238,6 +243,18 @@ class Prices:
             else facts
             for facts in (rows | known).values()
         ]
+
+    def facts(self, provider: Provider, model: str) -> ModelFacts:
+        """Return what is known about any model of a provider, listed or not."""
+        title, window = about(provider.price_id or provider.name, model)
+        return ModelFacts(model, title, window, self.price(provider, model))
+
+    def own(self, provider: Provider) -> list[str]:
+        """Return the models to list for a provider, whatever its host says.
+
+        Those of its row come first, then those that sluice.toml prices.
+        """
+        return [*dict.fromkeys((*provider.models, *self._priced(provider)))]
 
     def _priced(self, provider: Provider) -> Iterator[str]:
         names = (name.partition("/") for name in self._own)
@@ -249,12 +266,10 @@ def find(price_id: str, model: str) -> Callable[..., Price | None]:
 
     The function takes the terms of the call. Without them, the price is the standard one.
     """
-    from genai_prices.data_snapshot import get_snapshot
     from genai_prices.types import ModelPrice
 
-    try:
-        _, info = get_snapshot().find_provider_model(model, None, price_id, None)
-    except LookupError:
+    info = look_up(price_id, model)
+    if info is None:
         return lambda _terms=(): None
     fixed = isinstance(info.prices, ModelPrice)
     standard = from_data(info.prices) if isinstance(info.prices, ModelPrice) else None

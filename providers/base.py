@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -72,6 +72,16 @@ class Fim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return self.kind == "template" or (not self.kind and bool(self.template))
 
 
+class Replica(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several servers that serve a row's models."""
+
+    url: str
+    weight: float = 1.0
+    """The replica's share of the calls, relative to the other replicas' weights."""
+    name: str = ""
+    """The host and port, and the path where several replicas have the same host and port."""
+
+
 class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A row that describes a provider's host.
 
@@ -82,7 +92,10 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     dialect: str = "openai"
     base_url: str = ""
     """The URL that paths are appended to. {NAME} stands for an environment variable, {model} for
-    the URL-quoted model."""
+    the URL-quoted model. It is the first replica's if the row has replicas."""
+    replicas: tuple[Replica, ...] = ()
+    """The servers that share the row's calls: at least two, or none. In sluice.toml they are a list
+    in base_url."""
     check: str = ""
     """The path of a GET that costs nothing, for checks of the host and of the key. Empty means the
     dialect's list of models."""
@@ -114,10 +127,15 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     fim: tuple[Fim, ...] = ()
     """How requests with a suffix are served. The first rule that fits the model counts. Without
     one, a legacy /completions gets the suffix unless `cannot` names it."""
+    tokenizer: Literal["", "vllm", "llamacpp"] = ""
+    """The format of the host's /tokenize and /detokenize, which are beside /v1. Empty if it has
+    none."""
     stream_options: dict[str, Any] = msgspec.field(default_factory=lambda: {"include_usage": True})
     """The stream_options of a streaming request. Empty if the host doesn't accept the field."""
     models: tuple[str, ...] = ()
     """Models to list. Other models work too."""
+    discover: bool = True
+    """True if the host is asked for its models, to list them. Other models work too."""
     price_id: str | None = None
     """The provider's name in genai-prices. None if that is `name`."""
     timeouts: dict[str, float] = {}
@@ -151,6 +169,25 @@ class Target(msgspec.Struct, frozen=True, dict=True):
     """The number of the credential among the operator's keys for the provider, from 1."""
     fim: Fim | None = None
     """The rule that applies if the request has a suffix, else None."""
+    replica: str = ""
+    """The name of the replica, whose URL is then the provider's base_url. Empty if the row has
+    none, or none has been chosen yet."""
+    weight: float = 1.0
+    """The replica's weight."""
+
+    @cached_property
+    def replicas(self) -> tuple[Target, ...]:
+        """A target for each of the row's replicas; () if it has none."""
+        row = self.provider
+        return tuple(
+            msgspec.structs.replace(
+                self,
+                provider=msgspec.structs.replace(row, base_url=found.url, replicas=()),
+                replica=found.name,
+                weight=found.weight,
+            )
+            for found in row.replicas
+        )
 
     @cached_property
     def name(self) -> str:
@@ -296,6 +333,44 @@ class Dialect(Protocol):
 
         The status and the error code decide, not the message. Names of headers are in lower case.
         """
+
+
+INSTANCE_HEADER: Final = "X-Sluice-Instance"
+"""The header of a list of models in which a Sluice names itself, and each Sluice whose models it
+lists. A request for a list names the Sluice that sends it."""
+
+
+class ListedModel(msgspec.Struct, frozen=True):
+    """A model in a host's list; None means that the list doesn't say."""
+
+    id: str
+    name: str | None = None
+    """A title for people."""
+    context_window: int | None = None
+    """The size of the context window in tokens."""
+    created: int | None = None
+    """The time of the model's creation, in seconds since 1970."""
+    prices: tuple[int, int] | None = None
+    """The prices of input and output, in nano-dollars per million tokens."""
+
+
+class ModelPage(msgspec.Struct, frozen=True):
+    """A page of a host's list of models."""
+
+    models: tuple[ListedModel, ...]
+    """The models that complete text, each once."""
+    next: str | None = None
+    """The cursor of the next page. None if this is the last one."""
+
+
+class ModelList(Protocol):
+    """A host's list of models, as pure functions."""
+
+    def path(self, cursor: str | None) -> str:
+        """Return the address of a page, relative to base_url. None is the first page's cursor."""
+
+    def read(self, body: bytes) -> ModelPage:
+        """Decode a page. Raises UpstreamError if it isn't a list."""
 
 
 class UpstreamCall(Protocol):

@@ -20,7 +20,7 @@ import msgspec
 
 from completion import CompletionRequest
 from config import Timeouts
-from errors import UpstreamError, UpstreamTimeout
+from errors import ITSELF, UpstreamError, UpstreamTimeout, is_sluice
 from keys.redaction import shown
 from providers import registry
 from providers.base import Target, UpstreamRequest
@@ -38,7 +38,6 @@ PATHS: Final = {
 """The address to get, relative to base_url, by dialect. Bedrock's host has no list of models."""
 PROBE: Final = CompletionRequest(prompts=("x",))
 """A request that is never sent: the check uses its headers."""
-OWN_REALM: Final = 'realm="sluice"'
 LATE_S: Final = 0.5
 """The extra time for a check that an abort can't end, such as a lookup of a name."""
 LONGEST_TEXT: Final = 200
@@ -54,6 +53,8 @@ class Check(NamedTuple):
     message: str
     """What is wrong, or how long the response took, in words that follow the provider's name."""
     seconds: float = 0.0
+    replica: str = ""
+    """The replica that was checked; empty if the provider has none."""
 
 
 def check(transport: Transport, target: Target, limit: float, *, thorough: bool = False) -> Check:
@@ -63,6 +64,11 @@ def check(transport: Transport, target: Target, limit: float, *, thorough: bool 
         limit: seconds.
         thorough: find out whether the host looked at the key, with a second request.
     """
+    found = check_host(transport, target, limit, thorough=thorough)
+    return found._replace(replica=target.replica)
+
+
+def check_host(transport: Transport, target: Target, limit: float, *, thorough: bool) -> Check:
     if target.dialect == "local":
         return Check(target.provider.name, ok=True, state="ok", message="ok (built in)")
     began = time.monotonic()
@@ -80,12 +86,12 @@ def check(transport: Transport, target: Target, limit: float, *, thorough: bool 
 
 
 def check_all(
-    checks: Sequence[Callable[[], Check]], names: Sequence[str], limit: float
+    checks: Sequence[Callable[[], Check]], targets: Sequence[Target], limit: float
 ) -> list[Check]:
     """Run checks at the same time, and return their results in order.
 
     Args:
-        names: the providers' names, for the checks that don't end in time.
+        targets: the checks' targets, for the checks that don't end in time.
         limit: seconds for each check.
     """
     results: dict[int, Check] = {}
@@ -101,7 +107,10 @@ def check_all(
     until = time.monotonic() + limit + LATE_S
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
-    return [results.get(number) or late(name, limit) for number, name in enumerate(names)]
+    return [
+        results.get(number) or late(target.provider.name, limit)._replace(replica=target.replica)
+        for number, target in enumerate(targets)
+    ]
 
 
 def attempt(transport: Transport, target: Target, limit: float) -> Check:
@@ -133,18 +142,22 @@ def late(provider: str, limit: float) -> Check:
     return Check(provider, ok=False, state="timed_out", message=f"no answer within {limit:g} s")
 
 
-def request_of(target: Target) -> UpstreamRequest:
-    """Return the request of a check, with the headers of the dialect's calls."""
+def request_of(target: Target, path: str | None = None) -> UpstreamRequest:
+    """Return a GET with the headers of the dialect's calls.
+
+    Args:
+        path: the address relative to base_url; None for that of a check.
+    """
     headers = dict(registry.dialect(target.dialect).call(PROBE, target).headers)
     headers.pop("Content-Type", None)
-    return UpstreamRequest("GET", url_of(target), headers, b"")
+    return UpstreamRequest("GET", url_of(target, path), headers, b"")
 
 
-def url_of(target: Target) -> str:
+def url_of(target: Target, path: str | None = None) -> str:
     row = target.provider
     base = row.base_url.rstrip("/").replace("{model}", quote(target.model, safe=""))
-    path = row.check or PATHS[target.dialect]
-    address = base + path if row.check.startswith("/") else urljoin(f"{base}/", path)
+    path = path or row.check or PATHS[target.dialect]
+    address = base + path if path.startswith("/") else urljoin(f"{base}/", path)
     if not row.query:
         return address
     return f"{address}{'&' if '?' in address else '?'}{row.query}"
@@ -164,9 +177,9 @@ def judged(exchange: Exchange, target: Target, status: int) -> Check:
             message = f"sent a web page instead of data: check base_url, {public_url(row.base_url)}"
             return result(ok=False, state="not_found", message=message)
         return result(ok=True, state="ok", message="ok")
-    if OWN_REALM in exchange.headers.get("www-authenticate", ""):
+    if is_sluice(exchange.headers) and not (status == 401 and target.credential):
         message = "is Sluice itself: set base_url to where the provider listens"
-        return result(ok=False, state="itself", message=message)
+        return result(ok=False, state=ITSELF, message=message)
     error = registry.dialect(target.dialect).error(status, exchange.headers, exchange.read_error())
     return refused(target, status, error)
 

@@ -49,10 +49,7 @@ BUILT_IN: Final = (
         chat_names=MODERN,
         limits=FOUR_STOPS,
         families=OPENAI_FAMILIES,
-        models=(
-            "gpt-4.1-mini",
-            "gpt-5.4-mini",
-        ),
+        models=("gpt-4.1-mini", "gpt-5.4-mini"),
     ),
     Provider(
         name="anthropic",
@@ -123,6 +120,7 @@ BUILT_IN: Final = (
         chat_names=MODERN,
         limits=FOUR_STOPS,
         families=OPENAI_FAMILIES,
+        discover=False,  # its list has the models that could be deployed, not the deployments
     ),
     Provider(
         name="deepseek",
@@ -254,6 +252,7 @@ BUILT_IN: Final = (
         name="perplexity",
         base_url="https://api.perplexity.ai",
         check="/router/v1/models",
+        discover=False,  # that list belongs to another of its APIs
         api_key_env="PERPLEXITY_API_KEY",
         cannot=("seed", "logit_bias", "user"),
         stream_options={},
@@ -276,17 +275,14 @@ BUILT_IN: Final = (
         limits=FOUR_STOPS,  # unless the server has another VLLM_MAX_STOP_STRINGS
         # With usage in each chunk, the usage of a stopped stream is exact.
         stream_options={"include_usage": True, "continuous_usage_stats": True},
+        tokenizer="vllm",
         fim=BY_TEMPLATE,
     ),
     Provider(
         name="sglang",
         base_url="http://127.0.0.1:30000/v1",
         completions=True,
-        cannot=(
-            "best_of",
-            "suffix",
-            "user",
-        ),  # it ignores them, unless it has a template of its own
+        cannot=("best_of", "suffix", "user"),  # ignored, unless it has a template of its own
         stream_options={"include_usage": True, "continuous_usage_stats": True},
         fim=BY_TEMPLATE,
     ),
@@ -296,6 +292,7 @@ BUILT_IN: Final = (
         completions=True,
         # Its usage covers only the first choice of a response.
         cannot=("best_of", "suffix", "echo", "user", "prompt_list", "choice_list"),
+        tokenizer="llamacpp",
         fim=(Fim(path="/infill", dialect="infill"),),
     ),
     Provider(

@@ -21,8 +21,8 @@ import msgspec
 
 from completion import CompletionRequest
 from config import DAY, TIMEOUT_FIELDS, ConfigError, TomlError, did_you_mean
-from providers import fim_rules
-from providers.base import Dialect, Family, Fim, Provider, Signer
+from providers import fim_rules, replica_rows
+from providers.base import Dialect, Family, Fim, ModelList, Provider, Signer
 from providers.hosts import BUILT_IN
 from providers.request_parts import has_dot_segment
 from providers.transport import proxy
@@ -36,6 +36,13 @@ DIALECTS: Final = {
     "infill": "providers.infill.dialect",
     "local": "providers.local.dialect",
 }
+MODEL_LISTS: Final = {
+    "openai": "providers.openai.models",
+    "anthropic": "providers.anthropic.models",
+    "google": "providers.google.models",
+    "cohere": "providers.cohere.models",
+}
+"""The dialects whose hosts have a list of models. Bedrock has it at another host than its calls."""
 SIGNERS: Final = {"sigv4": "providers.bedrock.sigv4"}
 SIGNERS_NEED: Final = {"sigv4": ("botocore", "requirements-bedrock.txt")}
 
@@ -49,6 +56,17 @@ PLACEHOLDER: Final = re.compile(r"\{([A-Z][A-Z0-9_]*)\}")
 @cache
 def dialect(name: str) -> Dialect:
     return cast(Dialect, import_module(DIALECTS[name]))
+
+
+def model_list(row: Provider) -> ModelList | None:
+    """Return the functions for a host's list of models; None if it has none, or isn't to be asked.
+
+    The URL of a deployment has no list.
+    """
+    module = MODEL_LISTS.get(row.dialect) if row.discover else None
+    if module is None or "{model}" in row.base_url:
+        return None
+    return cast(ModelList, import_module(module))
 
 
 def signer(row: Provider) -> Signer | None:
@@ -71,6 +89,8 @@ def rows(
     known = {row.name: row for row in BUILT_IN}
     for name, table in tables.items():
         base = msgspec.to_builtins(known[name]) if name in known else {}
+        with at_field(name, "base_url" if "replicas" not in table else "replicas"):
+            table = replica_rows.read(table)
         if "fim" in table:
             with at_field(name, "fim"):
                 own = fim_rules.read(table["fim"], base.get("fim", ()))
@@ -79,7 +99,12 @@ def rows(
             known[name] = msgspec.convert({**base, **table, "name": name}, Provider)
         except msgspec.ValidationError as error:
             raise mistake(name, table, str(error)) from None
-    return {name: check(fill_in(row, environ)) for name, row in known.items()}
+    found = {}
+    for name, row in known.items():
+        with at_field(name, "base_url"):
+            row = fill_in(row, environ)
+        found[name] = check(row)
+    return found
 
 
 def mistake(name: str, table: Mapping[str, Any], problem: str) -> TomlError:
@@ -125,8 +150,13 @@ def fill_in(row: Provider, environ: Mapping[str, str]) -> Provider:
 
     key = None if row.sign else row.api_key_env
     through = None if row.proxy is None else filled(row.proxy)
-    url = filled(row.base_url).rstrip("/")
-    return msgspec.structs.replace(row, base_url=url, proxy=through, api_key_env=key)
+    row = replica_rows.filled(row, filled)
+    return msgspec.structs.replace(row, proxy=through, api_key_env=key)
+
+
+def is_untouched_engine(row: Provider) -> bool:
+    """Return True for a built-in row of a local engine that the operator hasn't changed."""
+    return row in BUILT_IN and row.base_url.startswith("http://127.0.0.1")
 
 
 def missing(row: Provider, environ: Mapping[str, str], *, byok: bool = False) -> list[str]:
@@ -135,7 +165,8 @@ def missing(row: Provider, environ: Mapping[str, str], *, byok: bool = False) ->
     Args:
         byok: True if the caller supplies the key, so that the operator's key isn't needed.
     """
-    names = PLACEHOLDER.findall(f"{row.base_url} {row.proxy or ''}")
+    urls = " ".join(one.url for one in row.replicas) if row.replicas else row.base_url
+    names = list(dict.fromkeys(PLACEHOLDER.findall(f"{urls} {row.proxy or ''}")))
     if row.api_key_env and not byok and not environ.get(row.api_key_env, "").strip(", \t\r\n"):
         names.append(row.api_key_env)
     return names
@@ -186,9 +217,10 @@ def check(row: Provider) -> Provider:
 
 def check_network(row: Provider) -> None:
     at = ("providers", row.name)
-    if row.dialect != "local" and not row.base_url.startswith(("http://", "https://", "{")):
-        problem = f"base_url must begin with http:// or https://, not {row.base_url}"
-        raise TomlError(problem, *at, "base_url")
+    for url in [one.url for one in row.replicas] or [row.base_url]:
+        if row.dialect != "local" and not url.startswith(("http://", "https://", "{")):
+            problem = f"base_url must begin with http:// or https://, not {url}"
+            raise TomlError(problem, *at, "base_url")
     if row.ca_bundle and not Path(row.ca_bundle).is_file():
         raise TomlError(f"ca_bundle: no such file: {row.ca_bundle!r}", *at, "ca_bundle")
     if row.proxy is not None and not PLACEHOLDER.search(row.proxy):

@@ -5,8 +5,9 @@ WINDOW_CALLS calls failed within WINDOW_S. While it is open, the target is not c
 cool-down it is half-open: a single call may go through as a probe. If the probe succeeds, the
 circuit breaker closes. If the probe fails, it opens again for twice as long. After a 429, the
 credential isn't used for that model for as long as the host asks, because many hosts limit each
-model separately. If another model gets a 429 meanwhile, the credential isn't used at all. With
-Redis, processes tell each other when a circuit breaker opens or closes, and about 429s.
+model separately. If another model gets a 429 meanwhile, the credential isn't used at all. A replica
+that can't be reached isn't called for HOST_S, for any model or key. With Redis, processes tell each
+other when a circuit breaker opens or closes, and about 429s.
 
 - Only `exchange` does I/O, so no call waits for Redis.
 - Only a provider's failures count, never its refusals.
@@ -35,6 +36,9 @@ FIRST_S, MAX_COOL_DOWN_S = 10.0, 120.0
 PROBE_S, PROBE_PAUSE_S = 15.0, 1.0
 """A probe without a result is forgotten after PROBE_S, and another call may be the probe. Until
 then, the other calls are asked to wait for PROBE_PAUSE_S."""
+HOST_S = 5.0
+"""The cool-down of a replica that can't be reached. It stays that long, because gateway/attempts.py
+looks every second whether the replica is back."""
 MAX_CIRCUITS = 10_000
 """The maximum number of circuit breakers in memory. Callers choose the names of the models, so the
 number must be bounded."""
@@ -100,7 +104,8 @@ class Circuit:
 class CircuitBreakers:
     """The circuit breakers of one process, and its rate-limited credentials.
 
-    There is a circuit breaker for each target that has failed, but none for BYOK keys.
+    There is a circuit breaker for each target that has failed, but none for BYOK keys. A replica
+    that can't be reached has one more, for all models and all keys, also BYOK keys.
     """
 
     def __init__(
@@ -138,25 +143,29 @@ class CircuitBreakers:
 
     def left(self, target: Target) -> float:
         """Return the seconds for which a target must not be called, or 0 if it may be called."""
-        return self._ask(target, Circuit.left)
+        return self._ask(target, enters=False)
 
     def enter(self, target: Target) -> float:
         """Return the seconds for which a target must not be called, or 0 to call it now.
 
         If the circuit breaker is half-open and the result is 0, the call that follows is the probe.
         """
-        return self._ask(target, Circuit.enter)
+        return self._ask(target, enters=True)
 
-    def _ask(self, target: Target, ask: Callable[[Circuit, float], float]) -> float:
-        if target.byok or not (self._circuits or self._limited):
+    def _ask(self, target: Target, *, enters: bool) -> float:
+        if not (self._circuits or self._limited) or (target.byok and not target.replica):
             return 0.0
         with self._lock:
             now = self._clock()
-            limited = self._limited_until(target) - now
-            circuit = self._circuits.get(target_key(target))
-            if limited > 0 or circuit is None:
-                return max(0.0, limited)
-            return ask(circuit, now)
+            limited = 0.0 if target.byok else self._limited_until(target) - now
+            if limited > 0:
+                return limited
+            circuits = [self._circuits[key] for key in keys_of(target) if key in self._circuits]
+            wait = max((circuit.left(now) for circuit in circuits), default=0.0)
+            if enters and not wait:
+                for circuit in circuits:
+                    circuit.enter(now)
+            return wait
 
     def is_limited(self, target: Target) -> bool:
         return self._limited_until(target) > self._clock()
@@ -167,9 +176,17 @@ class CircuitBreakers:
 
     def succeeded(self, target: Target) -> None:
         """Record that a target responded, even if it refused the request."""
-        key = target_key(target)
-        if target.byok or key not in self._circuits:
+        if not self._circuits:
             return
+        for key in keys_of(target):
+            if key in self._circuits:
+                self._succeeded(key)
+
+    def reached(self, target: Target) -> None:
+        """Record that a target's replica can be reached again."""
+        self._succeeded(host_key(target))
+
+    def _succeeded(self, key: TargetKey) -> None:
         with self._lock:
             circuit, now = self._circuits.get(key), self._clock()
             if circuit is None:
@@ -179,8 +196,23 @@ class CircuitBreakers:
             circuit.succeeded(now)
             self._forget_closed(key, circuit)
 
+    def unreached(self, target: Target) -> None:
+        """Record that a target's replica can't be reached. Its circuit breaker opens at once."""
+        if not self._enabled:
+            return
+        key = host_key(target)
+        with self._lock:
+            circuit, now = self._circuit(key), self._clock()
+            circuit.open(now, now + HOST_S, HOST_S)
+            self._announce("cools", key, now, circuit.until, circuit.length)
+
+    def is_unreached(self, target: Target) -> bool:
+        """Return True if the circuit breaker of a target's replica as a whole is open."""
+        return host_key(target) in self._circuits
+
     def failed(self, target: Target) -> None:
-        """Record that a target was unreachable, failed, or closed the connection too early."""
+        """Record that a target failed, or closed the connection too early, or was unreachable
+        although it is no replica."""
         key = target_key(target)
         if target.byok or not self._enabled:
             return
@@ -296,9 +328,29 @@ class CircuitBreakers:
 
 
 def target_key(target: Target) -> TargetKey:
-    return (target.provider.name, target.model, target.key_number)
+    return (place(target), target.model, target.key_number)
 
 
 def credential_key(target: Target) -> TargetKey:
     """Return the key of a target's credential, for all models."""
-    return (target.provider.name, "", target.key_number)
+    return (place(target), "", target.key_number)
+
+
+def host_key(target: Target) -> TargetKey:
+    """Return the key of a target's replica, for all models and all keys."""
+    return (place(target), "", 0)
+
+
+def keys_of(target: Target) -> tuple[TargetKey, ...]:
+    """Return the keys of the circuit breakers that a call to a target depends on."""
+    own = () if target.byok else (target_key(target),)
+    return (*own, host_key(target)) if target.replica else own
+
+
+def place(target: Target) -> str:
+    """Return the provider in a target's key: PROVIDER, or PROVIDER@REPLICA.
+
+    Processes of earlier versions take the latter for a provider that they don't know.
+    """
+    name = target.provider.name
+    return f"{name}@{target.replica}" if target.replica else name

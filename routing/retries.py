@@ -102,6 +102,29 @@ def classify(error: SluiceError) -> Verdict:
     return ELSEWHERE if isinstance(error, RateLimited | Unavailable) else REFUSED
 
 
+HOST_REASONS: Final = frozenset(
+    (
+        *("refused", "reset", "timed_out", "name_not_found", "unreachable"),
+        *("tls", "certificate", "invalid_url"),
+    )
+)
+"""The reasons in providers/transport/reasons.py for which a host can't be reached at all. The rest,
+such as too many open files, may be this process's own fault."""
+
+
+def unreachable(error: SluiceError) -> bool:
+    """Return True if no connection to the target's own host could be made."""
+    if isinstance(error, UpstreamTimeout):
+        return error.phase == "connect"
+    return isinstance(error, UpstreamError) and error.reason in HOST_REASONS
+
+
+def lost(error: SluiceError) -> bool:
+    """Return True if a connection broke, or the response made no sense."""
+    no_answer = isinstance(error, UpstreamError) and error.upstream_status is None
+    return no_answer and classify(error) == FAILED and not unreachable(error)
+
+
 def asked(error: SluiceError) -> float:
     """Return the seconds that the provider asked to wait, or 0 if it didn't ask.
 

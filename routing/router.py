@@ -66,6 +66,7 @@ class Router:
         for variable, model in (
             ("SLUICE_DEFAULT_MODEL", self._default),
             ("SLUICE_FIM_MODEL", settings.fim_model or self._default),
+            ("SLUICE_TOKENIZE_MODEL", settings.tokenize_model or self._default),
         ):
             if problem := self._problem_of(model, is_alias=model in self.aliases):
                 raise ConfigError(f"{variable}: {problem}")
@@ -93,9 +94,25 @@ class Router:
         )
         return [warning]
 
+    def hidden_models(self) -> list[str]:
+        """Return a warning for each alias that hides a model of an enabled provider."""
+        found = []
+        for name, models in self.aliases.items():
+            row = self.providers.get(name.partition("/")[0])
+            if "/" in name and row is not None and self.enabled(row) and name != models[0]:
+                found.append(
+                    f'sluice.toml, [aliases]: "{name}" hides that model of {row.name}, which is '
+                    f"enabled. Calls to it go to {models[0]}."
+                )
+        return found
+
     def enabled(self, provider: Provider) -> bool:
         """Return True if the provider can be called without a BYOK key."""
         return not registry.missing(provider, self._environ)
+
+    def may_be_off(self, provider: Provider) -> bool:
+        """Return True for a local engine that is enabled only because it needs no key."""
+        return registry.is_untouched_engine(provider)
 
     def provider(self, name: str) -> Provider:
         """Return the row of a provider. Raises ProviderNotFound."""
@@ -190,11 +207,15 @@ class Router:
             )
         if byok is not None:
             return [Target(row, model, byok, byok=True)]
-        keys = credentials(self._environ[row.api_key_env]) if row.api_key_env else [None]
-        targets = [Target(row, model, key, key_number=n) for n, key in enumerate(keys, 1)]
+        targets = self.operator_targets(row, model)
         if len(self._known) < MOST_KNOWN:
             self._known[row.name, model] = targets
         return self._turned(row, targets)
+
+    def operator_targets(self, row: Provider, model: str) -> list[Target]:
+        """Return a target for each of the operator's keys for an enabled provider, in order."""
+        keys = credentials(self._environ[row.api_key_env]) if row.api_key_env else [None]
+        return [Target(row, model, key, key_number=n) for n, key in enumerate(keys, 1)]
 
     def _turned(self, row: Provider, targets: list[Target]) -> list[Target]:
         """Rotate the targets, so that the provider's keys share the load."""

@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from errors import (
+    ITSELF,
     NO_RETRY,
     ByokRejected,
     InvalidRequest,
@@ -37,6 +38,12 @@ def public_error(error: UpstreamError, target: Target) -> SluiceError:
     details = {"provider": target.provider.name, "model": target.model, "upstream_status": status}
     if error.host is not None:
         details |= {"host": error.host, "reason": error.reason}
+    if error.reason == ITSELF and not (status == 401 and target.credential):
+        message = (
+            f"{target.provider.name}'s base_url is Sluice itself: set base_url in sluice.toml to "
+            f"where {target.provider.name} listens."
+        )
+        return gateway_error(message, details, NO_RETRY)
     if status in (401, 403):  # the provider's message may quote part of the key
         return refused_key(target, details)
     text = shown(error.upstream_message, target.credential)
@@ -97,7 +104,15 @@ def refused_key(target: Target, details: dict[str, Any]) -> SluiceError:
     where = target.provider.name
     if target.byok:
         return ByokRejected(f"{where} rejected your own key (byok_api_key).", details=details)
-    return gateway_error(f"{where} rejected the API key that this server sent.", details, NO_RETRY)
+    if target.provider.sign:
+        message = f"{where} rejected the AWS credentials that this server sent."
+    elif target.credential is None:
+        message = (
+            f"{where} wants an API key, and none is set (status {details['upstream_status']})."
+        )
+    else:
+        message = f"{where} rejected the API key that this server sent."
+    return gateway_error(message, details, NO_RETRY)
 
 
 def rate_limited(seconds: float, target: Target, details: dict[str, Any]) -> RateLimited:

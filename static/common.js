@@ -102,7 +102,7 @@ export const whole = (number) => Number(number).toLocaleString("en");
 /** Format USD; small amounts get more decimals. null is an unknown amount. */
 export function money(usd) {
   if (usd === null || usd === undefined) return "unknown";
-  if (usd === 0) return "$0";
+  if (usd === 0) return "$0.00";
   if (usd < 0.00000001) return "< $0.00000001";
   const digits = usd >= 1 ? 2 : Math.min(8, 2 - Math.floor(Math.log10(usd)));
   return `$${usd.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: digits })}`;
@@ -114,10 +114,13 @@ export function duration(milliseconds) {
   return `${(milliseconds / 1000).toLocaleString("en", { maximumFractionDigits: 2 })} s`;
 }
 
+/** Return true if a model's prices are known to be 0. */
+export const isFree = (pricing) => pricing?.input === 0 && pricing.output === 0;
+
 /** Format a model's prices, in USD per million tokens. */
 export function prices({ input = null, output = null } = {}) {
   if (input === null) return "Price unknown";
-  if (!input && !output) return "Free";
+  if (isFree({ input, output })) return "Free";
   return `${money(input)} in, ${money(output)} out per million tokens`;
 }
 

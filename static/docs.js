@@ -58,7 +58,7 @@ function fields(schema, depth = 0) {
       const inner = propertiesOf(property) && fields(property, depth + 1);
       const more = inner && make("details", {}, make("summary", {}, "Fields"), inner);
       const needed = required.has(name) && depth === 0 ? ", required" : "";
-      return named(name, typeOf(property, api) + needed, resolved(property, api).description, more);
+      return named(name, typeOf(property, api) + needed, property.description ?? resolved(property, api).description, more);
     }),
   );
 }
@@ -239,7 +239,11 @@ async function begin() {
     return showProblem($("error"), new Problem("The server can’t be reached."));
   }
   $("about").textContent = api.info.description.split(" The providers of this server")[0];
-  $("enabled").append(...api["x-sluice-providers"].flatMap((name) => [make("code", {}, name), " "]));
+  const engines = api["x-sluice-engines"];
+  const names = (found) => found.flatMap((name) => [make("code", {}, name), " "]);
+  $("enabled").append(...names(api["x-sluice-providers"].filter((name) => !engines.includes(name))));
+  $("engines").append(...names(engines));
+  $("engines-name").hidden = $("engines").hidden = !engines.length;
   $("operations").append(...api.tags.map(section));
   openTarget();
   addEventListener("hashchange", openTarget);

@@ -201,15 +201,18 @@ function abandon(stack) {
 
 const TAGS = new Set(["p", "h3", "hr", "ul", "ol", "li", "blockquote", "pre", "code", "strong", "em", "span"]);
 
-/** Return the DOM nodes of parsed nodes. */
+/** Return the DOM nodes of parsed nodes, in a fragment: a call can't have as many arguments as a text has nodes. */
 export function render(nodes) {
-  return nodes.map((node) => {
-    if (typeof node === "string") return document.createTextNode(node);
-    if (!TAGS.has(node.tag)) throw new Error(`unexpected tag ${node.tag}`);
-    const found = make(node.tag, attributes(node), ...render(node.children));
-    if (node.url) found.append(make("span", { class: "faint" }, ` (${node.url})`));
-    return found;
-  });
+  const found = document.createDocumentFragment();
+  for (const node of nodes) found.append(typeof node === "string" ? node : element(node));
+  return found;
+}
+
+function element(node) {
+  if (!TAGS.has(node.tag)) throw new Error(`unexpected tag ${node.tag}`);
+  const found = make(node.tag, attributes(node), render(node.children));
+  if (node.url) found.append(make("span", { class: "faint" }, ` (${node.url})`));
+  return found;
 }
 
 function attributes({ tag, level, start }) {

@@ -3,7 +3,7 @@
 // - The ids of a panel's elements have the panel's suffix. The second panel shows a comparison.
 // - Text from models becomes text nodes or the nodes of markdown.js, never HTML.
 
-import { $, call, copyText, duration, make, money, prices, Problem, showProblem, stopStream, whole } from "./common.js";
+import { $, call, copyText, duration, isFree, make, money, prices, Problem, showProblem, stopStream, whole } from "./common.js";
 import { parse, render } from "./markdown.js";
 import { frames } from "./sse.js";
 
@@ -32,6 +32,20 @@ export function usageText(usage) {
     `${about}${whole(usage.output_tokens)} tokens out`,
     `cost ${usage.cost_usd === null ? "" : about}${money(usage.cost_usd)}`,
   ].join(" · ");
+}
+
+/**
+ * Return an error's message for a reader of the page. The API's message about a provider without a
+ * key is for programs: it names a field that the page doesn't have.
+ */
+export function forPeople({ code, message }) {
+  const match = code === "provider_not_found" && /^Provider '(.+)' is not enabled on this server: its operator must set (\w+(?: and \w+)*)/.exec(message);
+  if (!match) return message;
+  const [, provider, variables] = match;
+  return (
+    `${provider} isn’t set up on this server. If the server is yours, put ${variables} into .env and restart it; ` +
+    "the quickstart shows how. Otherwise ask its operator, or choose another model."
+  );
 }
 
 /** Return a word for how a call ended, for people. */
@@ -75,6 +89,15 @@ class Answer {
     const { input, output } = this.pricing(this.served || this.body.model) ?? NO_PRICE;
     const asked = this.input || Math.round(this.body.prompt.length / CHARACTERS_A_TOKEN);
     return input === null ? null : (asked * input + this.tokens * output) / 1e6;
+  }
+
+  /** Return false if the call failed before there was anything to count. */
+  get counted() {
+    return !this.problem || this.text !== "" || this.usage !== null;
+  }
+
+  get free() {
+    return isFree(this.pricing(this.served || this.body.model));
   }
 
   get seconds() {
@@ -143,7 +166,7 @@ export class Panel {
       return undefined;
     }
     box.classList.remove("raw");
-    box.replaceChildren(...render(parse(this.text)));
+    box.replaceChildren(render(parse(this.text)));
     this.renderAt = performance.now() + RENDER_SHARE * (performance.now() - began);
     return undefined;
   }
@@ -168,15 +191,20 @@ export class Panel {
   live() {
     const { answer } = this;
     if (!answer) return;
+    if (!answer.counted) {
+      this.noFigures();
+      return;
+    }
     const about = answer.usage && answer.usage.source !== "estimate" ? "" : "≈ ";
     this.at("live-tokens").textContent = about + whole(answer.tokens);
     this.at("live-rate").textContent = answer.first ? whole((answer.tokens / answer.seconds).toPrecision(3)) : "–";
     this.at("live-first").textContent = answer.first ? duration(answer.first - answer.began) : "–";
     this.at("live-cost-name").textContent = answer.ended ? "Cost" : "Cost so far";
-    this.at("live-cost").textContent = (answer.cost === null ? "" : about) + money(answer.cost);
+    this.at("live-cost").textContent = answer.free && !answer.cost ? "free" : (answer.cost === null ? "" : about) + money(answer.cost);
   }
 
   noFigures() {
+    this.at("live-cost-name").textContent = "Cost";
     for (const name of FIGURES) this.at(`live-${name}`).textContent = "–";
   }
 
@@ -214,7 +242,7 @@ export class Panel {
     } catch (error) {
       answer.problem =
         error instanceof Problem
-          ? error
+          ? Object.assign(error, { message: forPeople(error) })
           : new Problem("The connection broke before the completion was finished.", { code: "network", requestId: answer.requestId });
     }
     this.finish(answer);

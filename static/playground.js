@@ -22,6 +22,9 @@ let language = "curl";
 const comparing = () => !$("second").hidden;
 const running = () => panels.some((panel) => panel.running);
 
+/** Return the place of the model whose code is shown. */
+const side = () => (comparing() ? Number(document.querySelector("input[name=side]:checked").value) : 0);
+
 // The models
 
 /** Remember the enabled models that complete text. */
@@ -79,7 +82,9 @@ function compare(on) {
   $("compare").textContent = on ? "Remove the second model" : "Compare with a second model";
   $("compare").setAttribute("aria-pressed", String(on));
   $("bench").classList.toggle("two", on);
-  $("halt-name").textContent = on ? "Stop both" : "Stop";
+  $("side").hidden = !on;
+  $("side").querySelector("input").checked = true;
+  nameHalt();
   $("answer-title").textContent = on ? "Completions" : "Completion";
   changed();
 }
@@ -112,7 +117,8 @@ function fill(body) {
 /** Update what depends on the form: the code, and the number of parameters that are set. */
 function changed() {
   pickers.forEach((picker, place) => ($(place ? "model-facts-2" : "model-facts").textContent = facts(picker.value)));
-  $("code").textContent = LANGUAGES[language](location.origin + BASE, asked(pickers[0].value));
+  pickers.forEach((picker, place) => ($(place ? "side-name-2" : "side-name").textContent = picker.value || (place ? "Second model" : "First model")));
+  $("code").textContent = LANGUAGES[language](location.origin + BASE, asked(pickers[side()].value));
   const set = [...NUMBERS.filter((name) => $(name).value !== ""), ...($("stop").value ? ["stop"] : [])];
   $("parameters-set").textContent = set.length ? `${set.length} set` : "";
 }
@@ -133,13 +139,24 @@ async function run() {
   if (running() || !valid()) return;
   const names = pickers.slice(0, comparing() ? 2 : 1).map((picker) => picker.value);
   used(names);
-  const calls = names.map((name, place) => panels[place].run(asked(name)).then(keep));
+  const calls = names.map((name, place) => panels[place].run(asked(name)).then(ended));
   busy(true);
   await Promise.all(calls);
   busy(false);
 }
 
 const halt = () => panels.forEach((panel) => panel.halt());
+
+/** Name the stop button for what it stops. */
+function nameHalt() {
+  const one = panels.filter((panel) => panel.running).length === 1;
+  $("halt-name").textContent = comparing() && !one ? "Stop both" : "Stop";
+}
+
+function ended(answer) {
+  keep(answer);
+  nameHalt();
+}
 
 function busy(is) {
   const [from, to] = is ? [$("run"), $("halt")] : [$("halt"), $("run")];
@@ -148,6 +165,7 @@ function busy(is) {
   document.body.classList.toggle("flowing", is);
   if (focused) to.focus();
   from.disabled = true;
+  nameHalt();
   $("compare").disabled = is;
   if (is && narrow.matches) $("answer-title").scrollIntoView({ block: "start" });
 }
@@ -253,6 +271,7 @@ function begin(providers) {
     remember("sluice.view", event.target.value);
     for (const panel of panels) if (panel.text) panel.paint(true);
   });
+  $("side").addEventListener("change", changed);
   document.addEventListener("keydown", keyed);
   addEventListener("pagehide", left);
   $("languages").addEventListener("click", (event) => {

@@ -2,6 +2,7 @@
 
 import { $, call, get, make, showProblem, stopStream } from "./common.js";
 import { duration, money, size, whole } from "./common.js";
+import { outcome } from "./outcomes.js";
 import { signIn } from "./session.js";
 
 const DAY_MS = 24 * 3600 * 1000;
@@ -167,6 +168,7 @@ function draw() {
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
       cursor: { y: false, points: { show: false }, drag: { x: false, y: false } },
       legend: { show: true, live: true },
+      hooks: { setLegend: [showLastDay] },
       scales: {
         x: { range: (_, least, most) => [least - 43200, most + 43200] },
         y: { range: (_, __, most) => [0, most > 0 ? most * 1.08 : 1] },
@@ -179,7 +181,7 @@ function draw() {
           grid: { stroke: color("--line"), width: 1 },
           ticks: { show: false },
           incrs: measure() === "cost" ? undefined : INCREMENTS,
-          values: (_, found) => found.map((value) => (value ? write(value) : "0")),
+          values: (_, found) => found.map(write),
         },
       ],
       series: [
@@ -201,6 +203,11 @@ function draw() {
   const most = days.reduce((best, day) => (of(day) > of(best) ? day : best), days[0]);
   const peak = most && of(most) ? `; most on ${most.date}: ${write(of(most))}` : "";
   box.setAttribute("aria-label", `Chart of ${measure()} by day${peak}. The table below has the figures.`);
+}
+
+/** Name the last day below the chart while the pointer is elsewhere. */
+function showLastDay(drawn) {
+  if (drawn.legend.idx === null && days.length) drawn.setLegend({ idx: days.length - 1 });
 }
 
 const INCREMENTS = [1, 2, 5].flatMap((step) => [...Array(13).keys()].map((power) => step * 10 ** power)).sort((a, b) => a - b);
@@ -257,22 +264,11 @@ function clock(moment, day = true) {
   return make("time", { datetime: moment, title: moment }, day ? `${name}, ${text}` : text);
 }
 
-/** Format USD with six decimals, so that a column lines up; smaller amounts get more decimals. */
-const column = (usd) => (usd >= 0.000001 ? `$${usd.toFixed(6)}` : money(usd));
-
-const GOOD = ["completed", "stopped", "active"];
-
-/** Return how a call ended, for people. A stream can break after it began with status 200. */
-function endText({ stream, first_event_ms: first }, reason) {
-  return stream && first !== null && !GOOD.includes(reason) ? "broken off" : reason;
-}
-
 function requestRow(row) {
-  const reason = row.end_reason ?? "active";
-  const good = GOOD.includes(reason);
+  const { text, mark, hint } = outcome(row);
   const end = cell("", "outcome");
-  end.append(make("span", { class: good ? `end ${reason}` : "end bad" }, endText(row, reason)));
-  if (!good) end.append(make("span", { class: "hint" }, ` ${[row.status, row.error_code ?? reason].filter(Boolean).join(" ")}`));
+  end.append(make("span", { class: `end ${mark}` }, text));
+  if (hint) end.append(make("span", { class: "hint" }, ` ${hint}`));
   return make(
     "tr",
     {},
@@ -280,7 +276,7 @@ function requestRow(row) {
     cell(`${row.provider}/${row.model}`, "model"),
     end,
     cell(split(row.tokens.input, row.tokens.output), "n tokens"),
-    row.cost === null ? cell("unpriced", "n cost faint") : cell(column(row.cost), "n cost"),
+    row.cost === null ? cell("unpriced", "n cost faint") : cell(money(row.cost), "n cost"),
     cell(duration(row.duration_ms), "n took"),
     make("td", { class: "id" }, make("code", {}, row.request_id)),
   );
@@ -322,7 +318,7 @@ async function stopAll() {
 
 async function showActive() {
   const listed = await attempt("streams", () => get("/api/v1/completions/streams"));
-  $("fresh").textContent = listed ? "Updates by itself every 2 seconds." : "The server doesn’t answer; trying again every 2 seconds.";
+  $("fresh").textContent = listed ? "Updates every 2 seconds." : "The server doesn’t answer; trying again every 2 seconds.";
   if (!listed) return;
   const found = listed.filter((stream) => !stopped.has(stream.stream_id)); // a stopped one may still be listed
   const before = flowing;

@@ -64,6 +64,8 @@ class StreamRegistry:
         self._running: set[Stream] = set()
         self._waiting: deque[Stream] = deque()
         self._stopped: dict[StreamKey, float] = {}
+        self._stopped_requests: dict[tuple[str, str], float] = {}
+        """When calls were stopped, by their key's id and a request id that isn't the stream id."""
         self._sweeper = BackgroundThread(self._sweep, "sweeper")
 
     def add(self, stream: Stream, share: int | None = None) -> None:
@@ -145,24 +147,30 @@ class StreamRegistry:
                     self._running.add(following)
                     following.turn.set()
             if stream.stopped:
-                self._stopped[stream_key] = time.monotonic()
+                now = time.monotonic()
+                self._stopped[stream_key] = now
+                if stream.request_id != stream.id:
+                    self._stopped_requests[stream.key_id, stream.request_id] = now
 
-    def stop(self, key_id: str, stream_id: str) -> None:
+    def stop(self, key_id: str, call_id: str) -> None:
         """Stop one of the key's calls, in any state and in any process.
 
-        Stopping a call again within REMEMBER_STOPPED_S is a no-op.
+        If no call has this stream id, the calls with this request id are stopped. Stopping a call
+        again within REMEMBER_STOPPED_S is a no-op.
 
         Raises:
             StreamNotFound: the key has no active call with this id.
             Unavailable: another process may have the call, but can't be reached.
         """
-        stream_key = (key_id, stream_id)
-        if self.end_active(stream_key):
+        call_key = (key_id, call_id)
+        if self.end_active(call_key):
             return
-        remembered = self._remembers(stream_key)
-        if self._cluster is not None:
+        remembered = self._remembers(call_key)
+        if self._cluster is None:
+            remembered = remembered or self.end_requests(call_key)
+        else:
             try:  # another process may have started a new call with this id
-                remembered = self._cluster.stop(stream_key)
+                remembered = self._cluster.stop(call_key)
             except Unavailable:
                 if not remembered:
                     raise
@@ -178,6 +186,21 @@ class StreamRegistry:
         with self._lock:
             stream = self._active.get(stream_key)
         return stream is not None and (stream.end("stopped") or stream.stopped)
+
+    def end_requests(self, request_key: tuple[str, str]) -> bool:
+        """Stop the active calls of this process with a request id, which several may share.
+
+        Return True also if such a call was stopped a moment ago.
+
+        Args:
+            request_key: the key's id, and the request id.
+        """
+        key_id, request_id = request_key
+        found = [stream for stream in self.of(key_id) if stream.request_id == request_id]
+        ended = [stream.end("stopped") or stream.stopped for stream in found]
+        with self._lock:
+            at = self._stopped_requests.get(request_key, -math.inf)
+        return any(ended) or at > time.monotonic() - REMEMBER_STOPPED_S
 
     def _remembers(self, stream_key: StreamKey) -> bool:
         with self._lock:
@@ -227,7 +250,12 @@ class StreamRegistry:
                     log.exception("sweep failed", extra={"request_id": stream.request_id})
             with self._lock:
                 oldest = time.monotonic() - REMEMBER_STOPPED_S
-                self._stopped = {p: at for p, at in self._stopped.items() if at > oldest}
+                self._stopped = later(self._stopped, oldest)
+                self._stopped_requests = later(self._stopped_requests, oldest)
+
+
+def later(times: dict[tuple[str, str], float], oldest: float) -> dict[tuple[str, str], float]:
+    return {key: at for key, at in times.items() if at > oldest}
 
 
 def too_many() -> Unavailable:

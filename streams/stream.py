@@ -98,6 +98,8 @@ class Stream:
         self.id, self.key_id, self.endpoint = stream_id, key_id, endpoint
         self.request_id, self.request = request_id, request
         self.traceparent = ""
+        self.affinity: str | None = None
+        """The caller's affinity key; None for the start of the prompt."""
         self._client = client
 
         # The call's progress.

@@ -71,6 +71,8 @@ class Tally:
         self.pieces = 0
         self._bytes = 0
         self._thoughts = self._thought_bytes = 0
+        self.early_thoughts = (0, 0)
+        """The pieces and bytes of reasoning before the first event that a client may see."""
         self._reported = (0, 0)  # the pieces and bytes of output at the last usage report
 
     def add(self, batch: Batch) -> int:
@@ -85,6 +87,8 @@ class Tally:
             elif isinstance(event, Thought):
                 self._thoughts += event.pieces
                 self._thought_bytes += event.size
+                if not self.visible:
+                    self.early_thoughts = (self._thoughts, self._thought_bytes)
             elif isinstance(event, Finished):
                 self.visible += 1
             elif isinstance(event, Used):

@@ -107,6 +107,8 @@ def log_fields(stream: Stream, outcome: Outcome) -> dict[str, Any]:
         "attempts": len(stream.attempts),
         "end_reason": outcome.reason,
     }
+    if stream.target.replica:
+        fields["replica"] = stream.target.replica
     if outcome.failures:
         fields["failures"] = outcome.failures
     if outcome.error is not None:
@@ -139,7 +141,7 @@ def count(metrics: Metrics, stream: Stream, outcome: Outcome) -> None:
         status, code = record.status, record.code
         if attempt.target.byok and status in KEY_REFUSED:  # the caller's fault, not the provider's
             status, code = None, ByokRejected.code
-        metrics.attempted(record.provider, status, code)
+        metrics.attempted(record.provider, status, code, attempt.target.replica)
     if len(outcome.attempts) > 1:
         metrics.retried(len(outcome.attempts) - 1)
 

@@ -12,17 +12,19 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 from keys.redaction import mask, may_hold_key
 
 FIELDS = (
-    "request_id", "stream_id", "key_id", "method", "path", "status", "code", "provider", "model",
-    "input_tokens", "output_tokens", "usage_source", "cost_usd", "duration_ms", "first_event_ms",
-    "attempts", "end_reason", "upstream_status", "upstream_code", "failures",
+    "request_id", "stream_id", "key_id", "method", "path", "status", "code", "provider", "replica",
+    "model", "input_tokens", "output_tokens", "usage_source", "cost_usd", "duration_ms",
+    "first_event_ms", "attempts", "end_reason", "upstream_status", "upstream_code", "failures",
 )  # fmt: skip
 UPSTREAM = ("upstream_status", "upstream_code")
 SHOWN = (
@@ -31,6 +33,7 @@ SHOWN = (
     "status",
     "code",
     "provider",
+    "replica",
     "model",
     "duration_ms",
     "end_reason",
@@ -65,11 +68,19 @@ def head(moment: float, level: str, logger: str, message: str) -> dict[str, Any]
     }
 
 
+COLOUR: Final = re.compile("\x1b\\[[0-9;]*m")
+
+
+def uncoloured(text: str) -> str:
+    """Return a message without the colours of a terminal, which werkzeug adds."""
+    return COLOUR.sub("", text) if "\x1b" in text else text
+
+
 class JsonFormatter(logging.Formatter):
     """A formatter of lines of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        level, message = record.levelname.lower(), record.getMessage()
+        level, message = record.levelname.lower(), uncoloured(record.getMessage())
         line = head(record.created, level, record.name, message) | fields(record)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -116,7 +127,7 @@ class TextFormatter(logging.Formatter):
         words = [
             time.strftime("%H:%M:%S", time.localtime(record.created)),
             record.levelname.lower(),
-            record.getMessage(),
+            uncoloured(record.getMessage()),
             *(f"{name}={values[name]}" for name in SHOWN if values.get(name) is not None),
         ]
         if "output_tokens" in values:
@@ -159,6 +170,54 @@ def format_gunicorn(kind: str) -> None:
     for handler in logging.getLogger("gunicorn.access").handlers:
         handler.setFormatter(AccessFormatter())
     logging.getLogger().handlers = list(errors.handlers)
+
+
+class HideOnce(logging.Filter):
+    """A filter that drops one line of each of some messages."""
+
+    def __init__(self, messages: Iterable[str]) -> None:
+        super().__init__()
+        self._left = set(messages)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        hidden = message in self._left
+        self._left.discard(message)
+        return not hidden
+
+
+def hide_once(messages: Iterable[str]) -> None:
+    """Don't log these messages when they come for the first time: they were shown already."""
+    if messages := [*messages]:
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(HideOnce(messages))
+
+
+class Collector(logging.Handler):
+    """A handler that keeps the messages."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(one_line(mask(record.getMessage())))
+
+
+@contextlib.contextmanager
+def collected() -> Iterator[list[str]]:
+    """Collect Sluice's warnings instead of logging them, although logging is disabled."""
+    logger, collector = logging.getLogger("sluice"), Collector()
+    before, propagates = logging.root.manager.disable, logger.propagate
+    logging.disable(logging.NOTSET)
+    logger.addHandler(collector)
+    logger.propagate = False
+    try:
+        yield collector.messages
+    finally:
+        logger.removeHandler(collector)
+        logger.propagate = propagates
+        logging.disable(before)
 
 
 def log_file() -> logging.Handler | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -37,6 +37,7 @@ from prometheus_client.registry import Collector
 from completion import Usage
 from ledger import refusals
 from telemetry.multiprocess import Files, GaugeMerge
+from telemetry.replica_metrics import ReplicaMetrics
 
 log = logging.getLogger("sluice.metrics")
 
@@ -48,6 +49,10 @@ REFUSALS = refusals.REASONS
 REQUESTS = ("requests", "Requests answered.", "endpoint", "provider", "model", "status")
 ATTEMPTS = ("attempts", "Attempts at providers.", "provider")
 UPSTREAM_ERRORS = ("upstream_errors", "Attempts that failed.", "provider", "code")
+REPLICA_ATTEMPTS = (
+    *("replica_attempts", "Attempts at replicas, with the code of a failure."),
+    *("provider", "replica", "code"),
+)
 TIMES = {
     "request_duration": (
         "Seconds from a call's admission to its end.",
@@ -122,6 +127,8 @@ class Metrics(Collector):
     The registry has the process' own metrics too, unless several processes share theirs.
     """
 
+    _replicas: ReplicaMetrics | None = None
+
     def __init__(
         self,
         *,
@@ -131,7 +138,10 @@ class Metrics(Collector):
         redis_up: Callable[[], bool] | None = None,
     ) -> None:
         """Make the metrics. The functions are called at each refresh; they don't wait or raise.
-        redis_up: None if there is no Redis."""
+
+        Args:
+            redis_up: None if there is no Redis.
+        """
         self.registry = self._shown = CollectorRegistry()
         self.registry.register(self)
         self._files: Files | None = None
@@ -173,6 +183,11 @@ class Metrics(Collector):
         for name in models:
             provider, _, model = name.partition("/")
             self._models.add((provider, model))
+
+    def watch_replicas(self, calls: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        """Add the metrics of replicas. calls: as in ReplicaMetrics."""
+        attempts = self._labelled(*REPLICA_ATTEMPTS)
+        self._replicas = ReplicaMetrics(self.registry, attempts, calls)
 
     def answered(self, endpoint: str | None, status: int) -> None:
         """Count the response to a request that was no call, or was refused before it became one.
@@ -217,17 +232,24 @@ class Metrics(Collector):
             if seconds is not None:
                 self._times[name].observe(seconds)
 
-    def attempted(self, provider: str, status: int | None, code: str | None) -> None:
+    def attempted(
+        self, provider: str, status: int | None, code: str | None, replica: str = ""
+    ) -> None:
         """Count an attempt that has ended.
 
         Args:
             status: the HTTP status of the provider's error response, if there was one.
             code: the code of Sluice's error; None if the attempt succeeded.
+            replica: the name of the provider's replica; empty if it has none.
         """
         self._attempts.inc(provider)
+        reason = ""
         if code is not None:
             known = status is not None and 400 <= status < 600
-            self._upstream_errors.inc(provider, str(status) if known else code)
+            reason = str(status) if known else code
+            self._upstream_errors.inc(provider, reason)
+        if replica and self._replicas is not None:
+            self._replicas.attempts.inc(provider, replica, reason)
 
     def retried(self, times: int) -> None:
         """Count the attempts that a call made after its first."""
@@ -257,6 +279,8 @@ class Metrics(Collector):
         """
         for gauge, value in self._gauges:
             gauge.set(value())
+        if self._replicas is not None:
+            self._replicas.refresh()
         with self._lock:
             failures = self._failures
             self._failed.inc(failures - self._told_failures)

@@ -112,6 +112,8 @@ def of_attempt(attempt: Attempt, record: AttemptRecord) -> Attributes:
         "sluice.key_number": record.key,
         "sluice.byok": attempt.target.byok,
     }
+    if attempt.target.replica:
+        attributes["sluice.replica"] = attempt.target.replica
     if record.status is not None:
         attributes["http.response.status_code"] = record.status
     if record.code is not None:

@@ -25,7 +25,7 @@ from tests.support.pace import machine_pace
 from tests.support.paths import TESTS
 from tests.support.postgres import Postgres
 from tests.support.redis_server import RedisServer
-from tests.support.servers import fake_rows, make_key, settings_files
+from tests.support.servers import UNASKED, fake_rows, make_key, settings_files
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -222,7 +222,7 @@ def app(fake: FakeProvider, tmp_path: Path, new_key: tuple[str, str]) -> Flask:
     (tmp_path / "sluice.toml").write_text(fake_rows(fake.base_url))
     (tmp_path / "keys.jsonl").touch(mode=0o600)
     (tmp_path / "keys.jsonl").write_text(new_key[1])
-    return create_app(Settings.from_env(settings_files(tmp_path)))
+    return create_app(Settings.from_env(settings_files(tmp_path) | UNASKED))
 
 
 @pytest.fixture

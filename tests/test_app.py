@@ -57,6 +57,7 @@ class Site:
             "providers": {**ROWS, "locked": {**ROWS["sim"], "api_key_env": "LOCKED_KEY"}},
             "prices": PRICES,
             "retries": 0,
+            "discovery": 0,
             **settings,
         }
         if fields["keys"] != line:

@@ -524,13 +524,26 @@ def test_a_missing_dotenv_or_a_folder_of_that_name_counts_as_empty(
     assert environ == {}
 
 
+def test_a_dotenv_that_is_far_too_large_is_refused_before_it_is_parsed(
+    tmp_path: Path, environ: dict[str, str]
+) -> None:
+    path = tmp_path / ".env"
+    path.write_bytes(b"A=b\n" * (config.MOST_DOTENV // 4))
+    config.load_dotenv(path, parse)
+    assert environ == {"A": "b"}
+    for too_large in (path, Path("/dev/zero")):
+        path.write_bytes(b"A=b\n" * (config.MOST_DOTENV // 4) + b"#")
+        with pytest.raises(ConfigError, match="can't be read: it is larger than 256 KiB"):
+            config.load_dotenv(too_large, parse)
+
+
 def test_a_dotenv_that_may_not_be_read_is_refused_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: Path) -> bytes:
+    def refuse(*_: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(ConfigError, match=r"\.env can't be read: Permission denied"):
         config.load_dotenv(tmp_path / ".env", parse)
 
@@ -695,3 +708,10 @@ def test_provider_overrides_timeouts_and_caller_can_only_lower_timeouts(
 @pytest.mark.parametrize("text", ["10.0.0.7:80", "http://10.0.0.7", "a b", "[::1]:80", "a/b"])
 def test_a_host_with_more_than_a_host_is_refused(text: str) -> None:
     assert "SLUICE_HOST is" in refusal(SLUICE_HOST=text)
+
+
+def test_a_text_without_quotes_in_toml_gets_a_hint(tmp_path: Path) -> None:
+    path = tmp_path / "sluice.toml"
+    path.write_text("[aliases]\nfast = openai/gpt-4o\n")
+    with pytest.raises(ConfigError, match=r"Invalid value \(at line 2, .*\); a text needs quotes$"):
+        Settings.from_env({"SLUICE_CONFIG": str(path)})

@@ -5,41 +5,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import errors as e
 from config import VERSION
-from endpoints.openapi import editors, errors, examples, schemas
+from endpoints.openapi import editors, errors, examples, meanings, schemas, tokenizers
 from endpoints.openapi.errors import Face, responses
 from endpoints.openapi.headers import HEADERS, LIMITS, PATTERNS, SENT
+from endpoints.openapi.operations import COMPLETION_ERRORS, Part, ok, operation
 from endpoints.openapi.schemas import ref
 from endpoints.usage import FORMATS, GROUPS, MOST_ROWS, SOME_ROWS, TAKES
 
-Part = dict[str, Any]
-
-COMPLETION_ERRORS = (
-    *(e.InvalidRequest, e.UnsupportedParameter, e.Unauthorized, e.InsufficientCredits),
-    *(e.ModelForbidden, e.ByokRejected, e.ProviderNotFound, e.ModelNotFound, e.RequestTimeout),
-    *(e.StreamExists, e.RequestTooLarge, e.UnsupportedMediaType, e.RateLimited),
-    *(e.UpstreamError, e.Unavailable, e.UpstreamTimeout),
-)
-
-
-def ok(schema: Part | None, example: Any, *headers: str, media: str = "application/json") -> Part:
-    content = ({} if schema is None else {"schema": schema}) | {"example": example}
-    return {
-        "description": "Success.",
-        "headers": {n: {"$ref": f"#/components/headers/{n}"} for n in ("X-Request-ID", *headers)},
-        "content": {media: content},
-    }
+TAGS = ("Completions", "Tokenizers", "Models", "Usage", "Keys", "Operation")
 
 
 def named(name: str, *headers: str) -> Part:
-    return ok(ref(name), (examples.ANSWERS | editors.ANSWERS)[name], *headers)
-
-
-def operation(id_: str, tag: str, summary: str, answers: Part, **more: Any) -> Part:
-    return {"operationId": id_, "tags": [tag], "summary": summary, "responses": answers} | more
+    return ok(ref(name), (examples.ANSWERS | editors.ANSWERS | tokenizers.ANSWERS)[name], *headers)
 
 
 def in_path(name: str, example: str) -> Part:
@@ -127,7 +109,10 @@ def stop(face: Face) -> Part:
         "Stop a call in any state",
         {"200": named("Stopped", *LIMITS)}
         | responses(face, e.Unauthorized, e.NotFound, e.StreamNotFound),
-        parameters=[in_path("stream_id", "my-stream")],
+        parameters=[
+            in_path("stream_id", "my-stream")
+            | {"description": "The call's stream id, else its request id."}
+        ],
     )
 
 
@@ -140,7 +125,8 @@ def reading(id_: str, tag: str, summary: str, name: str, *kinds: Any, **more: An
     face: Face = "openai" if id_.startswith("openai") else "native"
     several = name.startswith("[")
     name = name.strip("[]")
-    found = named(name, *LIMITS)
+    instance = ("X-Sluice-Instance",) if id_.startswith("openaiModel") else ()
+    found = named(name, *LIMITS, *instance)
     if several:
         found["content"]["application/json"] = {
             "schema": schemas.items(ref(name)),
@@ -237,6 +223,11 @@ def gets() -> dict[str, Part]:
             *("provider", tag, "One provider", "Provider", e.NotFound, e.ProviderNotFound),
             parameters=[provider],
         ),
+        "/api/v1/models/{provider}/text_completions": reading(
+            *("models", tag, "The models of one provider", "[Model]"),
+            *(e.NotFound, e.ProviderNotFound),
+            parameters=[provider],
+        ),
         "/api/v1/models/{provider}/{model}": reading(
             *("model", tag, one, "Model", *no_model), parameters=[provider, model]
         ),
@@ -247,6 +238,7 @@ def gets() -> dict[str, Part]:
         ),
         "/api/v1/user/usage": usage(),
         "/api/v1/user/requests": requests(),
+        "/tokenizer_info": tokenizers.info(),
     } | for_operators()
 
 
@@ -267,14 +259,33 @@ def posts() -> dict[str, Part]:
         "/v1/completions/stop-stream/{stream_id}": stop("openai"),
         "/api/v1/auth/api-key": exchange,
         "/api/v1/auth/token": refuse,
-    } | for_editors()
+    } | (for_editors() | tokenizers.posts())
 
 
-def build(providers: list[str], *, metrics_token: bool = True) -> Part:
+def about(providers: Collection[str], engines: Collection[str]) -> str:
+    local = f" Of these, local engines answer if they run: {', '.join(engines)}."
+    return (
+        "One URL and one key for every LLM provider. Name a model as provider/model. The providers "
+        f"of this server: {', '.join(providers)}." + (local if engines else "")
+    )
+
+
+def every_schema() -> dict[str, Part]:
+    found = schemas.every() | editors.bodies() | editors.answers() | tokenizers.schemas()
+    return {
+        name: meanings.explained(schema, meanings.EVERY.get(name, {}))
+        for name, schema in found.items()
+    }
+
+
+def build(
+    providers: list[str], *, engines: Collection[str] = (), metrics_token: bool = True
+) -> Part:
     """Return the document.
 
     Args:
         providers: the names of the providers that are enabled.
+        engines: those of them that are enabled only because a local engine needs no key.
         metrics_token: True if /metrics needs a token.
     """
     paths = {path: {"get": found} for path, found in gets().items()}
@@ -288,17 +299,17 @@ def build(providers: list[str], *, metrics_token: bool = True) -> Part:
         "info": {
             "title": "Sluice",
             "version": VERSION,
-            "description": "One URL and one key for every LLM provider. Name a model as "
-            f"provider/model. The providers of this server: {', '.join(providers)}.",
+            "description": about(providers, engines),
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/"}],
         "security": [{"bearer": []}, {"apiKey": []}],
         "x-sluice-providers": providers,
-        "tags": [{"name": n} for n in ("Completions", "Models", "Usage", "Keys", "Operation")],
+        "x-sluice-engines": list(engines),
+        "tags": [{"name": name} for name in TAGS],
         "paths": paths,
         "components": {
-            "schemas": schemas.every() | editors.bodies() | editors.answers(),
+            "schemas": every_schema(),
             "examples": errors.examples(),
             "headers": {
                 name: {"description": text, "schema": {"type": "string"}}

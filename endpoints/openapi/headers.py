@@ -15,6 +15,7 @@ HEADERS = {
     "WWW-Authenticate": "How to authenticate.",
     "Allow": "The methods that the path allows.",
     "Content-Disposition": "The name of the file.",
+    "X-Sluice-Instance": "The name of this Sluice, and those of others whose models are listed.",
 } | {
     f"x-ratelimit-{part}-{kind}": f"The key's limit on {kind}: {part}. Only for keys with a limit."
     for kind in ("requests", "tokens")
@@ -28,6 +29,8 @@ SENT = {
     "X-Provider-API-Key": "The byok_api_key, if the body has none.",
     "X-Sluice-Strict": "1: reject parameters that the target would ignore.",
     "X-Sluice-Continue": "1: if a stream breaks off, continue it from another target.",
+    "X-Sluice-Affinity": "Calls with the same text go to the same replica of a provider, if there "
+    "are several. Without it, the start of the prompt decides.",
     "X-Sluice-Timeout": "Seconds for the whole call (30), or for some of its "
     "phases (first_event=5, idle=2.5).",
 }

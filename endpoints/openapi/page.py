@@ -37,8 +37,10 @@ def document_bytes() -> bytes:
         from endpoints.openapi import document  # imported late, because most servers never need it
 
         router = services().gateway.router
-        names = sorted(row.name for row in router.providers.values() if router.enabled(row))
+        rows = [row for row in router.providers.values() if router.enabled(row)]
+        names = sorted(row.name for row in rows)
+        engines = sorted(row.name for row in rows if router.may_be_off(row))
         token = bool(services().settings.metrics_token)
-        found = msgspec.json.encode(document.build(names, metrics_token=token))
+        found = msgspec.json.encode(document.build(names, engines=engines, metrics_token=token))
         current_app.extensions["sluice.openapi"] = found
     return found

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import msgspec
 
 from completion import EndReason, FinishReason
-from endpoints import native, openai, request_fields
+from endpoints import native, openai_fields, request_fields
 from endpoints.openapi.errors import CODES, UNSEEN
 from endpoints.usage import GROUPS
 from ledger.writing import INTERRUPTED
@@ -117,15 +117,15 @@ def openai_body() -> Schema:
     known = parameters()
     inside = {name: s for name, s in known.items() if name not in request_fields.BEYOND_PARAMS}
     token = {"type": "integer", "minimum": 0}
-    several = {"minItems": 1, "maxItems": openai.MOST_PROMPTS}
+    several = {"minItems": 1, "maxItems": openai_fields.MOST_PROMPTS}
     ids = items(token) | {"minItems": 1}
     prompt = {
         "anyOf": [TEXT, items(TEXT) | several, ids, items(ids) | several],
-        "description": f"Expects {openai.PROMPT_TAKES}.",
+        "description": f"Expects {openai_fields.PROMPT_TAKES}.",
     }
     options: Schema = {
         "type": "object",
-        "properties": {"include_usage": nullable(YES)},
+        "properties": {name: nullable(YES) for name in openai_fields.USAGE_OPTIONS},
         "additionalProperties": True,
     }
     more = {"stream_options": nullable(options), "additional_params": additional(inside)}
@@ -201,7 +201,10 @@ def models() -> dict[str, Schema]:
         "Model": closed(
             {"modelName": TEXT, "name": TEXT, "provider": TEXT}
             | {
-                "pricing": closed({"input": price, "output": price, "unit": TEXT}),
+                "pricing": closed(
+                    {"input": price, "output": price, "unit": TEXT},
+                    {"source": {"const": "provider"}},
+                ),
                 "specs": closed({"context_window": nullable(COUNT)}),
                 "capabilities": items(TEXT),
                 "byok": YES,
@@ -210,7 +213,8 @@ def models() -> dict[str, Schema]:
         ),
         "Provider": closed({"name": TEXT, "enabled": YES, "text_completions": items(ref("Model"))}),
         "OpenAIModel": closed(
-            {"id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT}
+            {"id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT},
+            {"context_length": COUNT},
         ),
         "OpenAIModels": closed({"object": {"const": "list"}, "data": items(ref("OpenAIModel"))}),
     }

@@ -107,8 +107,13 @@ def _name(entry: dict[str, Any]) -> str:
     try:
         data.decode()
     except UnicodeDecodeError:
-        return "bytes:" + data.decode("ascii", "backslashreplace")
+        return bytes_name(data)
     return str(entry["token"])
+
+
+def bytes_name(token: bytes) -> str:
+    """Return the name of a token that isn't valid UTF-8."""
+    return "bytes:" + token.decode("ascii", "backslashreplace")
 
 
 def _alternatives(entry: dict[str, Any]) -> dict[str, float]:

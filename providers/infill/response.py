@@ -116,7 +116,7 @@ class InfillResponse:
             if not piece.error:
                 shown = bool(text or piece.stop)
                 size = utf8_size(text)
-                batch.append(Opaque(data.strip().replace(b"\n", b" "), index, size, shown))
+                batch.append(Opaque(on_one_line(data), index, size, shown))
         else:
             if self.adds and not piece.error:
                 append_added(unknown(decode_object(data), KNOWN), batch)
@@ -134,3 +134,10 @@ class InfillResponse:
             batch.append(Used(Usage(given, made)))
         elif given or made:
             batch.append(Used(believable(Usage(given, made), text=self.text)))
+
+
+def on_one_line(data: bytes) -> bytes:
+    """Return JSON without line ends, which are white space between its values, in valid UTF-8."""
+    if not data.isascii():
+        data = data.decode("utf-8", "replace").encode()
+    return data.strip().replace(b"\r", b" ").replace(b"\n", b" ")

@@ -98,6 +98,18 @@ class Adapter(BaseAdapter):
             raise
         return Response(request, head, body)
 
+    def reach(self, url: str, connect: float, trusted: str | None) -> None:
+        """Connect to a URL's host, and close the connection. Raises what `send` raises.
+
+        Args:
+            connect: seconds.
+            trusted: a file of certificates to trust; None for the public ones.
+        """
+        found = _parse(url)
+        ca_bundle = (trusted or DEFAULT_CA_BUNDLE_PATH) if found.tls else ""
+        origin = Origin(found.host, found.port, ca_bundle, self._proxy)
+        self.release(origin, self._connection(origin, connect), keep=False)
+
     def close(self) -> None:
         """Do nothing: other exchanges use the pool too."""
 

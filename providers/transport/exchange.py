@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -19,7 +19,7 @@ import requests
 import urllib3
 
 from concurrency.yielding import Yielder
-from config import ConfigError
+from config import ConfigError, Timeouts
 from errors import SluiceError, UpstreamError, UpstreamTimeout
 from providers.base import UpstreamRequest
 from providers.decoding.lenient_json import NOT_JSON
@@ -36,9 +36,6 @@ from providers.transport.http1 import Malformed
 from providers.transport.pool import Pool
 from providers.transport.proxy import Proxy, answered, is_local, is_own, parse
 from providers.transport.reasons import BAD_URL, reason_of
-
-if TYPE_CHECKING:
-    from config import Timeouts
 
 MAX_BODY: Final = 64 * 1024 * 1024
 """The largest whole response in bytes; no completion is larger."""
@@ -101,6 +98,18 @@ class Transport:
         else:
             chosen = self._proxy
         return Exchange(self._pool, request, timeouts, ca_bundle or self._ca_bundle, chosen)
+
+    def reaches(
+        self, url: str, seconds: float, ca_bundle: str | None = None, proxy: str | None = None
+    ) -> bool:
+        """Return True if a connection to a URL's host can be made. Nothing is sent.
+
+        Args:
+            seconds: the time limit.
+            ca_bundle, proxy: as in `exchange`.
+        """
+        request = UpstreamRequest("GET", url, {}, b"")
+        return self.exchange(request, Timeouts(connect=seconds), ca_bundle, proxy).reaches()
 
     def close(self) -> None:
         self._pool.close()
@@ -172,6 +181,17 @@ class Exchange:
         if (proxy := self.plain_proxy) is not None and is_own(status, self.headers):
             raise UpstreamError(answered(proxy, status))
         return status
+
+    def reaches(self) -> bool:
+        """Return True if a connection to the host can be made, which is closed again."""
+        trusted = self._verify if isinstance(self._verify, str) else None
+        try:
+            Adapter(self._pool, self._switch, self._proxy).reach(
+                self.request.url, self._timeouts.connect, trusted
+            )
+        except FAILURES:
+            return False
+        return True
 
     @property
     def plain_proxy(self) -> Proxy | None:

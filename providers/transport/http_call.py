@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from completion import Batch, CompletionRequest, Finished, FinishReason
-from errors import UpstreamError
+from errors import ITSELF, UpstreamError, is_sluice
 from providers.base import Dialect, Signer, Target
 from providers.decoding import bodies
 from providers.finish import Finish
@@ -55,6 +55,8 @@ class HttpCall:
         if not 200 <= status < 300:
             body = self._exchange.read_error()
             error = self._dialect.error(status, self._exchange.headers, body)
+            if is_sluice(self._exchange.headers):
+                error.reason = ITSELF
             if (proxy := self._exchange.plain_proxy) is not None:
                 error.message += f" The response came through the proxy {proxy.name}."
             raise error

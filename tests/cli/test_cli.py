@@ -19,11 +19,15 @@ import cli.keys
 from cli.formats import cell, parse_duration
 from cli.quickstart import url_of
 from config import Settings
-from keys.key import LIMITS
+from gateway.model_catalog import ModelCatalog
+from keys.key import LIMITS, as_text
 from keys.key_file import View
 from keys.store import KeyStore
 from ledger.database import database_url
 from ledger.ledger import Ledger
+from ledger.pricing import Prices
+from providers.model_fetch import Listing
+from routing.model_discovery import ModelDiscovery
 from routing.router import Router
 from tests.support.commands import Commands
 from tests.support.rows import connected, settled_row
@@ -38,11 +42,14 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KeyStore:
 class Runner(Commands):
     def __init__(self, store: KeyStore) -> None:
         self.app = Flask(__name__)
-        router = Router(Settings())
+        router, nothing = Router(Settings()), ModelDiscovery({}, lambda _: Listing(), interval=0)
+        catalog = ModelCatalog(Prices({}), nothing)
         self.database = store.path.with_name("sluice.db")
         self.url = database_url(None, self.database)
         self.app.extensions["sluice"] = SimpleNamespace(
-            keys=store, settings=Settings(), gateway=SimpleNamespace(router=router)
+            keys=store,
+            settings=Settings(),
+            gateway=SimpleNamespace(router=router, catalog=catalog),
         )
         cli.register(self.app)
 
@@ -390,6 +397,24 @@ def test_rotate_keeps_the_old_secret_for_a_day_by_default(run: Runner, store: Ke
     assert timedelta(hours=23) < found.previous_until - datetime.now(UTC) <= timedelta(days=1)
 
 
+def test_rotate_says_that_the_secrets_of_a_disabled_key_do_not_work(
+    run: Runner, store: KeyStore
+) -> None:
+    store.create("a")
+    store.update("a", disabled=True)
+    result = run("rotate", "a")
+    assert "the old one works until 20" in result.stderr
+    assert "Warning: the key is disabled, so neither secret works." in result.stderr
+
+
+def test_rotate_names_the_end_of_the_key_if_it_comes_before_that_of_the_overlap(
+    run: Runner, store: KeyStore
+) -> None:
+    end = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
+    store.create("a", expires=end)
+    assert f"the old one works until {as_text(end)}." in run("rotate", "a").stderr
+
+
 @pytest.mark.parametrize("overlap", ["soon", "-1h", "99999w", "91d"])
 def test_rotate_refuses_an_invalid_overlap(run: Runner, store: KeyStore, overlap: str) -> None:
     store.create("a")
@@ -541,6 +566,19 @@ def test_parse_duration_refuses_invalid_text(text: str) -> None:
         parse_duration(text)
 
 
+def test_a_model_without_a_provider_that_is_no_alias_is_a_warning(
+    run: Runner, store: KeyStore
+) -> None:
+    made = run("create", "--name", "a", "--models", "gpt-4o,openai/*,*,f?st")
+    says = "Warning: 'gpt-4o' is neither an alias nor a model's full name (provider/model), so it"
+    assert made.exit_code == 0
+    assert made.stderr.count("Warning: ") == 1
+    assert says in made.stderr
+    assert store.find(made.stdout.strip()) is not None
+    assert says in run("change", "a", "--models", "gpt-4o").stderr
+    assert "Warning" not in run("change", "a", "--models", "openai/gpt-4o").stderr
+
+
 # flask quickstart
 
 
@@ -550,7 +588,11 @@ def test_quickstart_creates_only_one_key(run: Runner, store: KeyStore) -> None:
     assert store.find(secret) == store.get("first")
     assert f"export SLUICE_KEY={secret}\n" in first.stdout
     again = run.plain("quickstart")
-    assert "Lost your key? ./sluice keys create --name NAME" in again.stdout
+    assert f"export SLUICE_URL=http://127.0.0.1:8000\n  export SLUICE_KEY={secret}" in first.stdout
+    assert "Lost your key? ./sluice keys rotate first gives it a new secret" in again.stdout
+    store.create("second")
+    assert "Lost your key? ./sluice keys rotate NAME " in run.plain("quickstart").stdout
+    store.delete("second")
     for output in (first.stdout, again.stdout):
         assert "http://127.0.0.1:8000/api/v1/completions" in output
         assert "Bearer $SLUICE_KEY" in output
@@ -566,6 +608,7 @@ def test_quickstart_accepts_a_first_key_that_another_process_creates_meanwhile(
     result = run.plain("quickstart")
     assert result.exit_code == 0
     assert "sk-sluice-" not in result.stdout
+    assert "Another process has just created the first key, and has printed it." in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,10 @@ def test_two_set_ups_at_once_install_once_and_the_second_says_that_it_waits(fold
     assert subprocess.run([python, "-m", "pip", "--version"], check=False).returncode == 0
     # What is up to date isn't installed again.
     again = start(folder)
-    assert output_of(again) == ""
+    assert (
+        output_of(again) == "Nothing is missing: the packages in requirements.txt are installed.\n"
+    )
+    assert output_of(start(folder, "--quiet")) == ""
     assert again.returncode == 0
 
 

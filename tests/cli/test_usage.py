@@ -75,6 +75,10 @@ def test_usage_report_prints_sums_by_model(run: Runner) -> None:
     ]
 
 
+def test_usage_alone_prints_the_report(run: Runner) -> None:
+    assert run.ok("usage") == run.ok("usage", "report")
+
+
 def test_usage_report_by_key_names_the_existing_keys(run: Runner) -> None:
     lines = [line.split() for line in run.ok("usage", "report", "--by", "key").splitlines()]
     assert lines[0][:3] == ["key", "name", "requests"]

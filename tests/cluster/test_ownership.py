@@ -30,6 +30,7 @@ class Calls:
     def __init__(self) -> None:
         self.active: dict[StreamKey, Summary] = {}
         self.stopped: list[StreamKey] = []
+        self.requests: dict[tuple[str, str], StreamKey] = {}
 
     def end_active(self, stream_key: StreamKey) -> bool:
         if stream_key in self.active:
@@ -38,6 +39,10 @@ class Calls:
 
     def stop_here(self, stream_key: StreamKey) -> bool:
         return self.end_active(stream_key)
+
+    def end_requests(self, request_key: tuple[str, str]) -> bool:
+        found = self.requests.get(request_key)
+        return found is not None and self.end_active(found)
 
     def summaries_here(self, key_id: str) -> list[Summary]:
         return [summary for (owner, _), summary in self.active.items() if owner == key_id]
@@ -207,6 +212,39 @@ def test_stop_reaches_a_call_that_redis_does_not_know(ours: Process, other: Proc
     ours.calls.active[CALL] = Summary(CALL[1], "fake", "m", time.time(), 1, 2)
     assert other.cluster.stop(CALL) is True
     assert ours.calls.stopped == [CALL]
+
+
+def test_a_request_id_stops_calls_of_all_processes(ours: Process, other: Process) -> None:
+    for process, name in ((ours, "call-1"), (other, "call-2")):
+        process.begin((KEY, name))
+        process.calls.requests[KEY, "request"] = (KEY, name)
+    assert other.cluster.stop((KEY, "request")) is True
+    assert ours.calls.stopped == [(KEY, "call-1")]
+    assert other.calls.stopped == [(KEY, "call-2")]
+    assert other.cluster.stop(("key_b", "request")) is False
+
+
+def test_a_stream_id_of_another_process_wins_over_a_request_id(
+    ours: Process, other: Process
+) -> None:
+    ours.begin()
+    other.begin((KEY, "call-2"))
+    other.calls.requests[CALL] = (KEY, "call-2")
+    assert other.cluster.stop(CALL) is True
+    assert (ours.calls.stopped, other.calls.stopped) == ([CALL], [])
+
+
+def test_a_request_id_is_stopped_here_although_another_process_does_not_answer(
+    ours: Process, other: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other.begin()
+    other.calls.requests[KEY, "request"] = CALL
+    monkeypatch.setattr(messages, "ANSWER_S", 0.1)
+    monkeypatch.setattr(ours.cluster._post, "reply_to", lambda _: None)
+    assert answered(lambda: other.cluster.stop((KEY, "request"))) is True
+    assert other.calls.stopped == [CALL]
+    with pytest.raises(Unavailable):
+        other.cluster.stop((KEY, "unknown"))
 
 
 def test_stop_reports_false_for_an_unknown_or_ended_call(ours: Process, other: Process) -> None:

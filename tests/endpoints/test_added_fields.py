@@ -81,9 +81,13 @@ def test_a_field_never_replaces_one_of_the_face(face: Face, upstream: Upstream) 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_members_of_stream_options_are_named_as_dropped(face: Face, stream: bool) -> None:
-    options = {"include_usage": True, "continuous_usage_stats": True, "include_obfuscation": False}
+    options = {"continuous_usage_stats": True, "include_obfuscation": True, "other": False}
     response = face.ask(stream=stream, stream_options=options)
-    assert response.headers["X-Sluice-Dropped"] == "stream_options.continuous_usage_stats"
+    assert response.headers["X-Sluice-Dropped"] == (
+        "stream_options.continuous_usage_stats, stream_options.include_obfuscation"
+    )
+    response = face.ask(stream=stream, stream_options=options | {"include_usage": True})
+    assert response.headers["X-Sluice-Dropped"] == "stream_options.include_obfuscation"
     strict = face.ask({"X-Sluice-Strict": "1"}, stream=stream, stream_options=options)
     assert strict.status_code == 400
 

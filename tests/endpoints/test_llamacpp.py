@@ -229,6 +229,16 @@ def test_the_last_event_of_a_stream_is_cut_to_the_fields(
     assert last == {"timings/n": 1.5, "tokens_cached": 4}
 
 
+def test_the_last_event_is_cut_if_its_server_writes_spaces(
+    editor: Editor,
+    upstream: Upstream,
+) -> None:
+    data = b'{"content": "a", "stop": true, "timings": {"n": 1.5}}'
+    upstream.play([Started(), Opaque(data, 0, 1), Finished(0, "stop"), Used(Usage(3, 1))])
+    found = editor.post("/infill", LLAMA | {"stream": True, "response_fields": ["timings/n"]})
+    assert pieces(found.text) == [{"timings/n": 1.5}]
+
+
 WHOLE = own(index=0, content="Hello", stop=True, timings={"n": 1.50}, model="x.gguf")
 
 

@@ -578,6 +578,40 @@ def test_stream_id_comes_from_the_caller_or_is_a_new_uuid(
     assert f'"stream_id":"{found}"' in text_of(answer)
 
 
+def test_stream_id_is_the_request_id_unless_the_caller_chose_that(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for headers in ({}, {"X-Request-ID": "not good"}):
+        play(monkeypatch, hello())
+        answer = site.post(PROMPT | {"stream": True}, headers=headers)
+        assert answer.headers["X-Stream-ID"] == answer.headers["X-Request-ID"]
+    for _ in range(2):  # several calls may share a request id
+        play(monkeypatch, hello())
+        answer = site.post(PROMPT | {"stream": True}, headers={"X-Request-ID": "mine"})
+        assert answer.headers["X-Request-ID"] == "mine"
+        assert re.fullmatch(UUID, answer.headers["X-Stream-ID"])
+
+
+@pytest.mark.parametrize("prefix", [COMPLETIONS, "/v1/completions"])
+def test_a_request_id_stops_its_call_for_its_own_key_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    line, foreign = make_key("other")
+    site = make_app(tmp_path, monkeypatch, keys=line)
+    attempt = Scripted([Started("m", 8), Delta(0, "a")], wait)
+    play(monkeypatch, attempt)
+    thread, _ = in_thread(lambda: site.post(PROMPT, headers={"X-Request-ID": "r-1"}))
+    assert attempt.reached.wait(HANG_S)
+    stop = f"{prefix}/stop-stream/r-1"
+    other = {"Authorization": f"Bearer {foreign}"}
+    assert site.client.post(stop, headers=other).status_code == 404
+    assert site.post(path=stop).status_code == 200
+    thread.join(HANG_S)
+    assert attempt.aborts == 1
+    assert site.post(path=stop).status_code == 200, "a repeated stop"
+    assert site.client.post(stop, headers=other).status_code == 404
+
+
 @pytest.mark.parametrize("sent", ["a b", "a" * 129, "a/b"])
 def test_invalid_stream_id_header_answers_400(site: Site, sent: str) -> None:
     answer = site.post(PROMPT, headers={"X-Stream-ID": sent})

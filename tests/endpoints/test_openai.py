@@ -60,7 +60,7 @@ from gateway.gateway import Gateway
 from providers.base import Target
 from streams.mailbox import Nudge
 from tests.support.pace import HANG_S
-from tests.support.servers import make_key, settings_files
+from tests.support.servers import UNASKED, make_key, settings_files
 
 PATH = "/v1/completions"
 STOP = "/v1/completions/stop-stream/mine"
@@ -81,11 +81,13 @@ cannot = ["seed", "user"]
 [providers.keyed]
 base_url = "http://127.0.0.1:1/v1"
 api_key_env = "KEYED_API_KEY"
-models = ["hidden"]
+models = ["hidden", "secret"]
 
 [aliases]
 fast = ["fake/m", "fakechat/m"]
 "team/best" = "fake/m"
+"keyed/hidden" = "fake/m"
+"fakechat/listed" = "fake/m"
 
 [prices."fake/m"]
 input_per_mtok = 1.0
@@ -172,6 +174,7 @@ def app(tmp_path: Path, new_key: tuple[str, str]) -> Flask:
     return create_app(
         Settings.from_env(
             {**settings_files(tmp_path), "SLUICE_MAX_BODY": "20000", "SLUICE_RETRIES": "0"}
+            | UNASKED
         )
     )
 
@@ -970,7 +973,7 @@ def test_unknown_model_or_provider_answers_404(face: Face) -> None:
     for model, code in (
         ("nobody/m", "provider_not_found"),
         ("bare", "model_not_found"),
-        ("keyed/hidden", "provider_not_found"),
+        ("keyed/secret", "provider_not_found"),
     ):
         reply = face.ask(model=model)
         found = reply.get_json()["error"]
@@ -1027,7 +1030,9 @@ def test_model_list_has_aliases_and_models_of_enabled_providers(face: Face) -> N
     assert found["fast"] == model("fast", "sluice")
     assert found["local/pydoc"] == model("local/pydoc", "local")
     assert found["fakechat/maker/listed"] == model("fakechat/maker/listed", "fakechat")
-    assert "keyed/hidden" not in found
+    assert found["keyed/hidden"] == model("keyed/hidden", "sluice")
+    assert found["fakechat/listed"] == model("fakechat/listed", "sluice")
+    assert "keyed/secret" not in found
     assert len(found) == len(reply["data"])
 
 
@@ -1047,6 +1052,24 @@ def test_a_model_that_is_not_listed_is_not_found(face: Face, name: str) -> None:
     reply = face.get(f"/v1/models/{name}")
     found = reply.get_json()["error"]
     assert (reply.status_code, found["code"], found["param"]) == (404, "model_not_found", "model")
+
+
+def test_an_alias_serves_a_model_whose_provider_is_not_enabled(
+    face: Face, upstream: Upstream
+) -> None:
+    assert face.ask(model="keyed/hidden").get_json()["model"] == "fake/m"
+    refused = face.ask(model="hidden", provider="keyed")
+    assert refused.get_json()["error"]["code"] == "provider_not_found"
+
+
+def test_an_alias_that_hides_an_enabled_model_is_reported_at_the_start(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sluice.toml").write_text(CONFIG)
+    create_app(Settings.from_env(settings_files(tmp_path)))
+    [line] = [line for line in capfd.readouterr().err.splitlines() if "hides" in line]
+    assert "fakechat/listed" in line
+    assert "hides that model of fakechat, which is enabled. Calls to it go to fake/m." in line
 
 
 def test_alias_used_as_a_model_falls_back_through_its_targets(

@@ -13,10 +13,15 @@ from openapi_spec_validator import validate
 
 import errors
 from endpoints import native, request_fields
+from endpoints.openapi import meanings, meanings_of_answers
 from tests.project.test_surface import classes
 from tests.test_app import Site, make_app
 
 Json = dict[str, Any]
+TABLES = (
+    *(meanings.REQUEST, meanings.EDITORS, meanings.TOKENIZERS),
+    *meanings_of_answers.ANSWERS.values(),
+)
 
 
 @pytest.fixture
@@ -87,6 +92,29 @@ def test_the_request_schemas_have_exactly_the_fields_of_a_body(document: Json) -
     assert schemas["OpenAICompletionRequest"]["additionalProperties"] is True
 
 
+def fields(schema: Json, path: str = "") -> Iterator[tuple[str, Json]]:
+    """Yield the fields of a schema, also inside of fields, each with its path."""
+    for name, field in schema.get("properties", {}).items():
+        yield path + name, field
+        yield from fields(field, f"{path}{name}.")
+    items = [schema["items"]] if "items" in schema else []
+    for part in [*schema.get("anyOf", []), *schema.get("oneOf", []), *items]:
+        yield from fields(part, path)
+
+
+def test_every_field_of_every_schema_says_what_it_means(document: Json) -> None:
+    schemas = document["components"]["schemas"]
+    assert set(meanings.EVERY) <= set(schemas)
+    unused = {text for table in TABLES for text in table.values()}
+    for name, schema in schemas.items():
+        table = meanings.EVERY.get(name, {})
+        for path, field in fields(schema):
+            assert path in table, f"{name}: {path}"
+            assert field["description"].startswith(table[path])
+            unused.discard(table[path])
+    assert not unused
+
+
 def test_every_error_code_is_documented_in_both_apis(document: Json) -> None:
     codes = {kind.code: kind.status for kind in classes(errors.SluiceError)}
     seen = {code for code, status in codes.items() if status != errors.ClientGone.status}
@@ -138,6 +166,9 @@ def test_the_openapi_document_names_only_what_is_enabled(
         assert {"local", "openai", "sim"} <= set(enabled)
         assert not {"anthropic", "locked"} & set(enabled)
         assert ", ".join(enabled) in document["info"]["description"]
+        engines = set(document["x-sluice-engines"])
+        assert {"ollama", "vllm"} <= engines <= set(enabled)
+        assert not {"local", "openai", "sim"} & engines
         validate(document)
         assert ("metricsToken" in document["components"]["securitySchemes"]) == bool(token)
 

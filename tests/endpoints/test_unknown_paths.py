@@ -12,9 +12,11 @@ from flask.testing import FlaskClient
 from app import create_app
 from config import Settings
 from endpoints.unknown_paths import NOTHING, SERVED, UNSERVED, message
+from errors import is_sluice
 from telemetry import logs
 from tests.endpoints.test_native import assert_right_words
 
+TWICE = "It has /api/v1 twice: set the client's base_url to this server's address, without /api/v1."
 COMPLETIONS = ("/v1/completions", "/api/v1/completions")
 
 
@@ -96,3 +98,19 @@ def test_no_path_that_is_served_counts_as_unserved(app: Flask) -> None:
     firsts = {rule.split("/")[2] for rule in served if rule.startswith("/v1/")}
     assert firsts.isdisjoint(UNSERVED), "take it out of UNSERVED"
     assert firsts >= SERVED
+
+
+def test_a_404_says_that_sluice_sent_it_so_that_a_sluice_that_calls_itself_notices(
+    client: FlaskClient,
+) -> None:
+    for path in ("/v1/chat/completions", "/nothing"):
+        assert is_sluice({"via": client.post(path).headers["Via"]})
+
+
+@pytest.mark.parametrize("path", ["auth/api-key", "auth/token", "completions"])
+def test_a_base_url_that_the_official_client_extends_again_is_explained(
+    client: FlaskClient, path: str
+) -> None:
+    body = client.post(f"/api/v1/api/v1/{path}", json={}).get_json()
+    assert body["detail"].startswith(f"{NOTHING} {TWICE}")
+    assert_right_words(body["detail"], 404, "not_found")

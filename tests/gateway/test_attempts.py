@@ -31,6 +31,7 @@ from errors import (
 )
 from gateway import attempts
 from gateway.call import Call
+from gateway.capabilities import single_choices
 from gateway.continuation import continuable, ends_in_a_stop
 from gateway.gateway import Gateway
 from keys.redaction import Secret
@@ -97,7 +98,7 @@ class Harness:
         self.asked = play(self._monkeypatch, *attempts)
 
     def open(self, *models: str, byok: str | None = None, **more: Any) -> Call:
-        own_options = ("within", "continues", "key")
+        own_options = ("within", "continues", "key", "affinity")
         options: dict[str, Any] = {n: more.pop(n) for n in own_options if n in more}
         request = CompletionRequest(**{"prompts": ("Hi there",), "stream": True, **more})
         first, *fallbacks = models or ("sim/m",)
@@ -261,7 +262,7 @@ def test_choices_are_split_into_calls_for_a_target_that_counts_only_one(
     request = CompletionRequest(prompts=("a", "b"), n=2, seed=7)
     [found] = harness.gateway._choose(request, Route(model="one/m"), a_key(), strict=False)
     assert (found.split, found.singly) == (True, True)
-    singles = attempts.single_choices(found.request)
+    singles = single_choices(found.request)
     assert [(r.prompts, r.n, r.seed) for r in singles] == [
         (("a",), None, 7), (("a",), None, 8), (("b",), None, 7), (("b",), None, 8),
     ]  # fmt: skip

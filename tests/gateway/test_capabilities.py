@@ -73,7 +73,7 @@ def test_parameters_that_a_target_lacks_are_dropped_by_name_or_emulated(
     ("fields", "strict", "param", "says"),
     [
         ({"suffix": "s"}, False, "suffix", "poor/m-1 doesn't support suffix."),
-        ({"suffix": ""}, False, "suffix", "poor/m-1 doesn't support suffix."),
+        ({"suffix": ""}, False, "suffix", "poor/m-1 doesn't support fill-in-the-middle."),
         ({"seed": 7}, True, "seed", "poor/m-1 doesn't support seed."),
         ({"user": "u", "seed": 7}, True, "seed", "doesn't support seed"),
         ({"seed": 7, "suffix": "s"}, True, "suffix", "doesn't support suffix"),

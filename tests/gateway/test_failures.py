@@ -30,10 +30,12 @@ CASES: list[tuple[SluiceError, str]] = [
     (UpstreamError(UNREACHED), "h.example:443 could not be reached: the connection was refused"),
     (UpstreamError("", upstream_status=503, upstream_message="the prompt"), "status 503"),
     (UpstreamError("", upstream_status=401), "status 401: it rejected the API key"),
+    (UpstreamError("", upstream_status=404, reason="itself"),
+     "status 404: its base_url is Sluice itself"),
     (UpstreamTimeout("idle", 3), "sent nothing for 3 s"),
     (Unavailable("a/x is failing."), "paused, because it keeps failing"),
     (RateLimited("", retry_after=1), "paused, because it has limited the request rate"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("failure", "expected"), CASES)

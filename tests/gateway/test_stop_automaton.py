@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.stop_automaton import StopAutomaton, compiled, effective, for_host
+from concurrency.yielding import Yielder
+from gateway.stop_automaton import (
+    STEPS,
+    StopAutomaton,
+    compiled,
+    effective,
+    for_host,
+    turn,
+)
 from tests.support.pace import scaled
 
 WORDS = st.text(alphabet="ab\u00e9", min_size=1, max_size=4)
@@ -137,3 +147,59 @@ def test_time_and_memory_grow_with_the_text_whatever_the_stops_are(
         state, _ = automaton.scan(state, text[at : at + 4])
     assert time.process_time() - began < scaled(5)
     assert len(automaton.depth) <= 1 + sum(map(len, stops))
+
+
+@pytest.fixture
+def yields(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """Yield a list that grows with each opportunity for other calls."""
+    found: list[bool] = []
+
+    class Counted(Yielder):
+        def yield_if_due(self, waited: float = 0.0) -> None:
+            found.append(True)
+
+    monkeypatch.setattr("gateway.stop_automaton.Yielder", Counted)
+    for function in (compiled, effective, for_host):
+        function.cache_clear()
+    yield found
+    for function in (compiled, effective, for_host):
+        function.cache_clear()
+
+
+def test_other_calls_run_while_long_stops_are_prepared(yields: list[bool]) -> None:
+    stops = ADVERSARIAL["one long beginning"]
+    compiled(stops)
+    assert len(yields) >= len(stops)
+    del yields[:]
+    assert effective(stops) == stops
+    assert len(yields) == len(stops)
+    del yields[:]
+    for_host(stops, 4)
+    assert len(yields) == 2 * len(stops)
+
+
+def test_other_calls_run_while_a_long_text_is_searched(yields: list[bool]) -> None:
+    automaton = StopAutomaton(("a" * 1000 + "b", "END"))
+    del yields[:]
+    text = "a" * (100 * STEPS) + "END"
+    assert automaton.scan(0, text + "more") == (automaton.path("END")[-1], len(text))
+    assert len(yields) == 100
+    state, end = automaton.scan(0, "a" * (100 * STEPS + 7))
+    assert (automaton.depth[state], end) == (1000, -1)
+
+
+def test_one_call_at_a_time_prepares_long_stops() -> None:
+    long, entered = ("a" * 1024,) * 64, threading.Event()
+
+    def prepare() -> None:
+        with turn(long):
+            entered.set()
+
+    with turn(long):
+        other = threading.Thread(target=prepare)
+        other.start()
+        assert not entered.wait(0.05)
+        with turn(("\n\n", "END")):  # usual ones wait for nobody
+            pass
+    other.join()
+    assert entered.is_set()

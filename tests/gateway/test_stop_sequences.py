@@ -24,6 +24,7 @@ from completion import (
     fold,
     utf8_size,
 )
+from concurrency.yielding import Yielder
 from gateway.stop_automaton import StopAutomaton
 from gateway.stop_sequences import MOST_TOKENS, Scanner
 from tests.gateway.test_stop_automaton import STOPS, TEXTS, naive_cut, naive_held
@@ -317,3 +318,18 @@ def test_added_fields_beside_the_choices_pass() -> None:
 def test_added_fields_without_text_come_with_the_end() -> None:
     found = shown(scanner_of("x"), [[Delta(0, "a"), added(1)], [FINISH]])
     assert found == [Delta(0, "a"), added(1), FINISH]
+
+
+def test_other_calls_run_while_many_choices_are_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    yields: list[bool] = []
+
+    class Counted(Yielder):
+        def yield_if_due(self, waited: float = 0.0) -> None:
+            yields.append(True)
+
+    monkeypatch.setattr("concurrency.yielding.Yielder", Counted)
+    scanner = scanner_of("END", choices=500)
+    batch: Batch = [Delta(index, f"text {index} END") for index in range(500)]
+    found = fold([event for event in scanner.take(batch) if not isinstance(event, Thought)])
+    assert [choice.text for choice in found.choices] == [f"text {index} " for index in range(500)]
+    assert len(yields) == 500

@@ -41,7 +41,7 @@ def test_the_playground_shows_a_streamed_completion_and_keeps_its_history(
     page.get_by_label("Seed").fill("7")
     page.keyboard.press("Control+Enter")
     ending = page.locator("#ending")
-    expect(ending).to_contain_text("tokens out · cost $0 · took")
+    expect(ending).to_contain_text("tokens out · cost $0.00 · took")
     expect(page.locator("#served")).to_have_text("local/pydoc")
     expect(page.locator("#price")).to_have_text("Free")
     assert len(page.locator("#output").inner_text()) > 20
@@ -124,6 +124,24 @@ def test_an_error_is_shown_with_its_request_id(
     run(page)
     expect(page.locator("#output")).to_have_text("Better.")
     expect(alert).to_be_hidden()
+
+
+def test_a_call_that_never_ran_has_no_figures_and_says_what_to_do(
+    page: Page, server: Server
+) -> None:
+    sign_in(page, server)
+    run(page)
+    expect(page.locator("#live-cost")).to_have_text("free")  # a free model streams
+    page.keyboard.press("Escape")
+    expect(page.locator("#ending")).to_contain_text("Stopped")
+    choose(page, "openai/gpt-4o-mini")
+    run(page)
+    expect(page.locator("#error")).to_contain_text("put OPENAI_API_KEY into .env and restart it")
+    expect(page.locator("#error")).to_contain_text("404 provider_not_found")
+    expect(page.locator("#error")).not_to_contain_text("byok_api_key")
+    for name in ("tokens", "rate", "first", "cost"):
+        expect(page.locator(f"#live-{name}")).to_have_text("\N{EN DASH}")
+    expect(page.locator("#live-cost-name")).to_have_text("Cost")
 
 
 def test_a_stream_that_breaks_off_keeps_its_text_and_is_marked_in_the_history(

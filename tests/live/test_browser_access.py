@@ -97,3 +97,26 @@ def test_the_playground_can_be_used_by_keyboard_only(
     page.keyboard.press("ArrowLeft")
     expect(page.get_by_role("tab", name="JavaScript")).to_be_focused()
     expect(page.locator("#code")).to_contain_text("await fetch")
+
+
+@pytest.mark.parametrize("width", ["narrow"], indirect=True)
+def test_a_narrow_header_has_one_row_and_every_language_is_whole(
+    page: Page, server: Server
+) -> None:
+    sign_in(page, server)
+    expect(page.locator("#who-key")).to_have_text(f"\N{HORIZONTAL ELLIPSIS}{server.key[-4:]}")
+    expect(page.locator("#who-key")).to_be_visible()
+    mark, out = (
+        found.bounding_box()
+        for found in (
+            page.get_by_role("link", name="Sluice", exact=True),
+            page.get_by_role("button", name="Sign out"),
+        )
+    )
+    assert mark is not None
+    assert out is not None
+    assert out["y"] < mark["y"] + mark["height"]
+    tabs = page.locator("#languages")
+    assert tabs.evaluate("(tabs) => tabs.scrollWidth <= tabs.clientWidth")
+    expect(tabs.get_by_role("tab", name="JavaScript")).to_be_visible()
+    assert fits(page)

@@ -36,13 +36,20 @@ def test_the_api_page_lists_each_operation_and_only_enabled_providers(page: Page
     expect(page.locator("#enabled")).to_contain_text("local")
     expect(page.locator("#enabled")).to_contain_text("fakechat")
     expect(page.locator("#enabled")).not_to_contain_text("openai")
+    expect(page.locator("#enabled")).not_to_contain_text("ollama")
+    expect(page.locator("#engines")).to_contain_text("ollama")
 
 
 def test_an_operation_shows_its_fields_examples_and_errors(page: Page) -> None:
     page.goto("/docs#nativeCompletion")
     found = page.locator("#nativeCompletion")
     expect(found).to_have_attribute("open", "")
-    for text in ("max_tokens", "X-Sluice-Timeout", "Write a haiku about semicolons."):
+    for text in (
+        "max_tokens",
+        "X-Sluice-Timeout",
+        "Models to try next, in this order",
+        "Write a haiku about semicolons.",
+    ):
         expect(found.get_by_text(text).first).to_be_visible()
     refused = found.locator(".response").filter(has_text="402").first
     refused.locator("summary").first.click()

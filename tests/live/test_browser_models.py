@@ -115,14 +115,16 @@ def test_two_models_stream_side_by_side_and_stop_one_by_one(
     for suffix in ("", "-2"):
         expect(page.locator(f"#live-tokens{suffix}")).to_contain_text("≈")
         expect(page.locator(f"#output{suffix}")).to_have_attribute("aria-busy", "true")
+    expect(page.locator("#halt-name")).to_have_text("Stop both")
     page.get_by_role("button", name="Stop fake/m").click()
     expect(page.locator("#ending")).to_contain_text("Stopped")
     server.wait(lambda: fake.requests[-1].closed_at is not None)
     expect(page.get_by_role("button", name="Stop fake/m")).to_be_disabled()
+    expect(page.locator("#halt-name")).to_have_text("Stop")
     expect(page.locator("#output-2")).to_have_attribute("aria-busy", "true")
     expect(page.get_by_role("button", name="Run")).to_be_disabled()
     page.get_by_role("button", name="Stop local/slow").click()
-    expect(page.locator("#ending-2")).to_contain_text("tokens out · cost $0")
+    expect(page.locator("#ending-2")).to_contain_text("tokens out · cost $0.00")
     expect(page.get_by_role("button", name="Run")).to_be_enabled()
     expect(page.get_by_role("listitem")).to_have_count(2)
 
@@ -157,3 +159,17 @@ def test_a_broken_answer_is_marked_beside_a_whole_one(
     expect(page.get_by_role("listitem").filter(has_text="Broken off")).to_have_count(1)
     page.get_by_role("button", name="Remove the second model").click()
     expect(page.locator("#panel-2")).to_be_hidden()
+
+
+def test_the_code_of_either_compared_model_can_be_shown(page: Page, server: Server) -> None:
+    sign_in(page, server)
+    choose(page, "fake/m")
+    expect(page.locator("#side")).to_be_hidden()
+    page.get_by_role("button", name="Compare with a second model").click()
+    choose(page, "local/slow", "Second model")
+    expect(page.locator("#code")).to_contain_text('"model":"fake/m"')
+    page.locator("#side").get_by_text("local/slow").click()
+    expect(page.locator("#code")).to_contain_text('"model":"local/slow"')
+    page.get_by_role("button", name="Remove the second model").click()
+    expect(page.locator("#side")).to_be_hidden()
+    expect(page.locator("#code")).to_contain_text('"model":"fake/m"')

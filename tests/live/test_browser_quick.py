@@ -21,6 +21,6 @@ def test_a_first_visit_streams_the_slow_model_until_it_is_stopped(
     expect(page.locator("#live-tokens")).to_have_text(re.compile(r"≈ [3-9]"))
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("#ending")).to_have_text(
-        re.compile(r"Stopped · 8 tokens in · \d+ tokens out · cost \$0 · took .+s")
+        re.compile(r"Stopped · 8 tokens in · \d+ tokens out · cost \$0\.00 · took .+s")
     )
     expect(page.locator("#served")).to_have_text("local/slow")

@@ -185,7 +185,7 @@ def test_unpriced_and_broken_calls_are_marked_and_bars_follow_the_order(
     expect(rows).to_have_count(3)
     expect(rows.nth(2).locator(".cost")).to_have_text("unpriced")
     expect(rows.nth(1).locator(".end")).to_have_text("broken off")
-    expect(rows.nth(0).locator(".cost")).to_have_text("$0")
+    expect(rows.nth(0).locator(".cost")).to_have_text("$0.00")
     expect(page.locator("#models tbody tr").first).to_contain_text("unknown")
     expect(page.locator("#sum-unpriced")).to_have_text("without 2 of unknown price")
     for measure in ("Tokens", "Requests", "Cost"):
@@ -211,3 +211,21 @@ def test_all_figures_of_the_tables_are_visible_on_a_narrow_screen(
         assert fits(page)
         for box in page.locator(".scroll").all():
             assert box.evaluate("(box) => box.scrollWidth <= box.clientWidth")
+
+
+@pytest.mark.usefixtures("own_key")
+def test_a_hang_up_is_no_failure_and_the_last_day_is_named_below_the_chart(
+    page: Page, server: Server
+) -> None:
+    with server.client() as client:
+        calls.begin_stream(client, model="local/slow")
+    sign_in(page, server, "/usage")
+    expect(page.locator("#latest .end")).to_have_class("end client_gone", timeout=1000 * HANG_S)
+    expect(page.locator("#latest .outcome")).to_have_text("client hung up")
+    legend = page.locator("#chart .u-legend")
+    today = page.get_by_label("To", exact=True).input_value()
+    expect(legend).to_contain_text(today)
+    page.locator("#chart .u-over").hover(position={"x": 5, "y": 20})
+    expect(legend).not_to_contain_text(today)
+    page.get_by_role("heading", name="Usage").hover()
+    expect(legend).to_contain_text(today)

@@ -162,6 +162,25 @@ def test_repeated_stop_succeeds_on_every_worker(
 
 
 @pytest.mark.usefixtures("settled")
+def test_a_request_id_stops_its_call_through_every_worker(
+    cluster: Cluster, fake: FakeProvider, clients: list[RawClient]
+) -> None:
+    other = cluster.add_key("other-request")
+    cluster.wait_known(other)
+    for asked in clients:
+        fake.reset()
+        fake.script(SILENT)
+        with cluster.client_of(cluster.workers()[0]) as client:
+            fields = {"model": "fake/m", "prompt": "Say it", "stream": True}
+            client.request("POST", NATIVE, fields, {"X-Request-ID": "shared-request"})
+            assert client.read_head().headers["x-stream-id"] != "shared-request"
+            assert stop(asked, "shared-request", other).status == 404
+            assert stop(asked, "shared-request").status == 200
+            assert "cancelled" in "".join(frame.text for frame in client.frames())
+            fake.wait_closed()
+
+
+@pytest.mark.usefixtures("settled")
 def test_stop_of_an_unknown_ended_or_foreign_stream_answers_404_everywhere(
     cluster: Cluster, fake: FakeProvider, clients: list[RawClient]
 ) -> None:

@@ -132,6 +132,12 @@ def test_flask_reads_dotenv_files_from_the_folder_of_the_caller_upward(
     assert "one" in (tmp_path / "a").read_text()
 
 
+def test_flask_finds_the_app_from_any_folder(checkout: Checkout, tmp_path: Path) -> None:
+    done = call(checkout, "flask", "routes", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "/api/v1/completions" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("setting", "value"), [("WEB_CONCURRENCY", ""), ("PYTHONSAFEPATH", "1"), ("SLUICE_KEY", "x")]
 )
@@ -226,6 +232,7 @@ def test_serve_announces_where_it_listens_and_ends_with_ctrl_c(checkout: Checkou
         url = f"http://127.0.0.1:{checkout.port}"
         assert f"Sluice listens on 127.0.0.1:{checkout.port} (Ctrl-C stops it)." in server.output
         assert f"Playground: {url}/\n" in server.output
+        assert f"\n  export SLUICE_URL={url}\n  export SLUICE_KEY=sk-sluice-" in server.output
         assert ready(url)
         [secret] = re.findall(r"export SLUICE_KEY=(\S+)", server.output)
         request = urllib.request.Request(
@@ -235,19 +242,31 @@ def test_serve_announces_where_it_listens_and_ends_with_ctrl_c(checkout: Checkou
         with pytest.raises(OSError):  # loopback only, although PORT is set
             socket.create_connection(("127.0.0.2", checkout.port), timeout=HANG_S).close()
 
-        taken = re.compile(rf"sluice: Port {checkout.port} is taken; try PORT=(\d+) (.*)")
+        taken = re.compile(
+            rf"sluice: Sluice already runs at {re.escape(url)}; to start another one, "
+            r"try PORT=(\d+) (.*)"
+        )
         for words, command in ([], "./sluice serve"), (["--first-key"], "make run"):
             match = taken.fullmatch(refusal(checkout, "serve", *words, **env))
             assert match is not None
             assert int(match[1]) > checkout.port
             assert match[2] == command
 
-        other = Started(checkout, "--first-key", **env | {"PORT": str(free_port())})
+        (checkout.directory / "keys.jsonl").chmod(0o644)
+        more = {"PORT": str(free_port()), "OPENAI_APIKEY": "sk-x"}
+        other = Started(checkout, "--first-key", **env | more)
         assert other.stop() == 0  # while its worker still loads Sluice
         assert "SIGKILL" not in other.output
         assert "Traceback" not in other.output
-        assert "Warning: another server uses " in other.output
-        assert "Lost your key? ./sluice keys create --name NAME" in other.output
+        warnings = other.output.partition("Sluice listens on ")[0]
+        for text in (
+            "another server uses ",
+            "other users can read or write keys.jsonl",
+            "OPENAI_APIKEY isn't used; did you mean OPENAI_API_KEY",
+        ):
+            assert f"Warning: {text}" in warnings
+            assert other.output.count(text) == 1
+        assert "Lost your key? ./sluice keys rotate first" in other.output
         assert "sk-sluice-" not in other.output
     finally:
         assert server.stop() == 0
@@ -286,6 +305,14 @@ def test_serve_refuses_what_cannot_work_before_it_announces(
     line = refusal(checkout, "serve", "--first-key", **{"GUNICORN_CMD_ARGS": "", **env})
     assert line.startswith("sluice: ")
     assert says in line
+    assert not (checkout.directory / "keys.jsonl").exists()
+
+
+def test_two_workers_without_redis_are_refused_before_the_announcement(
+    checkout: Checkout,
+) -> None:
+    line = refusal(checkout, "serve", "--first-key", "-w", "2")
+    assert line.startswith("sluice: 2 workers need a Redis to share their streams")
     assert not (checkout.directory / "keys.jsonl").exists()
 
 

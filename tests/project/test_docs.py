@@ -30,6 +30,15 @@ def test_every_anchor_is_a_heading() -> None:
             assert anchor in map(anchor_of, headings), f"{path.name}: {target}#{anchor}"
 
 
+def test_text_is_wrapped_at_100_columns() -> None:
+    """Tables, code and pictures have their own lengths, and so have links that can't be broken."""
+    for path in PAGES:
+        prose = re.sub(r"^ *```.*?^ *```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for line in prose.splitlines():
+            exempt = line.startswith(("|", "    ", "<img")) or len(line.split()) == 1
+            assert exempt or len(line) <= 100, f"{path.name}: {line}"
+
+
 def test_the_documentation_has_one_name_for_the_command_line() -> None:
     commands = re.compile(r"\bflask (?:keys|usage|ledger|providers|quickstart)\b")
     found = [path.name for path in PAGES for _ in commands.findall(path.read_text())]
@@ -42,8 +51,11 @@ def test_the_facts_at_the_top_of_the_readme_are_true() -> None:
     [version] = re.findall(r"python_requires = >=([\d.]+)", setup)
     assert f"[MIT license](LICENSE) · Python {version} or newer" in readme
     assert (ROOT / "LICENSE").read_text().startswith("MIT License")
-    assert f"- **Providers.** {len(BUILT_IN)} are built in" in readme
-    assert f"those of {len(BUILT_IN)} providers" in readme
+    others = [row for row in BUILT_IN if row.dialect != "local"]
+    engines = sum("//127.0.0.1:" in row.base_url for row in others)
+    providers = f"{len(others) - engines} hosted providers and {engines} local engines"
+    assert f"- **Providers.** {providers} are built in" in readme
+    assert f"| those of {providers}, " in readme
     assert (ROOT / "docs/screenshots/stop.gif").stat().st_size < 1_000_000
 
 
@@ -107,4 +119,4 @@ def test_the_guide_for_editors_names_only_paths_of_this_server() -> None:
 def test_every_field_of_a_provider_row_is_documented() -> None:
     text = (ROOT / "docs/guides/providers.md").read_text()
     documented = set(re.findall(r"^\| `(\w+)` \| [^`|]*[a-z]", text, re.MULTILINE))
-    assert set(Provider.__struct_fields__) - {"name"} <= documented
+    assert set(Provider.__struct_fields__) - {"name", "replicas"} <= documented

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from tests.support.messages import ERRORS, Message, messages, sources
 from tests.support.paths import ROOT
@@ -34,6 +35,14 @@ def test_each_message_of_the_start_and_the_commands_is_listed() -> None:
 def test_each_listed_message_is_one_that_the_code_can_print() -> None:
     found = made()
     assert [text for text in listed() if not any(each.is_in(text) for each in found)] == []
+
+
+def test_each_message_is_listed_once() -> None:
+    """Two rows of one message differ in their placeholders at most."""
+    found = made()
+    plain = Counter(re.sub(r"[A-Z_]{2,}[0-9]*", "X", text) for text in listed())
+    twice = {text for text, times in plain.items() if times > 1}
+    assert sorted(text for text in twice if any(each.is_in(text) for each in found)) == []
 
 
 def test_each_table_of_messages_says_what_to_do() -> None:

@@ -63,7 +63,9 @@ CASES: list[tuple[Sequence[fp.Step], str, bool, str]] = [
     ([fp.head(200, {"Content-Type": "text/html", "Content-Length": "0"})], "not_found", False,
      "sent a web page"),
     ([fp.head(401, {"WWW-Authenticate": 'Bearer realm="sluice"', "Content-Length": "0"})],
-     "itself", False, "is Sluice itself"),
+     "key_rejected", False, "rejected the API key (status 401"),
+    ([fp.head(404, {"Via": "1.1 sluice", "Content-Length": "0"})], "itself", False,
+     "is Sluice itself"),
     ([fp.close()], "closed", False, "closed the connection before it answered"),
 ]  # fmt: skip
 
@@ -156,6 +158,17 @@ def test_a_host_without_a_key_that_wants_one_says_so(
     assert found.message == "requires an API key (status 401, fake): set api_key_env in its row"
 
 
+def test_a_host_without_a_key_that_is_sluice_is_told_apart(
+    transport: Transport, fake: FakeProvider
+) -> None:
+    fake.script(
+        [fp.head(401, {"WWW-Authenticate": 'Bearer realm="sluice"', "Content-Length": "0"})]
+    )
+    found = check(transport, target(fake.base_url, key=None, api_key_env=None), LIMIT_S)
+    assert found.state == "itself"
+    assert found.message == "is Sluice itself: set base_url to where the provider listens"
+
+
 def test_local_needs_no_network(transport: Transport) -> None:
     row = next(row for row in BUILT_IN if row.name == "local")
     assert check(transport, Target(row, "pydoc"), LIMIT_S).ok
@@ -234,7 +247,8 @@ def test_checks_run_at_the_same_time_and_a_stuck_one_is_given_up() -> None:
         raise AssertionError
 
     before = time.monotonic()
-    found = check_all([stuck, partial(quick, "b"), stuck], ["a", "b", "c"], 0.1)
+    targets = [Target(Provider(name=name), "m") for name in "abc"]
+    found = check_all([stuck, partial(quick, "b"), stuck], targets, 0.1)
     assert [(one.provider, one.state) for one in found] == [
         ("a", "timed_out"), ("b", "ok"), ("c", "timed_out"),
     ]  # fmt: skip

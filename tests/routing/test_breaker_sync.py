@@ -19,14 +19,17 @@ from routing.breaker_sync import STREAM
 from routing.circuit_breaker import (
     FAILURES,
     FIRST_S,
+    HOST_S,
     MAX_COOL_DOWN_S,
     PROBE_PAUSE_S,
     CircuitBreakers,
 )
 from tests.routing.test_circuit_breaker import (
     BYOK,
+    FIRST,
     OTHER_HOST,
     OTHER_MODEL,
+    SECOND,
     SECOND_KEY,
     TARGET,
     THIRD_MODEL,
@@ -454,3 +457,30 @@ def test_a_redis_key_of_the_wrong_type_raises_nothing(
     processes[0].fail()
     beat(processes[0])
     assert processes[0].left(TARGET) > 0
+
+
+# Replicas
+
+
+def test_other_processes_learn_that_a_replica_is_lost_and_that_it_is_back(
+    processes: list[Process],
+) -> None:
+    one, two, _ = processes
+    one.unreached(FIRST)
+    beat(one, two)
+    assert HOST_S - NEAR < two.left(FIRST) <= HOST_S
+    assert two.left(SECOND) == 0
+    two.reached(FIRST)
+    beat(two, one)
+    assert one.left(FIRST) == two.left(FIRST) == 0
+
+
+def test_a_lost_replica_is_an_unknown_provider_to_earlier_versions(
+    processes: list[Process],
+) -> None:
+    one, two, _ = processes
+    one.unreached(FIRST)
+    one.fail(target=FIRST)
+    beat(one, two)
+    assert two.left(TARGET) == 0, "this is how earlier versions look it up"
+    assert set(two.open_circuits()) == {(f"{NAME}@a", "", 0), (f"{NAME}@a", "m", 1)}

@@ -8,12 +8,13 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from providers.base import Target
+from providers.base import Replica, Target
 from providers.hosts import BUILT_IN
 from routing import circuit_breaker
 from routing.circuit_breaker import (
     FAILURES,
     FIRST_S,
+    HOST_S,
     MAX_COOL_DOWN_S,
     PROBE_PAUSE_S,
     PROBE_S,
@@ -234,3 +235,65 @@ def test_a_disabled_circuit_breaker_never_opens() -> None:
         never.failed(TARGET)
     never.limited(TARGET, 30)
     assert (never.left(TARGET), never.enter(TARGET), never.open_circuits()) == (0, 0, {})
+
+
+# Replicas
+
+ROW = msgspec.structs.replace(
+    BUILT_IN[1],
+    replicas=(Replica(url="http://a/v1", name="a"), Replica(url="http://b/v1", name="b")),
+)
+FIRST, SECOND = Target(ROW, "m").replicas
+
+
+def test_an_unreachable_replica_is_paused_at_once_for_all_models_and_keys(
+    breakers: Clocked,
+) -> None:
+    breakers.unreached(FIRST)
+    for changes in ({"model": "n"}, {"key_number": 2}, {"byok": True}, {}):
+        assert breakers.left(msgspec.structs.replace(FIRST, **changes)) == HOST_S
+        assert breakers.left(msgspec.structs.replace(SECOND, **changes)) == 0
+    assert breakers.open_circuits() == {("openai@a", "", 0): HOST_S}
+    breakers.reached(FIRST)
+    assert breakers.left(FIRST) == 0
+    assert not breakers.is_unreached(FIRST)
+
+
+def test_the_pause_of_an_unreachable_replica_does_not_grow(breakers: Clocked) -> None:
+    for _ in range(9):
+        breakers.now += HOST_S
+        breakers.unreached(FIRST)
+    assert breakers.left(FIRST) == HOST_S
+
+
+def test_after_its_pause_an_unreachable_replica_gets_a_single_call(breakers: Clocked) -> None:
+    breakers.unreached(FIRST)
+    breakers.now += HOST_S
+    assert breakers.enter(FIRST) == 0
+    assert breakers.enter(msgspec.structs.replace(FIRST, model="n")) == PROBE_PAUSE_S
+    breakers.succeeded(FIRST)
+    assert breakers.enter(FIRST) == 0
+    assert breakers.open_circuits() == {}
+
+
+def test_a_call_that_must_wait_for_its_model_does_not_use_up_the_replica_s_probe(
+    breakers: Clocked,
+) -> None:
+    breakers.unreached(FIRST)
+    breakers.now += HOST_S
+    breakers.limited(FIRST, 9)
+    assert breakers.enter(FIRST) == 9
+    assert breakers.enter(msgspec.structs.replace(FIRST, model="n")) == 0
+
+
+def test_replicas_fail_and_are_limited_separately(breakers: Clocked) -> None:
+    breakers.fail(target=FIRST)
+    breakers.limited(SECOND, 4)
+    assert (breakers.left(FIRST), breakers.left(SECOND)) == (FIRST_S, 4)
+    assert breakers.left(TARGET) == 0, "the key of a row without replicas"
+
+
+def test_without_cool_downs_no_replica_is_paused() -> None:
+    breakers = CircuitBreakers(enabled=False)
+    breakers.unreached(FIRST)
+    assert breakers.left(FIRST) == 0

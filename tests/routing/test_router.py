@@ -344,6 +344,32 @@ def test_an_alias_named_like_a_model_may_add_fallbacks() -> None:
     assert names(found) == ["sim/m", "poor/m"]
 
 
+def test_an_alias_may_have_the_name_of_a_model_whose_provider_is_not_enabled() -> None:
+    found = router(aliases={"openai/gpt-4o-mini": "sim/m"})
+    assert names(found.targets(Route(model="openai/gpt-4o-mini"))) == ["sim/m"]
+    assert names(found.targets(Route(model="openai/gpt-4o-mini"), "openai/gpt-4o-mini".__eq__)) == [
+        "sim/m"
+    ]
+    with pytest.raises(ModelForbidden):
+        found.targets(Route(model="sim/m"), "openai/gpt-4o-mini".__eq__)
+    assert found.hidden_models() == []
+
+
+@pytest.mark.parametrize(
+    ("aliases", "hidden"),
+    [
+        ({"openai/m": "sim/m"}, ["openai/m"]),
+        ({"sim/a": ["sim/b", "sim/a"], "fast": "sim/m"}, ["sim/a"]),
+        ({"sim/a": ["sim/a", "sim/b"], "locked/m": "sim/m", "none/m": "sim/m"}, []),
+    ],
+)
+def test_an_alias_that_hides_a_model_of_an_enabled_provider_is_reported(
+    aliases: dict[str, Any], hidden: list[str]
+) -> None:
+    found = router({"OPENAI_API_KEY": "k"}, aliases).hidden_models()
+    assert [text.split('"')[1] for text in found] == hidden
+
+
 def test_a_key_of_the_caller_goes_only_to_the_first_provider() -> None:
     route = Route(model="locked/m", fallbacks=("sim/m",), byok_api_key=Secret("sk-own"))
     found = router().targets(route)

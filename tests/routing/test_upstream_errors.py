@@ -94,6 +94,29 @@ def test_upstream_status_and_code_decide_the_public_error(
     assert error.details["upstream_status"] == failure["upstream_status"]
 
 
+ITS_OWN_URL = "sim's base_url is Sluice itself: set base_url in sluice.toml to where sim listens."
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "key", "says"),
+    [
+        (401, None, None, "sim wants an API key, and none is set (status 401)."),
+        (403, None, None, "sim wants an API key, and none is set (status 403)."),
+        (401, "itself", None, ITS_OWN_URL),
+        (404, "itself", None, ITS_OWN_URL),
+        (404, "itself", "k-1", ITS_OWN_URL),
+        # This may be another Sluice.
+        (401, "itself", "k-1", "sim rejected the API key that this server sent."),
+    ],
+)
+def test_an_error_says_if_no_key_was_sent_or_if_sluice_called_itself(
+    status: int, reason: str | None, key: str | None, says: str
+) -> None:
+    error = UpstreamError("", upstream_status=status, reason=reason)
+    found = public_error(error, a_target(key=key))
+    assert (type(found), found.message, found.headers) == (UpstreamError, says, NO_RETRY)
+
+
 def test_an_upstream_wait_of_zero_becomes_a_retry_after_of_one_second() -> None:
     failure = UpstreamError("It broke.", upstream_status=429, retry_after=0)
     assert public_error(failure, a_target()).headers == {"Retry-After": "1"}

@@ -153,3 +153,21 @@ def test_a_hostile_text_takes_little_time_and_depth(name: str) -> None:
 
 def depth(nodes: list[Any]) -> int:
     return max((1 + depth(n["children"]) for n in nodes if not isinstance(n, str)), default=0)
+
+
+DOCUMENT = """
+globalThis.Node = class {
+  size = 0;
+  setAttribute() {}
+  append(...children) { this.size += children.length; }
+  toJSON() { return this.size; }
+};
+const made = () => new Node();
+globalThis.document = { createElement: made, createDocumentFragment: made };
+"""
+
+
+@pytest.mark.parametrize("text", ["* ", "a\n\n", "- a\n", "\\!", "["])
+def test_a_text_of_very_many_nodes_is_rendered(text: str) -> None:
+    [nodes] = parse("begin " + text * 200_000)
+    assert call_each("markdown.js", "render", (nodes,), before=DOCUMENT) == [len(nodes)]

@@ -847,6 +847,47 @@ def test_a_delivered_answer_cannot_be_stopped() -> None:
         registry.stop("key_1", "s-1")
 
 
+def test_a_request_id_stops_all_its_calls_and_may_be_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    registry = StreamRegistry(10)
+    found = [a_stream(stream_id=name, request_id="r") for name in ("a", "b")]
+    others = [a_stream(stream_id="c", request_id="x"), a_stream(request_id="r", key_id="key_2")]
+    for stream in (*found, *others):
+        registry.add(stream)
+    registry.stop("key_1", "r")
+    assert [stream.mailbox.ended_by for stream in found] == ["stopped"] * 2
+    assert [stream.mailbox.ended_by for stream in others] == [None] * 2
+    for stream in found:
+        registry.remove(stream)
+    clock.now += 59
+    registry.stop("key_1", "r")
+    clock.now += 2
+    with pytest.raises(StreamNotFound):
+        registry.stop("key_1", "r")
+
+
+def test_a_stream_id_wins_over_the_request_id_of_another_call() -> None:
+    registry = StreamRegistry(10)
+    named, requested = a_stream(stream_id="x"), a_stream(stream_id="y", request_id="x")
+    for stream in (named, requested):
+        registry.add(stream)
+    registry.stop("key_1", "x")
+    assert (named.mailbox.ended_by, requested.mailbox.ended_by) == ("stopped", None)
+    registry.remove(named)
+    registry.stop("key_1", "x")  # a repeated stop of the stream
+    assert requested.mailbox.ended_by is None
+
+
+def test_a_request_id_of_a_call_that_has_ended_is_not_found() -> None:
+    registry, stream = StreamRegistry(10), a_stream(request_id="r")
+    registry.add(stream)
+    stream.end("deadline")
+    with pytest.raises(StreamNotFound):
+        registry.stop("key_1", "r")
+
+
 def test_a_new_call_with_a_stopped_id_does_not_count_as_stopped() -> None:
     registry, old = StreamRegistry(10), a_stream()
     registry.add(old)

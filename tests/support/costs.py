@@ -34,6 +34,7 @@ from gunicorn.config import Config
 
 from server.http1 import FastRequestParser
 from server.worker import Worker
+from tests.support.pace import HANG_S
 from tests.support.paths import TESTS
 
 RECORD = TESTS / "costs.json"
@@ -44,10 +45,15 @@ FACES = {"openai": "/v1/completions", "native": "/api/v1/completions"}
 
 
 class Upstream:
-    """A server whose response to each request is chosen by the request's path."""
+    """A server whose response to each request is chosen by the request's path.
+
+    Its own function calls aren't counted.
+    """
 
     def __init__(self, answers: dict[bytes, bytes]) -> None:
         self._answers = answers
+        self.written: list[bytes] = []
+        """What the client of the current call has got."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -58,6 +64,7 @@ class Upstream:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
+        sys.setprofile(None)
         with client, client.makefile("rb") as lines:
             while line := lines.readline():
                 length = 0
@@ -68,11 +75,19 @@ class Upstream:
                 name = line.split(b"/")[1]
                 answer = self._answers[name]
                 if name == b"slow":
-                    *pieces, answer = answer.split(b"\n\n")
+                    *pieces, answer = answer.split(b"\n\n", SLOW_EVENTS)
                     for piece in pieces:
-                        client.sendall(piece + b"\n\n")
-                        time.sleep(SLOW_S)
+                        self._send_alone(client, piece + b"\n\n")
                 client.sendall(answer)
+
+    def _send_alone(self, client: socket.socket, piece: bytes) -> None:
+        """Send a piece, and return when it has reached the client and the threads wait again."""
+        before = len(self.written)
+        client.sendall(piece)
+        until = time.monotonic() + HANG_S
+        while len(self.written) == before and time.monotonic() < until:
+            time.sleep(SLOW_S)
+        time.sleep(SLOW_S)
 
 
 def answer(kind: str, body: str) -> bytes:
@@ -119,7 +134,7 @@ class Connection(socket.socket):
 
 class Counted:
     def __init__(self, directory: Path) -> None:
-        upstream = Upstream(
+        self._upstream = upstream = Upstream(
             {b"whole": WHOLE, b"few": streamed(FEW_EVENTS), b"many": streamed(MANY_EVENTS)}
             | {b"slow": streamed(SLOW_EVENTS)}
         )
@@ -168,6 +183,7 @@ class Counted:
         ).encode()
         client, plain = socket.socketpair()
         server = Connection(fileno=plain.detach())
+        self._upstream.written = server.sent
         with client, server:
             parser = FastRequestParser(self._config, server, ("127.0.0.1", 50000))
             for _ in range(min(calls, WARM_UP)):

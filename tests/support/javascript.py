@@ -24,11 +24,15 @@ process.stdout.write(JSON.stringify(found));
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 
 
-def call_each(script: str, name: str, *cases: tuple[Any, ...]) -> list[Any]:
-    """Call an exported function with each tuple of JSON values. Return the results."""
+def call_each(script: str, name: str, *cases: tuple[Any, ...], before: str = "") -> list[Any]:
+    """Call an exported function with each tuple of JSON values. Return the results.
+
+    Args:
+        before: what runs before the script is loaded.
+    """
     url = (ROOT / "static" / script).as_uri()
     done = subprocess.run(
-        ["node", "--input-type=module", "-e", PROGRAM, "--", url, name],
+        ["node", "--input-type=module", "-e", before + PROGRAM, "--", url, name],
         input=json.dumps(cases),
         capture_output=True,
         text=True,

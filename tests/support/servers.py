@@ -47,6 +47,11 @@ UNTROUBLED = {"SLUICE_COOLDOWN": "0", "SLUICE_RETRIES": "0"}
 other. Retries and cool-downs are tested on separate servers."""
 
 
+UNASKED = {"SLUICE_DISCOVERY_S": "0"}
+"""A setting with which no host is asked for its models. Otherwise tests would ask whatever listens
+on the ports of local engines on the developer's machine."""
+
+
 def fake_rows(base_url: str) -> str:
     """Return rows for sluice.toml: `fake` with legacy completions, and `fakechat` without."""
     row = '[providers.{}]\ndialect = "openai"\nbase_url = "{}"\ncompletions = {}\n\n'
@@ -244,6 +249,7 @@ class Server:
             "PYTHONUNBUFFERED": "1",
             "FLASK_SKIP_DOTENV": "1",  # a developer's .env holds real keys
             **settings_files(self.directory),
+            **UNASKED,
         }
 
     def _end_orphans(self) -> None:

@@ -63,6 +63,12 @@ def test_value_that_json_cannot_encode_is_logged_as_text() -> None:
     assert json.loads(JsonFormatter().format(a_record(model=b"m")))["model"] == "b'm'"
 
 
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
+def test_a_line_has_no_colours_of_a_terminal(formatter: logging.Formatter) -> None:
+    line = formatter.format(a_record("\x1b[31m\x1b[1mWARNING: a\x1b[0m b"))
+    assert "WARNING: a b" in line
+
+
 def test_text_log_line_shows_present_fields_in_a_fixed_order() -> None:
     record = a_record(status=200, method="POST", code=None, request_id="r-1", key_id="key_1")
     time, rest = TextFormatter().format(record).split(" ", 1)

@@ -75,7 +75,8 @@ def families() -> dict[str, tuple[str, tuple[str, ...]]]:
     """Return the type and the labels of each of Sluice's metrics, by its name in a query."""
     target = make(redis_up=lambda: True)
     end(target, "m")
-    target.attempted("sim", 500, "provider_error")
+    target.watch_replicas(lambda: {("sim", "a:1"): 1})
+    target.attempted("sim", 500, "provider_error", "a:1")
     return shape(list(target.registry.collect()))
 
 
@@ -90,6 +91,9 @@ def shape(families: Sequence[Metric]) -> dict[str, tuple[str, tuple[str, ...]]]:
         },
         **{family.name: ("histogram", ()) for family in families if family.type == "histogram"},
     }
+
+
+OF_REPLICAS = {"sluice_replica_calls", "sluice_replica_attempts_total"}
 
 
 # Counts
@@ -348,7 +352,7 @@ def test_the_accept_header_selects_the_metrics_format(accept: str, kind: str) ->
     parse = openmetrics if openly else prometheus
     found = list(parse(text.decode()))
     names = {sample.name for family in found for sample in family.samples}
-    assert set(families()) - {"sluice_redis_up"} == set(shape(found))
+    assert set(families()) - {"sluice_redis_up"} - OF_REPLICAS == set(shape(found))
     assert not [name for name in names if name.endswith("_created")]
 
 
@@ -419,7 +423,8 @@ COUNT = """
 target = make(streams_active=lambda: 2, cooling=lambda: 1, redis_up=lambda: True)
 for _ in range(2):
     end(target, "m", usage=Usage(5, 1))
-target.attempted("sim", 500, "provider_error")
+target.watch_replicas(lambda: {("sim", "a:1"): 1})
+target.attempted("sim", 500, "provider_error", "a:1")
 target.took(request_duration=0.2, stop=None)
 target.ledger_failed()
 """
@@ -535,3 +540,18 @@ def test_a_process_without_the_metrics_directory_shows_its_own_counts(tmp_path: 
     assert shown(done)[f"sluice_requests_total {PATH} m sim 200"] == 2
     assert "will be missing in the metrics: " in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_replicas_have_their_attempts_and_calls_in_flight() -> None:
+    calls = {("engines", "a:1"): 3, ("engines", "b:1"): 0}
+    metrics = make()
+    metrics.watch_replicas(lambda: calls)
+    metrics.attempted("engines", None, None, "a:1")
+    metrics.attempted("engines", 503, "provider_error", "b:1")
+    metrics.attempted("openai", None, None)
+    metrics.refresh()
+    counted = series(metrics, "sluice_replica_attempts_total")
+    assert sorted((one["replica"], one["code"]) for one in counted) == [("a:1", ""), ("b:1", "503")]
+    labels = {"provider": "engines", "replica": "a:1"}
+    assert value(metrics, "sluice_replica_calls", **labels) == 3
+    assert value(metrics, "sluice_attempts_total", provider="engines") == 2

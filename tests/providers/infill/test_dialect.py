@@ -117,6 +117,22 @@ def test_a_whole_answer_passes_through_as_one_event() -> None:
     assert completion.choices[0].finish_reason == "length"
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+def test_an_answer_on_several_lines_becomes_one_line(end: bytes) -> None:
+    """In a stream, each of these would end the event's line."""
+    body = end.join([b"", b'{"content":"a",', b'"stop":true}', b""])
+    [data] = opaque(dialect.complete(body, asked()))
+    assert not {*b"\r\n"} & {*data}
+    assert json.loads(data) == {"content": "a", "stop": True}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_piece_that_is_not_utf_8_is_passed_on_in_utf_8(*, stream: bool) -> None:
+    body = b'{"content":"a\xff","stop":true}'
+    found = events(b"data: " + body + b"\n\n") if stream else dialect.complete(body, asked())
+    assert opaque(found) == [body.replace(b"\xff", "\ufffd".encode())]
+
+
 def test_several_results_are_an_event_each() -> None:
     results = [last(index, 2, content=f"text {index}") for index in range(3)]
     found = dialect.complete(compact(results), asked(n=3))
