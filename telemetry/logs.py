@@ -104,15 +104,14 @@ def log_call(logger: logging.Logger, message: str, fields: dict[str, Any], momen
     if not logger.isEnabledFor(logging.INFO):
         return
     handlers = logging.root.handlers
-    if len(handlers) == 1 and type(handlers[0]) is JsonLines:
-        line = _encode(head(moment, "info", logger.name, message) | fields)
-        # Encoding changes no character that may_hold_key searches for.
-        if not may_hold_key(line):
-            with contextlib.suppress(OSError, ValueError):  # a full disk must not fail a call
-                handlers[0].stream.write(line + "\n")
-                handlers[0].stream.flush()
-            return
-    logger.info(message, extra=fields)
+    texts = "\n".join([value for value in fields.values() if isinstance(value, str)])
+    if len(handlers) != 1 or type(handlers[0]) is not JsonLines or may_hold_key(texts):
+        logger.info(message, extra=fields)
+        return
+    line = _encode(head(moment, "info", logger.name, message) | fields)
+    with contextlib.suppress(OSError, ValueError):  # a full disk must not fail a call
+        handlers[0].stream.write(line + "\n")
+        handlers[0].stream.flush()
 
 
 class JsonLines(logging.StreamHandler[TextIO]):
