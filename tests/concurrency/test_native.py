@@ -153,11 +153,11 @@ LOOKED_AT = {
         "_limit",
         "_limited_until",
     }
-    | {"ask", "failed", "target_key", "succeeded"},
+    | {"enter", "failed", "keys_of", "left", "open", "succeeded", "target_key"},
     "quota.memory": {"_now", "counts", "left", "tokens", "window_of"},
     "providers.transport.abort": {"_shut"},
     "streams.stream": {"_late", "end", "go_to"},
-    "streams.registry": {"_may_begin"},
+    "streams.registry": {"_may_begin", "later"},
 }
 """Functions of Sluice that were reviewed: they neither wait nor start a thread nor log."""
 

@@ -769,7 +769,7 @@ def expect(
 HUB_UPSTREAM: dict[str, tuple[int, Create, type[Exception], str]] = {
     "bad": (400, {}, indoxhub.InvalidParametersError, "fake/m rejected the request: fake 400"),
     "entity": (422, {}, indoxhub.InvalidParametersError, "fake/m rejected the request"),
-    "our_key": (401, {}, indoxhub.RequestError, "Server error (502): fake rejected the API key"),
+    "our_key": (401, {}, indoxhub.RequestError, "Server error (502): fake wants an API key"),
     "own_key": (401, {"byok_api_key": "mine"}, indoxhub.APIError, "(403): fake rejected your own"),
     "model": (404, {}, indoxhub.ModelNotFoundError, "Model 'fake/m' was not found"),
     "rate": (429, {}, indoxhub.RateLimitError, "Try again in 5 s"),

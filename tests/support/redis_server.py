@@ -21,6 +21,9 @@ from tests.support.daemons import CantRunError, launch
 from tests.support.pace import HANG_S
 from tests.support.servers import free_port
 
+BUS_OFFSET = 10_000
+"""The distance of the port on which the nodes of a cluster talk to each other."""
+
 
 class RedisServer:
     """A running server: `with RedisServer() as server: ...`
@@ -35,7 +38,7 @@ class RedisServer:
     def __init__(self, **settings: str) -> None:
         self._settings = {name.replace("_", "-"): value for name, value in settings.items()}
         self._program = program()
-        self.port = free_port()
+        self.port = port_with_bus() if settings.get("cluster_enabled") == "yes" else free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._paused = False
 
@@ -118,6 +121,17 @@ class RedisServer:
                 return connection.recv(16).startswith((b"+PONG", b"-NOAUTH"))
         except OSError:
             return False
+
+
+def port_with_bus() -> int:
+    """Return a free port for a server in cluster mode, whose second port is free too.
+
+    Both are below the range of ports for outgoing connections.
+    """
+    while True:
+        bus = free_port()
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", bus - BUS_OFFSET)):
+            return bus - BUS_OFFSET
 
 
 def program() -> Path:

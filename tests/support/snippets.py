@@ -48,6 +48,10 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
         "docs/reference/api.md",
         "X-Sluice-Timeout: 30",
     ): "tests/endpoints/test_calls.py::test_timeout_header_parses_into_time_limits",
+    (
+        "docs/reference/api.md",
+        "X-Sluice-Affinity: conversation-17",
+    ): "tests/gateway/test_replicas.py::test_calls_with_one_affinity_key_go_to_one_replica",
     ("docs/reference/api.md", '{"code": "rate_limited"'): SHAPE,
     (
         "docs/guides/keys.md",
