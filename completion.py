@@ -460,18 +460,18 @@ def prompt_tokens(prompt: Prompt) -> int:
 
 
 class TokenSource(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be tokenized: a text, or the messages of a chat."""
+    """The input of a tokenizer: a text, or the messages of a chat."""
 
     text: str | None = None
     messages: list[Any] | None = None
     add_special: bool
-    """Whether special tokens, such as one for the beginning, are added."""
+    """True if special tokens are added, such as one for the beginning."""
     parse_special: bool = True
-    """Whether the names of special tokens in the text stand for these tokens."""
+    """True if the names of special tokens in the text stand for these tokens."""
     strings: bool = False
-    """Whether the strings of the tokens are wanted."""
+    """True if the answer has the strings of the tokens too."""
     pieces: bool = False
-    """Whether llama.cpp's pieces are wanted: each token with its id and its text or bytes."""
+    """True if the answer has llama.cpp's pieces: each token with its id and its text or bytes."""
     chat: dict[str, Any] = {}
     """Other parameters of a chat, under vLLM's names."""
 

@@ -26,7 +26,7 @@ from telemetry import logs
 
 
 class Plan(NamedTuple):
-    """What gunicorn would do, by its options and settings."""
+    """The effect of gunicorn's options and settings."""
 
     addresses: list[tuple[str, int]]
     """The TCP addresses to listen on; empty if only gunicorn can know them."""

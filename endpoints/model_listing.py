@@ -1,4 +1,4 @@
-"""What the endpoints that list models share: who may see them, and a fresh catalog."""
+"""Shared parts of the endpoints that list models: access to them, and a fresh catalog."""
 
 from __future__ import annotations
 

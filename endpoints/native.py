@@ -41,7 +41,7 @@ OPENAI_FIELDS = {
     "messages": " This is a completion: send the text as prompt.",
     "stream_options": f" A stream has its usage here anyway; {OPENAI_API} takes this field.",
 }
-"""What to do instead of sending a field that only OpenAI's APIs have."""
+"""Advice for callers that send a field that only OpenAI's APIs have."""
 TAKES_LISTS = f" {OPENAI_API} takes lists."
 OPENAI_ONLY = frozenset(OPENAI_FIELDS)
 

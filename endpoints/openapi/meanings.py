@@ -1,4 +1,4 @@
-"""What each field means, for the OpenAPI document.
+"""The meaning of each field, for the OpenAPI document.
 
 - A test compares these tables with the schemas: every field has a meaning, and no meaning is left
   over.
