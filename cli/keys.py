@@ -77,6 +77,11 @@ TERMS = (
         metavar="N",
         help="The most calls at once, or 'share' for the server's limit per key.",
     ),
+    click.option(
+        "--resumable",
+        metavar="yes|no|server",
+        help="Whether streams outlive their connection; 'server': the server's default.",
+    ),
 )
 
 
@@ -313,6 +318,13 @@ def parse_streams(text: str) -> int | None:
     return int(text)
 
 
+def parse_resumable(text: str) -> bool | None:
+    choices = {"yes": True, "no": False, "server": None}
+    if text not in choices:
+        raise click.ClickException("--resumable must be yes, no, or 'server' for its default.")
+    return choices[text]
+
+
 def parse_budget(text: str) -> float | None:
     """Parse an amount of US dollars with at most nine decimals."""
     if text == "none":
@@ -331,6 +343,7 @@ PARSERS: Mapping[str, Callable[[str], object]] = {
     "budget_usd": parse_budget,
     "budget_period": str,
     "max_streams": parse_streams,
+    "resumable": parse_resumable,
 }
 
 

@@ -122,6 +122,8 @@ class Stream:
         self.expired: UpstreamTimeout | None = None
         self.drain: Drain | None = None
         self._disconnect, self._cost = disconnect, cost
+        self.on_end: Callable[[End], None] | None = None
+        """Called once with the end of a resumable call, which doesn't depend on a client."""
 
         # The synchronization of its threads.
         self.mailbox = Mailbox()
@@ -269,9 +271,13 @@ class Stream:
                 upstream.wind_up()
             elif reason != "completed" and (first or drain is None):
                 upstream.abort()
+        if first and self.on_end is not None:
+            self.on_end(end)
         return first
 
     def _new_drain(self) -> Drain | None:
+        if self.on_end is not None:  # a resumable call has had its time without a client
+            return None
         policy = self.target.provider.disconnect or self._disconnect.policy
         return Drain(self._disconnect, self._spent) if policy == "drain" else None
 
