@@ -173,6 +173,10 @@ class Resumable:
         Raises SluiceError.
         """
         replay = self._store.find((self._key.id, stream_id))
+        if replay is None and self._parts.cluster is not None:
+            raise Unavailable(
+                "This process doesn't know the stream. If another one has it, try again."
+            )
         if replay is None or replay.face != self._face.name:
             raise StreamNotFound(
                 "No resumable stream has this id at this path. It may have expired already."

@@ -3,7 +3,8 @@
 //
 //   SLUICE_KEY=sk-sluice-... node examples/resume.mjs "The list type"
 //
-// SLUICE_URL is the gateway's URL, and SLUICE_MODEL the model.
+// SLUICE_URL is the gateway's URL, SLUICE_MODEL the model, and TRIES the number of connections that
+// may fail one after another.
 
 import { randomUUID } from "node:crypto";
 import { setTimeout } from "node:timers/promises";
@@ -11,7 +12,7 @@ import { setTimeout } from "node:timers/promises";
 const URL = process.env.SLUICE_URL ?? "http://127.0.0.1:8000";
 const KEY = process.env.SLUICE_KEY;
 const MODEL = process.env.SLUICE_MODEL ?? "local/slow";
-const TRIES = 10;
+const TRIES = Number(process.env.TRIES ?? 10);
 const PAUSE_MS = 200;
 
 /** An error that another connection wouldn't mend. */

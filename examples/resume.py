@@ -2,7 +2,8 @@
 
     SLUICE_KEY=sk-sluice-... python examples/resume.py "The list type"
 
-SLUICE_URL is the gateway's URL, and SLUICE_MODEL the model. The example needs the package requests.
+SLUICE_URL is the gateway's URL, SLUICE_MODEL the model, and TRIES the number of connections that
+may fail one after another. The example needs the package requests.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ KEY = os.environ.get("SLUICE_KEY", "")
 HEADERS = {"Authorization": "Bearer " + KEY}
 MODEL = os.environ.get("SLUICE_MODEL", "local/slow")
 PATH = f"{URL}/api/v1/completions"
-TRIES, PAUSE_S = 10, 0.2
+TRIES = int(os.environ.get("TRIES", "10"))
+PAUSE_S = 0.2
 TIMEOUT_S = (10, 60)
 """The second one limits the time between two reads. A silent stream sends a comment every 15 s."""
 

@@ -10,7 +10,15 @@ from typing import Any
 
 import errors as e
 from config import VERSION
-from endpoints.openapi import editors, errors, examples, meanings, schemas, tokenizers
+from endpoints.openapi import (
+    editors,
+    errors,
+    examples,
+    following,
+    meanings,
+    schemas,
+    tokenizers,
+)
 from endpoints.openapi.errors import Face, responses
 from endpoints.openapi.headers import HEADERS, LIMITS, PATTERNS, SENT
 from endpoints.openapi.operations import COMPLETION_ERRORS, Part, ok, operation
@@ -63,7 +71,7 @@ def calling(
         stream: an example of a streamed answer.
     """
     request, answer = names
-    found = named(answer, "X-Stream-ID", "X-Sluice-Attempts", *LIMITS)
+    found = named(answer, "X-Stream-ID", "X-Sluice-Attempts", "X-Sluice-Resumable", *LIMITS)
     for name in ("X-Sluice-Dropped", "X-RateLimit-Bypass"):
         found["headers"][name] = {"$ref": f"#/components/headers/{name}"}
     found["description"] = (
@@ -77,7 +85,7 @@ def calling(
         id_,
         "Completions",
         summary,
-        {"200": found} | responses(face, *COMPLETION_ERRORS),
+        {"200": found, "202": following.accepted()} | responses(face, *COMPLETION_ERRORS),
         parameters=[
             {"name": n, "in": "header", "description": text}
             | {"schema": {"type": "string"} | PATTERNS.get(n, {})}
@@ -239,7 +247,7 @@ def gets() -> dict[str, Part]:
         "/api/v1/user/usage": usage(),
         "/api/v1/user/requests": requests(),
         "/tokenizer_info": tokenizers.info(),
-    } | for_operators()
+    } | (following.gets() | for_operators())
 
 
 def posts() -> dict[str, Part]:
@@ -272,6 +280,7 @@ def about(providers: Collection[str], engines: Collection[str]) -> str:
 
 def every_schema() -> dict[str, Part]:
     found = schemas.every() | editors.bodies() | editors.answers() | tokenizers.schemas()
+    found |= following.state_schema()
     return {
         name: meanings.explained(schema, meanings.EVERY.get(name, {}))
         for name, schema in found.items()

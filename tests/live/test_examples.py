@@ -82,7 +82,7 @@ def test_each_example_says_in_one_line_that_the_key_is_missing(path: Path) -> No
 @each
 def test_each_example_says_in_one_line_that_no_server_answers(path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    done = run(path, None, SLUICE_KEY="sk-sluice-x", SLUICE_URL=url)
+    done = run(path, None, SLUICE_KEY="sk-sluice-x", SLUICE_URL=url, TRIES="2")
     assert in_one_line(done).startswith(f"No server answers at {url}. Start one with 'make run'")
 
 

@@ -81,6 +81,7 @@ def test_streams_cut_at_random_lose_and_double_nothing(
     assert (state["status"], state["result"]["data"]) == ("completed", "".join(PIECES[:60]))
 
 
+@pytest.mark.thorough
 def test_silence_is_a_comment_without_a_blank_line_and_an_orphan_is_cancelled(
     fake: FakeProvider, resumable_server: Server
 ) -> None:
