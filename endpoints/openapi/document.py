@@ -16,6 +16,7 @@ from endpoints.openapi import (
     examples,
     following,
     meanings,
+    operating,
     schemas,
     tokenizers,
 )
@@ -178,45 +179,6 @@ def requests() -> Part:
     )
 
 
-def open_get(id_: str, summary: str, found: Part, *kinds: Any, **more: Any) -> Part:
-    """Return a GET operation that needs no key."""
-    answers = {"200": found} | responses("native", *kinds)
-    return operation(id_, "Operation", summary, answers, **{"security": []} | more)
-
-
-def for_operators() -> dict[str, Part]:
-    ready = open_get("ready", "Whether the server accepts calls", named("Ready"))
-    away = named("Ready", "Retry-After")
-    away["content"]["application/json"]["example"] = {"status": "draining"}
-    ready["responses"]["503"] = away | {"description": "Shutting down, or without its ledger."}
-    text = ok({"type": "string"}, examples.METRICS, media="text/plain")
-    text["content"]["application/openmetrics-text"] = {"example": examples.METRICS}
-    asset = ok(None, "", media="text/css")
-    asset["content"] |= {kind: {"example": ""} for kind in ("text/javascript", "image/svg+xml")}
-    service = named("Service")
-    service["content"]["text/html"] = {"example": "<!doctype html>..."}
-    page = ok({"type": "string"}, "<!doctype html>...", media="text/html")
-    return {
-        "/health": open_get("health", "Whether the server is alive", named("Health")),
-        "/ready": ready,
-        "/metrics": open_get(
-            *("metrics", "Metrics for Prometheus", text, e.Unauthorized),
-            security=[{}, {"metricsToken": []}],
-        ),
-        "/": open_get("index", "The server's name and version, or the playground", service),
-        "/usage": open_get("usagePage", "The usage page", page),
-        "/openapi.json": open_get(
-            *("openapi", "This document"),
-            ok({"type": "object"}, {"openapi": "3.1.0"}),
-        ),
-        "/docs": open_get("docs", "This document as a page", page),
-        "/static/{name}": open_get(
-            *("static", "A file of the pages", asset, e.NotFound),
-            parameters=[in_path("name", "style.css")],
-        ),
-    }
-
-
 def gets() -> dict[str, Part]:
     provider, model = in_path("provider", "local"), in_path("model", "pydoc")
     no_model = (e.NotFound, e.ProviderNotFound, e.ModelNotFound)
@@ -247,7 +209,7 @@ def gets() -> dict[str, Part]:
         "/api/v1/user/usage": usage(),
         "/api/v1/user/requests": requests(),
         "/tokenizer_info": tokenizers.info(),
-    } | (following.gets() | for_operators())
+    } | (following.gets() | operating.gets())
 
 
 def posts() -> dict[str, Part]:
