@@ -5,6 +5,7 @@
 - A comment goes before the next frame, without a blank line: some SDKs take a blank line for an
   event once there are ids.
 - The call is settled first. Only then do the last frames follow, and the end.
+- Nothing that runs under the lock waits.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import msgspec
 
 from completion import PIECE, Added, Batch, Completion, Delta, Event, Finished, FinishReason, fold
+from concurrency.yielding import paced
 from endpoints.calls import escaped, frame
 from endpoints.frame_events import events_in
 from endpoints.responses import encoded_in_pieces
@@ -248,7 +250,7 @@ class Recorder(Mailbox):
 
     def _events(self, last_frames: bytes) -> Iterator[Event]:
         """Yield the events of the log's entries, and the provider's fields in the last frames."""
-        for kind, entry in self._log.runs():
+        for kind, entry in paced(self._log.runs()):
             if kind == FRAME:
                 yield from self._face.events(entry)
             else:

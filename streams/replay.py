@@ -212,9 +212,9 @@ class Follower:
             self.arrived.clear()
             if happened():
                 return
-            self.arrived.wait()
             if self._gone:
                 raise ClientGone
+            self.arrived.wait()
 
     def frames(self, error: Callable[[SluiceError], bytes]) -> Iterator[bytes]:
         """Yield the frames until the stream ends. Each yield is one write to the client.
@@ -227,7 +227,7 @@ class Follower:
         try:
             if log.last <= position and replay.ending is None:
                 yield OPENED
-            while not self._gone:
+            while True:
                 if log.last > position:
                     data, position = log.read(position, joined=self._missed)
                     yield data
@@ -240,14 +240,14 @@ class Follower:
                 ended = replay.ending is not None  # read before the log, whose end comes first
                 if log.last > position:
                     continue
-                if ended:
-                    if log.last < position:
-                        yield error(beyond(log.last))
-                    return
+                if ended or self._gone:
+                    break
                 if self._silent:
                     self._silent = False
                     yield KEEP_ALIVE
                 self.arrived.wait()
+            if log.last < position and not self._gone:
+                yield error(beyond(log.last))
         except StreamTrimmed as failure:
             yield error(failure)
         finally:

@@ -15,7 +15,7 @@ from completion import Added, Batch, Delta, Finished, Logprobs, Started, Usage, 
 from errors import UpstreamError
 from streams.replay_store import ReplayStore
 from tests.endpoints.test_native import in_thread
-from tests.gateway.test_gateway import Scripted, eventually, play, wait
+from tests.gateway.test_gateway import ROWS, Scripted, eventually, play, wait
 from tests.support.pace import HANG_S
 from tests.test_app import PROMPT, Site, hello, make_app, make_key
 
@@ -541,3 +541,42 @@ def test_nothing_of_a_call_outlives_it_except_its_log(
         return streams[0]() is None
 
     assert eventually(gone)
+
+
+def test_a_continued_stream_has_its_comment_in_the_next_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {"sim": ROWS["sim"] | {"completions": True}}
+    site = make_app(tmp_path, monkeypatch, continue_streams=True, providers=rows)
+    broken = Scripted([Delta(0, "Hel")], UpstreamError("No.", upstream_status=500))
+    play(monkeypatch, broken, Scripted([Delta(0, "lo"), Finished(0, "stop")]))
+    answer = site.post(ASKED, OPENAI, buffered=True).text
+    found = blocks(answer.removeprefix(":open\n"))
+    assert found[1].startswith("id: 2\n: the stream was interrupted; another attempt continues")
+    assert text_of(answer) == "Hello"
+    assert text_of(follow(site, OPENAI, 1).text) == "lo"
+
+
+def test_a_shutdown_ends_a_stream_with_its_error_and_it_is_interrupted(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, Scripted([Delta(0, "Hi")], wait))
+    first = site.post(ASKED, NATIVE)
+    assert eventually(lambda: state(site, NATIVE)["last_event_id"] > 0)
+    site.gateway.streams.end_all()
+    assert json.loads(datas(first.text)[-1])["code"] == "unavailable"
+    found = ended(site, NATIVE)
+    assert (found["status"], found["result"]["code"]) == ("interrupted", "unavailable")
+
+
+@pytest.mark.parametrize("path", FACES)
+def test_the_status_line_is_released_before_the_first_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    site = make_app(tmp_path, monkeypatch, first_event_wait=0)
+    play(monkeypatch, Scripted(wait))
+    answer = site.post(ASKED, path)
+    assert answer.status_code == 200
+    site.post(None, f"{path}/stop-stream/s-1")
+    assert numbers(answer.text)[0] == 1
+    assert "cancelled" in answer.text
