@@ -13,6 +13,7 @@ import cli
 from cluster.redis_client import RedisClient
 from config import ConfigError, Settings, TomlError, shown_before
 from endpoints import (
+    chat,
     error_handlers,
     fim,
     health,
@@ -28,6 +29,7 @@ from endpoints import (
 )
 from endpoints import metrics as metrics_page
 from endpoints.flask_app import App
+from endpoints.held_bodies import HeldBodies
 from endpoints.openapi import page as openapi
 from endpoints.services import Services
 from gateway.gateway import Gateway
@@ -54,6 +56,7 @@ BLUEPRINTS = tuple(
         native,
         openai,
         openai_models,
+        chat,
         fim,
         llamacpp,
         tokenizers,
@@ -140,6 +143,7 @@ def wire(settings: Settings) -> Services:
         ledger=ledger,
         metrics=metrics,
         records=records,
+        bodies=HeldBodies(settings.bodies_total),
         redis_client=redis_client,
         cluster=cluster,
         tracing=tracing,

@@ -328,6 +328,10 @@ class Reader:
             # Imported on first use, because most servers don't need the embedded model.
             from providers.local.call import LocalCall
 
+            if request.chat is not None:
+                from providers.local.chat import LocalChat
+
+                return LocalChat(request, target)
             return LocalCall(request, target)
         dialect = registry.dialect(target.dialect)
         signer = registry.signer(target.provider)

@@ -230,6 +230,8 @@ class Gateway:
             except Exception:  # a failed settlement must not cost the client its answer
                 log.exception("settlement failed", extra={"request_id": stream.request_id})
         self.streams.remove(stream)
+        if stream.request.chat is not None:
+            stream.request.chat.release()
         return outcome
 
     def _read(self, stream: Stream, chosen: list[Candidate]) -> None:

@@ -33,6 +33,7 @@ DIALECTS: Final = {
     "google": "providers.google.dialect",
     "cohere": "providers.cohere.dialect",
     "bedrock": "providers.bedrock.dialect",
+    "chat": "providers.openai.chat",
     "infill": "providers.infill.dialect",
     "local": "providers.local.dialect",
 }
@@ -173,7 +174,7 @@ def missing(row: Provider, environ: Mapping[str, str], *, byok: bool = False) ->
 
 
 PARAMETERS: Final = frozenset(CompletionRequest.__struct_fields__) - {
-    *("prompts", "stream", "unused", "files", "infill")
+    *("prompts", "stream", "unused", "files", "infill", "chat")
 }
 PSEUDO: Final = frozenset(
     ("token_ids", "prompt_list", "choice_list", "echo_logprobs", "blank_stop")
