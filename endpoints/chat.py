@@ -19,25 +19,25 @@ from auth import auth
 from completion import Batch, Completion, Finished, FinishReason, Logprobs, Opaque
 from endpoints import (
     calls,
-    chat_answers,
     chat_fields,
     native,
     openai,
     openai_sdk,
     request_fields,
 )
-from endpoints.chat_answers import Renaming
 from endpoints.flask_app import current
 from endpoints.openai_fields import UsageIn
 from endpoints.services import services
+from gateway import chat_answers
 from gateway.call import Call, Outcome
+from gateway.chat_answers import Renaming
 from ledger.pricing import dollars
-from providers.decoding.added_fields import decode_object, objects
 from streams.stream import Stream
 
 bp = Blueprint("chat", __name__)
 
 NATIVE_FIELDS: Final = ("messages", *(name for name in native.FIELDS if name != "prompt"))
+CONTENT: Final = b'data: {"type":"content","data":'
 NULL: Final = msgspec.Raw(b"null")
 SAMPLING: Final = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
 
@@ -140,7 +140,7 @@ def usage_with_cost(usage: Any, outcome: Outcome) -> dict[str, Any]:
 
 def native_answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str, Any]:
     found = native.answer(stream, completion, outcome)
-    choices = objects(chat_answers.value_of(chat_answers.whole(completion), "choices"))
+    choices = chat_answers.choices_of(chat_answers.whole(completion))
     first = next((one for one in choices if one.get("index", 0) == 0), {})
     reason = first.get("finish_reason")
     return found | {
@@ -191,7 +191,7 @@ class ChatEncoder(openai.OpenAIEncoder):
         return calls.escaped(b"".join(frames))
 
     def last_frames(self, outcome: Outcome) -> bytes:
-        last = decode_object(self._last)
+        last = chat_answers.values_of(self._last)
         self._id = last.get("id") or self._id
         include, self._include_usage = self._include_usage, False
         frames = super().last_frames(outcome)
@@ -216,16 +216,29 @@ class NativeChatEncoder(native.NativeEncoder):
 
     def events(self, batch: Batch) -> bytes:
         frames = [] if self._begun else [self.begin()]
+        shown, raw_choices = chat_answers.shown, chat_answers.raw_choices
+        provider = msgspec.json.encode(self._stream.target.provider.name)
+        middle = b',"provider":' + provider + b',"choices":'
         for event in batch:
             if event.__class__ is Opaque:
+                if event.text_size:
+                    # Most chunks have only text, which is passed on without being decoded.
+                    try:
+                        text = bytes(shown(event.data).choices[0].delta.content)
+                        choices = bytes(raw_choices(event.data).choices)
+                    except (msgspec.DecodeError, IndexError):
+                        text = b""
+                    if text[:1] == b'"':
+                        frames.append(CONTENT + text + middle + choices + b"}\n\n")
+                        continue
                 frames.append(self._passed_on(event.data))
             elif isinstance(event, Finished):
                 self._finished.add(event.index)
-        return b"".join(frames)
+        return calls.escaped(b"".join(frames))
 
     def _passed_on(self, data: bytes) -> bytes:
         """Return the frame of a chunk, or nothing if the chunk has no choices."""
-        choices = objects(decode_object(data).get("choices"))
+        choices = chat_answers.choices_of(chat_answers.values_of(data))
         if not choices:
             return b""
         text, reason = chat_answers.text_of(choices[0]), choices[0].get("finish_reason")

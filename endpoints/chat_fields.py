@@ -50,23 +50,23 @@ BYTES_PER_MEDIA_TOKEN, LEAST_BYTES_PER_MEDIA_TOKEN = 64, 16
 that few exceed."""
 
 
-class Long(msgspec.Struct):
+class LongFields(msgspec.Struct):
     messages: Raw = Raw()
     tools: Raw = Raw()
     functions: Raw = Raw()
     response_format: Raw = Raw()
 
 
-class Message(msgspec.Struct, gc=False):
+class ChatMessage(msgspec.Struct, gc=False):
     role: str
     content: Raw = Raw()
 
 
-class Part(msgspec.Struct, gc=False):
+class ChatPart(msgspec.Struct, gc=False):
     type: str = "text"
 
 
-class Size(msgspec.Struct):
+class InputSize(msgspec.Struct):
     """The size of an input: the bytes of its text, and the tokens of everything else."""
 
     text: int = 0
@@ -77,10 +77,10 @@ class Size(msgspec.Struct):
 Messages = Annotated[list[Raw], Meta(min_length=1)]
 _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _messages = msgspec.json.Decoder(Messages).decode
-_message = msgspec.json.Decoder(Message).decode
+_message = msgspec.json.Decoder(ChatMessage).decode
 _parts = msgspec.json.Decoder(list[Raw]).decode
-_part = msgspec.json.Decoder(Part).decode
-_long = msgspec.json.Decoder(Long).decode
+_part = msgspec.json.Decoder(ChatPart).decode
+_long = msgspec.json.Decoder(LongFields).decode
 
 
 def decode(body: bytes, most_beside: int) -> dict[str, Any]:
@@ -219,11 +219,11 @@ def count_output(fields: Mapping[str, Raw], values: dict[str, Any]) -> None:
             passed_on.count_as(field, name, value, values)
 
 
-def measure(fields: Mapping[str, Raw]) -> Size:
+def measure(fields: Mapping[str, Raw]) -> InputSize:
     """Return the size of the input. Raises InvalidRequest if there are no valid messages."""
     try:
         messages = _messages(fields.get("messages", Raw(b"null")))
-        size = Size()
+        size = InputSize()
         for message in paced(messages):
             size.text += nbytes(message)
             content = _message(message).content
@@ -243,7 +243,7 @@ def measure(fields: Mapping[str, Raw]) -> Size:
     return size
 
 
-def measure_media(content: Raw, size: Size) -> None:
+def measure_media(content: Raw, size: InputSize) -> None:
     """Count a message's parts that aren't text as media instead of as text."""
     for part in paced(_parts(content)):
         try:

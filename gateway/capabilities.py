@@ -10,12 +10,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import msgspec
 
 from completion import (
-    Chat,
     CompletionRequest,
     asked_for,
     utf8_size,
@@ -70,13 +69,22 @@ class Candidate(msgspec.Struct, frozen=True):
     """The stop sequences to emulate. None if the host gets all that there are."""
 
 
+class Fit(Protocol):
+    """A function such as `fit`."""
+
+    def __call__(
+        self, request: CompletionRequest, target: Target, *, strict: bool
+    ) -> Candidate: ...
+
+
 def candidates(
-    request: CompletionRequest, targets: list[Target], *, strict: bool
+    request: CompletionRequest, targets: list[Target], *, strict: bool, fit_one: Fit | None = None
 ) -> list[Candidate]:
     """Return a candidate for each target that supports the request.
 
     Args:
         strict: refuse hints that a target doesn't support, instead of dropping them.
+        fit_one: adapts the request to one target; None for `fit`.
 
     Raises:
         UnsupportedParameter: no target supports the request. The error names the first target.
@@ -90,10 +98,7 @@ def candidates(
     for target in targets:
         yielder.yield_if_due()  # each target's body takes milliseconds if the fields are long
         try:
-            if request.chat is not None:
-                fitting.append(fit_chat(request, request.chat, target, strict=strict))
-            else:
-                fitting.append(fit(request, target, strict=strict))
+            fitting.append((fit_one or fit)(request, target, strict=strict))
         except UnsupportedParameter as error:
             refusal = refusal or error
     if not fitting and refusal is not None:
@@ -152,34 +157,6 @@ def fit(
     if request.extra or request.openai_extra:
         check_body(request, target)
     return Candidate(target, request, dropped, echo, split, singly, stops)
-
-
-def fit_chat(request: CompletionRequest, chat: Chat, target: Target, *, strict: bool) -> Candidate:
-    """Return a chat's candidate. Its fields are the host's business, and none is dropped there.
-
-    Raises:
-        UnsupportedParameter: the host doesn't take chats in OpenAI's format, or `strict` and the
-            embedded model doesn't know a field.
-    """
-    found = target.for_chat
-    if found is None:
-        raise UnsupportedParameter(
-            f"{target.name} can't chat here: its host doesn't take OpenAI's chat format for it, "
-            "and chats aren't translated. Choose another model, or send the text as a completion.",
-            param="model",
-            details={"parameter": "messages", "target": target.name},
-        )
-    lacking = list(request.unused)
-    if found.dialect == "local":
-        from providers.local.chat import NOT_LACKING  # here, because most servers don't need it
-
-        lacking += [name for name in chat.fields if name not in NOT_LACKING]
-    elif not target.provider.stream_options:
-        lacking += [f"stream_options.{name}" for name in chat.stream_options]
-    dropped = tuple(sorted(lacking))
-    if strict and dropped:
-        unsupported(dropped[0], dropped[0], target)
-    return Candidate(found, request, dropped)
 
 
 def single_choices(request: CompletionRequest) -> list[CompletionRequest]:

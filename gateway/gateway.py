@@ -24,6 +24,7 @@ from gateway.attempts import Reader
 from gateway.billing import Billing, Reservation
 from gateway.call import AttemptRecord, Call, Outcome
 from gateway.capabilities import Candidate, candidates
+from gateway.chats import fit_chat
 from gateway.continuation import continuable
 from gateway.failures import line, name_targets
 from gateway.model_catalog import model_catalog
@@ -188,7 +189,9 @@ class Gateway:
         self, request: CompletionRequest, route: Route, key: Key, *, strict: bool
     ) -> list[Candidate]:
         targets = self.router.targets(route, None if "*" in key.models else partial(allows, key))
-        fitting = candidates(request, targets, strict=strict or self.settings.strict)
+        fit_one = None if request.chat is None else fit_chat
+        strict = strict or self.settings.strict
+        fitting = candidates(request, targets, strict=strict, fit_one=fit_one)
         return self._billing.payable(key, fitting)
 
     def _start_reader(self, stream: Stream, chosen: list[Candidate]) -> None:

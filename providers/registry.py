@@ -33,10 +33,11 @@ DIALECTS: Final = {
     "google": "providers.google.dialect",
     "cohere": "providers.cohere.dialect",
     "bedrock": "providers.bedrock.dialect",
-    "chat": "providers.openai.chat",
     "infill": "providers.infill.dialect",
     "local": "providers.local.dialect",
 }
+CHAT: Final = {"chat": "providers.openai.chat"}
+"""The dialect of chats. No row has it: a row's chat_url leads to it."""
 MODEL_LISTS: Final = {
     "openai": "providers.openai.models",
     "anthropic": "providers.anthropic.models",
@@ -56,7 +57,7 @@ PLACEHOLDER: Final = re.compile(r"\{([A-Z][A-Z0-9_]*)\}")
 
 @cache
 def dialect(name: str) -> Dialect:
-    return cast(Dialect, import_module(DIALECTS[name]))
+    return cast(Dialect, import_module((DIALECTS | CHAT)[name]))
 
 
 def model_list(row: Provider) -> ModelList | None:

@@ -9,32 +9,36 @@ from typing import Any, Final
 
 import msgspec
 
-from completion import Batch, Chat, CompletionRequest, Delta, Event, Finished, Opaque, utf8_size
+from completion import Batch, CompletionRequest, Delta, Event, Finished, Opaque, utf8_size
 from errors import InvalidRequest
 from providers.base import Target
 from providers.decoding.added_fields import objects
 from providers.local.call import LocalCall
 
-
-class Sampling(msgspec.Struct):
-    """The fields of a chat that the model knows, besides the messages."""
-
-    temperature: float | None = None
-    top_p: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-
-
+KINDS: Final[dict[str, Any]] = {
+    "temperature": float,
+    "top_p": float,
+    "frequency_penalty": float,
+    "presence_penalty": float,
+    "seed": int,
+    "stop": str | list[str],
+}
+"""The fields of a chat that the model knows, besides the messages, with their types."""
 NOT_LACKING: Final = frozenset(
     (
-        *Sampling.__struct_fields__,
+        *KINDS,
         *("model", "messages", "stream", "stream_options", "n"),
         *("max_tokens", "max_completion_tokens", "user", "metadata", "store"),
     )
 )
 """The fields of a chat that the model knows, or that wouldn't change its answer."""
+
+
+def call_of(request: CompletionRequest, target: Target) -> LocalCall:
+    """Return the call of a chat or of a completion. Raises InvalidRequest."""
+    if request.chat is None:
+        return LocalCall(request, target)
+    return LocalChat(request, target)
 
 
 class LocalChat(LocalCall):
@@ -72,29 +76,26 @@ def as_completion(request: CompletionRequest) -> CompletionRequest:
     """Return the request that completes a chat's last user message. Raises InvalidRequest."""
     chat = request.chat
     assert chat is not None  # noqa: S101 - the caller has checked it
-    try:
-        found = msgspec.convert(
-            {n: msgspec.json.decode(chat.fields[n]) for n in sampling_fields(chat)}, Sampling
-        )
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"The body is invalid: {error}.") from None
-    stops = [found.stop] if isinstance(found.stop, str) else found.stop or []
+    found: dict[str, Any] = {}
+    for name, kind in KINDS.items():
+        if name in chat.fields:
+            found[name] = value_of(name, chat.fields[name], kind)
+    stops = found.pop("stop", None) or []
     return CompletionRequest(
         prompts=(last_text(msgspec.json.decode(chat.fields["messages"])),),
         max_tokens=request.max_tokens,
         n=request.n,
-        temperature=found.temperature,
-        top_p=found.top_p,
-        frequency_penalty=found.frequency_penalty,
-        presence_penalty=found.presence_penalty,
-        seed=found.seed,
-        stop=tuple(filter(None, stops)),
+        stop=tuple(filter(None, [stops] if isinstance(stops, str) else stops)),
         stream=request.stream,
+        **found,
     )
 
 
-def sampling_fields(chat: Chat) -> list[str]:
-    return [name for name in Sampling.__struct_fields__ if name in chat.fields]
+def value_of(name: str, data: msgspec.Raw, kind: Any) -> Any:
+    try:
+        return msgspec.convert(msgspec.json.decode(data), kind | None)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"{name} is invalid: {error}.", param=name) from None
 
 
 def last_text(messages: Any) -> str:

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -28,44 +28,7 @@ from errors import UpstreamError
 from providers.decoding.added_fields import decode_object, objects
 from providers.decoding.lenient_json import NOT_JSON, on_one_line
 from providers.openai.response import OpenAIResponse
-from providers.openai.schemas import Chunk
-
-
-class PlainDelta(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    content: str
-    role: Any = None
-    refusal: None = None
-    tool_calls: None = None
-    function_call: None = None
-    reasoning_content: None = None
-    reasoning: None = None
-
-
-class PlainChoice(msgspec.Struct, gc=False):
-    delta: PlainDelta
-    finish_reason: None = None
-    native_finish_reason: None = None
-    error: None = None
-    text: None = None
-    message: None = None
-    reasoning_content: None = None
-    reasoning: None = None
-
-
-class PlainChunk(msgspec.Struct, gc=False):
-    """A chunk that has only text. Data with anything else that Sluice reads isn't of this type."""
-
-    choices: list[PlainChoice]
-    usage: None = None
-    error: None = None
-    x_groq: None = None
-    base_resp: None = None
-    error_code: None = None
-    error_msg: None = None
-    errors: None = None
-
-
-decode_plain: Final = msgspec.json.Decoder(PlainChunk).decode
+from providers.openai.schemas import Chunk, decode_plain
 
 
 class ChatResponse(OpenAIResponse):

@@ -26,6 +26,9 @@ TEXTS: Final = frozenset(
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
+values_of = decode_object
+
+
 def fields_of(data: bytes) -> dict[str, Any]:
     """Return the fields of an answer, undecoded if it is strict JSON."""
     try:
@@ -40,11 +43,16 @@ def value_of(fields: dict[str, Any], name: str) -> Any:
     return msgspec.json.decode(value) if isinstance(value, msgspec.Raw) else value
 
 
+def choices_of(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the choices of an answer or of a chunk."""
+    return objects(value_of(fields, "choices"))
+
+
 def whole(completion: Completion) -> dict[str, Any]:
     """Return the fields of a whole answer; {} if nothing has arrived."""
     if len(completion.opaque) == 1:
         fields = fields_of(completion.opaque[0])
-        if any("message" in choice for choice in objects(value_of(fields, "choices"))):
+        if any("message" in choice for choice in choices_of(fields)):
             return fields
     return joined(completion.opaque)
 
@@ -102,6 +110,29 @@ def text_of(choice: dict[str, Any]) -> str:
     if isinstance(content, list):
         content = "".join([text for part in objects(content) if (text := part.get("text"))])
     return content if isinstance(content, str) else ""
+
+
+class ShownDelta(msgspec.Struct, gc=False):
+    content: msgspec.Raw
+
+
+class ShownChoice(msgspec.Struct, gc=False):
+    delta: ShownDelta
+    finish_reason: None = None
+
+
+class ShownChunk(msgspec.Struct, gc=False):
+    """A chunk that ends no choice, with its text undecoded."""
+
+    choices: list[ShownChoice]
+
+
+class RawChoices(msgspec.Struct, gc=False):
+    choices: msgspec.Raw
+
+
+shown: Final = msgspec.json.Decoder(ShownChunk).decode
+raw_choices: Final = msgspec.json.Decoder(RawChoices).decode
 
 
 class Renaming:
