@@ -66,7 +66,7 @@ SAMPLES: tuple[tuple[str, SluiceError], ...] = (
     ("The body arrived too slowly.", errors.RequestTimeout("The body did not arrive in time.")),
     ("The key has an active call with this stream_id.", errors.StreamExists("my-stream")),
     (
-        "The body is larger than SLUICE_MAX_BODY.",
+        "The body is larger than SLUICE_MAX_BODY, or a chat's than SLUICE_MAX_CHAT_BODY.",
         errors.RequestTooLarge("The body is larger than 1048576 bytes."),
     ),
     (
