@@ -126,8 +126,12 @@ def every() -> dict[str, Schema]:
         | {"required": [*whole["required"], "choices"]},
         "OpenAIChat": schemas.closed(
             {
-                **{"id": TEXT, "object": {"const": "chat.completion"}, "created": COUNT},
-                **{"model": TEXT, **choices, "usage": usage | OPEN},
+                "id": TEXT,
+                "object": {"const": "chat.completion"},
+                "created": COUNT,
+                "model": TEXT,
+                **choices,
+                "usage": usage | OPEN,
             },
             {"byok_api_key": {"type": "boolean"}},
         )
