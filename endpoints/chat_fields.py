@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta, Raw
 
 from completion import Chat, CompletionRequest
-from concurrency.yielding import paced
+from concurrency.yielding import Yielder
 from endpoints import openai_fields, passed_on, request_fields
 from endpoints.openai_fields import UsageIn
 from errors import InvalidRequest, RequestTooLarge
@@ -96,7 +96,9 @@ def decode(body: bytes, most_beside: int) -> dict[str, Any]:
     """
     try:
         if len(body) > most_beside:
+            yielder = Yielder()
             found = _long(body)
+            yielder.yield_if_due()
             beside = len(body) - sum([nbytes(getattr(found, name)) for name in LONG])
             if beside > most_beside:
                 raise RequestTooLarge(
@@ -222,13 +224,14 @@ def count_output(fields: Mapping[str, Raw], values: dict[str, Any]) -> None:
 def measure(fields: Mapping[str, Raw]) -> InputSize:
     """Return the size of the input. Raises InvalidRequest if there are no valid messages."""
     try:
-        messages = _messages(fields.get("messages", Raw(b"null")))
-        size = InputSize()
-        for message in paced(messages):
+        size, yielder = InputSize(), Yielder()
+        for message in _messages(fields.get("messages", Raw(b"null"))):
+            yielder.yield_if_due()
             size.text += nbytes(message)
             content = _message(message).content
             if memoryview(content)[:1].tobytes() == b"[":
-                measure_media(content, size)
+                yielder.yield_if_due()
+                measure_media(content, size, yielder)
     except msgspec.DecodeError:
         value = value_of(fields, "messages")
         if value is None:
@@ -243,9 +246,10 @@ def measure(fields: Mapping[str, Raw]) -> InputSize:
     return size
 
 
-def measure_media(content: Raw, size: InputSize) -> None:
+def measure_media(content: Raw, size: InputSize, yielder: Yielder) -> None:
     """Count a message's parts that aren't text as media instead of as text."""
-    for part in paced(_parts(content)):
+    for part in _parts(content):
+        yielder.yield_if_due()
         try:
             kind = _part(part).type
         except msgspec.DecodeError:
