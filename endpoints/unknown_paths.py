@@ -67,9 +67,7 @@ def message(path: str) -> str:
             return f"{NOTHING} Sluice doesn't serve {api}: {COMPLETIONS}."
     first = first_part(path)
     if first in UNSERVED:
-        return (
-            f"{NOTHING} Sluice completes text and doesn't serve {UNSERVED[first]}: {COMPLETIONS}."
-        )
+        return f"{NOTHING} Sluice doesn't serve {UNSERVED[first]}. Complete a text: {COMPLETIONS}."
     if TWICE.search(path):
         return f"{NOTHING} It has /v1 twice: {BASE_URL} once."
     if path.startswith("/api/v1/api/v1/"):

@@ -153,7 +153,8 @@ def fill_in(row: Provider, environ: Mapping[str, str]) -> Provider:
     key = None if row.sign else row.api_key_env
     through = None if row.proxy is None else filled(row.proxy)
     row = replica_rows.filled(row, filled)
-    return msgspec.structs.replace(row, proxy=through, api_key_env=key)
+    chat_url = row.chat_url and filled(row.chat_url)
+    return msgspec.structs.replace(row, proxy=through, api_key_env=key, chat_url=chat_url)
 
 
 def is_untouched_engine(row: Provider) -> bool:
@@ -168,7 +169,8 @@ def missing(row: Provider, environ: Mapping[str, str], *, byok: bool = False) ->
         byok: True if the caller supplies the key, so that the operator's key isn't needed.
     """
     urls = " ".join(one.url for one in row.replicas) if row.replicas else row.base_url
-    names = list(dict.fromkeys(PLACEHOLDER.findall(f"{urls} {row.proxy or ''}")))
+    urls += f" {row.proxy or ''} {row.chat_url or ''}"
+    names = list(dict.fromkeys(PLACEHOLDER.findall(urls)))
     if row.api_key_env and not byok and not environ.get(row.api_key_env, "").strip(", \t\r\n"):
         names.append(row.api_key_env)
     return names
@@ -223,6 +225,10 @@ def check_network(row: Provider) -> None:
         if row.dialect != "local" and not url.startswith(("http://", "https://", "{")):
             problem = f"base_url must begin with http:// or https://, not {url}"
             raise TomlError(problem, *at, "base_url")
+    address = row.chat_url or ""
+    if "://" in address and not address.startswith(("http://", "https://", "{")):
+        problem = f"chat_url must begin with http:// or https://, or be relative, not {address}"
+        raise TomlError(problem, *at, "chat_url")
     if row.ca_bundle and not Path(row.ca_bundle).is_file():
         raise TomlError(f"ca_bundle: no such file: {row.ca_bundle!r}", *at, "ca_bundle")
     if row.proxy is not None and not PLACEHOLDER.search(row.proxy):
