@@ -24,7 +24,14 @@ from routing.replicas import PREFIX
 
 ROUTING: Final = ("model", "provider", "fallbacks", "byok_api_key", "stream_id", "stream")
 """The fields of Parameters that a chat has, besides those that are counted."""
-OWN: Final = frozenset(("provider", "fallbacks", "byok_api_key", "stream_id", "additional_params"))
+NOT_BUILT: Final = ("resumable", "background")
+"""Fields of Sluice's own that have no effect yet. They are named as dropped."""
+OWN: Final = frozenset(
+    (
+        *("provider", "fallbacks", "byok_api_key", "stream_id", "additional_params"),
+        *NOT_BUILT,
+    )
+)
 """The fields that no host gets."""
 HARMLESS: Final = frozenset(
     (
@@ -144,6 +151,7 @@ def parse(
             n=None if found.n == 1 else found.n,
             best_of=found.best_of,
             stream=bool(found.stream),
+            unused=tuple([name for name in NOT_BUILT if value_of(fields, name)]),
             chat=Chat(
                 fields={name: value for name, value in fields.items() if name not in OWN},
                 size=size,

@@ -95,6 +95,10 @@ BY_HOST: Final = "All other fields are sent to the host unchanged."
 
 
 def every() -> dict[str, Schema]:
+    return bodies() | answers()
+
+
+def bodies() -> dict[str, Schema]:
     known = schemas.native_body()["properties"]
     message = {"type": "object", "properties": {"role": TEXT}, "required": ["role"]} | OPEN
     messages = items(message) | {
@@ -107,33 +111,34 @@ def every() -> dict[str, Schema]:
     read = {name: openai[name] for name in (*names, "stream_options", "additional_params")}
     limit: Schema = {"type": "integer", "maximum": 2**31 - 1}
     read["max_tokens"] = schemas.nullable(limit) | {"description": "Below 0: no limit."}
-    answers = schemas.completions()
-    usage = answers["OpenAICompletion"]["properties"]["usage"]
+    by_host = OPEN | {"description": BY_HOST}
+    return {
+        "ChatRequest": schemas.closed({"messages": messages}, native),
+        "OpenAIChatRequest": schemas.closed({"messages": messages}, read) | by_host,
+    }
+
+
+def answers() -> dict[str, Schema]:
+    known = schemas.completions()
+    usage = known["OpenAICompletion"]["properties"]["usage"]
     choice = {
         "type": "object",
         "properties": {"index": COUNT, "message": {"type": "object"}, "finish_reason": {}},
     }
     choices = {"choices": items(choice | OPEN)}
-    whole = answers["Completion"]
+    whole = known["Completion"]
     found = {name: schema for name, schema in whole["properties"].items() if name != "extra"}
+    openai = {
+        "id": TEXT,
+        "object": {"const": "chat.completion"},
+        "created": COUNT,
+        "model": TEXT,
+        **choices,
+        "usage": usage | OPEN,
+    }
     return {
-        "ChatRequest": schemas.closed({"messages": messages}, native),
-        "OpenAIChatRequest": schemas.closed({"messages": messages}, read)
-        | OPEN
-        | {"description": BY_HOST},
         "Chat": whole
         | {"properties": found | {"finish_reason": TEXT} | choices}
         | {"required": [*whole["required"], "choices"]},
-        "OpenAIChat": schemas.closed(
-            {
-                "id": TEXT,
-                "object": {"const": "chat.completion"},
-                "created": COUNT,
-                "model": TEXT,
-                **choices,
-                "usage": usage | OPEN,
-            },
-            {"byok_api_key": {"type": "boolean"}},
-        )
-        | OPEN,
+        "OpenAIChat": schemas.closed(openai, {"byok_api_key": {"type": "boolean"}}) | OPEN,
     }

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from msgspec import Raw
 from werkzeug.test import TestResponse
 
@@ -203,11 +205,13 @@ def test_a_stream_from_a_host_that_always_streams_becomes_a_whole_answer(site: C
 
 def test_sluices_own_fields_go_to_no_host(site: ChatSite) -> None:
     site.fake.script(fp.answer(WHOLE.encode()))
-    own = {"provider": "host", "byok_api_key": BYOK, "stream_id": "s1", "fallbacks": ["other/m"]}
+    own: dict[str, Any] = {"provider": "host", "byok_api_key": BYOK, "stream_id": "s1"}
+    own |= {"fallbacks": ["other/m"], "background": True, "resumable": False}
     answer = site.ask(model="m", **own, additional_params={"top_k": 3}, vendor=None)
     assert answer.status_code == 200
     assert site.sent == {"model": "m", "messages": MESSAGES, "vendor": None, "top_k": 3}
     assert answer.get_json()["byok_api_key"] is True
+    assert answer.headers["X-Sluice-Dropped"] == "background"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -366,6 +370,19 @@ def test_a_long_body_arrives_whole_and_is_released(site: ChatSite) -> None:
     assert site.app.extensions["sluice"].bodies.held == 0
 
 
+def test_the_body_of_a_stream_is_released_at_its_first_visible_byte(site: ChatSite) -> None:
+    begun = fp.sse(CHUNKS[:2], done=False, complete=False)
+    site.fake.script([*begun, fp.gate("end"), fp.event(CHUNKS[-1]), fp.event("[DONE]")])
+    body = {"model": "host/m", "messages": image(300_000), "stream": True}
+    headers = {"X-API-Key": site.secret}
+    with site.client.post(OPENAI, json=body, headers=headers, buffered=False) as answer:
+        frames: Iterator[Any] = iter(answer.response)
+        assert b"Hel" in next(frames)
+        assert site.app.extensions["sluice"].bodies.held == 0
+        site.fake.open("end")
+        assert b"".join(frames).endswith(b"[DONE]\n\n")
+
+
 def test_a_body_above_the_limits_is_refused(site: ChatSite) -> None:
     assert site.ask(messages=image(400_000)).status_code == 413
     beside = site.ask(vendor="x" * 21_000)
@@ -396,3 +413,32 @@ def test_text_images_and_tools_are_reserved(site: ChatSite) -> None:
     assert wanted.chat is not None
     assert 1_110 < wanted.chat.input_tokens < 1_150
     assert 6_400 < wanted.chat.most_input < 6_600
+
+
+# Any body
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(
+    (
+        *("messages", "model", "stream", "stream_options", "n", "max_tokens", "n_predict"),
+        *("additional_params", "service_tier", "provider", "fallbacks", "seed", "zz", "stop"),
+    )
+)
+MESSAGE = st.fixed_dictionaries({"role": st.sampled_from(["user", "tool"]), "content": VALUES})
+BODIES = st.dictionaries(NAMES, VALUES, max_size=4)
+
+
+@pytest.mark.parametrize("path", [OPENAI, NATIVE])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(fields=BODIES, messages=st.lists(MESSAGE, max_size=3), model=st.booleans())
+def test_no_body_makes_the_server_fail(
+    site: ChatSite, path: str, fields: dict[str, Any], messages: list[Any], model: bool
+) -> None:
+    name = {"model": "local/pydoc"} if model else {"model": "claude/m"}
+    body = {"messages": messages, "max_tokens": 1} | fields | name
+    assert site.ask(path, **body).status_code in (200, 400, 404)
+    assert site.app.extensions["sluice"].bodies.held == 0

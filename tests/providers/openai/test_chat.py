@@ -24,6 +24,7 @@ from completion import (
     Used,
     flatten,
 )
+from config import ConfigError
 from errors import UpstreamError
 from keys.redaction import Secret
 from providers import registry
@@ -169,6 +170,16 @@ def test_a_row_can_have_a_url_of_its_own_or_none() -> None:
     assert Target(msgspec.structs.replace(row, chat_url=""), "m").for_chat is None
     other = msgspec.structs.replace(row, chat_url="https://y.example/chat", query="")
     assert Target(other, "m").chat_url == "https://y.example/chat"
+
+
+def test_a_rows_url_for_chats_is_checked_and_its_variables_are_needed() -> None:
+    table = {"x": {"base_url": "https://x.example", "chat_url": "https://{CHAT_HOST}/chat"}}
+    row = registry.rows(table)["x"]
+    assert registry.missing(row, {}) == ["CHAT_HOST"]
+    filled = registry.rows(table, {"CHAT_HOST": "y.example"})["x"]
+    assert Target(filled, "m").chat_url == "https://y.example/chat"
+    with pytest.raises(ConfigError, match="chat_url must begin with http:// or https://"):
+        registry.rows({"x": table["x"] | {"chat_url": "ftp://y.example"}})
 
 
 # What comes back
