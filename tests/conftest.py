@@ -57,9 +57,33 @@ def pytest_configure(config: pytest.Config) -> None:
     # On a busy machine an example takes longer than hypothesis' deadline of 200 ms.
     hypothesis.settings.register_profile("sluice", deadline=None)
     hypothesis.settings.load_profile("sluice")
+    share_url_builders()
     free = shutil.disk_usage(MEMORY).free if os.access(MEMORY, os.W_OK | os.X_OK) else 0
     if "TMPDIR" not in os.environ and free > ROOM:
         os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+
+
+def share_url_builders() -> None:
+    """Let all apps of a process share the functions that werkzeug compiles to build URLs.
+
+    These functions don't depend on the app, and compiling them is most of the time that an app
+    takes to be made. Rules with defaults are left out, because their values are part of the
+    function; Sluice has none.
+    """
+    from werkzeug.routing import Rule
+
+    compile_builder = Rule._compile_builder
+    builders: dict[object, Any] = {}
+
+    def shared(rule: Rule, append_unknown: bool = True) -> Any:
+        if rule.defaults:
+            return compile_builder(rule, append_unknown)
+        key = (rule.rule, tuple(rule._trace), append_unknown)
+        if key not in builders:
+            builders[key] = compile_builder(rule, append_unknown)
+        return builders[key]
+
+    Rule._compile_builder = shared  # type: ignore[method-assign, assignment]
 
 
 @pytest.hookimpl(wrapper=True)
