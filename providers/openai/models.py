@@ -59,8 +59,8 @@ def name_of(entry: Mapping[str, Any]) -> str | None:
 
 def unfit_names(data: Any) -> Iterator[str]:
     """Yield the models that llama.cpp's second list says don't complete text."""
-    for entry in member(data, "models") or ():
-        if isinstance(entry, dict) and not model_entries.completes_text(entry):
+    for entry in model_entries.objects(member(data, "models")):
+        if not model_entries.completes_text(entry):
             yield name_of(entry) or ""
 
 

@@ -109,3 +109,17 @@ def test_processes_with_one_database_have_one_name_without_its_password() -> Non
     assert name(database=Path("/a.db")) == name(database=Path("/a.db"))
     assert name(database=Path("/a.db")) != name(database=Path("/b.db"))
     assert len(name()) == 16
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["localhost/sluice", "127.0.0.1:5432/sluice", "[::1]/sluice", "/sluice?host=/run/postgresql"],
+)
+def test_databases_of_two_machines_make_two_names_even_on_localhost(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    names = set()
+    for machine in ("first", "second"):
+        monkeypatch.setattr("socket.gethostname", lambda machine=machine: machine)
+        names.add(instance_name(Settings(database_url=f"postgres://user@{place}")))
+    assert len(names) == 2

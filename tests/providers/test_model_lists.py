@@ -6,6 +6,7 @@ by a server.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any, NamedTuple
 
@@ -142,7 +143,7 @@ def test_a_body_that_is_no_list_is_an_upstream_error(dialect: str, body: bytes) 
 ODD: list[Any] = [
     None, True, 0, -1, 1.5, 1e300, "", " ", "a" * 5000, "x\ny", "\ud800", [], {}, [None], {"a": 1},
 ]  # fmt: skip
-FIELDS = (
+ODD_FIELDS = (
     *(
         "id",
         "name",
@@ -226,3 +227,71 @@ def test_a_price_is_nano_dollars_for_a_million_tokens(
     value: Any, tokens: int, price: int | None
 ) -> None:
     assert model_entries.price(value, tokens) == price
+
+
+VALUES: list[Any] = [
+    *(None, True, 0, -1, 5, 1.5, 10**30, "", "x", "1e999999", "\u202ey", "\ud800", "a" * 5000),
+    *([], [1], [[]], ["text"], [{}], [None], {}, {"n_ctx": "x"}, {"prompt": [], "completion": {}}),
+    {"output_modalities": [[]]},
+]
+"""Values of the wrong type, or without sense, in any field."""
+LISTS = ("data", "models")
+CURSORS = {"has_more": True, "last_id": "a", "nextPageToken": "a", "next_page_token": "a"}
+ODD_FIELDS = (
+    *("id", "name", "model", "type", "kind", "task", "active", "architecture", "output_modalities"),
+    *("capabilities", "meta", "loaded_context_length", "max_model_len", "providers", "pricing"),
+    *("created", "created_at", "display_name", "displayName", "lifecycle", "inputTokenLimit"),
+    *("supportedGenerationMethods", "endpoints", "status"),
+)
+
+
+@pytest.mark.parametrize("dialect", sorted(registry.MODEL_LISTS))
+@pytest.mark.parametrize("field", ODD_FIELDS)
+def test_a_value_of_the_wrong_type_in_an_entry_counts_as_absent(dialect: str, field: str) -> None:
+    for value in VALUES:
+        bad = {"id": "m", "name": "m", "providers": [{field: value}], field: value}
+        entries = [bad, {"id": "good", "name": "good"}]
+        page = form(dialect).read(encoded(dict.fromkeys(LISTS, entries)))
+        assert "good" in [model.id for model in page.models]
+
+
+@pytest.mark.parametrize("dialect", sorted(registry.MODEL_LISTS))
+def test_a_cursor_of_the_wrong_type_or_that_no_url_can_have_ends_the_list(dialect: str) -> None:
+    for value in VALUES:
+        for field in CURSORS:
+            lists = {name: [{"id": "good", "name": "good"}] for name in LISTS}
+            page = form(dialect).read(encoded(lists | CURSORS | {field: value}))
+            if page.next is not None:
+                form(dialect).path(page.next).encode("ascii")
+
+
+@pytest.mark.parametrize("dialect", sorted(registry.MODEL_LISTS))
+@pytest.mark.parametrize("field", LISTS)
+def test_a_list_of_the_wrong_type_is_an_error_at_most(dialect: str, field: str) -> None:
+    for value in VALUES:
+        lists = {name: [{"id": "good", "name": "good"}] for name in LISTS} | {field: value}
+        with contextlib.suppress(UpstreamError):
+            form(dialect).read(encoded(lists))
+
+
+@pytest.mark.parametrize("dialect", sorted(registry.MODEL_LISTS))
+def test_only_so_many_entries_of_a_page_are_looked_at(
+    dialect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_entries, "MOST_ENTRIES", 3)
+    many = [{"id": f"m{number}", "name": f"m{number}"} for number in range(9)]
+    page = form(dialect).read(encoded(dict.fromkeys(LISTS, many)))
+    assert [model.id for model in page.models] == ["m0", "m1", "m2"]
+
+
+def test_other_threads_run_while_a_long_list_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("concurrency.yielding.time.sleep", pauses.append)
+    monkeypatch.setattr("concurrency.yielding.WORK_S", 0.0)
+    entries = [{"id": f"m{number}"} for number in range(100)]
+    form("openai").read(encoded(entries))
+    assert len(pauses) > 50
+
+
+def encoded(data: Any) -> bytes:
+    return json.dumps(data).encode()
