@@ -23,7 +23,7 @@ from providers.transport.abort import Aborted
 from providers.transport.exchange import Transport
 from routing.circuit_breaker import CircuitBreakers
 from routing.replicas import ReplicaKey, ReplicaLoads, affinity_of, replica_key
-from routing.retries import lost, unreachable
+from routing.retries import classify, lost, unreachable
 from streams.stream import Stream
 
 CHECK_S: Final = 1.0
@@ -66,6 +66,16 @@ def moves_on(target: Target, failure: SluiceError, losses: int) -> bool:
         losses: the connections of this call that broke, with this one.
     """
     return bool(target.replica) and (unreachable(failure) or (lost(failure) and losses == 1))
+
+
+def is_too_slow(target: Target, failure: SluiceError) -> bool:
+    """Return True if a retry may go only to replicas that a call hasn't tried.
+
+    The replica was too slow, or isn't ready for the request: trying it again would take as long.
+    """
+    verdict = classify(failure)
+    slow = verdict.cools == "target" and verdict.try_next and not verdict.retry_same
+    return slow and bool(target.replica)
 
 
 class Replicas:

@@ -160,6 +160,31 @@ def test_a_retry_waits_and_goes_to_another_replica(
     assert len(pauses) == 2
 
 
+@pytest.mark.parametrize(
+    "fails", [lambda: Scripted(UpstreamTimeout("first_event", 1.0)), lambda: failing(424)]
+)
+def test_after_a_replica_that_is_too_slow_each_other_one_may_get_a_retry(
+    harness: ReplicaHarness, pauses: list[float], fails: Callable[[], Scripted]
+) -> None:
+    harness.made(retries=5)
+    harness.play(fails(), good())
+    assert harness.run() == WHOLE
+    harness.play(fails(), fails(), fails(), good())
+    first = len(harness.places)
+    harness.refused(prompts=("other",))
+    assert len(harness.places[first:]) == len(set(harness.places[first:])) == 3
+    assert len(pauses) == 3, "each of them was a retry"
+
+
+def test_without_retries_a_replica_that_is_too_slow_ends_the_call(
+    harness: ReplicaHarness, pauses: list[float]
+) -> None:
+    harness.made(retries=0)
+    harness.play(Scripted(UpstreamTimeout("first_event", 1.0)), good())
+    assert harness.refused().status == 504
+    assert (len(harness.places), pauses) == (1, [])
+
+
 def test_an_unreachable_replica_is_not_called_again_until_it_is_back(
     harness: ReplicaHarness, pauses: list[float]
 ) -> None:

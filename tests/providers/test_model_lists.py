@@ -143,7 +143,7 @@ def test_a_body_that_is_no_list_is_an_upstream_error(dialect: str, body: bytes) 
 ODD: list[Any] = [
     None, True, 0, -1, 1.5, 1e300, "", " ", "a" * 5000, "x\ny", "\ud800", [], {}, [None], {"a": 1},
 ]  # fmt: skip
-ODD_FIELDS = (
+FIELDS = (
     *(
         "id",
         "name",
@@ -237,22 +237,6 @@ VALUES: list[Any] = [
 """Values of the wrong type, or without sense, in any field."""
 LISTS = ("data", "models")
 CURSORS = {"has_more": True, "last_id": "a", "nextPageToken": "a", "next_page_token": "a"}
-ODD_FIELDS = (
-    *("id", "name", "model", "type", "kind", "task", "active", "architecture", "output_modalities"),
-    *("capabilities", "meta", "loaded_context_length", "max_model_len", "providers", "pricing"),
-    *("created", "created_at", "display_name", "displayName", "lifecycle", "inputTokenLimit"),
-    *("supportedGenerationMethods", "endpoints", "status"),
-)
-
-
-@pytest.mark.parametrize("dialect", sorted(registry.MODEL_LISTS))
-@pytest.mark.parametrize("field", ODD_FIELDS)
-def test_a_value_of_the_wrong_type_in_an_entry_counts_as_absent(dialect: str, field: str) -> None:
-    for value in VALUES:
-        bad = {"id": "m", "name": "m", "providers": [{field: value}], field: value}
-        entries = [bad, {"id": "good", "name": "good"}]
-        page = form(dialect).read(encoded(dict.fromkeys(LISTS, entries)))
-        assert "good" in [model.id for model in page.models]
 
 
 @pytest.mark.parametrize("dialect", sorted(registry.MODEL_LISTS))
