@@ -35,7 +35,7 @@ from gateway.continuation import continuations
 from gateway.echo import echoed
 from gateway.failures import error_for_client, paused_error
 from gateway.fill_in import as_sent
-from gateway.replicas import Replicas, is_too_slow, moves_on, spread, without
+from gateway.replicas import Replicas, for_retry, moves_on, spread, without
 from gateway.stop_automaton import StopAutomaton
 from gateway.stopping_call import StoppingCall
 from providers import registry
@@ -135,12 +135,8 @@ class Reader:
             ):
                 among = fresh
                 continue
-            among, retries = group, retries + 1
-            if fresh and is_too_slow(candidate.target, failure):
-                among = fresh
-            elif not classify(failure).retry_same:
-                return failure
-            if not self._wait_to_retry(stream, among, retries, failure, last=last):
+            among, retries = for_retry(group, fresh, candidate, failure), retries + 1
+            if not (among and self._wait_to_retry(stream, among, retries, failure, last=last)):
                 return failure
 
     def _pick(self, group: list[Candidate]) -> tuple[Candidate, float]:
@@ -174,9 +170,8 @@ class Reader:
             # If the provider asked for a wait, a fallback model is faster.
             return False
         cooling = min(self.breakers.left(candidate.target) for candidate in group)
-        if (
-            cooling and classify(failure).cools != "credential"
-        ):  # never wait for an open circuit breaker
+        limited = classify(failure).cools == "credential"
+        if cooling and not limited:  # never wait for an open circuit breaker
             return False
         wait = delay(number, failure)
         if wait is None or max(wait, cooling) > min(LONGEST_ASKED_S, stream.deadlines.time_left):

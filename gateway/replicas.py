@@ -68,14 +68,22 @@ def moves_on(target: Target, failure: SluiceError, losses: int) -> bool:
     return bool(target.replica) and (unreachable(failure) or (lost(failure) and losses == 1))
 
 
-def is_too_slow(target: Target, failure: SluiceError) -> bool:
-    """Return True if a retry may go only to replicas that a call hasn't tried.
+def for_retry(
+    group: list[Candidate], fresh: list[Candidate], failed: Candidate, failure: SluiceError
+) -> list[Candidate]:
+    """Return the candidates of a retry; none if a retry makes no sense.
 
-    The replica was too slow, or isn't ready for the request: trying it again would take as long.
+    A replica that was too slow may be too slow again, so only others get the call.
+
+    Args:
+        group: a model's candidates.
+        fresh: those of replicas that this call hasn't tried.
     """
     verdict = classify(failure)
-    slow = verdict.cools == "target" and verdict.try_next and not verdict.retry_same
-    return slow and bool(target.replica)
+    if verdict.retry_same:
+        return group
+    slow = verdict.try_next and verdict.cools == "target"
+    return fresh if slow and failed.target.replica else []
 
 
 class Replicas:

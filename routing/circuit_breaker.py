@@ -210,6 +210,11 @@ class CircuitBreakers:
         """Return True if the circuit breaker of a target's replica as a whole is open."""
         return host_key(target) in self._circuits
 
+    def is_away(self, target: Target) -> bool:
+        """Return True if no call goes to a target's replica now, because it can't be reached."""
+        circuit = self._circuits.get(host_key(target))
+        return circuit is not None and circuit.left(self._clock()) > 0
+
     def failed(self, target: Target) -> None:
         """Record that a target failed, or closed the connection too early, or was unreachable
         although it is no replica."""

@@ -194,7 +194,7 @@ def test_an_unreachable_replica_is_not_called_again_until_it_is_back(
     for _ in range(5):
         harness.run()
     assert harness.places[2:] == [second] * 5, "its calls have one other home"
-    assert list(harness.gateway.open_circuits()) == [f"sim@{lost}"]
+    assert list(harness.gateway.open_circuits()) == [f"sim (replica {NAMES.index(lost) + 1})"]
     assert eventually(lambda: len(harness.checks) > 2)
     assert all(lost in url for url in harness.checks)
     harness.reachable.add(lost)
@@ -248,7 +248,8 @@ def test_a_replica_that_answers_with_failures_is_paused_alone(
     harness.run()
     first, *_ = harness.places
     assert harness.places.count(first) == FAILURES
-    assert list(harness.gateway.open_circuits()) == [f"sim@{first}/m"]
+    number = NAMES.index(first) + 1
+    assert list(harness.gateway.open_circuits()) == [f"sim/m (replica {number})"]
     assert harness.checks == [], "it can be reached"
 
 
@@ -268,7 +269,8 @@ def test_a_connection_timeout_loses_a_replica_unless_the_caller_set_it(
     harness.run(within={"connect": 1.0})
     assert harness.gateway.open_circuits() == {}
     harness.run()
-    assert list(harness.gateway.open_circuits()) == [f"sim@{harness.places[2]}"]
+    number = NAMES.index(harness.places[2]) + 1
+    assert list(harness.gateway.open_circuits()) == [f"sim (replica {number})"]
 
 
 def test_calls_in_flight_are_counted_until_their_attempt_ends(harness: ReplicaHarness) -> None:

@@ -96,10 +96,12 @@ def test_no_call_fails_when_a_replica_is_killed_and_its_prefixes_return_when_it_
         server.wait(lambda: all_served_since(later, lambda ports: victim.port not in ports))
         moved = load.latest()
         assert all(moved[n] == port for n, port in home.items() if port != victim.port)
-        assert f"engines@127.0.0.1:{victim.port}" in cooling(server)
+        assert "engines (replica 1)" in cooling(server)
+        assert replicas(server) == {"total": 3, "reachable": 2}
         victim.start()
         server.wait(lambda: load.latest() == home)
         assert cooling(server) == {}
+        assert replicas(server) == {"total": 3, "reachable": 3}
     assert {call.status for call in load.served} == {200}
     assert max(call.attempts for call in load.served) == 2
 
@@ -144,6 +146,12 @@ def get(server: Server, path: str) -> str:
         client.request("GET", path)
         client.read_head()
         return client.body().decode()
+
+
+def replicas(server: Server) -> Any:
+    listed = calls.get(server, "/api/v1/models/engines").json
+    assert "127.0.0.1" not in json.dumps(listed)
+    return listed["replicas"]
 
 
 def cooling(server: Server) -> dict[str, Any]:
