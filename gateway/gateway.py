@@ -176,6 +176,11 @@ class Gateway:
         ]
         return {key: own.get(key, 0) for key in keys}
 
+    def check_replicas(self) -> None:
+        """Check the replicas that other processes can't reach."""
+        rows = self.router.providers.values()
+        self.reader.replicas.check(one for row in rows for one in Target(row, "").replicas)
+
     def open_circuits(self) -> dict[str, float]:
         """Return what is cooling down, with the seconds left: models, provider keys and replicas.
 

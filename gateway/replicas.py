@@ -130,32 +130,41 @@ class Replicas:
     def lost(self, target: Target) -> None:
         """Note that a target's replica can't be reached, and watch it until it is back."""
         self._breakers.unreached(target)
+        if self._breakers.is_unreached(target):
+            self._watch(target, CHECK_S)
+
+    def check(self, targets: Iterable[Target]) -> None:
+        """Check those of the targets whose replicas other processes can't reach."""
+        for target in self._breakers.suspected(targets):
+            self._watch(target, 0.0)
+
+    def _watch(self, target: Target, first: float) -> None:
+        """Check a replica until it can be reached.
+
+        Args:
+            first: the seconds until the first check.
+        """
         key = replica_key(target)
-        if key in self._watched or not self._breakers.is_unreached(target):
+        if key in self._watched:
             return
         self._watched.add(key)
         watch = threading.Thread(
-            target=self._watch, args=(target, key), name="sluice-replica", daemon=True
+            target=self._run, args=(target, key, first), name="sluice-replica", daemon=True
         )
         try:
             watch.start()
         except RuntimeError:  # the system can't start another thread; calls will find out
             self._watched.discard(key)
 
-    def _watch(self, target: Target, key: ReplicaKey) -> None:
+    def _run(self, target: Target, key: ReplicaKey, wait: float) -> None:
         row = target.provider
         try:
-            while self._breakers.is_unreached(target):
+            time.sleep(wait)
+            while not self._transport.reaches(row.base_url, CONNECT_S, row.ca_bundle, row.proxy):
+                self._breakers.unreached(target)
                 time.sleep(CHECK_S)
-                try:
-                    found = self._transport.reaches(
-                        row.base_url, CONNECT_S, row.ca_bundle, row.proxy
-                    )
-                except Aborted:  # the transport was closed
-                    return
-                if found:
-                    self._breakers.reached(target)
-                else:
-                    self._breakers.unreached(target)
+            self._breakers.reached(target)
+        except Aborted:  # the transport was closed
+            return
         finally:
             self._watched.discard(key)

@@ -203,6 +203,28 @@ def test_an_unreachable_replica_is_not_called_again_until_it_is_back(
     assert harness.places[-1] == lost
 
 
+@pytest.mark.parametrize("is_reachable", [True, False])
+def test_a_replica_that_another_process_lost_is_checked_before_it_is_left(
+    harness: ReplicaHarness, is_reachable: bool
+) -> None:
+    breakers = harness.gateway.reader.breakers
+    if is_reachable:
+        harness.reachable.add(NAMES[1])
+    breakers._suspected.add(("sim@" + NAMES[1], "", 0))
+    harness.gateway.check_replicas()
+    assert eventually(lambda: bool(harness.checks))
+    assert set(harness.checks) == {f"http://{NAMES[1]}/v1"}
+    if is_reachable:
+        assert eventually(lambda: not harness.gateway.reader.replicas._watched)
+        assert harness.gateway.open_circuits() == {}
+    else:
+        assert eventually(lambda: list(harness.gateway.open_circuits()) == ["sim (replica 2)"])
+        harness.play(*(good() for _ in range(20)))
+        for number in range(20):
+            harness.run(prompts=(str(number),))
+        assert set(harness.places) == {NAMES[0], NAMES[2]}
+
+
 def test_an_unreachable_replica_is_lost_for_all_models_keys_and_byok_calls(
     harness: ReplicaHarness, pauses: list[float]
 ) -> None:
