@@ -36,9 +36,9 @@ NOT_TEXT_NAMES: Final = re.compile(
     r"(^|[-._])"
     r"(\w*embed\w*|bge|gte|e5|colbert|rerank\w*|moderation|prompt-guard|safeguard"
     r"|whisper|parakeet|transcri(be|ption)|voxtral-(mini|small)-transcribe|asr|tts|stt|speech|audio"
-    r"|realtime|live|sonic|orpheus|playai|kokoro|bark|lyria|music\w*"
+    r"|realtime|live|sonic|orpheus|playai|kokoro|bark|lyria|music\w*|cosyvoice|sambert|paraformer"
     r"|image|imagen|dall-e|flux\.?\d?|stable-diffusion|sdxl|sd3|nano-banana|ideogram|seedream"
-    r"|video|sora|veo|seedance|wan\d?|computer-use|mistral-ocr|aqa)"
+    r"|video|sora|veo|seedance|wanx?\d?|computer-use|mistral-ocr|aqa|reward|(nv)?clip)"
     r"($|[-._:0-9])"
 )
 """The names of models that complete no text. Only the part after the last slash is searched."""

@@ -197,12 +197,15 @@ def test_a_name_that_comes_twice_is_listed_once_and_the_first_entry_counts() -> 
         *("embedders/llama-8b", "gemini-2.5-flash-image", "lives-3b", "imaginary", "claude-live"),
         *("Qwen/Qwen3-VL-8B", "jina-reranker-v2", "mistral-moderation-2411", "videollama-3"),
         *("nv-embedqa-e5-v5", "black-forest-labs/FLUX.2-pro", "stable-diffusion-3.5-large"),
+        *("nvidia/llama-3.1-nemotron-70b-reward", "nvidia/nvclip", "wanx2.1-t2i-plus"),
+        *("cosyvoice-v2", "paraformer-v2", "eclipse-7b", "rewarding-7b"),
     ],
 )
 def test_names_tell_models_for_other_things_than_text(name: str) -> None:
     text = {
         *("gpt-5.4-mini", "llama3.2:latest", "a b", "modèle", "/models/llama-7b.Q4.gguf"),
         *("embedders/llama-8b", "lives-3b", "imaginary", "Qwen/Qwen3-VL-8B", "videollama-3"),
+        *("eclipse-7b", "rewarding-7b"),
     }
     assert model_entries.usable(name) == (name in text)
 
