@@ -196,9 +196,8 @@ def is_absent(one: Check) -> bool:
     """
     row = router().providers[one.provider]
     built_in = BUILT_IN_ROWS.get(row.name)
-    if built_in is None or row.replicas or row.base_url != built_in.base_url:
-        return False
-    return one.state == ABSENT and row.api_key_env is None
+    placed = built_in is None or bool(row.replicas) or row.base_url != built_in.base_url
+    return one.state == ABSENT and row.api_key_env is None and not placed
 
 
 def in_words(one: Check, *, named: bool = False) -> str:
