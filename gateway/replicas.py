@@ -103,13 +103,20 @@ class Replicas:
         if not first.replica:
             return group
         tried = {replica_key(attempt.target) for attempt in stream.attempts}
-        paused = [one for one in group if self._breakers.left(one.target)]
-        free = [one for one in group if one not in paused]
-        fresh = [one for one in free if replica_key(one.target) not in tried] or free
+        fresh: list[Candidate] = []
+        again: list[Candidate] = []
+        paused: list[Candidate] = []
+        for one in group:
+            if self._breakers.left(one.target):
+                paused.append(one)
+            else:
+                (again if replica_key(one.target) in tried else fresh).append(one)
+        if not fresh:
+            fresh, again = again, []
         affinity = affinity_of(stream.request, first.provider.name, stream.affinity)
         places = self.loads.ranks((one.target for one in fresh), affinity)
         fresh.sort(key=lambda one: places[one.target.replica])
-        return [*fresh, *(one for one in free if one not in fresh), *paused]
+        return fresh + again + paused
 
     def all_in_order(self, stream: Stream, chosen: list[Candidate]) -> Iterator[Candidate]:
         """Yield the candidates of all models, each model's as in `in_order`."""
