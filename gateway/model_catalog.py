@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from concurrency.yielding import Yielder
+from concurrency.yielding import Yielder, paced
 from config import Settings
 from ledger.pricing import ModelFacts, Price, Prices, Rate
 from providers.base import ListedModel, Provider, Target
@@ -65,7 +65,7 @@ class ModelCatalog:
 
     def _listed(self, row: Provider, listing: Listing) -> Iterator[ModelFacts]:
         told = {model.id: model for model in listing.models}
-        for name in dict.fromkeys((*self._prices.own(row), *told)):
+        for name in paced(dict.fromkeys((*self._prices.own(row), *told))):
             yield merged(self._prices.facts(row, name), told.get(name))
 
 

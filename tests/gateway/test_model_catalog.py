@@ -123,3 +123,11 @@ def test_databases_of_two_machines_make_two_names_even_on_localhost(
         monkeypatch.setattr("socket.gethostname", lambda machine=machine: machine)
         names.add(instance_name(Settings(database_url=f"postgres://user@{place}")))
     assert len(names) == 2
+
+
+def test_other_threads_run_while_many_models_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("concurrency.yielding.time.sleep", pauses.append)
+    monkeypatch.setattr("concurrency.yielding.WORK_S", 0.0)
+    models("vllm", *(ListedModel(f"m{number}") for number in range(100)))
+    assert len(pauses) > 50
