@@ -135,7 +135,8 @@ class Reader:
             ):
                 among = fresh
                 continue
-            among, retries = for_retry(group, fresh, candidate, failure), retries + 1
+            others = fresh if last else []  # a fallback model is faster than another timeout
+            among, retries = for_retry(group, others, candidate, failure), retries + 1
             if not (among and self._wait_to_retry(stream, among, retries, failure, last=last)):
                 return failure
 

@@ -77,7 +77,7 @@ def for_retry(
 
     Args:
         group: a model's candidates.
-        fresh: those of replicas that this call hasn't tried.
+        fresh: those of replicas that a call hasn't tried and may try after one that was too slow.
     """
     verdict = classify(failure)
     if verdict.retry_same:

@@ -176,6 +176,15 @@ def test_after_a_replica_that_is_too_slow_each_other_one_may_get_a_retry(
     assert len(pauses) == 3, "each of them was a retry"
 
 
+def test_a_fallback_comes_before_a_second_replica_that_may_be_too_slow(
+    harness: ReplicaHarness, pauses: list[float]
+) -> None:
+    harness.play(Scripted(UpstreamTimeout("first_event", 1.0)), good())
+    assert harness.run("sim/m", "other/m") == WHOLE
+    assert harness.names == ["sim/m", "other/m"]
+    assert pauses == []
+
+
 def test_without_retries_a_replica_that_is_too_slow_ends_the_call(
     harness: ReplicaHarness, pauses: list[float]
 ) -> None:
