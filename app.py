@@ -13,6 +13,7 @@ import cli
 from cluster.redis_client import RedisClient
 from config import ConfigError, Settings, TomlError, shown_before
 from endpoints import (
+    chat,
     error_handlers,
     fim,
     health,
@@ -28,6 +29,7 @@ from endpoints import (
 )
 from endpoints import metrics as metrics_page
 from endpoints.flask_app import App
+from endpoints.held_bodies import HeldBodies
 from endpoints.openapi import page as openapi
 from endpoints.services import Services
 from gateway.gateway import Gateway
@@ -54,6 +56,7 @@ BLUEPRINTS = tuple(
         native,
         openai,
         openai_models,
+        chat,
         fim,
         llamacpp,
         tokenizers,
@@ -118,7 +121,7 @@ def wire(settings: Settings) -> Services:
     breakers = CircuitBreakers(enabled=settings.cooldown, redis_client=redis_client)
     gateway = Gateway(settings, quota, ledger, records.settled, breakers=breakers, cluster=cluster)
     if cluster is not None:
-        beats = [quota.beat, breakers.exchange, *shared_loads(redis_client, gateway)]
+        beats = [quota.beat, breakers.exchange, *shared_replicas(redis_client, gateway)]
         cluster.attend(gateway.streams, *beats, metrics.refresh)
     if gateway.replica_calls():
         metrics.watch_replicas(gateway.replica_calls)
@@ -140,20 +143,25 @@ def wire(settings: Settings) -> Services:
         ledger=ledger,
         metrics=metrics,
         records=records,
+        bodies=HeldBodies(settings.bodies_total),
         redis_client=redis_client,
         cluster=cluster,
         tracing=tracing,
     )
 
 
-def shared_loads(
+def shared_replicas(
     redis_client: RedisClient | None, gateway: Gateway
 ) -> Iterator[Callable[[], None]]:
-    """Yield the function that shares the replicas' calls in flight, if there are any replicas."""
+    """Yield the functions that share what is known of replicas, if there are any.
+
+    They come after the exchange of circuit breakers.
+    """
     if redis_client is not None and gateway.replica_calls():
         # Imported here because most servers don't need it.
         from routing.load_sync import LoadSync
 
+        yield gateway.check_replicas
         yield LoadSync(redis_client, gateway.reader.replicas.loads).exchange
 
 

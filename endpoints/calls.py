@@ -67,14 +67,13 @@ def begin(
     if found.byok_api_key is None and "HTTP_X_PROVIDER_API_KEY" in sent:
         found.byok_api_key = header(sent, "HTTP_X_PROVIDER_API_KEY", "byok_api_key")
     chosen_id = found.stream_id or header(sent, "HTTP_X_STREAM_ID", "stream_id")
-    names = (*wanted.extra, *wanted.openai_extra, *wanted.unused, *wanted.infill)
     request_secrets.refuse_secrets(
         {
             "stream_id": chosen_id or "",
             "model": found.model or "",
             "provider": found.provider or "",
             "fallbacks": "\n".join(found.fallbacks or ()),
-            "a field name": "\n".join(names),
+            "a field name": "\n".join(passed_on_names(wanted)),
         }
     )
     call = services.gateway.open(
@@ -95,6 +94,12 @@ def begin(
         call.stream.traceparent = sent.get("HTTP_TRACEPARENT", "")
     request.call = call
     return call
+
+
+def passed_on_names(wanted: CompletionRequest) -> list[str]:
+    """Return the names of the fields that a provider may get unchanged."""
+    names = [*wanted.extra, *wanted.openai_extra, *wanted.unused, *wanted.infill]
+    return names if wanted.chat is None else [*names, *wanted.chat.fields]
 
 
 def default_id(request_id: str, sent: Mapping[str, Any]) -> str:

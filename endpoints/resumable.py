@@ -134,7 +134,7 @@ class Resumable:
             recorder.replay.keeps_alone = background
             replays.append(recorder.replay)
 
-        request = msgspec.structs.replace(wanted, stream=True)
+        request = streamed(wanted)
         call = calls.begin(self._request, self._key, self._parts, found, request, record)
         [replay] = replays
         if status == ACCEPTED:
@@ -238,6 +238,13 @@ class Resumable:
 def follow(stream_id: str, face: ReplayFace) -> Response:
     """Return the response to a GET of a stream on a face. Raises SluiceError."""
     return Resumable(current(), current_key(), services(), face).follow(stream_id)
+
+
+def streamed(wanted: CompletionRequest) -> CompletionRequest:
+    """Return a request that is streamed by the provider, whatever its caller wants."""
+    if wanted.chat is not None:
+        wanted.chat.fields["stream"] = msgspec.Raw(b"true")
+    return msgspec.structs.replace(wanted, stream=True)
 
 
 def wants_stream(request: Request) -> bool:

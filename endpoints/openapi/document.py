@@ -11,11 +11,12 @@ from typing import Any
 import errors as e
 from config import VERSION
 from endpoints.openapi import (
+    chats,
     editors,
     errors,
+    every_schema,
     examples,
     following,
-    meanings,
     operating,
     schemas,
     tokenizers,
@@ -29,8 +30,11 @@ from endpoints.usage import FORMATS, GROUPS, MOST_ROWS, SOME_ROWS, TAKES
 TAGS = ("Completions", "Tokenizers", "Models", "Usage", "Keys", "Operation")
 
 
+EXAMPLES = examples.ANSWERS | editors.ANSWERS | tokenizers.ANSWERS | chats.ANSWERS
+
+
 def named(name: str, *headers: str) -> Part:
-    return ok(ref(name), (examples.ANSWERS | editors.ANSWERS | tokenizers.ANSWERS)[name], *headers)
+    return ok(ref(name), EXAMPLES[name], *headers)
 
 
 def in_path(name: str, example: str) -> Part:
@@ -58,6 +62,18 @@ def completion(face: Face) -> Part:
         (f"{prefix}CompletionRequest", f"{prefix}Completion"),
         examples.BODIES[face],
         examples.STREAMS[face],
+    )
+
+
+def chat(face: Face) -> Part:
+    prefix = "OpenAI" if face == "openai" else ""
+    return calling(
+        face,
+        f"{face}Chat",
+        "Chat" + (", in OpenAI's format" if prefix else ""),
+        (f"{prefix}ChatRequest", f"{prefix}Chat"),
+        chats.BODIES[face],
+        chats.STREAMS[face],
     )
 
 
@@ -111,9 +127,9 @@ def for_editors() -> dict[str, Part]:
     }
 
 
-def stop(face: Face) -> Part:
+def stop(face: Face, of: str = "") -> Part:
     return operation(
-        f"{face}Stop",
+        f"{face}{of}Stop",
         "Completions",
         "Stop a call in any state",
         {"200": named("Stopped", *LIMITS)}
@@ -227,6 +243,10 @@ def posts() -> dict[str, Part]:
         "/api/v1/completions/stop-stream/{stream_id}": stop("native"),
         "/v1/completions": completion("openai"),
         "/v1/completions/stop-stream/{stream_id}": stop("openai"),
+        "/api/v1/chat/completions": chat("native"),
+        "/api/v1/chat/completions/stop-stream/{stream_id}": stop("native", "Chat"),
+        "/v1/chat/completions": chat("openai"),
+        "/v1/chat/completions/stop-stream/{stream_id}": stop("openai", "Chat"),
         "/api/v1/auth/api-key": exchange,
         "/api/v1/auth/token": refuse,
     } | (for_editors() | tokenizers.posts())
@@ -238,15 +258,6 @@ def about(providers: Collection[str], engines: Collection[str]) -> str:
         "One URL and one key for every LLM provider. Name a model as provider/model. The providers "
         f"of this server: {', '.join(providers)}." + (local if engines else "")
     )
-
-
-def every_schema() -> dict[str, Part]:
-    found = schemas.every() | editors.bodies() | editors.answers() | tokenizers.schemas()
-    found |= following.state_schema()
-    return {
-        name: meanings.explained(schema, meanings.EVERY.get(name, {}))
-        for name, schema in found.items()
-    }
 
 
 def build(
@@ -280,7 +291,7 @@ def build(
         "tags": [{"name": name} for name in TAGS],
         "paths": paths,
         "components": {
-            "schemas": every_schema(),
+            "schemas": every_schema.every(),
             "examples": errors.examples(),
             "headers": {
                 name: {"description": text, "schema": {"type": "string"}}

@@ -67,7 +67,7 @@ SAMPLES: tuple[tuple[str, SluiceError], ...] = (
     ("The key has an active call with this stream_id.", errors.StreamExists("my-stream")),
     ("What comes after the event is no longer kept.", errors.StreamTrimmed(1200)),
     (
-        "The body is larger than SLUICE_MAX_BODY.",
+        "The body is larger than SLUICE_MAX_BODY, or a chat's than SLUICE_MAX_CHAT_BODY.",
         errors.RequestTooLarge("The body is larger than 1048576 bytes."),
     ),
     (

@@ -15,6 +15,8 @@ from streams.replay import State
 PATHS: Final[tuple[tuple[str, Face], ...]] = (
     ("/api/v1/completions", "native"),
     ("/v1/completions", "openai"),
+    ("/api/v1/chat/completions", "native"),
+    ("/v1/chat/completions", "openai"),
     ("/v1/fim/completions", "openai"),
     ("/fim/completions", "openai"),
     ("/beta/completions", "openai"),

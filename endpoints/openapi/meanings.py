@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from endpoints.openapi.following import MEANINGS
-from endpoints.openapi.meanings_of_answers import ANSWERS, below
+from endpoints.openapi.meanings_of_answers import ANSWERS, CHAT_CHOICE, below
 
 MODEL: Final = "The model: provider/model or an alias."
 REQUEST: Final = {
@@ -77,12 +77,21 @@ TOKENIZERS: Final = {
 }
 """The meanings of the fields of bodies of the tokenizer endpoints."""
 
+CHAT: Final = {
+    "messages": "The conversation so far, in OpenAI's format. It is sent unchanged.",
+    "messages.role": "Who speaks: system, developer, user, assistant or tool.",
+}
+"""The meanings of the fields that only bodies of chats have."""
+
 BODY: Final = REQUEST | below("additional_params", REQUEST) | below("stream_options", REQUEST)
 EVERY: Final = {
     **ANSWERS,
     "StreamState": MEANINGS,
     "CompletionRequest": BODY,
     "OpenAICompletionRequest": BODY,
+    "Chat": ANSWERS["Completion"] | below("choices", CHAT_CHOICE),
+    "ChatRequest": BODY | CHAT,
+    "OpenAIChatRequest": BODY | CHAT,
     "FimRequest": BODY | {"model": MODEL, "random_seed": EDITORS["random_seed"]},
     "BetaRequest": BODY | {"model": MODEL},
     "LlamaCppRequest": BODY | EDITORS | {"model": MODEL, "prompt": REQUEST["prompt"]},
