@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
     from completion import Usage
@@ -196,10 +196,24 @@ class InternalError(SluiceError):
 
 
 class Unavailable(SluiceError):
+    """Something that is busy or can't be reached. `retry_after` is in seconds.
+
+    Attributes:
+        lacks: what a call lacked when it was refused: "capacity", "ledger" or "redis". Empty if
+            no call was refused.
+    """
+
     status, code = 503, "unavailable"
 
-    def __init__(self, message: str, *, retry_after: float = 1) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float = 1,
+        lacks: Literal["", "capacity", "ledger", "redis"] = "",
+    ) -> None:
         super().__init__(message, headers=retry_headers(retry_after))
+        self.lacks = lacks
 
 
 class UpstreamError(SluiceError):

@@ -176,7 +176,9 @@ class Ledger:
                 self._under_way += 1
                 return True
         if self._required or claim is not None:
-            raise Unavailable("The ledger is unavailable, so no calls are accepted. Try again.")
+            raise Unavailable(
+                "The ledger is unavailable, so no calls are accepted. Try again.", lacks="ledger"
+            )
         self._unrecorded()
         return False
 

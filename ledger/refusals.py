@@ -20,7 +20,14 @@ from typing import Any, Final, TypeAlias
 
 from sqlalchemy import BigInteger, Connection, cast, func, select
 
-from errors import InsufficientCredits, ModelForbidden, RateLimited, SluiceError
+from errors import (
+    InsufficientCredits,
+    ModelForbidden,
+    RateLimited,
+    SluiceError,
+    StreamExists,
+    Unavailable,
+)
 from ledger.database import DatabaseAway, Link
 from ledger.schema import day_of, now_us, refusals
 from ledger.usage import Scope
@@ -39,13 +46,19 @@ REASONS: Final = (
     f"{RateLimited.code}:concurrency",
     f"{RateLimited.code}:requests",
     f"{RateLimited.code}:tokens",
+    StreamExists.code,
+    f"{Unavailable.code}:capacity",
+    f"{Unavailable.code}:ledger",
+    f"{Unavailable.code}:redis",
 )
-"""The reasons that are counted: an error's code and, after a colon, the limit that was reached."""
+"""The reasons that are counted: an error's code and, after a colon, the limit that was reached or
+what the server lacked."""
 
 
 def reason_of(error: SluiceError) -> str | None:
     """Return the reason for which a call was refused, or None if that isn't counted."""
-    limit = (error.details or {}).get("limit_type")
+    lacks = error.lacks if isinstance(error, Unavailable) else ""
+    limit = (error.details or {}).get("limit_type") or lacks
     reason = f"{error.code}:{limit}" if limit else error.code
     return reason if reason in REASONS else None
 

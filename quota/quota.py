@@ -96,7 +96,8 @@ class Quota:
         admission = self._counted(lambda counters: counters.admit(key.id, limits, ask))
         if admission is None:
             raise Unavailable(
-                "Rate limits can't be counted now, so no call is accepted. Try again."
+                "Rate limits can't be counted now, so no call is accepted. Try again.",
+                lacks="redis",
             )
         made, tokens = admission.counts
         if admission.refused == "requests" and made and most is not None:

@@ -259,7 +259,10 @@ def later(times: dict[tuple[str, str], float], oldest: float) -> dict[tuple[str,
 
 
 def too_many() -> Unavailable:
-    return Unavailable("Too many calls are active. Try again in a moment.")
+    return Unavailable(
+        "Too many calls are active. Try again in a moment.",
+        lacks="capacity",
+    )
 
 
 def too_many_of_key(limit: int) -> RateLimited:

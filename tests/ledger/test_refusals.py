@@ -16,6 +16,7 @@ from errors import (
     ModelForbidden,
     SluiceError,
     StreamExists,
+    Unavailable,
     limit_details,
 )
 from ledger import refusals as module
@@ -26,7 +27,7 @@ from ledger.refusals import REASONS, RefusedCalls, reason_of, refused, write
 from ledger.schema import day_of, now_us, refusals
 from ledger.usage import Scope
 from quota.quota import limited
-from streams.registry import too_many_of_key
+from streams.registry import too_many, too_many_of_key
 from tests.support.ledgers import Outage, a_ledger
 from tests.support.pace import HANG_S
 from tests.support.rows import connected
@@ -67,7 +68,11 @@ def written(url: str) -> dict[tuple[str, str], int]:
             "insufficient_credits:budget",
         ),
         (limited("provider", "x", 3, 5), None),
-        (StreamExists("a"), None),
+        (StreamExists("a"), "stream_exists"),
+        (too_many(), "unavailable:capacity"),
+        (Unavailable("no", lacks="ledger"), "unavailable:ledger"),
+        (Unavailable("no", lacks="redis"), "unavailable:redis"),
+        (Unavailable("no call was refused"), None),
         (InvalidRequest("no"), None),
         (InvalidRequest("no", details=limit_details("requests", 1, 1)), None),
     ],
