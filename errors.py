@@ -7,6 +7,7 @@
     ├── InsufficientCredits 402 insufficient_credits
     ├── ModelForbidden 403 model_forbidden
     ├── ByokRejected 403 byok_rejected
+    ├── AdminRequired 403 admin_required
     ├── NotFound 404 not_found
     │   ├── ProviderNotFound 404 provider_not_found
     │   ├── ModelNotFound 404 model_not_found
@@ -121,6 +122,16 @@ class ModelForbidden(SluiceError):
 
 class ByokRejected(SluiceError):
     status, code = 403, "byok_rejected"
+
+
+class AdminRequired(SluiceError):
+    status, code = 403, "admin_required"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This needs an admin key. Whoever runs this server can make this key one: "
+            "./sluice keys change KEY --admin."
+        )
 
 
 class NotFound(SluiceError):

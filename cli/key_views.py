@@ -117,7 +117,8 @@ def terms_of(key: Key) -> str:
     paid = "no budget" if key.budget_nano is None else f"a budget of {usd(key)} {period}"
     models = "all models" if key.models == ("*",) else f"the models {cell(key.models)}"
     end = "never expires" if key.expires is None else f"expires {as_text(key.expires)}"
-    return ", ".join([*(parts or ["no rate limits"]), paid, models, end])
+    role = ["an admin key"] if key.admin else []
+    return ", ".join([*role, *(parts or ["no rate limits"]), paid, models, end])
 
 
 def shortened(text: str) -> str:

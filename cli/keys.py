@@ -77,6 +77,11 @@ TERMS = (
         metavar="N",
         help="The most calls at once, or 'share' for the server's limit per key.",
     ),
+    click.option(
+        "--admin/--no-admin",
+        default=None,
+        help="Whether the key may manage this server over HTTP: keys, usage, streams.",
+    ),
 )
 
 
@@ -90,7 +95,7 @@ def with_terms(command: C) -> C:
 @click.option("--name", required=True, help="The key's name, which must be unique.")
 @with_terms
 @as_json
-def create(name: str, as_json: bool, **chosen: str | None) -> None:
+def create(name: str, as_json: bool, **chosen: str | bool | None) -> None:
     """Create a key and print its secret, which can't be shown again.
 
     By default, the key has the tier "unlimited", may use every model and never expires.
@@ -149,7 +154,7 @@ def fate_of_old(key: Key) -> str:
 @keys.command("change")
 @which
 @with_terms
-def change(id_or_name: str, **chosen: str | None) -> None:
+def change(id_or_name: str, **chosen: str | bool | None) -> None:
     """Change the given options of a key, and keep the others."""
     terms = parse_terms(chosen)
     if not terms:
@@ -264,9 +269,13 @@ def report(key: Key, state: str) -> None:
     click.echo(f"Key {key.name!r} ({key.id}) is {state}.")
 
 
-def parse_terms(chosen: Mapping[str, str | None]) -> Terms:
-    """Return the values of those options of TERMS that were given."""
-    found = {name: PARSERS[name](text) for name, text in chosen.items() if text is not None}
+def parse_terms(chosen: Mapping[str, str | bool | None]) -> Terms:
+    """Return the values of those options of TERMS that were given. A flag needs no parser."""
+    found = {
+        name: PARSERS[name](given) if isinstance(given, str) else given
+        for name, given in chosen.items()
+        if given is not None
+    }
     return cast(Terms, found)
 
 

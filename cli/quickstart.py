@@ -17,6 +17,9 @@ FIRST_KEY = """\
 Your first API key. Save it now, it can't be shown again:
 
 {address}  export SLUICE_KEY={secret}
+
+It is an admin key, which can also manage this server's keys over HTTP. To give a key to a program
+or to a colleague, create another one: ./sluice keys create --name NAME
 """
 LOST = "Lost your key? ./sluice keys rotate {name} gives it a new secret and keeps its history.\n"
 RACED = "Another process has just created the first key, and has printed it.\n"
@@ -56,7 +59,7 @@ def create_first_key(url: str = "") -> None:
         click.echo(LOST.format(name=shlex.quote(keys[0].name) if len(keys) == 1 else "NAME"))
         return
     try:
-        _, secret = store().create("first")
+        _, secret = store().create("first", admin=True)
     except KeyFileError:
         if KeyStore(store().path).all():  # another process has created it meanwhile
             click.echo(RACED)

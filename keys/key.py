@@ -35,7 +35,7 @@ SECRET_PREFIX = "sk-sluice-"  # noqa: S105
 ID_PREFIX = "key_"
 PREVIOUS = ("previous_hash", "previous_until")
 """Fields that only the row of a rotated key has."""
-LATER_FIELDS = ("budget_period", "max_streams", *PREVIOUS)
+LATER_FIELDS = ("budget_period", "max_streams", "admin", *PREVIOUS)
 """Fields that earlier versions didn't write. A row without them has their defaults."""
 NEARLY = 0.75
 """The similarity to a field's name from which an unknown name counts as a misspelling of it."""
@@ -76,6 +76,7 @@ class Terms(TypedDict, total=False):
     budget_period: str
     max_streams: int | None
     models: tuple[str, ...]
+    admin: bool
 
 
 class KeyFileError(Exception):
@@ -108,6 +109,8 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     """The most calls at once; None: the server's limit per key."""
     models: tuple[str, ...] = ("*",)
     """Globs of aliases and of full model names (provider/model)."""
+    admin: bool = False
+    """True if the key may manage this server: its keys, everybody's usage and streams."""
     previous_hash: Hash | None = None
     """The hash of the secret before the last rotation; None: that secret isn't valid any more."""
     previous_until: Instant | None = None

@@ -46,6 +46,7 @@ SAMPLES: tuple[tuple[str, SluiceError], ...] = (
         "The provider rejected the caller's own key.",
         errors.ByokRejected("openai rejected your own key (byok_api_key)."),
     ),
+    ("The endpoint needs an admin key.", errors.AdminRequired()),
     ("There is nothing at this path.", errors.NotFound("There is nothing at this path.")),
     (
         "There is no such provider.",

@@ -95,6 +95,7 @@ def test_create_prints_only_the_secret_on_stdout(run: Runner, store: KeyStore) -
             ("--budget=0.25", "--max-streams=2", "--expires=2100-01-31"),
             "2 calls at once, a budget of $0.25 in all, all models, expires 2100-01-31T00:00:00Z.",
         ),
+        (("--admin",), "an admin key, no rate limits, no budget, all models, never expires."),
     ],
 )
 def test_create_echoes_the_terms_of_the_key(
@@ -125,6 +126,7 @@ def test_create_with_json_prints_all_fields_of_the_key(run: Runner, store: KeySt
         "budget_period": "total",
         "max_streams": None,
         "models": ["openai/*", "local/*"],
+        "admin": False,
         "previous_until": None,
     }
     assert list(made)[:3] == ["id", "name", "key"]
@@ -579,6 +581,17 @@ def test_a_model_without_a_provider_that_is_no_alias_is_a_warning(
     assert "Warning" not in run("change", "a", "--models", "openai/gpt-4o").stderr
 
 
+def test_a_key_becomes_an_admin_key_and_an_ordinary_one_again(run: Runner, store: KeyStore) -> None:
+    run("create", "--name", "a")
+    assert not store.get("a").admin
+    run("change", "a", "--admin")
+    assert store.get("a").admin
+    run("change", "a", "--budget", "5")
+    assert store.get("a").admin
+    run("change", "a", "--no-admin")
+    assert not store.get("a").admin
+
+
 # flask quickstart
 
 
@@ -586,6 +599,8 @@ def test_quickstart_creates_only_one_key(run: Runner, store: KeyStore) -> None:
     first = run.plain("quickstart")
     (secret,) = set(re.findall(r"sk-sluice-[\w-]+", first.stdout))
     assert store.find(secret) == store.get("first")
+    assert store.get("first").admin
+    assert "It is an admin key" in first.stdout
     assert f"export SLUICE_KEY={secret}\n" in first.stdout
     again = run.plain("quickstart")
     assert f"export SLUICE_URL=http://127.0.0.1:8000\n  export SLUICE_KEY={secret}" in first.stdout

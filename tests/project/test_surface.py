@@ -65,6 +65,7 @@ CODES = {
     "InsufficientCredits": (402, "insufficient_credits"),
     "ModelForbidden": (403, "model_forbidden"),
     "ByokRejected": (403, "byok_rejected"),
+    "AdminRequired": (403, "admin_required"),
     "NotFound": (404, "not_found"),
     "ProviderNotFound": (404, "provider_not_found"),
     "ModelNotFound": (404, "model_not_found"),
