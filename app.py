@@ -13,6 +13,8 @@ import cli
 from cluster.redis_client import RedisClient
 from config import ConfigError, Settings, TomlError, shown_before
 from endpoints import (
+    all_streams,
+    all_usage,
     error_handlers,
     fim,
     health,
@@ -23,6 +25,7 @@ from endpoints import (
     openai,
     openai_models,
     pages,
+    provider_health,
     tokenizers,
     usage,
 )
@@ -44,6 +47,7 @@ from telemetry.call_records import CallRecords
 from telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
+    from cluster.ownership import Subjects
     from telemetry.tracing import Tracing
 
 log = logging.getLogger("sluice.app")
@@ -59,6 +63,9 @@ BLUEPRINTS = tuple(
         tokenizers,
         models,
         usage,
+        all_usage,
+        all_streams,
+        provider_health,
         health,
         metrics_page,
         pages,
@@ -119,7 +126,11 @@ def wire(settings: Settings) -> Services:
     gateway = Gateway(settings, quota, ledger, records.settled, breakers=breakers, cluster=cluster)
     if cluster is not None:
         beats = [quota.beat, breakers.exchange, *shared_loads(redis_client, gateway)]
-        cluster.attend(gateway.streams, *beats, metrics.refresh)
+        subjects: Subjects = {
+            "streams": gateway.streams.everybodys_here,
+            "providers": lambda _: records.health(),
+        }
+        cluster.attend(gateway.streams, *beats, metrics.refresh, subjects=subjects)
     if gateway.replica_calls():
         metrics.watch_replicas(gateway.replica_calls)
     router = gateway.router

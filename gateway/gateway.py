@@ -35,7 +35,7 @@ from ledger.pricing import Prices
 from providers.base import Target
 from providers.transport.exchange import Transport
 from quota.quota import Quota
-from routing.circuit_breaker import CircuitBreakers
+from routing.circuit_breaker import CircuitBreakers, Pause
 from routing.replicas import ReplicaKey
 from routing.router import Route, Router
 from streams.deadlines import NO_LIMITS, Deadlines
@@ -183,6 +183,14 @@ class Gateway:
             + (f" (key {number})" if number > 1 or (number and not model) else ""): seconds
             for (provider, model, number), seconds in self.reader.breakers.open_circuits().items()
         }
+
+    def pauses(self) -> dict[str, list[Pause]]:
+        """Return what is paused because of failures or rate limits, by provider."""
+        found: dict[str, list[Pause]] = {}
+        for pause in self.reader.breakers.pauses():
+            name = pause.key[0].partition("@")[0]
+            found.setdefault(name, []).append(pause)
+        return found
 
     def _choose(
         self, request: CompletionRequest, route: Route, key: Key, *, strict: bool

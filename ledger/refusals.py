@@ -18,7 +18,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
-from sqlalchemy import BigInteger, Connection, cast, func, select
+from sqlalchemy import BigInteger, Connection, Select, cast, func, select
 
 from errors import (
     InsufficientCredits,
@@ -30,7 +30,7 @@ from errors import (
 )
 from ledger.database import DatabaseAway, Link
 from ledger.schema import day_of, now_us, refusals
-from ledger.usage import Scope
+from ledger.usage import Scope, of_days, of_key
 from ledger.writing import Statement, execute, inserter
 
 log = logging.getLogger("sluice.ledger")
@@ -122,14 +122,14 @@ def write(connection: Connection, counts: Mapping[Place, int]) -> None:
 
 def refused(connection: Connection, scope: Scope) -> dict[tuple[str, str], int]:
     """Return the refused calls of a scope by key and reason, most of them first."""
-    row = refusals.c
-    calls = cast(func.sum(row.calls), BigInteger)  # as in ledger/usage.py
-    found = select(row.key_id, row.reason, calls).group_by(row.key_id, row.reason)
-    if scope.key_id is not None:
-        found = found.where(row.key_id == scope.key_id)
-    if scope.first_day is not None:
-        found = found.where(row.day >= scope.first_day)
-    if scope.last_day is not None:
-        found = found.where(row.day <= scope.last_day)
-    rows = sorted(connection.execute(found), key=lambda one: (-one[2], one[0], one[1]))
+    found = connection.execute(refusals_of(scope))
+    rows = sorted(found, key=lambda one: (-one[2], one[0], one[1]))
     return {(key_id, reason): count for key_id, reason, count in rows}
+
+
+def refusals_of(scope: Scope) -> Select[*tuple[Any, ...]]:
+    """Return the query for the refused calls of a scope: key_id, reason, calls."""
+    row = refusals.c
+    calls = cast(func.sum(row.calls), BigInteger).label("calls")  # as in ledger/usage.py
+    found = select(row.key_id, row.reason, calls).group_by(row.key_id, row.reason)
+    return found.where(*of_key(row.key_id, scope), *of_days(row.day, scope))

@@ -20,7 +20,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from completion import TargetKey
 from concurrency.native import BriefLock
@@ -99,6 +99,15 @@ class Circuit:
     def _mostly_failed(self, now: float) -> bool:
         bad = sum(not good for at, good in self.recent if at > now - WINDOW_S)
         return len(self.recent) == WINDOW_CALLS and bad >= WINDOW_SHARE * WINDOW_CALLS
+
+
+class Pause(NamedTuple):
+    """A circuit breaker that isn't closed, or a wait after a 429."""
+
+    key: TargetKey
+    state: Literal["open", "half_open", "limited"]
+    seconds: float
+    """How long it still lasts. 0 if the circuit breaker is half-open."""
 
 
 class CircuitBreakers:
@@ -265,6 +274,21 @@ class CircuitBreakers:
                     key = (provider, model, number)
                     found[key] = max(end, found.get(key, end))
             return {key: end - now for key, end in found.items() if end > now}
+
+    def pauses(self) -> list[Pause]:
+        """Return the circuit breakers that aren't closed, and the waits after 429s."""
+        with self._lock:
+            now = self._clock()
+            found = [
+                Pause(key, "open" if now < c.until else "half_open", max(0.0, c.until - now))
+                for key, c in self._circuits.items()
+                if c.until
+            ]
+            for (provider, _, number), ends in self._limited.items():
+                for model, end in ends.items():
+                    if end > now:
+                        found.append(Pause((provider, model, number), "limited", end - now))
+        return found
 
     def exchange(self) -> None:
         """Send new events to the other processes, and apply theirs."""

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from completion import (
     Added,
     Batch,
+    CallState,
     CompletionRequest,
     Delta,
     EndReason,
@@ -160,7 +161,18 @@ class Stream:
             opened_at=self.opened_at,
             input_tokens=self.tally.input_tokens or 0,
             output_tokens=self.output_tokens,
+            key_id=self.key_id,
+            request_id=self.request_id,
+            endpoint=self.endpoint,
+            streamed=self.request.stream,
+            state=self.state,
         )
+
+    @property
+    def state(self) -> CallState:
+        if self.first_visible is not None:
+            return "answering"
+        return "waiting" if self.attempts else "queued"
 
     def pause(self, seconds: float) -> bool:
         """Wait in the reader's thread. Return False if the call has ended."""

@@ -1,6 +1,6 @@
 """The health of each provider in this process: its attempts, failures and latencies of late.
 
-- An attempt costs an append to a list. The list is counted when it is long, or when somebody asks.
+- An attempt costs an append to a queue, which is counted when it is long, or when somebody asks.
 - Latencies are counted in buckets, so the memory is bounded, and the counts of several processes
   can be added up.
 - Nothing here holds a key, or a text of a prompt, a completion or an error.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
@@ -150,7 +150,7 @@ class ProviderHealth:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._new: list[EndedAttempt] = []
+        self._new: deque[EndedAttempt] = deque()
         self._records: dict[str, Record] = {}
         self._lock = threading.Lock()
 
@@ -170,8 +170,8 @@ class ProviderHealth:
             return {name: record.counts() for name, record in self._records.items()}
 
     def _count(self) -> None:
-        new, self._new = self._new, []
-        for attempt in new:
+        for _ in range(len(self._new)):
+            attempt = self._new.popleft()
             self._records.setdefault(attempt.provider, Record()).add(attempt)
 
 
@@ -207,7 +207,7 @@ def percentile(buckets: Mapping[int, int], share: float) -> float | None:
     for number, count in sorted(buckets.items()):
         wanted -= count
         if wanted <= 0:  # the geometric middle of the bucket
-            return BOUNDS[min(number, len(BOUNDS) - 1)] / GROWTH**0.5
+            return float(BOUNDS[min(number, len(BOUNDS) - 1)] / GROWTH**0.5)
     return None
 
 
@@ -241,5 +241,4 @@ def both_seen(one: ErrorSeen, other: ErrorSeen) -> ErrorSeen:
 
 
 def later(one: float | None, other: float | None) -> float | None:
-    times = [at for at in (one, other) if at is not None]
-    return max(times, default=None)
+    return max((at for at in (one, other) if at is not None), default=None)
