@@ -44,6 +44,7 @@ from routing.circuit_breaker import CircuitBreakers
 from server.read_deadline import read_deadlines
 from telemetry import logs
 from telemetry.call_records import CallRecords
+from telemetry.key_metrics import CurrentLabels
 from telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -131,6 +132,9 @@ def wire(settings: Settings) -> Services:
             "providers": lambda _: records.health(),
         }
         cluster.attend(gateway.streams, *beats, metrics.refresh, subjects=subjects)
+    keys = KeyStore(settings.keys_file, settings.keys)
+    if settings.metrics_keys:
+        metrics.watch_keys(CurrentLabels(keys.all))
     if gateway.replica_calls():
         metrics.watch_replicas(gateway.replica_calls)
     router = gateway.router
@@ -145,7 +149,7 @@ def wire(settings: Settings) -> Services:
     metrics.know([settings.default_model, settings.fim_model, *settings.prices, *aliased])
     return Services(
         settings=settings,
-        keys=KeyStore(settings.keys_file, settings.keys),
+        keys=keys,
         gateway=gateway,
         quota=quota,
         ledger=ledger,

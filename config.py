@@ -183,6 +183,8 @@ class Settings:
     log_format: str = "auto"
     log_level: str = "info"
     metrics_token: str = field(default="", repr=False)
+    metrics_keys: bool = False
+    """Whether there are metrics by key."""
     otel_endpoint: str = field(default="", repr=False)
     host: str = ""
     """The address to listen on: an IP address without brackets, or a host name. Empty means all
@@ -429,6 +431,7 @@ VARIABLES = (
     Variable("SLUICE_LOG_FORMAT", "log_format", one_of("auto", "json", "text")),
     Variable("SLUICE_LOG_LEVEL", "log_level", one_of("debug", "info", "warning", "error")),
     Variable("SLUICE_METRICS_TOKEN", "metrics_token", parse_stripped),
+    Variable("SLUICE_METRICS_KEYS", "metrics_keys", parse_bool),
     Variable("OTEL_EXPORTER_OTLP_ENDPOINT", "otel_endpoint", parse_stripped),
     Variable("SLUICE_HOST", "host", bare_host),
     Variable("PORT", "port", parse_int(1, 65535)),

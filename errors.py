@@ -210,8 +210,8 @@ class Unavailable(SluiceError):
     """Something that is busy or can't be reached. `retry_after` is in seconds.
 
     Attributes:
-        lacks: what a call lacked when it was refused: "capacity", "ledger" or "redis". Empty if
-            no call was refused.
+        lacks: what the server lacked for a call that it refused: "capacity", the "ledger", or the
+            "limits", which can't be counted. Empty if no call was refused.
     """
 
     status, code = 503, "unavailable"
@@ -221,7 +221,7 @@ class Unavailable(SluiceError):
         message: str,
         *,
         retry_after: float = 1,
-        lacks: Literal["", "capacity", "ledger", "redis"] = "",
+        lacks: Literal["", "capacity", "ledger", "limits"] = "",
     ) -> None:
         super().__init__(message, headers=retry_headers(retry_after))
         self.lacks = lacks

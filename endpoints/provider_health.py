@@ -21,7 +21,7 @@ from endpoints.services import services
 from gateway.model_catalog import ModelCatalog
 from providers.base import Provider
 from quota.quota import instant
-from routing.circuit_breaker import Pause
+from routing.pauses import Pause
 from telemetry.provider_health import WINDOW_S, ProviderCounts, merged, percentile
 
 bp = Blueprint("provider_health", __name__, url_prefix="/api/v1/providers")

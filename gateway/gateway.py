@@ -35,7 +35,8 @@ from ledger.pricing import Prices
 from providers.base import Target
 from providers.transport.exchange import Transport
 from quota.quota import Quota
-from routing.circuit_breaker import CircuitBreakers, Pause
+from routing.circuit_breaker import CircuitBreakers
+from routing.pauses import Pause
 from routing.replicas import ReplicaKey
 from routing.router import Route, Router
 from streams.deadlines import NO_LIMITS, Deadlines

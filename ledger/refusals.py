@@ -49,7 +49,7 @@ REASONS: Final = (
     StreamExists.code,
     f"{Unavailable.code}:capacity",
     f"{Unavailable.code}:ledger",
-    f"{Unavailable.code}:redis",
+    f"{Unavailable.code}:limits",
 )
 """The reasons that are counted: an error's code and, after a colon, the limit that was reached or
 what the server lacked."""
@@ -61,6 +61,13 @@ def reason_of(error: SluiceError) -> str | None:
     limit = (error.details or {}).get("limit_type") or lacks
     reason = f"{error.code}:{limit}" if limit else error.code
     return reason if reason in REASONS else None
+
+
+def ledger_away() -> Unavailable:
+    """Return the error for a call that is refused because the ledger can't record it."""
+    return Unavailable(
+        "The ledger is unavailable, so no calls are accepted. Try again.", lacks="ledger"
+    )
 
 
 class RefusedCalls:

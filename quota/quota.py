@@ -97,7 +97,7 @@ class Quota:
         if admission is None:
             raise Unavailable(
                 "Rate limits can't be counted now, so no call is accepted. Try again.",
-                lacks="redis",
+                lacks="limits",
             )
         made, tokens = admission.counts
         if admission.refused == "requests" and made and most is not None:

@@ -20,12 +20,13 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 from completion import TargetKey
 from concurrency.native import BriefLock
 from providers.base import Target
 from routing.breaker_sync import BreakerEvent, BreakerSync, EventKind
+from routing.pauses import Pause, pauses
 
 if TYPE_CHECKING:
     from cluster.redis_client import RedisClient
@@ -99,15 +100,6 @@ class Circuit:
     def _mostly_failed(self, now: float) -> bool:
         bad = sum(not good for at, good in self.recent if at > now - WINDOW_S)
         return len(self.recent) == WINDOW_CALLS and bad >= WINDOW_SHARE * WINDOW_CALLS
-
-
-class Pause(NamedTuple):
-    """A circuit breaker that isn't closed, or a wait after a 429."""
-
-    key: TargetKey
-    state: Literal["open", "half_open", "limited"]
-    seconds: float
-    """How long it still lasts. 0 if the circuit breaker is half-open."""
 
 
 class CircuitBreakers:
@@ -279,16 +271,9 @@ class CircuitBreakers:
         """Return the circuit breakers that aren't closed, and the waits after 429s."""
         with self._lock:
             now = self._clock()
-            found = [
-                Pause(key, "open" if now < c.until else "half_open", max(0.0, c.until - now))
-                for key, c in self._circuits.items()
-                if c.until
-            ]
-            for (provider, _, number), ends in self._limited.items():
-                for model, end in ends.items():
-                    if end > now:
-                        found.append(Pause((provider, model, number), "limited", end - now))
-        return found
+            circuits = {key: circuit.until for key, circuit in self._circuits.items()}
+            limited = list(self._limited.items())  # `_limit` replaces a value, never changes one
+        return list(pauses(now, circuits, limited))
 
     def exchange(self) -> None:
         """Send new events to the other processes, and apply theirs."""

@@ -137,6 +137,8 @@ def count(metrics: Metrics, stream: Stream, outcome: Outcome) -> None:
         outcome.usage,
         outcome.cost,
     )
+    if metrics.keys is not None:
+        metrics.keys.ended(stream.key_id, outcome.status, outcome.usage, outcome.cost)
     now = stream.opened + outcome.duration
     stopped = stream.stopped_at if outcome.reason == "stopped" else None
     metrics.took(

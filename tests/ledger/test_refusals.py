@@ -23,7 +23,7 @@ from ledger import refusals as module
 from ledger import schema
 from ledger.database import Link, database_url
 from ledger.ledger import Ledger
-from ledger.refusals import REASONS, RefusedCalls, reason_of, refused, write
+from ledger.refusals import REASONS, RefusedCalls, ledger_away, reason_of, refused, write
 from ledger.schema import day_of, now_us, refusals
 from ledger.usage import Scope
 from quota.quota import limited
@@ -70,8 +70,8 @@ def written(url: str) -> dict[tuple[str, str], int]:
         (limited("provider", "x", 3, 5), None),
         (StreamExists("a"), "stream_exists"),
         (too_many(), "unavailable:capacity"),
-        (Unavailable("no", lacks="ledger"), "unavailable:ledger"),
-        (Unavailable("no", lacks="redis"), "unavailable:redis"),
+        (ledger_away(), "unavailable:ledger"),
+        (Unavailable("no", lacks="limits"), "unavailable:limits"),
         (Unavailable("no call was refused"), None),
         (InvalidRequest("no"), None),
         (InvalidRequest("no", details=limit_details("requests", 1, 1)), None),
