@@ -10,7 +10,7 @@ from typing import Any
 
 import errors as e
 from config import VERSION
-from endpoints.openapi import editors, errors, examples, meanings, schemas, tokenizers
+from endpoints.openapi import editors, errors, examples, keys, meanings, schemas, tokenizers
 from endpoints.openapi.errors import Face, responses
 from endpoints.openapi.headers import HEADERS, LIMITS, PATTERNS, SENT
 from endpoints.openapi.operations import COMPLETION_ERRORS, Part, ok, operation
@@ -272,6 +272,7 @@ def about(providers: Collection[str], engines: Collection[str]) -> str:
 
 def every_schema() -> dict[str, Part]:
     found = schemas.every() | editors.bodies() | editors.answers() | tokenizers.schemas()
+    found |= keys.schemas()
     return {
         name: meanings.explained(schema, meanings.EVERY.get(name, {}))
         for name, schema in found.items()
@@ -289,7 +290,7 @@ def build(
         metrics_token: True if /metrics needs a token.
     """
     paths = {path: {"get": found} for path, found in gets().items()}
-    paths |= {path: {"post": found} for path, found in posts().items()}
+    paths |= {path: {"post": found} for path, found in posts().items()} | keys.paths()
     bearer = {"type": "http", "scheme": "bearer"}
     token = {"metricsToken": bearer | {"description": "SLUICE_METRICS_TOKEN."}}
     if not metrics_token:

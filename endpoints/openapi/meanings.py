@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from endpoints.openapi import keys
 from endpoints.openapi.meanings_of_answers import ANSWERS, below
 
 MODEL: Final = "The model: provider/model or an alias."
@@ -77,6 +78,7 @@ TOKENIZERS: Final = {
 BODY: Final = REQUEST | below("additional_params", REQUEST) | below("stream_options", REQUEST)
 EVERY: Final = {
     **ANSWERS,
+    **keys.meanings(),
     "CompletionRequest": BODY,
     "OpenAICompletionRequest": BODY,
     "FimRequest": BODY | {"model": MODEL, "random_seed": EDITORS["random_seed"]},
