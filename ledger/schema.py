@@ -13,7 +13,7 @@ the calls of groups of keys, and `key_changes` has who changed which key, and wh
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -211,7 +211,7 @@ VERSION = 1 + len(MIGRATIONS)
 
 def new_id() -> str:
     """Return a row's id: the time as 14 hexadecimal digits, then 16 random ones."""
-    return first_id(now_us()) + secrets.token_hex(8)
+    return first_id(now_us()) + os.urandom(8).hex()
 
 
 def first_id(moment_us: int) -> str:
