@@ -46,6 +46,10 @@ class BearerAuth(HTTPTokenAuth):  # type: ignore[misc]
         secret = presented_key()
         return None if secret is None else Authorization("bearer", token=secret)
 
+    def ensure_sync(self, f: F) -> F:
+        """Return the function. The library would check each time that it isn't a coroutine."""
+        return f
+
     def login_required(self, view: F) -> F:
         """Return the view, guarded: every method except OPTIONS needs a valid key."""
         guarded: F = super().login_required(view)

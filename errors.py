@@ -11,10 +11,15 @@
     ├── NotFound 404 not_found
     │   ├── ProviderNotFound 404 provider_not_found
     │   ├── ModelNotFound 404 model_not_found
+    │   ├── KeyNotFound 404 key_not_found
     │   └── StreamNotFound 404 stream_not_found
     ├── MethodNotAllowed 405 method_not_allowed
     ├── RequestTimeout 408 request_timeout
     ├── StreamExists 409 stream_exists
+    ├── KeyExists 409 key_exists
+    ├── KeysReadOnly 409 keys_read_only
+    ├── LastAdminKey 409 last_admin_key
+    ├── KeyChanged 412 key_changed
     ├── RequestTooLarge 413 request_too_large
     ├── UnsupportedMediaType 415 unsupported_media_type
     ├── RateLimited 429 rate_limited
@@ -150,6 +155,13 @@ class StreamNotFound(NotFound):
     code = "stream_not_found"
 
 
+class KeyNotFound(NotFound):
+    code = "key_not_found"
+
+    def __init__(self) -> None:
+        super().__init__("No key has this id or name. GET /api/v1/keys lists all keys.")
+
+
 class MethodNotAllowed(SluiceError):
     status, code = 405, "method_not_allowed"
 
@@ -167,6 +179,40 @@ class StreamExists(SluiceError):
             "Choose another stream_id, or stop that stream.",
             param="stream_id",
             headers=NO_RETRY,
+        )
+
+
+class KeyExists(SluiceError):
+    status, code = 409, "key_exists"
+
+
+class KeysReadOnly(SluiceError):
+    """A key of SLUICE_KEYS, or a key file that can't be changed. The message says what to do."""
+
+    status, code = 409, "keys_read_only"
+
+
+class LastAdminKey(SluiceError):
+    """A change after which nobody could manage the server over HTTP."""
+
+    status, code = 409, "last_admin_key"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This is the last admin key that works, so nobody could manage this server over HTTP "
+            "any more. Create another admin key first, or use ./sluice keys on the server."
+        )
+
+
+class KeyChanged(SluiceError):
+    """A key that isn't the one that the request's If-Match names."""
+
+    status, code = 412, "key_changed"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This key has changed since you read it (its ETag differs from If-Match). "
+            "Read it again, and repeat your change."
         )
 
 

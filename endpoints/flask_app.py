@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import flask
@@ -109,6 +110,10 @@ class App(flask.Flask):
         for after in reversed(self.after_request_funcs[None]):
             response = after(response)
         return response
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function. Flask would check for each request that it isn't a coroutine."""
+        return func
 
     def do_teardown_request(self, exc: BaseException | None = None) -> None:
         """Do nothing: Sluice registers no teardown callbacks."""

@@ -6,7 +6,8 @@ import re
 
 from endpoints.services import services
 from errors import InvalidRequest
-from keys.key import ID_PREFIX, KeyFileError
+from keys.key import ID_PREFIX
+from keys.key_errors import KeyFileError
 
 ID = re.compile(rf"{ID_PREFIX}[A-Za-z0-9_-]{{1,64}}")
 

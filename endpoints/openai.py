@@ -5,7 +5,7 @@ Source: OpenAI API reference, "Completions" (read 2026-11).
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -117,7 +117,7 @@ def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str
     if outcome.reason == "stopped":
         choices += [choice(index, "", "cancelled", None) for index in sorted(missing)]
     return completion.added | {
-        "id": f"cmpl-{secrets.token_hex(16)}",
+        "id": f"cmpl-{os.urandom(16).hex()}",
         "object": "text_completion",
         "created": int(stream.opened_at),
         "model": stream.target.name,
@@ -187,7 +187,7 @@ class OpenAIEncoder:
     def __init__(self, stream: Stream, *, include_usage: bool) -> None:
         self._stream = stream
         self._include_usage = include_usage
-        self._id = f"cmpl-{secrets.token_hex(16)}"
+        self._id = f"cmpl-{os.urandom(16).hex()}"
         self._finished: set[int] = set()
         self._released = False
         self._added: AddedFields | None = None

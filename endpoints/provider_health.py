@@ -62,7 +62,8 @@ def everybodys() -> tuple[dict[str, ProviderCounts], dict[str, int | None]]:
     cluster = services().cluster
     if cluster is not None:
         answers = cluster.ask_others("providers")
-        parts += (msgspec.convert(one, dict[str, ProviderCounts]) for one in answers.found)
+        kind = dict[str, ProviderCounts]
+        parts += (msgspec.convert(one, kind, str_keys=True) for one in answers.found)
         missing = answers.missing
     return merged(parts), {"answered": len(parts), "missing": missing}
 

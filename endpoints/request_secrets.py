@@ -65,21 +65,21 @@ def refuse_secrets(shown: dict[str, str]) -> None:
     names = "\n".join(shown.values())
     if len(names) < SHORTEST_SECRET:
         return
-    flat_names = flat(names)
     suspects = [*map(Secret, secrets())]
-    if not (
-        holds_key(names)
-        or any(secret.has_piece_in(names, CHOSEN_PIECE) for secret in suspects)
-        or any(is_spelling(secret, flat_names) for secret in suspects)
-    ):
+    if not holds_secret(names, suspects):
         return
     for name, text in shown.items():  # the match may span two names, only because of the join
-        flat_text = flat(text)
-        for secret in suspects:
-            if secret.has_piece_in(text, CHOSEN_PIECE) or is_spelling(secret, flat_text):
-                raise key_as(name)
-        if holds_key(text):
+        if holds_secret(text, suspects):
             raise key_as(name)
+
+
+def holds_secret(text: str, suspects: list[Secret]) -> bool:
+    """Return True if a text contains one of the secrets, or what looks like another key."""
+    flat_text = flat(text)
+    for secret in suspects:
+        if secret.has_piece_in(text, CHOSEN_PIECE) or is_spelling(secret, flat_text):
+            return True
+    return holds_key(text)
 
 
 def is_spelling(secret: Secret, flat_text: str) -> bool:

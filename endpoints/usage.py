@@ -29,6 +29,7 @@ from keys.key import Key
 from ledger import usage
 from ledger.pricing import dollars
 from ledger.refusals import refused
+from ledger.schema import as_utc
 from ledger.usage import Scope, Sums
 from ledger.writing import left_of
 from quota.quota import budget_of
@@ -167,11 +168,7 @@ def tries(text: str) -> list[dict[str, Any]]:
 
 
 def moment(microseconds: int | None) -> str | None:
-    """Format a Unix time as UTC, such as 2026-01-31T12:00:00.123Z."""
-    if microseconds is None:
-        return None
-    found = datetime.fromtimestamp(microseconds / 1_000_000, UTC).replace(tzinfo=None)
-    return found.isoformat(timespec="milliseconds") + "Z"
+    return None if microseconds is None else as_utc(microseconds)
 
 
 def milliseconds(microseconds: int | None) -> float | None:

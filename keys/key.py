@@ -21,6 +21,8 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypedDict, ge
 import msgspec
 from msgspec import Meta
 
+from keys.key_errors import BrokenLine, KeyFileError
+
 Tier: TypeAlias = Literal["free", "standard", "enterprise", "unlimited"]
 Period: TypeAlias = Literal["total", "day", "month"]
 Status: TypeAlias = Literal["active", "disabled", "expired"]
@@ -77,14 +79,6 @@ class Terms(TypedDict, total=False):
     max_streams: int | None
     models: tuple[str, ...]
     admin: bool
-
-
-class KeyFileError(Exception):
-    """The error for a failed operation on the keys. The message is one line for the operator."""
-
-
-class BrokenLine(Exception):
-    """The error for an invalid line of the key file. The message never quotes the line."""
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,6 +140,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 
 
 FIELDS = msgspec.structs.fields(Key)
+HASHES = ("hash", "previous_hash")
 NAMES = frozenset(field.name for field in FIELDS)
 
 
@@ -172,6 +167,15 @@ def allows(key: Key, model: str) -> bool:
     return "*" in key.models or any(fnmatchcase(model, glob) for glob in key.models)
 
 
+def public(key: Key) -> Row:
+    """Return a key's fields in the format of the key file, without the hashes."""
+    return {
+        field.name: msgspec.to_builtins(getattr(key, field.name))
+        for field in FIELDS
+        if field.name not in HASHES
+    }
+
+
 def fingerprint(secret: str) -> str:
     """Return the hash under which a secret is stored."""
     return "sha256:" + hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
@@ -185,7 +189,8 @@ def new_row(name: str, terms: Terms) -> tuple[Row, str]:
     if name.startswith((ID_PREFIX, SECRET_PREFIX, "-")) or name != name.strip():
         raise KeyFileError(
             f"A name can't start with {ID_PREFIX!r}, {SECRET_PREFIX!r} or '-', "
-            "and can't start or end with a space."
+            "and can't start or end with a space.",
+            field="name",
         )
     secret = new_secret()
     created = datetime.now(UTC).replace(microsecond=0)
@@ -212,7 +217,9 @@ def rotated(row: Row, overlap: timedelta, now: datetime) -> tuple[Row, str]:
     Raises KeyFileError if the overlap is invalid.
     """
     if not timedelta() <= overlap <= MAX_OVERLAP:
-        raise KeyFileError(f"The overlap must be from 0 to {MAX_OVERLAP.days} days.")
+        raise KeyFileError(
+            f"The overlap must be from 0 to {MAX_OVERLAP.days} days.", field="overlap_s"
+        )
     secret = new_secret()
     new: Row = {name: value for name, value in row.items() if name not in PREVIOUS}
     if overlap:
@@ -230,32 +237,43 @@ def changed(row: Row, terms: Terms, now: datetime) -> Row:
     if "models" in terms:
         new["models"] = list(terms["models"])
     if "budget_period" in terms and new["budget_usd"] is None:
-        raise KeyFileError("A budget period needs a budget.")
+        raise KeyFileError("A budget period needs a budget.", field="budget_period")
     try:
         read_row(new)
     except BrokenLine as error:
-        raise KeyFileError(f"The key would be invalid: {error}.") from None
+        raise KeyFileError(f"The key would be invalid: {error}.", field=error.field) from None
     return new
 
 
 def check(terms: Terms) -> None:
     """Check terms, more strictly than a row of the file. Raises KeyFileError."""
     if terms.get("tier", "free") not in TIERS:
-        raise KeyFileError(f"The tier must be one of {', '.join(TIERS)}.")
+        raise KeyFileError(f"The tier must be one of {', '.join(TIERS)}.", field="tier")
     if terms.get("budget_period", "total") not in PERIODS:
-        raise KeyFileError(f"The budget period must be one of {', '.join(PERIODS)}.")
+        raise KeyFileError(
+            f"The budget period must be one of {', '.join(PERIODS)}.", field="budget_period"
+        )
     models = terms.get("models", ("*",))
     if not models or "" in models:
-        raise KeyFileError("The models must be full names, aliases or patterns such as 'openai/*'.")
-    for count in (terms.get("requests_per_minute"), terms.get("tokens_per_hour")):
+        raise KeyFileError(
+            "The models must be full names, aliases or patterns such as 'openai/*'.", field="models"
+        )
+    for name, count in (
+        ("requests_per_minute", terms.get("requests_per_minute")),
+        ("tokens_per_hour", terms.get("tokens_per_hour")),
+    ):
         if count is not None and not 0 <= count <= MAX_COUNT:
-            raise KeyFileError(f"A limit must be from 0 to {MAX_COUNT:,}.")
+            raise KeyFileError(f"A limit must be from 0 to {MAX_COUNT:,}.", field=name)
     streams = terms.get("max_streams")
     if streams is not None and not 1 <= streams <= MAX_COUNT:
-        raise KeyFileError(f"The number of streams must be from 1 to {MAX_COUNT:,}.")
+        raise KeyFileError(
+            f"The number of streams must be from 1 to {MAX_COUNT:,}.", field="max_streams"
+        )
     budget = terms.get("budget_usd")
     if budget is not None and not 0 <= budget <= MAX_USD:
-        raise KeyFileError(f"A budget must be from 0 to {MAX_USD:,} US dollars.")
+        raise KeyFileError(
+            f"A budget must be from 0 to {MAX_USD:,} US dollars.", field="budget_usd"
+        )
 
 
 def expiry(created: datetime, expires: timedelta | datetime | None) -> datetime | None:
@@ -268,10 +286,10 @@ def expiry(created: datetime, expires: timedelta | datetime | None) -> datetime 
     try:
         end = created + expires if isinstance(expires, timedelta) else expires.astimezone(UTC)
     except OverflowError:
-        raise KeyFileError("The expiry date is too far in the future.") from None
+        raise KeyFileError("The expiry date is too far in the future.", field="expires") from None
     end = end.replace(microsecond=0)
     if end <= created:
-        raise KeyFileError("The expiry date must be in the future.")
+        raise KeyFileError("The expiry date must be in the future.", field="expires")
     return end
 
 
@@ -287,12 +305,12 @@ def read_row(row: Row) -> Key:
         if field.name in row:
             values[field.name] = value_of(field, row[field.name])
         elif field.name not in LATER_FIELDS:
-            raise BrokenLine(f"{field.name!r} is missing")
+            raise BrokenLine(f"{field.name!r} is missing", field=field.name)
         elif get_close_matches(field.name, map(str.casefold, row.keys() - NAMES), 1, NEARLY):
-            raise BrokenLine(f"{field.name!r} is misspelt")
+            raise BrokenLine(f"{field.name!r} is misspelt", field=field.name)
     for name, other in (PREVIOUS, PREVIOUS[::-1]):
         if values.get(name) is None and values.get(other) is not None:
-            raise BrokenLine(f"{name!r} is missing")
+            raise BrokenLine(f"{name!r} is missing", field=name)
     return Key(**values)
 
 
@@ -303,7 +321,7 @@ def value_of(field: msgspec.structs.FieldInfo, value: object) -> object:
     except msgspec.ValidationError:
         found = ...
     if found is ... or not is_sound(found):
-        raise BrokenLine(f"{field.name!r} is invalid")
+        raise BrokenLine(f"{field.name!r} is invalid", field=field.name)
     return found
 
 

@@ -25,7 +25,8 @@ from typing import NamedTuple
 import msgspec
 
 from concurrency.yielding import Yielder
-from keys.key import BrokenLine, Key, KeyFileError, Row, read_row
+from keys.key import Key, Row, read_row
+from keys.key_errors import BrokenLine, CannotWriteKeys, KeyFileError, UnknownKey
 
 VARIABLE = "SLUICE_KEYS"
 CHUNK = 1 << 16
@@ -69,7 +70,7 @@ class View(NamedTuple):
         found = found or [line for line in self.lines if line.key.name == id_or_name]
         if not found:
             # The argument isn't quoted, because it may be a secret that was pasted by mistake.
-            raise KeyFileError("No key has this id or name; './sluice keys list' shows all keys.")
+            raise UnknownKey("No key has this id or name; './sluice keys list' shows all keys.")
         if len(found) > 1:
             ids = ", ".join(line.key.id for line in found)
             raise KeyFileError(f"More than one key is named {id_or_name!r}; use an id: {ids}.")
@@ -82,7 +83,7 @@ class View(NamedTuple):
         """
         line = self.pick(id_or_name)
         if line.fixed:
-            raise KeyFileError(
+            raise CannotWriteKeys(
                 f"The key {line.key.name!r} comes from {VARIABLE}; change that variable instead."
             )
         return line

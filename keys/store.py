@@ -16,9 +16,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Unpack
 
+from concurrency.native import NativeThread
 from keys.key import (
     Key,
-    KeyFileError,
     Terms,
     as_text,
     changed,
@@ -27,10 +27,12 @@ from keys.key import (
     read_row,
     rotated,
 )
+from keys.key_errors import CannotWriteKeys, NameTaken
 from keys.key_file import (
     MOST_BYTES,
     VARIABLE,
     Content,
+    Line,
     Unreadable,
     View,
     locked,
@@ -53,6 +55,16 @@ MOST_LOGGED = 10
 MAX_SECRET = 512
 """Characters. A longer text is rejected without hashing it, because a header can be a megabyte."""
 
+Check = Callable[[View, Line], None]
+"""A check of a key before it is changed. It runs while the file is locked, so that nobody can
+change the keys between the check and the change, and raises what keeps the change from being made.
+It must not wait or log: under gevent, a native thread runs it."""
+
+
+def always(_view: View, _line: Line) -> None:
+    """Allow every change."""
+
+
 # The logger's name is kept from earlier releases: see docs/decisions/0013-the-house.md.
 log = logging.getLogger("sluice.auth")
 
@@ -69,6 +81,9 @@ class KeyStore:
         self.path = path
         self._fixed = read_content(lines.encode("utf-8", "surrogateescape"), VARIABLE, fixed=True)
         self._lock = threading.Lock()
+        self._changes = NativeThread()
+        """What locks and writes the file. A greenlet that waited for the file's lock would stop
+        the process, and with it the greenlet that holds the lock."""
         self._view = View()
         self._good = LastGood()
         self._seen: tuple[int, ...] | None = None
@@ -88,6 +103,10 @@ class KeyStore:
 
     def all(self) -> list[Key]:
         return [line.key for line in self._fresh().lines]
+
+    def view(self) -> View:
+        """Return a snapshot of all keys, with their lines."""
+        return self._fresh()
 
     def get(self, id_or_name: str) -> Key:
         """Return a key. Raises KeyFileError if none or more than one has this id or name."""
@@ -127,24 +146,28 @@ class KeyStore:
 
         def add(view: View, rows: list[bytes]) -> Key:
             if any(line.key.name == name for line in view.lines):
-                raise KeyFileError(f"A key named {name!r} already exists.")
+                raise NameTaken(f"A key named {name!r} already exists.", field="name")
             rows.append(write_line(new))
             return read_row(new)
 
         return self._rewrite(add), secret
 
-    def update(self, id_or_name: str, **terms: Unpack[Terms]) -> Key:
-        """Change the given terms of a key, and return the new key. Raises KeyFileError."""
+    def update(self, id_or_name: str, check: Check = always, **terms: Unpack[Terms]) -> Key:
+        """Change the given terms of a key, and return the new key.
+
+        Raises KeyFileError, and whatever the check raises.
+        """
 
         def change(view: View, rows: list[bytes]) -> Key:
             line = view.pick_changeable(id_or_name)
+            check(view, line)
             new = changed(line.row, terms, datetime.now(UTC))
             rows[line.at] = write_line(new)
             return read_row(new)
 
         return self._rewrite(change)
 
-    def rotate(self, id_or_name: str, overlap: timedelta) -> tuple[Key, str]:
+    def rotate(self, id_or_name: str, overlap: timedelta, check: Check = always) -> tuple[Key, str]:
         """Give a key a new secret, and return both. Id, limits and history stay.
 
         Args:
@@ -152,23 +175,26 @@ class KeyStore:
 
         Raises:
             KeyFileError: the key or the overlap is invalid, or the file can't be changed.
+            Exception: whatever the check raises.
         """
         secret = ""
 
         def rotate(view: View, rows: list[bytes]) -> Key:
             nonlocal secret
             line = view.pick_changeable(id_or_name)
+            check(view, line)
             new, secret = rotated(line.row, overlap, datetime.now(UTC))
             rows[line.at] = write_line(new)
             return read_row(new)
 
         return self._rewrite(rotate), secret
 
-    def delete(self, id_or_name: str) -> Key:
-        """Delete a key, and return it. Raises KeyFileError."""
+    def delete(self, id_or_name: str, check: Check = always) -> Key:
+        """Delete a key, and return it. Raises KeyFileError, and whatever the check raises."""
 
         def drop(view: View, rows: list[bytes]) -> Key:
             line = view.pick_changeable(id_or_name)
+            check(view, line)
             del rows[line.at]
             return line.key
 
@@ -176,6 +202,12 @@ class KeyStore:
 
     def _rewrite(self, edit: Callable[[View, list[bytes]], Key]) -> Key:
         """Let `edit` change the list of lines, and write the file, all under the file's lock."""
+        key = self._changes.run(self._write, edit)
+        with self._lock:
+            self._look()
+        return key
+
+    def _write(self, edit: Callable[[View, list[bytes]], Key]) -> Key:
         target = Path(os.path.realpath(self.path))
         try:
             if target.exists():
@@ -188,11 +220,9 @@ class KeyStore:
                 # An empty file would look as if an editor were about to write it.
                 replace(target, b"".join(row + b"\n" for row in rows) or b"\n")
         except Unreadable as error:
-            raise KeyFileError(f"{self.path} can't be changed: it {error}.") from None
+            raise CannotWriteKeys(f"{self.path} can't be changed: it {error}.") from None
         except OSError as error:
-            raise KeyFileError(f"{self.path} can't be changed: {error.strerror}.") from error
-        with self._lock:
-            self._look()
+            raise CannotWriteKeys(f"{self.path} can't be changed: {error.strerror}.") from error
         return key
 
     def _fresh(self) -> View:

@@ -105,7 +105,7 @@ class DatabaseFile:
             if PIN is not None:
                 self._pin = os.open(self.path, PIN | os.O_CLOEXEC)
             self._first = admitted
-        return OpenFiles(self, connection, found.st_size)
+        return OpenFiles(self, connection, found)
 
     def look(self, *, thorough: bool) -> os.stat_result:
         """Return the state of the file at the path.
@@ -150,13 +150,14 @@ class DatabaseFile:
 class OpenFiles:
     """The files of one connection: the database file, its -wal file and its -shm file."""
 
-    def __init__(self, file: DatabaseFile, connection: sqlite3.Connection, size: int) -> None:
+    def __init__(
+        self, file: DatabaseFile, connection: sqlite3.Connection, found: os.stat_result
+    ) -> None:
         self._file, self._connection = file, connection
-        self._wal, self._shm = (
-            file.path.with_name(file.path.name + ending) for ending in ("-wal", "-shm")
-        )
+        self._name, self._id = str(file.path), id_of(found)
+        self._wal, self._shm = (f"{file.path}{ending}" for ending in ("-wal", "-shm"))
         self._ids = state_of(self._wal)[0], state_of(self._shm)[0]
-        self._size, self._wal_size = size, state_of(self._wal)[1]
+        self._size, self._wal_size = found.st_size, state_of(self._wal)[1]
         self._checked = self._looked = time.monotonic()
 
     def check(self, recent_s: float = 0.0) -> None:
@@ -173,6 +174,9 @@ class OpenFiles:
         if now - self._checked <= recent_s:
             return
         thorough = now - self._looked >= LOOK_S
+        if not thorough and self._is_unchanged():
+            self._checked = now
+            return
         try:
             self._check(thorough=thorough)
         except DatabaseFileChanged:
@@ -182,6 +186,22 @@ class OpenFiles:
                     self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             raise
         self._checked, self._looked = now, now if thorough else self._looked
+
+    def _is_unchanged(self) -> bool:
+        """Return True if the database and -wal files are the known ones, and none is smaller.
+
+        Each commit asks this, so it takes few function calls. `_check` finds out what changed.
+        """
+        try:
+            found, wal = os.stat(self._name), os.stat(self._wal)  # noqa: PTH116 - faster than a Path
+        except OSError:
+            return False
+        if (found.st_dev, found.st_ino) != self._id or (wal.st_dev, wal.st_ino) != self._ids[0]:
+            return False
+        if found.st_size < self._size or wal.st_size < self._wal_size:
+            return False
+        self._size, self._wal_size = found.st_size, wal.st_size
+        return True
 
     def _check(self, *, thorough: bool) -> None:
         size = self._file.look(thorough=thorough).st_size
@@ -221,10 +241,10 @@ def id_of(found: os.stat_result) -> FileId:
     return found.st_dev, found.st_ino
 
 
-def state_of(path: Path) -> tuple[FileId | None, int]:
+def state_of(path: str) -> tuple[FileId | None, int]:
     """Return a file's id and size, or None and 0 if it can't be reached."""
     try:
-        found = path.stat()
+        found = Path(path).stat()
     except OSError:
         return None, 0
     return id_of(found), found.st_size

@@ -12,8 +12,9 @@ import io
 import os
 import time
 from datetime import timedelta
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import gunicorn.http
 from greenlet import GreenletExit
@@ -28,6 +29,7 @@ FRESH_S = 1.0  # a new connection may be idle for this much longer: its request 
 DRAIN_BODY_S, DRAIN_BODY_BYTES = 5.0, 16 * 1024 * 1024
 MAPPED = "::ffff:"
 """The prefix of an IPv4 client's address on a socket that serves IPv6 too."""
+THREADED = {"wsgi.multithread": True}
 NO_TIMEOUT = contextlib.nullcontext()
 
 
@@ -40,6 +42,7 @@ class Worker(GeventWorker):
         super().__init__(*args, **kwargs)
         # By socket: when its last request ended (as time.monotonic); None while one is served.
         self.idle_since: dict[Any, float | None] = {}
+        self._has_prefix = "SCRIPT_NAME" in self.cfg.env_orig | self.cfg.env
         self._quitting = False
 
     def init_process(self) -> None:
@@ -111,10 +114,7 @@ class Worker(GeventWorker):
         self, listener: Any, req: Any, sock: Any, addr: Any
     ) -> tuple[FastResponse, dict[str, Any]]:
         """Return a request's response and its WSGI environment, and count the request."""
-        response, environ = wsgi.create(
-            req, sock, addr, listener, self.cfg, response_class=FastResponse
-        )
-        environ["wsgi.multithread"] = True
+        response, environ = self.create(listener, req, sock, addr)
         self.nr += 1
         if self.nr >= self.max_requests and self.alive:
             self.log.info("Autorestarting worker after current request.")
@@ -122,6 +122,46 @@ class Worker(GeventWorker):
         if not self.alive or not self.cfg.keepalive:
             response.force_close()
         return response, environ
+
+    def create(
+        self, listener: Any, req: Any, sock: Any, addr: Any
+    ) -> tuple[FastResponse, dict[str, Any]]:
+        """Return a request's response and its WSGI environment, as gunicorn's `create` does."""
+        fields = {f"HTTP_{name.replace('-', '_')}": value for name, value in req.headers}
+        unusual = self._has_prefix or "HTTP_SCRIPT_NAME" in fields or len(fields) < len(req.headers)
+        unusual |= not isinstance(addr, tuple) or not isinstance(listener, tuple)
+        if unusual or req.proxy_protocol_info or req._expected_100_continue:
+            response, environ = wsgi.create(
+                req, sock, addr, listener, self.cfg, response_class=FastResponse
+            )
+            return response, environ | THREADED
+        for name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+            if (value := fields.pop(f"HTTP_{name}", None)) is not None:
+                fields[name] = value
+        major, minor = req.version
+        return FastResponse(req, sock, self.cfg), {
+            **self.base_environ,
+            **fields,
+            "wsgi.input": req.body,
+            "wsgi.url_scheme": req.scheme,
+            "gunicorn.socket": sock,
+            "REQUEST_METHOD": req.method,
+            "SCRIPT_NAME": "",
+            "PATH_INFO": unquote_to_bytes(req.path).decode("latin-1"),
+            "QUERY_STRING": req.query,
+            "RAW_URI": req.uri,
+            "SERVER_PROTOCOL": f"HTTP/{major}.{minor}",
+            "SERVER_NAME": listener[0],
+            "SERVER_PORT": str(listener[1]),
+            "REMOTE_ADDR": addr[0],
+            "REMOTE_PORT": str(addr[1]),
+        }
+
+    @cached_property
+    def base_environ(self) -> dict[str, Any]:
+        """The variables that don't differ between requests."""
+        found: dict[str, Any] = wsgi.base_environ(self.cfg)
+        return found | THREADED
 
     def finish(self, req: Any, client: Any) -> None:
         """Prepare the connection for its next request, or let it be closed."""

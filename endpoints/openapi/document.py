@@ -14,6 +14,7 @@ from endpoints.openapi import (
     editors,
     errors,
     examples,
+    keys,
     meanings,
     operators,
     schemas,
@@ -242,7 +243,7 @@ def about(providers: Collection[str], engines: Collection[str]) -> str:
 
 def every_schema() -> dict[str, Part]:
     found = schemas.every() | editors.bodies() | editors.answers() | tokenizers.schemas()
-    found |= operators.schemas()
+    found |= keys.schemas() | operators.schemas()
     return {
         name: meanings.explained(schema, meanings.EVERY.get(name, {}))
         for name, schema in found.items()
@@ -261,7 +262,7 @@ def build(
     """
     paths = {path: {"get": found} for path, found in gets().items()}
     paths |= {path: {"post": found} for path, found in posts().items()}
-    paths |= operators.paths()
+    paths |= keys.paths() | operators.paths()
     bearer = {"type": "http", "scheme": "bearer"}
     token = {"metricsToken": bearer | {"description": "SLUICE_METRICS_TOKEN."}}
     if not metrics_token:

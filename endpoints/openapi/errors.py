@@ -60,12 +60,26 @@ SAMPLES: tuple[tuple[str, SluiceError], ...] = (
         "The caller has no active call with this id.",
         errors.StreamNotFound("No active stream has this id. It may have finished already."),
     ),
+    ("No key has this id or name.", errors.KeyNotFound()),
     (
         "The path doesn't allow this method.",
         errors.MethodNotAllowed("/v1/completions doesn't allow PUT.", headers={"Allow": "POST"}),
     ),
     ("The body arrived too slowly.", errors.RequestTimeout("The body did not arrive in time.")),
     ("The key has an active call with this stream_id.", errors.StreamExists("my-stream")),
+    (
+        "Another key has this name.",
+        errors.KeyExists("A key named 'laptop' already exists.", param="name"),
+    ),
+    (
+        "The key comes from SLUICE_KEYS, or the key file can't be changed.",
+        errors.KeysReadOnly(
+            "The key 'laptop' comes from SLUICE_KEYS; change that variable instead, and restart "
+            "the server."
+        ),
+    ),
+    ("Nobody could manage this server any more.", errors.LastAdminKey()),
+    ("The key has changed since it was read.", errors.KeyChanged()),
     (
         "The body is larger than SLUICE_MAX_BODY.",
         errors.RequestTooLarge("The body is larger than 1048576 bytes."),

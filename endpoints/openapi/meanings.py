@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from endpoints.openapi import operator_texts
+from endpoints.openapi import keys, operator_texts
 from endpoints.openapi.meanings_of_answers import ANSWERS, below
 
 MODEL: Final = "The model: provider/model or an alias."
@@ -78,6 +78,7 @@ TOKENIZERS: Final = {
 BODY: Final = REQUEST | below("additional_params", REQUEST) | below("stream_options", REQUEST)
 EVERY: Final = {
     **ANSWERS,
+    **keys.meanings(),
     **operator_texts.meanings(),
     "CompletionRequest": BODY,
     "OpenAICompletionRequest": BODY,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -48,7 +49,7 @@ class Runner(Commands):
         self.url = database_url(None, self.database)
         self.app.extensions["sluice"] = SimpleNamespace(
             keys=store,
-            settings=Settings(),
+            settings=Settings(database=self.database),
             gateway=SimpleNamespace(router=router, catalog=catalog),
         )
         cli.register(self.app)
@@ -590,6 +591,79 @@ def test_a_key_becomes_an_admin_key_and_an_ordinary_one_again(run: Runner, store
     assert store.get("a").admin
     run("change", "a", "--no-admin")
     assert not store.get("a").admin
+
+
+# Who changed what
+
+
+def test_the_log_has_each_change_with_its_user_and_no_secret(run: Runner, store: KeyStore) -> None:
+    made = run.json("create", "--name", "a", "--budget", "5")
+    run.ok("change", "a", "--budget", "10", "--models", "openai/*,fast")
+    run.ok("disable", "a")
+    run.ok("enable", "a")
+    rotated = run.json("rotate", "a", "--overlap", "0")
+    run.ok("delete", "a", "--yes")
+    found = run.json("log")
+    assert [change["action"] for change in found] == [
+        "delete", "rotate", "enable", "disable", "change", "create",
+    ]  # fmt: skip
+    assert found[4]["changes"] == {
+        "budget_usd": {"from": 5.0, "to": 10.0},
+        "models": {"from": ["*"], "to": ["openai/*", "fast"]},
+    }
+    user = pwd.getpwuid(os.getuid()).pw_name
+    assert {(one["via"], one["by"]["name"], one["key_id"]) for one in found} == {
+        ("cli", user, made["id"])
+    }
+    head, *lines = run.ok("log").splitlines()
+    assert head.split() == ["time", "action", "key", "id", "by", "changes"]
+    assert lines[4].endswith("budget_usd: 5.0 -> 10.0, models: * -> openai/*,fast")
+    everything = run.ok("log") + json.dumps(found)
+    for secret in (made["key"], rotated["key"], "sha256"):
+        assert secret not in everything
+    assert len(run.json("log", "--limit", "2")) == 2
+    run.ok("create", "--name", "b")
+    assert len(run.json("log", "--key", made["id"])) == 6
+    assert [one["key_name"] for one in run.json("log", "--key", "b")] == ["b"]
+
+
+def test_without_a_change_the_log_says_so(run: Runner, store: KeyStore) -> None:
+    result = run("log")
+    assert result.exit_code == 1
+    assert "Nothing has been recorded yet" in result.stderr
+    with connected(run.url):
+        pass
+    assert "No change has been recorded yet." in run("log").stderr
+
+
+def test_a_change_counts_although_the_ledger_cannot_be_written(
+    run: Runner, store: KeyStore
+) -> None:
+    run.database.write_bytes(b"no database" * 500)
+    result = run("create", "--name", "a")
+    assert result.exit_code == 0
+    assert store.find(result.stdout.strip()) == store.get("a")
+    assert "Warning: the ledger can't be written" in result.stderr
+
+
+def test_a_command_creates_no_ledger_in_the_folder_of_another_user(
+    run: Runner, store: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cli.open_ledger.owns", lambda _folder: False)
+    result = run("create", "--name", "a")
+    assert result.exit_code == 0
+    assert "Warning: the ledger can't be written" in result.stderr
+    assert not run.database.exists()
+
+
+def test_quickstart_records_the_first_key(run: Runner) -> None:
+    run.plain("quickstart")
+    (made,) = run.json("log")
+    assert (made["action"], made["key_name"], made["changes"]) == (
+        "create",
+        "first",
+        {"admin": True},
+    )
 
 
 # flask quickstart

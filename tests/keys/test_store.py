@@ -20,7 +20,8 @@ import pytest
 from keys import key as key_module
 from keys import key_file
 from keys import store as store_module
-from keys.key import LATER_FIELDS, Key, KeyFileError, Limits
+from keys.key import LATER_FIELDS, Key, Limits
+from keys.key_errors import KeyFileError
 from keys.store import KeyStore
 from tests.support.paths import ROOT
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +14,8 @@ from gunicorn.http.unreader import IterUnreader
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from server.http1 import FastResponse, RequestHead
+from server.http1 import FastResponse, RequestHead, http_date
+from server.worker import Worker
 from tests.support.sampling import sampled
 
 PROXY, STRANGER = ("127.0.0.1", 1234), ("203.0.113.9", 1234)
@@ -255,3 +256,66 @@ def test_a_response_of_wrong_types_raises_type_error_and_sends_nothing(
     (outcome, _, sent), _ = written(FastResponse, [part], "200 OK", fields, POST)
     assert outcome[0] is TypeError
     assert sent == b""
+
+
+def test_http_date_writes_the_format_of_http() -> None:
+    assert http_date(1_775_563_200) == "Tue, 07 Apr 2026 12:00:00 GMT"
+
+
+# The WSGI environment
+
+
+@pytest.fixture
+def make_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Worker]]:
+    workers: list[Worker] = []
+
+    def make(**env: str) -> Worker:
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        config = settings()
+        config.env_orig = env
+        workers.append(Worker(1, 1, [], None, 30, config, None))
+        return workers[-1]
+
+    yield make
+    for worker in workers:
+        worker.tmp.close()
+
+
+NOT_COMPARED = {"wsgi.file_wrapper", "wsgi.early_hints", "wsgi.errors"}
+"""Variables with new objects in each environment, and one that Sluice has no use for."""
+LISTENER = ("127.0.0.1", 8000)
+
+
+@pytest.mark.parametrize(
+    ("listener", "client"),
+    [
+        (LISTENER, PROXY),
+        (("::1", 8000, 0, 0), ("::1", 5, 0, 0)),
+        ("/run/x.sock", ""),
+        (LISTENER, b"x"),
+    ],
+)
+@pytest.mark.parametrize("script_name", ["", "/v1"])
+@pytest.mark.parametrize("sent", ODD_HEADS.values(), ids=ODD_HEADS)
+def test_the_wsgi_environment_equals_that_of_gunicorn(
+    make_worker: Callable[..., Worker], sent: bytes, script_name: str, listener: Any, client: Any
+) -> None:
+    try:
+        request = RequestHead(settings(), IterUnreader([sent]), client)
+    except Exception:  # noqa: BLE001 - a refused request has no environment
+        return
+    worker = make_worker(**({"SCRIPT_NAME": script_name} if script_name else {}))
+
+    class Client:
+        send = staticmethod(len)
+
+    def environment(create: Callable[[], tuple[Any, dict[str, Any]]]) -> Any:
+        try:
+            found = create()[1] | {"wsgi.multithread": True}
+        except Exception as error:  # noqa: BLE001 - both must raise an equal error
+            return type(error), str(error)
+        return {name: value for name, value in found.items() if name not in NOT_COMPARED}
+
+    expected = environment(lambda: wsgi.create(request, Client, client, listener, settings()))
+    assert environment(lambda: worker.create(listener, request, Client, client)) == expected

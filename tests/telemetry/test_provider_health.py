@@ -120,7 +120,8 @@ def test_the_shortest_and_the_longest_times_have_a_percentile(seconds: float) ->
 def test_counts_of_processes_add_up() -> None:
     one = health(attempt(), attempt(error=status(500))).counts()
     other = health(attempt(T + 1, error=status(500), model="n"), now=T + 1).counts()
-    sent = msgspec.json.decode(msgspec.json.encode(other), type=dict[str, ProviderCounts])
+    received = msgspec.json.decode(msgspec.json.encode(other))
+    sent = msgspec.convert(received, dict[str, ProviderCounts], str_keys=True)
     found = merged([one, sent, {"other": ProviderCounts(attempts=7)}])
     assert found["other"].attempts == 7
     both = found["sim"]
