@@ -48,10 +48,12 @@ DAYS_OF_ROWS: Final = 31
 """The days of a report that is summed from rows, if its start isn't given."""
 TAKES: Final = {
     "key": "the id or the name of a key",
+    "group": "the name of a group of keys",
     "group_by": " or ".join((", ".join(GROUPS[:-1]), GROUPS[-1])),
     "limit": f"an integer from 1 to {MOST_ROWS}",
     "cursor": "the next_cursor of a previous response",
 }
+MORE: Final = ("group_by", "format", "limit", "cursor")
 OFFSET = re.compile("offset:([0-9]{1,9})")
 
 
@@ -67,7 +69,7 @@ class Asked(NamedTuple):
 @bp.get("")
 @admin_required
 def show_usage() -> Response:
-    asked = parameters(*("start_date", "end_date", "key", "group_by", "format", "limit", "cursor"))
+    asked = parameters("start_date", "end_date", "key", "group", *MORE)
     form = one_of(asked, "format", FORMATS) or accepted()
     by = one_of(asked, "group_by", GROUPS, TAKES["group_by"]) or "key"
     most = MOST_CSV_ROWS if form == "csv" else MOST_ROWS
@@ -79,20 +81,27 @@ def show_usage() -> Response:
 
 
 def scope_of(asked: Mapping[str, str], by: str) -> Scope:
-    """Return the key and the days of a report. Raises InvalidRequest."""
+    """Return the key or the group, and the days of a report. Raises InvalidRequest."""
     first, last = day(asked, "start_date"), day(asked, "end_date")
-    if by in usage_pages.ROW_GROUPS and first is None:
+    key_id, group = key_id_of(asked.get("key")), asked.get("group")
+    if group is not None and (key_id is not None or by == REFUSAL):
+        what = "group_by=refusal" if by == REFUSAL else "key"
+        raise InvalidRequest(f"group and {what} don't go together.", param="group")
+    scope = Scope(key_id, first, last, group)
+    if usage_pages.is_from_rows(by, scope) and first is None:
         end = date.fromisoformat(last) if last else datetime.now(UTC).date()
         days = min(DAYS_OF_ROWS - 1, (end - date.min).days)
         first = (end - timedelta(days=days)).isoformat()
     if first and last and first > last:
         raise InvalidRequest("start_date is after end_date.", param="start_date")
-    return Scope(key_id_of(asked.get("key")), first, last)
+    return scope._replace(first_day=first)
 
 
 def usage_report(asked: Asked) -> dict[str, Any]:
-    def read(connection: Connection) -> tuple[Page, Refusals]:
+    def read(connection: Connection) -> tuple[Page, Refusals | None]:
         page = usage_pages.page(connection, asked.scope, asked.by, asked.limit, asked.offset)
+        if asked.scope.group is not None:  # refusals are counted by key only
+            return page, None
         return page, usage_pages.refused(connection, asked.scope, MOST_REFUSALS)
 
     page, refused = services().ledger.read(read)
@@ -107,7 +116,7 @@ def usage_report(asked: Asked) -> dict[str, Any]:
         ],
         "total": usage.as_json(page.total),
         "groups": page.groups,
-        "refused": {"calls": refused.total, "data": refusal_rows(refused, names)},
+        "refused": refused and {"calls": refused.total, "data": refusal_rows(refused, names)},
         "next_cursor": next_cursor(asked, len(page.rows), page.groups),
     }
 
@@ -130,6 +139,7 @@ def heading(asked: Asked) -> dict[str, Any]:
         "start_date": scope.first_day,
         "end_date": scope.last_day,
         "key_id": scope.key_id,
+        "group": scope.group,
     }
 
 

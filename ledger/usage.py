@@ -40,12 +40,17 @@ GROUPS: dict[str, tuple[ColumnElement[str], ...]] = {
 
 
 class Scope(NamedTuple):
-    """The requests to sum up: those of a key and of a range of days. None means no restriction."""
+    """The requests to sum up: those of a key or a group and of a range of days.
+
+    None means no restriction. Only ledger/usage_pages.py knows groups.
+    """
 
     key_id: str | None = None
     first_day: str | None = None
     last_day: str | None = None
     """The last day, which is included."""
+    group: str | None = None
+    """The name of a group of keys, to which the keys belonged when the calls started."""
 
 
 class Sums(NamedTuple):

@@ -25,17 +25,25 @@ from sqlalchemy import (
 
 from ledger import usage
 from ledger.refusals import refusals_of
-from ledger.schema import DAY_US, daily, first_id, requests
+from ledger.schema import DAY_US, daily, first_id, group_daily, requests
 from ledger.upkeep import APART_US, start_of
 from ledger.usage import Scope, Sums
 from ledger.writing import COUNTS
 
 Columns: TypeAlias = Mapping[str, tuple[ColumnElement[Any], ...]]
 
-ROW_GROUPS: Final[Columns] = {"end_reason": (requests.c.end_reason,)}
-"""The kinds of groups that are summed from the rows, because no roll-up has them. Rows that were
-pruned are missing."""
-GROUPS: Final = (*usage.GROUPS, *ROW_GROUPS)
+OF_GROUPS: Final[Columns] = {"day": (group_daily.c.day,), "group": (group_daily.c.group_name,)}
+"""What the roll-up of groups of keys can be grouped by."""
+OF_ROWS: Final[Columns] = {
+    "model": (requests.c.provider, requests.c.model),
+    "provider": (requests.c.provider,),
+    "endpoint": (requests.c.endpoint,),
+    "key": (requests.c.key_id,),
+    "group": (requests.c.group_name,),
+    "end_reason": (requests.c.end_reason,),
+}
+"""What rows can be grouped by."""
+GROUPS: Final = (*usage.GROUPS, "group", "end_reason")
 
 
 class Page(NamedTuple):
@@ -57,9 +65,19 @@ class Refusals(NamedTuple):
     """The number of all pairs of a key and a reason."""
 
 
+def is_from_rows(by: str, scope: Scope) -> bool:
+    """Return True if a report is summed from the rows, because no roll-up has what it needs.
+
+    Rows that were pruned are missing in it. A scope has a key or a group, but not both.
+    """
+    if by == "end_reason" or (by == "group" and scope.key_id is not None):
+        return True
+    return scope.group is not None and by not in OF_GROUPS
+
+
 def page(connection: Connection, scope: Scope, by: str, limit: int, offset: int = 0) -> Page:
     """Return some groups of a scope, in order. by: one of GROUPS."""
-    each = (from_rows(by, scope) if by in ROW_GROUPS else from_roll_up(by, scope)).subquery()
+    each = sums_by(by, scope).subquery()
     order = [each.c.name] if by == "day" else [-each.c.cost_nano, -each.c.requests, each.c.name]
     rows = connection.execute(paged(each, COUNTS).order_by(*order).limit(limit).offset(offset))
     found = rows.all()
@@ -95,6 +113,24 @@ def paged(
     return select(*(names or (each.c.name,)), *own, *sums, func.count().over())
 
 
+def sums_by(by: str, scope: Scope) -> Select[*tuple[Any, ...]]:
+    """Return the query for the name and the sums of each group. The calls of keys without a group
+    are in no group."""
+    if is_from_rows(by, scope):
+        return from_rows(by, scope)
+    if by == "group" or scope.group is not None:
+        return from_groups(by, scope)
+    return from_roll_up(by, scope)
+
+
+def from_groups(by: str, scope: Scope) -> Select[*tuple[Any, ...]]:
+    columns = OF_GROUPS[by]
+    name = usage.name_of(columns).label("name")
+    found = select(name, *summed(group_daily.c)).group_by(*columns)
+    own = [] if scope.group is None else [group_daily.c.group_name == scope.group]
+    return found.where(*own, *usage.of_days(group_daily.c.day, scope))
+
+
 def from_roll_up(by: str, scope: Scope) -> Select[*tuple[Any, ...]]:
     columns = usage.GROUPS[by]
     name = usage.name_of(columns).label("name")
@@ -103,7 +139,7 @@ def from_roll_up(by: str, scope: Scope) -> Select[*tuple[Any, ...]]:
 
 
 def from_rows(by: str, scope: Scope) -> Select[*tuple[Any, ...]]:
-    columns = ROW_GROUPS[by]
+    columns = OF_ROWS[by]
     row = requests.c
     one = {
         "requests": func.count(),
@@ -114,7 +150,11 @@ def from_rows(by: str, scope: Scope) -> Select[*tuple[Any, ...]]:
     }
     counts = [cast(one[name], BigInteger).label(name) for name in COUNTS]
     found = select(usage.name_of(columns).label("name"), *counts).group_by(*columns)
-    return found.where(row.ended_us.is_not(None), within(scope), *usage.of_key(row.key_id, scope))
+    own = [] if scope.group is None else [row.group_name == scope.group]
+    if by == "group":
+        own.append(row.group_name.is_not(None))
+    of_key = usage.of_key(row.key_id, scope)
+    return found.where(row.ended_us.is_not(None), within(scope), *of_key, *own)
 
 
 def within(scope: Scope) -> ColumnElement[bool]:

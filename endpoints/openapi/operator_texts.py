@@ -17,7 +17,7 @@ ONE_REFUSAL: Final = {
     "reason": "rate_limited:requests",
     "calls": 4,
 }
-DAYS: Final = {"start_date": "2026-04-01", "end_date": None, "key_id": None}
+DAYS: Final = {"start_date": "2026-04-01", "end_date": None, "key_id": None, "group": None}
 EXAMPLES: Final[dict[str, Any]] = {
     "AllUsage": {
         "group_by": "key",
@@ -110,6 +110,7 @@ HEADING: Final = {
     "start_date": "The first day, in UTC; null if there is no limit.",
     "end_date": "The last day, in UTC; null if there is no limit.",
     "key_id": "The only key of the report; null for all keys.",
+    "group": "The only group of keys of the report; null for all keys.",
     "groups": "The number of all groups, also those on other pages.",
     "next_cursor": "The cursor of the next page; null on the last one.",
 }
@@ -151,6 +152,20 @@ PROVIDER: Final = {
 }
 
 
+STREAM: Final = {
+    "data": "The active calls, oldest first.",
+    **below("data", ANSWERS["ActiveStream"]),
+    "data.key_id": "The id of the caller's key.",
+    "data.key_name": "The name of that key; null if it was deleted.",
+    "data.request_id": "The request's id, by which the call can be stopped too.",
+    "data.endpoint": "The path that was called.",
+    "data.stream": "true if the completion is streamed.",
+    "data.state": "queued: before the first attempt. waiting: before the first text.",
+    "total": "The number of active calls, also those that aren't listed.",
+    **PROCESSES,
+}
+
+
 def meanings() -> dict[str, dict[str, str]]:
     return {
         "AllUsage": {
@@ -160,7 +175,8 @@ def meanings() -> dict[str, dict[str, str]]:
             "data.key_name": "The name of the key, if the groups are keys; null if it was deleted.",
             **below("data", SUM | COUNTS),
             "total": "The sums of all groups together, also those on other pages.",
-            "refused": "The calls that were refused, which aren't among the requests.",
+            "refused": "The calls that were refused, which aren't among the requests. null in a "
+            "report about a group of keys.",
             "refused.calls": "Their number.",
             "refused.data": f"By key and reason, at most {all_usage.MOST_REFUSALS}.",
             **below("refused.data", REFUSAL),
@@ -172,18 +188,7 @@ def meanings() -> dict[str, dict[str, str]]:
             "total": "All refused calls together.",
             "total.calls": "Their number.",
         },
-        "AllStreams": {
-            "data": "The active calls, oldest first.",
-            **below("data", ANSWERS["ActiveStream"]),
-            "data.key_id": "The id of the caller's key.",
-            "data.key_name": "The name of that key; null if it was deleted.",
-            "data.request_id": "The request's id, by which the call can be stopped too.",
-            "data.endpoint": "The path that was called.",
-            "data.stream": "true if the completion is streamed.",
-            "data.state": "queued: before the first attempt. waiting: before the first text.",
-            "total": "The number of active calls, also those that aren't listed.",
-            **PROCESSES,
-        },
+        "AllStreams": STREAM,
         "ProvidersHealth": {
             "window_s": "The seconds that calls, failures and times cover.",
             **PROCESSES,

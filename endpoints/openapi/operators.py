@@ -38,7 +38,7 @@ def schemas() -> dict[str, Schema]:
     refusal: Schema = {"key_id": TEXT, "key_name": name, "code": TEXT, "limit": name}
     refusal |= {"reason": TEXT, "calls": COUNT}
     refusals = items(closed(refusal))
-    days: Schema = {"start_date": name, "end_date": name, "key_id": name}
+    days: Schema = {"start_date": name, "end_date": name, "key_id": name, "group": name}
     end: Schema = {"groups": COUNT, "next_cursor": name}
     tokens = closed({"input": COUNT, "output": COUNT, "total": COUNT})
     group: Schema = {"name": TEXT, "requests": COUNT, "cost": NUMBER, "tokens": tokens}
@@ -51,7 +51,7 @@ def schemas() -> dict[str, Schema]:
     return {
         "AllUsage": closed(
             {"group_by": by} | days | {"data": groups, "total": ref("Sums")} | end
-            | {"refused": closed({"calls": COUNT, "data": refusals})}
+            | {"refused": nullable(closed({"calls": COUNT, "data": refusals}))}
         ),
         "AllRefusals": closed(
             {"group_by": {"const": all_usage.REFUSAL}} | days
@@ -105,6 +105,7 @@ def usage() -> Part:
         in_query("start_date", DATES["start_date"]),
         in_query("end_date", DATES["end_date"]),
         in_query("key", all_usage.TAKES["key"]),
+        in_query("group", all_usage.TAKES["group"]),
         in_query("group_by", all_usage.TAKES["group_by"], enum(*all_usage.GROUPS)),
         in_query("format", DATES["format"], enum(*FORMATS)),
         in_query("limit", all_usage.TAKES["limit"], limit | {"maximum": all_usage.MOST_CSV_ROWS}),

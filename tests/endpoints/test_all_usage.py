@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from sqlalchemy import update
 
 from endpoints import all_usage
 from ledger import refusals
 from ledger.database import database_url
+from ledger.schema import group_daily, requests
 from tests.endpoints.test_usage import fill, sums
 from tests.support.rows import connected
 from tests.test_app import Site, make_app, make_key
@@ -67,6 +69,7 @@ def test_usage_of_all_keys_is_by_key_with_the_highest_cost_first(filled: Office)
         "start_date": None,
         "end_date": None,
         "key_id": None,
+        "group": None,
         "data": [
             {"name": BEN, "key_name": None} | sums(1, 9e-06, (1000, 2000)),
             {"name": ADA, "key_name": "ada"} | sums(3, 3e-06, (111, 222), unpriced_requests=1),
@@ -155,6 +158,25 @@ def test_a_page_after_the_last_one_is_empty_and_has_the_sums_of_all(filled: Offi
         assert report["total"] == ask(filled, f"?group_by={by}")["total"]
 
 
+def test_usage_can_be_that_of_a_group_of_keys(filled: Office) -> None:
+    with connected(database_url(None, filled.app.extensions["sluice"].settings.database)) as found:
+        found.execute(update(requests).where(requests.c.key_id == ADA).values(group_name="team"))
+        counts = {"requests": 3, "input_tokens": 111, "output_tokens": 222, "cost_nano": 3_000}
+        row = {"group_name": "team", "day": "2026-01-31", "unpriced": 1} | counts
+        found.execute(group_daily.insert().values(row))
+    team = sums(3, 3e-06, (111, 222), unpriced_requests=1)
+    assert ask(filled, "?group_by=group")["data"] == [{"name": "team"} | team]
+    report = ask(filled, "?group=team&group_by=day")
+    assert (names(report), report["total"], report["start_date"]) == (["2026-01-31"], team, None)
+    assert (report["group"], report["refused"]) == ("team", None)
+    for query in ("group=team&group_by=key", "group=team", "key=ada&group_by=group"):
+        report = ask(filled, f"?{query}&start_date=2026-01-01")
+        assert report["total"] == team
+        assert ask(filled, f"?{query}")["start_date"] > "2026-06-01"
+    assert ask(filled, "?group=team&group_by=model&start_date=2026-01-31")["groups"] == 2
+    assert ask(filled, "?group=nobody&group_by=day")["data"] == []
+
+
 def test_refused_calls_are_a_report_of_their_own(filled: Office) -> None:
     report = ask(filled, "?group_by=refusal")
     assert report["data"] == ask(filled)["refused"]["data"]
@@ -196,6 +218,8 @@ def test_usage_of_all_keys_as_csv(filled: Office) -> None:
         ("cursor=x", "cursor: got 'x'"),
         ("cursor=MDY1MWQzZjdhMWIyYzQ5ZThmMWMyYjNhNGQ1ZTZm", "the next_cursor of a previous"),
         ("key=nobody", "key: there is no key"),
+        ("key=ada&group=team", "group and key don't go together"),
+        ("group_by=refusal&group=team", "group and group_by=refusal don't go together"),
         ("start_date=2026-02-02&end_date=2026-02-01", "start_date is after end_date"),
         ("start_date=soon", "start_date: got 'soon'"),
         ("grup_by=key", "Did you mean group_by?"),

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, update
 
 from completion import Usage
 from ledger import refusals, usage
+from ledger.schema import group_daily, requests
 from ledger.usage import Scope, Sums
 from ledger.usage_pages import GROUPS, Refusals, page, refused
+from ledger.writing import COUNTS
 from tests.support.rows import connected, open_row, settle, settled_row
+
+WHOLE = Sums(4, 114, 226, 5_000, 1)
 
 
 @pytest.fixture
@@ -28,10 +32,11 @@ def filled(connection: Connection) -> Connection:
     stopped = open_row(connection, "2026-01-31T12:00:00", key_id="key_c")
     settle(connection, stopped, end_reason="stopped", usage=Usage(3, 4), cost_nano=2_000)
     open_row(connection, "2026-01-31T12:00:00")
+    connection.execute(update(requests).values(group_name="team"))
+    counts = dict(zip(COUNTS, WHOLE, strict=True))
+    row = {"group_name": "team", "day": "2026-01-31"} | counts
+    connection.execute(group_daily.insert().values(row))
     return connection
-
-
-WHOLE = Sums(4, 114, 226, 5_000, 1)
 
 
 @pytest.mark.parametrize("by", GROUPS)
@@ -47,6 +52,8 @@ def test_a_page_has_the_sums_of_all_groups(filled: Connection, by: str) -> None:
     assert rest.rows == found.rows[1:]
     assert (rest.total, rest.groups) == (WHOLE, found.groups)
     assert page(filled, Scope("key_nobody"), by, 100).groups == 0
+    assert page(filled, Scope(group="team"), by, 100).total == WHOLE
+    assert page(filled, Scope(group="nobody"), by, 100).groups == 0
 
 
 @pytest.mark.parametrize("by", usage.GROUPS)
