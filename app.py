@@ -128,7 +128,7 @@ def wire(settings: Settings) -> Services:
     breakers = CircuitBreakers(enabled=settings.cooldown, redis_client=redis_client)
     gateway = Gateway(settings, quota, ledger, records.settled, breakers=breakers, cluster=cluster)
     if cluster is not None:
-        beats = [quota.beat, breakers.exchange, *shared_loads(redis_client, gateway)]
+        beats = [quota.beat, breakers.exchange, *shared_replicas(redis_client, gateway)]
         subjects: Subjects = {
             "streams": gateway.streams.everybodys_here,
             "providers": lambda _: records.health(),
@@ -163,14 +163,18 @@ def wire(settings: Settings) -> Services:
     )
 
 
-def shared_loads(
+def shared_replicas(
     redis_client: RedisClient | None, gateway: Gateway
 ) -> Iterator[Callable[[], None]]:
-    """Yield the function that shares the replicas' calls in flight, if there are any replicas."""
+    """Yield the functions that share what is known of replicas, if there are any.
+
+    They come after the exchange of circuit breakers.
+    """
     if redis_client is not None and gateway.replica_calls():
         # Imported here because most servers don't need it.
         from routing.load_sync import LoadSync
 
+        yield gateway.check_replicas
         yield LoadSync(redis_client, gateway.reader.replicas.loads).exchange
 
 

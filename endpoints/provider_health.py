@@ -2,7 +2,7 @@
 
 - The calls of all processes count that share a Redis. What a process doesn't answer is missing, and
   the response says so.
-- No key, no URL, and no text of a prompt, a completion or an error is shown.
+- No key, and no text of a prompt, a completion or an error is shown.
 """
 
 from __future__ import annotations

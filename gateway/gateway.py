@@ -32,7 +32,7 @@ from keys.key import Key, allows
 from ledger.ledger import Ledger
 from ledger.price_terms import requested_terms
 from ledger.pricing import Prices
-from providers.base import Target
+from providers.base import Provider, Target
 from providers.transport.exchange import Transport
 from quota.quota import Quota
 from routing.circuit_breaker import CircuitBreakers
@@ -177,12 +177,20 @@ class Gateway:
         ]
         return {key: own.get(key, 0) for key in keys}
 
+    def check_replicas(self) -> None:
+        """Check the replicas that other processes can't reach."""
+        rows = self.router.providers.values()
+        self.reader.replicas.check(one for row in rows for one in Target(row, "").replicas)
+
     def open_circuits(self) -> dict[str, float]:
-        """Return the models and provider keys that are cooling down, with the seconds left."""
+        """Return what is cooling down, with the seconds left: models, provider keys and replicas.
+
+        A replica has its number in the row instead of its name, because the name has its host, and
+        /ready needs no key.
+        """
         return {
-            (f"{provider}/{model}" if model else provider)
-            + (f" (key {number})" if number > 1 or (number and not model) else ""): seconds
-            for (provider, model, number), seconds in self.reader.breakers.open_circuits().items()
+            self._public_name(*key): seconds
+            for key, seconds in self.reader.breakers.open_circuits().items()
         }
 
     def pauses(self) -> dict[str, list[Pause]]:
@@ -192,6 +200,23 @@ class Gateway:
             name = pause.key[0].partition("@")[0]
             found.setdefault(name, []).append(pause)
         return found
+
+    def _public_name(self, place: str, model: str, number: int) -> str:
+        provider, at, replica = place.partition("@")
+        row, more = self.router.providers.get(provider), []
+        if at:
+            names = [one.name for one in row.replicas] if row is not None else []
+            known = replica in names
+            more.append(f"replica {names.index(replica) + 1}" if known else "unknown replica")
+        if number > 1 or (number and not model):
+            more.append(f"key {number}")
+        name = f"{provider}/{model}" if model else provider
+        return f"{name} ({', '.join(more)})" if more else name
+
+    def reachable_replicas(self, row: Provider) -> int:
+        """Return the number of a row's replicas that this process doesn't take for unreachable."""
+        targets = Target(row, "").replicas
+        return sum(not self.reader.breakers.is_away(target) for target in targets)
 
     def _choose(
         self, request: CompletionRequest, route: Route, key: Key, *, strict: bool

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, cast
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -50,6 +51,8 @@ POLICIES: Final = ("", "cancel", "drain")
 PATH: Final = re.compile(r"`\$\.(\w+)")
 """The field in msgspec's messages."""
 UNKNOWN: Final = re.compile(r"unknown field `(\w+)`")
+NO_URL: Final = re.compile(r"\s|,https?://")
+"""A part that no URL has. Somebody wrote a space, or several URLs."""
 PLACEHOLDER: Final = re.compile(r"\{([A-Z][A-Z0-9_]*)\}")
 
 
@@ -218,14 +221,29 @@ def check(row: Provider) -> Provider:
 def check_network(row: Provider) -> None:
     at = ("providers", row.name)
     for url in [one.url for one in row.replicas] or [row.base_url]:
-        if row.dialect != "local" and not url.startswith(("http://", "https://", "{")):
-            problem = f"base_url must begin with http:// or https://, not {url}"
+        if row.dialect != "local" and (problem := problem_of_url(url)):
             raise TomlError(problem, *at, "base_url")
     if row.ca_bundle and not Path(row.ca_bundle).is_file():
         raise TomlError(f"ca_bundle: no such file: {row.ca_bundle!r}", *at, "ca_bundle")
     if row.proxy is not None and not PLACEHOLDER.search(row.proxy):
         with at_field(row.name, "proxy"):
             proxy.parse("proxy", row.proxy)
+
+
+def problem_of_url(url: str) -> str:
+    """Return why a URL can't be a provider's, or "" if it can. A placeholder may stand for much."""
+    shown = url.rpartition("@")[2]  # without a password
+    if not url.startswith(("http://", "https://", "{")):
+        return f"base_url must begin with http:// or https://, not {shown}"
+    try:
+        parts = urlsplit(url)
+        filled_in = PLACEHOLDER.search(url) is None
+        valid = not filled_in or (bool(parts.hostname) and parts.port != 0)
+    except ValueError:
+        valid = False
+    if not valid or NO_URL.search(url) or "," in url.partition("://")[2].partition("/")[0]:
+        return f"base_url is not a valid URL: {shown!r}; write several URLs as a list"
+    return ""
 
 
 def check_names(row: Provider) -> None:

@@ -37,6 +37,7 @@ JITTER: Final = 0.1
 STALE_INTERVALS: Final = 3
 """The age of a list, in intervals, from which on it is worth waiting for a newer one."""
 MOST_ASKED_AT_ONCE: Final = 16
+KEY_REJECTED: Final = (401, 403)
 
 Lister: TypeAlias = Callable[[Target], Listing]
 
@@ -57,7 +58,7 @@ class AddressList:
         Args:
             targets: one for each of the operator's keys.
         """
-        self._targets = targets
+        self._targets, self._turn = targets, 0
         self.listing: Listing | None = None
         """The last list; None if there has been none."""
         self.listed_at: float | None = None
@@ -72,8 +73,16 @@ class AddressList:
 
     @property
     def target(self) -> Target:
-        """The target to ask. After a failure, it is the one with the next key."""
-        return self._targets[self.failures % len(self._targets)]
+        """The target to ask: with the last key that worked, or after a failure with the next."""
+        return self._targets[self._turn % len(self._targets)]
+
+    @property
+    def keys(self) -> int:
+        return len(self._targets)
+
+    def turn(self) -> None:
+        """Go on to the next key."""
+        self._turn += 1
 
     def is_due(self, now: float) -> bool:
         return not self.asking and now >= self.due
@@ -107,6 +116,7 @@ class AddressList:
             self.reached, self.reached_at = reached, now
         wait = min(RETRY_S * 2.0 ** min(self.failures, 10), LONGEST_RETRY_S, interval)
         self.failures += 1
+        self.turn()
         self.due = now + max(wait, min(retry_after or 0.0, OWN_S))
 
 
@@ -224,13 +234,27 @@ class ModelDiscovery:
                 return
             self._update(state)
 
+    def _list(self, state: AddressList) -> Listing:
+        """Return the list of an address, with the first of the keys that the host doesn't reject.
+
+        Raises SluiceError.
+        """
+        for _ in range(state.keys - 1):
+            try:
+                return self._ask(state.target)
+            except UpstreamError as error:
+                if error.upstream_status not in KEY_REJECTED:
+                    raise
+                state.turn()
+        return self._ask(state.target)
+
     def _update(self, state: AddressList) -> None:
         """Ask an address, and remember what it answers."""
         interval = self._interval * self._jitter(1 - JITTER, 1 + JITTER)
         change: Callable[[float], None] = partial(state.failed, interval=interval)
         name = state.target.provider.name
         try:
-            change = partial(state.listed, self._ask(state.target), interval=interval)
+            change = partial(state.listed, self._list(state), interval=interval)
         except FoundItself:
             change = state.skipped
             log.info("the models of %s are not listed: it is Sluice itself", name)

@@ -146,6 +146,9 @@ ANSWERS: Final[dict[str, dict[str, str]]] = {
         "name": "The provider's name, the first part of provider/model.",
         "enabled": "true if it can be called without your own provider key.",
         "text_completions": "Its known models.",
+        "replicas": "The servers that share its calls, if there are several.",
+        "replicas.total": "How many there are.",
+        "replicas.reachable": "How many of them can be reached.",
     },
     "OpenAIModel": {
         "id": "The name to send as model.",
