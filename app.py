@@ -15,6 +15,7 @@ from config import ConfigError, Settings, TomlError, shown_before
 from endpoints import (
     all_streams,
     all_usage,
+    chat,
     error_handlers,
     fim,
     health,
@@ -32,6 +33,7 @@ from endpoints import (
 )
 from endpoints import metrics as metrics_page
 from endpoints.flask_app import App
+from endpoints.held_bodies import HeldBodies
 from endpoints.openapi import page as openapi
 from endpoints.services import Services
 from gateway.gateway import Gateway
@@ -60,6 +62,7 @@ BLUEPRINTS = tuple(
         native,
         openai,
         openai_models,
+        chat,
         fim,
         llamacpp,
         tokenizers,
@@ -157,6 +160,7 @@ def wire(settings: Settings) -> Services:
         ledger=ledger,
         metrics=metrics,
         records=records,
+        bodies=HeldBodies(settings.bodies_total),
         redis_client=redis_client,
         cluster=cluster,
         tracing=tracing,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from completion import CompletionRequest, prompt_tokens, utf8_size
+from completion import Chat, CompletionRequest, prompt_tokens, utf8_size
 from errors import NO_RETRY, InvalidRequest, RateLimited, Unavailable, limit_details
 from keys.key import Key, Limits
 from ledger.entries import Budget, Claim
@@ -261,6 +261,8 @@ def demand_of(request: CompletionRequest) -> Demand:
 
     Raises InvalidRequest if its parameters are nested too deeply to be sent.
     """
+    if request.chat is not None:
+        return chat_demand(request, request.chat)
     count = len(request.prompts)
     suffix = utf8_size(request.suffix or "")
     for file in request.files:
@@ -278,6 +280,12 @@ def demand_of(request: CompletionRequest) -> Demand:
         output=None if request.max_tokens is None else request.max_tokens * tries,
         loose=bool(unknown),
     )
+
+
+def chat_demand(request: CompletionRequest, chat: Chat) -> Demand:
+    tries = max(request.n or 1, request.best_of or 1)
+    output = None if request.max_tokens is None else request.max_tokens * tries
+    return Demand(chat.input_tokens, chat.most_input, output, loose=chat.loose)
 
 
 def budget_of(key: Key) -> Budget | None:
