@@ -15,6 +15,7 @@ from config import ConfigError, Settings, TomlError, shown_before
 from endpoints import (
     error_handlers,
     fim,
+    groups,
     health,
     hooks,
     keys,
@@ -32,6 +33,7 @@ from endpoints.flask_app import App
 from endpoints.openapi import page as openapi
 from endpoints.services import Services
 from gateway.gateway import Gateway
+from keys.group import read_groups
 from keys.store import KeyStore
 from ledger.database import database_url
 from ledger.ledger import Ledger
@@ -61,6 +63,7 @@ BLUEPRINTS = tuple(
         models,
         usage,
         keys,
+        groups,
         health,
         metrics_page,
         pages,
@@ -136,7 +139,7 @@ def wire(settings: Settings) -> Services:
     metrics.know([settings.default_model, settings.fim_model, *settings.prices, *aliased])
     return Services(
         settings=settings,
-        keys=KeyStore(settings.keys_file, settings.keys),
+        keys=KeyStore(settings.keys_file, settings.keys, read_groups(settings.groups)),
         gateway=gateway,
         quota=quota,
         ledger=ledger,

@@ -27,8 +27,9 @@ from gateway.capabilities import Candidate, candidates
 from gateway.continuation import continuable
 from gateway.failures import line, name_targets
 from gateway.model_catalog import model_catalog
+from gateway.permission import permitted_targets
 from gateway.tokenizers import Tokenizers
-from keys.key import Key, allows
+from keys.key import Key
 from ledger.ledger import Ledger
 from ledger.price_terms import requested_terms
 from ledger.pricing import Prices
@@ -187,7 +188,10 @@ class Gateway:
     def _choose(
         self, request: CompletionRequest, route: Route, key: Key, *, strict: bool
     ) -> list[Candidate]:
-        targets = self.router.targets(route, None if "*" in key.models else partial(allows, key))
+        if "*" in key.models and key.shared is None:
+            targets = self.router.targets(route)
+        else:
+            targets = permitted_targets(self.router, route, key)
         fitting = candidates(request, targets, strict=strict or self.settings.strict)
         return self._billing.payable(key, fitting)
 

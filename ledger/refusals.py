@@ -23,8 +23,8 @@ from sqlalchemy import BigInteger, Connection, cast, func, select
 from errors import InsufficientCredits, ModelForbidden, RateLimited, SluiceError
 from ledger.database import DatabaseAway, Link
 from ledger.schema import day_of, now_us, refusals
+from ledger.statements import Statement, execute, inserter
 from ledger.usage import Scope
-from ledger.writing import Statement, execute, inserter
 
 log = logging.getLogger("sluice.ledger")
 
@@ -33,20 +33,27 @@ Place: TypeAlias = tuple[str, str, str]
 
 FLUSH_S: Final = 5.0
 """Seconds between two writes of the counts."""
+OF_GROUP: Final = ":group"
 REASONS: Final = (
     f"{InsufficientCredits.code}:budget",
+    f"{InsufficientCredits.code}:budget{OF_GROUP}",
     ModelForbidden.code,
     f"{RateLimited.code}:concurrency",
     f"{RateLimited.code}:requests",
+    f"{RateLimited.code}:requests{OF_GROUP}",
     f"{RateLimited.code}:tokens",
+    f"{RateLimited.code}:tokens{OF_GROUP}",
 )
-"""The reasons that are counted: an error's code and, after a colon, the limit that was reached."""
+"""The reasons that are counted: an error's code, after a colon the limit that was reached, and
+OF_GROUP if it is the limit of the key's group."""
 
 
 def reason_of(error: SluiceError) -> str | None:
     """Return the reason for which a call was refused, or None if that isn't counted."""
-    limit = (error.details or {}).get("limit_type")
+    details = error.details or {}
+    limit = details.get("limit_type")
     reason = f"{error.code}:{limit}" if limit else error.code
+    reason += OF_GROUP if "group" in details else ""
     return reason if reason in REASONS else None
 
 
