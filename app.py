@@ -18,6 +18,7 @@ from endpoints import (
     chat,
     error_handlers,
     fim,
+    groups,
     health,
     hooks,
     keys,
@@ -37,6 +38,7 @@ from endpoints.held_bodies import HeldBodies
 from endpoints.openapi import page as openapi
 from endpoints.services import Services
 from gateway.gateway import Gateway
+from keys.group import read_groups
 from keys.store import KeyStore
 from ledger.database import database_url
 from ledger.ledger import Ledger
@@ -72,6 +74,7 @@ BLUEPRINTS = tuple(
         all_streams,
         provider_health,
         keys,
+        groups,
         health,
         metrics_page,
         pages,
@@ -137,7 +140,7 @@ def wire(settings: Settings) -> Services:
             "providers": lambda _: records.health(),
         }
         cluster.attend(gateway.streams, *beats, metrics.refresh, subjects=subjects)
-    keys = KeyStore(settings.keys_file, settings.keys)
+    keys = KeyStore(settings.keys_file, settings.keys, read_groups(settings.groups))
     if settings.metrics_keys:
         metrics.watch_keys(CurrentLabels(keys.all))
     if gateway.replica_calls():

@@ -28,8 +28,9 @@ from gateway.chats import fit_chat
 from gateway.continuation import continuable
 from gateway.failures import line, name_targets
 from gateway.model_catalog import model_catalog
+from gateway.permission import permitted_targets
 from gateway.tokenizers import Tokenizers
-from keys.key import Key, allows
+from keys.key import Key
 from ledger.ledger import Ledger
 from ledger.price_terms import requested_terms
 from ledger.pricing import Prices
@@ -222,7 +223,10 @@ class Gateway:
     def _choose(
         self, request: CompletionRequest, route: Route, key: Key, *, strict: bool
     ) -> list[Candidate]:
-        targets = self.router.targets(route, None if "*" in key.models else partial(allows, key))
+        if "*" in key.models and key.shared is None:
+            targets = self.router.targets(route)
+        else:
+            targets = permitted_targets(self.router, route, key)
         fit_one = None if request.chat is None else fit_chat
         strict = strict or self.settings.strict
         fitting = candidates(request, targets, strict=strict, fit_one=fit_one)

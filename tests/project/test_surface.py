@@ -25,6 +25,7 @@ from tests.telemetry.test_metrics import families
 ROUTES = {
     ("GET", "/"),
     ("GET", "/api/v1/completions/streams"),
+    ("GET", "/api/v1/groups"),
     ("GET", "/api/v1/keys"),
     ("POST", "/api/v1/keys"),
     ("GET", "/api/v1/keys/<id_or_name>"),
@@ -39,6 +40,7 @@ ROUTES = {
     ("GET", "/api/v1/providers"),
     ("GET", "/api/v1/streams"),
     ("GET", "/api/v1/usage"),
+    ("GET", "/api/v1/user/key"),
     ("GET", "/api/v1/user/requests"),
     ("GET", "/api/v1/user/usage"),
     ("GET", "/docs"),
