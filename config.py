@@ -59,9 +59,13 @@ class TomlError(ConfigError):
         return ConfigError(f"{path}{line}, {table_of(self.at)}: {self.reason}")
 
 
+OF_ROWS = ("providers", "prices", "groups")
+"""The tables of sluice.toml that consist of tables."""
+
+
 def table_of(at: Sequence[str]) -> str:
     """Return the heading of the table that holds a mistake, such as [providers."a.b"]."""
-    names = at[:2] if at[0] in ("providers", "prices") else at[:1]
+    names = at[:2] if at[0] in OF_ROWS else at[:1]
     parts = (name if re.fullmatch(r"[\w-]+", name, re.ASCII) else f'"{name}"' for name in names)
     return f"[{'.'.join(parts)}]"
 
@@ -194,6 +198,8 @@ class Settings:
     log_format: str = "auto"
     log_level: str = "info"
     metrics_token: str = field(default="", repr=False)
+    metrics_keys: bool = False
+    """Whether there are metrics by key."""
     otel_endpoint: str = field(default="", repr=False)
     host: str = ""
     """The address to listen on: an IP address without brackets, or a host name. Empty means all
@@ -202,10 +208,11 @@ class Settings:
     workers: int = 1
     """The number of worker processes; always 1 without redis_url."""
     # Tables of sluice.toml, whose contents are not validated yet: [providers.NAME], [aliases],
-    # [prices."MODEL"].
+    # [prices."MODEL"], [groups.NAME].
     providers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     aliases: Mapping[str, Any] = field(default_factory=dict)
     prices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     toml: str = field(default="", repr=False)
     """The text of sluice.toml, in which `located` finds lines."""
     warnings: tuple[str, ...] = ()
@@ -446,12 +453,13 @@ VARIABLES = (
     Variable("SLUICE_LOG_FORMAT", "log_format", one_of("auto", "json", "text")),
     Variable("SLUICE_LOG_LEVEL", "log_level", one_of("debug", "info", "warning", "error")),
     Variable("SLUICE_METRICS_TOKEN", "metrics_token", parse_stripped),
+    Variable("SLUICE_METRICS_KEYS", "metrics_keys", parse_bool),
     Variable("OTEL_EXPORTER_OTLP_ENDPOINT", "otel_endpoint", parse_stripped),
     Variable("SLUICE_HOST", "host", bare_host),
     Variable("PORT", "port", parse_int(1, 65535)),
     Variable("WEB_CONCURRENCY", "workers", parse_int(1, 1024)),
 )
-TABLES = ("providers", "aliases", "prices")
+TABLES = ("providers", "aliases", "prices", "groups")
 
 
 ADDRESS = r"[0-9a-fA-F:.]+"
@@ -564,7 +572,7 @@ def check_tables(data: Mapping[str, Any]) -> None:
             raise TomlError(f"there is no such table{did_you_mean(name, TABLES)}", name)
         if not isinstance(table, dict):
             raise TomlError(f"{name} must be a table, [{name}]", name)
-    for name in ("providers", "prices"):
+    for name in OF_ROWS:
         for key, row in data.get(name, {}).items():
             if not isinstance(row, dict):
                 raise TomlError(f"{key} must be a table", name, key)

@@ -28,8 +28,9 @@ from gateway.chats import fit_chat
 from gateway.continuation import continuable
 from gateway.failures import line, name_targets
 from gateway.model_catalog import model_catalog
+from gateway.permission import permitted_targets
 from gateway.tokenizers import Tokenizers
-from keys.key import Key, allows
+from keys.key import Key
 from ledger.ledger import Ledger
 from ledger.price_terms import requested_terms
 from ledger.pricing import Prices
@@ -37,6 +38,7 @@ from providers.base import Provider, Target
 from providers.transport.exchange import Transport
 from quota.quota import Quota
 from routing.circuit_breaker import CircuitBreakers
+from routing.pauses import Pause
 from routing.replicas import ReplicaKey
 from routing.router import Route, Router
 from streams.deadlines import NO_LIMITS, Deadlines
@@ -212,6 +214,14 @@ class Gateway:
             for key, seconds in self.reader.breakers.open_circuits().items()
         }
 
+    def pauses(self) -> dict[str, list[Pause]]:
+        """Return what is paused because of failures or rate limits, by provider."""
+        found: dict[str, list[Pause]] = {}
+        for pause in self.reader.breakers.pauses():
+            name = pause.key[0].partition("@")[0]
+            found.setdefault(name, []).append(pause)
+        return found
+
     def _public_name(self, place: str, model: str, number: int) -> str:
         provider, at, replica = place.partition("@")
         row, more = self.router.providers.get(provider), []
@@ -232,7 +242,10 @@ class Gateway:
     def _choose(
         self, request: CompletionRequest, route: Route, key: Key, *, strict: bool
     ) -> list[Candidate]:
-        targets = self.router.targets(route, None if "*" in key.models else partial(allows, key))
+        if "*" in key.models and key.shared is None:
+            targets = self.router.targets(route)
+        else:
+            targets = permitted_targets(self.router, route, key)
         fit_one = None if request.chat is None else fit_chat
         strict = strict or self.settings.strict
         fitting = candidates(request, targets, strict=strict, fit_one=fit_one)

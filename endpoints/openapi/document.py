@@ -17,8 +17,10 @@ from endpoints.openapi import (
     every_schema,
     examples,
     following,
-    operating,
+    keys,
+    operators,
     schemas,
+    service,
     tokenizers,
 )
 from endpoints.openapi.errors import Face, responses
@@ -27,7 +29,7 @@ from endpoints.openapi.operations import COMPLETION_ERRORS, Part, ok, operation
 from endpoints.openapi.schemas import ref
 from endpoints.usage import FORMATS, GROUPS, MOST_ROWS, SOME_ROWS, TAKES
 
-TAGS = ("Completions", "Tokenizers", "Models", "Usage", "Keys", "Operation")
+TAGS = ("Completions", "Tokenizers", "Models", "Usage", "Keys", "Admin", "Operation")
 
 
 EXAMPLES = examples.ANSWERS | editors.ANSWERS | tokenizers.ANSWERS | chats.ANSWERS
@@ -225,7 +227,7 @@ def gets() -> dict[str, Part]:
         "/api/v1/user/usage": usage(),
         "/api/v1/user/requests": requests(),
         "/tokenizer_info": tokenizers.info(),
-    } | (following.gets() | operating.gets())
+    } | (following.gets() | service.paths())
 
 
 def posts() -> dict[str, Part]:
@@ -272,6 +274,7 @@ def build(
     """
     paths = {path: {"get": found} for path, found in gets().items()}
     paths |= {path: {"post": found} for path, found in posts().items()}
+    paths |= keys.paths() | operators.paths()
     bearer = {"type": "http", "scheme": "bearer"}
     token = {"metricsToken": bearer | {"description": "SLUICE_METRICS_TOKEN."}}
     if not metrics_token:

@@ -16,6 +16,7 @@ HEADERS = {
     "Retry-After": "How long to wait, in whole seconds, at least 1.",
     "WWW-Authenticate": "How to authenticate.",
     "Allow": "The methods that the path allows.",
+    "ETag": "Changes when the key is changed. Send it as If-Match.",
     "Content-Disposition": "The name of the file.",
     "X-Sluice-Instance": "The name of this Sluice, and those of others whose models are listed.",
 } | {

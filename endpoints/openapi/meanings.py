@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from endpoints.openapi.following import MEANINGS
+from endpoints.openapi import following, keys, operator_texts
 from endpoints.openapi.meanings_of_answers import ANSWERS, CHAT_CHOICE, below
 
 MODEL: Final = "The model: provider/model or an alias."
@@ -86,7 +86,9 @@ CHAT: Final = {
 BODY: Final = REQUEST | below("additional_params", REQUEST) | below("stream_options", REQUEST)
 EVERY: Final = {
     **ANSWERS,
-    "StreamState": MEANINGS,
+    **keys.meanings(),
+    **operator_texts.meanings(),
+    "StreamState": following.MEANINGS,
     "CompletionRequest": BODY,
     "OpenAICompletionRequest": BODY,
     "Chat": ANSWERS["Completion"] | below("choices", CHAT_CHOICE),

@@ -13,7 +13,8 @@ import pytest
 
 import keys.key as key_module
 import keys.store as store_module
-from keys.key import KeyFileError, fingerprint, rotated
+from keys.key import fingerprint, rotated
+from keys.key_errors import KeyFileError
 from keys.store import KeyStore
 
 HOUR = timedelta(hours=1)

@@ -1,8 +1,8 @@
-"""The pages, the metrics and the checks of health, in the OpenAPI document."""
+"""The endpoints of the server itself in the OpenAPI document: health, metrics, pages."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import errors as e
 from endpoints.openapi import examples
@@ -10,16 +10,8 @@ from endpoints.openapi.errors import responses
 from endpoints.openapi.operations import Part, ok, operation
 from endpoints.openapi.schemas import ref
 
-NAME: Final[Part] = {
-    "name": "name",
-    "in": "path",
-    "required": True,
-    "schema": {"type": "string", "minLength": 1},
-    "example": "style.css",
-}
 
-
-def shown(name: str, *headers: str) -> Part:
+def answer(name: str, *headers: str) -> Part:
     return ok(ref(name), examples.ANSWERS[name], *headers)
 
 
@@ -29,20 +21,22 @@ def open_get(id_: str, summary: str, found: Part, *kinds: Any, **more: Any) -> P
     return operation(id_, "Operation", summary, answers, **{"security": []} | more)
 
 
-def gets() -> dict[str, Part]:
-    ready = open_get("ready", "Whether the server accepts calls", shown("Ready"))
-    away = shown("Ready", "Retry-After")
+def paths() -> dict[str, Part]:
+    ready = open_get("ready", "Whether the server accepts calls", answer("Ready"))
+    away = answer("Ready", "Retry-After")
     away["content"]["application/json"]["example"] = {"status": "draining"}
     ready["responses"]["503"] = away | {"description": "Shutting down, or without its ledger."}
     text = ok({"type": "string"}, examples.METRICS, media="text/plain")
     text["content"]["application/openmetrics-text"] = {"example": examples.METRICS}
+    name = {"name": "name", "in": "path", "required": True, "example": "style.css"}
+    name["schema"] = {"type": "string", "minLength": 1}
     asset = ok(None, "", media="text/css")
     asset["content"] |= {kind: {"example": ""} for kind in ("text/javascript", "image/svg+xml")}
-    service = shown("Service")
+    service = answer("Service")
     service["content"]["text/html"] = {"example": "<!doctype html>..."}
     page = ok({"type": "string"}, "<!doctype html>...", media="text/html")
     return {
-        "/health": open_get("health", "Whether the server is alive", shown("Health")),
+        "/health": open_get("health", "Whether the server is alive", answer("Health")),
         "/ready": ready,
         "/metrics": open_get(
             *("metrics", "Metrics for Prometheus", text, e.Unauthorized),
@@ -57,6 +51,6 @@ def gets() -> dict[str, Part]:
         "/docs": open_get("docs", "This document as a page", page),
         "/static/{name}": open_get(
             *("static", "A file of the pages", asset, e.NotFound),
-            parameters=[NAME],
+            parameters=[name],
         ),
     }
