@@ -13,6 +13,9 @@ import cli
 from cluster.redis_client import RedisClient
 from config import ConfigError, Settings, TomlError, shown_before
 from endpoints import (
+    all_streams,
+    all_usage,
+    chat,
     error_handlers,
     fim,
     groups,
@@ -25,11 +28,13 @@ from endpoints import (
     openai,
     openai_models,
     pages,
+    provider_health,
     tokenizers,
     usage,
 )
 from endpoints import metrics as metrics_page
 from endpoints.flask_app import App
+from endpoints.held_bodies import HeldBodies
 from endpoints.openapi import page as openapi
 from endpoints.services import Services
 from gateway.gateway import Gateway
@@ -44,9 +49,11 @@ from routing.circuit_breaker import CircuitBreakers
 from server.read_deadline import read_deadlines
 from telemetry import logs
 from telemetry.call_records import CallRecords
+from telemetry.key_metrics import CurrentLabels
 from telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
+    from cluster.ownership import Subjects
     from telemetry.tracing import Tracing
 
 log = logging.getLogger("sluice.app")
@@ -57,11 +64,15 @@ BLUEPRINTS = tuple(
         native,
         openai,
         openai_models,
+        chat,
         fim,
         llamacpp,
         tokenizers,
         models,
         usage,
+        all_usage,
+        all_streams,
+        provider_health,
         keys,
         groups,
         health,
@@ -123,8 +134,15 @@ def wire(settings: Settings) -> Services:
     breakers = CircuitBreakers(enabled=settings.cooldown, redis_client=redis_client)
     gateway = Gateway(settings, quota, ledger, records.settled, breakers=breakers, cluster=cluster)
     if cluster is not None:
-        beats = [quota.beat, breakers.exchange, *shared_loads(redis_client, gateway)]
-        cluster.attend(gateway.streams, *beats, metrics.refresh)
+        beats = [quota.beat, breakers.exchange, *shared_replicas(redis_client, gateway)]
+        subjects: Subjects = {
+            "streams": gateway.streams.everybodys_here,
+            "providers": lambda _: records.health(),
+        }
+        cluster.attend(gateway.streams, *beats, metrics.refresh, subjects=subjects)
+    keys = KeyStore(settings.keys_file, settings.keys, read_groups(settings.groups))
+    if settings.metrics_keys:
+        metrics.watch_keys(CurrentLabels(keys.all))
     if gateway.replica_calls():
         metrics.watch_replicas(gateway.replica_calls)
     router = gateway.router
@@ -139,26 +157,31 @@ def wire(settings: Settings) -> Services:
     metrics.know([settings.default_model, settings.fim_model, *settings.prices, *aliased])
     return Services(
         settings=settings,
-        keys=KeyStore(settings.keys_file, settings.keys, read_groups(settings.groups)),
+        keys=keys,
         gateway=gateway,
         quota=quota,
         ledger=ledger,
         metrics=metrics,
         records=records,
+        bodies=HeldBodies(settings.bodies_total),
         redis_client=redis_client,
         cluster=cluster,
         tracing=tracing,
     )
 
 
-def shared_loads(
+def shared_replicas(
     redis_client: RedisClient | None, gateway: Gateway
 ) -> Iterator[Callable[[], None]]:
-    """Yield the function that shares the replicas' calls in flight, if there are any replicas."""
+    """Yield the functions that share what is known of replicas, if there are any.
+
+    They come after the exchange of circuit breakers.
+    """
     if redis_client is not None and gateway.replica_calls():
         # Imported here because most servers don't need it.
         from routing.load_sync import LoadSync
 
+        yield gateway.check_replicas
         yield LoadSync(redis_client, gateway.reader.replicas.loads).exchange
 
 

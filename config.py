@@ -159,6 +159,9 @@ class Settings:
     tokenize_model: str = ""
     """The model of tokenizer requests that name none; empty for `default_model`."""
     max_body: int = 1024 * 1024
+    max_chat_body: int = 20 * 1024 * 1024
+    bodies_total: int = 256 * 1024 * 1024
+    """The most bytes of chats' bodies that a process holds."""
     max_streams: int = 1000
     keepalive: float = 15
     first_event_wait: float = 10
@@ -187,6 +190,8 @@ class Settings:
     log_format: str = "auto"
     log_level: str = "info"
     metrics_token: str = field(default="", repr=False)
+    metrics_keys: bool = False
+    """Whether there are metrics by key."""
     otel_endpoint: str = field(default="", repr=False)
     host: str = ""
     """The address to listen on: an IP address without brackets, or a host name. Empty means all
@@ -407,6 +412,8 @@ VARIABLES = (
     Variable("SLUICE_FIM_MODEL", "fim_model", parse_stripped),
     Variable("SLUICE_TOKENIZE_MODEL", "tokenize_model", parse_stripped),
     Variable("SLUICE_MAX_BODY", "max_body", parse_int(1024, 1 << 30)),
+    Variable("SLUICE_MAX_CHAT_BODY", "max_chat_body", parse_int(1024, 1 << 30)),
+    Variable("SLUICE_BODIES_TOTAL", "bodies_total", parse_int(1024, 1 << 40)),
     Variable("SLUICE_MAX_STREAMS", "max_streams", parse_int(1, 100_000)),
     Variable("SLUICE_QUEUE", "queue", parse_int(0, 100_000)),
     Variable("SLUICE_QUEUE_S", "queue_time", seconds(0, DAY)),
@@ -434,6 +441,7 @@ VARIABLES = (
     Variable("SLUICE_LOG_FORMAT", "log_format", one_of("auto", "json", "text")),
     Variable("SLUICE_LOG_LEVEL", "log_level", one_of("debug", "info", "warning", "error")),
     Variable("SLUICE_METRICS_TOKEN", "metrics_token", parse_stripped),
+    Variable("SLUICE_METRICS_KEYS", "metrics_keys", parse_bool),
     Variable("OTEL_EXPORTER_OTLP_ENDPOINT", "otel_endpoint", parse_stripped),
     Variable("SLUICE_HOST", "host", bare_host),
     Variable("PORT", "port", parse_int(1, 65535)),

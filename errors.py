@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
     from completion import Usage
@@ -253,10 +253,24 @@ class InternalError(SluiceError):
 
 
 class Unavailable(SluiceError):
+    """Something that is busy or can't be reached. `retry_after` is in seconds.
+
+    Attributes:
+        lacks: what the server lacked for a call that it refused: "capacity", the "ledger", or the
+            "limits", which can't be counted. Empty if no call was refused.
+    """
+
     status, code = 503, "unavailable"
 
-    def __init__(self, message: str, *, retry_after: float = 1) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float = 1,
+        lacks: Literal["", "capacity", "ledger", "limits"] = "",
+    ) -> None:
         super().__init__(message, headers=retry_headers(retry_after))
+        self.lacks = lacks
 
 
 class UpstreamError(SluiceError):

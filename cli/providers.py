@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -65,9 +66,10 @@ def providers_group(ctx: click.Context, markdown: bool, checks: bool, as_json: b
     rows = list(router().providers.values())
     found = None
     if checks:
+        until = time.monotonic() + LIMIT_S
         gateway().catalog.refresh()  # in the background, at the same time as the checks
         found = checked(rows)
-        gateway().catalog.refresh(LIMIT_S)
+        gateway().catalog.refresh(max(0.0, until - time.monotonic()))
     if as_json:
         click.echo(to_json([row_as_json(row, found) for row in rows]))
         return
@@ -188,13 +190,14 @@ def check_of(row: Provider, found: Iterable[Check] | None, replica: str = "") ->
 
 
 def is_absent(one: Check) -> bool:
-    """Return True for a local engine that nobody has configured, and that isn't running.
+    """Return True for a local engine that isn't running, and that no row says should run there.
 
     The built-in rows of local engines are always enabled, so this says nothing about a mistake.
     """
     row = router().providers[one.provider]
     built_in = BUILT_IN_ROWS.get(row.name)
-    return one.state == ABSENT and row.api_key_env is None and row == built_in
+    placed = built_in is None or bool(row.replicas) or row.base_url != built_in.base_url
+    return one.state == ABSENT and row.api_key_env is None and not placed
 
 
 def in_words(one: Check, *, named: bool = False) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from flask import Response
 
 from auth import auth, caller, current_request, presented_key
+from concurrency.yielding import paced
 from endpoints.services import services
 from gateway.model_catalog import ModelCatalog
 from keys.key import Key, allows
@@ -49,7 +50,7 @@ def visible(catalog: ModelCatalog, row: Provider) -> list[ModelFacts]:
     key, models = caller(), catalog.models(row)
     if key is None or ("*" in key.models and key.shared is None):
         return models
-    return [facts for facts in models if allows(key, f"{row.name}/{facts.id}")]
+    return [facts for facts in paced(models) if allows(key, f"{row.name}/{facts.id}")]
 
 
 def visible_aliases() -> list[str]:

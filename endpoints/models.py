@@ -51,11 +51,15 @@ def one_model(provider: str, model: str) -> Response:
 
 
 def listed(catalog: ModelCatalog, row: Provider) -> dict[str, Any]:
-    return {
+    found: dict[str, Any] = {
         "name": row.name,
         "enabled": services().gateway.router.enabled(row),
         "text_completions": [described(row, facts) for facts in visible(catalog, row)],
     }
+    if row.replicas:  # only their number, because callers needn't know the operator's hosts
+        reachable = services().gateway.reachable_replicas(row)
+        found["replicas"] = {"total": len(row.replicas), "reachable": reachable}
+    return found
 
 
 def described(row: Provider, facts: ModelFacts) -> dict[str, Any]:

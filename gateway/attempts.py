@@ -35,7 +35,7 @@ from gateway.continuation import continuations
 from gateway.echo import echoed
 from gateway.failures import error_for_client, paused_error
 from gateway.fill_in import as_sent
-from gateway.replicas import Replicas, moves_on, spread, without
+from gateway.replicas import Replicas, for_retry, moves_on, spread, without
 from gateway.stop_automaton import StopAutomaton
 from gateway.stopping_call import StoppingCall
 from providers import registry
@@ -135,8 +135,9 @@ class Reader:
             ):
                 among = fresh
                 continue
-            among, retries = group, retries + 1
-            if not self._wait_to_retry(stream, group, retries, failure, last=last):
+            others = fresh if last else []  # a fallback model is faster than another timeout
+            among, retries = for_retry(group, others, candidate, failure), retries + 1
+            if not (among and self._wait_to_retry(stream, among, retries, failure, last=last)):
                 return failure
 
     def _pick(self, group: list[Candidate]) -> tuple[Candidate, float]:
@@ -166,12 +167,12 @@ class Reader:
 
         Return False if this retry isn't allowed, or if the call has ended during the wait.
         """
-        verdict = classify(failure)
-        if number > self._retries or not verdict.retry_same or (asked(failure) and not last):
+        if number > self._retries or (asked(failure) and not last):
             # If the provider asked for a wait, a fallback model is faster.
             return False
         cooling = min(self.breakers.left(candidate.target) for candidate in group)
-        if cooling and verdict.cools != "credential":  # never wait for an open circuit breaker
+        limited = classify(failure).cools == "credential"
+        if cooling and not limited:  # never wait for an open circuit breaker
             return False
         wait = delay(number, failure)
         if wait is None or max(wait, cooling) > min(LONGEST_ASKED_S, stream.deadlines.time_left):
@@ -326,9 +327,9 @@ class Reader:
     def _make(self, request: CompletionRequest, target: Target, timeouts: Timeouts) -> SingleCall:
         if target.dialect == "local":
             # Imported on first use, because most servers don't need the embedded model.
-            from providers.local.call import LocalCall
+            from providers.local.chat import call_of
 
-            return LocalCall(request, target)
+            return call_of(request, target)
         dialect = registry.dialect(target.dialect)
         signer = registry.signer(target.provider)
         return HttpCall(self._transport, dialect, request, target, timeouts, signer)

@@ -24,6 +24,7 @@ from gateway.attempts import Reader
 from gateway.billing import Billing, Reservation
 from gateway.call import AttemptRecord, Call, Outcome
 from gateway.capabilities import Candidate, candidates
+from gateway.chats import fit_chat
 from gateway.continuation import continuable
 from gateway.failures import line, name_targets
 from gateway.model_catalog import model_catalog
@@ -33,10 +34,11 @@ from keys.key import Key
 from ledger.ledger import Ledger
 from ledger.price_terms import requested_terms
 from ledger.pricing import Prices
-from providers.base import Target
+from providers.base import Provider, Target
 from providers.transport.exchange import Transport
 from quota.quota import Quota
 from routing.circuit_breaker import CircuitBreakers
+from routing.pauses import Pause
 from routing.replicas import ReplicaKey
 from routing.router import Route, Router
 from streams.deadlines import NO_LIMITS, Deadlines
@@ -177,13 +179,46 @@ class Gateway:
         ]
         return {key: own.get(key, 0) for key in keys}
 
+    def check_replicas(self) -> None:
+        """Check the replicas that other processes can't reach."""
+        rows = self.router.providers.values()
+        self.reader.replicas.check(one for row in rows for one in Target(row, "").replicas)
+
     def open_circuits(self) -> dict[str, float]:
-        """Return the models and provider keys that are cooling down, with the seconds left."""
+        """Return what is cooling down, with the seconds left: models, provider keys and replicas.
+
+        A replica has its number in the row instead of its name, because the name has its host, and
+        /ready needs no key.
+        """
         return {
-            (f"{provider}/{model}" if model else provider)
-            + (f" (key {number})" if number > 1 or (number and not model) else ""): seconds
-            for (provider, model, number), seconds in self.reader.breakers.open_circuits().items()
+            self._public_name(*key): seconds
+            for key, seconds in self.reader.breakers.open_circuits().items()
         }
+
+    def pauses(self) -> dict[str, list[Pause]]:
+        """Return what is paused because of failures or rate limits, by provider."""
+        found: dict[str, list[Pause]] = {}
+        for pause in self.reader.breakers.pauses():
+            name = pause.key[0].partition("@")[0]
+            found.setdefault(name, []).append(pause)
+        return found
+
+    def _public_name(self, place: str, model: str, number: int) -> str:
+        provider, at, replica = place.partition("@")
+        row, more = self.router.providers.get(provider), []
+        if at:
+            names = [one.name for one in row.replicas] if row is not None else []
+            known = replica in names
+            more.append(f"replica {names.index(replica) + 1}" if known else "unknown replica")
+        if number > 1 or (number and not model):
+            more.append(f"key {number}")
+        name = f"{provider}/{model}" if model else provider
+        return f"{name} ({', '.join(more)})" if more else name
+
+    def reachable_replicas(self, row: Provider) -> int:
+        """Return the number of a row's replicas that this process doesn't take for unreachable."""
+        targets = Target(row, "").replicas
+        return sum(not self.reader.breakers.is_away(target) for target in targets)
 
     def _choose(
         self, request: CompletionRequest, route: Route, key: Key, *, strict: bool
@@ -192,7 +227,9 @@ class Gateway:
             targets = self.router.targets(route)
         else:
             targets = permitted_targets(self.router, route, key)
-        fitting = candidates(request, targets, strict=strict or self.settings.strict)
+        fit_one = None if request.chat is None else fit_chat
+        strict = strict or self.settings.strict
+        fitting = candidates(request, targets, strict=strict, fit_one=fit_one)
         return self._billing.payable(key, fitting)
 
     def _start_reader(self, stream: Stream, chosen: list[Candidate]) -> None:
@@ -234,6 +271,8 @@ class Gateway:
             except Exception:  # a failed settlement must not cost the client its answer
                 log.exception("settlement failed", extra={"request_id": stream.request_id})
         self.streams.remove(stream)
+        if stream.request.chat is not None:
+            stream.request.chat.release()
         return outcome
 
     def _read(self, stream: Stream, chosen: list[Candidate]) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from concurrency.yielding import Yielder
+from concurrency.yielding import Yielder, paced
 from config import Settings
 from ledger.pricing import ModelFacts, Price, Prices, Rate
 from providers.base import ListedModel, Provider, Target
@@ -50,6 +50,10 @@ class ModelCatalog:
         listing = self._discovery.models(row.name)
         return None if listing is None else len(listing.models)
 
+    def reached(self, row: Provider) -> tuple[bool, float] | None:
+        """Return whether a provider could be reached, as `ModelDiscovery.reached` does."""
+        return self._discovery.reached(row.name)
+
     def models(self, row: Provider) -> list[ModelFacts]:
         """Return a provider's models, as far as they are known now.
 
@@ -65,7 +69,7 @@ class ModelCatalog:
 
     def _listed(self, row: Provider, listing: Listing) -> Iterator[ModelFacts]:
         told = {model.id: model for model in listing.models}
-        for name in dict.fromkeys((*self._prices.own(row), *told)):
+        for name in paced(dict.fromkeys((*self._prices.own(row), *told))):
             yield merged(self._prices.facts(row, name), told.get(name))
 
 
@@ -120,11 +124,18 @@ def priced_listing(prices: Prices, transport: Transport, instance: str, target: 
 def instance_name(settings: Settings) -> str:
     """Return a name of this Sluice, which all of its processes share.
 
-    They share a database, so the name is a hash of where that is, without its password.
+    They share a database, so the name is a hash of where that is, without its password. A database
+    of this machine is another one than that of another machine, even if both are on localhost.
     """
-    if settings.database_url:
-        url = urlsplit(settings.database_url)
-        place = f"{url.hostname}:{url.port}{url.path}"
-    else:
+    url = urlsplit(settings.database_url)
+    place = f"{url.netloc.rpartition('@')[2]}{url.path}"
+    if not settings.database_url:
         place = f"{socket.gethostname()}:{settings.database.absolute()}"
+    elif is_this_machine(url.hostname):
+        place = f"{socket.gethostname()}:{place}"
     return hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def is_this_machine(host: str | None) -> bool:
+    """Return True for the host of a URL that leads to this machine. None stands for a socket."""
+    return host is None or host in ("localhost", "::1") or host.startswith(("127.", "%2f"))

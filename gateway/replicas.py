@@ -23,7 +23,7 @@ from providers.transport.abort import Aborted
 from providers.transport.exchange import Transport
 from routing.circuit_breaker import CircuitBreakers
 from routing.replicas import ReplicaKey, ReplicaLoads, affinity_of, replica_key
-from routing.retries import lost, unreachable
+from routing.retries import classify, lost, unreachable
 from streams.stream import Stream
 
 CHECK_S: Final = 1.0
@@ -68,6 +68,24 @@ def moves_on(target: Target, failure: SluiceError, losses: int) -> bool:
     return bool(target.replica) and (unreachable(failure) or (lost(failure) and losses == 1))
 
 
+def for_retry(
+    group: list[Candidate], fresh: list[Candidate], failed: Candidate, failure: SluiceError
+) -> list[Candidate]:
+    """Return the candidates of a retry; none if a retry makes no sense.
+
+    A replica that was too slow may be too slow again, so only others get the call.
+
+    Args:
+        group: a model's candidates.
+        fresh: those of replicas that a call hasn't tried and may try after one that was too slow.
+    """
+    verdict = classify(failure)
+    if verdict.retry_same:
+        return group
+    slow = verdict.try_next and verdict.cools == "target"
+    return fresh if slow and failed.target.replica else []
+
+
 class Replicas:
     """The replicas of all rows, as one process sees them."""
 
@@ -85,13 +103,20 @@ class Replicas:
         if not first.replica:
             return group
         tried = {replica_key(attempt.target) for attempt in stream.attempts}
-        paused = [one for one in group if self._breakers.left(one.target)]
-        free = [one for one in group if one not in paused]
-        fresh = [one for one in free if replica_key(one.target) not in tried] or free
+        fresh: list[Candidate] = []
+        again: list[Candidate] = []
+        paused: list[Candidate] = []
+        for one in group:
+            if self._breakers.left(one.target):
+                paused.append(one)
+            else:
+                (again if replica_key(one.target) in tried else fresh).append(one)
+        if not fresh:
+            fresh, again = again, []
         affinity = affinity_of(stream.request, first.provider.name, stream.affinity)
         places = self.loads.ranks((one.target for one in fresh), affinity)
         fresh.sort(key=lambda one: places[one.target.replica])
-        return [*fresh, *(one for one in free if one not in fresh), *paused]
+        return fresh + again + paused
 
     def all_in_order(self, stream: Stream, chosen: list[Candidate]) -> Iterator[Candidate]:
         """Yield the candidates of all models, each model's as in `in_order`."""
@@ -112,32 +137,41 @@ class Replicas:
     def lost(self, target: Target) -> None:
         """Note that a target's replica can't be reached, and watch it until it is back."""
         self._breakers.unreached(target)
+        if self._breakers.is_unreached(target):
+            self._watch(target, CHECK_S)
+
+    def check(self, targets: Iterable[Target]) -> None:
+        """Check those of the targets whose replicas other processes can't reach."""
+        for target in self._breakers.suspected(targets):
+            self._watch(target, 0.0)
+
+    def _watch(self, target: Target, first: float) -> None:
+        """Check a replica until it can be reached.
+
+        Args:
+            first: the seconds until the first check.
+        """
         key = replica_key(target)
-        if key in self._watched or not self._breakers.is_unreached(target):
+        if key in self._watched:
             return
         self._watched.add(key)
         watch = threading.Thread(
-            target=self._watch, args=(target, key), name="sluice-replica", daemon=True
+            target=self._run, args=(target, key, first), name="sluice-replica", daemon=True
         )
         try:
             watch.start()
         except RuntimeError:  # the system can't start another thread; calls will find out
             self._watched.discard(key)
 
-    def _watch(self, target: Target, key: ReplicaKey) -> None:
+    def _run(self, target: Target, key: ReplicaKey, wait: float) -> None:
         row = target.provider
         try:
-            while self._breakers.is_unreached(target):
+            time.sleep(wait)
+            while not self._transport.reaches(row.base_url, CONNECT_S, row.ca_bundle, row.proxy):
+                self._breakers.unreached(target)
                 time.sleep(CHECK_S)
-                try:
-                    found = self._transport.reaches(
-                        row.base_url, CONNECT_S, row.ca_bundle, row.proxy
-                    )
-                except Aborted:  # the transport was closed
-                    return
-                if found:
-                    self._breakers.reached(target)
-                else:
-                    self._breakers.unreached(target)
+            self._breakers.reached(target)
+        except Aborted:  # the transport was closed
+            return
         finally:
             self._watched.discard(key)

@@ -24,7 +24,7 @@ from errors import SluiceError, UnsupportedParameter, UpstreamError, UpstreamTim
 from gateway.added_fields import clean, may_hold_secret
 from gateway.failures import paused_error
 from gateway.permission import permitted_targets
-from gateway.replicas import Replicas
+from gateway.replicas import Replicas, moves_on
 from keys.key import Key
 from providers import tokenizers
 from providers.base import Target
@@ -33,7 +33,7 @@ from providers.tokenizers import Endpoint, TokenizerFormat
 from providers.transport.exchange import Exchange, Transport
 from quota.quota import Demand, Quota
 from routing.circuit_breaker import CircuitBreakers
-from routing.retries import asked, classify, unreachable
+from routing.retries import asked, classify, lost, unreachable
 from routing.router import Route, Router
 from routing.upstream_errors import public_error
 
@@ -125,9 +125,14 @@ class Tokenizers:
         read: Callable[[bytes], T],
         caller: TokenizerCaller,
     ) -> T:
-        """Return the first target's answer, or another one's if the first has reached a limit."""
+        """Return the first target's answer, or another one's if the first can't be asked.
+
+        A target that has reached a limit is left for another key or replica; a replica is left as
+        calls leave it.
+        """
         self._quota.settle(self._quota.admit(caller.key, NO_TOKENS), 0)
         failure: SluiceError | None = None
+        losses = 0
         for target in targets:
             if seconds := self._breakers.left(target):
                 limited = self._breakers.is_limited(target)
@@ -138,8 +143,8 @@ class Tokenizers:
             except UpstreamError as error:
                 self._note_health(target, error, caller.within)
                 failure = public_error(error, target)
-                elsewhere = target.replica and unreachable(error)
-                if classify(error).cools != "credential" and not elsewhere:
+                losses += lost(error)
+                if classify(error).cools != "credential" and not moves_on(target, error, losses):
                     break
         assert failure is not None  # noqa: S101 - there is at least one target
         raise failure

@@ -34,7 +34,7 @@ from ledger.database import DatabaseAway, Link
 from ledger.database_file import LOOK_S, DatabaseFile
 from ledger.entries import Claim, Entry, LedgerStep, Opening, Settlement, Withdrawal
 from ledger.owners import Heartbeat, LockFile, Presence
-from ledger.refusals import RefusedCalls
+from ledger.refusals import RefusedCalls, ledger_away
 from ledger.writing import interrupt, owners_of_open, write
 
 log = logging.getLogger("sluice.ledger")
@@ -176,7 +176,7 @@ class Ledger:
                 self._under_way += 1
                 return True
         if self._required or claim is not None:
-            raise Unavailable("The ledger is unavailable, so no calls are accepted. Try again.")
+            raise ledger_away()
         self._unrecorded()
         return False
 

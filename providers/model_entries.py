@@ -1,6 +1,7 @@
 """The parts that the decoding of several hosts' lists of models shares.
 
-- The functions are pure, and raise nothing: a value of the wrong type counts as absent.
+- The functions are pure, and a value of the wrong type counts as absent. Only a body without a list
+  is an error.
 - Only models that complete text are kept. If the list doesn't say what a model is for, the model's
   name decides.
 """
@@ -9,18 +10,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
 
+from concurrency.yielding import paced
 from errors import UpstreamError
 from providers.base import ListedModel
 from providers.decoding.lenient_json import NOT_JSON, garbage
 from providers.request_parts import has_dot_segment
 
+MOST_ENTRIES: Final = 5000
+"""The most entries of a page to look at. Each takes tens of microseconds."""
 LONGEST_NAME: Final = 256
+LONGEST_CURSOR: Final = 4096
 LARGEST_WINDOW: Final = (1 << 31) - 1
 NANO: Final = 1_000_000_000
 MTOK: Final = 1_000_000
@@ -31,9 +36,9 @@ NOT_TEXT_NAMES: Final = re.compile(
     r"(^|[-._])"
     r"(\w*embed\w*|bge|gte|e5|colbert|rerank\w*|moderation|prompt-guard|safeguard"
     r"|whisper|parakeet|transcri(be|ption)|voxtral-(mini|small)-transcribe|asr|tts|stt|speech|audio"
-    r"|realtime|live|sonic|orpheus|playai|kokoro|bark|lyria|music\w*"
+    r"|realtime|live|sonic|orpheus|playai|kokoro|bark|lyria|music\w*|cosyvoice|sambert|paraformer"
     r"|image|imagen|dall-e|flux\.?\d?|stable-diffusion|sdxl|sd3|nano-banana|ideogram|seedream"
-    r"|video|sora|veo|seedance|wan\d?|computer-use|mistral-ocr|aqa)"
+    r"|video|sora|veo|seedance|wanx?\d?|computer-use|mistral-ocr|aqa|reward|(nv)?clip)"
     r"($|[-._:0-9])"
 )
 """The names of models that complete no text. Only the part after the last slash is searched."""
@@ -63,8 +68,10 @@ def decode(body: bytes) -> Any:
         raise garbage("The upstream sent a list of models that is not JSON.", body) from None
 
 
-def entries(data: Any, *fields: str) -> list[Mapping[str, Any]]:
-    """Return the objects of a list: the data itself, or one of its fields.
+def entries(data: Any, *fields: str) -> Iterator[Mapping[str, Any]]:
+    """Return the objects of a list, up to MOST_ENTRIES: the data itself, or one of its fields.
+
+    Other greenlets run between entries, because a host decides how many there are.
 
     Raises:
         UpstreamError: There is no list.
@@ -73,7 +80,14 @@ def entries(data: Any, *fields: str) -> list[Mapping[str, Any]]:
     found = next((one for one in lists if isinstance(one, list)), None)
     if found is None:
         raise UpstreamError("The upstream sent something else than a list of models.")
-    return [entry for entry in found if isinstance(entry, dict)]
+    return objects(found)
+
+
+def objects(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the objects among the first MOST_ENTRIES of a list; nothing of another value."""
+    for entry in paced(value[:MOST_ENTRIES] if isinstance(value, list) else ()):
+        if isinstance(entry, dict):
+            yield entry
 
 
 def member(data: Any, *path: str) -> Any:
@@ -87,6 +101,12 @@ def text(value: Any) -> str | None:
     """Return a short text on one line; None for anything else."""
     good = isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
     return value if good and value.strip() == value else None
+
+
+def cursor(value: Any) -> str | None:
+    """Return the cursor of the next page; None for anything that can't be part of a URL."""
+    good = isinstance(value, str) and 0 < len(value) <= LONGEST_CURSOR and value.isprintable()
+    return value if good else None
 
 
 def whole(value: Any) -> int | None:

@@ -24,8 +24,8 @@ from providers.transport.exchange import Transport
 LIMIT_S: Final = 10.0
 """The time for all pages of a list."""
 CONNECT_S: Final = 5.0
-MAX_BYTES: Final = 16 * 1024 * 1024
-"""The greatest size of all pages of a list."""
+MAX_BYTES: Final = 4 * 1024 * 1024
+"""The greatest size of all pages of a list. Decoding a page delays all else in this process."""
 MOST_PAGES: Final = 50
 MOST_MODELS: Final = 2000
 MOST_INSTANCES: Final = 32

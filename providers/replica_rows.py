@@ -21,6 +21,8 @@ MOST_REPLICAS: Final = 100
 """The most replicas of a row: each has series of metrics."""
 MOST_WEIGHT: Final = 1000
 FIELDS: Final = ("url", "weight")
+USUAL_PORTS: Final = {"http": ":80", "https": ":443"}
+PLACEHOLDER_MARK: Final = "{"
 
 
 def read(table: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -92,13 +94,22 @@ def named(replicas: Sequence[Replica]) -> tuple[Replica, ...]:
     ]
     for name, times in Counter(one.name for one in found).items():
         if times > 1:
-            raise ConfigError(f"base_url has {name} twice; each replica needs another URL")
+            raise ConfigError(
+                f"base_url has {name} twice; each replica needs a host, port or path of its own"
+            )
     return tuple(found)
 
 
 def host_of(url: str) -> str:
-    """Return the host and port of a URL, without a user and a password. Raises ConfigError."""
+    """Return the host and port of a URL, without a user, a password and a usual port.
+
+    Raises ConfigError.
+    """
     try:
-        return urlsplit(url).netloc.rpartition("@")[2] or url
+        parts = urlsplit(url)
     except ValueError:
         raise ConfigError("base_url has a URL whose host is invalid") from None
+    host = parts.netloc.rpartition("@")[2]
+    if PLACEHOLDER_MARK in host:
+        return host
+    return host.lower().removesuffix(USUAL_PORTS.get(parts.scheme, "")) or url

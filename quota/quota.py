@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from completion import CompletionRequest, prompt_tokens, utf8_size
+from completion import Chat, CompletionRequest, prompt_tokens, utf8_size
 from errors import (
     NO_RETRY,
     InvalidRequest,
@@ -105,7 +105,8 @@ class Quota:
         admission = self._counted(lambda counters: counters.admit(holders, ask))
         if admission is None:
             raise Unavailable(
-                "Rate limits can't be counted now, so no call is accepted. Try again."
+                "Rate limits can't be counted now, so no call is accepted. Try again.",
+                lacks="limits",
             )
         if admission.refused is not None:
             raise refusal(admission, holders[admission.by])
@@ -327,6 +328,8 @@ def demand_of(request: CompletionRequest) -> Demand:
 
     Raises InvalidRequest if its parameters are nested too deeply to be sent.
     """
+    if request.chat is not None:
+        return chat_demand(request, request.chat)
     count = len(request.prompts)
     suffix = utf8_size(request.suffix or "")
     for file in request.files:
@@ -344,6 +347,12 @@ def demand_of(request: CompletionRequest) -> Demand:
         output=None if request.max_tokens is None else request.max_tokens * tries,
         loose=bool(unknown),
     )
+
+
+def chat_demand(request: CompletionRequest, chat: Chat) -> Demand:
+    tries = max(request.n or 1, request.best_of or 1)
+    output = None if request.max_tokens is None else request.max_tokens * tries
+    return Demand(chat.input_tokens, chat.most_input, output, loose=chat.loose)
 
 
 def budget_of(key: Key | KeyGroup) -> Budget | None:

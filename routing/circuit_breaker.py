@@ -7,7 +7,9 @@ circuit breaker closes. If the probe fails, it opens again for twice as long. Af
 credential isn't used for that model for as long as the host asks, because many hosts limit each
 model separately. If another model gets a 429 meanwhile, the credential isn't used at all. A replica
 that can't be reached isn't called for HOST_S, for any model or key. With Redis, processes tell each
-other when a circuit breaker opens or closes, and about 429s.
+other when a circuit breaker opens or closes, and about 429s. Whether a replica can be reached, each
+process finds out for itself: what another one reports is only suspected, because a process that is
+cut off from the network would take all replicas from all others.
 
 - Only `exchange` does I/O, so no call waits for Redis.
 - Only a provider's failures count, never its refusals.
@@ -19,13 +21,14 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from completion import TargetKey
 from concurrency.native import BriefLock
 from providers.base import Target
 from routing.breaker_sync import BreakerEvent, BreakerSync, EventKind
+from routing.pauses import Pause, cooling, pauses
 
 if TYPE_CHECKING:
     from cluster.redis_client import RedisClient
@@ -37,7 +40,7 @@ PROBE_S, PROBE_PAUSE_S = 15.0, 1.0
 """A probe without a result is forgotten after PROBE_S, and another call may be the probe. Until
 then, the other calls are asked to wait for PROBE_PAUSE_S."""
 HOST_S = 5.0
-"""The cool-down of a replica that can't be reached. It stays that long, because gateway/attempts.py
+"""The cool-down of a replica that can't be reached. It stays that long, because gateway/replicas.py
 looks every second whether the replica is back."""
 MAX_CIRCUITS = 10_000
 """The maximum number of circuit breakers in memory. Callers choose the names of the models, so the
@@ -137,6 +140,8 @@ class CircuitBreakers:
         self._unsent: dict[tuple[bool, TargetKey], BreakerEvent] = {}
         """The events to send: for each target the last one of its circuit breaker (False), and the
         last one of its rate limit (True)."""
+        self._suspected: set[TargetKey] = set()
+        """The replicas that other processes can't reach."""
         self._closed_at: dict[TargetKey, float] = {}
         """The times at which circuit breakers closed. They are kept for as long as an older event
         that opens the circuit breaker may still arrive."""
@@ -191,7 +196,7 @@ class CircuitBreakers:
             circuit, now = self._circuits.get(key), self._clock()
             if circuit is None:
                 return
-            if circuit.until:
+            if circuit.until and not is_host(key):
                 self._announce("well", key, now)
             circuit.succeeded(now)
             self._forget_closed(key, circuit)
@@ -202,13 +207,28 @@ class CircuitBreakers:
             return
         key = host_key(target)
         with self._lock:
+            is_news = key not in self._circuits
             circuit, now = self._circuit(key), self._clock()
             circuit.open(now, now + HOST_S, HOST_S)
-            self._announce("cools", key, now, circuit.until, circuit.length)
+            if is_news:
+                self._announce("cools", key, now, circuit.until, circuit.length)
 
     def is_unreached(self, target: Target) -> bool:
         """Return True if the circuit breaker of a target's replica as a whole is open."""
         return host_key(target) in self._circuits
+
+    def suspected(self, targets: Iterable[Target]) -> list[Target]:
+        """Return the targets whose replicas another process has reported since the last call."""
+        if not self._suspected:
+            return []
+        with self._lock:
+            keys, self._suspected = self._suspected, set()
+        return [target for target in targets if host_key(target) in keys]
+
+    def is_away(self, target: Target) -> bool:
+        """Return True if no call goes to a target's replica now, because it can't be reached."""
+        circuit = self._circuits.get(host_key(target))
+        return circuit is not None and circuit.left(self._clock()) > 0
 
     def failed(self, target: Target) -> None:
         """Record that a target failed, or closed the connection too early, or was unreachable
@@ -257,14 +277,14 @@ class CircuitBreakers:
 
     def open_circuits(self) -> dict[TargetKey, float]:
         """Return the targets and credentials that are cooling down, with the seconds left."""
+        return cooling(self.pauses())
+
+    def pauses(self) -> list[Pause]:
+        """Return the circuit breakers that aren't closed, and the waits after 429s."""
         with self._lock:
-            now = self._clock()
-            found = {key: circuit.until for key, circuit in self._circuits.items()}
-            for (provider, _, number), ends in self._limited.items():
-                for model, end in ends.items():
-                    key = (provider, model, number)
-                    found[key] = max(end, found.get(key, end))
-            return {key: end - now for key, end in found.items() if end > now}
+            now, limited = self._clock(), [*self._limited.items()]  # `_limit` replaces the values
+            circuits = {key: circuit.until for key, circuit in self._circuits.items()}
+        return list(pauses(now, circuits, limited))
 
     def exchange(self) -> None:
         """Send new events to the other processes, and apply theirs."""
@@ -309,7 +329,10 @@ class CircuitBreakers:
     def _apply(self, event: BreakerEvent, now: float) -> None:
         key = event.key
         until = min(event.until, now + MAX_COOL_DOWN_S)
-        if event.kind == "well":
+        if is_host(key):
+            if event.kind == "cools" and len(self._suspected) < MAX_CIRCUITS:
+                self._suspected.add(key)
+        elif event.kind == "well":
             self._closed_at[key] = max(event.at, self._closed_at.get(key, event.at))
             circuit = self._circuits.get(key)
             if circuit is not None and circuit.began <= event.at:
@@ -339,6 +362,11 @@ def credential_key(target: Target) -> TargetKey:
 def host_key(target: Target) -> TargetKey:
     """Return the key of a target's replica, for all models and all keys."""
     return (place(target), "", 0)
+
+
+def is_host(key: TargetKey) -> bool:
+    """Return True for a key that `host_key` made."""
+    return not key[2]
 
 
 def keys_of(target: Target) -> tuple[TargetKey, ...]:

@@ -15,6 +15,8 @@ const MOST_RECENT = 5;
 const narrow = matchMedia("(max-width: 860px)");
 const models = new Map(); // from a full name to the model
 const aliases = new Set();
+const replicas = new Map(); // from a provider's name to {total, reachable}, if it has replicas
+
 const pricing = (name) => models.get(name)?.pricing;
 const panels = [new Panel("", pricing), new Panel("-2", pricing)];
 let language = "curl";
@@ -30,6 +32,7 @@ const side = () => (comparing() ? Number(document.querySelector("input[name=side
 /** Remember the enabled models that complete text. */
 function learn(providers) {
   for (const provider of providers.filter((found) => found.enabled)) {
+    if (provider.replicas) replicas.set(provider.name, provider.replicas);
     for (const model of provider.text_completions) models.set(`${provider.name}/${model.modelName}`, model);
   }
 }
@@ -63,9 +66,17 @@ function note(id) {
 function facts(id) {
   const model = models.get(id);
   const context = model?.specs.context_window;
-  if (model) return prices(model.pricing) + (context ? ` · context ${whole(context)} tokens` : "");
+  if (model) return prices(model.pricing) + (context ? ` · context ${whole(context)} tokens` : "") + shared(id);
   if (aliases.has(id)) return "An alias of this server. The answer names the model that served.";
-  return id ? "Not in this server’s list. Its price is unknown." : "";
+  return id ? `Not in this server’s list. Its price is unknown.${shared(id)}` : "";
+}
+
+/** Return how many replicas a model's provider has, and how many of them could be reached when the list was loaded. */
+function shared(id) {
+  const found = replicas.get(id.split("/")[0]);
+  if (!found) return "";
+  const state = found.reachable < found.total ? `, ${found.reachable} reachable` : "";
+  return ` · ${found.total} replicas${state}`;
 }
 
 function used(names) {

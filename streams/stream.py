@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 
 from completion import (
+    CALL_STATES,
     Added,
     Batch,
     CompletionRequest,
@@ -160,6 +161,11 @@ class Stream:
             opened_at=self.opened_at,
             input_tokens=self.tally.input_tokens or 0,
             output_tokens=self.output_tokens,
+            key_id=self.key_id,
+            request_id=self.request_id,
+            endpoint=self.endpoint,
+            streamed=self.request.stream,
+            state=CALL_STATES[bool(self.attempts) + (self.first_visible is not None)],
         )
 
     def pause(self, seconds: float) -> bool:
@@ -188,8 +194,14 @@ class Stream:
         limits = self.deadlines.at(target)
         echoes = (self.request.n or 1) if self.request.echo else 0
         silent = self.request.max_tokens == 0
-        own = self.request.prompts
-        tally = Tally(prompts or own, echoes, choices=choices, silent=silent, echoed=own)
+        own, chat = self.request.prompts, self.request.chat
+        tally = Tally(
+            *(prompts or own, echoes),
+            choices=choices,
+            silent=silent,
+            echoed=own,
+            estimate=None if chat is None else chat.input_tokens,
+        )
         attempt = Attempt(target, tally)
         if self.first_visible is not None and not self.request.stream:
             self.first_visible = None
@@ -233,6 +245,8 @@ class Stream:
             batch = []
         if self.first_visible is None:
             self.first_visible = now
+            if self.request.stream and self.request.chat is not None:
+                self.request.chat.release()  # a stream isn't retried from now on
             if attempt.held:
                 batch, weight = [*attempt.held, *batch], weight + attempt.held_size
                 attempt.held = []

@@ -10,18 +10,32 @@ from typing import Any
 
 import errors as e
 from config import VERSION
-from endpoints.openapi import editors, errors, examples, keys, meanings, schemas, tokenizers
+from endpoints.openapi import (
+    chats,
+    editors,
+    errors,
+    examples,
+    keys,
+    meanings,
+    operators,
+    schemas,
+    service,
+    tokenizers,
+)
 from endpoints.openapi.errors import Face, responses
 from endpoints.openapi.headers import HEADERS, LIMITS, PATTERNS, SENT
 from endpoints.openapi.operations import COMPLETION_ERRORS, Part, ok, operation
 from endpoints.openapi.schemas import ref
 from endpoints.usage import FORMATS, GROUPS, MOST_ROWS, SOME_ROWS, TAKES
 
-TAGS = ("Completions", "Tokenizers", "Models", "Usage", "Keys", "Operation")
+TAGS = ("Completions", "Tokenizers", "Models", "Usage", "Keys", "Admin", "Operation")
+
+
+EXAMPLES = examples.ANSWERS | editors.ANSWERS | tokenizers.ANSWERS | chats.ANSWERS
 
 
 def named(name: str, *headers: str) -> Part:
-    return ok(ref(name), (examples.ANSWERS | editors.ANSWERS | tokenizers.ANSWERS)[name], *headers)
+    return ok(ref(name), EXAMPLES[name], *headers)
 
 
 def in_path(name: str, example: str) -> Part:
@@ -49,6 +63,18 @@ def completion(face: Face) -> Part:
         (f"{prefix}CompletionRequest", f"{prefix}Completion"),
         examples.BODIES[face],
         examples.STREAMS[face],
+    )
+
+
+def chat(face: Face) -> Part:
+    prefix = "OpenAI" if face == "openai" else ""
+    return calling(
+        face,
+        f"{face}Chat",
+        "Chat" + (", in OpenAI's format" if prefix else ""),
+        (f"{prefix}ChatRequest", f"{prefix}Chat"),
+        chats.BODIES[face],
+        chats.STREAMS[face],
     )
 
 
@@ -102,9 +128,9 @@ def for_editors() -> dict[str, Part]:
     }
 
 
-def stop(face: Face) -> Part:
+def stop(face: Face, of: str = "") -> Part:
     return operation(
-        f"{face}Stop",
+        f"{face}{of}Stop",
         "Completions",
         "Stop a call in any state",
         {"200": named("Stopped", *LIMITS)}
@@ -170,45 +196,6 @@ def requests() -> Part:
     )
 
 
-def open_get(id_: str, summary: str, found: Part, *kinds: Any, **more: Any) -> Part:
-    """Return a GET operation that needs no key."""
-    answers = {"200": found} | responses("native", *kinds)
-    return operation(id_, "Operation", summary, answers, **{"security": []} | more)
-
-
-def for_operators() -> dict[str, Part]:
-    ready = open_get("ready", "Whether the server accepts calls", named("Ready"))
-    away = named("Ready", "Retry-After")
-    away["content"]["application/json"]["example"] = {"status": "draining"}
-    ready["responses"]["503"] = away | {"description": "Shutting down, or without its ledger."}
-    text = ok({"type": "string"}, examples.METRICS, media="text/plain")
-    text["content"]["application/openmetrics-text"] = {"example": examples.METRICS}
-    asset = ok(None, "", media="text/css")
-    asset["content"] |= {kind: {"example": ""} for kind in ("text/javascript", "image/svg+xml")}
-    service = named("Service")
-    service["content"]["text/html"] = {"example": "<!doctype html>..."}
-    page = ok({"type": "string"}, "<!doctype html>...", media="text/html")
-    return {
-        "/health": open_get("health", "Whether the server is alive", named("Health")),
-        "/ready": ready,
-        "/metrics": open_get(
-            *("metrics", "Metrics for Prometheus", text, e.Unauthorized),
-            security=[{}, {"metricsToken": []}],
-        ),
-        "/": open_get("index", "The server's name and version, or the playground", service),
-        "/usage": open_get("usagePage", "The usage page", page),
-        "/openapi.json": open_get(
-            *("openapi", "This document"),
-            ok({"type": "object"}, {"openapi": "3.1.0"}),
-        ),
-        "/docs": open_get("docs", "This document as a page", page),
-        "/static/{name}": open_get(
-            *("static", "A file of the pages", asset, e.NotFound),
-            parameters=[in_path("name", "style.css")],
-        ),
-    }
-
-
 def gets() -> dict[str, Part]:
     provider, model = in_path("provider", "local"), in_path("model", "pydoc")
     no_model = (e.NotFound, e.ProviderNotFound, e.ModelNotFound)
@@ -239,7 +226,7 @@ def gets() -> dict[str, Part]:
         "/api/v1/user/usage": usage(),
         "/api/v1/user/requests": requests(),
         "/tokenizer_info": tokenizers.info(),
-    } | for_operators()
+    } | service.paths()
 
 
 def posts() -> dict[str, Part]:
@@ -257,6 +244,10 @@ def posts() -> dict[str, Part]:
         "/api/v1/completions/stop-stream/{stream_id}": stop("native"),
         "/v1/completions": completion("openai"),
         "/v1/completions/stop-stream/{stream_id}": stop("openai"),
+        "/api/v1/chat/completions": chat("native"),
+        "/api/v1/chat/completions/stop-stream/{stream_id}": stop("native", "Chat"),
+        "/v1/chat/completions": chat("openai"),
+        "/v1/chat/completions/stop-stream/{stream_id}": stop("openai", "Chat"),
         "/api/v1/auth/api-key": exchange,
         "/api/v1/auth/token": refuse,
     } | (for_editors() | tokenizers.posts())
@@ -272,7 +263,7 @@ def about(providers: Collection[str], engines: Collection[str]) -> str:
 
 def every_schema() -> dict[str, Part]:
     found = schemas.every() | editors.bodies() | editors.answers() | tokenizers.schemas()
-    found |= keys.schemas()
+    found |= chats.every() | keys.schemas() | operators.schemas()
     return {
         name: meanings.explained(schema, meanings.EVERY.get(name, {}))
         for name, schema in found.items()
@@ -290,7 +281,8 @@ def build(
         metrics_token: True if /metrics needs a token.
     """
     paths = {path: {"get": found} for path, found in gets().items()}
-    paths |= {path: {"post": found} for path, found in posts().items()} | keys.paths()
+    paths |= {path: {"post": found} for path, found in posts().items()}
+    paths |= keys.paths() | operators.paths()
     bearer = {"type": "http", "scheme": "bearer"}
     token = {"metricsToken": bearer | {"description": "SLUICE_METRICS_TOKEN."}}
     if not metrics_token:

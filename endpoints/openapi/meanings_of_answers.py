@@ -54,6 +54,11 @@ OPENAI: Final = {
     "usage": "Tokens and cost.",
     "byok_api_key": "true if your own provider key was used.",
 }
+CHAT_CHOICE: Final = {
+    "index": CHOICE["index"],
+    "message": "The reply, as the provider gave it: with its tool calls, reasoning, audio.",
+    "finish_reason": CHOICE["finish_reason"],
+}
 NATIVE_FINISH: Final = "cancelled, if the call was stopped. finish_reason is then stop."
 
 
@@ -107,6 +112,11 @@ ANSWERS: Final[dict[str, dict[str, str]]] = {
         ),
         **below("usage", OPENAI_USAGE),
     },
+    "OpenAIChat": {
+        **OPENAI,
+        **below("choices", CHAT_CHOICE),
+        **below("usage", OPENAI_USAGE),
+    },
     "LlamaCppChoice": {
         "index": "The result's number, from 0.",
         "content": "The text of the completion.",
@@ -146,6 +156,9 @@ ANSWERS: Final[dict[str, dict[str, str]]] = {
         "name": "The provider's name, the first part of provider/model.",
         "enabled": "true if it can be called without your own provider key.",
         "text_completions": "Its known models.",
+        "replicas": "The servers that share its calls, if there are several.",
+        "replicas.total": "How many there are.",
+        "replicas.reachable": "How many of them can be reached.",
     },
     "OpenAIModel": {
         "id": "The name to send as model.",

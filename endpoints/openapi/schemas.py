@@ -211,7 +211,10 @@ def models() -> dict[str, Schema]:
                 "is_disabled": YES,
             }
         ),
-        "Provider": closed({"name": TEXT, "enabled": YES, "text_completions": items(ref("Model"))}),
+        "Provider": closed(
+            {"name": TEXT, "enabled": YES, "text_completions": items(ref("Model"))},
+            {"replicas": closed({"total": COUNT, "reachable": COUNT})},
+        ),
         "OpenAIModel": closed(
             {"id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT},
             {"context_length": COUNT},

@@ -33,7 +33,7 @@ def read(body: bytes) -> ModelPage:
         and entry.get("lifecycle") != "retired"
     )
     more = member(data, "has_more") is True
-    last = model_entries.text(member(data, "last_id"))
+    last = model_entries.cursor(member(data, "last_id"))
     return ModelPage(model_entries.distinct(models), last if more else None)
 
 

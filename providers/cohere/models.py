@@ -33,9 +33,8 @@ def read(body: bytes) -> ModelPage:
         for entry in model_entries.entries(data, "models")
         if model_entries.usable(model_entries.text(entry.get("name"))) and chats(entry)
     )
-    token = member(data, "next_page_token")
-    good = isinstance(token, str) and 0 < len(token) <= 4096
-    return ModelPage(model_entries.distinct(models), token if good else None)
+    token = model_entries.cursor(member(data, "next_page_token"))
+    return ModelPage(model_entries.distinct(models), token)
 
 
 def chats(entry: Mapping[str, Any]) -> bool:

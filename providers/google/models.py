@@ -20,7 +20,6 @@ from providers.model_entries import member
 
 PAGE_SIZE: Final = 1000
 METHOD: Final = "generateContent"
-LONGEST_TOKEN: Final = 4096
 
 
 def path(cursor: str | None) -> str:
@@ -38,9 +37,8 @@ def read(body: bytes) -> ModelPage:
         for entry in model_entries.entries(found)
         if model_entries.usable(name_of(entry)) and generates(entry)
     )
-    token = member(data, "nextPageToken")
-    good = isinstance(token, str) and 0 < len(token) <= LONGEST_TOKEN
-    return ModelPage(model_entries.distinct(models), token if good else None)
+    token = model_entries.cursor(member(data, "nextPageToken"))
+    return ModelPage(model_entries.distinct(models), token)
 
 
 def name_of(entry: Mapping[str, Any]) -> str | None:

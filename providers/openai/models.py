@@ -7,7 +7,8 @@ The functions implement `base.ModelList`, which documents them.
   the sizes, and `models` says what the models can do.
 
 Sources: OpenAI API reference, "List models"; vLLM and SGLang, `ModelCard`; llama.cpp,
-tools/server/README.md, "GET /v1/models"; LM Studio, "REST API"; OpenRouter, "List models";
+tools/server/README.md, "GET /v1/models"; Ollama, `ToListCompletion`; LM Studio, "REST API"; the
+references of DeepSeek, xAI, Cerebras and NVIDIA's NIM, "List models"; OpenRouter, "List models";
 Together, `types/models.py` of its SDK; Mistral, `BaseModelCard` of its SDK; Fireworks,
 `gatewayModelKind` of its OpenAPI document; clients of Hugging Face's router (all read 2026-11).
 """
@@ -59,8 +60,8 @@ def name_of(entry: Mapping[str, Any]) -> str | None:
 
 def unfit_names(data: Any) -> Iterator[str]:
     """Yield the models that llama.cpp's second list says don't complete text."""
-    for entry in member(data, "models") or ():
-        if isinstance(entry, dict) and not model_entries.completes_text(entry):
+    for entry in model_entries.objects(member(data, "models")):
+        if not model_entries.completes_text(entry):
             yield name_of(entry) or ""
 
 

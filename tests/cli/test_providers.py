@@ -99,6 +99,38 @@ def test_the_list_shows_which_enabled_providers_answer(run: Run) -> None:
     assert "xai" not in {target.provider.name for target in run.checked}
 
 
+@pytest.mark.parametrize(
+    ("table", "word"),
+    [
+        ({"discover": False}, "not running"),
+        ({"base_url": "http://127.0.0.1:8001/v1"}, "could not be reached"),
+    ],
+)
+def test_an_engine_that_is_off_is_a_failure_only_if_a_row_says_where_it_is(
+    run: Run, table: Mapping[str, Any], word: str
+) -> None:
+    run.rows = {"vllm": table}
+    assert word in run.lines()["vllm"]
+    assert run("check").exit_code == (word != "not running")
+
+
+def test_the_lists_get_only_the_time_that_the_checks_have_left(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    now = [0.0]
+    monkeypatch.setattr(commands, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(run.catalog, "refresh", lambda wait=0.0: waits.append(wait))
+
+    def check_all(*_: object) -> list[Check]:
+        now[0] += 4
+        return []
+
+    monkeypatch.setattr(commands, "check_all", check_all)
+    run()
+    assert waits == [0.0, commands.LIMIT_S - 4]
+
+
 def test_the_list_can_leave_the_checks_out(run: Run) -> None:
     header, *_ = run("--no-check").stdout.splitlines()
     assert header.split() == ["name", "enabled", "variables", "base_url"]

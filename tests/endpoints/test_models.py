@@ -97,3 +97,13 @@ def test_an_unknown_provider_or_model_answers_404_with_its_own_code(
 
 def test_a_long_unknown_model_name_is_truncated_in_the_error(site: Site) -> None:
     assert len(site.get(f"{MODELS}/local/{'x' * 5000}").data) < 1000
+
+
+def test_a_provider_with_replicas_says_how_many_there_are_but_not_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {"shared": {"base_url": ["http://10.0.0.1/v1", "http://10.0.0.2/v1"]}}
+    site = make_app(tmp_path, monkeypatch, providers=rows)
+    listed = found(site, f"{MODELS}/shared")
+    assert listed["replicas"] == {"total": 2, "reachable": 2}
+    assert "10.0.0" not in str(listed)

@@ -45,6 +45,9 @@ tokenizer = "vllm"
 [providers.pair]
 base_url = ["http://127.0.0.1:1/v1", "{origin}/vllm/v1"]
 tokenizer = "vllm"
+[providers.twins]
+base_url = ["{origin}/vllm/v1", "{origin}/twin/v1"]
+tokenizer = "vllm"
 [aliases]
 mine = ["vllm/m", "llamacpp/m"]
 none = ["plain/m", "vllm/m"]
@@ -522,3 +525,11 @@ def test_a_replica_that_cannot_be_reached_is_left_for_another(site: Site) -> Non
         found = site.post("/tokenize", model="pair/m", prompt="The quick brown")
         assert found.status_code == 200, found.get_json()
         assert found.get_json()["count"] == 3
+
+
+def test_a_replica_that_breaks_the_connection_is_left_once(site: Site) -> None:
+    site.fake.script([fp.close()])
+    site.answers("tokenize")
+    found = site.post("/tokenize", model="twins/m", prompt="The quick brown")
+    assert found.status_code == 200, found.get_json()
+    assert len({request.path for request in site.fake.requests}) == 2

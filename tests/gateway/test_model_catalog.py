@@ -109,3 +109,25 @@ def test_processes_with_one_database_have_one_name_without_its_password() -> Non
     assert name(database=Path("/a.db")) == name(database=Path("/a.db"))
     assert name(database=Path("/a.db")) != name(database=Path("/b.db"))
     assert len(name()) == 16
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["localhost/sluice", "127.0.0.1:5432/sluice", "[::1]/sluice", "/sluice?host=/run/postgresql"],
+)
+def test_databases_of_two_machines_make_two_names_even_on_localhost(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    names = set()
+    for machine in ("first", "second"):
+        monkeypatch.setattr("socket.gethostname", lambda machine=machine: machine)
+        names.add(instance_name(Settings(database_url=f"postgres://user@{place}")))
+    assert len(names) == 2
+
+
+def test_other_threads_run_while_many_models_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("concurrency.yielding.time.sleep", pauses.append)
+    monkeypatch.setattr("concurrency.yielding.WORK_S", 0.0)
+    models("vllm", *(ListedModel(f"m{number}") for number in range(100)))
+    assert len(pauses) > 50

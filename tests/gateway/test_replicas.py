@@ -160,6 +160,40 @@ def test_a_retry_waits_and_goes_to_another_replica(
     assert len(pauses) == 2
 
 
+@pytest.mark.parametrize(
+    "fails", [lambda: Scripted(UpstreamTimeout("first_event", 1.0)), lambda: failing(424)]
+)
+def test_after_a_replica_that_is_too_slow_each_other_one_may_get_a_retry(
+    harness: ReplicaHarness, pauses: list[float], fails: Callable[[], Scripted]
+) -> None:
+    harness.made(retries=5)
+    harness.play(fails(), good())
+    assert harness.run() == WHOLE
+    harness.play(fails(), fails(), fails(), good())
+    first = len(harness.places)
+    harness.refused(prompts=("other",))
+    assert len(harness.places[first:]) == len(set(harness.places[first:])) == 3
+    assert len(pauses) == 3, "each of them was a retry"
+
+
+def test_a_fallback_comes_before_a_second_replica_that_may_be_too_slow(
+    harness: ReplicaHarness, pauses: list[float]
+) -> None:
+    harness.play(Scripted(UpstreamTimeout("first_event", 1.0)), good())
+    assert harness.run("sim/m", "other/m") == WHOLE
+    assert harness.names == ["sim/m", "other/m"]
+    assert pauses == []
+
+
+def test_without_retries_a_replica_that_is_too_slow_ends_the_call(
+    harness: ReplicaHarness, pauses: list[float]
+) -> None:
+    harness.made(retries=0)
+    harness.play(Scripted(UpstreamTimeout("first_event", 1.0)), good())
+    assert harness.refused().status == 504
+    assert (len(harness.places), pauses) == (1, [])
+
+
 def test_an_unreachable_replica_is_not_called_again_until_it_is_back(
     harness: ReplicaHarness, pauses: list[float]
 ) -> None:
@@ -169,13 +203,35 @@ def test_an_unreachable_replica_is_not_called_again_until_it_is_back(
     for _ in range(5):
         harness.run()
     assert harness.places[2:] == [second] * 5, "its calls have one other home"
-    assert list(harness.gateway.open_circuits()) == [f"sim@{lost}"]
+    assert list(harness.gateway.open_circuits()) == [f"sim (replica {NAMES.index(lost) + 1})"]
     assert eventually(lambda: len(harness.checks) > 2)
     assert all(lost in url for url in harness.checks)
     harness.reachable.add(lost)
     assert eventually(lambda: not harness.gateway.open_circuits())
     harness.run()
     assert harness.places[-1] == lost
+
+
+@pytest.mark.parametrize("is_reachable", [True, False])
+def test_a_replica_that_another_process_lost_is_checked_before_it_is_left(
+    harness: ReplicaHarness, is_reachable: bool
+) -> None:
+    breakers = harness.gateway.reader.breakers
+    if is_reachable:
+        harness.reachable.add(NAMES[1])
+    breakers._suspected.add(("sim@" + NAMES[1], "", 0))
+    harness.gateway.check_replicas()
+    assert eventually(lambda: bool(harness.checks))
+    assert set(harness.checks) == {f"http://{NAMES[1]}/v1"}
+    if is_reachable:
+        assert eventually(lambda: not harness.gateway.reader.replicas._watched)
+        assert harness.gateway.open_circuits() == {}
+    else:
+        assert eventually(lambda: list(harness.gateway.open_circuits()) == ["sim (replica 2)"])
+        harness.play(*(good() for _ in range(20)))
+        for number in range(20):
+            harness.run(prompts=(str(number),))
+        assert set(harness.places) == {NAMES[0], NAMES[2]}
 
 
 def test_an_unreachable_replica_is_lost_for_all_models_keys_and_byok_calls(
@@ -223,7 +279,8 @@ def test_a_replica_that_answers_with_failures_is_paused_alone(
     harness.run()
     first, *_ = harness.places
     assert harness.places.count(first) == FAILURES
-    assert list(harness.gateway.open_circuits()) == [f"sim@{first}/m"]
+    number = NAMES.index(first) + 1
+    assert list(harness.gateway.open_circuits()) == [f"sim/m (replica {number})"]
     assert harness.checks == [], "it can be reached"
 
 
@@ -243,7 +300,8 @@ def test_a_connection_timeout_loses_a_replica_unless_the_caller_set_it(
     harness.run(within={"connect": 1.0})
     assert harness.gateway.open_circuits() == {}
     harness.run()
-    assert list(harness.gateway.open_circuits()) == [f"sim@{harness.places[2]}"]
+    number = NAMES.index(harness.places[2]) + 1
+    assert list(harness.gateway.open_circuits()) == [f"sim (replica {number})"]
 
 
 def test_calls_in_flight_are_counted_until_their_attempt_ends(harness: ReplicaHarness) -> None:

@@ -22,7 +22,6 @@ from tests.support.books import Place, assert_sound, ledger_of, row_of, rows, sp
 from tests.support.fake import FakeProvider
 from tests.support.load import NATIVE, OPENAI, Kind, Sent, play
 from tests.support.pace import HANG_S
-from tests.support.sampling import sampled
 from tests.support.servers import Server
 
 CALLERS, ROUNDS = 50, 20
@@ -124,7 +123,8 @@ BILLED = 5000
 IGNORED = {"ignore_max_tokens": True}
 
 
-@pytest.mark.parametrize("params", sampled([{}, IGNORED], IGNORED))
+@pytest.mark.thorough
+@pytest.mark.parametrize("params", [{}, IGNORED])
 def test_a_host_that_bills_more_than_max_tokens_overspends_at_most_by_the_calls_in_flight(
     fake: FakeProvider, params: dict[str, Any]
 ) -> None:

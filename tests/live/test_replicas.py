@@ -10,9 +10,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from cluster.redis_client import RedisClient
+from providers import registry
+from providers.base import Target
+from routing.circuit_breaker import CircuitBreakers
 from tests.support import calls
 from tests.support.engine import Engine
 from tests.support.pace import HANG_S
+from tests.support.redis_server import RedisServer
 from tests.support.servers import Server
 
 ENGINES, EACH = 3, 3
@@ -96,10 +101,12 @@ def test_no_call_fails_when_a_replica_is_killed_and_its_prefixes_return_when_it_
         server.wait(lambda: all_served_since(later, lambda ports: victim.port not in ports))
         moved = load.latest()
         assert all(moved[n] == port for n, port in home.items() if port != victim.port)
-        assert f"engines@127.0.0.1:{victim.port}" in cooling(server)
+        assert "engines (replica 1)" in cooling(server)
+        assert replicas(server) == {"total": 3, "reachable": 2}
         victim.start()
         server.wait(lambda: load.latest() == home)
         assert cooling(server) == {}
+        assert replicas(server) == {"total": 3, "reachable": 3}
     assert {call.status for call in load.served} == {200}
     assert max(call.attempts for call in load.served) == 2
 
@@ -116,6 +123,29 @@ def test_metrics_and_logs_name_the_replica_and_the_ledger_names_the_row(
     assert f"sluice_replica_calls{{{replica}}} 0.0" in text
     assert f'sluice_replica_attempts_total{{code="",{replica}}}' in text
     assert f'"replica": "127.0.0.1:{port}"' in server.output()
+
+
+@pytest.mark.thorough
+def test_a_server_checks_the_replicas_that_another_process_cannot_reach(
+    engines: list[Engine],
+) -> None:
+    """The other process reports a replica that is killed, and one that is well."""
+    urls = [engine.url for engine in engines]
+    rows = f"[providers.engines]\ncompletions = true\nbase_url = {json.dumps(urls)}\n"
+    row = registry.rows({"engines": {"base_url": urls}})["engines"]
+    first, second, _ = Target(row, "m").replicas
+    with RedisServer() as redis, Server(rows, env={"REDIS_URL": redis.url}) as server:
+        other = CircuitBreakers(redis_client=RedisClient(redis.url))
+        engines[0].kill()
+        try:
+            for target in (first, second):
+                other.unreached(target)
+            other.exchange()
+            server.wait(lambda: bool(cooling(server)))
+            assert list(cooling(server)) == ["engines (replica 1)"], "before any call"
+        finally:
+            engines[0].start()
+        server.wait(lambda: cooling(server) == {})
 
 
 def prompt(prefix: int) -> str:
@@ -144,6 +174,12 @@ def get(server: Server, path: str) -> str:
         client.request("GET", path)
         client.read_head()
         return client.body().decode()
+
+
+def replicas(server: Server) -> Any:
+    listed = calls.get(server, "/api/v1/models/engines").json
+    assert "127.0.0.1" not in json.dumps(listed)
+    return listed["replicas"]
 
 
 def cooling(server: Server) -> dict[str, Any]:

@@ -197,18 +197,28 @@ READERS = {
 }
 
 
+@pytest.fixture(scope="module")
+def admin_key(module_server: Server) -> str:
+    """Return an admin key that the server knows: a few examples need one."""
+    key = module_server.add_key("examples", admin=True)
+    module_server.wait(lambda: calls.get(module_server, "/api/v1/models", key).status == 200)
+    return key
+
+
 EXAMPLES = [s for s in ALL if s.language in READERS and s.page not in JOURNEYS]
 """Fenced blocks that take the server and the key from the environment."""
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.place)
-def test_each_example_of_the_documentation_runs(example: Snippet, server: Server) -> None:
+def test_each_example_of_the_documentation_runs(
+    example: Snippet, server: Server, admin_key: str
+) -> None:
     command = READERS[example.language]
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} isn't installed")
     done = subprocess.run(
         [*command, example.text],
-        env={**os.environ, "SLUICE_URL": server.url, "SLUICE_KEY": server.key},
+        env={**os.environ, "SLUICE_URL": server.url, "SLUICE_KEY": admin_key},
         capture_output=True,
         text=True,
         timeout=HANG_S,

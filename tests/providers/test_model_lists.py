@@ -6,6 +6,7 @@ by a server.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any, NamedTuple
 
@@ -196,12 +197,15 @@ def test_a_name_that_comes_twice_is_listed_once_and_the_first_entry_counts() -> 
         *("embedders/llama-8b", "gemini-2.5-flash-image", "lives-3b", "imaginary", "claude-live"),
         *("Qwen/Qwen3-VL-8B", "jina-reranker-v2", "mistral-moderation-2411", "videollama-3"),
         *("nv-embedqa-e5-v5", "black-forest-labs/FLUX.2-pro", "stable-diffusion-3.5-large"),
+        *("nvidia/llama-3.1-nemotron-70b-reward", "nvidia/nvclip", "wanx2.1-t2i-plus"),
+        *("cosyvoice-v2", "paraformer-v2", "eclipse-7b", "rewarding-7b"),
     ],
 )
 def test_names_tell_models_for_other_things_than_text(name: str) -> None:
     text = {
         *("gpt-5.4-mini", "llama3.2:latest", "a b", "modèle", "/models/llama-7b.Q4.gguf"),
         *("embedders/llama-8b", "lives-3b", "imaginary", "Qwen/Qwen3-VL-8B", "videollama-3"),
+        *("eclipse-7b", "rewarding-7b"),
     }
     assert model_entries.usable(name) == (name in text)
 
@@ -226,3 +230,55 @@ def test_a_price_is_nano_dollars_for_a_million_tokens(
     value: Any, tokens: int, price: int | None
 ) -> None:
     assert model_entries.price(value, tokens) == price
+
+
+VALUES: list[Any] = [
+    *(None, True, 0, -1, 5, 1.5, 10**30, "", "x", "1e999999", "\u202ey", "\ud800", "a" * 5000),
+    *([], [1], [[]], ["text"], [{}], [None], {}, {"n_ctx": "x"}, {"prompt": [], "completion": {}}),
+    {"output_modalities": [[]]},
+]
+"""Values of the wrong type, or without sense, in any field."""
+LISTS = ("data", "models")
+CURSORS = {"has_more": True, "last_id": "a", "nextPageToken": "a", "next_page_token": "a"}
+
+
+@pytest.mark.parametrize("dialect", sorted(registry.MODEL_LISTS))
+def test_a_cursor_of_the_wrong_type_or_that_no_url_can_have_ends_the_list(dialect: str) -> None:
+    for value in VALUES:
+        for field in CURSORS:
+            lists = {name: [{"id": "good", "name": "good"}] for name in LISTS}
+            page = form(dialect).read(encoded(lists | CURSORS | {field: value}))
+            if page.next is not None:
+                form(dialect).path(page.next).encode("ascii")
+
+
+@pytest.mark.parametrize("dialect", sorted(registry.MODEL_LISTS))
+@pytest.mark.parametrize("field", LISTS)
+def test_a_list_of_the_wrong_type_is_an_error_at_most(dialect: str, field: str) -> None:
+    for value in VALUES:
+        lists = {name: [{"id": "good", "name": "good"}] for name in LISTS} | {field: value}
+        with contextlib.suppress(UpstreamError):
+            form(dialect).read(encoded(lists))
+
+
+@pytest.mark.parametrize("dialect", sorted(registry.MODEL_LISTS))
+def test_only_so_many_entries_of_a_page_are_looked_at(
+    dialect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_entries, "MOST_ENTRIES", 3)
+    many = [{"id": f"m{number}", "name": f"m{number}"} for number in range(9)]
+    page = form(dialect).read(encoded(dict.fromkeys(LISTS, many)))
+    assert [model.id for model in page.models] == ["m0", "m1", "m2"]
+
+
+def test_other_threads_run_while_a_long_list_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("concurrency.yielding.time.sleep", pauses.append)
+    monkeypatch.setattr("concurrency.yielding.WORK_S", 0.0)
+    entries = [{"id": f"m{number}"} for number in range(100)]
+    form("openai").read(encoded(entries))
+    assert len(pauses) > 50
+
+
+def encoded(data: Any) -> bytes:
+    return json.dumps(data).encode()

@@ -53,6 +53,12 @@ def test_each_variable_in_a_list_is_needed() -> None:
     assert row([ONE, "{SECOND}/v1"], {"SECOND": "http://b:1"}).replicas[1].url == "http://b:1/v1"
 
 
+def test_a_variable_within_a_url_or_a_list_holds_one_url() -> None:
+    for base_url in ("{URLS}/v1", [ONE, "{URLS}"]):
+        with pytest.raises(ConfigError, match="write several URLs as a list"):
+            row(base_url, {"URLS": "http://a:1,http://b:1"})
+
+
 def test_names_have_a_path_only_where_hosts_are_equal_and_never_a_password() -> None:
     found = row(["http://u:secret@a:1/x", "http://a:1/y", "http://b:1/x"])
     assert [one.name for one in found.replicas] == ["a:1/x", "a:1/y", "b:1"]
@@ -62,7 +68,9 @@ def test_names_have_a_path_only_where_hosts_are_equal_and_never_a_password() -> 
     ("base_url", "message"),
     [
         ([], "base_url is an empty list; write at least one URL"),
-        ([ONE, ONE], "base_url has 10.0.0.1:8000/v1 twice; each replica needs another URL"),
+        ([ONE, ONE], "base_url has 10.0.0.1:8000/v1 twice; each replica needs a host, port"),
+        (["http://h/v1", "http://H:80/v1/"], "base_url has h/v1 twice; each replica needs a host"),
+        (["http://h/v1", "https://h/v1"], "base_url has h/v1 twice; each replica needs a host"),
         ([ONE, 5], "base_url, entry 2: expected a URL or a table {url, weight}, not 5"),
         (
             [{"url": ONE, "wieght": 2}],
@@ -82,6 +90,16 @@ def test_names_have_a_path_only_where_hosts_are_equal_and_never_a_password() -> 
         ),
         ([{"url": ONE, "weight": True}], "base_url, entry 1: weight must be a number above 0 and"),
         ([ONE, "10.0.0.2:8000"], "base_url must begin with http:// or https://, not 10.0.0.2:8000"),
+        ([ONE, "ftp://u:secret@h"], "base_url must begin with http:// or https://, not h"),
+        (
+            [ONE, "http://h:port/v1"],
+            "base_url is not a valid URL: 'http://h:port/v1'; write several",
+        ),
+        ([ONE, "http://u:secret@h:99999"], "base_url is not a valid URL: 'h:99999'; write several"),
+        ("http:///v1", "base_url is not a valid URL: 'http:///v1'; write several URLs as a list"),
+        ([ONE, TWO + " "], f"base_url is not a valid URL: '{TWO} '; write several URLs as a list"),
+        (f"{ONE},{TWO}", f"base_url is not a valid URL: '{ONE},{TWO}'; write several URLs as a"),
+        ("http://a,b/v1", "base_url is not a valid URL: 'http://a,b/v1'; write several URLs as a"),
         ([ONE, "http://[::1"], "base_url has a URL whose host is invalid"),
         ([f"http://h{n}/v1" for n in range(101)], "base_url has 101 URLs; at most 100 are allowed"),
     ],

@@ -462,25 +462,48 @@ def test_a_redis_key_of_the_wrong_type_raises_nothing(
 # Replicas
 
 
-def test_other_processes_learn_that_a_replica_is_lost_and_that_it_is_back(
+def test_other_processes_only_suspect_a_replica_that_one_cannot_reach(
     processes: list[Process],
 ) -> None:
     one, two, _ = processes
     one.unreached(FIRST)
     beat(one, two)
-    assert HOST_S - NEAR < two.left(FIRST) <= HOST_S
-    assert two.left(SECOND) == 0
-    two.reached(FIRST)
-    beat(two, one)
-    assert one.left(FIRST) == two.left(FIRST) == 0
+    assert two.left(FIRST) == two.left(SECOND) == 0
+    assert two.suspected([FIRST, SECOND]) == [FIRST]
+    assert two.suspected([FIRST, SECOND]) == [], "once"
+    assert one.suspected([FIRST, SECOND]) == [], "its own"
 
 
-def test_a_lost_replica_is_an_unknown_provider_to_earlier_versions(
+def test_a_replica_that_stays_away_is_reported_once(processes: list[Process]) -> None:
+    one, two, _ = processes
+    for _ in range(3):
+        one.unreached(FIRST)
+        beat(one, two)
+    assert two.suspected([FIRST]) == [FIRST]
+    one.unreached(FIRST)
+    beat(one, two)
+    assert two.suspected([FIRST]) == []
+
+
+def test_a_replica_that_one_process_reaches_stays_away_for_another(
     processes: list[Process],
 ) -> None:
     one, two, _ = processes
     one.unreached(FIRST)
+    two.unreached(FIRST)
+    beat(one, two)
+    two.reached(FIRST)
+    two.succeeded(FIRST)
+    beat(two, one)
+    assert two.left(FIRST) == 0
+    assert HOST_S - NEAR < one.left(FIRST) <= HOST_S
+
+
+def test_a_failing_replica_is_an_unknown_provider_to_earlier_versions(
+    processes: list[Process],
+) -> None:
+    one, two, _ = processes
     one.fail(target=FIRST)
     beat(one, two)
     assert two.left(TARGET) == 0, "this is how earlier versions look it up"
-    assert set(two.open_circuits()) == {(f"{NAME}@a", "", 0), (f"{NAME}@a", "m", 1)}
+    assert set(two.open_circuits()) == {(f"{NAME}@a", "m", 1)}

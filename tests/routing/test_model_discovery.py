@@ -145,6 +145,35 @@ def test_a_host_that_limits_the_rate_is_left_for_as_long_as_it_wants() -> None:
     assert state.due == hosts.now + model_discovery.OWN_S
 
 
+def test_a_rejected_key_is_left_for_the_next_at_once_and_for_good(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hosts = Hosts(row(), keys=3)
+    hosts.answers["http://one"] = listing("a")
+    ask = hosts.ask
+
+    def ask_with(target: Target) -> Listing:
+        found = ask(target)
+        if target.key_number < 3:
+            raise UpstreamError("No.", upstream_status=401)
+        return found
+
+    monkeypatch.setattr(hosts.discovery, "_ask", ask_with)
+    for _ in range(2):
+        hosts.refresh()
+        hosts.now += INTERVAL
+    assert hosts.names() == ["a"]
+    assert [target.key_number for target in hosts.asked] == [1, 2, 3, 3]
+
+
+def test_keys_that_are_all_rejected_are_tried_once_each() -> None:
+    hosts = Hosts(row(), keys=3)
+    hosts.answers["http://one"] = UpstreamError("No.", upstream_status=403)
+    hosts.refresh()
+    hosts.refresh()
+    assert [target.key_number for target in hosts.asked] == [1, 2, 3]
+
+
 def test_after_a_failure_the_next_key_is_used() -> None:
     hosts = Hosts(row(), keys=2)
     for _ in range(3):
