@@ -118,6 +118,7 @@ def test_a_created_key_works_and_its_secret_is_shown_once(desk: Desk) -> None:
         "models": ["sim/*"],
         "expires": "2100-01-31",
         "max_streams": 2,
+        "resumable": True,
         "requests_per_minute": 3,
         "admin": False,
     }
@@ -232,6 +233,7 @@ CHANGES: list[dict[str, Any]] = [
     {"tokens_per_hour": 0},
     {"budget_usd": 0.25, "budget_period": "day"},
     {"max_streams": 3},
+    {"resumable": True},
     {"models": ["sim/*", "fast"]},
     {"admin": True},
     {"group": "research"},
