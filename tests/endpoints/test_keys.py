@@ -552,8 +552,9 @@ def test_the_log_has_pages_and_can_show_one_key(desk: Desk) -> None:
 
 
 def test_a_change_counts_while_the_ledger_is_away_and_is_then_in_the_log_only(
-    desk: Desk, caplog: pytest.LogCaptureFixture
+    desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ledger.ledger.RETRY_S", 0.05)
     caplog.set_level("INFO", logger="sluice.keys")
     ledger = desk.site.app.extensions["sluice"].ledger
     outage = Outage(ledger._writer)
