@@ -10,6 +10,7 @@ import { parse, render } from "./markdown.js";
 import { isRaw } from "./panel.js";
 
 const STORED = "sluice.chat";
+const ORDINARY = new Set(["Finished", "Finished with tool calls"]); // ends that need no mention
 const NAMES = { user: "User", assistant: "Assistant", system: "System", tool: "Tool result" };
 
 /** Return the messages to send: the system prompt if there is one, the turns, and a draft if there is one. */
@@ -139,17 +140,16 @@ export class Conversation {
     this.renumber();
   }
 
-  /** Name the buttons by the messages' numbers, and offer to answer again at the end. */
+  /** Name the buttons by the messages' numbers, and offer another answer at the end. */
   renumber() {
     $("no-turns").hidden = this.turns.length > 0;
     $("clear").hidden = !this.turns.length;
     [...$("turns").children].forEach((item, at) => {
-      for (const button of item.querySelectorAll(".tools button")) {
+      const again = item.querySelector(".again"); // a message that is edited has none
+      if (again) again.hidden = at < this.turns.length - 1;
+      for (const button of item.querySelectorAll(".tools button:not(.again)")) {
         button.setAttribute("aria-label", `${button.textContent} message ${at + 1}`);
       }
-      const last = at === this.turns.length - 1;
-      const again = item.querySelector(".again"); // a message that is edited has none
-      if (again) again.hidden = !last || this.turns[at].message.role !== "assistant";
     });
   }
 
@@ -161,7 +161,7 @@ export class Conversation {
 
   element(turn) {
     const { message, reasoning, served, how, bad } = turn;
-    const notes = [served, bad || how?.startsWith("Stopped") || how?.startsWith("Cut") ? how : "", message.tool_call_id].filter(Boolean);
+    const notes = [served, ORDINARY.has(how) ? "" : how, message.tool_call_id].filter(Boolean);
     const button = (name, kind, act) => {
       const found = make("button", { type: "button", class: `quiet ${kind}` }, name);
       found.addEventListener("click", act);
@@ -177,7 +177,7 @@ export class Conversation {
         make(
           "div",
           { class: "tools" },
-          button("Regenerate", "again", () => this.regenerate()),
+          button(message.role === "assistant" ? "Regenerate" : "Get an answer", "again", () => this.regenerate()),
           button("Edit", "edit", () => this.edit(turn)),
           button("Delete", "delete", () => this.remove(turn)),
         ),

@@ -72,6 +72,7 @@ function note(id) {
 function facts(id) {
   const model = models.get(id);
   const context = model?.specs.context_window;
+  if (model?.provider === "local") return "Free. A toy that makes up text, for trying Sluice without an account.";
   if (model) return prices(model.pricing) + (context ? ` · context ${whole(context)} tokens` : "") + shared(id);
   if (aliases.has(id)) return "An alias of this server. The answer names the model that served.";
   return id ? `Not in this server’s list. Its price is unknown.${shared(id)}` : "";
@@ -188,7 +189,10 @@ function changed() {
   $("parameters-set").textContent = set.length ? `${set.length} set` : "";
 }
 
-/** Return true if the form is valid; else focus its first invalid field, which shows the reason. */
+/**
+ * Return true if the form is valid; else focus its first invalid field, which shows the reason.
+ * Another answer (again) needs no further message.
+ */
 function valid({ again = false } = {}) {
   const models = comparing() ? ["model", "model-2"] : ["model"];
   const texts = chatting() ? ["message", "tools"] : ["prompt"];
@@ -212,7 +216,7 @@ async function run() {
 
 async function regenerate() {
   if (running() || !valid({ again: true })) return;
-  conversation.dropAnswer();
+  if (!conversation.answerable) conversation.dropAnswer();
   await send();
 }
 
@@ -251,6 +255,7 @@ function busy(is) {
   for (const tab of $("modes").children) tab.disabled = is;
   conversation.enable(!is);
   if (is && narrow.matches) $("answer-title").scrollIntoView({ block: "start" });
+  else if (is && chatting()) $("act").scrollIntoView({ block: "nearest" });
 }
 
 // The history
