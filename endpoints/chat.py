@@ -238,7 +238,7 @@ class ChatEncoder(openai.OpenAIEncoder):
         frames = super().last_frames(outcome)
         if not include or outcome.error is not None:
             return frames
-        usage = usage_with_cost(last.get("usage"), outcome)
+        usage = usage_with_cost(chat_answers.usage_of(last), outcome)
         head = {n: v for n, v in last.items() if n not in ("choices", "usage")}
         chunk = self._shape([]) | head | {"model": self._stream.target.name, "usage": usage}
         return frames.removesuffix(calls.DONE) + calls.frame(chunk) + calls.DONE

@@ -27,6 +27,8 @@ class ChatSite(Site):
     """A site with a fake host."""
 
     fake: FakeProvider
+    place: Path
+    """The ledger's file."""
 
     def ask(self, path: str = OPENAI, headers: Any = None, /, **fields: Any) -> TestResponse:
         body = {"model": "host/m", "messages": MESSAGES} | fields
@@ -65,7 +67,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: FakeProvider) ->
         bodies_total=900_000,
     )
     assert isinstance(found, ChatSite)
-    found.fake = fake
+    found.fake, found.place = fake, tmp_path / "sluice.db"
     yield found
     found.gateway.reader._transport.close()
 
