@@ -132,8 +132,7 @@ class Gateway:
             client: the client's connection, if the server exposes it.
             affinity: calls with the same text go to the same replica; None for the start of the
                 prompt.
-            record: makes the call resumable, before it starts: gives it a log in the place of its
-                mailbox.
+            record: makes the call resumable before it starts: replaces its mailbox with a log.
 
         Raises:
             SluiceError: the call is refused.

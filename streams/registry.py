@@ -127,8 +127,10 @@ class StreamRegistry:
         stream_key = (stream.key_id, stream.id)
         self._sweeper.start()
         with self._lock:
-            if stream_key in self._active or stream_key in self._kept:
+            if stream_key in self._active:
                 raise StreamExists(stream.id)
+            if stream_key in self._kept:
+                raise StreamExists(stream.id, ended=True)
             if len(self._active) >= self._limit + self._queue_size:
                 raise too_many()
             if self._of_key[stream.key_id] >= share:

@@ -1,8 +1,8 @@
-"""A resumable stream as its connections see it: a log, and those who follow it.
+"""A resumable stream as its connections see it: a log, and its followers.
 
 - A follower never waits for another one, and the stream never waits for a follower.
-- The one who appends calls `wake`. That is the recorder of the call. Followers don't know it, so a
-  copy of another process's log can be followed too.
+- Whoever appends to the log calls `wake`. That is the recorder of the call. Followers don't know
+  it, so a copy of another process's log can be followed too.
 - The last frames are in the log before `close`, which comes after the call's settlement.
 """
 
@@ -42,7 +42,7 @@ State: TypeAlias = Literal["queued", "in_progress", "completed", "stopped", "fai
 
 
 class About(msgspec.Struct, frozen=True):
-    """What is known of a stream besides its frames."""
+    """The facts about a stream besides its frames."""
 
     request_id: str
     opened_at: float
@@ -86,7 +86,7 @@ class Replay:
         self.keeps_alone = False
         """True if the call goes on without followers."""
         self.alone_since: float | None = time.monotonic()
-        """Since when there has been no follower; None if there are some."""
+        """The monotonic time since which there has been no follower; None if there are some."""
         self._about = about
         self._lock = BriefLock()
         self.followers: tuple[Follower, ...] = ()
