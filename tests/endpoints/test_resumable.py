@@ -13,9 +13,11 @@ from werkzeug.test import TestResponse
 
 from completion import Added, Batch, Delta, Finished, Logprobs, Started, Usage, Used
 from errors import UpstreamError
+from streams.replay_log import ReplayLog
 from streams.replay_store import ReplayStore
 from tests.endpoints.test_native import in_thread
 from tests.gateway.test_gateway import ROWS, Scripted, eventually, play, wait
+from tests.support.books import rows
 from tests.support.pace import HANG_S
 from tests.test_app import PROMPT, Site, hello, make_app, make_key
 
@@ -333,7 +335,9 @@ def test_an_id_is_taken_until_its_log_is_gone(
     site.post(ASKED, NATIVE, buffered=True)
     ended(site, NATIVE)
     again = ASKED | {"resumable": resumable}
-    assert site.post(again, NATIVE).status_code == 409
+    refused = site.post(again, NATIVE)
+    assert (refused.status_code, as_json(refused)["code"]) == (409, "stream_exists")
+    assert "is still kept" in as_json(refused)["message"]
     site.gateway.replays._keep = 0
     site.gateway.replays.sweep()
     assert site.get(f"{NATIVE}/s-1").status_code == 404
@@ -483,13 +487,17 @@ def test_logprobs_fields_and_several_choices_survive_in_frames_and_result(
 
 
 def test_the_log_of_a_long_stream_is_trimmed_and_the_stream_goes_on(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    site = make_app(tmp_path, monkeypatch)
     monkeypatch.setattr("streams.replay_store.STREAM_BYTES", 64 << 10)
     monkeypatch.setattr("streams.replay_store.TRIM_BYTES", 16 << 10)
     play(monkeypatch, Scripted(*[piece("x" * 1000)] * 200, [Finished(0, "stop")]))
     answer = site.post(ASKED | {"stream": False}, NATIVE)
-    assert as_json(answer)["code"] == "stream_trimmed"
+    assert (answer.status_code, as_json(answer)["code"]) == (410, "stream_trimmed")
+    assert state(site, NATIVE)["status"] == "completed"
+    [row] = rows(tmp_path / "sluice.db")
+    assert (row["status"], row["end_reason"]) == (410, "completed")
     gone = follow(site, NATIVE, 1)
     assert (gone.status_code, as_json(gone)["code"]) == (410, "stream_trimmed")
     first = as_json(gone)["details"]["first"]
@@ -515,6 +523,24 @@ def test_ended_streams_of_a_key_make_room_and_those_of_others_do_not(
     assert site.get(f"{NATIVE}/n-0").status_code == 404
     assert site.get(f"{NATIVE}/n-3").status_code == 200
     assert site.client.get(f"{NATIVE}/s-1", headers=other).status_code == 200
+
+
+def test_a_stream_cannot_end_while_its_log_is_trimmed(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked: list[bool] = []
+    trim = ReplayLog.trim
+
+    def trim_locked(log: ReplayLog, size: int) -> None:
+        [stream] = site.gateway.streams._snapshot()
+        locked.append(stream.mailbox._lock.locked())
+        trim(log, size)
+
+    monkeypatch.setattr(ReplayLog, "trim", trim_locked)
+    monkeypatch.setattr("streams.replay_store.STREAM_BYTES", 2048)
+    play(monkeypatch, Scripted(*[piece("x" * 5000)] * 3, [Finished(0, "stop")]))
+    site.post(ASKED, NATIVE, buffered=True)
+    assert locked == [True] * 3, "else its last frames could go to the log that was replaced"
 
 
 def test_nothing_of_a_call_outlives_it_except_its_log(
