@@ -163,7 +163,7 @@ class Recorder(Mailbox):
     def _record(self, batch: Batch) -> None:
         """Append a batch to the log."""
         if not self._begun:
-            self._begun = True
+            self._begun = self.replay.released = True
             self._append(self._encoder.events([]))
         if self._stream.target is not self._target:
             self._target, self._kinds = self._stream.target, {}
@@ -225,7 +225,7 @@ class Recorder(Mailbox):
 
     def _refusal(self, error: SluiceError | None) -> SluiceError | None:
         """Return the error that the first connection gets as its response, if it gets one."""
-        if self._status is None and self.replay.begun:
+        if self._status is None and self.replay.released:
             return None
         if self._status is not None and error is None and self._log.first > 1:
             return StreamTrimmed(self._log.first)

@@ -80,7 +80,8 @@ class Replay:
         self.log = ReplayLog()
         self.ending: Ending | None = None
         self.released = False
-        """True if connections send their status line although there is no frame yet."""
+        """True once the first connection may send its status line. A call that fails before never
+        gets there, so its last frames don't make its response a stream."""
         self.abandon: Callable[[], object] = lambda: None
         """Ends the call because nobody has followed it for too long."""
         self.keeps_alone = False
@@ -97,11 +98,6 @@ class Replay:
         return (
             EMPTY_SIZE + self.log.size + (sum(map(len, self.ending.result)) if self.ending else 0)
         )
-
-    @property
-    def begun(self) -> bool:
-        """True once a connection may send its status line."""
-        return self.released or self.log.last > 0
 
     def about(self) -> About:
         ending = self.ending
@@ -190,7 +186,7 @@ class Follower:
     def wait_until_begun(self) -> None:
         """Wait until the status line can be sent. Raises SluiceError if the call fails before."""
         replay = self.replay
-        self._wait_until(lambda: replay.begun or replay.ending is not None)
+        self._wait_until(lambda: replay.released or replay.ending is not None)
         if replay.ending is not None and replay.ending.refusal is not None:
             raise replay.ending.refusal
 
