@@ -225,11 +225,7 @@ class Recorder(Mailbox):
 
     def _refusal(self, error: SluiceError | None) -> SluiceError | None:
         """Return the error that the first connection gets as its response, if it gets one."""
-        if self._status is None and self.replay.released:
-            return None
-        if self._status is not None and error is None and self._log.first > 1:
-            return StreamTrimmed(self._log.first)
-        return error
+        return None if self._status is None and self.replay.released else error
 
     def _status_of(self, end: End, refusal: SluiceError | None) -> int:
         """Return the HTTP status of the first connection's response, for the ledger."""

@@ -142,6 +142,7 @@ class Resumable:
                 status=status,
             )
             recorder.replay.keeps_alone = background
+            recorder.replay.awaited = status == 200
             replays.append(recorder.replay)
 
         request = streamed(wanted)
@@ -160,10 +161,13 @@ class Resumable:
                 return self._stream(follower, calls.headers(call))
             ending = follower.wait_until_ended()
         except BaseException:
+            replay.awaited = False
             follower.close()
             raise
-        follower.close()
-        return self._whole(replay, ending, calls.headers(call))
+        try:
+            return self._whole(replay, ending, calls.headers(call))
+        finally:
+            follower.close()
 
     def _accepted(self, replay: Replay) -> Response:
         path = self._request.root_path + self._request.path.rstrip("/")

@@ -82,6 +82,8 @@ class Replay:
         self.released = False
         """True once the first connection may send its status line. A call that fails before never
         gets there, so its last frames don't make its response a stream."""
+        self.awaited = False
+        """True while the first connection waits for the whole answer, which takes all frames."""
         self.abandon: Callable[[], object] = lambda: None
         """Ends the call because nobody has followed it for too long."""
         self.keeps_alone = False

@@ -2,7 +2,9 @@
 
 - A stream belongs to a key. Another key's stream can't be found, and is never dropped to make room.
 - Room is made by dropping the oldest ended streams of the same key. If that isn't enough, an active
-  stream drops its own oldest frames, and new calls aren't resumable.
+  stream is trimmed: it drops its own oldest frames. New calls then aren't resumable.
+- An active stream whose caller waits for the whole answer isn't trimmed: a plain call keeps its
+  whole answer in memory, too.
 - A stream that somebody follows isn't dropped: its memory isn't free before its followers leave.
 """
 
@@ -70,7 +72,7 @@ class ReplayStore:
             self._count(replay, size)
             key_id = replay.key[0]
             self._make_room(key_id, 0)
-            if size > STREAM_BYTES or self._is_full(key_id, 0):
+            if not replay.awaited and (size > STREAM_BYTES or self._is_full(key_id, 0)):
                 replay.log.trim(min(TRIM_BYTES, size // 2))
                 self._count(replay, replay.size)
 

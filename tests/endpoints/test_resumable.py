@@ -17,7 +17,6 @@ from streams.replay_log import ReplayLog
 from streams.replay_store import ReplayStore
 from tests.endpoints.test_native import in_thread
 from tests.gateway.test_gateway import ROWS, Scripted, eventually, play, wait
-from tests.support.books import rows
 from tests.support.pace import HANG_S
 from tests.test_app import PROMPT, Site, hello, make_app, make_key
 
@@ -487,17 +486,14 @@ def test_logprobs_fields_and_several_choices_survive_in_frames_and_result(
 
 
 def test_the_log_of_a_long_stream_is_trimmed_and_the_stream_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site = make_app(tmp_path, monkeypatch)
     monkeypatch.setattr("streams.replay_store.STREAM_BYTES", 64 << 10)
     monkeypatch.setattr("streams.replay_store.TRIM_BYTES", 16 << 10)
     play(monkeypatch, Scripted(*[piece("x" * 1000)] * 200, [Finished(0, "stop")]))
-    answer = site.post(ASKED | {"stream": False}, NATIVE)
-    assert (answer.status_code, as_json(answer)["code"]) == (410, "stream_trimmed")
-    assert state(site, NATIVE)["status"] == "completed"
-    [row] = rows(tmp_path / "sluice.db")
-    assert (row["status"], row["end_reason"]) == (410, "completed")
+    site.post(PROMPT | {"background": True, "stream_id": "s-1"}, NATIVE)
+    found = ended(site, NATIVE)
+    assert (found["status"], found["result"]["code"]) == ("completed", "stream_trimmed")
     gone = follow(site, NATIVE, 1)
     assert (gone.status_code, as_json(gone)["code"]) == (410, "stream_trimmed")
     first = as_json(gone)["details"]["first"]
@@ -523,6 +519,19 @@ def test_ended_streams_of_a_key_make_room_and_those_of_others_do_not(
     assert site.get(f"{NATIVE}/n-0").status_code == 404
     assert site.get(f"{NATIVE}/n-3").status_code == 200
     assert site.client.get(f"{NATIVE}/s-1", headers=other).status_code == 200
+
+
+def test_a_whole_answer_is_not_trimmed_while_its_caller_waits(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.replay_store.STREAM_BYTES", 64 << 10)
+    monkeypatch.setattr("streams.replay_store.KEY_BYTES", 96 << 10)
+    play(monkeypatch, Scripted(*[piece("x" * 1000)] * 200, [Finished(0, "stop")]), words())
+    answer = site.post(ASKED | {"stream": False}, NATIVE)
+    assert (answer.status_code, as_json(answer)["data"]) == (200, "x" * 200_000)
+    second = site.post(ASKED | {"stream_id": "s-2"}, NATIVE, buffered=True)
+    assert second.headers["X-Sluice-Resumable"] == "1"
+    assert site.get(f"{NATIVE}/s-1").status_code == 404, "it went to make room"
 
 
 def test_a_stream_cannot_end_while_its_log_is_trimmed(
