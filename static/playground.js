@@ -211,13 +211,17 @@ function valid({ again = false } = {}) {
 async function run() {
   if (running() || !valid()) return;
   if (chatting()) conversation.settle();
-  await send();
+  if (chatting() && conversation.lacksResults) {
+    chats[0].tell("Added. The model needs the results of its other tool calls as well.");
+    return $("message").focus();
+  }
+  return send();
 }
 
 async function regenerate() {
   if (running() || !valid({ again: true })) return;
   if (!conversation.answerable) conversation.dropAnswer();
-  await send();
+  return send();
 }
 
 async function send() {
