@@ -72,7 +72,7 @@ function note(id) {
 function facts(id) {
   const model = models.get(id);
   const context = model?.specs.context_window;
-  if (model?.provider === "local") return "Free. A toy that makes up text, for trying Sluice without an account.";
+  if (model?.provider === "local") return "Free. A toy that makes up text, without an account.";
   if (model) return prices(model.pricing) + (context ? ` · context ${whole(context)} tokens` : "") + shared(id);
   if (aliases.has(id)) return "An alias of this server. The answer names the model that served.";
   return id ? `Not in this server’s list. Its price is unknown.${shared(id)}` : "";
