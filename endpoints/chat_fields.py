@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
@@ -36,7 +37,7 @@ OWN: Final = frozenset(
 HARMLESS: Final = frozenset(
     (
         *("audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs"),
-        *("messages", "metadata", "modalities", "model", "parallel_tool_calls", "prediction"),
+        *("messages", "metadata", "modalities", "model", "parallel_tool_calls"),
         *("presence_penalty", "prompt_cache_key", "reasoning_effort", "response_format", "seed"),
         *("safety_identifier", "service_tier", "stop", "store", "stream", "stream_options"),
         *("temperature", "tool_choice", "tools", "top_k", "top_logprobs", "top_p", "user"),
@@ -50,11 +51,15 @@ INPUTS: Final = ("tools", "functions", "response_format")
 """The fields besides the messages that are part of the input."""
 LONG: Final = frozenset(("messages", *INPUTS))
 """The fields that may be longer than a completion's body."""
+MEDIA: Final = ("image", "audio", "video", "file", "document")
+"""Words in the types of parts that aren't text."""
 IMAGE_TOKENS, MOST_IMAGE_TOKENS = 1_000, 6_000
 """The tokens of an image: an estimate, and what few models exceed."""
 BYTES_PER_MEDIA_TOKEN, LEAST_BYTES_PER_MEDIA_TOKEN = 64, 16
 """The bytes of a recording or a document, in base64, for a token: an estimate, and a lower bound
 that few exceed."""
+STEP: Final = 64 * 1024
+"""The bytes of a body that are checked at once."""
 
 
 class LongFields(msgspec.Struct):
@@ -100,7 +105,10 @@ def decode(body: bytes, most_beside: int) -> dict[str, Any]:
     Raises:
         RequestTooLarge: the body has more.
         msgspec.DecodeError: the body isn't JSON.
+        UnicodeDecodeError: the body isn't UTF-8. (msgspec checks only what it decodes.)
     """
+    if not body.isascii():
+        check_utf8(body)
     try:
         if len(body) > most_beside:
             yielder = Yielder()
@@ -116,6 +124,19 @@ def decode(body: bytes, most_beside: int) -> dict[str, Any]:
     except msgspec.ValidationError:  # it isn't an object
         found_instead: dict[str, Any] = msgspec.json.decode(body)
         return found_instead
+
+
+def check_utf8(body: bytes) -> None:
+    """Raise UnicodeDecodeError if a body isn't UTF-8. A long body is checked in steps."""
+    yielder, decoder = Yielder(), getincrementaldecoder("utf-8")()
+    for at in range(0, len(body), STEP):
+        pending, _ = decoder.getstate()
+        try:
+            decoder.decode(body[at : at + STEP], final=at + STEP >= len(body))
+        except UnicodeDecodeError as error:
+            error.start += at - len(pending)
+            raise
+        yielder.yield_if_due()
 
 
 def nbytes(value: Raw) -> int:
@@ -172,8 +193,13 @@ def beside_usage(options: Any) -> dict[str, Any]:
 
 
 def value_of(fields: Mapping[str, Raw], name: str) -> Any:
-    """Return a field's value; None if it is absent."""
-    return msgspec.json.decode(fields[name]) if name in fields else None
+    """Return a field's value; None if it is absent. Raises InvalidRequest."""
+    if name not in fields:
+        return None
+    try:
+        return msgspec.json.decode(fields[name])
+    except msgspec.DecodeError as error:  # a number that is too large, which decode doesn't check
+        raise InvalidRequest(f"{name} is invalid: {error}.", param=name) from None
 
 
 def merge_params(fields: dict[str, Raw]) -> dict[str, Raw]:
@@ -205,7 +231,7 @@ def check_names(fields: Mapping[str, Raw]) -> bool:
     if unknown:
         passed_on.refuse_many(len(unknown))
     for name in unknown:
-        if len(name) > passed_on.LONGEST_NAME:
+        if len(name) > passed_on.LONGEST_NAME or name in request_fields.BEYOND_PARAMS:
             raise request_fields.unknown(name)
         request_fields.refuse_lookalike(name)
     return bool(unknown)
@@ -217,6 +243,8 @@ def count_output(fields: Mapping[str, Raw], values: dict[str, Any]) -> None:
     A negative limit is none: some engines take it. Raises InvalidRequest.
     """
     for name in fields:
+        if name in field_names.WRAPPERS and isinstance(inner := value_of(fields, name), dict):
+            passed_on.pass_on({name: inner}, values)
         field = field_names.COUNTED.get(name)
         if field is None:
             continue
@@ -255,14 +283,14 @@ def measure(fields: Mapping[str, Raw]) -> InputSize:
 
 
 def measure_media(content: Raw, size: InputSize, yielder: Yielder) -> None:
-    """Count a message's parts that aren't text as media instead of as text."""
+    """Count a message's images, recordings and documents as media instead of as text."""
     for part in _parts(content):
         yielder.yield_if_due()
         try:
             kind = _part(part).type
         except msgspec.DecodeError:
             continue
-        if kind == "text":
+        if kind == "text" or not any(word in kind for word in MEDIA):
             continue
         data = nbytes(part)
         size.text -= data
