@@ -95,7 +95,7 @@ _part = msgspec.json.Decoder(ChatPart).decode
 _long = msgspec.json.Decoder(LongFields).decode
 
 
-def decode(body: bytes, most_beside: int) -> dict[str, Any]:
+def decode(body: bytes | bytearray, most_beside: int) -> dict[str, Any]:
     """Return a body's fields, with undecoded values.
 
     Args:
@@ -126,7 +126,7 @@ def decode(body: bytes, most_beside: int) -> dict[str, Any]:
         return found_instead
 
 
-def check_utf8(body: bytes) -> None:
+def check_utf8(body: bytes | bytearray) -> None:
     """Raise UnicodeDecodeError if a body isn't UTF-8. A long body is checked in steps."""
     yielder, decoder = Yielder(), getincrementaldecoder("utf-8")()
     for at in range(0, len(body), STEP):

@@ -28,7 +28,9 @@ PATIENCES = 4
 """The time limit for the whole body, as a multiple of the client's timeout for a single read."""
 
 
-def read_body(request: Request, limit: int, arrived: Callable[[int], None] | None = None) -> bytes:
+def read_body(
+    request: Request, limit: int, arrived: Callable[[int], None] | None = None
+) -> bytes | bytearray:
     """Return the whole body, whether its length was announced or not.
 
     Args:
@@ -63,10 +65,13 @@ def read_body(request: Request, limit: int, arrived: Callable[[int], None] | Non
 
 def gathered(
     request: Request, stream: IO[bytes], limit: int, arrived: Callable[[int], None] | None
-) -> bytes:
-    """Read a body piece by piece. Raises RequestTooLarge, and what `stream` and `arrived` raise."""
+) -> bytearray:
+    """Read a body piece by piece, into one buffer: pieces would double the memory of a long one.
+
+    Raises RequestTooLarge, and what `stream` and `arrived` raise.
+    """
     client, announced = request.client, request.announced or 0
-    parts: list[bytes] = []
+    found = bytearray()
     room, size = limit, READ_SIZE if request.announced is None else LONG_READ_SIZE
     left = limit - announced  # the room that remains once the announced length has arrived
     yielder = Yielder()
@@ -79,12 +84,12 @@ def gathered(
                 break
             if arrived is not None:
                 arrived(len(chunk))
-            parts.append(chunk)
+            found += chunk
             if room == left:
                 break
     if room < 0:
         too_large(request, limit)
-    return b"".join(parts)
+    return found
 
 
 def too_large(request: Request, limit: int) -> NoReturn:

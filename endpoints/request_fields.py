@@ -115,7 +115,7 @@ requests by it could use models that the key may not use."""
 
 def read_object(
     max_body: int,
-    decode: Callable[[bytes], Any] = msgspec.json.decode,
+    decode: Callable[[bytes | bytearray], Any] = msgspec.json.decode,
     arrived: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Return the current request's body, which must be a JSON object.

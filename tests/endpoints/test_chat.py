@@ -260,6 +260,19 @@ def test_a_key_that_the_host_repeats_never_reaches_the_client(site: ChatSite, st
     assert BYOK not in site.ask(NATIVE, stream=stream, byok_api_key=BYOK).text
 
 
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [("EMPTY", "EMPTY"), (f"sk-proj-{BYOK}", "sk-proj- and pk-0"), (BYOK, "pk-01234567")],
+)
+def test_text_that_only_resembles_the_key_keeps_its_bytes(
+    site: ChatSite, key: str, text: str
+) -> None:
+    one = chunk(f'{{"content":"Not {text}.","x":1.50}}', '"stop"')
+    serve(site, one)
+    found = data_of(site.ask(stream=True, byok_api_key=key).text)[0]
+    assert found == one.replace("gpt-x", "host/m")
+
+
 def test_a_failure_before_the_first_visible_byte_goes_to_the_fallback(site: ChatSite) -> None:
     site.fake.script(fp.sse([CHUNKS[0], '{"error":{"message":"boom"}}'], done=False))
     serve(site)
