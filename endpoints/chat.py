@@ -32,13 +32,13 @@ from gateway import chat_answers
 from gateway.call import Call, Outcome
 from gateway.chat_answers import Renaming
 from ledger.pricing import dollars
+from providers.decoding.added_fields import decode_object
 from streams.stream import Stream
 
 bp = Blueprint("chat", __name__)
 
 NATIVE_FIELDS: Final = ("messages", *(name for name in native.FIELDS if name != "prompt"))
 CONTENT: Final = b'data: {"type":"content","data":'
-NULL: Final = msgspec.Raw(b"null")
 SAMPLING: Final = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
 
 
@@ -92,7 +92,7 @@ def native_fields(fields: dict[str, Any]) -> dict[str, Any]:
     request_fields.refuse_unknown(
         fields, NATIVE_FIELDS, " Provider-specific fields belong in additional_params."
     )
-    found = {name: value for name, value in fields.items() if value != NULL}
+    found = {name: value for name, value in fields.items() if value != chat_fields.NULL}
     for name in SAMPLING:
         if name in found:
             value = chat_fields.value_of(found, name)
@@ -189,7 +189,7 @@ class ChatEncoder(openai.OpenAIEncoder):
         return calls.escaped(b"".join(frames))
 
     def last_frames(self, outcome: Outcome) -> bytes:
-        last = chat_answers.values_of(self._last)
+        last = decode_object(self._last)
         self._id = last.get("id") or self._id
         include, self._include_usage = self._include_usage, False
         frames = super().last_frames(outcome)
@@ -240,7 +240,7 @@ class NativeChatEncoder(native.NativeEncoder):
 
     def _passed_on(self, data: bytes) -> bytes:
         """Return the frame of a chunk, or nothing if the chunk has no choices."""
-        choices = chat_answers.choices_of(chat_answers.values_of(data))
+        choices = chat_answers.choices_of(decode_object(data))
         if not choices:
             return b""
         text, reason = chat_answers.text_of(choices[0]), choices[0].get("finish_reason")

@@ -1,8 +1,8 @@
 """The body of a chat: what Sluice reads of it. All other fields are the host's business.
 
 - The body is decoded to fields whose values stay undecoded, and go to the host as they came.
-- The input is estimated from the messages' text and images. A long list of messages is measured
-  step by step, so that other calls make progress.
+- The input is estimated from the messages' text and images, step by step, so that other calls make
+  progress. No body makes a list of more than a few items that aren't messages or parts.
 - What can't be read as a message's text counts as text: the host decides whether it is valid.
 """
 
@@ -58,6 +58,11 @@ IMAGE_TOKENS, MOST_IMAGE_TOKENS = 1_000, 6_000
 BYTES_PER_MEDIA_TOKEN, LEAST_BYTES_PER_MEDIA_TOKEN = 64, 16
 """The bytes of a recording or a document, in base64, for a token: an estimate, and a lower bound
 that few exceed."""
+MOST_ITEMS: Final = 100_000
+"""The most messages of a long body, and the most parts."""
+LONGEST_SHOWN: Final = 1_000
+"""The most bytes of invalid messages that an error describes."""
+NULL: Final = Raw(b"null")
 STEP: Final = 64 * 1024
 """The bytes of a body that are checked at once."""
 
@@ -75,7 +80,7 @@ class ChatMessage(msgspec.Struct, gc=False):
 
 
 class ChatPart(msgspec.Struct, gc=False):
-    type: str = "text"
+    type: str
 
 
 class InputSize(msgspec.Struct):
@@ -86,12 +91,11 @@ class InputSize(msgspec.Struct):
     most_media: int = 0
 
 
-Messages = Annotated[list[Raw], Meta(min_length=1)]
+Messages = Annotated[list[ChatMessage], Meta(min_length=1)]
 _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _messages = msgspec.json.Decoder(Messages).decode
-_message = msgspec.json.Decoder(ChatMessage).decode
-_parts = msgspec.json.Decoder(list[Raw]).decode
-_part = msgspec.json.Decoder(ChatPart).decode
+_parts = msgspec.json.Decoder(list[ChatPart]).decode
+_raws = msgspec.json.Decoder(list[Raw]).decode
 _long = msgspec.json.Decoder(LongFields).decode
 
 
@@ -103,7 +107,8 @@ def decode(body: bytes | bytearray, most_beside: int) -> dict[str, Any]:
             takes a long time to decode.
 
     Raises:
-        RequestTooLarge: the body has more.
+        InvalidRequest: the body isn't an object, or has too many messages or parts.
+        RequestTooLarge: the body has more bytes beside these fields.
         msgspec.DecodeError: the body isn't JSON.
         UnicodeDecodeError: the body isn't UTF-8. (msgspec checks only what it decodes.)
     """
@@ -111,19 +116,27 @@ def decode(body: bytes | bytearray, most_beside: int) -> dict[str, Any]:
         check_utf8(body)
     try:
         if len(body) > most_beside:
-            yielder = Yielder()
-            found = _long(body)
-            yielder.yield_if_due()
-            beside = len(body) - sum([nbytes(getattr(found, name)) for name in LONG])
-            if beside > most_beside:
-                raise RequestTooLarge(
-                    f"The body has {beside} bytes besides {', '.join(sorted(LONG))}; the limit is "
-                    f"{most_beside}."
-                )
+            check_long(body, most_beside)
         return _fields(body)
-    except msgspec.ValidationError:  # it isn't an object
-        found_instead: dict[str, Any] = msgspec.json.decode(body)
-        return found_instead
+    except msgspec.ValidationError:
+        raise InvalidRequest("The body is not an object; expected a JSON object.") from None
+
+
+def check_long(body: bytes | bytearray, most_beside: int) -> None:
+    """Check the numbers of messages and parts, and the size of the other fields, as `decode`."""
+    yielder = Yielder()
+    for name in (b'"role"', b'"type"'):
+        if body.count(name) > MOST_ITEMS:
+            raise InvalidRequest(f"The body has more than {MOST_ITEMS} messages or parts.")
+        yielder.yield_if_due()
+    found = _long(body)
+    yielder.yield_if_due()
+    beside = len(body) - sum([nbytes(getattr(found, name)) for name in LONG])
+    if beside > most_beside:
+        raise RequestTooLarge(
+            f"The body has {beside} bytes besides {', '.join(sorted(LONG))}; the limit is "
+            f"{most_beside}."
+        )
 
 
 def check_utf8(body: bytes | bytearray) -> None:
@@ -259,44 +272,53 @@ def count_output(fields: Mapping[str, Raw], values: dict[str, Any]) -> None:
 
 def measure(fields: Mapping[str, Raw]) -> InputSize:
     """Return the size of the input. Raises InvalidRequest if there are no valid messages."""
+    data, yielder = fields.get("messages", NULL), Yielder()
+    size = InputSize(
+        sum([nbytes(fields[name]) for name in ("messages", *INPUTS) if name in fields])
+    )
     try:
-        size, yielder = InputSize(), Yielder()
-        for message in _messages(fields.get("messages", Raw(b"null"))):
-            yielder.yield_if_due()
-            size.text += nbytes(message)
-            content = _message(message).content
-            if memoryview(content)[:1].tobytes() == b"[":
-                yielder.yield_if_due()
-                measure_media(content, size, yielder)
+        messages = _messages(data)
     except msgspec.DecodeError:
-        value = value_of(fields, "messages")
-        if value is None:
-            takes = request_fields.TAKES["messages"]
-            raise InvalidRequest(
-                f"messages is missing; expected {takes}.", param="messages"
-            ) from None
-        request_fields.refuse("messages", value)
-    for name in INPUTS:
-        if name in fields:
-            size.text += nbytes(fields[name])
+        raise invalid_messages(data) from None
+    for message in messages:
+        yielder.yield_if_due()
+        if memoryview(message.content)[:1].tobytes() == b"[":
+            measure_media(message.content, size, yielder)
     return size
 
 
+def invalid_messages(data: Raw) -> InvalidRequest:
+    """Return the error for messages that aren't valid.
+
+    It describes only short ones, because a long list takes a long time to decode.
+    """
+    takes, found = request_fields.TAKES["messages"], ""
+    if data == NULL:
+        return InvalidRequest(f"messages is missing; expected {takes}.", param="messages")
+    if nbytes(data) <= LONGEST_SHOWN:
+        found = f"got {request_fields.shown('messages', msgspec.json.decode(data))}; "
+    return InvalidRequest(f"messages: {found}expected {takes}.", param="messages")
+
+
 def measure_media(content: Raw, size: InputSize, yielder: Yielder) -> None:
-    """Count a message's images, recordings and documents as media instead of as text."""
-    for part in _parts(content):
+    """Count a message's images, recordings and documents as media instead of as text.
+
+    The types are decoded first: that ends at the first item that isn't a part, of which a long list
+    would take much memory.
+    """
+    try:
+        kinds = [part.type for part in _parts(content)]
+    except msgspec.DecodeError:
+        return
+    yielder.yield_if_due()
+    for kind, part in zip(kinds, _raws(content), strict=True):
         yielder.yield_if_due()
-        try:
-            kind = _part(part).type
-        except msgspec.DecodeError:
-            continue
         if kind == "text" or not any(word in kind for word in MEDIA):
             continue
         data = nbytes(part)
         size.text -= data
-        if "image" in kind:
-            size.media += IMAGE_TOKENS
-            size.most_media += MOST_IMAGE_TOKENS
-        else:
-            size.media += IMAGE_TOKENS + data // BYTES_PER_MEDIA_TOKEN
-            size.most_media += MOST_IMAGE_TOKENS + data // LEAST_BYTES_PER_MEDIA_TOKEN
+        size.media += IMAGE_TOKENS
+        size.most_media += MOST_IMAGE_TOKENS
+        if "image" not in kind:
+            size.media += data // BYTES_PER_MEDIA_TOKEN
+            size.most_media += data // LEAST_BYTES_PER_MEDIA_TOKEN

@@ -26,9 +26,6 @@ TEXTS: Final = frozenset(
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-values_of = decode_object
-
-
 def fields_of(data: bytes) -> dict[str, Any]:
     """Return the fields of an answer, undecoded if it is strict JSON."""
     try:

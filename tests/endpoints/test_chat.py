@@ -15,6 +15,7 @@ from msgspec import Raw
 from werkzeug.test import TestResponse
 
 from endpoints import chat_fields
+from errors import InvalidRequest
 from tests.support import fake as fp
 from tests.support.fake import FakeProvider
 from tests.test_app import Site, make_app
@@ -530,6 +531,32 @@ def test_parts_that_arent_media_count_as_text(site: ChatSite) -> None:
         _, wanted, _ = chat_fields.parse({"messages": Raw(data)}, 1)
         assert wanted.chat is not None
         assert (wanted.chat.most_input > most) == (kind != "image_url")
+
+
+def test_a_list_of_anything_but_messages_and_parts_isnt_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Millions of digits in a body would take hundreds of megabytes as objects."""
+    monkeypatch.setattr(chat_fields, "_raws", None)
+    for content in ("[1,2]", '[{"type":"text"},1]', "[{}]", '["a"]'):
+        data = f'[{{"role":"user","content":{content}}}]'.encode()
+        assert chat_fields.measure({"messages": Raw(data)}).text == len(data)
+    long = b'[{"role":"u"}' + b",1" * 1_000 + b"]"
+    with pytest.raises(InvalidRequest, match="messages: expected a list of objects"):
+        chat_fields.measure({"messages": Raw(long)})
+
+
+def test_a_body_of_too_many_messages_or_parts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_fields, "MOST_ITEMS", 3)
+    message = b'{"role":"user","content":[{"type":"text","text":"\\"role\\""}]}'
+    for count, refused in ((3, False), (4, True)):
+        body = b'{"messages":[' + b",".join([message] * count) + b"]}"
+        assert chat_fields.decode(body, len(body)).keys() == {"messages"}
+        if refused:
+            with pytest.raises(InvalidRequest, match="more than 3 messages or parts"):
+                chat_fields.decode(body, len(body) - 1)
+        else:
+            chat_fields.decode(body, len(body) - 1)
 
 
 def test_text_images_and_tools_are_reserved(site: ChatSite) -> None:
