@@ -23,14 +23,15 @@ from errors import InvalidRequest, RequestTooLarge
 from gateway import field_names
 from routing.replicas import PREFIX
 
-ROUTING: Final = ("model", "provider", "fallbacks", "byok_api_key", "stream_id", "stream")
+ROUTING: Final = (
+    *("model", "provider", "fallbacks", "byok_api_key", "stream_id", "stream"),
+    *("resumable", "background"),
+)
 """The fields of Parameters that a chat has, besides those that are counted."""
-NOT_BUILT: Final = ("resumable", "background")
-"""Fields of Sluice's own that have no effect yet. They are named as dropped."""
 OWN: Final = frozenset(
     (
         *("provider", "fallbacks", "byok_api_key", "stream_id", "additional_params"),
-        *NOT_BUILT,
+        *("resumable", "background"),
     )
 )
 """The fields that no host gets."""
@@ -58,6 +59,8 @@ IMAGE_TOKENS, MOST_IMAGE_TOKENS = 1_000, 6_000
 BYTES_PER_MEDIA_TOKEN, LEAST_BYTES_PER_MEDIA_TOKEN = 64, 16
 """The bytes of a recording or a document, in base64, for a token: an estimate, and a lower bound
 that few exceed."""
+REFUSED: Final = request_fields.BEYOND_PARAMS - {"extra_body"}
+"""Fields with which a call could go elsewhere. extra_body is a field of Google's own."""
 MOST_ITEMS: Final = 100_000
 """The most messages of a long body, and the most parts."""
 LONGEST_SHOWN: Final = 1_000
@@ -185,7 +188,6 @@ def parse(
             n=None if found.n == 1 else found.n,
             best_of=found.best_of,
             stream=bool(found.stream),
-            unused=tuple([name for name in NOT_BUILT if value_of(fields, name)]),
             chat=Chat(
                 fields={name: value for name, value in fields.items() if name not in OWN},
                 size=size,
@@ -244,7 +246,7 @@ def check_names(fields: Mapping[str, Raw]) -> bool:
     if unknown:
         passed_on.refuse_many(len(unknown))
     for name in unknown:
-        if len(name) > passed_on.LONGEST_NAME or name in request_fields.BEYOND_PARAMS:
+        if len(name) > passed_on.LONGEST_NAME or name in REFUSED:
             raise request_fields.unknown(name)
         request_fields.refuse_lookalike(name)
     return bool(unknown)
