@@ -13,17 +13,22 @@ import cli
 from cluster.redis_client import RedisClient
 from config import ConfigError, Settings, TomlError, shown_before
 from endpoints import (
+    all_streams,
+    all_usage,
     chat,
     error_handlers,
     fim,
+    groups,
     health,
     hooks,
+    keys,
     llamacpp,
     models,
     native,
     openai,
     openai_models,
     pages,
+    provider_health,
     tokenizers,
     usage,
 )
@@ -33,6 +38,7 @@ from endpoints.held_bodies import HeldBodies
 from endpoints.openapi import page as openapi
 from endpoints.services import Services
 from gateway.gateway import Gateway
+from keys.group import read_groups
 from keys.store import KeyStore
 from ledger.database import database_url
 from ledger.ledger import Ledger
@@ -43,9 +49,11 @@ from routing.circuit_breaker import CircuitBreakers
 from server.read_deadline import read_deadlines
 from telemetry import logs
 from telemetry.call_records import CallRecords
+from telemetry.key_metrics import CurrentLabels
 from telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
+    from cluster.ownership import Subjects
     from telemetry.tracing import Tracing
 
 log = logging.getLogger("sluice.app")
@@ -62,6 +70,11 @@ BLUEPRINTS = tuple(
         tokenizers,
         models,
         usage,
+        all_usage,
+        all_streams,
+        provider_health,
+        keys,
+        groups,
         health,
         metrics_page,
         pages,
@@ -122,7 +135,14 @@ def wire(settings: Settings) -> Services:
     gateway = Gateway(settings, quota, ledger, records.settled, breakers=breakers, cluster=cluster)
     if cluster is not None:
         beats = [quota.beat, breakers.exchange, *shared_replicas(redis_client, gateway)]
-        cluster.attend(gateway.streams, *beats, metrics.refresh)
+        subjects: Subjects = {
+            "streams": gateway.streams.everybodys_here,
+            "providers": lambda _: records.health(),
+        }
+        cluster.attend(gateway.streams, *beats, metrics.refresh, subjects=subjects)
+    keys = KeyStore(settings.keys_file, settings.keys, read_groups(settings.groups))
+    if settings.metrics_keys:
+        metrics.watch_keys(CurrentLabels(keys.all))
     if gateway.replica_calls():
         metrics.watch_replicas(gateway.replica_calls)
     router = gateway.router
@@ -137,7 +157,7 @@ def wire(settings: Settings) -> Services:
     metrics.know([settings.default_model, settings.fim_model, *settings.prices, *aliased])
     return Services(
         settings=settings,
-        keys=KeyStore(settings.keys_file, settings.keys),
+        keys=keys,
         gateway=gateway,
         quota=quota,
         ledger=ledger,

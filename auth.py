@@ -7,14 +7,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from functools import wraps
+from typing import Any, NoReturn, TypeVar, cast
 
 from flask import Flask, Request
 from flask.globals import _cv_app, _cv_request
 from flask_httpauth import HTTPTokenAuth
 from werkzeug.datastructures import Authorization
 
-from errors import Unauthorized
+from errors import AdminRequired, Unauthorized
 from keys.key import Key
 from keys.store import KeyStore
 
@@ -108,3 +109,23 @@ def current_key() -> Key:
     if key is None:
         raise Unauthorized(key_sent=False)
     return key
+
+
+def current_admin() -> Key:
+    """Return the caller's key, which is an admin key. Raises Unauthorized and AdminRequired."""
+    key = current_key()
+    if not key.admin:
+        raise AdminRequired
+    return key
+
+
+def admin_required(view: F) -> F:
+    """Return the view, guarded: every method except OPTIONS needs a valid admin key."""
+
+    @wraps(view)
+    def guarded(*arguments: Any, **named: Any) -> Any:
+        if current_request().method != "OPTIONS":
+            current_admin()
+        return view(*arguments, **named)
+
+    return auth.login_required(cast(F, guarded))

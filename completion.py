@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -527,6 +527,11 @@ class LlamaCppPiece(msgspec.Struct, frozen=True):
     piece: str | list[int]
 
 
+CallState: TypeAlias = Literal["queued", "waiting", "answering"]
+"""How far a call is: before its first attempt, before its first visible event, or after that."""
+CALL_STATES: tuple[CallState, ...] = get_args(CallState)
+
+
 class Summary(msgspec.Struct, frozen=True):
     """An active call's entry in the list of active calls. opened_at is a Unix time in seconds."""
 
@@ -536,3 +541,9 @@ class Summary(msgspec.Struct, frozen=True):
     opened_at: float
     input_tokens: int
     output_tokens: int
+    # Processes of earlier releases don't send the fields below.
+    key_id: str = ""
+    request_id: str = ""
+    endpoint: str = ""
+    streamed: bool = False
+    state: CallState = "queued"

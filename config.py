@@ -59,9 +59,13 @@ class TomlError(ConfigError):
         return ConfigError(f"{path}{line}, {table_of(self.at)}: {self.reason}")
 
 
+OF_ROWS = ("providers", "prices", "groups")
+"""The tables of sluice.toml that consist of tables."""
+
+
 def table_of(at: Sequence[str]) -> str:
     """Return the heading of the table that holds a mistake, such as [providers."a.b"]."""
-    names = at[:2] if at[0] in ("providers", "prices") else at[:1]
+    names = at[:2] if at[0] in OF_ROWS else at[:1]
     parts = (name if re.fullmatch(r"[\w-]+", name, re.ASCII) else f'"{name}"' for name in names)
     return f"[{'.'.join(parts)}]"
 
@@ -177,6 +181,14 @@ class Settings:
     queue_time: float = 10
     per_key: int | None = None
     continue_streams: bool = False
+    resumable: bool = False
+    """True if calls are resumable whose caller and whose key don't say."""
+    replay: float = 300
+    """The time for which a resumable stream is kept after its end."""
+    orphan: float = 300
+    """The time after which a resumable stream that nobody follows is ended."""
+    replay_total: int = 256 * 1024 * 1024
+    """The most memory of all resumable streams of a process; 0 if no call is resumable."""
     strict: bool = False
     discovery: float = 300
     """The time until a host's list of models is asked for again; 0 if no host is asked."""
@@ -186,6 +198,8 @@ class Settings:
     log_format: str = "auto"
     log_level: str = "info"
     metrics_token: str = field(default="", repr=False)
+    metrics_keys: bool = False
+    """Whether there are metrics by key."""
     otel_endpoint: str = field(default="", repr=False)
     host: str = ""
     """The address to listen on: an IP address without brackets, or a host name. Empty means all
@@ -194,10 +208,11 @@ class Settings:
     workers: int = 1
     """The number of worker processes; always 1 without redis_url."""
     # Tables of sluice.toml, whose contents are not validated yet: [providers.NAME], [aliases],
-    # [prices."MODEL"].
+    # [prices."MODEL"], [groups.NAME].
     providers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     aliases: Mapping[str, Any] = field(default_factory=dict)
     prices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     toml: str = field(default="", repr=False)
     """The text of sluice.toml, in which `located` finds lines."""
     warnings: tuple[str, ...] = ()
@@ -416,6 +431,10 @@ VARIABLES = (
     Variable("SLUICE_RETRIES", "retries", parse_int(0, 10)),
     Variable("SLUICE_COOLDOWN", "cooldown", parse_bool),
     Variable("SLUICE_CONTINUE", "continue_streams", parse_bool),
+    Variable("SLUICE_RESUMABLE", "resumable", parse_bool),
+    Variable("SLUICE_REPLAY_S", "replay", seconds(1, DAY)),
+    Variable("SLUICE_ORPHAN_S", "orphan", seconds(1, DAY)),
+    Variable("SLUICE_REPLAY_TOTAL", "replay_total", parse_int(0, 1 << 40)),
     Variable("SLUICE_KEEPALIVE_S", "keepalive", seconds(1, DAY)),
     Variable("SLUICE_FIRST_EVENT_WAIT_S", "first_event_wait", seconds(0, DAY)),
     Variable("SLUICE_CLIENT_TIMEOUT_S", "client_timeout", seconds(1, DAY)),
@@ -434,12 +453,13 @@ VARIABLES = (
     Variable("SLUICE_LOG_FORMAT", "log_format", one_of("auto", "json", "text")),
     Variable("SLUICE_LOG_LEVEL", "log_level", one_of("debug", "info", "warning", "error")),
     Variable("SLUICE_METRICS_TOKEN", "metrics_token", parse_stripped),
+    Variable("SLUICE_METRICS_KEYS", "metrics_keys", parse_bool),
     Variable("OTEL_EXPORTER_OTLP_ENDPOINT", "otel_endpoint", parse_stripped),
     Variable("SLUICE_HOST", "host", bare_host),
     Variable("PORT", "port", parse_int(1, 65535)),
     Variable("WEB_CONCURRENCY", "workers", parse_int(1, 1024)),
 )
-TABLES = ("providers", "aliases", "prices")
+TABLES = ("providers", "aliases", "prices", "groups")
 
 
 ADDRESS = r"[0-9a-fA-F:.]+"
@@ -552,7 +572,7 @@ def check_tables(data: Mapping[str, Any]) -> None:
             raise TomlError(f"there is no such table{did_you_mean(name, TABLES)}", name)
         if not isinstance(table, dict):
             raise TomlError(f"{name} must be a table, [{name}]", name)
-    for name in ("providers", "prices"):
+    for name in OF_ROWS:
         for key, row in data.get(name, {}).items():
             if not isinstance(row, dict):
                 raise TomlError(f"{key} must be a table", name, key)

@@ -7,13 +7,20 @@
     ├── InsufficientCredits 402 insufficient_credits
     ├── ModelForbidden 403 model_forbidden
     ├── ByokRejected 403 byok_rejected
+    ├── AdminRequired 403 admin_required
     ├── NotFound 404 not_found
     │   ├── ProviderNotFound 404 provider_not_found
     │   ├── ModelNotFound 404 model_not_found
+    │   ├── KeyNotFound 404 key_not_found
     │   └── StreamNotFound 404 stream_not_found
     ├── MethodNotAllowed 405 method_not_allowed
     ├── RequestTimeout 408 request_timeout
     ├── StreamExists 409 stream_exists
+    ├── KeyExists 409 key_exists
+    ├── KeysReadOnly 409 keys_read_only
+    ├── LastAdminKey 409 last_admin_key
+    ├── StreamTrimmed 410 stream_trimmed
+    ├── KeyChanged 412 key_changed
     ├── RequestTooLarge 413 request_too_large
     ├── UnsupportedMediaType 415 unsupported_media_type
     ├── RateLimited 429 rate_limited
@@ -32,7 +39,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
     from completion import Usage
@@ -123,6 +130,16 @@ class ByokRejected(SluiceError):
     status, code = 403, "byok_rejected"
 
 
+class AdminRequired(SluiceError):
+    status, code = 403, "admin_required"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This needs an admin key. Whoever runs this server can make this key one: "
+            "./sluice keys change KEY --admin."
+        )
+
+
 class NotFound(SluiceError):
     status, code = 404, "not_found"
 
@@ -137,6 +154,13 @@ class ModelNotFound(NotFound):
 
 class StreamNotFound(NotFound):
     code = "stream_not_found"
+
+
+class KeyNotFound(NotFound):
+    code = "key_not_found"
+
+    def __init__(self) -> None:
+        super().__init__("No key has this id or name. GET /api/v1/keys lists all keys.")
 
 
 class MethodNotAllowed(SluiceError):
@@ -156,6 +180,55 @@ class StreamExists(SluiceError):
             "Choose another stream_id, or stop that stream.",
             param="stream_id",
             headers=NO_RETRY,
+        )
+
+
+class StreamTrimmed(SluiceError):
+    """A part of a resumable stream that the client missed and that is no longer kept."""
+
+    status, code = 410, "stream_trimmed"
+
+    def __init__(self, first: int) -> None:
+        """Make the error. `first` is the id of the first event that is left."""
+        super().__init__(
+            "What comes after this event is no longer kept: the answer is too long. "
+            f"The first event that is left is {first}.",
+            details={"first": first},
+            headers=NO_RETRY,
+        )
+
+
+class KeyExists(SluiceError):
+    status, code = 409, "key_exists"
+
+
+class KeysReadOnly(SluiceError):
+    """A key of SLUICE_KEYS, or a key file that can't be changed. The message says what to do."""
+
+    status, code = 409, "keys_read_only"
+
+
+class LastAdminKey(SluiceError):
+    """A change after which nobody could manage the server over HTTP."""
+
+    status, code = 409, "last_admin_key"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This is the last admin key that works, so nobody could manage this server over HTTP "
+            "any more. Create another admin key first, or use ./sluice keys on the server."
+        )
+
+
+class KeyChanged(SluiceError):
+    """A key that isn't the one that the request's If-Match names."""
+
+    status, code = 412, "key_changed"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This key has changed since you read it (its ETag differs from If-Match). "
+            "Read it again, and repeat your change."
         )
 
 
@@ -196,10 +269,24 @@ class InternalError(SluiceError):
 
 
 class Unavailable(SluiceError):
+    """Something that is busy or can't be reached. `retry_after` is in seconds.
+
+    Attributes:
+        lacks: what the server lacked for a call that it refused: "capacity", the "ledger", or the
+            "limits", which can't be counted. Empty if no call was refused.
+    """
+
     status, code = 503, "unavailable"
 
-    def __init__(self, message: str, *, retry_after: float = 1) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float = 1,
+        lacks: Literal["", "capacity", "ledger", "limits"] = "",
+    ) -> None:
         super().__init__(message, headers=retry_headers(retry_after))
+        self.lacks = lacks
 
 
 class UpstreamError(SluiceError):
@@ -292,6 +379,11 @@ def limit_details(
         "reset_time": reset_time,
         "retry_after": retry_after,
     }
+
+
+def of_group(name: str | None) -> dict[str, str]:
+    """Return the error details that name the group whose limit was reached; none for a key's."""
+    return {} if name is None else {"group": name}
 
 
 def whole_seconds(seconds: float) -> int:

@@ -1,63 +1,26 @@
-"""Keys as the commands show them: as JSON, as cells of a table, and in words.
+"""Keys as the commands show them to people: as cells of a table, and in words.
 
 - No view has a secret or a hash.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
-from datetime import UTC, datetime
+import json
+from collections.abc import Container, Mapping
 from decimal import Decimal
-from typing import Any
-
-import msgspec
 
 from cli.formats import cell
-from cli.open_ledger import today
-from keys.key import FIELDS, Key, as_text
+from keys.group import KeyGroup
+from keys.key import Key, as_text
+from ledger.key_changes import KeyChange
 from ledger.key_usage import KeySpending
-from ledger.pricing import dollars
+from quota.key_state import instant, today
 from quota.quota import budget_of
 
 MAX_CELL = 24
 CENT = 10_000_000
 """Nano-dollars."""
 UNKNOWN = "unknown"
-HASHES = ("hash", "previous_hash")
-
-
-def public(key: Key) -> dict[str, Any]:
-    """Return a key's fields in the format of the key file, without the hashes."""
-    return {
-        field.name: msgspec.to_builtins(getattr(key, field.name))
-        for field in FIELDS
-        if field.name not in HASHES
-    }
-
-
-def described(
-    key: Key, fixed: Container[str], usages: Mapping[str, KeySpending] | None
-) -> dict[str, Any]:
-    """Return a key's public fields, its effective limits, its status, its source and its usage.
-
-    Args:
-        fixed: the ids of the keys that come from SLUICE_KEYS.
-        usages: the usage of keys by id; None if it is unknown.
-    """
-    limits = key.limits._asdict()
-    usage = None if usages is None else usages.get(key.id, KeySpending())
-    used = None
-    if usage is not None:
-        budget = budget_of(key)
-        spent, left = usage.spent(budget, today()), usage.left(budget, today())
-        used = {"spent_usd": dollars(spent), "left_usd": dollars(left)}
-    return public(key) | {
-        "limits": limits,
-        "status": key.status,
-        "source": "environment" if key.id in fixed else "file",
-        "used": used,
-        "last_used_at": instant(usage.last_used_us) if usage and usage.last_used_us else None,
-    }
 
 
 def used_in_words(key: Key, usages: Mapping[str, KeySpending] | None) -> dict[str, str]:
@@ -93,12 +56,59 @@ def in_short(
         "budget": budget(key),
         "spent": used["spent"],
         "left": used["left"],
+        "group": cell(key.group),
         "models": shortened(cell(key.models)),
         "expires": cell(key.expires and key.expires.date()),
         "last used": used["last used"].partition("T")[0],
         "status": key.status,
         "source": "environment" if key.id in fixed else "file",
     }
+
+
+def group_in_short(
+    group: KeyGroup, keys: int, usages: Mapping[str, KeySpending] | None
+) -> dict[str, str]:
+    """Return a group's cells in the list of groups. The arguments are those of group_described."""
+    spent = left = UNKNOWN
+    if usages is not None:
+        usage, limit = usages.get(group.name, KeySpending()), budget_of(group)
+        rest = usage.left(limit, today())
+        spent = money(usage.spent(limit, today()))
+        left = "-" if rest is None else money(rest)
+    return {
+        "group": group.name if group.defined else f"{group.name} (not in sluice.toml)",
+        "keys": str(keys),
+        "req/min": cell(group.requests_per_minute),
+        "tokens/h": cell(group.tokens_per_hour),
+        "budget": budget(group),
+        "spent": spent,
+        "left": left,
+        "models": shortened(cell(group.models)),
+    }
+
+
+LOG_TITLES = ("time", "action", "key", "id", "by", "changes")
+
+
+def change_in_short(change: KeyChange) -> tuple[str, ...]:
+    """Return a change's cells in the log of the keys."""
+    by = change.actor_name if change.via == "cli" else f"{change.actor_name} (HTTP)"
+    values = json.loads(change.changes).items()
+    return (
+        instant(change.at_us),
+        change.action,
+        shortened(change.key_name),
+        change.key_id,
+        shortened(by),
+        ", ".join(f"{name}: {new_value(value)}" for name, value in values) or "-",
+    )
+
+
+def new_value(value: object) -> str:
+    """Return a changed value in words, such as 5.0 -> 10.0."""
+    if isinstance(value, dict) and value.keys() == {"from", "to"}:
+        return f"{cell(value['from'])} -> {cell(value['to'])}"
+    return cell(value)
 
 
 def terms_of(key: Key) -> str:
@@ -117,22 +127,24 @@ def terms_of(key: Key) -> str:
     paid = "no budget" if key.budget_nano is None else f"a budget of {usd(key)} {period}"
     models = "all models" if key.models == ("*",) else f"the models {cell(key.models)}"
     end = "never expires" if key.expires is None else f"expires {as_text(key.expires)}"
-    return ", ".join([*(parts or ["no rate limits"]), paid, models, end])
+    role = ["an admin key"] if key.admin else []
+    role += [f"the group {key.group}"] if key.group else []
+    return ", ".join([*role, *(parts or ["no rate limits"]), paid, models, end])
 
 
 def shortened(text: str) -> str:
     return text if len(text) <= MAX_CELL else text[: MAX_CELL - 3] + "..."
 
 
-def budget(key: Key) -> str:
-    """Return a key's budget and its period, such as $5 or $0.25/day."""
+def budget(key: Key | KeyGroup) -> str:
+    """Return the budget and its period of a key or a group, such as $5 or $0.25/day."""
     if key.budget_nano is None:
         return "-"
     return usd(key) + ("" if key.budget_period == "total" else f"/{key.budget_period}")
 
 
-def usd(key: Key) -> str:
-    """Return a key's budget in dollars, such as $0.25."""
+def usd(key: Key | KeyGroup) -> str:
+    """Return the budget of a key or a group in dollars, such as $0.25."""
     return f"${Decimal(key.budget_nano or 0).scaleb(-9).normalize():f}"
 
 
@@ -142,18 +154,3 @@ def money(nano: int) -> str:
         return "<$0.01"
     cents = nano // CENT
     return f"${cents // 100}.{cents % 100:02d}"
-
-
-def instant(microseconds: int) -> str:
-    """Return a time in UTC, such as 2026-01-31T12:00:00Z."""
-    return datetime.fromtimestamp(microseconds // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def useless_models(models: Iterable[str], aliases: Container[str]) -> list[str]:
-    """Return a warning for each name that allows nothing: no alias, and no model's full name."""
-    return [
-        f"{name!r} is neither an alias nor a model's full name (provider/model), "
-        "so it allows nothing"
-        for name in models
-        if not set("/*?[") & set(name) and name not in aliases
-    ]

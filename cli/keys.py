@@ -22,29 +22,40 @@ from flask.cli import AppGroup
 from cli.formats import as_json, cell, parse_duration, parse_instant, table, to_json, warn
 from cli.key_views import (
     LIMITS,
+    LOG_TITLES,
     MONEY,
-    described,
+    change_in_short,
+    group_in_short,
     in_short,
-    public,
     terms_of,
     used_in_words,
-    useless_models,
 )
-from cli.open_ledger import NOTHING, usage_of_keys
-from keys.key import PERIODS, TIERS, Key, KeyFileError, Terms, as_text
+from cli.open_ledger import (
+    NOTHING,
+    audited_keys,
+    open_ledger,
+    usage_of_groups,
+    usage_of_keys,
+)
+from errors import SluiceError
+from keys.key import TIERS, Key, Terms, as_text, public
+from keys.key_errors import KeyFileError
+from keys.limits import PERIODS
 from keys.store import KeyStore
+from ledger import key_changes
+from quota.key_state import described, group_described, groups_of, useless_models
 
 SAVE_NOW = "Save this key now: it can't be shown again."
 C = TypeVar("C", bound=Callable[..., Any])
 
 
 class KeysGroup(AppGroup):
-    """A group of commands that report a KeyFileError in one line on stderr."""
+    """A group of commands that report errors of the keys and the ledger in one line on stderr."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyFileError as error:
+        except (KeyFileError, SluiceError) as error:
             raise click.ClickException(str(error)) from None
 
 
@@ -77,6 +88,21 @@ TERMS = (
         metavar="N",
         help="The most calls at once, or 'share' for the server's limit per key.",
     ),
+    click.option(
+        "--resumable",
+        metavar="yes|no|server",
+        help="Whether streams outlive their connection; 'server': the server's default.",
+    ),
+    click.option(
+        "--admin/--no-admin",
+        default=None,
+        help="Whether the key may manage this server over HTTP: keys, usage, streams.",
+    ),
+    click.option(
+        "--group",
+        metavar="NAME",
+        help="The group of sluice.toml whose limits it shares, or 'none'.",
+    ),
 )
 
 
@@ -90,23 +116,20 @@ def with_terms(command: C) -> C:
 @click.option("--name", required=True, help="The key's name, which must be unique.")
 @with_terms
 @as_json
-def create(name: str, as_json: bool, **chosen: str | None) -> None:
+def create(name: str, as_json: bool, **chosen: str | bool | None) -> None:
     """Create a key and print its secret, which can't be shown again.
 
     By default, the key has the tier "unlimited", may use every model and never expires.
     """
     terms = parse_terms(chosen)
-    key, secret = store().create(name, **terms)
-    if as_json:
-        fields = public(key)
-        click.echo(
-            to_json({"id": fields.pop("id"), "name": fields.pop("name"), "key": secret} | fields)
-        )
-        warn(useless_models(terms.get("models", ()), aliases()))
-        return
-    click.echo(secret)
-    click.echo(f"Key {key.name!r} ({key.id}): {terms_of(key)}.", err=True)
-    click.echo(SAVE_NOW, err=True)
+    with audited_keys(store()) as audited:
+        key, secret = audited.create(name, **terms)
+        if as_json:
+            click.echo(to_json(with_secret(key, secret)))
+        else:
+            click.echo(secret)
+            click.echo(f"Key {key.name!r} ({key.id}): {terms_of(key)}.", err=True)
+            click.echo(SAVE_NOW, err=True)
     warn(useless_models(terms.get("models", ()), aliases()))
 
 
@@ -125,17 +148,21 @@ def rotate(id_or_name: str, overlap: str, as_json: bool) -> None:
 
     The old secret stays valid for the overlap. For a key that leaked, use --overlap 0.
     """
-    key, secret = store().rotate(id_or_name, parse_overlap(overlap))
-    if as_json:
-        fields = public(key)
-        first = {"id": fields.pop("id"), "name": fields.pop("name"), "key": secret}
-        click.echo(to_json(first | fields))
-        return
-    click.echo(secret)
-    click.echo(f"Key {key.name!r} ({key.id}) has a new secret; {fate_of_old(key)}.", err=True)
-    if key.status != "active":
-        click.echo(f"Warning: the key is {key.status}, so neither secret works.", err=True)
-    click.echo(SAVE_NOW, err=True)
+    with audited_keys(store()) as audited:
+        key, secret = audited.rotate(id_or_name, parse_overlap(overlap))
+        if as_json:
+            click.echo(to_json(with_secret(key, secret)))
+            return
+        click.echo(secret)
+        click.echo(f"Key {key.name!r} ({key.id}) has a new secret; {fate_of_old(key)}.", err=True)
+        if key.status != "active":
+            click.echo(f"Warning: the key is {key.status}, so neither secret works.", err=True)
+        click.echo(SAVE_NOW, err=True)
+
+
+def with_secret(key: Key, secret: str) -> dict[str, Any]:
+    fields = public(key)
+    return {"id": fields.pop("id"), "name": fields.pop("name"), "key": secret} | fields
 
 
 def fate_of_old(key: Key) -> str:
@@ -149,12 +176,13 @@ def fate_of_old(key: Key) -> str:
 @keys.command("change")
 @which
 @with_terms
-def change(id_or_name: str, **chosen: str | None) -> None:
+def change(id_or_name: str, **chosen: str | bool | None) -> None:
     """Change the given options of a key, and keep the others."""
     terms = parse_terms(chosen)
     if not terms:
         raise click.ClickException("Nothing to change: see './sluice keys change --help'.")
-    report(store().update(id_or_name, **terms), "changed")
+    with audited_keys(store()) as audited:
+        report(audited.update(id_or_name, **terms), "changed")
     warn(useless_models(terms.get("models", ()), aliases()))
 
 
@@ -184,7 +212,24 @@ def list_keys(as_json: bool, limits: bool) -> None:
     columns = [name for name in rows[0] if name not in left_out]
     if not any(key.id in fixed for key in found):
         columns.remove("source")
+    if not any(key.group for key in found):
+        columns.remove("group")
     click.echo(table([columns, *([row[name] for name in columns] for row in rows)]))
+
+
+@keys.command("groups")
+@as_json
+def list_groups(as_json: bool) -> None:
+    """List the groups of sluice.toml, whose keys share limits and a budget."""
+    found = groups_of(store().groups, store().all())
+    usages = usage_of_groups()
+    if as_json:
+        click.echo(to_json([group_described(group, count, usages) for group, count in found]))
+    elif found:
+        rows = [group_in_short(group, count, usages) for group, count in found]
+        click.echo(table([[*rows[0]], *([*row.values()] for row in rows)]))
+    else:
+        click.echo("There are no groups; [groups.NAME] in sluice.toml makes one.", err=True)
 
 
 @keys.command("show")
@@ -216,15 +261,17 @@ def show(id_or_name: str, as_json: bool, line: bool) -> None:
 @which
 def disable(id_or_name: str) -> None:
     """Reject a key until it is enabled again."""
-    report(store().update(id_or_name, disabled=True), "disabled")
+    with audited_keys(store()) as audited:
+        report(audited.update(id_or_name, disabled=True), "disabled")
 
 
 @keys.command("enable")
 @which
 def enable(id_or_name: str) -> None:
     """Accept a disabled key again."""
-    key = store().update(id_or_name, disabled=False)
-    report(key, "enabled, but expired" if key.status == "expired" else "enabled")
+    with audited_keys(store()) as audited:
+        key = audited.update(id_or_name, disabled=False)
+        report(key, "enabled, but expired" if key.status == "expired" else "enabled")
 
 
 @keys.command("delete")
@@ -237,7 +284,37 @@ def delete(id_or_name: str, yes: bool) -> None:
         if not sys.stdin.isatty():
             raise click.ClickException("Can't ask for confirmation without a terminal; pass --yes.")
         click.confirm(f"Permanently delete key {key.name!r} ({key.id})?", abort=True, err=True)
-    report(store().delete(key.id), "deleted")
+    with audited_keys(store()) as audited:
+        report(audited.delete(key.id), "deleted")
+
+
+@keys.command("log")
+@click.option("--key", metavar="ID_OR_NAME", help="Only this key; by default all keys.")
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="The most lines."
+)
+@as_json
+def show_log(key: str | None, limit: int, as_json: bool) -> None:
+    """List who changed which key, and when, newest first. (UTC)"""
+    only = None if key is None else id_of(key)
+    with open_ledger() as ledger:
+        found = ledger.read(lambda rows: key_changes.latest(rows, None, limit, only))
+    if as_json:
+        click.echo(to_json([key_changes.described(change) for change in found]))
+    elif found:
+        click.echo(table([LOG_TITLES, *map(change_in_short, found)]))
+    else:
+        click.echo("No change has been recorded yet.", err=True)
+
+
+def id_of(id_or_name: str) -> str:
+    """Return a key's id. The id of a deleted key is accepted too. Raises KeyFileError."""
+    try:
+        return store().get(id_or_name).id
+    except KeyFileError:
+        if re.fullmatch("key_[A-Za-z0-9_-]{1,64}", id_or_name):
+            return id_or_name
+        raise
 
 
 def store() -> KeyStore:
@@ -264,9 +341,13 @@ def report(key: Key, state: str) -> None:
     click.echo(f"Key {key.name!r} ({key.id}) is {state}.")
 
 
-def parse_terms(chosen: Mapping[str, str | None]) -> Terms:
-    """Return the values of those options of TERMS that were given."""
-    found = {name: PARSERS[name](text) for name, text in chosen.items() if text is not None}
+def parse_terms(chosen: Mapping[str, str | bool | None]) -> Terms:
+    """Return the values of those options of TERMS that were given. A flag needs no parser."""
+    found = {
+        name: PARSERS[name](given) if isinstance(given, str) else given
+        for name, given in chosen.items()
+        if given is not None
+    }
     return cast(Terms, found)
 
 
@@ -313,6 +394,17 @@ def parse_streams(text: str) -> int | None:
     return int(text)
 
 
+def parse_resumable(text: str) -> bool | None:
+    choices = {"yes": True, "no": False, "server": None}
+    if text not in choices:
+        raise click.ClickException("--resumable must be yes, no, or 'server' for its default.")
+    return choices[text]
+
+
+def parse_group(text: str) -> str | None:
+    return None if text == "none" else text
+
+
 def parse_budget(text: str) -> float | None:
     """Parse an amount of US dollars with at most nine decimals."""
     if text == "none":
@@ -331,6 +423,8 @@ PARSERS: Mapping[str, Callable[[str], object]] = {
     "budget_usd": parse_budget,
     "budget_period": str,
     "max_streams": parse_streams,
+    "resumable": parse_resumable,
+    "group": parse_group,
 }
 
 

@@ -9,14 +9,18 @@ from flask import current_app
 from flask.cli import with_appcontext
 
 from cli.keys import store
+from cli.open_ledger import audited_keys
 from config import DEFAULT_PORT, Settings
-from keys.key import KeyFileError
+from keys.key_errors import KeyFileError
 from keys.store import KeyStore
 
 FIRST_KEY = """\
 Your first API key. Save it now, it can't be shown again:
 
 {address}  export SLUICE_KEY={secret}
+
+It is an admin key, which can also manage this server's keys over HTTP. To give a key to a program
+or to a colleague, create another one: ./sluice keys create --name NAME
 """
 LOST = "Lost your key? ./sluice keys rotate {name} gives it a new secret and keeps its history.\n"
 RACED = "Another process has just created the first key, and has printed it.\n"
@@ -56,14 +60,14 @@ def create_first_key(url: str = "") -> None:
         click.echo(LOST.format(name=shlex.quote(keys[0].name) if len(keys) == 1 else "NAME"))
         return
     try:
-        _, secret = store().create("first")
+        with audited_keys(store()) as audited:
+            _, secret = audited.create("first", admin=True)
+            address = f"  export SLUICE_URL={url}\n" if url else ""
+            click.echo(FIRST_KEY.format(secret=secret, address=address))
     except KeyFileError:
-        if KeyStore(store().path).all():  # another process has created it meanwhile
-            click.echo(RACED)
-            return
-        raise
-    address = f"  export SLUICE_URL={url}\n" if url else ""
-    click.echo(FIRST_KEY.format(secret=secret, address=address))
+        if not KeyStore(store().path).all():
+            raise
+        click.echo(RACED)  # another process has created it meanwhile
 
 
 def url_of(host: str, port: int, *, scheme: str = "http", prefix: str = "") -> str:

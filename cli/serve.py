@@ -21,7 +21,7 @@ from cli.keys import store
 from cli.quickstart import ANY, EXAMPLE, create_first_key, url_of
 from config import ConfigError, Settings, pass_on_shown, prepare_to_serve, refuse_workers
 from endpoints.services import Services
-from keys.key import KeyFileError
+from keys.key_errors import KeyFileError
 from telemetry import logs
 
 

@@ -17,10 +17,10 @@ from flask.cli import AppGroup
 
 from cli.callers_folder import callers_folder
 from cli.formats import as_json, parse_duration, parse_instant, table, to_json
-from cli.keys import store
+from cli.keys import id_of, store
 from cli.open_ledger import open_ledger, refuse_missing
 from errors import SluiceError
-from keys.key import KeyFileError
+from keys.key_errors import KeyFileError
 from ledger import refusals, upkeep, usage
 from ledger.schema import now_us
 from ledger.usage import Scope, Sums
@@ -75,7 +75,7 @@ def report(
     """Sum up requests, tokens and cost, and the calls that were refused."""
     if as_json and as_csv:
         raise click.ClickException("Choose --json or --csv, not both.")
-    scope = Scope(key and key_id(key), parse_day("--since", since), parse_day("--until", until))
+    scope = Scope(key and id_of(key), parse_day("--since", since), parse_day("--until", until))
     if scope.first_day and scope.last_day and scope.first_day > scope.last_day:
         raise click.ClickException("--since is after --until.")
     with open_ledger() as ledger:
@@ -163,16 +163,6 @@ def backup(file: Path) -> None:
     except sqlite3.Error as error:
         raise click.ClickException(f"{source} can't be copied to {file}: {error}.") from None
     click.echo(f"Copied {source} to {file}.")
-
-
-def key_id(id_or_name: str) -> str:
-    """Return a key's id. The id of a deleted key is accepted too. Raises KeyFileError."""
-    try:
-        return store().get(id_or_name).id
-    except KeyFileError:
-        if re.fullmatch("key_[A-Za-z0-9_-]{1,64}", id_or_name):
-            return id_or_name
-        raise
 
 
 def parse_day(option: str, text: str | None) -> str | None:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import redis
@@ -28,8 +28,16 @@ TTL_S = 30
 QUESTIONS, ANSWER, CHANNEL = "sluice:questions:", "sluice:answer:", "sluice:channel:"
 
 
+WHOLE: Final = ""
+"""The key id in a question about the whole process."""
+
+
 class Question(NamedTuple):
-    """A question about a key's calls: stop one of them, or list them."""
+    """A question about a key's calls (stop one of them, or list them) or about the whole process.
+
+    A question about the whole process has the key id WHOLE, and its subject as the stream id.
+    A process of an earlier release takes that for the stop of an unknown call, and answers False.
+    """
 
     asker: str
     """The name of the process that waits for the answer."""
@@ -69,8 +77,17 @@ class Messages:
         """The Redis key of the hash with the questions to this process."""
         return QUESTIONS + self._me
 
-    def ask_all(self, owners: Iterable[str], question: Question) -> list[Any]:
-        """Ask some processes, and return their answers. Raises Unavailable if one is missing."""
+    def ask_all(
+        self, owners: Iterable[str], question: Question, *, partly: bool = False
+    ) -> list[Any]:
+        """Ask some processes, and return their answers.
+
+        Args:
+            partly: whether the answers of some processes may be missing.
+
+        Raises:
+            Unavailable: an answer is missing, or Redis is unavailable.
+        """
         tokens = {new_token(): owner for owner in owners}
 
         def leave(client: Any) -> None:
@@ -86,7 +103,14 @@ class Messages:
         with self.expecting(*tokens):
             run(self._redis, leave)
             until = time.monotonic() + ANSWER_S
-            return [self.answer(token, until) for token in tokens]
+            answers = []
+            for token in tokens:
+                try:
+                    answers.append(self.answer(token, until))
+                except Unavailable:
+                    if not partly:
+                        raise
+            return answers
 
     @contextmanager
     def expecting(self, *tokens: str) -> Iterator[None]:

@@ -14,15 +14,26 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypeAlias
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 import redis
 
-from cluster.messages import CHANNEL, QUESTIONS, TTL_S, Messages, Question, close, new_token, run
+from cluster.messages import (
+    CHANNEL,
+    QUESTIONS,
+    TTL_S,
+    WHOLE,
+    Messages,
+    Question,
+    close,
+    new_token,
+    run,
+)
 from cluster.redis_client import RedisAway, RedisClient
-from cluster.scripts import ASK, BEAT, CLAIM, OWNERS, RELEASE
+from cluster.scripts import ASK, BEAT, CLAIM, OWNERS, PROCESSES_NOW, RELEASE
 from completion import StreamKey, Summary
 from concurrency.threads import BackgroundThread
 from errors import Unavailable
@@ -48,6 +59,20 @@ CALLS, STOPPED = "sluice:calls:", "sluice:stopped:"
 ClaimResult: TypeAlias = Literal["yes", "exists", "too many"]
 CLAIM_RESULTS: tuple[ClaimResult, ...] = ("yes", "exists", "too many")
 
+Subjects: TypeAlias = Mapping[str, Callable[[str], Any]]
+"""The questions about the whole process: by its subject, the function that answers it. Its argument
+is the rest of the question. It must not wait, and its result must be JSON-serializable."""
+NO_SUBJECTS: Final[Subjects] = MappingProxyType({})
+
+
+class Answers(NamedTuple):
+    """The answers of the other processes to a question about the whole process."""
+
+    found: list[Any]
+    missing: int | None
+    """The number of processes that didn't answer; None if it isn't known, because Redis is
+    unavailable."""
+
 
 class Local(Protocol):
     """The part of the stream registry that the cluster needs."""
@@ -68,6 +93,7 @@ class Cluster:
         self._post = Messages(redis_client, self._me, self._reply)
         self._local: Local
         self._at_beats: tuple[Callable[[], None], ...] = ()
+        self._subjects = NO_SUBJECTS
         self._thread = BackgroundThread(self._work, "cluster")
         self._closing = False
         self._since = b""
@@ -77,14 +103,17 @@ class Cluster:
         self._unreleased: dict[StreamKey, bool] = {}
         """Calls that ended while Redis was unavailable; True for those that were stopped."""
 
-    def attend(self, local: Local, *at_beats: Callable[[], None]) -> None:
-        """Attach the process's calls, and tasks that run after each heartbeat.
+    def attend(
+        self, local: Local, *at_beats: Callable[[], None], subjects: Subjects = NO_SUBJECTS
+    ) -> None:
+        """Attach the process's calls, tasks that run after each heartbeat, and further answers.
 
         Args:
             local: the registry of this process's calls.
             at_beats: callbacks that run once a second in the heartbeat's thread. They may wait.
+            subjects: the questions about the whole process that it answers.
         """
-        self._local, self._at_beats = local, at_beats
+        self._local, self._at_beats, self._subjects = local, at_beats, subjects
 
     def start(self) -> None:
         """Start the heartbeat. Raises ConfigError if Redis can't be used."""
@@ -179,6 +208,30 @@ class Cluster:
         answers = self._post.ask_all(asked, Question(self._me, key_id))
         return [found for answer in answers for found in msgspec.convert(answer, list[Summary])]
 
+    def ask_others(self, subject: str, rest: str = "") -> Answers:
+        """Ask all other processes a question about the whole process.
+
+        Args:
+            subject: one of the subjects of `attend`.
+            rest: the rest of the question, which the function for the subject gets.
+
+        Returns:
+            The answers that arrive in time. What a silent process knows is missing.
+        """
+        self._thread.start()
+        try:
+            processes, known = run(
+                self._redis, lambda client: PROCESSES_NOW(client, [PROCESSES], [SILENT_S])
+            )
+            others = [name.decode() for name in processes if name.decode() != self._me]
+            silent = known - len(processes)
+            question = Question(self._me, WHOLE, f"{subject}/{rest}")
+            answers = self._post.ask_all(others, question, partly=True)
+        except Unavailable:
+            return Answers([], None)
+        found = [answer for answer in answers if answer is not False]
+        return Answers(found, silent + len(others) - len(found))
+
     def _claim(self, client: Any, stream_key: StreamKey, max_calls: int | None) -> int:
         key_id, stream_id = stream_key
         arguments = [self._me, stream_id, -1 if max_calls is None else max_calls, CALLS_TTL_S]
@@ -191,7 +244,11 @@ class Cluster:
         where, limits = [QUESTIONS, CHANNEL, token, question], [SILENT_S, SETTLED_S, TTL_S]
         return ASK(client, keys, [self._me, stream_id, *where, *limits])
 
-    def _reply(self, question: Question) -> bool | list[Summary]:
+    def _reply(self, question: Question) -> Any:
+        if question.key_id == WHOLE:
+            subject, _, rest = (question.stream_id or "").partition("/")
+            answer = self._subjects.get(subject)
+            return False if answer is None else answer(rest)
         if question.stream_id is not None:
             stream_key = question.key_id, question.stream_id
             local = self._local

@@ -97,6 +97,12 @@ return 'unknown'
 """The request to the owner of a call to stop it. It returns "asked", or why it asked nobody: the
 call was stopped, no process has claimed it, or its state isn't known ("silent", "unsettled")."""
 
+PROCESSES_NOW = step("""
+-- KEYS: cluster. ARGV: SILENT_S.
+return {redis.call('ZRANGEBYSCORE', KEYS[1], now - ARGV[1], '+inf'), redis.call('ZCARD', KEYS[1])}
+""")
+"""The query for the processes that aren't silent, and for the number of those that aren't dead."""
+
 OWNERS = step("""
 -- KEYS: calls of the key, cluster. ARGV: me, SILENT_S.
 local found, seen = {}, {}

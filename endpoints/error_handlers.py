@@ -68,7 +68,10 @@ def count_refusal(error: SluiceError) -> None:
     """Count a call that was refused before it was admitted, if its reason is counted."""
     key, reason = caller(), refusals.reason_of(error)
     if key is not None and reason is not None:
-        services().metrics.refused(reason)
+        metrics = services().metrics
+        metrics.refused(reason)
+        if metrics.keys is not None:
+            metrics.keys.refused(key.id, reason)
         services().ledger.refused(key.id, reason)
 
 

@@ -28,8 +28,10 @@ access = logging.getLogger("sluice.access")
 
 EXPOSED = [
     *("X-Request-ID", "X-Stream-ID", "X-Sluice-Dropped", "X-Sluice-Attempts"),
+    *("X-Sluice-Resumable", "Location", "ETag"),
     *("X-RateLimit-Bypass", "Retry-After"),
     "Content-Disposition",
+    "ETag",
     *(f"x-ratelimit-{what}-{kind}" for kind in ("requests", "tokens") for what in RATE_PARTS),
 ]
 """Response headers that pages of other origins may read."""

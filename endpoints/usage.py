@@ -9,6 +9,7 @@ import base64
 import binascii
 import difflib
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
@@ -26,10 +27,11 @@ from endpoints.services import (
 from errors import InvalidRequest
 from keys.key import Key
 from ledger import usage
+from ledger.budgets import left_of
 from ledger.pricing import dollars
 from ledger.refusals import refused
+from ledger.schema import as_utc
 from ledger.usage import Scope, Sums
-from ledger.writing import left_of
 from quota.quota import budget_of
 
 bp = Blueprint("usage", __name__, url_prefix="/api/v1/user")
@@ -117,7 +119,12 @@ def listed(by: str, rows: dict[str, Sums]) -> dict[str, Any]:
 
 def table(by: str, rows: dict[str, Sums]) -> Response:
     text = usage.as_csv([by], (([name], sums) for name, sums in rows.items()))
-    attachment = f'attachment; filename="usage-by-{by}.csv"'
+    return attached(text, f"usage-by-{by}.csv")
+
+
+def attached(text: str, name: str) -> Response:
+    """Return CSV as a response that browsers save as a file of this name."""
+    attachment = f'attachment; filename="{name}"'
     return Response(text, mimetype="text/csv", headers={"Content-Disposition": attachment})
 
 
@@ -161,11 +168,7 @@ def tries(text: str) -> list[dict[str, Any]]:
 
 
 def moment(microseconds: int | None) -> str | None:
-    """Format a Unix time as UTC, such as 2026-01-31T12:00:00.123Z."""
-    if microseconds is None:
-        return None
-    found = datetime.fromtimestamp(microseconds / 1_000_000, UTC).replace(tzinfo=None)
-    return found.isoformat(timespec="milliseconds") + "Z"
+    return None if microseconds is None else as_utc(microseconds)
 
 
 def milliseconds(microseconds: int | None) -> float | None:
@@ -188,12 +191,13 @@ def parameters(*known: str) -> dict[str, str]:
     return {name: value for name, value in request.args.items() if value}
 
 
-def refuse(name: str, value: str) -> NoReturn:
+def refuse(name: str, value: str, takes: str = "") -> NoReturn:
+    """Raise InvalidRequest for a parameter. takes: what it expects; by default as in TAKES."""
     got = value if len(value) <= 60 else value[:60] + "..."
-    raise InvalidRequest(f"{name}: got {got!r}; expected {TAKES[name]}.", param=name)
+    raise InvalidRequest(f"{name}: got {got!r}; expected {takes or TAKES[name]}.", param=name)
 
 
-def day(asked: dict[str, str], name: str) -> str | None:
+def day(asked: Mapping[str, str], name: str) -> str | None:
     """Return the UTC day of a date or time; without a zone it is UTC. Raises InvalidRequest."""
     text = asked.get(name)
     if text is None:
@@ -205,17 +209,17 @@ def day(asked: dict[str, str], name: str) -> str | None:
         refuse(name, text)
 
 
-def one_of(asked: dict[str, str], name: str, choices: Any) -> str | None:
+def one_of(asked: Mapping[str, str], name: str, choices: Any, takes: str = "") -> str | None:
     value = asked.get(name)
     if value is not None and value not in choices:
-        refuse(name, value)
+        refuse(name, value, takes)
     return value
 
 
-def row_limit(asked: dict[str, str]) -> int:
-    text = asked.get("limit", str(SOME_ROWS))
-    if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= MOST_ROWS:
-        refuse("limit", text)
+def row_limit(asked: Mapping[str, str], default: int = SOME_ROWS, most: int = MOST_ROWS) -> int:
+    text = asked.get("limit", str(default))
+    if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= most:
+        refuse("limit", text, f"an integer from 1 to {most}")
     return int(text)
 
 

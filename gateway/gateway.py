@@ -28,8 +28,9 @@ from gateway.chats import fit_chat
 from gateway.continuation import continuable
 from gateway.failures import line, name_targets
 from gateway.model_catalog import model_catalog
+from gateway.permission import permitted_targets
 from gateway.tokenizers import Tokenizers
-from keys.key import Key, allows
+from keys.key import Key
 from ledger.ledger import Ledger
 from ledger.price_terms import requested_terms
 from ledger.pricing import Prices
@@ -37,12 +38,14 @@ from providers.base import Provider, Target
 from providers.transport.exchange import Transport
 from quota.quota import Quota
 from routing.circuit_breaker import CircuitBreakers
+from routing.pauses import Pause
 from routing.replicas import ReplicaKey
 from routing.router import Route, Router
 from streams.deadlines import NO_LIMITS, Deadlines
 from streams.disconnect import DisconnectPolicy
 from streams.mailbox import End
 from streams.registry import StreamRegistry, too_many
+from streams.replay_store import ReplayStore
 from streams.stream import Attempt, Stream
 
 if TYPE_CHECKING:
@@ -80,8 +83,13 @@ class Gateway:
         self.router = Router(settings)
         self.prices = Prices(settings.prices)
         self._billing = Billing(self.prices, quota, ledger)
+        self.replays = ReplayStore(settings.replay_total, settings.replay, settings.orphan)
         self.streams = StreamRegistry(
-            settings.max_streams, queue=settings.queue, per_key=settings.per_key, cluster=cluster
+            settings.max_streams,
+            queue=settings.queue,
+            per_key=settings.per_key,
+            cluster=cluster,
+            replays=self.replays,
         )
         self.draining = False
         self._disconnect = DisconnectPolicy(
@@ -111,6 +119,7 @@ class Gateway:
         within: Mapping[str, float] = NO_LIMITS,
         client: socket.socket | None = None,
         affinity: str | None = None,
+        record: Callable[[Call], None] | None = None,
     ) -> Call:
         """Admit a call and start it. Its ledger row, if it has one, is on disk on return.
 
@@ -123,6 +132,8 @@ class Gateway:
             client: the client's connection, if the server exposes it.
             affinity: calls with the same text go to the same replica; None for the start of the
                 prompt.
+            record: makes the call resumable, before it starts: gives it a log in the place of its
+                mailbox.
 
         Raises:
             SluiceError: the call is refused.
@@ -144,8 +155,18 @@ class Gateway:
         if (continues or self.settings.continue_streams) and continuable(request):
             stream.text = []
         reservation = self._admit(key, stream, chosen)
+        call = Call(stream, partial(self.settle, reservation), reservation.hold)
+        if record is not None:
+            call.prepare(record)
         self._start_reader(stream, chosen)
-        return Call(stream, partial(self.settle, reservation), reservation.hold)
+        return call
+
+    def start(self, work: Callable[[], object]) -> None:
+        """Run work in a thread of the pool, or in this one if no thread can start."""
+        try:
+            self._readers.start(work)
+        except RuntimeError:
+            work()
 
     def _deadlines(
         self, request: CompletionRequest, target: Target, within: Mapping[str, float]
@@ -193,6 +214,14 @@ class Gateway:
             for key, seconds in self.reader.breakers.open_circuits().items()
         }
 
+    def pauses(self) -> dict[str, list[Pause]]:
+        """Return what is paused because of failures or rate limits, by provider."""
+        found: dict[str, list[Pause]] = {}
+        for pause in self.reader.breakers.pauses():
+            name = pause.key[0].partition("@")[0]
+            found.setdefault(name, []).append(pause)
+        return found
+
     def _public_name(self, place: str, model: str, number: int) -> str:
         provider, at, replica = place.partition("@")
         row, more = self.router.providers.get(provider), []
@@ -213,7 +242,10 @@ class Gateway:
     def _choose(
         self, request: CompletionRequest, route: Route, key: Key, *, strict: bool
     ) -> list[Candidate]:
-        targets = self.router.targets(route, None if "*" in key.models else partial(allows, key))
+        if "*" in key.models and key.shared is None:
+            targets = self.router.targets(route)
+        else:
+            targets = permitted_targets(self.router, route, key)
         fit_one = None if request.chat is None else fit_chat
         strict = strict or self.settings.strict
         fitting = candidates(request, targets, strict=strict, fit_one=fit_one)

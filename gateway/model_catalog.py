@@ -50,6 +50,10 @@ class ModelCatalog:
         listing = self._discovery.models(row.name)
         return None if listing is None else len(listing.models)
 
+    def reached(self, row: Provider) -> tuple[bool, float] | None:
+        """Return whether a provider could be reached, as `ModelDiscovery.reached` does."""
+        return self._discovery.reached(row.name)
+
     def models(self, row: Provider) -> list[ModelFacts]:
         """Return a provider's models, as far as they are known now.
 

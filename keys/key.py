@@ -11,18 +11,21 @@ import hashlib
 import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypedDict, get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args
 
 import msgspec
 from msgspec import Meta
 
+from keys.group import NAME as GROUP_NAME
+from keys.group import KeyGroup
+from keys.key_errors import BrokenLine, KeyFileError
+from keys.limits import MAX_COUNT, MAX_USD, PERIODS, Limits, Period, nano
+
 Tier: TypeAlias = Literal["free", "standard", "enterprise", "unlimited"]
-Period: TypeAlias = Literal["total", "day", "month"]
 Status: TypeAlias = Literal["active", "disabled", "expired"]
 Instant: TypeAlias = Annotated[datetime, Meta(tz=True)]
 Hash: TypeAlias = Annotated[str, Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
@@ -30,27 +33,16 @@ Count: TypeAlias = Annotated[int, Meta(ge=0)]
 Row: TypeAlias = dict[str, Any]
 
 TIERS: tuple[Tier, ...] = get_args(Tier)
-PERIODS: tuple[Period, ...] = get_args(Period)
 SECRET_PREFIX = "sk-sluice-"  # noqa: S105
 ID_PREFIX = "key_"
 PREVIOUS = ("previous_hash", "previous_until")
 """Fields that only the row of a rotated key has."""
-LATER_FIELDS = ("budget_period", "max_streams", *PREVIOUS)
+LATER_FIELDS = ("budget_period", "max_streams", "resumable", "admin", "group", *PREVIOUS)
 """Fields that earlier versions didn't write. A row without them has their defaults."""
 NEARLY = 0.75
 """The similarity to a field's name from which an unknown name counts as a misspelling of it."""
 MAX_OVERLAP = timedelta(days=90)
 """The longest time for which the secret before a rotation may stay valid."""
-MAX_COUNT = 10**12
-MAX_USD = 10**9
-"""The largest limit and the largest budget: more than anyone needs, but no counter overflows."""
-
-
-class Limits(NamedTuple):
-    """The rate limits of a key. None means no limit, and 0 means that nothing is allowed."""
-
-    requests_per_minute: int | None = None
-    tokens_per_hour: int | None = None
 
 
 LIMITS: Mapping[Tier, Limits] = MappingProxyType(
@@ -75,15 +67,10 @@ class Terms(TypedDict, total=False):
     budget_usd: float | None
     budget_period: str
     max_streams: int | None
+    resumable: bool | None
     models: tuple[str, ...]
-
-
-class KeyFileError(Exception):
-    """The error for a failed operation on the keys. The message is one line for the operator."""
-
-
-class BrokenLine(Exception):
-    """The error for an invalid line of the key file. The message never quotes the line."""
+    admin: bool
+    group: str | None
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,12 +93,20 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     """The period of the budget: a UTC day or month, or all time."""
     max_streams: Annotated[int, Meta(ge=1)] | None = None
     """The most calls at once; None: the server's limit per key."""
+    resumable: bool | None = None
+    """Whether calls are resumable that don't say; None: the server's default."""
     models: tuple[str, ...] = ("*",)
     """Globs of aliases and of full model names (provider/model)."""
+    admin: bool = False
+    """True if the key may manage this server: its keys, everybody's usage and streams."""
+    group: Annotated[str, Meta(pattern=rf"\A{GROUP_NAME.pattern}\Z")] | None = None
+    """The name of the group whose limits the key shares; None: none."""
     previous_hash: Hash | None = None
     """The hash of the secret before the last rotation; None: that secret isn't valid any more."""
     previous_until: Instant | None = None
     """The end of the previous secret."""
+    shared: KeyGroup | None = None
+    """The group itself, which the store finds by its name. The key's row doesn't have it."""
 
     def __repr__(self) -> str:
         return f"Key({self.id!r}, {self.name!r})"
@@ -142,14 +137,10 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.budget_usd is None else nano(self.budget_usd)
 
 
-FIELDS = msgspec.structs.fields(Key)
+FIELDS = tuple(field for field in msgspec.structs.fields(Key) if field.name != "shared")
+"""The fields of a key's row."""
+HASHES = ("hash", "previous_hash")
 NAMES = frozenset(field.name for field in FIELDS)
-
-
-@lru_cache(maxsize=1024)
-def nano(usd: float) -> int:
-    # Converted through its decimal text, so that 0.1 is exactly 100,000,000.
-    return int(min(Decimal(str(usd)), Decimal(MAX_USD)).scaleb(9))
 
 
 @lru_cache(maxsize=1024)
@@ -165,8 +156,24 @@ def limit(own: int | None, tier: int | None) -> int | None:
 
 
 def allows(key: Key, model: str) -> bool:
-    """Return True if the key may use an alias or a model's full name (provider/model)."""
-    return "*" in key.models or any(fnmatchcase(model, glob) for glob in key.models)
+    """Return True if the key and its group may use an alias or a full name (provider/model)."""
+    group = key.shared
+    if not (group is None or "*" in group.models or matches(group.models, model)):
+        return False
+    return "*" in key.models or matches(key.models, model)
+
+
+def matches(globs: tuple[str, ...], model: str) -> bool:
+    return any(fnmatchcase(model, glob) for glob in globs)
+
+
+def public(key: Key) -> Row:
+    """Return a key's fields in the format of the key file, without the hashes."""
+    return {
+        field.name: msgspec.to_builtins(getattr(key, field.name))
+        for field in FIELDS
+        if field.name not in HASHES
+    }
 
 
 def fingerprint(secret: str) -> str:
@@ -182,7 +189,8 @@ def new_row(name: str, terms: Terms) -> tuple[Row, str]:
     if name.startswith((ID_PREFIX, SECRET_PREFIX, "-")) or name != name.strip():
         raise KeyFileError(
             f"A name can't start with {ID_PREFIX!r}, {SECRET_PREFIX!r} or '-', "
-            "and can't start or end with a space."
+            "and can't start or end with a space.",
+            field="name",
         )
     secret = new_secret()
     created = datetime.now(UTC).replace(microsecond=0)
@@ -209,7 +217,9 @@ def rotated(row: Row, overlap: timedelta, now: datetime) -> tuple[Row, str]:
     Raises KeyFileError if the overlap is invalid.
     """
     if not timedelta() <= overlap <= MAX_OVERLAP:
-        raise KeyFileError(f"The overlap must be from 0 to {MAX_OVERLAP.days} days.")
+        raise KeyFileError(
+            f"The overlap must be from 0 to {MAX_OVERLAP.days} days.", field="overlap_s"
+        )
     secret = new_secret()
     new: Row = {name: value for name, value in row.items() if name not in PREVIOUS}
     if overlap:
@@ -227,32 +237,43 @@ def changed(row: Row, terms: Terms, now: datetime) -> Row:
     if "models" in terms:
         new["models"] = list(terms["models"])
     if "budget_period" in terms and new["budget_usd"] is None:
-        raise KeyFileError("A budget period needs a budget.")
+        raise KeyFileError("A budget period needs a budget.", field="budget_period")
     try:
         read_row(new)
     except BrokenLine as error:
-        raise KeyFileError(f"The key would be invalid: {error}.") from None
+        raise KeyFileError(f"The key would be invalid: {error}.", field=error.field) from None
     return new
 
 
 def check(terms: Terms) -> None:
     """Check terms, more strictly than a row of the file. Raises KeyFileError."""
     if terms.get("tier", "free") not in TIERS:
-        raise KeyFileError(f"The tier must be one of {', '.join(TIERS)}.")
+        raise KeyFileError(f"The tier must be one of {', '.join(TIERS)}.", field="tier")
     if terms.get("budget_period", "total") not in PERIODS:
-        raise KeyFileError(f"The budget period must be one of {', '.join(PERIODS)}.")
+        raise KeyFileError(
+            f"The budget period must be one of {', '.join(PERIODS)}.", field="budget_period"
+        )
     models = terms.get("models", ("*",))
     if not models or "" in models:
-        raise KeyFileError("The models must be full names, aliases or patterns such as 'openai/*'.")
-    for count in (terms.get("requests_per_minute"), terms.get("tokens_per_hour")):
+        raise KeyFileError(
+            "The models must be full names, aliases or patterns such as 'openai/*'.", field="models"
+        )
+    for name, count in (
+        ("requests_per_minute", terms.get("requests_per_minute")),
+        ("tokens_per_hour", terms.get("tokens_per_hour")),
+    ):
         if count is not None and not 0 <= count <= MAX_COUNT:
-            raise KeyFileError(f"A limit must be from 0 to {MAX_COUNT:,}.")
+            raise KeyFileError(f"A limit must be from 0 to {MAX_COUNT:,}.", field=name)
     streams = terms.get("max_streams")
     if streams is not None and not 1 <= streams <= MAX_COUNT:
-        raise KeyFileError(f"The number of streams must be from 1 to {MAX_COUNT:,}.")
+        raise KeyFileError(
+            f"The number of streams must be from 1 to {MAX_COUNT:,}.", field="max_streams"
+        )
     budget = terms.get("budget_usd")
     if budget is not None and not 0 <= budget <= MAX_USD:
-        raise KeyFileError(f"A budget must be from 0 to {MAX_USD:,} US dollars.")
+        raise KeyFileError(
+            f"A budget must be from 0 to {MAX_USD:,} US dollars.", field="budget_usd"
+        )
 
 
 def expiry(created: datetime, expires: timedelta | datetime | None) -> datetime | None:
@@ -265,10 +286,10 @@ def expiry(created: datetime, expires: timedelta | datetime | None) -> datetime 
     try:
         end = created + expires if isinstance(expires, timedelta) else expires.astimezone(UTC)
     except OverflowError:
-        raise KeyFileError("The expiry date is too far in the future.") from None
+        raise KeyFileError("The expiry date is too far in the future.", field="expires") from None
     end = end.replace(microsecond=0)
     if end <= created:
-        raise KeyFileError("The expiry date must be in the future.")
+        raise KeyFileError("The expiry date must be in the future.", field="expires")
     return end
 
 
@@ -284,12 +305,12 @@ def read_row(row: Row) -> Key:
         if field.name in row:
             values[field.name] = value_of(field, row[field.name])
         elif field.name not in LATER_FIELDS:
-            raise BrokenLine(f"{field.name!r} is missing")
+            raise BrokenLine(f"{field.name!r} is missing", field=field.name)
         elif get_close_matches(field.name, map(str.casefold, row.keys() - NAMES), 1, NEARLY):
-            raise BrokenLine(f"{field.name!r} is misspelt")
+            raise BrokenLine(f"{field.name!r} is misspelt", field=field.name)
     for name, other in (PREVIOUS, PREVIOUS[::-1]):
         if values.get(name) is None and values.get(other) is not None:
-            raise BrokenLine(f"{name!r} is missing")
+            raise BrokenLine(f"{name!r} is missing", field=name)
     return Key(**values)
 
 
@@ -300,7 +321,7 @@ def value_of(field: msgspec.structs.FieldInfo, value: object) -> object:
     except msgspec.ValidationError:
         found = ...
     if found is ... or not is_sound(found):
-        raise BrokenLine(f"{field.name!r} is invalid")
+        raise BrokenLine(f"{field.name!r} is invalid", field=field.name)
     return found
 
 

@@ -11,14 +11,15 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Unpack
 
+from concurrency.native import NativeThread
+from keys.group import KeyGroup
 from keys.key import (
     Key,
-    KeyFileError,
     Terms,
     as_text,
     changed,
@@ -27,10 +28,13 @@ from keys.key import (
     read_row,
     rotated,
 )
+from keys.key_errors import CannotWriteKeys, KeyFileError, NameTaken
 from keys.key_file import (
     MOST_BYTES,
+    NO_GROUPS,
     VARIABLE,
     Content,
+    Line,
     Unreadable,
     View,
     locked,
@@ -40,6 +44,7 @@ from keys.key_file import (
     replace,
     split_lines,
     view_of,
+    with_group,
     write_line,
 )
 from keys.last_good import GRACE_S, LastGood
@@ -53,6 +58,16 @@ MOST_LOGGED = 10
 MAX_SECRET = 512
 """Characters. A longer text is rejected without hashing it, because a header can be a megabyte."""
 
+Check = Callable[[View, Line], None]
+"""A check of a key before it is changed. It runs while the file is locked, so that nobody can
+change the keys between the check and the change, and raises what keeps the change from being made.
+It must not wait or log: under gevent, a native thread runs it."""
+
+
+def always(_view: View, _line: Line) -> None:
+    """Allow every change."""
+
+
 # The logger's name is kept from earlier releases: see docs/decisions/0013-the-house.md.
 log = logging.getLogger("sluice.auth")
 
@@ -65,10 +80,23 @@ class KeyStore:
     processes may share a file.
     """
 
-    def __init__(self, path: Path, lines: str = "") -> None:
+    def __init__(
+        self, path: Path, lines: str = "", groups: Mapping[str, KeyGroup] = NO_GROUPS
+    ) -> None:
+        """Read the keys.
+
+        Args:
+            path: the key file.
+            lines: the lines of SLUICE_KEYS.
+            groups: the groups of sluice.toml by their names.
+        """
         self.path = path
+        self.groups = groups
         self._fixed = read_content(lines.encode("utf-8", "surrogateescape"), VARIABLE, fixed=True)
         self._lock = threading.Lock()
+        self._changes = NativeThread()
+        """What locks and writes the file. A greenlet that waited for the file's lock would stop
+        the process, and with it the greenlet that holds the lock."""
         self._view = View()
         self._good = LastGood()
         self._seen: tuple[int, ...] | None = None
@@ -88,6 +116,10 @@ class KeyStore:
 
     def all(self) -> list[Key]:
         return [line.key for line in self._fresh().lines]
+
+    def view(self) -> View:
+        """Return a snapshot of all keys, with their lines."""
+        return self._fresh()
 
     def get(self, id_or_name: str) -> Key:
         """Return a key. Raises KeyFileError if none or more than one has this id or name."""
@@ -123,28 +155,34 @@ class KeyStore:
 
         Raises KeyFileError.
         """
+        self._check_group(terms)
         new, secret = new_row(name, terms)
 
         def add(view: View, rows: list[bytes]) -> Key:
             if any(line.key.name == name for line in view.lines):
-                raise KeyFileError(f"A key named {name!r} already exists.")
+                raise NameTaken(f"A key named {name!r} already exists.", field="name")
             rows.append(write_line(new))
             return read_row(new)
 
         return self._rewrite(add), secret
 
-    def update(self, id_or_name: str, **terms: Unpack[Terms]) -> Key:
-        """Change the given terms of a key, and return the new key. Raises KeyFileError."""
+    def update(self, id_or_name: str, check: Check = always, **terms: Unpack[Terms]) -> Key:
+        """Change the given terms of a key, and return the new key.
+
+        Raises KeyFileError, and whatever the check raises.
+        """
+        self._check_group(terms)
 
         def change(view: View, rows: list[bytes]) -> Key:
             line = view.pick_changeable(id_or_name)
+            check(view, line)
             new = changed(line.row, terms, datetime.now(UTC))
             rows[line.at] = write_line(new)
             return read_row(new)
 
         return self._rewrite(change)
 
-    def rotate(self, id_or_name: str, overlap: timedelta) -> tuple[Key, str]:
+    def rotate(self, id_or_name: str, overlap: timedelta, check: Check = always) -> tuple[Key, str]:
         """Give a key a new secret, and return both. Id, limits and history stay.
 
         Args:
@@ -152,23 +190,26 @@ class KeyStore:
 
         Raises:
             KeyFileError: the key or the overlap is invalid, or the file can't be changed.
+            Exception: whatever the check raises.
         """
         secret = ""
 
         def rotate(view: View, rows: list[bytes]) -> Key:
             nonlocal secret
             line = view.pick_changeable(id_or_name)
+            check(view, line)
             new, secret = rotated(line.row, overlap, datetime.now(UTC))
             rows[line.at] = write_line(new)
             return read_row(new)
 
         return self._rewrite(rotate), secret
 
-    def delete(self, id_or_name: str) -> Key:
-        """Delete a key, and return it. Raises KeyFileError."""
+    def delete(self, id_or_name: str, check: Check = always) -> Key:
+        """Delete a key, and return it. Raises KeyFileError, and whatever the check raises."""
 
         def drop(view: View, rows: list[bytes]) -> Key:
             line = view.pick_changeable(id_or_name)
+            check(view, line)
             del rows[line.at]
             return line.key
 
@@ -176,6 +217,20 @@ class KeyStore:
 
     def _rewrite(self, edit: Callable[[View, list[bytes]], Key]) -> Key:
         """Let `edit` change the list of lines, and write the file, all under the file's lock."""
+        key = self._changes.run(self._write, edit)
+        with self._lock:
+            self._look()
+        return with_group(key, self.groups)
+
+    def _check_group(self, terms: Terms) -> None:
+        """Raise KeyFileError for a group that sluice.toml lacks."""
+        name = terms.get("group")
+        if name is not None and name not in self.groups:
+            known = ", ".join(self.groups)
+            there = f"its groups are {known}" if known else "it has no groups"
+            raise KeyFileError(f"sluice.toml has no such group: {there}.", field="group")
+
+    def _write(self, edit: Callable[[View, list[bytes]], Key]) -> Key:
         target = Path(os.path.realpath(self.path))
         try:
             if target.exists():
@@ -184,15 +239,15 @@ class KeyStore:
                 # Check again: another process may have created it while this one waited.
                 data = read_bytes(target) if target.exists() else b""
                 rows = split_lines(data) if data.strip() else []
-                key = edit(view_of(read_content(data, self.path.name), self._fixed), rows)
+                key = edit(
+                    view_of(read_content(data, self.path.name), self._fixed, self.groups), rows
+                )
                 # An empty file would look as if an editor were about to write it.
                 replace(target, b"".join(row + b"\n" for row in rows) or b"\n")
         except Unreadable as error:
-            raise KeyFileError(f"{self.path} can't be changed: it {error}.") from None
+            raise CannotWriteKeys(f"{self.path} can't be changed: it {error}.") from None
         except OSError as error:
-            raise KeyFileError(f"{self.path} can't be changed: {error.strerror}.") from error
-        with self._lock:
-            self._look()
+            raise CannotWriteKeys(f"{self.path} can't be changed: {error.strerror}.") from error
         return key
 
     def _fresh(self) -> View:
@@ -254,7 +309,7 @@ class KeyStore:
         content = content._replace(lines=self._good.lines)
         before = self._view
         old = set(before.problems)
-        self._view, self._seen = view_of(content, self._fixed), seen
+        self._view, self._seen = view_of(content, self._fixed, self.groups), seen
         report_rotations(before, self._view)
         new = [problem for problem in self._view.problems if problem not in old]
         for problem in new[:MOST_LOGGED]:
@@ -272,7 +327,7 @@ class KeyStore:
         if had and not self._good.lines:
             log.error("%s %s, so its keys are no longer valid", self.path.name, what)
         if self._good.lines != had or not had:
-            self._view = view_of(Content(self._good.lines), self._fixed)
+            self._view = view_of(Content(self._good.lines), self._fixed, self.groups)
         trouble = f"{self.path.name} {what}" if self._good.lines else ""
         self._report(trouble, f"the keys last read remain valid for {GRACE_S:.0f} s")
 

@@ -34,7 +34,7 @@ from ledger.database import DatabaseAway, Link
 from ledger.database_file import LOOK_S, DatabaseFile
 from ledger.entries import Claim, Entry, LedgerStep, Opening, Settlement, Withdrawal
 from ledger.owners import Heartbeat, LockFile, Presence
-from ledger.refusals import RefusedCalls
+from ledger.refusals import RefusedCalls, ledger_away
 from ledger.writing import interrupt, owners_of_open, write
 
 log = logging.getLogger("sluice.ledger")
@@ -113,10 +113,10 @@ class Ledger:
         """Steps that could not be committed and will be tried again."""
         self._refused = RefusedCalls(self._writer)
         self._pump = BackgroundThread(self._run, "ledger")
-        self._trouble = ""
-        # The number of open calls. It is updated without a lock and may be slightly wrong, but it
-        # only decides how long a group waits for more steps.
+        self._trouble = ""  # what is wrong with the database; empty: nothing is known to be
         self._under_way = 0
+        """The number of open calls. It is updated without a lock and may be slightly wrong, but it
+        only decides how long a group waits for more steps."""
         self._look_at = self._tend_at = 0.0
         self._ready = False
         self._closing = False
@@ -176,7 +176,7 @@ class Ledger:
                 self._under_way += 1
                 return True
         if self._required or claim is not None:
-            raise Unavailable("The ledger is unavailable, so no calls are accepted. Try again.")
+            raise ledger_away()
         self._unrecorded()
         return False
 
@@ -213,8 +213,11 @@ class Ledger:
             log.error("a query of the ledger failed: %s", failure)
             raise Unavailable("The ledger can't be read at the moment. Try again.") from None
 
-    def write(self, change: Callable[[Connection], T]) -> T:
+    def write(self, change: Callable[[Connection], T], *, wait: bool = True) -> T:
         """Run a change in a separate transaction and return its result.
+
+        Args:
+            wait: False to fail at once while the database is known to be unavailable.
 
         Raises:
             Unavailable: the database is unavailable.
@@ -231,8 +234,9 @@ class Ledger:
                 failures.append(failure)
             finished.set()
 
-        self._submit(task=task)
-        finished.wait()
+        if wait or not self._trouble:
+            self._submit(task=task)
+            finished.wait()
         if failures and not isinstance(failures[0], DatabaseAway):
             raise failures[0]
         if not results:

@@ -18,13 +18,20 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
-from sqlalchemy import BigInteger, Connection, cast, func, select
+from sqlalchemy import BigInteger, Connection, Select, cast, func, select
 
-from errors import InsufficientCredits, ModelForbidden, RateLimited, SluiceError
+from errors import (
+    InsufficientCredits,
+    ModelForbidden,
+    RateLimited,
+    SluiceError,
+    StreamExists,
+    Unavailable,
+)
 from ledger.database import DatabaseAway, Link
 from ledger.schema import day_of, now_us, refusals
-from ledger.usage import Scope
-from ledger.writing import Statement, execute, inserter
+from ledger.statements import Statement, execute, inserter
+from ledger.usage import Scope, of_days, of_key
 
 log = logging.getLogger("sluice.ledger")
 
@@ -33,21 +40,40 @@ Place: TypeAlias = tuple[str, str, str]
 
 FLUSH_S: Final = 5.0
 """Seconds between two writes of the counts."""
+OF_GROUP: Final = ":group"
 REASONS: Final = (
     f"{InsufficientCredits.code}:budget",
+    f"{InsufficientCredits.code}:budget{OF_GROUP}",
     ModelForbidden.code,
     f"{RateLimited.code}:concurrency",
     f"{RateLimited.code}:requests",
+    f"{RateLimited.code}:requests{OF_GROUP}",
     f"{RateLimited.code}:tokens",
+    f"{RateLimited.code}:tokens{OF_GROUP}",
+    StreamExists.code,
+    f"{Unavailable.code}:capacity",
+    f"{Unavailable.code}:ledger",
+    f"{Unavailable.code}:limits",
 )
-"""The reasons that are counted: an error's code and, after a colon, the limit that was reached."""
+"""The reasons that are counted: an error's code, after a colon the limit that was reached or what
+the server lacked, and OF_GROUP if it is the limit of the key's group."""
 
 
 def reason_of(error: SluiceError) -> str | None:
     """Return the reason for which a call was refused, or None if that isn't counted."""
-    limit = (error.details or {}).get("limit_type")
+    details = error.details or {}
+    lacks = error.lacks if isinstance(error, Unavailable) else ""
+    limit = details.get("limit_type") or lacks
     reason = f"{error.code}:{limit}" if limit else error.code
+    reason += OF_GROUP if "group" in details else ""
     return reason if reason in REASONS else None
+
+
+def ledger_away() -> Unavailable:
+    """Return the error for a call that is refused because the ledger can't record it."""
+    return Unavailable(
+        "The ledger is unavailable, so no calls are accepted. Try again.", lacks="ledger"
+    )
 
 
 class RefusedCalls:
@@ -109,14 +135,14 @@ def write(connection: Connection, counts: Mapping[Place, int]) -> None:
 
 def refused(connection: Connection, scope: Scope) -> dict[tuple[str, str], int]:
     """Return the refused calls of a scope by key and reason, most of them first."""
-    row = refusals.c
-    calls = cast(func.sum(row.calls), BigInteger)  # as in ledger/usage.py
-    found = select(row.key_id, row.reason, calls).group_by(row.key_id, row.reason)
-    if scope.key_id is not None:
-        found = found.where(row.key_id == scope.key_id)
-    if scope.first_day is not None:
-        found = found.where(row.day >= scope.first_day)
-    if scope.last_day is not None:
-        found = found.where(row.day <= scope.last_day)
-    rows = sorted(connection.execute(found), key=lambda one: (-one[2], one[0], one[1]))
+    found = connection.execute(refusals_of(scope))
+    rows = sorted(found, key=lambda one: (-one[2], one[0], one[1]))
     return {(key_id, reason): count for key_id, reason, count in rows}
+
+
+def refusals_of(scope: Scope) -> Select[*tuple[Any, ...]]:
+    """Return the query for the refused calls of a scope: key_id, reason, calls."""
+    row = refusals.c
+    calls = cast(func.sum(row.calls), BigInteger).label("calls")  # as in ledger/usage.py
+    found = select(row.key_id, row.reason, calls).group_by(row.key_id, row.reason)
+    return found.where(*of_key(row.key_id, scope), *of_days(row.day, scope))

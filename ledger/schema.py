@@ -2,7 +2,8 @@
 
 Each accepted call has one row in `requests`, whatever happens to it. `daily` is the roll-up of
 settled rows by the UTC day on which the call started, updated in the transactions that settle them.
-`refusals` counts the calls that were refused, and so have no row.
+`refusals` counts the calls that were refused, and so have no row. `group_daily` is the roll-up of
+the calls of groups of keys, and `key_changes` has who changed which key, and when.
 
 - Amounts of money are integer nano-dollars.
 - Times are microseconds since 1970 UTC, and durations are microseconds.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 
 from sqlalchemy import (
@@ -75,6 +76,7 @@ requests = Table(
     Column("latency_us", BigInteger),  # the provider's part of the duration
     Column("first_event_us", BigInteger),
     Column("tries", Text),  # since version 2: the attempts as JSON, if there was more than one
+    Column("group_name", Text),  # since version 4: the group of the key at the opening, if any
     sqlite_with_rowid=False,
 )
 Index("requests_of_key", requests.c.key_id, requests.c.id)
@@ -84,6 +86,14 @@ Index(
     requests.c.key_id,
     sqlite_where=requests.c.ended_us.is_(None),
     postgresql_where=requests.c.ended_us.is_(None),
+)
+
+OPEN_OF_GROUP = "ended_us IS NULL AND group_name IS NOT NULL"
+Index(
+    "requests_open_of_group",
+    requests.c.group_name,
+    sqlite_where=text(OPEN_OF_GROUP),
+    postgresql_where=text(OPEN_OF_GROUP),
 )
 
 daily = Table(
@@ -113,6 +123,36 @@ refusals = Table(  # since version 3: the calls that had no row, because they we
     sqlite_with_rowid=False,
 )
 
+group_daily = Table(  # since version 4: a roll-up of its own, because workers of the release
+    "group_daily",  # before, which don't know groups, may still settle rows into `daily`
+    metadata,
+    Column("group_name", Text, primary_key=True),
+    Column("day", Text, primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("cost_nano", BigInteger, nullable=False),
+    Column("unpriced", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+key_changes = Table(  # since version 4: see ledger/key_changes.py
+    "key_changes",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("at_us", BigInteger, nullable=False),
+    Column("via", Text, nullable=False),
+    Column("actor_id", Text),  # the id of the admin key; NULL for a command
+    Column("actor_name", Text, nullable=False),
+    Column("request_id", Text),
+    Column("action", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("key_name", Text, nullable=False),
+    Column("changes", Text, nullable=False),  # JSON; never a secret or a hash
+    sqlite_with_rowid=False,
+)
+Index("key_changes_of_key", key_changes.c.key_id, key_changes.c.id)
+
 owners = Table(
     "owners",  # only used on Postgres: processes that may have open rows, and their heartbeats
     metadata,
@@ -139,7 +179,31 @@ def add_refusals(connection: Connection) -> None:
     connection.exec_driver_sql(f"CREATE TABLE refusals ({columns}, {more}){end}")
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (add_tries, add_refusals)
+def add_groups_and_key_changes(connection: Connection) -> None:
+    end = " WITHOUT ROWID" if connection.dialect.name == "sqlite" else ""
+    counts = ("requests", "input_tokens", "output_tokens", "cost_nano", "unpriced")
+    sums = ", ".join(f"{name} BIGINT NOT NULL" for name in counts)
+    rolled_up = "group_name TEXT NOT NULL, day TEXT NOT NULL"
+    changed = (
+        "id TEXT NOT NULL PRIMARY KEY, at_us BIGINT NOT NULL, via TEXT NOT NULL, actor_id TEXT, "
+        "actor_name TEXT NOT NULL, request_id TEXT, action TEXT NOT NULL, key_id TEXT NOT NULL, "
+        "key_name TEXT NOT NULL, changes TEXT NOT NULL"
+    )
+    for statement in (
+        "ALTER TABLE requests ADD COLUMN group_name TEXT",
+        f"CREATE INDEX requests_open_of_group ON requests (group_name) WHERE {OPEN_OF_GROUP}",
+        f"CREATE TABLE group_daily ({rolled_up}, {sums}, PRIMARY KEY (group_name, day)){end}",
+        f"CREATE TABLE key_changes ({changed}){end}",
+        "CREATE INDEX key_changes_of_key ON key_changes (key_id, id)",
+    ):
+        connection.exec_driver_sql(statement)
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
+    add_tries,
+    add_refusals,
+    add_groups_and_key_changes,
+)
 """The steps from version 1 to 2, from 2 to 3, and so on."""
 
 VERSION = 1 + len(MIGRATIONS)
@@ -157,6 +221,12 @@ def first_id(moment_us: int) -> str:
 
 def now_us() -> int:
     return time.time_ns() // 1000
+
+
+def as_utc(moment_us: int) -> str:
+    """Return a time in UTC, such as 2026-01-31T12:00:00.123Z."""
+    found = datetime.fromtimestamp(moment_us / 1_000_000, UTC).replace(tzinfo=None)
+    return found.isoformat(timespec="milliseconds") + "Z"
 
 
 def day_of(moment_us: int) -> str:

@@ -40,12 +40,17 @@ GROUPS: dict[str, tuple[ColumnElement[str], ...]] = {
 
 
 class Scope(NamedTuple):
-    """The requests to sum up: those of a key and of a range of days. None means no restriction."""
+    """The requests to sum up: those of a key or a group and of a range of days.
+
+    None means no restriction. Only ledger/usage_pages.py knows groups.
+    """
 
     key_id: str | None = None
     first_day: str | None = None
     last_day: str | None = None
     """The last day, which is included."""
+    group: str | None = None
+    """The name of a group of keys, to which the keys belonged when the calls started."""
 
 
 class Sums(NamedTuple):
@@ -91,17 +96,27 @@ def summary(
 def sums_by(by: str, scope: Scope) -> Select[*tuple[Any, ...]]:
     """Return the query for one name in GROUPS, whose rows are (by, name, *counts)."""
     columns = GROUPS[by]
-    name = columns[0] if len(columns) == 1 else columns[0] + "/" + columns[1]
     # On Postgres, the sum of big integers is a numeric, which the driver returns as a Decimal.
     counts = (cast(func.sum(daily.c[count]), BigInteger) for count in COUNTS)
-    found: Select[*tuple[Any, ...]] = select(literal(by), name, *counts).group_by(*columns)
-    if scope.key_id is not None:
-        found = found.where(daily.c.key_id == scope.key_id)
-    if scope.first_day is not None:
-        found = found.where(daily.c.day >= scope.first_day)
-    if scope.last_day is not None:
-        found = found.where(daily.c.day <= scope.last_day)
-    return found
+    found: Select[*tuple[Any, ...]] = select(literal(by), name_of(columns), *counts)
+    found = found.group_by(*columns)
+    return found.where(*of_key(daily.c.key_id, scope), *of_days(daily.c.day, scope))
+
+
+def name_of(columns: tuple[ColumnElement[str], ...]) -> ColumnElement[str]:
+    """Return the name of a group. columns: those to group by."""
+    return columns[0] if len(columns) == 1 else columns[0] + "/" + columns[1]
+
+
+def of_key(column: ColumnElement[str], scope: Scope) -> list[ColumnElement[bool]]:
+    """Return the conditions for a scope's key. column: that of the key's id."""
+    return [] if scope.key_id is None else [column == scope.key_id]
+
+
+def of_days(column: ColumnElement[str], scope: Scope) -> list[ColumnElement[bool]]:
+    """Return the conditions for a scope's days. column: that of the day."""
+    found = [] if scope.first_day is None else [column >= scope.first_day]
+    return found if scope.last_day is None else [*found, column <= scope.last_day]
 
 
 def ordered(by: str, rows: dict[str, Sums]) -> dict[str, Sums]:

@@ -22,6 +22,7 @@ from errors import SluiceError, UpstreamError
 from providers import model_entries, registry
 from providers.base import Provider, Target
 from providers.model_fetch import FoundItself, Listing
+from routing.retries import unreachable
 from routing.router import Router
 
 log = logging.getLogger("sluice.discovery")
@@ -66,6 +67,9 @@ class AddressList:
         self.failures = 0
         """The number of failures since the last list."""
         self.asking = False
+        self.reached: bool | None = None
+        """Whether a connection could be made when the address was last asked. None: never asked."""
+        self.reached_at = 0.0
 
     @property
     def target(self) -> Target:
@@ -85,6 +89,7 @@ class AddressList:
 
     def listed(self, listing: Listing, now: float, interval: float) -> None:
         self.listing, self.listed_at, self.failures = listing, now, 0
+        self.reached, self.reached_at = True, now
         self.due = now + interval
 
     def skipped(self, now: float) -> None:
@@ -92,14 +97,23 @@ class AddressList:
         self.listing, self.listed_at, self.failures = None, None, self.failures + 1
         self.due = now + OWN_S
 
-    def failed(self, now: float, interval: float, retry_after: float | None = None) -> None:
+    def failed(
+        self,
+        now: float,
+        interval: float,
+        retry_after: float | None = None,
+        reached: bool | None = None,
+    ) -> None:
         """Ask again after a while, but not before the host wants it.
 
         Args:
             now: the time.
             interval: the seconds between lists.
             retry_after: the seconds that the host asked to wait.
+            reached: whether a connection could be made; None if that isn't known.
         """
+        if reached is not None:
+            self.reached, self.reached_at = reached, now
         wait = min(RETRY_S * 2.0 ** min(self.failures, 10), LONGEST_RETRY_S, interval)
         self.failures += 1
         self.turn()
@@ -144,6 +158,19 @@ class ModelDiscovery:
         models = model_entries.distinct(model for one in found for model in one.models)
         instances = frozenset[str]().union(*(one.instances for one in found))
         return Listing(models, instances, all(one.complete for one in found))
+
+    def reached(self, provider: str) -> tuple[bool, float] | None:
+        """Return whether a provider could be reached when it was last asked, and how long ago.
+
+        Returns:
+            True if any of its addresses could be reached, and the age of that in seconds; None if
+            none has been asked.
+        """
+        asked = [state for state in self._states(provider) if state.reached is not None]
+        if not asked:
+            return None
+        last = max(asked, key=lambda state: (state.reached is True, state.reached_at))
+        return last.reached is True, self._clock() - last.reached_at
 
     @property
     def instances(self) -> frozenset[str]:
@@ -233,7 +260,12 @@ class ModelDiscovery:
             log.info("the models of %s are not listed: it is Sluice itself", name)
         except SluiceError as error:
             wanted = error.retry_after if isinstance(error, UpstreamError) else None
-            change = partial(state.failed, interval=interval, retry_after=wanted)
+            change = partial(
+                state.failed,
+                interval=interval,
+                retry_after=wanted,
+                reached=not unreachable(error),
+            )
             log.debug("no list of models from %s: %s", name, error.code)
         except Exception:  # a list of any shape must not end the thread
             log.exception("reading the models of %s failed", name)

@@ -110,6 +110,10 @@ class Router:
         """Return True if the provider can be called without a BYOK key."""
         return not registry.missing(provider, self._environ)
 
+    def missing(self, provider: Provider) -> list[str]:
+        """Return the environment variables that the provider needs and that aren't set."""
+        return registry.missing(provider, self._environ)
+
     def may_be_off(self, provider: Provider) -> bool:
         """Return True for a local engine that is enabled only because it needs no key."""
         return registry.is_untouched_engine(provider)

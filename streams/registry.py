@@ -14,12 +14,16 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 from completion import StreamKey, Summary
 from concurrency.native import BriefLock
 from concurrency.threads import BackgroundThread
 from errors import RateLimited, StreamExists, StreamNotFound, Unavailable, limit_details
+from streams.replay_store import ReplayStore
 from streams.stream import (
     Stream,
 )
@@ -35,6 +39,32 @@ SHARE = 0.8
 """The default share of all calls that one key may have, which leaves room for other keys."""
 
 
+MOST_LISTED = 500
+"""The most calls of a process in the list of all keys' calls."""
+
+
+class ActiveHere(msgspec.Struct, frozen=True):
+    """The active calls of one process."""
+
+    calls: int
+    """Their number."""
+    oldest: list[Summary]
+    """The MOST_LISTED oldest ones."""
+
+
+class ActiveStreams(NamedTuple):
+    """The active calls of the cluster."""
+
+    calls: int
+    """Their number, in the processes that answered."""
+    oldest: list[Summary]
+    """The oldest ones of each process, oldest first."""
+    processes: int
+    """The number of processes that answered, with this one."""
+    missing: int | None
+    """The number of processes that didn't answer; None if it isn't known."""
+
+
 class StreamRegistry:
     """The active streams of this process, and the sweeper that checks their deadlines."""
 
@@ -45,6 +75,7 @@ class StreamRegistry:
         queue: int = 0,
         per_key: int | None = None,
         cluster: Cluster | None = None,
+        replays: ReplayStore | None = None,
     ) -> None:
         """Make an empty registry.
 
@@ -54,8 +85,12 @@ class StreamRegistry:
             per_key: the maximum number of calls of one key, running or waiting. None means SHARE of
                 all calls.
             cluster: the processes that share a Redis; None if this process is the only one.
+            replays: the resumable streams of this process. The ids of those that are kept after
+                their end aren't free.
         """
         self._cluster = cluster
+        self._replays = replays or ReplayStore(0, 0, 0)
+        self._kept = self._replays.kept
         self._limit, self._queue_size = limit, queue
         self._per_key = max(1, int(SHARE * (limit + queue))) if per_key is None else per_key
         self._lock = BriefLock()
@@ -92,7 +127,7 @@ class StreamRegistry:
         stream_key = (stream.key_id, stream.id)
         self._sweeper.start()
         with self._lock:
-            if stream_key in self._active:
+            if stream_key in self._active or stream_key in self._kept:
                 raise StreamExists(stream.id)
             if len(self._active) >= self._limit + self._queue_size:
                 raise too_many()
@@ -219,6 +254,26 @@ class StreamRegistry:
     def summaries_here(self, key_id: str) -> list[Summary]:
         return [stream.summary() for stream in self.of(key_id)]
 
+    def everybodys(self, key_id: str = "") -> ActiveStreams:
+        """Return the active calls of all keys, or of one key, in the whole cluster.
+
+        What other processes don't answer in time is missing.
+        """
+        own = self.everybodys_here(key_id)
+        if self._cluster is None:
+            return ActiveStreams(own.calls, own.oldest, 1, 0)
+        answers = self._cluster.ask_others("streams", key_id)
+        parts = [own, *(msgspec.convert(found, ActiveHere) for found in answers.found)]
+        oldest = sorted((s for part in parts for s in part.oldest), key=attrgetter("opened_at"))
+        calls = sum(part.calls for part in parts)
+        return ActiveStreams(calls, oldest, len(parts), answers.missing)
+
+    def everybodys_here(self, key_id: str = "") -> ActiveHere:
+        """Return this process's active calls, of all keys or of one."""
+        found = self.of(key_id) if key_id else self._snapshot()
+        # Calls are registered in the order of their start.
+        return ActiveHere(len(found), [stream.summary() for stream in found[:MOST_LISTED]])
+
     def of(self, key_id: str) -> list[Stream]:
         """Return the key's active calls in this process, oldest first."""
         with self._lock:
@@ -243,6 +298,10 @@ class StreamRegistry:
     def _sweep(self) -> None:
         while True:
             time.sleep(SWEEP_S)
+            try:
+                self._replays.sweep()
+            except Exception:  # the sweeper must continue to watch the calls
+                log.exception("sweep of resumable streams failed")
             for stream in self._snapshot():
                 try:
                     stream.look(time.monotonic())
@@ -259,7 +318,10 @@ def later(times: dict[tuple[str, str], float], oldest: float) -> dict[tuple[str,
 
 
 def too_many() -> Unavailable:
-    return Unavailable("Too many calls are active. Try again in a moment.")
+    return Unavailable(
+        "Too many calls are active. Try again in a moment.",
+        lacks="capacity",
+    )
 
 
 def too_many_of_key(limit: int) -> RateLimited:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 
 from completion import (
+    CALL_STATES,
     Added,
     Batch,
     CompletionRequest,
@@ -122,6 +123,7 @@ class Stream:
         self.expired: UpstreamTimeout | None = None
         self.drain: Drain | None = None
         self._disconnect, self._cost = disconnect, cost
+        self.on_end: Callable[[End], None] | None = None  # takes the end of a resumable call
 
         # The synchronization of its threads.
         self.mailbox = Mailbox()
@@ -160,6 +162,11 @@ class Stream:
             opened_at=self.opened_at,
             input_tokens=self.tally.input_tokens or 0,
             output_tokens=self.output_tokens,
+            key_id=self.key_id,
+            request_id=self.request_id,
+            endpoint=self.endpoint,
+            streamed=self.request.stream,
+            state=CALL_STATES[bool(self.attempts) + (self.first_visible is not None)],
         )
 
     def pause(self, seconds: float) -> bool:
@@ -260,7 +267,7 @@ class Stream:
         if reason == "stopped" and self.stopped_at is None:
             self.stopped_at = time.monotonic()
         end = End(reason, error)
-        drain = self._new_drain() if reason == "client_gone" else None
+        drain = self._new_drain() if reason == "client_gone" and self.on_end is None else None
         with self._lock:  # when the mailbox refuses a batch, the reader must already see the drain
             read = self.mailbox.ended_by == "completed"
             first = self.mailbox.end(end)
@@ -277,6 +284,8 @@ class Stream:
                 upstream.wind_up()
             elif reason != "completed" and (first or drain is None):
                 upstream.abort()
+        if first and self.on_end is not None:
+            self.on_end(end)
         return first
 
     def _new_drain(self) -> Drain | None:

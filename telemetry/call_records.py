@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from concurrency.threads import BackgroundThread
 from concurrency.yielding import Yielder
-from errors import ByokRejected
+from errors import ByokRejected, SluiceError, UpstreamError, UpstreamTimeout
 from gateway.call import Outcome
 from ledger.pricing import dollars
+from providers.base import Target
 from streams.stream import Stream
 from telemetry import logs
 from telemetry.metrics import Metrics
+from telemetry.provider_health import EndedAttempt, ProviderCounts, ProviderHealth
 
 if TYPE_CHECKING:
     from telemetry.tracing import Tracing
@@ -44,9 +46,14 @@ class CallRecords:
     ) -> None:
         """Write to `metrics` and `tracing`. `under_way` returns the number of active calls."""
         self._metrics, self._tracing, self._under_way = metrics, tracing, under_way
+        self._health = ProviderHealth()
         self._ended: deque[tuple[Stream, Outcome, float]] = deque()
         self._some = threading.Event()
         self._thread = BackgroundThread(self._run, "records")
+
+    def health(self) -> dict[str, ProviderCounts]:
+        """Return the health of each provider that this process has called, by its name."""
+        return self._health.counts()
 
     def settled(self, stream: Stream, outcome: Outcome) -> None:
         """Record a call that has ended, now or soon."""
@@ -82,6 +89,7 @@ class CallRecords:
 
     def _record(self, stream: Stream, outcome: Outcome, ended_at: float) -> None:
         count(self._metrics, stream, outcome)
+        note_health(self._health, stream, outcome, ended_at)
         if self._tracing is not None:
             self._tracing.ended(stream, outcome)
         message = "stream" if stream.request.stream else "completion"
@@ -129,6 +137,8 @@ def count(metrics: Metrics, stream: Stream, outcome: Outcome) -> None:
         outcome.usage,
         outcome.cost,
     )
+    if metrics.keys is not None:
+        metrics.keys.ended(stream.key_id, outcome.status, outcome.usage, outcome.cost)
     now = stream.opened + outcome.duration
     stopped = stream.stopped_at if outcome.reason == "stopped" else None
     metrics.took(
@@ -144,6 +154,34 @@ def count(metrics: Metrics, stream: Stream, outcome: Outcome) -> None:
         metrics.attempted(record.provider, status, code, attempt.target.replica)
     if len(outcome.attempts) > 1:
         metrics.retried(len(outcome.attempts) - 1)
+
+
+def note_health(health: ProviderHealth, stream: Stream, outcome: Outcome, ended_at: float) -> None:
+    """Note the attempts of a call that has ended. ended_at: the Unix time of its end."""
+    for attempt in stream.attempts:
+        began, failure = attempt.began, attempt.failure
+        duration = None
+        if outcome.reason == "completed" and failure is None:
+            duration = (attempt.ended or stream.opened + outcome.duration) - began
+        health.ended(
+            EndedAttempt(
+                attempt.target.provider.name,
+                attempt.target.model,
+                ended_at,
+                failure,
+                failure is not None and is_callers_own(stream, attempt.target, failure),
+                duration,
+                attempt.first_event and attempt.first_event - began,
+            )
+        )
+
+
+def is_callers_own(stream: Stream, target: Target, failure: SluiceError) -> bool:
+    """Return True if the caller's own provider key or own time limit made an attempt fail."""
+    if isinstance(failure, UpstreamTimeout):
+        return stream.deadlines.is_callers_own(failure, target)
+    status = failure.upstream_status if isinstance(failure, UpstreamError) else None
+    return target.byok and status in KEY_REFUSED
 
 
 def overhead(stream: Stream, now: float) -> float:

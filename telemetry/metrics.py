@@ -36,6 +36,7 @@ from prometheus_client.registry import Collector
 
 from completion import Usage
 from ledger import refusals
+from telemetry.key_metrics import KeyLabels, KeyMetrics
 from telemetry.multiprocess import Files, GaugeMerge
 from telemetry.replica_metrics import ReplicaMetrics
 
@@ -103,14 +104,14 @@ class Labelled:
         self._files = files
         self._series: dict[tuple[str | int, ...], Counter] = {}
 
-    def inc(self, *labels: str | int) -> None:
+    def inc(self, *labels: str | int, amount: float = 1) -> None:
         counter = self._series.get(labels)
         if counter is None:
             with self._making:
                 if not self._has_room(labels):
                     return
                 counter = self._series[labels] = self._counter.labels(*labels)
-        counter.inc()
+        counter.inc(amount)
 
     def _has_room(self, labels: tuple[str | int, ...]) -> bool:
         """Return True if one more series can be kept."""
@@ -127,6 +128,8 @@ class Metrics(Collector):
     The registry has the process' own metrics too, unless several processes share theirs.
     """
 
+    keys: KeyMetrics | None = None
+    """The metrics by key, if the operator has enabled them."""
     _replicas: ReplicaMetrics | None = None
 
     def __init__(
@@ -188,6 +191,10 @@ class Metrics(Collector):
         """Add the metrics of replicas. calls: as in ReplicaMetrics."""
         attempts = self._labelled(*REPLICA_ATTEMPTS)
         self._replicas = ReplicaMetrics(self.registry, attempts, calls)
+
+    def watch_keys(self, labels_of: Callable[[str], KeyLabels]) -> None:
+        """Add the metrics by key. labels_of: as in KeyMetrics."""
+        self.keys = KeyMetrics(self._labelled, labels_of)
 
     def answered(self, endpoint: str | None, status: int) -> None:
         """Count the response to a request that was no call, or was refused before it became one.

@@ -55,6 +55,11 @@ def client(store: KeyStore) -> FlaskClient:
     def current() -> ResponseReturnValue:
         return jsonify(auth.current_key().name)
 
+    @app.get("/admin")
+    @auth.admin_required
+    def admin() -> ResponseReturnValue:
+        return jsonify(auth.current_admin().name)
+
     return app.test_client()
 
 
@@ -165,3 +170,18 @@ def test_current_key_is_unauthorized_without_login_required(
     client: FlaskClient, secret: str
 ) -> None:
     assert client.get("/open", headers={"X-API-Key": secret}).status_code == 401
+
+
+def test_an_admin_endpoint_takes_only_admin_keys(client: FlaskClient, store: KeyStore) -> None:
+    _, plain = store.create("laptop")
+    _, secret = store.create("operator", admin=True)
+    assert client.get("/admin", headers={"X-API-Key": secret}).json == "operator"
+    refused = client.get("/admin", headers={"X-API-Key": plain})
+    assert refused.status_code == 403
+    assert refused.get_json()["code"] == "admin_required"
+    assert client.get("/admin").status_code == 401
+    assert client.options("/admin").status_code == 200
+    store.update("operator", admin=False)
+    assert client.get("/admin", headers={"X-API-Key": secret}).status_code == 403
+    store.update("operator", admin=True, disabled=True)
+    assert client.get("/admin", headers={"X-API-Key": secret}).status_code == 401

@@ -10,14 +10,26 @@ from typing import Any
 
 import errors as e
 from config import VERSION
-from endpoints.openapi import chats, editors, errors, examples, meanings, schemas, tokenizers
+from endpoints.openapi import (
+    chats,
+    editors,
+    errors,
+    every_schema,
+    examples,
+    following,
+    keys,
+    operators,
+    schemas,
+    service,
+    tokenizers,
+)
 from endpoints.openapi.errors import Face, responses
 from endpoints.openapi.headers import HEADERS, LIMITS, PATTERNS, SENT
 from endpoints.openapi.operations import COMPLETION_ERRORS, Part, ok, operation
 from endpoints.openapi.schemas import ref
 from endpoints.usage import FORMATS, GROUPS, MOST_ROWS, SOME_ROWS, TAKES
 
-TAGS = ("Completions", "Tokenizers", "Models", "Usage", "Keys", "Operation")
+TAGS = ("Completions", "Tokenizers", "Models", "Usage", "Keys", "Admin", "Operation")
 
 
 EXAMPLES = examples.ANSWERS | editors.ANSWERS | tokenizers.ANSWERS | chats.ANSWERS
@@ -78,7 +90,7 @@ def calling(
         stream: an example of a streamed answer.
     """
     request, answer = names
-    found = named(answer, "X-Stream-ID", "X-Sluice-Attempts", *LIMITS)
+    found = named(answer, "X-Stream-ID", "X-Sluice-Attempts", "X-Sluice-Resumable", *LIMITS)
     for name in ("X-Sluice-Dropped", "X-RateLimit-Bypass"):
         found["headers"][name] = {"$ref": f"#/components/headers/{name}"}
     found["description"] = (
@@ -92,7 +104,7 @@ def calling(
         id_,
         "Completions",
         summary,
-        {"200": found} | responses(face, *COMPLETION_ERRORS),
+        {"200": found, "202": following.accepted()} | responses(face, *COMPLETION_ERRORS),
         parameters=[
             {"name": n, "in": "header", "description": text}
             | {"schema": {"type": "string"} | PATTERNS.get(n, {})}
@@ -185,45 +197,6 @@ def requests() -> Part:
     )
 
 
-def open_get(id_: str, summary: str, found: Part, *kinds: Any, **more: Any) -> Part:
-    """Return a GET operation that needs no key."""
-    answers = {"200": found} | responses("native", *kinds)
-    return operation(id_, "Operation", summary, answers, **{"security": []} | more)
-
-
-def for_operators() -> dict[str, Part]:
-    ready = open_get("ready", "Whether the server accepts calls", named("Ready"))
-    away = named("Ready", "Retry-After")
-    away["content"]["application/json"]["example"] = {"status": "draining"}
-    ready["responses"]["503"] = away | {"description": "Shutting down, or without its ledger."}
-    text = ok({"type": "string"}, examples.METRICS, media="text/plain")
-    text["content"]["application/openmetrics-text"] = {"example": examples.METRICS}
-    asset = ok(None, "", media="text/css")
-    asset["content"] |= {kind: {"example": ""} for kind in ("text/javascript", "image/svg+xml")}
-    service = named("Service")
-    service["content"]["text/html"] = {"example": "<!doctype html>..."}
-    page = ok({"type": "string"}, "<!doctype html>...", media="text/html")
-    return {
-        "/health": open_get("health", "Whether the server is alive", named("Health")),
-        "/ready": ready,
-        "/metrics": open_get(
-            *("metrics", "Metrics for Prometheus", text, e.Unauthorized),
-            security=[{}, {"metricsToken": []}],
-        ),
-        "/": open_get("index", "The server's name and version, or the playground", service),
-        "/usage": open_get("usagePage", "The usage page", page),
-        "/openapi.json": open_get(
-            *("openapi", "This document"),
-            ok({"type": "object"}, {"openapi": "3.1.0"}),
-        ),
-        "/docs": open_get("docs", "This document as a page", page),
-        "/static/{name}": open_get(
-            *("static", "A file of the pages", asset, e.NotFound),
-            parameters=[in_path("name", "style.css")],
-        ),
-    }
-
-
 def gets() -> dict[str, Part]:
     provider, model = in_path("provider", "local"), in_path("model", "pydoc")
     no_model = (e.NotFound, e.ProviderNotFound, e.ModelNotFound)
@@ -254,7 +227,7 @@ def gets() -> dict[str, Part]:
         "/api/v1/user/usage": usage(),
         "/api/v1/user/requests": requests(),
         "/tokenizer_info": tokenizers.info(),
-    } | for_operators()
+    } | (following.gets() | service.paths())
 
 
 def posts() -> dict[str, Part]:
@@ -289,15 +262,6 @@ def about(providers: Collection[str], engines: Collection[str]) -> str:
     )
 
 
-def every_schema() -> dict[str, Part]:
-    found = schemas.every() | editors.bodies() | editors.answers() | tokenizers.schemas()
-    found |= chats.every()
-    return {
-        name: meanings.explained(schema, meanings.EVERY.get(name, {}))
-        for name, schema in found.items()
-    }
-
-
 def build(
     providers: list[str], *, engines: Collection[str] = (), metrics_token: bool = True
 ) -> Part:
@@ -310,6 +274,7 @@ def build(
     """
     paths = {path: {"get": found} for path, found in gets().items()}
     paths |= {path: {"post": found} for path, found in posts().items()}
+    paths |= keys.paths() | operators.paths()
     bearer = {"type": "http", "scheme": "bearer"}
     token = {"metricsToken": bearer | {"description": "SLUICE_METRICS_TOKEN."}}
     if not metrics_token:
@@ -329,7 +294,7 @@ def build(
         "tags": [{"name": name} for name in TAGS],
         "paths": paths,
         "components": {
-            "schemas": every_schema(),
+            "schemas": every_schema.every(),
             "examples": errors.examples(),
             "headers": {
                 name: {"description": text, "schema": {"type": "string"}}

@@ -46,6 +46,7 @@ SAMPLES: tuple[tuple[str, SluiceError], ...] = (
         "The provider rejected the caller's own key.",
         errors.ByokRejected("openai rejected your own key (byok_api_key)."),
     ),
+    ("The endpoint needs an admin key.", errors.AdminRequired()),
     ("There is nothing at this path.", errors.NotFound("There is nothing at this path.")),
     (
         "There is no such provider.",
@@ -59,12 +60,27 @@ SAMPLES: tuple[tuple[str, SluiceError], ...] = (
         "The caller has no active call with this id.",
         errors.StreamNotFound("No active stream has this id. It may have finished already."),
     ),
+    ("No key has this id or name.", errors.KeyNotFound()),
     (
         "The path doesn't allow this method.",
         errors.MethodNotAllowed("/v1/completions doesn't allow PUT.", headers={"Allow": "POST"}),
     ),
     ("The body arrived too slowly.", errors.RequestTimeout("The body did not arrive in time.")),
     ("The key has an active call with this stream_id.", errors.StreamExists("my-stream")),
+    ("What comes after the event is no longer kept.", errors.StreamTrimmed(1200)),
+    (
+        "Another key has this name.",
+        errors.KeyExists("A key named 'laptop' already exists.", param="name"),
+    ),
+    (
+        "The key comes from SLUICE_KEYS, or the key file can't be changed.",
+        errors.KeysReadOnly(
+            "The key 'laptop' comes from SLUICE_KEYS; change that variable instead, and restart "
+            "the server."
+        ),
+    ),
+    ("Nobody could manage this server any more.", errors.LastAdminKey()),
+    ("The key has changed since it was read.", errors.KeyChanged()),
     (
         "The body is larger than SLUICE_MAX_BODY, or a chat's than SLUICE_MAX_CHAT_BODY.",
         errors.RequestTooLarge("The body is larger than 1048576 bytes."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from cli.formats import cell, parse_duration
 from cli.quickstart import url_of
 from config import Settings
 from gateway.model_catalog import ModelCatalog
+from keys.group import read_groups
 from keys.key import LIMITS, as_text
 from keys.key_file import View
 from keys.store import KeyStore
@@ -48,7 +50,7 @@ class Runner(Commands):
         self.url = database_url(None, self.database)
         self.app.extensions["sluice"] = SimpleNamespace(
             keys=store,
-            settings=Settings(),
+            settings=Settings(database=self.database),
             gateway=SimpleNamespace(router=router, catalog=catalog),
         )
         cli.register(self.app)
@@ -95,6 +97,7 @@ def test_create_prints_only_the_secret_on_stdout(run: Runner, store: KeyStore) -
             ("--budget=0.25", "--max-streams=2", "--expires=2100-01-31"),
             "2 calls at once, a budget of $0.25 in all, all models, expires 2100-01-31T00:00:00Z.",
         ),
+        (("--admin",), "an admin key, no rate limits, no budget, all models, never expires."),
     ],
 )
 def test_create_echoes_the_terms_of_the_key(
@@ -124,7 +127,10 @@ def test_create_with_json_prints_all_fields_of_the_key(run: Runner, store: KeySt
         "budget_usd": None,
         "budget_period": "total",
         "max_streams": None,
+        "resumable": None,
         "models": ["openai/*", "local/*"],
+        "admin": False,
+        "group": None,
         "previous_until": None,
     }
     assert list(made)[:3] == ["id", "name", "key"]
@@ -240,6 +246,9 @@ def test_change_updates_only_the_given_fields_of_a_key(run: Runner, store: KeySt
     assert store.get("a").max_streams == 3
     run.ok("change", "a", "--max-streams", "share")
     assert store.get("a").max_streams is None
+    for word, value in (("yes", True), ("no", False), ("server", None)):
+        run.ok("change", "a", "--resumable", word)
+        assert store.get("a").resumable is value
     run.ok("change", "a", "--requests-per-minute", "tier", "--budget", "none", "--expires", "none")
     key = store.get("a")
     assert (key.limits, key.budget_nano, key.expires) == (LIMITS["standard"], None, None)
@@ -579,6 +588,132 @@ def test_a_model_without_a_provider_that_is_no_alias_is_a_warning(
     assert "Warning" not in run("change", "a", "--models", "openai/gpt-4o").stderr
 
 
+def test_a_key_becomes_an_admin_key_and_an_ordinary_one_again(run: Runner, store: KeyStore) -> None:
+    run("create", "--name", "a")
+    assert not store.get("a").admin
+    run("change", "a", "--admin")
+    assert store.get("a").admin
+    run("change", "a", "--budget", "5")
+    assert store.get("a").admin
+    run("change", "a", "--no-admin")
+    assert not store.get("a").admin
+
+
+# Groups
+
+
+def test_groups_are_listed_with_their_keys_and_what_they_spent(
+    run: Runner, store: KeyStore
+) -> None:
+    assert "There are no groups" in run("groups").stderr
+    table = {"budget_usd": 5.0, "budget_period": "month", "models": ["sim/*"]}
+    store.groups = read_groups({"research": table, "ops": {"requests_per_minute": 60}})
+    made = run("create", "--name", "a", "--group", "research")
+    assert ": the group research, no rate limits, no budget" in made.stderr
+    run.ok("create", "--name", "b", "--group", "ops")
+    run.ok("change", "b", "--group", "research")
+    with connected(run.url) as rows:
+        now = datetime.now(UTC).replace(microsecond=0, tzinfo=None).isoformat()
+        settled_row(rows, now, cost=1_250_000_000, group_name="research")
+    head, first, second = run.ok("groups").splitlines()
+    assert head.split() == [
+        "group", "keys", "req/min", "tokens/h", "budget", "spent", "left", "models",
+    ]  # fmt: skip
+    assert first.split() == ["research", "2", "-", "-", "$5/month", "$1.25", "$3.75", "sim/*"]
+    assert second.split() == ["ops", "0", "60", "-", "-", "$0.00", "-", "*"]
+    assert run.json("groups")[0]["used"] == {"spent_usd": 1.25, "left_usd": 3.75}
+    assert "group" in run.ok("list").splitlines()[0].split()
+    run.ok("change", "a", "--group", "none")
+    run.ok("change", "b", "--group", "none")
+    assert "group" not in run.ok("list").splitlines()[0].split()
+    wrong = run("change", "a", "--group", "reserach")
+    assert wrong.exit_code == 1
+    assert "sluice.toml has no such group: its groups are research, ops." in wrong.stderr
+    assert store.get("a").group is None
+
+
+def test_the_list_of_keys_warns_of_a_group_that_is_gone(run: Runner, store: KeyStore) -> None:
+    store.groups = read_groups({"ops": {}})
+    key, _ = store.create("a", group="ops")
+    store.groups = {}
+    store.update("a", tier="free")
+    assert f"Warning: {key.id} has a group that sluice.toml lacks" in run("list").stderr
+    assert "ops (not in sluice.toml)" in run.ok("groups")
+
+
+# Who changed what
+
+
+def test_the_log_has_each_change_with_its_user_and_no_secret(run: Runner, store: KeyStore) -> None:
+    made = run.json("create", "--name", "a", "--budget", "5")
+    run.ok("change", "a", "--budget", "10", "--models", "openai/*,fast")
+    run.ok("disable", "a")
+    run.ok("enable", "a")
+    rotated = run.json("rotate", "a", "--overlap", "0")
+    run.ok("delete", "a", "--yes")
+    found = run.json("log")
+    assert [change["action"] for change in found] == [
+        "delete", "rotate", "enable", "disable", "change", "create",
+    ]  # fmt: skip
+    assert found[4]["changes"] == {
+        "budget_usd": {"from": 5.0, "to": 10.0},
+        "models": {"from": ["*"], "to": ["openai/*", "fast"]},
+    }
+    user = pwd.getpwuid(os.getuid()).pw_name
+    assert {(one["via"], one["by"]["name"], one["key_id"]) for one in found} == {
+        ("cli", user, made["id"])
+    }
+    head, *lines = run.ok("log").splitlines()
+    assert head.split() == ["time", "action", "key", "id", "by", "changes"]
+    assert lines[4].endswith("budget_usd: 5.0 -> 10.0, models: * -> openai/*,fast")
+    everything = run.ok("log") + json.dumps(found)
+    for secret in (made["key"], rotated["key"], "sha256"):
+        assert secret not in everything
+    assert len(run.json("log", "--limit", "2")) == 2
+    run.ok("create", "--name", "b")
+    assert len(run.json("log", "--key", made["id"])) == 6
+    assert [one["key_name"] for one in run.json("log", "--key", "b")] == ["b"]
+
+
+def test_without_a_change_the_log_says_so(run: Runner, store: KeyStore) -> None:
+    result = run("log")
+    assert result.exit_code == 1
+    assert "Nothing has been recorded yet" in result.stderr
+    with connected(run.url):
+        pass
+    assert "No change has been recorded yet." in run("log").stderr
+
+
+def test_a_change_counts_although_the_ledger_cannot_be_written(
+    run: Runner, store: KeyStore
+) -> None:
+    run.database.write_bytes(b"no database" * 500)
+    result = run("create", "--name", "a")
+    assert result.exit_code == 0
+    assert store.find(result.stdout.strip()) == store.get("a")
+    assert "Warning: the ledger can't be written" in result.stderr
+
+
+def test_a_command_creates_no_ledger_in_the_folder_of_another_user(
+    run: Runner, store: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cli.open_ledger.owns", lambda _folder: False)
+    result = run("create", "--name", "a")
+    assert result.exit_code == 0
+    assert "Warning: the ledger can't be written" in result.stderr
+    assert not run.database.exists()
+
+
+def test_quickstart_records_the_first_key(run: Runner) -> None:
+    run.plain("quickstart")
+    (made,) = run.json("log")
+    assert (made["action"], made["key_name"], made["changes"]) == (
+        "create",
+        "first",
+        {"admin": True},
+    )
+
+
 # flask quickstart
 
 
@@ -586,6 +721,8 @@ def test_quickstart_creates_only_one_key(run: Runner, store: KeyStore) -> None:
     first = run.plain("quickstart")
     (secret,) = set(re.findall(r"sk-sluice-[\w-]+", first.stdout))
     assert store.find(secret) == store.get("first")
+    assert store.get("first").admin
+    assert "It is an admin key" in first.stdout
     assert f"export SLUICE_KEY={secret}\n" in first.stdout
     again = run.plain("quickstart")
     assert f"export SLUICE_URL=http://127.0.0.1:8000\n  export SLUICE_KEY={secret}" in first.stdout

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cluster import messages, ownership
-from cluster.ownership import Cluster
+from cluster.ownership import Answers, Cluster
 from cluster.redis_client import RedisClient
 from completion import StreamKey, Summary
 from errors import Unavailable
@@ -59,7 +59,8 @@ class Process:
         self.cluster = Cluster(self.shared)
         self.calls = Calls()
         self.beats = 0
-        self.cluster.attend(self.calls, self._count, self._fail)
+        subjects = {"calls": lambda rest: [rest, *self.calls.active]}
+        self.cluster.attend(self.calls, self._count, self._fail, subjects=subjects)
         self.cluster.start()
         wait(lambda: self.beats > 0)
 
@@ -422,3 +423,46 @@ def test_a_closed_process_is_removed_from_the_cluster(
     other.reported_all()
     with redis_server.client() as client:
         assert client.zrange(ownership.PROCESSES, 0, -1) == [other.cluster._me]
+
+
+# Questions about whole processes
+
+
+def test_every_other_process_answers_a_question_about_the_whole_process(
+    ours: Process, other: Process, new: Callable[[], Process]
+) -> None:
+    third = new()
+    other.begin()
+    third.begin((KEY, "call-2"))
+    found = ours.cluster.ask_others("calls", "all")
+    assert sorted(found.found) == [["all", list(CALL)], ["all", [KEY, "call-2"]]]
+    assert found.missing == 0
+
+
+def test_a_process_that_does_not_know_the_question_is_missing(
+    ours: Process, other: Process
+) -> None:
+    """A process of an earlier release takes the question for a stop of an unknown call."""
+    other.cluster._subjects = {}
+    assert ours.cluster.ask_others("calls") == Answers([], 1)
+    assert other.calls.stopped == []
+
+
+def test_a_process_that_does_not_answer_in_time_is_missing(
+    ours: Process, other: Process, new: Callable[[], Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    third = new()
+    monkeypatch.setattr(messages, "ANSWER_S", 0.2)
+    monkeypatch.setattr(third.cluster._post, "reply_to", lambda _: None)
+    wait(lambda: ours.cluster.ask_others("calls") == Answers([[""]], 1))
+    assert other.calls.active == {}
+
+
+def test_it_is_not_known_who_is_missing_while_redis_is_away(
+    ours: Process, redis_server: RedisServer
+) -> None:
+    redis_server.crash()
+    try:
+        assert ours.cluster.ask_others("calls") == Answers([], None)
+    finally:
+        redis_server.restart()

@@ -14,7 +14,7 @@ from werkzeug.test import TestResponse
 from completion import Delta, Started
 from errors import UpstreamError
 from telemetry.metrics import OTHER, REASONS
-from tests.gateway.test_gateway import Scripted, play, wait
+from tests.gateway.test_gateway import Scripted, eventually, play, wait
 from tests.support.path_variants import variants_of
 from tests.test_app import PROMPT, Site, hello, make_app, make_key
 
@@ -290,3 +290,33 @@ def test_upstream_errors_count_a_rejected_caller_key_as_byok_rejected(
     site.post({**PROMPT, **({"byok_api_key": "sk-of-the-caller"} if own else {})})
     code = "byok_rejected" if own else str(status)
     assert value(site, "sluice_upstream_errors_total", provider="sim", code=code) == 1
+
+
+def test_keys_have_metrics_only_if_the_operator_enables_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, enabled in enumerate((False, True)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        site = make_app(folder, monkeypatch, metrics_keys=enabled)
+        play(monkeypatch, hello())
+        assert site.post(PROMPT).status_code == 200
+        labels = {"key": "test", "group": ""}
+        wanted = (1, 8, 1) if enabled else (None, None, None)
+        assert wanted == (
+            value(site, "sluice_key_requests_total", **labels, status="200"),
+            value(site, "sluice_key_tokens_total", **labels, direction="input"),
+            value(site, "sluice_key_tokens_total", **labels, direction="output"),
+        )
+        assert site.secret not in scrape(site).text
+
+
+def test_a_refused_call_counts_for_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = make_app(tmp_path, monkeypatch, metrics_keys=True)
+    line, secret = make_key("ada", models=("sim/other",))
+    site.app.extensions["sluice"].keys.path.write_text(line)
+    bearer = {"Authorization": f"Bearer {secret}"}
+    assert eventually(lambda: site.client.get("/api/v1/models", headers=bearer).status_code == 200)
+    assert site.client.post("/api/v1/completions", json=PROMPT, headers=bearer).status_code == 403
+    labels = {"key": "ada", "group": "", "reason": "model_forbidden"}
+    assert value(site, "sluice_key_refusals_total", **labels) == 1

@@ -19,7 +19,7 @@ from concurrency import yielding
 from keys import key as key_module
 from keys import key_file
 from keys import store as store_module
-from keys.key import KeyFileError
+from keys.key_errors import KeyFileError
 from keys.store import KeyStore
 from tests.support.pace import HANG_S
 from tests.support.paths import ROOT

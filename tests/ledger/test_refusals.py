@@ -16,17 +16,18 @@ from errors import (
     ModelForbidden,
     SluiceError,
     StreamExists,
+    Unavailable,
     limit_details,
 )
 from ledger import refusals as module
 from ledger import schema
 from ledger.database import Link, database_url
 from ledger.ledger import Ledger
-from ledger.refusals import REASONS, RefusedCalls, reason_of, refused, write
+from ledger.refusals import REASONS, RefusedCalls, ledger_away, reason_of, refused, write
 from ledger.schema import day_of, now_us, refusals
 from ledger.usage import Scope
 from quota.quota import limited
-from streams.registry import too_many_of_key
+from streams.registry import too_many, too_many_of_key
 from tests.support.ledgers import Outage, a_ledger
 from tests.support.pace import HANG_S
 from tests.support.rows import connected
@@ -67,7 +68,11 @@ def written(url: str) -> dict[tuple[str, str], int]:
             "insufficient_credits:budget",
         ),
         (limited("provider", "x", 3, 5), None),
-        (StreamExists("a"), None),
+        (StreamExists("a"), "stream_exists"),
+        (too_many(), "unavailable:capacity"),
+        (ledger_away(), "unavailable:ledger"),
+        (Unavailable("no", lacks="limits"), "unavailable:limits"),
+        (Unavailable("no call was refused"), None),
         (InvalidRequest("no"), None),
         (InvalidRequest("no", details=limit_details("requests", 1, 1)), None),
     ],

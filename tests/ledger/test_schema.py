@@ -17,6 +17,7 @@ from sqlalchemy import Connection, create_engine, inspect, select, text
 
 from config import ConfigError
 from ledger import schema
+from ledger.database import make_engine
 from ledger.schema import (
     daily,
     day_of,
@@ -260,8 +261,6 @@ def test_a_ledger_of_a_newer_version_is_rejected_and_left_unchanged(
 
 
 def test_migrate_runs_in_the_transaction_of_its_caller(ledger_url: str) -> None:
-    from ledger.database import make_engine
-
     engine = make_engine(ledger_url, writes=True)
     with engine.connect() as connection:
         with connection.begin() as transaction:
@@ -271,15 +270,20 @@ def test_migrate_runs_in_the_transaction_of_its_caller(ledger_url: str) -> None:
     engine.dispose()
 
 
-OLD = "CREATE TABLE requests (id TEXT PRIMARY KEY, attempts INTEGER NOT NULL) WITHOUT ROWID"
+OLD = (
+    "CREATE TABLE requests "
+    "(id TEXT PRIMARY KEY, ended_us BIGINT, attempts INTEGER NOT NULL) WITHOUT ROWID"
+)
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_migration_from_version_1_adds_the_tries_column(tmp_path: Path, version: int) -> None:
+def test_migration_from_version_1_adds_the_columns_of_tries_and_groups(
+    tmp_path: Path, version: int
+) -> None:
     engine = create_engine(f"sqlite:///{tmp_path / 'old.db'}")
     with engine.begin() as connection:
         connection.execute(text(OLD))
-        connection.execute(text("INSERT INTO requests VALUES ('a', 1)"))
+        connection.execute(text("INSERT INTO requests VALUES ('a', 5, 1)"))
         connection.execute(text("CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)"))
         connection.execute(text("INSERT INTO facts VALUES ('schema', '1')"))
     for _ in range(version):  # a second migration is a no-op
@@ -287,8 +291,56 @@ def test_migration_from_version_1_adds_the_tries_column(tmp_path: Path, version:
             schema.migrate(connection)
     with engine.begin() as connection:
         names = [column["name"] for column in inspect(connection).get_columns("requests")]
-        assert names == ["id", "attempts", "tries"]
-        assert connection.execute(text("SELECT * FROM requests")).all() == [("a", 1, None)]
+        assert names == ["id", "ended_us", "attempts", "tries", "group_name"]
+        found = connection.execute(text("SELECT * FROM requests")).all()
+        assert found == [("a", 5, 1, None, None)]
         found = connection.execute(text("SELECT value FROM facts")).scalar_one()
         assert int(found) == schema.VERSION
     engine.dispose()
+
+
+OF_VERSION_4 = (
+    "DROP TABLE group_daily",
+    "DROP TABLE key_changes",
+    "DROP INDEX requests_open_of_group",
+    "ALTER TABLE requests DROP COLUMN group_name",
+    "UPDATE facts SET value = '3' WHERE name = 'schema'",
+)
+"""What takes the tables back to version 3."""
+OPENING = """
+INSERT INTO requests (id, owner, request_id, stream_id, key_id, endpoint, provider, model, streamed,
+    byok, started_us, reserved_nano, input_tokens, output_tokens, cache_read_tokens,
+    cache_write_tokens, reasoning_tokens, usage_source, cost_nano, attempts)
+VALUES ('0000000000000100000000000000aa', 'old', 'r', 's', 'key_1', '/v1/completions', 'sim', 'm',
+    TRUE, FALSE, 1, 50, 7, 0, 0, 0, 0, 'estimate', 70, 0)
+"""
+"""How a worker of version 3 opens a row."""
+CLOSING = """
+UPDATE requests SET ended_us = 2, status = 200, end_reason = 'completed', attempts = 1,
+    duration_us = 1, latency_us = 1, cost_nano = 90, reserved_nano = 0
+WHERE id = '0000000000000100000000000000aa' AND ended_us IS NULL
+"""
+
+
+def test_migration_to_version_4_keeps_the_rows_and_workers_of_version_3_still_write(
+    ledger_url: str, tmp_path: Path
+) -> None:
+    engine = make_engine(ledger_url, writes=True)
+    with engine.begin() as connection:
+        migrate(connection)
+        fresh = shape(connection)
+    with engine.begin() as connection:
+        for statement in OF_VERSION_4:
+            connection.execute(text(statement))
+        connection.execute(text(OPENING))
+    with engine.begin() as connection:
+        migrate(connection)
+        assert shape(connection) == fresh
+        assert version_of(connection) == str(schema.VERSION)
+    with engine.begin() as connection:
+        connection.execute(text(CLOSING))
+        connection.execute(text(OPENING.replace("00aa'", "00bb'")))
+    engine.dispose()
+    first, second = rows(ledger_url)
+    assert (first["cost_nano"], first["group_name"]) == (90, None)
+    assert (second["ended_us"], second["group_name"]) == (None, None)

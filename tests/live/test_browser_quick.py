@@ -1,6 +1,6 @@
 """The playground's first visit in a real Chromium: start, watch, stop, and see the partial usage.
 
-This is the one browser test of `make test`; the others are in the files beside it.
+These are the browser tests of `make test`; the others are in the files beside it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 
 from playwright.sync_api import Page, expect
 
-from tests.support.pages import run, sign_in
+from tests.support.pages import open_chat, run, send, sign_in
 from tests.support.servers import Server
 
 
@@ -24,3 +24,18 @@ def test_a_first_visit_streams_the_slow_model_until_it_is_stopped(
         re.compile(r"Stopped · 8 tokens in · \d+ tokens out · cost \$0\.00 · took .+s")
     )
     expect(page.locator("#served")).to_have_text("local/slow")
+
+
+def test_a_first_chat_streams_the_slow_model_until_it_is_stopped(
+    page: Page, server: Server
+) -> None:
+    open_chat(page, server)
+    send(page)
+    expect(page.locator("#live-tokens-chat")).to_have_text(re.compile(r"≈ [3-9]"))
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#ending-chat")).to_have_text(
+        re.compile(r"Stopped · \d+ tokens in · \d+ tokens out · cost \$0\.00 · took .+s")
+    )
+    expect(page.locator("#turns > li")).to_contain_text(
+        ["How do I open a file?", "Assistant local/slow · Stopped"]
+    )

@@ -16,7 +16,7 @@ import pytest
 from tests.support import calls, clusters
 from tests.support import fake as fp
 from tests.support.calls import BEGUN, EVENT, begin_stream, closed_after
-from tests.support.clusters import Cluster, Worker, listed, stop, untroubled
+from tests.support.clusters import Cluster, Worker, exchange, listed, stop, untroubled
 from tests.support.fake import FakeProvider
 from tests.support.load import NATIVE, OPENAI, usage_in
 from tests.support.pace import scaled
@@ -314,3 +314,60 @@ def test_stream_of_a_killed_worker_leaves_the_list_and_stop_never_answers_200(
         statuses.add(stop(asking, stream_id).status)
         assert statuses <= {404, 503}
     cluster.wait(cluster.is_whole)
+
+
+def test_an_admin_key_lists_and_stops_the_calls_of_all_keys_in_all_processes(
+    cluster: Cluster, fake: FakeProvider, clients: list[RawClient]
+) -> None:
+    admin, other = cluster.add_key("operator", admin=True), cluster.add_key("other-listed")
+    cluster.wait_known(admin, other)
+    fake.default(SILENT)
+    with cluster.client_of(cluster.workers()[0]) as one, cluster.client() as two:
+        two.key = other
+        names = {begin_stream(one), begin_stream(two)}
+        fake.wait_requests(2)
+        for asked in clients:
+            found = get(asked, "/api/v1/streams", admin)
+            assert {call["stream_id"] for call in found["data"]} == names
+            assert {call["key_name"] for call in found["data"]} == {"test", "other-listed"}
+            assert (found["total"], found["processes"]) == (2, ALL_ANSWER)
+            assert exchange(asked, "GET", "/api/v1/streams", other).status == 403
+        assert get(clients[0], "/api/v1/streams?key=other-listed", admin)["total"] == 1
+        for call, asked in zip(found["data"], (clients[0], clients[-1]), strict=True):
+            path = f"/api/v1/streams/{call['key_id']}/{call['stream_id']}/stop"
+            answer = exchange(asked, "POST", path, admin)
+            assert (answer.status, answer.json) == (200, {"success": True})
+        for client in (one, two):
+            assert "cancelled" in "".join(frame.text for frame in client.frames())
+
+
+def test_the_health_of_a_provider_counts_the_calls_of_all_processes(
+    cluster: Cluster, fake: FakeProvider, clients: list[RawClient]
+) -> None:
+    admin = cluster.add_key("operator-of-providers", admin=True)
+    cluster.wait_known(admin)
+    before = health_of(clients[0], admin)["calls"]
+    fake.default(fp.sse(fp.chunks(["a"])))
+    for asked in clients:
+        begin_stream(asked)
+        list(asked.frames())
+    for asked in clients:
+        cluster.wait(lambda asked=asked: health_of(asked, admin)["calls"] == before + len(clients))  # type: ignore[misc]
+        found = health_of(asked, admin)
+        assert found["reachable"] is True
+        assert found["first_event_ms"]["p50"] > 0
+
+
+ALL_ANSWER = {"answered": clusters.MACHINES * clusters.WORKERS, "missing": 0}
+
+
+def get(client: RawClient, path: str, key: str) -> Any:
+    answer = exchange(client, "GET", path, key)
+    assert answer.status == 200
+    return answer.json
+
+
+def health_of(client: RawClient, key: str) -> Any:
+    found = get(client, "/api/v1/providers", key)
+    assert found["processes"] == ALL_ANSWER
+    return next(row for row in found["data"] if row["name"] == "fake")

@@ -148,6 +148,10 @@ def test_shell_commands_of_a_page_run_in_order(
     database = server.directory / "sluice.db"
     made = checkout.bash(f"SLUICE_DATABASE={database} ./sluice ledger backup sluice.db")
     assert made.returncode == 0, made.stderr
+    with (checkout.directory / "sluice.toml").open("a") as file:  # what the page's keys are in
+        for snippet in ALL:
+            if snippet.page == page and snippet.text.startswith("[groups."):
+                file.write(snippet.text + "\n")
     if page != "docs/guides/keys.md":  # this page creates a key itself
         assert checkout.bash("./sluice keys create --name laptop").returncode == 0
     env = {"SLUICE_URL": server.url, "SLUICE_KEY": server.key}
@@ -197,18 +201,28 @@ READERS = {
 }
 
 
+@pytest.fixture(scope="module")
+def admin_key(module_server: Server) -> str:
+    """Return an admin key that the server knows: a few examples need one."""
+    key = module_server.add_key("examples", admin=True)
+    module_server.wait(lambda: calls.get(module_server, "/api/v1/models", key).status == 200)
+    return key
+
+
 EXAMPLES = [s for s in ALL if s.language in READERS and s.page not in JOURNEYS]
 """Fenced blocks that take the server and the key from the environment."""
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.place)
-def test_each_example_of_the_documentation_runs(example: Snippet, server: Server) -> None:
+def test_each_example_of_the_documentation_runs(
+    example: Snippet, server: Server, admin_key: str
+) -> None:
     command = READERS[example.language]
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} isn't installed")
     done = subprocess.run(
         [*command, example.text],
-        env={**os.environ, "SLUICE_URL": server.url, "SLUICE_KEY": server.key},
+        env={**os.environ, "SLUICE_URL": server.url, "SLUICE_KEY": admin_key},
         capture_output=True,
         text=True,
         timeout=HANG_S,

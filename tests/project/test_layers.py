@@ -41,8 +41,8 @@ LONG_MODULES: dict[str, str] = {
     "completion": "the vocabulary, type after type",
     "config": "all settings, with a field and a variable for each",
     "endpoints.native": "one whole API",
-    "endpoints.openapi.document": "one document",
     "providers.hosts": "the rows of all hosts",
+    "streams.stream": "one active call, with all that may end it",
 }
 LONG_FUNCTIONS: dict[str, str] = {
     "endpoints.openapi.schemas.completions": "one schema",

@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 
 from completion import EndReason, Usage
 from telemetry import metrics
+from telemetry.key_metrics import MOST_KEYS, KeyLabels
 from telemetry.metrics import (
     LIMITS,
     LONGEST_MODEL,
@@ -77,7 +78,16 @@ def families() -> dict[str, tuple[str, tuple[str, ...]]]:
     end(target, "m")
     target.watch_replicas(lambda: {("sim", "a:1"): 1})
     target.attempted("sim", 500, "provider_error", "a:1")
+    count_keys(target)
     return shape(list(target.registry.collect()))
+
+
+def count_keys(target: Metrics) -> None:
+    """Add the metrics by key, and count a call and a refusal of a key."""
+    target.watch_keys(lambda key_id: KeyLabels(key_id, "team"))
+    assert target.keys is not None
+    target.keys.ended("key_a", 200, Usage(3, 2), 1)
+    target.keys.refused("key_a", "model_forbidden")
 
 
 def shape(families: Sequence[Metric]) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -94,6 +104,10 @@ def shape(families: Sequence[Metric]) -> dict[str, tuple[str, tuple[str, ...]]]:
 
 
 OF_REPLICAS = {"sluice_replica_calls", "sluice_replica_attempts_total"}
+OF_KEYS = {
+    *("sluice_key_requests_total", "sluice_key_tokens_total", "sluice_key_cost_dollars_total"),
+    "sluice_key_refusals_total",
+}
 
 
 # Counts
@@ -352,7 +366,7 @@ def test_the_accept_header_selects_the_metrics_format(accept: str, kind: str) ->
     parse = openmetrics if openly else prometheus
     found = list(parse(text.decode()))
     names = {sample.name for family in found for sample in family.samples}
-    assert set(families()) - {"sluice_redis_up"} - OF_REPLICAS == set(shape(found))
+    assert set(families()) - {"sluice_redis_up"} - OF_REPLICAS - OF_KEYS == set(shape(found))
     assert not [name for name in names if name.endswith("_created")]
 
 
@@ -371,6 +385,7 @@ def test_the_documentation_has_every_metric_and_no_other() -> None:
     assert set(re.findall(r"sluice_\w+_total|sluice_\w+_queue", text)) <= set(documented)
     assert f"first {metrics.MOST_MODELS} do" in text
     assert f"up to {metrics.LONGEST_MODEL} characters" in text
+    assert f"first {MOST_KEYS} keys" in text
 
 
 # Several processes
@@ -425,6 +440,7 @@ for _ in range(2):
     end(target, "m", usage=Usage(5, 1))
 target.watch_replicas(lambda: {("sim", "a:1"): 1})
 target.attempted("sim", 500, "provider_error", "a:1")
+count_keys(target)
 target.took(request_duration=0.2, stop=None)
 target.ledger_failed()
 """
