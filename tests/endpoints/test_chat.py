@@ -18,11 +18,12 @@ from endpoints import chat_fields
 from errors import InvalidRequest
 from tests.support import fake as fp
 from tests.support.fake import FakeProvider
-from tests.test_app import Site, make_app
+from tests.test_app import Site, make_app, make_key
 
 OPENAI, NATIVE = "/v1/chat/completions", "/api/v1/chat/completions"
 HEAD = '"id":"c1","object":"chat.completion.chunk","created":5,"model":'
 MESSAGES = [{"role": "user", "content": "Hi"}]
+REPLICAS = ("first", "second", "third")
 BYOK = "pk-0123456789abcdef0123456789abcdef"
 
 
@@ -32,6 +33,8 @@ class ChatSite(Site):
     fake: FakeProvider
     place: Path
     """The ledger's file."""
+    poor: str
+    """A key with a small budget."""
 
     def ask(self, path: str = OPENAI, headers: Any = None, /, **fields: Any) -> TestResponse:
         body = {"model": "host/m", "messages": MESSAGES} | fields
@@ -57,11 +60,14 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: FakeProvider) ->
         "stats": row | {"stream_options": stats},
         "plain": row | {"stream_options": {}},
         "claude": {"dialect": "anthropic", "base_url": fake.base_url},
+        "many": {"base_url": [f"{fake.origin}/{name}/v1" for name in REPLICAS]},
     }
     price = {"input_per_mtok": 1.0, "output_per_mtok": 2.0}
     prices = {f"{name}/m": price for name in rows}
+    line, poor = make_key(budget_usd=0.005)
     found = make_app(
         *(tmp_path, monkeypatch),
+        keys=line,
         providers=rows,
         prices=prices,
         retries=0,
@@ -70,7 +76,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: FakeProvider) ->
         bodies_total=900_000,
     )
     assert isinstance(found, ChatSite)
-    found.fake, found.place = fake, tmp_path / "sluice.db"
+    found.fake, found.place, found.poor = fake, tmp_path / "sluice.db", poor
     yield found
     found.gateway.reader._transport.close()
 
@@ -461,6 +467,51 @@ def test_local_names_the_fields_that_it_doesnt_know(site: ChatSite) -> None:
     strict = site.ask(OPENAI, {"X-Sluice-Strict": "1"}, model="local/pydoc", tools=[])
     assert strict.status_code == 400
     assert site.ask(model="local/pydoc", seed="x").status_code == 400
+
+
+# The path of a call
+
+
+@pytest.mark.parametrize("path", [OPENAI, NATIVE])
+def test_a_chat_stays_with_a_replica_and_fails_over_to_another(site: ChatSite, path: str) -> None:
+    def reached() -> list[str]:
+        return [request.path.split("/")[1] for request in site.fake.requests]
+
+    long = [{"role": "user", "content": "Hi " * 2000}]
+    site.fake.placed({name: [fp.sse([*CHUNKS, USAGE_CHUNK])] for name in REPLICAS})
+    for number in range(3):
+        more = [{"role": "user", "content": f"more {number}"}]
+        assert site.ask(path, model="many/m", messages=long + more, stream=True).status_code == 200
+    [home] = set(reached())
+    broken = fp.sse([CHUNKS[0]], done=False)
+    well = [fp.sse([*CHUNKS, USAGE_CHUNK])]
+    site.fake.placed({name: [broken] if name == home else well for name in REPLICAS})
+    answer = site.ask(path, model="many/m", messages=long, stream=True)
+    assert answer.text.endswith("[DONE]\n\n")
+    assert answer.headers["X-Sluice-Attempts"] == "2"
+    assert reached()[-2] == home != reached()[-1]
+
+
+def test_failed_chats_open_the_circuit_breaker_of_their_host(site: ChatSite) -> None:
+    site.fake.default(fp.error(503))
+    for _ in range(12):
+        last = site.ask()
+    assert last.status_code in (502, 503)
+    assert len(site.fake.requests) < 12
+    site.fake.default(fp.answer(WHOLE.encode()))
+    assert site.ask(fallbacks=["plain/m"]).get_json()["model"] == "plain/m"
+
+
+def test_a_chat_that_could_exceed_the_budget_is_refused(site: ChatSite) -> None:
+    """An image may cost 6,000 tokens, which is more than the key's budget; a text isn't."""
+    body = {"model": "host/m", "messages": image(30), "max_completion_tokens": 1}
+    headers = {"X-API-Key": site.poor}
+    answer = site.client.post(OPENAI, json=body, headers=headers)
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (402, "insufficient_credits")
+    assert site.fake.requests == []
+    site.fake.script(fp.answer(WHOLE.encode()))
+    body["messages"] = MESSAGES
+    assert site.client.post(OPENAI, json=body, headers=headers).status_code == 200
 
 
 # Bodies

@@ -363,6 +363,7 @@ def test_splitting_a_hosts_stream_anywhere_does_not_change_its_events(
         assert decoded(case, [stream[:place], stream[place:]]) == whole(case), place
 
 
+@pytest.mark.thorough
 @cases("stream.sse")
 def test_reading_a_hosts_stream_byte_by_byte_does_not_change_its_events(case: Case) -> None:
     stream = case.read("stream.sse")
