@@ -1,5 +1,6 @@
 # make run: set up Sluice and start the server.
-# make test: set up, check the format and the types, and run most tests; takes a few minutes.
+# make test: set up, check the format, and run most tests, of which one checks the types; takes a
+#   few minutes.
 # make test-all: run the remaining tests, which take longer.
 # make soak: run ten minutes of load.
 # make bench: measure the cost of a call, compared with other gateways.
@@ -21,7 +22,6 @@ run: setup
 test: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(PYTEST) -m "not thorough" $(PYTEST_FLAGS)
 
 test-all: setup-dev

@@ -15,8 +15,10 @@ from config import ConfigError, Settings, TomlError, shown_before
 from endpoints import (
     all_streams,
     all_usage,
+    chat,
     error_handlers,
     fim,
+    groups,
     health,
     hooks,
     keys,
@@ -32,9 +34,11 @@ from endpoints import (
 )
 from endpoints import metrics as metrics_page
 from endpoints.flask_app import App
+from endpoints.held_bodies import HeldBodies
 from endpoints.openapi import page as openapi
 from endpoints.services import Services
 from gateway.gateway import Gateway
+from keys.group import read_groups
 from keys.store import KeyStore
 from ledger.database import database_url
 from ledger.ledger import Ledger
@@ -60,6 +64,7 @@ BLUEPRINTS = tuple(
         native,
         openai,
         openai_models,
+        chat,
         fim,
         llamacpp,
         tokenizers,
@@ -69,6 +74,7 @@ BLUEPRINTS = tuple(
         all_streams,
         provider_health,
         keys,
+        groups,
         health,
         metrics_page,
         pages,
@@ -134,7 +140,7 @@ def wire(settings: Settings) -> Services:
             "providers": lambda _: records.health(),
         }
         cluster.attend(gateway.streams, *beats, metrics.refresh, subjects=subjects)
-    keys = KeyStore(settings.keys_file, settings.keys)
+    keys = KeyStore(settings.keys_file, settings.keys, read_groups(settings.groups))
     if settings.metrics_keys:
         metrics.watch_keys(CurrentLabels(keys.all))
     if gateway.replica_calls():
@@ -157,6 +163,7 @@ def wire(settings: Settings) -> Services:
         ledger=ledger,
         metrics=metrics,
         records=records,
+        bodies=HeldBodies(settings.bodies_total),
         redis_client=redis_client,
         cluster=cluster,
         tracing=tracing,

@@ -9,8 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
-from typing import Any, Final, Literal, TypeAlias
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -35,6 +35,35 @@ class SourceFile(msgspec.Struct, frozen=True):
 
     path: str
     text: str
+
+
+class Chat(msgspec.Struct, kw_only=True, eq=False):
+    """The body of a chat request, which goes to the provider field by field, undecoded.
+
+    A body may have many megabytes. It is released as soon as it can't be sent again.
+    """
+
+    fields: dict[str, msgspec.Raw]
+    """The caller's fields in their order, without Sluice's own. Empty once they are released."""
+    size: int
+    """The bytes of the body."""
+    input_tokens: int
+    """An estimate of the tokens of the messages, with their images, and of the tools."""
+    most_input: int
+    """An upper bound of these tokens, for any tokenizer. Those of images are an estimate."""
+    stream_options: dict[str, Any] = {}
+    """The caller's own stream options."""
+    terms: dict[str, Any] = {}
+    """The fields on which the price may depend."""
+    loose: bool = False
+    """True if there are fields that Sluice doesn't know."""
+    released: Callable[[], None] = lambda: None
+    """A callback that runs once, when the fields are released."""
+
+    def release(self) -> None:
+        self.fields = {}
+        released, self.released = self.released, lambda: None
+        released()
 
 
 class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,12 +104,16 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The body of a request to llama.cpp's /infill, as the caller sent it. A llama.cpp server gets
     it unchanged except for the model, and its answer is passed on as Opaque events. Other targets
     get the other fields of the request."""
+    chat: Chat | None = None
+    """The body of a chat, whose answer is passed on as Opaque events. `prompts` then has only the
+    start of its messages, for the choice of a replica. Of the other fields, max_tokens, n and
+    stream are set."""
 
     @property
     def passes_on(self) -> bool:
         """Return True if the provider gets parameters that Sluice doesn't know. They may add fields
         to the answer, which are passed on too."""
-        return bool(self.extra or self.openai_extra or self.infill)
+        return bool(self.extra or self.openai_extra or self.infill or self.chat)
 
     @property
     def choices(self) -> int:
@@ -227,7 +260,7 @@ class Opaque(msgspec.Struct, frozen=True, gc=False):
     It is counted and delivered like text, and nothing looks into it.
 
     data: one JSON value, on one line.
-    index: the choice.
+    index: the choice; NO_CHOICE for a chunk of a chat that has only the usage.
     text_size: the bytes of text and reasoning in it, in UTF-8.
     visible: whether it shows the client something: text, or the end of a choice.
     """
@@ -236,6 +269,9 @@ class Opaque(msgspec.Struct, frozen=True, gc=False):
     index: int = 0
     text_size: int = 0
     visible: bool = True
+
+
+NO_CHOICE: Final = -1
 
 
 class Thought(msgspec.Struct, frozen=True, gc=False):
@@ -493,6 +529,7 @@ class LlamaCppPiece(msgspec.Struct, frozen=True):
 
 CallState: TypeAlias = Literal["queued", "waiting", "answering"]
 """How far a call is: before its first attempt, before its first visible event, or after that."""
+CALL_STATES: tuple[CallState, ...] = get_args(CallState)
 
 
 class Summary(msgspec.Struct, frozen=True):

@@ -59,9 +59,13 @@ class TomlError(ConfigError):
         return ConfigError(f"{path}{line}, {table_of(self.at)}: {self.reason}")
 
 
+OF_ROWS = ("providers", "prices", "groups")
+"""The tables of sluice.toml that consist of tables."""
+
+
 def table_of(at: Sequence[str]) -> str:
     """Return the heading of the table that holds a mistake, such as [providers."a.b"]."""
-    names = at[:2] if at[0] in ("providers", "prices") else at[:1]
+    names = at[:2] if at[0] in OF_ROWS else at[:1]
     parts = (name if re.fullmatch(r"[\w-]+", name, re.ASCII) else f'"{name}"' for name in names)
     return f"[{'.'.join(parts)}]"
 
@@ -155,6 +159,9 @@ class Settings:
     tokenize_model: str = ""
     """The model of tokenizer requests that name none; empty for `default_model`."""
     max_body: int = 1024 * 1024
+    max_chat_body: int = 20 * 1024 * 1024
+    bodies_total: int = 256 * 1024 * 1024
+    """The most bytes of chats' bodies that a process holds."""
     max_streams: int = 1000
     keepalive: float = 15
     first_event_wait: float = 10
@@ -193,10 +200,11 @@ class Settings:
     workers: int = 1
     """The number of worker processes; always 1 without redis_url."""
     # Tables of sluice.toml, whose contents are not validated yet: [providers.NAME], [aliases],
-    # [prices."MODEL"].
+    # [prices."MODEL"], [groups.NAME].
     providers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     aliases: Mapping[str, Any] = field(default_factory=dict)
     prices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     toml: str = field(default="", repr=False)
     """The text of sluice.toml, in which `located` finds lines."""
     warnings: tuple[str, ...] = ()
@@ -404,6 +412,8 @@ VARIABLES = (
     Variable("SLUICE_FIM_MODEL", "fim_model", parse_stripped),
     Variable("SLUICE_TOKENIZE_MODEL", "tokenize_model", parse_stripped),
     Variable("SLUICE_MAX_BODY", "max_body", parse_int(1024, 1 << 30)),
+    Variable("SLUICE_MAX_CHAT_BODY", "max_chat_body", parse_int(1024, 1 << 30)),
+    Variable("SLUICE_BODIES_TOTAL", "bodies_total", parse_int(1024, 1 << 40)),
     Variable("SLUICE_MAX_STREAMS", "max_streams", parse_int(1, 100_000)),
     Variable("SLUICE_QUEUE", "queue", parse_int(0, 100_000)),
     Variable("SLUICE_QUEUE_S", "queue_time", seconds(0, DAY)),
@@ -437,7 +447,7 @@ VARIABLES = (
     Variable("PORT", "port", parse_int(1, 65535)),
     Variable("WEB_CONCURRENCY", "workers", parse_int(1, 1024)),
 )
-TABLES = ("providers", "aliases", "prices")
+TABLES = ("providers", "aliases", "prices", "groups")
 
 
 ADDRESS = r"[0-9a-fA-F:.]+"
@@ -550,7 +560,7 @@ def check_tables(data: Mapping[str, Any]) -> None:
             raise TomlError(f"there is no such table{did_you_mean(name, TABLES)}", name)
         if not isinstance(table, dict):
             raise TomlError(f"{name} must be a table, [{name}]", name)
-    for name in ("providers", "prices"):
+    for name in OF_ROWS:
         for key, row in data.get(name, {}).items():
             if not isinstance(row, dict):
                 raise TomlError(f"{key} must be a table", name, key)

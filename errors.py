@@ -365,6 +365,11 @@ def limit_details(
     }
 
 
+def of_group(name: str | None) -> dict[str, str]:
+    """Return the error details that name the group whose limit was reached; none for a key's."""
+    return {} if name is None else {"group": name}
+
+
 def whole_seconds(seconds: float) -> int:
     """Round a wait up to whole seconds, and to at least 1, for Retry-After."""
     return max(1, math.ceil(seconds))

@@ -25,10 +25,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from ledger import schema, upkeep, usage
+from ledger.budgets import left_of
 from ledger.database import database_url, make_engine
 from ledger.entries import Budget
 from ledger.usage import Scope
-from ledger.writing import COUNTS, left_of
+from ledger.writing import COUNTS
 
 ROUNDS = 9
 DAYS = 365

@@ -10,6 +10,7 @@ from collections.abc import Container, Mapping
 from decimal import Decimal
 
 from cli.formats import cell
+from keys.group import KeyGroup
 from keys.key import Key, as_text
 from ledger.key_changes import KeyChange
 from ledger.key_usage import KeySpending
@@ -55,11 +56,34 @@ def in_short(
         "budget": budget(key),
         "spent": used["spent"],
         "left": used["left"],
+        "group": cell(key.group),
         "models": shortened(cell(key.models)),
         "expires": cell(key.expires and key.expires.date()),
         "last used": used["last used"].partition("T")[0],
         "status": key.status,
         "source": "environment" if key.id in fixed else "file",
+    }
+
+
+def group_in_short(
+    group: KeyGroup, keys: int, usages: Mapping[str, KeySpending] | None
+) -> dict[str, str]:
+    """Return a group's cells in the list of groups. The arguments are those of group_described."""
+    spent = left = UNKNOWN
+    if usages is not None:
+        usage, limit = usages.get(group.name, KeySpending()), budget_of(group)
+        rest = usage.left(limit, today())
+        spent = money(usage.spent(limit, today()))
+        left = "-" if rest is None else money(rest)
+    return {
+        "group": group.name if group.defined else f"{group.name} (not in sluice.toml)",
+        "keys": str(keys),
+        "req/min": cell(group.requests_per_minute),
+        "tokens/h": cell(group.tokens_per_hour),
+        "budget": budget(group),
+        "spent": spent,
+        "left": left,
+        "models": shortened(cell(group.models)),
     }
 
 
@@ -104,6 +128,7 @@ def terms_of(key: Key) -> str:
     models = "all models" if key.models == ("*",) else f"the models {cell(key.models)}"
     end = "never expires" if key.expires is None else f"expires {as_text(key.expires)}"
     role = ["an admin key"] if key.admin else []
+    role += [f"the group {key.group}"] if key.group else []
     return ", ".join([*role, *(parts or ["no rate limits"]), paid, models, end])
 
 
@@ -111,15 +136,15 @@ def shortened(text: str) -> str:
     return text if len(text) <= MAX_CELL else text[: MAX_CELL - 3] + "..."
 
 
-def budget(key: Key) -> str:
-    """Return a key's budget and its period, such as $5 or $0.25/day."""
+def budget(key: Key | KeyGroup) -> str:
+    """Return the budget and its period of a key or a group, such as $5 or $0.25/day."""
     if key.budget_nano is None:
         return "-"
     return usd(key) + ("" if key.budget_period == "total" else f"/{key.budget_period}")
 
 
-def usd(key: Key) -> str:
-    """Return a key's budget in dollars, such as $0.25."""
+def usd(key: Key | KeyGroup) -> str:
+    """Return the budget of a key or a group in dollars, such as $0.25."""
     return f"${Decimal(key.budget_nano or 0).scaleb(-9).normalize():f}"
 
 

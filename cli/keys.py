@@ -25,17 +25,25 @@ from cli.key_views import (
     LOG_TITLES,
     MONEY,
     change_in_short,
+    group_in_short,
     in_short,
     terms_of,
     used_in_words,
 )
-from cli.open_ledger import NOTHING, audited_keys, open_ledger, usage_of_keys
+from cli.open_ledger import (
+    NOTHING,
+    audited_keys,
+    open_ledger,
+    usage_of_groups,
+    usage_of_keys,
+)
 from errors import SluiceError
-from keys.key import PERIODS, TIERS, Key, Terms, as_text, public
+from keys.key import TIERS, Key, Terms, as_text, public
 from keys.key_errors import KeyFileError
+from keys.limits import PERIODS
 from keys.store import KeyStore
 from ledger import key_changes
-from quota.key_state import described, useless_models
+from quota.key_state import described, group_described, groups_of, useless_models
 
 SAVE_NOW = "Save this key now: it can't be shown again."
 C = TypeVar("C", bound=Callable[..., Any])
@@ -84,6 +92,11 @@ TERMS = (
         "--admin/--no-admin",
         default=None,
         help="Whether the key may manage this server over HTTP: keys, usage, streams.",
+    ),
+    click.option(
+        "--group",
+        metavar="NAME",
+        help="The group of sluice.toml whose limits it shares, or 'none'.",
     ),
 )
 
@@ -194,7 +207,24 @@ def list_keys(as_json: bool, limits: bool) -> None:
     columns = [name for name in rows[0] if name not in left_out]
     if not any(key.id in fixed for key in found):
         columns.remove("source")
+    if not any(key.group for key in found):
+        columns.remove("group")
     click.echo(table([columns, *([row[name] for name in columns] for row in rows)]))
+
+
+@keys.command("groups")
+@as_json
+def list_groups(as_json: bool) -> None:
+    """List the groups of sluice.toml, whose keys share limits and a budget."""
+    found = groups_of(store().groups, store().all())
+    usages = usage_of_groups()
+    if as_json:
+        click.echo(to_json([group_described(group, count, usages) for group, count in found]))
+    elif found:
+        rows = [group_in_short(group, count, usages) for group, count in found]
+        click.echo(table([[*rows[0]], *([*row.values()] for row in rows)]))
+    else:
+        click.echo("There are no groups; [groups.NAME] in sluice.toml makes one.", err=True)
 
 
 @keys.command("show")
@@ -359,6 +389,10 @@ def parse_streams(text: str) -> int | None:
     return int(text)
 
 
+def parse_group(text: str) -> str | None:
+    return None if text == "none" else text
+
+
 def parse_budget(text: str) -> float | None:
     """Parse an amount of US dollars with at most nine decimals."""
     if text == "none":
@@ -377,6 +411,7 @@ PARSERS: Mapping[str, Callable[[str], object]] = {
     "budget_usd": parse_budget,
     "budget_period": str,
     "max_streams": parse_streams,
+    "group": parse_group,
 }
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 
 import click
 from flask import current_app
+from sqlalchemy import Connection
 
 from config import Settings
 from errors import SluiceError
@@ -89,11 +90,22 @@ def usage_of_keys(key_id: str | None = None) -> Mapping[str, KeySpending] | None
 
     Return None, and print a warning, if the ledger can't be read.
     """
+    return spending(lambda connection: key_usage.by_key(connection, today(), key_id))
+
+
+def usage_of_groups() -> Mapping[str, KeySpending] | None:
+    """Return the usage of all groups that have any. The rest is as for `usage_of_keys`."""
+    return spending(lambda connection: key_usage.by_group(connection, today()))
+
+
+def spending(
+    query: Callable[[Connection], Mapping[str, KeySpending]],
+) -> Mapping[str, KeySpending] | None:
     ledger: Ledger = current_app.extensions["sluice"].ledger
     if ledger.path is not None and not ledger.path.exists():
         return NOTHING
     try:
-        return ledger.peek(lambda connection: key_usage.by_key(connection, today(), key_id))
+        return ledger.peek(query)
     except SluiceError:
         click.echo("Warning: the ledger can't be read, so what keys used is unknown.", err=True)
         return None

@@ -50,7 +50,10 @@ def start(found: request_fields.Parameters, wanted: CompletionRequest) -> Call:
             "provider": found.provider or "",
             "fallbacks": "\n".join(found.fallbacks or ()),
             "a field name": "\n".join(
-                (*wanted.extra, *wanted.openai_extra, *wanted.unused, *wanted.infill)
+                (
+                    *(*wanted.extra, *wanted.openai_extra, *wanted.unused, *wanted.infill),
+                    *(wanted.chat.fields if wanted.chat else ()),
+                )
             ),
         }
     )

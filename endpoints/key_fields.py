@@ -17,8 +17,9 @@ from endpoints.flask_app import current
 from endpoints.services import services
 from endpoints.usage import MOST_ROWS
 from errors import InvalidRequest
-from keys.key import MAX_COUNT, MAX_OVERLAP, MAX_USD, PERIODS, TIERS, Key, Period, Tier
+from keys.key import MAX_OVERLAP, TIERS, Key, Tier
 from keys.key_file import Line
+from keys.limits import MAX_COUNT, MAX_USD, PERIODS, Period
 
 LIMIT: Final = Annotated[int, Meta(ge=0, le=MAX_COUNT)] | None
 LIMIT_TAKES: Final = f"an integer from 0 to {MAX_COUNT}, or null for the tier's limit"
@@ -55,6 +56,7 @@ TERMS: Final[Fields] = {
         "a list of full names, aliases or patterns such as openai/*",
     ),
     "admin": YES,
+    "group": (str | None, "the name of a group in sluice.toml, or null for none"),
 }
 NAME: Final[Fields] = {
     "name": (Annotated[str, Meta(min_length=1, max_length=100)], "a text of 1 to 100 characters")
@@ -71,6 +73,7 @@ QUERY: Final = {
     "search": "a part of the name or of the id",
     "status": choice(STATUSES),
     "admin": "true or false",
+    "group": "the name of a group",
     "limit": f"an integer from 1 to {MOST_ROWS}",
     "cursor": "the next_cursor of a previous response",
 }
@@ -137,10 +140,12 @@ def instant(text: str) -> datetime:
 def fits(key: Key, asked: dict[str, str]) -> bool:
     """Return True if a key has what the list's parameters ask for."""
     part, status, admin = (asked.get(name) for name in ("search", "status", "admin"))
+    group = asked.get("group")
     return (
         (part is None or part.casefold() in key.name.casefold() or part in key.id)
         and (status is None or key.status == status)
         and (admin is None or key.admin == FLAGS[admin])
+        and (group is None or key.group == group)
     )
 
 

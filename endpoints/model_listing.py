@@ -48,7 +48,7 @@ def fresh_catalog() -> ModelCatalog:
 def visible(catalog: ModelCatalog, row: Provider) -> list[ModelFacts]:
     """Return a provider's models that the caller may use; all, if there is no key."""
     key, models = caller(), catalog.models(row)
-    if key is None or "*" in key.models:
+    if key is None or ("*" in key.models and key.shared is None):
         return models
     return [facts for facts in paced(models) if allows(key, f"{row.name}/{facts.id}")]
 

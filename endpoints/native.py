@@ -38,7 +38,8 @@ FIELDS = (
 )
 OPENAI_API = "POST /v1/completions, which is OpenAI's API,"
 OPENAI_FIELDS = {
-    "messages": " This is a completion: send the text as prompt.",
+    "messages": " This is a completion: send the text as prompt, or the messages to "
+    "POST /api/v1/chat/completions.",
     "stream_options": f" A stream has its usage here anyway; {OPENAI_API} takes this field.",
 }
 """Advice for callers that send a field that only OpenAI's APIs have."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, NoReturn
 
 import msgspec
@@ -84,6 +84,7 @@ TAKES = {
     "frequency_penalty": "a number from -2 to 2",
     "presence_penalty": "a number from -2 to 2",
     "additional_params": "an object",
+    "messages": "a list of objects, each with a role",
     "stop": "a string of at most 1024 characters, or a list of at most 64 of them",
     "seed": "a 64-bit integer",
     "n": "an integer from 1 to 128",
@@ -112,11 +113,14 @@ BEYOND_PARAMS = frozenset(
 requests by it could use models that the key may not use."""
 
 
-def read_object(max_body: int) -> dict[str, Any]:
+def read_object(
+    max_body: int, decode: Callable[[bytes], Any] = msgspec.json.decode
+) -> dict[str, Any]:
     """Return the current request's body, which must be a JSON object.
 
     Args:
         max_body: the most bytes that the body may have.
+        decode: decodes JSON, as msgspec does.
 
     Raises:
         InvalidRequest: the body is incomplete, or not a JSON object.
@@ -132,7 +136,7 @@ def read_object(max_body: int) -> dict[str, Any]:
         )
     body = read_body(request, max_body)
     try:
-        data = msgspec.json.decode(body)
+        data = decode(body)
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.") from None
     except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from auth import current_app
 from cluster.redis_client import RedisClient
 from config import Settings
+from endpoints.held_bodies import HeldBodies
 from gateway.gateway import Gateway
 from keys.store import KeyStore
 from ledger.ledger import Ledger
@@ -28,6 +29,7 @@ class Services(NamedTuple):
     ledger: Ledger
     metrics: Metrics
     records: CallRecords
+    bodies: HeldBodies
     redis_client: RedisClient | None = None
     cluster: Cluster | None = None
     tracing: Tracing | None = None

@@ -23,7 +23,6 @@ PREFIX: Final = re.compile(r"(/(openai|api|v1))*(?=/|$)")
 TWICE: Final = re.compile(r"/v1(/openai)?/v1(/|$)")
 
 UNSERVED: Final = {
-    "chat": "chat",
     "responses": "OpenAI's Responses API",
     "messages": "Anthropic's Messages API",
     "complete": "Anthropic's old completions API",
@@ -51,7 +50,7 @@ OTHER_APIS: Final = (
     (re.compile(r"/v1(beta|alpha)[0-9]*/"), "the Gemini API"),
     (re.compile(r"/v2/(chat|generate|embed)$"), "Cohere's API"),
 )
-SERVED: Final = frozenset(("completions", "models"))
+SERVED: Final = frozenset(("completions", "chat", "models"))
 """The first parts of OpenAI's paths that Sluice serves, under /v1."""
 OPENAI_PATHS: Final = ("/v1/", "/fim/", "/beta/")
 """The beginnings of paths whose clients expect OpenAI's format of an error."""
@@ -68,9 +67,7 @@ def message(path: str) -> str:
             return f"{NOTHING} Sluice doesn't serve {api}: {COMPLETIONS}."
     first = first_part(path)
     if first in UNSERVED:
-        return (
-            f"{NOTHING} Sluice completes text and doesn't serve {UNSERVED[first]}: {COMPLETIONS}."
-        )
+        return f"{NOTHING} Sluice doesn't serve {UNSERVED[first]}. Complete a text: {COMPLETIONS}."
     if TWICE.search(path):
         return f"{NOTHING} It has /v1 twice: {BASE_URL} once."
     if path.startswith("/api/v1/api/v1/"):

@@ -27,11 +27,11 @@ from endpoints.services import (
 from errors import InvalidRequest
 from keys.key import Key
 from ledger import usage
+from ledger.budgets import left_of
 from ledger.pricing import dollars
 from ledger.refusals import refused
 from ledger.schema import as_utc
 from ledger.usage import Scope, Sums
-from ledger.writing import left_of
 from quota.quota import budget_of
 
 bp = Blueprint("usage", __name__, url_prefix="/api/v1/user")

@@ -327,9 +327,9 @@ class Reader:
     def _make(self, request: CompletionRequest, target: Target, timeouts: Timeouts) -> SingleCall:
         if target.dialect == "local":
             # Imported on first use, because most servers don't need the embedded model.
-            from providers.local.call import LocalCall
+            from providers.local.chat import call_of
 
-            return LocalCall(request, target)
+            return call_of(request, target)
         dialect = registry.dialect(target.dialect)
         signer = registry.signer(target.provider)
         return HttpCall(self._transport, dialect, request, target, timeouts, signer)

@@ -51,14 +51,16 @@ class Billing:
     def payable(self, key: Key, candidates: list[Candidate]) -> list[Candidate]:
         """Return the candidates that the key can pay for. Raises ModelForbidden if there is none.
 
-        If the key has a budget, a candidate needs a known price or a BYOK key.
+        If the key or its group has a budget, a candidate needs a known price or a BYOK key.
         """
-        if key.budget_nano is None:
+        of_key, group = key.budget_nano is not None, key.shared
+        if not (of_key or (group is not None and group.budget_nano is not None)):
             return candidates
         found = [c for c in candidates if c.target.byok or self._price(c.target) is not None]
         if not found:
+            who = "a key with a budget" if of_key else "a key of a group with a budget"
             raise ModelForbidden(
-                f"{candidates[0].target.name} has no known price, so a key with a budget can't use "
+                f"{candidates[0].target.name} has no known price, so {who} can't use "
                 "it. The server's operator can set its price under [prices] in sluice.toml.",
                 param="model",
             )
@@ -68,13 +70,13 @@ class Billing:
         """Reserve the call's quota and budget, and open its ledger row, which is on disk on return.
 
         Raises:
-            RateLimited: the key has reached a limit.
-            InsufficientCredits: the key's budget has no room for the call.
+            RateLimited: the key or its group has reached a limit.
+            InsufficientCredits: the budget of the key or its group has no room for the call.
             Unavailable: the ledger can't record the call, but must.
         """
         demand = demand_of(stream.request)
         terms = requested_terms(stream.request)
-        entry = self._entry(stream, demand, terms)
+        entry = self._entry(key, stream, demand, terms)
         if stream.target.byok:
             return Reservation(entry, None, self._ledger.open(entry, None))
         hold = self._quota.admit(key, demand, upstream_calls(stream.request, candidates))
@@ -133,7 +135,8 @@ class Billing:
         continued: bool,
     ) -> Claim | None:
         """Return the claim at the highest price that may apply, whatever terms are served."""
-        if key.budget_nano is None:
+        group = key.shared
+        if key.budget_nano is None and (group is None or group.budget_nano is None):
             return None
         terms = possible_terms(requested)
         prices = [self._price(c.target, each) for c in candidates for each in terms]
@@ -142,7 +145,7 @@ class Billing:
         models = len({candidate.target.name for candidate in candidates})
         return self._quota.claim(key, demand, known, times=models, continued=continued)
 
-    def _entry(self, stream: Stream, demand: Demand, requested: PriceTerms) -> Entry:
+    def _entry(self, key: Key, stream: Stream, demand: Demand, requested: PriceTerms) -> Entry:
         target = stream.target
         return Entry(
             id=new_id(),
@@ -157,6 +160,7 @@ class Billing:
             started_us=now_us(),
             input_tokens=demand.input,
             cost_nano=self.cost(target, Usage(demand.input), requested),
+            group_name=key.group,
         )
 
 

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import msgspec
 
@@ -69,13 +69,22 @@ class Candidate(msgspec.Struct, frozen=True):
     """The stop sequences to emulate. None if the host gets all that there are."""
 
 
+class Fit(Protocol):
+    """A function such as `fit`."""
+
+    def __call__(
+        self, request: CompletionRequest, target: Target, *, strict: bool
+    ) -> Candidate: ...
+
+
 def candidates(
-    request: CompletionRequest, targets: list[Target], *, strict: bool
+    request: CompletionRequest, targets: list[Target], *, strict: bool, fit_one: Fit | None = None
 ) -> list[Candidate]:
     """Return a candidate for each target that supports the request.
 
     Args:
         strict: refuse hints that a target doesn't support, instead of dropping them.
+        fit_one: adapts the request to one target; None for `fit`.
 
     Raises:
         UnsupportedParameter: no target supports the request. The error names the first target.
@@ -89,7 +98,7 @@ def candidates(
     for target in targets:
         yielder.yield_if_due()  # each target's body takes milliseconds if the fields are long
         try:
-            fitting.append(fit(request, target, strict=strict))
+            fitting.append((fit_one or fit)(request, target, strict=strict))
         except UnsupportedParameter as error:
             refusal = refusal or error
     if not fitting and refusal is not None:

@@ -42,7 +42,7 @@ def continuable(request: CompletionRequest) -> bool:
     attempt.
     """
     plain = request.logprobs is None and not request.echo and request.suffix is None
-    standard = not (request.extra or request.openai_extra)
+    standard = not (request.extra or request.openai_extra or request.chat)
     single = request.choices == 1 and isinstance(request.prompts[0], str)
     return request.stream and single and plain and standard
 

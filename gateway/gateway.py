@@ -24,11 +24,13 @@ from gateway.attempts import Reader
 from gateway.billing import Billing, Reservation
 from gateway.call import AttemptRecord, Call, Outcome
 from gateway.capabilities import Candidate, candidates
+from gateway.chats import fit_chat
 from gateway.continuation import continuable
 from gateway.failures import line, name_targets
 from gateway.model_catalog import model_catalog
+from gateway.permission import permitted_targets
 from gateway.tokenizers import Tokenizers
-from keys.key import Key, allows
+from keys.key import Key
 from ledger.ledger import Ledger
 from ledger.price_terms import requested_terms
 from ledger.pricing import Prices
@@ -221,8 +223,13 @@ class Gateway:
     def _choose(
         self, request: CompletionRequest, route: Route, key: Key, *, strict: bool
     ) -> list[Candidate]:
-        targets = self.router.targets(route, None if "*" in key.models else partial(allows, key))
-        fitting = candidates(request, targets, strict=strict or self.settings.strict)
+        if "*" in key.models and key.shared is None:
+            targets = self.router.targets(route)
+        else:
+            targets = permitted_targets(self.router, route, key)
+        fit_one = None if request.chat is None else fit_chat
+        strict = strict or self.settings.strict
+        fitting = candidates(request, targets, strict=strict, fit_one=fit_one)
         return self._billing.payable(key, fitting)
 
     def _start_reader(self, stream: Stream, chosen: list[Candidate]) -> None:
@@ -264,6 +271,8 @@ class Gateway:
             except Exception:  # a failed settlement must not cost the client its answer
                 log.exception("settlement failed", extra={"request_id": stream.request_id})
         self.streams.remove(stream)
+        if stream.request.chat is not None:
+            stream.request.chat.release()
         return outcome
 
     def _read(self, stream: Stream, chosen: list[Candidate]) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -24,8 +23,9 @@ from config import Settings, Timeouts
 from errors import SluiceError, UnsupportedParameter, UpstreamError, UpstreamTimeout
 from gateway.added_fields import clean, may_hold_secret
 from gateway.failures import paused_error
+from gateway.permission import permitted_targets
 from gateway.replicas import Replicas, moves_on
-from keys.key import Key, allows
+from keys.key import Key
 from providers import tokenizers
 from providers.base import Target
 from providers.decoding.error_bodies import refused_call
@@ -110,8 +110,7 @@ class Tokenizers:
         route, key = caller.route, caller.key
         if route.model is None and route.provider is None and self._model:
             route = msgspec.structs.replace(route, model=self._model)
-        may_use = None if "*" in key.models else partial(allows, key)
-        targets = self._router.targets(route, may_use)
+        targets = permitted_targets(self._router, route, key)
         first = targets[0]
         form = tokenizers.FORMATS.get(first.provider.tokenizer)
         if form is None:

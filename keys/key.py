@@ -11,20 +11,21 @@ import hashlib
 import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypedDict, get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args
 
 import msgspec
 from msgspec import Meta
 
+from keys.group import NAME as GROUP_NAME
+from keys.group import KeyGroup
 from keys.key_errors import BrokenLine, KeyFileError
+from keys.limits import MAX_COUNT, MAX_USD, PERIODS, Limits, Period, nano
 
 Tier: TypeAlias = Literal["free", "standard", "enterprise", "unlimited"]
-Period: TypeAlias = Literal["total", "day", "month"]
 Status: TypeAlias = Literal["active", "disabled", "expired"]
 Instant: TypeAlias = Annotated[datetime, Meta(tz=True)]
 Hash: TypeAlias = Annotated[str, Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
@@ -32,27 +33,16 @@ Count: TypeAlias = Annotated[int, Meta(ge=0)]
 Row: TypeAlias = dict[str, Any]
 
 TIERS: tuple[Tier, ...] = get_args(Tier)
-PERIODS: tuple[Period, ...] = get_args(Period)
 SECRET_PREFIX = "sk-sluice-"  # noqa: S105
 ID_PREFIX = "key_"
 PREVIOUS = ("previous_hash", "previous_until")
 """Fields that only the row of a rotated key has."""
-LATER_FIELDS = ("budget_period", "max_streams", "admin", *PREVIOUS)
+LATER_FIELDS = ("budget_period", "max_streams", "admin", "group", *PREVIOUS)
 """Fields that earlier versions didn't write. A row without them has their defaults."""
 NEARLY = 0.75
 """The similarity to a field's name from which an unknown name counts as a misspelling of it."""
 MAX_OVERLAP = timedelta(days=90)
 """The longest time for which the secret before a rotation may stay valid."""
-MAX_COUNT = 10**12
-MAX_USD = 10**9
-"""The largest limit and the largest budget: more than anyone needs, but no counter overflows."""
-
-
-class Limits(NamedTuple):
-    """The rate limits of a key. None means no limit, and 0 means that nothing is allowed."""
-
-    requests_per_minute: int | None = None
-    tokens_per_hour: int | None = None
 
 
 LIMITS: Mapping[Tier, Limits] = MappingProxyType(
@@ -79,6 +69,7 @@ class Terms(TypedDict, total=False):
     max_streams: int | None
     models: tuple[str, ...]
     admin: bool
+    group: str | None
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,10 +96,14 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     """Globs of aliases and of full model names (provider/model)."""
     admin: bool = False
     """True if the key may manage this server: its keys, everybody's usage and streams."""
+    group: Annotated[str, Meta(pattern=rf"\A{GROUP_NAME.pattern}\Z")] | None = None
+    """The name of the group whose limits the key shares; None: none."""
     previous_hash: Hash | None = None
     """The hash of the secret before the last rotation; None: that secret isn't valid any more."""
     previous_until: Instant | None = None
     """The end of the previous secret."""
+    shared: KeyGroup | None = None
+    """The group itself, which the store finds by its name. The key's row doesn't have it."""
 
     def __repr__(self) -> str:
         return f"Key({self.id!r}, {self.name!r})"
@@ -139,15 +134,10 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.budget_usd is None else nano(self.budget_usd)
 
 
-FIELDS = msgspec.structs.fields(Key)
+FIELDS = tuple(field for field in msgspec.structs.fields(Key) if field.name != "shared")
+"""The fields of a key's row."""
 HASHES = ("hash", "previous_hash")
 NAMES = frozenset(field.name for field in FIELDS)
-
-
-@lru_cache(maxsize=1024)
-def nano(usd: float) -> int:
-    # Converted through its decimal text, so that 0.1 is exactly 100,000,000.
-    return int(min(Decimal(str(usd)), Decimal(MAX_USD)).scaleb(9))
 
 
 @lru_cache(maxsize=1024)
@@ -163,8 +153,15 @@ def limit(own: int | None, tier: int | None) -> int | None:
 
 
 def allows(key: Key, model: str) -> bool:
-    """Return True if the key may use an alias or a model's full name (provider/model)."""
-    return "*" in key.models or any(fnmatchcase(model, glob) for glob in key.models)
+    """Return True if the key and its group may use an alias or a full name (provider/model)."""
+    group = key.shared
+    if not (group is None or "*" in group.models or matches(group.models, model)):
+        return False
+    return "*" in key.models or matches(key.models, model)
+
+
+def matches(globs: tuple[str, ...], model: str) -> bool:
+    return any(fnmatchcase(model, glob) for glob in globs)
 
 
 def public(key: Key) -> Row:

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import msgspec
 
 from concurrency.yielding import Yielder
+from keys.group import KeyGroup, group_of
 from keys.key import Key, Row, read_row
 from keys.key_errors import BrokenLine, CannotWriteKeys, KeyFileError, UnknownKey
 
@@ -159,8 +160,14 @@ def each_line(data: bytes) -> Iterator[bytes]:
         start = end + 1
 
 
-def view_of(file: Content, fixed: Content) -> View:
-    """Return the keys of the file and of SLUICE_KEYS. If a key is in both, the file's counts."""
+NO_GROUPS: Mapping[str, KeyGroup] = MappingProxyType({})
+
+
+def view_of(file: Content, fixed: Content, groups: Mapping[str, KeyGroup] = NO_GROUPS) -> View:
+    """Return the keys of the file and of SLUICE_KEYS, each with its group.
+
+    If a key is in both, the file's counts.
+    """
     taken = {text for line in file.lines for text in (line.key.id, line.key.hash)}
     lines = list(file.lines)
     problems = [*file.problems, *fixed.problems]
@@ -170,9 +177,23 @@ def view_of(file: Content, fixed: Content) -> View:
         else:
             reason = "an earlier line has the same id or hash"
             problems.append(f"{VARIABLE}: skipped line {line.at + 1}: {reason}")
+    for at, line in enumerate(lines):
+        if line.key.group is not None:
+            key = with_group(line.key, groups)
+            lines[at] = line._replace(key=key)
+            if key.shared is not None and not key.shared.defined:
+                problems.append(
+                    f"{key.id} has a group that sluice.toml lacks, so it may use no model"
+                )
     by_hash = {line.key.previous_hash: line.key for line in lines if line.key.previous_hash}
     by_hash |= {line.key.hash: line.key for line in lines}  # these win
     return View(tuple(lines), by_hash, tuple(problems))
+
+
+def with_group(key: Key, groups: Mapping[str, KeyGroup]) -> Key:
+    if key.group is None:
+        return key
+    return msgspec.structs.replace(key, shared=group_of(key.group, groups))
 
 
 def read_bytes(path: Path) -> bytes:

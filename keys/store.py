@@ -11,12 +11,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Unpack
 
 from concurrency.native import NativeThread
+from keys.group import KeyGroup
 from keys.key import (
     Key,
     Terms,
@@ -27,9 +28,10 @@ from keys.key import (
     read_row,
     rotated,
 )
-from keys.key_errors import CannotWriteKeys, NameTaken
+from keys.key_errors import CannotWriteKeys, KeyFileError, NameTaken
 from keys.key_file import (
     MOST_BYTES,
+    NO_GROUPS,
     VARIABLE,
     Content,
     Line,
@@ -42,6 +44,7 @@ from keys.key_file import (
     replace,
     split_lines,
     view_of,
+    with_group,
     write_line,
 )
 from keys.last_good import GRACE_S, LastGood
@@ -77,8 +80,18 @@ class KeyStore:
     processes may share a file.
     """
 
-    def __init__(self, path: Path, lines: str = "") -> None:
+    def __init__(
+        self, path: Path, lines: str = "", groups: Mapping[str, KeyGroup] = NO_GROUPS
+    ) -> None:
+        """Read the keys.
+
+        Args:
+            path: the key file.
+            lines: the lines of SLUICE_KEYS.
+            groups: the groups of sluice.toml by their names.
+        """
         self.path = path
+        self.groups = groups
         self._fixed = read_content(lines.encode("utf-8", "surrogateescape"), VARIABLE, fixed=True)
         self._lock = threading.Lock()
         self._changes = NativeThread()
@@ -142,6 +155,7 @@ class KeyStore:
 
         Raises KeyFileError.
         """
+        self._check_group(terms)
         new, secret = new_row(name, terms)
 
         def add(view: View, rows: list[bytes]) -> Key:
@@ -157,6 +171,7 @@ class KeyStore:
 
         Raises KeyFileError, and whatever the check raises.
         """
+        self._check_group(terms)
 
         def change(view: View, rows: list[bytes]) -> Key:
             line = view.pick_changeable(id_or_name)
@@ -205,7 +220,15 @@ class KeyStore:
         key = self._changes.run(self._write, edit)
         with self._lock:
             self._look()
-        return key
+        return with_group(key, self.groups)
+
+    def _check_group(self, terms: Terms) -> None:
+        """Raise KeyFileError for a group that sluice.toml lacks."""
+        name = terms.get("group")
+        if name is not None and name not in self.groups:
+            known = ", ".join(self.groups)
+            there = f"its groups are {known}" if known else "it has no groups"
+            raise KeyFileError(f"sluice.toml has no such group: {there}.", field="group")
 
     def _write(self, edit: Callable[[View, list[bytes]], Key]) -> Key:
         target = Path(os.path.realpath(self.path))
@@ -216,7 +239,9 @@ class KeyStore:
                 # Check again: another process may have created it while this one waited.
                 data = read_bytes(target) if target.exists() else b""
                 rows = split_lines(data) if data.strip() else []
-                key = edit(view_of(read_content(data, self.path.name), self._fixed), rows)
+                key = edit(
+                    view_of(read_content(data, self.path.name), self._fixed, self.groups), rows
+                )
                 # An empty file would look as if an editor were about to write it.
                 replace(target, b"".join(row + b"\n" for row in rows) or b"\n")
         except Unreadable as error:
@@ -284,7 +309,7 @@ class KeyStore:
         content = content._replace(lines=self._good.lines)
         before = self._view
         old = set(before.problems)
-        self._view, self._seen = view_of(content, self._fixed), seen
+        self._view, self._seen = view_of(content, self._fixed, self.groups), seen
         report_rotations(before, self._view)
         new = [problem for problem in self._view.problems if problem not in old]
         for problem in new[:MOST_LOGGED]:
@@ -302,7 +327,7 @@ class KeyStore:
         if had and not self._good.lines:
             log.error("%s %s, so its keys are no longer valid", self.path.name, what)
         if self._good.lines != had or not had:
-            self._view = view_of(Content(self._good.lines), self._fixed)
+            self._view = view_of(Content(self._good.lines), self._fixed, self.groups)
         trouble = f"{self.path.name} {what}" if self._good.lines else ""
         self._report(trouble, f"the keys last read remain valid for {GRACE_S:.0f} s")
 

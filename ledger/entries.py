@@ -32,6 +32,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     started_us: int
     input_tokens: int
     cost_nano: int | None
+    group_name: str | None = None
+    """The group of the key when the row is opened."""
 
 
 class Budget(msgspec.Struct, frozen=True):
@@ -41,15 +43,18 @@ class Budget(msgspec.Struct, frozen=True):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """The part of a budget that a call reserves while it is open.
+    """The part of budgets that a call reserves while it is open.
 
-    A call reserves `most_nano`, or the rest of the budget if that is less. If the rest is below
+    A call reserves `most_nano`, or the rest of a budget if that is less. If a rest is below
     `least_nano`, the call is refused.
     """
 
-    budget: Budget
+    budget: Budget | None
+    """The key's budget, if it has one."""
     least_nano: int
     most_nano: int
+    group: Budget | None = None
+    """The budget of the key's group, if it has one."""
 
 
 class Opening(msgspec.Struct):

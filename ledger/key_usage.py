@@ -1,4 +1,4 @@
-"""What each key has spent, and when it was last used.
+"""What each key and each group has spent, and when each key was last used.
 
 - All keys are read in two statements, however many there are.
 - The queries change nothing, and are the same on SQLite and Postgres.
@@ -11,12 +11,12 @@ from typing import NamedTuple
 from sqlalchemy import BigInteger, ColumnElement, Connection, case, cast, func, select
 
 from ledger.entries import Budget
-from ledger.schema import daily, requests
+from ledger.schema import daily, group_daily, requests
 from ledger.upkeep import moment_of, start_of
 
 
 class KeySpending(NamedTuple):
-    """The usage of a key. Amounts of money are in nano-dollars."""
+    """The usage of a key or of a group. Amounts of money are in nano-dollars."""
 
     total_nano: int = 0
     month_nano: int = 0
@@ -52,9 +52,7 @@ def by_key(connection: Connection, today: str, key_id: str | None = None) -> dic
     latest = select(func.max(requests.c.id)).where(requests.c.key_id == daily.c.key_id)
     settled = select(
         daily.c.key_id,
-        total(daily.c.cost_nano),
-        total(case((daily.c.day >= f"{today[:7]}-01", daily.c.cost_nano), else_=0)),
-        total(case((daily.c.day >= today, daily.c.cost_nano), else_=0)),
+        *since(daily.c.cost_nano, daily.c.day, today),
         func.max(daily.c.day),
         latest.correlate(daily).scalar_subquery(),
     ).group_by(daily.c.key_id)
@@ -75,6 +73,36 @@ def by_key(connection: Connection, today: str, key_id: str | None = None) -> dic
         used = max(moment_of(last_id), one.last_used_us or 0)
         found[key] = one._replace(held_nano=held_nano, last_used_us=used)
     return found
+
+
+def by_group(connection: Connection, today: str) -> dict[str, KeySpending]:
+    """Return the usage of each group that has a call, by its name.
+
+    Args:
+        today: the UTC day, such as 2026-01-31.
+    """
+    name, cost, day = group_daily.c.group_name, group_daily.c.cost_nano, group_daily.c.day
+    settled = select(name, *since(cost, day, today)).group_by(name)
+    opened = (
+        select(requests.c.group_name, total(requests.c.reserved_nano))
+        .where(requests.c.ended_us.is_(None), requests.c.group_name.is_not(None))
+        .group_by(requests.c.group_name)
+    )
+    found = {group: KeySpending(*sums) for group, *sums in connection.execute(settled)}
+    for group, held_nano in connection.execute(opened):
+        found[group] = found.get(group, KeySpending())._replace(held_nano=held_nano)
+    return found
+
+
+def since(
+    cost: ColumnElement[int], day: ColumnElement[str], today: str
+) -> tuple[ColumnElement[int], ...]:
+    """Return the cost of all days, of this UTC month, and of this UTC day."""
+    return (
+        total(cost),
+        total(case((day >= f"{today[:7]}-01", cost), else_=0)),
+        total(case((day >= today, cost), else_=0)),
+    )
 
 
 def total(amount: ColumnElement[int]) -> ColumnElement[int]:

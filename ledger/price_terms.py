@@ -25,7 +25,7 @@ def requested_terms(request: CompletionRequest) -> PriceTerms:
     """Return the terms that a request asks for, "auto" included."""
     if not request.passes_on:
         return ()
-    fields = request.extra | request.openai_extra
+    fields = request.chat.terms if request.chat else request.extra | request.openai_extra
     search = fields.get("web_search_options")
     asked = {
         "service_tier": fields.get("service_tier") or fields.get("serviceTier"),

@@ -30,8 +30,8 @@ from errors import (
 )
 from ledger.database import DatabaseAway, Link
 from ledger.schema import day_of, now_us, refusals
+from ledger.statements import Statement, execute, inserter
 from ledger.usage import Scope, of_days, of_key
-from ledger.writing import Statement, execute, inserter
 
 log = logging.getLogger("sluice.ledger")
 
@@ -40,26 +40,32 @@ Place: TypeAlias = tuple[str, str, str]
 
 FLUSH_S: Final = 5.0
 """Seconds between two writes of the counts."""
+OF_GROUP: Final = ":group"
 REASONS: Final = (
     f"{InsufficientCredits.code}:budget",
+    f"{InsufficientCredits.code}:budget{OF_GROUP}",
     ModelForbidden.code,
     f"{RateLimited.code}:concurrency",
     f"{RateLimited.code}:requests",
+    f"{RateLimited.code}:requests{OF_GROUP}",
     f"{RateLimited.code}:tokens",
+    f"{RateLimited.code}:tokens{OF_GROUP}",
     StreamExists.code,
     f"{Unavailable.code}:capacity",
     f"{Unavailable.code}:ledger",
     f"{Unavailable.code}:limits",
 )
-"""The reasons that are counted: an error's code and, after a colon, the limit that was reached or
-what the server lacked."""
+"""The reasons that are counted: an error's code, after a colon the limit that was reached or what
+the server lacked, and OF_GROUP if it is the limit of the key's group."""
 
 
 def reason_of(error: SluiceError) -> str | None:
     """Return the reason for which a call was refused, or None if that isn't counted."""
+    details = error.details or {}
     lacks = error.lacks if isinstance(error, Unavailable) else ""
-    limit = (error.details or {}).get("limit_type") or lacks
+    limit = details.get("limit_type") or lacks
     reason = f"{error.code}:{limit}" if limit else error.code
+    reason += OF_GROUP if "group" in details else ""
     return reason if reason in REASONS else None
 
 

@@ -10,7 +10,7 @@ import errno
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from itertools import compress
@@ -21,6 +21,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
+    Table,
     and_,
     case,
     cast,
@@ -34,7 +35,7 @@ from sqlalchemy import (
 )
 
 from completion import EndReason
-from ledger.schema import daily, day_of, facts, first_id, requests
+from ledger.schema import daily, day_of, facts, first_id, group_daily, requests
 from ledger.writing import COUNTED, COUNTS, INTERRUPTED
 
 DAY_US = 86_400_000_000
@@ -167,29 +168,51 @@ def negative_sums(connection: Connection) -> list[str]:
     return [f"A daily sum is negative: {', '.join(place)}." for place in connection.execute(found)]
 
 
+OF_ROWS = {
+    "requests": literal(1),
+    "input_tokens": row.input_tokens,
+    "output_tokens": row.output_tokens,
+    "cost_nano": func.coalesce(row.cost_nano, 0),
+    "unpriced": case((row.cost_nano.is_(None), 1), else_=0),
+}
+"""What a row adds to each of COUNTS."""
+
+
 def differences(connection: Connection, day: str) -> list[str]:
-    """Return the differences between the roll-up of a day and the sum of its settled rows.
+    """Return the differences between the roll-ups of a day and the sums of its settled rows."""
+    place = ("key_id", "provider", "model", "endpoint")
+    of_keys = [
+        f"{day}, {key_id}, {provider}/{model}, {endpoint}: the daily sums {excess}"
+        for (key_id, provider, model, endpoint), excess in excesses(connection, daily, place, day)
+    ]
+    return of_keys + [
+        f"{day}, group {name}: the daily sums {excess}"
+        for (name,), excess in excesses(connection, group_daily, ("group_name",), day)
+    ]
+
+
+def excesses(
+    connection: Connection, sums: Table, place: Sequence[str], day: str
+) -> list[tuple[tuple[str, ...], str]]:
+    """Return the places at which a roll-up differs from the rows, and in words by how much.
 
     Both are read in one statement, so that a call that is settled meanwhile is in both or neither.
+
+    Args:
+        sums: the roll-up.
+        place: its columns that have a column of `requests`, beside the day.
     """
     start = start_of(day)
-    place = ("key_id", "provider", "model", "endpoint")
-    of_rows = {
-        "requests": literal(1),
-        "input_tokens": row.input_tokens,
-        "output_tokens": row.output_tokens,
-        "cost_nano": func.coalesce(row.cost_nano, 0),
-        "unpriced": case((row.cost_nano.is_(None), 1), else_=0),
-    }
     kept = select(
-        *(daily.c[name] for name in place), *(daily.c[name].label(name) for name in COUNTS)
-    ).where(daily.c.day == day)
+        *(sums.c[name] for name in place), *(sums.c[name].label(name) for name in COUNTS)
+    ).where(sums.c.day == day)
     summed = (
         select(
             *(row[name] for name in place),
-            *(cast(-func.sum(of_rows[name]), BigInteger).label(name) for name in COUNTS),
+            *(cast(-func.sum(OF_ROWS[name]), BigInteger).label(name) for name in COUNTS),
         )
         .where(of_day(start, APART_US), row.started_us.between(start, start + DAY_US - 1), settled)
+        .where(*(row[name].is_not(None) for name in place))
         .group_by(*(row[name] for name in place))
     )
     both = union_all(kept, summed).subquery().c
@@ -201,10 +224,13 @@ def differences(connection: Connection, day: str) -> list[str]:
         .limit(MAX_PROBLEMS + 1)
     )
     return [
-        f"{day}, {key_id}, {provider}/{model}, {endpoint}: the daily sums differ from the rows by: "
-        + ", ".join(f"{name} {more:+d}" for name, more in zip(COUNTS, counts, strict=True) if more)
-        for key_id, provider, model, endpoint, *counts in connection.execute(found)
+        (tuple(values[: len(place)]), f"differ from the rows by: {by(values[len(place) :])}")
+        for values in connection.execute(found)
     ]
+
+
+def by(counts: Sequence[int]) -> str:
+    return ", ".join(f"{name} {more:+d}" for name, more in zip(COUNTS, counts, strict=True) if more)
 
 
 def count_prunable(connection: Connection, before_us: int) -> int:

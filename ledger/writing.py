@@ -10,21 +10,29 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
-from importlib import import_module
-from operator import add, itemgetter
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from operator import add
+from typing import Any
 
 from msgspec.structs import astuple
-from sqlalchemy import Connection, Dialect, Text, bindparam, delete, func, select, text, update
+from sqlalchemy import (
+    Connection,
+    Table,
+    Text,
+    bindparam,
+    delete,
+    func,
+    select,
+    text,
+    update,
+)
 
 from completion import Usage
-from errors import InsufficientCredits
+from ledger.budgets import Purse, held_by, left_in, lock_of, purses, refusal
 from ledger.database import directly
-from ledger.entries import Budget, Claim, Entry, LedgerStep, Opening, Settlement, Withdrawal
-from ledger.pricing import dollars
-from ledger.schema import daily, day_of, now_us, requests
+from ledger.entries import Entry, LedgerStep, Opening, Settlement, Withdrawal
+from ledger.schema import daily, day_of, group_daily, now_us, requests
+from ledger.statements import Statement, execute, inserter
 
 INTERRUPTED = "interrupted"
 INTERRUPTED_STATUS = 500
@@ -44,13 +52,14 @@ def write(connection: Connection, owner: str, steps: Sequence[LedgerStep]) -> No
 
 
 def lock_budgets(connection: Connection, openings: Iterable[Opening]) -> None:
-    """Lock the budgets of the keys for this transaction.
+    """Lock the budgets of the keys and their groups for this transaction.
 
     Only Postgres needs this: on SQLite, the transaction already excludes all other writers.
     """
     if connection.dialect.name == "postgresql":
-        keys = {opening.entry.key_id for opening in openings if opening.claim}
-        execute(connection, LOCKING, [(key_id,) for key_id in sorted(keys)])
+        # All in one order, because two processes that lock in different orders could deadlock.
+        names = {lock_of(purse) for opening in openings for purse in purses(opening)}
+        execute(connection, LOCKING, [(name,) for name in sorted(names)])
 
 
 def locking(_dialect: str) -> Any:
@@ -59,75 +68,30 @@ def locking(_dialect: str) -> Any:
 
 def open_rows(connection: Connection, owner: str, openings: Sequence[Opening]) -> None:
     again = [opening.entry.id for opening in openings if opening.claim and opening.tried]
-    left: dict[tuple[str, Budget], int] = {}
-    # For each key rather than each budget, as a key's budget may change within a group.
-    taken: dict[str, int] = defaultdict(int)
+    left: dict[Purse, int] = {}
+    # For each holder rather than each budget, as a budget may change within a group of steps.
+    taken: dict[tuple[object, ...], int] = defaultdict(int)
     rows = []
     for opening in openings:
         reserved = 0
         opening.tried = True
         if opening.claim is not None:
-            place = (key_id := opening.entry.key_id, opening.claim.budget)
-            if place not in left:
-                left[place] = left_of(connection, *place) + held_by(connection, key_id, again)
-            room = left[place] - taken[key_id]
-            opening.refusal = refusal(opening.claim, room)
+            reserved = opening.claim.most_nano
+            found = purses(opening)
+            for purse in found:
+                if purse not in left:
+                    left[purse] = left_in(connection, purse) + held_by(connection, purse, again)
+                room = left[purse] - taken[purse[:2]]
+                opening.refusal = refusal(opening.claim, purse, room)
+                if opening.refusal is not None:
+                    break
+                reserved = min(reserved, max(0, room))
             if opening.refusal is not None:
                 continue
-            reserved = min(opening.claim.most_nano, max(0, room))
-            taken[key_id] += reserved
+            for purse in found:
+                taken[purse[:2]] += reserved
         rows.append((*astuple(opening.entry), *AT_FIRST.values(), owner, reserved))
     execute(connection, INSERTION, rows)
-
-
-def left_of(connection: Connection, key_id: str, budget: Budget) -> int:
-    """Return what settled calls and reservations have left of a budget, in nano-dollars."""
-    query, parameters = prepared(BALANCE, connection.dialect)
-    found = connection.exec_driver_sql(query, parameters((key_id, budget.since_day or "")))
-    return budget.limit_nano - sum(int(part or 0) for part in found.one())
-
-
-def balance(_dialect: str) -> Any:
-    """Return the query for a key's settled cost since a day, and its reservations."""
-    spent = select(func.sum(daily.c.cost_nano)).where(
-        daily.c.key_id == bindparam("key"), daily.c.day >= bindparam("since")
-    )
-    held = select(func.sum(requests.c.reserved_nano)).where(
-        requests.c.key_id == bindparam("key"), requests.c.ended_us.is_(None)
-    )
-    # One statement: with two, a call that another process settled in between would be in neither.
-    return select(spent.scalar_subquery(), held.scalar_subquery())
-
-
-def held_by(connection: Connection, key_id: str, ids: Sequence[str]) -> int:
-    """Return a key's reservations in rows with these ids, in nano-dollars.
-
-    An earlier attempt to open these rows may have been committed without this process knowing it.
-    """
-    if not ids:
-        return 0
-    mine = requests.c.id.in_(ids) & (requests.c.key_id == key_id)
-    held = select(func.sum(requests.c.reserved_nano)).where(mine)
-    return int(connection.execute(held).scalar() or 0)
-
-
-def refusal(claim: Claim, left: int) -> InsufficientCredits | None:
-    """Return the error if the budget has no room for a call, else None. A free call always fits."""
-    if claim.most_nano == 0 or (left > 0 and left >= claim.least_nano):
-        return None
-    limit, rest, need = (
-        f"${nano / 1e9:.9f}".rstrip("0").rstrip(".")
-        for nano in (claim.budget.limit_nano, max(0, left), claim.least_nano)
-    )
-    return InsufficientCredits(
-        f"This key's budget of {limit} has {rest} left, but this call may cost {need}.",
-        details={
-            "limit_type": "budget",
-            "limit": dollars(claim.budget.limit_nano),
-            "remaining": dollars(max(0, left)),
-            "needed": dollars(claim.least_nano),
-        },
-    )
 
 
 AT_FIRST = {
@@ -185,67 +149,48 @@ COUNTS = ("requests", "input_tokens", "output_tokens", "cost_nano", "unpriced")
 
 def addition(dialect: str) -> Any:
     """Return the statement that adds to rows of the roll-up, or inserts them."""
-    insert = inserter(dialect)(daily)
-    more = {name: daily.c[name] + insert.excluded[name] for name in COUNTS}
-    return insert.on_conflict_do_update(index_elements=list(daily.primary_key), set_=more)
+    return addition_to(daily, dialect)
 
 
-def inserter(dialect: str) -> Any:
-    """Return SQLAlchemy's INSERT for the dialect, which supports ON CONFLICT.
-
-    Imported here so that only the dialect in use is loaded.
-    """
-    return import_module(f"sqlalchemy.dialects.{dialect}").insert
+def group_addition(dialect: str) -> Any:
+    """Return the statement that adds to rows of the groups' roll-up, or inserts them."""
+    return addition_to(group_daily, dialect)
 
 
-class Statement(NamedTuple):
-    make: Callable[[str], Any]
-    """A function that returns the statement for a dialect."""
-    names: tuple[str, ...]
-    """The names of the values in a row of parameters. The statement may use only some of them."""
+def addition_to(sums: Table, dialect: str) -> Any:
+    insert = inserter(dialect)(sums)
+    more = {name: sums.c[name] + insert.excluded[name] for name in COUNTS}
+    return insert.on_conflict_do_update(index_elements=list(sums.primary_key), set_=more)
 
 
 LOCKING = Statement(locking, ("key",))
-BALANCE = Statement(balance, ("key", "since"))
 OPENED = (*Entry.__struct_fields__, *AT_FIRST, "owner", "reserved_nano")
 INSERTION = Statement(insertion, OPENED)
 CLOSING = Statement(closing, (*Settlement.__struct_fields__, *Usage.__struct_fields__, "row"))
 ADDITION = Statement(addition, (*(column.name for column in daily.primary_key), *COUNTS))
-
-
-def execute(connection: Connection, statement: Statement, rows: Iterable[tuple[Any, ...]]) -> int:
-    """Execute a statement for each row of parameters and return the number of affected rows."""
-    query, parameters = prepared(statement, connection.dialect)
-    several = list(map(parameters, rows))
-    return directly(connection, query, several=several).rowcount if several else 0
-
-
-@cache
-def prepared(
-    statement: Statement, dialect: Dialect
-) -> tuple[str, Callable[[tuple[Any, ...]], Any]]:
-    """Return a statement's SQL, and a function that turns a row into the parameters.
-
-    Cached, because compiling a statement costs more than executing it.
-    """
-    compiled = statement.make(dialect.name).compile(dialect=dialect)
-    place = statement.names.index
-    if compiled.positiontup:
-        return str(compiled), itemgetter(*map(place, compiled.positiontup))
-    wanted = [(name, place(name)) for name in compiled.params]
-    return str(compiled), lambda row: {name: row[number] for name, number in wanted}
+GROUP_ADDITION = Statement(group_addition, ("group_name", "day", *COUNTS))
 
 
 def roll_up(connection: Connection, settlements: Iterable[Settlement]) -> None:
     sums: dict[tuple[str, ...], tuple[int, ...]] = {}
+    of_groups: dict[tuple[str, ...], tuple[int, ...]] = {}
     for settlement in settlements:
         entry, usage, cost = settlement.entry, settlement.usage, settlement.cost_nano
-        target = (settlement.provider, settlement.model)
-        place = (entry.key_id, day_of(entry.started_us), *target, entry.endpoint)
+        day, target = day_of(entry.started_us), (settlement.provider, settlement.model)
+        place = (entry.key_id, day, *target, entry.endpoint)
         more = (1, usage.input_tokens, usage.output_tokens, cost or 0, int(cost is None))
         sums[place] = tuple(map(add, sums[place], more)) if place in sums else more
+        if entry.group_name is not None:
+            group = (entry.group_name, day)
+            of_groups[group] = tuple(map(add, of_groups.get(group, NOTHING), more))
     # Sorted, because two processes that update rows in different orders could deadlock.
     execute(connection, ADDITION, [(*place, *counts) for place, counts in sorted(sums.items())])
+    if of_groups:
+        rows = [(*place, *counts) for place, counts in sorted(of_groups.items())]
+        execute(connection, GROUP_ADDITION, rows)
+
+
+NOTHING = (0,) * len(COUNTS)
 
 
 def owners_of_open(connection: Connection) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, Final, Literal, Protocol
+from urllib.parse import quote, urljoin
 
 import msgspec
 
@@ -124,6 +125,14 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     chat_names: dict[str, str] = {}
     """The names of parameters in /chat/completions that differ from Sluice's names."""
     families: tuple[Family, ...] = ()
+    chat_url: str | None = None
+    """The address at which the host takes chats in OpenAI's format: a URL, or relative to base_url,
+    such as "../v1/chat/completions". Empty if it has none. None means "chat/completions" if the
+    dialect is openai, else none."""
+    chat_models: tuple[str, ...] = ("*",)
+    """Globs of the models that chat_url has."""
+    chat_key_header: str = ""
+    """The header that carries the key to chat_url. Empty means that of key_header."""
     fim: tuple[Fim, ...] = ()
     """How requests with a suffix are served. The first rule that fits the model counts. Without
     one, a legacy /completions gets the suffix unless `cannot` names it."""
@@ -174,6 +183,27 @@ class Target(msgspec.Struct, frozen=True, dict=True):
     none, or none has been chosen yet."""
     weight: float = 1.0
     """The replica's weight."""
+    chat: bool = False
+    """True if requests go to the row's chat_url, with the caller's own body."""
+
+    @cached_property
+    def for_chat(self) -> Target | None:
+        """The target of chats; None if there is none. The embedded model needs no URL."""
+        if not self.chat_url and self.provider.dialect != "local":
+            return None
+        return msgspec.structs.replace(self, chat=True)
+
+    @cached_property
+    def chat_url(self) -> str:
+        """The URL for chats; empty if the model has none."""
+        row, path = self.provider, self.provider.chat_url
+        if path is None:
+            path = "chat/completions" if row.dialect == "openai" else ""
+        if not path or not matches(self.model, row.chat_models):
+            return ""
+        url = urljoin(row.base_url.rstrip("/") + "/", path)
+        url = url.replace("{model}", quote(self.model, safe=""))
+        return f"{url}?{row.query}" if row.query else url
 
     @cached_property
     def replicas(self) -> tuple[Target, ...]:
@@ -196,11 +226,15 @@ class Target(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def dialect(self) -> str:
+        if self.chat and self.provider.dialect != "local":
+            return "chat"
         return (self.fim and self.fim.dialect) or self.provider.dialect
 
     @cached_property
     def legacy(self) -> bool:
         """Return True if requests have the shape of the legacy /completions, not of a chat."""
+        if self.chat:
+            return False
         has = self.provider.completions
         if self.at_fim_endpoint or isinstance(has, bool):
             return self.at_fim_endpoint or bool(has)
@@ -262,6 +296,8 @@ class UpstreamRequest(msgspec.Struct, frozen=True):
     url: str
     headers: dict[str, str]
     body: bytes
+    more: tuple[memoryview, ...] = ()
+    """The rest of a long body, in slices that aren't copied."""
 
 
 class Signer(Protocol):

@@ -56,6 +56,7 @@ BUILT_IN: Final = (
         dialect="anthropic",
         base_url="https://api.anthropic.com/v1",
         api_key_env="ANTHROPIC_API_KEY",
+        chat_url="chat/completions",
         cannot=("blank_stop",),
         limits={"temperature": 1},
         families=(
@@ -69,6 +70,7 @@ BUILT_IN: Final = (
         dialect="cohere",
         base_url="https://api.cohere.com/v2",
         api_key_env="COHERE_API_KEY",
+        chat_url="../compatibility/v1/chat/completions",
         limits={
             "temperature": 1,
             "top_p": 0.99,
@@ -84,6 +86,8 @@ BUILT_IN: Final = (
         base_url="https://generativelanguage.googleapis.com/v1beta",
         api_key_env="GEMINI_API_KEY",
         key_header="x-goog-api-key",
+        chat_url="openai/chat/completions",
+        chat_key_header="Authorization",
         limits={"n": 8, "stop": 5, "logprobs": 20},
         families=(
             Family(models=("*",), unless=("*gemini-2.0-*",), cannot=PENALTIES),
@@ -96,6 +100,8 @@ BUILT_IN: Final = (
         dialect="bedrock",
         base_url="https://bedrock-runtime.{AWS_REGION}.amazonaws.com",
         api_key_env="AWS_BEARER_TOKEN_BEDROCK",
+        chat_url="openai/v1/chat/completions",
+        chat_models=("openai.*", "*.openai.*"),
         limits={"temperature": 1},
         families=(
             Family(models=("*anthropic.*",), cannot=("blank_stop",)),

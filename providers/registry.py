@@ -37,6 +37,8 @@ DIALECTS: Final = {
     "infill": "providers.infill.dialect",
     "local": "providers.local.dialect",
 }
+CHAT: Final = {"chat": "providers.openai.chat"}
+"""The dialect of chats. No row has it: a row's chat_url leads to it."""
 MODEL_LISTS: Final = {
     "openai": "providers.openai.models",
     "anthropic": "providers.anthropic.models",
@@ -58,7 +60,7 @@ PLACEHOLDER: Final = re.compile(r"\{([A-Z][A-Z0-9_]*)\}")
 
 @cache
 def dialect(name: str) -> Dialect:
-    return cast(Dialect, import_module(DIALECTS[name]))
+    return cast(Dialect, import_module((DIALECTS | CHAT)[name]))
 
 
 def model_list(row: Provider) -> ModelList | None:
@@ -154,7 +156,8 @@ def fill_in(row: Provider, environ: Mapping[str, str]) -> Provider:
     key = None if row.sign else row.api_key_env
     through = None if row.proxy is None else filled(row.proxy)
     row = replica_rows.filled(row, filled)
-    return msgspec.structs.replace(row, proxy=through, api_key_env=key)
+    chat_url = row.chat_url and filled(row.chat_url)
+    return msgspec.structs.replace(row, proxy=through, api_key_env=key, chat_url=chat_url)
 
 
 def is_untouched_engine(row: Provider) -> bool:
@@ -169,14 +172,15 @@ def missing(row: Provider, environ: Mapping[str, str], *, byok: bool = False) ->
         byok: True if the caller supplies the key, so that the operator's key isn't needed.
     """
     urls = " ".join(one.url for one in row.replicas) if row.replicas else row.base_url
-    names = list(dict.fromkeys(PLACEHOLDER.findall(f"{urls} {row.proxy or ''}")))
+    urls += f" {row.proxy or ''} {row.chat_url or ''}"
+    names = list(dict.fromkeys(PLACEHOLDER.findall(urls)))
     if row.api_key_env and not byok and not environ.get(row.api_key_env, "").strip(", \t\r\n"):
         names.append(row.api_key_env)
     return names
 
 
 PARAMETERS: Final = frozenset(CompletionRequest.__struct_fields__) - {
-    *("prompts", "stream", "unused", "files", "infill")
+    *("prompts", "stream", "unused", "files", "infill", "chat")
 }
 PSEUDO: Final = frozenset(
     ("token_ids", "prompt_list", "choice_list", "echo_logprobs", "blank_stop")
@@ -223,6 +227,10 @@ def check_network(row: Provider) -> None:
     for url in [one.url for one in row.replicas] or [row.base_url]:
         if row.dialect != "local" and (problem := problem_of_url(url)):
             raise TomlError(problem, *at, "base_url")
+    address = row.chat_url or ""
+    if "://" in address and not address.startswith(("http://", "https://", "{")):
+        problem = f"chat_url must begin with http:// or https://, or be relative, not {address}"
+        raise TomlError(problem, *at, "chat_url")
     if row.ca_bundle and not Path(row.ca_bundle).is_file():
         raise TomlError(f"ca_bundle: no such file: {row.ca_bundle!r}", *at, "ca_bundle")
     if row.proxy is not None and not PLACEHOLDER.search(row.proxy):

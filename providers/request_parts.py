@@ -37,7 +37,8 @@ def headers(request: CompletionRequest, target: Target) -> dict[str, str]:
     }
     if target.credential is not None:
         key = target.credential.reveal()
-        name = target.provider.key_header
+        row = target.provider
+        name = (target.chat and row.chat_key_header) or row.key_header
         found[name] = f"Bearer {key}" if name.lower() == "authorization" else key
     return found
 

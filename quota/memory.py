@@ -1,5 +1,7 @@
 """Usage of keys, counted in the memory of one process: requests per minute and tokens per hour.
 
+- A holder is a key or a group of keys. A call must fit the limits of all its holders, and counts
+  for all of them or for none.
 - Requests are counted in a moving window.
 - Tokens are counted in a sliding-window counter: the last hour is the current window and a share of
   the previous one, which is an approximation.
@@ -13,18 +15,23 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from math import floor
 from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 
 from concurrency.native import BriefLock
-from keys.key import Limits
+from keys.limits import Limits
 
 MINUTE, HOUR = 60, 3600
 TIDY_S = 30.0
 
 LimitKind: TypeAlias = Literal["requests", "tokens"]
+
+
+Holder: TypeAlias = tuple[str, Limits, str | None]
+"""The id of a key or of a group of keys, its limits, and the group's name (None for a key)."""
 
 
 class Ask(NamedTuple):
@@ -88,6 +95,9 @@ class Hold(msgspec.Struct, frozen=True):
     """The hour of the clock in which the tokens count, if they are counted in memory."""
     id: str = ""
     """The id of the reservation, if it is counted in Redis."""
+    before: Hold | None = None
+    """The reservation of the holder before this one. A call with several holders has one for each,
+    even if it has no limit of tokens."""
 
 
 class Admission(NamedTuple):
@@ -98,7 +108,10 @@ class Admission(NamedTuple):
     """The limit that the call would exceed; None if the call is admitted."""
     wanted: int
     """The tokens that the call wanted to reserve."""
-    counts: Counts
+    counts: tuple[Counts, ...]
+    """The counts of each holder."""
+    by: int = 0
+    """The number of the holder whose limit the call would exceed."""
 
 
 class KeyUsage:
@@ -153,6 +166,11 @@ class KeyUsage:
         return not (self.requests or self.before or self.current)
 
 
+HolderUsage: TypeAlias = tuple[str, KeyUsage, Limits, int | None]
+"""While a call is admitted: the name of a holder's counters, its usage, its limits, and the tokens
+that it has left (None: they aren't limited)."""
+
+
 class LocalCounters:
     """The counters of one process. A token window is an hour of the clock."""
 
@@ -161,45 +179,53 @@ class LocalCounters:
         self._lock = BriefLock()
         self._tidy_at = 0.0
 
-    def admit(self, key_id: str, limits: Limits, ask: Ask) -> Admission:
+    def admit(self, holders: Sequence[Holder], ask: Ask) -> Admission:
         """Count a request and reserve its tokens."""
         now, wanted = time.time(), 0
-        refused: LimitKind | None = None
         with self._lock:
-            used = self._now(window := window_of(key_id, limits), now)
-            per_minute, per_hour = limits
-            if per_hour is not None:
-                left = used.tokens(now).left(per_hour)
-                wanted = ask.tokens(left)
-                if wanted > left:
-                    refused = "tokens"
-            full = per_minute is not None and len(used.requests) + ask.requests > per_minute
-            if refused is None and full:
-                refused = "requests"
-            if refused is None:
-                used.current += wanted
-                if per_minute is not None:
-                    used.requests.extend([now] * ask.requests)
-            counts = used.counts(limits, now, ask.requests if refused == "requests" else 0)
-        if refused is not None or per_hour is None:
-            return Admission(None, refused, wanted, counts)
-        return Admission(Hold(window, wanted, counts, used.hour), None, wanted, counts)
+            places: list[HolderUsage] = []
+            least: int | None = None
+            for id_, limits, _ in holders:
+                used, left = self._now(window := window_of(id_, limits), now), None
+                if limits.tokens_per_hour is not None:
+                    left = used.tokens(now).left(limits.tokens_per_hour)
+                    least = left if least is None or left < least else least
+                places.append((window, used, limits, left))
+            if least is not None:
+                wanted = ask.tokens(least)
+            refused, by = refusal_of(places, ask.requests, wanted)
+            hold: Hold | None = None
+            counts: tuple[Counts, ...] = ()
+            for number, (window, used, limits, _) in enumerate(places):
+                if refused is None:
+                    used.current += wanted
+                    if limits.requests_per_minute is not None:
+                        used.requests.extend([now] * ask.requests)
+                none = ask.requests if refused == "requests" and number == by else 0
+                counted = used.counts(limits, now, none)
+                counts = (*counts, counted)
+                if refused is None and least is not None:
+                    hold = Hold(window, wanted, counted, used.hour, before=hold)
+        return Admission(hold, refused, wanted, counts, by)
 
     def settle(self, hold: Hold | None, tokens: int) -> None:
         """Replace the reserved tokens by the used tokens, if their window still counts."""
-        if hold is None:
-            return
-        with self._lock:
-            used = self._now(hold.window, time.time())
-            if hold.hour == used.hour:
-                used.current += tokens - hold.tokens
-            elif hold.hour == used.hour - 1:
-                used.before += tokens - hold.tokens
+        while hold is not None:
+            with self._lock:
+                used = self._now(hold.window, time.time())
+                if hold.hour == used.hour:
+                    used.current += tokens - hold.tokens
+                elif hold.hour == used.hour - 1:
+                    used.before += tokens - hold.tokens
+            hold = hold.before
 
-    def counts(self, key_id: str, limits: Limits) -> Counts:
+    def counts(self, holders: Sequence[Holder]) -> tuple[Counts, ...]:
         now = time.time()
         with self._lock:
-            return self._now(window_of(key_id, limits), now).counts(limits, now)
+            return tuple(
+                self._now(window_of(id_, limits), now).counts(limits, now)
+                for id_, limits, _ in holders
+            )
 
     def _now(self, window: str, now: float) -> KeyUsage:
         """Return a key's usage as of now. Every TIDY_S, forget the keys without any."""
@@ -214,6 +240,26 @@ class LocalCounters:
         return used
 
 
-def window_of(key_id: str, limits: Limits) -> str:
-    """Return the name of a key's counters. When its limits change, counting starts again."""
-    return f"{key_id}/{limits.requests_per_minute}/{limits.tokens_per_hour}"
+def refusal_of(
+    places: Sequence[HolderUsage], requests: int, wanted: int
+) -> tuple[LimitKind | None, int]:
+    """Return the limit that a call would exceed, or None, and the number of its holder.
+
+    Args:
+        places: the usage of each holder.
+        requests: the number of requests that the call counts as.
+        wanted: the tokens that it wants to reserve.
+    """
+    for number, (_, _, _, left) in enumerate(places):
+        if left is not None and wanted > left:
+            return "tokens", number
+    for number, (_, used, limits, _) in enumerate(places):
+        most = limits.requests_per_minute
+        if most is not None and len(used.requests) + requests > most:
+            return "requests", number
+    return None, 0
+
+
+def window_of(holder_id: str, limits: Limits) -> str:
+    """Return the name of a holder's counters. When its limits change, counting starts again."""
+    return f"{holder_id}/{limits.requests_per_minute}/{limits.tokens_per_hour}"

@@ -18,12 +18,21 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from completion import CompletionRequest, prompt_tokens, utf8_size
-from errors import NO_RETRY, InvalidRequest, RateLimited, Unavailable, limit_details
-from keys.key import Key, Limits
+from completion import Chat, CompletionRequest, prompt_tokens, utf8_size
+from errors import (
+    NO_RETRY,
+    InvalidRequest,
+    RateLimited,
+    Unavailable,
+    limit_details,
+    of_group,
+)
+from keys.group import KeyGroup
+from keys.key import Key
+from keys.limits import Limits
 from ledger.entries import Budget, Claim
 from ledger.pricing import Price, ceiling
-from quota.memory import HOUR, Ask, Hold, LocalCounters, Tokens
+from quota.memory import HOUR, Admission, Ask, Counts, Hold, Holder, LocalCounters, Tokens
 
 if TYPE_CHECKING:
     from cluster.redis_client import RedisClient
@@ -83,27 +92,24 @@ class Quota:
             RateLimited: the key has no room for the call, which then counts as nothing.
             Unavailable: Redis is required and unavailable.
         """
-        limits = key.limits
-        if limits == NO_LIMITS:
+        limits, group = key.limits, key.shared
+        if group is None and limits == NO_LIMITS:
             return None
-        most = limits.requests_per_minute
-        if most is not None and requests > most > 0:
-            message = (
-                f"This call counts as {requests} requests; this key's limit is {most} a minute."
-            )
-            raise never("requests", message, most)
+        holders = ((key.id, limits, None),) if group is None else holders_of(key, group)
+        if not holders:
+            return None
+        for _, (most, _), whose in holders:
+            if most is not None and requests > most > 0:
+                raise never_fits(f"counts as {requests} requests", most, "a minute", whose)
         ask = ask_for(demand, self._reserve, requests)
-        admission = self._counted(lambda counters: counters.admit(key.id, limits, ask))
+        admission = self._counted(lambda counters: counters.admit(holders, ask))
         if admission is None:
             raise Unavailable(
                 "Rate limits can't be counted now, so no call is accepted. Try again.",
                 lacks="limits",
             )
-        made, tokens = admission.counts
-        if admission.refused == "requests" and made and most is not None:
-            raise too_many(most, made.reset)
-        if admission.refused == "tokens" and tokens and limits.tokens_per_hour is not None:
-            raise spent(tokens, limits.tokens_per_hour, admission.wanted)
+        if admission.refused is not None:
+            raise refusal(admission, holders[admission.by])
         return admission.hold
 
     def settle(self, hold: Hold | None, tokens: int) -> None:
@@ -120,23 +126,19 @@ class Quota:
             hold: the reservation of a call, whose counts are shown; None for the current counts.
             used: the tokens that the call has used, or still reserves.
         """
-        limits = key.limits
-        if limits == NO_LIMITS:
+        limits, group = key.limits, key.shared
+        if group is None and limits == NO_LIMITS:
+            return {}
+        holders = ((key.id, limits, None),) if group is None else holders_of(key, group)
+        if not holders:
             return {}
         unused = 0
         if hold is None:
-            counts = self._counted(lambda counters: counters.counts(key.id, limits))
+            counts = self._counted(lambda counters: counters.counts(holders))
         else:
-            counts, unused = hold.counts, hold.tokens - used
-        found: dict[str, str] = {}
-        if counts is None:
-            return found
-        requests, tokens = counts
-        if requests is not None and (limit := limits.requests_per_minute) is not None:
-            found |= rate_headers("requests", limit, requests.left, requests.reset)
-        if tokens is not None and (limit := limits.tokens_per_hour) is not None:
-            found |= rate_headers("tokens", limit, tokens.left(limit) + unused, tokens.rest)
-        return found
+            counts = (hold.counts,) if hold.before is None else counts_in(hold)
+            unused = hold.tokens - used
+        return {} if counts is None else tightest(holders, counts, unused)
 
     def beat(self) -> None:
         """Write the settlements that are waiting for Redis. The cluster calls this each second."""
@@ -160,7 +162,9 @@ class Quota:
         times: int = 1,
         continued: bool = False,
     ) -> Claim | None:
-        """Return the call's claim on the key's budget at the highest price, or None without one.
+        """Return the call's claim on the budgets of the key and its group, at the highest price.
+
+        Return None if neither has a budget.
 
         Args:
             prices: the prices of the targets that may serve the call.
@@ -168,7 +172,8 @@ class Quota:
             continued: True to allow for a continuation, whose prompt includes the text so far.
         """
         budget = budget_of(key)
-        if budget is None:
+        group = None if key.shared is None else budget_of(key.shared)
+        if budget is None and group is None:
             return None
         most = self._reserve if demand.output is None else demand.output
         least = demand.output or 0
@@ -182,7 +187,7 @@ class Quota:
             return max([ceiling(price, inputs, size) for price in priced])
 
         cost = dearest(most)
-        return Claim(budget, cost if least == most else dearest(least), cost)
+        return Claim(budget, cost if least == most else dearest(least), cost, group)
 
 
 def ask_for(demand: Demand, reserve: int, requests: int = 1) -> Ask:
@@ -205,20 +210,78 @@ def counters_in(client: RedisClient | None) -> RedisCounters | None:
     return RedisCounters(client)
 
 
-def too_many(limit: int, reset: float) -> RateLimited:
+def holders_of(key: Key, group: KeyGroup) -> tuple[Holder, ...]:
+    """Return the holders of the limits that a call must fit: the key, then its group."""
+    found = ((key.id, key.limits, None), (f"group:{group.name}", group.limits, group.name))
+    return tuple(holder for holder in found if holder[1] != NO_LIMITS)
+
+
+def tightest(holders: Iterable[Holder], counts: Iterable[Counts], unused: int) -> dict[str, str]:
+    """Return the x-ratelimit headers: of each kind of limit, the holder's that has the least left.
+
+    Args:
+        counts: the counts of each holder.
+        unused: the reserved tokens that count as left.
+    """
+    found: dict[str, str] = {}
+    least: dict[str, int] = {}
+    for (_, (per_minute, per_hour), _), (requests, tokens) in zip(holders, counts, strict=True):
+        if requests is not None and per_minute is not None:
+            left = requests.left
+            if "requests" not in least or left < least["requests"]:
+                least["requests"] = left
+                found |= rate_headers("requests", per_minute, left, requests.reset)
+        if tokens is not None and per_hour is not None:
+            left = tokens.left(per_hour) + unused
+            if "tokens" not in least or left < least["tokens"]:
+                least["tokens"] = left
+                found |= rate_headers("tokens", per_hour, left, tokens.rest)
+    return found
+
+
+def counts_in(hold: Hold) -> tuple[Counts, ...]:
+    """Return the counts of each holder of a reservation."""
+    return (*(() if hold.before is None else counts_in(hold.before)), hold.counts)
+
+
+def refusal(admission: Admission, holder: Holder) -> RateLimited:
+    """Return the error for a call that a holder has no room for."""
+    made, tokens = admission.counts[admission.by]
+    _, (per_minute, per_hour), group = holder
+    if admission.refused == "requests" and made is not None and per_minute is not None:
+        return too_many(per_minute, made.reset, group)
+    if tokens is None or per_hour is None:
+        raise AssertionError  # pragma: no cover - a limit that doesn't exist refuses nothing
+    return spent(tokens, per_hour, admission.wanted, group)
+
+
+def owner(group: str | None) -> str:
+    """Return the holder of a limit in words."""
+    return "this key" if group is None else f"this key's group {group!r}"
+
+
+def too_many(limit: int, reset: float, group: str | None = None) -> RateLimited:
     """Return the error for one request too many. `reset` is in seconds."""
     if limit == 0:
-        return never("requests", "This key may make no request.", limit)
-    return limited("requests", f"{limit} requests per minute", limit, reset)
+        whose = owner(group).replace("this", "This", 1)
+        return never("requests", f"{whose} may make no request.", limit, group)
+    return limited("requests", f"{limit} requests per minute", limit, reset, group)
 
 
-def spent(counted: Tokens, limit: int, wanted: int) -> RateLimited:
+def never_fits(what: str, limit: int, per: str, group: str | None) -> RateLimited:
+    """Return the error for a call that counts as more requests than a limit has."""
+    whose = "this key's limit" if group is None else f"the limit of {owner(group)}"
+    return never("requests", f"This call {what}; {whose} is {limit} {per}.", limit, group)
+
+
+def spent(counted: Tokens, limit: int, wanted: int, group: str | None = None) -> RateLimited:
     """Return the error for too many tokens."""
     if wanted > limit:
-        message = f"This call may use {wanted} tokens; this key's limit is {limit} per hour."
-        return never("tokens", message, limit)
+        whose = "this key's limit" if group is None else f"the limit of {owner(group)}"
+        message = f"This call may use {wanted} tokens; {whose} is {limit} per hour."
+        return never("tokens", message, limit, group)
     wait = wait_for(limit - wanted, counted.before, counted.current, counted.rest)
-    return limited("tokens", f"{limit} tokens per hour", limit, wait)
+    return limited("tokens", f"{limit} tokens per hour", limit, wait, group)
 
 
 def wait_for(room: int, before: int, current: int, rest: float) -> float:
@@ -234,22 +297,26 @@ def wait_for(room: int, before: int, current: int, rest: float) -> float:
     return rest + HOUR * (1 - room / current)
 
 
-def limited(kind: str, what: str, limit: int, wait: float) -> RateLimited:
+def limited(kind: str, what: str, limit: int, wait: float, group: str | None = None) -> RateLimited:
     """Return the error for a limit that allows the call in `wait` seconds."""
     wait = max(1.0, wait)
+    whose = f"This key's limit of {what}"
+    if group is not None:
+        whose = f"The limit of {what} of {owner(group)}"
+    details = limit_details(kind, limit, round(wait, 1), instant(math.ceil(time.time() + wait)))
     return RateLimited(
-        f"This key's limit of {what} is reached. Try again in {math.ceil(wait)} s.",
+        f"{whose} is reached. Try again in {math.ceil(wait)} s.",
         retry_after=wait,
-        details=limit_details(kind, limit, round(wait, 1), instant(math.ceil(time.time() + wait))),
+        details=details | of_group(group),
     )
 
 
-def never(kind: str, message: str, limit: int) -> RateLimited:
+def never(kind: str, message: str, limit: int, group: str | None = None) -> RateLimited:
     """Return the error for a call that the limit never allows."""
     error = RateLimited(
         message,
         retry_after=HOUR,
-        details=limit_details(kind, limit, None),
+        details=limit_details(kind, limit, None) | of_group(group),
     )
     del error.headers["Retry-After"]
     error.headers |= NO_RETRY
@@ -261,6 +328,8 @@ def demand_of(request: CompletionRequest) -> Demand:
 
     Raises InvalidRequest if its parameters are nested too deeply to be sent.
     """
+    if request.chat is not None:
+        return chat_demand(request, request.chat)
     count = len(request.prompts)
     suffix = utf8_size(request.suffix or "")
     for file in request.files:
@@ -280,8 +349,14 @@ def demand_of(request: CompletionRequest) -> Demand:
     )
 
 
-def budget_of(key: Key) -> Budget | None:
-    """Return a key's current budget. Its periods are days or months in UTC."""
+def chat_demand(request: CompletionRequest, chat: Chat) -> Demand:
+    tries = max(request.n or 1, request.best_of or 1)
+    output = None if request.max_tokens is None else request.max_tokens * tries
+    return Demand(chat.input_tokens, chat.most_input, output, loose=chat.loose)
+
+
+def budget_of(key: Key | KeyGroup) -> Budget | None:
+    """Return the current budget of a key or a group. Its periods are days or months in UTC."""
     limit = key.budget_nano
     if limit is None:
         return None

@@ -8,6 +8,7 @@
 - Reservations: a call's reserved tokens, and the time at which its window's counter expires, in
   milliseconds. That time identifies the window, because it stays when the counter is renamed.
 - Every key has an expiry, and no counter is below zero. The clock is Redis' own.
+- A call may have several holders of limits: a key, and its group. It counts for all or for none.
 - A refused call changes nothing, except that it moves a window that has ended.
 - Keys and values are part of the upgrade path: workers of the previous release count in them during
   a rolling upgrade. A test compares them with tests/fixtures/upgrade/.
@@ -37,69 +38,89 @@ end
 """
 
 COUNTS: Final = """
--- KEYS: the counter of the previous window, that of the current one, the list of requests.
--- ARGV: the limit of requests and that of tokens; -1: there is none.
-local previous_key, current_key, requests_key = KEYS[1], KEYS[2], KEYS[3]
-local requests_limit, tokens_limit = tonumber(ARGV[1]), tonumber(ARGV[2])
+-- KEYS: for each holder of limits (a key, then its group), the counter of the previous window, that
+-- of the current one, the list of requests.
+-- ARGV: the number of holders; for each, the limit of requests and that of tokens; -1: none.
+local holder_count = tonumber(ARGV[1])
 
 -- Make the current window the previous one if it has ended, and begin the next.
-local function turn_windows()
-    local left = redis.call('PTTL', current_key)
+local function turn_windows(holder)
+    local left = redis.call('PTTL', holder.current_key)
     if left > 0 and left < HOUR_MS then
-        redis.call('RENAME', current_key, previous_key)
-        redis.call('SET', current_key, 0, 'PX', left + HOUR_MS)
+        redis.call('RENAME', holder.current_key, holder.previous_key)
+        redis.call('SET', holder.current_key, 0, 'PX', left + HOUR_MS)
     end
 end
 
 -- Return the tokens of both windows, and the milliseconds that both counters have left to live.
-local function read_windows()
-    turn_windows()
+local function read_windows(holder)
+    turn_windows(holder)
     return {
-        previous = number(redis.call('GET', previous_key)),
-        previous_left = number(redis.call('PTTL', previous_key)),
-        current = number(redis.call('GET', current_key)),
-        current_left = number(redis.call('PTTL', current_key)),
+        previous = number(redis.call('GET', holder.previous_key)),
+        previous_left = number(redis.call('PTTL', holder.previous_key)),
+        current = number(redis.call('GET', holder.current_key)),
+        current_left = number(redis.call('PTTL', holder.current_key)),
     }
 end
 
 -- Return how many requests the last minute had, and the moment of the oldest.
-local function read_requests()
+local function read_requests(holder)
     local low = 0
-    local high = math.min(requests_limit, redis.call('LLEN', requests_key))
+    local high = math.min(holder.requests_limit, redis.call('LLEN', holder.requests_key))
     while low < high do
         local middle = math.floor((low + high) / 2)
-        if tonumber(redis.call('LINDEX', requests_key, middle)) >= now - MINUTE_S then
+        local moment = redis.call('LINDEX', holder.requests_key, middle)
+        if tonumber(moment) >= now - MINUTE_S then
             low = middle + 1
         else
             high = middle
         end
     end
-    local oldest = low > 0 and tonumber(redis.call('LINDEX', requests_key, low - 1))
+    local oldest = low > 0 and tonumber(redis.call('LINDEX', holder.requests_key, low - 1))
     return {count = low, oldest = oldest or now}
 end
 
 local TOKENS_REFUSED, ADMITTED, REQUESTS_REFUSED = 0, 1, 2
 
-local windows = {previous = 0, previous_left = 0, current = 0, current_left = 0}
-local requests = {count = 0, oldest = now}
-if tokens_limit >= 0 then
-    windows = read_windows()
-end
-if requests_limit > 0 then
-    requests = read_requests()
+local holders = {}
+for place = 1, holder_count do
+    local holder = {
+        previous_key = KEYS[3 * place - 2],
+        current_key = KEYS[3 * place - 1],
+        requests_key = KEYS[3 * place],
+        requests_limit = tonumber(ARGV[2 * place]),
+        tokens_limit = tonumber(ARGV[2 * place + 1]),
+        windows = {previous = 0, previous_left = 0, current = 0, current_left = 0},
+        requests = {count = 0, oldest = now},
+    }
+    if holder.tokens_limit >= 0 then
+        holder.windows = read_windows(holder)
+    end
+    if holder.requests_limit > 0 then
+        holder.requests = read_requests(holder)
+    end
+    holders[place] = holder
 end
 
--- Return the script's reply; its times are in milliseconds.
-local function reply(outcome, wanted)
-    local window_left = HOUR_MS
-    if windows.current_left > 0 then
-        window_left = math.max(0, windows.current_left - HOUR_MS)
+-- Return the script's reply; its times are in milliseconds. `place` is the holder that refused.
+local function reply(outcome, wanted, place)
+    local found = {outcome, wanted, (place or 1) - 1}
+    for _, holder in ipairs(holders) do
+        local windows, requests = holder.windows, holder.requests
+        local window_left = HOUR_MS
+        if windows.current_left > 0 then
+            window_left = math.max(0, windows.current_left - HOUR_MS)
+        end
+        local reset = math.ceil((requests.oldest + MINUTE_S - now) * 1000)
+        local counts = {
+            requests.count, reset,
+            windows.previous, windows.previous_left, windows.current, window_left,
+        }
+        for _, count in ipairs(counts) do
+            table.insert(found, count)
+        end
     end
-    local reset = math.ceil((requests.oldest + MINUTE_S - now) * 1000)
-    return {
-        outcome, wanted, requests.count, reset,
-        windows.previous, windows.previous_left, windows.current, window_left,
-    }
+    return found
 end
 """
 
@@ -107,60 +128,76 @@ LOOK: Final = HEAD + COUNTS + "return reply(ADMITTED, 0)"
 
 ADMIT: Final = f"""
 {HEAD}{COUNTS}
--- KEYS: then the reservation.
--- ARGV: then the call's input tokens, its output tokens (-1: what the limit has left, at most the
+-- KEYS: then, for each holder, the reservation.
+-- ARGV: then the call's input tokens, its output tokens (-1: what the limits have left, at most the
 -- reserve), the reserve, and the number of requests that the call counts as.
-local reservation_key = KEYS[4]
-local input, output, reserve = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local asked = tonumber(ARGV[6])
+local rest = 2 * holder_count + 1
+local input, output = tonumber(ARGV[rest + 1]), tonumber(ARGV[rest + 2])
+local reserve, asked = tonumber(ARGV[rest + 3]), tonumber(ARGV[rest + 4])
 
-local reserved = redis.call('GET', reservation_key)
-if reserved then -- the client has sent this script before, or has revoked it
-    return reply(ADMITTED, number(string.match(reserved, '^%d+')))
+local least
+for place, holder in ipairs(holders) do
+    holder.reservation_key = KEYS[3 * holder_count + place]
+    local reserved = redis.call('GET', holder.reservation_key)
+    if reserved then -- the client has sent this script before, or has revoked it
+        return reply(ADMITTED, number(string.match(reserved, '^%d+')))
+    end
+    if holder.tokens_limit >= 0 then
+        local windows = holder.windows
+        local fading = math.floor(windows.previous * windows.previous_left / HOUR_MS)
+        holder.left = holder.tokens_limit - fading - windows.current
+        least = math.min(least or holder.left, holder.left)
+    end
 end
 
 local wanted = 0
-if tokens_limit >= 0 then
-    local fading = math.floor(windows.previous * windows.previous_left / HOUR_MS)
-    local left = tokens_limit - fading - windows.current
+if least then
     if output < 0 then
-        output = math.max(1, math.min(reserve, left - input))
+        output = math.max(1, math.min(reserve, least - input))
     end
     wanted = input + output
-    if wanted > left then
-        return reply(TOKENS_REFUSED, wanted)
+end
+for place, holder in ipairs(holders) do
+    if holder.left and wanted > holder.left then
+        return reply(TOKENS_REFUSED, wanted, place)
     end
 end
-if requests_limit >= 0 and requests.count + asked > requests_limit then
-    -- There is room as soon as this one is a minute old.
-    local blocking = redis.call('LINDEX', requests_key, requests_limit - asked)
-    if requests_limit >= asked and blocking then
-        requests.oldest = tonumber(blocking)
+for place, holder in ipairs(holders) do
+    local limit, requests = holder.requests_limit, holder.requests
+    if limit >= 0 and requests.count + asked > limit then
+        -- There is room as soon as this one is a minute old.
+        local blocking = redis.call('LINDEX', holder.requests_key, limit - asked)
+        if limit >= asked and blocking then
+            requests.oldest = tonumber(blocking)
+        end
+        return reply(REQUESTS_REFUSED, wanted, place)
     end
-    return reply(REQUESTS_REFUSED, wanted)
 end
 
-if requests_limit >= 0 then
-    for _ = 1, asked do
-        redis.call('LPUSH', requests_key, now)
+for _, holder in ipairs(holders) do
+    local windows, requests = holder.windows, holder.requests
+    if holder.requests_limit >= 0 then
+        for _ = 1, asked do
+            redis.call('LPUSH', holder.requests_key, now)
+        end
+        requests.count = requests.count + asked
+        redis.call('LTRIM', holder.requests_key, 0, requests.count - 1)
+        redis.call('EXPIRE', holder.requests_key, MINUTE_S)
     end
-    requests.count = requests.count + asked
-    redis.call('LTRIM', requests_key, 0, requests.count - 1)
-    redis.call('EXPIRE', requests_key, MINUTE_S)
-end
-if tokens_limit >= 0 then
-    if windows.current_left > 0 then
-        redis.call('INCRBY', current_key, wanted)
-    else
-        windows.current_left = 2 * HOUR_MS
-        redis.call('SET', current_key, wanted, 'PX', windows.current_left)
+    if holder.tokens_limit >= 0 then
+        if windows.current_left > 0 then
+            redis.call('INCRBY', holder.current_key, wanted)
+        else
+            windows.current_left = 2 * HOUR_MS
+            redis.call('SET', holder.current_key, wanted, 'PX', windows.current_left)
+        end
+        windows.current = windows.current + wanted
+        local expires = now * 1000 + windows.current_left
+        redis.call(
+            'SET', holder.reservation_key, string.format('%.0f %.0f', wanted, expires),
+            'PX', windows.current_left
+        )
     end
-    windows.current = windows.current + wanted
-    local expires = now * 1000 + windows.current_left
-    redis.call(
-        'SET', reservation_key, string.format('%.0f %.0f', wanted, expires),
-        'PX', windows.current_left
-    )
 end
 return reply(ADMITTED, wanted)
 """

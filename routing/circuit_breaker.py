@@ -28,7 +28,7 @@ from completion import TargetKey
 from concurrency.native import BriefLock
 from providers.base import Target
 from routing.breaker_sync import BreakerEvent, BreakerSync, EventKind
-from routing.pauses import Pause, pauses
+from routing.pauses import Pause, cooling, pauses
 
 if TYPE_CHECKING:
     from cluster.redis_client import RedisClient
@@ -277,21 +277,13 @@ class CircuitBreakers:
 
     def open_circuits(self) -> dict[TargetKey, float]:
         """Return the targets and credentials that are cooling down, with the seconds left."""
-        with self._lock:
-            now = self._clock()
-            found = {key: circuit.until for key, circuit in self._circuits.items()}
-            for (provider, _, number), ends in self._limited.items():
-                for model, end in ends.items():
-                    key = (provider, model, number)
-                    found[key] = max(end, found.get(key, end))
-            return {key: end - now for key, end in found.items() if end > now}
+        return cooling(self.pauses())
 
     def pauses(self) -> list[Pause]:
         """Return the circuit breakers that aren't closed, and the waits after 429s."""
         with self._lock:
-            now = self._clock()
+            now, limited = self._clock(), [*self._limited.items()]  # `_limit` replaces the values
             circuits = {key: circuit.until for key, circuit in self._circuits.items()}
-            limited = list(self._limited.items())  # `_limit` replaces a value, never changes one
         return list(pauses(now, circuits, limited))
 
     def exchange(self) -> None:

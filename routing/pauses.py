@@ -34,3 +34,12 @@ def pauses(
         for model, end in ends.items():
             if end > now:
                 yield Pause((provider, model, number), "limited", end - now)
+
+
+def cooling(found: Iterable[Pause]) -> dict[TargetKey, float]:
+    """Return the targets and credentials that must not be called, with the seconds left."""
+    left: dict[TargetKey, float] = {}
+    for key, _, seconds in found:
+        if seconds:
+            left[key] = max(seconds, left.get(key, 0.0))
+    return left

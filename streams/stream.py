@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable
 
 from completion import (
+    CALL_STATES,
     Added,
     Batch,
-    CallState,
     CompletionRequest,
     Delta,
     EndReason,
@@ -165,14 +165,8 @@ class Stream:
             request_id=self.request_id,
             endpoint=self.endpoint,
             streamed=self.request.stream,
-            state=self.state,
+            state=CALL_STATES[bool(self.attempts) + (self.first_visible is not None)],
         )
-
-    @property
-    def state(self) -> CallState:
-        if self.first_visible is not None:
-            return "answering"
-        return "waiting" if self.attempts else "queued"
 
     def pause(self, seconds: float) -> bool:
         """Wait in the reader's thread. Return False if the call has ended."""
@@ -200,8 +194,14 @@ class Stream:
         limits = self.deadlines.at(target)
         echoes = (self.request.n or 1) if self.request.echo else 0
         silent = self.request.max_tokens == 0
-        own = self.request.prompts
-        tally = Tally(prompts or own, echoes, choices=choices, silent=silent, echoed=own)
+        own, chat = self.request.prompts, self.request.chat
+        tally = Tally(
+            *(prompts or own, echoes),
+            choices=choices,
+            silent=silent,
+            echoed=own,
+            estimate=None if chat is None else chat.input_tokens,
+        )
         attempt = Attempt(target, tally)
         if self.first_visible is not None and not self.request.stream:
             self.first_visible = None
@@ -245,6 +245,8 @@ class Stream:
             batch = []
         if self.first_visible is None:
             self.first_visible = now
+            if self.request.stream and self.request.chat is not None:
+                self.request.chat.release()  # a stream isn't retried from now on
             if attempt.held:
                 batch, weight = [*attempt.held, *batch], weight + attempt.held_size
                 attempt.held = []

@@ -48,6 +48,7 @@ class Tally:
         choices: int = 1,
         silent: bool = False,
         echoed: tuple[Prompt, ...] | None = None,
+        estimate: int | None = None,
     ) -> None:
         """Start at zero.
 
@@ -58,7 +59,9 @@ class Tally:
                 cover only one of them.
             silent: True if no output was requested (max_tokens 0): all text is echoed.
             echoed: the prompts that are repeated, if they differ from those that are sent.
+            estimate: the estimated tokens of input, if the prompts don't show them.
         """
+        self._estimate = estimate
         self._prompts = prompts
         self._choices = choices
         self._silent = silent
@@ -84,6 +87,11 @@ class Tally:
                 self.pieces += 1
                 text = event.text
                 self._bytes += len(text) if text.isascii() else utf8_size(text)
+            elif event.__class__ is Opaque:  # compared, because a chat has only these
+                self.visible += event.visible
+                self.pieces += event.text_size > 0
+                self._bytes += event.text_size
+                added += len(event.data) - event.text_size
             elif isinstance(event, Thought):
                 self._thoughts += event.pieces
                 self._thought_bytes += event.size
@@ -92,26 +100,20 @@ class Tally:
             elif isinstance(event, Finished):
                 self.visible += 1
             elif isinstance(event, Used):
-                exact = event.usage.source == "provider"
-                if exact or event.usage.output_tokens:
-                    self._reported = (self.pieces + self._thoughts, self._output_bytes)
-                self._usage = event.usage if exact else self._filled(event.usage)
-                if self._choices > 1:
-                    self._usage = self._covering(self._usage)
+                self._report(event.usage)
             elif isinstance(event, Started):
                 self._started = event
-            else:
-                added += self._beside_text(event)
+            elif isinstance(event, Added):
+                added += event.size
         return self._bytes - before + added + EVENT_WEIGHT * len(batch)
 
-    def _beside_text(self, event: Opaque | Added) -> int:
-        """Count an event in the provider's own format. Return its bytes that aren't text."""
-        if isinstance(event, Added):
-            return event.size
-        self.visible += event.visible
-        self.pieces += event.text_size > 0
-        self._bytes += event.text_size
-        return len(event.data) - event.text_size
+    def _report(self, usage: Usage) -> None:
+        exact = usage.source == "provider"
+        if exact or usage.output_tokens:
+            self._reported = (self.pieces + self._thoughts, self._output_bytes)
+        self._usage = usage if exact else self._filled(usage)
+        if self._choices > 1:
+            self._usage = self._covering(self._usage)
 
     def _filled(self, usage: Usage) -> Usage:
         """Return an estimated usage in which counts of 0 are replaced by earlier counts."""
@@ -162,6 +164,11 @@ class Tally:
             changes["cost_nano"] = None  # it doesn't cover them either
         return msgspec.structs.replace(usage, **changes, source="estimate") if changes else usage
 
+    def _estimated_input(self) -> int:
+        if self._estimate is not None:
+            return self._estimate
+        return sum(map(prompt_tokens, self._prompts))
+
     def usage(self, *, failed: bool) -> Usage:
         """Return the usage to bill. Whatever the provider hasn't reported is estimated.
 
@@ -181,7 +188,7 @@ class Tally:
         known, started = self.input_tokens, self._started or Started()
         return msgspec.structs.replace(
             reported or Usage(tier=started.tier, speed=started.speed),
-            input_tokens=known if known is not None else sum(map(prompt_tokens, self._prompts)),
+            input_tokens=self._estimated_input() if known is None else known,
             output_tokens=self.output_tokens,
             source="estimate",
         )

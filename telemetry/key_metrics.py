@@ -50,10 +50,7 @@ class CurrentLabels:
         now = self._clock()
         if now >= self._due:
             self._due = now + LASTS_S
-            self._labels = {
-                key.id: KeyLabels(key.name, getattr(key, "group", None) or "")
-                for key in self._keys()
-            }
+            self._labels = {key.id: KeyLabels(key.name, key.group or "") for key in self._keys()}
         return self._labels.get(key_id) or KeyLabels(key_id, "")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import errors as e
 from config import VERSION
 from endpoints.openapi import (
+    chats,
     editors,
     errors,
     examples,
@@ -30,8 +31,11 @@ from endpoints.usage import FORMATS, GROUPS, MOST_ROWS, SOME_ROWS, TAKES
 TAGS = ("Completions", "Tokenizers", "Models", "Usage", "Keys", "Admin", "Operation")
 
 
+EXAMPLES = examples.ANSWERS | editors.ANSWERS | tokenizers.ANSWERS | chats.ANSWERS
+
+
 def named(name: str, *headers: str) -> Part:
-    return ok(ref(name), (examples.ANSWERS | editors.ANSWERS | tokenizers.ANSWERS)[name], *headers)
+    return ok(ref(name), EXAMPLES[name], *headers)
 
 
 def in_path(name: str, example: str) -> Part:
@@ -59,6 +63,18 @@ def completion(face: Face) -> Part:
         (f"{prefix}CompletionRequest", f"{prefix}Completion"),
         examples.BODIES[face],
         examples.STREAMS[face],
+    )
+
+
+def chat(face: Face) -> Part:
+    prefix = "OpenAI" if face == "openai" else ""
+    return calling(
+        face,
+        f"{face}Chat",
+        "Chat" + (", in OpenAI's format" if prefix else ""),
+        (f"{prefix}ChatRequest", f"{prefix}Chat"),
+        chats.BODIES[face],
+        chats.STREAMS[face],
     )
 
 
@@ -112,9 +128,9 @@ def for_editors() -> dict[str, Part]:
     }
 
 
-def stop(face: Face) -> Part:
+def stop(face: Face, of: str = "") -> Part:
     return operation(
-        f"{face}Stop",
+        f"{face}{of}Stop",
         "Completions",
         "Stop a call in any state",
         {"200": named("Stopped", *LIMITS)}
@@ -228,6 +244,10 @@ def posts() -> dict[str, Part]:
         "/api/v1/completions/stop-stream/{stream_id}": stop("native"),
         "/v1/completions": completion("openai"),
         "/v1/completions/stop-stream/{stream_id}": stop("openai"),
+        "/api/v1/chat/completions": chat("native"),
+        "/api/v1/chat/completions/stop-stream/{stream_id}": stop("native", "Chat"),
+        "/v1/chat/completions": chat("openai"),
+        "/v1/chat/completions/stop-stream/{stream_id}": stop("openai", "Chat"),
         "/api/v1/auth/api-key": exchange,
         "/api/v1/auth/token": refuse,
     } | (for_editors() | tokenizers.posts())
@@ -243,7 +263,7 @@ def about(providers: Collection[str], engines: Collection[str]) -> str:
 
 def every_schema() -> dict[str, Part]:
     found = schemas.every() | editors.bodies() | editors.answers() | tokenizers.schemas()
-    found |= keys.schemas() | operators.schemas()
+    found |= chats.every() | keys.schemas() | operators.schemas()
     return {
         name: meanings.explained(schema, meanings.EVERY.get(name, {}))
         for name, schema in found.items()

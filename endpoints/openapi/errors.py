@@ -81,7 +81,7 @@ SAMPLES: tuple[tuple[str, SluiceError], ...] = (
     ("Nobody could manage this server any more.", errors.LastAdminKey()),
     ("The key has changed since it was read.", errors.KeyChanged()),
     (
-        "The body is larger than SLUICE_MAX_BODY.",
+        "The body is larger than SLUICE_MAX_BODY, or a chat's than SLUICE_MAX_CHAT_BODY.",
         errors.RequestTooLarge("The body is larger than 1048576 bytes."),
     ),
     (

@@ -18,6 +18,7 @@ KEY: Final[dict[str, Any]] = {
     "max_streams": None,
     "models": ["*"],
     "admin": False,
+    "group": "research",
     "previous_until": None,
     "limits": {"requests_per_minute": 60, "tokens_per_hour": 100_000},
     "status": "active",
@@ -37,12 +38,33 @@ CHANGE: Final[dict[str, Any]] = {
     "by": {"key_id": "key_Zb1m2yQ7c9Xa", "name": "operator"},
     "request_id": "550e8400-e29b-41d4-a716-446655440000",
 }
+GROUP: Final[dict[str, Any]] = {
+    "name": "research",
+    "defined": True,
+    "requests_per_minute": 60,
+    "tokens_per_hour": None,
+    "budget_usd": 50.0,
+    "budget_period": "month",
+    "models": ["*"],
+    "keys": 3,
+    "used": {"spent_usd": 12.5, "left_usd": 37.5},
+}
+OWN_KEY: Final[dict[str, Any]] = {
+    **{name: KEY[name] for name in KEY if name not in ("disabled", "previous_until", "group")},
+    "left_usd": 3.75,
+    "group": {name: GROUP[name] for name in GROUP if name not in ("defined", "keys", "used")}
+    | {"left_usd": 37.5},
+}
+for name in ("status", "source", "used", "last_used_at", "etag"):
+    del OWN_KEY[name]
 ANSWERS: Final[dict[str, Any]] = {
     "Key": KEY,
     "KeyWithSecret": MADE,
     "Keys": {"data": [KEY], "total": 1, "next_cursor": None, "problems": []},
     "KeyLog": {"data": [CHANGE], "next_cursor": None},
     "Deleted": {"success": True},
+    "Groups": {"data": [GROUP]},
+    "OwnKey": OWN_KEY,
 }
 BODIES: Final[dict[str, Any]] = {
     "NewKey": {"name": "laptop", "budget_usd": 5, "budget_period": "month"},
@@ -64,6 +86,7 @@ MEANINGS: Final = {
     "max_streams": "The most calls at a time; null: the server's limit per key.",
     "models": "The models and aliases that the key may use, or patterns of them.",
     "admin": "true: the key may manage this server.",
+    "group": "The group whose limits and budget the key shares; null: none.",
     "previous_until": "When the secret before the last rotation ends; null: it has ended.",
     "limits": "The limits that apply.",
     "limits.requests_per_minute": "Requests per minute; null: any number.",
@@ -76,6 +99,15 @@ MEANINGS: Final = {
     "last_used_at": "When the key was last used.",
     "etag": "The key's ETag. Send it as If-Match to change the key only if nobody else has.",
     "warnings": "Why a part of the change has no effect.",
+}
+LEFT: Final = "What is left of the budget. null: there is none, or the ledger can't be read."
+OF_GROUP: Final = {
+    "name": "The group's name.",
+    "requests_per_minute": "The requests per minute of its keys together; null: any number.",
+    "tokens_per_hour": "The tokens per hour of its keys together; null: any number.",
+    "budget_usd": "What its keys may spend together; null: any amount.",
+    "budget_period": "How often that budget is renewed (UTC); total: never.",
+    "models": "The models and aliases that its keys may use, if they may themselves.",
 }
 MEANINGS_OF_ANSWERS: Final = {
     "Keys": {
@@ -99,6 +131,23 @@ MEANINGS_OF_ANSWERS: Final = {
         "next_cursor": "The cursor of the next page; null: this is the last one.",
     },
     "Deleted": {"success": "true."},
+    "Groups": {
+        "data": "The groups of sluice.toml, and others that keys name.",
+        **{f"data.{name}": text for name, text in OF_GROUP.items()},
+        "data.defined": "false: sluice.toml lacks the group, so its keys may use no model.",
+        "data.keys": "The number of keys that name it.",
+        "data.used": "What its keys have used together. null while the ledger can't be read.",
+        "data.used.spent_usd": "What they have spent in the budget's period, or in all.",
+        "data.used.left_usd": "What is left of the group's budget, less what calls have reserved.",
+    },
+    "OwnKey": {
+        **{name: MEANINGS[name] for name in OWN_KEY if name in MEANINGS},
+        "limits.requests_per_minute": MEANINGS["limits.requests_per_minute"],
+        "limits.tokens_per_hour": MEANINGS["limits.tokens_per_hour"],
+        "left_usd": LEFT,
+        **{f"group.{name}": text for name, text in OF_GROUP.items()},
+        "group.left_usd": LEFT,
+    },
 }
 
 OVERLAP: Final = "How long the secret before this one stays valid."

@@ -34,7 +34,8 @@ from endpoints.openapi.schemas import (
     ref,
 )
 from endpoints.usage import MOST_ROWS, SOME_ROWS
-from keys.key import PERIODS, TIERS
+from keys.key import TIERS
+from keys.limits import PERIODS
 
 TAG: Final = "Keys"
 WHICH: Final = {"id_or_name": ("The key's id or name.", KEY["id"])}
@@ -61,7 +62,8 @@ def schemas() -> dict[str, Schema]:
     key: Schema = {"id": TEXT, "name": TEXT, "created": MOMENT, "expires": time}
     key |= {"disabled": YES, "tier": enum(*TIERS)} | limits
     key |= {"budget_usd": amount, "budget_period": enum(*PERIODS), "max_streams": count}
-    key |= {"models": items(TEXT), "admin": YES, "previous_until": time}
+    key |= {"models": items(TEXT), "admin": YES, "group": nullable(TEXT)}
+    key |= {"previous_until": time}
     key |= {"limits": closed(limits), "status": enum(*key_fields.STATUSES)}
     key |= {"source": enum("file", "environment"), "used": used, "last_used_at": time}
     key |= {"etag": TEXT}
@@ -78,10 +80,25 @@ def schemas() -> dict[str, Schema]:
         ),
         "KeyLog": closed({"data": items(closed(change))} | page),
         "Deleted": closed({"success": {"const": True}}),
+        **schemas_of_groups(),
         "NewKey": body(key_fields.NAME | key_fields.TERMS, "name"),
         "KeyTerms": body(key_fields.TERMS) | {"minProperties": 1},
         "KeyRotation": body(key_fields.OVERLAP),
     }
+
+
+def schemas_of_groups() -> dict[str, Schema]:
+    count, amount, time = nullable(COUNT), nullable(NUMBER), nullable(MOMENT)
+    limits = {"requests_per_minute": count, "tokens_per_hour": count}
+    terms = limits | {"budget_usd": amount, "budget_period": enum(*PERIODS)}
+    terms |= {"models": items(TEXT)}
+    used = nullable(closed({"spent_usd": NUMBER, "left_usd": amount}))
+    group = {"name": TEXT, "defined": YES} | terms | {"keys": COUNT, "used": used}
+    own: Schema = {"id": TEXT, "name": TEXT, "created": MOMENT, "expires": time}
+    own |= {"tier": enum(*TIERS)} | terms | {"max_streams": count, "admin": YES}
+    own |= {"limits": closed(limits), "left_usd": amount}
+    own |= {"group": nullable(closed({"name": TEXT} | terms | {"left_usd": amount}))}
+    return {"Groups": closed({"data": items(closed(group))}), "OwnKey": closed(own)}
 
 
 def admin(
@@ -158,6 +175,7 @@ def of_all() -> dict[str, Part]:
         in_query("search", key_fields.QUERY["search"]),
         in_query("status", key_fields.QUERY["status"], enum(*key_fields.STATUSES)),
         in_query("admin", key_fields.QUERY["admin"], enum(*key_fields.FLAGS)),
+        in_query("group", key_fields.QUERY["group"]),
     )
     return {
         "get": admin(
@@ -198,6 +216,16 @@ def paths() -> dict[str, dict[str, Part]]:
                 *("keyLog", "Who changed which key, and when", "KeyLog"),
                 *(e.InvalidRequest, e.KeyNotFound, e.Unavailable),
                 parameters=[in_query("key", "a key's id or name"), *PAGE],
+            ),
+        },
+        "/api/v1/groups": {
+            "get": admin("groups", "Every group of keys", "Groups", e.InvalidRequest),
+        },
+        "/api/v1/user/key": {
+            "get": operation(
+                *("ownKey", TAG, "What your key may use"),
+                {"200": ok(ref("OwnKey"), ANSWERS["OwnKey"], *LIMITS)}
+                | responses("native", e.Unauthorized, e.InvalidRequest),
             ),
         },
         "/api/v1/keys/{id_or_name}": of_one(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from endpoints.openapi import keys, operator_texts
-from endpoints.openapi.meanings_of_answers import ANSWERS, below
+from endpoints.openapi.meanings_of_answers import ANSWERS, CHAT_CHOICE, below
 
 MODEL: Final = "The model: provider/model or an alias."
 REQUEST: Final = {
@@ -75,6 +75,12 @@ TOKENIZERS: Final = {
 }
 """The meanings of the fields of bodies of the tokenizer endpoints."""
 
+CHAT: Final = {
+    "messages": "The conversation so far, in OpenAI's format. It is sent unchanged.",
+    "messages.role": "Who speaks: system, developer, user, assistant or tool.",
+}
+"""The meanings of the fields that only bodies of chats have."""
+
 BODY: Final = REQUEST | below("additional_params", REQUEST) | below("stream_options", REQUEST)
 EVERY: Final = {
     **ANSWERS,
@@ -82,6 +88,9 @@ EVERY: Final = {
     **operator_texts.meanings(),
     "CompletionRequest": BODY,
     "OpenAICompletionRequest": BODY,
+    "Chat": ANSWERS["Completion"] | below("choices", CHAT_CHOICE),
+    "ChatRequest": BODY | CHAT,
+    "OpenAIChatRequest": BODY | CHAT,
     "FimRequest": BODY | {"model": MODEL, "random_seed": EDITORS["random_seed"]},
     "BetaRequest": BODY | {"model": MODEL},
     "LlamaCppRequest": BODY | EDITORS | {"model": MODEL, "prompt": REQUEST["prompt"]},

@@ -54,6 +54,11 @@ OPENAI: Final = {
     "usage": "Tokens and cost.",
     "byok_api_key": "true if your own provider key was used.",
 }
+CHAT_CHOICE: Final = {
+    "index": CHOICE["index"],
+    "message": "The reply, as the provider gave it: with its tool calls, reasoning, audio.",
+    "finish_reason": CHOICE["finish_reason"],
+}
 NATIVE_FINISH: Final = "cancelled, if the call was stopped. finish_reason is then stop."
 
 
@@ -105,6 +110,11 @@ ANSWERS: Final[dict[str, dict[str, str]]] = {
                 "native_finish_reason": NATIVE_FINISH,
             },
         ),
+        **below("usage", OPENAI_USAGE),
+    },
+    "OpenAIChat": {
+        **OPENAI,
+        **below("choices", CHAT_CHOICE),
         **below("usage", OPENAI_USAGE),
     },
     "LlamaCppChoice": {

@@ -53,9 +53,10 @@ def sign(request: UpstreamRequest, target: Target) -> UpstreamRequest:
         raise UpstreamError("No AWS credentials are configured on this server.")
     if region is None:
         raise UpstreamError("No AWS region is configured on this server.")
-    signed = AWSRequest(request.method, request.url, headers=request.headers, data=request.body)
+    body = b"".join((request.body, *request.more))
+    signed = AWSRequest(request.method, request.url, headers=request.headers, data=body)
     SigV4Auth(credentials, SERVICE, region).add_auth(signed)
-    return UpstreamRequest(request.method, request.url, dict(signed.headers.items()), request.body)
+    return UpstreamRequest(request.method, request.url, dict(signed.headers.items()), body)
 
 
 def _credentials() -> Any:

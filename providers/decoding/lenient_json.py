@@ -118,3 +118,10 @@ def sample(data: bytes) -> str:
     text = " ".join(data[:SAMPLE_BYTES].decode("utf-8", "replace").split())
     text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
     return text if len(text) <= SAMPLE_CHARACTERS else text[:SAMPLE_CHARACTERS] + "…"
+
+
+def on_one_line(data: bytes) -> bytes:
+    """Return JSON without line ends, which are white space between its values, in valid UTF-8."""
+    if not data.isascii():
+        data = data.decode("utf-8", "replace").encode()
+    return data.strip().replace(b"\r", b" ").replace(b"\n", b" ")

@@ -24,7 +24,7 @@ from providers.decoding import lenient_json, sse
 from providers.decoding.added_fields import append_added, decode_object, unknown
 from providers.decoding.error_bodies import failure, reported
 from providers.decoding.finish_reasons import meaning_of
-from providers.decoding.lenient_json import NOT_JSON, garbage
+from providers.decoding.lenient_json import NOT_JSON, garbage, on_one_line
 from providers.decoding.surrogates import SplitPairs
 from providers.decoding.usage import believable
 from providers.infill.schemas import KNOWN, PIECE, SEVERAL, Piece
@@ -134,10 +134,3 @@ class InfillResponse:
             batch.append(Used(Usage(given, made)))
         elif given or made:
             batch.append(Used(believable(Usage(given, made), text=self.text)))
-
-
-def on_one_line(data: bytes) -> bytes:
-    """Return JSON without line ends, which are white space between its values, in valid UTF-8."""
-    if not data.isascii():
-        data = data.decode("utf-8", "replace").encode()
-    return data.strip().replace(b"\r", b" ").replace(b"\n", b" ")

@@ -13,7 +13,7 @@ Source: OpenAI API reference, "Completions" and "Chat" (read 2026-11).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
@@ -114,14 +114,29 @@ def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batc
     No chunk is read after [DONE]. A body that is a single JSON value (from a host that doesn't
     stream, or an error with status 200) is decoded as a whole body.
     """
+    response = OpenAIResponse(request)
+    whole, read_all = partial(complete, request=request), partial(_read_all, response)
+    return decoded(chunks, response, whole, read_all)
+
+
+def decoded(
+    chunks: Iterable[bytes],
+    response: OpenAIResponse,
+    whole: Callable[[bytes], Batch],
+    read_all: Callable[[list[sse.Frame], Batch], bool],
+) -> Iterator[Batch]:
+    """Decode a streamed body with a response's state, as `events` does.
+
+    Args:
+        whole: decodes a whole body.
+        read_all: as in `sse.batches`.
+    """
     start, chunks = bodies.peek(chunks)
     if start in (b"{", b"["):
-        yield complete(bodies.join(chunks), request)
+        yield whole(bodies.join(chunks))
         return
     excerpt = bodies.Excerpt()
-    response = OpenAIResponse(request)
-    read, read_all = partial(_read, response), partial(_read_all, response)
-    ended = yield from sse.batches(excerpt.watch(chunks), read, read_all)
+    ended = yield from sse.batches(excerpt.watch(chunks), partial(read, response), read_all)
     if not ended:
         if not response.started:
             raise garbage("The upstream ended the stream without a completion.", excerpt.start)
@@ -131,7 +146,7 @@ def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batc
             yield rest
 
 
-def _read(response: OpenAIResponse, frame: sse.Frame, batch: Batch) -> bool:
+def read(response: OpenAIResponse, frame: sse.Frame, batch: Batch) -> bool:
     """Append the events of a frame. Return True if it was [DONE]."""
     if frame.data.lstrip().startswith(DONE):
         response.finish_all(batch)
@@ -152,9 +167,9 @@ def _read_all(response: OpenAIResponse, frames: list[sse.Frame], batch: Batch) -
     data = [frame.data for frame in several if frame.event == "message"]
     chunks = decode_many(data, adds=response.adds) if len(data) == len(several) else []
     if len(chunks) < len(several):
-        return any(_read(response, frame, batch) for frame in frames)
+        return any(read(response, frame, batch) for frame in frames)
     response.take_all(chunks, data, batch)
-    return _read(response, last, batch)
+    return read(response, last, batch)
 
 
 def complete(body: bytes, request: CompletionRequest) -> Batch:
@@ -162,7 +177,11 @@ def complete(body: bytes, request: CompletionRequest) -> Batch:
 
 
 def _read_whole(body: bytes, request: CompletionRequest, batch: Batch) -> None:
-    response = OpenAIResponse(request)
+    read_whole(body, OpenAIResponse(request), batch)
+
+
+def read_whole(body: bytes, response: OpenAIResponse, batch: Batch) -> None:
+    """Append the events of a JSON body. Raises UpstreamError."""
     response.read(body, batch)
     if not response.texts:
         raise garbage("The upstream's response contains no choices.", body)

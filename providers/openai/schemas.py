@@ -132,7 +132,42 @@ class KnownChunk(Chunk, forbid_unknown_fields=True, gc=False):
     system_fingerprint: None = None
 
 
+class PlainDelta(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    content: str
+    role: Any = None
+    refusal: None = None
+    tool_calls: None = None
+    function_call: None = None
+    reasoning_content: None = None
+    reasoning: None = None
+
+
+class PlainChoice(msgspec.Struct, gc=False):
+    delta: PlainDelta
+    finish_reason: None = None
+    native_finish_reason: None = None
+    error: None = None
+    text: None = None
+    message: None = None
+    reasoning_content: None = None
+    reasoning: None = None
+
+
+class PlainChunk(msgspec.Struct, gc=False):
+    """A chunk that has only text. Data with anything else that Sluice reads isn't of this type."""
+
+    choices: list[PlainChoice]
+    usage: None = None
+    error: None = None
+    x_groq: None = None
+    base_resp: None = None
+    error_code: None = None
+    error_msg: None = None
+    errors: None = None
+
+
 _decoder = msgspec.json.Decoder(Chunk)
+decode_plain: Final = msgspec.json.Decoder(PlainChunk).decode
 _known_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(KnownChunk)
 _typed = _decoder.decode
 

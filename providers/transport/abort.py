@@ -94,7 +94,7 @@ class AbortSwitch:
         self._waits = False
         sock.settimeout(seconds)
 
-    def send(self, sock: socket.socket, data: bytes) -> None:
+    def send(self, sock: socket.socket, data: bytes | memoryview) -> None:
         """Send all the data. Raises OSError, and TimeoutError at the idle timeout."""
         self._silent_since = time.monotonic()
         try:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote, urlsplit
@@ -28,6 +28,7 @@ from requests.structures import CaseInsensitiveDict
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.util import parse_url
 
+from concurrency.yielding import paced
 from providers.transport import http1
 from providers.transport.abort import READ_SIZE, AbortSwitch
 from providers.transport.pool import Origin, Pool
@@ -80,13 +81,17 @@ class Adapter(BaseAdapter):
         assert connect is not None  # noqa: S101
         assert silence is not None  # noqa: S101
         self.switch.silence = silence
+        more: list[memoryview] = []
+        body: Any = request.body
+        if isinstance(body, tuple):
+            request.body, *more = body
         data, url = _request(request, self._proxy)
         trusted = verify if isinstance(verify, str) else DEFAULT_CA_BUNDLE_PATH
         origin = Origin(url.host, url.port, trusted if url.tls else "", self._proxy)
         sock = self._connection(origin, connect)
         try:
             sock.settimeout(None)
-            whole = self._sent(sock, data)
+            whole = self._sent(sock, data, more)
             head, reader, data = self._received(sock)
             body = Body(self, origin, sock, reader, data, keep=whole and head.keeps_alive)
         except BaseException as failure:
@@ -125,13 +130,16 @@ class Adapter(BaseAdapter):
         except (OSError, ValueError) as failure:  # ValueError: an impossible host name
             raise NotReached("not connected") from failure
 
-    def _sent(self, sock: socket.socket, data: bytes) -> bool:
+    def _sent(self, sock: socket.socket, data: bytes, more: Sequence[memoryview]) -> bool:
         """Send the data. Return False if the host closed the connection before it had read all.
 
-        The host may have refused the request and sent a response.
+        The host may have refused the request and sent a response. Other greenlets may run between
+        the slices of `more`.
         """
         try:
             self.switch.send(sock, data)
+            for part in paced(more) if more else ():
+                self.switch.send(sock, part)
         except (BrokenPipeError, ConnectionResetError):
             return False
         return True

@@ -177,6 +177,8 @@ class Exchange:
             raise self._explained(failure) from failure
         if self._switch.thrown:
             raise Aborted
+        if self.request.more:  # it isn't sent again, and may be large
+            self.request = msgspec.structs.replace(self.request, body=b"", more=())
         status = self._response.status_code
         if (proxy := self.plain_proxy) is not None and is_own(status, self.headers):
             raise UpstreamError(answered(proxy, status))
@@ -298,7 +300,11 @@ class Exchange:
         request, prepared = self.request, requests.PreparedRequest()
         prepared.method, prepared.url, prepared.body = request.method, request.url, request.body
         headers = {"User-Agent": "sluice"} | request.headers
-        headers["Content-Length"] = str(len(request.body))
+        size = len(request.body)
+        if request.more:
+            prepared.body = (request.body, *request.more)  # type: ignore[assignment]
+            size += sum([part.nbytes for part in request.more])
+        headers["Content-Length"] = str(size)
         prepared.headers = headers  # type: ignore[assignment]  # Adapter needs only a mapping
         return prepared
 

@@ -21,6 +21,7 @@ from cli.formats import cell, parse_duration
 from cli.quickstart import url_of
 from config import Settings
 from gateway.model_catalog import ModelCatalog
+from keys.group import read_groups
 from keys.key import LIMITS, as_text
 from keys.key_file import View
 from keys.store import KeyStore
@@ -128,6 +129,7 @@ def test_create_with_json_prints_all_fields_of_the_key(run: Runner, store: KeySt
         "max_streams": None,
         "models": ["openai/*", "local/*"],
         "admin": False,
+        "group": None,
         "previous_until": None,
     }
     assert list(made)[:3] == ["id", "name", "key"]
@@ -591,6 +593,48 @@ def test_a_key_becomes_an_admin_key_and_an_ordinary_one_again(run: Runner, store
     assert store.get("a").admin
     run("change", "a", "--no-admin")
     assert not store.get("a").admin
+
+
+# Groups
+
+
+def test_groups_are_listed_with_their_keys_and_what_they_spent(
+    run: Runner, store: KeyStore
+) -> None:
+    assert "There are no groups" in run("groups").stderr
+    table = {"budget_usd": 5.0, "budget_period": "month", "models": ["sim/*"]}
+    store.groups = read_groups({"research": table, "ops": {"requests_per_minute": 60}})
+    made = run("create", "--name", "a", "--group", "research")
+    assert ": the group research, no rate limits, no budget" in made.stderr
+    run.ok("create", "--name", "b", "--group", "ops")
+    run.ok("change", "b", "--group", "research")
+    with connected(run.url) as rows:
+        now = datetime.now(UTC).replace(microsecond=0, tzinfo=None).isoformat()
+        settled_row(rows, now, cost=1_250_000_000, group_name="research")
+    head, first, second = run.ok("groups").splitlines()
+    assert head.split() == [
+        "group", "keys", "req/min", "tokens/h", "budget", "spent", "left", "models",
+    ]  # fmt: skip
+    assert first.split() == ["research", "2", "-", "-", "$5/month", "$1.25", "$3.75", "sim/*"]
+    assert second.split() == ["ops", "0", "60", "-", "-", "$0.00", "-", "*"]
+    assert run.json("groups")[0]["used"] == {"spent_usd": 1.25, "left_usd": 3.75}
+    assert "group" in run.ok("list").splitlines()[0].split()
+    run.ok("change", "a", "--group", "none")
+    run.ok("change", "b", "--group", "none")
+    assert "group" not in run.ok("list").splitlines()[0].split()
+    wrong = run("change", "a", "--group", "reserach")
+    assert wrong.exit_code == 1
+    assert "sluice.toml has no such group: its groups are research, ops." in wrong.stderr
+    assert store.get("a").group is None
+
+
+def test_the_list_of_keys_warns_of_a_group_that_is_gone(run: Runner, store: KeyStore) -> None:
+    store.groups = read_groups({"ops": {}})
+    key, _ = store.create("a", group="ops")
+    store.groups = {}
+    store.update("a", tier="free")
+    assert f"Warning: {key.id} has a group that sluice.toml lacks" in run("list").stderr
+    assert "ops (not in sluice.toml)" in run.ok("groups")
 
 
 # Who changed what

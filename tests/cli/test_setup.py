@@ -54,6 +54,7 @@ def output_of(process: subprocess.Popen[str]) -> str:
     return process.communicate(timeout=HANG_S)[0]
 
 
+@pytest.mark.thorough
 def test_two_set_ups_at_once_install_once_and_the_second_says_that_it_waits(folder: Path) -> None:
     first = start(folder)
     assert first.stdout is not None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from completion import Delta, Started
-from tests.gateway.test_gateway import Scripted, play, wait
+from tests.gateway.test_gateway import Scripted, eventually, play, wait
 from tests.support.pace import HANG_S
 from tests.test_app import PROMPT, make_app, make_key
 
@@ -95,6 +95,7 @@ def test_an_admin_key_stops_a_call_of_any_key(active: Any) -> None:
     for _ in range(2):
         stopped = stop(active, ADA, "s-1")
         assert (stopped.status_code, stopped.json) == (200, {"success": True})
+    assert eventually(lambda: ask(active)["total"] == 1)
     [left] = ask(active)["data"]
     assert left["stream_id"] == "s-2"
     assert stop(active, left["key_id"], "r-s-2").status_code == 200

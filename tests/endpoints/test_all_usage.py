@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -13,9 +14,11 @@ from endpoints import all_usage
 from ledger import refusals
 from ledger.database import database_url
 from ledger.schema import group_daily, requests
-from tests.endpoints.test_usage import fill, sums
+from tests.endpoints.test_usage import COMPLETIONS, fill, sums
+from tests.gateway.test_gateway import Scripted, eventually, play, wait
+from tests.support.pace import HANG_S
 from tests.support.rows import connected
-from tests.test_app import Site, make_app, make_key
+from tests.test_app import PROMPT, Site, make_app, make_key
 
 USAGE = "/api/v1/usage"
 ADA, BEN = "key_ada", "key_gone"
@@ -249,3 +252,33 @@ def test_other_keys_get_403_and_keep_their_own_usage(filled: Office) -> None:
     own = filled.get("/api/v1/user/usage").json
     assert own is not None
     assert own["total_requests"] == 0
+
+
+def test_calls_that_are_refused_with_409_and_503_are_visible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusals, "FLUSH_S", 0.0)
+    monkeypatch.setattr("ledger.ledger.LOOK_S", 0.02)
+    line, secret = make_key("operator", admin=True)
+    site = cast(Office, make_app(tmp_path, monkeypatch, keys=line, max_streams=1, queue=0))
+    site.admin = secret
+    active = Scripted(wait)
+    play(monkeypatch, active)
+    body = PROMPT | {"stream_id": "s-1"}
+    thread = threading.Thread(target=site.post, args=(body,), daemon=True)
+    thread.start()
+    assert active.reached.wait(HANG_S)
+    bearer = {"Authorization": f"Bearer {secret}"}
+    assert site.post(body).status_code == 409
+    for name in ("s-1", "s-2"):
+        fields = PROMPT | {"stream_id": name}
+        assert site.client.post(COMPLETIONS, json=fields, headers=bearer).status_code == 503
+
+    def counted() -> list[tuple[str, str, int]]:
+        rows = ask(site)["refused"]["data"]
+        return [(row["key_name"], row["reason"], row["calls"]) for row in rows]
+
+    wanted = [("operator", "unavailable:capacity", 2), ("test", "stream_exists", 1)]
+    assert eventually(lambda: counted() == wanted)
+    site.gateway.streams.end_all()
+    thread.join(HANG_S)

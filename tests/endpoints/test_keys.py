@@ -25,6 +25,7 @@ from tests.support.paths import ROOT
 from tests.support.rows import connected, settled_row
 from tests.test_app import PROMPT, Site, make_app, make_key
 
+GROUPS = {"research": {"budget_usd": 5.0, "budget_period": "month", "requests_per_minute": 60}}
 KEYS, LOG = "/api/v1/keys", "/api/v1/keys/log"
 
 
@@ -76,7 +77,7 @@ class Desk:
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     monkeypatch.setattr("keys.store.LOOK_EVERY_S", 0)
     path = tmp_path / "keys.jsonl"
-    return Desk(make_app(tmp_path, monkeypatch, keys_file=path, keys="\n"), path)
+    return Desk(make_app(tmp_path, monkeypatch, keys_file=path, keys="\n", groups=GROUPS), path)
 
 
 def row_of(desk: Desk, id_: str) -> dict[str, Any]:
@@ -195,6 +196,8 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"name": "a", "bugdet_usd": 5}, "bugdet_usd"),
     ({"name": "a", "hash": "sha256:" + "0" * 64}, "hash"),
     ({"name": "a", "id": "key_mine"}, "id"),
+    ({"name": "a", "group": "nobody"}, "group"),
+    ({"name": "a", "group": 5}, "group"),
 ]
 
 
@@ -231,6 +234,7 @@ CHANGES: list[dict[str, Any]] = [
     {"max_streams": 3},
     {"models": ["sim/*", "fast"]},
     {"admin": True},
+    {"group": "research"},
 ]
 
 

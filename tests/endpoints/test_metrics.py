@@ -316,7 +316,7 @@ def test_a_refused_call_counts_for_its_key(tmp_path: Path, monkeypatch: pytest.M
     line, secret = make_key("ada", models=("sim/other",))
     site.app.extensions["sluice"].keys.path.write_text(line)
     bearer = {"Authorization": f"Bearer {secret}"}
-    eventually(lambda: site.client.get("/api/v1/models", headers=bearer).status_code == 200)
+    assert eventually(lambda: site.client.get("/api/v1/models", headers=bearer).status_code == 200)
     assert site.client.post("/api/v1/completions", json=PROMPT, headers=bearer).status_code == 403
     labels = {"key": "ada", "group": "", "reason": "model_forbidden"}
     assert value(site, "sluice_key_refusals_total", **labels) == 1

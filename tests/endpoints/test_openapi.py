@@ -12,14 +12,14 @@ import pytest
 from openapi_spec_validator import validate
 
 import errors
-from endpoints import native, request_fields
+from endpoints import chat, native, request_fields
 from endpoints.openapi import keys, meanings, meanings_of_answers, operator_texts
 from tests.project.test_surface import classes
 from tests.test_app import Site, make_app
 
 Json = dict[str, Any]
 TABLES = (
-    *(meanings.REQUEST, meanings.EDITORS, meanings.TOKENIZERS),
+    *(meanings.REQUEST, meanings.EDITORS, meanings.TOKENIZERS, meanings.CHAT),
     *meanings_of_answers.ANSWERS.values(),
     *operator_texts.meanings().values(),
     *keys.meanings().values(),
@@ -88,6 +88,7 @@ def test_the_request_schemas_have_exactly_the_fields_of_a_body(document: Json) -
             "additional_params",
         },
     }
+    assert set(schemas["ChatRequest"]["properties"]) == {*chat.NATIVE_FIELDS}
     for name, fields in faces.items():
         properties = schemas[name]["properties"]
         assert set(properties) == fields

@@ -20,8 +20,9 @@ import pytest
 from keys import key as key_module
 from keys import key_file
 from keys import store as store_module
-from keys.key import LATER_FIELDS, Key, Limits
+from keys.key import LATER_FIELDS, Key
 from keys.key_errors import KeyFileError
+from keys.limits import Limits
 from keys.store import KeyStore
 from tests.support.paths import ROOT
 
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("no_secret_is_logged")
 ALL_FIELDS = [
     "id", "name", "hash", "created", "expires", "disabled",
     "tier", "requests_per_minute", "tokens_per_hour", "budget_usd", "budget_period",
-    "max_streams", "models", "admin",
+    "max_streams", "models", "admin", "group",
 ]  # fmt: skip
 OLD_FIELDS = [name for name in ALL_FIELDS if name not in LATER_FIELDS]
 PREVIOUS = ROOT / "tests/fixtures/upgrade/v1/keys.jsonl"

@@ -52,10 +52,12 @@ from tests.support.file_changes import (
 from tests.support.ledgers import a_ledger, a_settlement, an_entry, at_once
 from tests.support.pace import HANG_S
 from tests.support.paths import ROOT
+from tests.support.sampling import sampled
 
 QUICK_S = 0.05
 STAYS_S = 0.5
 """Seconds in which the ledger checks its file several times."""
+
 COUNT = select(func.count()).select_from(requests)
 
 
@@ -454,7 +456,7 @@ def test_ledgers_that_share_a_file_lose_no_row_when_its_journals_are_deleted(
     hold_traffic(path, lambda: deed(path), lambda: None, caplog)
 
 
-@changed
+@pytest.mark.parametrize("change", sampled(CHANGES, *CHANGES[::3]), ids=lambda c: c.do.__name__)
 def test_ledgers_that_share_a_file_lose_no_row_when_it_is_moved(
     path: Path, change: Change, caplog: pytest.LogCaptureFixture
 ) -> None:

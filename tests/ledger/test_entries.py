@@ -15,10 +15,11 @@ from sqlalchemy.pool import StaticPool
 
 from completion import Usage
 from ledger import schema
+from ledger.budgets import left_of, refusal
 from ledger.database import database_url, make_engine
 from ledger.entries import Budget, Claim, Entry, LedgerStep, Opening, Withdrawal
 from ledger.schema import daily, day_of, first_id, requests
-from ledger.writing import interrupt, left_of, owners_of_open, refusal, write
+from ledger.writing import interrupt, owners_of_open, write
 from tests.support.ledgers import a_claim, a_settlement, an_entry, connected
 
 ME = "me"
@@ -229,7 +230,8 @@ def test_remaining_budget_counts_calls_settled_by_another_process_meanwhile(
 def test_claim_that_does_not_fit_the_remaining_budget_is_refused(
     least: int, most: int, left: int, fits: bool
 ) -> None:
-    found = refusal(Claim(Budget(1000), least, most), left)
+    budget = Budget(1000)
+    found = refusal(Claim(budget, least, most), (False, "key_1", budget), left)
     assert (found is None) == fits
     if found is not None:
         assert (found.status, found.code) == (402, "insufficient_credits")
@@ -242,11 +244,21 @@ def test_claim_that_does_not_fit_the_remaining_budget_is_refused(
 
 
 def test_budget_refusal_names_the_budget_the_rest_and_the_cost() -> None:
-    found = refusal(Claim(Budget(10**9), 420_000_000, 420_000_000), 250_000_000)
+    budget = Budget(10**9)
+    claim = Claim(budget, 420_000_000, 420_000_000, budget)
+    found = refusal(claim, (False, "key_1", budget), 250_000_000)
     assert found is not None
     assert found.message == (
         "This key's budget of $1 has $0.25 left, but this call may cost $0.42."
     )
+    found = refusal(claim, (True, "research", budget), 250_000_000)
+    assert found is not None
+    assert found.message == (
+        "The budget of $1 of this key's group 'research' has $0.25 left, "
+        "but this call may cost $0.42."
+    )
+    assert found.details is not None
+    assert found.details["group"] == "research"
 
 
 def test_free_call_reserves_nothing_of_an_overspent_budget() -> None:

@@ -56,6 +56,7 @@ def test_a_page_has_the_sums_of_all_groups(filled: Connection, by: str) -> None:
     assert page(filled, Scope(group="nobody"), by, 100).groups == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("by", usage.GROUPS)
 def test_a_page_lists_what_an_unlimited_report_lists(filled: Connection, by: str) -> None:
     for scope in (

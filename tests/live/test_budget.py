@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import indoxhub  # type: ignore[import-untyped]
@@ -22,7 +22,6 @@ from tests.support.books import Place, assert_sound, ledger_of, row_of, rows, sp
 from tests.support.fake import FakeProvider
 from tests.support.load import NATIVE, OPENAI, Kind, Sent, play
 from tests.support.pace import HANG_S
-from tests.support.sampling import sampled
 from tests.support.servers import Server
 
 CALLERS, ROUNDS = 50, 20
@@ -43,17 +42,20 @@ def answering(usage: tuple[int, int], after: float = ANSWER_S) -> list[fp.Step]:
     return [fp.sleep(after), *fp.answer(fp.body("x", usage=usage))]
 
 
-def hammer(server: Server, key: str, kind: Kind, *, calls: int) -> list[Sent]:
-    """Make calls from CALLERS threads at once. Each thread makes its share one after another."""
+def hammer(server: Server, key: str | Sequence[str], kind: Kind, *, calls: int) -> list[Sent]:
+    """Make calls from CALLERS threads at once. Each thread makes its share one after another.
+
+    If there are several keys, the threads take them in turn.
+    """
+    keys = [key] if isinstance(key, str) else key
     sent: list[Sent] = []
 
-    def caller(path: str) -> None:
+    def caller(number: int) -> None:
         for _ in range(calls // CALLERS):
-            sent.append(one := Sent(kind, path))
-            play(server, key, one)
+            sent.append(one := Sent(kind, (NATIVE, OPENAI)[number % 2]))
+            play(server, keys[number % len(keys)], one)
 
-    paths = [(NATIVE, OPENAI)[number % 2] for number in range(CALLERS)]
-    threads = [threading.Thread(target=caller, args=(path,)) for path in paths]
+    threads = [threading.Thread(target=caller, args=(number,)) for number in range(CALLERS)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -80,7 +82,7 @@ def hammer_a_budget(fake: FakeProvider, server: Server, place: Place, key: str) 
     assert len({row["owner"] for row in rows(place)}) == 2
 
 
-def spend_it_all(server: Server, key: str, kind: Kind) -> Counter[int | None]:
+def spend_it_all(server: Server, key: str | Sequence[str], kind: Kind) -> Counter[int | None]:
     """Make calls until all are rejected. Return the counts of statuses."""
     found: Counter[int | None] = Counter()
     for _ in range(ROUNDS):
@@ -121,7 +123,8 @@ BILLED = 5000
 IGNORED = {"ignore_max_tokens": True}
 
 
-@pytest.mark.parametrize("params", sampled([{}, IGNORED], IGNORED))
+@pytest.mark.thorough
+@pytest.mark.parametrize("params", [{}, IGNORED])
 def test_a_host_that_bills_more_than_max_tokens_overspends_at_most_by_the_calls_in_flight(
     fake: FakeProvider, params: dict[str, Any]
 ) -> None:

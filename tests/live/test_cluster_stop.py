@@ -21,6 +21,7 @@ from tests.support.fake import FakeProvider
 from tests.support.load import NATIVE, OPENAI, usage_in
 from tests.support.pace import scaled
 from tests.support.raw_client import RawClient
+from tests.support.sampling import sampled
 
 WITHIN_S = scaled(0.5)
 """A bound for the response to a stop, the close of the provider's connection, and the client's last
@@ -59,7 +60,7 @@ PHASES = {
 }
 
 
-@pytest.mark.parametrize("name", PHASES)
+@pytest.mark.parametrize("name", sampled(PHASES, "silent", "unary_openai"))
 @pytest.mark.parametrize(("owner", "asked"), PAIRS)
 def test_call_of_any_worker_can_be_stopped_through_any_worker(
     cluster: Cluster, fake: FakeProvider, owner: int, asked: int, name: str

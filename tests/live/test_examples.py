@@ -15,11 +15,14 @@ from tests.support.calls import BEGUN, EVENT, wait_active
 from tests.support.fake import FakeProvider
 from tests.support.pace import HANG_S
 from tests.support.paths import ROOT
+from tests.support.sampling import sampled
 from tests.support.servers import Server, free_port
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.*"))
 COMMANDS = {".py": [sys.executable, "-W", "error"], ".mjs": ["node"]}
 each = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+shortest = ROOT / "examples/stream_and_stop.py"
+one = pytest.mark.parametrize("path", sampled(EXAMPLES, shortest), ids=lambda path: path.name)
 
 
 def run(path: Path, server: Server | None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -56,7 +59,7 @@ def test_each_example_stops_the_slow_built_in_model(path: Path, server: Server) 
     assert "finish_reason: cancelled" in done.stdout
 
 
-@each
+@one
 def test_each_example_reports_an_invalid_key(path: Path, server: Server) -> None:
     done = run(path, server, SLUICE_KEY="sk-sluice-unknown")
     assert "A valid API key is required" in in_one_line(done)
@@ -69,19 +72,19 @@ def in_one_line(done: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
-@each
+@one
 def test_each_example_says_in_one_line_that_the_key_is_missing(path: Path) -> None:
     assert "Set SLUICE_KEY" in in_one_line(run(path, None, SLUICE_KEY=""))
 
 
-@each
+@one
 def test_each_example_says_in_one_line_that_no_server_answers(path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     done = run(path, None, SLUICE_KEY="sk-sluice-x", SLUICE_URL=url)
     assert in_one_line(done).startswith(f"No server answers at {url}. Start one with 'make run'")
 
 
-@each
+@one
 def test_each_example_says_in_one_line_that_another_server_answers(
     path: Path, fake: FakeProvider
 ) -> None:

@@ -381,7 +381,7 @@ def spacious() -> Iterator[Server]:
         yield server
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stream", sampled([False, True], True))
 @pytest.mark.parametrize("name", sampled(LONG, "an echo", "many choices"))
 def test_a_long_answer_does_not_hold_up_other_requests(
     spacious: Server, name: str, stream: bool

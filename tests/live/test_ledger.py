@@ -59,7 +59,7 @@ def test_completed_calls_of_a_killed_worker_are_recorded(fake: FakeProvider) -> 
         proofs.assert_survived(load, ledger_of(server), fake.requests, kills=KILLS)
 
 
-@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("stream", sampled([True, False], True))
 def test_no_response_is_complete_before_it_is_recorded(fake: FakeProvider, *, stream: bool) -> None:
     # A worker that can't write to the ledger withholds the end of the response. If it is killed
     # then, its client has received no end that isn't in the ledger.
@@ -114,7 +114,8 @@ def test_rows_left_open_by_a_killed_server_are_closed_by_the_next_server(
     assert {id_ for id_, row in found.items() if row["end_reason"] == "interrupted"} == left
 
 
-@pytest.mark.parametrize("reloads", sampled([1, 4], 1))
+@pytest.mark.thorough
+@pytest.mark.parametrize("reloads", [1, 4])
 def test_a_reload_closes_no_live_row(fake: FakeProvider, reloads: int) -> None:
     with serve(fake) as (server, keys):
         load = Load(server, keys, mixture.lasting(), clients=CLIENTS // 2)

@@ -352,6 +352,7 @@ def test_deleted_journals_of_the_database_lose_no_row(
         assert "is consistent" in flask(caller.server, "usage", "verify")
 
 
+@pytest.mark.thorough
 def test_calls_are_served_while_the_file_of_an_optional_ledger_is_gone(
     fake: FakeProvider, folder: Path
 ) -> None:
@@ -387,7 +388,7 @@ def nowhere(folder: Path) -> Path:
     return folder / "missing" / "sluice.db"
 
 
-@pytest.mark.parametrize("kind", ["gevent", "python"])
+@pytest.mark.parametrize("kind", sampled(["gevent", "python"], "python"))
 @pytest.mark.parametrize("unusable", sampled([damaged, a_directory, nowhere], damaged))
 def test_an_unusable_database_fails_the_start_with_a_clear_message(
     tmp_path: Path, kind: ServerKind, unusable: Callable[[Path], Path]

@@ -148,6 +148,7 @@ def test_a_killed_worker_loses_its_active_streams_but_not_its_counts(
             wait_shown(pair, client, streams_active=0, streams_ended_total=5)
 
 
+@pytest.mark.thorough
 def test_counts_outlive_a_reload_and_the_directory_is_removed_on_exit(
     pair: Server, fake: FakeProvider, temporary: Path
 ) -> None:

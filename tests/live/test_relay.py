@@ -634,6 +634,7 @@ def test_a_client_hang_up_closes_a_tls_upstream(server: Server, tls_fake: FakePr
 # Other requests meanwhile
 
 
+@pytest.mark.thorough
 def test_local_streams_do_not_delay_health_checks(server: Server) -> None:
     done = threading.Event()
     readers = [threading.Thread(target=stream_until, args=(server, done)) for _ in range(8)]

@@ -97,6 +97,7 @@ def assert_shut_down(frames: list[Frame]) -> None:
     assert "shutting down" in frames[-1].json["error"]
 
 
+@pytest.mark.thorough
 def test_idle_connections_do_not_delay_the_exit_of_a_worker(fake: FakeProvider) -> None:
     with serve(fake) as server, server.client() as unused, server.client() as used:
         used.request("GET", "/health")
@@ -124,6 +125,7 @@ def test_ctrl_c_ends_streams_after_the_shorter_drain_time(fake: FakeProvider) ->
         assert server.wait_exit(EXIT_S) == 0
 
 
+@pytest.mark.thorough
 def test_ctrl_c_without_calls_ends_at_once(fake: FakeProvider) -> None:
     with serve(fake) as server:
         server.signal(signal.SIGINT)
@@ -211,6 +213,7 @@ def renew_under_load(
     assert complete(server)["data"] == "x"
 
 
+@pytest.mark.thorough
 def test_a_reload_under_load_fails_no_call(fake: FakeProvider) -> None:
     with serve(fake) as server:
         renew_under_load(fake, server, lambda: server.signal(signal.SIGHUP), within=scaled(5))

@@ -99,7 +99,7 @@ def test_stop_timeouts_of_systemd_and_docker_cover_the_drain_time() -> None:
 def test_nginx_limits_fit_the_timeouts_and_body_limit_of_sluice() -> None:
     settings = Settings()
     assert value(NGINX, "proxy_read_timeout") > settings.timeouts.total
-    assert value(NGINX, "client_max_body_size") > settings.max_body
+    assert value(NGINX, "client_max_body_size") > settings.max_chat_body
     assert value(NGINX, "client_body_buffer_size") >= value(NGINX, "client_max_body_size")
     conf = (ROOT / "gunicorn.conf.py").read_text()
     keepalive = re.search(r"^keepalive = (\d+)", conf, re.MULTILINE)

@@ -41,6 +41,7 @@ LONG_MODULES: dict[str, str] = {
     "completion": "the vocabulary, type after type",
     "config": "all settings, with a field and a variable for each",
     "endpoints.native": "one whole API",
+    "providers.hosts": "the rows of all hosts",
 }
 LONG_FUNCTIONS: dict[str, str] = {
     "endpoints.openapi.schemas.completions": "one schema",

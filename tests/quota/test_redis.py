@@ -620,7 +620,7 @@ def test_a_call_waiting_for_redis_does_not_block_local_counting(
     redis_server.pause()
     waiting = threading.Thread(target=quota.admit, args=(key, demand(1)))
     waiting.start()
-    quota._local.admit(key.id, key.limits, Ask(1, 0, 1))
+    quota._local.admit([(key.id, key.limits, None)], Ask(1, 0, 1))
     assert waiting.is_alive()
     redis_server.resume()
     waiting.join()

@@ -41,7 +41,13 @@ RECORD = TESTS / "costs.json"
 GROUPS, CALLS, WARM_UP = 10, 10, 20
 FEW_EVENTS, MANY_EVENTS = 10, 110
 SLOW_CALLS, SLOW_EVENTS, SLOW_S = 1, 40, 0.004
-FACES = {"openai": "/v1/completions", "native": "/api/v1/completions"}
+FACES = {
+    "openai": "/v1/completions",
+    "native": "/api/v1/completions",
+    "chat": "/v1/chat/completions",
+    "native chat": "/api/v1/chat/completions",
+}
+TEXT = "Write a haiku:"
 
 
 class Upstream:
@@ -74,7 +80,7 @@ class Upstream:
                 lines.read(length)
                 name = line.split(b"/")[1]
                 answer = self._answers[name]
-                if name == b"slow":
+                if name.startswith(b"slow"):
                     *pieces, answer = answer.split(b"\n\n", SLOW_EVENTS)
                     for piece in pieces:
                         self._send_alone(client, piece + b"\n\n")
@@ -95,25 +101,37 @@ def answer(kind: str, body: str) -> bytes:
     return (head + body).encode()
 
 
-def streamed(events: int) -> bytes:
+def streamed(events: int, *, chat: bool = False) -> bytes:
+    text: dict[str, Any] = {"delta": {"content": " word"}} if chat else {"text": " word"}
+    end: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
+    top = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m"} if chat else {}
     chunks: Iterable[Any] = (
-        *({"choices": [{"index": 0, "text": " word"}]} for _ in range(events)),
-        {"choices": [{"index": 0, "text": "", "finish_reason": "length"}]},
-        {"choices": [], "usage": {"prompt_tokens": 8, "completion_tokens": events}},
+        *(top | {"choices": [{"index": 0} | text]} for _ in range(events)),
+        top | {"choices": [{"index": 0, "finish_reason": "length"} | end]},
+        top | {"choices": [], "usage": {"prompt_tokens": 8, "completion_tokens": events}},
     )
     frames = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
     return answer("text/event-stream", frames + "data: [DONE]\n\n")
 
 
-WHOLE = answer(
-    "application/json",
-    json.dumps(
-        {
-            "choices": [{"index": 0, "text": " word", "finish_reason": "length"}],
-            "usage": {"prompt_tokens": 8, "completion_tokens": 1},
-        }
-    ),
-)
+def whole(choice: dict[str, Any]) -> bytes:
+    """Return the bytes of a whole answer with one choice."""
+    choices = [{"index": 0, "finish_reason": "length"} | choice]
+    usage = {"prompt_tokens": 8, "completion_tokens": 1}
+    return answer("application/json", json.dumps({"choices": choices, "usage": usage}))
+
+
+ANSWERS = {
+    b"whole": whole({"text": " word"}),
+    b"few": streamed(FEW_EVENTS),
+    b"many": streamed(MANY_EVENTS),
+    b"slow": streamed(SLOW_EVENTS),
+    b"whole-chat": whole({"message": {"role": "assistant", "content": " word"}}),
+    b"few-chat": streamed(FEW_EVENTS, chat=True),
+    b"many-chat": streamed(MANY_EVENTS, chat=True),
+    b"slow-chat": streamed(SLOW_EVENTS, chat=True),
+}
+"""The upstream's answer to each request, by the path. A path of "slow" gets its events singly."""
 
 
 class Nowhere(io.StringIO):
@@ -134,10 +152,7 @@ class Connection(socket.socket):
 
 class Counted:
     def __init__(self, directory: Path) -> None:
-        self._upstream = upstream = Upstream(
-            {b"whole": WHOLE, b"few": streamed(FEW_EVENTS), b"many": streamed(MANY_EVENTS)}
-            | {b"slow": streamed(SLOW_EVENTS)}
-        )
+        self._upstream = upstream = Upstream(ANSWERS)
         self._count = itertools.count()
         threading.setprofile(self._called)  # before the app starts threads
 
@@ -146,7 +161,7 @@ class Counted:
         from tests.test_app import make_key
 
         line, self._key = make_key(requests_per_minute=10**9, tokens_per_hour=10**9, budget_usd=1e6)
-        names = ("whole", "few", "many", "slow")
+        names = [name.decode() for name in ANSWERS]
         origin = f"http://127.0.0.1:{upstream.port}"
         app = create_app(
             Settings(
@@ -175,7 +190,10 @@ class Counted:
 
     def of_a_call(self, path: str, model: str, *, stream: bool, calls: int = CALLS) -> float:
         """Return the number of function calls for a call, as the mean of a group of calls."""
-        body = {"model": f"{model}/m", "prompt": "Write a haiku:", "max_tokens": 100}
+        body: dict[str, Any] = {"model": f"{model}/m", "prompt": TEXT, "max_tokens": 100}
+        if "chat" in path:
+            body["model"], body["messages"] = f"{model}-chat/m", [{"role": "user", "content": TEXT}]
+            del body["prompt"]
         content = json.dumps(body | {"stream": stream})
         request = (
             f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nAuthorization: Bearer {self._key}\r\n"

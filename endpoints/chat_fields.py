@@ -1,0 +1,274 @@
+"""The body of a chat: what Sluice reads of it. All other fields are the host's business.
+
+- The body is decoded to fields whose values stay undecoded, and go to the host as they came.
+- The input is estimated from the messages' text and images. A long list of messages is measured
+  step by step, so that other calls make progress.
+- What can't be read as a message's text counts as text: the host decides whether it is valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Raw
+
+from completion import Chat, CompletionRequest
+from concurrency.yielding import Yielder
+from endpoints import openai_fields, passed_on, request_fields
+from endpoints.openai_fields import UsageIn
+from errors import InvalidRequest, RequestTooLarge
+from gateway import field_names
+from routing.replicas import PREFIX
+
+ROUTING: Final = ("model", "provider", "fallbacks", "byok_api_key", "stream_id", "stream")
+"""The fields of Parameters that a chat has, besides those that are counted."""
+NOT_BUILT: Final = ("resumable", "background")
+"""Fields of Sluice's own that have no effect yet. They are named as dropped."""
+OWN: Final = frozenset(
+    (
+        *("provider", "fallbacks", "byok_api_key", "stream_id", "additional_params"),
+        *NOT_BUILT,
+    )
+)
+"""The fields that no host gets."""
+HARMLESS: Final = frozenset(
+    (
+        *("audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs"),
+        *("messages", "metadata", "modalities", "model", "parallel_tool_calls", "prediction"),
+        *("presence_penalty", "prompt_cache_key", "reasoning_effort", "response_format", "seed"),
+        *("safety_identifier", "service_tier", "stop", "store", "stream", "stream_options"),
+        *("temperature", "tool_choice", "tools", "top_k", "top_logprobs", "top_p", "user"),
+        *("verbosity", "web_search_options"),
+    )
+)
+"""Fields that can't request more output than max_tokens says."""
+TERMS: Final = ("service_tier", "speed", "web_search_options", "search_type")
+"""The fields on which prices depend."""
+INPUTS: Final = ("tools", "functions", "response_format")
+"""The fields besides the messages that are part of the input."""
+LONG: Final = frozenset(("messages", *INPUTS))
+"""The fields that may be longer than a completion's body."""
+IMAGE_TOKENS, MOST_IMAGE_TOKENS = 1_000, 6_000
+"""The tokens of an image: an estimate, and what few models exceed."""
+BYTES_PER_MEDIA_TOKEN, LEAST_BYTES_PER_MEDIA_TOKEN = 64, 16
+"""The bytes of a recording or a document, in base64, for a token: an estimate, and a lower bound
+that few exceed."""
+
+
+class LongFields(msgspec.Struct):
+    messages: Raw = Raw()
+    tools: Raw = Raw()
+    functions: Raw = Raw()
+    response_format: Raw = Raw()
+
+
+class ChatMessage(msgspec.Struct, gc=False):
+    role: str
+    content: Raw = Raw()
+
+
+class ChatPart(msgspec.Struct, gc=False):
+    type: str = "text"
+
+
+class InputSize(msgspec.Struct):
+    """The size of an input: the bytes of its text, and the tokens of everything else."""
+
+    text: int = 0
+    media: int = 0
+    most_media: int = 0
+
+
+Messages = Annotated[list[Raw], Meta(min_length=1)]
+_fields = msgspec.json.Decoder(dict[str, Raw]).decode
+_messages = msgspec.json.Decoder(Messages).decode
+_message = msgspec.json.Decoder(ChatMessage).decode
+_parts = msgspec.json.Decoder(list[Raw]).decode
+_part = msgspec.json.Decoder(ChatPart).decode
+_long = msgspec.json.Decoder(LongFields).decode
+
+
+def decode(body: bytes, most_beside: int) -> dict[str, Any]:
+    """Return a body's fields, with undecoded values.
+
+    Args:
+        most_beside: the most bytes of a body without the fields of LONG. An object of many fields
+            takes a long time to decode.
+
+    Raises:
+        RequestTooLarge: the body has more.
+        msgspec.DecodeError: the body isn't JSON.
+    """
+    try:
+        if len(body) > most_beside:
+            yielder = Yielder()
+            found = _long(body)
+            yielder.yield_if_due()
+            beside = len(body) - sum([nbytes(getattr(found, name)) for name in LONG])
+            if beside > most_beside:
+                raise RequestTooLarge(
+                    f"The body has {beside} bytes besides {', '.join(sorted(LONG))}; the limit is "
+                    f"{most_beside}."
+                )
+        return _fields(body)
+    except msgspec.ValidationError:  # it isn't an object
+        found_instead: dict[str, Any] = msgspec.json.decode(body)
+        return found_instead
+
+
+def nbytes(value: Raw) -> int:
+    return memoryview(value).nbytes
+
+
+def parse(
+    fields: dict[str, Raw], size: int
+) -> tuple[request_fields.Parameters, CompletionRequest, UsageIn]:
+    """Return the parameters, the request, and where its stream has usage. Raises InvalidRequest.
+
+    Args:
+        size: the bytes of the body.
+    """
+    fields = merge_params(fields)
+    unknown = check_names(fields)
+    values = {name: value for name in ROUTING if (value := value_of(fields, name)) is not None}
+    count_output(fields, values)
+    found = request_fields.parameters(values)
+    options = value_of(fields, "stream_options")
+    usage: UsageIn = "nowhere"
+    if options is not None:
+        usage, _ = openai_fields.read_options(options)
+    measured = measure(fields)
+    messages = memoryview(fields["messages"])
+    start = bytes(messages[: 4 * PREFIX]).decode("utf-8", "ignore")[:PREFIX]
+    text_tokens = -(-measured.text // 4)
+    return (
+        found,
+        CompletionRequest(
+            prompts=(start,),
+            max_tokens=found.max_tokens,
+            n=None if found.n == 1 else found.n,
+            best_of=found.best_of,
+            stream=bool(found.stream),
+            unused=tuple([name for name in NOT_BUILT if value_of(fields, name)]),
+            chat=Chat(
+                fields={name: value for name, value in fields.items() if name not in OWN},
+                size=size,
+                input_tokens=text_tokens + measured.media,
+                most_input=measured.text + measured.most_media,
+                stream_options=beside_usage(options),
+                terms={n: value for n in TERMS if (value := value_of(fields, n)) is not None},
+                loose=unknown,
+            ),
+        ),
+        usage,
+    )
+
+
+def beside_usage(options: Any) -> dict[str, Any]:
+    """Return a caller's stream options without those that Sluice honours itself."""
+    return {n: v for n, v in (options or {}).items() if n not in openai_fields.USAGE_OPTIONS}
+
+
+def value_of(fields: Mapping[str, Raw], name: str) -> Any:
+    """Return a field's value; None if it is absent."""
+    return msgspec.json.decode(fields[name]) if name in fields else None
+
+
+def merge_params(fields: dict[str, Raw]) -> dict[str, Raw]:
+    """Return the fields with those of additional_params. Raises InvalidRequest."""
+    if "additional_params" not in fields:
+        return fields
+    params = value_of(fields, "additional_params")
+    if params is None:
+        return fields
+    request_fields.check("additional_params", params, dict[str, Any])
+    found = dict(fields)
+    for name, value in _fields(fields["additional_params"]).items():
+        if name in request_fields.BEYOND_PARAMS:
+            raise InvalidRequest(f"additional_params can't set {name}.", param=name)
+        if params[name] is not None and value_of(found, name) not in (None, params[name]):
+            raise passed_on.two_values(name)
+        if value_of(found, name) is None:
+            found[name] = value
+    return found
+
+
+def check_names(fields: Mapping[str, Raw]) -> bool:
+    """Return True if there are fields that Sluice doesn't know. Raises InvalidRequest."""
+    unknown = [
+        name
+        for name in fields
+        if name not in HARMLESS and name not in OWN and name not in field_names.COUNTED
+    ]
+    if unknown:
+        passed_on.refuse_many(len(unknown))
+    for name in unknown:
+        if len(name) > passed_on.LONGEST_NAME:
+            raise request_fields.unknown(name)
+        request_fields.refuse_lookalike(name)
+    return bool(unknown)
+
+
+def count_output(fields: Mapping[str, Raw], values: dict[str, Any]) -> None:
+    """Add the fields that limit the output to `values`, under Sluice's names.
+
+    A negative limit is none: some engines take it. Raises InvalidRequest.
+    """
+    for name in fields:
+        field = field_names.COUNTED.get(name)
+        if field is None:
+            continue
+        value = value_of(fields, name)
+        if value is None or (field == "max_tokens" and isinstance(value, int) and value < 0):
+            continue
+        if name == field and name not in values:
+            values[name] = value
+        else:
+            passed_on.count_as(field, name, value, values)
+
+
+def measure(fields: Mapping[str, Raw]) -> InputSize:
+    """Return the size of the input. Raises InvalidRequest if there are no valid messages."""
+    try:
+        size, yielder = InputSize(), Yielder()
+        for message in _messages(fields.get("messages", Raw(b"null"))):
+            yielder.yield_if_due()
+            size.text += nbytes(message)
+            content = _message(message).content
+            if memoryview(content)[:1].tobytes() == b"[":
+                yielder.yield_if_due()
+                measure_media(content, size, yielder)
+    except msgspec.DecodeError:
+        value = value_of(fields, "messages")
+        if value is None:
+            takes = request_fields.TAKES["messages"]
+            raise InvalidRequest(
+                f"messages is missing; expected {takes}.", param="messages"
+            ) from None
+        request_fields.refuse("messages", value)
+    for name in INPUTS:
+        if name in fields:
+            size.text += nbytes(fields[name])
+    return size
+
+
+def measure_media(content: Raw, size: InputSize, yielder: Yielder) -> None:
+    """Count a message's parts that aren't text as media instead of as text."""
+    for part in _parts(content):
+        yielder.yield_if_due()
+        try:
+            kind = _part(part).type
+        except msgspec.DecodeError:
+            continue
+        if kind == "text":
+            continue
+        data = nbytes(part)
+        size.text -= data
+        if "image" in kind:
+            size.media += IMAGE_TOKENS
+            size.most_media += MOST_IMAGE_TOKENS
+        else:
+            size.media += IMAGE_TOKENS + data // BYTES_PER_MEDIA_TOKEN
+            size.most_media += MOST_IMAGE_TOKENS + data // LEAST_BYTES_PER_MEDIA_TOKEN
