@@ -3,7 +3,7 @@
 import { $, get, make, whole } from "./common.js";
 import { beginKeys, budgetCell, offerGroups, showKeys } from "./admin_keys.js";
 import { beginLive, poll, showProviders } from "./admin_live.js";
-import { beginUsage, offerSumsByGroup, showUsage } from "./admin_usage.js";
+import { beginUsage, showUsage } from "./admin_usage.js";
 import { closeByButtons } from "./dialogs.js";
 import { limitsText, modelsText } from "./key_terms.js";
 import { signIn } from "./session.js";
@@ -24,16 +24,12 @@ const attempt = (name, action) =>
   });
 
 async function showGroups() {
-  const none = (problem) => (problem.status === 404 ? { data: null } : Promise.reject(problem));
-  const found = await attempt("groups", () => get("/api/v1/groups").catch(none));
+  const found = await attempt("groups", () => get("/api/v1/groups"));
   if (!found) return;
-  $("groups").hidden = $("to-groups").hidden = found.data === null;
-  if (found.data === null) return; // this server has no groups
   $("group-table").hidden = !found.data.length;
   $("no-groups").hidden = found.data.length > 0;
   $("group-table").tBodies[0].replaceChildren(...found.data.map(groupRow));
   offerGroups(found.data);
-  offerSumsByGroup(true);
 }
 
 function groupRow(group) {
@@ -47,16 +43,13 @@ function groupRow(group) {
 }
 
 async function begin() {
-  try {
-    await get("/api/v1/keys?limit=1");
-  } catch (problem) {
-    if (problem.code === "admin_required") {
-      $("not-admin").hidden = false;
-      return;
-    }
+  const own = await attempt("key", () => get("/api/v1/user/key"));
+  if (own?.admin === false) {
+    $("not-admin").hidden = false;
+    return;
   }
   $("admin").hidden = false;
-  beginKeys(attempt, showGroups);
+  beginKeys(attempt, showGroups, own?.id);
   beginUsage(attempt);
   beginLive(attempt);
   closeByButtons();

@@ -23,7 +23,8 @@ let onChange;
 let keys = new Map();
 let cursor = null;
 let asking = 0;
-let groups = null; // null: this server has none of them
+let groups = null; // the names of the groups; null: not known
+let own = ""; // the id of the key that the user is signed in with
 let base = null; // the key in the dialog, as the page knows it
 
 // The list
@@ -80,6 +81,7 @@ export function budgetCell(holder) {
 function keyRow(key) {
   const name = make("th", { scope: "row", class: "model" }, make("span", { class: "name" }, key.name));
   if (key.admin) name.append(make("span", { class: "tag" }, "admin"));
+  if (key.id === own) name.append(make("span", { class: "tag" }, "you"));
   name.append(make("span", { class: "hint" }, make("code", {}, key.id), ...(key.group ? [` in ${key.group}`] : [])));
   const status = cell("", "cost");
   status.append(make("span", { class: `end ${MARKS[key.status]}` }, key.status));
@@ -168,6 +170,8 @@ function press({ text, action }, box) {
 const fields = () => [...$("terms").elements].filter((field) => field.name && !(field.name === "group" && groups === null));
 
 function fill(texts) {
+  const known = [...$("f-group").options].some((option) => option.value === texts.group);
+  if (!known) $("f-group").append(make("option", {}, texts.group));
   for (const field of fields()) {
     if (field.type === "checkbox") field.checked = texts[field.name];
     else field.value = texts[field.name];
@@ -180,6 +184,7 @@ const typed = () =>
 
 function openTerms(key) {
   base = key;
+  $("f-group-field").hidden = groups === null || !(groups.length || key?.group);
   $("key-dialog-title").textContent = key ? `Change ${key.name}` : "New key";
   $("key-save").textContent = key ? "Save" : "Create key";
   $("f-name").closest(".field").hidden = Boolean(key);
@@ -275,8 +280,16 @@ function wipeSecret() {
 
 // Rotating, disabling, enabling, deleting
 
+/** Warn in a dialog about a key if it is the one that the user is signed in with. */
+function warn(dialog, key, text) {
+  const box = dialog.querySelector(".own");
+  box.hidden = key.id !== own;
+  box.textContent = `You are signed in with this key. ${text}`;
+}
+
 function rotate(key) {
   base = key;
+  warn($("rotate-dialog"), key, "When its old secret ends, sign in again with the new one.");
   $("rotate-title").textContent = `Rotate ${key.name}`;
   $("overlap").value = "86400";
   $("rotate-changed").hidden = $("rotate-problem").hidden = true;
@@ -300,6 +313,7 @@ let asked = null;
 
 function ask(key, question) {
   base = key;
+  warn($("ask-dialog"), key, "You will need another admin key for this page.");
   asked = question;
   $("ask-title").textContent = `${question.verb} ${key.name}?`;
   $("ask-text").textContent = question.text;
@@ -345,20 +359,19 @@ function options(select, names, first) {
   select.value = names.includes(chosen) ? chosen : "";
 }
 
-/** Offer the groups in the filter and in the form. null: this server doesn't know groups. */
+/** Offer the groups in the filter and in the form. */
 export function offerGroups(found) {
-  groups = found;
-  const names = (found ?? []).map((group) => group.name);
-  $("of-group-field").hidden = !names.length;
-  $("f-group-field").hidden = found === null;
-  options($("of-group"), names, "all");
-  options($("f-group"), names, "none");
+  groups = found.map((group) => group.name);
+  $("of-group-field").hidden = !groups.length;
+  options($("of-group"), groups, "all");
+  options($("f-group"), groups, "none");
 }
 
-/** Start the section. after: called when a key has changed. */
-export function beginKeys(attemptOf, after) {
+/** Start the section. after: called when a key has changed. ownId: the id of the user's key. */
+export function beginKeys(attemptOf, after, ownId) {
   attempt = attemptOf;
   onChange = after;
+  own = ownId;
   let typing = 0;
   $("filter").addEventListener("submit", (event) => event.preventDefault());
   $("filter").addEventListener("input", () => {

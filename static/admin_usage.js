@@ -118,12 +118,6 @@ async function save(by, name) {
   if (saved) $("status").textContent = "Downloaded";
 }
 
-/** Offer the sums by group, if this server has groups. */
-export function offerSumsByGroup(has) {
-  const known = [...$("by").options].some((option) => option.value === "group");
-  if (has && !known) $("by").add(make("option", {}, "group"), 1);
-}
-
 export function beginUsage(attemptOf) {
   attempt = attemptOf;
   chart = new DayChart($("chart"), "Choose “day” in the list above to get the figures as a table.");

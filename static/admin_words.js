@@ -8,10 +8,13 @@ const FAILING = 0.5; // the share of failed calls from which a provider counts a
 const STATES = { queued: "queued", waiting: "waits for its first text", answering: "answers" };
 const REASONS = {
   "insufficient_credits:budget": "402: the budget is used up",
+  "insufficient_credits:budget:group": "402: the group’s budget is used up",
   model_forbidden: "403: the key may not use the model",
   "rate_limited:concurrency": "429: too many calls at a time",
   "rate_limited:requests": "429: requests per minute",
+  "rate_limited:requests:group": "429: the group’s requests per minute",
   "rate_limited:tokens": "429: tokens per hour",
+  "rate_limited:tokens:group": "429: the group’s tokens per hour",
   stream_exists: "409: a stream with this id is active",
   "unavailable:capacity": "503: the server had no room",
   "unavailable:ledger": "503: the ledger was unavailable",

@@ -23,7 +23,7 @@ from tests.support import fake as fp
 from tests.support.fake import FakeProvider
 from tests.support.pace import HANG_S
 from tests.support.pages import fits, sign_in, slow, violations
-from tests.support.servers import Server
+from tests.support.servers import UNTROUBLED, Server, fake_rows
 
 pytestmark = pytest.mark.thorough
 
@@ -31,6 +31,24 @@ KEYS = "/api/v1/keys"
 WAIT_MS = 1000 * HANG_S
 
 Api = Callable[..., requests.Response]
+
+
+GROUPS = """
+[groups.research]
+budget_usd = 50
+budget_period = "month"
+models = ["fake/*", "local/*"]
+
+[groups.interns]
+requests_per_minute = 10
+"""
+
+
+@pytest.fixture(scope="module")
+def module_server(fake_process: FakeProvider) -> Iterator[Server]:
+    """Yield a server that has groups of keys."""
+    with Server(fake_rows(fake_process.base_url) + GROUPS, env=UNTROUBLED) as server:
+        yield server
 
 
 @pytest.fixture
@@ -282,6 +300,42 @@ def test_the_keys_are_filtered_and_a_pasted_key_is_never_sent(
     assert not [url for url in urls if server.key in url]
 
 
+def test_groups_are_listed_and_a_key_is_put_into_one(page: Page, server: Server, api: Api) -> None:
+    server.add_key("lost", group="forgotten")
+    api("POST", KEYS, json={"name": "ada"})
+    sign_in(page, server, "/admin")
+    rows = page.locator("#group-table tbody tr")
+    expect(rows).to_have_count(3)
+    research = rows.filter(has_text="research")
+    expect(research).to_contain_text("$0.00 of $50.00 a month")
+    expect(research).to_contain_text("only fake/*, local/*")
+    expect(rows.filter(has_text="interns")).to_contain_text("10 requests a minute")
+    expect(rows.filter(has_text="forgotten")).to_contain_text("not in sluice.toml")
+    press(page, "Change ada")
+    page.get_by_role("dialog").get_by_label("Group").select_option("research")
+    press(page, "Save")
+    expect(row(page, "ada")).to_contain_text("in research")
+    expect(research.locator(".n")).to_have_text("1")
+    page.get_by_role("search").get_by_label("Group").select_option("research")
+    expect(page.locator("#key-table .name")).to_have_text(["ada"])
+    key = api("POST", f"{KEYS}/ada/rotate", json={"overlap_s": 0}).json()["key"]
+    admin, server.key = server.key, key
+    calls.complete(server, model="local/pydoc", max_tokens=5)
+    server.key = admin
+    page.get_by_label("By", exact=True).select_option("group")
+    expect(page.locator("#usage-table tbody th")).to_have_text(["research"])
+
+
+def test_the_own_key_is_marked_and_its_dialogs_warn(page: Page, server: Server) -> None:
+    sign_in(page, server, "/admin")
+    expect(row(page, "operator")).to_contain_text("you")
+    press(page, "Rotate operator")
+    expect(page.get_by_role("dialog")).to_contain_text("You are signed in with this key.")
+    page.keyboard.press("Escape")
+    press(page, "Rotate test")
+    expect(page.get_by_role("dialog").get_by_text("You are signed in")).to_be_hidden()
+
+
 def test_the_usage_of_all_has_each_grouping_and_csv_files(
     page: Page, server: Server, api: Api, fake: FakeProvider
 ) -> None:
@@ -388,7 +442,7 @@ def test_an_admin_key_that_is_disabled_meanwhile_gets_a_sentence(
 def test_a_colleagues_key_is_made_by_keyboard_only(page: Page, server: Server) -> None:
     sign_in(page, server, "/admin")
     expect(page.locator("#key-table tbody tr").first).to_be_visible()
-    page.get_by_label("Status").focus()
+    page.get_by_role("search").get_by_label("Group").focus()
     page.keyboard.press("Tab")
     expect(page.get_by_role("button", name="New key")).to_be_focused()
     page.keyboard.press("Enter")

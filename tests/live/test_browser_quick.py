@@ -32,6 +32,7 @@ def test_a_first_visit_streams_the_slow_model_until_it_is_stopped(
 def test_an_admin_gives_a_colleague_a_key_with_a_monthly_budget(page: Page, server: Server) -> None:
     server.key = server.add_key("operator", admin=True)
     sign_in(page, server, "/admin")
+    expect(page.locator("#no-groups")).to_contain_text("Define groups in sluice.toml")
     page.get_by_role("button", name="New key").click()
     page.get_by_label("Name", exact=True).fill("ada")
     page.get_by_label("Budget in US dollars").fill("20")
