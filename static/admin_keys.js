@@ -40,7 +40,7 @@ function query() {
 export async function showKeys(next = null) {
   const mine = ++asking;
   const asked = query();
-  const filtered = asked.size > 1;
+  const filtered = [...asked].length > 1; // more than the limit
   showWrong($("filter"), isSecret($("search").value) ? { search: SECRET } : {});
   if (isSecret($("search").value)) return; // a key must not get into a URL
   if (next) asked.set("cursor", next);

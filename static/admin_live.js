@@ -79,7 +79,7 @@ export async function showProviders() {
   $("sum-providers").classList.toggle("bad", down.length > 0);
   $("sum-providers-hint").textContent = down.join(", ");
   $("providers-hint").textContent = [`Calls of the last ${Math.round(found.window_s / 60)} minutes. Updates every 10 seconds.`, missingText(found.processes)].filter(Boolean).join(" Calls are ");
-  $("provider-table").tBodies[0].replaceChildren(...enabled.toSorted((a, b) => rank(a) - rank(b)).map(providerRow));
+  $("provider-table").tBodies[0].replaceChildren(...enabled.sort((a, b) => rank(a) - rank(b)).map(providerRow));
   $("only-toy").hidden = enabled.some((provider) => provider.name !== TOYS && healthOf(provider).text !== "doesn’t run");
   const missing = found.data.filter((provider) => !provider.enabled);
   $("not-enabled").hidden = !missing.length;

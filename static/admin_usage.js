@@ -88,7 +88,7 @@ function drawTable() {
   if (!report) return;
   const { group_by: by, total } = report;
   const { of } = MEASURES[measure()];
-  const rows = by === "day" ? report.data.toReversed() : report.data.toSorted((a, b) => of(b) - of(a) || b.tokens.total - a.tokens.total);
+  const rows = by === "day" ? [...report.data].reverse() : [...report.data].sort((a, b) => of(b) - of(a) || b.tokens.total - a.tokens.total);
   const most = Math.max(...rows.map(of)) || 1;
   const shown = rows.slice(0, MOST_SHOWN).map((row) => make("tr", {}, nameCell(row, by, of(row) / most), ...figures(row)));
   $("by-name").textContent = NAMES[by];
