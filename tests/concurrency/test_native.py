@@ -138,6 +138,7 @@ PLAIN = frozenset(
         ),
         *("setdefault", "values", "monotonic", "time", "settimeout", "suppress"),
         *("bool", "dict", "deque", "iter", "len", "list", "max", "min", "next"),
+        *("enumerate", "tuple"),
         *("Group", "StreamExists", "Unavailable", "too_many", "too_many_of_key"),
     }
 )
@@ -153,8 +154,8 @@ LOOKED_AT = {
         "_limit",
         "_limited_until",
     }
-    | {"enter", "failed", "keys_of", "left", "open", "succeeded", "target_key"},
-    "quota.memory": {"_now", "counts", "left", "tokens", "window_of"},
+    | {"enter", "failed", "is_host", "keys_of", "left", "open", "succeeded", "target_key"},
+    "quota.memory": {"Hold", "_now", "counts", "left", "refusal_of", "tokens", "window_of"},
     "providers.transport.abort": {"_shut"},
     "streams.stream": {"_late", "end", "go_to"},
     "streams.registry": {"_may_begin", "later"},
