@@ -12,6 +12,7 @@ import { bar, cell, clock, emptyRow } from "./tables.js";
 const TYPING_MS = 250;
 const PAGE = 100;
 const MARKS = { active: "completed", disabled: "stopped", expired: "bad" };
+const PLACES = { Disable: "Switch", Enable: "Switch" }; // buttons that take each other's place
 const NEW = {
   ...{ name: "", budget_usd: "", budget_period: "month", group: "", tier: "unlimited", expires: "" },
   ...{ requests_per_minute: "", tokens_per_hour: "", max_streams: "", models: "", admin: false },
@@ -62,7 +63,7 @@ function draw(filtered) {
   $("key-table").tBodies[0].replaceChildren(...(rows.length ? rows : [emptyRow(6, none)]));
   $("key-names").replaceChildren(...[...keys.values()].map((key) => make("option", { value: key.name })));
   const counts = ["disabled", "expired"].map((status) => [status, [...keys.values()].filter((key) => key.status === status).length]);
-  if (!filtered) $("sum-keys-hint").textContent = counts.filter(([, count]) => count).map(([status, count]) => `${count} ${status}`).join(", ");
+  if (!filtered) $("sum-keys-hint").textContent = cursor ? "" : counts.filter(([, count]) => count).map(([status, count]) => `${count} ${status}`).join(", ");
 }
 
 /** Return the cell of a budget, with a bar of what is used. */
@@ -105,7 +106,7 @@ function doings(key) {
   const off = key.disabled;
   const actions = { Change: change, Rotate: rotate, [off ? "Enable" : "Disable"]: off ? enable : disable, Delete: remove };
   for (const [text, action] of Object.entries(actions)) {
-    const button = make("button", { type: "button", class: "quiet", "data-key": key.id, "data-does": text, "aria-label": `${text} ${key.name}` }, text);
+    const button = make("button", { type: "button", class: "quiet", "data-key": key.id, "data-does": PLACES[text] ?? text, "aria-label": `${text} ${key.name}` }, text);
     button.addEventListener("click", () => action(key));
     found.append(button);
   }
@@ -129,7 +130,9 @@ async function send(method, where, { key = null, body = null } = {}) {
 
 /** Say what has changed on the server, and in the list. */
 async function done(text) {
+  const shown = keys.size;
   await Promise.all([showKeys(), onChange()]);
+  while (cursor && keys.size < shown) await showKeys(cursor);
   $("status").textContent = text;
 }
 
@@ -319,7 +322,7 @@ function ask(key, question) {
   $("ask-text").textContent = question.text;
   $("ask-yes").textContent = question.verb;
   $("ask-changed").hidden = $("ask-problem").hidden = true;
-  openDialog($("ask-dialog"), buttonOf(key.id, question.verb), $("ask-yes"));
+  openDialog($("ask-dialog"), buttonOf(key.id, PLACES[question.verb] ?? question.verb), $("ask-yes"));
 }
 
 async function answer(event) {
