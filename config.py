@@ -181,6 +181,14 @@ class Settings:
     queue_time: float = 10
     per_key: int | None = None
     continue_streams: bool = False
+    resumable: bool = False
+    """True if calls are resumable whose caller and whose key don't say."""
+    replay: float = 300
+    """The time for which a resumable stream is kept after its end."""
+    orphan: float = 300
+    """The time after which a resumable stream that nobody follows is ended."""
+    replay_total: int = 256 * 1024 * 1024
+    """The most memory of all resumable streams of a process; 0 if no call is resumable."""
     strict: bool = False
     discovery: float = 300
     """The time until a host's list of models is asked for again; 0 if no host is asked."""
@@ -423,6 +431,10 @@ VARIABLES = (
     Variable("SLUICE_RETRIES", "retries", parse_int(0, 10)),
     Variable("SLUICE_COOLDOWN", "cooldown", parse_bool),
     Variable("SLUICE_CONTINUE", "continue_streams", parse_bool),
+    Variable("SLUICE_RESUMABLE", "resumable", parse_bool),
+    Variable("SLUICE_REPLAY_S", "replay", seconds(1, DAY)),
+    Variable("SLUICE_ORPHAN_S", "orphan", seconds(1, DAY)),
+    Variable("SLUICE_REPLAY_TOTAL", "replay_total", parse_int(0, 1 << 40)),
     Variable("SLUICE_KEEPALIVE_S", "keepalive", seconds(1, DAY)),
     Variable("SLUICE_FIRST_EVENT_WAIT_S", "first_event_wait", seconds(0, DAY)),
     Variable("SLUICE_CLIENT_TIMEOUT_S", "client_timeout", seconds(1, DAY)),

@@ -19,6 +19,7 @@
     ├── KeyExists 409 key_exists
     ├── KeysReadOnly 409 keys_read_only
     ├── LastAdminKey 409 last_admin_key
+    ├── StreamTrimmed 410 stream_trimmed
     ├── KeyChanged 412 key_changed
     ├── RequestTooLarge 413 request_too_large
     ├── UnsupportedMediaType 415 unsupported_media_type
@@ -178,6 +179,21 @@ class StreamExists(SluiceError):
             f"A stream with the id {stream_id!r} is already active. "
             "Choose another stream_id, or stop that stream.",
             param="stream_id",
+            headers=NO_RETRY,
+        )
+
+
+class StreamTrimmed(SluiceError):
+    """A part of a resumable stream that the client missed and that is no longer kept."""
+
+    status, code = 410, "stream_trimmed"
+
+    def __init__(self, first: int) -> None:
+        """Make the error. `first` is the id of the first event that is left."""
+        super().__init__(
+            "What comes after this event is no longer kept: the answer is too long. "
+            f"The first event that is left is {first}.",
+            details={"first": first},
             headers=NO_RETRY,
         )
 

@@ -1,4 +1,4 @@
-"""Run all benchmarks or some: python -m bench [compare] [growth] [added] [start] [--rounds N]
+"""Run all benchmarks or some: python -m bench [PART...] [--rounds N]
 
 The results go to bench/results/: latest.md and the plots. A benchmark that doesn't run keeps its
 last result.
@@ -11,7 +11,7 @@ import datetime
 import tempfile
 from pathlib import Path
 
-from bench import compare, growth, machine, report
+from bench import compare, growth, machine, report, resumable
 
 UNITS = {"unary": "us per request", "burst": "us per event", "many": "us per event"}
 MEANINGS = {
@@ -74,8 +74,19 @@ def start(_folder: Path) -> str:
     return f"{seconds:.2f} s from the command to /ready; {at_rest}.\n"
 
 
+def resuming(folder: Path, rounds: int) -> str:
+    found = resumable.cost(folder, rounds)
+    rows = [
+        (MEANINGS[scenario], f"{by['plain']:.1f}", f"{by['resumable']:.1f}", f"{by['ratio']:.2f}")
+        for scenario, by in found.items()
+    ]
+    head = ("CPU, us per event", "plain", "resumable", "ratio")
+    return f"Medians of {rounds} rounds, in turn.\n\n" + report.table(head, rows)
+
+
 TITLES = {
     "compare": "Side by side",
+    "resumable": "Resumable streams beside plain ones",
     "growth": "Quiet streams: one token per second each, in one worker",
     "added": "Latency that the gateway adds, one request at a time",
     "start": "Start-up",
@@ -94,6 +105,7 @@ def main() -> None:
         machine.build(folder)
         works = {
             "compare": lambda: comparison(folder, options.rounds),
+            "resumable": lambda: resuming(folder, options.rounds),
             "growth": lambda: quiet(folder),
             "added": lambda: latency(folder),
             "start": lambda: start(folder),

@@ -89,6 +89,11 @@ TERMS = (
         help="The most calls at once, or 'share' for the server's limit per key.",
     ),
     click.option(
+        "--resumable",
+        metavar="yes|no|server",
+        help="Whether streams outlive their connection; 'server': the server's default.",
+    ),
+    click.option(
         "--admin/--no-admin",
         default=None,
         help="Whether the key may manage this server over HTTP: keys, usage, streams.",
@@ -389,6 +394,13 @@ def parse_streams(text: str) -> int | None:
     return int(text)
 
 
+def parse_resumable(text: str) -> bool | None:
+    choices = {"yes": True, "no": False, "server": None}
+    if text not in choices:
+        raise click.ClickException("--resumable must be yes, no, or 'server' for its default.")
+    return choices[text]
+
+
 def parse_group(text: str) -> str | None:
     return None if text == "none" else text
 
@@ -411,6 +423,7 @@ PARSERS: Mapping[str, Callable[[str], object]] = {
     "budget_usd": parse_budget,
     "budget_period": str,
     "max_streams": parse_streams,
+    "resumable": parse_resumable,
     "group": parse_group,
 }
 

@@ -16,17 +16,19 @@ from auth import current_key
 from completion import PIECE, Completion, CompletionRequest, FinishReason
 from config import TIMEOUT_FIELDS
 from endpoints import request_fields, request_secrets
-from endpoints.flask_app import current
+from endpoints.flask_app import Request, current
 from endpoints.responses import (
     DirectResponse,
     encoded_in_pieces,
     json_response,
 )
 from endpoints.services import (
+    Services,
     services,
 )
 from errors import InvalidRequest
 from gateway.call import Call, Encoder, Outcome
+from keys.key import Key
 from streams.stream import Stream
 
 MAX_NAMES, MAX_NAME_LENGTH, MAX_NAMES_SIZE = 20, 64, 1024
@@ -36,11 +38,33 @@ SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?")
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-def start(found: request_fields.Parameters, wanted: CompletionRequest) -> Call:
-    """Admit and start a call for the caller of the current request. Raises SluiceError."""
-    request = current()
+def start(
+    found: request_fields.Parameters,
+    wanted: CompletionRequest,
+    record: Callable[[Call], None] | None = None,
+) -> Call:
+    """Admit and start a call for the caller of the current request.
+
+    Args:
+        record: makes the call resumable.
+
+    Raises:
+        SluiceError: the call is refused.
+    """
+    return begin(current(), current_key(), services(), found, wanted, record)
+
+
+def begin(
+    request: Request,
+    key: Key,
+    services: Services,
+    found: request_fields.Parameters,
+    wanted: CompletionRequest,
+    record: Callable[[Call], None] | None = None,
+) -> Call:
+    """Admit and start a request's call, as `start` does."""
     sent = request.environ
-    if found.byok_api_key is None:
+    if found.byok_api_key is None and "HTTP_X_PROVIDER_API_KEY" in sent:
         found.byok_api_key = header(sent, "HTTP_X_PROVIDER_API_KEY", "byok_api_key")
     chosen_id = found.stream_id or header(sent, "HTTP_X_STREAM_ID", "stream_id")
     request_secrets.refuse_secrets(
@@ -49,31 +73,33 @@ def start(found: request_fields.Parameters, wanted: CompletionRequest) -> Call:
             "model": found.model or "",
             "provider": found.provider or "",
             "fallbacks": "\n".join(found.fallbacks or ()),
-            "a field name": "\n".join(
-                (
-                    *(*wanted.extra, *wanted.openai_extra, *wanted.unused, *wanted.infill),
-                    *(wanted.chat.fields if wanted.chat else ()),
-                )
-            ),
+            "a field name": "\n".join(passed_on_names(wanted)),
         }
     )
-    call = services().gateway.open(
+    call = services.gateway.open(
         wanted,
         request_fields.to_route(found),
-        key=current_key(),
+        key=key,
         endpoint=str(request.url_rule),
         request_id=request.id,
         stream_id=chosen_id or default_id(request.id, sent),
         strict=sent.get("HTTP_X_SLUICE_STRICT", "") == "1",
         continues=sent.get("HTTP_X_SLUICE_CONTINUE", "") == "1",
         within=time_limits(sent.get("HTTP_X_SLUICE_TIMEOUT", "")),
-        client=request.client,
+        client=request.client if record is None else None,
         affinity=sent.get("HTTP_X_SLUICE_AFFINITY"),
+        record=record,
     )
-    if services().tracing is not None:
+    if services.tracing is not None:
         call.stream.traceparent = sent.get("HTTP_TRACEPARENT", "")
     request.call = call
     return call
+
+
+def passed_on_names(wanted: CompletionRequest) -> list[str]:
+    """Return the names of the fields that a provider may get unchanged."""
+    names = [*wanted.extra, *wanted.openai_extra, *wanted.unused, *wanted.infill]
+    return names if wanted.chat is None else [*names, *wanted.chat.fields]
 
 
 def default_id(request_id: str, sent: Mapping[str, Any]) -> str:
@@ -156,7 +182,7 @@ def respond(
     call: Call,
     encoder: Callable[[Stream], Encoder],
     answer: Callable[[Stream, Completion, Outcome], Any],
-) -> Response:
+) -> DirectResponse:
     """Return the response to a call, streamed or whole, in a face's format.
 
     Args:
@@ -229,6 +255,11 @@ class Template:
         if not text.isascii():
             encoded = escaped(encoded)
         return encoded.join(self._parts)
+
+
+def parts_of(data: Any) -> tuple[bytes, ...]:
+    """Return the parts of a frame between which Template.TEXT stands, without its quotes."""
+    return tuple(frame(data).split(Template.TEXT.encode()))
 
 
 class Templates:

@@ -9,6 +9,7 @@ Source: OpenAI API reference, "Chat" (read 2026-11).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -16,7 +17,16 @@ import msgspec
 from flask import Blueprint, Response
 
 from auth import auth
-from completion import Batch, Completion, Finished, FinishReason, Logprobs, Opaque
+from completion import (
+    Batch,
+    Completion,
+    CompletionRequest,
+    Event,
+    Finished,
+    FinishReason,
+    Logprobs,
+    Opaque,
+)
 from endpoints import (
     calls,
     chat_fields,
@@ -24,12 +34,15 @@ from endpoints import (
     openai,
     openai_sdk,
     request_fields,
+    resumable,
 )
 from endpoints.flask_app import current
+from endpoints.frame_events import data_of
 from endpoints.openai_fields import UsageIn
+from endpoints.recorder import ReplayFace, ResumableEncoder
 from endpoints.services import services
 from gateway import chat_answers
-from gateway.call import Call, Outcome
+from gateway.call import Outcome
 from gateway.chat_answers import Renaming
 from ledger.pricing import dollars
 from streams.stream import Stream
@@ -45,16 +58,28 @@ SAMPLING: Final = ("temperature", "top_p", "frequency_penalty", "presence_penalt
 @bp.post("/v1/chat/completions")
 @auth.login_required
 def openai_chat() -> Response:
-    call, usage = start(is_native=False)
-    return calls.respond(call, partial(ChatEncoder, usage=usage), answer)
+    found, wanted, usage = read(is_native=False)
+    return respond(found, wanted, partial(ChatEncoder, usage=usage), answer, FACE)
 
 
 @bp.post("/api/v1/chat/completions")
 @auth.login_required
 def native_chat() -> Response:
     openai_sdk.refuse("Sluice's own API")
-    call, _ = start(is_native=True)
-    return calls.respond(call, NativeChatEncoder, native_answer)
+    found, wanted, _ = read(is_native=True)
+    return respond(found, wanted, NativeChatEncoder, native_answer, NATIVE_FACE)
+
+
+@bp.get("/v1/chat/completions/<stream_id>")
+@auth.login_required
+def follow_openai(stream_id: str) -> Response:
+    return resumable.follow(stream_id, FACE)
+
+
+@bp.get("/api/v1/chat/completions/<stream_id>")
+@auth.login_required
+def follow_native(stream_id: str) -> Response:
+    return resumable.follow(stream_id, NATIVE_FACE)
 
 
 @bp.post("/v1/chat/completions/stop-stream/<stream_id>")
@@ -64,10 +89,26 @@ def stop_stream(stream_id: str) -> Response:
     return calls.stop(stream_id)
 
 
-def start(*, is_native: bool) -> tuple[Call, UsageIn]:
-    """Read the current request's body and start its call. Raises SluiceError.
+def respond(
+    found: request_fields.Parameters,
+    wanted: CompletionRequest,
+    encoder: Callable[[Stream], ResumableEncoder],
+    whole: Callable[[Stream, Completion, Outcome], Any],
+    face: ReplayFace,
+) -> Response:
+    """Return the response to a chat. Release its body if no call starts. Raises SluiceError."""
+    try:
+        return resumable.serve(found, wanted, encoder, whole, face)
+    except BaseException:
+        if current().call is None and wanted.chat is not None:
+            wanted.chat.release()
+        raise
 
-    The body is held from its start until it can't be sent again.
+
+def read(*, is_native: bool) -> tuple[request_fields.Parameters, CompletionRequest, UsageIn]:
+    """Return the parameters and the request of the current body, and where its stream has usage.
+
+    The body is held from its start until it can't be sent again. Raises SluiceError.
     """
     settings, request = services().settings, current()
     limit = settings.max_chat_body
@@ -86,7 +127,7 @@ def start(*, is_native: bool) -> tuple[Call, UsageIn]:
         found, wanted, usage = chat_fields.parse(fields, size)
         assert wanted.chat is not None  # noqa: S101
         wanted.chat.released = release
-        return calls.start(found, wanted), usage
+        return found, wanted, usage
     except BaseException:
         release()
         raise
@@ -197,7 +238,7 @@ class ChatEncoder(openai.OpenAIEncoder):
         frames = super().last_frames(outcome)
         if not include or outcome.error is not None:
             return frames
-        usage = usage_with_cost(last.get("usage"), outcome)
+        usage = usage_with_cost(chat_answers.usage_of(last), outcome)
         head = {n: v for n, v in last.items() if n not in ("choices", "usage")}
         chunk = self._shape([]) | head | {"model": self._stream.target.name, "usage": usage}
         return frames.removesuffix(calls.DONE) + calls.frame(chunk) + calls.DONE
@@ -249,3 +290,15 @@ class NativeChatEncoder(native.NativeEncoder):
         if reason:
             found["finish_reason"] = reason
         return calls.frame(found | {"choices": choices})
+
+
+def events_in(frame: bytes) -> Iterator[Event]:
+    """Yield the chunk in a frame of either face."""
+    data = data_of(frame)
+    if data is not None and data.get("choices"):
+        chunk = {"choices": data["choices"]} if "type" in data else data
+        yield Opaque(msgspec.json.encode(chunk))
+
+
+FACE: Final = openai.FACE._replace(name="chat", events=events_in)
+NATIVE_FACE: Final = native.FACE._replace(name="native chat", events=events_in)

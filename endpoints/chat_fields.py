@@ -22,14 +22,15 @@ from errors import InvalidRequest, RequestTooLarge
 from gateway import field_names
 from routing.replicas import PREFIX
 
-ROUTING: Final = ("model", "provider", "fallbacks", "byok_api_key", "stream_id", "stream")
+ROUTING: Final = (
+    *("model", "provider", "fallbacks", "byok_api_key", "stream_id", "stream"),
+    *("resumable", "background"),
+)
 """The fields of Parameters that a chat has, besides those that are counted."""
-NOT_BUILT: Final = ("resumable", "background")
-"""Fields of Sluice's own that have no effect yet. They are named as dropped."""
 OWN: Final = frozenset(
     (
         *("provider", "fallbacks", "byok_api_key", "stream_id", "additional_params"),
-        *NOT_BUILT,
+        *("resumable", "background"),
     )
 )
 """The fields that no host gets."""
@@ -151,7 +152,6 @@ def parse(
             n=None if found.n == 1 else found.n,
             best_of=found.best_of,
             stream=bool(found.stream),
-            unused=tuple([name for name in NOT_BUILT if value_of(fields, name)]),
             chat=Chat(
                 fields={name: value for name, value in fields.items() if name not in OWN},
                 size=size,

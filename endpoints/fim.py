@@ -12,7 +12,8 @@ from flask import Blueprint, Response
 
 from auth import auth
 from completion import Completion, CompletionRequest, FinishReason, Logprobs
-from endpoints import calls, openai, request_fields
+from endpoints import calls, openai, request_fields, resumable
+from endpoints.recorder import plain_face
 from endpoints.services import services
 from errors import InvalidRequest
 from gateway.call import Outcome
@@ -21,20 +22,35 @@ from streams.stream import Stream
 bp = Blueprint("fim", __name__)
 
 SEED: Final = "random_seed"
+FACE: Final = plain_face("mistral", openai.error_body)
+BETA_FACE: Final = plain_face("deepseek", openai.error_body)
 
 
 @bp.post("/v1/fim/completions")
 @bp.post("/fim/completions")
 @auth.login_required
 def fim_completions() -> Response:
-    call = calls.start(*parse(read_body()))
-    return calls.respond(call, partial(FimEncoder, include_usage=False), answer)
+    found, wanted = parse(read_body())
+    return resumable.serve(found, wanted, partial(FimEncoder, include_usage=False), answer, FACE)
+
+
+@bp.get("/v1/fim/completions/<stream_id>")
+@bp.get("/fim/completions/<stream_id>")
+@auth.login_required
+def follow_fim(stream_id: str) -> Response:
+    return resumable.follow(stream_id, FACE)
 
 
 @bp.post("/beta/completions")
 @auth.login_required
 def beta_completions() -> Response:
-    return openai.complete(read_body())
+    return openai.complete(read_body(), BETA_FACE)
+
+
+@bp.get("/beta/completions/<stream_id>")
+@auth.login_required
+def follow_beta(stream_id: str) -> Response:
+    return resumable.follow(stream_id, BETA_FACE)
 
 
 def read_body() -> dict[str, Any]:

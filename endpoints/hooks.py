@@ -28,6 +28,7 @@ access = logging.getLogger("sluice.access")
 
 EXPOSED = [
     *("X-Request-ID", "X-Stream-ID", "X-Sluice-Dropped", "X-Sluice-Attempts"),
+    *("X-Sluice-Resumable", "Location", "ETag"),
     *("X-RateLimit-Bypass", "Retry-After"),
     "Content-Disposition",
     "ETag",

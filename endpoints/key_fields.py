@@ -51,6 +51,7 @@ TERMS: Final[Fields] = {
         Annotated[int, Meta(ge=1, le=MAX_COUNT)] | None,
         f"an integer from 1 to {MAX_COUNT}, or null for the server's limit per key",
     ),
+    "resumable": (bool | None, "true, false, or null for the server's default"),
     "models": (
         Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(min_length=1)],
         "a list of full names, aliases or patterns such as openai/*",

@@ -9,7 +9,6 @@ Source: llama.cpp, tools/server/README.md, "POST /infill" and "POST /completion"
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from typing import Any, Final
 
@@ -29,8 +28,10 @@ from completion import (
     Opaque,
     SourceFile,
 )
-from endpoints import calls, fim, openai, openai_sdk, passed_on, request_fields
+from endpoints import calls, fim, openai, openai_sdk, passed_on, request_fields, resumable
 from endpoints.added_fields import AddedFields
+from endpoints.llamacpp_answers import LAST, cut, events_in, joined, piece
+from endpoints.recorder import ReplayFace, plain_face
 from errors import InvalidRequest
 from gateway.call import Outcome
 from streams.stream import Stream
@@ -39,6 +40,7 @@ bp = Blueprint("llamacpp", __name__)
 
 COMMON: Final = (
     *("model", "provider", "fallbacks", "byok_api_key", "stream_id", "stream"),
+    *("resumable", "background"),
     *("temperature", "max_tokens", "top_p", "frequency_penalty", "presence_penalty"),
     *("stop", "seed", "n", "best_of"),
 )
@@ -79,7 +81,14 @@ class ExtraFile(msgspec.Struct):
 @auth.login_required
 def infill() -> Response:
     data = fim.read_body()
-    return respond(data, *parse_infill(data))
+    return respond(data, *parse_infill(data), INFILL_FACE)
+
+
+@bp.get("/infill/<stream_id>")
+@bp.get("/v1/infill/<stream_id>")
+@auth.login_required
+def follow_infill(stream_id: str) -> Response:
+    return resumable.follow(stream_id, INFILL_FACE)
 
 
 @bp.post("/completion")
@@ -88,17 +97,25 @@ def infill() -> Response:
 def completion() -> Response:
     openai_sdk.refuse("llama.cpp's API")
     data = fim.read_body()
-    return respond(data, *parse_completion(data))
+    return respond(data, *parse_completion(data), FACE)
+
+
+@bp.get("/completion/<stream_id>")
+@bp.get("/completions/<stream_id>")
+@auth.login_required
+def follow(stream_id: str) -> Response:
+    return resumable.follow(stream_id, FACE)
 
 
 def respond(
-    data: dict[str, Any], found: request_fields.Parameters, wanted: CompletionRequest
+    data: dict[str, Any],
+    found: request_fields.Parameters,
+    wanted: CompletionRequest,
+    face: ReplayFace,
 ) -> Response:
     fields = response_fields(data)
-    call = calls.start(found, wanted)
-    return calls.respond(
-        call, partial(LlamaCppEncoder, fields=fields), partial(answer, fields=fields)
-    )
+    encoder, whole = partial(LlamaCppEncoder, fields=fields), partial(answer, fields=fields)
+    return resumable.serve(found, wanted, encoder, whole, face)
 
 
 def response_fields(data: dict[str, Any]) -> list[str] | None:
@@ -198,6 +215,8 @@ def answer(
     """Return the body of a whole completion: an object, or a list if there are several choices."""
     if completion.opaque:
         found = [cut(data, fields) for data in completion.opaque]
+        if stream.request.stream:  # a resumable call, whose upstream sends pieces
+            found = joined(completion.opaque, fields)
     else:
         choices = completion.choices or (Choice(0, "", None),)
         found = [
@@ -222,39 +241,6 @@ def ended(
         "stopping_word": "",
         "truncated": False,
     }
-
-
-def cut(data: Any, fields: list[str] | None) -> Any:
-    """Return the answer's fields at some paths, such as timings/prompt_n, under these paths.
-
-    Args:
-        data: a dict, or an undecoded JSON object.
-        fields: the paths; None for the whole answer.
-    """
-    if not fields:
-        return msgspec.Raw(data) if isinstance(data, bytes) else data
-    if isinstance(data, bytes):
-        data = decoded(data)
-    found = {}
-    for path in fields:
-        value = data
-        for name in path.split("/"):
-            value = value.get(name, NOTHING) if isinstance(value, dict) else NOTHING
-        if value is not NOTHING:
-            found[path] = value
-    return found
-
-
-NOTHING: Final = object()
-LAST: Final = re.compile(rb'"stop"\s*:\s*true').search
-"""Find the field of the last piece. In a text, its quotation marks would be escaped."""
-
-
-def decoded(data: bytes) -> Any:
-    try:
-        return msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return {}
 
 
 class LlamaCppEncoder:
@@ -290,6 +276,10 @@ class LlamaCppEncoder:
                 self._added.add(event)
         return b"".join(frames)
 
+    def template(self, index: int) -> tuple[bytes, ...] | None:
+        self._seen.add(index)
+        return None if self._silent else calls.parts_of(piece(index, calls.Template.TEXT))
+
     def _as_it_is(self, data: bytes) -> bytes:
         if self._fields and LAST(data):
             data = msgspec.json.encode(cut(data, self._fields))
@@ -309,5 +299,5 @@ class LlamaCppEncoder:
         return calls.frame(cut(found, self._fields))
 
 
-def piece(index: int, text: str) -> dict[str, Any]:
-    return {"index": index, "content": text, "stop": False}
+INFILL_FACE: Final = plain_face("infill", openai.error_body, events_in)
+FACE: Final = plain_face("llama.cpp", openai.error_body, events_in)

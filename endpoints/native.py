@@ -19,8 +19,9 @@ from completion import (
     Logprobs,
     Summary,
 )
-from endpoints import calls, openai_sdk, passed_on, request_fields
+from endpoints import calls, openai_sdk, passed_on, request_fields, resumable
 from endpoints.added_fields import AddedFields
+from endpoints.recorder import ReplayFace
 from endpoints.responses import json_response
 from endpoints.services import services
 from errors import InvalidRequest, SluiceError, Unauthorized
@@ -34,7 +35,7 @@ bp = Blueprint("native", __name__, url_prefix="/api/v1")
 FIELDS = (
     *("prompt", "model", "provider", "stream", "temperature", "max_tokens", "top_p"),
     *("frequency_penalty", "presence_penalty", "additional_params", "byok_api_key"),
-    *("stream_id", "fallbacks"),
+    *("stream_id", "fallbacks", "resumable", "background"),
 )
 OPENAI_API = "POST /v1/completions, which is OpenAI's API,"
 OPENAI_FIELDS = {
@@ -51,8 +52,14 @@ OPENAI_ONLY = frozenset(OPENAI_FIELDS)
 @auth.login_required
 def completions() -> Response:
     openai_sdk.refuse("Sluice's own API")
-    call = calls.start(*parse(request_fields.read_object(services().settings.max_body)))
-    return calls.respond(call, NativeEncoder, answer)
+    found, wanted = parse(request_fields.read_object(services().settings.max_body))
+    return resumable.serve(found, wanted, NativeEncoder, answer, FACE)
+
+
+@bp.get("/completions/<stream_id>")
+@auth.login_required
+def follow(stream_id: str) -> Response:
+    return resumable.follow(stream_id, FACE)
 
 
 @bp.post("/completions/stop-stream/<stream_id>")
@@ -225,6 +232,9 @@ class NativeEncoder:
                     frames.append(self._frame(self._content(event.index, "")))
         return b"".join(frames)
 
+    def template(self, index: int) -> tuple[bytes, ...]:
+        return calls.parts_of(self._content(index, calls.Template.TEXT))
+
     def last_frames(self, outcome: Outcome) -> bytes:
         frames = [] if self._begun else [self.begin()]
         if outcome.error is None:
@@ -330,3 +340,10 @@ def error_frame(error: SluiceError, request_id: str) -> dict[str, Any]:
         "details": error.details,
         "request_id": request_id,
     }
+
+
+FACE = ReplayFace(
+    "native",
+    error_body,
+    lambda error, request_id: calls.frame(error_frame(error, request_id), "error"),
+)

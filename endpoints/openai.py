@@ -24,14 +24,15 @@ from completion import (
     Logprobs,
     Usage,
 )
-from endpoints import calls, openai_fields, passed_on, request_fields
+from endpoints import calls, openai_fields, passed_on, request_fields, resumable
 from endpoints.added_fields import AddedFields
 from endpoints.continuous_usage import Frames, UsageSoFar
+from endpoints.recorder import ReplayFace, ResumableEncoder, plain_face
 from endpoints.services import (
     services,
 )
 from errors import InvalidRequest, SluiceError
-from gateway.call import Encoder, Outcome
+from gateway.call import Outcome
 from ledger.pricing import dollars
 from streams.stream import Stream
 
@@ -51,17 +52,22 @@ ERROR_TYPES = {
 @bp.post("/completions")
 @auth.login_required
 def completions() -> Response:
-    return complete(request_fields.read_object(services().settings.max_body))
+    return complete(request_fields.read_object(services().settings.max_body), FACE)
 
 
-def complete(data: dict[str, Any]) -> Response:
+@bp.get("/completions/<stream_id>")
+@auth.login_required
+def follow(stream_id: str) -> Response:
+    return resumable.follow(stream_id, FACE)
+
+
+def complete(data: dict[str, Any], face: ReplayFace) -> Response:
     """Return the response to a completion's body. Raises SluiceError."""
     found, wanted, usage = parse(data)
-    call = calls.start(found, wanted)
-    encoder: Callable[[Stream], Encoder] = ContinuousUsageEncoder
+    encoder: Callable[[Stream], ResumableEncoder] = ContinuousUsageEncoder
     if usage != "on each chunk":
         encoder = partial(OpenAIEncoder, include_usage=usage == "at the end")
-    return calls.respond(call, encoder, answer)
+    return resumable.serve(found, wanted, encoder, answer, face)
 
 
 @bp.post("/completions/stop-stream/<stream_id>")
@@ -219,6 +225,9 @@ class OpenAIEncoder:
                     frames.append(self._chunk(self._choice(event.index, "", None, None)))
         return b"".join(frames)
 
+    def template(self, index: int) -> tuple[bytes, ...] | None:
+        return calls.parts_of(self._content(index, calls.Template.TEXT))
+
     def last_frames(self, outcome: Outcome) -> bytes:
         if outcome.error is not None:
             return calls.frame(error_body(outcome.error, self._stream.request_id))
@@ -276,6 +285,9 @@ class ContinuousUsageEncoder(OpenAIEncoder):
         encode = super().events
         return b"".join([encode(part) for part in self._usage.counted(batch)])
 
+    def template(self, index: int) -> None:  # noqa: ARG002 - the usage varies too
+        return None
+
     def last_frames(self, outcome: Outcome) -> bytes:
         self._usage.at_least(outcome.usage)
         return super().last_frames(outcome)
@@ -298,3 +310,6 @@ def error_body(error: SluiceError, request_id: str) -> dict[str, Any]:
     if error.details is not None:
         found["details"] = error.details
     return {"error": found}
+
+
+FACE = plain_face("openai", error_body)

@@ -54,6 +54,8 @@ class Parameters(msgspec.Struct, kw_only=True):
     ) = None
     stream_id: StreamId | None = None
     stream: bool | None = None
+    resumable: bool | None = None
+    background: bool | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
@@ -78,6 +80,8 @@ TAKES = {
     "byok_api_key": "a key of printable ASCII characters without spaces",
     "stream_id": "1 to 128 of the characters A-Z a-z 0-9 . _ : -",
     "stream": "true or false",
+    "resumable": "true or false",
+    "background": "true or false",
     "temperature": "a number from 0 to 2",
     "max_tokens": "an integer from 0 to 2147483647",
     "top_p": "a number from 0 to 1",

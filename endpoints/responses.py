@@ -51,7 +51,9 @@ class DirectResponse(Response):
         return iter(body)
 
 
-def json_response(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def json_response(
+    data: Any, status: int = 200, headers: dict[str, str] | None = None
+) -> DirectResponse:
     body = msgspec.json.encode(data)
     return DirectResponse((body,), status, {"Content-Length": str(len(body)), **(headers or {})})
 

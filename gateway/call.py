@@ -184,6 +184,25 @@ class Call:
             self.stream.end("client_gone")
             self._settle(End("client_gone"))
 
+    def prepare(self, record: Callable[[Call], None]) -> None:
+        """Let `record` make the call resumable. If that fails, end the call, and raise."""
+        try:
+            record(self)
+        except BaseException:
+            self.close()
+            raise
+
+    def settle_as(self, end: End, status: int) -> Outcome:
+        """Settle a resumable call, whose connections come and go.
+
+        Args:
+            status: the HTTP status that the first connection saw.
+        """
+        with self._lock:
+            if self._outcome is None:
+                self._outcome = self._account(self.stream, end, status)
+            return self._outcome
+
     def _settle(self, end: End) -> Outcome:
         if end.reason == "client_gone":  # a drain adds to the usage
             self.stream.drained()

@@ -16,13 +16,13 @@ from completion import Completion
 from providers.decoding.added_fields import decode_object, objects
 from providers.decoding.lenient_json import NOT_JSON
 
-TEXTS: Final = frozenset(
+LABELS: Final = frozenset(
     (
-        *("content", "reasoning", "reasoning_content", "refusal", "arguments", "input"),
-        *("transcript", "data"),
+        *("channel", "detail", "encoding", "finish_reason", "format", "id", "mime_type", "model"),
+        *("name", "object", "phase", "role", "status", "type"),
     )
 )
-"""The fields of a delta whose pieces are joined."""
+"""The strings of a delta that aren't pieces of a text. Hosts that repeat them send equal ones."""
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -67,7 +67,7 @@ def joined(chunks: Iterable[bytes]) -> dict[str, Any]:
             index = choice.get("index", 0)
             whole = choices.setdefault(index, {"index": index, "message": {"role": "assistant"}})
             merge(whole["message"], choice.pop("delta", None) or {})
-            merge(whole, choice)
+            merge(whole, choice, joins=False)
         top |= {name: value for name, value in chunk.items() if value is not None}
     if not top and not choices:
         return {}
@@ -79,14 +79,18 @@ def joined(chunks: Iterable[bytes]) -> dict[str, Any]:
     return top | {"object": "chat.completion", "choices": found}
 
 
-def merge(into: dict[str, Any], delta: dict[str, Any]) -> None:
-    """Add a delta to the values so far. Objects of a list with equal indexes are one object."""
+def merge(into: dict[str, Any], delta: dict[str, Any], *, joins: bool = True) -> None:
+    """Add a delta to the values so far. Objects of a list with equal indexes are one object.
+
+    Args:
+        joins: True to join strings, which are pieces of a text. False if the last one counts.
+    """
     for name, value in delta.items():
         before = into.get(name)
-        if isinstance(before, str) and isinstance(value, str) and name in TEXTS:
+        if isinstance(before, str) and isinstance(value, str) and joins and name not in LABELS:
             into[name] = before + value
         elif isinstance(before, dict) and isinstance(value, dict):
-            merge(before, value)
+            merge(before, value, joins=joins)
         elif isinstance(before, list) and isinstance(value, list):
             merge_lists(before, value)
         elif value is not None or name not in into:
@@ -101,6 +105,13 @@ def merge_lists(into: list[Any], items: list[Any]) -> None:
             merge(same[0], item)
         else:
             into.append(item)
+
+
+def usage_of(chunk: dict[str, Any]) -> Any:
+    """Return a chunk's usage. Groq's is in an object of its own."""
+    found = chunk.get("usage")
+    beside = chunk.get("x_groq")
+    return found or (beside.get("usage") if isinstance(beside, dict) else None)
 
 
 def text_of(choice: dict[str, Any]) -> str:

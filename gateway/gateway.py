@@ -45,6 +45,7 @@ from streams.deadlines import NO_LIMITS, Deadlines
 from streams.disconnect import DisconnectPolicy
 from streams.mailbox import End
 from streams.registry import StreamRegistry, too_many
+from streams.replay_store import ReplayStore
 from streams.stream import Attempt, Stream
 
 if TYPE_CHECKING:
@@ -82,8 +83,13 @@ class Gateway:
         self.router = Router(settings)
         self.prices = Prices(settings.prices)
         self._billing = Billing(self.prices, quota, ledger)
+        self.replays = ReplayStore(settings.replay_total, settings.replay, settings.orphan)
         self.streams = StreamRegistry(
-            settings.max_streams, queue=settings.queue, per_key=settings.per_key, cluster=cluster
+            settings.max_streams,
+            queue=settings.queue,
+            per_key=settings.per_key,
+            cluster=cluster,
+            replays=self.replays,
         )
         self.draining = False
         self._disconnect = DisconnectPolicy(
@@ -113,6 +119,7 @@ class Gateway:
         within: Mapping[str, float] = NO_LIMITS,
         client: socket.socket | None = None,
         affinity: str | None = None,
+        record: Callable[[Call], None] | None = None,
     ) -> Call:
         """Admit a call and start it. Its ledger row, if it has one, is on disk on return.
 
@@ -125,6 +132,8 @@ class Gateway:
             client: the client's connection, if the server exposes it.
             affinity: calls with the same text go to the same replica; None for the start of the
                 prompt.
+            record: makes the call resumable, before it starts: gives it a log in the place of its
+                mailbox.
 
         Raises:
             SluiceError: the call is refused.
@@ -146,8 +155,18 @@ class Gateway:
         if (continues or self.settings.continue_streams) and continuable(request):
             stream.text = []
         reservation = self._admit(key, stream, chosen)
+        call = Call(stream, partial(self.settle, reservation), reservation.hold)
+        if record is not None:
+            call.prepare(record)
         self._start_reader(stream, chosen)
-        return Call(stream, partial(self.settle, reservation), reservation.hold)
+        return call
+
+    def start(self, work: Callable[[], object]) -> None:
+        """Run work in a thread of the pool, or in this one if no thread can start."""
+        try:
+            self._readers.start(work)
+        except RuntimeError:
+            work()
 
     def _deadlines(
         self, request: CompletionRequest, target: Target, within: Mapping[str, float]

@@ -37,7 +37,7 @@ SECRET_PREFIX = "sk-sluice-"  # noqa: S105
 ID_PREFIX = "key_"
 PREVIOUS = ("previous_hash", "previous_until")
 """Fields that only the row of a rotated key has."""
-LATER_FIELDS = ("budget_period", "max_streams", "admin", "group", *PREVIOUS)
+LATER_FIELDS = ("budget_period", "max_streams", "resumable", "admin", "group", *PREVIOUS)
 """Fields that earlier versions didn't write. A row without them has their defaults."""
 NEARLY = 0.75
 """The similarity to a field's name from which an unknown name counts as a misspelling of it."""
@@ -67,6 +67,7 @@ class Terms(TypedDict, total=False):
     budget_usd: float | None
     budget_period: str
     max_streams: int | None
+    resumable: bool | None
     models: tuple[str, ...]
     admin: bool
     group: str | None
@@ -92,6 +93,8 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     """The period of the budget: a UTC day or month, or all time."""
     max_streams: Annotated[int, Meta(ge=1)] | None = None
     """The most calls at once; None: the server's limit per key."""
+    resumable: bool | None = None
+    """Whether calls are resumable that don't say; None: the server's default."""
     models: tuple[str, ...] = ("*",)
     """Globs of aliases and of full model names (provider/model)."""
     admin: bool = False

@@ -1,6 +1,7 @@
 // A panel of the playground: one completion as it arrives, its live line, its stop, and its end.
 //
-// - The ids of a panel's elements have the panel's suffix. The second panel shows a comparison.
+// - The ids of a panel's elements have the panel's suffix. The second panel shows a comparison, and
+//   the one of chat.js a conversation.
 // - Text from models becomes text nodes or the nodes of markdown.js, never HTML.
 
 import { $, call, copyText, duration, isFree, make, money, prices, Problem, showProblem, stopStream, whole } from "./common.js";
@@ -20,6 +21,7 @@ const ENDINGS = {
   stop: "Finished",
   length: "Cut off at max tokens",
   content_filter: "Ended by the provider’s content filter",
+  tool_calls: "Finished with tool calls",
   cancelled: "Stopped",
 };
 
@@ -49,8 +51,8 @@ export function forPeople({ code, message }) {
 }
 
 /** Return a word for how a call ended, for people. */
-export function endingText({ problem, text, reason, continued }) {
-  if (problem) return text ? "Broken off" : "Failed";
+export function endingText({ problem, text, reason, continued, length = text?.length }) {
+  if (problem) return length ? "Broken off" : "Failed";
   return (ENDINGS[reason] ?? reason) + (continued ? ", continued by another model" : "");
 }
 
@@ -65,35 +67,51 @@ export function newId() {
   return `play-${[...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
 }
 
+/** Return the characters of a request's input. */
+export function inputLength({ prompt = "", messages = [] }) {
+  return messages.reduce((sum, { content }) => sum + (content?.length ?? 0), prompt.length);
+}
+
 /** A completion that arrives: its text, and what is known of it. */
-class Answer {
+export class Answer {
   constructor(body, pricing) {
     Object.assign(this, { body, pricing, streamId: newId(), began: performance.now(), at: Date.now() });
     Object.assign(this, { text: "", pieces: 0, input: 0, first: null, usage: null, ended: null });
     Object.assign(this, { reason: "", requestId: "", provider: "", served: "", stopped: false, continued: false, problem: null });
   }
 
-  add(text) {
+  /** Add a frame of a stream, or a whole response. */
+  add({ data }) {
+    this.count();
+    this.text += data;
+  }
+
+  /** Count a piece of the answer. */
+  count() {
     this.first ??= performance.now();
     this.pieces += 1;
-    this.text += text;
+  }
+
+  /** Return the characters that have arrived. */
+  get length() {
+    return this.text.length;
   }
 
   /** Return the output tokens so far: the provider's count once there is one, until then an estimate. */
   get tokens() {
-    return this.usage?.output_tokens ?? estimated(this.pieces, this.text.length);
+    return this.usage?.output_tokens ?? estimated(this.pieces, this.length);
   }
 
   get cost() {
     if (this.usage) return this.usage.cost_usd;
     const { input, output } = this.pricing(this.served || this.body.model) ?? NO_PRICE;
-    const asked = this.input || Math.round(this.body.prompt.length / CHARACTERS_A_TOKEN);
+    const asked = this.input || Math.round(inputLength(this.body) / CHARACTERS_A_TOKEN);
     return input === null ? null : (asked * input + this.tokens * output) / 1e6;
   }
 
   /** Return false if the call failed before there was anything to count. */
   get counted() {
-    return !this.problem || this.text !== "" || this.usage !== null;
+    return !this.problem || this.length > 0 || this.usage !== null;
   }
 
   get free() {
@@ -123,7 +141,19 @@ class Answer {
   }
 }
 
+/** Show a text in an element by appending what is new, because a long text would be slow to replace. */
+export function appendNew(box, text) {
+  const node = box.firstChild;
+  if (node instanceof Text && !node.nextSibling && text.startsWith(node.data)) {
+    node.appendData(text.slice(node.length));
+  } else box.replaceChildren(text);
+}
+
+export const isRaw = () => document.querySelector("input[name=view]:checked").value === "raw";
+
 export class Panel {
+  path = "/api/v1/completions";
+
   /** @param pricing returns the pricing of a model by its full name, or undefined */
   constructor(suffix, pricing) {
     Object.assign(this, { suffix, pricing, answer: null, text: "", painting: 0, renderAt: 0, later: 0 });
@@ -135,6 +165,11 @@ export class Panel {
 
   get running() {
     return this.answer !== null && this.answer.ended === null;
+  }
+
+  /** Return the element that scrolls when the answer is long. */
+  get scroller() {
+    return this.at("output");
   }
 
   // The text
@@ -151,15 +186,18 @@ export class Panel {
     cancelAnimationFrame(this.painting);
     clearTimeout(this.later);
     this.painting = 0;
-    const box = this.at("output");
+    const box = this.scroller;
     const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
-    this.write(box, now);
+    this.write(this.at("output"), now);
     if (atEnd && this.running) box.scrollTop = box.scrollHeight;
     this.live();
   }
 
   write(box, now) {
-    if (document.querySelector("input[name=view]:checked").value === "raw") return this.writeRaw(box);
+    if (isRaw()) {
+      box.classList.add("raw");
+      return appendNew(box, this.text);
+    }
     const began = performance.now();
     if (!now && began < this.renderAt) {
       this.later = setTimeout(() => this.paint(), this.renderAt - began);
@@ -169,15 +207,6 @@ export class Panel {
     box.replaceChildren(render(parse(this.text)));
     this.renderAt = performance.now() + RENDER_SHARE * (performance.now() - began);
     return undefined;
-  }
-
-  /** Append what is new, because a long text would be slow to replace. */
-  writeRaw(box) {
-    const node = box.firstChild;
-    box.classList.add("raw");
-    if (node instanceof Text && !node.nextSibling && this.text.startsWith(node.data)) {
-      node.appendData(this.text.slice(node.length));
-    } else box.replaceChildren(this.text);
   }
 
   async copy() {
@@ -226,12 +255,16 @@ export class Panel {
 
   // The call
 
+  answerTo(body) {
+    return new Answer(body, this.pricing);
+  }
+
   /** Send a request and show its completion. Return the answer when it has ended. */
   async run(body) {
-    const answer = (this.answer = new Answer(body, this.pricing));
+    const answer = (this.answer = this.answerTo(body));
     this.start(answer);
     try {
-      const response = await call("/api/v1/completions", {
+      const response = await call(this.path, {
         method: "POST",
         headers: { "Content-Type": "application/json" },
         body: JSON.stringify({ ...body, stream_id: answer.streamId }),
@@ -272,21 +305,34 @@ export class Panel {
       this.serve(answer, frame.provider, frame.model);
       if (event === "usage_start") answer.input = frame.input_tokens;
       else if (event === "usage_final") answer.usage = frame;
-      else if (frame.type === "content") this.receive(answer, frame.data);
-      else if (frame.type === "finish") Object.assign(answer, { reason: frame.finish_reason, continued: frame.continued === true });
+      else if (frame.type === "content") this.receive(answer, frame);
+      else if (frame.type === "finish") this.conclusion(answer, frame);
     }
     throw new Problem("The stream ended before the completion was finished.", { code: "network", requestId: answer.requestId });
   }
 
-  receive(answer, text) {
-    if (answer.first === null && !answer.stopped) this.at("ending").textContent = "Receiving…";
-    answer.add(text);
+  receive(answer, frame) {
+    answer.add(frame);
+    if (!answer.stopped && answer.first !== null) this.tell(this.receiving(answer));
     this.show(answer.text, { soon: true });
+  }
+
+  receiving() {
+    return "Receiving…";
+  }
+
+  /** Show a state. Screen readers would read one again that is replaced by itself. */
+  tell(state) {
+    if (this.at("ending").textContent !== state) this.at("ending").textContent = state;
+  }
+
+  conclusion(answer, frame) {
+    Object.assign(answer, { reason: frame.finish_reason, continued: frame.continued === true });
   }
 
   take(answer, found) {
     this.serve(answer, found.provider, found.model);
-    answer.add(found.data);
+    answer.add(found);
     answer.reason = found.finish_reason;
     answer.usage = {
       input_tokens: found.usage.tokens_prompt,
@@ -308,9 +354,9 @@ export class Panel {
   }
 
   /** Show the end of an answer. An error takes the place of an empty text. */
-  conclude({ problem, text }, parts) {
-    this.at("output").classList.toggle("broken", Boolean(problem && text));
-    this.at("output").hidden = Boolean(problem && !text);
+  conclude({ problem, text, length = text.length }, parts) {
+    this.at("output").classList.toggle("broken", Boolean(problem && length));
+    this.at("output").hidden = Boolean(problem && !length);
     showProblem(this.at("error"), problem);
     this.at("ending").textContent = parts.filter(Boolean).join(" · ");
   }

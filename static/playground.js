@@ -1,6 +1,8 @@
-// The playground: the request form, one or two completions as they arrive, code examples, history.
+// The playground: the request form, one or two completions or a chat, code examples, history.
 
+import { ChatPanel } from "./chat.js";
 import { $, BASE, copyText, get, make, prices, remember, remembered, whole } from "./common.js";
+import { apart, Conversation } from "./conversation.js";
 import { Panel } from "./panel.js";
 import { Picker } from "./picker.js";
 import { signIn } from "./session.js";
@@ -18,9 +20,13 @@ const aliases = new Set();
 const replicas = new Map(); // from a provider's name to {total, reachable}, if it has replicas
 
 const pricing = (name) => models.get(name)?.pricing;
-const panels = [new Panel("", pricing), new Panel("-2", pricing)];
+const conversation = new Conversation({ changed: () => changed(), regenerate, full: forgetOldest });
+const completions = [new Panel("", pricing), new Panel("-2", pricing)];
+const chats = [new ChatPanel(pricing, conversation)];
+let panels = completions; // those of the chosen tab
 let language = "curl";
 
+const chatting = () => panels === chats;
 const comparing = () => !$("second").hidden;
 const running = () => panels.some((panel) => panel.running);
 
@@ -66,6 +72,7 @@ function note(id) {
 function facts(id) {
   const model = models.get(id);
   const context = model?.specs.context_window;
+  if (model?.provider === "local") return "Free. A toy that makes up text, for trying Sluice without an account.";
   if (model) return prices(model.pricing) + (context ? ` · context ${whole(context)} tokens` : "") + shared(id);
   if (aliases.has(id)) return "An alias of this server. The answer names the model that served.";
   return id ? `Not in this server’s list. Its price is unknown.${shared(id)}` : "";
@@ -96,15 +103,44 @@ function compare(on) {
   $("side").hidden = !on;
   $("side").querySelector("input").checked = true;
   nameHalt();
-  $("answer-title").textContent = on ? "Completions" : "Completion";
+  nameAnswer();
   changed();
+}
+
+// Completions or a chat
+
+function nameAnswer() {
+  $("answer-title").textContent = chatting() ? "Conversation" : comparing() ? "Completions" : "Completion";
+}
+
+/** Show the form of completions, or that of a chat. */
+function choose(tab) {
+  if (running()) return;
+  const chat = tab.id === "tab-chat";
+  markTab(tab, "bench");
+  panels = chat ? chats : completions;
+  if (chat) compare(false);
+  for (const found of document.querySelectorAll("[data-for]")) found.hidden = found.dataset.for !== (chat ? "chat" : "completion");
+  $(chat ? "chat-act" : "ask").append($("act"));
+  $("run-name").textContent = chat ? "Send" : "Run";
+  $("bench").classList.toggle("chats", chat);
+  remember("sluice.mode", tab.id);
+  nameAnswer();
+  changed();
+}
+
+function clear() {
+  conversation.replace([]);
+  chats[0].clear();
+  $("message").focus();
 }
 
 // The request form
 
-/** Return the request's body in the native format. */
-function asked(model) {
-  const body = { model, prompt: $("prompt").value, stream: $("stream").checked };
+/** Return the request's body in the native format. A chat's has the message that isn't sent yet. */
+function asked(model, { draft = true } = {}) {
+  const input = chatting() ? { messages: conversation.messages(draft) } : { prompt: $("prompt").value };
+  const body = { model, ...input, stream: $("stream").checked };
   const more = {};
   for (const name of NUMBERS) {
     const text = $(name).value.trim();
@@ -112,14 +148,32 @@ function asked(model) {
   }
   const stops = $("stop").value.split("\n").filter(Boolean);
   if (stops.length) more.stop = stops.map((text) => text.replaceAll("\\n", "\n"));
+  const tools = chatting() ? toolsOf($("tools").value) : null;
+  if (tools) more.tools = tools;
   if (Object.keys(more).length) body.additional_params = more;
   return body;
+}
+
+/** Return the list of tools that a text is, or null. */
+function toolsOf(text) {
+  try {
+    const found = JSON.parse(text);
+    return Array.isArray(found) && found.length ? found : null;
+  } catch {
+    return null;
+  }
 }
 
 function fill(body) {
   const values = { ...body, ...body.additional_params };
   pickers[0].value = values.model;
-  $("prompt").value = values.prompt;
+  if (body.messages) {
+    const { system, turns } = apart(body.messages);
+    $("system").value = system;
+    $("message").value = "";
+    $("tools").value = values.tools ? JSON.stringify(values.tools, null, 2) : "";
+    conversation.replace(turns);
+  } else $("prompt").value = values.prompt;
   $("stream").checked = values.stream;
   for (const name of NUMBERS) $(name).value = values[name] ?? "";
   $("stop").value = (values.stop ?? []).map((text) => text.replaceAll("\n", "\\n")).join("\n");
@@ -130,14 +184,22 @@ function changed() {
   pickers.forEach((picker, place) => ($(place ? "model-facts-2" : "model-facts").textContent = facts(picker.value)));
   pickers.forEach((picker, place) => ($(place ? "side-name-2" : "side-name").textContent = picker.value || (place ? "Second model" : "First model")));
   $("code").textContent = LANGUAGES[language](location.origin + BASE, asked(pickers[side()].value));
-  const set = [...NUMBERS.filter((name) => $(name).value !== ""), ...($("stop").value ? ["stop"] : [])];
+  const texts = chatting() ? ["stop", "tools"] : ["stop"];
+  const set = [...NUMBERS, ...texts].filter((name) => $(name).value !== "");
   $("parameters-set").textContent = set.length ? `${set.length} set` : "";
 }
 
-/** Return true if the form is valid; else focus its first invalid field, which shows the reason. */
-function valid() {
+/**
+ * Return true if the form is valid; else focus its first invalid field, which shows the reason.
+ * Another answer (again) needs no further message.
+ */
+function valid({ again = false } = {}) {
   const models = comparing() ? ["model", "model-2"] : ["model"];
-  const bad = [...models, "prompt", ...NUMBERS].map($).find((field) => !field.checkValidity());
+  const texts = chatting() ? ["message", "tools"] : ["prompt"];
+  const blank = !again && !conversation.answerable && !conversation.draft;
+  $("message").setCustomValidity(blank ? "Write a message." : "");
+  $("tools").setCustomValidity($("tools").value.trim() && !toolsOf($("tools").value) ? "Tools are a list in JSON." : "");
+  const bad = [...models, ...texts, ...NUMBERS].map($).find((field) => !field.checkValidity());
   if (!bad) return true;
   if ($("parameters").contains(bad)) $("parameters").open = true;
   bad.reportValidity();
@@ -148,9 +210,20 @@ function valid() {
 
 async function run() {
   if (running() || !valid()) return;
+  if (chatting()) conversation.settle();
+  await send();
+}
+
+async function regenerate() {
+  if (running() || !valid({ again: true })) return;
+  if (!conversation.answerable) conversation.dropAnswer();
+  await send();
+}
+
+async function send() {
   const names = pickers.slice(0, comparing() ? 2 : 1).map((picker) => picker.value);
   used(names);
-  const calls = names.map((name, place) => panels[place].run(asked(name)).then(ended));
+  const calls = names.map((name, place) => panels[place].run(asked(name, { draft: false })).then(ended));
   busy(true);
   await Promise.all(calls);
   busy(false);
@@ -174,11 +247,15 @@ function busy(is) {
   const focused = document.activeElement === from || document.activeElement === document.body;
   to.disabled = false;
   document.body.classList.toggle("flowing", is);
-  if (focused) to.focus();
+  const next = !is && chatting() && !narrow.matches ? $("message") : to; // a phone would show its keyboard
+  if (focused) next.focus();
   from.disabled = true;
   nameHalt();
   $("compare").disabled = is;
+  for (const tab of $("modes").children) tab.disabled = is;
+  conversation.enable(!is);
   if (is && narrow.matches) $("answer-title").scrollIntoView({ block: "start" });
+  else if (is && chatting()) $("act").scrollIntoView({ block: "nearest" });
 }
 
 // The history
@@ -192,11 +269,25 @@ function keep(answer) {
   showHistory();
 }
 
+/** Forget the oldest entry to make room. Return false if there was none. */
+function forgetOldest() {
+  const found = remembered("sluice.history", []);
+  if (!found.length) return false;
+  remember("sluice.history", found.slice(0, -1));
+  showHistory();
+  return true;
+}
+
 /** Keep what has arrived, because the page is left in the middle of it and its calls end. */
 function left() {
-  for (const { answer, running: runs } of panels) {
-    if (runs) keep(Object.assign(answer, { problem: { code: "page left" } }));
+  for (const panel of panels) {
+    const { answer } = panel;
+    if (!panel.running) continue;
+    Object.assign(answer, { problem: { code: "page left" } });
+    if (chatting()) panel.put(answer.length ? answer.turn : null);
+    keep(answer);
   }
+  conversation.save();
 }
 
 function showHistory() {
@@ -210,7 +301,7 @@ function showHistory() {
         "button",
         { type: "button" },
         make("span", { class: "figures faint" }, time),
-        make("span", { class: "prompt" }, entry.body.prompt.slice(0, 120)),
+        make("span", { class: "prompt" }, titleOf(entry.body).slice(0, 120)),
         make("span", { class: "faint" }, entry.served || entry.body.model, " · ", make("span", { class: entry.bad ? "bad" : "" }, entry.how), entry.used ? ` · ${entry.used}` : ""),
       );
       button.addEventListener("click", () => bringBack(entry));
@@ -219,29 +310,50 @@ function showHistory() {
   );
 }
 
+/** Return the text that names an entry: the prompt, or the latest message that a person wrote. */
+function titleOf({ prompt, messages }) {
+  if (!messages) return prompt;
+  const [last] = messages.filter(({ role }) => role === "user").slice(-1);
+  return `Chat: ${last?.content ?? messages.at(-1).content}`;
+}
+
 function bringBack(entry) {
   if (running()) return;
+  choose($(entry.body.messages ? "tab-chat" : "tab-completion"));
   compare(false);
   fill(entry.body);
   changed();
   panels[0].bringBack(entry);
-  $("prompt").focus();
+  $(chatting() ? "message" : "prompt").focus();
 }
 
 // The code examples
 
-function select(tab) {
-  for (const other of $("languages").children) {
+/** Mark a tab as the one whose panel is shown. */
+function markTab(tab, panel) {
+  for (const other of tab.parentElement.children) {
     other.setAttribute("aria-selected", String(other === tab));
     other.tabIndex = other === tab ? 0 : -1;
   }
-  $("code-panel").setAttribute("aria-labelledby", tab.id);
+  $(panel).setAttribute("aria-labelledby", tab.id);
+}
+
+function select(tab) {
+  markTab(tab, "code-panel");
   language = tab.dataset.language;
   changed();
 }
 
-function moveTab(event) {
-  const tabs = [...$("languages").children];
+/** Make a list of tabs answer to clicks and to the arrow keys. */
+function listen(list, select) {
+  list.addEventListener("click", (event) => {
+    const tab = event.target.closest("[role=tab]");
+    if (tab) select(tab);
+  });
+  list.addEventListener("keydown", (event) => moveTab(event, [...list.children], select));
+}
+
+function moveTab(event, tabs, select) {
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   if (!step) return;
   const next = tabs[(tabs.indexOf(document.activeElement) + step + tabs.length) % tabs.length];
@@ -266,7 +378,7 @@ function begin(providers) {
   learn(providers);
   learnAliases();
   pickers[0].value = remembered("sluice.model", $("ask").dataset.defaultModel);
-  $("ask").addEventListener("input", changed);
+  $("bench").addEventListener("input", changed);
   $("ask").addEventListener("submit", (event) => {
     event.preventDefault();
     run();
@@ -281,25 +393,26 @@ function begin(providers) {
   $("view").addEventListener("change", (event) => {
     remember("sluice.view", event.target.value);
     for (const panel of panels) if (panel.text) panel.paint(true);
+    conversation.show();
   });
   $("side").addEventListener("change", changed);
   document.addEventListener("keydown", keyed);
   addEventListener("pagehide", left);
-  $("languages").addEventListener("click", (event) => {
-    const tab = event.target.closest("[role=tab]");
-    if (tab) select(tab);
-  });
-  $("languages").addEventListener("keydown", moveTab);
+  listen($("languages"), select);
+  listen($("modes"), choose);
+  $("clear").addEventListener("click", clear);
   $("copy").addEventListener("click", copy);
   $("forget").addEventListener("click", () => {
     sessionStorage.removeItem("sluice.history");
     showHistory();
-    $("prompt").focus();
+    $(chatting() ? "message" : "prompt").focus();
   });
   if (/Mac|iP/.test(navigator.platform)) $("run").querySelector("kbd").textContent = "⌘ ↵";
   showHistory();
-  changed();
-  $("prompt").focus();
+  conversation.load();
+  const tab = location.hash === "#chat" ? "tab-chat" : remembered("sluice.mode", "tab-completion");
+  choose($(tab));
+  $(chatting() ? "message" : "prompt").focus();
 }
 
 signIn(begin);

@@ -1,4 +1,4 @@
-// Code examples that send a request. They read the key from the environment variable SLUICE_KEY.
+// Code examples that send a completion's request, or a chat's, which has messages. They read the key from the environment variable SLUICE_KEY.
 
 const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
@@ -15,11 +15,13 @@ function python(value) {
   return JSON.stringify(value);
 }
 
+const path = (body) => (body.messages ? "/api/v1/chat/completions" : "/api/v1/completions");
+
 const lines = (items, indent) => items.map((item) => `${indent}${item},\n`).join("");
 
 function curl(origin, body) {
   return [
-    `curl ${body.stream ? "-N" : "-sS"} ${origin}/api/v1/completions \\`,
+    `curl ${body.stream ? "-N" : "-sS"} ${origin}${path(body)} \\`,
     '  -H "Authorization: Bearer $SLUICE_KEY" \\',
     "  -H 'Content-Type: application/json' \\",
     `  -d ${shell(JSON.stringify(body))}`,
@@ -29,15 +31,18 @@ function curl(origin, body) {
 function openai(origin, body) {
   const { additional_params: more = {}, ...fields } = body;
   const named = Object.entries({ ...fields, ...more }).map(([k, v]) => `${k}=${python(v)}`);
+  const [name, piece, text] = body.messages
+    ? ["chat.completions", 'choice.delta.content or ""', "message.content"]
+    : ["completions", "choice.text", "text"];
   const end = body.stream
-    ? 'for chunk in completion:\n    for choice in chunk.choices:\n        print(choice.text, end="", flush=True)\nprint()'
-    : "print(completion.choices[0].text)";
+    ? `for chunk in completion:\n    for choice in chunk.choices:\n        print(${piece}, end="", flush=True)\nprint()`
+    : `print(completion.choices[0].${text})`;
   return `import os
 
 from openai import OpenAI
 
 client = OpenAI(base_url="${origin}/v1", api_key=os.environ["SLUICE_KEY"])
-completion = client.completions.create(
+completion = client.${name}.create(
 ${lines(named, "    ")})
 ${end}`;
 }
@@ -50,8 +55,8 @@ function requests(origin, body) {
         frame = json.loads(line[6:])
         if frame["type"] == "error":
             raise RuntimeError(frame["error"])
-        if frame["type"] == "content":
-            print(frame["data"], end="", flush=True)
+        if frame["type"] ${body.messages ? 'in ("content", "finish")' : '== "content"'}:
+            print(${body.messages ? 'frame.get("data", "")' : 'frame["data"]'}, end="", flush=True)
 print()`
     : 'print(response.json()["data"])';
   return `${body.stream ? "import json\n" : ""}import os
@@ -61,7 +66,7 @@ import requests
 body = {
 ${lines(named, "    ")}}
 response = requests.post(
-    "${origin}/api/v1/completions",
+    "${origin}${path(body)}",
     headers={"Authorization": f"Bearer {os.environ['SLUICE_KEY']}"},
     json=body,
     stream=${python(body.stream)},
@@ -80,12 +85,12 @@ for await (const piece of response.body.pipeThrough(new TextDecoderStream())) {
     if (!line.startsWith("data: {")) continue;
     const frame = JSON.parse(line.slice(6));
     if (frame.type === "error") throw new Error(frame.error);
-    if (frame.type === "content") process.stdout.write(frame.data);
+    if (${body.messages ? "frame.data" : 'frame.type === "content"'}) process.stdout.write(frame.data);
   }
 }
 console.log();`
     : "console.log((await response.json()).data);";
-  return `const response = await fetch("${origin}/api/v1/completions", {
+  return `const response = await fetch("${origin}${path(body)}", {
   method: "POST",
   headers: {
     Authorization: \`Bearer \${process.env.SLUICE_KEY}\`,

@@ -23,6 +23,7 @@ from completion import StreamKey, Summary
 from concurrency.native import BriefLock
 from concurrency.threads import BackgroundThread
 from errors import RateLimited, StreamExists, StreamNotFound, Unavailable, limit_details
+from streams.replay_store import ReplayStore
 from streams.stream import (
     Stream,
 )
@@ -74,6 +75,7 @@ class StreamRegistry:
         queue: int = 0,
         per_key: int | None = None,
         cluster: Cluster | None = None,
+        replays: ReplayStore | None = None,
     ) -> None:
         """Make an empty registry.
 
@@ -83,8 +85,12 @@ class StreamRegistry:
             per_key: the maximum number of calls of one key, running or waiting. None means SHARE of
                 all calls.
             cluster: the processes that share a Redis; None if this process is the only one.
+            replays: the resumable streams of this process. The ids of those that are kept after
+                their end aren't free.
         """
         self._cluster = cluster
+        self._replays = replays or ReplayStore(0, 0, 0)
+        self._kept = self._replays.kept
         self._limit, self._queue_size = limit, queue
         self._per_key = max(1, int(SHARE * (limit + queue))) if per_key is None else per_key
         self._lock = BriefLock()
@@ -121,7 +127,7 @@ class StreamRegistry:
         stream_key = (stream.key_id, stream.id)
         self._sweeper.start()
         with self._lock:
-            if stream_key in self._active:
+            if stream_key in self._active or stream_key in self._kept:
                 raise StreamExists(stream.id)
             if len(self._active) >= self._limit + self._queue_size:
                 raise too_many()
@@ -292,6 +298,10 @@ class StreamRegistry:
     def _sweep(self) -> None:
         while True:
             time.sleep(SWEEP_S)
+            try:
+                self._replays.sweep()
+            except Exception:  # the sweeper must continue to watch the calls
+                log.exception("sweep of resumable streams failed")
             for stream in self._snapshot():
                 try:
                     stream.look(time.monotonic())

@@ -123,6 +123,7 @@ class Stream:
         self.expired: UpstreamTimeout | None = None
         self.drain: Drain | None = None
         self._disconnect, self._cost = disconnect, cost
+        self.on_end: Callable[[End], None] | None = None  # takes the end of a resumable call
 
         # The synchronization of its threads.
         self.mailbox = Mailbox()
@@ -266,7 +267,7 @@ class Stream:
         if reason == "stopped" and self.stopped_at is None:
             self.stopped_at = time.monotonic()
         end = End(reason, error)
-        drain = self._new_drain() if reason == "client_gone" else None
+        drain = self._new_drain() if reason == "client_gone" and self.on_end is None else None
         with self._lock:  # when the mailbox refuses a batch, the reader must already see the drain
             read = self.mailbox.ended_by == "completed"
             first = self.mailbox.end(end)
@@ -283,6 +284,8 @@ class Stream:
                 upstream.wind_up()
             elif reason != "completed" and (first or drain is None):
                 upstream.abort()
+        if first and self.on_end is not None:
+            self.on_end(end)
         return first
 
     def _new_drain(self) -> Drain | None:

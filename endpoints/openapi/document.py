@@ -14,9 +14,10 @@ from endpoints.openapi import (
     chats,
     editors,
     errors,
+    every_schema,
     examples,
+    following,
     keys,
-    meanings,
     operators,
     schemas,
     service,
@@ -89,7 +90,7 @@ def calling(
         stream: an example of a streamed answer.
     """
     request, answer = names
-    found = named(answer, "X-Stream-ID", "X-Sluice-Attempts", *LIMITS)
+    found = named(answer, "X-Stream-ID", "X-Sluice-Attempts", "X-Sluice-Resumable", *LIMITS)
     for name in ("X-Sluice-Dropped", "X-RateLimit-Bypass"):
         found["headers"][name] = {"$ref": f"#/components/headers/{name}"}
     found["description"] = (
@@ -103,7 +104,7 @@ def calling(
         id_,
         "Completions",
         summary,
-        {"200": found} | responses(face, *COMPLETION_ERRORS),
+        {"200": found, "202": following.accepted()} | responses(face, *COMPLETION_ERRORS),
         parameters=[
             {"name": n, "in": "header", "description": text}
             | {"schema": {"type": "string"} | PATTERNS.get(n, {})}
@@ -226,7 +227,7 @@ def gets() -> dict[str, Part]:
         "/api/v1/user/usage": usage(),
         "/api/v1/user/requests": requests(),
         "/tokenizer_info": tokenizers.info(),
-    } | service.paths()
+    } | (following.gets() | service.paths())
 
 
 def posts() -> dict[str, Part]:
@@ -261,15 +262,6 @@ def about(providers: Collection[str], engines: Collection[str]) -> str:
     )
 
 
-def every_schema() -> dict[str, Part]:
-    found = schemas.every() | editors.bodies() | editors.answers() | tokenizers.schemas()
-    found |= chats.every() | keys.schemas() | operators.schemas()
-    return {
-        name: meanings.explained(schema, meanings.EVERY.get(name, {}))
-        for name, schema in found.items()
-    }
-
-
 def build(
     providers: list[str], *, engines: Collection[str] = (), metrics_token: bool = True
 ) -> Part:
@@ -302,7 +294,7 @@ def build(
         "tags": [{"name": name} for name in TAGS],
         "paths": paths,
         "components": {
-            "schemas": every_schema(),
+            "schemas": every_schema.every(),
             "examples": errors.examples(),
             "headers": {
                 name: {"description": text, "schema": {"type": "string"}}

@@ -67,6 +67,7 @@ SAMPLES: tuple[tuple[str, SluiceError], ...] = (
     ),
     ("The body arrived too slowly.", errors.RequestTimeout("The body did not arrive in time.")),
     ("The key has an active call with this stream_id.", errors.StreamExists("my-stream")),
+    ("What comes after the event is no longer kept.", errors.StreamTrimmed(1200)),
     (
         "Another key has this name.",
         errors.KeyExists("A key named 'laptop' already exists.", param="name"),

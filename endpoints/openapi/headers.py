@@ -10,6 +10,8 @@ HEADERS = {
     "X-Stream-ID": "The id by which to stop the call.",
     "X-Sluice-Attempts": "The number of attempts at providers.",
     "X-Sluice-Dropped": "The parameters that the target ignores.",
+    "X-Sluice-Resumable": "1: the stream outlives its connection. 0: it was to, but can't.",
+    "Location": "Where to follow the call.",
     "X-RateLimit-Bypass": "The call used the caller's own provider key.",
     "Retry-After": "How long to wait, in whole seconds, at least 1.",
     "WWW-Authenticate": "How to authenticate.",
@@ -32,6 +34,7 @@ SENT = {
     "X-Sluice-Continue": "1: if a stream breaks off, continue it from another target.",
     "X-Sluice-Affinity": "Calls with the same text go to the same replica of a provider, if there "
     "are several. Without it, the start of the prompt decides.",
+    "X-Sluice-Resumable": "1 or 0: resumable, if the body has none.",
     "X-Sluice-Timeout": "Seconds for the whole call (30), or for some of its "
     "phases (first_event=5, idle=2.5).",
 }

@@ -62,7 +62,8 @@ def schemas() -> dict[str, Schema]:
     key: Schema = {"id": TEXT, "name": TEXT, "created": MOMENT, "expires": time}
     key |= {"disabled": YES, "tier": enum(*TIERS)} | limits
     key |= {"budget_usd": amount, "budget_period": enum(*PERIODS), "max_streams": count}
-    key |= {"models": items(TEXT), "admin": YES, "group": nullable(TEXT)}
+    key |= {"resumable": nullable(YES), "models": items(TEXT), "admin": YES}
+    key |= {"group": nullable(TEXT)}
     key |= {"previous_until": time}
     key |= {"limits": closed(limits), "status": enum(*key_fields.STATUSES)}
     key |= {"source": enum("file", "environment"), "used": used, "last_used_at": time}
@@ -96,6 +97,7 @@ def schemas_of_groups() -> dict[str, Schema]:
     group = {"name": TEXT, "defined": YES} | terms | {"keys": COUNT, "used": used}
     own: Schema = {"id": TEXT, "name": TEXT, "created": MOMENT, "expires": time}
     own |= {"tier": enum(*TIERS)} | terms | {"max_streams": count, "admin": YES}
+    own |= {"resumable": nullable(YES)}
     own |= {"limits": closed(limits), "left_usd": amount}
     own |= {"group": nullable(closed({"name": TEXT} | terms | {"left_usd": amount}))}
     return {"Groups": closed({"data": items(closed(group))}), "OwnKey": closed(own)}

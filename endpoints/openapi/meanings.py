@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from endpoints.openapi import keys, operator_texts
+from endpoints.openapi import following, keys, operator_texts
 from endpoints.openapi.meanings_of_answers import ANSWERS, CHAT_CHOICE, below
 
 MODEL: Final = "The model: provider/model or an alias."
@@ -20,6 +20,8 @@ REQUEST: Final = {
     "byok_api_key": "Your own key at the provider, for this call only. It replaces the server's.",
     "stream_id": "Your own id for the call, by which you can stop it. By default the request's id.",
     "stream": "true: send the completion event by event, as it arrives.",
+    "resumable": "true: the stream outlives its connection, and can be followed again.",
+    "background": "true: as resumable, and without stream the answer is a 202 at once.",
     "temperature": "How random the choice of tokens is. At 0 the likeliest token is taken.",
     "max_tokens": "The most tokens that the completion may have. By default the provider decides.",
     "top_p": "Take only the likeliest tokens that together have this probability. 1 takes all.",
@@ -86,6 +88,7 @@ EVERY: Final = {
     **ANSWERS,
     **keys.meanings(),
     **operator_texts.meanings(),
+    "StreamState": following.MEANINGS,
     "CompletionRequest": BODY,
     "OpenAICompletionRequest": BODY,
     "Chat": ANSWERS["Completion"] | below("choices", CHAT_CHOICE),

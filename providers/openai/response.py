@@ -106,7 +106,7 @@ class OpenAIResponse:
         before = len(batch)
         failed = chunk.error or chunk.base_resp or chunk.error_code or chunk.error_msg
         if failed or chunk.errors or (chunk.x_groq and chunk.x_groq.error):
-            failed = error_of(chunk)
+            failed = error_of(chunk, data)
         if not failed and not chunk.choices and chunk.usage is None:
             refuse_bare_error(data)
         self.tier = word(chunk.service_tier) or self.tier
@@ -324,8 +324,10 @@ def cost_of(tokens: Tokens) -> int | None:
     return found
 
 
-def error_of(chunk: Chunk) -> Any:
+def error_of(chunk: Chunk, data: bytes) -> Any:
     """Return the error in one of a chunk's fields, as `reported` takes it, or None."""
+    if isinstance(chunk.error, str) and chunk.error:
+        return decode_object(data)  # its code, if it has one, is beside it
     if chunk.error and not (isinstance(chunk.error, dict) and not any(chunk.error.values())):
         return {"error": chunk.error}
     if chunk.x_groq and chunk.x_groq.error:

@@ -127,6 +127,7 @@ def test_create_with_json_prints_all_fields_of_the_key(run: Runner, store: KeySt
         "budget_usd": None,
         "budget_period": "total",
         "max_streams": None,
+        "resumable": None,
         "models": ["openai/*", "local/*"],
         "admin": False,
         "group": None,
@@ -245,6 +246,9 @@ def test_change_updates_only_the_given_fields_of_a_key(run: Runner, store: KeySt
     assert store.get("a").max_streams == 3
     run.ok("change", "a", "--max-streams", "share")
     assert store.get("a").max_streams is None
+    for word, value in (("yes", True), ("no", False), ("server", None)):
+        run.ok("change", "a", "--resumable", word)
+        assert store.get("a").resumable is value
     run.ok("change", "a", "--requests-per-minute", "tier", "--budget", "none", "--expires", "none")
     key = store.get("a")
     assert (key.limits, key.budget_nano, key.expires) == (LIMITS["standard"], None, None)

@@ -180,6 +180,7 @@ def test_a_caller_sees_what_its_own_key_may_and_its_group(team: Team) -> None:
         "budget_usd": 1.0,
         "budget_period": "total",
         "max_streams": None,
+        "resumable": None,
         "models": ["*"],
         "admin": False,
         "limits": {"requests_per_minute": 60, "tokens_per_hour": 100_000},

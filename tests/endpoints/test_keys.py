@@ -118,6 +118,7 @@ def test_a_created_key_works_and_its_secret_is_shown_once(desk: Desk) -> None:
         "models": ["sim/*"],
         "expires": "2100-01-31",
         "max_streams": 2,
+        "resumable": True,
         "requests_per_minute": 3,
         "admin": False,
     }
@@ -232,6 +233,7 @@ CHANGES: list[dict[str, Any]] = [
     {"tokens_per_hour": 0},
     {"budget_usd": 0.25, "budget_period": "day"},
     {"max_streams": 3},
+    {"resumable": True},
     {"models": ["sim/*", "fast"]},
     {"admin": True},
     {"group": "research"},
@@ -550,8 +552,9 @@ def test_the_log_has_pages_and_can_show_one_key(desk: Desk) -> None:
 
 
 def test_a_change_counts_while_the_ledger_is_away_and_is_then_in_the_log_only(
-    desk: Desk, caplog: pytest.LogCaptureFixture
+    desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ledger.ledger.RETRY_S", 0.05)
     caplog.set_level("INFO", logger="sluice.keys")
     ledger = desk.site.app.extensions["sluice"].ledger
     outage = Outage(ledger._writer)

@@ -196,6 +196,6 @@ def test_an_older_release_reads_a_rotated_line_and_takes_only_the_new_secret() -
     new, secret = rotated(row, HOUR, datetime.now(UTC))
     assert new.keys() - row.keys() == set(key_module.PREVIOUS)
     assert new["hash"] == fingerprint(secret)
-    known = {*FIRST_RELEASE, "budget_period", "max_streams"}
+    known = {*FIRST_RELEASE, "budget_period", "max_streams", "resumable"}
     for name in key_module.PREVIOUS:
         assert not get_close_matches(name, known, 1, key_module.NEARLY)

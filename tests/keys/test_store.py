@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("no_secret_is_logged")
 ALL_FIELDS = [
     "id", "name", "hash", "created", "expires", "disabled",
     "tier", "requests_per_minute", "tokens_per_hour", "budget_usd", "budget_period",
-    "max_streams", "models", "admin", "group",
+    "max_streams", "resumable", "models", "admin", "group",
 ]  # fmt: skip
 OLD_FIELDS = [name for name in ALL_FIELDS if name not in LATER_FIELDS]
 PREVIOUS = ROOT / "tests/fixtures/upgrade/v1/keys.jsonl"

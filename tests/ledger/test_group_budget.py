@@ -147,7 +147,7 @@ def test_an_opening_written_again_counts_once_in_its_group(ledger_url: str) -> N
 @given(
     st.lists(st.tuples(st.integers(0, 4), st.integers(0, 400), st.integers(0, 400)), max_size=12)
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_calls_that_keep_to_their_claims_overspend_neither_budget(
     calls: list[tuple[int, int, int]],
 ) -> None:

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -19,7 +18,7 @@ from playwright.sync_api import Page, expect
 from tests.support import fake as fp
 from tests.support.fake import FakeProvider
 from tests.support.pace import HANG_S
-from tests.support.pages import breaks, choose, run, sign_in, slow
+from tests.support.pages import COMMANDS, PROMPT, breaks, choose, run, sign_in, slow
 from tests.support.servers import Server
 
 pytestmark = pytest.mark.thorough
@@ -33,7 +32,9 @@ def test_the_playground_shows_a_streamed_completion_and_keeps_its_history(
 ) -> None:
     sign_in(page, server)
     expect(page.get_by_role("combobox", name="Model", exact=True)).to_have_value("local/slow")
-    expect(page.locator("#model-facts")).to_have_text("Free")
+    expect(page.locator("#model-facts")).to_have_text(
+        "Free. A toy that makes up text, for trying Sluice without an account."
+    )
     choose(page, "local/pydoc")
     page.get_by_label("Prompt").fill("The best way to open a file is")
     page.get_by_text("Parameters").click()
@@ -280,14 +281,6 @@ def test_the_stop_button_is_visible_on_a_narrow_screen(
 
 
 # Use it from code
-
-PROMPT = 'It\'s a "test" of $HOME, `id` and \\n\nin two lines: \u00e9, \U0001f600'
-COMMANDS = {
-    "curl": ["sh", "-c"],
-    "Python, openai": [sys.executable, "-c"],
-    "Python, requests": [sys.executable, "-c"],
-    "JavaScript": ["node", "--input-type=module", "-e"],
-}
 
 
 @pytest.mark.parametrize("stream", [True, False])

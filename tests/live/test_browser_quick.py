@@ -1,7 +1,11 @@
 """The two browser tests of `make test`, in a real Chromium: a first visit of the playground, and an
 operator who gives a colleague a key.
 
+<<<<<<< HEAD
 The others are in the files beside it.
+=======
+These are the browser tests of `make test`; the others are in the files beside it.
+>>>>>>> main
 """
 
 from __future__ import annotations
@@ -11,8 +15,12 @@ import re
 import requests
 from playwright.sync_api import Page, expect
 
+<<<<<<< HEAD
 from tests.support.pace import HANG_S
 from tests.support.pages import run, sign_in
+=======
+from tests.support.pages import open_chat, run, send, sign_in
+>>>>>>> main
 from tests.support.servers import Server
 
 
@@ -29,6 +37,7 @@ def test_a_first_visit_streams_the_slow_model_until_it_is_stopped(
     expect(page.locator("#served")).to_have_text("local/slow")
 
 
+<<<<<<< HEAD
 def test_an_admin_gives_a_colleague_a_key_with_a_monthly_budget(page: Page, server: Server) -> None:
     server.key = server.add_key("operator", admin=True)
     sign_in(page, server, "/admin")
@@ -49,3 +58,18 @@ def test_an_admin_gives_a_colleague_a_key_with_a_monthly_budget(page: Page, serv
     kept = page.evaluate("document.documentElement.outerHTML + JSON.stringify(sessionStorage)")
     assert key not in kept + page.url
     assert key not in server.output()
+=======
+def test_a_first_chat_streams_the_slow_model_until_it_is_stopped(
+    page: Page, server: Server
+) -> None:
+    open_chat(page, server)
+    send(page)
+    expect(page.locator("#live-tokens-chat")).to_have_text(re.compile(r"≈ [3-9]"))
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#ending-chat")).to_have_text(
+        re.compile(r"Stopped · \d+ tokens in · \d+ tokens out · cost \$0\.00 · took .+s")
+    )
+    expect(page.locator("#turns > li")).to_contain_text(
+        ["How do I open a file?", "Assistant local/slow · Stopped"]
+    )
+>>>>>>> main

@@ -1,4 +1,4 @@
-"""Tests that the programs in examples/ run, and that they stop their streams."""
+"""Tests that the programs in examples/ run, that they stop their streams, or survive cuts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from tests.support import fake as fp
 from tests.support.calls import BEGUN, EVENT, wait_active
+from tests.support.cutting_proxy import CuttingProxy
 from tests.support.fake import FakeProvider
 from tests.support.pace import HANG_S
 from tests.support.paths import ROOT
@@ -21,6 +22,10 @@ from tests.support.servers import Server, free_port
 EXAMPLES = sorted((ROOT / "examples").glob("*.*"))
 COMMANDS = {".py": [sys.executable, "-W", "error"], ".mjs": ["node"]}
 each = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+RESUMING = [path for path in EXAMPLES if path.stem == "resume"]
+STOPPING = [path for path in EXAMPLES if path not in RESUMING]
+each_stopping = pytest.mark.parametrize("path", STOPPING, ids=lambda path: path.name)
+each_resuming = pytest.mark.parametrize("path", RESUMING, ids=lambda path: path.name)
 shortest = ROOT / "examples/stream_and_stop.py"
 one = pytest.mark.parametrize("path", sampled(EXAMPLES, shortest), ids=lambda path: path.name)
 
@@ -40,7 +45,7 @@ def run(path: Path, server: Server | None, **env: str) -> subprocess.CompletedPr
     )
 
 
-@each
+@each_stopping
 def test_each_example_stops_a_stream(path: Path, server: Server, fake: FakeProvider) -> None:
     fake.script([*BEGUN, *[EVENT] * 10, fp.hold()])
     done = run(path, server, SLUICE_MODEL="fake/m", ENOUGH="40")
@@ -52,7 +57,7 @@ def test_each_example_stops_a_stream(path: Path, server: Server, fake: FakeProvi
     wait_active(server, 0)
 
 
-@each
+@each_stopping
 def test_each_example_stops_the_slow_built_in_model(path: Path, server: Server) -> None:
     done = run(path, server, ENOUGH="20")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -80,7 +85,7 @@ def test_each_example_says_in_one_line_that_the_key_is_missing(path: Path) -> No
 @one
 def test_each_example_says_in_one_line_that_no_server_answers(path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    done = run(path, None, SLUICE_KEY="sk-sluice-x", SLUICE_URL=url)
+    done = run(path, None, SLUICE_KEY="sk-sluice-x", SLUICE_URL=url, TRIES="2")
     assert in_one_line(done).startswith(f"No server answers at {url}. Start one with 'make run'")
 
 
@@ -93,5 +98,23 @@ def test_each_example_says_in_one_line_that_another_server_answers(
     assert "404" in in_one_line(done)
 
 
-def test_each_language_has_an_example() -> None:
-    assert {path.suffix for path in EXAMPLES} == set(COMMANDS)
+@each_resuming
+def test_each_example_of_resuming_survives_cut_connections(
+    path: Path, server: Server, fake: FakeProvider
+) -> None:
+    words = [f"word-{n} " for n in range(60)]
+    fake.script(fp.sse(fp.chunks(words, usage=(7, 60)), interval=0.01))
+    with CuttingProxy(server.port, [0, 2500, 1500, 900]) as proxy:
+        done = run(path, server, SLUICE_MODEL="fake/m", SLUICE_URL=proxy.url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    text, _, rest = done.stdout.partition("\n\n")
+    assert text == "".join(words)
+    finish, usage, reconnects = rest.splitlines()
+    assert finish == "finish_reason: stop"
+    assert usage.startswith("output_tokens: 60")
+    assert int(reconnects.removeprefix("reconnects: ")) >= proxy.made >= 3
+
+
+def test_each_language_has_an_example_of_each_kind() -> None:
+    for kind in (STOPPING, RESUMING):
+        assert {path.suffix for path in kind} == set(COMMANDS)

@@ -37,6 +37,7 @@ from tests.support.servers import Server
 pytestmark = pytest.mark.thorough
 
 AT_ONCE = 24
+CHAT = "/api/v1/chat/completions"
 ROW = '[providers.{}]\ndialect = "{}"\nbase_url = "{}"\ncompletions = {}\n{}\n'
 LIMITS = f"timeouts = {{ first_event = {LIMIT_S}, idle = {LIMIT_S} }}\n"
 WHOLE, CUT = ["finish", "usage_final", "DONE"], ["usage_final", "error"]
@@ -53,6 +54,16 @@ class Cell(NamedTuple):
     def name(self) -> str:
         mode = "stream" if self.stream else "whole"
         return f"{self.dialect}-{self.fault}-{mode}" + ("-fallback" if self.fallback else "")
+
+    @property
+    def path(self) -> str:
+        return CHAT if DIALECTS[self.dialect].passes else COMPLETIONS
+
+    @property
+    def healthy(self) -> str:
+        """The name of the cell's fallback."""
+        chat = "chat-" if DIALECTS[self.dialect].passes else ""
+        return f"{HEALTHY}-{chat}{'stream' if self.stream else 'whole'}"
 
     @property
     def expected(self) -> Expected:
@@ -112,7 +123,7 @@ def config(fake: FakeProvider) -> str:
         )
         for cell in CELLS
     ]
-    healthy = (f"{HEALTHY}-{mode}" for mode in ("whole", "stream"))
+    healthy = {cell.healthy for cell in CELLS}
     found += [ROW.format(n, "openai", f"{fake.origin}/{n}/v1", "true", "") for n in healthy]
     return "".join(found)
 
@@ -121,8 +132,10 @@ def arm(fake: FakeProvider) -> None:
     scripts: dict[str, Any] = {
         cell.name: FAULTS[cell.fault].scripts(DIALECTS[cell.dialect], cell.stream) for cell in CELLS
     }
-    scripts[f"{HEALTHY}-whole"] = [fp.answer(fp.body(HEALTHY_TEXT))]
-    scripts[f"{HEALTHY}-stream"] = [fp.sse(fp.chunks([HEALTHY_TEXT], usage=(3, 5)))]
+    for name, chat in ((HEALTHY, False), (f"{HEALTHY}-chat", True)):
+        frames = fp.chunks([HEALTHY_TEXT], usage=(3, 5), chat=chat)
+        scripts[f"{name}-whole"] = [fp.answer(fp.body(HEALTHY_TEXT, chat=chat))]
+        scripts[f"{name}-stream"] = [fp.sse(frames)]
     fake.placed(scripts)
 
 
@@ -134,12 +147,13 @@ def play(server: Server, cell: Cell) -> Answer:
 
 
 def ask(server: Server, cell: Cell) -> Answer:
-    fields: dict[str, Any] = {"model": f"{cell.name}/m", "prompt": "Say it", "stream": cell.stream}
+    fields: dict[str, Any] = {"model": f"{cell.name}/m", "stream": cell.stream}
+    asked = [{"role": "user", "content": "Say it"}]
+    fields |= {"messages": asked} if cell.path == CHAT else {"prompt": "Say it"}
     if cell.fallback:
-        mode = "stream" if cell.stream else "whole"
-        fields["fallbacks"] = [f"{HEALTHY}-{mode}/m"]
+        fields["fallbacks"] = [f"{cell.healthy}/m"]
     with server.client(timeout=HANG_S) as client:
-        client.request("POST", COMPLETIONS, fields, {"X-Request-ID": cell.name})
+        client.request("POST", cell.path, fields, {"X-Request-ID": cell.name})
         head = client.read_head()
         if head.headers["content-type"].startswith("text/event-stream"):
             return of_stream(head.status, head.headers, list(client.frames()))
@@ -211,15 +225,14 @@ def test_each_fault_gives_the_expected_answer_attempts_and_ledger_row(cell: Cell
 
 def assert_row(cell: Cell, row: Row) -> None:
     wanted = cell.expected
-    named = f"{HEALTHY}-{'stream' if cell.stream else 'whole'}"
     expected = {
         "status": wanted.status,
         "end_reason": wanted.reason,
         "error_code": wanted.code,
         "attempts": len(wanted.tries),
-        "provider": named if wanted.by_fallback else cell.name,
+        "provider": cell.healthy if wanted.by_fallback else cell.name,
         "streamed": cell.stream,
-        "endpoint": COMPLETIONS,
+        "endpoint": cell.path,
     }
     assert {column: row[column] for column in expected} == expected
     if len(wanted.tries) == 1:

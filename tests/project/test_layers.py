@@ -42,6 +42,7 @@ LONG_MODULES: dict[str, str] = {
     "config": "all settings, with a field and a variable for each",
     "endpoints.native": "one whole API",
     "providers.hosts": "the rows of all hosts",
+    "streams.stream": "one active call, with all that may end it",
 }
 LONG_FUNCTIONS: dict[str, str] = {
     "endpoints.openapi.schemas.completions": "one schema",

@@ -44,6 +44,7 @@ class Dialect(NamedTuple):
         completions: True if the provider's row has legacy completions.
         ends: A function that returns the offsets at which the frames of a stream end.
         media: The Content-Type of a stream.
+        passes: True for chats, which are passed through.
     """
 
     dialect: str
@@ -56,6 +57,7 @@ class Dialect(NamedTuple):
     completions: bool = True
     ends: Callable[[bytes], list[int]] = blank_lines
     media: str = "text/event-stream"
+    passes: bool = False
 
     @property
     def streamed(self) -> bytes:
@@ -97,6 +99,9 @@ INFILL_ERROR = {"error": {"code": 500, "message": "It broke.", "type": "server_e
 DIALECTS = {
     "completions": Dialect("openai", "openai/legacy", "openai/legacy", 1, OPENAI_ERROR),
     "chat": Dialect("openai", "openai/chat", "openai/chat", 2, OPENAI_ERROR, completions=False),
+    "passed": Dialect(
+        *("openai", "openai/chat", "openai/chat", 2, OPENAI_ERROR), completions=False, passes=True
+    ),
     "anthropic": Dialect(
         *("anthropic", "anthropic/plain", "anthropic/plain", 4, ANTHROPIC_ERROR),
         error_frame=b"event: error\n" + data(ANTHROPIC_ERROR),

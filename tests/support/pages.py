@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from typing import Final
 
 from playwright.sync_api import Page, expect
@@ -14,6 +16,15 @@ from tests.support.servers import Server
 WIDTHS: Final = {"narrow": 390, "wide": 1280}
 AXE: Final = TESTS / "vendor" / "axe" / "axe.min.js"
 RULES: Final = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+PROMPT: Final = 'It\'s a "test" of $HOME, `id` and \\n\nin two lines: \u00e9, \U0001f600'
+"""A text that is hard to quote."""
+COMMANDS: Final = {
+    "curl": ["sh", "-c"],
+    "Python, openai": [sys.executable, "-c"],
+    "Python, requests": [sys.executable, "-c"],
+    "JavaScript": ["node", "--input-type=module", "-e"],
+}
+"""What runs the code of each language that the playground shows."""
 VIOLATIONS: Final = """
 window.violations = [];
 document.addEventListener("securitypolicyviolation", (event) =>
@@ -44,16 +55,29 @@ def run(page: Page) -> None:
     page.get_by_role("button", name="Run").click()
 
 
-def slow(fake: FakeProvider) -> None:
+def open_chat(page: Page, server: Server) -> None:
+    """Sign in and choose the Chat tab."""
+    sign_in(page, server)
+    page.get_by_role("tab", name="Chat").click()
+
+
+def send(page: Page, message: str = "") -> None:
+    """Send a message of a chat, or what is in the field for it."""
+    if message:
+        page.get_by_label("Message", exact=True).fill(message)
+    page.get_by_role("button", name=re.compile("^Send")).click()
+
+
+def slow(fake: FakeProvider, *, chat: bool = False) -> None:
     """Make the provider stream a completion that never ends."""
-    frames = fp.chunks(["Once ", "upon "], finish=None)
-    more = fp.event(fp.chunks(["more "], finish=None)[0]).data
+    frames = fp.chunks(["Once ", "upon "], chat=chat, finish=None)
+    more = fp.event(fp.chunks(["more "], chat=chat, finish=None)[0]).data
     fake.script([*fp.sse(frames, done=False, complete=False), fp.repeat(more, every=0.05)])
 
 
-def breaks(fake: FakeProvider) -> None:
+def breaks(fake: FakeProvider, *, chat: bool = False) -> None:
     """Make the provider break off in the middle of a completion."""
-    frames = fp.chunks(["Half "], finish=None)
+    frames = fp.chunks(["Half "], chat=chat, finish=None)
     fake.script([*fp.sse(frames, done=False, complete=False), fp.reset()])
 
 

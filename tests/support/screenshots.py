@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.support import fake as fp
 from tests.support.browsers import launch
 from tests.support.fake import FakeProvider
-from tests.support.pages import choose, run, sign_in
+from tests.support.pages import choose, run, send, sign_in
 from tests.support.servers import UNTROUBLED, Server
 
 THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
@@ -77,6 +77,10 @@ with open("notes.txt", encoding="utf-8") as file:
 - It closes the file **even after an error**.
 - Always name the *encoding*.
 """
+FOLLOWING = (
+    "Read what is there, then wait for more: `readline()` returns an empty string at the end of "
+    "the file, and the new lines at the next call."
+)
 
 
 def moments(now: datetime) -> Iterator[datetime]:
@@ -199,6 +203,24 @@ def compare(page: Page, fake: FakeProvider) -> None:
         expect(page.locator(f"#ending{suffix}")).to_contain_text("took")
 
 
+def talk(page: Page, fake: FakeProvider) -> None:
+    """Hold a conversation of two answers. The second has reasoning and still arrives."""
+    page.get_by_role("tab", name="Chat").click()
+    choose(page, MODEL)
+    page.get_by_label("System prompt").fill("Answer briefly, for people who know Python.")
+    frames = fp.chunks([CODE], chat=True, usage=(38, 74))
+    fake.script(fp.sse(frames))
+    send(page, "How do I read a file line by line?")
+    expect(page.locator("#ending-chat")).to_contain_text("Finished")
+    [thought] = fp.chunks([""], chat=True, finish=None)
+    thought["choices"][0]["delta"] = {"reasoning_content": "They ask about a file that grows."}
+    pieces = [f"{piece} " for piece in FOLLOWING.split(" ")]
+    frames = [thought, *fp.chunks(pieces, chat=True, finish=None)]
+    fake.script([*fp.sse(frames, interval=0.03, done=False, complete=False), fp.hold()])
+    send(page, "And if another program still writes to it?")
+    expect(page.locator("#output-chat")).to_contain_text("next call.")
+
+
 def shoot(browser: Browser, server: Server, fake: FakeProvider, directory: Path) -> None:
     for theme in THEMES:
         for width in WIDTHS:
@@ -231,6 +253,13 @@ def shoot(browser: Browser, server: Server, fake: FakeProvider, directory: Path)
                 admin.screenshot(path=directory / f"full-admin-{theme}-{width}.png", full_page=True)
             page.keyboard.press("Escape")
             expect(page.locator("#ending")).to_contain_text("Stopped")
+            talk(page, fake)
+            if width < 800:
+                page.locator(".answer").evaluate("(answer) => answer.scrollIntoView()")
+            page.screenshot(path=directory / f"chat-{theme}-{width}.png")
+            page.keyboard.press("Escape")
+            expect(page.locator("#ending-chat")).to_contain_text("Stopped")
+            page.get_by_role("tab", name="Completion").click()
             if width > 800:
                 compare(page, fake)
                 page.screenshot(path=directory / f"compare-{theme}-{width}.png")

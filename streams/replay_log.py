@@ -1,0 +1,154 @@
+"""The log of a resumable stream: its frames, numbered from 1, in a compact form.
+
+Most frames differ only in their text. So the log keeps the text as it is in JSON, and one template
+for all frames of a choice. Other frames are kept as they are.
+
+- The module is pure: no lock, no clock, no I/O. One thread at a time may append or trim, and any
+  number of threads may read meanwhile.
+- The log's templates and entries are all that is needed to send its frames, so a copy of them in
+  another process serves as well. Nothing here knows faces or HTTP.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from typing import Final, NamedTuple, TypeAlias
+
+from errors import StreamTrimmed
+
+FrameParts: TypeAlias = tuple[bytes, ...]
+"""A template: the parts of a frame between which its text stands, without quotes."""
+
+FRAME: Final = 0
+"""The kind of an entry that is a whole frame. Other kinds are numbers of templates."""
+MOST_TEMPLATES: Final = 255
+READ: Final = 64 * 1024
+"""About the most bytes of entries that one read returns."""
+MOST_JOINED, LONGEST_JOINED = 1024, 16 * 1024
+"""The most texts that are joined into one frame, and the most bytes of them: some clients can't
+read longer lines."""
+
+
+class Block(NamedTuple):
+    """The entries of a log from `first` on. They are only ever appended to."""
+
+    first: int
+    """The number of the first entry."""
+    data: bytearray
+    ends: array[int]
+    """Where each entry ends in the data. An entry counts once its end is there."""
+    kinds: bytearray
+
+
+class ReplayLog:
+    def __init__(self) -> None:
+        self._block = Block(1, bytearray(), array("I"), bytearray())
+        self._templates: list[FrameParts] = [()]
+
+    @property
+    def first(self) -> int:
+        """The number of the oldest entry that is left."""
+        return self._block.first
+
+    @property
+    def last(self) -> int:
+        """The number of the newest entry; 0 if there has been none."""
+        block = self._block
+        return block.first + len(block.ends) - 1
+
+    @property
+    def size(self) -> int:
+        """The bytes of memory that the log takes."""
+        _, data, ends, kinds = self._block
+        templates = sum(sys.getsizeof(part) for parts in self._templates for part in parts)
+        return sum(map(sys.getsizeof, (data, ends, kinds))) + templates
+
+    def add_template(self, parts: FrameParts) -> int | None:
+        """Add a template. Return the kind of its entries, or None if the log has too many."""
+        if len(self._templates) > MOST_TEMPLATES:
+            return None
+        self._templates.append(parts)
+        return len(self._templates) - 1
+
+    def append(self, kind: int, entry: bytes) -> None:
+        """Append an entry.
+
+        Args:
+            kind: FRAME, or the template's number.
+            entry: a frame, which ends with a blank line; or a text in JSON without quotes.
+        """
+        _, data, ends, kinds = self._block
+        data += entry
+        kinds.append(kind)
+        ends.append(len(data))
+
+    def read(self, after: int, *, joined: bool = False) -> tuple[bytes, int]:
+        """Return frames with their numbers, and the number of the last one.
+
+        Args:
+            after: the number of the last frame that the reader has.
+            joined: whether consecutive texts of one choice become one frame, with the highest of
+                their numbers.
+
+        Raises:
+            StreamTrimmed: the frame after that one was dropped.
+        """
+        block = self._block
+        first, data, ends, kinds = block
+        at = after - first + 1
+        if at < 0:
+            raise StreamTrimmed(first)
+        count = len(ends)
+        begin = ends[at - 1] if 0 < at <= count else 0
+        enough = begin + READ
+        frames = []
+        while at < count and begin < enough:
+            kind = kinds[at]
+            at = end_of_run(block, at, begin) if joined and kind else at + 1
+            end = ends[at - 1]
+            entry = bytes(data[begin:end])
+            frame = entry.join(self._templates[kind]) if kind else entry
+            frames.append(b"id: %d\n%b" % (first + at - 1, frame))
+            begin = end
+        return b"".join(frames), max(after, first + at - 1)
+
+    def runs(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the kinds of all entries and the entries. Consecutive texts of a choice are joined,
+        up to a bounded length."""
+        block = self._block
+        _, data, ends, kinds = block
+        at, begin = 0, 0
+        while at < len(ends):
+            kind = kinds[at]
+            at = end_of_run(block, at, begin) if kind else at + 1
+            yield kind, bytes(data[begin : ends[at - 1]])
+            begin = ends[at - 1]
+
+    def trim(self, size: int) -> None:
+        """Drop the oldest entries, at least `size` bytes of them, but never the newest entry."""
+        first, data, ends, kinds = self._block
+        drop = min(bisect_left(ends, size) + 1, len(ends) - 1)
+        if drop > 0:
+            cut = ends[drop - 1]
+            left = array("I", [end - cut for end in ends[drop:]])
+            self._block = Block(first + drop, data[cut:], left, kinds[drop:])
+
+    def compact(self) -> None:
+        """Release the memory that the log holds for further entries."""
+        first, data, ends, kinds = self._block
+        self._block = Block(first, data[:], ends[:], kinds[:])
+
+
+def end_of_run(block: Block, at: int, begin: int) -> int:
+    """Return the index after the entries that are joined with the one at `at`.
+
+    Args:
+        begin: where that entry begins in the data.
+    """
+    _, _, ends, kinds = block
+    window = kinds[at : min(at + MOST_JOINED, len(ends))]
+    same = len(window) - len(window.lstrip(window[:1]))
+    return max(at + 1, bisect_right(ends, begin + LONGEST_JOINED, at, at + same))

@@ -1,0 +1,145 @@
+"""Tests of resumable streams with real clients: the openai SDK, and a browser's EventSource."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Iterator
+
+import openai
+import pytest
+from openai.types import Completion
+from playwright.sync_api import Browser
+
+from tests.support import fake as fp
+from tests.support.cutting_proxy import CuttingProxy
+from tests.support.fake import FakeProvider
+from tests.support.resuming import PATHS, PIECES
+from tests.support.servers import UNTROUBLED, Server, fake_rows
+
+TEXT = "".join(PIECES[:40])
+
+
+@pytest.fixture(scope="module")
+def server(fake_process: FakeProvider) -> Iterator[Server]:
+    settings = UNTROUBLED | {"SLUICE_KEEPALIVE_S": "1"}
+    with Server(fake_rows(fake_process.base_url), env=settings) as found:
+        yield found
+
+
+@pytest.fixture
+def _pieces(fake: FakeProvider) -> None:
+    """Let the provider send pieces, with a pause in which keep-alive comments come."""
+    frames = fp.chunks(PIECES[:40], usage=(7, 40))
+    first = fp.sse(frames[:20], interval=0.005, done=False, complete=False)
+    rest = [step for frame in frames[20:] for step in (fp.event(frame), fp.sleep(0.005))]
+    fake.default([*first, fp.sleep(2.2), *rest, fp.event("[DONE]"), fp.last_chunk()])
+
+
+def test_openai_sdk_reads_a_stream_with_ids_and_keep_alive_comments(
+    server: Server, _pieces: None
+) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, max_retries=0) as client:
+        stream = client.completions.create(
+            model="fake/m", prompt="x", stream=True, extra_body={"resumable": True}
+        )
+        assert "".join(chunk.choices[0].text for chunk in stream) == TEXT
+
+
+@pytest.mark.thorough
+def test_async_openai_sdk_reads_a_stream_with_ids_and_keep_alive_comments(
+    server: Server, _pieces: None
+) -> None:
+    async def read() -> str:
+        url = f"{server.url}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key=server.key, max_retries=0) as client:
+            stream = await client.completions.create(
+                model="fake/m", prompt="x", stream=True, extra_body={"resumable": True}
+            )
+            return "".join([chunk.choices[0].text async for chunk in stream])
+
+    assert asyncio.run(read()) == TEXT
+
+
+@pytest.mark.thorough
+def test_openai_sdk_survives_cuts_as_the_guide_shows(server: Server, _pieces: None) -> None:
+    with CuttingProxy(server.port, [1500, 2000, 1200]) as proxy:
+        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key=server.key, max_retries=0)
+        name, text, done = f"sdk-{uuid.uuid4()}", "", False
+        asked = {"resumable": True, "stream_id": name}
+        stream = client.completions.create(
+            model="fake/m", prompt="x", stream=True, extra_body=asked
+        )
+        while not done:
+            whole = ""
+            try:
+                for chunk in stream:
+                    whole += chunk.choices[0].text if chunk.choices else ""
+                    text = max(text, whole, key=len)
+                done = True
+            except Exception as error:
+                if isinstance(error, openai.APIStatusError):
+                    raise
+                stream = client.get(
+                    f"/completions/{name}?stream=true",
+                    cast_to=Completion,
+                    stream=True,
+                    stream_cls=openai.Stream[Completion],
+                )
+        client.close()
+        assert (text, proxy.made) == (TEXT, 3)
+
+
+EVENTS = """
+([url]) => new Promise((resolve) => {
+  const found = { texts: [], ids: [], opens: 0, errors: 0, named: [] };
+  const source = new EventSource(url);
+  source.onopen = () => { found.opens += 1; };
+  source.addEventListener("usage_start", (event) => found.named.push(event.type));
+  source.addEventListener("usage_final", (event) => found.named.push(event.type));
+  source.onmessage = (event) => {
+    found.ids.push(Number(event.lastEventId));
+    if (event.data !== "[DONE]") {
+      const choices = JSON.parse(event.data).choices;
+      found.texts.push(...choices.map((choice) => choice.text));
+    }
+  };
+  source.onerror = () => {
+    found.errors += 1;
+    if (source.readyState === EventSource.CLOSED) resolve(found);
+  };
+})
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("path", PATHS)
+def test_an_event_source_resumes_by_itself_and_stops_at_the_end(
+    server: Server, browser: Browser, path: str, _pieces: None
+) -> None:
+    body = {
+        "model": "fake/m",
+        "prompt": "x",
+        "background": True,
+        "stream_id": f"b{PATHS.index(path)}",
+    }
+    with server.client() as client:
+        client.request("POST", path, body)
+        head = client.read_head()
+        assert (head.status, json.loads(client.body())["status"]) in (
+            (202, "queued"),
+            (202, "in_progress"),
+        )
+    with CuttingProxy(server.port, [3000]) as proxy:
+        context = browser.new_context(
+            extra_http_headers={"Authorization": f"Bearer {server.key}"}, bypass_csp=True
+        )
+        page = context.new_page()
+        page.goto(f"{server.url}/health")
+        found = page.evaluate(EVENTS, [f"{proxy.url}{path}/{body['stream_id']}"])
+        context.close()
+    assert "".join(found["texts"]) == TEXT
+    assert found["ids"] == sorted(set(found["ids"]))
+    assert found["named"] == (["usage_start", "usage_final"] if path == PATHS[0] else [])
+    assert (found["opens"], proxy.made) == (2, 1)
