@@ -1,11 +1,7 @@
-"""The two browser tests of `make test`, in a real Chromium: a first visit of the playground, and an
-operator who gives a colleague a key.
+"""The browser tests of `make test`, in a real Chromium: first visits of the playground and of its
+chat, and an operator who gives a colleague a key.
 
-<<<<<<< HEAD
 The others are in the files beside it.
-=======
-These are the browser tests of `make test`; the others are in the files beside it.
->>>>>>> main
 """
 
 from __future__ import annotations
@@ -15,12 +11,8 @@ import re
 import requests
 from playwright.sync_api import Page, expect
 
-<<<<<<< HEAD
 from tests.support.pace import HANG_S
-from tests.support.pages import run, sign_in
-=======
 from tests.support.pages import open_chat, run, send, sign_in
->>>>>>> main
 from tests.support.servers import Server
 
 
@@ -37,7 +29,6 @@ def test_a_first_visit_streams_the_slow_model_until_it_is_stopped(
     expect(page.locator("#served")).to_have_text("local/slow")
 
 
-<<<<<<< HEAD
 def test_an_admin_gives_a_colleague_a_key_with_a_monthly_budget(page: Page, server: Server) -> None:
     server.key = server.add_key("operator", admin=True)
     sign_in(page, server, "/admin")
@@ -58,7 +49,8 @@ def test_an_admin_gives_a_colleague_a_key_with_a_monthly_budget(page: Page, serv
     kept = page.evaluate("document.documentElement.outerHTML + JSON.stringify(sessionStorage)")
     assert key not in kept + page.url
     assert key not in server.output()
-=======
+
+
 def test_a_first_chat_streams_the_slow_model_until_it_is_stopped(
     page: Page, server: Server
 ) -> None:
@@ -72,4 +64,3 @@ def test_a_first_chat_streams_the_slow_model_until_it_is_stopped(
     expect(page.locator("#turns > li")).to_contain_text(
         ["How do I open a file?", "Assistant local/slow · Stopped"]
     )
->>>>>>> main

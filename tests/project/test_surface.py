@@ -24,12 +24,9 @@ from tests.telemetry.test_metrics import families
 
 ROUTES = {
     ("GET", "/"),
-<<<<<<< HEAD
     ("GET", "/admin"),
-=======
     ("GET", "/api/v1/chat/completions/<stream_id>"),
     ("GET", "/api/v1/completions/<stream_id>"),
->>>>>>> main
     ("GET", "/api/v1/completions/streams"),
     ("GET", "/api/v1/groups"),
     ("GET", "/api/v1/keys"),
