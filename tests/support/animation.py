@@ -93,7 +93,7 @@ def move(page: Page, film: Film, to: Locator) -> None:
 
 def record(page: Page) -> Film:
     film = Film(page)
-    prompt = page.get_by_label("Prompt")
+    prompt = page.get_by_label("Prompt", exact=True)
     run, halt = (page.get_by_role("button", name=name) for name in ("Run", "Stop"))
     prompt.fill("")
     page.evaluate(POINTER)

@@ -178,7 +178,7 @@ def ask(page: Page, fake: FakeProvider) -> None:
     frames = fp.chunks(pieces, chat=True, finish=None)
     fake.script([*fp.sse(frames, interval=0.012, done=False, complete=False), fp.hold()])
     choose(page, MODEL)
-    page.get_by_label("Prompt").fill(PROMPT)
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
     page.get_by_text("Parameters").click()
     page.get_by_label("Temperature").fill("0.8")
     page.get_by_label("Max tokens").fill("400")
@@ -192,7 +192,7 @@ def compare(page: Page, fake: FakeProvider) -> None:
     page.set_viewport_size({"width": 1280, "height": 1080})
     page.get_by_role("button", name="Compare with a second model").click()
     choose(page, "local/slow", "Second model")
-    page.get_by_label("Prompt").fill("The best way to open a file is")
+    page.get_by_label("Prompt", exact=True).fill("The best way to open a file is")
     pieces = [CODE[at : at + 6] for at in range(0, len(CODE), 6)]
     frames = fp.chunks(pieces, chat=True, usage=(8, 74))
     fake.script(fp.sse(frames, interval=0.03))
