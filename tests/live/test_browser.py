@@ -33,7 +33,7 @@ def test_the_playground_shows_a_streamed_completion_and_keeps_its_history(
     sign_in(page, server)
     expect(page.get_by_role("combobox", name="Model", exact=True)).to_have_value("local/slow")
     expect(page.locator("#model-facts")).to_have_text(
-        "Free. A toy that makes up text, for trying Sluice without an account."
+        "Free. A toy that makes up text, without an account."
     )
     choose(page, "local/pydoc")
     page.get_by_label("Prompt", exact=True).fill("The best way to open a file is")

@@ -21,7 +21,7 @@ from tests.support.browsers import launch
 from tests.support.pages import sign_in
 from tests.support.servers import UNTROUBLED, Server
 
-SIZE: Final = {"width": 960, "height": 590}
+SIZE: Final = {"width": 960, "height": 620}
 MOST_BYTES: Final = 1_000_000
 PROMPT: Final = "The best way to open a file is"
 STREAMED_S: Final = 5.0

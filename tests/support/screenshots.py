@@ -188,7 +188,6 @@ def ask(page: Page, fake: FakeProvider) -> None:
 
 def compare(page: Page, fake: FakeProvider) -> None:
     """Run a prompt side by side, and stop one of the two answers."""
-    page.get_by_text("Parameters").click()
     page.set_viewport_size({"width": 1280, "height": 1080})
     page.get_by_role("button", name="Compare with a second model").click()
     choose(page, "local/slow", "Second model")
@@ -207,6 +206,7 @@ def talk(page: Page, fake: FakeProvider) -> None:
     """Hold a conversation of two answers. The second has reasoning and still arrives."""
     page.get_by_role("tab", name="Chat").click()
     choose(page, MODEL)
+    page.get_by_text("Parameters").click()
     page.get_by_label("System prompt").fill("Answer briefly, for people who know Python.")
     frames = fp.chunks([CODE], chat=True, usage=(38, 74))
     fake.script(fp.sse(frames))
@@ -221,6 +221,15 @@ def talk(page: Page, fake: FakeProvider) -> None:
     expect(page.locator("#output-chat")).to_contain_text("next call.")
 
 
+def show(page: Page, width: int) -> None:
+    """Scroll to the answer on a narrow screen, and to the top with the buttons on a wide one."""
+    if width < 800:
+        page.locator(".answer").evaluate("(answer) => answer.scrollIntoView()")
+    else:
+        page.evaluate("scrollTo(0, 0)")
+        page.locator("#act").evaluate("(act) => act.scrollIntoView({ block: 'nearest' })")
+
+
 def shoot(browser: Browser, server: Server, fake: FakeProvider, directory: Path) -> None:
     for theme in THEMES:
         for width in WIDTHS:
@@ -233,8 +242,7 @@ def shoot(browser: Browser, server: Server, fake: FakeProvider, directory: Path)
             page = context.new_page()
             sign_in(page, server)
             ask(page, fake)
-            if width < 800:
-                page.locator(".answer").evaluate("(answer) => answer.scrollIntoView()")
+            show(page, width)
             page.screenshot(path=directory / f"playground-{theme}-{width}.png")
             usage = context.new_page()
             sign_in(usage, server, "/usage")
@@ -254,8 +262,7 @@ def shoot(browser: Browser, server: Server, fake: FakeProvider, directory: Path)
             page.keyboard.press("Escape")
             expect(page.locator("#ending")).to_contain_text("Stopped")
             talk(page, fake)
-            if width < 800:
-                page.locator(".answer").evaluate("(answer) => answer.scrollIntoView()")
+            show(page, width)
             page.screenshot(path=directory / f"chat-{theme}-{width}.png")
             page.keyboard.press("Escape")
             expect(page.locator("#ending-chat")).to_contain_text("Stopped")
