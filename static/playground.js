@@ -1,7 +1,7 @@
 // The playground: the request form, one or two completions or a chat, code examples, history.
 
 import { ChatPanel } from "./chat.js";
-import { $, BASE, copyText, get, make, prices, remember, remembered, whole } from "./common.js";
+import { $, BASE, copyText, get, KEY, make, prices, remember, remembered, whole } from "./common.js";
 import { apart, Conversation } from "./conversation.js";
 import { Panel } from "./panel.js";
 import { Picker } from "./picker.js";
@@ -284,6 +284,7 @@ function forgetOldest() {
 
 /** Keep what has arrived, because the page is left in the middle of it and its calls end. */
 function left() {
+  if (!remembered(KEY, "")) return; // signed out: nothing is kept
   for (const panel of panels) {
     const { answer } = panel;
     if (!panel.running) continue;
