@@ -45,7 +45,6 @@ from gateway import chat_answers
 from gateway.call import Outcome
 from gateway.chat_answers import Renaming
 from ledger.pricing import dollars
-from providers.decoding.added_fields import decode_object
 from streams.stream import Stream
 
 bp = Blueprint("chat", __name__)
@@ -230,7 +229,7 @@ class ChatEncoder(openai.OpenAIEncoder):
         return calls.escaped(b"".join(frames))
 
     def last_frames(self, outcome: Outcome) -> bytes:
-        last = decode_object(self._last)
+        last = chat_answers.decoded_fields(self._last)
         self._id = last.get("id") or self._id
         include, self._include_usage = self._include_usage, False
         frames = super().last_frames(outcome)
@@ -281,7 +280,7 @@ class NativeChatEncoder(native.NativeEncoder):
 
     def _passed_on(self, data: bytes) -> bytes:
         """Return the frame of a chunk, or nothing if the chunk has no choices."""
-        choices = chat_answers.choices_of(decode_object(data))
+        choices = chat_answers.choices_of(chat_answers.decoded_fields(data))
         if not choices:
             return b""
         text, reason = chat_answers.text_of(choices[0]), choices[0].get("finish_reason")

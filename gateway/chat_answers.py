@@ -34,6 +34,11 @@ def fields_of(data: bytes) -> dict[str, Any]:
         return decode_object(data)
 
 
+def decoded_fields(data: bytes) -> dict[str, Any]:
+    """Return the fields of an answer or of a chunk; {} if it is no JSON object."""
+    return decode_object(data)
+
+
 def value_of(fields: dict[str, Any], name: str) -> Any:
     """Return the value of a field that may be undecoded; None if it is absent."""
     value = fields.get(name)
