@@ -90,8 +90,9 @@ class ReplayStore:
             for key_id, ended in list(self._ended.items()):
                 while (oldest := self._oldest(key_id)) and ended[oldest] + self._keep <= now:
                     self._drop(oldest)
-            streams = list(self.kept.values())
-        for replay in streams:
+            kept = self.kept.values()
+            watched = [replay for replay in kept if replay.followers or replay.ending is None]
+        for replay in watched:
             for follower in replay.followers:
                 follower.look(now)
             alone = replay.alone_since
