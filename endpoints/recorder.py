@@ -79,6 +79,8 @@ def plain_face(
 class Recorder(Mailbox):
     """The sink of one call's events, and its end."""
 
+    keeps_answer = True
+
     def __init__(
         self,
         call: Call,

@@ -75,7 +75,7 @@ export async function call(path, options = {}) {
 export const get = async (path) => (await call(path)).json();
 
 export const stopStream = (id) =>
-  call(`/api/v1/completions/stop-stream/${encodeURIComponent(id)}`, { method: "POST" });
+  call(`/api/v1/completions/stop-stream/${encodeURIComponent(id)}`, { method: "POST", keepalive: true });
 
 /** Show a problem in a box of class "problem", below its advice if it has any; null hides the box. */
 export function showProblem(box, problem) {

@@ -1,6 +1,6 @@
 // The usage page: sums of the selected days, the latest requests, and the active streams.
 
-import { $, call, get, make, showProblem, stopStream } from "./common.js";
+import { $, BASE, call, get, make, showProblem, stopStream } from "./common.js";
 import { duration, money, size, whole } from "./common.js";
 import { outcome } from "./outcomes.js";
 import { signIn } from "./session.js";
@@ -333,6 +333,10 @@ async function showActive() {
   if (endedUnsettled() || [...before].some((id) => !flowing.has(id))) catchUp();
 }
 
+/** Return a link to the playground, which follows a resumable stream in a tab of its own. */
+const watchLink = (id) =>
+  make("a", { href: `${BASE}/#stream=${encodeURIComponent(id)}`, target: "_blank", rel: "noopener", "aria-label": `Watch ${id} in a new tab` }, "Watch");
+
 function activeRow(stream) {
   const button = make(
     "button",
@@ -356,7 +360,7 @@ function activeRow(stream) {
     cell(`${stream.provider}/${stream.model}`, "model"),
     make("td", { class: "id" }, make("code", {}, stream.stream_id)),
     cell(soFar(stream.input_tokens, stream.output_tokens), "n tokens"),
-    make("td", { class: "n act-on" }, button),
+    make("td", { class: "n act-on" }, ...(stream.resumable ? [watchLink(stream.stream_id), " "] : []), button),
   );
 }
 

@@ -167,6 +167,7 @@ class Stream:
             endpoint=self.endpoint,
             streamed=self.request.stream,
             state=CALL_STATES[bool(self.attempts) + (self.first_visible is not None)],
+            resumable=self.mailbox.keeps_answer,
         )
 
     def pause(self, seconds: float) -> bool:

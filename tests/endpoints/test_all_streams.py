@@ -113,7 +113,6 @@ def test_other_keys_can_neither_list_nor_stop_the_calls_of_all(active: Any) -> N
         assert active.client.get(STREAMS, headers=headers).status_code == status
         assert stop(active, ADA, "s-1", headers).status_code == status
     own = active.client.get("/api/v1/completions/streams", headers=active.ada).json
-    assert [set(call) for call in own] == [
-        {"stream_id", "provider", "model", "started_at", "input_tokens", "output_tokens"}
-    ]
+    fields = {"stream_id", "provider", "model", "started_at", "input_tokens", "output_tokens"}
+    assert [set(call) for call in own] == [fields | {"resumable"}]
     assert ask(active)["total"] == 2

@@ -34,6 +34,13 @@ class CuttingProxy:
             shut(sock)
             sock.close()
 
+    def cut(self) -> None:
+        """Cut all connections."""
+        sockets, self._sockets = self._sockets, []
+        for sock in sockets:
+            shut(sock)
+        self.made += 1
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
