@@ -172,7 +172,9 @@ def test_an_answer_that_can_not_be_had_any_more_leaves_what_had_arrived_in_the_h
     body = {"message": "Another process may have it.", "status_code": status}
     page.route(FOLLOW, lambda route: route.fulfill(status=status, json=body))
     page.reload()
-    expect(page.locator("#ending")).to_contain_text("be had any more. What had arrived is in the history", timeout=40_000)
+    expect(page.locator("#ending")).to_contain_text(
+        "be had any more. What had arrived is in the history", timeout=40_000
+    )
     expect(page.locator("#error")).to_be_hidden()
     expect(page.get_by_role("button", name="Run")).to_be_enabled()
     expect(entries(page)).to_contain_text("Broken off: page left")
@@ -195,7 +197,9 @@ def test_a_chat_that_can_not_be_had_any_more_keeps_what_had_arrived(
     expect(page.locator("#output-chat")).to_have_text(HALF)
     page.route(FOLLOW, lambda route: route.fulfill(status=404, json={"status_code": 404}))
     page.reload()
-    expect(page.locator("#ending-chat")).to_contain_text("be had any more. What had arrived is in the history")
+    expect(page.locator("#ending-chat")).to_contain_text(
+        "be had any more. What had arrived is in the history"
+    )
     expect(page.locator("#turns > li").nth(1)).to_contain_text("Broken off: page left")
     expect(page.locator("#turns > li").nth(1)).to_contain_text(HALF)
 

@@ -36,8 +36,7 @@ class CuttingProxy:
 
     def cut(self) -> None:
         """Cut all connections."""
-        sockets, self._sockets = self._sockets, []
-        for sock in sockets:
+        for sock in list(self._sockets):
             shut(sock)
         self.made += 1
 
