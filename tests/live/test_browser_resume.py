@@ -21,6 +21,8 @@ from tests.support.fake import FakeProvider
 from tests.support.pages import choose, fits, open_chat, run, send, sign_in, violations
 from tests.support.servers import UNTROUBLED, Server, fake_rows
 
+pytestmark = pytest.mark.thorough
+
 WORDS = [f"word{n} " for n in range(60)]
 HALF, TEXT = ("".join(words).strip() for words in (WORDS[:30], WORDS))
 FOLLOW = re.compile(r"/completions/play-\w+\?")
@@ -73,7 +75,6 @@ def test_a_reload_in_the_middle_of_an_answer_shows_all_of_it(
     assert [(row["end_reason"], row["output_tokens"]) for row in latest] == [("completed", 60)]
 
 
-@pytest.mark.thorough
 def test_a_reload_of_two_answers_side_by_side_shows_all_of_both(
     page: Page, server: Server, fake: FakeProvider
 ) -> None:
@@ -97,7 +98,6 @@ def test_a_reload_of_two_answers_side_by_side_shows_all_of_both(
     expect(entries(page)).to_have_count(2)
 
 
-@pytest.mark.thorough
 def test_a_reload_in_the_middle_of_a_chat_puts_all_of_the_answer_into_the_conversation(
     page: Page, server: Server, fake: FakeProvider
 ) -> None:
@@ -126,7 +126,6 @@ def test_a_reload_in_the_middle_of_a_chat_puts_all_of_the_answer_into_the_conver
     expect(page.locator("#turns > li").first).to_contain_text("Hi")
 
 
-@pytest.mark.thorough
 def test_an_answer_that_ended_while_the_page_was_left_is_shown_as_a_whole(
     page: Page, server: Server, fake: FakeProvider
 ) -> None:
@@ -139,7 +138,6 @@ def test_an_answer_that_ended_while_the_page_was_left_is_shown_as_a_whole(
     finished(page)
 
 
-@pytest.mark.thorough
 def test_stop_after_a_reload_ends_the_stream(
     page: Page, server: Server, fake: FakeProvider
 ) -> None:
@@ -152,7 +150,6 @@ def test_stop_after_a_reload_ends_the_stream(
     server.wait(lambda: fake.requests[-1].closed_at is not None)
 
 
-@pytest.mark.thorough
 def test_signing_out_stops_the_streams_and_forgets_them(
     page: Page, server: Server, fake: FakeProvider
 ) -> None:
@@ -163,7 +160,6 @@ def test_signing_out_stops_the_streams_and_forgets_them(
     server.wait(lambda: fake.requests[-1].closed_at is not None)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("status", [404, 503])
 def test_an_answer_that_can_not_be_had_any_more_leaves_what_had_arrived_in_the_history(
     page: Page, server: Server, fake: FakeProvider, status: int
@@ -186,7 +182,6 @@ def test_an_answer_that_can_not_be_had_any_more_leaves_what_had_arrived_in_the_h
     expect(page.locator("#output")).to_contain_text("The completion appears here")
 
 
-@pytest.mark.thorough
 def test_a_chat_that_can_not_be_had_any_more_keeps_what_had_arrived(
     page: Page, server: Server, fake: FakeProvider
 ) -> None:
@@ -204,7 +199,6 @@ def test_a_chat_that_can_not_be_had_any_more_keeps_what_had_arrived(
     expect(page.locator("#turns > li").nth(1)).to_contain_text(HALF)
 
 
-@pytest.mark.thorough
 def test_a_server_that_can_not_keep_streams_works_as_without_resuming(
     browser: Browser, fake: FakeProvider
 ) -> None:
@@ -238,7 +232,6 @@ def far(browser: Browser, proxy: CuttingProxy) -> Iterator[Page]:
     context.close()
 
 
-@pytest.mark.thorough
 def test_a_cut_connection_is_made_again_without_losing_or_doubling_a_word(
     far: Page, server: Server, fake: FakeProvider, proxy: CuttingProxy
 ) -> None:
@@ -251,7 +244,6 @@ def test_a_cut_connection_is_made_again_without_losing_or_doubling_a_word(
     finished(far)
 
 
-@pytest.mark.thorough
 def test_an_answer_goes_on_as_soon_as_the_network_is_back(
     far: Page, server: Server, fake: FakeProvider, proxy: CuttingProxy
 ) -> None:
@@ -266,7 +258,6 @@ def test_an_answer_goes_on_as_soon_as_the_network_is_back(
     finished(far)
 
 
-@pytest.mark.thorough
 def test_stop_gives_a_lost_connection_up_and_a_reload_gets_the_rest(
     far: Page, server: Server, fake: FakeProvider, proxy: CuttingProxy
 ) -> None:
@@ -289,7 +280,6 @@ def test_stop_gives_a_lost_connection_up_and_a_reload_gets_the_rest(
 # A second tab
 
 
-@pytest.mark.thorough
 def test_a_second_tab_follows_an_answer_by_its_link(
     page: Page, server: Server, fake: FakeProvider
 ) -> None:
@@ -313,7 +303,6 @@ def test_a_second_tab_follows_an_answer_by_its_link(
     expect(other.locator("#live-first")).to_have_text("\N{EN DASH}")
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("path", "asked"),
     [
@@ -344,7 +333,6 @@ def test_the_usage_page_links_to_the_resumable_calls_of_programs(
     expect(other.locator("#served")).to_have_text("fake/m")
 
 
-@pytest.mark.thorough
 def test_a_stream_that_can_not_be_followed_is_reported_in_a_sentence(
     page: Page, server: Server, fake: FakeProvider
 ) -> None:
@@ -357,7 +345,6 @@ def test_a_stream_that_can_not_be_followed_is_reported_in_a_sentence(
     expect(page.get_by_role("button", name="Run")).to_be_enabled()
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("width", ["narrow"], indirect=True)
 def test_the_buttons_of_a_resumable_answer_fit_on_a_narrow_screen(
     page: Page, server: Server, fake: FakeProvider

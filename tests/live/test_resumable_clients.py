@@ -1,11 +1,18 @@
-"""Tests of resumable streams with real clients: the openai SDK, and a browser's EventSource."""
+"""Tests of resumable streams with real clients: the openai SDKs, LangChain, the Vercel AI SDK, and
+a browser's EventSource.
+
+- LangChain, the openai package for Node.js and the Vercel AI SDK run as programs of
+  tests/support/programs/, with packages that packages.py installs.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import openai
 import pytest
@@ -13,10 +20,13 @@ from openai.types import Completion
 from playwright.sync_api import Browser
 
 from tests.support import fake as fp
+from tests.support import packages
 from tests.support.cutting_proxy import CuttingProxy
+from tests.support.daemons import CantRunError
 from tests.support.fake import FakeProvider
+from tests.support.pace import HANG_S
 from tests.support.resuming import PATHS, PIECES
-from tests.support.servers import UNTROUBLED, Server, fake_rows
+from tests.support.servers import UNTROUBLED, Server, clean_environment, fake_rows
 
 TEXT = "".join(PIECES[:40])
 
@@ -28,13 +38,17 @@ def server(fake_process: FakeProvider) -> Iterator[Server]:
         yield found
 
 
-@pytest.fixture
-def _pieces(fake: FakeProvider) -> None:
-    """Let the provider send pieces, with a pause in which keep-alive comments come."""
-    frames = fp.chunks(PIECES[:40], usage=(7, 40))
+def with_a_pause(*, chat: bool = False) -> list[fp.Step]:
+    """Return the steps of a provider that sends pieces, with a pause for keep-alive comments."""
+    frames = fp.chunks(PIECES[:40], chat=chat, usage=(7, 40))
     first = fp.sse(frames[:20], interval=0.005, done=False, complete=False)
     rest = [step for frame in frames[20:] for step in (fp.event(frame), fp.sleep(0.005))]
-    fake.default([*first, fp.sleep(2.2), *rest, fp.event("[DONE]"), fp.last_chunk()])
+    return [*first, fp.sleep(2.2), *rest, fp.event("[DONE]"), fp.last_chunk()]
+
+
+@pytest.fixture
+def _pieces(fake: FakeProvider) -> None:
+    fake.default(with_a_pause())
 
 
 def test_openai_sdk_reads_a_stream_with_ids_and_keep_alive_comments(
@@ -89,6 +103,45 @@ def test_openai_sdk_survives_cuts_as_the_guide_shows(server: Server, _pieces: No
                 )
         client.close()
         assert (text, proxy.made) == (TEXT, 3)
+
+
+PROGRAMS: dict[str, tuple[str, Callable[[], Path]]] = {
+    "openai_resumable.mjs": ("node", packages.node),
+    "vercel_resumable.mjs": ("node", packages.node),
+    "langchain_resumable.py": ("python", packages.python),
+}
+
+
+def command(program: str) -> list[str]:
+    """Return what runs a program, whose packages are installed. Skip the test if they can't be."""
+    kind, install = PROGRAMS[program]
+    try:
+        found = install()
+    except CantRunError as error:
+        pytest.skip(str(error))
+    if kind == "node":
+        return ["node", str(found / program)]
+    return [str(found), str(packages.PROGRAMS / program)]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_other_clients_read_streams_with_ids_and_keep_alive_comments(
+    server: Server, fake: FakeProvider, program: str
+) -> None:
+    fake.script(with_a_pause())
+    fake.script(with_a_pause(chat=True))
+    done = subprocess.run(
+        [*command(program), server.url, server.key],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        env=clean_environment() | {"NO_PROXY": "*", "no_proxy": "*"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.strip().split("\n")[-1]) == {"completion": TEXT, "chat": TEXT}
+    assert len(fake.requests) == 2
 
 
 EVENTS = """
