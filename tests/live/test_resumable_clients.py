@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
-import uuid
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import openai
 import pytest
-from openai.types import Completion
 from playwright.sync_api import Browser
 
 from tests.support import fake as fp
@@ -25,6 +25,7 @@ from tests.support.cutting_proxy import CuttingProxy
 from tests.support.daemons import CantRunError
 from tests.support.fake import FakeProvider
 from tests.support.pace import HANG_S
+from tests.support.paths import ROOT
 from tests.support.resuming import PATHS, PIECES
 from tests.support.servers import UNTROUBLED, Server, clean_environment, fake_rows
 
@@ -77,32 +78,20 @@ def test_async_openai_sdk_reads_a_stream_with_ids_and_keep_alive_comments(
 
 
 @pytest.mark.thorough
-def test_openai_sdk_survives_cuts_as_the_guide_shows(server: Server, _pieces: None) -> None:
-    with CuttingProxy(server.port, [1500, 2000, 1200]) as proxy:
-        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key=server.key, max_retries=0)
-        name, text, done = f"sdk-{uuid.uuid4()}", "", False
-        asked = {"resumable": True, "stream_id": name}
-        stream = client.completions.create(
-            model="fake/m", prompt="x", stream=True, extra_body=asked
+def test_the_guide_for_the_openai_sdk_survives_cuts(server: Server, _pieces: None) -> None:
+    guide = (ROOT / "docs" / "guides" / "resumable.md").read_text(encoding="utf-8")
+    [program] = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    with CuttingProxy(server.port, [2500, 2000, 1200]) as proxy:
+        address = {"SLUICE_URL": proxy.url, "SLUICE_KEY": server.key}
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", program.replace("local/pydoc", "fake/m")],
+            capture_output=True,
+            text=True,
+            timeout=HANG_S,
+            env=clean_environment() | address | {"NO_PROXY": "*", "no_proxy": "*"},
+            check=False,
         )
-        while not done:
-            whole = ""
-            try:
-                for chunk in stream:
-                    whole += chunk.choices[0].text if chunk.choices else ""
-                    text = max(text, whole, key=len)
-                done = True
-            except Exception as error:
-                if isinstance(error, openai.APIStatusError):
-                    raise
-                stream = client.get(
-                    f"/completions/{name}?stream=true",
-                    cast_to=Completion,
-                    stream=True,
-                    stream_cls=openai.Stream[Completion],
-                )
-        client.close()
-        assert (text, proxy.made) == (TEXT, 3)
+        assert (done.stdout, proxy.made) == (TEXT + "\n", 3), done.stderr
 
 
 PROGRAMS: dict[str, tuple[str, Callable[[], Path]]] = {
