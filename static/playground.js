@@ -1,7 +1,12 @@
 // The playground: the request form, one or two completions or a chat, code examples, history.
 
+<<<<<<< HEAD
 import { ChatPanel, WatchedAnswer } from "./chat.js";
 import { $, BASE, copyText, get, KEY, make, prices, Problem, remember, remembered, stopStream, whole } from "./common.js";
+=======
+import { ChatPanel } from "./chat.js";
+import { $, BASE, copyText, get, KEY, make, prices, remember, remembered, whole } from "./common.js";
+>>>>>>> main
 import { apart, Conversation } from "./conversation.js";
 import { Panel } from "./panel.js";
 import { Picker } from "./picker.js";
@@ -73,7 +78,7 @@ function note(id) {
 function facts(id) {
   const model = models.get(id);
   const context = model?.specs.context_window;
-  if (model?.provider === "local") return "Free. A toy that makes up text, for trying Sluice without an account.";
+  if (model?.provider === "local") return "Free. A toy that makes up text, without an account.";
   if (model) return prices(model.pricing) + (context ? ` · context ${whole(context)} tokens` : "") + shared(id);
   if (aliases.has(id)) return "An alias of this server. The answer names the model that served.";
   return id ? `Not in this server’s list. Its price is unknown.${shared(id)}` : "";
@@ -217,13 +222,17 @@ function valid({ again = false } = {}) {
 async function run() {
   if (running() || !valid()) return;
   if (chatting()) conversation.settle();
-  await send();
+  if (chatting() && conversation.lacksResults) {
+    chats[0].tell("Added. The model needs the results of its other tool calls as well.");
+    return $("message").focus();
+  }
+  return send();
 }
 
 async function regenerate() {
   if (running() || !valid({ again: true })) return;
   if (!conversation.answerable) conversation.dropAnswer();
-  await send();
+  return send();
 }
 
 async function send() {
@@ -352,7 +361,11 @@ function forgetOldest() {
 
 /** Keep what has arrived, because the page is left in the middle of it. The rest may be had later. */
 function left() {
+<<<<<<< HEAD
   if (!remembered(KEY, "")) return; // signed out, which forgets everything
+=======
+  if (!remembered(KEY, "")) return; // signed out: nothing is kept
+>>>>>>> main
   for (const panel of panels) {
     const { answer } = panel;
     if (!panel.running || answer.watched) continue;

@@ -74,7 +74,7 @@ def test_an_admin_key_lists_the_calls_of_all_keys(active: Any) -> None:
     assert first == {
         "key_id": ADA, "key_name": "ada", "stream_id": "s-1", "request_id": "r-s-1",
         "endpoint": "/api/v1/completions", "provider": "sim", "model": "m", "stream": False,
-        "state": "answering", "input_tokens": 3, "output_tokens": 1,
+        "state": "answering", "input_tokens": 3, "output_tokens": 1, "resumable": False,
     }  # fmt: skip
     assert (second["key_name"], second["stream_id"], second["state"]) == ("test", "s-2", "waiting")
 
