@@ -1,12 +1,7 @@
 // The playground: the request form, one or two completions or a chat, code examples, history.
 
-<<<<<<< HEAD
 import { ChatPanel, WatchedAnswer } from "./chat.js";
 import { $, BASE, copyText, get, KEY, make, prices, Problem, remember, remembered, stopStream, whole } from "./common.js";
-=======
-import { ChatPanel } from "./chat.js";
-import { $, BASE, copyText, get, KEY, make, prices, remember, remembered, whole } from "./common.js";
->>>>>>> main
 import { apart, Conversation } from "./conversation.js";
 import { Panel } from "./panel.js";
 import { Picker } from "./picker.js";
@@ -361,11 +356,7 @@ function forgetOldest() {
 
 /** Keep what has arrived, because the page is left in the middle of it. The rest may be had later. */
 function left() {
-<<<<<<< HEAD
   if (!remembered(KEY, "")) return; // signed out, which forgets everything
-=======
-  if (!remembered(KEY, "")) return; // signed out: nothing is kept
->>>>>>> main
   for (const panel of panels) {
     const { answer } = panel;
     if (!panel.running || answer.watched) continue;

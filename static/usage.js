@@ -1,13 +1,8 @@
 // The usage page: sums of the selected days, the latest requests, and the active streams.
 
-<<<<<<< HEAD
-import { $, BASE, call, get, make, showProblem, stopStream } from "./common.js";
-import { duration, money, size, whole } from "./common.js";
-=======
-import { $, get, make, stopStream } from "./common.js";
+import { $, BASE, get, make, stopStream } from "./common.js";
 import { duration, money, whole } from "./common.js";
 import { DayChart, filled, latest, measure, MEASURES, onDays, range } from "./day_chart.js";
->>>>>>> main
 import { outcome } from "./outcomes.js";
 import { signIn } from "./session.js";
 import { attempts, bar, cell, clock, cost, costCell, emptyRow, saveCsv, soFar, split } from "./tables.js";
