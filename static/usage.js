@@ -184,7 +184,7 @@ async function showActive() {
 
 /** Return a link to the playground, which follows a resumable stream in a tab of its own. */
 const watchLink = (id) =>
-  make("a", { href: `${BASE}/#stream=${encodeURIComponent(id)}`, target: "_blank", rel: "noopener", "aria-label": `Watch ${id} in a new tab` }, "Watch");
+  make("a", { href: `${BASE}/#stream=${encodeURIComponent(id)}`, class: "quiet", target: "_blank", rel: "noopener", "aria-label": `Watch ${id} in a new tab` }, "Watch");
 
 function activeRow(stream) {
   const button = make(

@@ -323,6 +323,8 @@ def test_the_usage_page_links_to_the_resumable_calls_of_programs(
         client.request("POST", path, body)
         assert client.read_head().status == 202
     sign_in(page, server, "/usage")
+    expect(page.get_by_role("link", name=f"Watch {name}")).to_be_visible()
+    assert violations(page) == []
     with page.expect_popup() as opened:
         page.get_by_role("link", name=f"Watch {name} in a new tab").click()
     other = opened.value
