@@ -121,8 +121,8 @@ class Recorder(Mailbox):
         """The choice of each kind of entries."""
         self._reasons: dict[int, FinishReason] = {}
         self._unchecked = 0
-        stream.mailbox, stream.on_end = self, self._on_end
         store.add(self.replay)
+        stream.record(self, self._on_end)
 
     def put(self, batch: Batch, weight: int) -> bool:
         """Write a batch to the log. Return False if the call has ended. Never wait."""

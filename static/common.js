@@ -69,7 +69,8 @@ export async function call(path, options = {}) {
   }
   if (response.ok) return response;
   const body = await response.json().catch(() => null);
-  throw Problem.of(body, response.status, response.headers.get("X-Request-ID") ?? "");
+  const inside = typeof body?.error === "object" ? body.error : body; // the OpenAI API has the error in a field
+  throw Problem.of(inside, response.status, response.headers.get("X-Request-ID") ?? "");
 }
 
 export const get = async (path) => (await call(path)).json();

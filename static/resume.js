@@ -100,15 +100,17 @@ async function* read(stream, response) {
 
 /** Return the state of a stream, at the path of the API on which it was started. Throws a Problem. */
 export async function stateOf(id) {
+  let unknown = null;
   for (const path of PATHS) {
     try {
       const response = await call(`${path}/${encodeURIComponent(id)}`);
       return { path, ...(await response.json()) };
     } catch (problem) {
-      if (problem.status !== 404 || path === PATHS.at(-1)) throw problem;
+      if (problem.status !== 404) throw problem;
+      unknown ??= problem;
     }
   }
-  return null;
+  throw unknown;
 }
 
 // What the tab keeps

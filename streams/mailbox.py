@@ -131,6 +131,10 @@ class Mailbox:
             self._arrived.wait()
 
     @property
+    def posted_end(self) -> End | None:
+        return self._end
+
+    @property
     def ended_by(self) -> EndReason | None:
         return self._end.reason if self._end else None
 
