@@ -80,6 +80,8 @@ def plain_face(
 class Recorder(Mailbox):
     """The sink of one call's events, and its end."""
 
+    keeps_answer = True
+
     def __init__(
         self,
         call: Call,
@@ -120,8 +122,8 @@ class Recorder(Mailbox):
         """The choice of each kind of entries."""
         self._reasons: dict[int, FinishReason] = {}
         self._unchecked = 0
-        stream.mailbox, stream.on_end = self, self._on_end
         store.add(self.replay)
+        stream.record(self, self._on_end)
 
     def put(self, batch: Batch, weight: int) -> bool:
         """Write a batch to the log. Return False if the call has ended. Never wait."""

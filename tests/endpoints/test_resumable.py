@@ -15,6 +15,7 @@ from completion import Added, Batch, Delta, Finished, Logprobs, Started, Usage, 
 from errors import UpstreamError
 from streams.replay_log import ReplayLog
 from streams.replay_store import ReplayStore
+from streams.stream import Stream
 from tests.endpoints.test_native import in_thread
 from tests.gateway.test_gateway import ROWS, Scripted, eventually, play, wait
 from tests.support.pace import HANG_S
@@ -263,6 +264,26 @@ def test_stop_ends_a_stream_for_all_followers(
     found = ended(site, path)
     assert found["status"] == "stopped"
     assert "cancelled" in json.dumps(found["result"])
+
+
+@pytest.mark.parametrize("path", FACES)
+def test_a_stop_while_the_call_is_admitted_is_not_lost(
+    site: Site, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    billing = site.gateway._billing
+    admit = billing.open
+
+    def stopped_meanwhile(key: Any, stream: Stream, chosen: Any) -> Any:
+        reservation = admit(key, stream, chosen)
+        site.gateway.streams.stop(key.id, stream.id)
+        return reservation
+
+    monkeypatch.setattr(billing, "open", stopped_meanwhile)
+    play(monkeypatch, words())
+    answer = site.post(ASKED, path)
+    assert (answer.status_code, text_of(answer.text)) == (200, "")
+    assert "[DONE]" in answer.text
+    assert ended(site, path)["status"] == "stopped"
 
 
 def test_a_stream_that_fails_in_the_middle_shows_its_error_to_each_follower(
