@@ -2,7 +2,8 @@
 
 - They change the key file as the commands do: by keys.store, under the file's lock.
 - A secret is only in the response that creates or rotates its key.
-- No change over HTTP takes the last admin key that works. The commands can.
+- No change over HTTP takes the last admin key that works, at once or by an earlier expiry. The
+  commands can.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
+from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from typing import Any, Final, cast
 
 from flask import Blueprint, Response, request
@@ -62,6 +64,12 @@ WRITABLE: Final = (
     "Give the user that runs this server the right to write the file and its folder, or use "
     "./sluice keys on the server."
 )
+DISK_FULL: Final = "Free some space on the disk of the file, and try again."
+REPAIR: Final = "Repair or restore the file on the server, and see that the user that runs it may read the file."
+ADVICE: Final = dict.fromkeys((EACCES, EPERM, EROFS), WRITABLE) | dict.fromkeys(
+    (ENOSPC, EDQUOT), DISK_FULL
+)
+"""What to do if the file can't be changed, by the system's error number; else REPAIR."""
 ADD_LINE: Final = (
     "This server's keys come from SLUICE_KEYS, and it has no key file. Run ./sluice keys create "
     "anywhere, and add the line that ./sluice keys show NAME --line prints to that variable."
@@ -164,13 +172,13 @@ class Guard:
 
     def __init__(self, terms: Terms) -> None:
         self._tags = None if "If-Match" not in request.headers else request.if_match
-        self._takes_admin = bool(terms.get("disabled")) or terms.get("admin") is False
+        self._terms = terms
 
     def __call__(self, view: View, line: Line) -> None:
         """Raise KeyChanged or LastAdminKey if the change must not be made."""
         if self._tags is not None and not self._tags.contains(etag(line).strip('"')):
             raise KeyChanged
-        if self._takes_admin and works(line.key):
+        if works(line.key) and is_ended(line.key, self._terms):
             others = (other.key for other in view.lines if other.key.id != line.key.id)
             if not any(map(works, others)):
                 raise LastAdminKey
@@ -181,11 +189,18 @@ def works(key: Key) -> bool:
     return key.admin and key.status == "active"
 
 
+def is_ended(key: Key, terms: Terms) -> bool:
+    """Return True if new terms end what an admin key may do, at once or earlier than before."""
+    expires = terms.get("expires")
+    earlier = isinstance(expires, datetime) and (key.expires is None or expires < key.expires)
+    return earlier or terms.get("disabled") is True or terms.get("admin") is False
+
+
 def store() -> KeyStore:
     """Return the store of the keys. Raises KeysReadOnly if its file can't be read."""
     found = services().keys
     if trouble := found.trouble:
-        raise KeysReadOnly(f"{trouble}. {WRITABLE}")
+        raise KeysReadOnly(f"{trouble}. {REPAIR}")
     return found
 
 
@@ -212,7 +227,9 @@ def public_error(error: KeyFileError) -> SluiceError:
         case CannotWriteKeys() if VARIABLE in message:
             return KeysReadOnly(f"{message.rstrip('.')}, and restart the server.")
         case CannotWriteKeys():
-            return KeysReadOnly(f"{message} {WRITABLE}")
+            cause = error.__cause__
+            number = cause.errno if isinstance(cause, OSError) else None
+            return KeysReadOnly(f"{message} {ADVICE.get(number, REPAIR)}")
     return InvalidRequest(
         f"{error.field}: {message}" if error.field else message, param=error.field
     )

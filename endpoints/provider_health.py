@@ -18,6 +18,7 @@ from auth import admin_required
 from endpoints.model_listing import fresh_catalog
 from endpoints.responses import json_response
 from endpoints.services import services
+from endpoints.usage import parameters
 from gateway.model_catalog import ModelCatalog
 from providers.base import Provider
 from quota.quota import instant
@@ -36,6 +37,7 @@ choose names freely."""
 @bp.get("")
 @admin_required
 def show_providers() -> Response:
+    parameters()
     catalog = fresh_catalog()
     counts, processes = everybodys()
     pauses = services().gateway.pauses()

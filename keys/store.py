@@ -75,9 +75,9 @@ log = logging.getLogger("sluice.auth")
 class KeyStore:
     """A store of the keys in a file, which need not exist, and in SLUICE_KEYS, which is read-only.
 
-    The file is checked for changes once every LOOK_EVERY_S at most. While it can't be read or is
-    damaged, the keys last read remain valid (see keys/last_good.py). Threads may share a store, and
-    processes may share a file.
+    A caller's key is looked up in keys that were read LOOK_EVERY_S ago at most, and everything else
+    in the file's current keys. While the file can't be read or is damaged, the keys last read
+    remain valid (see keys/last_good.py). Threads may share a store, and processes may share a file.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class KeyStore:
         """The (mtime, size, inode) of the file last read; (): no file; None: read it again."""
         self._trouble = ""
         self._warned_of_mode = False
-        self._look_at = 0.0
+        self._looked_at = 0.0
         self._look()
 
     def find(self, secret: str) -> Key | None:
@@ -111,8 +111,13 @@ class KeyStore:
         if len(secret) > MAX_SECRET:
             return None
         hash_ = fingerprint(secret)
-        key = self._fresh().by_hash.get(hash_)
-        return key if key is not None and key.takes(hash_) else None
+        # Before a key is refused, the file is checked: another process may just have created,
+        # enabled or rotated the key.
+        for age_s in (LOOK_EVERY_S, 0.0):
+            key = self._fresh(age_s).by_hash.get(hash_)
+            if key is not None and key.takes(hash_):
+                return key
+        return None
 
     def all(self) -> list[Key]:
         return [line.key for line in self._fresh().lines]
@@ -250,12 +255,12 @@ class KeyStore:
             raise CannotWriteKeys(f"{self.path} can't be changed: {error.strerror}.") from error
         return key
 
-    def _fresh(self) -> View:
-        """Return the keys, checking the file first if LOOK_EVERY_S have passed.
+    def _fresh(self, age_s: float = 0.0) -> View:
+        """Return the keys, checking the file first if the last check is at least `age_s` ago.
 
         While one thread checks the file, the others get the old keys.
         """
-        if time.monotonic() >= self._look_at and self._lock.acquire(blocking=False):
+        if time.monotonic() >= self._looked_at + age_s and self._lock.acquire(blocking=False):
             if self._has_large_change():
                 try:
                     threading.Thread(target=self._look_locked, name="key file", daemon=True).start()
@@ -281,7 +286,7 @@ class KeyStore:
 
     def _look(self) -> None:
         """Read the file again if it has changed."""
-        self._look_at = time.monotonic() + LOOK_EVERY_S
+        self._looked_at = time.monotonic()
         name = self.path.name
         try:
             found = regular(self.path)
