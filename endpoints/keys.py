@@ -65,7 +65,9 @@ WRITABLE: Final = (
     "./sluice keys on the server."
 )
 DISK_FULL: Final = "Free some space on the disk of the file, and try again."
-REPAIR: Final = "Repair or restore the file on the server, and see that the user that runs it may read the file."
+REPAIR: Final = (
+    "Repair or restore the file on the server, and let the user that runs this server read it."
+)
 ADVICE: Final = dict.fromkeys((EACCES, EPERM, EROFS), WRITABLE) | dict.fromkeys(
     (ENOSPC, EDQUOT), DISK_FULL
 )
@@ -229,7 +231,7 @@ def public_error(error: KeyFileError) -> SluiceError:
         case CannotWriteKeys():
             cause = error.__cause__
             number = cause.errno if isinstance(cause, OSError) else None
-            return KeysReadOnly(f"{message} {ADVICE.get(number, REPAIR)}")
+            return KeysReadOnly(f"{message} {ADVICE.get(number or 0, REPAIR)}")
     return InvalidRequest(
         f"{error.field}: {message}" if error.field else message, param=error.field
     )
