@@ -34,6 +34,7 @@ from endpoints.key_fields import (
     read_fields,
     refuse_parameter,
 )
+from endpoints.key_names import ID
 from endpoints.responses import json_response
 from endpoints.services import services
 from endpoints.usage import cursor_of, id_of_cursor, parameters, row_limit
@@ -47,7 +48,7 @@ from errors import (
     SluiceError,
     Unavailable,
 )
-from keys.key import ID_PREFIX, Key, Terms
+from keys.key import Key, Terms
 from keys.key_errors import CannotWriteKeys, KeyFileError, NameTaken, UnknownKey
 from keys.key_file import VARIABLE, Line, View, write_line
 from keys.store import KeyStore
@@ -120,7 +121,7 @@ def show_log() -> Response:
     asked = parameters("key", "limit", "cursor")
     limit, before = row_limit(asked), id_of_cursor(asked)
     only = asked.get("key")
-    if only is not None and not only.startswith(ID_PREFIX):
+    if only is not None and not ID.fullmatch(only):  # else it may be the id of a deleted key
         only = picked(only).key.id
     # One more row than requested shows whether there is a next page.
     rows = services().ledger.read(lambda found: key_changes.latest(found, before, limit + 1, only))

@@ -580,8 +580,15 @@ def test_the_log_has_pages_and_can_show_one_key(desk: Desk) -> None:
     for key in ("laptop", desk.plain.id):
         one = desk.ok("GET", f"{LOG}?key={key}")
         assert [change["key_name"] for change in one["data"]] == ["laptop"] * 3
-    desk.refused(404, "key_not_found", "GET", f"{LOG}?key=nobody")
+    for nobody in ("nobody", "key_", "key_%00"):
+        desk.refused(404, "key_not_found", "GET", f"{LOG}?key={nobody}")
+    assert desk.ok("GET", f"{LOG}?key=key_deleted")["data"] == []
     desk.refused(400, "invalid_request", "GET", f"{LOG}?cursor=x")
+
+
+def test_a_change_that_changes_nothing_is_not_in_the_log(desk: Desk) -> None:
+    desk.ok("PATCH", f"{KEYS}/laptop", {"disabled": False, "budget_usd": None, "models": ["*"]})
+    assert desk.ok("GET", LOG)["data"] == []
 
 
 def test_a_change_counts_while_the_ledger_is_away_and_is_then_in_the_log_only(
