@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 
 from flask import Blueprint, Response, request
 
-from auth import admin_required, current_admin
+from auth import admin_required, current_admin, presented_key
 from endpoints.flask_app import current
 from endpoints.key_fields import (
     FLAGS,
@@ -39,6 +39,7 @@ from endpoints.responses import json_response
 from endpoints.services import services
 from endpoints.usage import cursor_of, id_of_cursor, parameters, row_limit
 from errors import (
+    AdminRequired,
     InvalidRequest,
     KeyChanged,
     KeyExists,
@@ -46,9 +47,10 @@ from errors import (
     KeysReadOnly,
     LastAdminKey,
     SluiceError,
+    Unauthorized,
     Unavailable,
 )
-from keys.key import Key, Terms
+from keys.key import Key, Terms, fingerprint
 from keys.key_errors import CannotWriteKeys, KeyFileError, NameTaken, UnknownKey
 from keys.key_file import VARIABLE, Line, View, write_line
 from keys.store import KeyStore
@@ -111,7 +113,7 @@ def create_key() -> Response:
     if not store().path.exists() and store().fixed_ids():
         raise KeysReadOnly(ADD_LINE)
     with changing() as keys:
-        key, secret = keys.create(fields.pop("name"), **cast(Terms, fields))
+        key, secret = keys.create(fields.pop("name"), Guard({}), **cast(Terms, fields))
     return answer(key, secret, 201)
 
 
@@ -171,14 +173,26 @@ def rotate_key(id_or_name: str) -> Response:
 
 
 class Guard:
-    """The check of a change: the key is the one of If-Match, and an admin key remains."""
+    """The check of a change: by an admin key, of the key of If-Match, and an admin key remains.
+
+    The caller is checked again because another worker may not yet know that a key was revoked. The
+    key must not make itself a successor meanwhile.
+    """
 
     def __init__(self, terms: Terms) -> None:
+        self._hash = fingerprint(presented_key() or "")
         self._tags = None if "If-Match" not in request.headers else request.if_match
         self._terms = terms
 
-    def __call__(self, view: View, line: Line) -> None:
-        """Raise KeyChanged or LastAdminKey if the change must not be made."""
+    def __call__(self, view: View, line: Line | None) -> None:
+        """Raise SluiceError if the change must not be made."""
+        caller = view.by_hash.get(self._hash)
+        if caller is None or not caller.takes(self._hash):
+            raise Unauthorized(key_sent=True)
+        if not caller.admin:
+            raise AdminRequired
+        if line is None:
+            return
         if self._tags is not None and not self._tags.contains(etag(line).strip('"')):
             raise KeyChanged
         if works(line.key) and is_ended(line.key, self._terms):

@@ -58,13 +58,14 @@ MOST_LOGGED = 10
 MAX_SECRET = 512
 """Characters. A longer text is rejected without hashing it, because a header can be a megabyte."""
 
-Check = Callable[[View, Line], None]
-"""A check of a key before it is changed. It runs while the file is locked, so that nobody can
-change the keys between the check and the change, and raises what keeps the change from being made.
-It must not wait or log: under gevent, a native thread runs it."""
+Check = Callable[[View, Line | None], None]
+"""A check of a key before it is changed, or of nothing (None) before a key is created. It runs
+while the file is locked, so that nobody can change the keys between the check and the change, and
+raises what keeps the change from being made. It must not wait or log: under gevent, a native thread
+runs it."""
 
 
-def always(_view: View, _line: Line) -> None:
+def always(_view: View, _line: Line | None) -> None:
     """Allow every change."""
 
 
@@ -155,15 +156,16 @@ class KeyStore:
         self._fresh()
         return self._trouble
 
-    def create(self, name: str, **terms: Unpack[Terms]) -> tuple[Key, str]:
+    def create(self, name: str, check: Check = always, **terms: Unpack[Terms]) -> tuple[Key, str]:
         """Create a key, and return it with its secret, which can't be shown again.
 
-        Raises KeyFileError.
+        Raises KeyFileError, and whatever the check raises.
         """
         self._check_group(terms)
         new, secret = new_row(name, terms)
 
         def add(view: View, rows: list[bytes]) -> Key:
+            check(view, None)
             if any(line.key.name == name for line in view.lines):
                 raise NameTaken(f"A key named {name!r} already exists.", field="name")
             rows.append(write_line(new))

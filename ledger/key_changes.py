@@ -84,9 +84,9 @@ class AuditedKeys:
             self.unrecorded += len(made)
             log.warning("the ledger is unavailable, so it lacks changes of keys: %d", len(made))
 
-    def create(self, name: str, **terms: Unpack[Terms]) -> tuple[Key, str]:
-        """Create a key, and return it with its secret. Raises KeyFileError."""
-        key, secret = self._store.create(name, **terms)
+    def create(self, name: str, check: Check = always, **terms: Unpack[Terms]) -> tuple[Key, str]:
+        """Create a key, and return it with its secret. Raises what KeyStore.create raises."""
+        key, secret = self._store.create(name, check, **terms)
         self._note("create", key, created(key))
         return key, secret
 
@@ -148,9 +148,10 @@ class Before:
     def __init__(self, check: Check) -> None:
         self._check = check
 
-    def __call__(self, view: View, line: Line) -> None:
+    def __call__(self, view: View, line: Line | None) -> None:
         self._check(view, line)
-        self.key = line.key
+        if line is not None:
+            self.key = line.key
 
 
 def created(key: Key) -> Changes:

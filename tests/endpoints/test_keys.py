@@ -370,6 +370,42 @@ def test_changes_by_http_and_by_a_command_at_once_lose_nothing(desk: Desk) -> No
     assert desk.ok("GET", f"{KEYS}/laptop")["tokens_per_hour"] == 19
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", KEYS, {"name": "successor", "admin": True}),
+        ("PATCH", f"{KEYS}/laptop", {"admin": True}),
+        ("POST", f"{KEYS}/laptop/rotate", None),
+        ("DELETE", f"{KEYS}/laptop", None),
+    ],
+)
+@pytest.mark.parametrize("loss", ["disabled", "demoted", "rotated", "deleted"])
+def test_a_key_that_is_revoked_elsewhere_changes_nothing_even_before_this_worker_knows_it(
+    desk: Desk,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+    body: Any,
+    loss: str,
+) -> None:
+    monkeypatch.setattr("keys.store.LOOK_EVERY_S", 3600)
+    elsewhere = KeyStore(desk.path)
+    match loss:
+        case "disabled":
+            elsewhere.update("operator", disabled=True)
+        case "demoted":
+            elsewhere.update("operator", admin=False)
+        case "rotated":
+            elsewhere.rotate("operator", timedelta())
+        case "deleted":
+            elsewhere.delete("operator")
+    before = desk.path.read_bytes()
+    monkeypatch.setattr("endpoints.keys.store", lambda: desk.store)  # it would check the file
+    error = (403, "admin_required") if loss == "demoted" else (401, "unauthorized")
+    desk.refused(*error, method, path, body)
+    assert desk.path.read_bytes() == before
+
+
 # The last admin key
 
 
