@@ -42,6 +42,7 @@ from keys.key_file import (
     read_content,
     regular,
     replace,
+    signature,
     split_lines,
     view_of,
     with_group,
@@ -371,8 +372,3 @@ def report_rotations(old: View, new: View) -> None:
             if key.previous_until is not None:
                 end = f"is valid until {as_text(key.previous_until)}"
             log.info("key %s has a new secret; the previous one %s", key.id, end)
-
-
-def signature(found: os.stat_result) -> tuple[int, ...]:
-    """Return what changes when a file does."""
-    return found.st_mtime_ns, found.st_size, found.st_ino
