@@ -263,12 +263,14 @@ class Opaque(msgspec.Struct, frozen=True, gc=False):
     index: the choice; NO_CHOICE for a chunk of a chat that has only the usage.
     text_size: the bytes of text and reasoning in it, in UTF-8.
     visible: whether it shows the client something: text, or the end of a choice.
+    reports: whether a chunk of a chat has the usage beside a choice.
     """
 
     data: bytes
     index: int = 0
     text_size: int = 0
     visible: bool = True
+    reports: bool = False
 
 
 NO_CHOICE: Final = -1

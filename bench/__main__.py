@@ -19,6 +19,8 @@ MEANINGS = {
     "burst": "Streams of 100 events without pauses, 32 at a time",
     "many": "500 streams with an event every 50 ms",
 }
+UNITS |= {f"{compare.CHAT}{name}": unit for name, unit in UNITS.items()}
+MEANINGS |= {f"{compare.CHAT}{name}": f"Chats: {text}" for name, text in MEANINGS.items()}
 
 
 def comparison(folder: Path, rounds: int) -> str:
@@ -39,7 +41,19 @@ def comparison(folder: Path, rounds: int) -> str:
         cpu = {name: by[scenario].cpu for name, by in found.items()}
         plot = report.bars(f"{MEANINGS[scenario]}: CPU time", cpu, unit)
         (report.RESULTS / f"{scenario}.svg").write_text(plot)
+    parts.append(beside_completions(found))
     return f"Medians of {rounds} rounds. Each round runs all systems.\n\n" + "\n".join(parts)
+
+
+def beside_completions(found: dict[str, dict[str, compare.Figures]]) -> str:
+    """Return a table of what a chat costs, compared with a completion of the run."""
+    names = [name for name in UNITS if not name.startswith(compare.CHAT)]
+    rows = [
+        (system, *(f"{by[compare.CHAT + name].cpu / by[name].cpu:.2f}" for name in names))
+        for system, by in found.items()
+    ]
+    head = ("CPU of a chat / of a completion", *(MEANINGS[name] for name in names))
+    return f"### Chats beside completions\n\n{report.table(head, rows)}"
 
 
 def quiet(folder: Path) -> str:

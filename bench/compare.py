@@ -30,6 +30,11 @@ SCENARIOS: dict[str, tuple[int, float, float, dict[str, Any]]] = {
 }
 """The number of connections, the measured seconds, the seconds of warm-up before them, and
 additional fields of the request body."""
+CHAT = "chat-"
+SCENARIOS |= {
+    f"{CHAT}{name}": (*numbers, body | {"path": "/v1/chat/completions"})
+    for name, (*numbers, body) in SCENARIOS.items()
+}
 BASELINE = "plain-flask"
 
 
@@ -44,9 +49,9 @@ class Figures(NamedTuple):
     """The results of one scenario. Times are in milliseconds unless stated otherwise."""
 
     cpu: float
-    """CPU microseconds per request ("unary") or per event."""
+    """CPU microseconds per request (of the "unary" scenarios) or per event."""
     rate: float
-    """Requests ("unary") or events per second."""
+    """Requests (of the "unary" scenarios) or events per second."""
     first_p50: float
     first_p99: float
     gap_p99: float
@@ -180,7 +185,7 @@ def compare(folder: Path, rounds: int) -> dict[str, dict[str, Figures]]:
                     for scenario in SCENARIOS:
                         figures = measure(folder, upstream, running, scenario)
                         seen.setdefault((name, scenario), []).append(figures)
-                        print(f"{number + 1} {name:14} {scenario:6} {figures}", flush=True)
+                        print(f"{number + 1} {name:14} {scenario:10} {figures}", flush=True)
     found: dict[str, dict[str, Figures]] = {}
     for (name, scenario), several in seen.items():
         medians = Figures(*(statistics.median(column) for column in zip(*several, strict=True)))
@@ -209,7 +214,7 @@ def measure(folder: Path, upstream: Upstream, running: Running, scenario: str) -
     generator's own rate can't be used: it leaves out the last streams, which still cost CPU time.
     """
     connections, seconds, warm, body = SCENARIOS[scenario]
-    work = "requests" if scenario == "unary" else "tokens"
+    work = "requests" if scenario.endswith("unary") else "tokens"
     done, used, began = upstream.stats()[work], cpu(running.pid), time.monotonic()
     seen = load(
         folder, running.port, connections, seconds, warm, running.key, model=running.model, **body

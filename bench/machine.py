@@ -24,7 +24,14 @@ sys.path.insert(0, str(ROOT))
 from tests.support.servers import Server, free_port
 
 BENCH = ROOT / "bench"
-PROMPT = {"prompt": "Write a haiku about programming:", "max_tokens": 100, "temperature": 0.8}
+ASKED = "Write a haiku about programming:"
+SAMPLING = {"max_tokens": 100, "temperature": 0.8}
+PROMPT = {"prompt": ASKED, **SAMPLING}
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/completions": PROMPT,
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": ASKED}], **SAMPLING},
+}
+"""The fields of a request, by its path."""
 
 
 def build(folder: Path) -> None:
@@ -87,7 +94,15 @@ def gateway(rows: str, root: Path | None = None, **env: str) -> Server:
 
 
 def load(
-    folder: Path, port: int, connections: int, seconds: float, warm: float, key: str, **body: Any
+    folder: Path,
+    port: int,
+    connections: int,
+    seconds: float,
+    warm: float,
+    key: str,
+    *,
+    path: str = "/v1/completions",
+    **body: Any,
 ) -> dict[str, Any]:
     """Run the load generator and return its measurements.
 
@@ -96,8 +111,8 @@ def load(
         warm: Seconds of warm-up, which aren't measured.
     """
     command = [
-        *(folder / "simload", str(port), "/v1/completions", "-c", str(connections)),
-        *("-d", str(seconds), "-w", str(warm), "-b", json.dumps(PROMPT | body), "-k", key),
+        *(folder / "simload", str(port), path, "-c", str(connections)),
+        *("-d", str(seconds), "-w", str(warm), "-b", json.dumps(BODIES[path] | body), "-k", key),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if not done.stdout.startswith("{"):

@@ -19,13 +19,14 @@ Your first API key. Save it now, it can't be shown again:
 
 {address}  export SLUICE_KEY={secret}
 
-It is an admin key, which can also manage this server's keys over HTTP. To give a key to a program
-or to a colleague, create another one: ./sluice keys create --name NAME
+It is an admin key, which can also manage this server's keys, on the page /admin. To give a key to a
+program or to a colleague, create another one there, or run ./sluice keys create --name NAME
 """
 LOST = "Lost your key? ./sluice keys rotate {name} gives it a new secret and keeps its history.\n"
 RACED = "Another process has just created the first key, and has printed it.\n"
 EXAMPLE = """\
 Playground: {url}/
+Admin page: {url}/admin
 
 In another terminal (this model never finishes; Ctrl-C there stops it):
 

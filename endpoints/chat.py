@@ -51,7 +51,6 @@ bp = Blueprint("chat", __name__)
 
 NATIVE_FIELDS: Final = ("messages", *(name for name in native.FIELDS if name != "prompt"))
 CONTENT: Final = b'data: {"type":"content","data":'
-NULL: Final = msgspec.Raw(b"null")
 SAMPLING: Final = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
 
 
@@ -112,24 +111,19 @@ def read(*, is_native: bool) -> tuple[request_fields.Parameters, CompletionReque
     """
     settings, request = services().settings, current()
     limit = settings.max_chat_body
-    size = min(limit if request.announced is None else request.announced, limit)
-    release = services().bodies.take(size)
+    held = services().bodies.take(min(request.announced or 0, limit))
     try:
         decode = partial(chat_fields.decode, most_beside=settings.max_body)
-        fields = request_fields.read_object(limit, decode)
+        fields = request_fields.read_object(limit, decode, held.grow)
         request.byok_api_key = chat_fields.value_of(fields, "byok_api_key")
         if is_native:
             fields = native_fields(fields)
-        if request.announced is None:
-            size = sum(map(chat_fields.nbytes, fields.values()))
-            release()
-            release = services().bodies.take(size)
-        found, wanted, usage = chat_fields.parse(fields, size)
+        found, wanted, usage = chat_fields.parse(fields, held.size)
         assert wanted.chat is not None  # noqa: S101
-        wanted.chat.released = release
+        wanted.chat.released = held.release
         return found, wanted, usage
     except BaseException:
-        release()
+        held.release()
         raise
 
 
@@ -138,7 +132,7 @@ def native_fields(fields: dict[str, Any]) -> dict[str, Any]:
     request_fields.refuse_unknown(
         fields, NATIVE_FIELDS, " Provider-specific fields belong in additional_params."
     )
-    found = {name: value for name, value in fields.items() if value != NULL}
+    found = {name: value for name, value in fields.items() if value != chat_fields.NULL}
     for name in SAMPLING:
         if name in found:
             value = chat_fields.value_of(found, name)
@@ -148,7 +142,7 @@ def native_fields(fields: dict[str, Any]) -> dict[str, Any]:
 
 def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str, Any]:
     """Return the host's answer with the gateway's name of the model, and with the cost."""
-    found = chat_answers.whole(completion) or empty(stream)
+    found = chat_answers.whole(completion, stream.request.choices) or empty(stream)
     found["model"] = stream.target.name
     found["usage"] = usage_with_cost(chat_answers.value_of(found, "usage"), outcome)
     return found | ({"byok_api_key": True} if stream.target.byok else {})
@@ -181,7 +175,8 @@ def usage_with_cost(usage: Any, outcome: Outcome) -> dict[str, Any]:
 
 def native_answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str, Any]:
     found = native.answer(stream, completion, outcome)
-    choices = chat_answers.choices_of(chat_answers.whole(completion))
+    whole = chat_answers.whole(completion, stream.request.choices)
+    choices = chat_answers.choices_of(whole)
     first = next((one for one in choices if one.get("index", 0) == 0), {})
     reason = first.get("finish_reason")
     return found | {
@@ -209,7 +204,7 @@ class ChatEncoder(openai.OpenAIEncoder):
     def __init__(self, stream: Stream, *, usage: UsageIn) -> None:
         super().__init__(stream, include_usage=usage != "nowhere")
         self._id = f"chatcmpl-{stream.request_id}"
-        self._on_each = usage == "on each chunk"
+        self._usage = usage
         self._renaming: Renaming | None = None
         self._last = b""
         """The host's last chunk, or the one with only its usage."""
@@ -222,6 +217,8 @@ class ChatEncoder(openai.OpenAIEncoder):
                 data = self._last = event.data
                 if event.index < 0:
                     continue
+                if event.reports and self._hides_usage:
+                    data = chat_answers.without_usage(data)
                 if data.startswith(renaming.before):
                     data = renaming.after + data[renaming.at :]
                 else:
@@ -232,7 +229,7 @@ class ChatEncoder(openai.OpenAIEncoder):
         return calls.escaped(b"".join(frames))
 
     def last_frames(self, outcome: Outcome) -> bytes:
-        last = chat_answers.values_of(self._last)
+        last = chat_answers.decoded_fields(self._last)
         self._id = last.get("id") or self._id
         include, self._include_usage = self._include_usage, False
         frames = super().last_frames(outcome)
@@ -244,12 +241,16 @@ class ChatEncoder(openai.OpenAIEncoder):
         return frames.removesuffix(calls.DONE) + calls.frame(chunk) + calls.DONE
 
     def _new_renaming(self) -> Renaming:
-        target = self._stream.target
-        unasked = bool(target.provider.stream_options.get("continuous_usage_stats"))
-        self._renaming = Renaming(
-            msgspec.json.encode(target.name), hides_usage=unasked and not self._on_each
-        )
+        self._renaming = Renaming(msgspec.json.encode(self._stream.target.name))
         return self._renaming
+
+    @property
+    def _hides_usage(self) -> bool:
+        """Return True if the usage beside choices isn't shown: it comes at the end, or only the
+        row's options requested it. Some clients add up what they see."""
+        options = self._stream.target.provider.stream_options
+        unasked = self._usage == "nowhere" and bool(options.get("continuous_usage_stats"))
+        return unasked or self._usage == "at the end"
 
 
 class NativeChatEncoder(native.NativeEncoder):
@@ -279,7 +280,7 @@ class NativeChatEncoder(native.NativeEncoder):
 
     def _passed_on(self, data: bytes) -> bytes:
         """Return the frame of a chunk, or nothing if the chunk has no choices."""
-        choices = chat_answers.choices_of(chat_answers.values_of(data))
+        choices = chat_answers.choices_of(chat_answers.decoded_fields(data))
         if not choices:
             return b""
         text, reason = chat_answers.text_of(choices[0]), choices[0].get("finish_reason")

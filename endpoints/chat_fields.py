@@ -1,13 +1,14 @@
 """The body of a chat: what Sluice reads of it. All other fields are the host's business.
 
 - The body is decoded to fields whose values stay undecoded, and go to the host as they came.
-- The input is estimated from the messages' text and images. A long list of messages is measured
-  step by step, so that other calls make progress.
+- The input is estimated from the messages' text and images, step by step, so that other calls make
+  progress. No body makes a list of more than a few items that aren't messages or parts.
 - What can't be read as a message's text counts as text: the host decides whether it is valid.
 """
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
@@ -37,7 +38,7 @@ OWN: Final = frozenset(
 HARMLESS: Final = frozenset(
     (
         *("audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs"),
-        *("messages", "metadata", "modalities", "model", "parallel_tool_calls", "prediction"),
+        *("messages", "metadata", "modalities", "model", "parallel_tool_calls"),
         *("presence_penalty", "prompt_cache_key", "reasoning_effort", "response_format", "seed"),
         *("safety_identifier", "service_tier", "stop", "store", "stream", "stream_options"),
         *("temperature", "tool_choice", "tools", "top_k", "top_logprobs", "top_p", "user"),
@@ -51,11 +52,22 @@ INPUTS: Final = ("tools", "functions", "response_format")
 """The fields besides the messages that are part of the input."""
 LONG: Final = frozenset(("messages", *INPUTS))
 """The fields that may be longer than a completion's body."""
+MEDIA: Final = ("image", "audio", "video", "file", "document")
+"""Words in the types of parts that aren't text."""
 IMAGE_TOKENS, MOST_IMAGE_TOKENS = 1_000, 6_000
 """The tokens of an image: an estimate, and what few models exceed."""
 BYTES_PER_MEDIA_TOKEN, LEAST_BYTES_PER_MEDIA_TOKEN = 64, 16
 """The bytes of a recording or a document, in base64, for a token: an estimate, and a lower bound
 that few exceed."""
+REFUSED: Final = request_fields.BEYOND_PARAMS - {"extra_body"}
+"""Fields with which a call could go elsewhere. extra_body is a field of Google's own."""
+MOST_ITEMS: Final = 100_000
+"""The most messages of a long body, and the most parts."""
+LONGEST_SHOWN: Final = 1_000
+"""The most bytes of invalid messages that an error describes."""
+NULL: Final = Raw(b"null")
+STEP: Final = 64 * 1024
+"""The bytes of a body that are checked at once."""
 
 
 class LongFields(msgspec.Struct):
@@ -71,7 +83,7 @@ class ChatMessage(msgspec.Struct, gc=False):
 
 
 class ChatPart(msgspec.Struct, gc=False):
-    type: str = "text"
+    type: str
 
 
 class InputSize(msgspec.Struct):
@@ -82,16 +94,15 @@ class InputSize(msgspec.Struct):
     most_media: int = 0
 
 
-Messages = Annotated[list[Raw], Meta(min_length=1)]
+Messages = Annotated[list[ChatMessage], Meta(min_length=1)]
 _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _messages = msgspec.json.Decoder(Messages).decode
-_message = msgspec.json.Decoder(ChatMessage).decode
-_parts = msgspec.json.Decoder(list[Raw]).decode
-_part = msgspec.json.Decoder(ChatPart).decode
+_parts = msgspec.json.Decoder(list[ChatPart]).decode
+_raws = msgspec.json.Decoder(list[Raw]).decode
 _long = msgspec.json.Decoder(LongFields).decode
 
 
-def decode(body: bytes, most_beside: int) -> dict[str, Any]:
+def decode(body: bytes | bytearray, most_beside: int) -> dict[str, Any]:
     """Return a body's fields, with undecoded values.
 
     Args:
@@ -99,24 +110,49 @@ def decode(body: bytes, most_beside: int) -> dict[str, Any]:
             takes a long time to decode.
 
     Raises:
-        RequestTooLarge: the body has more.
+        InvalidRequest: the body isn't an object, or has too many messages or parts.
+        RequestTooLarge: the body has more bytes beside these fields.
         msgspec.DecodeError: the body isn't JSON.
+        UnicodeDecodeError: the body isn't UTF-8. (msgspec checks only what it decodes.)
     """
+    if not body.isascii():
+        check_utf8(body)
     try:
         if len(body) > most_beside:
-            yielder = Yielder()
-            found = _long(body)
-            yielder.yield_if_due()
-            beside = len(body) - sum([nbytes(getattr(found, name)) for name in LONG])
-            if beside > most_beside:
-                raise RequestTooLarge(
-                    f"The body has {beside} bytes besides {', '.join(sorted(LONG))}; the limit is "
-                    f"{most_beside}."
-                )
+            check_long(body, most_beside)
         return _fields(body)
-    except msgspec.ValidationError:  # it isn't an object
-        found_instead: dict[str, Any] = msgspec.json.decode(body)
-        return found_instead
+    except msgspec.ValidationError:
+        raise InvalidRequest("The body is not an object; expected a JSON object.") from None
+
+
+def check_long(body: bytes | bytearray, most_beside: int) -> None:
+    """Check the numbers of messages and parts, and the size of the other fields, as `decode`."""
+    yielder = Yielder()
+    for name in (b'"role"', b'"type"'):
+        if body.count(name) > MOST_ITEMS:
+            raise InvalidRequest(f"The body has more than {MOST_ITEMS} messages or parts.")
+        yielder.yield_if_due()
+    found = _long(body)
+    yielder.yield_if_due()
+    beside = len(body) - sum([nbytes(getattr(found, name)) for name in LONG])
+    if beside > most_beside:
+        raise RequestTooLarge(
+            f"The body has {beside} bytes besides {', '.join(sorted(LONG))}; the limit is "
+            f"{most_beside}."
+        )
+
+
+def check_utf8(body: bytes | bytearray) -> None:
+    """Raise UnicodeDecodeError if a body isn't UTF-8. A long body is checked in steps."""
+    yielder, decoder = Yielder(), getincrementaldecoder("utf-8")()
+    for at in range(0, len(body), STEP):
+        pending, _ = decoder.getstate()
+        try:
+            decoder.decode(body[at : at + STEP], final=at + STEP >= len(body))
+        except UnicodeDecodeError as error:
+            error.start += at - len(pending)
+            raise
+        yielder.yield_if_due()
 
 
 def nbytes(value: Raw) -> int:
@@ -172,8 +208,13 @@ def beside_usage(options: Any) -> dict[str, Any]:
 
 
 def value_of(fields: Mapping[str, Raw], name: str) -> Any:
-    """Return a field's value; None if it is absent."""
-    return msgspec.json.decode(fields[name]) if name in fields else None
+    """Return a field's value; None if it is absent. Raises InvalidRequest."""
+    if name not in fields:
+        return None
+    try:
+        return msgspec.json.decode(fields[name])
+    except msgspec.DecodeError as error:  # a number that is too large, which decode doesn't check
+        raise InvalidRequest(f"{name} is invalid: {error}.", param=name) from None
 
 
 def merge_params(fields: dict[str, Raw]) -> dict[str, Raw]:
@@ -205,7 +246,7 @@ def check_names(fields: Mapping[str, Raw]) -> bool:
     if unknown:
         passed_on.refuse_many(len(unknown))
     for name in unknown:
-        if len(name) > passed_on.LONGEST_NAME:
+        if len(name) > passed_on.LONGEST_NAME or name in REFUSED:
             raise request_fields.unknown(name)
         request_fields.refuse_lookalike(name)
     return bool(unknown)
@@ -217,6 +258,8 @@ def count_output(fields: Mapping[str, Raw], values: dict[str, Any]) -> None:
     A negative limit is none: some engines take it. Raises InvalidRequest.
     """
     for name in fields:
+        if name in field_names.WRAPPERS and isinstance(inner := value_of(fields, name), dict):
+            passed_on.pass_on({name: inner}, values)
         field = field_names.COUNTED.get(name)
         if field is None:
             continue
@@ -231,44 +274,53 @@ def count_output(fields: Mapping[str, Raw], values: dict[str, Any]) -> None:
 
 def measure(fields: Mapping[str, Raw]) -> InputSize:
     """Return the size of the input. Raises InvalidRequest if there are no valid messages."""
+    data, yielder = fields.get("messages", NULL), Yielder()
+    size = InputSize(
+        sum([nbytes(fields[name]) for name in ("messages", *INPUTS) if name in fields])
+    )
     try:
-        size, yielder = InputSize(), Yielder()
-        for message in _messages(fields.get("messages", Raw(b"null"))):
-            yielder.yield_if_due()
-            size.text += nbytes(message)
-            content = _message(message).content
-            if memoryview(content)[:1].tobytes() == b"[":
-                yielder.yield_if_due()
-                measure_media(content, size, yielder)
+        messages = _messages(data)
     except msgspec.DecodeError:
-        value = value_of(fields, "messages")
-        if value is None:
-            takes = request_fields.TAKES["messages"]
-            raise InvalidRequest(
-                f"messages is missing; expected {takes}.", param="messages"
-            ) from None
-        request_fields.refuse("messages", value)
-    for name in INPUTS:
-        if name in fields:
-            size.text += nbytes(fields[name])
+        raise invalid_messages(data) from None
+    for message in messages:
+        yielder.yield_if_due()
+        if memoryview(message.content)[:1].tobytes() == b"[":
+            measure_media(message.content, size, yielder)
     return size
 
 
+def invalid_messages(data: Raw) -> InvalidRequest:
+    """Return the error for messages that aren't valid.
+
+    It describes only short ones, because a long list takes a long time to decode.
+    """
+    takes, found = request_fields.TAKES["messages"], ""
+    if data == NULL:
+        return InvalidRequest(f"messages is missing; expected {takes}.", param="messages")
+    if nbytes(data) <= LONGEST_SHOWN:
+        found = f"got {request_fields.shown('messages', msgspec.json.decode(data))}; "
+    return InvalidRequest(f"messages: {found}expected {takes}.", param="messages")
+
+
 def measure_media(content: Raw, size: InputSize, yielder: Yielder) -> None:
-    """Count a message's parts that aren't text as media instead of as text."""
-    for part in _parts(content):
+    """Count a message's images, recordings and documents as media instead of as text.
+
+    The types are decoded first: that ends at the first item that isn't a part, of which a long list
+    would take much memory.
+    """
+    try:
+        kinds = [part.type for part in _parts(content)]
+    except msgspec.DecodeError:
+        return
+    yielder.yield_if_due()
+    for kind, part in zip(kinds, _raws(content), strict=True):
         yielder.yield_if_due()
-        try:
-            kind = _part(part).type
-        except msgspec.DecodeError:
-            continue
-        if kind == "text":
+        if kind == "text" or not any(word in kind for word in MEDIA):
             continue
         data = nbytes(part)
         size.text -= data
-        if "image" in kind:
-            size.media += IMAGE_TOKENS
-            size.most_media += MOST_IMAGE_TOKENS
-        else:
-            size.media += IMAGE_TOKENS + data // BYTES_PER_MEDIA_TOKEN
-            size.most_media += MOST_IMAGE_TOKENS + data // LEAST_BYTES_PER_MEDIA_TOKEN
+        size.media += IMAGE_TOKENS
+        size.most_media += MOST_IMAGE_TOKENS
+        if "image" not in kind:
+            size.media += data // BYTES_PER_MEDIA_TOKEN
+            size.most_media += data // LEAST_BYTES_PER_MEDIA_TOKEN

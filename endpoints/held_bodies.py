@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from concurrency.native import BriefLock
 from errors import Unavailable
 
@@ -14,24 +12,35 @@ class HeldBodies:
     def __init__(self, most: int) -> None:
         self.most = most
         self.held = 0
-        self._lock = BriefLock()
+        self.lock = BriefLock()
 
-    def take(self, size: int) -> Callable[[], None]:
-        """Count a body's bytes, and return a function that gives them back, once.
+    def take(self, size: int) -> HeldBody:
+        """Return a body that is counted. Raises as `HeldBody.grow`."""
+        body = HeldBody(self)
+        body.grow(size)
+        return body
 
-        Raises:
-            Unavailable: there is no room for them now.
-        """
-        with self._lock:
-            room = self.held + size <= self.most
+
+class HeldBody:
+    """The bytes of one body, as they are counted. Any thread may release them."""
+
+    def __init__(self, bodies: HeldBodies) -> None:
+        self._bodies = bodies
+        self.size = 0
+
+    def grow(self, size: int) -> None:
+        """Count more bytes. Raises Unavailable if there is no room for them now."""
+        bodies = self._bodies
+        with bodies.lock:
+            room = bodies.held + size <= bodies.most
             if room:
-                self.held += size
+                bodies.held += size
+                self.size += size
         if not room:
             raise Unavailable("The server holds too many long messages now. Try again.")
-        left = [size]
 
-        def give_back() -> None:
-            with self._lock:
-                self.held -= left.pop() if left else 0
-
-        return give_back
+    def release(self) -> None:
+        """Give the bytes back. A second call does nothing."""
+        with self._bodies.lock:
+            self._bodies.held -= self.size
+            self.size = 0

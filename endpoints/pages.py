@@ -1,4 +1,4 @@
-"""The root path, the pages for people (playground and usage), and their static files.
+"""The root path, the pages for people (playground, usage and admin), and their static files.
 
 - A page contains no user's data. It fetches what it shows from the API, with the key that its
   reader typed in.
@@ -90,6 +90,11 @@ def first_model() -> str:
 @bp.get("/usage")
 def usage() -> Response:
     return page("usage.html")
+
+
+@bp.get("/admin")
+def admin() -> Response:
+    return page("admin.html")
 
 
 @bp.get("/static/<path:name>")

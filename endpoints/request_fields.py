@@ -118,13 +118,16 @@ requests by it could use models that the key may not use."""
 
 
 def read_object(
-    max_body: int, decode: Callable[[bytes], Any] = msgspec.json.decode
+    max_body: int,
+    decode: Callable[[bytes | bytearray], Any] = msgspec.json.decode,
+    arrived: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Return the current request's body, which must be a JSON object.
 
     Args:
         max_body: the most bytes that the body may have.
         decode: decodes JSON, as msgspec does.
+        arrived: as in `read_body`.
 
     Raises:
         InvalidRequest: the body is incomplete, or not a JSON object.
@@ -138,7 +141,7 @@ def read_object(
         raise UnsupportedMediaType(
             f"The body is {kind}; expected JSON: send 'Content-Type: application/json'."
         )
-    body = read_body(request, max_body)
+    body = read_body(request, max_body, arrived)
     try:
         data = decode(body)
     except RecursionError:

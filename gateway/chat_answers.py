@@ -26,15 +26,17 @@ LABELS: Final = frozenset(
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-values_of = decode_object
-
-
 def fields_of(data: bytes) -> dict[str, Any]:
     """Return the fields of an answer, undecoded if it is strict JSON."""
     try:
         return _fields(data)
     except NOT_JSON:
         return decode_object(data)
+
+
+def decoded_fields(data: bytes) -> dict[str, Any]:
+    """Return the fields of an answer or of a chunk; {} if it is no JSON object."""
+    return decode_object(data)
 
 
 def value_of(fields: dict[str, Any], name: str) -> Any:
@@ -48,25 +50,35 @@ def choices_of(fields: dict[str, Any]) -> list[dict[str, Any]]:
     return objects(value_of(fields, "choices"))
 
 
-def whole(completion: Completion) -> dict[str, Any]:
-    """Return the fields of a whole answer; {} if nothing has arrived."""
+def whole(completion: Completion, choices: int) -> dict[str, Any]:
+    """Return the fields of a whole answer to a request for a number of choices.
+
+    They are {} if nothing has arrived.
+    """
     if len(completion.opaque) == 1:
         fields = fields_of(completion.opaque[0])
         if any("message" in choice for choice in choices_of(fields)):
             return fields
-    return joined(completion.opaque)
+    return joined(completion.opaque, several=choices > 1)
 
 
-def joined(chunks: Iterable[bytes]) -> dict[str, Any]:
-    """Return the whole answer that a stream's chunks make; {} if there are none."""
+def joined(chunks: Iterable[bytes], *, several: bool = False) -> dict[str, Any]:
+    """Return the whole answer that a stream's chunks make; {} if there are none.
+
+    Args:
+        several: True if several choices were requested. Otherwise all chunks are of one choice:
+            some hosts count tokens in `index`.
+    """
     top: dict[str, Any] = {}
-    choices: dict[Any, dict[str, Any]] = {}
+    choices: dict[int, dict[str, Any]] = {}
     for data in chunks:
         chunk = decode_object(data)
         for choice in objects(chunk.pop("choices", None)):
-            index = choice.get("index", 0)
+            index = choice.pop("index", 0)
+            index = index if several and isinstance(index, int) else 0
             whole = choices.setdefault(index, {"index": index, "message": {"role": "assistant"}})
-            merge(whole["message"], choice.pop("delta", None) or {})
+            for message in objects([choice.pop("delta", None), choice.pop("message", None)]):
+                merge(whole["message"], message)
             merge(whole, choice, joins=False)
         top |= {name: value for name, value in chunk.items() if value is not None}
     if not top and not choices:
@@ -146,6 +158,13 @@ shown: Final = msgspec.json.Decoder(ShownChunk).decode
 raw_choices: Final = msgspec.json.Decoder(RawChoices).decode
 
 
+def without_usage(data: bytes) -> bytes:
+    """Return a chunk without its usage."""
+    fields = fields_of(data)
+    fields.pop("usage", None)
+    return msgspec.json.encode(fields)
+
+
 class Renaming:
     """The replacement of the model's name in the chunks of one stream.
 
@@ -153,13 +172,9 @@ class Renaming:
     then compared.
     """
 
-    def __init__(self, name: bytes, *, hides_usage: bool = False) -> None:
-        """Replace the model by a name in JSON.
-
-        Args:
-            hides_usage: remove the usage from chunks: the caller hasn't asked for it on each.
-        """
-        self._name, self._hides_usage = name, hides_usage
+    def __init__(self, name: bytes) -> None:
+        """Replace the model by a name in JSON."""
+        self._name = name
         self.before, self.after, self.at = b"\0", b"", 1
         """The beginning of chunks up to the model, what replaces it, and its length."""
         self._end, self._new_end = b"\0", b""
@@ -170,9 +185,6 @@ class Renaming:
             return data[: -len(self._end)] + self._new_end
         fields = fields_of(data)
         old = fields.get("model")
-        if self._hides_usage and fields.pop("usage", None) is not None:
-            named = {} if old is None else {"model": msgspec.Raw(self._name)}
-            return msgspec.json.encode(fields | named)
         if old is None:
             return data
         if isinstance(old, msgspec.Raw) and (found := self._learn(data, bytes(old))) is not None:
@@ -183,8 +195,11 @@ class Renaming:
         """Return a chunk with the model replaced; None if it can't be found by searching.
 
         The beginning up to the model, or the end from it, must be an object by itself. Otherwise
-        the model that was found is inside another value.
+        the model that was found is inside another value. Only a string has an end that can be
+        compared: 1 is the beginning of 12.
         """
+        if not old.startswith(b'"'):
+            return None
         at = data.find(old, data.find(b'"model"') + 7)
         end = at + len(old)
         if last_field(data[:end] + b"}") == old:

@@ -100,7 +100,7 @@ class Tokenizers:
         found = self._ask(targets, query, tokenizers.info, caller)
         for credential in (target.credential for target in targets):
             if may_hold_secret(found, credential):
-                found = clean(found, credential, Yielder(), looks=False)
+                found = clean(found, credential, Yielder(), in_text=True)
         return found
 
     def _targets(

@@ -352,7 +352,8 @@ def demand_of(request: CompletionRequest) -> Demand:
 def chat_demand(request: CompletionRequest, chat: Chat) -> Demand:
     tries = max(request.n or 1, request.best_of or 1)
     output = None if request.max_tokens is None else request.max_tokens * tries
-    return Demand(chat.input_tokens, chat.most_input, output, loose=chat.loose)
+    most_input = chat.most_input + TEMPLATE_TOKENS
+    return Demand(chat.input_tokens, most_input, output, loose=chat.loose)
 
 
 def budget_of(key: Key | KeyGroup) -> Budget | None:

@@ -27,6 +27,9 @@ from server.sockets import shut, unread
 
 FRESH_S = 1.0  # a new connection may be idle for this much longer: its request may be on its way
 DRAIN_BODY_S, DRAIN_BODY_BYTES = 5.0, 16 * 1024 * 1024
+LONG_READ_SIZE = 32 * 1024
+"""Bytes per read of a body whose length was announced. A chunked one is read in smaller pieces,
+because a read can parse thousands of one-byte chunks without yielding."""
 MAPPED = "::ffff:"
 """The prefix of an IPv4 client's address on a socket that serves IPv6 too."""
 THREADED = {"wsgi.multithread": True}
@@ -181,13 +184,15 @@ class Worker(GeventWorker):
         room, yielder = DRAIN_BODY_BYTES, Yielder()
         if request.body.failed:
             return False
-        if getattr(request.body.reader, "length", None) == 0:
+        length = getattr(request.body.reader, "length", None)
+        if length == 0:
             return True
+        size = 1024 if length is None else LONG_READ_SIZE
         try:
             client.settimeout(DRAIN_BODY_S)
             with self.wsgi.extensions["read_deadlines"].within(client, DRAIN_BODY_S):
                 while room > 0:
-                    data = request.body.read(1024)
+                    data = request.body.read(size)
                     if not data:
                         return True
                     room -= len(data)

@@ -124,20 +124,23 @@ export function prices({ input = null, output = null } = {}) {
   return `${money(input)} in, ${money(output)} out per million tokens`;
 }
 
-/** Copy a text to the clipboard. */
+/** Copy a text to the clipboard. Return false if the browser doesn't allow it. */
 export async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
+    return true;
   } catch {
     // The clipboard API needs a secure context, and this page may be on http in a local network.
     const focused = document.activeElement;
     const area = make("textarea", { class: "unseen" });
     area.value = text;
-    document.body.append(area);
+    // Outside of an open dialog, nothing can be selected.
+    (document.querySelector("dialog[open]") ?? document.body).append(area);
     area.select();
-    document.execCommand("copy");
+    const copied = document.execCommand("copy");
     area.remove();
     focused?.focus();
+    return copied;
   }
 }
 

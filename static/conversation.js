@@ -61,6 +61,11 @@ export class Conversation {
     return Boolean(last) && last.role !== "assistant";
   }
 
+  /** Return true if results of tool calls are missing, without which no host answers. */
+  get lacksResults() {
+    return openCalls(this.turns).length > 0;
+  }
+
   /** Move the draft into the conversation. */
   addDraft() {
     const message = this.draft;
@@ -77,8 +82,8 @@ export class Conversation {
     this.editing?.save();
     const message = this.draft;
     $("message").value = "";
-    if (message) this.add({ message });
     $("role").value = "user";
+    if (message) this.add({ message });
     this.changed();
   }
 

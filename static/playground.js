@@ -1,7 +1,7 @@
 // The playground: the request form, one or two completions or a chat, code examples, history.
 
 import { ChatPanel } from "./chat.js";
-import { $, BASE, copyText, get, make, prices, remember, remembered, whole } from "./common.js";
+import { $, BASE, copyText, get, KEY, make, prices, remember, remembered, whole } from "./common.js";
 import { apart, Conversation } from "./conversation.js";
 import { Panel } from "./panel.js";
 import { Picker } from "./picker.js";
@@ -72,7 +72,7 @@ function note(id) {
 function facts(id) {
   const model = models.get(id);
   const context = model?.specs.context_window;
-  if (model?.provider === "local") return "Free. A toy that makes up text, for trying Sluice without an account.";
+  if (model?.provider === "local") return "Free. A toy that makes up text, without an account.";
   if (model) return prices(model.pricing) + (context ? ` · context ${whole(context)} tokens` : "") + shared(id);
   if (aliases.has(id)) return "An alias of this server. The answer names the model that served.";
   return id ? `Not in this server’s list. Its price is unknown.${shared(id)}` : "";
@@ -211,13 +211,17 @@ function valid({ again = false } = {}) {
 async function run() {
   if (running() || !valid()) return;
   if (chatting()) conversation.settle();
-  await send();
+  if (chatting() && conversation.lacksResults) {
+    chats[0].tell("Added. The model needs the results of its other tool calls as well.");
+    return $("message").focus();
+  }
+  return send();
 }
 
 async function regenerate() {
   if (running() || !valid({ again: true })) return;
   if (!conversation.answerable) conversation.dropAnswer();
-  await send();
+  return send();
 }
 
 async function send() {
@@ -280,6 +284,7 @@ function forgetOldest() {
 
 /** Keep what has arrived, because the page is left in the middle of it and its calls end. */
 function left() {
+  if (!remembered(KEY, "")) return; // signed out: nothing is kept
   for (const panel of panels) {
     const { answer } = panel;
     if (!panel.running) continue;

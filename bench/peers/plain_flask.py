@@ -11,18 +11,20 @@ from flask import Flask, Response, jsonify, request
 app = Flask(__name__)
 session = requests.Session()
 session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=1000))
-UPSTREAM = f"http://127.0.0.1:{os.environ['UPSTREAM_PORT']}/v1/completions"
+UPSTREAM = f"http://127.0.0.1:{os.environ['UPSTREAM_PORT']}"
 HEADERS = {"Authorization": "Bearer x"}
 
 
+@app.post("/v1/chat/completions")
 @app.post("/v1/completions")
 def completions():
+    url = UPSTREAM + request.path
     body, began = request.get_json(), time.perf_counter()
     if not body.get("stream"):
-        answer = session.post(UPSTREAM, json=body, headers=HEADERS, timeout=60).json()
+        answer = session.post(url, json=body, headers=HEADERS, timeout=60).json()
         took = (time.perf_counter() - began) * 1e3
         return jsonify({**answer, "id": str(uuid.uuid4()), "duration_ms": took})
-    upstream = session.post(UPSTREAM, json=body, headers=HEADERS, stream=True, timeout=60)
+    upstream = session.post(url, json=body, headers=HEADERS, stream=True, timeout=60)
 
     def events():
         with upstream:

@@ -94,7 +94,8 @@ class ChatResponse(OpenAIResponse):
         index = chunk.choices[0].index if chunk.choices and self.choices > 1 else 0
         if not chunk.choices and chunk.usage is not None:
             index = NO_CHOICE
-        return Opaque(on_one_line(data), index, size, shown)
+        reports = chunk.usage is not None and index != NO_CHOICE
+        return Opaque(on_one_line(data), index, size, shown, reports)
 
     def finish_all(self, batch: Batch) -> None:
         finished, before = set(self.finished), len(batch)

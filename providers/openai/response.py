@@ -326,10 +326,9 @@ def cost_of(tokens: Tokens) -> int | None:
 
 def error_of(chunk: Chunk, data: bytes) -> Any:
     """Return the error in one of a chunk's fields, as `reported` takes it, or None."""
-    if isinstance(chunk.error, str) and chunk.error:
-        return decode_object(data)  # its code, if it has one, is beside it
     if chunk.error and not (isinstance(chunk.error, dict) and not any(chunk.error.values())):
-        return {"error": chunk.error}
+        around = decode_object(data) if isinstance(chunk.error, str) else {}  # its code is there
+        return around | {"error": chunk.error}
     if chunk.x_groq and chunk.x_groq.error:
         return {"error": chunk.x_groq.error}
     if isinstance(chunk.base_resp, dict) and chunk.base_resp.get("status_code"):

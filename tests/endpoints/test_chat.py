@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from hypothesis import strategies as st
 from msgspec import Raw
 from werkzeug.test import TestResponse
 
+from endpoints import chat_fields
+from errors import InvalidRequest
 from tests.support import fake as fp
 from tests.support.fake import FakeProvider
-from tests.test_app import Site, make_app
+from tests.test_app import Site, make_app, make_key
 
 OPENAI, NATIVE = "/v1/chat/completions", "/api/v1/chat/completions"
 HEAD = '"id":"c1","object":"chat.completion.chunk","created":5,"model":'
 MESSAGES = [{"role": "user", "content": "Hi"}]
+REPLICAS = ("first", "second", "third")
 BYOK = "pk-0123456789abcdef0123456789abcdef"
 
 
@@ -29,6 +33,8 @@ class ChatSite(Site):
     fake: FakeProvider
     place: Path
     """The ledger's file."""
+    poor: str
+    """A key with a small budget."""
 
     def ask(self, path: str = OPENAI, headers: Any = None, /, **fields: Any) -> TestResponse:
         body = {"model": "host/m", "messages": MESSAGES} | fields
@@ -54,11 +60,14 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: FakeProvider) ->
         "stats": row | {"stream_options": stats},
         "plain": row | {"stream_options": {}},
         "claude": {"dialect": "anthropic", "base_url": fake.base_url},
+        "many": {"base_url": [f"{fake.origin}/{name}/v1" for name in REPLICAS]},
     }
     price = {"input_per_mtok": 1.0, "output_per_mtok": 2.0}
     prices = {f"{name}/m": price for name in rows}
+    line, poor = make_key(budget_usd=0.005)
     found = make_app(
         *(tmp_path, monkeypatch),
+        keys=line,
         providers=rows,
         prices=prices,
         retries=0,
@@ -67,7 +76,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: FakeProvider) ->
         bodies_total=900_000,
     )
     assert isinstance(found, ChatSite)
-    found.fake, found.place = fake, tmp_path / "sluice.db"
+    found.fake, found.place, found.poor = fake, tmp_path / "sluice.db", poor
     yield found
     found.gateway.reader._transport.close()
 
@@ -133,6 +142,15 @@ def test_usage_on_each_chunk_is_shown_only_to_who_asked_for_it(site: ChatSite) -
     assert first == chunks[0].replace("gpt-x", "stats/m")
 
 
+def test_usage_beside_a_choice_isnt_shown_twice(site: ChatSite) -> None:
+    """Some clients add up the usage of all chunks."""
+    serve(site, chunk('{"content":"a"}'), chunk("{}", '"stop"', f',"usage":{USAGE}'))
+    found = data_of(site.ask(stream=True, stream_options={"include_usage": True}).text)
+    reported = [one for one in map(json.loads, found[:-1]) if one.get("usage")]
+    assert [(one["choices"], one["usage"]["prompt_tokens"]) for one in reported] == [([], 9)]
+    assert json.loads(found[-3])["choices"][0]["finish_reason"] == "stop"
+
+
 def test_usage_that_the_host_puts_beside_a_choice_is_passed_on(site: ChatSite) -> None:
     last = chunk("{}", '"stop"', f',"usage":{USAGE}')
     serve(site, chunk('{"content":"a"}'), last)
@@ -161,6 +179,16 @@ def test_only_the_model_at_the_top_is_replaced(site: ChatSite, text: str) -> Non
         assert found == original | {"model": "host/m"}
     else:
         assert {**found, "model": None} == {**original, "model": None}
+
+
+def test_a_model_that_isnt_a_string_is_replaced_too(site: ChatSite) -> None:
+    texts = [
+        f'{{"model":{number},"choices":[{{"index":0,"delta":{{"content":"a"}}}}]}}'
+        for number in (1, 12, 1)
+    ]
+    serve(site, *texts, chunk("{}", '"stop"'))
+    found = data_of(site.ask(stream=True).text)[:-1]
+    assert {json.loads(one)["model"] for one in found} == {"host/m"}
 
 
 def test_a_whole_answer_gains_the_cost_and_the_models_full_name(site: ChatSite) -> None:
@@ -205,6 +233,21 @@ def test_a_stream_from_a_host_that_always_streams_becomes_a_whole_answer(site: C
     }
 
 
+@pytest.mark.parametrize("path", [OPENAI, NATIVE])
+def test_odd_chunks_are_joined_to_a_whole_answer(site: ChatSite, path: str) -> None:
+    """Some hosts count tokens in `index`, and some send it as a string."""
+    texts = [
+        '{"choices":[{"index":"0","delta":{"content":"a"}}]}',
+        '{"choices":[{"index":1,"delta":{"content":"b"}}]}',
+        '{"choices":[{"index":2,"delta":"x"}]}',
+        '{"choices":[{"index":3,"delta":null,"finish_reason":"stop"}]}',
+    ]
+    serve(site, *texts)
+    [choice] = site.ask(path).get_json()["choices"]
+    expected = {"index": 0, "message": {"role": "assistant", "content": "ab"}}
+    assert choice == expected | {"finish_reason": "stop"}
+
+
 def test_sluices_own_fields_go_to_no_host(site: ChatSite) -> None:
     site.fake.script(fp.answer(WHOLE.encode()))
     own: dict[str, Any] = {"provider": "host", "byok_api_key": BYOK, "stream_id": "s1"}
@@ -224,6 +267,19 @@ def test_a_key_that_the_host_repeats_never_reaches_the_client(site: ChatSite, st
     assert not any(BYOK[at : at + 16] in text for at in range(16))
     serve(site, chunk(f'{{"content":"{BYOK}"}}'), chunk("{}", '"stop"'))
     assert BYOK not in site.ask(NATIVE, stream=stream, byok_api_key=BYOK).text
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [("EMPTY", "EMPTY"), (f"sk-proj-{BYOK}", "sk-proj- and pk-0"), (BYOK, "pk-01234567")],
+)
+def test_text_that_only_resembles_the_key_keeps_its_bytes(
+    site: ChatSite, key: str, text: str
+) -> None:
+    one = chunk(f'{{"content":"Not {text}.","x":1.50}}', '"stop"')
+    serve(site, one)
+    found = data_of(site.ask(stream=True, byok_api_key=key).text)[0]
+    assert found == one.replace("gpt-x", "host/m")
 
 
 def test_a_failure_before_the_first_visible_byte_goes_to_the_fallback(site: ChatSite) -> None:
@@ -280,6 +336,64 @@ def test_an_invalid_body_is_refused_with_the_fields_name(
     assert answer.status_code == 400
     assert says in answer.get_json()["error"]["message"]
     assert site.app.extensions["sluice"].bodies.held == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"models": ["other/x"]}, "Unknown field: models."),
+        ({"base_url": "x"}, "Unknown field: base_url."),
+        ({"options": {"model": "x"}}, "model can't be inside another field."),
+        ({"options": {"num_predict": 9}, "max_tokens": 5}, "have different values"),
+        ({"parameters": {"N": 3}}, "Unknown field: N. Did you mean n?"),
+        ({"additional_params": {"options": {"models": []}}}, "models can't be inside"),
+    ],
+)
+def test_a_chat_cant_bypass_limits_and_allow_lists_by_other_fields(
+    site: ChatSite, fields: dict[str, Any], says: str
+) -> None:
+    answer = site.ask(**fields)
+    assert (answer.status_code, says in answer.text) == (400, True), answer.text
+
+
+def test_limits_inside_a_field_are_counted_and_stay_there(site: ChatSite) -> None:
+    site.fake.script(fp.answer(WHOLE.encode()))
+    sent = {"options": {"num_predict": 90_000, "top_k": 3}}
+    assert site.ask(**sent).status_code == 200
+    assert site.sent == {"model": "m", "messages": MESSAGES} | sent
+    raw = {"messages": MESSAGES, **sent}
+    fields = {name: Raw(json.dumps(value).encode()) for name, value in raw.items()}
+    _, wanted, _ = chat_fields.parse(fields, 1)
+    assert wanted.max_tokens == 90_000
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("n", "max_tokens", "stream", "stream_options", "model", "byok_api_key", "fallbacks"),
+        *("additional_params", "service_tier", "resumable", "n_predict"),
+    ],
+)
+@pytest.mark.parametrize("path", [OPENAI, NATIVE])
+def test_a_number_that_is_too_large_is_refused(site: ChatSite, path: str, name: str) -> None:
+    body = f'{{"messages":[{{"role":"user","content":"a"}}],"{name}":1e400}}'
+    headers = {"X-API-Key": site.secret, "Content-Type": "application/json"}
+    answer = site.client.post(path, data=body, headers=headers)
+    assert answer.status_code == 400
+    assert name in answer.text
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_a_body_that_isnt_utf_8_is_refused(site: ChatSite, size: int) -> None:
+    body = b'{"model":"host/m","messages":[{"role":"user","content":"' + "\u00e9".encode() * size
+    headers = {"X-API-Key": site.secret, "Content-Type": "application/json"}
+    for bad in (b"\xff", b"\xc3", b"\xed\xa0\x80"):
+        answer = site.client.post(OPENAI, data=body + bad + b'"}]}', headers=headers)
+        assert answer.status_code == 400
+        assert f"The body is not UTF-8 at byte {len(body)}." in answer.text
+    site.fake.script(fp.answer(WHOLE.encode()))
+    answer = site.client.post(OPENAI, data=body + b'"}]}', headers=headers)
+    assert answer.status_code == 200
 
 
 def test_a_body_that_isnt_an_object_is_refused(site: ChatSite) -> None:
@@ -355,6 +469,51 @@ def test_local_names_the_fields_that_it_doesnt_know(site: ChatSite) -> None:
     assert site.ask(model="local/pydoc", seed="x").status_code == 400
 
 
+# The path of a call
+
+
+@pytest.mark.parametrize("path", [OPENAI, NATIVE])
+def test_a_chat_stays_with_a_replica_and_fails_over_to_another(site: ChatSite, path: str) -> None:
+    def reached() -> list[str]:
+        return [request.path.split("/")[1] for request in site.fake.requests]
+
+    long = [{"role": "user", "content": "Hi " * 2000}]
+    site.fake.placed({name: [fp.sse([*CHUNKS, USAGE_CHUNK])] for name in REPLICAS})
+    for number in range(3):
+        more = [{"role": "user", "content": f"more {number}"}]
+        assert site.ask(path, model="many/m", messages=long + more, stream=True).status_code == 200
+    [home] = set(reached())
+    broken = fp.sse([CHUNKS[0]], done=False)
+    well = [fp.sse([*CHUNKS, USAGE_CHUNK])]
+    site.fake.placed({name: [broken] if name == home else well for name in REPLICAS})
+    answer = site.ask(path, model="many/m", messages=long, stream=True)
+    assert answer.text.endswith("[DONE]\n\n")
+    assert answer.headers["X-Sluice-Attempts"] == "2"
+    assert reached()[-2] == home != reached()[-1]
+
+
+def test_failed_chats_open_the_circuit_breaker_of_their_host(site: ChatSite) -> None:
+    site.fake.default(fp.error(503))
+    for _ in range(12):
+        last = site.ask()
+    assert last.status_code in (502, 503)
+    assert len(site.fake.requests) < 12
+    site.fake.default(fp.answer(WHOLE.encode()))
+    assert site.ask(fallbacks=["plain/m"]).get_json()["model"] == "plain/m"
+
+
+def test_a_chat_that_could_exceed_the_budget_is_refused(site: ChatSite) -> None:
+    """An image may cost 6,000 tokens, which is more than the key's budget; a text isn't."""
+    body = {"model": "host/m", "messages": image(30), "max_completion_tokens": 1}
+    headers = {"X-API-Key": site.poor}
+    answer = site.client.post(OPENAI, json=body, headers=headers)
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (402, "insufficient_credits")
+    assert site.fake.requests == []
+    site.fake.script(fp.answer(WHOLE.encode()))
+    body["messages"] = MESSAGES
+    assert site.client.post(OPENAI, json=body, headers=headers).status_code == 200
+
+
 # Bodies
 
 
@@ -391,12 +550,66 @@ def test_a_body_above_the_limits_is_refused(site: ChatSite) -> None:
     assert beside.status_code == 413
     assert "besides functions, messages, response_format, tools" in beside.text
     bodies = site.app.extensions["sluice"].bodies
-    give_back = bodies.take(890_000)
+    others = bodies.take(890_000)
     busy = site.ask(messages=image(50_000))
     assert (busy.status_code, busy.headers["Retry-After"]) == (503, "1")
-    give_back()
-    give_back()
+    others.release()
+    others.release()
     assert bodies.held == 0
+
+
+def test_a_body_of_unknown_length_is_counted_as_it_arrives(site: ChatSite) -> None:
+    site.fake.script(fp.answer(WHOLE.encode()))
+    bodies = site.app.extensions["sluice"].bodies
+    body = json.dumps({"model": "host/m", "messages": MESSAGES}).encode()
+    headers = {"X-API-Key": site.secret, "Content-Type": "application/json"}
+    headers["Transfer-Encoding"] = "chunked"
+    for room, status in ((len(body), 200), (len(body) - 1, 503)):
+        others = bodies.take(bodies.most - room)
+        answer = site.client.post(
+            OPENAI,
+            input_stream=BytesIO(body),
+            headers=headers,
+            environ_overrides={"wsgi.input_terminated": True},
+        )
+        assert answer.status_code == status, answer.text
+        others.release()
+        assert bodies.held == 0
+
+
+def test_parts_that_arent_media_count_as_text(site: ChatSite) -> None:
+    for kind, most in (("refusal", 40_000), ("thinking", 40_000), ("image_url", 7_000)):
+        parts = [{"type": kind, kind: "a" * 40_000}]
+        data = json.dumps([{"role": "assistant", "content": parts}]).encode()
+        _, wanted, _ = chat_fields.parse({"messages": Raw(data)}, 1)
+        assert wanted.chat is not None
+        assert (wanted.chat.most_input > most) == (kind != "image_url")
+
+
+def test_a_list_of_anything_but_messages_and_parts_isnt_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Millions of digits in a body would take hundreds of megabytes as objects."""
+    monkeypatch.setattr(chat_fields, "_raws", None)
+    for content in ("[1,2]", '[{"type":"text"},1]', "[{}]", '["a"]'):
+        data = f'[{{"role":"user","content":{content}}}]'.encode()
+        assert chat_fields.measure({"messages": Raw(data)}).text == len(data)
+    long = b'[{"role":"u"}' + b",1" * 1_000 + b"]"
+    with pytest.raises(InvalidRequest, match="messages: expected a list of objects"):
+        chat_fields.measure({"messages": Raw(long)})
+
+
+def test_a_body_of_too_many_messages_or_parts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_fields, "MOST_ITEMS", 3)
+    message = b'{"role":"user","content":[{"type":"text","text":"\\"role\\""}]}'
+    for count, refused in ((3, False), (4, True)):
+        body = b'{"messages":[' + b",".join([message] * count) + b"]}"
+        assert chat_fields.decode(body, len(body)).keys() == {"messages"}
+        if refused:
+            with pytest.raises(InvalidRequest, match="more than 3 messages or parts"):
+                chat_fields.decode(body, len(body) - 1)
+        else:
+            chat_fields.decode(body, len(body) - 1)
 
 
 def test_text_images_and_tools_are_reserved(site: ChatSite) -> None:
@@ -404,8 +617,6 @@ def test_text_images_and_tools_are_reserved(site: ChatSite) -> None:
     site.ask(messages=image(40_000), tools=[{"a": "b" * 400}], max_completion_tokens=10)
     [row] = site.get("/api/v1/user/requests").get_json()["data"]
     assert (row["endpoint"], row["provider"]) == (OPENAI, "host")
-    from endpoints import chat_fields
-
     raw = {
         name: json.dumps(value, separators=(",", ":")).encode()
         for name, value in {"messages": image(40_000), "tools": [{"a": "b" * 400}]}.items()

@@ -30,6 +30,7 @@ from werkzeug.test import TestResponse
 from completion import Chat, CompletionRequest, Event, Opaque, Started, flatten
 from errors import UpstreamError
 from gateway import chat_answers
+from providers.decoding.added_fields import decode_object
 from providers.openai import chat
 from tests.endpoints.test_chat import MESSAGES, NATIVE, OPENAI, ChatSite, data_of
 from tests.providers.test_dialects import Places, at_places, few_places
@@ -362,6 +363,7 @@ def test_splitting_a_hosts_stream_anywhere_does_not_change_its_events(
         assert decoded(case, [stream[:place], stream[place:]]) == whole(case), place
 
 
+@pytest.mark.thorough
 @cases("stream.sse")
 def test_reading_a_hosts_stream_byte_by_byte_does_not_change_its_events(case: Case) -> None:
     stream = case.read("stream.sse")
@@ -388,7 +390,7 @@ def test_a_role_is_invisible_and_everything_else_is_seen(case: Case) -> None:
     events, _ = whole(case)
     for event in flatten([events]):
         if isinstance(event, Opaque):
-            fields = chat_answers.values_of(event.data)
+            fields = decode_object(event.data)
             choices = chat_answers.choices_of(fields)
             delta = (choices[0].get("delta") or {}) if choices else {}
             more = {name: value for name, value in delta.items() if value and name != "role"}

@@ -62,7 +62,7 @@ def test_a_program_gets_json(site: Site, accept: str | None) -> None:
     assert "Accept" in answer.vary
 
 
-@pytest.mark.parametrize("path", ["/", "/usage", "/docs"])
+@pytest.mark.parametrize("path", ["/", "/usage", "/docs", "/admin"])
 def test_page_headers_allow_loading_only_from_the_gateway_origin(site: Site, path: str) -> None:
     answer = site.client.get(path, headers={"Accept": BROWSER})
     rules = dict(
@@ -83,7 +83,7 @@ def test_page_headers_allow_loading_only_from_the_gateway_origin(site: Site, pat
     assert answer.headers["Cache-Control"] == "no-cache"
 
 
-@pytest.mark.parametrize("path", ["/", "/usage", "/docs"])
+@pytest.mark.parametrize("path", ["/", "/usage", "/docs", "/admin"])
 def test_static_files_named_by_a_page_exist_and_are_cached_for_a_year(
     site: Site, path: str
 ) -> None:

@@ -33,10 +33,10 @@ def test_the_playground_shows_a_streamed_completion_and_keeps_its_history(
     sign_in(page, server)
     expect(page.get_by_role("combobox", name="Model", exact=True)).to_have_value("local/slow")
     expect(page.locator("#model-facts")).to_have_text(
-        "Free. A toy that makes up text, for trying Sluice without an account."
+        "Free. A toy that makes up text, without an account."
     )
     choose(page, "local/pydoc")
-    page.get_by_label("Prompt").fill("The best way to open a file is")
+    page.get_by_label("Prompt", exact=True).fill("The best way to open a file is")
     page.get_by_text("Parameters").click()
     page.get_by_label("Max tokens").fill("30")
     page.get_by_label("Seed").fill("7")
@@ -65,7 +65,7 @@ def test_model_output_is_shown_as_text_and_not_as_html(
     fake.script(fp.sse(fp.chunks([text], usage=(3, 9))))
     sign_in(page, server)
     choose(page, "fake/<i>m</i>")
-    page.get_by_label("Prompt").fill("<u>prompt</u>")
+    page.get_by_label("Prompt", exact=True).fill("<u>prompt</u>")
     run(page)
     expect(page.locator("#output")).to_have_text(text)
     expect(page.locator("#ending")).to_contain_text("3 tokens in · 9 tokens out · cost unknown")
@@ -289,7 +289,7 @@ def test_copied_code_runs_and_contains_no_key(
 ) -> None:
     sign_in(page, server)
     choose(page, "fake/m")
-    page.get_by_label("Prompt").fill(PROMPT)
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
     page.get_by_text("Parameters").click()
     page.get_by_label("Max tokens").fill("8")
     page.get_by_label("Seed").fill("5")

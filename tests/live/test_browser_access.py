@@ -82,7 +82,7 @@ def test_the_playground_can_be_used_by_keyboard_only(
     expect(page.get_by_label("Your Sluice key")).to_be_focused()
     page.keyboard.type(server.key)
     page.keyboard.press("Enter")
-    expect(page.get_by_label("Prompt")).to_be_focused()
+    expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
     start, halt = (page.get_by_role("button", name=name) for name in ("Run", "Stop"))
     slow(fake)
     choose(page, "fake/m")

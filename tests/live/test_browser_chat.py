@@ -207,6 +207,31 @@ def test_reasoning_is_folded_and_a_tool_call_gets_its_result(
     expect(page.get_by_label("Role of the message")).to_have_value("user")
 
 
+def test_parallel_tool_calls_are_answered_when_all_results_are_there(
+    page: Page, server: Server, fake: FakeProvider
+) -> None:
+    open_chat(page, server)
+    choose(page, "fake/m")
+    function = {"name": "f", "arguments": "{}"}
+    calls = [{"index": at, "id": f"c{at}", "function": function} for at in (0, 1)]
+    ended = fp.chunks([], chat=True, finish="tool_calls", usage=(9, 4))
+    fake.script(fp.sse([delta(tool_calls=calls), *ended]))
+    send(page, "Hi")
+    expect(ending(page)).to_contain_text("Finished with tool calls")
+    send(page, "one")
+    expect(ending(page)).to_contain_text("the results of its other tool calls")
+    expect(page.get_by_label("Role of the message")).to_have_value("tool:c1")
+    fake.script(answers("Both."))
+    send(page, "two")
+    expect(turns(page).nth(4)).to_contain_text("Both.")
+    results = json.loads(fake.requests[-1].body)["messages"][2:]
+    assert [(one["tool_call_id"], one["content"]) for one in results] == [
+        ("c0", "one"),
+        ("c1", "two"),
+    ]
+    assert len(fake.requests) == 2
+
+
 def test_tools_that_are_no_list_and_an_empty_message_are_not_sent(
     page: Page, server: Server, fake: FakeProvider
 ) -> None:

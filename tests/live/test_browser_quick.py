@@ -1,14 +1,17 @@
-"""The playground's first visit in a real Chromium: start, watch, stop, and see the partial usage.
+"""The browser tests of `make test`, in a real Chromium: first visits of the playground and of its
+chat, and an operator who gives a colleague a key.
 
-These are the browser tests of `make test`; the others are in the files beside it.
+The others are in the files beside it.
 """
 
 from __future__ import annotations
 
 import re
 
+import requests
 from playwright.sync_api import Page, expect
 
+from tests.support.pace import HANG_S
 from tests.support.pages import open_chat, run, send, sign_in
 from tests.support.servers import Server
 
@@ -24,6 +27,28 @@ def test_a_first_visit_streams_the_slow_model_until_it_is_stopped(
         re.compile(r"Stopped · 8 tokens in · \d+ tokens out · cost \$0\.00 · took .+s")
     )
     expect(page.locator("#served")).to_have_text("local/slow")
+
+
+def test_an_admin_gives_a_colleague_a_key_with_a_monthly_budget(page: Page, server: Server) -> None:
+    server.key = server.add_key("operator", admin=True)
+    sign_in(page, server, "/admin")
+    expect(page.locator("#no-groups")).to_contain_text("Define groups in sluice.toml")
+    page.get_by_role("button", name="New key").click()
+    page.get_by_label("Name", exact=True).fill("ada")
+    page.get_by_label("Budget in US dollars").fill("20")
+    page.get_by_role("button", name="Create key").click()
+    page.get_by_role("button", name="Copy", exact=True).click()
+    key = page.evaluate("navigator.clipboard.readText()")
+    expect(page.locator("#secret")).to_have_text(key)
+    page.get_by_role("button", name="Done").click()
+    expect(page.get_by_role("button", name="New key")).to_be_focused()
+    expect(page.locator("#key-table")).to_contain_text("$0.00 of $20.00 a month")
+    headers = {"Authorization": f"Bearer {key}"}
+    found = requests.get(f"{server.url}/api/v1/models", headers=headers, timeout=HANG_S)
+    assert found.status_code == 200
+    kept = page.evaluate("document.documentElement.outerHTML + JSON.stringify(sessionStorage)")
+    assert key not in kept + page.url
+    assert key not in server.output()
 
 
 def test_a_first_chat_streams_the_slow_model_until_it_is_stopped(

@@ -83,7 +83,7 @@ def test_a_key_may_be_pasted_with_what_stood_around_it(
     expect(page.locator("#app")).to_be_visible()
 
 
-@pytest.mark.parametrize("path", ["/", "/usage", "/docs"])
+@pytest.mark.parametrize("path", ["/", "/usage", "/docs", "/admin"])
 def test_a_second_tab_is_signed_in_by_the_first(page: Page, server: Server, path: str) -> None:
     sign_in(page, server)
     other = page.context.new_page()

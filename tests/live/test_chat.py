@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -10,17 +11,25 @@ from typing import Any
 import indoxhub  # type: ignore[import-untyped]
 import pytest
 import requests
-from openai import APIError, OpenAI
+from openai import APIError, AsyncOpenAI, OpenAI
+from pydantic import BaseModel
 
 from tests.support import fake as fp
 from tests.support.books import ledger_of, row_of
 from tests.support.fake import FakeProvider, Step
 from tests.support.pace import HANG_S
+from tests.support.paths import FIXTURES
 from tests.support.servers import UNTROUBLED, Server, fake_rows
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Say it"}]
 TOOL = {"index": 0, "id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 MIB = 1 << 20
+CALLS = FIXTURES / "chat" / "openai" / "parallel_tool_calls"
+
+
+class Weather(BaseModel):
+    city: str
+    celsius: float
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +85,99 @@ def test_the_openai_sdk_gets_a_whole_answer_and_a_row(
     assert (row["input_tokens"], row["output_tokens"], row["usage_source"]) == (3, 5, "provider")
 
 
+def played(name: str) -> list[Step]:
+    head = fp.head(200, {"Content-Type": "text/event-stream", "Connection": "close"})
+    return [head, fp.send((CALLS / name).read_bytes()), fp.close()]
+
+
+def test_the_openai_sdks_helpers_join_tool_calls_and_parse_objects(
+    client: OpenAI, fake: FakeProvider
+) -> None:
+    fake.script(played("stream.sse"))
+    options: Any = {"include_usage": True}
+    with client.chat.completions.stream(
+        model="fake/m", messages=MESSAGES, stream_options=options
+    ) as stream:
+        kinds = {event.type for event in stream}
+        found = stream.get_final_completion()
+    assert "tool_calls.function.arguments.done" in kinds
+    calls = [call.function for call in found.choices[0].message.tool_calls or ()]
+    assert [json.loads(call.arguments)["city"] for call in calls] == ["Köln", "Rome"]
+    assert found.usage is not None
+    assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (61, 34)
+    fake.script(fp.answer(fp.body('{"city": "Rome", "celsius": 21.5}', chat=True)))
+    parsed = client.chat.completions.parse(
+        model="fake/m", messages=MESSAGES, response_format=Weather
+    )
+    assert parsed.choices[0].message.parsed == Weather(city="Rome", celsius=21.5)
+    sent = fake.requests[-1].json["response_format"]["json_schema"]
+    assert (sent["name"], sent["strict"]) == ("Weather", True)
+
+
+def test_the_async_openai_sdk_reads_streams_at_once(served: Server, fake: FakeProvider) -> None:
+    fake.default(fp.sse(fp.chunks(["Hel", "lo"], chat=True, usage=(3, 5)), interval=0.01))
+
+    async def read(client: AsyncOpenAI) -> str:
+        stream = await client.chat.completions.create(
+            model="fake/m", messages=MESSAGES, stream=True
+        )
+        return "".join([c.choices[0].delta.content or "" async for c in stream])
+
+    async def ask() -> list[str]:
+        async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key=served.key) as client:
+            return await asyncio.gather(*(read(client) for _ in range(10)))
+
+    assert asyncio.run(ask()) == ["Hello"] * 10
+
+
+OPEN_WEBUI: dict[str, Any] = {
+    "stream": True,
+    "model": "fake/m",
+    "messages": [{"role": "system", "content": "Be brief."}, *MESSAGES],
+    "stream_options": {"include_usage": True},
+}
+"""What Open WebUI sends (backend/open_webui/routers/openai.py, read 2026-11)."""
+N8N: dict[str, Any] = {
+    "model": "fake/m",
+    "temperature": 0.7,
+    "top_p": 1,
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+    "max_tokens": -1,
+    "stream": False,
+    "response_format": {"type": "text"},
+    "messages": MESSAGES,
+}
+"""What n8n's chat node sends (LmChatOpenAi.node.ts, read 2026-11). -1 is its "no limit"."""
+
+
+def test_open_webui_lists_models_and_reads_a_stream(served: Server, fake: FakeProvider) -> None:
+    headers = {"Authorization": f"Bearer {served.key}", "Content-Type": "application/json"}
+    models = requests.get(f"{served.url}/v1/models", headers=headers, timeout=HANG_S).json()
+    assert all(model["id"] and model["object"] == "model" for model in models["data"])
+    fake.script(streamed())
+    headers |= {"X-OpenWebUI-User-Name": "me", "X-OpenWebUI-User-Role": "user"}
+    url = f"{served.url}/v1/chat/completions"
+    answer = requests.post(url, json=OPEN_WEBUI, headers=headers, timeout=HANG_S)
+    assert "text/event-stream" in answer.headers["Content-Type"]
+    chunks = [line[6:] for line in answer.text.split("\n") if line.startswith("data: {")]
+    usage = [one["usage"] for chunk in chunks if (one := json.loads(chunk)).get("usage")]
+    assert usage[-1]["total_tokens"] == 12
+    assert not any(name.startswith("x-openwebui") for name in fake.requests[-1].headers)
+    fake.script(fp.error(400))
+    refused = requests.post(url, json=OPEN_WEBUI, headers=headers, timeout=HANG_S)
+    assert refused.json()["error"]["message"]
+
+
+def test_n8n_gets_a_whole_answer(served: Server, fake: FakeProvider) -> None:
+    fake.script(fp.answer(fp.body("Hello", chat=True)))
+    headers = {"Authorization": f"Bearer {served.key}"}
+    url = f"{served.url}/v1/chat/completions"
+    answer = requests.post(url, json=N8N, headers=headers, timeout=HANG_S)
+    assert answer.json()["choices"][0]["message"]["content"] == "Hello"
+    assert fake.requests[-1].json == N8N | {"model": "m"}
+
+
 def test_a_broken_stream_raises_in_the_openai_sdk(client: OpenAI, fake: FakeProvider) -> None:
     fake.script(fp.sse(fp.chunks(["Hel"], chat=True, finish=None), done=False))
     stream = client.chat.completions.create(model="fake/m", messages=MESSAGES, stream=True)
@@ -126,6 +228,7 @@ def test_a_stop_ends_a_silent_chat_and_bills_what_there_was(
     assert fake.wait_closed()[-1].outcome == "aborted"
 
 
+@pytest.mark.thorough
 def test_a_body_of_many_megabytes_is_sent_and_other_calls_go_on(
     served: Server, fake: FakeProvider
 ) -> None:

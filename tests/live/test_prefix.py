@@ -146,7 +146,7 @@ def test_the_pages_work_in_a_browser_below_the_prefix(location: str) -> None:
         page.goto(f"{origin}/sluice/")
         page.get_by_label("Your Sluice key").fill(server.key)
         page.get_by_role("button", name="Sign in").click()
-        page.get_by_label("Prompt").fill("The best way to open a file is")
+        page.get_by_label("Prompt", exact=True).fill("The best way to open a file is")
         page.keyboard.press("Control+Enter")
         expect(page.locator("#live-tokens")).to_contain_text("\N{ALMOST EQUAL TO}")
         page.keyboard.press("Escape")

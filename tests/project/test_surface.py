@@ -24,6 +24,7 @@ from tests.telemetry.test_metrics import families
 
 ROUTES = {
     ("GET", "/"),
+    ("GET", "/admin"),
     ("GET", "/api/v1/chat/completions/<stream_id>"),
     ("GET", "/api/v1/completions/<stream_id>"),
     ("GET", "/api/v1/completions/streams"),

@@ -21,7 +21,7 @@ from tests.support.browsers import launch
 from tests.support.pages import sign_in
 from tests.support.servers import UNTROUBLED, Server
 
-SIZE: Final = {"width": 960, "height": 590}
+SIZE: Final = {"width": 960, "height": 620}
 MOST_BYTES: Final = 1_000_000
 PROMPT: Final = "The best way to open a file is"
 STREAMED_S: Final = 5.0
@@ -93,7 +93,7 @@ def move(page: Page, film: Film, to: Locator) -> None:
 
 def record(page: Page) -> Film:
     film = Film(page)
-    prompt = page.get_by_label("Prompt")
+    prompt = page.get_by_label("Prompt", exact=True)
     run, halt = (page.get_by_role("button", name=name) for name in ("Run", "Stop"))
     prompt.fill("")
     page.evaluate(POINTER)

@@ -25,6 +25,9 @@ from tests.support.raw_client import Frame, RawClient
 from tests.support.servers import Server
 
 NATIVE, OPENAI = calls.COMPLETIONS, "/v1/completions"
+FACES = (NATIVE, OPENAI)
+CHATS = ("/api/v1/chat/completions", "/v1/chat/completions")
+"""The paths of chats on the native face and on OpenAI's."""
 Act: TypeAlias = Literal["read", "stop", "leave"]
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -43,6 +46,7 @@ class Kind(NamedTuple):
         more: Additional fields of the body. None removes a field.
         weight: The relative frequency of this kind.
         after: The most seconds that the client waits before it acts. The wait is random.
+        chats: True for a chat, False for a completion.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Kind(NamedTuple):
     more: Mapping[str, Any] = NOTHING
     weight: int = 10
     after: float = 0.0
+    chats: bool = False
 
 
 class Sent:
@@ -124,7 +129,7 @@ class Load:
         weights = [kind.weight for kind in self._kinds]
         while not self._stopping.wait(chance.uniform(0, self._pause)):
             [kind] = chance.choices(self._kinds, weights)
-            sent = Sent(kind, chance.choice((NATIVE, OPENAI)))
+            sent = Sent(kind, chance.choice(CHATS if kind.chats else FACES))
             self.sent.append(sent)
             play(self._server, self._keys[kind.key], sent)
 
@@ -153,10 +158,13 @@ def play(server: Server, key: str, sent: Sent) -> Sent:
 
 
 def body(sent: Sent) -> dict[str, Any]:
-    fields: dict[str, Any] = {"model": sent.kind.model, "prompt": f"{sent.kind.name} {sent.id}"}
+    text = f"{sent.kind.name} {sent.id}"
+    asked: Any = [{"role": "user", "content": text}] if sent.kind.chats else text
+    fields: dict[str, Any] = {"model": sent.kind.model}
+    fields["messages" if sent.kind.chats else "prompt"] = asked
     if sent.kind.stream:
         fields["stream"] = True
-        if sent.path == OPENAI:
+        if sent.path in (OPENAI, CHATS[1]):
             fields["stream_options"] = {"include_usage": True}
     fields |= sent.kind.more
     return {name: value for name, value in fields.items() if value is not None}
@@ -182,7 +190,8 @@ def read_stream(server: Server, key: str, client: RawClient, sent: Sent) -> None
 
 
 def has_text(frame: Frame) -> bool:
-    return any(choice.get("text") for choice in frame.json.get("choices", ()))
+    choices = frame.json.get("choices", ())
+    return any(choice.get("text") or choice.get("delta", {}).get("content") for choice in choices)
 
 
 def failed(frame: dict[str, Any]) -> str | None:

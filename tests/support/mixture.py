@@ -71,11 +71,14 @@ def good() -> list[Kind]:
             Kind(f"stream{n}", stream(usage), stream=True),
             Kind(chat, stream(usage, chat=True), stream=True, model="fakechat/m", weight=5),
             Kind(f"other{n}", answer, key="other", weight=2),
+            Kind(f"passed{n}", fp.answer(fp.body("x", chat=True, usage=usage)), chats=True),
+            Kind(f"passedstream{n}", stream(usage, chat=True), stream=True, chats=True),
         ]
     return [
         *found,
         Kind("byok", fp.answer(fp.body("x", usage=(11, 13))), more=OWN_KEY),
         Kind("nousage", stream(None), stream=True, exact=False),
+        Kind("passednousage", stream(None, chat=True), stream=True, exact=False, chats=True),
         Kind("nousageunary", fp.answer(fp.body("x", usage=None)), exact=False),
     ]
 
@@ -84,7 +87,12 @@ def lasting() -> list[Kind]:
     """Return kinds that complete. Most of these calls are long, so some are always active."""
     pieces = [f"{n} " for n in range(20)]
     long = fp.sse(fp.chunks(pieces, usage=(23, 29)), interval=0.05)
-    return [*good(), Kind("long", long, stream=True, weight=150)]
+    chat = fp.sse(fp.chunks(pieces, usage=(27, 31), chat=True), interval=0.05)
+    return [
+        *good(),
+        Kind("long", long, stream=True, weight=100),
+        Kind("longchat", chat, stream=True, weight=50, chats=True),
+    ]
 
 
 def ended() -> list[Kind]:
@@ -95,7 +103,19 @@ def ended() -> list[Kind]:
         calls.EVENT, fp.sleep(LONGER_THAN_A_LOOK_S), *rest[:-1], fp.event("[DONE]"), rest[-1]
     )
     gone = "client_gone"
+    chat = begun(text_with_usage("word ", (7, 2), chat=True), fp.hold())
+    silent = begun(*map(fp.event, fp.chunks(["word "], chat=True, finish=None)), fp.hold())
     return [
+        Kind("chatstop", chat, "stopped", stream=True, act="stop", chats=True),
+        Kind(
+            *("chatstopnousage", silent, "stopped"),
+            stream=True,
+            act="stop",
+            exact=False,
+            chats=True,
+        ),
+        Kind("chatleave", chat, gone, 499, stream=True, act="leave", chats=True),
+        Kind("chatleaveunary", [fp.hold()], gone, 499, act="leave", exact=False, chats=True),
         Kind("stop", with_usage, "stopped", stream=True, act="stop"),
         Kind("stopnousage", without_usage, "stopped", stream=True, act="stop", exact=False),
         Kind("leave", with_usage, gone, 499, stream=True, act="leave"),
@@ -113,6 +133,7 @@ def failing() -> list[Kind]:
     bad = "provider_error"
     statuses = {400: 400, 401: 403, 404: 404, 429: 429, 500: 502, 503: 502}
     garbage = fp.event(b"data: {nope\n\n")
+    text = [fp.event(frame) for frame in fp.chunks(["word "], chat=True, finish=None)]
     found = [
         *(Kind(f"http{n}", fp.error(n), bad, seen, weight=2) for n, seen in statuses.items()),
         Kind("httpstream", fp.error(500), bad, 502, stream=True, weight=3),
@@ -121,6 +142,8 @@ def failing() -> list[Kind]:
         Kind("reset", begun(calls.EVENT, fp.reset()), bad, stream=True, exact=False, weight=3),
         Kind("cut", begun(calls.EVENT, fp.close()), bad, stream=True, exact=False, weight=3),
         Kind("garbage", begun(calls.EVENT, garbage), bad, stream=True, exact=False, weight=3),
+        Kind("chat500", fp.error(500), bad, 502, chats=True),
+        Kind("chatcut", begun(*text, fp.close()), bad, stream=True, exact=False, chats=True),
         Kind("late", [fp.hold()], "deadline", 504, exact=False, weight=1),
     ]
     fallback = Kind("fallback", attempts=2, more={"fallbacks": ["fakechat/m"]})

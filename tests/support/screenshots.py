@@ -5,6 +5,7 @@ They show a test server with made-up usage and fake providers.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import secrets
@@ -37,6 +38,25 @@ ENDS = (
     *(("completed", 200, None),) * 14,
     *(("stopped", 200, None),) * 3,
     ("provider_error", 502, "provider_error"),
+)
+GROUPS = """
+[groups.research]
+budget_usd = 50
+budget_period = "month"
+
+[groups.interns]
+requests_per_minute = 20
+models = ["openai/gpt-4o-mini", "local/*"]
+"""
+TEAM: tuple[tuple[str, int, dict[str, object]], ...] = (  # name, calls a day, and terms
+    ("ada", 90, {"budget_usd": 20, "budget_period": "month", "group": "research"}),
+    ("ben", 60, {"budget_usd": 5, "budget_period": "month", "group": "research"}),
+    ("nightly-tests", 30, {"tier": "standard", "models": ["openai/gpt-4o-mini"]}),
+    ("old-laptop", 2, {"disabled": True}),
+)
+REFUSED = (
+    ("ben", "insufficient_credits:budget", 14),
+    ("nightly-tests", "rate_limited:requests", 212),
 )
 PROMPT = "The keeper of the lock walked down to the water before dawn, because"
 TEXT = (
@@ -119,11 +139,32 @@ def use(server: Server) -> None:
             insert(db, "daily", daily)
 
 
+def team(server: Server) -> None:
+    """Add keys with limits and budgets, and what they have used."""
+    today = datetime.now(UTC).date()
+    with sqlite3.connect(server.directory / "sluice.db") as db:
+        for name, calls, fields in TEAM:
+            server.add_key(name, id=f"key_{name}00000000"[:16], **fields)
+            for days in range(25):
+                day = (today - timedelta(days=days)).isoformat()
+                count = random.randint(calls // 2, calls)
+                row = {"key_id": f"key_{name}00000000"[:16], "day": day, "requests": count}
+                row |= {"provider": "openai", "model": MODEL.partition("/")[2], "unpriced": 0}
+                row |= {"endpoint": "/v1/completions", "input_tokens": 900 * count}
+                row |= {"output_tokens": 420 * count, "cost_nano": 3_870_000 * count}
+                insert(db, "daily", row)
+                if group := fields.get("group"):
+                    insert(db, "group_daily", row | {"group_name": group})
+        for name, reason, count in REFUSED:
+            row = {"key_id": f"key_{name}00000000"[:16], "day": today.isoformat()}
+            insert(db, "refusals", row | {"reason": reason, "calls": count})
+
+
 def insert(db: sqlite3.Connection, table: str, row: dict[str, object]) -> None:
     known = [info[1] for info in db.execute(f"PRAGMA table_info({table})")]
     names = [name for name in known if name in row]
     more = ""
-    if table == "daily":
+    if table.endswith("daily"):
         sums = ("requests", "input_tokens", "output_tokens", "cost_nano")
         more = " ON CONFLICT DO UPDATE SET " + ", ".join(f"{n} = {n} + excluded.{n}" for n in sums)
     places = ", ".join("?" * len(names))
@@ -137,7 +178,7 @@ def ask(page: Page, fake: FakeProvider) -> None:
     frames = fp.chunks(pieces, chat=True, finish=None)
     fake.script([*fp.sse(frames, interval=0.012, done=False, complete=False), fp.hold()])
     choose(page, MODEL)
-    page.get_by_label("Prompt").fill(PROMPT)
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
     page.get_by_text("Parameters").click()
     page.get_by_label("Temperature").fill("0.8")
     page.get_by_label("Max tokens").fill("400")
@@ -147,11 +188,10 @@ def ask(page: Page, fake: FakeProvider) -> None:
 
 def compare(page: Page, fake: FakeProvider) -> None:
     """Run a prompt side by side, and stop one of the two answers."""
-    page.get_by_text("Parameters").click()
     page.set_viewport_size({"width": 1280, "height": 1080})
     page.get_by_role("button", name="Compare with a second model").click()
     choose(page, "local/slow", "Second model")
-    page.get_by_label("Prompt").fill("The best way to open a file is")
+    page.get_by_label("Prompt", exact=True).fill("The best way to open a file is")
     pieces = [CODE[at : at + 6] for at in range(0, len(CODE), 6)]
     frames = fp.chunks(pieces, chat=True, usage=(8, 74))
     fake.script(fp.sse(frames, interval=0.03))
@@ -166,6 +206,7 @@ def talk(page: Page, fake: FakeProvider) -> None:
     """Hold a conversation of two answers. The second has reasoning and still arrives."""
     page.get_by_role("tab", name="Chat").click()
     choose(page, MODEL)
+    page.get_by_text("Parameters").click()
     page.get_by_label("System prompt").fill("Answer briefly, for people who know Python.")
     frames = fp.chunks([CODE], chat=True, usage=(38, 74))
     fake.script(fp.sse(frames))
@@ -180,6 +221,15 @@ def talk(page: Page, fake: FakeProvider) -> None:
     expect(page.locator("#output-chat")).to_contain_text("next call.")
 
 
+def show(page: Page, width: int) -> None:
+    """Scroll to the answer on a narrow screen, and to the top with the buttons on a wide one."""
+    if width < 800:
+        page.locator(".answer").evaluate("(answer) => answer.scrollIntoView()")
+    else:
+        page.evaluate("scrollTo(0, 0)")
+        page.locator("#act").evaluate("(act) => act.scrollIntoView({ block: 'nearest' })")
+
+
 def shoot(browser: Browser, server: Server, fake: FakeProvider, directory: Path) -> None:
     for theme in THEMES:
         for width in WIDTHS:
@@ -192,8 +242,7 @@ def shoot(browser: Browser, server: Server, fake: FakeProvider, directory: Path)
             page = context.new_page()
             sign_in(page, server)
             ask(page, fake)
-            if width < 800:
-                page.locator(".answer").evaluate("(answer) => answer.scrollIntoView()")
+            show(page, width)
             page.screenshot(path=directory / f"playground-{theme}-{width}.png")
             usage = context.new_page()
             sign_in(usage, server, "/usage")
@@ -201,13 +250,19 @@ def shoot(browser: Browser, server: Server, fake: FakeProvider, directory: Path)
             expect(usage.locator("#latest tbody tr")).to_have_count(20)
             usage.wait_for_timeout(300)
             usage.screenshot(path=directory / f"usage-{theme}-{width}.png")
+            admin = context.new_page()
+            sign_in(admin, server, "/admin")
+            expect(admin.locator("#active-table tbody tr")).to_have_count(1)
+            expect(admin.locator("#usage-table tbody tr")).to_have_count(len(TEAM) + 1)
+            admin.wait_for_timeout(300)
+            admin.screenshot(path=directory / f"admin-{theme}-{width}.png")
             if "--full" in sys.argv:
                 usage.screenshot(path=directory / f"full-{theme}-{width}.png", full_page=True)
+                admin.screenshot(path=directory / f"full-admin-{theme}-{width}.png", full_page=True)
             page.keyboard.press("Escape")
             expect(page.locator("#ending")).to_contain_text("Stopped")
             talk(page, fake)
-            if width < 800:
-                page.locator(".answer").evaluate("(answer) => answer.scrollIntoView()")
+            show(page, width)
             page.screenshot(path=directory / f"chat-{theme}-{width}.png")
             page.keyboard.press("Escape")
             expect(page.locator("#ending-chat")).to_contain_text("Stopped")
@@ -225,15 +280,20 @@ def shoot(browser: Browser, server: Server, fake: FakeProvider, directory: Path)
 def main(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     with FakeProvider.start() as fake, sync_playwright() as playwright:
-        rows = f'[providers.openai]\nbase_url = "{fake.base_url}"\n'
+        rows = f'[providers.openai]\nbase_url = "{fake.base_url}"\n{GROUPS}'
         env = UNTROUBLED | {"OPENAI_API_KEY": "none-needed"}
-        with Server(rows, env=env) as server:
+        server = Server(rows, env=env)
+        keys = server.directory / "keys.jsonl"
+        first = json.loads(keys.read_text()) | {"name": "operator", "admin": True}
+        keys.write_text(json.dumps(first) + "\n")
+        with server:
             body = {"prompt": "Hello", "model": "local/pydoc", "max_tokens": 5}
             with server.client() as client:
                 client.request("POST", "/api/v1/completions", body)
                 client.read_head()
                 client.json()
             use(server)
+            team(server)
             browser = launch(playwright)
             shoot(browser, server, fake, directory)
             browser.close()

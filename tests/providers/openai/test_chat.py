@@ -392,7 +392,7 @@ WHOLE = (
 
 def test_a_whole_answer_is_one_event() -> None:
     events = chat.complete(WHOLE.encode(), request(stream=False))
-    assert opaques(events) == [Opaque(WHOLE.encode(), 0, 2)]
+    assert opaques(events) == [Opaque(WHOLE.encode(), 0, 2, reports=True)]
     assert Finished(0, "stop") in events
     assert Used(Usage(9, 4)) in events
 
