@@ -39,7 +39,7 @@ choose names freely."""
 def show_providers() -> Response:
     parameters()
     catalog = fresh_catalog()
-    counts, processes = everybodys()
+    counts, processes = counts_of_all()
     pauses = services().gateway.pauses()
     rows = services().gateway.router.providers.values()
     return json_response(
@@ -56,8 +56,8 @@ def show_providers() -> Response:
     )
 
 
-def everybodys() -> tuple[dict[str, ProviderCounts], dict[str, int | None]]:
-    """Return the counts of all processes by provider, and how many processes they are of."""
+def counts_of_all() -> tuple[dict[str, ProviderCounts], dict[str, int | None]]:
+    """Return the counts of all processes by provider, and how many processes answered."""
     services().records.catch_up()
     parts = [services().records.health()]
     missing: int | None = 0
