@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
+from errno import EDQUOT, ENOSPC
 from typing import Any, Final, cast
 
 from flask import Blueprint, Response, request
@@ -71,10 +71,6 @@ DISK_FULL: Final = "Free some space on the disk of the file, and try again."
 REPAIR: Final = (
     "Repair or restore the file on the server, and let the user that runs this server read it."
 )
-ADVICE: Final = dict.fromkeys((EACCES, EPERM, EROFS), WRITABLE) | dict.fromkeys(
-    (ENOSPC, EDQUOT), DISK_FULL
-)
-"""What to do if the file can't be changed, by the system's error number; else REPAIR."""
 ADD_LINE: Final = (
     "This server's keys come from SLUICE_KEYS, and it has no key file. Run ./sluice keys create "
     "anywhere, and add the line that ./sluice keys show NAME --line prints to that variable."
@@ -244,12 +240,17 @@ def public_error(error: KeyFileError) -> SluiceError:
         case CannotWriteKeys() if VARIABLE in message:
             return KeysReadOnly(f"{message.rstrip('.')}, and restart the server.")
         case CannotWriteKeys():
-            cause = error.__cause__
-            number = cause.errno if isinstance(cause, OSError) else None
-            return KeysReadOnly(f"{message} {ADVICE.get(number or 0, REPAIR)}")
+            return KeysReadOnly(f"{message} {advice(error.__cause__)}")
     return InvalidRequest(
         f"{error.field}: {message}" if error.field else message, param=error.field
     )
+
+
+def advice(cause: BaseException | None) -> str:
+    """Return what to do about a file that can't be changed."""
+    if not isinstance(cause, OSError):
+        return REPAIR
+    return DISK_FULL if cause.errno in (EDQUOT, ENOSPC) else WRITABLE
 
 
 def picked(id_or_name: str) -> Line:

@@ -481,7 +481,7 @@ def test_a_key_of_the_variable_is_shown_and_not_changed(
         (errno.EROFS, "right to write"),
         (errno.ENOSPC, "Free some space"),
         (errno.EDQUOT, "Free some space"),
-        (errno.EIO, "Repair or restore"),
+        (errno.EISDIR, "or use ./sluice keys"),
     ],
 )
 def test_a_file_that_cannot_be_written_is_a_conflict_that_says_what_to_do(
