@@ -279,7 +279,7 @@ NO_CHOICE: Final = -1
 class Thought(msgspec.Struct, frozen=True, gc=False):
     """A piece of the model's reasoning, which is output but not text. No client sees it.
 
-    Where Sluice emulates stop sequences, text that it holds back or cuts off counts likewise. When
+    Where Sluice emulates stop sequences, text that it holds back or cuts off is a Thought too. When
     it shows that text after all, another Thought takes it back, with negative numbers.
 
     size: the bytes of the piece in UTF-8.

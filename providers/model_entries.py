@@ -146,8 +146,8 @@ def has_ability(abilities: Any) -> bool:
         names = {name for name in abilities if isinstance(name, str)}
         return bool(names & TEXT_ABILITIES) or not names & NOT_TEXT_ABILITIES
     flags = [member(abilities, name) for name in ABILITIES]
-    told = [flag for flag in flags if isinstance(flag, bool)]
-    return any(told) or not told
+    known = [flag for flag in flags if isinstance(flag, bool)]
+    return any(known) or not known
 
 
 def price(value: Any, tokens: int) -> int | None:
