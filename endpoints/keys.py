@@ -1,8 +1,8 @@
 """The endpoints that manage the keys, for admin keys.
 
-- They change the key file as the commands do: by keys.store, under the file's lock.
+- Like the commands, they change the key file through keys.store, under the file's lock.
 - A secret is only in the response that creates or rotates its key.
-- No change over HTTP takes the last admin key that works. The commands can.
+- No change over HTTP removes the last working admin key. The commands can.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def rotate_key(id_or_name: str) -> Response:
 
 
 class Guard:
-    """The check of a change: the key is the one of If-Match, and an admin key remains."""
+    """The check of a change: the key matches If-Match, and a working admin key remains."""
 
     def __init__(self, terms: Terms) -> None:
         self._tags = None if "If-Match" not in request.headers else request.if_match
@@ -191,7 +191,7 @@ def store() -> KeyStore:
 
 @contextmanager
 def changing() -> Iterator[AuditedKeys]:
-    """Yield the keys to change in the name of the caller. Raises SluiceError."""
+    """Yield the keys, whose changes are recorded under the caller's name. Raises SluiceError."""
     admin = current_admin()
     actor = Actor("http", admin.name, admin.id, current().id)
     try:

@@ -59,9 +59,9 @@ MAX_SECRET = 512
 """Characters. A longer text is rejected without hashing it, because a header can be a megabyte."""
 
 Check = Callable[[View, Line], None]
-"""A check of a key before it is changed. It runs while the file is locked, so that nobody can
-change the keys between the check and the change, and raises what keeps the change from being made.
-It must not wait or log: under gevent, a native thread runs it."""
+"""A check of a key before it is changed, which raises an error to prevent the change. It runs while
+the file is locked, so that the keys can't change between the check and the change. It must not wait
+or log: under gevent, a native thread runs it."""
 
 
 def always(_view: View, _line: Line) -> None:
@@ -95,7 +95,7 @@ class KeyStore:
         self._fixed = read_content(lines.encode("utf-8", "surrogateescape"), VARIABLE, fixed=True)
         self._lock = threading.Lock()
         self._changes = NativeThread()
-        """What locks and writes the file. A greenlet that waited for the file's lock would stop
+        """The thread that locks and writes the file. A greenlet that waited for the lock would block
         the process, and with it the greenlet that holds the lock."""
         self._view = View()
         self._good = LastGood()
@@ -183,7 +183,7 @@ class KeyStore:
         return self._rewrite(change)
 
     def rotate(self, id_or_name: str, overlap: timedelta, check: Check = always) -> tuple[Key, str]:
-        """Give a key a new secret, and return both. Id, limits and history stay.
+        """Give a key a new secret, and return both. The key's id, limits and history stay.
 
         Args:
             overlap: how long the secret before it stays valid.
@@ -367,5 +367,5 @@ def report_rotations(old: View, new: View) -> None:
 
 
 def signature(found: os.stat_result) -> tuple[int, ...]:
-    """Return what changes when a file does."""
+    """Return the modification time, the size and the inode, which change with a file."""
     return found.st_mtime_ns, found.st_size, found.st_ino

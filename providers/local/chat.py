@@ -45,7 +45,7 @@ class LocalChat(LocalCall):
     """A LocalCall whose text is passed on as the chunks of a chat."""
 
     def __init__(self, request: CompletionRequest, target: Target) -> None:
-        """Make a call. Raises InvalidRequest."""
+        """Make the call. Raises InvalidRequest."""
         super().__init__(as_completion(request), target)
         self._shape = {
             "id": f"chatcmpl-{secrets.token_hex(16)}",
