@@ -95,8 +95,8 @@ class KeyStore:
         self._fixed = read_content(lines.encode("utf-8", "surrogateescape"), VARIABLE, fixed=True)
         self._lock = threading.Lock()
         self._changes = NativeThread()
-        """The thread that locks and writes the file. A greenlet that waited for the lock would block
-        the process, and with it the greenlet that holds the lock."""
+        """The thread that locks and writes the file. A greenlet that waited for the lock would
+        block the process, and with it the greenlet that holds the lock."""
         self._view = View()
         self._good = LastGood()
         self._seen: tuple[int, ...] | None = None

@@ -69,7 +69,7 @@ def decode(body: bytes) -> Any:
 
 
 def entries(data: Any, *fields: str) -> Iterator[Mapping[str, Any]]:
-    """Return the objects of a list, up to MOST_ENTRIES: the data itself, or one of its fields.
+    """Return the objects of a list, up to MOST_ENTRIES. The list is the data or one of its fields.
 
     Other greenlets run between entries, because a host decides how many there are.
 
