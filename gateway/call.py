@@ -185,7 +185,7 @@ class Call:
             self._settle(End("client_gone"))
 
     def prepare(self, record: Callable[[Call], None]) -> None:
-        """Call `record`, which makes the call resumable. If it raises, end the call and re-raise."""
+        """Call `record`, which makes the call resumable. If it raises, end the call and raise."""
         try:
             record(self)
         except BaseException:

@@ -147,8 +147,8 @@ class KeyUsage:
         """Return the current counts.
 
         Args:
-            refused: the number of requests that were refused together, or 0. Above 0, `reset` is the
-                time until there is room for them.
+            refused: the number of requests that were refused together, or 0. If it isn't 0, `reset`
+                is the time until there is room for them.
         """
         requests = tokens = None
         if limits.requests_per_minute is not None:
