@@ -136,7 +136,7 @@ def wire(settings: Settings) -> Services:
     if cluster is not None:
         beats = [quota.beat, breakers.exchange, *shared_replicas(redis_client, gateway)]
         subjects: Subjects = {
-            "streams": gateway.streams.everybodys_here,
+            "streams": gateway.streams.of_all_keys_here,
             "providers": lambda _: records.health(),
         }
         cluster.attend(gateway.streams, *beats, metrics.refresh, subjects=subjects)

@@ -549,3 +549,4 @@ class Summary(msgspec.Struct, frozen=True):
     endpoint: str = ""
     streamed: bool = False
     state: CallState = "queued"
+    resumable: bool = False

@@ -182,7 +182,7 @@ class Settings:
     per_key: int | None = None
     continue_streams: bool = False
     resumable: bool = False
-    """True if calls are resumable unless the request or its key says otherwise."""
+    """True if a call is resumable by default: if neither its caller nor its key decides."""
     replay: float = 300
     """The time for which a resumable stream is kept after its end."""
     orphan: float = 300

@@ -174,10 +174,19 @@ class RequestTimeout(SluiceError):
 class StreamExists(SluiceError):
     status, code = 409, "stream_exists"
 
-    def __init__(self, stream_id: str) -> None:
+    def __init__(self, stream_id: str, *, ended: bool = False) -> None:
+        """Make the error.
+
+        Args:
+            ended: True if the stream has ended, and is kept for those who come back to it.
+        """
+        problem = (
+            "has ended, but is still kept. Choose another stream_id."
+            if ended
+            else "is already active. Choose another stream_id, or stop that stream."
+        )
         super().__init__(
-            f"A stream with the id {stream_id!r} is already active. "
-            "Choose another stream_id, or stop that stream.",
+            f"A stream with the id {stream_id!r} {problem}",
             param="stream_id",
             headers=NO_RETRY,
         )

@@ -33,7 +33,7 @@ TAKES: Final = {
 def show_streams() -> Response:
     asked = parameters("key", "limit")
     limit = row_limit(asked, SOME_LISTED, MOST_LISTED)
-    found = services().gateway.streams.everybodys(key_id_of(asked.get("key")) or "")
+    found = services().gateway.streams.of_all_keys(key_id_of(asked.get("key")) or "")
     names = key_names()
     return json_response(
         {

@@ -31,6 +31,7 @@ from endpoints.usage import (
     varied,
 )
 from errors import InvalidRequest
+from keys.group import NAME
 from ledger import usage, usage_pages
 from ledger.usage import Scope, csv_text
 from ledger.usage_pages import Page, Refusals
@@ -84,6 +85,8 @@ def scope_of(asked: Mapping[str, str], by: str) -> Scope:
     """Return the key or the group, and the days of a report. Raises InvalidRequest."""
     first, last = day(asked, "start_date"), day(asked, "end_date")
     key_id, group = key_id_of(asked.get("key")), asked.get("group")
+    if group is not None and not NAME.fullmatch(group):
+        refuse("group", group, TAKES["group"])
     if group is not None and (key_id is not None or by == REFUSAL):
         what = "group_by=refusal" if by == REFUSAL else "key"
         raise InvalidRequest(f"group and {what} don't go together.", param="group")

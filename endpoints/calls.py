@@ -57,7 +57,7 @@ def start(
 def begin(
     request: Request,
     key: Key,
-    services: Services,
+    parts: Services,
     found: request_fields.Parameters,
     wanted: CompletionRequest,
     record: Callable[[Call], None] | None = None,
@@ -76,7 +76,7 @@ def begin(
             "a field name": "\n".join(passed_on_names(wanted)),
         }
     )
-    call = services.gateway.open(
+    call = parts.gateway.open(
         wanted,
         request_fields.to_route(found),
         key=key,
@@ -90,7 +90,7 @@ def begin(
         affinity=sent.get("HTTP_X_SLUICE_AFFINITY"),
         record=record,
     )
-    if services.tracing is not None:
+    if parts.tracing is not None:
         call.stream.traceparent = sent.get("HTTP_TRACEPARENT", "")
     request.call = call
     return call

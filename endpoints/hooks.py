@@ -31,7 +31,6 @@ EXPOSED = [
     *("X-Sluice-Resumable", "Location", "ETag"),
     *("X-RateLimit-Bypass", "Retry-After"),
     "Content-Disposition",
-    "ETag",
     *(f"x-ratelimit-{what}-{kind}" for kind in ("requests", "tokens") for what in RATE_PARTS),
 ]
 """Response headers that pages of other origins may read."""

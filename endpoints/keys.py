@@ -2,7 +2,8 @@
 
 - Like the commands, they change the key file through keys.store, under the file's lock.
 - A secret is only in the response that creates or rotates its key.
-- No change over HTTP removes the last working admin key. The commands can.
+- No change over HTTP takes the last admin key that works, at once or by an earlier expiry. The
+  commands can.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
+from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from typing import Any, Final, cast
 
 from flask import Blueprint, Response, request
 
-from auth import admin_required, current_admin
+from auth import admin_required, current_admin, presented_key
 from endpoints.flask_app import current
 from endpoints.key_fields import (
     FLAGS,
@@ -32,10 +34,12 @@ from endpoints.key_fields import (
     read_fields,
     refuse_parameter,
 )
+from endpoints.key_names import ID
 from endpoints.responses import json_response
 from endpoints.services import services
 from endpoints.usage import cursor_of, id_of_cursor, parameters, row_limit
 from errors import (
+    AdminRequired,
     InvalidRequest,
     KeyChanged,
     KeyExists,
@@ -43,9 +47,10 @@ from errors import (
     KeysReadOnly,
     LastAdminKey,
     SluiceError,
+    Unauthorized,
     Unavailable,
 )
-from keys.key import ID_PREFIX, Key, Terms
+from keys.key import Key, Terms, fingerprint
 from keys.key_errors import CannotWriteKeys, KeyFileError, NameTaken, UnknownKey
 from keys.key_file import VARIABLE, Line, View, write_line
 from keys.store import KeyStore
@@ -62,6 +67,14 @@ WRITABLE: Final = (
     "Give the user that runs this server the right to write the file and its folder, or use "
     "./sluice keys on the server."
 )
+DISK_FULL: Final = "Free some space on the disk of the file, and try again."
+REPAIR: Final = (
+    "Repair or restore the file on the server, and let the user that runs this server read it."
+)
+ADVICE: Final = dict.fromkeys((EACCES, EPERM, EROFS), WRITABLE) | dict.fromkeys(
+    (ENOSPC, EDQUOT), DISK_FULL
+)
+"""What to do if the file can't be changed, by the system's error number; else REPAIR."""
 ADD_LINE: Final = (
     "This server's keys come from SLUICE_KEYS, and it has no key file. Run ./sluice keys create "
     "anywhere, and add the line that ./sluice keys show NAME --line prints to that variable."
@@ -100,7 +113,7 @@ def create_key() -> Response:
     if not store().path.exists() and store().fixed_ids():
         raise KeysReadOnly(ADD_LINE)
     with changing() as keys:
-        key, secret = keys.create(fields.pop("name"), **cast(Terms, fields))
+        key, secret = keys.create(fields.pop("name"), Guard({}), **cast(Terms, fields))
     return answer(key, secret, 201)
 
 
@@ -110,7 +123,7 @@ def show_log() -> Response:
     asked = parameters("key", "limit", "cursor")
     limit, before = row_limit(asked), id_of_cursor(asked)
     only = asked.get("key")
-    if only is not None and not only.startswith(ID_PREFIX):
+    if only is not None and not ID.fullmatch(only):  # else it may be the id of a deleted key
         only = picked(only).key.id
     # One more row than requested shows whether there is a next page.
     rows = services().ledger.read(lambda found: key_changes.latest(found, before, limit + 1, only))
@@ -160,17 +173,29 @@ def rotate_key(id_or_name: str) -> Response:
 
 
 class Guard:
-    """The check of a change: the key matches If-Match, and a working admin key remains."""
+    """The check of a change: by an admin key, of the key of If-Match, and an admin key remains.
+
+    The caller is checked again because another worker may not yet know that a key was revoked. The
+    key must not make itself a successor meanwhile.
+    """
 
     def __init__(self, terms: Terms) -> None:
+        self._hash = fingerprint(presented_key() or "")
         self._tags = None if "If-Match" not in request.headers else request.if_match
-        self._takes_admin = bool(terms.get("disabled")) or terms.get("admin") is False
+        self._terms = terms
 
-    def __call__(self, view: View, line: Line) -> None:
-        """Raise KeyChanged or LastAdminKey if the change must not be made."""
+    def __call__(self, view: View, line: Line | None) -> None:
+        """Raise SluiceError if the change must not be made."""
+        caller = view.by_hash.get(self._hash)
+        if caller is None or not caller.takes(self._hash):
+            raise Unauthorized(key_sent=True)
+        if not caller.admin:
+            raise AdminRequired
+        if line is None:
+            return
         if self._tags is not None and not self._tags.contains(etag(line).strip('"')):
             raise KeyChanged
-        if self._takes_admin and works(line.key):
+        if works(line.key) and is_ended(line.key, self._terms):
             others = (other.key for other in view.lines if other.key.id != line.key.id)
             if not any(map(works, others)):
                 raise LastAdminKey
@@ -181,11 +206,18 @@ def works(key: Key) -> bool:
     return key.admin and key.status == "active"
 
 
+def is_ended(key: Key, terms: Terms) -> bool:
+    """Return True if new terms end what an admin key may do, at once or earlier than before."""
+    expires = terms.get("expires")
+    earlier = isinstance(expires, datetime) and (key.expires is None or expires < key.expires)
+    return earlier or terms.get("disabled") is True or terms.get("admin") is False
+
+
 def store() -> KeyStore:
     """Return the store of the keys. Raises KeysReadOnly if its file can't be read."""
     found = services().keys
     if trouble := found.trouble:
-        raise KeysReadOnly(f"{trouble}. {WRITABLE}")
+        raise KeysReadOnly(f"{trouble}. {REPAIR}")
     return found
 
 
@@ -212,7 +244,9 @@ def public_error(error: KeyFileError) -> SluiceError:
         case CannotWriteKeys() if VARIABLE in message:
             return KeysReadOnly(f"{message.rstrip('.')}, and restart the server.")
         case CannotWriteKeys():
-            return KeysReadOnly(f"{message} {WRITABLE}")
+            cause = error.__cause__
+            number = cause.errno if isinstance(cause, OSError) else None
+            return KeysReadOnly(f"{message} {ADVICE.get(number or 0, REPAIR)}")
     return InvalidRequest(
         f"{error.field}: {message}" if error.field else message, param=error.field
     )

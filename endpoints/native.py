@@ -185,6 +185,7 @@ def listed(summary: Summary) -> dict[str, Any]:
         "started_at": instant(summary.opened_at),
         "input_tokens": summary.input_tokens,
         "output_tokens": summary.output_tokens,
+        "resumable": summary.resumable,
     }
 
 

@@ -18,6 +18,7 @@ from auth import admin_required
 from endpoints.model_listing import fresh_catalog
 from endpoints.responses import json_response
 from endpoints.services import services
+from endpoints.usage import parameters
 from gateway.model_catalog import ModelCatalog
 from providers.base import Provider
 from quota.quota import instant
@@ -36,8 +37,9 @@ choose names freely."""
 @bp.get("")
 @admin_required
 def show_providers() -> Response:
+    parameters()
     catalog = fresh_catalog()
-    counts, processes = everybodys()
+    counts, processes = counts_of_all()
     pauses = services().gateway.pauses()
     rows = services().gateway.router.providers.values()
     return json_response(
@@ -54,8 +56,8 @@ def show_providers() -> Response:
     )
 
 
-def everybodys() -> tuple[dict[str, ProviderCounts], dict[str, int | None]]:
-    """Return the counts of all processes by provider, and how many processes answered or didn't."""
+def counts_of_all() -> tuple[dict[str, ProviderCounts], dict[str, int | None]]:
+    """Return the counts of all processes by provider, and how many processes answered."""
     services().records.catch_up()
     parts = [services().records.health()]
     missing: int | None = 0

@@ -1,6 +1,6 @@
 """The recorder of a resumable call: it writes the call's frames to its log, in its face's format.
 
-- It takes the place of the call's mailbox. The reader never waits for a client.
+- It replaces the call's mailbox. The reader never waits for a client.
 - Texts go to the log as JSON. The face's encoder writes all other frames.
 - A comment goes before the next frame, without a blank line: some SDKs take a blank line for an
   event once there are ids.
@@ -37,6 +37,7 @@ GROWTH: Final = 4096
 """The bytes of entries after which a log's size is checked again."""
 LEAST_SHARED: Final = 256
 """The bytes of a text from which the whole answer shares it with the log."""
+ACCEPTED: Final = 202
 STATES: Final[dict[str, State]] = {
     "completed": "completed",
     "stopped": "stopped",
@@ -79,6 +80,8 @@ def plain_face(
 class Recorder(Mailbox):
     """The sink of one call's events, and its end."""
 
+    keeps_answer = True
+
     def __init__(
         self,
         call: Call,
@@ -119,8 +122,8 @@ class Recorder(Mailbox):
         """The choice of each kind of entries."""
         self._reasons: dict[int, FinishReason] = {}
         self._unchecked = 0
-        stream.mailbox, stream.on_end = self, self._on_end
         store.add(self.replay)
+        stream.record(self, self._on_end)
 
     def put(self, batch: Batch, weight: int) -> bool:
         """Write a batch to the log. Return False if the call has ended. Never wait."""
@@ -128,11 +131,11 @@ class Recorder(Mailbox):
             if self._end is not None:
                 return False
             self._record(batch)
+            self._unchecked += weight
+            if self._unchecked > GROWTH:
+                self._unchecked = 0
+                self._store.grown(self.replay)
         self.replay.wake()
-        self._unchecked += weight
-        if self._unchecked > GROWTH:
-            self._unchecked = 0
-            self._store.grown(self.replay)
         return True
 
     def nudge(self, nudge: Nudge) -> None:
@@ -162,7 +165,7 @@ class Recorder(Mailbox):
     def _record(self, batch: Batch) -> None:
         """Append a batch to the log."""
         if not self._begun:
-            self._begun = True
+            self._begun = self.replay.released = True
             self._append(self._encoder.events([]))
         if self._stream.target is not self._target:
             self._target, self._kinds = self._stream.target, {}
@@ -203,30 +206,36 @@ class Recorder(Mailbox):
     def _finish(self, end: End) -> None:
         """Settle the call, and close its log. Raises nothing."""
         replay, error = self.replay, end.error
-        begun = self._status is None and replay.begun
-        status = error.status if error is not None and not begun else self._status or 200
-        if self._status == ACCEPTED:
-            status = ACCEPTED
-        if end.reason == "client_gone":
-            status = ClientGone.status
-        outcome = self._call.settle_as(end, status)
+        refusal = self._refusal(error)
         try:
-            frames = self._encoder.last_frames(shown(outcome))
-            result, kinds = self._result(shown(outcome), frames)
+            outcome = shown(self._call.settle_as(end, self._status_of(end, refusal)))
+            frames = self._encoder.last_frames(outcome)
+            result, kinds = self._result(outcome, frames)
         except Exception:
             log.exception(
                 "the end of a call is lost", extra={"request_id": self._stream.request_id}
             )
-            failed = InternalError()
-            error, result, kinds = failed, (self._failure(failed),), frozenset[int]()
-            frames = self._face.error_frame(failed, self._stream.request_id)
+            error = InternalError()
+            refusal, result, kinds = self._refusal(error), (self._failure(error),), frozenset()
+            frames = self._face.error_frame(error, self._stream.request_id)
         self._append(frames)
         state = "failed" if error is not None else "completed"
         known = msgspec.structs.replace(about(self._stream), state=STATES.get(end.reason, state))
-        refusal = None if begun else error
         replay.close(Ending(known, result, kinds, refusal, time.time()))
         self._store.ended(replay)
         self._stream.on_end = None  # nothing of a call must outlive it, except its log
+
+    def _refusal(self, error: SluiceError | None) -> SluiceError | None:
+        """Return the error that the first connection gets as its response, if it gets one."""
+        return None if self._status is None and self.replay.released else error
+
+    def _status_of(self, end: End, refusal: SluiceError | None) -> int:
+        """Return the HTTP status of the first connection's response, for the ledger."""
+        if end.reason == "client_gone":
+            return ClientGone.status
+        if self._status == ACCEPTED or refusal is None:
+            return self._status or 200
+        return refusal.status
 
     def _failure(self, error: SluiceError) -> bytes:
         return msgspec.json.encode(self._face.error_body(error, self._stream.request_id))
@@ -259,9 +268,6 @@ class Recorder(Mailbox):
             yield from (event for event in self._face.events(block) if isinstance(event, Added))
         for index, reason in self._reasons.items():
             yield Finished(index, reason)
-
-
-ACCEPTED: Final = 202
 
 
 def shown(outcome: Outcome) -> Outcome:

@@ -1,6 +1,6 @@
-"""Resumable calls: how a caller asks for one, its first connection, and those that follow it.
+"""Resumable calls: how a caller requests one, its first connection, and the following ones.
 
-- A call that isn't resumable costs nothing more: whether it is one is read from what is at hand.
+- A call that isn't resumable costs nothing extra: nothing is looked up to decide that it isn't.
 - Each connection, the first one too, is a follower. When it ends, the call goes on.
 """
 
@@ -73,7 +73,14 @@ def serve(
 
 
 def asked_by_header(request: Request, *, default: bool) -> bool:
-    """Return what the header says. Raises InvalidRequest if that is neither 1 nor 0."""
+    """Return True if the header makes the call resumable.
+
+    Args:
+        default: what holds if the header is empty.
+
+    Raises:
+        InvalidRequest: the header is neither 1 nor 0.
+    """
     text = request.environ[ENVIRON].strip()
     if text not in ("", "0", "1"):
         raise InvalidRequest(f"{HEADER}: expected 1 or 0.", param=HEADER)
@@ -92,7 +99,7 @@ def obstacle(wanted: CompletionRequest, key: Key, parts: Services) -> SluiceErro
 
 
 def not_resumable(response: DirectResponse, reason: SluiceError) -> DirectResponse:
-    """Return a plain response to a call that was to be resumable, with the reason."""
+    """Return a plain call's response with the reason why the call isn't resumable."""
     response.fields[HEADER] = "0"
     if response.fields["Content-Type"].startswith(SSE):
         comment = f": not resumable: {reason.message}\n\n".encode()
@@ -126,12 +133,16 @@ class Resumable:
 
         def record(call: Call) -> None:
             recorder = Recorder(
-                *(call, self._face, encoder, answer),
+                call,
+                self._face,
+                encoder,
+                answer,
                 store=self._store,
                 run=self._parts.gateway.start,
                 status=status,
             )
             recorder.replay.keeps_alone = background
+            recorder.replay.awaited = status == 200
             replays.append(recorder.replay)
 
         request = streamed(wanted)
@@ -150,10 +161,13 @@ class Resumable:
                 return self._stream(follower, calls.headers(call))
             ending = follower.wait_until_ended()
         except BaseException:
+            replay.awaited = False
             follower.close()
             raise
-        follower.close()
-        return self._whole(replay, ending, calls.headers(call))
+        try:
+            return self._whole(replay, ending, calls.headers(call))
+        finally:
+            follower.close()
 
     def _accepted(self, replay: Replay) -> Response:
         path = self._request.root_path + self._request.path.rstrip("/")

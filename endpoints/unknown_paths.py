@@ -54,9 +54,9 @@ SERVED: Final = frozenset(("completions", "chat", "models"))
 """The first parts of OpenAI's paths that Sluice serves, under /v1."""
 OPENAI_PATHS: Final = ("/v1/", "/fim/", "/beta/")
 """The beginnings of paths whose clients expect OpenAI's format of an error."""
-LLAMACPP_PATHS: Final = ("/infill", "/completion", "/completions")
-TOKENIZER_PATHS: Final = ("/tokenize", "/detokenize", "/tokenizer_info")
-"""llama.cpp's paths, whose clients expect that format too."""
+LLAMACPP_PATHS: Final = ("infill", "completion", "completions")
+TOKENIZER_PATHS: Final = ("tokenize", "detokenize", "tokenizer_info")
+"""The first parts of llama.cpp's paths, whose clients expect that format too."""
 
 
 def message(path: str) -> str:
@@ -79,7 +79,9 @@ def message(path: str) -> str:
 
 def is_openai(path: str) -> bool:
     """Return True if an error at this path should have OpenAI's format."""
-    if path.startswith(OPENAI_PATHS) or path.rstrip("/") in LLAMACPP_PATHS + TOKENIZER_PATHS:
+    if path.startswith(OPENAI_PATHS):
+        return True
+    if path.removeprefix("/").partition("/")[0] in LLAMACPP_PATHS + TOKENIZER_PATHS:
         return True
     first = first_part(path)
     return not path.startswith("/api/") and (first in UNSERVED or first in SERVED)

@@ -9,7 +9,7 @@ import base64
 import binascii
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
@@ -175,6 +175,10 @@ def milliseconds(microseconds: int | None) -> float | None:
     return None if microseconds is None else round(microseconds / 1000, 1)
 
 
+def parameters_in_words(known: Collection[str]) -> str:
+    return f"Known parameters: {', '.join(known)}." if known else "There are no parameters."
+
+
 def parameters(*known: str) -> dict[str, str]:
     """Return the query's parameters; an empty one counts as absent.
 
@@ -184,7 +188,7 @@ def parameters(*known: str) -> dict[str, str]:
         label = name if len(name) <= 100 else name[:100] + "..."
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            more = f"Did you mean {near[0]}?" if near else f"Known parameters: {', '.join(known)}."
+            more = f"Did you mean {near[0]}?" if near else parameters_in_words(known)
             raise InvalidRequest(f"Unknown parameter: {label}. {more}", param=label)
         if len(values) > 1:
             raise InvalidRequest(f"{name} appears {len(values)} times; send it once.", param=name)

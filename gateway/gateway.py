@@ -132,8 +132,7 @@ class Gateway:
             client: the client's connection, if the server exposes it.
             affinity: calls with the same text go to the same replica; None for the start of the
                 prompt.
-            record: a callback that makes the call resumable before it starts, by replacing its
-                mailbox with a log.
+            record: makes the call resumable before it starts: replaces its mailbox with a log.
 
         Raises:
             SluiceError: the call is refused.

@@ -260,6 +260,11 @@ def regular(path: Path) -> os.stat_result:
     return found
 
 
+def signature(found: os.stat_result) -> tuple[int, ...]:
+    """Return what changes when a file does."""
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
     """Hold the lock file beside a file, so that no other process changes it. Raises OSError."""

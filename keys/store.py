@@ -42,6 +42,7 @@ from keys.key_file import (
     read_content,
     regular,
     replace,
+    signature,
     split_lines,
     view_of,
     with_group,
@@ -58,13 +59,14 @@ MOST_LOGGED = 10
 MAX_SECRET = 512
 """Characters. A longer text is rejected without hashing it, because a header can be a megabyte."""
 
-Check = Callable[[View, Line], None]
-"""A check of a key before it is changed, which raises an error to prevent the change. It runs while
-the file is locked, so that the keys can't change between the check and the change. It must not wait
-or log: under gevent, a native thread runs it."""
+Check = Callable[[View, Line | None], None]
+"""A check of a key before it is changed, or of nothing (None) before a key is created. It runs
+while the file is locked, so that nobody can change the keys between the check and the change, and
+raises what keeps the change from being made. It must not wait or log: under gevent, a native thread
+runs it."""
 
 
-def always(_view: View, _line: Line) -> None:
+def always(_view: View, _line: Line | None) -> None:
     """Allow every change."""
 
 
@@ -75,9 +77,9 @@ log = logging.getLogger("sluice.auth")
 class KeyStore:
     """A store of the keys in a file, which need not exist, and in SLUICE_KEYS, which is read-only.
 
-    The file is checked for changes once every LOOK_EVERY_S at most. While it can't be read or is
-    damaged, the keys last read remain valid (see keys/last_good.py). Threads may share a store, and
-    processes may share a file.
+    A caller's key is looked up in keys that were read LOOK_EVERY_S ago at most, and everything else
+    in the file's current keys. While the file can't be read or is damaged, the keys last read
+    remain valid (see keys/last_good.py). Threads may share a store, and processes may share a file.
     """
 
     def __init__(
@@ -103,7 +105,7 @@ class KeyStore:
         """The (mtime, size, inode) of the file last read; (): no file; None: read it again."""
         self._trouble = ""
         self._warned_of_mode = False
-        self._look_at = 0.0
+        self._looked_at = 0.0
         self._look()
 
     def find(self, secret: str) -> Key | None:
@@ -111,8 +113,13 @@ class KeyStore:
         if len(secret) > MAX_SECRET:
             return None
         hash_ = fingerprint(secret)
-        key = self._fresh().by_hash.get(hash_)
-        return key if key is not None and key.takes(hash_) else None
+        # Before a key is refused, the file is checked: another process may just have created,
+        # enabled or rotated the key.
+        for age_s in (LOOK_EVERY_S, 0.0):
+            key = self._fresh(age_s).by_hash.get(hash_)
+            if key is not None and key.takes(hash_):
+                return key
+        return None
 
     def all(self) -> list[Key]:
         return [line.key for line in self._fresh().lines]
@@ -150,15 +157,16 @@ class KeyStore:
         self._fresh()
         return self._trouble
 
-    def create(self, name: str, **terms: Unpack[Terms]) -> tuple[Key, str]:
+    def create(self, name: str, check: Check = always, **terms: Unpack[Terms]) -> tuple[Key, str]:
         """Create a key, and return it with its secret, which can't be shown again.
 
-        Raises KeyFileError.
+        Raises KeyFileError, and whatever the check raises.
         """
         self._check_group(terms)
         new, secret = new_row(name, terms)
 
         def add(view: View, rows: list[bytes]) -> Key:
+            check(view, None)
             if any(line.key.name == name for line in view.lines):
                 raise NameTaken(f"A key named {name!r} already exists.", field="name")
             rows.append(write_line(new))
@@ -250,12 +258,12 @@ class KeyStore:
             raise CannotWriteKeys(f"{self.path} can't be changed: {error.strerror}.") from error
         return key
 
-    def _fresh(self) -> View:
-        """Return the keys, checking the file first if LOOK_EVERY_S have passed.
+    def _fresh(self, age_s: float = 0.0) -> View:
+        """Return the keys, checking the file first if the last check is at least `age_s` ago.
 
         While one thread checks the file, the others get the old keys.
         """
-        if time.monotonic() >= self._look_at and self._lock.acquire(blocking=False):
+        if time.monotonic() >= self._looked_at + age_s and self._lock.acquire(blocking=False):
             if self._has_large_change():
                 try:
                     threading.Thread(target=self._look_locked, name="key file", daemon=True).start()
@@ -281,7 +289,7 @@ class KeyStore:
 
     def _look(self) -> None:
         """Read the file again if it has changed."""
-        self._look_at = time.monotonic() + LOOK_EVERY_S
+        self._looked_at = time.monotonic()
         name = self.path.name
         try:
             found = regular(self.path)
@@ -364,8 +372,3 @@ def report_rotations(old: View, new: View) -> None:
             if key.previous_until is not None:
                 end = f"is valid until {as_text(key.previous_until)}"
             log.info("key %s has a new secret; the previous one %s", key.id, end)
-
-
-def signature(found: os.stat_result) -> tuple[int, ...]:
-    """Return the modification time, the size and the inode, which change with a file."""
-    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -61,7 +61,7 @@ class KeyChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AuditedKeys:
-    """The key store for one actor, which records each change.
+    """The key store for one actor, which records each change of a field.
 
     Use it as a context manager. The changes are recorded when the block ends, so that the block's
     output, such as a new secret, doesn't wait for the ledger.
@@ -82,11 +82,11 @@ class AuditedKeys:
             log.info("%s", in_words(change), extra={"request_id": change.request_id})
         if made and not recorded(self._ledger, made):
             self.unrecorded += len(made)
-            log.warning("the ledger is unavailable: %d changes of keys aren't in it", len(made))
+            log.warning("the ledger is unavailable, so it lacks changes of keys: %d", len(made))
 
-    def create(self, name: str, **terms: Unpack[Terms]) -> tuple[Key, str]:
-        """Create a key, and return it with its secret. Raises KeyFileError."""
-        key, secret = self._store.create(name, **terms)
+    def create(self, name: str, check: Check = always, **terms: Unpack[Terms]) -> tuple[Key, str]:
+        """Create a key, and return it with its secret. Raises what KeyStore.create raises."""
+        key, secret = self._store.create(name, check, **terms)
         self._note("create", key, created(key))
         return key, secret
 
@@ -94,8 +94,8 @@ class AuditedKeys:
         """Change the given terms of a key. Raises what KeyStore.update raises."""
         before = Before(check)
         key = self._store.update(id_or_name, before, **terms)
-        changes = differences(before.key, key)
-        self._note(action_of(changes), key, changes)
+        if changes := differences(before.key, key):
+            self._note(action_of(changes), key, changes)
         return key
 
     def rotate(self, id_or_name: str, overlap: timedelta, check: Check = always) -> tuple[Key, str]:
@@ -148,9 +148,10 @@ class Before:
     def __init__(self, check: Check) -> None:
         self._check = check
 
-    def __call__(self, view: View, line: Line) -> None:
+    def __call__(self, view: View, line: Line | None) -> None:
         self._check(view, line)
-        self.key = line.key
+        if line is not None:
+            self.key = line.key
 
 
 def created(key: Key) -> Changes:

@@ -1,7 +1,7 @@
 // The playground's chat: the parts of an answer, and the panel that shows them as they arrive.
 //
-// - A turn is {message, reasoning, served, how, bad}. The message is sent back unchanged with the next
-//   request; the other parts are only shown.
+// - A turn is {message, reasoning, served, how, bad, stream}. The message is sent back with the next
+//   request as it came; the rest is only shown, and `stream` is the id of its call.
 
 import { $, make } from "./common.js";
 import { Answer, appendNew, Panel } from "./panel.js";
@@ -64,13 +64,14 @@ export function callElements(calls) {
 export class ChatAnswer extends Answer {
   reasoning = "";
   calls = [];
+  endsWithText = true;
 
   /** Add a frame of a stream, or a whole response. A refusal is shown as text. */
-  add({ data, choices }) {
+  add({ data, choices }, pieces = 1) {
     const part = choices?.[0]?.delta ?? choices?.[0]?.message ?? {};
     const found = { text: text(data) || text(part.refusal), reasoning: reasoningOf(part), calls: part.tool_calls ?? [] };
     if (!found.text && !found.reasoning && !found.calls.length) return;
-    this.count();
+    this.count(pieces);
     this.text += found.text;
     this.reasoning += found.reasoning;
     this.calls = joinCalls(this.calls, found.calls);
@@ -86,11 +87,19 @@ export class ChatAnswer extends Answer {
     const message = { role: "assistant", content: calls.length && !this.text ? null : this.text };
     if (calls.length) message.tool_calls = calls;
     const { how, bad } = super.entry();
-    return { message, reasoning: this.reasoning, served: this.served || this.body.model, how, bad };
+    return { message, reasoning: this.reasoning, served: this.served || this.body.model, how, bad, stream: this.streamId };
   }
 
   entry() {
     return { ...super.entry(), text: "", turn: this.length ? this.turn : null };
+  }
+}
+
+/** The answer of a call that another page or program made: a completion, or a chat as one text. */
+export class WatchedAnswer extends ChatAnswer {
+  get shown() {
+    const calls = this.calls.map(({ function: { name, arguments: found } }) => `${name}(${found})`);
+    return [this.reasoning, this.text, ...calls].filter(Boolean).join("\n\n");
   }
 }
 
@@ -114,6 +123,21 @@ export class ChatPanel extends Panel {
     return new ChatAnswer(body, this.pricing);
   }
 
+  /** The conversation is kept by itself. */
+  keptBody({ messages, ...rest }) {
+    return rest;
+  }
+
+  /**
+   * Show the rest of an answer. The page that was left may have put a part of it into the
+   * conversation, or the answer that it was to replace.
+   */
+  resume(record) {
+    const { conversation } = this;
+    if (conversation.turns.length && !conversation.answerable) conversation.dropAnswer();
+    return super.resume({ ...record, body: { ...record.body, messages: conversation.messages(false) } });
+  }
+
   start(answer) {
     $("coming").hidden = false;
     $("coming-name").textContent = answer.body.model;
@@ -133,12 +157,6 @@ export class ChatPanel extends Panel {
     $("thinking").hidden = !reasoning;
     appendNew($("thoughts"), reasoning);
     $("calling").replaceChildren(...callElements(calls));
-  }
-
-  /** The last frame may have text as well. */
-  conclusion(answer, frame) {
-    this.receive(answer, frame);
-    super.conclusion(answer, frame);
   }
 
   finish(answer) {

@@ -69,13 +69,14 @@ export async function call(path, options = {}) {
   }
   if (response.ok) return response;
   const body = await response.json().catch(() => null);
-  throw Problem.of(body, response.status, response.headers.get("X-Request-ID") ?? "");
+  const inside = typeof body?.error === "object" ? body.error : body; // the OpenAI API has the error in a field
+  throw Problem.of(inside, response.status, response.headers.get("X-Request-ID") ?? "");
 }
 
 export const get = async (path) => (await call(path)).json();
 
 export const stopStream = (id) =>
-  call(`/api/v1/completions/stop-stream/${encodeURIComponent(id)}`, { method: "POST" });
+  call(`/api/v1/completions/stop-stream/${encodeURIComponent(id)}`, { method: "POST", keepalive: true });
 
 /** Show a problem in a box of class "problem", below its advice if it has any; null hides the box. */
 export function showProblem(box, problem) {

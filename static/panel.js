@@ -4,9 +4,9 @@
 //   the one of chat.js a conversation.
 // - Text from models becomes text nodes or the nodes of markdown.js, never HTML.
 
-import { $, call, copyText, duration, isFree, make, money, prices, Problem, showProblem, stopStream, whole } from "./common.js";
+import { $, BASE, call, copyText, duration, isFree, make, money, prices, Problem, showProblem, stopStream, whole } from "./common.js";
 import { parse, render } from "./markdown.js";
-import { frames } from "./sse.js";
+import { forget, framesOf, giveUp, keep, nativeFrames } from "./resume.js";
 
 const LONGEST_KEPT = 20000;
 const CHARACTERS_A_TOKEN = 4;
@@ -24,6 +24,11 @@ const ENDINGS = {
   tool_calls: "Finished with tool calls",
   cancelled: "Stopped",
 };
+
+const WAITING = "Waiting for the model…";
+const BROKE = "The connection broke before the completion was finished.";
+const UNREACHABLE = "The connection broke, and the server couldn’t be reached again. The answer may still go on: reload this page to get all of it.";
+const GONE = "The rest of this answer can’t be had any more. What had arrived is in the history.";
 
 /** Return the figures of a usage, each with its label. */
 export function usageText(usage) {
@@ -78,18 +83,36 @@ export class Answer {
     Object.assign(this, { body, pricing, streamId: newId(), began: performance.now(), at: Date.now() });
     Object.assign(this, { text: "", pieces: 0, input: 0, first: null, usage: null, ended: null });
     Object.assign(this, { reason: "", requestId: "", provider: "", served: "", stopped: false, continued: false, problem: null });
+    Object.assign(this, { stream: null, restored: false, watched: false, unseen: false });
   }
 
-  /** Add a frame of a stream, or a whole response. */
-  add({ data }) {
-    this.count();
+  /** Go on with a call that began before this page was loaded. Its record is one of resume.js. */
+  restore({ id, path, at, first = null, known, watched = false }) {
+    const began = performance.now() - Math.max(0, Date.now() - at);
+    Object.assign(this, { streamId: id, at, began, first: first === null ? null : began + first });
+    Object.assign(this, { restored: true, watched, unseen: first === null });
+    this.stream = { path, id, last: 0, resumable: known || undefined };
+  }
+
+  /**
+   * Add a frame of a stream, or a whole response.
+   *
+   * @param pieces the number of pieces that the frame holds
+   */
+  add({ data }, pieces = 1) {
+    this.count(pieces);
     this.text += data;
   }
 
-  /** Count a piece of the answer. */
-  count() {
+  /** Count pieces of the answer. */
+  count(pieces) {
     this.first ??= performance.now();
-    this.pieces += 1;
+    this.pieces += pieces;
+  }
+
+  /** Return the text to show. */
+  get shown() {
+    return this.text;
   }
 
   /** Return the characters that have arrived. */
@@ -118,16 +141,22 @@ export class Answer {
     return isFree(this.pricing(this.served || this.body.model));
   }
 
+  /** Return when the answer ended, or null. It may have ended while no page was there to see it. */
+  get end() {
+    const known = this.restored && this.ended !== null ? this.usage?.latency_ms : undefined;
+    return known === undefined ? this.ended : Math.min(this.ended, this.began + known);
+  }
+
   get seconds() {
-    const now = this.ended ?? performance.now();
-    const flowing = now - (this.first ?? now);
+    const now = this.end ?? performance.now();
+    const flowing = this.unseen ? 0 : now - (this.first ?? now);
     // If the completion arrived all at once, the rate is that of the whole request.
     return (flowing > 50 ? flowing : now - this.began) / 1000;
   }
 
   /** Return the answer as the history keeps it. */
   entry() {
-    const { at, body, served } = this;
+    const { at, body, served, streamId: stream } = this;
     const how = endingText(this);
     return {
       at,
@@ -137,6 +166,7 @@ export class Answer {
       how: this.problem ? `${how}: ${this.problem.code || "network"}` : how,
       bad: this.problem !== null,
       used: usageText(this.usage),
+      stream,
     };
   }
 }
@@ -158,7 +188,8 @@ export class Panel {
   constructor(suffix, pricing) {
     Object.assign(this, { suffix, pricing, answer: null, text: "", painting: 0, renderAt: 0, later: 0 });
     this.at("halt-one").addEventListener("click", () => this.halt());
-    this.at("copy-answer").addEventListener("click", () => this.copy());
+    this.at("copy-answer").addEventListener("click", () => this.copy("copy-answer", this.text));
+    this.at("copy-link").addEventListener("click", () => this.copy("copy-link", this.link));
   }
 
   at = (name) => $(name + this.suffix);
@@ -209,10 +240,16 @@ export class Panel {
     return undefined;
   }
 
-  async copy() {
-    await copyText(this.text);
-    this.at("copy-answer").textContent = "Copied";
-    setTimeout(() => (this.at("copy-answer").textContent = "Copy answer"), 2000);
+  /** Return the address at which another tab can follow the answer. */
+  get link() {
+    return `${location.origin}${BASE}/#stream=${encodeURIComponent(this.answer.streamId)}`;
+  }
+
+  async copy(button, text) {
+    const name = this.at(button).dataset.name;
+    await copyText(text);
+    this.at(button).textContent = "Copied";
+    setTimeout(() => (this.at(button).textContent = name), 2000);
   }
 
   // The figures
@@ -227,7 +264,7 @@ export class Panel {
     const about = answer.usage && answer.usage.source !== "estimate" ? "" : "≈ ";
     this.at("live-tokens").textContent = about + whole(answer.tokens);
     this.at("live-rate").textContent = answer.first ? whole((answer.tokens / answer.seconds).toPrecision(3)) : "–";
-    this.at("live-first").textContent = answer.first ? duration(answer.first - answer.began) : "–";
+    this.at("live-first").textContent = answer.first && !answer.unseen ? duration(answer.first - answer.began) : "–";
     this.at("live-cost-name").textContent = answer.ended ? "Cost" : "Cost so far";
     this.at("live-cost").textContent = answer.free && !answer.cost ? "free" : (answer.cost === null ? "" : about) + money(answer.cost);
   }
@@ -260,29 +297,62 @@ export class Panel {
   }
 
   /** Send a request and show its completion. Return the answer when it has ended. */
-  async run(body) {
-    const answer = (this.answer = this.answerTo(body));
+  async run(body, answer = this.answerTo(body)) {
+    this.answer = answer;
+    answer.stream ??= { path: this.path, id: answer.streamId, last: 0, resumable: undefined };
     this.start(answer);
     try {
-      const response = await call(this.path, {
-        method: "POST",
-        headers: { "Content-Type": "application/json" },
-        body: JSON.stringify({ ...body, stream_id: answer.streamId }),
-      });
-      answer.requestId = response.headers.get("X-Request-ID") ?? "";
-      if (body.stream) await this.follow(answer, response);
-      else this.take(answer, await response.json());
+      if (body.stream) await this.follow(answer);
+      else this.take(answer, await (await this.send(answer)).json());
     } catch (error) {
-      answer.problem =
-        error instanceof Problem
-          ? Object.assign(error, { message: forPeople(error) })
-          : new Problem("The connection broke before the completion was finished.", { code: "network", requestId: answer.requestId });
+      this.fail(answer, error);
     }
     this.finish(answer);
     return answer;
   }
 
-  start({ body }) {
+  /** Show the rest of an answer that began before this page was loaded. Return it when it has ended. */
+  resume(record, answer = this.answerTo(record.body)) {
+    answer.restore(record);
+    return this.run(record.body, answer);
+  }
+
+  async send(answer) {
+    const { body, streamId } = answer;
+    const headers = { "Content-Type": "application/json" };
+    if (body.stream) headers["X-Sluice-Resumable"] = "1";
+    const sent = JSON.stringify({ ...body, stream_id: streamId });
+    const response = await call(this.path, { method: "POST", headers, body: sent });
+    answer.requestId = response.headers.get("X-Request-ID") ?? "";
+    return response;
+  }
+
+  /** Note why an answer isn't whole. */
+  fail(answer, error) {
+    const { requestId, stream, restored, length } = answer;
+    const { lost = false, code, status } = error;
+    const waits = lost && code === "network" && stream.resumable === true;
+    const gone = lost && (status === 404 || status === 429 || status >= 500);
+    Object.assign(answer, { waits, gone: restored && !length && gone });
+    if (error instanceof Problem && !lost) answer.problem = Object.assign(error, { message: forPeople(error) });
+    else if (error instanceof Problem && code !== "network" && !gone) answer.problem = error;
+    else answer.problem = new Problem(waits ? UNREACHABLE : BROKE, { code: "network", requestId });
+  }
+
+  /** Keep what a reload of the page needs to go on. */
+  remember({ streamId, at, body, began, first, unseen, stream, watched }) {
+    const { path, resumable } = stream;
+    const after = first === null || unseen ? null : first - began;
+    keep({ panel: this.suffix, id: streamId, path, at, body: this.keptBody(body), first: after, known: resumable === true, watched });
+  }
+
+  keptBody(body) {
+    return body;
+  }
+
+  start(answer) {
+    const { body } = answer;
+    if (body.stream) this.remember(answer);
     showProblem(this.at("error"), null);
     this.noFigures();
     this.name("", body.model);
@@ -292,29 +362,51 @@ export class Panel {
     this.at("panel").classList.add("flows");
     this.at("halt-one").disabled = false;
     this.at("halt-one").setAttribute("aria-label", `Stop ${body.model}`);
-    this.at("ending").textContent = "Waiting for the model…";
+    this.at("copy-link").hidden = true;
+    this.at("ending").textContent = answer.restored ? "Getting the answer again…" : WAITING;
     this.show("");
     this.noFigures();
   }
 
-  async follow(answer, response) {
-    for await (const { event, data } of frames(response.body)) {
+  async follow(answer) {
+    const { stream, restored } = answer;
+    const connections = framesOf(stream, {
+      begin: restored ? null : () => this.send(answer),
+      opened: (response) => this.opened(answer, response),
+      lost: () => this.tell("The connection is lost. Trying again…"),
+    });
+    for await (const { data, covered } of connections) {
       if (data === "[DONE]") return;
-      const frame = JSON.parse(data);
-      if (frame.type === "error") throw Problem.of(frame, 0, answer.requestId);
-      this.serve(answer, frame.provider, frame.model);
-      if (event === "usage_start") answer.input = frame.input_tokens;
-      else if (event === "usage_final") answer.usage = frame;
-      else if (frame.type === "content") this.receive(answer, frame);
-      else if (frame.type === "finish") this.conclusion(answer, frame);
+      for (const frame of nativeFrames(JSON.parse(data))) this.read(answer, frame, covered);
     }
-    throw new Problem("The stream ended before the completion was finished.", { code: "network", requestId: answer.requestId });
+    if (!answer.reason) throw new Problem(BROKE, { code: "network", requestId: answer.requestId });
   }
 
-  receive(answer, frame) {
-    answer.add(frame);
+  opened(answer, response) {
+    const { stream } = answer;
+    const before = stream.resumable;
+    stream.resumable = response.headers.get("X-Sluice-Resumable") === "1";
+    this.at("copy-link").hidden = !stream.resumable;
+    if (!stream.resumable) forget(stream.id);
+    else if (!before) this.remember(answer);
+    if (!answer.stopped) this.tell(answer.first === null ? WAITING : this.receiving(answer));
+  }
+
+  read(answer, frame, pieces) {
+    if (frame.type === "error") throw Problem.of(frame, 0, answer.requestId);
+    this.serve(answer, frame.provider, frame.model);
+    if (frame.type === "usage_start") answer.input = frame.input_tokens;
+    else if (frame.type === "usage_final") answer.usage = frame;
+    else if (frame.type === "content") this.receive(answer, frame, pieces);
+    else if (frame.type === "finish") this.conclusion(answer, frame);
+  }
+
+  receive(answer, frame, pieces) {
+    const none = answer.first === null;
+    answer.add(frame, pieces);
+    if (none && answer.first !== null && answer.stream.resumable) this.remember(answer);
     if (!answer.stopped && answer.first !== null) this.tell(this.receiving(answer));
-    this.show(answer.text, { soon: true });
+    this.show(answer.shown, { soon: true });
   }
 
   receiving() {
@@ -327,6 +419,7 @@ export class Panel {
   }
 
   conclusion(answer, frame) {
+    if (answer.endsWithText) this.receive(answer, frame); // the last frame of a chat may have text as well
     Object.assign(answer, { reason: frame.finish_reason, continued: frame.continued === true });
   }
 
@@ -344,12 +437,18 @@ export class Panel {
 
   finish(answer) {
     answer.ended = performance.now();
-    this.show(answer.text);
+    if (!answer.waits) forget(answer.streamId);
+    this.show(answer.shown);
     this.at("output").setAttribute("aria-busy", "false");
     this.at("panel").classList.remove("flows");
     this.at("halt-one").disabled = true;
+    this.at("copy-link").hidden = true;
+    if (answer.gone) {
+      this.at("ending").textContent = GONE;
+      return;
+    }
     if (!this.pricing(answer.served) && answer.cost !== null) this.at("price").textContent = "";
-    const took = `took ${duration(answer.ended - answer.began)}`;
+    const took = `took ${duration(answer.end - answer.began)}`;
     this.conclude(answer, [endingText(answer), usageText(answer.usage), took]);
   }
 
@@ -375,6 +474,7 @@ export class Panel {
         if (left && problem.status === 404) await new Promise((go) => setTimeout(go, OVERTAKEN_MS));
         else {
           answer.stopped = false;
+          if (problem.code === "network") giveUp(answer.stream);
           if (answer.ended === null) showProblem(this.at("error"), problem);
           return;
         }

@@ -1,10 +1,11 @@
 // The playground: the request form, one or two completions or a chat, code examples, history.
 
-import { ChatPanel } from "./chat.js";
-import { $, BASE, copyText, get, KEY, make, prices, remember, remembered, whole } from "./common.js";
+import { ChatPanel, WatchedAnswer } from "./chat.js";
+import { $, BASE, copyText, get, KEY, make, prices, Problem, remember, remembered, stopStream, whole } from "./common.js";
 import { apart, Conversation } from "./conversation.js";
 import { Panel } from "./panel.js";
 import { Picker } from "./picker.js";
+import * as resuming from "./resume.js";
 import { signIn } from "./session.js";
 import { LANGUAGES } from "./snippets.js";
 
@@ -165,15 +166,20 @@ function toolsOf(text) {
 }
 
 function fill(body) {
-  const values = { ...body, ...body.additional_params };
-  pickers[0].value = values.model;
   if (body.messages) {
     const { system, turns } = apart(body.messages);
     $("system").value = system;
     $("message").value = "";
-    $("tools").value = values.tools ? JSON.stringify(values.tools, null, 2) : "";
     conversation.replace(turns);
-  } else $("prompt").value = values.prompt;
+  } else $("prompt").value = body.prompt;
+  fillParameters(body);
+}
+
+/** Fill in everything but the text. */
+function fillParameters(body) {
+  const values = { ...body, ...body.additional_params };
+  pickers[0].value = values.model;
+  if (chatting()) $("tools").value = values.tools ? JSON.stringify(values.tools, null, 2) : "";
   $("stream").checked = values.stream;
   for (const name of NUMBERS) $(name).value = values[name] ?? "";
   $("stop").value = (values.stop ?? []).map((text) => text.replaceAll("\n", "\\n")).join("\n");
@@ -233,6 +239,70 @@ async function send() {
   busy(false);
 }
 
+// Answers that began before the page was loaded
+
+/** Go on with what the tab kept of its active streams: those of the tab that was used last. */
+async function resume() {
+  const records = resuming.kept();
+  if (!records.length) return;
+  const latest = records.reduce((last, record) => (record.at > last.at ? record : last));
+  const mine = records.filter(({ panel }) => (panel === "-chat") === (latest.panel === "-chat"));
+  for (const { id } of records.filter((record) => !mine.includes(record))) resuming.forget(id);
+  const panelOf = ({ panel }) => panels.find(({ suffix }) => suffix === panel);
+  choose($(latest.panel === "-chat" ? "tab-chat" : "tab-completion"));
+  mine.forEach(fillAgain);
+  changed();
+  const calls = mine.map((record) => {
+    const answer = record.watched ? new WatchedAnswer(record.body, pricing) : undefined;
+    return panelOf(record).resume(record, answer).then(ended);
+  });
+  busy(true);
+  await Promise.all(calls);
+  busy(false);
+}
+
+/** Fill the form in as it was when a stream began. */
+function fillAgain({ panel, body, watched }) {
+  if (watched) return;
+  if (panel === "-2") compare(true);
+  if (!chatting()) $("prompt").value = body.prompt;
+  const { value } = pickers[0];
+  fillParameters(body);
+  if (panel === "-2") [pickers[0].value, pickers[1].value] = [value, body.model];
+}
+
+/** Follow a stream that another tab or a program began. */
+async function watch(id) {
+  if (running()) return;
+  choose($("tab-completion"));
+  compare(false);
+  try {
+    const { path, provider, model, created_at: created } = await resuming.stateOf(id);
+    const body = { model: `${provider}/${model}`, stream: true };
+    resuming.keep({ panel: "", id, path, at: Date.parse(created), body, known: true, watched: true });
+  } catch (problem) {
+    const message = "This stream can’t be followed here. It may not be resumable, have ended some time ago, or be in the format of an editor.";
+    const found = problem.status === 404 ? new Problem(message, problem) : problem;
+    panels[0].conclude({ problem: found, text: "" }, []);
+    return;
+  }
+  await resume();
+}
+
+/** Return the id of the stream that the page's address names, or "". Take it out of the address. */
+function named() {
+  const id = /^#stream=([\w.:-]+)$/.exec(location.hash)?.[1] ?? "";
+  if (id) history.replaceState(null, "", location.pathname);
+  return id;
+}
+
+/** Follow the stream that the page's address names, or go on with what the tab kept. */
+function restore() {
+  const id = named();
+  if (id && !resuming.kept().some((record) => record.id === id)) watch(id);
+  else resume();
+}
+
 const halt = () => panels.forEach((panel) => panel.halt());
 
 /** Name the stop button for what it stops. */
@@ -242,7 +312,7 @@ function nameHalt() {
 }
 
 function ended(answer) {
-  keep(answer);
+  if (!answer.gone && !answer.watched) keep(answer);
   nameHalt();
 }
 
@@ -268,7 +338,9 @@ function busy(is) {
 function keep(answer) {
   if (answer.kept) return;
   answer.kept = true;
-  const found = [answer.entry(), ...remembered("sluice.history", [])].slice(0, MOST_ASKED);
+  const entry = answer.entry();
+  const others = remembered("sluice.history", []).filter(({ stream }) => stream !== entry.stream);
+  const found = [entry, ...others].slice(0, MOST_ASKED);
   while (found.length && !remember("sluice.history", found)) found.pop();
   showHistory();
 }
@@ -282,12 +354,12 @@ function forgetOldest() {
   return true;
 }
 
-/** Keep what has arrived, because the page is left in the middle of it and its calls end. */
+/** Keep what has arrived, because the page is left in the middle of it. The rest may be had later. */
 function left() {
-  if (!remembered(KEY, "")) return; // signed out: nothing is kept
+  if (!remembered(KEY, "")) return; // signed out, which forgets everything
   for (const panel of panels) {
     const { answer } = panel;
-    if (!panel.running) continue;
+    if (!panel.running || answer.watched) continue;
     Object.assign(answer, { problem: { code: "page left" } });
     if (chatting()) panel.put(answer.length ? answer.turn : null);
     keep(answer);
@@ -403,6 +475,14 @@ function begin(providers) {
   $("side").addEventListener("change", changed);
   document.addEventListener("keydown", keyed);
   addEventListener("pagehide", left);
+  addEventListener("pageshow", ({ persisted }) => persisted && resuming.kept().length && location.reload());
+  addEventListener("hashchange", () => {
+    const id = named();
+    if (id) watch(id);
+  });
+  addEventListener("signout", () => {
+    for (const { running: runs, answer } of panels) if (runs && !answer.watched) stopStream(answer.streamId).catch(() => {});
+  });
   listen($("languages"), select);
   listen($("modes"), choose);
   $("clear").addEventListener("click", clear);
@@ -418,6 +498,7 @@ function begin(providers) {
   const tab = location.hash === "#chat" ? "tab-chat" : remembered("sluice.mode", "tab-completion");
   choose($(tab));
   $(chatting() ? "message" : "prompt").focus();
+  restore();
 }
 
 signIn(begin);

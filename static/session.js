@@ -47,7 +47,9 @@ export function advice(key) {
 
 const openChannel = () => new BroadcastChannel(`sluice.key ${BASE}`);
 
+/** Sign out. The page's listeners of "signout" still have the key. */
 const leave = () => {
+  dispatchEvent(new Event("signout"));
   sessionStorage.clear();
   location.reload();
 };

@@ -1,6 +1,6 @@
 // The usage page: sums of the selected days, the latest requests, and the active streams.
 
-import { $, get, make, stopStream } from "./common.js";
+import { $, BASE, get, make, stopStream } from "./common.js";
 import { duration, money, whole } from "./common.js";
 import { DayChart, filled, latest, measure, MEASURES, onDays, range } from "./day_chart.js";
 import { outcome } from "./outcomes.js";
@@ -182,6 +182,10 @@ async function showActive() {
   if (endedUnsettled() || [...before].some((id) => !flowing.has(id))) catchUp();
 }
 
+/** Return a link to the playground, which follows a resumable stream in a tab of its own. */
+const watchLink = (id) =>
+  make("a", { href: `${BASE}/#stream=${encodeURIComponent(id)}`, class: "quiet", target: "_blank", rel: "noopener", "aria-label": `Watch ${id} in a new tab` }, "Watch");
+
 function activeRow(stream) {
   const button = make(
     "button",
@@ -205,7 +209,7 @@ function activeRow(stream) {
     cell(`${stream.provider}/${stream.model}`, "model"),
     make("td", { class: "id" }, make("code", {}, stream.stream_id)),
     cell(soFar(stream.input_tokens, stream.output_tokens), "n tokens"),
-    make("td", { class: "n act-on" }, button),
+    make("td", { class: "n act-on" }, ...(stream.resumable ? [watchLink(stream.stream_id), " "] : []), button),
   );
 }
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from enum import Enum
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import msgspec
 
@@ -49,6 +49,9 @@ Message: TypeAlias = Batch | End | Nudge
 
 class Mailbox:
     """The queue of messages for one writer. Only batches wait for room in it."""
+
+    keeps_answer: ClassVar[bool] = False
+    """True if the answer can be read again."""
 
     def __init__(self) -> None:
         # A Condition would be slow: under gevent its lock is Python code.
@@ -126,6 +129,10 @@ class Mailbox:
                     return taken
                 self._arrived.clear()
             self._arrived.wait()
+
+    @property
+    def posted_end(self) -> End | None:
+        return self._end
 
     @property
     def ended_by(self) -> EndReason | None:

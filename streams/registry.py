@@ -127,8 +127,10 @@ class StreamRegistry:
         stream_key = (stream.key_id, stream.id)
         self._sweeper.start()
         with self._lock:
-            if stream_key in self._active or stream_key in self._kept:
+            if stream_key in self._active:
                 raise StreamExists(stream.id)
+            if stream_key in self._kept:
+                raise StreamExists(stream.id, ended=True)
             if len(self._active) >= self._limit + self._queue_size:
                 raise too_many()
             if self._of_key[stream.key_id] >= share:
@@ -254,12 +256,12 @@ class StreamRegistry:
     def summaries_here(self, key_id: str) -> list[Summary]:
         return [stream.summary() for stream in self.of(key_id)]
 
-    def everybodys(self, key_id: str = "") -> ActiveStreams:
+    def of_all_keys(self, key_id: str = "") -> ActiveStreams:
         """Return the active calls of all keys, or of one key, in the whole cluster.
 
         What other processes don't answer in time is missing.
         """
-        own = self.everybodys_here(key_id)
+        own = self.of_all_keys_here(key_id)
         if self._cluster is None:
             return ActiveStreams(own.calls, own.oldest, 1, 0)
         answers = self._cluster.ask_others("streams", key_id)
@@ -268,7 +270,7 @@ class StreamRegistry:
         calls = sum(part.calls for part in parts)
         return ActiveStreams(calls, oldest, len(parts), answers.missing)
 
-    def everybodys_here(self, key_id: str = "") -> ActiveHere:
+    def of_all_keys_here(self, key_id: str = "") -> ActiveHere:
         """Return this process's active calls, of all keys or of one."""
         found = self.of(key_id) if key_id else self._snapshot()
         # Calls are registered in the order of their start.

@@ -1,8 +1,8 @@
-"""A resumable stream as its connections see it: a log, and those who follow it.
+"""A resumable stream as its connections see it: a log, and its followers.
 
 - A follower never waits for another one, and the stream never waits for a follower.
-- The one who appends calls `wake`. That is the recorder of the call. Followers don't know it, so a
-  copy of another process's log can be followed too.
+- Whoever appends to the log calls `wake`. That is the recorder of the call. Followers don't know
+  it, so a copy of another process's log can be followed too.
 - The last frames are in the log before `close`, which comes after the call's settlement.
 """
 
@@ -42,7 +42,7 @@ State: TypeAlias = Literal["queued", "in_progress", "completed", "stopped", "fai
 
 
 class About(msgspec.Struct, frozen=True):
-    """What is known of a stream besides its frames."""
+    """The facts about a stream besides its frames."""
 
     request_id: str
     opened_at: float
@@ -80,13 +80,16 @@ class Replay:
         self.log = ReplayLog()
         self.ending: Ending | None = None
         self.released = False
-        """True if connections send their status line although there is no frame yet."""
+        """True once the first connection may send its status line. A call that fails before never
+        gets there, so its last frames don't make its response a stream."""
+        self.awaited = False
+        """True while the first connection waits for the whole answer, which takes all frames."""
         self.abandon: Callable[[], object] = lambda: None
         """Ends the call because nobody has followed it for too long."""
         self.keeps_alone = False
         """True if the call goes on without followers."""
         self.alone_since: float | None = time.monotonic()
-        """Since when there has been no follower; None if there are some."""
+        """The monotonic time since which there has been no follower; None if there are some."""
         self._about = about
         self._lock = BriefLock()
         self.followers: tuple[Follower, ...] = ()
@@ -97,11 +100,6 @@ class Replay:
         return (
             EMPTY_SIZE + self.log.size + (sum(map(len, self.ending.result)) if self.ending else 0)
         )
-
-    @property
-    def begun(self) -> bool:
-        """True once a connection may send its status line."""
-        return self.released or self.log.last > 0
 
     def about(self) -> About:
         ending = self.ending
@@ -190,7 +188,7 @@ class Follower:
     def wait_until_begun(self) -> None:
         """Wait until the status line can be sent. Raises SluiceError if the call fails before."""
         replay = self.replay
-        self._wait_until(lambda: replay.begun or replay.ending is not None)
+        self._wait_until(lambda: replay.released or replay.ending is not None)
         if replay.ending is not None and replay.ending.refusal is not None:
             raise replay.ending.refusal
 

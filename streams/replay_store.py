@@ -2,13 +2,16 @@
 
 - A stream belongs to a key. Another key's stream can't be found, and is never dropped to make room.
 - Room is made by dropping the oldest ended streams of the same key. If that isn't enough, an active
-  stream drops its own oldest frames, and new calls aren't resumable.
+  stream is trimmed: it drops its own oldest frames. New calls then aren't resumable.
+- An active stream whose caller waits for the whole answer isn't trimmed: a plain call keeps its
+  whole answer in memory, too.
+- A stream that somebody follows isn't dropped: its memory isn't free before its followers leave.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from typing import Final
 
 from completion import StreamKey
@@ -37,7 +40,7 @@ class ReplayStore:
         self._sizes: dict[StreamKey, int] = {}
         self._of_key: Counter[str] = Counter()
         self._sum = 0
-        self._ended: defaultdict[str, deque[tuple[float, Replay]]] = defaultdict(deque)
+        self._ended: defaultdict[str, dict[StreamKey, float]] = defaultdict(dict)
         """The ended streams of each key, oldest first, with the monotonic times of their ends."""
 
     @property
@@ -69,7 +72,7 @@ class ReplayStore:
             self._count(replay, size)
             key_id = replay.key[0]
             self._make_room(key_id, 0)
-            if size > STREAM_BYTES or self._is_full(key_id, 0):
+            if not replay.awaited and (size > STREAM_BYTES or self._is_full(key_id, 0)):
                 replay.log.trim(min(TRIM_BYTES, size // 2))
                 self._count(replay, replay.size)
 
@@ -77,19 +80,19 @@ class ReplayStore:
         with self._lock:
             if self.kept.get(replay.key) is replay:
                 self._count(replay, replay.size)
-                self._ended[replay.key[0]].append((time.monotonic(), replay))
+                self._ended[replay.key[0]][replay.key] = time.monotonic()
                 self._make_room(replay.key[0], 0)
 
     def sweep(self) -> None:
         """Drop what has been kept long enough, end orphans, and look at the followers."""
         now = time.monotonic()
         with self._lock:
-            for key_id in list(self._ended):
-                ended = self._ended[key_id]
-                while ended and ended[0][0] + self._keep <= now:
-                    self._drop_oldest(key_id)
-            streams = list(self.kept.values())
-        for replay in streams:
+            for key_id, ended in list(self._ended.items()):
+                while (oldest := self._oldest(key_id)) and ended[oldest] + self._keep <= now:
+                    self._drop(oldest)
+            kept = self.kept.values()
+            watched = [replay for replay in kept if replay.followers or replay.ending is None]
+        for replay in watched:
             for follower in replay.followers:
                 follower.look(now)
             alone = replay.alone_since
@@ -100,17 +103,21 @@ class ReplayStore:
         return self._of_key[key_id] + room > KEY_BYTES or self._sum + room > self._total
 
     def _make_room(self, key_id: str, room: int) -> None:
-        while self._is_full(key_id, room) and self._ended.get(key_id):
-            self._drop_oldest(key_id)
+        while self._is_full(key_id, room) and (oldest := self._oldest(key_id)):
+            self._drop(oldest)
 
-    def _drop_oldest(self, key_id: str) -> None:
-        ended = self._ended[key_id]
-        _, replay = ended.popleft()
+    def _oldest(self, key_id: str) -> StreamKey | None:
+        """Return the key's oldest ended stream that nobody follows."""
+        ended = self._ended.get(key_id, ())
+        return next((found for found in ended if not self.kept[found].followers), None)
+
+    def _drop(self, stream_key: StreamKey) -> None:
+        ended = self._ended[stream_key[0]]
+        del ended[stream_key]
         if not ended:
-            del self._ended[key_id]
-        del self.kept[replay.key]
-        self._count(replay, 0)
-        del self._sizes[replay.key]
+            del self._ended[stream_key[0]]
+        self._count(self.kept.pop(stream_key), 0)
+        del self._sizes[stream_key]
 
     def _count(self, replay: Replay, size: int) -> None:
         change = size - self._sizes.get(replay.key, 0)

@@ -167,6 +167,7 @@ class Stream:
             endpoint=self.endpoint,
             streamed=self.request.stream,
             state=CALL_STATES[bool(self.attempts) + (self.first_visible is not None)],
+            resumable=self.mailbox.keeps_answer,
         )
 
     def pause(self, seconds: float) -> bool:
@@ -273,7 +274,7 @@ class Stream:
             first = self.mailbox.end(end)
             self._over.set()
             self.turn.set()
-            upstream = self._upstream
+            upstream, on_end = self._upstream, self.on_end
             if begins := first and not read and upstream is not None and drain is not None:
                 self.drain = drain
             drain = self.drain
@@ -284,9 +285,22 @@ class Stream:
                 upstream.wind_up()
             elif reason != "completed" and (first or drain is None):
                 upstream.abort()
-        if first and self.on_end is not None:
-            self.on_end(end)
+        if first and on_end is not None:
+            on_end(end)
         return first
+
+    def record(self, recorder: Mailbox, on_end: Callable[[End], None]) -> None:
+        """Make the call resumable, before its reader starts. The call may have ended already.
+
+        Args:
+            recorder: takes the place of the mailbox.
+            on_end: is called with the call's end.
+        """
+        with self._lock:
+            end = self.mailbox.posted_end
+            self.mailbox, self.on_end = recorder, on_end
+        if end is not None and recorder.end(end):
+            on_end(end)
 
     def _new_drain(self) -> Drain | None:
         policy = self.target.provider.disconnect or self._disconnect.policy

@@ -147,6 +147,7 @@ ANSWERS: dict[str, Any] = {
         "started_at": "2026-04-07T12:00:00Z",
         "input_tokens": 8,
         "output_tokens": 3,
+        "resumable": False,
     },
     "Token": {"access_token": "KEY", "token_type": "bearer"},
     "Model": MODEL,

@@ -132,6 +132,7 @@ ANSWERS: Final[dict[str, dict[str, str]]] = {
         "started_at": "When the call started.",
         "input_tokens": "Tokens of the prompt; 0 until they are known.",
         "output_tokens": "Tokens of the completion so far.",
+        "resumable": "true if other connections can follow the call.",
     },
     "Token": {
         "access_token": "The key that was sent.",

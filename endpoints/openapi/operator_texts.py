@@ -47,6 +47,7 @@ EXAMPLES: Final[dict[str, Any]] = {
                 "started_at": "2026-04-07T12:00:00Z",
                 "input_tokens": 8,
                 "output_tokens": 3,
+                "resumable": False,
                 "request_id": "my-stream",
                 "endpoint": "/api/v1/completions",
                 "stream": True,

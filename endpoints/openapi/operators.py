@@ -47,7 +47,7 @@ def schemas() -> dict[str, Schema]:
     stream: Schema = {"key_id": TEXT, "key_name": name}
     stream |= dict.fromkeys(("stream_id", "provider", "model", "request_id", "endpoint"), TEXT)
     stream |= {"started_at": MOMENT, "input_tokens": COUNT, "output_tokens": COUNT}
-    stream |= {"stream": YES, "state": enum(*get_args(CallState))}
+    stream |= {"resumable": YES, "stream": YES, "state": enum(*get_args(CallState))}
     return {
         "AllUsage": closed(
             {"group_by": by} | days | {"data": groups, "total": ref("Sums")} | end

@@ -190,6 +190,7 @@ def around() -> dict[str, Schema]:
         "ActiveStream": closed(
             dict.fromkeys(("stream_id", "provider", "model"), TEXT)
             | {"started_at": MOMENT, "input_tokens": COUNT, "output_tokens": COUNT}
+            | {"resumable": YES}
         ),
         "Token": closed({"access_token": TEXT, "token_type": {"const": "bearer"}}),
     }

@@ -74,7 +74,7 @@ def test_an_admin_key_lists_the_calls_of_all_keys(active: Any) -> None:
     assert first == {
         "key_id": ADA, "key_name": "ada", "stream_id": "s-1", "request_id": "r-s-1",
         "endpoint": "/api/v1/completions", "provider": "sim", "model": "m", "stream": False,
-        "state": "answering", "input_tokens": 3, "output_tokens": 1,
+        "state": "answering", "input_tokens": 3, "output_tokens": 1, "resumable": False,
     }  # fmt: skip
     assert (second["key_name"], second["stream_id"], second["state"]) == ("test", "s-2", "waiting")
 
@@ -113,7 +113,6 @@ def test_other_keys_can_neither_list_nor_stop_the_calls_of_all(active: Any) -> N
         assert active.client.get(STREAMS, headers=headers).status_code == status
         assert stop(active, ADA, "s-1", headers).status_code == status
     own = active.client.get("/api/v1/completions/streams", headers=active.ada).json
-    assert [set(call) for call in own] == [
-        {"stream_id", "provider", "model", "started_at", "input_tokens", "output_tokens"}
-    ]
+    fields = {"stream_id", "provider", "model", "started_at", "input_tokens", "output_tokens"}
+    assert [set(call) for call in own] == [fields | {"resumable"}]
     assert ask(active)["total"] == 2

@@ -223,6 +223,7 @@ def test_usage_of_all_keys_as_csv(filled: Office) -> None:
         ("key=nobody", "key: there is no key"),
         ("key=ada&group=team", "group and key don't go together"),
         ("group_by=refusal&group=team", "group and group_by=refusal don't go together"),
+        ("group=%00", "group: got '\\x00'; expected the name of a group"),
         ("start_date=2026-02-02&end_date=2026-02-01", "start_date is after end_date"),
         ("start_date=soon", "start_date: got 'soon'"),
         ("grup_by=key", "Did you mean group_by?"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -368,6 +370,42 @@ def test_changes_by_http_and_by_a_command_at_once_lose_nothing(desk: Desk) -> No
     assert desk.ok("GET", f"{KEYS}/laptop")["tokens_per_hour"] == 19
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", KEYS, {"name": "successor", "admin": True}),
+        ("PATCH", f"{KEYS}/laptop", {"admin": True}),
+        ("POST", f"{KEYS}/laptop/rotate", None),
+        ("DELETE", f"{KEYS}/laptop", None),
+    ],
+)
+@pytest.mark.parametrize("loss", ["disabled", "demoted", "rotated", "deleted"])
+def test_a_key_that_is_revoked_elsewhere_changes_nothing_even_before_this_worker_knows_it(
+    desk: Desk,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+    body: Any,
+    loss: str,
+) -> None:
+    monkeypatch.setattr("keys.store.LOOK_EVERY_S", 3600)
+    elsewhere = KeyStore(desk.path)
+    match loss:
+        case "disabled":
+            elsewhere.update("operator", disabled=True)
+        case "demoted":
+            elsewhere.update("operator", admin=False)
+        case "rotated":
+            elsewhere.rotate("operator", timedelta())
+        case "deleted":
+            elsewhere.delete("operator")
+    before = desk.path.read_bytes()
+    monkeypatch.setattr("endpoints.keys.store", lambda: desk.store)  # it would check the file
+    error = (403, "admin_required") if loss == "demoted" else (401, "unauthorized")
+    desk.refused(*error, method, path, body)
+    assert desk.path.read_bytes() == before
+
+
 # The last admin key
 
 
@@ -375,9 +413,11 @@ def test_the_last_admin_key_that_works_stays(desk: Desk) -> None:
     path = f"{KEYS}/{desk.admin.id}"
     desk.store.create("asleep", admin=True)
     desk.store.update("asleep", disabled=True)
+    soon = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()
     ways: list[tuple[str, Any]] = [
-        ("PATCH", {"disabled": True}), ("PATCH", {"admin": False}), ("DELETE", None)
-    ]  # fmt: skip
+        *(("PATCH", body) for body in ({"disabled": True}, {"admin": False}, {"expires": soon})),
+        ("DELETE", None),
+    ]
     for method, body in ways:
         message = desk.refused(409, "last_admin_key", method, path, body)
         assert "./sluice keys" in message
@@ -386,6 +426,15 @@ def test_the_last_admin_key_that_works_stays(desk: Desk) -> None:
     desk.ok("POST", KEYS, {"name": "second", "admin": True}, 201)
     desk.ok("PATCH", path, {"tier": "unlimited", "admin": False})
     assert desk("GET", KEYS).status_code == 403
+
+
+def test_the_last_admin_key_may_expire_later_but_not_earlier(desk: Desk) -> None:
+    path = f"{KEYS}/{desk.admin.id}"
+    hours = [(datetime.now(UTC) + timedelta(hours=h)).isoformat() for h in (1, 2, 3)]
+    desk.store.update("operator", expires=datetime.fromisoformat(hours[1]))
+    desk.refused(409, "last_admin_key", "PATCH", path, {"expires": hours[0]})
+    desk.ok("PATCH", path, {"expires": hours[2]})
+    desk.ok("PATCH", path, {"expires": None})
 
 
 def test_the_commands_may_take_the_last_admin_key(desk: Desk) -> None:
@@ -425,18 +474,38 @@ def test_a_key_of_the_variable_is_shown_and_not_changed(
     assert not (tmp_path / "keys.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EACCES, "right to write"),
+        (errno.EROFS, "right to write"),
+        (errno.ENOSPC, "Free some space"),
+        (errno.EDQUOT, "Free some space"),
+        (errno.EIO, "Repair or restore"),
+    ],
+)
 def test_a_file_that_cannot_be_written_is_a_conflict_that_says_what_to_do(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patched:
-        patched.setattr("keys.store.replace", full)
+        patched.setattr("keys.store.replace", fail)
         message = desk.refused(409, "keys_read_only", "POST", KEYS, {"name": "a"})
-    assert "No space left on device" in message
-    assert "right to write" in message
+    assert os.strerror(number) in message
+    assert advice in message
     assert desk.ok("GET", LOG)["data"] == []
+
+
+def test_a_file_that_is_damaged_or_gone_is_not_changed(desk: Desk) -> None:
+    whole = desk.path.read_bytes()
+    for damage in (lambda: desk.path.write_bytes(whole[:-20]), desk.path.unlink):
+        damage()
+        message = desk.refused(409, "keys_read_only", "POST", KEYS, {"name": "a"})
+        assert "Repair or restore" in message
+        desk.path.write_bytes(whole)
+    assert desk.path.read_bytes() == whole
 
 
 def test_problems_of_the_file_are_listed_without_its_content(desk: Desk) -> None:
@@ -547,8 +616,15 @@ def test_the_log_has_pages_and_can_show_one_key(desk: Desk) -> None:
     for key in ("laptop", desk.plain.id):
         one = desk.ok("GET", f"{LOG}?key={key}")
         assert [change["key_name"] for change in one["data"]] == ["laptop"] * 3
-    desk.refused(404, "key_not_found", "GET", f"{LOG}?key=nobody")
+    for nobody in ("nobody", "key_", "key_%00"):
+        desk.refused(404, "key_not_found", "GET", f"{LOG}?key={nobody}")
+    assert desk.ok("GET", f"{LOG}?key=key_deleted")["data"] == []
     desk.refused(400, "invalid_request", "GET", f"{LOG}?cursor=x")
+
+
+def test_a_change_that_changes_nothing_is_not_in_the_log(desk: Desk) -> None:
+    desk.ok("PATCH", f"{KEYS}/laptop", {"disabled": False, "budget_usd": None, "models": ["*"]})
+    assert desk.ok("GET", LOG)["data"] == []
 
 
 def test_a_change_counts_while_the_ledger_is_away_and_is_then_in_the_log_only(

@@ -13,7 +13,9 @@ from werkzeug.test import TestResponse
 
 from completion import Added, Batch, Delta, Finished, Logprobs, Started, Usage, Used
 from errors import UpstreamError
+from streams.replay_log import ReplayLog
 from streams.replay_store import ReplayStore
+from streams.stream import Stream
 from tests.endpoints.test_native import in_thread
 from tests.gateway.test_gateway import ROWS, Scripted, eventually, play, wait
 from tests.support.pace import HANG_S
@@ -264,6 +266,26 @@ def test_stop_ends_a_stream_for_all_followers(
     assert "cancelled" in json.dumps(found["result"])
 
 
+@pytest.mark.parametrize("path", FACES)
+def test_a_stop_while_the_call_is_admitted_is_not_lost(
+    site: Site, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    billing = site.gateway._billing
+    admit = billing.open
+
+    def stopped_meanwhile(key: Any, stream: Stream, chosen: Any) -> Any:
+        reservation = admit(key, stream, chosen)
+        site.gateway.streams.stop(key.id, stream.id)
+        return reservation
+
+    monkeypatch.setattr(billing, "open", stopped_meanwhile)
+    play(monkeypatch, words())
+    answer = site.post(ASKED, path)
+    assert (answer.status_code, text_of(answer.text)) == (200, "")
+    assert "[DONE]" in answer.text
+    assert ended(site, path)["status"] == "stopped"
+
+
 def test_a_stream_that_fails_in_the_middle_shows_its_error_to_each_follower(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,7 +355,9 @@ def test_an_id_is_taken_until_its_log_is_gone(
     site.post(ASKED, NATIVE, buffered=True)
     ended(site, NATIVE)
     again = ASKED | {"resumable": resumable}
-    assert site.post(again, NATIVE).status_code == 409
+    refused = site.post(again, NATIVE)
+    assert (refused.status_code, as_json(refused)["code"]) == (409, "stream_exists")
+    assert "is still kept" in as_json(refused)["message"]
     site.gateway.replays._keep = 0
     site.gateway.replays.sweep()
     assert site.get(f"{NATIVE}/s-1").status_code == 404
@@ -488,8 +512,9 @@ def test_the_log_of_a_long_stream_is_trimmed_and_the_stream_goes_on(
     monkeypatch.setattr("streams.replay_store.STREAM_BYTES", 64 << 10)
     monkeypatch.setattr("streams.replay_store.TRIM_BYTES", 16 << 10)
     play(monkeypatch, Scripted(*[piece("x" * 1000)] * 200, [Finished(0, "stop")]))
-    answer = site.post(ASKED | {"stream": False}, NATIVE)
-    assert as_json(answer)["code"] == "stream_trimmed"
+    site.post(PROMPT | {"background": True, "stream_id": "s-1"}, NATIVE)
+    found = ended(site, NATIVE)
+    assert (found["status"], found["result"]["code"]) == ("completed", "stream_trimmed")
     gone = follow(site, NATIVE, 1)
     assert (gone.status_code, as_json(gone)["code"]) == (410, "stream_trimmed")
     first = as_json(gone)["details"]["first"]
@@ -515,6 +540,37 @@ def test_ended_streams_of_a_key_make_room_and_those_of_others_do_not(
     assert site.get(f"{NATIVE}/n-0").status_code == 404
     assert site.get(f"{NATIVE}/n-3").status_code == 200
     assert site.client.get(f"{NATIVE}/s-1", headers=other).status_code == 200
+
+
+def test_a_whole_answer_is_not_trimmed_while_its_caller_waits(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.replay_store.STREAM_BYTES", 64 << 10)
+    monkeypatch.setattr("streams.replay_store.KEY_BYTES", 96 << 10)
+    play(monkeypatch, Scripted(*[piece("x" * 1000)] * 200, [Finished(0, "stop")]), words())
+    answer = site.post(ASKED | {"stream": False}, NATIVE)
+    assert (answer.status_code, as_json(answer)["data"]) == (200, "x" * 200_000)
+    second = site.post(ASKED | {"stream_id": "s-2"}, NATIVE, buffered=True)
+    assert second.headers["X-Sluice-Resumable"] == "1"
+    assert site.get(f"{NATIVE}/s-1").status_code == 404, "it went to make room"
+
+
+def test_a_stream_cannot_end_while_its_log_is_trimmed(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked: list[bool] = []
+    trim = ReplayLog.trim
+
+    def trim_locked(log: ReplayLog, size: int) -> None:
+        [stream] = site.gateway.streams._snapshot()
+        locked.append(stream.mailbox._lock.locked())
+        trim(log, size)
+
+    monkeypatch.setattr(ReplayLog, "trim", trim_locked)
+    monkeypatch.setattr("streams.replay_store.STREAM_BYTES", 2048)
+    play(monkeypatch, Scripted(*[piece("x" * 5000)] * 3, [Finished(0, "stop")]))
+    site.post(ASKED, NATIVE, buffered=True)
+    assert locked == [True] * 3, "else its last frames could go to the log that was replaced"
 
 
 def test_nothing_of_a_call_outlives_it_except_its_log(

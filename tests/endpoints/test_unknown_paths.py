@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 
 from app import create_app
 from config import Settings
-from endpoints.unknown_paths import NOTHING, SERVED, UNSERVED, message
+from endpoints.unknown_paths import NOTHING, SERVED, UNSERVED, is_openai, message
 from errors import is_sluice
 from telemetry import logs
 from tests.endpoints.test_native import assert_right_words
@@ -80,6 +80,18 @@ def test_a_wrong_base_url_is_explained(client: FlaskClient, path: str, says: str
 )
 def test_another_path_gets_the_plain_message(path: str) -> None:
     assert message(path) == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("path", "openai"),
+    [
+        *((path, True) for path in ("/infill", "/infill/", "/infill/a", "/completion/a")),
+        *((path, True) for path in ("/completions/a", "/v1/infill/a", "/tokenize")),
+        *((path, False) for path in ("/api/v1/completions/a", "/infills", "/x/infill")),
+    ],
+)
+def test_errors_of_a_path_and_of_those_under_it_have_one_format(path: str, openai: bool) -> None:
+    assert is_openai(path) == openai
 
 
 def message_of(body: dict[str, object], face: str) -> str:

@@ -472,12 +472,14 @@ def test_the_key_file_is_checked_at_most_four_times_a_second(
 ) -> None:
     clock = [1000.0]
     monkeypatch.setattr(store_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    other = KeyStore(path)
+    key, secret = other.create("a")
     store = KeyStore(path)
-    _, secret = KeyStore(path).create("a")
+    other.update("a", disabled=True)
     clock[0] += 0.24
-    assert store.find(secret) is None
+    assert store.find(secret) == key
     clock[0] += 0.02
-    assert store.find(secret) is not None
+    assert store.find(secret) is None
 
 
 def test_an_unchanged_key_file_is_not_read_again(
@@ -689,6 +691,35 @@ def test_concurrent_writer_processes_lose_no_key(store: KeyStore, path: Path) ->
     assert len({key.id for key in map(store.find, found) if key}) == 40
     assert len(rows_of(path)) == 40
     assert store.problems() == []
+
+
+def test_another_process_sees_at_once_that_a_key_is_created_or_enabled(
+    store: KeyStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "LOOK_EVERY_S", 3600)
+    other = KeyStore(path)
+    key, secret = store.create("a")
+    assert other.find(secret) == key
+    off, off_secret = store.create("off", disabled=True)
+    assert other.find(off_secret) is None
+    assert other.get(off.id).disabled
+    store.update(off.id, disabled=False)
+    assert other.find(off_secret) is not None
+    new, new_secret = store.rotate("a", timedelta(hours=1))
+    assert other.find(new_secret) == new
+
+
+def test_what_is_shown_of_the_keys_is_never_old(
+    store: KeyStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "LOOK_EVERY_S", 3600)
+    other = KeyStore(path)
+    store.create("a")
+    changed = store.update("a", tokens_per_hour=5)
+    assert other.get("a") == changed
+    assert other.all() == store.all()
+    store.delete("a")
+    assert other.all() == []
 
 
 # SLUICE_KEYS

@@ -328,7 +328,7 @@ def test_a_broken_answer_is_marked_in_the_conversation(
     expect(page.locator("#history li")).to_contain_text("Broken off: provider_error")
 
 
-def test_a_reload_in_the_middle_of_an_answer_keeps_what_had_arrived(
+def test_a_reload_in_the_middle_of_an_answer_goes_on_with_it_until_it_is_stopped(
     page: Page, server: Server, fake: FakeProvider
 ) -> None:
     slow(fake, chat=True)
@@ -337,8 +337,11 @@ def test_a_reload_in_the_middle_of_an_answer_keeps_what_had_arrived(
     send(page, "Hi")
     expect(page.locator("#output-chat")).to_contain_text("Once upon")
     page.reload()
+    expect(page.locator("#output-chat")).to_contain_text("Once upon")
+    expect(turns(page)).to_have_count(1)
+    page.keyboard.press("Escape")
     expect(turns(page)).to_have_count(2)
-    expect(turns(page).nth(1)).to_contain_text("Broken off: page left")
+    expect(turns(page).nth(1)).to_contain_text("Assistant fake/m · Stopped")
     expect(turns(page).nth(1)).to_contain_text("Once upon")
     server.wait(lambda: fake.requests[-1].closed_at is not None)
 

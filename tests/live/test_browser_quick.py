@@ -29,6 +29,18 @@ def test_a_first_visit_streams_the_slow_model_until_it_is_stopped(
     expect(page.locator("#served")).to_have_text("local/slow")
 
 
+def test_a_reload_in_the_middle_of_an_answer_goes_on_with_it(page: Page, server: Server) -> None:
+    sign_in(page, server)
+    run(page)
+    expect(page.locator("#live-tokens")).to_have_text(re.compile(r"≈ [3-9]"))
+    begun = page.locator("#output").inner_text()
+    page.reload()
+    expect(page.locator("#output")).to_have_text(re.compile(re.escape(begun) + ".+", re.DOTALL))
+    page.keyboard.press("Escape")
+    expect(page.locator("#ending")).to_contain_text("Stopped · ")
+    expect(page.locator("#history li")).to_have_text(re.compile("Stopped"))
+
+
 def test_an_admin_gives_a_colleague_a_key_with_a_monthly_budget(page: Page, server: Server) -> None:
     server.key = server.add_key("operator", admin=True)
     sign_in(page, server, "/admin")

@@ -1,22 +1,33 @@
-"""Tests of resumable streams with real clients: the openai SDK, and a browser's EventSource."""
+"""Tests of resumable streams with real clients: the openai SDKs, LangChain, the Vercel AI SDK, and
+a browser's EventSource.
+
+- LangChain, the openai package for Node.js and the Vercel AI SDK run as programs of
+  tests/support/programs/, with packages that packages.py installs.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import uuid
-from collections.abc import Iterator
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import openai
 import pytest
-from openai.types import Completion
 from playwright.sync_api import Browser
 
 from tests.support import fake as fp
+from tests.support import packages
 from tests.support.cutting_proxy import CuttingProxy
+from tests.support.daemons import CantRunError
 from tests.support.fake import FakeProvider
+from tests.support.pace import HANG_S
+from tests.support.paths import ROOT
 from tests.support.resuming import PATHS, PIECES
-from tests.support.servers import UNTROUBLED, Server, fake_rows
+from tests.support.servers import UNTROUBLED, Server, clean_environment, fake_rows
 
 TEXT = "".join(PIECES[:40])
 
@@ -28,13 +39,17 @@ def server(fake_process: FakeProvider) -> Iterator[Server]:
         yield found
 
 
-@pytest.fixture
-def _pieces(fake: FakeProvider) -> None:
-    """Let the provider send pieces, with a pause in which keep-alive comments come."""
-    frames = fp.chunks(PIECES[:40], usage=(7, 40))
+def with_a_pause(*, chat: bool = False) -> list[fp.Step]:
+    """Return the steps of a provider that sends pieces, with a pause for keep-alive comments."""
+    frames = fp.chunks(PIECES[:40], chat=chat, usage=(7, 40))
     first = fp.sse(frames[:20], interval=0.005, done=False, complete=False)
     rest = [step for frame in frames[20:] for step in (fp.event(frame), fp.sleep(0.005))]
-    fake.default([*first, fp.sleep(2.2), *rest, fp.event("[DONE]"), fp.last_chunk()])
+    return [*first, fp.sleep(2.2), *rest, fp.event("[DONE]"), fp.last_chunk()]
+
+
+@pytest.fixture
+def _pieces(fake: FakeProvider) -> None:
+    fake.default(with_a_pause())
 
 
 def test_openai_sdk_reads_a_stream_with_ids_and_keep_alive_comments(
@@ -63,32 +78,59 @@ def test_async_openai_sdk_reads_a_stream_with_ids_and_keep_alive_comments(
 
 
 @pytest.mark.thorough
-def test_openai_sdk_survives_cuts_as_the_guide_shows(server: Server, _pieces: None) -> None:
-    with CuttingProxy(server.port, [1500, 2000, 1200]) as proxy:
-        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key=server.key, max_retries=0)
-        name, text, done = f"sdk-{uuid.uuid4()}", "", False
-        asked = {"resumable": True, "stream_id": name}
-        stream = client.completions.create(
-            model="fake/m", prompt="x", stream=True, extra_body=asked
+def test_the_guide_for_the_openai_sdk_survives_cuts(server: Server, _pieces: None) -> None:
+    guide = (ROOT / "docs" / "guides" / "resumable.md").read_text(encoding="utf-8")
+    [program] = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    with CuttingProxy(server.port, [2500, 2000, 1200]) as proxy:
+        address = {"SLUICE_URL": proxy.url, "SLUICE_KEY": server.key}
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", program.replace("local/pydoc", "fake/m")],
+            capture_output=True,
+            text=True,
+            timeout=HANG_S,
+            env=clean_environment() | address | {"NO_PROXY": "*", "no_proxy": "*"},
+            check=False,
         )
-        while not done:
-            whole = ""
-            try:
-                for chunk in stream:
-                    whole += chunk.choices[0].text if chunk.choices else ""
-                    text = max(text, whole, key=len)
-                done = True
-            except Exception as error:
-                if isinstance(error, openai.APIStatusError):
-                    raise
-                stream = client.get(
-                    f"/completions/{name}?stream=true",
-                    cast_to=Completion,
-                    stream=True,
-                    stream_cls=openai.Stream[Completion],
-                )
-        client.close()
-        assert (text, proxy.made) == (TEXT, 3)
+        assert (done.stdout, proxy.made) == (TEXT + "\n", 3), done.stderr
+
+
+PROGRAMS: dict[str, tuple[str, Callable[[], Path]]] = {
+    "openai_resumable.mjs": ("node", packages.node),
+    "vercel_resumable.mjs": ("node", packages.node),
+    "langchain_resumable.py": ("python", packages.python),
+}
+
+
+def command(program: str) -> list[str]:
+    """Return what runs a program, whose packages are installed. Skip the test if they can't be."""
+    kind, install = PROGRAMS[program]
+    try:
+        found = install()
+    except CantRunError as error:
+        pytest.skip(str(error))
+    if kind == "node":
+        return ["node", str(found / program)]
+    return [str(found), str(packages.PROGRAMS / program)]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_other_clients_read_streams_with_ids_and_keep_alive_comments(
+    server: Server, fake: FakeProvider, program: str
+) -> None:
+    fake.script(with_a_pause())
+    fake.script(with_a_pause(chat=True))
+    done = subprocess.run(
+        [*command(program), server.url, server.key],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        env=clean_environment() | {"NO_PROXY": "*", "no_proxy": "*"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.strip().split("\n")[-1]) == {"completion": TEXT, "chat": TEXT}
+    assert len(fake.requests) == 2
 
 
 EVENTS = """

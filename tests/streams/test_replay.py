@@ -138,15 +138,22 @@ def test_a_follower_waits_for_the_status_line_or_raises_the_refusal(replay: Repl
     thread.join(HANG_S)
 
 
-@pytest.mark.parametrize("released", [True, False])
-def test_the_status_line_goes_out_with_the_first_frame_or_on_release(
-    replay: Replay, released: bool
-) -> None:
+def test_the_status_line_goes_out_on_release(replay: Replay) -> None:
     follower = follow(replay)
-    thread = threading.Timer(0.01, replay.release if released else lambda: append(replay, 1))
+    thread = threading.Timer(0.01, replay.release)
     thread.start()
     follower.wait_until_begun()
-    assert replay.begun
+    assert replay.released
+    thread.join(HANG_S)
+
+
+def test_the_last_frames_of_a_refused_call_do_not_send_the_status_line(replay: Replay) -> None:
+    follower = follow(replay)
+    append(replay, 1)
+    thread = threading.Timer(0.01, lambda: close(replay, UpstreamError("No.")))
+    thread.start()
+    with pytest.raises(UpstreamError):
+        follower.wait_until_begun()
     thread.join(HANG_S)
 
 

@@ -34,6 +34,12 @@ class CuttingProxy:
             shut(sock)
             sock.close()
 
+    def cut(self) -> None:
+        """Cut all connections."""
+        for sock in list(self._sockets):
+            shut(sock)
+        self.made += 1
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
