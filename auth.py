@@ -120,7 +120,7 @@ def current_admin() -> Key:
 
 
 def admin_required(view: F) -> F:
-    """Return the view, guarded: every method except OPTIONS needs a valid admin key."""
+    """Return a guarded view: every method except OPTIONS needs a valid admin key."""
 
     @wraps(view)
     def guarded(*arguments: Any, **named: Any) -> Any:

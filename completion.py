@@ -263,7 +263,7 @@ class Opaque(msgspec.Struct, frozen=True, gc=False):
     index: the choice; NO_CHOICE for a chunk of a chat that has only the usage.
     text_size: the bytes of text and reasoning in it, in UTF-8.
     visible: whether it shows the client something: text, or the end of a choice.
-    reports: whether a chunk of a chat has the usage beside a choice.
+    reports: True if a chunk of a chat has usage beside a choice.
     """
 
     data: bytes
@@ -279,7 +279,7 @@ NO_CHOICE: Final = -1
 class Thought(msgspec.Struct, frozen=True, gc=False):
     """A piece of the model's reasoning, which is output but not text. No client sees it.
 
-    Where Sluice emulates stop sequences, text that it holds back or cuts off counts likewise. When
+    Where Sluice emulates stop sequences, text that it holds back or cuts off is a Thought too. When
     it shows that text after all, another Thought takes it back, with negative numbers.
 
     size: the bytes of the piece in UTF-8.
@@ -530,7 +530,7 @@ class LlamaCppPiece(msgspec.Struct, frozen=True):
 
 
 CallState: TypeAlias = Literal["queued", "waiting", "answering"]
-"""How far a call is: before its first attempt, before its first visible event, or after that."""
+"""The progress of a call: before its first attempt, before its first visible event, or after it."""
 CALL_STATES: tuple[CallState, ...] = get_args(CallState)
 
 

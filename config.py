@@ -186,9 +186,9 @@ class Settings:
     replay: float = 300
     """The time for which a resumable stream is kept after its end."""
     orphan: float = 300
-    """The time after which a resumable stream that nobody follows is ended."""
+    """The time after which a resumable stream without a connection is stopped."""
     replay_total: int = 256 * 1024 * 1024
-    """The most memory of all resumable streams of a process; 0 if no call is resumable."""
+    """The most memory for the resumable streams of a process, in bytes; 0: no call is resumable."""
     strict: bool = False
     discovery: float = 300
     """The time until a host's list of models is asked for again; 0 if no host is asked."""
@@ -199,7 +199,7 @@ class Settings:
     log_level: str = "info"
     metrics_token: str = field(default="", repr=False)
     metrics_keys: bool = False
-    """Whether there are metrics by key."""
+    """True to add metrics by key."""
     otel_endpoint: str = field(default="", repr=False)
     host: str = ""
     """The address to listen on: an IP address without brackets, or a host name. Empty means all

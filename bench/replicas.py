@@ -63,9 +63,9 @@ async def client(server: Server, until: asyncio.Event, served: list[Served]) -> 
         head = await head_of(reader)
         answer = json.loads(await reader.readexactly(length_of(head)))
         status = int(head.split()[1])
-        told = json.loads(answer["choices"][0]["text"]) if status == 200 else {}
+        reply = json.loads(answer["choices"][0]["text"]) if status == 200 else {}
         attempts = int(field(head, "x-sluice-attempts") or 1)
-        found = (told.get("port", 0), told.get("in_flight", 0))
+        found = (reply.get("port", 0), reply.get("in_flight", 0))
         served.append(Served(time.monotonic(), prefix, status, attempts, *found))
     writer.close()
 

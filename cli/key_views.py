@@ -1,4 +1,4 @@
-"""Keys as the commands show them to people: as cells of a table, and in words.
+"""Keys as the commands print them: as cells of a table, and in words.
 
 - No view has a secret or a hash.
 """

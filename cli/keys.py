@@ -91,7 +91,7 @@ TERMS = (
     click.option(
         "--resumable",
         metavar="yes|no|server",
-        help="Whether streams outlive their connection; 'server': the server's default.",
+        help="Whether calls are resumable by default; 'server': the server's default.",
     ),
     click.option(
         "--admin/--no-admin",
@@ -101,7 +101,7 @@ TERMS = (
     click.option(
         "--group",
         metavar="NAME",
-        help="The group of sluice.toml whose limits it shares, or 'none'.",
+        help="The group of sluice.toml whose limits the key shares, or 'none'.",
     ),
 )
 
@@ -291,11 +291,15 @@ def delete(id_or_name: str, yes: bool) -> None:
 @keys.command("log")
 @click.option("--key", metavar="ID_OR_NAME", help="Only this key; by default all keys.")
 @click.option(
-    "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="The most lines."
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    default=50,
+    show_default=True,
+    help="The most lines to print.",
 )
 @as_json
 def show_log(key: str | None, limit: int, as_json: bool) -> None:
-    """List who changed which key, and when, newest first. (UTC)"""
+    """List the changes of the keys (what, when and by whom), newest first. Times are UTC."""
     only = None if key is None else id_of(key)
     with open_ledger() as ledger:
         found = ledger.read(lambda rows: key_changes.latest(rows, None, limit, only))

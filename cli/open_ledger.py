@@ -35,7 +35,7 @@ def audited_keys(keys: KeyStore) -> Iterator[AuditedKeys]:
 
     Print a warning if they can't be.
     """
-    # A ledger of its own: the app's may be closed by now (./sluice serve has tried it out).
+    # A separate ledger, because ./sluice serve may have closed the app's after checking it.
     settings: Settings = current_app.extensions["sluice"].settings
     ledger = Ledger(database_url(settings.database_url, settings.database))
     if ledger.path is not None and not owns(ledger.path.absolute().parent):
@@ -60,7 +60,7 @@ def owns(folder: Path) -> bool:
 
 
 def user() -> str:
-    """Return the name of the user who runs the command, or the user's number without one."""
+    """Return the name of the user who runs the command, or the user's number without a name."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
@@ -94,7 +94,7 @@ def usage_of_keys(key_id: str | None = None) -> Mapping[str, KeySpending] | None
 
 
 def usage_of_groups() -> Mapping[str, KeySpending] | None:
-    """Return the usage of all groups that have any. The rest is as for `usage_of_keys`."""
+    """Return the usage of all groups that have any, as `usage_of_keys` does for keys."""
     return spending(lambda connection: key_usage.by_group(connection, today()))
 
 

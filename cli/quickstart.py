@@ -1,4 +1,4 @@
-"""The command `quickstart`, and what a new user is told: a first key, the address, an example."""
+"""The command `quickstart`, which shows a new user a first key, the address and an example."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The active calls of all keys, for admin keys, and the stop of any of them.
 
-- The calls of all processes are listed that share a Redis. What a process doesn't answer is
-  missing, and the response says so.
+- The list has the calls of all processes that share a Redis. The response says how many processes
+  didn't answer.
 """
 
 from __future__ import annotations

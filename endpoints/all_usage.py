@@ -44,7 +44,7 @@ MOST_ROWS: Final = 1_000
 """The most groups of a response, and the default."""
 MOST_CSV_ROWS: Final = 10_000
 MOST_REFUSALS: Final = 100
-"""The most refusals in a report that is about something else."""
+"""The most refusals in a report that isn't grouped by refusal."""
 DAYS_OF_ROWS: Final = 31
 """The days of a report that is summed from rows, if its start isn't given."""
 TAKES: Final = {

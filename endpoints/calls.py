@@ -46,7 +46,7 @@ def start(
     """Admit and start a call for the caller of the current request.
 
     Args:
-        record: makes the call resumable.
+        record: a callback that makes the call resumable.
 
     Raises:
         SluiceError: the call is refused.

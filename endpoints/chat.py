@@ -1,7 +1,7 @@
-"""Chats of both faces: a body goes to the host as it came, and the host's answer comes back.
+"""Chats of both faces: a body is sent to the host unchanged, and the host's answer is passed on.
 
-- Nothing is translated: see providers/openai/chat.py for what is sent, and chat_answers.py for what
-  is changed in an answer.
+- Nothing is translated. providers/openai/chat.py documents what is sent, and
+  gateway/chat_answers.py what is changed in an answer.
 - A chunk keeps the host's id. Sluice's own ids are in the headers X-Request-ID and X-Stream-ID.
 
 Source: OpenAI API reference, "Chat" (read 2026-11).
@@ -107,7 +107,7 @@ def respond(
 def read(*, is_native: bool) -> tuple[request_fields.Parameters, CompletionRequest, UsageIn]:
     """Return the parameters and the request of the current body, and where its stream has usage.
 
-    The body is held from its start until it can't be sent again. Raises SluiceError.
+    The body's bytes are counted as held until it can't be sent again. Raises SluiceError.
     """
     settings, request = services().settings, current()
     limit = settings.max_chat_body
@@ -196,7 +196,7 @@ def chunk_choice(
 
 
 class ChatEncoder(openai.OpenAIEncoder):
-    """An encoder that passes chunks on. The usage comes at the end, to who asked for it."""
+    """An encoder that passes chunks on, and adds the usage at the end if it was requested."""
 
     KIND = "chat.completion.chunk"
     _choice = staticmethod(chunk_choice)
@@ -246,8 +246,11 @@ class ChatEncoder(openai.OpenAIEncoder):
 
     @property
     def _hides_usage(self) -> bool:
-        """Return True if the usage beside choices isn't shown: it comes at the end, or only the
-        row's options requested it. Some clients add up what they see."""
+        """Return True if usage beside choices isn't shown.
+
+        The caller gets it at the end, or only the row's options requested it. Some clients add up
+        all usage that they see.
+        """
         options = self._stream.target.provider.stream_options
         unasked = self._usage == "nowhere" and bool(options.get("continuous_usage_stats"))
         return unasked or self._usage == "at the end"

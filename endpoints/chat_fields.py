@@ -1,9 +1,9 @@
-"""The body of a chat: what Sluice reads of it. All other fields are the host's business.
+"""The body of a chat: the fields that Sluice reads. All others are sent to the host unread.
 
-- The body is decoded to fields whose values stay undecoded, and go to the host as they came.
+- The body is decoded to fields whose values stay undecoded, and are sent unchanged.
 - The input is estimated from the messages' text and images, step by step, so that other calls make
-  progress. No body makes a list of more than a few items that aren't messages or parts.
-- What can't be read as a message's text counts as text: the host decides whether it is valid.
+  progress. No long list is decoded unless its items are messages or parts.
+- Content that Sluice can't read counts as text: the host decides whether it is valid.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ HARMLESS: Final = frozenset(
         *("verbosity", "web_search_options"),
     )
 )
-"""Fields that can't request more output than max_tokens says."""
+"""Fields that can't request more output than max_tokens allows."""
 TERMS: Final = ("service_tier", "speed", "web_search_options", "search_type")
 """The fields on which prices depend."""
 INPUTS: Final = ("tools", "functions", "response_format")
@@ -55,19 +55,19 @@ LONG: Final = frozenset(("messages", *INPUTS))
 MEDIA: Final = ("image", "audio", "video", "file", "document")
 """Words in the types of parts that aren't text."""
 IMAGE_TOKENS, MOST_IMAGE_TOKENS = 1_000, 6_000
-"""The tokens of an image: an estimate, and what few models exceed."""
+"""The tokens of an image: an estimate, and a number that few models exceed."""
 BYTES_PER_MEDIA_TOKEN, LEAST_BYTES_PER_MEDIA_TOKEN = 64, 16
 """The bytes of a recording or a document, in base64, for a token: an estimate, and a lower bound
 that few exceed."""
 REFUSED: Final = request_fields.BEYOND_PARAMS - {"extra_body"}
-"""Fields with which a call could go elsewhere. extra_body is a field of Google's own."""
+"""Fields that could redirect a call. Google has a field named extra_body, which isn't refused."""
 MOST_ITEMS: Final = 100_000
 """The most messages of a long body, and the most parts."""
 LONGEST_SHOWN: Final = 1_000
 """The most bytes of invalid messages that an error describes."""
 NULL: Final = Raw(b"null")
 STEP: Final = 64 * 1024
-"""The bytes of a body that are checked at once."""
+"""The bytes of a body that are checked between two yields."""
 
 
 class LongFields(msgspec.Struct):
@@ -126,7 +126,10 @@ def decode(body: bytes | bytearray, most_beside: int) -> dict[str, Any]:
 
 
 def check_long(body: bytes | bytearray, most_beside: int) -> None:
-    """Check the numbers of messages and parts, and the size of the other fields, as `decode`."""
+    """Check the numbers of messages and parts, and the size of the other fields.
+
+    Raises what `decode` raises.
+    """
     yielder = Yielder()
     for name in (b'"role"', b'"type"'):
         if body.count(name) > MOST_ITEMS:
@@ -255,7 +258,7 @@ def check_names(fields: Mapping[str, Raw]) -> bool:
 def count_output(fields: Mapping[str, Raw], values: dict[str, Any]) -> None:
     """Add the fields that limit the output to `values`, under Sluice's names.
 
-    A negative limit is none: some engines take it. Raises InvalidRequest.
+    A negative limit means no limit, which some engines accept. Raises InvalidRequest.
     """
     for name in fields:
         if name in field_names.WRAPPERS and isinstance(inner := value_of(fields, name), dict):
@@ -305,8 +308,8 @@ def invalid_messages(data: Raw) -> InvalidRequest:
 def measure_media(content: Raw, size: InputSize, yielder: Yielder) -> None:
     """Count a message's images, recordings and documents as media instead of as text.
 
-    The types are decoded first: that ends at the first item that isn't a part, of which a long list
-    would take much memory.
+    The types are decoded first, because that stops at the first item that isn't a part. A long list
+    of such items would take much memory.
     """
     try:
         kinds = [part.type for part in _parts(content)]

@@ -50,9 +50,9 @@ class UsageSoFar:
             self._tally.add([Thought(size, pieces)])
 
     def usage(self) -> Usage:
-        told = self._stream.tally.input_tokens
-        if self._tally.input_tokens is None and told is not None:
-            self._tally.add([Started(input_tokens=told)])
+        input_tokens = self._stream.tally.input_tokens
+        if self._tally.input_tokens is None and input_tokens is not None:
+            self._tally.add([Started(input_tokens=input_tokens)])
         return self.at_least(self._tally.usage(failed=False))
 
     def at_least(self, usage: Usage) -> Usage:

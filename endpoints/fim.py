@@ -112,8 +112,8 @@ def as_chat(choice: dict[str, Any], part: str) -> dict[str, Any]:
     rest = {name: value for name, value in choice.items() if name not in ("index", "text")}
     if rest["logprobs"] is None:
         del rest["logprobs"]
-    said = {"role": "assistant", "content": choice["text"]}
-    return {"index": choice["index"], part: said} | rest
+    message = {"role": "assistant", "content": choice["text"]}
+    return {"index": choice["index"], part: message} | rest
 
 
 def chunk_choice(

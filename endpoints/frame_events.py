@@ -1,6 +1,6 @@
-"""The events of a frame that a face's encoder wrote: the encoders' inverse.
+"""Decoding of the frames that a face's encoder wrote: the inverse of the encoders.
 
-Fields of the provider that a frame has are Added events. Sluice's own fields win over the
+The provider's own fields in a frame become Added events. Sluice's fields take precedence over the
 provider's, as in a whole answer.
 """
 

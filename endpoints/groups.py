@@ -1,4 +1,4 @@
-"""The endpoints about groups of keys, and about the caller's own key: what each may use."""
+"""The endpoints that show the groups of keys, and the caller's own key: their limits and usage."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from quota.quota import budget_of
 bp = Blueprint("groups", __name__, url_prefix="/api/v1")
 
 HIDDEN: Final = ("disabled", "previous_until", "group")
-"""Fields of a key that its caller doesn't need, or gets in another form."""
+"""Fields of a key that a caller doesn't need, or that the response has in another form."""
 OF_GROUP: Final = (
     *("name", "requests_per_minute", "tokens_per_hour", "budget_usd", "budget_period", "models"),
 )
-"""What a caller gets to know of its group: not what others have spent."""
+"""The fields of a group that its callers may see, besides what is left of its budget."""
 
 
 @bp.get("/groups")
@@ -48,7 +48,7 @@ def list_groups() -> Response:
 @bp.get("/user/key")
 @auth.login_required
 def show_own_key() -> Response:
-    """Return what the caller's key may use, and what is left of it."""
+    """Return the limits of the caller's key and its group, and what is left of the budgets."""
     parameters()
     key = current_key()
     try:

@@ -1,4 +1,4 @@
-"""The bodies of chats that a process holds, bounded together."""
+"""A limit on the total size of the chats' bodies that a process holds."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class HeldBodies:
         self.lock = BriefLock()
 
     def take(self, size: int) -> HeldBody:
-        """Return a body that is counted. Raises as `HeldBody.grow`."""
+        """Return a body that is counted. Raises what `HeldBody.grow` raises."""
         body = HeldBody(self)
         body.grow(size)
         return body
 
 
 class HeldBody:
-    """The bytes of one body, as they are counted. Any thread may release them."""
+    """The counted bytes of one body. Any thread may release them."""
 
     def __init__(self, bodies: HeldBodies) -> None:
         self._bodies = bodies

@@ -1,4 +1,4 @@
-"""The fields and parameters of the endpoints for keys: what they take, and how they are read."""
+"""The fields and parameters of the endpoints for keys: their types, and how they are read."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ QUERY: Final = {
 }
 """What the list's parameters take."""
 SHOWN: Final = ("id", "created", "limits", "status", "source", "used", "last_used_at", "etag")
-"""Fields that a response has and nobody can change."""
+"""Fields of a response that can't be changed."""
 
 
 def read_body(*, optional: bool = False) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def instant(text: str) -> datetime:
 
 
 def fits(key: Key, asked: dict[str, str]) -> bool:
-    """Return True if a key has what the list's parameters ask for."""
+    """Return True if a key matches the list's parameters."""
     part, status, admin = (asked.get(name) for name in ("search", "status", "admin"))
     group = asked.get("group")
     return (

@@ -1,4 +1,4 @@
-"""The names of keys, and keys by their names, for the endpoints that show several keys."""
+"""Translation between ids and names of keys, for the endpoints that show several keys."""
 
 from __future__ import annotations
 

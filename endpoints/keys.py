@@ -1,6 +1,6 @@
 """The endpoints that manage the keys, for admin keys.
 
-- They change the key file as the commands do: by keys.store, under the file's lock.
+- Like the commands, they change the key file through keys.store, under the file's lock.
 - A secret is only in the response that creates or rotates its key.
 - No change over HTTP takes the last admin key that works, at once or by an earlier expiry. The
   commands can.
@@ -219,7 +219,7 @@ def store() -> KeyStore:
 
 @contextmanager
 def changing() -> Iterator[AuditedKeys]:
-    """Yield the keys to change in the name of the caller. Raises SluiceError."""
+    """Yield the keys, whose changes are recorded under the caller's name. Raises SluiceError."""
     admin = current_admin()
     actor = Actor("http", admin.name, admin.id, current().id)
     try:

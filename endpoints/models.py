@@ -70,7 +70,7 @@ def described(row: Provider, facts: ModelFacts) -> dict[str, Any]:
         "output": per_mtok(price.output) if price else None,
         "unit": "per_million_tokens",
     }
-    if facts.price_told:
+    if facts.price_reported:
         pricing["source"] = "provider"
     return {
         "modelName": facts.id,

@@ -1,8 +1,8 @@
-"""The providers' health, for admin keys: reachable, paused, how many calls failed, how fast.
+"""The providers' health, for admin keys: reachability, pauses, failures and latencies.
 
-- The calls of all processes count that share a Redis. What a process doesn't answer is missing, and
-  the response says so.
-- No key, and no text of a prompt, a completion or an error is shown.
+- The counts are those of all processes that share a Redis. The response says how many processes
+  didn't answer.
+- The response has no key and no text of a prompt, a completion or an error.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def described(
 def reachable(
     listed: tuple[bool, float] | None, counts: ProviderCounts
 ) -> tuple[bool | None, float | None]:
-    """Return whether a provider could be reached the last time, and when that was.
+    """Return whether the latest call or list request reached the provider, and when that was.
 
     Args:
         listed: whether it could be reached for its list of models, and how many seconds ago.

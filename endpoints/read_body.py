@@ -66,7 +66,7 @@ def read_body(
 def gathered(
     request: Request, stream: IO[bytes], limit: int, arrived: Callable[[int], None] | None
 ) -> bytearray:
-    """Read a body piece by piece, into one buffer: pieces would double the memory of a long one.
+    """Read a body piece by piece into one buffer. Joining pieces would double the memory.
 
     Raises RequestTooLarge, and what `stream` and `arrived` raise.
     """

@@ -44,7 +44,7 @@ class Resumable:
     def events(self) -> Iterator[dict[str, Any]]:
         """Yield the events.
 
-        Raises RuntimeError if the call fails, and ConnectionError after TRIES connections in vain.
+        Raises RuntimeError if the call fails, and ConnectionError after TRIES failed connections.
         """
         tries = 0
         while True:

@@ -185,7 +185,7 @@ class Call:
             self._settle(End("client_gone"))
 
     def prepare(self, record: Callable[[Call], None]) -> None:
-        """Let `record` make the call resumable. If that fails, end the call, and raise."""
+        """Call `record`, which makes the call resumable. If it raises, end the call and raise."""
         try:
             record(self)
         except BaseException:
@@ -193,10 +193,10 @@ class Call:
             raise
 
     def settle_as(self, end: End, status: int) -> Outcome:
-        """Settle a resumable call, whose connections come and go.
+        """Settle a resumable call, which may outlive its connections.
 
         Args:
-            status: the HTTP status that the first connection saw.
+            status: the HTTP status of the first connection's response.
         """
         with self._lock:
             if self._outcome is None:

@@ -1,8 +1,7 @@
 """The answers of chats: chunks and bodies in the host's own format, which are passed on.
 
-- The model becomes the gateway's name of it, and the usage gains the cost. Everything else stays as
-  it came.
-- Chunks of a host that streams although no stream was requested are joined to a whole answer.
+- The model gets the gateway's name, and the usage gets the cost. Nothing else is changed.
+- The chunks of a host that streams although no stream was requested are joined to a whole answer.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ LABELS: Final = frozenset(
         *("name", "object", "phase", "role", "status", "type"),
     )
 )
-"""The strings of a delta that aren't pieces of a text. Hosts that repeat them send equal ones."""
+"""The strings of a delta that aren't pieces of a text. A host that repeats one sends equal ones."""
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def fields_of(data: bytes) -> dict[str, Any]:
-    """Return the fields of an answer, undecoded if it is strict JSON."""
+    """Return the fields of an answer. Their values are undecoded if the answer is strict JSON."""
     try:
         return _fields(data)
     except NOT_JSON:
@@ -168,15 +167,15 @@ def without_usage(data: bytes) -> bytes:
 class Renaming:
     """The replacement of the model's name in the chunks of one stream.
 
-    The chunks of a stream begin or end alike. So the part with the model is searched for once, and
-    then compared.
+    All chunks of a stream share a beginning or an end, so the part with the model is searched for
+    once, and then only compared.
     """
 
     def __init__(self, name: bytes) -> None:
-        """Replace the model by a name in JSON."""
+        """Make the replacement. `name` is the new name in JSON."""
         self._name = name
         self.before, self.after, self.at = b"\0", b"", 1
-        """The beginning of chunks up to the model, what replaces it, and its length."""
+        """The beginning of chunks, the model included; its replacement; and its length."""
         self._end, self._new_end = b"\0", b""
 
     def replaced(self, data: bytes) -> bytes:
@@ -194,9 +193,9 @@ class Renaming:
     def _learn(self, data: bytes, old: bytes) -> bytes | None:
         """Return a chunk with the model replaced; None if it can't be found by searching.
 
-        The beginning up to the model, or the end from it, must be an object by itself. Otherwise
-        the model that was found is inside another value. Only a string has an end that can be
-        compared: 1 is the beginning of 12.
+        Closed with a brace, the beginning up to the model (or the end from it) must be a JSON
+        object. Otherwise the string is inside another value. The model must be a string, because
+        only a string has a recognizable end: 1 is also the beginning of 12.
         """
         if not old.startswith(b'"'):
             return None

@@ -9,14 +9,14 @@ from providers.base import Target
 
 
 def fit_chat(request: CompletionRequest, target: Target, *, strict: bool) -> Candidate:
-    """Return a chat's candidate. Its fields are the host's business, and none is dropped there.
+    """Return a chat's candidate. A host gets all fields but stream options that it doesn't take.
 
     Args:
-        strict: refuse fields that no host gets and that the embedded model doesn't know, instead of
-            dropping them.
+        strict: True to refuse fields that would be dropped.
 
     Raises:
-        UnsupportedParameter: the host doesn't take chats in OpenAI's format, or as for `strict`.
+        UnsupportedParameter: the host doesn't take chats in OpenAI's format, or a field would be
+            dropped and `strict` is True.
     """
     found, chat = target.for_chat, request.chat
     if found is None or chat is None:

@@ -161,7 +161,7 @@ class Gateway:
         return call
 
     def start(self, work: Callable[[], object]) -> None:
-        """Run work in a thread of the pool, or in this one if no thread can start."""
+        """Run work in a thread of the pool, or in the current one if no thread can start."""
         try:
             self._readers.start(work)
         except RuntimeError:
@@ -198,15 +198,15 @@ class Gateway:
         return {key: own.get(key, 0) for key in keys}
 
     def check_replicas(self) -> None:
-        """Check the replicas that other processes can't reach."""
+        """Check the replicas that other processes have reported as unreachable."""
         rows = self.router.providers.values()
         self.reader.replicas.check(one for row in rows for one in Target(row, "").replicas)
 
     def open_circuits(self) -> dict[str, float]:
         """Return what is cooling down, with the seconds left: models, provider keys and replicas.
 
-        A replica has its number in the row instead of its name, because the name has its host, and
-        /ready needs no key.
+        A replica is shown by its number in the row, not by its name, because the name contains its
+        host, and /ready needs no key.
         """
         return {
             self._public_name(*key): seconds
@@ -234,7 +234,7 @@ class Gateway:
         return f"{name} ({', '.join(more)})" if more else name
 
     def reachable_replicas(self, row: Provider) -> int:
-        """Return the number of a row's replicas that this process doesn't take for unreachable."""
+        """Return the number of a row's replicas that this process considers reachable."""
         targets = Target(row, "").replicas
         return sum(not self.reader.breakers.is_away(target) for target in targets)
 

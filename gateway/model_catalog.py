@@ -68,27 +68,27 @@ class ModelCatalog:
         return [*found.values()]
 
     def _listed(self, row: Provider, listing: Listing) -> Iterator[ModelFacts]:
-        told = {model.id: model for model in listing.models}
-        for name in paced(dict.fromkeys((*self._prices.own(row), *told))):
-            yield merged(self._prices.facts(row, name), told.get(name))
+        listed = {model.id: model for model in listing.models}
+        for name in paced(dict.fromkeys((*self._prices.own(row), *listed))):
+            yield merged(self._prices.facts(row, name), listed.get(name))
 
 
 def merged(facts: ModelFacts, model: ListedModel | None) -> ModelFacts:
     """Return the facts of the price list with what the host says about its model."""
     if model is None:
         return facts
-    price = None if facts.price else told_price(model)
+    price = None if facts.price else listed_price(model)
     return msgspec.structs.replace(
         facts,
         name=model.name or facts.name,
         context_window=model.context_window or facts.context_window,
         created=model.created,
         price=facts.price or price,
-        price_told=price is not None,
+        price_reported=price is not None,
     )
 
 
-def told_price(model: ListedModel) -> Price | None:
+def listed_price(model: ListedModel) -> Price | None:
     if model.prices is None:
         return None
     input_price, output_price = model.prices

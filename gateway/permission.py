@@ -1,4 +1,4 @@
-"""The targets of a request that its key, and the key's group, may use."""
+"""The targets of a request that its key and the key's group may use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def permitted_targets(router: Router, route: Route, key: Key) -> list[Target]:
 
 
 def with_group(message: str, key: Key) -> str:
-    """Return a message about a model that a key may not use, which says if its group forbids it."""
+    """Return a message about a forbidden model, which says if the key's group may be the reason."""
     group = key.shared
     if group is None:
         return message

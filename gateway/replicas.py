@@ -71,13 +71,13 @@ def moves_on(target: Target, failure: SluiceError, losses: int) -> bool:
 def for_retry(
     group: list[Candidate], fresh: list[Candidate], failed: Candidate, failure: SluiceError
 ) -> list[Candidate]:
-    """Return the candidates of a retry; none if a retry makes no sense.
+    """Return the candidates of a retry; an empty list if a retry is pointless.
 
     A replica that was too slow may be too slow again, so only others get the call.
 
     Args:
         group: a model's candidates.
-        fresh: those of replicas that a call hasn't tried and may try after one that was too slow.
+        fresh: the candidates of replicas that the call hasn't tried, for a retry after a timeout.
     """
     verdict = classify(failure)
     if verdict.retry_same:
@@ -141,7 +141,7 @@ class Replicas:
             self._watch(target, CHECK_S)
 
     def check(self, targets: Iterable[Target]) -> None:
-        """Check those of the targets whose replicas other processes can't reach."""
+        """Check the targets' replicas that other processes have reported as unreachable."""
         for target in self._breakers.suspected(targets):
             self._watch(target, 0.0)
 

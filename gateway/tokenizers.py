@@ -206,7 +206,7 @@ def no_endpoint(target: Target, endpoint: Endpoint, why: str = "") -> Unsupporte
     """Return the error for a host that lacks an endpoint.
 
     Args:
-        why: how the host said so; empty if its row does.
+        why: how the host showed that it lacks the endpoint; empty if the row says so.
     """
     row = target.provider
     hint = " Sluice doesn't guess tokens."

@@ -1,8 +1,8 @@
 """Groups of keys, which share limits and a budget: the tables [groups.NAME] of sluice.toml.
 
-- A key names its group. What a call may do must fit its key and its group.
-- Groups are in sluice.toml, not in the key file: a gateway of an earlier release takes a line that
-  isn't a key's for damage, and keys of SLUICE_KEYS need groups too.
+- A key names its group. A call must be allowed by its key and by its group.
+- Groups are in sluice.toml, not in the key file: a gateway of an earlier release would take their
+  lines for damage, and keys of SLUICE_KEYS need groups too.
 - A key whose group isn't in sluice.toml may use no model: a mistake must not lift a restriction.
 """
 
@@ -31,7 +31,7 @@ class KeyGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     requests_per_minute: Count | None = None
     tokens_per_hour: Count | None = None
     models: tuple[str, ...] = ("*",)
-    """Globs of aliases and of full model names, as those of a key."""
+    """Globs of aliases and of full model names (provider/model)."""
     defined: bool = True
     """False if sluice.toml doesn't have the group. Then no model is allowed."""
 
@@ -52,7 +52,7 @@ TAKES: Final = {
     "tokens_per_hour": f"an integer from 0 to {MAX_COUNT}",
     "models": 'a list of full names, aliases or patterns such as ["openai/*"]',
 }
-"""What each field of a table takes."""
+"""The values that each field of a table may have, in words."""
 KINDS: Final = {field.name: field.type for field in msgspec.structs.fields(KeyGroup)}
 
 

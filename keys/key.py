@@ -98,15 +98,15 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] = ("*",)
     """Globs of aliases and of full model names (provider/model)."""
     admin: bool = False
-    """True if the key may manage this server: its keys, everybody's usage and streams."""
+    """True if the key may manage this server: its keys, and the usage and streams of all keys."""
     group: Annotated[str, Meta(pattern=rf"\A{GROUP_NAME.pattern}\Z")] | None = None
-    """The name of the group whose limits the key shares; None: none."""
+    """The name of the group whose limits the key shares; None: the key has no group."""
     previous_hash: Hash | None = None
     """The hash of the secret before the last rotation; None: that secret isn't valid any more."""
     previous_until: Instant | None = None
     """The end of the previous secret."""
     shared: KeyGroup | None = None
-    """The group itself, which the store finds by its name. The key's row doesn't have it."""
+    """The group itself, which the store looks up by its name. The key's row doesn't have it."""
 
     def __repr__(self) -> str:
         return f"Key({self.id!r}, {self.name!r})"

@@ -8,7 +8,7 @@
 - While a damaged file has that line, the keys that it lacks stay valid. If lines before it are
   valid, those are only the keys that came after the last of these lines. A key that an invalid
   JSON object or a comment names isn't among them: an operator has changed it on purpose.
-- The module does no I/O. See docs/guides/keys.md for what an operator is told.
+- The module does no I/O. docs/guides/keys.md describes it for operators.
 """
 
 from __future__ import annotations

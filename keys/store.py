@@ -97,8 +97,8 @@ class KeyStore:
         self._fixed = read_content(lines.encode("utf-8", "surrogateescape"), VARIABLE, fixed=True)
         self._lock = threading.Lock()
         self._changes = NativeThread()
-        """What locks and writes the file. A greenlet that waited for the file's lock would stop
-        the process, and with it the greenlet that holds the lock."""
+        """The thread that locks and writes the file. A greenlet that waited for the lock would
+        block the process, and with it the greenlet that holds the lock."""
         self._view = View()
         self._good = LastGood()
         self._seen: tuple[int, ...] | None = None
@@ -191,7 +191,7 @@ class KeyStore:
         return self._rewrite(change)
 
     def rotate(self, id_or_name: str, overlap: timedelta, check: Check = always) -> tuple[Key, str]:
-        """Give a key a new secret, and return both. Id, limits and history stay.
+        """Give a key a new secret, and return both. The key's id, limits and history stay.
 
         Args:
             overlap: how long the secret before it stays valid.

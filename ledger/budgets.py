@@ -1,6 +1,7 @@
-"""Budgets of keys and of groups of keys: what is left of them, and the calls that don't fit.
+"""Budgets of keys and of groups of keys: what is left of them, and the refusal of calls.
 
-- A call must fit the budget of its key and that of its key's group. It reserves the smaller room.
+- A call must fit the budgets of its key and of the key's group. It reserves no more than either has
+  left.
 - The functions read in the transaction that opens a row.
 """
 
@@ -18,7 +19,8 @@ from ledger.schema import daily, group_daily, requests
 from ledger.statements import Statement, prepared
 
 Purse: TypeAlias = tuple[bool, str, Budget]
-"""True for a group, the key's id or the group's name, and the budget. The first two identify it."""
+"""A holder's budget: True for a group, the key's id or the group's name, and the budget itself. The
+first two identify the holder."""
 
 
 def lock_of(purse: Purse) -> str:
@@ -71,8 +73,8 @@ def balance_of(sums: Table, name: ColumnElement[str], mine: ColumnElement[str]) 
 
     Args:
         sums: the roll-up.
-        name: the column of the roll-up that names the holder.
-        mine: the column of the requests that names it.
+        name: the column of the roll-up with the holder.
+        mine: the column of the requests with the holder.
     """
     spent = select(func.sum(sums.c.cost_nano)).where(
         name == bindparam("holder"), sums.c.day >= bindparam("since")
@@ -80,7 +82,7 @@ def balance_of(sums: Table, name: ColumnElement[str], mine: ColumnElement[str]) 
     held = select(func.sum(requests.c.reserved_nano)).where(
         mine == bindparam("holder"), requests.c.ended_us.is_(None)
     )
-    # One statement: with two, a call that another process settled in between would be in neither.
+    # One statement, because a call that another process settled between two would be in neither.
     return select(spent.scalar_subquery(), held.scalar_subquery())
 
 

@@ -190,7 +190,7 @@ class OpenFiles:
     def _is_unchanged(self) -> bool:
         """Return True if the database and -wal files are the known ones, and none is smaller.
 
-        Each commit asks this, so it takes few function calls. `_check` finds out what changed.
+        Each commit calls this, so it makes few function calls. `_check` finds out what changed.
         """
         try:
             found, wal = os.stat(self._name), os.stat(self._wal)  # noqa: PTH116 - faster than a Path

@@ -1,7 +1,7 @@
-"""The audit of the keys: who changed which key, when, and how.
+"""The audit log of the keys: it records which actor changed which key, when, and how.
 
 - Both the commands and the HTTP API change keys through AuditedKeys, by the rules of keys.store.
-- A change counts even if it can't be recorded in the ledger. Then it is in the log only.
+- A change counts even if it can't be recorded in the ledger. Then only a server's log has it.
 - No record has a secret or a hash.
 """
 
@@ -30,11 +30,11 @@ log = logging.getLogger("sluice.keys")
 Via: TypeAlias = Literal["cli", "http"]
 Action: TypeAlias = Literal["create", "change", "disable", "enable", "rotate", "delete"]
 Changes: TypeAlias = dict[str, Any]
-"""For each changed field its new value, or {"from": old, "to": new} if the key existed before."""
+"""The new value of each changed field, or {"from": old, "to": new} if the key existed before."""
 
 
 class Actor(NamedTuple):
-    """The one who changes keys."""
+    """The admin key or the user that changes keys."""
 
     via: Via
     name: str
@@ -63,15 +63,15 @@ class KeyChange(msgspec.Struct, frozen=True, kw_only=True):
 class AuditedKeys:
     """The key store for one actor, which records each change of a field.
 
-    Use it as a context manager: the changes are recorded when the block ends, so that what the
-    block shows, such as a new secret, doesn't wait for the ledger.
+    Use it as a context manager. The changes are recorded when the block ends, so that the block's
+    output, such as a new secret, doesn't wait for the ledger.
     """
 
     def __init__(self, store: KeyStore, ledger: Ledger, actor: Actor) -> None:
         self._store, self._ledger, self._actor = store, ledger, actor
         self._made: list[KeyChange] = []
         self.unrecorded = 0
-        """The number of changes that are in the log only, once the block has ended."""
+        """The number of changes that the ledger lacks, once the block has ended."""
 
     def __enter__(self) -> Self:
         return self
@@ -129,7 +129,7 @@ class AuditedKeys:
 
 
 def masked(value: Any) -> Any:
-    """Return a value of a change without what looks like a key, which may be pasted anywhere."""
+    """Return a value of a change with masked keys, which may have been pasted into any field."""
     match value:
         case str():
             return mask(value)
@@ -180,7 +180,7 @@ def action_of(changes: Changes) -> Action:
 
 
 def in_words(change: KeyChange) -> str:
-    """Return a change as a line of the log."""
+    """Return a change as a log message."""
     by = f"{change.actor_name} ({change.actor_id or 'a command'})"
     more = "" if change.changes == "{}" else f": {change.changes}"
     return f"key {change.key_id} ({change.key_name}): {change.action} by {by}{more}"
@@ -226,7 +226,7 @@ def latest(
 
 
 def described(change: KeyChange) -> Mapping[str, Any]:
-    """Return a change as JSON, without the id by which the rows are ordered."""
+    """Return a change as JSON, without the row's id."""
     return {
         "at": as_utc(change.at_us),
         "action": change.action,

@@ -42,8 +42,8 @@ def served_terms(usage: Usage, requested: PriceTerms) -> PriceTerms:
     if not requested and usage.tier is None and usage.speed is None:
         return ()
     reported = {"service_tier": usage.tier, "speed": usage.speed}
-    told = {name: value for name, value in reported.items() if value is not None}
-    found = dict(requested) | told
+    served = {name: value for name, value in reported.items() if value is not None}
+    found = dict(requested) | served
     return tuple((name, value) for name, value in found.items() if value not in STANDARD)
 
 

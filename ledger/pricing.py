@@ -92,7 +92,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     context_window: int | None = None
     """The size of the context window in tokens."""
     price: Price | None = None
-    price_told: bool = False
+    price_reported: bool = False
     """True if the price is the one that the host's list of models states."""
     created: int | None = None
     """The time of the model's creation, in seconds since 1970."""

@@ -55,8 +55,8 @@ REASONS: Final = (
     f"{Unavailable.code}:ledger",
     f"{Unavailable.code}:limits",
 )
-"""The reasons that are counted: an error's code, after a colon the limit that was reached or what
-the server lacked, and OF_GROUP if it is the limit of the key's group."""
+"""The reasons that are counted. A reason is an error's code, a colon and the limit that was reached
+or the part that the server lacked, and OF_GROUP if the limit is that of the key's group."""
 
 
 def reason_of(error: SluiceError) -> str | None:

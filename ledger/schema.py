@@ -2,8 +2,8 @@
 
 Each accepted call has one row in `requests`, whatever happens to it. `daily` is the roll-up of
 settled rows by the UTC day on which the call started, updated in the transactions that settle them.
-`refusals` counts the calls that were refused, and so have no row. `group_daily` is the roll-up of
-the calls of groups of keys, and `key_changes` has who changed which key, and when.
+`refusals` counts the calls that were refused, which have no row. `group_daily` is the roll-up of
+the calls of groups of keys, and `key_changes` is the audit log of the keys.
 
 - Amounts of money are integer nano-dollars.
 - Times are microseconds since 1970 UTC, and durations are microseconds.

@@ -175,7 +175,7 @@ OF_ROWS = {
     "cost_nano": func.coalesce(row.cost_nano, 0),
     "unpriced": case((row.cost_nano.is_(None), 1), else_=0),
 }
-"""What a row adds to each of COUNTS."""
+"""The amount that a row adds to each of COUNTS."""
 
 
 def differences(connection: Connection, day: str) -> list[str]:
@@ -194,7 +194,7 @@ def differences(connection: Connection, day: str) -> list[str]:
 def excesses(
     connection: Connection, sums: Table, place: Sequence[str], day: str
 ) -> list[tuple[tuple[str, ...], str]]:
-    """Return the places at which a roll-up differs from the rows, and in words by how much.
+    """Return the places at which a roll-up differs from the rows, and the differences in words.
 
     Both are read in one statement, so that a call that is settled meanwhile is in both or neither.
 

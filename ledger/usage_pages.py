@@ -1,8 +1,8 @@
-"""Usage of all keys in pages: sums by one kind of group, in order, and of all groups together.
+"""Pages of the usage of all keys: the sums of each group, sorted, and of all groups together.
 
 - A page is read in one statement, so that its sums agree with each other.
-- The database sums, sorts and limits, so memory is bounded however many groups there are.
-- The queries change nothing, and are the same on SQLite and Postgres.
+- The database sums, sorts and limits the rows, so memory is bounded however many groups there are.
+- The queries change nothing, and SQLite and Postgres execute identical ones.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ledger.writing import COUNTS
 Columns: TypeAlias = Mapping[str, tuple[ColumnElement[Any], ...]]
 
 OF_GROUPS: Final[Columns] = {"day": (group_daily.c.day,), "group": (group_daily.c.group_name,)}
-"""What the roll-up of groups of keys can be grouped by."""
+"""The columns by which the roll-up of groups of keys can be grouped."""
 OF_ROWS: Final[Columns] = {
     "model": (requests.c.provider, requests.c.model),
     "provider": (requests.c.provider,),
@@ -42,7 +42,7 @@ OF_ROWS: Final[Columns] = {
     "group": (requests.c.group_name,),
     "end_reason": (requests.c.end_reason,),
 }
-"""What rows can be grouped by."""
+"""The columns by which rows can be grouped."""
 GROUPS: Final = (*usage.GROUPS, "group", "end_reason")
 
 
@@ -68,7 +68,7 @@ class Refusals(NamedTuple):
 def is_from_rows(by: str, scope: Scope) -> bool:
     """Return True if a report is summed from the rows, because no roll-up has what it needs.
 
-    Rows that were pruned are missing in it. A scope has a key or a group, but not both.
+    Such a report lacks rows that were pruned. A scope has a key or a group, but not both.
     """
     if by == "end_reason" or (by == "group" and scope.key_id is not None):
         return True
@@ -114,8 +114,10 @@ def paged(
 
 
 def sums_by(by: str, scope: Scope) -> Select[*tuple[Any, ...]]:
-    """Return the query for the name and the sums of each group. The calls of keys without a group
-    are in no group."""
+    """Return the query for the name and the sums of each group.
+
+    Calls of keys without a group of keys are in none.
+    """
     if is_from_rows(by, scope):
         return from_rows(by, scope)
     if by == "group" or scope.group is not None:
@@ -160,7 +162,7 @@ def from_rows(by: str, scope: Scope) -> Select[*tuple[Any, ...]]:
 def within(scope: Scope) -> ColumnElement[bool]:
     """Return the condition for rows that started in a scope's days.
 
-    The ids, which the table is sorted by, also have the time, but it is measured separately.
+    The ids, by which the table is sorted, contain a time too, but it is measured separately.
     """
     row, found = requests.c, []
     if scope.first_day is not None:

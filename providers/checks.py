@@ -188,22 +188,22 @@ def refused(target: Target, status: int, error: UpstreamError) -> Check:
     """Return the result for a status other than 2xx."""
     row = target.provider
     result = partial(Check, row.name)
-    told = error.upstream_status or status
+    status_code = error.upstream_status or status
     word = shown(error.upstream_code, target.credential)
-    code = f"status {told}" + (f", {word[:LONGEST_TEXT]}" if word else "")
-    if told in (401, 403):
+    code = f"status {status_code}" + (f", {word[:LONGEST_TEXT]}" if word else "")
+    if status_code in (401, 403):
         return result(ok=False, state="key_rejected", message=rejected(target, code))
-    if told == 404 and "{model}" not in row.base_url:
+    if status_code == 404 and "{model}" not in row.base_url:
         where = f"check base_url, {public_url(row.base_url)}"
         message = f"answers, but has nothing at {public_url(url_of(target))} ({code}): {where}"
         return result(ok=False, state="not_found", message=message)
-    if told in (404, 405):
+    if status_code in (404, 405):
         return result(ok=True, state="unchecked", message=f"answers ({code}); the key is unchecked")
-    if told == 429:
+    if status_code == 429:
         return result(
             ok=True, state="rate_limited", message=f"answers, but limits the rate ({code})"
         )
-    if 300 <= told < 400:
+    if 300 <= status_code < 400:
         message = f"redirects to another URL ({code}): set base_url to that one"
         return result(ok=False, state="redirected", message=message)
     text = shown(error.upstream_message, target.credential) or ""

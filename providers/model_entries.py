@@ -69,7 +69,7 @@ def decode(body: bytes) -> Any:
 
 
 def entries(data: Any, *fields: str) -> Iterator[Mapping[str, Any]]:
-    """Return the objects of a list, up to MOST_ENTRIES: the data itself, or one of its fields.
+    """Return the objects of a list, up to MOST_ENTRIES. The list is the data or one of its fields.
 
     Other greenlets run between entries, because a host decides how many there are.
 
@@ -146,8 +146,8 @@ def has_ability(abilities: Any) -> bool:
         names = {name for name in abilities if isinstance(name, str)}
         return bool(names & TEXT_ABILITIES) or not names & NOT_TEXT_ABILITIES
     flags = [member(abilities, name) for name in ABILITIES]
-    told = [flag for flag in flags if isinstance(flag, bool)]
-    return any(told) or not told
+    known = [flag for flag in flags if isinstance(flag, bool)]
+    return any(known) or not known
 
 
 def price(value: Any, tokens: int) -> int | None:

@@ -1,7 +1,7 @@
-"""Keys as JSON for operators: a key's fields, its limits, its state, and what it has used.
+"""Keys and groups as JSON for operators: their fields, limits, status and usage.
 
 - The commands (--json) and the HTTP API show keys in this format.
-- It has no secret and no hash.
+- The format has no secret and no hash.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def instant(microseconds: int) -> str:
 
 
 def useless_models(models: Iterable[str], aliases: Container[str]) -> list[str]:
-    """Return a warning for each name that allows nothing: no alias, and no model's full name."""
+    """Return a warning for each name that is neither an alias nor a model's full name."""
     return [
         f"{name!r} is neither an alias nor a model's full name (provider/model), "
         "so it allows nothing"

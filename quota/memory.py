@@ -1,7 +1,7 @@
 """Usage of keys, counted in the memory of one process: requests per minute and tokens per hour.
 
-- A holder is a key or a group of keys. A call must fit the limits of all its holders, and counts
-  for all of them or for none.
+- A holder is a key or a group of keys. A call must fit the limits of all its holders. It counts for
+  all of them, or for none.
 - Requests are counted in a moving window.
 - Tokens are counted in a sliding-window counter: the last hour is the current window and a share of
   the previous one, which is an approximation.
@@ -96,8 +96,8 @@ class Hold(msgspec.Struct, frozen=True):
     id: str = ""
     """The id of the reservation, if it is counted in Redis."""
     before: Hold | None = None
-    """The reservation of the holder before this one. A call with several holders has one for each,
-    even if it has no limit of tokens."""
+    """The reservation of the previous holder. A call has one for each of its holders, even for a
+    holder without a token limit."""
 
 
 class Admission(NamedTuple):
@@ -147,8 +147,8 @@ class KeyUsage:
         """Return the current counts.
 
         Args:
-            refused: how many requests had no room together. `reset` is then the seconds until they
-                have.
+            refused: the number of requests that were refused together, or 0. If it isn't 0, `reset`
+                is the time until there is room for them.
         """
         requests = tokens = None
         if limits.requests_per_minute is not None:
@@ -167,8 +167,8 @@ class KeyUsage:
 
 
 HolderUsage: TypeAlias = tuple[str, KeyUsage, Limits, int | None]
-"""While a call is admitted: the name of a holder's counters, its usage, its limits, and the tokens
-that it has left (None: they aren't limited)."""
+"""A holder during an admission: the name of its counters, its usage, its limits, and the tokens
+that it has left (None: no limit)."""
 
 
 class LocalCounters:
@@ -243,7 +243,7 @@ class LocalCounters:
 def refusal_of(
     places: Sequence[HolderUsage], requests: int, wanted: int
 ) -> tuple[LimitKind | None, int]:
-    """Return the limit that a call would exceed, or None, and the number of its holder.
+    """Return the limit that a call would exceed (None: no limit), and the number of its holder.
 
     Args:
         places: the usage of each holder.

@@ -193,8 +193,8 @@ class Quota:
 def ask_for(demand: Demand, reserve: int, requests: int = 1) -> Ask:
     """Return the amounts to reserve for a call.
 
-    A loose call reserves its output, or the tokens that are left up to `reserve` if that is more.
-    In the words of Ask, its output is all but one token a part of the input.
+    A loose call reserves its output or, if that is more, the tokens that are left, up to `reserve`.
+    Ask expresses this by counting all but one token of the output as input.
     """
     output = demand.output
     if not demand.loose or output is None or output >= reserve:
@@ -211,13 +211,13 @@ def counters_in(client: RedisClient | None) -> RedisCounters | None:
 
 
 def holders_of(key: Key, group: KeyGroup) -> tuple[Holder, ...]:
-    """Return the holders of the limits that a call must fit: the key, then its group."""
+    """Return the holders whose limits a call must fit: the key, then its group."""
     found = ((key.id, key.limits, None), (f"group:{group.name}", group.limits, group.name))
     return tuple(holder for holder in found if holder[1] != NO_LIMITS)
 
 
 def tightest(holders: Iterable[Holder], counts: Iterable[Counts], unused: int) -> dict[str, str]:
-    """Return the x-ratelimit headers: of each kind of limit, the holder's that has the least left.
+    """Return the x-ratelimit headers, which show the limit of each kind that has the least left.
 
     Args:
         counts: the counts of each holder.
@@ -256,7 +256,7 @@ def refusal(admission: Admission, holder: Holder) -> RateLimited:
 
 
 def owner(group: str | None) -> str:
-    """Return the holder of a limit in words."""
+    """Return the holder of a limit in words. `group` is None for the key itself."""
     return "this key" if group is None else f"this key's group {group!r}"
 
 

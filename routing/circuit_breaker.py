@@ -6,10 +6,10 @@ cool-down it is half-open: a single call may go through as a probe. If the probe
 circuit breaker closes. If the probe fails, it opens again for twice as long. After a 429, the
 credential isn't used for that model for as long as the host asks, because many hosts limit each
 model separately. If another model gets a 429 meanwhile, the credential isn't used at all. A replica
-that can't be reached isn't called for HOST_S, for any model or key. With Redis, processes tell each
-other when a circuit breaker opens or closes, and about 429s. Whether a replica can be reached, each
-process finds out for itself: what another one reports is only suspected, because a process that is
-cut off from the network would take all replicas from all others.
+that can't be reached isn't called for HOST_S, for any model or key. With Redis, processes share
+429s, and the openings and closings of circuit breakers. Each process checks for itself whether a
+replica can be reached. A report of another process only triggers a check, because a process that
+is cut off from the network would otherwise disable all replicas for all others.
 
 - Only `exchange` does I/O, so no call waits for Redis.
 - Only a provider's failures count, never its refusals.
@@ -141,7 +141,7 @@ class CircuitBreakers:
         """The events to send: for each target the last one of its circuit breaker (False), and the
         last one of its rate limit (True)."""
         self._suspected: set[TargetKey] = set()
-        """The replicas that other processes can't reach."""
+        """The replicas that other processes have reported since the last check."""
         self._closed_at: dict[TargetKey, float] = {}
         """The times at which circuit breakers closed. They are kept for as long as an older event
         that opens the circuit breaker may still arrive."""

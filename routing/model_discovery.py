@@ -68,12 +68,12 @@ class AddressList:
         """The number of failures since the last list."""
         self.asking = False
         self.reached: bool | None = None
-        """Whether a connection could be made when the address was last asked. None: never asked."""
+        """True if the last request could connect; None: there was no request yet."""
         self.reached_at = 0.0
 
     @property
     def target(self) -> Target:
-        """The target to ask: with the last key that worked, or after a failure with the next."""
+        """The target of the next request. Its key is the last that worked, or the next one."""
         return self._targets[self._turn % len(self._targets)]
 
     @property
@@ -81,7 +81,7 @@ class AddressList:
         return len(self._targets)
 
     def turn(self) -> None:
-        """Go on to the next key."""
+        """Switch to the next key."""
         self._turn += 1
 
     def is_due(self, now: float) -> bool:
@@ -110,7 +110,7 @@ class AddressList:
             now: the time.
             interval: the seconds between lists.
             retry_after: the seconds that the host asked to wait.
-            reached: whether a connection could be made; None if that isn't known.
+            reached: True if a connection could be made; None if that isn't known.
         """
         if reached is not None:
             self.reached, self.reached_at = reached, now
@@ -160,11 +160,11 @@ class ModelDiscovery:
         return Listing(models, instances, all(one.complete for one in found))
 
     def reached(self, provider: str) -> tuple[bool, float] | None:
-        """Return whether a provider could be reached when it was last asked, and how long ago.
+        """Return whether the last request reached a provider, and how long ago that was.
 
         Returns:
-            True if any of its addresses could be reached, and the age of that in seconds; None if
-            none has been asked.
+            True if any of its addresses could be reached, and the seconds since then; None if there
+            was no request yet.
         """
         asked = [state for state in self._states(provider) if state.reached is not None]
         if not asked:

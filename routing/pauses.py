@@ -1,4 +1,4 @@
-"""What is paused: circuit breakers that aren't closed, and waits after 429s."""
+"""Pauses of targets: circuit breakers that aren't closed, and waits after 429s."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pauses(
     circuits: Mapping[TargetKey, float],
     limited: Iterable[tuple[TargetKey, Mapping[str, float]]],
 ) -> Iterator[Pause]:
-    """Yield what is paused at a moment.
+    """Yield the pauses at a moment.
 
     Args:
         circuits: the end of each circuit breaker's cool-down; 0 if it is closed.

@@ -1,4 +1,4 @@
-// The admin page: keys, groups, everybody's usage, the active calls and the providers' health.
+// The admin page: keys, groups, the usage and active calls of all keys, and the providers' health.
 
 import { $, get, make, whole } from "./common.js";
 import { beginKeys, budgetCell, offerGroups, showKeys } from "./admin_keys.js";
@@ -12,7 +12,7 @@ import { attempts, cell } from "./tables.js";
 const GONE = "The server doesn’t accept your key any more: it was rotated, disabled or deleted. Sign out, and sign in with another one.";
 const inBox = attempts($("error"));
 
-/** Run an action and show its problem. A key that isn't accepted any more gets a sentence. */
+/** Run an action and show its problem. Explain a key that is no longer accepted. */
 const attempt = (name, action) =>
   inBox(name, async () => {
     try {

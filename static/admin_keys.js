@@ -1,8 +1,8 @@
 // The keys on the admin page: the list, and the dialogs that create, change, rotate and delete.
 //
-// - A secret is shown once, in a dialog, and is gone from the page when that is closed.
+// - A secret is shown once, in a dialog, and removed from the page when the dialog is closed.
 // - A change is sent with the ETag of the key as the page shows it. If somebody else has changed the
-//   key since, the page says what, and the user decides.
+//   key since, the page shows the differences, and the user decides.
 
 import { $, call, copyText, get, make, money, whole } from "./common.js";
 import { busy, handOver, openDialog, showWrong } from "./dialogs.js";
@@ -12,7 +12,7 @@ import { bar, cell, clock, emptyRow } from "./tables.js";
 const TYPING_MS = 250;
 const PAGE = 100;
 const MARKS = { active: "completed", disabled: "stopped", expired: "bad" };
-const PLACES = { Disable: "Switch", Enable: "Switch" }; // buttons that take each other's place
+const PLACES = { Disable: "Switch", Enable: "Switch" }; // buttons that replace each other
 const NEW = {
   ...{ name: "", budget_usd: "", budget_period: "month", group: "", tier: "unlimited", expires: "" },
   ...{ requests_per_minute: "", tokens_per_hour: "", max_streams: "", models: "", admin: false },
@@ -24,7 +24,7 @@ let onChange;
 let keys = new Map();
 let cursor = null;
 let asking = 0;
-let groups = null; // the names of the groups; null: not known
+let groups = null; // the names of the groups; null: unknown
 let own = ""; // the id of the key that the user is signed in with
 let base = null; // the key in the dialog, as the page knows it
 
@@ -37,7 +37,7 @@ function query() {
   return found;
 }
 
-/** Show the keys that fit the filter; with a cursor, the next page of them. */
+/** Show the keys that match the filter; with a cursor, their next page. */
 export async function showKeys(next = null) {
   const mine = ++asking;
   const asked = query();
@@ -113,7 +113,7 @@ function doings(key) {
   return found;
 }
 
-/** Return the button that a dialog of a key goes back to. */
+/** Return a function that returns the button to focus after a key's dialog. */
 const buttonOf = (id, text) => () =>
   document.querySelector(`[data-key="${CSS.escape(id)}"][data-does="${text}"]`) ??
   document.querySelector(`[data-key="${CSS.escape(id)}"]`) ??
@@ -128,7 +128,7 @@ async function send(method, where, { key = null, body = null } = {}) {
   return (await call(where, { method, headers, ...(body && { body: JSON.stringify(body) }) })).json();
 }
 
-/** Say what has changed on the server, and in the list. */
+/** Update the page after a change, and announce the change. */
 async function done(text) {
   const shown = keys.size;
   await Promise.all([showKeys(), onChange()]);
@@ -137,8 +137,8 @@ async function done(text) {
 }
 
 /**
- * Run a change of the key `base`. If somebody else has changed the key, show that, with two
- * buttons: `again` goes on with the key as it is now, `drop` is about the user's own changes.
+ * Run a change of the key `base`. If somebody else has changed the key, show the differences and two
+ * buttons: `again` repeats the change on the new state, `drop` discards the user's changes.
  */
 async function guarded(action, box, { mine = {}, again, drop = null }) {
   box.hidden = true;
@@ -268,12 +268,12 @@ async function copySecret() {
   $("secret-done").focus();
 }
 
-/** Escape doesn't lose a key that wasn't copied, unless it is pressed twice. */
+/** Keep the dialog open at the first Escape if the key wasn't copied. */
 function keepSecret(event) {
   if ($("secret-dialog").dataset.copied) return;
   event.preventDefault();
   $("secret-dialog").dataset.copied = "asked";
-  $("secret-status").textContent = "You haven’t copied the key. Escape again closes this without it.";
+  $("secret-status").textContent = "You haven’t copied the key. Press Escape again to close this dialog anyway.";
 }
 
 function wipeSecret() {
@@ -350,7 +350,7 @@ const enable = (key) =>
 
 const remove = (key) =>
   ask(key, {
-    ...{ verb: "Delete", past: "Deleted", text: "Its next calls are refused with a 401, and it can’t be brought back. What it has used stays in the reports. To stop it for a while, disable it instead." },
+    ...{ verb: "Delete", past: "Deleted", text: "Its next calls are refused with a 401, and it can’t be restored. Its usage stays in the reports. To stop it for a while, disable it instead." },
     act: (now) => send("DELETE", path(now), { key: now }),
   });
 

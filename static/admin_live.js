@@ -1,11 +1,11 @@
-// What the admin page keeps current: the active calls of all keys, and the providers' health.
+// The live sections of the admin page: the active calls of all keys, and the providers' health.
 
 import { $, call, duration, get, make, whole } from "./common.js";
 import { healthOf, pausesOf, percent, stateText } from "./admin_words.js";
 import { cell, clock, soFar } from "./tables.js";
 
 const EVERY_MS = 2000;
-const PROVIDERS_EACH = 5; // the providers are asked for at each 5th turn
+const PROVIDERS_EACH = 5; // the providers are fetched at every 5th poll
 const TOYS = "local";
 
 let attempt;
@@ -34,7 +34,7 @@ async function showActive() {
 }
 
 function missingText({ missing }) {
-  if (missing === null) return "of this process: Redis is unavailable";
+  if (missing === null) return "only of this process: Redis is unavailable";
   return missing ? `without ${whole(missing)} processes that don’t answer` : "";
 }
 
@@ -57,7 +57,7 @@ function activeRow(stream) {
 async function stop(stream, button) {
   button.disabled = true;
   const path = `/api/v1/streams/${encodeURIComponent(stream.key_id)}/${encodeURIComponent(stream.stream_id)}/stop`;
-  // A call that has ended meanwhile is not found, which is what was wanted.
+  // A 404 means that the call has already ended, so the stop has nothing to do.
   const ended = (problem) => problem.status === 404 || Promise.reject(problem);
   const done = await attempt("stop", () => call(path, { method: "POST" }).then(() => true, ended));
   if (done) {
@@ -75,7 +75,7 @@ export async function showProviders() {
   if (!found) return;
   const enabled = found.data.filter((provider) => provider.enabled);
   const down = enabled.filter((provider) => healthOf(provider).down).map((provider) => provider.name);
-  $("sum-providers").textContent = down.length ? `${down.length} down` : "fine";
+  $("sum-providers").textContent = down.length ? `${down.length} down` : "OK";
   $("sum-providers").classList.toggle("bad", down.length > 0);
   $("sum-providers-hint").textContent = down.join(", ");
   $("providers-hint").textContent = [`Calls of the last ${Math.round(found.window_s / 60)} minutes. Updates every 10 seconds.`, missingText(found.processes)].filter(Boolean).join(" Calls are ");
@@ -94,7 +94,7 @@ function rank(provider) {
   return down ? 0 : provider.calls ? 1 : mark === "stopped" ? 3 : 2;
 }
 
-/** Return a cell that names itself on narrow screens, where there is no head; none if it is "–". */
+/** Return a cell with a label for narrow screens, which have no table head and hide "–". */
 function labelled(label, text, kind) {
   const found = cell(text, text === "–" ? `${kind} unknown` : kind);
   found.dataset.label = label;
@@ -125,7 +125,7 @@ function providerRow(provider) {
 
 // The polls
 
-/** Ask for what is current now, and again every EVERY_MS while the page is visible. */
+/** Update the sections now, and then every EVERY_MS while the page is visible. */
 export async function poll() {
   clearTimeout(polling);
   if (document.hidden) return;

@@ -1,5 +1,5 @@
-// The usage of all keys on the admin page: the chart by day, a table by one kind of group, and the
-// refused calls.
+// The usage of all keys on the admin page: a chart by day, a table by key, group, model and so on, and
+// the refused calls.
 
 import { $, get, make, Problem, whole } from "./common.js";
 import { refusalText } from "./admin_words.js";
@@ -28,7 +28,7 @@ function query(by) {
   return found;
 }
 
-/** Return false, with the reason at the field, if a key was typed: it must not get into a URL. */
+/** Return false, and show why, if a secret was typed: it must not get into a URL. */
 function allowed() {
   const secret = isSecret($("only").value);
   const wrong = secret ? { only: SECRET } : {};

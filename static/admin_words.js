@@ -4,7 +4,7 @@
 
 import { whole } from "./common.js";
 
-const FAILING = 0.5; // the share of failed calls from which a provider counts as failing
+const FAILING = 0.5; // a provider whose share of failed calls is at least this counts as failing
 const STATES = { queued: "queued", waiting: "waits for its first text", answering: "answers" };
 const REASONS = {
   "insufficient_credits:budget": "402: the budget is used up",
@@ -23,14 +23,14 @@ const REASONS = {
 
 export const stateText = (state) => STATES[state] ?? state;
 
-/** Return a refusal in words. A reason without words is shown as it is. */
+/** Return a refusal in words. A reason that isn't in REASONS is returned unchanged. */
 export const refusalText = (reason) => REASONS[reason] ?? reason;
 
 /**
  * Return a provider's state: its text, its mark (a class of style.css), and whether it is down.
  *
- * - A host that was never reached and that nobody has called, such as a local engine that doesn't
- *   run, isn't down.
+ * - A host that was never reached and never called isn't down: it may be a local engine that doesn't
+ *   run.
  */
 export function healthOf({ reachable, models, calls, failures, error_rate: rate, breaker }) {
   const down = (text) => ({ text, mark: "bad", down: true });
@@ -45,10 +45,10 @@ export function healthOf({ reachable, models, calls, failures, error_rate: rate,
   return { text: "works", mark: "completed", down: false };
 }
 
-/** Return what is paused of a provider, a line for each. */
+/** Return the pauses of a provider, a line for each. */
 export function pausesOf({ breaker: { paused, paused_total: total } }) {
   const lines = paused.slice(0, 3).map(({ model, key_number: number, replica, seconds }) => {
-    const what = [model, number && `key ${number}`, replica].filter(Boolean).join(", ") || "all of it";
+    const what = [model, number && `key ${number}`, replica].filter(Boolean).join(", ") || "all models";
     return `${what}: for ${Math.ceil(seconds)} s`;
   });
   return total > lines.length ? [...lines, `and ${whole(total - lines.length)} more`] : lines;

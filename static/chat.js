@@ -1,4 +1,4 @@
-// The playground's chat: what a chat's answers hold, and the panel that shows them as they arrive.
+// The playground's chat: the parts of an answer, and the panel that shows them as they arrive.
 //
 // - A turn is {message, reasoning, served, how, bad, stream}. The message is sent back with the next
 //   request as it came; the rest is only shown, and `stream` is the id of its call.
@@ -15,8 +15,8 @@ export function reasoningOf({ reasoning_content: long, reasoning, content }) {
 }
 
 /**
- * Return tool calls with more of their pieces. A piece with the index of an earlier one goes on with
- * it, unless its id is another: some hosts send whole calls that all have the index 0.
+ * Return tool calls with further pieces. A piece continues the call with its index, unless their ids
+ * differ: some hosts send whole calls that all have the index 0.
  */
 export function joinCalls(calls, pieces) {
   const found = [...calls];
@@ -40,7 +40,7 @@ function argumentsOf({ function: { arguments: found = "" } = {} }) {
   return typeof found === "string" ? found : JSON.stringify(found);
 }
 
-/** Return the tool calls of the latest answer that no later message answers. */
+/** Return the tool calls of the latest answer that have no result yet. */
 export function openCalls(turns) {
   const at = turns.findLastIndex(({ message }) => message.tool_calls?.length);
   if (at < 0 || turns.slice(at + 1).some(({ message }) => message.role !== "tool")) return [];
@@ -164,7 +164,7 @@ export class ChatPanel extends Panel {
     this.put(answer.length && !answer.kept ? answer.turn : null);
   }
 
-  /** Move what has arrived into the conversation. If nothing has, the answer that it was to replace stays. */
+  /** Move the answer into the conversation. If nothing has arrived, restore the answer that it replaces. */
   put(turn) {
     const found = turn ?? this.conversation.dropped;
     this.conversation.dropped = null;
@@ -173,7 +173,7 @@ export class ChatPanel extends Panel {
     else this.conversation.renumber();
   }
 
-  /** Show how the answer of the history ended. Its conversation has been brought back. */
+  /** Show how an answer of the history ended. Its conversation has already been restored. */
   bringBack(entry) {
     super.bringBack({ ...entry, text: entry.turn?.message.content ?? "" });
     this.put(entry.turn);

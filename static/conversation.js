@@ -2,7 +2,7 @@
 // field for the next one.
 //
 // - Text from users and models becomes text nodes or the nodes of markdown.js, never HTML.
-// - The tab remembers it. Signing out forgets it.
+// - The tab's session storage keeps the conversation until the user signs out.
 
 import { callElements, openCalls } from "./chat.js";
 import { $, make, remember, remembered } from "./common.js";
@@ -13,7 +13,7 @@ const STORED = "sluice.chat";
 const ORDINARY = new Set(["Finished", "Finished with tool calls"]); // ends that need no mention
 const NAMES = { user: "User", assistant: "Assistant", system: "System", tool: "Tool result" };
 
-/** Return the messages to send: the system prompt if there is one, the turns, and a draft if there is one. */
+/** Return the messages to send: the system prompt, the turns and the draft, as far as they exist. */
 export function messagesOf(system, turns, draft = null) {
   const found = turns.map(({ message }) => message);
   if (system.trim()) found.unshift({ role: "system", content: system });
@@ -29,8 +29,8 @@ export function apart(messages) {
 
 export class Conversation {
   turns = [];
-  editing = null; // what saves the message that is edited
-  dropped = null; // the answer that a new one is to replace
+  editing = null; // saves the message that is being edited
+  dropped = null; // the answer that the next one replaces
 
   /**
    * @param changed is called after each change of the messages
@@ -55,7 +55,7 @@ export class Conversation {
     return messagesOf($("system").value, this.turns, withDraft ? this.draft : null);
   }
 
-  /** Return true if the messages can be answered without a further one. */
+  /** Return true if the last message can be answered. */
   get answerable() {
     const last = this.turns.at(-1)?.message;
     return Boolean(last) && last.role !== "assistant";
@@ -77,7 +77,7 @@ export class Conversation {
     return $("message").focus();
   }
 
-  /** Make everything part of the conversation that is on the screen: what is edited, and the draft. */
+  /** Save the message that is being edited, and move the draft into the conversation. */
   settle() {
     this.editing?.save();
     const message = this.draft;
@@ -123,7 +123,7 @@ export class Conversation {
     this.settled();
   }
 
-  /** Take the last answer away, because another one is coming. */
+  /** Remove the last answer, which a new one will replace. */
   dropAnswer() {
     this.editing?.save();
     this.dropped = this.turns.pop();

@@ -1,8 +1,8 @@
-// Dialogs: Escape and "Cancel" close them, and the focus goes back to where it came from.
+// Dialogs: Escape and "Cancel" close them, and the focus returns to where it was.
 
 import { showProblem } from "./common.js";
 
-/** Open a dialog. When it closes, origin() is focused: a function, because tables are drawn again. */
+/** Open a dialog. When it closes, focus what origin() returns then: tables may have been redrawn. */
 export function openDialog(dialog, origin, first = null) {
   dialog.returnValue = "";
   dialog.addEventListener("close", () => dialog.returnValue || origin()?.focus(), { once: true });
@@ -10,7 +10,7 @@ export function openDialog(dialog, origin, first = null) {
   (first ?? dialog.querySelector("input, select, button"))?.focus();
 }
 
-/** Close a dialog that another one follows: the focus stays with that one. */
+/** Close a dialog that another one follows, without moving the focus. */
 export const handOver = (dialog) => dialog.close("next");
 
 /** Have the buttons with data-close close their dialog. */

@@ -1,4 +1,4 @@
-// The terms of a key: between the form's texts and the API's values, and in words.
+// The terms of a key: conversion between the form's texts and the API's values, and into words.
 //
 // Nothing here touches the page.
 
@@ -32,7 +32,7 @@ function numberOf(text) {
 
 const listOf = (text) => text.split(/[\s,]+/).filter(Boolean);
 
-/** Return the API's values of the form's texts, and what is wrong with some of them, by field. */
+/** Return the API's values of the form's texts, and the problems by field. */
 export function termsOf(values) {
   const terms = { ...values };
   const wrong = {};
@@ -54,7 +54,7 @@ export function termsOf(values) {
 
 /** Return the form's texts for a key. */
 export function textsOf(key) {
-  const period = key.budget_usd === null ? "month" : key.budget_period; // what most will want
+  const period = key.budget_usd === null ? "month" : key.budget_period; // the usual choice
   const found = { name: key.name, budget_period: period, group: key.group ?? "", tier: key.tier, admin: key.admin };
   for (const name of NUMBERS) found[name] = key[name] === null ? "" : String(key[name]);
   found.expires = key.expires ?? "";
@@ -77,7 +77,7 @@ function shown(name, value) {
   return typeof value === "number" ? whole(value) : String(value);
 }
 
-/** Return what differs between two states of a key: a line in words for each field. */
+/** Return the differences between two states of a key, a line for each field. */
 export function differences(before, after, mine = {}) {
   return Object.entries(LABELS)
     .filter(([name]) => !same(before[name], after[name]))
@@ -99,7 +99,7 @@ export function limitsText(holder) {
 /** Return the models that a key or a group may use in words; "" for all. */
 export const modelsText = ({ models }) => (models.length === 1 && models[0] === "*" ? "" : models.join(", "));
 
-/** Return what was spent of a budget, what is left, and the share that is used (null: no budget). */
+/** Return the spent and the remaining part of a budget in words, and the used share (null: none). */
 export function budgetText({ budget_usd: budget, budget_period: period, used }) {
   if (budget === null) return { text: used ? `${money(used.spent_usd)} spent` : "unknown", hint: "no budget", share: null };
   const all = `${money(budget)} ${PERIODS[period]}`;
@@ -114,7 +114,7 @@ export function fieldOf({ code, message }) {
   return /^(\w+)(?::| is missing)/.exec(message)?.[1] ?? "";
 }
 
-/** Return an error's message for the field at which it is shown: without its name, without null. */
+/** Return an error's message for the field at which it is shown, without the field's name and null. */
 export const atField = (message) =>
   message.replace(/^\w+: /, "").replace(/, or null for (\w+)/, "; empty: $1").replace(/^./, (first) => first.toUpperCase());
 

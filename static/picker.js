@@ -71,14 +71,14 @@ export class Picker {
       }).filter((group) => group.children.length > 1),
     );
     this.list.hidden = !count;
-    this.hint.textContent = this.told(count);
+    this.hint.textContent = this.hintFor(count);
     this.hint.hidden = !this.hint.textContent;
     this.popup.hidden = false;
     this.input.setAttribute("aria-expanded", "true");
     this.activate(null);
   }
 
-  told(count) {
+  hintFor(count) {
     if (!count) return "No model of the list has this name. It is sent as you type it: provider/model.";
     return count > MOST_SHOWN ? `${count - MOST_SHOWN} more. Type a part of the name.` : "";
   }

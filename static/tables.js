@@ -6,7 +6,7 @@ const SAVED_MS = 5000; // how long a browser may take to read a file that it sav
 
 export const cell = (text, kind) => make("td", { class: kind }, text);
 
-/** Return the row of an empty table, with what to do next. */
+/** Return the row of an empty table, with a text that says what to do next. */
 export const emptyRow = (columns, text) =>
   make("tr", {}, make("td", { colspan: columns, class: "faint" }, text));
 

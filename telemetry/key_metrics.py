@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MOST_KEYS: Final = 200
 OTHER: Final = "other"
 LASTS_S: Final = 1.0
-"""The seconds for which the labels of keys are kept. A change of a key is seen after that."""
+"""The seconds after which the labels are read again, so that changes of keys take effect."""
 NANO: Final = 1_000_000_000
 KEY_REQUESTS = ("key_requests", "Calls that have ended.", "key", "group", "status")
 KEY_TOKENS = ("key_tokens", "Tokens of the calls that have ended.", "key", "group", "direction")
@@ -32,7 +32,7 @@ class KeyLabels(NamedTuple):
     key: str
     """The key's name, or its id if the key was deleted."""
     group: str
-    """The group's name; empty if the key is in none."""
+    """The group's name; empty if the key has no group."""
 
 
 class CurrentLabels:
@@ -55,7 +55,7 @@ class CurrentLabels:
 
 
 class KeyMetrics:
-    """What each key has used, and what it was refused."""
+    """Metrics of the usage and the refused calls of each key."""
 
     def __init__(
         self, labelled: Callable[..., Labelled], labels_of: Callable[[str], KeyLabels]
@@ -63,8 +63,8 @@ class KeyMetrics:
         """Make the metrics.
 
         Args:
-            labelled: makes a counter from its name, its meaning and the names of its labels.
-            labels_of: returns the labels of a key by its id.
+            labelled: a function that makes a counter from its name, its meaning and its labels.
+            labels_of: a function that returns the labels of the key with an id.
         """
         self._requests = labelled(*KEY_REQUESTS)
         self._tokens = labelled(*KEY_TOKENS)

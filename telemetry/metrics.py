@@ -64,7 +64,7 @@ TIMES = {
         (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
     ),
     "overhead": (
-        "Seconds of a call in which no attempt was under way: admission, queue, waits to retry.",
+        "Seconds of a call in which no attempt was active: admission, queue, waits to retry.",
         (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
     ),
     "stop": (
@@ -152,14 +152,14 @@ class Metrics(Collector):
         self._models: set[tuple[str, str]] = set()
         self._room = MOST_MODELS
         self._lock = threading.Lock()
-        self._failures = self._told_failures = 0
+        self._failures = self._counted_failures = 0
         self._gauges: list[tuple[Gauge, Callable[[], int]]] = []
         self._requests = self._labelled(*REQUESTS)
         self._attempts = self._labelled(*ATTEMPTS)
         self._upstream_errors = self._labelled(*UPSTREAM_ERRORS)
         self._retries = self._counter("retries", "Attempts after a call's first one.")
         self._times = {name: self._histogram(name) for name in TIMES}
-        self._gauge("streams_active", "Calls under way.", streams_active, "livesum")
+        self._gauge("streams_active", "Active calls.", streams_active, "livesum")
         ended = self._counter("streams_ended", "Calls that have ended.", "reason")
         self._ended = {reason: ended.labels(reason) for reason in REASONS}
         tokens = self._counter("tokens", "Tokens of the calls that have ended.", "direction")
@@ -290,8 +290,8 @@ class Metrics(Collector):
             self._replicas.refresh()
         with self._lock:
             failures = self._failures
-            self._failed.inc(failures - self._told_failures)
-            self._told_failures = failures
+            self._failed.inc(failures - self._counted_failures)
+            self._counted_failures = failures
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return the metrics in the format that an Accept header requests, and its content type."""

@@ -1,9 +1,10 @@
-"""The health of each provider in this process: its attempts, failures and latencies of late.
+"""The health of each provider in this process: its recent attempts, failures and latencies.
 
-- An attempt costs an append to a queue, which is counted when it is long, or when somebody asks.
+- An attempt costs an append to a queue. The queue is counted when it is long, or when the counts
+  are read.
 - Latencies are counted in buckets, so the memory is bounded, and the counts of several processes
   can be added up.
-- Nothing here holds a key, or a text of a prompt, a completion or an error.
+- The counts hold no key, and no text of a prompt, a completion or an error.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SLOT_S: Final = 10.0
 """The seconds whose counts are kept together. The window moves by this step."""
 SLOTS: Final = round(WINDOW_S / SLOT_S)
 MOST_NEW: Final = 500
-"""The number of attempts from which on they are counted at once."""
+"""The length of the queue at which it is counted at once."""
 LEAST_S, GROWTH = 0.001, 1.1
 BOUNDS: Final = tuple(LEAST_S * GROWTH**number for number in range(140))
 """The upper bounds of the buckets of latencies, in seconds, from 1 ms to 9 minutes. Each is a tenth
@@ -76,13 +77,13 @@ class ProviderCounts(msgspec.Struct):
     errors: dict[str, ErrorSeen] = {}
     """The errors by their codes, also those from before the window."""
     answered_at: float | None = None
-    """The Unix time at which the provider last answered, with whatever answer."""
+    """The Unix time at which the provider last answered, even if with an error."""
     unreached_at: float | None = None
     """The Unix time at which it last couldn't be reached."""
 
 
 class Slot:
-    """The counts of a provider in some seconds."""
+    """The counts of a provider in SLOT_S seconds."""
 
     def __init__(self) -> None:
         self.attempts = self.failures = 0
@@ -92,7 +93,7 @@ class Slot:
 
 
 class Record:
-    """What is known of a provider."""
+    """The slots of a provider, and its latest errors and answers."""
 
     def __init__(self) -> None:
         self.slots: dict[int, Slot] = {}
@@ -176,7 +177,7 @@ class ProviderHealth:
 
 
 def answered(ended: EndedAttempt) -> bool:
-    """Return True if the provider answered, if only with an error."""
+    """Return True if the provider answered, even if with an error."""
     error = ended.error
     if error is None:
         return ended.first_event is not None or ended.duration is not None

@@ -43,12 +43,12 @@ STREAM: Final = (
 MEANINGS: Final = {
     "stream_id": "The stream's id.",
     "request_id": "The request's id.",
-    "status": "What has become of the call. interrupted: the server shut down.",
+    "status": "The state of the call. interrupted: the server shut down.",
     "provider": "The provider that serves the call.",
     "model": "The provider's name for the model.",
-    "created_at": "When the call began.",
+    "created_at": "When the call started.",
     "last_event_id": "The id of the newest event; 0 if there is none.",
-    "expires_at": "Until when the stream is kept. null while it is active.",
+    "expires_at": "When the stream is dropped. null while it is active.",
     "result": "The whole answer in the face's format, or its error. Only once the call has ended.",
 }
 

@@ -1,4 +1,4 @@
-"""Examples and meanings of what operators see of all keys, for the OpenAPI document."""
+"""Examples and meanings of the fields of operators' reports, for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -94,9 +94,9 @@ CSV: Final = (
 
 PROCESSES: Final = {
     "processes": "The processes of this server that share a Redis.",
-    "processes.answered": "How many have answered, with the one that was asked.",
-    "processes.missing": "How many haven't, and are missing in the figures; null if Redis, over "
-    "which they are asked, can't be reached.",
+    "processes.answered": "The number of processes that answered, with this one.",
+    "processes.missing": "The number of processes that didn't answer, so that their figures are "
+    "missing; null if Redis can't be reached.",
 }
 REFUSAL: Final = {
     "key_id": "The id of the key.",
@@ -107,7 +107,7 @@ REFUSAL: Final = {
     "calls": "How many calls were refused.",
 }
 HEADING: Final = {
-    "group_by": "What the groups are.",
+    "group_by": "The kind of the groups.",
     "start_date": "The first day, in UTC; null if there is no limit.",
     "end_date": "The last day, in UTC; null if there is no limit.",
     "key_id": "The only key of the report; null for all keys.",
@@ -116,9 +116,9 @@ HEADING: Final = {
     "next_cursor": "The cursor of the next page; null on the last one.",
 }
 PERCENTILE_MEANINGS: Final = {
-    "p50": "Half of the attempts took at most that long.",
-    "p90": "Nine of ten did.",
-    "p99": "99 of 100 did.",
+    "p50": "50% of the attempts took at most that long.",
+    "p90": "90% of the attempts took at most that long.",
+    "p99": "99% of the attempts took at most that long.",
 }
 
 
@@ -126,10 +126,10 @@ PROVIDER: Final = {
     "name": "The provider's name.",
     "enabled": "true if it can be called without a caller's own provider key.",
     "needs": "The environment variables that it lacks.",
-    "reachable": "Whether it could be reached the last time; null if that was never tried.",
-    "reachable_at": "When that was.",
-    "models": "How many models its host lists, as the asked process knows; null if unknown.",
-    "breaker": "Whether calls to it are paused, as the asked process knows.",
+    "reachable": "true if the latest attempt reached it; null if there was no attempt.",
+    "reachable_at": "When that attempt was made.",
+    "models": "How many models its host lists, as far as this process knows; null if unknown.",
+    "breaker": "The pauses of calls to it, as far as this process knows.",
     "breaker.state": "The worst state of its models. limited: after a 429.",
     "breaker.paused": "The models that are paused, the worst first.",
     "breaker.paused.model": "The model; null for all.",
@@ -137,9 +137,9 @@ PROVIDER: Final = {
     "breaker.paused.replica": "The replica, if the provider has any.",
     "breaker.paused.state": "open: not called. half_open: one call may try it. limited: a 429.",
     "breaker.paused.seconds": "How long the pause still lasts.",
-    "breaker.paused_total": "How many are paused, also those that aren't listed.",
-    "calls": "The attempts at it, of all processes.",
-    "failures": "Those that failed through its own fault.",
+    "breaker.paused_total": "The number of pauses, including those that aren't listed.",
+    "calls": "The attempts of all processes.",
+    "failures": "The attempts that failed through the provider's fault.",
     "error_rate": "Failures per call; null if there were no calls.",
     "latency_ms": "The time of the attempts that were completed, in milliseconds.",
     **below("latency_ms", PERCENTILE_MEANINGS),
@@ -178,8 +178,8 @@ def meanings() -> dict[str, dict[str, str]]:
             "total": "The sums of all groups together, also those on other pages.",
             "refused": "The calls that were refused, which aren't among the requests. null in a "
             "report about a group of keys.",
-            "refused.calls": "Their number.",
-            "refused.data": f"By key and reason, at most {all_usage.MOST_REFUSALS}.",
+            "refused.calls": "The number of refused calls.",
+            "refused.data": f"The counts by key and reason, at most {all_usage.MOST_REFUSALS}.",
             **below("refused.data", REFUSAL),
         },
         "AllRefusals": {
@@ -187,7 +187,7 @@ def meanings() -> dict[str, dict[str, str]]:
             "data": "The refused calls by key and reason.",
             **below("data", REFUSAL),
             "total": "All refused calls together.",
-            "total.calls": "Their number.",
+            "total.calls": "The number of refused calls.",
         },
         "AllStreams": STREAM,
         "ProvidersHealth": {

@@ -1,4 +1,4 @@
-"""What operators see of all keys in the OpenAPI document: usage, active calls, providers."""
+"""The endpoints for operators in the OpenAPI document: usage, active calls and providers."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def streams() -> dict[str, Part]:
     )
     stop["parameters"] = [
         in_path("key_id", "key_Yw1TJ8jYyZ0c", "The id of the caller's key."),
-        in_path("stream_id", "my-stream", "The call's stream id, else its request id."),
+        in_path("stream_id", "my-stream", "The call's stream id or its request id."),
     ]
     return {
         "/api/v1/streams": {"get": listing},

@@ -154,7 +154,7 @@ def completions() -> dict[str, Schema]:
     choice = {"text": TEXT, "index": COUNT, "finish_reason": reason, "logprobs": logprobs}
     cancelled = {"native_finish_reason": enum("cancelled")}
     openai_choice = closed(choice | {"finish_reason": openai_reason}, cancelled) | ADDED
-    told = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), COUNT)
+    counts = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), COUNT)
     details = {
         "prompt_tokens_details": closed({"cached_tokens": COUNT, "cache_write_tokens": COUNT}),
         "completion_tokens_details": closed({"reasoning_tokens": COUNT}),
@@ -176,7 +176,7 @@ def completions() -> dict[str, Schema]:
             {"id": TEXT, "object": {"const": "text_completion"}, "created": COUNT, "model": TEXT}
             | {
                 "choices": items(openai_choice),
-                "usage": closed(told | {"cost": nullable(NUMBER)}, details),
+                "usage": closed(counts | {"cost": nullable(NUMBER)}, details),
             },
             {"byok_api_key": YES},
         )

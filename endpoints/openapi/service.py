@@ -44,9 +44,7 @@ def paths() -> dict[str, Part]:
         ),
         "/": open_get("index", "The server's name and version, or the playground", service),
         "/usage": open_get("usagePage", "The usage page", page),
-        "/admin": open_get(
-            "adminPage", "The page for an operator: keys, usage, streams, providers", page
-        ),
+        "/admin": open_get("adminPage", "The page for admin keys", page),
         "/openapi.json": open_get(
             *("openapi", "This document"),
             ok({"type": "object"}, {"openapi": "3.1.0"}),

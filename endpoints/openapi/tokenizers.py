@@ -125,7 +125,7 @@ def info() -> Part:
     return operation(
         *("tokenizerInfo", "Tokenizers", "The configuration of a tokenizer", answers),
         parameters=[
-            {"name": name, "in": "query", "description": told, "schema": text}
-            for name, told in (("model", MODEL), ("provider", "The model's provider."))
+            {"name": name, "in": "query", "description": meaning, "schema": text}
+            for name, meaning in (("model", MODEL), ("provider", "The model's provider."))
         ],
     )

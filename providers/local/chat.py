@@ -45,7 +45,7 @@ class LocalChat(LocalCall):
     """A LocalCall whose text is passed on as the chunks of a chat."""
 
     def __init__(self, request: CompletionRequest, target: Target) -> None:
-        """Make a call. Raises InvalidRequest."""
+        """Make the call. Raises InvalidRequest."""
         super().__init__(as_completion(request), target)
         self._shape = {
             "id": f"chatcmpl-{secrets.token_hex(16)}",
@@ -100,8 +100,8 @@ def value_of(name: str, data: msgspec.Raw, kind: Any) -> Any:
 
 def last_text(messages: Any) -> str:
     """Return the text of the last message of the user, or "" if there is none."""
-    said = [one.get("content") for one in objects(messages) if one.get("role") == "user"]
-    content = said[-1] if said else ""
+    contents = [one.get("content") for one in objects(messages) if one.get("role") == "user"]
+    content = contents[-1] if contents else ""
     if isinstance(content, str):
         return content
     texts = (part.get("text") for part in objects(content))

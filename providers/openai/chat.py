@@ -1,10 +1,10 @@
-"""The chat dialect: a caller's chat is sent to the host as it came, and the answer is passed on.
+"""The chat dialect: a caller's chat is sent to the host unchanged, and the answer is passed on.
 
 The public functions implement `base.Dialect`, which documents them.
 
 - The functions are pure.
-- A chat is never translated. Only the model is replaced, usage is requested, and a field that the
-  row has another name for is renamed. All other fields keep their bytes and their order.
+- A chat is never translated. The model is replaced, usage is requested, and fields for which the
+  row has other names are renamed. All other fields keep their bytes and their order.
 - A long body is sent in slices, which aren't copied.
 
 Source: OpenAI API reference, "Chat" (read 2026-11).
@@ -37,7 +37,7 @@ OUTPUT_LIMITS: Final = ("max_tokens", "max_completion_tokens")
 
 
 def unsupported(target: Target) -> frozenset[str]:  # noqa: ARG001 - part of the protocol
-    """Return none: the host decides about the fields of a chat."""
+    """Return no parameters: the host decides about the fields of a chat."""
     return frozenset()
 
 
@@ -70,8 +70,7 @@ def body(request: CompletionRequest, target: Target) -> dict[str, Any]:
 
 
 def stream_options(chat: Chat, target: Target) -> dict[str, Any]:
-    """Return the options of a stream: the row's, and the caller's others; {} if the host takes
-    none."""
+    """Return the row's options of a stream and the caller's others; {} if the host takes none."""
     own = target.provider.stream_options
     return {**chat.stream_options, **own} if own else {}
 

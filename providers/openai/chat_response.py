@@ -1,10 +1,10 @@
 """Decoding of chats from hosts that speak OpenAI's format, whose answers are passed on.
 
 - The module is pure.
-- Each chunk, or a whole body, becomes one Opaque event. Errors, finish reasons and usage are read
-  as in response.py.
-- A chunk with nothing but text is decoded once, by a strict type. Any other is decoded again in
-  full, to see what it shows.
+- Each chunk, or a whole body, becomes one Opaque event. Errors, finish reasons and usage
+  are read by response.py.
+- A chunk with only text is decoded once, by a strict type. Any other chunk is decoded a second
+  time, in full, to find out whether it shows anything.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ChatResponse(OpenAIResponse):
             super().read(data, batch)
 
     def take_plain(self, data: bytes, batch: Batch, *, ascii_only: bool) -> bool:
-        """Append the event of a chunk with only text. Return False for another chunk."""
+        """Append the event of a chunk that has only text. Return False if the chunk has more."""
         try:
             choices = decode_plain(data).choices
         except NOT_JSON:
@@ -83,7 +83,7 @@ class ChatResponse(OpenAIResponse):
         batch += [e for e in found if not isinstance(e, Started | Delta | Thought)]
 
     def opaque(self, chunk: Chunk, data: bytes, found: Batch) -> Opaque:
-        """Return a chunk's event. `found` has its events as a completion's."""
+        """Return a chunk's event. `found` has its events as those of a completion."""
         size = sum(map(size_of, found))
         shown = bool(size) or any(isinstance(event, Finished) for event in found)
         for raw in objects(decode_object(data).get("choices")) if chunk.choices else ():

@@ -310,14 +310,14 @@ TICKS: Final = 10_000_000_000
 
 def cost_of(tokens: Tokens) -> int | None:
     """Return the cost that the host reports, in nano-dollars, or None."""
-    told, ticks = tokens.cost, tokens.cost_in_usd_ticks
-    if isinstance(told, dict):
-        told = told.get("total_cost")
-    if told is None:
-        told = tokens.estimated_cost
-    if told is None and isinstance(ticks, int):
-        told = ticks / TICKS
-    found = nano_dollars(told)
+    cost, ticks = tokens.cost, tokens.cost_in_usd_ticks
+    if isinstance(cost, dict):
+        cost = cost.get("total_cost")
+    if cost is None:
+        cost = tokens.estimated_cost
+    if cost is None and isinstance(ticks, int):
+        cost = ticks / TICKS
+    found = nano_dollars(cost)
     if found is not None and tokens.is_byok is True and isinstance(tokens.cost_details, dict):
         # OpenRouter's own fee. The host behind it charges the operator's account there.
         found += nano_dollars(tokens.cost_details.get("upstream_inference_cost")) or 0

@@ -48,7 +48,7 @@ def test_a_hosts_list_replaces_the_price_lists_and_keeps_the_operators_models() 
     mini = found["gpt-4o-mini"]
     assert mini.context_window == 128_000
     assert mini.price is not None
-    assert (mini.created, mini.price_told) == (7, False)
+    assert (mini.created, mini.price_reported) == (7, False)
     assert found["mine"] == ModelFacts("mine")
     assert per_mtok(found["priced"].price.input) == 1  # type: ignore[union-attr]
 
@@ -77,12 +77,12 @@ def test_the_hosts_price_counts_only_where_no_other_is_known() -> None:
     price = found[new].price
     assert price is not None
     assert (per_mtok(price.input), per_mtok(price.output)) == (7, 9)
-    assert found[new].price_told
+    assert found[new].price_reported
     assert found[known].price != price
-    assert not found[known].price_told
+    assert not found[known].price_reported
     own = models("openai", ListedModel("priced", prices=told))["priced"]
     assert own.price is not None
-    assert (per_mtok(own.price.input), own.price_told) == (1, False)
+    assert (per_mtok(own.price.input), own.price_reported) == (1, False)
 
 
 def test_the_price_list_is_searched_before_a_list_is_shown(
