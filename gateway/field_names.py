@@ -78,6 +78,7 @@ requests of each dialect."""
 FACES: Final = frozenset(
     (
         *("provider", "fallbacks", "byok_api_key", "stream_id", "additional_params", "models"),
+        *("resumable", "background"),
         *("api_key", "base_url", "url", "headers", "timeout"),
         *("extra_headers", "extra_body", "extra_query"),
     )

@@ -269,9 +269,10 @@ def test_connections_are_reused_after_responses_streams_and_errors(
 
 
 def test_close_waits_for_the_last_chunk_and_keeps_the_connection(
-    upstream: Upstream, transport: Transport
+    upstream: Upstream, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A dialect stops at [DONE]. The last chunk of the body arrives a moment later."""
+    monkeypatch.setattr("providers.transport.exchange.LAST_BYTES_S", HANG_S)
     upstream.fake.default([*BEGUN, fp.sleep(0.01), fp.last_chunk()])
     for _ in range(2):
         with closing(to(upstream, transport)) as exchange:
