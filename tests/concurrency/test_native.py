@@ -159,7 +159,7 @@ LOOKED_AT = {
     "providers.transport.abort": {"_shut"},
     "streams.stream": {"_late", "end", "go_to"},
     "streams.registry": {"_may_begin", "later"},
-    "streams.replay_store": {"_count", "_drop_oldest", "_is_full", "_make_room", "trim"},
+    "streams.replay_store": {"_count", "_drop", "_is_full", "_make_room", "_oldest", "trim"},
 }
 """Functions of Sluice that were reviewed: they neither wait nor start a thread nor log."""
 

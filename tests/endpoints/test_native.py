@@ -540,7 +540,7 @@ def test_active_streams_are_listed_and_stopped_only_by_their_own_key(
         assert re.fullmatch(INSTANT, found.pop("started_at"))
         assert found == {
             "stream_id": "s-1", "provider": "sim", "model": "m", "input_tokens": 8,
-            "output_tokens": 2,
+            "output_tokens": 2, "resumable": False,
         }  # fmt: skip
     other = {"Authorization": f"Bearer {foreign}"}
     assert site.client.get(path, headers=other).json == []

@@ -284,6 +284,7 @@ def test_every_worker_lists_the_streams_of_all_workers(
                     "model": "m",
                     "input_tokens": 0,  # the provider hasn't reported any
                     "output_tokens": 3,
+                    "resumable": False,
                 }
         assert [stop(clients[0], stream_id).status for stream_id in begun] == [200] * len(begun)
         for client in owners.values():

@@ -353,6 +353,7 @@ def test_the_list_of_active_streams_holds_only_calls_of_the_key(
             "model": "m",
             "input_tokens": 0,  # the provider hasn't reported any
             "output_tokens": 3,
+            "resumable": False,
         }
         assert active(server, other) == []
         second.key = other

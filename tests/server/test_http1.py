@@ -297,25 +297,30 @@ LISTENER = ("127.0.0.1", 8000)
     ],
 )
 @pytest.mark.parametrize("script_name", ["", "/v1"])
-@pytest.mark.parametrize("sent", ODD_HEADS.values(), ids=ODD_HEADS)
 def test_the_wsgi_environment_equals_that_of_gunicorn(
-    make_worker: Callable[..., Worker], sent: bytes, script_name: str, listener: Any, client: Any
+    make_worker: Callable[..., Worker], script_name: str, listener: Any, client: Any
 ) -> None:
-    try:
-        request = RequestHead(settings(), IterUnreader([sent]), client)
-    except Exception:  # noqa: BLE001 - a refused request has no environment
-        return
     worker = make_worker(**({"SCRIPT_NAME": script_name} if script_name else {}))
 
     class Client:
         send = staticmethod(len)
 
-    def environment(create: Callable[[], tuple[Any, dict[str, Any]]]) -> Any:
+    def environment(
+        create: Callable[..., tuple[Any, dict[str, Any]]], *args: Any, **named: Any
+    ) -> Any:
         try:
-            found = create()[1] | {"wsgi.multithread": True}
+            found = create(*args, **named)[1] | {"wsgi.multithread": True}
         except Exception as error:  # noqa: BLE001 - both must raise an equal error
             return type(error), str(error)
         return {name: value for name, value in found.items() if name not in NOT_COMPARED}
 
-    expected = environment(lambda: wsgi.create(request, Client, client, listener, settings()))
-    assert environment(lambda: worker.create(listener, request, Client, client)) == expected
+    compared = 0
+    for name, sent in ODD_HEADS.items():
+        try:
+            request = RequestHead(settings(), IterUnreader([sent]), client)
+        except Exception:  # noqa: BLE001 - a refused request has no environment
+            continue
+        expected = environment(wsgi.create, request, Client, client, listener, settings())
+        assert environment(worker.create, listener, request, Client, client) == expected, name
+        compared += 1
+    assert compared > 10
