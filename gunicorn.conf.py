@@ -15,11 +15,13 @@ import resource
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,7 @@ GC_THRESHOLDS = (20_000, 20, 10)
 SPARE_CONNECTIONS = 5000
 INTERRUPT_DRAIN_S = 2.0
 WATCH_S, LOOK_S = 0.1, 1.0
+LOAD_S = 20.0  # to load Sluice before a reload; below gunicorn's timeout of a silent worker
 IDLE_S = 0.5  # while the worker drains
 CANNOT_LOAD = 4  # with this exit status of a worker, the master ends instead of starting another
 FAREWELL_S = 2.0  # for the last events to reach their clients
@@ -174,8 +177,31 @@ def on_starting(server: Any) -> None:
             hard, settings.max_streams, needed,
         )  # fmt: skip
     choose_worker(server)
+    server.handle_hup = partial(reload_if_valid, server, server.handle_hup)
     server.metrics = server.own_metrics = None
     share_metrics(server)
+
+
+def reload_if_valid(server: Any, reload: Callable[[], None]) -> None:
+    """Reload, unless the new configuration or code can't be loaded: gunicorn would then exit.
+
+    A process of its own loads them. It writes no metrics to the directory of the workers.
+    """
+    environment = server.cfg.env_orig | server.cfg.env
+    environment.pop(METRICS, None)
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(HERE)!r}); import wsgi"]
+    try:
+        loaded = subprocess.run(  # noqa: S603 - Python itself, with a fixed program
+            command, env=environment, capture_output=True, text=True, timeout=LOAD_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        log.exception("can't check the configuration; the reload is refused")
+        return
+    if loaded.returncode:
+        [*_, reason] = loaded.stderr.strip().splitlines() or [f"exit status {loaded.returncode}"]
+        log.error("the reload is refused, and the workers keep running: %s", reason)
+        return
+    reload()
 
 
 def share_metrics(server: Any) -> None:

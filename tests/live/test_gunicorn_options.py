@@ -148,6 +148,23 @@ def test_a_reload_keeps_the_log_files(tmp_path: Path) -> None:
         assert server.output() == ""
 
 
+def test_a_reload_of_an_invalid_configuration_is_refused_and_the_workers_keep_running() -> None:
+    with Server() as server:
+        workers = server.worker_pids()
+        file = server.directory / "sluice.toml"
+        file.write_text("[groups.team]\nbudget = 5\n")
+        server.signal(signal.SIGHUP)
+        server.wait(lambda: "the reload is refused" in server.output())
+        [line] = [line for line in server.output().splitlines() if "is refused" in line]
+        assert "groups.team" in json.loads(line)["message"]
+        assert server.worker_pids() == workers
+        assert calls.get(server, "/v1/models").status == 200
+        file.write_text("[groups.team]\nbudget_usd = 5\n")
+        server.signal(signal.SIGHUP)
+        server.wait(lambda: server.worker_pids() not in ([], workers))
+        server.wait(server.is_ready)
+
+
 # Addresses
 
 
