@@ -43,6 +43,12 @@ LONGEST = (
     "providers/test_dialects.py",
     "live/test_snippets.py",
     "live/test_browser.py",
+    "live/test_chat_clients.py",
+    "live/test_browser_admin.py",
+    "live/test_browser_chat.py",
+    "live/test_browser_resume.py",
+    "live/test_openapi.py",
+    "live/test_resumable.py",
 )
 """The files of tests that take longest. They start first, so that none runs alone at the end."""
 
