@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
@@ -16,6 +14,7 @@ from flask import Blueprint, Response
 from sqlalchemy import Connection
 
 from auth import admin_required
+from endpoints import cursors
 from endpoints.key_names import key_id_of, key_names
 from endpoints.responses import json_response
 from endpoints.services import services
@@ -194,19 +193,15 @@ def next_cursor(asked: Asked, shown: int, groups: int) -> str | None:
     offset = asked.offset + shown
     if not shown or offset >= groups:
         return None
-    return base64.urlsafe_b64encode(f"offset:{offset}".encode()).decode()
+    return cursors.encode(f"offset:{offset}")
 
 
 def offset_of(asked: Mapping[str, str]) -> int:
     """Return the number of groups on the previous pages. Raises InvalidRequest."""
-    text = asked.get("cursor")
-    if text is None:
+    found = cursors.decode(asked)
+    if found is None:
         return 0
-    try:
-        found = base64.b64decode(text, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):
-        found = ""
     match = OFFSET.fullmatch(found)
     if match is None:
-        refuse("cursor", text)
+        refuse("cursor", asked["cursor"])
     return int(match[1])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -12,7 +10,7 @@ from typing import Annotated, Any, Final, NamedTuple, NoReturn, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from endpoints import request_fields, request_secrets
+from endpoints import cursors, request_fields, request_secrets
 from endpoints.flask_app import current
 from endpoints.services import services
 from endpoints.usage import MOST_ROWS
@@ -78,7 +76,7 @@ QUERY: Final = {
     "limit": f"an integer from 1 to {MOST_ROWS}",
     "cursor": "the next_cursor of a previous response",
 }
-"""What the list's parameters take."""
+"""The values that the list's parameters take, in words."""
 SHOWN: Final = ("id", "created", "limits", "status", "source", "used", "last_used_at", "etag")
 """Fields of a response that can't be changed."""
 
@@ -167,19 +165,15 @@ def place(line: Line) -> ListPlace:
 
 
 def cursor_at(line: Line) -> str:
-    return base64.urlsafe_b64encode("|".join(place(line)).encode()).decode()
+    return cursors.encode("|".join(place(line)))
 
 
 def place_of_cursor(asked: dict[str, str]) -> ListPlace | None:
     """Return the place of the previous page's last key. Raises InvalidRequest."""
-    text = asked.get("cursor")
-    if text is None:
+    found = cursors.decode(asked)
+    if found is None:
         return None
-    try:
-        found = base64.b64decode(text, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):  # ValueError: not ASCII, or not UTF-8 once decoded
-        found = ""
     created, bar, id_ = found.partition("|")
     if not bar:
-        refuse_parameter("cursor", text)
+        refuse_parameter("cursor", asked["cursor"])
     return ListPlace(created, id_)

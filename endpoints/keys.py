@@ -18,6 +18,7 @@ from typing import Any, Final, cast
 from flask import Blueprint, Response, request
 
 from auth import admin_required, current_admin, presented_key
+from endpoints import cursors
 from endpoints.flask_app import current
 from endpoints.key_fields import (
     FLAGS,
@@ -37,7 +38,7 @@ from endpoints.key_fields import (
 from endpoints.key_names import ID
 from endpoints.responses import json_response
 from endpoints.services import services
-from endpoints.usage import cursor_of, id_of_cursor, parameters, row_limit
+from endpoints.usage import id_of_cursor, parameters, row_limit
 from errors import (
     AdminRequired,
     InvalidRequest,
@@ -125,7 +126,7 @@ def show_log() -> Response:
     rows = services().ledger.read(lambda found: key_changes.latest(found, before, limit + 1, only))
     found = {
         "data": [key_changes.described(change) for change in rows[:limit]],
-        "next_cursor": cursor_of(rows[limit - 1].id) if len(rows) > limit else None,
+        "next_cursor": cursors.encode(rows[limit - 1].id) if len(rows) > limit else None,
     }
     return json_response(found, headers=NO_STORE)
 

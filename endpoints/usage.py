@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import difflib
 import re
 from collections.abc import Collection, Mapping
@@ -18,6 +16,7 @@ from flask import Blueprint, Response, request
 from sqlalchemy import Connection, RowMapping
 
 from auth import auth, current_key
+from endpoints import cursors
 from endpoints.responses import (
     json_response,
 )
@@ -80,7 +79,7 @@ def show_requests() -> Response:
     return json_response(
         {
             "data": [described(row) for row in rows[:limit]],
-            "next_cursor": cursor_of(rows[limit - 1]["id"]) if more else None,
+            "next_cursor": cursors.encode(rows[limit - 1]["id"]) if more else None,
         }
     )
 
@@ -227,21 +226,11 @@ def row_limit(asked: Mapping[str, str], default: int = SOME_ROWS, most: int = MO
     return int(text)
 
 
-def cursor_of(id_: str) -> str:
-    return base64.urlsafe_b64encode(id_.encode()).decode()
-
-
 def id_of_cursor(asked: dict[str, str]) -> str | None:
     """Return the id of the previous page's last row. Raises InvalidRequest."""
-    text = asked.get("cursor")
-    if text is None:
-        return None
-    try:
-        found = base64.b64decode(text, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):  # ValueError: not ASCII, or not UTF-8 once decoded
-        found = ""
-    if not ID.fullmatch(found):
-        refuse("cursor", text)
+    found = cursors.decode(asked)
+    if found is not None and not ID.fullmatch(found):
+        refuse("cursor", asked["cursor"])
     return found
 
 
