@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from typing import Final
 
@@ -10,6 +12,7 @@ from playwright.sync_api import Page, expect
 
 from tests.support import fake as fp
 from tests.support.fake import FakeProvider
+from tests.support.pace import HANG_S
 from tests.support.paths import TESTS
 from tests.support.servers import Server
 
@@ -24,13 +27,36 @@ COMMANDS: Final = {
     "Python, requests": [sys.executable, "-c"],
     "JavaScript": ["node", "--input-type=module", "-e"],
 }
-"""What runs the code of each language that the playground shows."""
+"""The commands that run the code of each language that the playground shows."""
 VIOLATIONS: Final = """
 window.violations = [];
 document.addEventListener("securitypolicyviolation", (event) =>
   window.violations.push(`${event.violatedDirective} ${event.blockedURI}`));
 """
 """A script that collects violations of the content security policy."""
+
+
+def run_copied_code(page: Page, server: Server, language: str) -> str:
+    """Copy the shown code of a language, run it with the server's key, and return its output.
+
+    Raises:
+        AssertionError: the code contains the key, or it fails.
+    """
+    page.get_by_role("tab", name=language).click()
+    page.get_by_role("button", name="Copy", exact=True).click()
+    expect(page.locator("#copied")).to_contain_text("Copied")
+    code = page.evaluate("navigator.clipboard.readText()")
+    assert server.key not in code
+    done = subprocess.run(
+        [*COMMANDS[language], code],
+        env=os.environ | {"SLUICE_KEY": server.key},
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def sign_in(page: Page, server: Server, path: str = "/") -> None:
