@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from endpoints import all_usage
+from endpoints.openapi.examples import ANSWERS as OTHER_EXAMPLES
+from endpoints.openapi.examples import SUMS
 from endpoints.openapi.meanings_of_answers import ANSWERS, COUNTS, SUM, below
 from telemetry.provider_health import WINDOW_S
 
-SUMS: Final = {"requests": 2, "cost": 0.0016, "tokens": {"input": 16, "output": 36, "total": 52}}
 ONE_REFUSAL: Final = {
     "key_id": "key_Yw1TJ8jYyZ0c",
     "key_name": "laptop",
@@ -41,13 +42,7 @@ EXAMPLES: Final[dict[str, Any]] = {
             {
                 "key_id": "key_Yw1TJ8jYyZ0c",
                 "key_name": "laptop",
-                "stream_id": "my-stream",
-                "provider": "openai",
-                "model": "gpt-4o-mini",
-                "started_at": "2026-04-07T12:00:00Z",
-                "input_tokens": 8,
-                "output_tokens": 3,
-                "resumable": False,
+                **OTHER_EXAMPLES["ActiveStream"],
                 "request_id": "my-stream",
                 "endpoint": "/api/v1/completions",
                 "stream": True,
