@@ -79,7 +79,7 @@ class SluiceError(Exception):
 
 
 OWN_REALM = 'realm="sluice"'
-"""What the WWW-Authenticate header of Sluice's 401 has."""
+"""The realm in the WWW-Authenticate header of Sluice's 401."""
 OWN_NAME = "1.1 sluice"
 """The Via header of Sluice's 404 for a path at which there is nothing."""
 ITSELF = "itself"

@@ -77,7 +77,7 @@ def flask(arguments: tuple[str, ...]) -> None:
             if path := find_dotenv(name, usecwd=True):
                 load_dotenv(Path(path), parse_dotenv)
     command = [sys.executable, "-m", "flask", "--app", str(app), *arguments]
-    os.execv(sys.executable, command)  # noqa: S606
+    os.execv(sys.executable, command)  # noqa: S606 - Python itself, without a shell
 
 
 def parse_dotenv(text: str) -> Mapping[str, str | None]:

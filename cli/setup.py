@@ -179,7 +179,7 @@ def compile_what_a_start_needs() -> None:
     modules = "app, cli.main, genai_prices.data_snapshot, gunicorn.app.wsgiapp, server.worker"
     code = f"import sys; sys.dont_write_bytecode = False; import {modules}"
     command = [str(python()), "-c", code]
-    subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL, check=False)  # noqa: S603
+    subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL, check=False)  # noqa: S603 - fixed
 
 
 def pip() -> list[str]:

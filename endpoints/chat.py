@@ -119,7 +119,7 @@ def read(*, is_native: bool) -> tuple[request_fields.Parameters, CompletionReque
         if is_native:
             fields = native_fields(fields)
         found, wanted, usage = chat_fields.parse(fields, held.size)
-        assert wanted.chat is not None  # noqa: S101
+        assert wanted.chat is not None  # noqa: S101 - parse sets it
         wanted.chat.released = held.release
         return found, wanted, usage
     except BaseException:

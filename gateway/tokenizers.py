@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 class TokenizerCaller(NamedTuple):
-    """Who asks for which model."""
+    """The caller of a tokenizer, and the requested model."""
 
     route: Route
     key: Key

@@ -94,7 +94,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     max_streams: Annotated[int, Meta(ge=1)] | None = None
     """The most calls at once; None: the server's limit per key."""
     resumable: bool | None = None
-    """Whether the key's calls are resumable by default; None: the server's default."""
+    """True if the key's calls are resumable by default; None: the server's default."""
     models: tuple[str, ...] = ("*",)
     """Globs of aliases and of full model names (provider/model)."""
     admin: bool = False

@@ -1,4 +1,4 @@
-"""What each key and each group has spent, and when each key was last used.
+"""The spending of each key and each group, and the time of each key's last use.
 
 - All keys are read in two statements, however many there are.
 - The queries change nothing, and are the same on SQLite and Postgres.
@@ -24,7 +24,7 @@ class KeySpending(NamedTuple):
     day_nano: int = 0
     """Since the beginning of this UTC day."""
     held_nano: int = 0
-    """What open calls have reserved."""
+    """The sum that open calls have reserved."""
     last_used_us: int | None = None
     """The start of the latest call that has a row, in microseconds since 1970. If its row was
     pruned: the beginning of its day. None: never."""

@@ -51,7 +51,7 @@ class Check(NamedTuple):
     state: str
     """A word for programs: ok, or what is wrong."""
     message: str
-    """What is wrong, or how long the response took, in words that follow the provider's name."""
+    """The fault, or the time that the response took, in words that follow the provider's name."""
     seconds: float = 0.0
     replica: str = ""
     """The replica that was checked; empty if the provider has none."""

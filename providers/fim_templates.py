@@ -45,7 +45,7 @@ class FimTemplate(msgspec.Struct, frozen=True, kw_only=True):
     file: str = SNIPPET
     """The layout of another file, with {path} and {text}."""
     repository: str = "{files}"
-    """What surrounds the other files, if there are any."""
+    """The text around the other files, with {files}; unused if there are none."""
     file_stop: tuple[str, ...] = ()
     """More stop strings if there are other files."""
     source: str = ""

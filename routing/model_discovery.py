@@ -50,7 +50,7 @@ class Address(NamedTuple):
 
 
 class AddressList:
-    """What is known of the models at one address."""
+    """The known models of one address."""
 
     def __init__(self, targets: Sequence[Target]) -> None:
         """Make the state of an address that hasn't been asked.

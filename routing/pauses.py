@@ -13,7 +13,7 @@ class Pause(NamedTuple):
     state: Literal["open", "half_open", "limited"]
     """limited: a wait after a 429."""
     seconds: float
-    """How long it still lasts. 0 if the circuit breaker is half-open."""
+    """The time that is left. 0 if the circuit breaker is half-open."""
 
 
 def pauses(

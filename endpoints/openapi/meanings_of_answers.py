@@ -1,4 +1,4 @@
-"""What each field of an answer means, for the OpenAPI document."""
+"""The meanings of the fields of an answer, for the OpenAPI document."""
 
 from __future__ import annotations
 

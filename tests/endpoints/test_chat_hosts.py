@@ -386,7 +386,7 @@ def test_a_hosts_stream_cut_anywhere_is_truncated_unless_its_choices_have_finish
 
 @cases("stream.sse")
 def test_a_role_is_invisible_and_everything_else_is_seen(case: Case) -> None:
-    """What is invisible may still be retried at another host."""
+    """A call may be retried at another host as long as all its chunks were invisible."""
     events, _ = whole(case)
     for event in flatten([events]):
         if isinstance(event, Opaque):

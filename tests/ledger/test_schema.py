@@ -306,7 +306,7 @@ OF_VERSION_4 = (
     "ALTER TABLE requests DROP COLUMN group_name",
     "UPDATE facts SET value = '3' WHERE name = 'schema'",
 )
-"""What takes the tables back to version 3."""
+"""The statements that take the tables back to version 3."""
 OPENING = """
 INSERT INTO requests (id, owner, request_id, stream_id, key_id, endpoint, provider, model, streamed,
     byok, started_us, reserved_nano, input_tokens, output_tokens, cache_read_tokens,
@@ -314,7 +314,7 @@ INSERT INTO requests (id, owner, request_id, stream_id, key_id, endpoint, provid
 VALUES ('0000000000000100000000000000aa', 'old', 'r', 's', 'key_1', '/v1/completions', 'sim', 'm',
     TRUE, FALSE, 1, 50, 7, 0, 0, 0, 0, 'estimate', 70, 0)
 """
-"""How a worker of version 3 opens a row."""
+"""The statement with which a worker of version 3 opens a row."""
 CLOSING = """
 UPDATE requests SET ended_us = 2, status = 200, end_reason = 'completed', attempts = 1,
     duration_us = 1, latency_us = 1, cost_nano = 90, reserved_nano = 0

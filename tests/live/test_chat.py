@@ -136,7 +136,7 @@ OPEN_WEBUI: dict[str, Any] = {
     "messages": [{"role": "system", "content": "Be brief."}, *MESSAGES],
     "stream_options": {"include_usage": True},
 }
-"""What Open WebUI sends (backend/open_webui/routers/openai.py, read 2026-11)."""
+"""The body that Open WebUI sends (backend/open_webui/routers/openai.py, read 2026-11)."""
 N8N: dict[str, Any] = {
     "model": "fake/m",
     "temperature": 0.7,
@@ -148,7 +148,10 @@ N8N: dict[str, Any] = {
     "response_format": {"type": "text"},
     "messages": MESSAGES,
 }
-"""What n8n's chat node sends (LmChatOpenAi.node.ts, read 2026-11). -1 is its "no limit"."""
+"""The body that n8n's chat node sends (LmChatOpenAi.node.ts, read 2026-11).
+
+-1 is its "no limit".
+"""
 
 
 def test_open_webui_lists_models_and_reads_a_stream(served: Server, fake: FakeProvider) -> None:

@@ -33,7 +33,7 @@ ERRORS: Final = (
 """The errors of Sluice whose text an operator reads. Classes derived from them count too."""
 OF_CLICK: Final = ("ClickException", "UsageError", "BadParameter")
 OF_CHECKS: Final = ("Reason", "Check", "result")
-"""What `./sluice providers` makes of a host that doesn't answer."""
+"""The calls that make the messages of `./sluice providers` about a host that doesn't answer."""
 CALLS: Final = (
     *("log.warning", "log.error", "sys.exit", "problems.append", "say"),
     *("self._report", "self._lack", "self._keep"),  # of the key file, whose state they log
@@ -43,7 +43,7 @@ REFUSED: Final = "REFUSED"
 WARNS: Final = re.compile(r"\b(?:return|yield) (?:a )?warnings?\b", re.IGNORECASE)
 SHELL_ECHO = re.compile(r"echo \"((?:[^\"\\]|\\.)*)\" *>&2")
 GAP = re.compile(r"%[-\d.]*[a-z]|\$\([^)]*\)|\$\{[^}]*\}|\$\$?\w+")
-"""What is filled in when a message is logged, or printed by a shell."""
+"""The places of a message that are filled in when it is logged, or printed by a shell."""
 PREFIX = re.compile("^(sluice|Warning|Error): ")
 LETTERS = re.compile(r"[^\W\d_]{3}")
 

@@ -24,7 +24,7 @@ PIECES = [f"w{n} \u00e9\n" if n % 7 == 0 else f"w{n} " for n in range(1000)]
 
 @dataclass
 class Resumed:
-    """What a client has read of one stream, over all its connections."""
+    """The frames that a client has read of one stream, over all its connections."""
 
     stream_id: str
     path: str
