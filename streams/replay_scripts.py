@@ -17,6 +17,8 @@ from cluster.scripts import step
 STREAM: Final = "sluice:replay:"
 ENTRY: Final = b"e"
 """The only field of an entry."""
+LEAST_TTL_S: Final = 30.0
+"""The shortest time for which Redis keeps a stream that nobody writes to."""
 
 Item: TypeAlias = tuple[bytes, bytes, bytes, bytes, bytes, int]
 LENGTHS: Final = struct.Struct("<6I").pack
@@ -31,10 +33,12 @@ def packed(items: Iterable[Item]) -> bytes:
     return b"".join(parts)
 
 
+REFUSED: Final = b"refused"
+
 APPEND = step("""
 -- ARGV: the items, as `packed` makes them. Each has a stream, its expected last id, an id, an
--- entry, the lowest id to keep, and a TTL in ms or 0. The expected id is '' if the stream must not exist,
--- and '*' if it may be another call's. Without an id, only the expected id is checked.
+-- entry, the lowest id to keep, and a TTL in ms or 0. The expected id is '' if the stream must not
+-- exist, and '*' if it may be another call's. Without an id, only the expected id is checked.
 local text, at, n, failed = ARGV[1], 1, 0, {}
 local function taken(size)
   at = at + size
@@ -57,25 +61,37 @@ while at <= #text do
     failed[#failed + 1] = n
     failed[#failed + 1] = top
   else
-    if id ~= '' then redis.call('XADD', stream, id, 'e', entry) end
-    if ttl ~= 0 then redis.call('PEXPIRE', stream, ttl) end
-    if lowest ~= '' then redis.call('XTRIM', stream, 'MINID', lowest) end
+    local added = id == '' or redis.pcall('XADD', stream, id, 'e', entry)
+    if type(added) == 'table' and added.err then
+      redis.call('DEL', stream)
+      failed[#failed + 1] = n
+      failed[#failed + 1] = 'refused'
+    else
+      if ttl ~= 0 then redis.call('PEXPIRE', stream, ttl) end
+      if lowest ~= '' then redis.call('XTRIM', stream, 'MINID', lowest) end
+    end
   end
 end
 return failed
 """)
 """The appends of a process. It returns the failed items' numbers from 1, each followed by the id of
-the stream's last entry, which wasn't the expected one; '' if there is no such stream."""
+the stream's last entry, which wasn't the expected one; '' if there is no such stream; REFUSED if
+Redis took no entry, because it lacks memory."""
 
 INTERRUPT = step("""
--- KEYS: stream, cluster. ARGV: expected id, fence's id, entry, TTL in ms, owner, SILENT_S.
+-- KEYS: stream, cluster. ARGV: the last id that was read, fence's id, entry, TTL in ms, owner,
+-- SILENT_S.
 local beat = redis.call('ZSCORE', KEYS[2], ARGV[5])
 if beat and tonumber(beat) >= now - ARGV[6] then return 0 end
 local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-if not top or top[1] ~= ARGV[1] then return 0 end
+if top then
+  local number, nonce = string.match(top[1], '(%d+)(%-.*)')
+  local read, own = string.match(ARGV[1], '(%d+)(%-.*)')
+  if nonce ~= own or tonumber(number) > tonumber(read) then return 0 end
+end
 redis.call('XADD', KEYS[1], ARGV[2], 'e', ARGV[3])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return 1
 """)
-"""The end of a stream whose owner is dead. It returns 0 if the owner is alive, or if the stream has
-another end than the expected one."""
+"""The end of a stream whose owner is dead. It returns 0 if the owner is alive, or if Redis has more
+of the stream than was read. It may have less, if it lost data."""

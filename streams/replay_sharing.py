@@ -44,7 +44,7 @@ class SharedReplays:
         self._writer: ReplayWriter | None = None
         self._reader: ReplayReader | None = None
         if total:
-            self._reader = ReplayReader(redis_client, store)
+            self._reader = ReplayReader(redis_client, cluster, store, keep)
             self._writer = ReplayWriter(redis_client, cluster.name, keep)
             store.on_add = self._writer.add
         self._since = b""

@@ -29,7 +29,7 @@ from streams.replay_codec import (
     key_entry,
     parsed_id,
 )
-from streams.replay_scripts import APPEND, STREAM, Item, packed
+from streams.replay_scripts import APPEND, LEAST_TTL_S, REFUSED, STREAM, Item, packed
 from streams.replay_store import STREAM_BYTES
 
 log = logging.getLogger("sluice.streams")
@@ -43,7 +43,6 @@ CHECK_S: Final = 5.0
 """The interval at which a stream's last entry in Redis is checked."""
 CHECKED_S: Final = 15.0
 """The time after its end for which a stream is checked."""
-LEAST_TTL_S: Final = 30.0
 RENEWALS: Final = 4
 """How often an active stream's time to live is put off within it."""
 LOOK_S, LOOK_STREAMS_S = 0.01, 1.0
@@ -157,11 +156,14 @@ class Written:
             top: its id; empty if Redis doesn't have the stream.
 
         Returns:
-            False if the stream in Redis is no longer this one, or was ended by another process.
+            False if the stream in Redis is no longer this one, was ended by another process, or
+            can't be there.
         """
         if top and top == self._id:  # the script's result was lost
             self.done(now)
             return True
+        if top == REFUSED:
+            return False
         self._dropped, self._kind, self._renew_at = 0, UNKNOWN, 0.0
         if not top:
             self._top, self._sent, self.size = MISSING, self.replay.log.first - 1, 0

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from cluster import ownership
+from cluster import messages, ownership
+from cluster.deaths import dead
 from cluster.ownership import Cluster
 from cluster.redis_client import RedisClient
 from completion import StreamKey
@@ -32,14 +33,17 @@ MB = 1 << 20
 class Process:
     """A process: its store, and what it shares."""
 
-    def __init__(self, url: str, total: int = 64 * MB, keep: float = 300) -> None:
+    def __init__(
+        self, url: str, total: int = 64 * MB, keep: float = 300, *, joins: bool = True
+    ) -> None:
         self.redis = RedisClient(url)
         self.cluster = Cluster(self.redis)
         self.store = ReplayStore(64 * MB, keep, 300)
         self.shared = SharedReplays(self.cluster, self.redis, self.store, keep=keep, total=total)
         subjects = {SUBJECT: self.shared.has}
         self.cluster.attend(Calls(), self.shared.beat, subjects=subjects)
-        self.cluster.start()
+        if joins:
+            self.cluster.start()
 
     def close(self) -> None:
         self.shared.close()
@@ -187,3 +191,190 @@ def test_a_copy_has_the_state_and_the_whole_answer(owner: Process, other: Proces
     assert copy.about() == call.replay.about()
     assert ending.ended_at == call.replay.ending.ended_at
     assert copy.result(ending) == b'{"text":"ab"}'
+
+
+# Redis loses data, is away, or lies
+
+
+def test_a_flush_is_repaired_and_followers_miss_nothing(
+    owner: Process, other: Process, redis_server: RedisServer
+) -> None:
+    call = owner.begin()
+    call.write("a", "b")
+    reading = Reading(found(other))
+    wait(lambda: texts("a", "b") in reading.data)
+    redis_server.flush()
+    call.write("c")
+    wait(lambda: texts("c", first=3) in reading.data)
+    late = Reading(found(other, KEY), 1)
+    call.end()
+    assert reading.whole() == texts("a", "b", "c") + done(4)
+    assert late.whole() == texts("b", "c", first=2) + done(4)
+
+
+def test_a_flush_after_the_end_is_repaired(
+    owner: Process, other: Process, redis_server: RedisServer
+) -> None:
+    call = owner.begin()
+    call.write("a")
+    call.end()
+    wait(lambda: found(other).ending)
+    redis_server.flush()
+    third = Process(redis_server.url)
+    try:
+        assert Reading(found(third)).whole() == texts("a") + done(2)
+    finally:
+        third.close()
+
+
+def test_a_lost_tail_is_written_again_without_a_hole(
+    owner: Process, other: Process, redis_server: RedisServer
+) -> None:
+    raw = RedisClient(redis_server.url)
+    name = f"sluice:replay:{'/'.join(KEY)}"
+    call = owner.begin()
+    call.write("a", "b")
+    early = Reading(found(other))
+    wait(lambda: texts("a", "b") in early.data)
+    before: Any = raw.run(lambda redis: redis.dump(name))
+    call.write("c", "d")
+    wait(lambda: texts("c", "d", first=3) in early.data)
+    raw.run(lambda redis: redis.restore(name, 60_000, before, replace=True))  # as after a failover
+    call.write("e")
+    wait(lambda: texts("e", first=5) in early.data)
+    call.end()
+    assert early.whole() == texts("a", "b", "c", "d", "e") + done(6)
+    third = Process(redis_server.url)
+    try:
+        assert Reading(found(third)).whole() == texts("a", "b", "c", "d", "e") + done(6)
+    finally:
+        third.close()
+    raw.close()
+
+
+def test_followers_elsewhere_wait_while_redis_is_away_and_miss_nothing(
+    new: Callable[..., Process], redis_server: RedisServer
+) -> None:
+    owner, other = new(), new()
+    call = owner.begin()
+    call.write("a")
+    here, there = Reading(call.replay), Reading(found(other))
+    wait(lambda: texts("a") in there.data)
+    redis_server.crash()
+    try:
+        call.write("b")
+        wait(lambda: texts("b", first=2) in here.data)
+        wait(lambda: not other.redis.available)
+        with pytest.raises(Unavailable):
+            other.shared.find(("key_1", "s-2"))
+        call.write("c")
+    finally:
+        redis_server.restart()
+    call.write("d")
+    wait(lambda: texts("d", first=4) in there.data)
+    call.end()
+    for reading in (here, there):
+        assert reading.whole() == texts("a", "b", "c", "d") + done(5)
+
+
+def test_another_calls_stream_with_the_id_replaces_an_ended_one(
+    owner: Process, new: Callable[..., Process], other: Process
+) -> None:
+    call = owner.begin()
+    call.write("a")
+    call.end()
+    wait(lambda: found(other).ending)
+    second = new()
+    again = second.begin()
+    again.write("x")
+    third = new()
+    wait(lambda: third.shared.find(KEY) is not None)
+    reading = Reading(found(third))
+    again.end()
+    assert reading.whole() == texts("x") + done(2)
+
+
+# A dead owner
+
+
+@pytest.fixture
+def settle(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return a function before whose call no process counts as dead."""
+    monkeypatch.setattr(ownership, "SETTLED_S", 3600)
+    return lambda: monkeypatch.setattr(ownership, "SETTLED_S", 0.0)
+
+
+def test_the_stream_of_a_dead_owner_ends_with_the_error(
+    new: Callable[..., Process], settle: Callable[[], None]
+) -> None:
+    readers = [new(), new()]
+    ghost = new(joins=False)
+    call = ghost.begin()
+    call.write("a", "b")
+    readings = [Reading(found(process)) for process in readers]
+    wait(lambda: all(texts("a", "b") in reading.data for reading in readings))
+    settle()
+    for reading in readings:
+        assert reading.whole() == texts("a", "b") + b"id: 3\ndata: interrupted\n\n"
+    for process in readers:
+        copy = found(process)
+        ending = copy.ending
+        assert ending is not None
+        assert (copy.about().state, copy.result(ending)) == ("interrupted", b'"interrupted"')
+    call.write("c")  # the owner was only away, and its own followers get the rest
+    call.end()
+    assert Reading(call.replay).whole() == texts("a", "b", "c") + done(4)
+
+
+def test_a_client_that_has_more_than_an_interrupted_stream_gets_its_error(
+    new: Callable[..., Process], settle: Callable[[], None]
+) -> None:
+    ghost, other = new(joins=False), new()
+    ghost.begin().write("a")
+    copy = found(other)
+    early = Reading(copy, 7)
+    wait(lambda: copy.log.last == 1)
+    settle()
+    wait(lambda: copy.ending)
+    for reading in (early, Reading(copy, 7)):
+        assert reading.whole() == b"id: 2\ndata: interrupted\n\n"
+
+
+def test_a_silent_owner_that_still_listens_is_not_dead(
+    new: Callable[..., Process], redis_server: RedisServer
+) -> None:
+    ghost, other = new(joins=False), new()
+    name = ghost.cluster.name
+    client = redis_server.client()
+    listener = client.pubsub()
+    listener.subscribe(messages.CHANNEL + name)
+    listener.get_message(timeout=HANG_S)
+    client.zadd(ownership.PROCESSES, {name: time.time() - ownership.SILENT_S - 1})
+    assert dead(other.redis, other.cluster, [name]) == set()
+    listener.close()
+    wait(lambda: dead(other.redis, other.cluster, [name]) == {name})
+    client.zadd(ownership.PROCESSES, {name: time.time()})
+    assert dead(other.redis, other.cluster, [name]) == set()
+    client.close()
+
+
+def test_nobody_counts_as_dead_before_redis_has_been_steady(
+    new: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = new()
+    wait(lambda: dead(other.redis, other.cluster, ["nobody"]) == {"nobody"})
+    monkeypatch.setattr(ownership, "SETTLED_S", 3600)
+    assert dead(other.redis, other.cluster, ["nobody"]) == set()
+
+
+def test_the_owners_data_is_lost_with_it_and_its_followers_get_the_error(
+    new: Callable[..., Process], redis_server: RedisServer, settle: Callable[[], None]
+) -> None:
+    ghost, other = new(joins=False), new()
+    ghost.begin().write("a")
+    reading = Reading(found(other))
+    wait(lambda: texts("a") in reading.data)
+    ghost.close()
+    redis_server.flush()
+    settle()
+    assert reading.whole() == texts("a") + b"id: 2\ndata: interrupted\n\n"
