@@ -153,6 +153,12 @@ class ReplayReader:
             raise Unavailable("The server can't read this stream at the moment. Try again.")
         return copy.replay
 
+    def cut(self) -> None:
+        """Cut the followers of all copies, without the end of their streams."""
+        for copy in list(self._copies.values()):
+            if copy.replay is not None:
+                copy.replay.cut()
+
     def _work(self) -> None:
         while True:
             began = time.monotonic()

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 from cluster.ownership import Cluster
@@ -20,6 +21,8 @@ from streams.replay_writer import ReplayWriter
 
 SUBJECT: Final = "replay"
 """The subject of the question to other processes whether they have a stream."""
+TRIES, TRY_S = 3, 0.1
+"""How often, and at which interval, a stream of another process is looked for in Redis."""
 FLUSH_S: Final = 2.0
 
 
@@ -48,6 +51,7 @@ class SharedReplays:
             self._writer = ReplayWriter(redis_client, cluster.name, keep)
             store.on_add = self._writer.add
         self._since = b""
+        self._leaving = False
 
     def find(self, stream_key: StreamKey) -> Replay | None:
         """Return a copy of another process's stream, or None if no process has it.
@@ -55,11 +59,17 @@ class SharedReplays:
         Raises:
             Unavailable: that isn't certain, or only the process that runs it has it.
         """
-        replay = self._reader.find(stream_key) if self._reader is not None else None
-        if replay is not None:
-            return replay
-        answers = self._cluster.ask_others(SUBJECT, "/".join(stream_key))
-        if any(answers.found):
+        if self._leaving:
+            raise Unavailable("This process is shutting down. Try again.")
+        for _ in range(TRIES):
+            replay = self._reader.find(stream_key) if self._reader is not None else None
+            if replay is not None:
+                return replay
+            answers = self._cluster.ask_others(SUBJECT, "/".join(stream_key))
+            if not any(answers.found):
+                break
+            time.sleep(TRY_S)  # the stream may have begun so recently that it isn't in Redis yet
+        else:
             raise Unavailable(
                 "Only the process that runs this stream has it at the moment. Try again."
             )
@@ -85,6 +95,12 @@ class SharedReplays:
         if since != self._since and self._writer is not None:
             self._writer.check_all()
         self._since = since
+
+    def leave(self) -> None:
+        """Cut the followers of other processes' streams, because this process shuts down."""
+        self._leaving = True
+        if self._reader is not None:
+            self._reader.cut()
 
     def close(self) -> None:
         """Write what Redis lacks, once the process has no calls left."""

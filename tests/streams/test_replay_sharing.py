@@ -5,6 +5,7 @@ Several stores in one process stand for the processes.
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -89,9 +90,9 @@ def encoded(error: SluiceError) -> tuple[bytes, bytes]:
 class Reading:
     """A follower in a thread."""
 
-    def __init__(self, replay: Replay, after: int = 0) -> None:
+    def __init__(self, replay: Replay, after: int = 0, client: socket.socket | None = None) -> None:
         self.data = b""
-        follower = replay.follow(after, None, missed=False, keepalive=1e9)
+        follower = replay.follow(after, client, missed=False, keepalive=1e9)
         self._frames = follower.frames(lambda error: encoded(error)[0])
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -378,3 +379,66 @@ def test_the_owners_data_is_lost_with_it_and_its_followers_get_the_error(
     redis_server.flush()
     settle()
     assert reading.whole() == texts("a") + b"id: 2\ndata: interrupted\n\n"
+
+
+# Looking for a stream
+
+
+def test_a_stream_that_no_process_has_is_not_found(owner: Process, other: Process) -> None:
+    wait(lambda: owner.cluster.settled)
+    assert owner.shared.find(KEY) is None
+    other.begin(("key_2", "s-1"))
+    assert owner.shared.find(KEY) is None, "another key's stream isn't shown"
+
+
+def test_a_stream_that_only_its_own_process_has_is_unavailable(
+    new: Callable[..., Process],
+) -> None:
+    owner, other = new(total=0), new(total=0)
+    call = owner.begin()
+    call.write("a")
+    with pytest.raises(Unavailable, match="Only the process that runs this stream has it"):
+        other.shared.find(KEY)
+    assert other.shared.find(("key_1", "s-2")) is None
+    assert owner.redis.run(lambda redis: redis.keys("sluice:replay:*")) == []
+
+
+def test_a_stream_is_found_by_a_process_that_is_asked_at_once(
+    owner: Process, other: Process
+) -> None:
+    for number in range(20):
+        stream_key = ("key_1", f"s-{number}")
+        owner.begin(stream_key)
+        assert other.shared.find(stream_key) is not None
+
+
+def test_a_stream_is_unavailable_while_a_process_is_silent(
+    owner: Process, redis_server: RedisServer
+) -> None:
+    client = redis_server.client()
+    client.zadd(ownership.PROCESSES, {"silent": time.time() - ownership.SILENT_S - 1})
+    with pytest.raises(Unavailable, match="whether this stream exists"):
+        owner.shared.find(KEY)
+    client.close()
+
+
+def test_a_process_that_leaves_cuts_the_followers_of_other_processes_streams(
+    owner: Process, other: Process
+) -> None:
+    ours, theirs = socket.socketpair()
+    call = owner.begin()
+    call.write("a")
+    here = Reading(call.replay)
+    there = Reading(found(other), client=theirs)
+    wait(lambda: texts("a") in there.data)
+    other.shared.leave()
+    assert there.whole() == texts("a")
+    ours.settimeout(HANG_S)
+    assert ours.recv(1) == b"", "the connection is shut"
+    with pytest.raises(Unavailable, match="shutting down"):
+        other.shared.find(KEY)
+    owner.shared.leave()
+    call.end()
+    assert here.whole() == texts("a") + done(2), "the owner's followers get the end"
+    for end in (ours, theirs):
+        end.close()
