@@ -32,7 +32,7 @@ from streams.replay_codec import (
     interrupted,
     parsed_id,
 )
-from streams.replay_scripts import ENTRY, INTERRUPT, LEAST_TTL_S, STREAM
+from streams.replay_scripts import ANNOUNCE, ENTRY, FOLLOWED, INTERRUPT, LEAST_TTL_S, STREAM
 from streams.replay_store import ReplayStore
 
 log = logging.getLogger("sluice.streams")
@@ -48,6 +48,8 @@ STREAMS_BEHIND, ENTRIES_BEHIND = 4, 16
 """As above, for copies of which Redis has more entries than were read."""
 LOOK_S: Final = 1.0
 """The interval at which the owners of the open copies are checked."""
+ANNOUNCE_S: Final = 5.0
+"""The longest interval at which owners are told that their streams are followed here."""
 MISSING_S: Final = 10.0
 """The time after which a stream that is no longer in Redis counts as given up there. An owner that
 is alive writes it again sooner."""
@@ -118,14 +120,25 @@ class ReplayReader:
     """The thread that reads other processes' resumable streams from Redis."""
 
     def __init__(
-        self, redis_client: RedisClient, cluster: Cluster, store: ReplayStore, keep: float
+        self,
+        redis_client: RedisClient,
+        cluster: Cluster,
+        store: ReplayStore,
+        *,
+        keep: float,
+        orphan: float,
     ) -> None:
         """Make a reader. Its thread starts with the first copy.
 
         Args:
             store: counts the memory of the copies.
             keep: the seconds for which a stream is kept after its end.
+            orphan: the seconds after which a stream without followers is ended.
         """
+        self._orphan = orphan
+        self._announce_at = 0.0
+        self._announced: set[str] = set()
+        """The streams whose owners know that they are followed here."""
         self._redis, self._cluster, self._store = redis_client, cluster, store
         self._keep = keep
         self._look_at = 0.0
@@ -165,7 +178,7 @@ class ReplayReader:
             try:
                 again = self._read()
                 if began >= self._look_at:
-                    self._look_at = began + LOOK_S
+                    self._look_at = began + min(LOOK_S, self._orphan / 4)
                     self._look(began)
             except RedisAway:
                 again = False
@@ -225,6 +238,7 @@ class ReplayReader:
         Raises RedisAway.
         """
         copies = [copy for copy in list(self._copies.values()) if copy.open and copy.facts]
+        self._announce(copies, now)
         owners = {copy.facts.owner for copy in copies if copy.facts}
         gone = dead(self._redis, self._cluster, owners)
         for copy in copies:
@@ -241,6 +255,17 @@ class ReplayReader:
             elif now - copy.missing_since > MISSING_S and copy.replay is not None:
                 copy.replay.cut()
                 self._forget(copy)
+
+    def _announce(self, copies: list[Copy], now: float) -> None:
+        """Let owners know which of their streams are followed here. Raises RedisAway."""
+        names = {"/".join(c.stream_key) for c in copies if c.replay and c.replay.followers}
+        if now < self._announce_at and names <= self._announced:
+            return
+        self._announce_at = now + min(ANNOUNCE_S, self._orphan / 4)
+        self._announced = names
+        if names:
+            arguments = [self._orphan * 2, *names]
+            self._redis.run(lambda client: ANNOUNCE(client, [FOLLOWED], arguments))
 
     def _interrupt(self, copy: Copy, facts: Facts) -> None:
         """Write the fence of a stream whose owner is dead. Raises RedisAway."""

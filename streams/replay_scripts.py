@@ -95,3 +95,24 @@ return 1
 """)
 """The end of a stream whose owner is dead. It returns 0 if the owner is alive, or if Redis has more
 of the stream than was read. It may have less, if it lost data."""
+
+FOLLOWED: Final = "sluice:followed"
+"""The sorted set of the streams that are followed outside their own process, by Redis' time."""
+
+ANNOUNCE = step("""
+-- KEYS: the streams that are followed. ARGV: the time after which that is forgotten, then streams.
+for n = 2, #ARGV do redis.call('ZADD', KEYS[1], now, ARGV[n]) end
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[1])
+redis.call('EXPIRE', KEYS[1], math.ceil(ARGV[1]))
+""")
+
+SINCE_FOLLOWED = step("""
+-- KEYS: the streams that are followed. ARGV: streams.
+local found = {}
+for n, stream in ipairs(ARGV) do
+  local at = redis.call('ZSCORE', KEYS[1], stream)
+  found[n] = at and string.format('%.3f', now - at) or ''
+end
+return found
+""")
+"""The seconds since streams were followed outside their own process; '' if they weren't."""

@@ -34,6 +34,7 @@ class SharedReplays:
         store: ReplayStore,
         *,
         keep: float,
+        orphan: float,
         total: int,
     ) -> None:
         """Share a process's resumable streams.
@@ -41,15 +42,16 @@ class SharedReplays:
         Args:
             store: the streams of this process.
             keep: the seconds for which a stream is kept after its end.
+            orphan: the seconds after which a stream without followers is ended.
             total: the most bytes of all processes' streams in Redis. 0 if none may be there.
         """
         self._cluster, self._redis, self._store = cluster, redis_client, store
         self._writer: ReplayWriter | None = None
         self._reader: ReplayReader | None = None
         if total:
-            self._reader = ReplayReader(redis_client, cluster, store, keep)
-            self._writer = ReplayWriter(redis_client, cluster.name, keep)
-            store.on_add = self._writer.add
+            self._reader = ReplayReader(redis_client, cluster, store, keep=keep, orphan=orphan)
+            self._writer = ReplayWriter(redis_client, cluster.name, keep, orphan)
+            store.on_add, store.on_orphan = self._writer.add, self._writer.check_orphan
         self._since = b""
         self._leaving = False
 

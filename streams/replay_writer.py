@@ -29,7 +29,16 @@ from streams.replay_codec import (
     key_entry,
     parsed_id,
 )
-from streams.replay_scripts import APPEND, LEAST_TTL_S, REFUSED, STREAM, Item, packed
+from streams.replay_scripts import (
+    APPEND,
+    FOLLOWED,
+    LEAST_TTL_S,
+    REFUSED,
+    SINCE_FOLLOWED,
+    STREAM,
+    Item,
+    packed,
+)
 from streams.replay_store import STREAM_BYTES
 
 log = logging.getLogger("sluice.streams")
@@ -188,13 +197,17 @@ class Written:
 class ReplayWriter:
     """The thread that writes this process's resumable streams to Redis."""
 
-    def __init__(self, redis_client: RedisClient, owner: str, keep: float) -> None:
+    def __init__(self, redis_client: RedisClient, owner: str, keep: float, orphan: float) -> None:
         """Make a writer. Its thread starts with the first stream.
 
         Args:
             owner: the name of this process in the cluster.
             keep: the seconds for which a stream is kept after its end.
+            orphan: the seconds after which a stream without followers is ended.
         """
+        self._orphan = orphan
+        self._orphans: set[Replay] = set()
+        """The streams that nobody has followed here for too long."""
         self._redis, self._owner, self._keep = redis_client, owner, keep
         self._changed: set[Replay] = set()
         """The streams that changed since the last tick. Any thread adds to them."""
@@ -213,6 +226,13 @@ class ReplayWriter:
         self._changed.add(replay)
         self._thread.start()
         self._wanted.set()
+
+    def check_orphan(self, replay: Replay) -> None:
+        """End a stream that nobody follows here, unless another process's clients follow it."""
+        if replay.marks is None:
+            replay.abandon()
+        else:
+            self._orphans.add(replay)
 
     def check_all(self) -> None:
         """Check all streams in the next tick, because Redis may have lost its data."""
@@ -272,6 +292,8 @@ class ReplayWriter:
             self._again.add(stream)
         if now >= self._look_at or self._check_all:
             self._look(now)
+        if self._orphans:
+            self._end_orphans(now)
         due, self._again = list(self._again), set()
         for taken in batches(due):
             try:
@@ -290,6 +312,18 @@ class ReplayWriter:
                 self._forget(stream)
             elif everything or now >= stream.check_at:
                 self._again.add(stream)
+
+    def _end_orphans(self, now: float) -> None:
+        """End the streams that nobody follows, in any process. Raises RedisAway."""
+        orphans = list(self._orphans)
+        names = ["/".join(replay.key) for replay in orphans]
+        ages = self._redis.run(lambda client: SINCE_FOLLOWED(client, [FOLLOWED], names))
+        self._orphans.difference_update(orphans)
+        for replay, age in zip(orphans, ages, strict=True):
+            if age and float(age) <= self._orphan:
+                replay.followed_elsewhere(now - float(age))
+            else:
+                replay.abandon()
 
     def _forget(self, stream: Written) -> None:
         stream.replay.marks = None

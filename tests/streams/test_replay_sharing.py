@@ -21,6 +21,7 @@ from completion import StreamKey
 from errors import SluiceError, Unavailable
 from streams.replay import About, Ending, Replay
 from streams.replay_log import FRAME
+from streams.replay_scripts import FOLLOWED
 from streams.replay_sharing import SUBJECT, SharedReplays
 from streams.replay_store import ReplayStore
 from tests.cluster.test_ownership import Calls, wait
@@ -35,12 +36,20 @@ class Process:
     """A process: its store, and what it shares."""
 
     def __init__(
-        self, url: str, total: int = 64 * MB, keep: float = 300, *, joins: bool = True
+        self,
+        url: str,
+        total: int = 64 * MB,
+        *,
+        keep: float = 300,
+        orphan: float = 300,
+        joins: bool = True,
     ) -> None:
         self.redis = RedisClient(url)
         self.cluster = Cluster(self.redis)
-        self.store = ReplayStore(64 * MB, keep, 300)
-        self.shared = SharedReplays(self.cluster, self.redis, self.store, keep=keep, total=total)
+        self.store = ReplayStore(64 * MB, keep, orphan)
+        self.shared = SharedReplays(
+            self.cluster, self.redis, self.store, keep=keep, orphan=orphan, total=total
+        )
         subjects = {SUBJECT: self.shared.has}
         self.cluster.attend(Calls(), self.shared.beat, subjects=subjects)
         if joins:
@@ -442,3 +451,52 @@ def test_a_process_that_leaves_cuts_the_followers_of_other_processes_streams(
     assert here.whole() == texts("a") + done(2), "the owner's followers get the end"
     for end in (ours, theirs):
         end.close()
+
+
+# Orphans
+
+
+def alone(call: Call) -> None:
+    """Let a stream have been without followers in its own process for longer than allowed."""
+    call.replay.alone_since = time.monotonic() - 301
+
+
+def test_a_follower_of_another_process_keeps_a_stream_alive(
+    owner: Process, other: Process, redis_server: RedisServer
+) -> None:
+    client = redis_server.client()
+    call = owner.begin()
+    ended: list[int] = []
+    call.replay.abandon = lambda: ended.append(1)
+    reading = Reading(found(other))
+    wait(lambda: client.zscore(FOLLOWED, "/".join(KEY)))
+    alone(call)
+    owner.store.sweep()
+    wait(lambda: time.monotonic() - (call.replay.alone_since or 0) < 300)
+    assert ended == []
+    client.zadd(FOLLOWED, {"/".join(KEY): time.time() - 301})
+    alone(call)
+    owner.store.sweep()
+    wait(lambda: ended)
+    call.end()
+    assert reading.whole() == done(1)
+    client.close()
+
+
+def test_an_orphan_isnt_ended_while_redis_is_away(
+    owner: Process, redis_server: RedisServer
+) -> None:
+    call = owner.begin()
+    ended: list[int] = []
+    call.replay.abandon = lambda: ended.append(1)
+    wait(lambda: call.replay.marks is not None)
+    redis_server.crash()
+    try:
+        wait(lambda: not owner.redis.available)
+        alone(call)
+        owner.store.sweep()
+        assert ended == []
+    finally:
+        redis_server.restart()
+    wait(lambda: ended)
+    call.end()
