@@ -116,3 +116,71 @@ end
 return found
 """)
 """The seconds since streams were followed outside their own process; '' if they weren't."""
+
+SIZES: Final = ("sluice:replay-sizes", "sluice:replay-expiry", "sluice:replay-sums")
+"""The reserved bytes of each stream, when each reservation expires, and the sums of each key's. The
+sum of all has an empty name."""
+
+RESERVE = step("""
+-- KEYS: sizes, expiry, sums. ARGV: the most bytes in all, the most of a key, TTL in s, then for
+-- each stream: its key's id, its id, the bytes to reserve, and 1 if it has ended, else 0.
+local sizes, expiry, sums, ttl = KEYS[1], KEYS[2], KEYS[3], tonumber(ARGV[3])
+local function get(hash, name) return tonumber(redis.call('HGET', hash, name) or 0) end
+local function ended(key) return 'sluice:replay-ended:' .. key end
+local function set(key, name, bytes)
+  local change = bytes - get(sizes, name)
+  if bytes > 0 then
+    redis.call('HSET', sizes, name, bytes)
+  else
+    redis.call('HDEL', sizes, name)
+    redis.call('ZREM', expiry, name)
+    redis.call('ZREM', ended(key), name)
+  end
+  for _, sum in ipairs({key, ''}) do
+    if redis.call('HINCRBY', sums, sum, change) <= 0 then redis.call('HDEL', sums, sum) end
+  end
+end
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', expiry, '-inf', now, 'LIMIT', 0, 100)) do
+  set(string.match(name, '^[^/]*'), name, 0)
+end
+local found = {}
+for n = 4, #ARGV, 4 do
+  local key, name, bytes = ARGV[n], ARGV[n] .. '/' .. ARGV[n + 1], tonumber(ARGV[n + 2])
+  local more = bytes - get(sizes, name)
+  local function full()
+    return get(sums, '') + more > tonumber(ARGV[1]) or get(sums, key) + more > tonumber(ARGV[2])
+  end
+  redis.call('ZREM', ended(key), name)
+  while more > 0 and full() do
+    local oldest = redis.call('ZRANGE', ended(key), 0, 0)[1]
+    if not oldest then break end
+    redis.call('DEL', 'sluice:replay:' .. oldest)
+    set(key, oldest, 0)
+  end
+  if more > 0 and full() then
+    set(key, name, 0)
+    found[#found + 1] = 0
+  else
+    set(key, name, bytes)
+    redis.call('ZADD', expiry, now + ttl, name)
+    if ARGV[n + 3] == '1' then
+      redis.call('ZADD', ended(key), now, name)
+      redis.call('EXPIRE', ended(key), math.ceil(ttl))
+    end
+    found[#found + 1] = 1
+  end
+end
+for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, math.ceil(ttl * 4)) end
+found[#found + 1] = get(sums, '')
+return found
+""")
+"""The reservation of bytes. To make room, the oldest ended streams of the key that needs it are
+deleted. It returns 1 for each stream that has its bytes, 0 for each that has none now, and the sum
+of all reserved bytes."""
+
+DROP = step("""
+-- KEYS: stream. ARGV: the nonce of its call.
+local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+if top and string.match(top[1], '%-(.*)') == ARGV[1] then redis.call('DEL', KEYS[1]) end
+""")
+"""The removal of a stream, unless another call's has taken its place."""

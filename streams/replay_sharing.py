@@ -7,15 +7,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Final
 
 from cluster.ownership import Cluster
-from cluster.redis_client import RedisClient
+from cluster.redis_client import RedisAway, RedisClient
 from completion import StreamKey
 from errors import Unavailable
 from streams.replay import Replay
 from streams.replay_reader import ReplayReader
+from streams.replay_room import ReplayRoom
 from streams.replay_store import ReplayStore
 from streams.replay_writer import ReplayWriter
 
@@ -46,11 +48,14 @@ class SharedReplays:
             total: the most bytes of all processes' streams in Redis. 0 if none may be there.
         """
         self._cluster, self._redis, self._store = cluster, redis_client, store
+        self.room = ReplayRoom(redis_client, total, keep)
         self._writer: ReplayWriter | None = None
         self._reader: ReplayReader | None = None
         if total:
             self._reader = ReplayReader(redis_client, cluster, store, keep=keep, orphan=orphan)
-            self._writer = ReplayWriter(redis_client, cluster.name, keep, orphan)
+            self._writer = ReplayWriter(
+                redis_client, cluster.name, keep=keep, orphan=orphan, room=self.room
+            )
             store.on_add, store.on_orphan = self._writer.add, self._writer.check_orphan
         self._since = b""
         self._leaving = False
@@ -82,6 +87,17 @@ class SharedReplays:
             )
         return None
 
+    def obstacle(self, key_id: str) -> str:
+        """Return why a new stream of a key can't be followed at other processes; empty if it can.
+
+        That isn't said of all streams of a server whose settings forbid it.
+        """
+        if self._writer is None:
+            return ""
+        if not self._redis.available:
+            return "Redis is unavailable"
+        return "there is no room in Redis" if self.room.is_full(key_id) else ""
+
     def has(self, text: str) -> int:
         """Return 1 if this process has a stream, else 0.
 
@@ -92,11 +108,13 @@ class SharedReplays:
         return int(self._store.find((key_id, stream_id)) is not None)
 
     def beat(self) -> None:
-        """Check the streams in Redis if it has lost its data."""
+        """Check the streams in Redis if it has lost its data, and what they take."""
         since = self._cluster.since
         if since != self._since and self._writer is not None:
             self._writer.check_all()
         self._since = since
+        with contextlib.suppress(RedisAway):
+            self.room.refresh()
 
     def leave(self) -> None:
         """Cut the followers of other processes' streams, because this process shuts down."""

@@ -500,3 +500,74 @@ def test_an_orphan_isnt_ended_while_redis_is_away(
         redis_server.restart()
     wait(lambda: ended)
     call.end()
+
+
+# Bounds
+
+
+def top(process: Process, name: str) -> bytes:
+    """Return the id of a stream's last entry in Redis."""
+    entries: Any = process.redis.run(lambda redis: redis.xrevrange(name, count=1))
+    found_id: bytes = entries[0][0]
+    return found_id
+
+
+def test_a_long_stream_keeps_its_newest_entries_in_redis(
+    owner: Process, other: Process, redis_server: RedisServer
+) -> None:
+    client = redis_server.client()
+    name = f"sluice:replay:{'/'.join(KEY)}"
+    call = owner.begin()
+    call.replay.awaited = True  # so that its own log isn't cut
+    piece = "x" * 50_000
+    for _ in range(120):
+        call.write(piece)
+    call.end((b'{"text":"', b'"}'))
+    wait(lambda: top(owner, name).startswith(b"18446744073709551615-"))
+    assert client.memory_usage(name) < 5 * MB
+    copy = found(other)
+    first = copy.log.first
+    assert first > 20
+    reading = Reading(copy, first - 1)
+    assert reading.whole() == texts(*[piece] * (121 - first), first=first) + done(121)
+    assert Reading(copy, first - 2).whole() == b"data: stream_trimmed\n\n"
+    client.close()
+
+
+def test_a_stream_without_room_in_redis_goes_on_in_its_own_process(
+    new: Callable[..., Process], redis_server: RedisServer
+) -> None:
+    client = redis_server.client()
+    owner, other = new(total=100_000), new(total=100_000)
+    call = owner.begin()
+    call.write("a")
+    there = Reading(found(other))
+    wait(lambda: texts("a") in there.data)
+    call.write("x" * 100_000)
+    wait(lambda: owner.shared.obstacle("key_1"))
+    assert owner.shared.obstacle("key_1") == "there is no room in Redis"
+    wait(lambda: client.keys("sluice:replay:*") == [])
+    assert call.replay.marks is None
+    call.write("c")
+    call.end()
+    assert Reading(call.replay).whole() == texts("a", "x" * 100_000, "c") + done(4)
+    with pytest.raises(Unavailable, match="Only the process that runs this stream has it"):
+        new(total=100_000).shared.find(KEY)
+    client.close()
+
+
+def test_an_expired_stream_gives_its_bytes_back(
+    new: Callable[..., Process], redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.replay_room.REFRESH_S", 0.0)
+    monkeypatch.setattr("streams.replay_room.LEAST_TTL_S", 0.2)
+    monkeypatch.setattr("streams.replay_writer.LEAST_TTL_S", 0.2)
+    client = redis_server.client()
+    owner = new(keep=0.2)
+    call = owner.begin()
+    call.write("a")
+    call.end()
+    wait(lambda: owner.shared.room.bytes > 0)
+    wait(lambda: client.keys("sluice:replay*") == [])
+    assert owner.shared.room.bytes == 0
+    client.close()
