@@ -17,5 +17,7 @@ class ReplayCounts:
     """The time that the scripts took that append."""
     repeats: int = 0
     """How often a stream in Redis differed from what had been written."""
+    given_up: int = 0
+    """The streams that are no longer written to Redis, although they go on."""
     reads: int = 0
     """The reads of other processes' streams."""

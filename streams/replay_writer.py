@@ -19,7 +19,7 @@ from concurrency.threads import BackgroundThread
 from streams.replay import Replay
 from streams.replay_counts import ReplayCounts
 from streams.replay_room import ReplayRoom
-from streams.replay_scripts import APPEND, DROP, FOLLOWED, SINCE_FOLLOWED, packed
+from streams.replay_scripts import APPEND, DROP, FOLLOWED, REFUSED, SINCE_FOLLOWED, packed
 from streams.written_stream import WrittenStream
 
 log = logging.getLogger("sluice.streams")
@@ -30,6 +30,8 @@ AT_ONCE, BYTES_AT_ONCE = 500, 1 << 20
 LOOK_S: Final = 1.0
 """The interval at which the streams are looked through for those that must be checked."""
 FLUSH_LOOK_S: Final = 0.01
+LOG_S: Final = 60.0
+"""The shortest interval between two warnings of streams that were given up."""
 
 
 class ReplayWriter:
@@ -64,6 +66,7 @@ class ReplayWriter:
         """Those of which Redis lacks a part, although they may not have changed."""
         self._check_all = False
         self._look_at = 0.0
+        self._log_at = 0.0
         self._wanted = threading.Event()
         self._closing = False
         self._thread = BackgroundThread(self._work, "replay writer")
@@ -178,6 +181,18 @@ class ReplayWriter:
         del self._streams[stream.replay]
         self._again.discard(stream)
 
+    def _give_up(self, stream: WrittenStream, reason: str) -> None:
+        """Stop writing a stream to Redis, though it may go on."""
+        self._forget(stream)
+        self._counts.given_up += 1
+        now = time.monotonic()
+        if now >= self._log_at:
+            self._log_at = now + LOG_S
+            log.warning(
+                "a resumable stream can't be followed at other processes: %s (%d so far)",
+                *(reason, self._counts.given_up),
+            )
+
     def _send(self, streams: list[WrittenStream], now: float) -> None:
         """Do one script for some streams. Raises RedisAway."""
         items, size = [], 0
@@ -201,7 +216,6 @@ class ReplayWriter:
         failed = self._redis.run(lambda client: APPEND(client, (), (text,)))
         self._counts.append_seconds += time.monotonic() - began
         self._counts.appends += sum(bool(item[2]) for item in items) - len(failed) // 2
-        self._counts.repeats += len(failed) // 2
         tops = dict(zip(failed[::2], failed[1::2], strict=True))
         for n, stream in enumerate(taken, 1):
             if n not in tops:
@@ -209,9 +223,11 @@ class ReplayWriter:
                 if stream.more:
                     self._again.add(stream)
             elif stream.differs(tops[n], now):
+                self._counts.repeats += 1
                 self._again.add(stream)
             else:
-                self._forget(stream)
+                refused = tops[n] == REFUSED
+                self._give_up(stream, "Redis lacks memory" if refused else "it was replaced there")
 
     def _reserve(self, streams: list[WrittenStream]) -> set[WrittenStream]:
         """Reserve bytes in Redis. Return the streams that don't get them, which aren't written any
@@ -226,7 +242,7 @@ class ReplayWriter:
             stream.reserved = stream.wanted
             if not has_room:
                 homeless.add(stream)
-                self._forget(stream)
+                self._give_up(stream, "SLUICE_REPLAY_REDIS leaves no room")
                 keys, arguments = [stream.key.decode()], [stream.nonce]
                 self._redis.run(lambda client, k=keys, a=arguments: DROP(client, k, a))  # type: ignore[misc]
         return homeless

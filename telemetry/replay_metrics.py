@@ -9,7 +9,8 @@ from streams.replay_counts import ReplayCounts
 COUNTERS = {
     "appends": ("appends", "Entries of resumable streams that were written to Redis."),
     "append_seconds": ("append_seconds", "Seconds that writing resumable streams to Redis took."),
-    "repeats": ("repeats", "Resumable streams of which Redis had lost a part."),
+    "repeats": ("repeats", "How often Redis had lost a part of a resumable stream."),
+    "given_up": ("given_up", "Resumable streams that are in their own process only."),
     "reads": ("reads", "Reads of other processes' resumable streams."),
 }
 """The counters: their names and meanings, by the field of ReplayCounts."""

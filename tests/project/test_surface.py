@@ -219,6 +219,7 @@ METRICS = {
     "sluice_replay_append_seconds_total": (),
     "sluice_replay_appends_total": (),
     "sluice_replay_copies": (),
+    "sluice_replay_given_up_total": (),
     "sluice_replay_reads_total": (),
     "sluice_replay_redis_bytes": (),
     "sluice_replay_repeats_total": (),
