@@ -133,11 +133,22 @@ def wire(settings: Settings) -> Services:
     quota = Quota(settings.reserve_tokens, redis_client, required=settings.limits_required)
     breakers = CircuitBreakers(enabled=settings.cooldown, redis_client=redis_client)
     gateway = Gateway(settings, quota, ledger, records.settled, breakers=breakers, cluster=cluster)
-    if cluster is not None:
+    shared_replays = None
+    if cluster is not None and redis_client is not None:
+        # Imported here because a single process doesn't need redis-py.
+        from streams.replay_sharing import SUBJECT, SharedReplays
+
+        shared_replays = SharedReplays(
+            *(cluster, redis_client, gateway.replays),
+            keep=settings.replay,
+            total=settings.replay_redis,
+        )
         beats = [quota.beat, breakers.exchange, *shared_replicas(redis_client, gateway)]
+        beats.append(shared_replays.beat)
         subjects: Subjects = {
             "streams": gateway.streams.of_all_keys_here,
             "providers": lambda _: records.health(),
+            SUBJECT: shared_replays.has,
         }
         cluster.attend(gateway.streams, *beats, metrics.refresh, subjects=subjects)
     keys = KeyStore(settings.keys_file, settings.keys, read_groups(settings.groups))
@@ -166,6 +177,7 @@ def wire(settings: Settings) -> Services:
         bodies=HeldBodies(settings.bodies_total),
         redis_client=redis_client,
         cluster=cluster,
+        shared_replays=shared_replays,
         tracing=tracing,
     )
 

@@ -186,19 +186,18 @@ class Resumable:
 
         Raises SluiceError.
         """
-        replay = self._store.find((self._key.id, stream_id))
-        if replay is None and self._parts.cluster is not None:
-            raise Unavailable(
-                "This process doesn't know the stream. If another one has it, try again."
-            )
+        stream_key = (self._key.id, stream_id)
+        replay = self._store.find(stream_key)
+        if replay is None and self._parts.shared_replays is not None:
+            replay = self._parts.shared_replays.find(stream_key)
         if replay is None or replay.face != self._face.name:
-            raise StreamNotFound(
-                "No resumable stream has this id at this path. It may have expired already."
-            )
+            raise no_stream()
         if not wants_stream(self._request):
             return json_response(self.state(replay), headers=self._headers(replay))
         after = position(self._request)
         ended = replay.ending is not None  # read before the log, whose end comes first
+        if ended and after > replay.log.last and replay.about().state == "interrupted":
+            after = replay.log.last - 1  # what the client has beyond is lost, so it gets the error
         if ended and after >= replay.log.last:
             if after > replay.log.last:
                 raise beyond(replay.log.last)
@@ -221,8 +220,17 @@ class Resumable:
             "expires_at": self._expiry(ending),
         }
         if ending is not None:
-            found["result"] = msgspec.Raw(replay.result(ending))
+            found["result"] = msgspec.Raw(self._result(replay, ending))
         return found
+
+    def _result(self, replay: Replay, ending: Ending) -> bytes:
+        """Return the whole answer in JSON, or the error."""
+        first = replay.log.first
+        if not ending.result or (len(ending.result) > 1 and first > 1):  # of a copy
+            return msgspec.json.encode(
+                self._face.error_body(StreamTrimmed(first), ending.about.request_id)
+            )
+        return replay.result(ending)
 
     def _expiry(self, ending: Ending | None) -> str | None:
         if ending is None:
@@ -259,6 +267,12 @@ def streamed(wanted: CompletionRequest) -> CompletionRequest:
     if wanted.chat is not None:
         wanted.chat.fields["stream"] = msgspec.Raw(b"true")
     return msgspec.structs.replace(wanted, stream=True)
+
+
+def no_stream() -> StreamNotFound:
+    return StreamNotFound(
+        "No resumable stream has this id at this path. It may have expired already."
+    )
 
 
 def wants_stream(request: Request) -> bool:

@@ -90,6 +90,10 @@ class Replay:
         """True if the call goes on without followers."""
         self.alone_since: float | None = time.monotonic()
         """The monotonic time since which there has been no follower; None if there are some."""
+        self.encode_error: Callable[[SluiceError], tuple[bytes, bytes]] = lambda _: (b"", b"null")
+        """Returns an error as a frame and as JSON, in the stream's face."""
+        self.marks: set[Replay] | None = None
+        """Takes this stream after each change, if it is written to Redis."""
         self._about = about
         self._lock = BriefLock()
         self.followers: tuple[Follower, ...] = ()
@@ -140,13 +144,25 @@ class Replay:
                 self.alone_since = time.monotonic()
 
     def wake(self) -> None:
-        """Wake the followers after a change."""
+        """Wake the followers after a change, and mark the stream as changed."""
+        marks = self.marks
+        if marks is not None:
+            marks.add(self)
         for follower in self.followers:
             follower.arrived.set()
 
     def release(self) -> None:
         self.released = True
         self.wake()
+
+    def update(self, about: Callable[[], About]) -> None:
+        """Replace the function that returns what is known while the stream is active."""
+        self._about = about
+
+    def cut(self) -> None:
+        """Cut the followers' connections, so that they don't take this for the stream's end."""
+        for follower in self.followers:
+            follower.cut()
 
     def close(self, ending: Ending) -> None:
         """End the stream, whose last frames are in the log."""
@@ -245,22 +261,35 @@ class Follower:
                     yield KEEP_ALIVE
                 self.arrived.wait()
             if log.last < position and not self._gone:
-                yield error(beyond(log.last))
+                yield self._beyond(error)
         except StreamTrimmed as failure:
             yield error(failure)
         finally:
             self.close()
 
+    def _beyond(self, error: Callable[[SluiceError], bytes]) -> bytes:
+        """Return the frame for a client that has more than the stream. An interrupted stream may
+        have lost its last frames, and its error is its last frame."""
+        log = self.replay.log
+        if self.replay.about().state == "interrupted":
+            return log.read(log.last - 1)[0]
+        return error(beyond(log.last))
+
     def look(self, now: float) -> None:
         """Check the connection, and whether it needs a keep-alive comment."""
         if self._client is not None and hung_up(self._client):
-            self._gone = True
-            self.replay.leave(self)
-            self.arrived.set()
-            shut(self._client)  # this wakes a writer that is blocked in send
+            self.cut()
         elif now - self._last_write >= self._keepalive:
             self._last_write, self._silent = now, True
             self.arrived.set()
+
+    def cut(self) -> None:
+        """End the connection without the response's last chunk."""
+        self._gone = True
+        self.replay.leave(self)
+        if self._client is not None:
+            shut(self._client)  # this wakes a writer that is blocked in send
+        self.arrived.set()
 
     def close(self) -> None:
         self.replay.leave(self)

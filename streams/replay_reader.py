@@ -1,0 +1,225 @@
+"""The reader of other processes' resumable streams, which makes them followable in this process.
+
+- A copy of a stream is a Replay with a log of its own. Its followers don't know that it is a copy.
+- One thread reads for all copies: one read in each tick, however many followers there are.
+- A copy is dropped soon after its last follower has left.
+- If Redis is unavailable, an open copy waits. It ends only with the fence, or if it is certain that
+  nothing can follow.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any, Final
+
+from cluster.redis_client import RedisAway, RedisClient
+from completion import StreamKey
+from concurrency.threads import BackgroundThread
+from errors import Unavailable
+from streams.replay import Replay
+from streams.replay_codec import (
+    FENCE,
+    Entry,
+    Facts,
+    add_to,
+    decode,
+    ending_of,
+    parsed_id,
+)
+from streams.replay_scripts import ENTRY, STREAM
+from streams.replay_store import ReplayStore
+
+log = logging.getLogger("sluice.streams")
+
+TICK_S, LEAST_TICK_S = 0.05, 0.01
+"""The interval between reads, and the shortest one if there is a new copy."""
+FIRST_READ_S: Final = 2.0
+KEEP_S: Final = 5.0
+"""The time for which a copy is kept without followers."""
+STREAMS, ENTRIES = 100, 4
+"""The most streams in a read, and the most entries of each."""
+STREAMS_BEHIND, ENTRIES_BEHIND = 4, 16
+"""As above, for copies of which Redis has more entries than were read."""
+START: Final = b"0-0"
+
+
+class Copy:
+    """A stream of another process, as far as it has been read from Redis."""
+
+    def __init__(self, stream_key: StreamKey) -> None:
+        self.stream_key = stream_key
+        self.key = f"{STREAM}{'/'.join(stream_key)}".encode()
+        self.at = START
+        """The id of the last entry that was read."""
+        self.behind = True
+        """True if Redis may have more entries already."""
+        self.read = threading.Event()
+        """Set once everything that was in Redis has been read, or if that failed."""
+        self.replay: Replay | None = None
+        """None until the first entry has been read."""
+        self.facts: Facts | None = None
+        self.wanted_at = time.monotonic()
+        """The monotonic time at which somebody looked for it."""
+        self.failed = False
+        """True if it couldn't be read even once."""
+        self.replaced = False
+        """True if another call's stream has taken the place of this one."""
+
+    @property
+    def nonce(self) -> bytes:
+        return parsed_id(self.at)[1]
+
+    @property
+    def open(self) -> bool:
+        return self.replay is None or self.replay.ending is None
+
+    def take(self, name: bytes, entry: Entry) -> None:
+        """Add an entry of the stream.
+
+        Args:
+            name: its id.
+        """
+        number, nonce = parsed_id(name)
+        if self.replay is None:
+            if entry.facts is None:
+                return
+            self.replay = Replay(self.stream_key, entry.facts.face, entry.facts.about)
+            self.replay.released = self.replay.keeps_alone = True
+        elif nonce != self.nonce:
+            self.replaced = True
+            return
+        self.at = name
+        replay = self.replay
+        add_to(replay, entry)
+        if entry.facts is not None:
+            self.facts = entry.facts
+            replay.update(entry.facts.about)
+        ending = ending_of(entry) if number == FENCE else None
+        if ending is None:
+            replay.wake()
+        else:
+            replay.close(ending)
+
+
+class ReplayReader:
+    """The thread that reads other processes' resumable streams from Redis."""
+
+    def __init__(self, redis_client: RedisClient, store: ReplayStore) -> None:
+        """Make a reader. Its thread starts with the first copy.
+
+        Args:
+            store: counts the memory of the copies.
+        """
+        self._redis, self._store = redis_client, store
+        self._copies: dict[StreamKey, Copy] = {}
+        self._lock = threading.Lock()
+        self._wanted = threading.Event()
+        self._thread = BackgroundThread(self._work, "replay reader")
+
+    def find(self, stream_key: StreamKey) -> Replay | None:
+        """Return a copy of a stream, with everything that is in Redis now, or None if none is.
+
+        Raises:
+            Unavailable: Redis doesn't respond, or there is no memory for a copy.
+        """
+        with self._lock:
+            copy = self._copies.get(stream_key)
+            if copy is None or copy.replaced:
+                if not self._store.has_room(stream_key[0]):
+                    raise Unavailable("There is no room to follow another stream. Try again later.")
+                copy = self._copies[stream_key] = Copy(stream_key)
+            copy.wanted_at = time.monotonic()
+        self._thread.start()
+        self._wanted.set()
+        if not copy.read.wait(FIRST_READ_S) or copy.failed:
+            raise Unavailable("The server can't read this stream at the moment. Try again.")
+        return copy.replay
+
+    def _work(self) -> None:
+        while True:
+            began = time.monotonic()
+            try:
+                again = self._read()
+            except RedisAway:
+                again = False
+                self._fail_new()
+            except Exception:  # the followers of other streams must go on
+                log.exception("reading resumable streams from Redis failed")
+                again = False
+                self._fail_new()
+            self._drop(time.monotonic())
+            if again:
+                continue
+            self._wanted.wait(TICK_S if self._copies else None)
+            self._wanted.clear()
+            early = LEAST_TICK_S - (time.monotonic() - began)
+            if early > 0:
+                time.sleep(early)
+
+    def _read(self) -> bool:
+        """Read what is new of all copies. Return True if Redis may have more. Raises RedisAway."""
+        copies = [copy for copy in list(self._copies.values()) if copy.open]
+        behind = [copy for copy in copies if copy.behind]
+        level = [copy for copy in copies if not copy.behind]
+        for n in range(0, len(level), STREAMS):
+            self._read_some(level[n : n + STREAMS], ENTRIES)
+        for n in range(0, len(behind), STREAMS_BEHIND):
+            self._read_some(behind[n : n + STREAMS_BEHIND], ENTRIES_BEHIND)
+        return any(copy.behind for copy in copies)
+
+    def _read_some(self, copies: list[Copy], most: int) -> None:
+        """Read up to `most` entries of each copy's stream. Raises RedisAway."""
+        names, ids = [copy.key for copy in copies], [copy.at for copy in copies]
+        command = ("XREAD", "COUNT", most, "STREAMS", *names, *ids)
+
+        def read(client: Any) -> Any:
+            return client.execute_command(*command)
+
+        found = dict(self._redis.run(read))
+        for copy in copies:
+            entries = found.get(copy.key, ())
+            new = copy.replay is None
+            for name, fields in entries:
+                copy.take(name, decode(fields[ENTRY]))
+            if new and copy.replay is not None:
+                self._store.add_copy(copy.replay)
+            copy.behind = len(entries) >= most and copy.open
+            if entries and copy.replay is not None:
+                self._store.grown(copy.replay)
+            if copy.replaced and copy.replay is not None:
+                copy.replay.cut()
+                self._forget(copy)
+            if not copy.behind:
+                copy.read.set()
+
+    def _fail_new(self) -> None:
+        """Let those who wait for a new copy know that it can't be read."""
+        for copy in list(self._copies.values()):
+            if not copy.read.is_set():
+                copy.failed = True
+                self._forget(copy)
+                copy.read.set()
+
+    def _drop(self, now: float) -> None:
+        """Drop the copies that nobody needs."""
+        for copy in list(self._copies.values()):
+            with self._lock:
+                alone = copy.wanted_at
+                if copy.replay is not None and copy.read.is_set():
+                    alone = max(alone, copy.replay.alone_since or now)
+                if now - alone >= KEEP_S:
+                    self._copies.pop(copy.stream_key, None)
+                    dropped = copy.replay
+                else:
+                    continue
+            if dropped is not None:
+                self._store.drop_copy(dropped)
+
+    def _forget(self, copy: Copy) -> None:
+        with self._lock:
+            if self._copies.get(copy.stream_key) is copy:
+                del self._copies[copy.stream_key]
+        if copy.replay is not None:
+            self._store.drop_copy(copy.replay)
