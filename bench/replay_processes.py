@@ -2,15 +2,16 @@
 
 usage: replay_processes.py [--processes 50] [--streams 5000] [--seconds 5] [--bytes 6]
 
-Each simulated process has a connection. In each tick of 50 ms it sends what a process's writer sends
-(one script for all its streams, each with one new event), and what a process's reader sends (it
-follows all streams of the next process). The commands are made beforehand, by the project's own
-writer and scripts, so that Python isn't what is measured. Every response is checked: each append
-must be accepted, and the readers must get every entry.
+Each simulated process has a connection. In each tick of 50 ms it sends what a writer sends (one
+script for all its streams, each with one new event), and what a reader sends (it reads as many
+streams). The commands are made beforehand, by the project's own writer and scripts, so that Redis
+is measured and not Python. Every response is checked: each append must be accepted, and the
+readers must get every entry.
 
 The ticks of the processes are spread evenly. At a multiple of the load, each tick is shorter, so
 Redis gets the commands of that many times the streams. At last, all commands are sent without
-pauses. Everything listens on loopback.
+pauses. Redis is saturated when it uses a whole core. On a busy machine, compute that from its CPU
+time per append, which doesn't depend on the rate. Everything listens on loopback.
 """
 
 from __future__ import annotations
@@ -31,15 +32,13 @@ sys.path.insert(0, str(ROOT))
 from bench import machine, report
 from streams import replay_reader, replay_writer
 from streams.replay import About, Replay
-from streams.replay_codec import encode
-from streams.replay_scripts import APPEND
+from streams.replay_scripts import APPEND, packed
 from tests.support.redis_server import RedisServer
 
 TICK_S: Final = replay_writer.TICK_S
 LOADS: Final = (1, 2, 4, 8)
 TEMPLATE: Final = (
-    b'data: {"id":"cmpl-0123456789abcdef","object":"text_completion","created":1767225600,'
-    b'"model":"sim/sim-1","choices":[{"index":0,"text":"',
+    b'data: {"id":"cmpl-0123456789abcdef","choices":[{"index":0,"text":"',
     b'","logprobs":null,"finish_reason":null}]}\n\n',
 )
 ERROR: Final = (b'data: {"error":{"code":"interrupted"}}\n\n', b'{"error":{"code":"interrupted"}}')
@@ -82,7 +81,7 @@ class Figures(NamedTuple):
     """The durations of the scripts and of the reads, with the way there and back."""
 
 
-def packed(*words: Any) -> bytes:
+def command(*words: Any) -> bytes:
     """Encode a command for Redis."""
     parts = [b"*%d\r\n" % len(words)]
     for word in words:
@@ -107,9 +106,9 @@ def part(number: int, streams: int, ticks: int, text: bytes) -> Part:
             seen.append((one.key, id_before(one)))
             items.append(one.next_item(now))
             one.done(now)
-        APPEND(captured, (), (encode(items),))
-        writes.append(packed(*captured.arguments))
-        reads.append(read(seen) + packed("PING"))
+        APPEND(captured, (), (packed(items),))
+        writes.append(command(*captured.arguments))
+        reads.append(read(seen) + command("PING"))
     return Part(writes, reads)
 
 
@@ -131,7 +130,7 @@ def read(seen: list[tuple[bytes, bytes]]) -> bytes:
     commands = []
     for n in range(0, len(seen), replay_reader.STREAMS):
         keys, ids = zip(*seen[n : n + replay_reader.STREAMS], strict=True)
-        commands.append(packed("XREAD", "COUNT", replay_reader.ENTRIES, "STREAMS", *keys, *ids))
+        commands.append(command("XREAD", "COUNT", replay_reader.ENTRIES, "STREAMS", *keys, *ids))
     return b"".join(commands)
 
 
@@ -224,7 +223,7 @@ def measure(redis: RedisServer, options: argparse.Namespace) -> list[tuple[objec
 def warm(redis: RedisServer) -> None:
     """Load the script, as each process does once."""
     with contextlib.closing(redis.client()) as client:
-        APPEND(client, (), (encode([]),))
+        APPEND(client, (), (packed([]),))
 
 
 def row(seen: Figures, streams: int, ticks: int, load: int, *, follow: bool) -> tuple[object, ...]:

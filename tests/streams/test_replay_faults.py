@@ -14,16 +14,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from streams.replay_reader import Copy, ReplayReader
-from streams.replay_scripts import STREAM
-from streams.replay_writer import ReplayWriter
 
 from cluster.redis_client import RedisAway, RedisClient
 from errors import StreamTrimmed
 from streams import replay_writer
 from streams.replay import About, Ending, Replay
 from streams.replay_log import FRAME
+from streams.replay_reader import Copy, ReplayReader
+from streams.replay_scripts import STREAM
 from streams.replay_store import ReplayStore
+from streams.replay_writer import ReplayWriter
 from tests.support.redis_server import RedisServer
 
 TURNS = 150
@@ -171,7 +171,10 @@ class Scene:
         self.writer.check_all()  # as the heartbeat does, which finds the loss
 
     def save(self) -> None:
-        self.saved = self.redis_client.run(lambda client: client.dump(NAME))
+        def dump(client: Any) -> Any:
+            return client.dump(NAME)
+
+        self.saved = self.redis_client.run(dump)
 
     def fall_back(self) -> None:
         """Bring back an older state, as a failover does that loses the last writes."""

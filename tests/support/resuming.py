@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -74,6 +75,11 @@ class Resumed:
     def first(self) -> int:
         """The id of the frame with the first piece."""
         return FIRST[self.path]
+
+    def add_wait(self, seconds: float, *, away: bool) -> None:
+        self.waits.append(seconds)
+        if away:
+            self.remote_waits.append(seconds)
 
 
 def script(events: int, interval: float) -> list[fp.Step]:
@@ -177,26 +183,23 @@ def _connect(
             resumed.owner = number
             client.request("POST", resumed.path, body)
         head = client.read_head()
-        if head.status == 503:
-            resumed.refused += 1
-            if not patient:
-                resumed.faults.append(f"503 after {resumed.last}: {client.body()!r}")
-            return
         if head.status != 200:
-            resumed.faults.append(f"status {head.status} after {resumed.last}: {client.body()!r}")
+            resumed.refused += head.status == 503
+            if head.status != 503 or not patient:
+                resumed.faults.append(
+                    f"status {head.status} after {resumed.last}: {client.body()!r}"
+                )
             return
         resumed.request_id = resumed.request_id or head.headers["x-request-id"]
         away = number != resumed.owner
         resumed.elsewhere += away
-        cut = next((cut for cut in cuts if cut > resumed.last), None)
+        cut = next((cut for cut in cuts if cut > resumed.last), sys.maxsize)
         for frame in client.frames():
             take(resumed, frame)
             if missed:
                 missed = False
-                resumed.waits.append(time.monotonic() - began)
-                if away:
-                    resumed.remote_waits.append(resumed.waits[-1])
-            if cut is not None and resumed.last >= cut and not resumed.done:
+                resumed.add_wait(time.monotonic() - began, away=away)
+            if resumed.last >= cut and not resumed.done:
                 resumed.cuts += 1
                 if chance.random() < 0.5:
                     client.reset()
