@@ -141,6 +141,7 @@ def wire(settings: Settings) -> Services:
         shared_replays = SharedReplays(
             *(cluster, redis_client, gateway.replays),
             keep=settings.replay,
+            orphan=settings.orphan,
             total=settings.replay_redis,
         )
         beats = [quota.beat, breakers.exchange, *shared_replicas(redis_client, gateway)]

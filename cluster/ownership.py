@@ -99,7 +99,8 @@ class Cluster:
         self._since = b""
         self._age = 0.0
         """The seconds for which Redis had had its data at the last heartbeat."""
-        self._beaten_at = time.monotonic()
+        self._beaten_at = self._steady_since = time.monotonic()
+        """The monotonic times of the last heartbeat, and of the last one after a gap."""
         self._stale = True
         """True if claims of this process may be missing from Redis."""
         self._unreleased: dict[StreamKey, bool] = {}
@@ -120,6 +121,15 @@ class Cluster:
         """True if Redis has had its data for so long that all processes have reported."""
         now = time.monotonic()
         return now - self._beaten_at < SILENT_S and self._age >= SETTLED_S
+
+    @property
+    def steady(self) -> bool:
+        """True if this process can tell which other processes are dead.
+
+        Its own heartbeats have reached Redis without a gap for as long as all others need to report
+        after an outage, and Redis has kept its data.
+        """
+        return self.settled and time.monotonic() - self._steady_since >= SETTLED_S
 
     def attend(
         self, local: Local, *at_beats: Callable[[], None], subjects: Subjects = NO_SUBJECTS
@@ -307,7 +317,7 @@ class Cluster:
         since, asked, age = self._redis.probe(lambda client: BEAT(client, keys, [self._me, DEAD_S]))
         now = time.monotonic()
         if self._stale or since != self._since or now - self._beaten_at > SILENT_S:
-            self._stale, self._since = False, since
+            self._stale, self._since, self._steady_since = False, since, now
             self._repeat_claims()
         self._beaten_at, self._age = now, float(age)
         self._post.reply_to(dict(zip(asked[::2], asked[1::2], strict=True)))

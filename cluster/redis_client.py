@@ -150,6 +150,21 @@ class RedisClient:
             log.warning("Redis is available again")
         return result
 
+    def memory_limit(self) -> int:
+        """Return Redis' limit of memory in bytes; 0 if there is none, or it isn't known.
+
+        Raises RedisAway.
+        """
+
+        def ask(client: redis.Redis) -> int:
+            try:
+                found: Any = client.info("memory")
+            except self._denied:  # INFO may be forbidden or missing
+                return 0
+            return int(found.get("maxmemory") or 0)
+
+        return self.run(ask)
+
     def listener(self) -> Any:
         """Return a PubSub for the listener's thread. It connects when it subscribes."""
         import redis

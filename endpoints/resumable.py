@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, Final
 
@@ -114,6 +114,8 @@ class Resumable:
     def __init__(self, request: Request, key: Key, parts: Services, face: ReplayFace) -> None:
         self._request, self._key, self._parts, self._face = request, key, parts, face
         self._store = parts.gateway.replays
+        self._only_here = ""
+        """Why a new stream can't be followed at other processes; empty if it can."""
 
     def begin(
         self,
@@ -129,6 +131,8 @@ class Resumable:
             raise InvalidRequest(
                 f"A resumable stream can't have the id {TAKEN_ID!r}.", param="stream_id"
             )
+        if self._parts.shared_replays is not None:
+            self._only_here = self._parts.shared_replays.obstacle(self._key.id)
         replays: list[Replay] = []
 
         def record(call: Call) -> None:
@@ -239,7 +243,7 @@ class Resumable:
         return instant(at)
 
     def _headers(self, replay: Replay) -> dict[str, str]:
-        return {"X-Stream-ID": replay.key[1], HEADER: "1"}
+        return {"X-Stream-ID": replay.key[1], HEADER: "0" if self._only_here else "1"}
 
     def _follower(self, replay: Replay, after: int, *, missed: bool) -> Follower:
         keepalive = self._parts.settings.keepalive
@@ -247,8 +251,12 @@ class Resumable:
 
     def _stream(self, follower: Follower, headers: dict[str, str]) -> Response:
         request_id = self._request.id
+        frames: Iterator[bytes]
+        frames = follower.frames(lambda error: self._face.error_frame(error, request_id))
+        if self._only_here:
+            frames = chain([b": this process only: %b\n" % self._only_here.encode()], frames)
         response = DirectResponse(
-            follower.frames(lambda error: self._face.error_frame(error, request_id)),
+            frames,
             headers=calls.STREAM_HEADERS | headers | self._headers(follower.replay),
             content_type=f"{SSE}; charset=utf-8",
         )

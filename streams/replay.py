@@ -143,6 +143,12 @@ class Replay:
             if not self.followers and self.alone_since is None:
                 self.alone_since = time.monotonic()
 
+    def followed_elsewhere(self, at: float) -> None:
+        """Note that another process's client followed the stream at a monotonic time."""
+        with self._lock:
+            if self.alone_since is not None:
+                self.alone_since = max(self.alone_since, at)
+
     def wake(self) -> None:
         """Wake the followers after a change, and mark the stream as changed."""
         marks = self.marks

@@ -54,6 +54,8 @@ class Close(msgspec.Struct, array_like=True, frozen=True):
     """As in Ending; empty if the whole answer is too large."""
     text_kinds: tuple[int, ...]
     ended_at: float
+    orphaned: bool = False
+    """True if the owner died. The fence's frame then follows whatever a copy has."""
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True):
@@ -119,13 +121,13 @@ def interrupted(facts: Facts, last: int, now: float) -> bytes:
     """Return the fence of a stream whose owner died.
 
     Args:
-        last: the number of the last frame in Redis.
+        last: the number of the last frame that was read.
         now: the Unix time in seconds.
     """
     frame, body = facts.error_frame, facts.error_body
     ends = len(frame).to_bytes(4, "little")
     known = msgspec.structs.replace(facts, state="interrupted")
-    close = Close((body,), (), now)
+    close = Close((body,), (), now, orphaned=True)
     return encode(Entry(last + 1, bytes([FRAME]), 0, ends, frame, facts=known, close=close))
 
 
@@ -143,12 +145,16 @@ def add_to(replay: Replay, entry: Entry) -> None:
     """Append what a copy of a stream lacks of an entry."""
     if entry.templates:
         replay.log.set_templates(entry.templates)
-    replay.log.extend((entry.first, entry.kinds, entry.base, entry.ends, entry.data))
+    first = entry.first
+    if entry.close is not None and entry.close.orphaned:
+        first = replay.log.last + 1
+    replay.log.extend((first, entry.kinds, entry.base, entry.ends, entry.data))
 
 
 def ending_of(entry: Entry) -> Ending | None:
     """Return the end of a stream from its fence; None for any other entry."""
     if entry.close is None or entry.facts is None:
         return None
-    about, (result, kinds, ended_at) = entry.facts.about(), msgspec.structs.astuple(entry.close)
-    return Ending(about, result, frozenset(kinds), None, ended_at)
+    close = entry.close
+    about, kinds = entry.facts.about(), frozenset(close.text_kinds)
+    return Ending(about, close.result, kinds, None, close.ended_at)

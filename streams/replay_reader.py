@@ -14,6 +14,8 @@ import threading
 import time
 from typing import Any, Final
 
+from cluster.deaths import dead
+from cluster.ownership import PROCESSES, SILENT_S, Cluster
 from cluster.redis_client import RedisAway, RedisClient
 from completion import StreamKey
 from concurrency.threads import BackgroundThread
@@ -26,9 +28,11 @@ from streams.replay_codec import (
     add_to,
     decode,
     ending_of,
+    entry_id,
+    interrupted,
     parsed_id,
 )
-from streams.replay_scripts import ENTRY, STREAM
+from streams.replay_scripts import ANNOUNCE, ENTRY, FOLLOWED, INTERRUPT, LEAST_TTL_S, STREAM
 from streams.replay_store import ReplayStore
 
 log = logging.getLogger("sluice.streams")
@@ -42,6 +46,13 @@ STREAMS, ENTRIES = 100, 4
 """The most streams in a read, and the most entries of each."""
 STREAMS_BEHIND, ENTRIES_BEHIND = 4, 16
 """As above, for copies of which Redis has more entries than were read."""
+LOOK_S: Final = 1.0
+"""The interval at which the owners of the open copies are checked."""
+ANNOUNCE_S: Final = 5.0
+"""The longest interval at which owners are told that their streams are followed here."""
+MISSING_S: Final = 10.0
+"""The time after which a stream that is no longer in Redis counts as given up there. An owner that
+is alive writes it again sooner."""
 START: Final = b"0-0"
 
 
@@ -66,6 +77,8 @@ class Copy:
         """True if it couldn't be read even once."""
         self.replaced = False
         """True if another call's stream has taken the place of this one."""
+        self.missing_since: float | None = None
+        """The monotonic time since which Redis hasn't had the stream."""
 
     @property
     def nonce(self) -> bytes:
@@ -106,13 +119,29 @@ class Copy:
 class ReplayReader:
     """The thread that reads other processes' resumable streams from Redis."""
 
-    def __init__(self, redis_client: RedisClient, store: ReplayStore) -> None:
+    def __init__(
+        self,
+        redis_client: RedisClient,
+        cluster: Cluster,
+        store: ReplayStore,
+        *,
+        keep: float,
+        orphan: float,
+    ) -> None:
         """Make a reader. Its thread starts with the first copy.
 
         Args:
             store: counts the memory of the copies.
+            keep: the seconds for which a stream is kept after its end.
+            orphan: the seconds after which a stream without followers is ended.
         """
-        self._redis, self._store = redis_client, store
+        self._orphan = orphan
+        self._announce_at = 0.0
+        self._announced: set[str] = set()
+        """The streams whose owners know that they are followed here."""
+        self._redis, self._cluster, self._store = redis_client, cluster, store
+        self._keep = keep
+        self._look_at = 0.0
         self._copies: dict[StreamKey, Copy] = {}
         self._lock = threading.Lock()
         self._wanted = threading.Event()
@@ -137,11 +166,20 @@ class ReplayReader:
             raise Unavailable("The server can't read this stream at the moment. Try again.")
         return copy.replay
 
+    def cut(self) -> None:
+        """Cut the followers of all copies, without the end of their streams."""
+        for copy in list(self._copies.values()):
+            if copy.replay is not None:
+                copy.replay.cut()
+
     def _work(self) -> None:
         while True:
             began = time.monotonic()
             try:
                 again = self._read()
+                if began >= self._look_at:
+                    self._look_at = began + min(LOOK_S, self._orphan / 4)
+                    self._look(began)
             except RedisAway:
                 again = False
                 self._fail_new()
@@ -194,6 +232,50 @@ class ReplayReader:
             if not copy.behind:
                 copy.read.set()
 
+    def _look(self, now: float) -> None:
+        """End the streams of dead processes, and drop those that are no longer in Redis.
+
+        Raises RedisAway.
+        """
+        copies = [copy for copy in list(self._copies.values()) if copy.open and copy.facts]
+        self._announce(copies, now)
+        owners = {copy.facts.owner for copy in copies if copy.facts}
+        gone = dead(self._redis, self._cluster, owners)
+        for copy in copies:
+            if copy.facts and copy.facts.owner in gone and not copy.behind:
+                self._interrupt(copy, copy.facts)
+        if not self._cluster.steady or not copies:
+            return
+        present = self._redis.run(lambda client: existing(client, copies))
+        for copy, exists in zip(copies, present, strict=True):
+            if exists:
+                copy.missing_since = None
+            elif copy.missing_since is None:
+                copy.missing_since = now
+            elif now - copy.missing_since > MISSING_S and copy.replay is not None:
+                copy.replay.cut()
+                self._forget(copy)
+
+    def _announce(self, copies: list[Copy], now: float) -> None:
+        """Let owners know which of their streams are followed here. Raises RedisAway."""
+        names = {"/".join(c.stream_key) for c in copies if c.replay and c.replay.followers}
+        if now < self._announce_at and names <= self._announced:
+            return
+        self._announce_at = now + min(ANNOUNCE_S, self._orphan / 4)
+        self._announced = names
+        if names:
+            arguments = [self._orphan * 2, *names]
+            self._redis.run(lambda client: ANNOUNCE(client, [FOLLOWED], arguments))
+
+    def _interrupt(self, copy: Copy, facts: Facts) -> None:
+        """Write the fence of a stream whose owner is dead. Raises RedisAway."""
+        number, nonce = parsed_id(copy.at)
+        last = max(number, copy.replay.log.last if copy.replay is not None else 0)
+        entry = interrupted(facts, last, time.time())
+        keep = int(max(self._keep, LEAST_TTL_S) * 1000)
+        arguments: list[Any] = [copy.at, entry_id(FENCE, nonce), entry, keep, facts.owner, SILENT_S]
+        self._redis.run(lambda client: INTERRUPT(client, [copy.key.decode(), PROCESSES], arguments))
+
     def _fail_new(self) -> None:
         """Let those who wait for a new copy know that it can't be read."""
         for copy in list(self._copies.values()):
@@ -223,3 +305,11 @@ class ReplayReader:
                 del self._copies[copy.stream_key]
         if copy.replay is not None:
             self._store.drop_copy(copy.replay)
+
+
+def existing(client: Any, copies: list[Copy]) -> list[int]:
+    """Return 1 for each copy whose stream is in Redis, else 0. Raises RedisError."""
+    with client.pipeline(transaction=False) as pipe:
+        for copy in copies:
+            pipe.exists(copy.key)
+        return pipe.execute()  # type: ignore[no-any-return]

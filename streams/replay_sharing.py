@@ -7,19 +7,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from typing import Final
 
 from cluster.ownership import Cluster
-from cluster.redis_client import RedisClient
+from cluster.redis_client import RedisAway, RedisClient
 from completion import StreamKey
 from errors import Unavailable
 from streams.replay import Replay
 from streams.replay_reader import ReplayReader
+from streams.replay_room import ReplayRoom
 from streams.replay_store import ReplayStore
 from streams.replay_writer import ReplayWriter
 
 SUBJECT: Final = "replay"
 """The subject of the question to other processes whether they have a stream."""
+TRIES, TRY_S = 3, 0.1
+"""How often, and at which interval, a stream of another process is looked for in Redis."""
 FLUSH_S: Final = 2.0
 
 
@@ -31,6 +36,7 @@ class SharedReplays:
         store: ReplayStore,
         *,
         keep: float,
+        orphan: float,
         total: int,
     ) -> None:
         """Share a process's resumable streams.
@@ -38,16 +44,21 @@ class SharedReplays:
         Args:
             store: the streams of this process.
             keep: the seconds for which a stream is kept after its end.
+            orphan: the seconds after which a stream without followers is ended.
             total: the most bytes of all processes' streams in Redis. 0 if none may be there.
         """
         self._cluster, self._redis, self._store = cluster, redis_client, store
+        self.room = ReplayRoom(redis_client, total, keep)
         self._writer: ReplayWriter | None = None
         self._reader: ReplayReader | None = None
         if total:
-            self._reader = ReplayReader(redis_client, store)
-            self._writer = ReplayWriter(redis_client, cluster.name, keep)
-            store.on_add = self._writer.add
+            self._reader = ReplayReader(redis_client, cluster, store, keep=keep, orphan=orphan)
+            self._writer = ReplayWriter(
+                redis_client, cluster.name, keep=keep, orphan=orphan, room=self.room
+            )
+            store.on_add, store.on_orphan = self._writer.add, self._writer.check_orphan
         self._since = b""
+        self._leaving = False
 
     def find(self, stream_key: StreamKey) -> Replay | None:
         """Return a copy of another process's stream, or None if no process has it.
@@ -55,11 +66,17 @@ class SharedReplays:
         Raises:
             Unavailable: that isn't certain, or only the process that runs it has it.
         """
-        replay = self._reader.find(stream_key) if self._reader is not None else None
-        if replay is not None:
-            return replay
-        answers = self._cluster.ask_others(SUBJECT, "/".join(stream_key))
-        if any(answers.found):
+        if self._leaving:
+            raise Unavailable("This process is shutting down. Try again.")
+        for _ in range(TRIES):
+            replay = self._reader.find(stream_key) if self._reader is not None else None
+            if replay is not None:
+                return replay
+            answers = self._cluster.ask_others(SUBJECT, "/".join(stream_key))
+            if not any(answers.found):
+                break
+            time.sleep(TRY_S)  # the stream may have begun so recently that it isn't in Redis yet
+        else:
             raise Unavailable(
                 "Only the process that runs this stream has it at the moment. Try again."
             )
@@ -69,6 +86,17 @@ class SharedReplays:
                 "haven't reported. Try again."
             )
         return None
+
+    def obstacle(self, key_id: str) -> str:
+        """Return why a new stream of a key can't be followed at other processes; empty if it can.
+
+        That isn't said of all streams of a server whose settings forbid it.
+        """
+        if self._writer is None:
+            return ""
+        if not self._redis.available:
+            return "Redis is unavailable"
+        return "there is no room in Redis" if self.room.is_full(key_id) else ""
 
     def has(self, text: str) -> int:
         """Return 1 if this process has a stream, else 0.
@@ -80,11 +108,19 @@ class SharedReplays:
         return int(self._store.find((key_id, stream_id)) is not None)
 
     def beat(self) -> None:
-        """Check the streams in Redis if it has lost its data."""
+        """Check the streams in Redis if it has lost its data, and what they take."""
         since = self._cluster.since
         if since != self._since and self._writer is not None:
             self._writer.check_all()
         self._since = since
+        with contextlib.suppress(RedisAway):
+            self.room.refresh()
+
+    def leave(self) -> None:
+        """Cut the followers of other processes' streams, because this process shuts down."""
+        self._leaving = True
+        if self._reader is not None:
+            self._reader.cut()
 
     def close(self) -> None:
         """Write what Redis lacks, once the process has no calls left."""

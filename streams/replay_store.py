@@ -42,6 +42,8 @@ class ReplayStore:
         """Those of other processes that are followed here."""
         self.on_add: Callable[[Replay], object] = lambda _: None
         """Is called with each new stream of this process."""
+        self.on_orphan: Callable[[Replay], object] = lambda replay: replay.abandon()
+        """Is called every second with each stream that nobody has followed here for too long."""
         self._sizes: dict[Replay, int] = {}
         self._of_key: Counter[str] = Counter()
         self._sum = 0
@@ -115,7 +117,7 @@ class ReplayStore:
                 follower.look(now)
             alone = replay.alone_since
             if alone is not None and now - alone > self._orphan and not replay.keeps_alone:
-                replay.abandon()
+                self.on_orphan(replay)
 
     def _is_full(self, key_id: str, room: int) -> bool:
         return self._of_key[key_id] + room > KEY_BYTES or self._sum + room > self._total

@@ -29,7 +29,18 @@ from streams.replay_codec import (
     key_entry,
     parsed_id,
 )
-from streams.replay_scripts import APPEND, STREAM, Item, packed
+from streams.replay_room import ReplayRoom
+from streams.replay_scripts import (
+    APPEND,
+    DROP,
+    FOLLOWED,
+    LEAST_TTL_S,
+    REFUSED,
+    SINCE_FOLLOWED,
+    STREAM,
+    Item,
+    packed,
+)
 from streams.replay_store import STREAM_BYTES
 
 log = logging.getLogger("sluice.streams")
@@ -43,13 +54,14 @@ CHECK_S: Final = 5.0
 """The interval at which a stream's last entry in Redis is checked."""
 CHECKED_S: Final = 15.0
 """The time after its end for which a stream is checked."""
-LEAST_TTL_S: Final = 30.0
 RENEWALS: Final = 4
 """How often an active stream's time to live is put off within it."""
 LOOK_S, LOOK_STREAMS_S = 0.01, 1.0
 NONCE_BITS: Final = 48
-ENTRY_OVERHEAD: Final = 24
-"""About the bytes that an entry takes in Redis beside its content."""
+ENTRY_OVERHEAD, EMPTY_BYTES = 24, 1024
+"""About the bytes that an entry takes in Redis beside its content, and those of an empty stream."""
+FIRST_STEP, MOST_STEP = 16 << 10, 256 << 10
+"""The bytes that are reserved for a new stream, and the most by which that grows at once."""
 REPLACE, MISSING = b"*", b""
 """The expected last ids of a stream that isn't in Redis yet, and of one that no longer is."""
 UNKNOWN: Final = -1
@@ -74,12 +86,17 @@ class Written:
         """The monotonic time at which the stream's last entry in Redis is checked."""
         self.done_at = float("inf")
         """The monotonic time from which the stream isn't checked any more."""
-        self.size = 0
+        self.size = EMPTY_BYTES
         """About the bytes that the stream takes in Redis."""
+        self.ends = False
+        """True if the last item is the fence."""
+        self.reserved = self.wanted = 0
+        """The bytes that are reserved for it in Redis, and those that the last item needs; 0 if it
+        needs no other reservation."""
         self._owner, self._ttl = owner, max(ttl, LEAST_TTL_S)
         self._renew_at = 0.0
         self._errors = replay.encode_error(StreamInterrupted())
-        self._nonce = b"%d" % (secrets.randbits(NONCE_BITS) + 1)
+        self.nonce = b"%d" % (secrets.randbits(NONCE_BITS) + 1)
 
         # What Redis has.
         self._top, self._sent = REPLACE, 0
@@ -101,7 +118,7 @@ class Written:
 
     def next_item(self, now: float) -> Item:
         """Return what the next script does for the stream."""
-        self.check_at, self._id, self.more = now + CHECK_S, b"", False
+        self.check_at, self._id, self.more, self.wanted = now + CHECK_S, b"", False, 0
         if self._sent == FENCE:
             return self.key, self._top, b"", b"", b"", 0
         ttl = 0
@@ -113,8 +130,9 @@ class Written:
         count = len(piece[1])
         number = piece[0] + count - 1
         self.more = number < log.last
-        ends = ending is not None and not self.more
+        ends = self.ends = ending is not None and not self.more
         if not (count or ends or self._top in (REPLACE, MISSING)):
+            self.wanted = self.reserved if ttl else 0
             return self.key, self._top, b"", b"", b"", ttl
         newest = self._newest = log.newest_kind
         self._is_key = is_key = (
@@ -125,14 +143,19 @@ class Written:
         )
         if is_key:
             facts = facts_of(replay, self._owner, *self._errors)
-            entry = key_entry(log, piece, facts, ending if ends else None, STREAM_BYTES)
+            entry = key_entry(log, piece, facts, ending if ends else None, STREAM_BYTES - self.size)
         else:
             entry = encode(piece)
         if ends:
             number, ttl = FENCE, int(self._ttl * 1000)
         self._number, self._bytes = number, len(entry) + ENTRY_OVERHEAD
-        self._id = entry_id(number, self._nonce)
-        lowest = self._lowest() if self.size > STREAM_BYTES else b""
+        self._id = entry_id(number, self.nonce)
+        size = self.size + self._bytes
+        if ends:
+            self.wanted = size
+        elif ttl or size > self.reserved:
+            self.wanted = reservation(size)
+        lowest = self._lowest() if size > STREAM_BYTES else b""
         return self.key, self._top, self._id, entry, lowest, ttl
 
     def done(self, now: float) -> None:
@@ -157,18 +180,22 @@ class Written:
             top: its id; empty if Redis doesn't have the stream.
 
         Returns:
-            False if the stream in Redis is no longer this one, or was ended by another process.
+            False if the stream in Redis is no longer this one, was ended by another process, or
+            can't be there.
         """
         if top and top == self._id:  # the script's result was lost
             self.done(now)
             return True
+        if top == REFUSED:
+            return False
         self._dropped, self._kind, self._renew_at = 0, UNKNOWN, 0.0
         if not top:
-            self._top, self._sent, self.size = MISSING, self.replay.log.first - 1, 0
+            self._top, self._sent = MISSING, self.replay.log.first - 1
+            self.size, self.reserved = EMPTY_BYTES, 0
             self._key_entries.clear()
             return True
         number, nonce = parsed_id(top)
-        if nonce != self._nonce or number == FENCE:
+        if nonce != self.nonce or number == FENCE:
             return False
         self._top, self._sent = top, number
         return True
@@ -186,13 +213,26 @@ class Written:
 class ReplayWriter:
     """The thread that writes this process's resumable streams to Redis."""
 
-    def __init__(self, redis_client: RedisClient, owner: str, keep: float) -> None:
+    def __init__(
+        self,
+        redis_client: RedisClient,
+        owner: str,
+        *,
+        keep: float,
+        orphan: float,
+        room: ReplayRoom,
+    ) -> None:
         """Make a writer. Its thread starts with the first stream.
 
         Args:
             owner: the name of this process in the cluster.
             keep: the seconds for which a stream is kept after its end.
+            orphan: the seconds after which a stream without followers is ended.
+            room: the bounds on what is in Redis.
         """
+        self._orphan, self._room = orphan, room
+        self._orphans: set[Replay] = set()
+        """The streams that nobody has followed here for too long."""
         self._redis, self._owner, self._keep = redis_client, owner, keep
         self._changed: set[Replay] = set()
         """The streams that changed since the last tick. Any thread adds to them."""
@@ -211,6 +251,13 @@ class ReplayWriter:
         self._changed.add(replay)
         self._thread.start()
         self._wanted.set()
+
+    def check_orphan(self, replay: Replay) -> None:
+        """End a stream that nobody follows here, unless another process's clients follow it."""
+        if replay.marks is None:
+            replay.abandon()
+        else:
+            self._orphans.add(replay)
 
     def check_all(self) -> None:
         """Check all streams in the next tick, because Redis may have lost its data."""
@@ -270,6 +317,8 @@ class ReplayWriter:
             self._again.add(stream)
         if now >= self._look_at or self._check_all:
             self._look(now)
+        if self._orphans:
+            self._end_orphans(now)
         due, self._again = list(self._again), set()
         for taken in batches(due):
             try:
@@ -289,6 +338,18 @@ class ReplayWriter:
             elif everything or now >= stream.check_at:
                 self._again.add(stream)
 
+    def _end_orphans(self, now: float) -> None:
+        """End the streams that nobody follows, in any process. Raises RedisAway."""
+        orphans = list(self._orphans)
+        names = ["/".join(replay.key) for replay in orphans]
+        ages = self._redis.run(lambda client: SINCE_FOLLOWED(client, [FOLLOWED], names))
+        self._orphans.difference_update(orphans)
+        for replay, age in zip(orphans, ages, strict=True):
+            if age and float(age) <= self._orphan:
+                replay.followed_elsewhere(now - float(age))
+            else:
+                replay.abandon()
+
     def _forget(self, stream: Written) -> None:
         stream.replay.marks = None
         del self._streams[stream.replay]
@@ -296,19 +357,26 @@ class ReplayWriter:
 
     def _send(self, streams: list[Written], now: float) -> None:
         """Do one script for some streams. Raises RedisAway."""
-        items, size, taken = [], 0, 0
-        for stream in streams:
+        items, size = [], 0
+        taken: list[Written] = []
+        for n, stream in enumerate(streams, 1):
             item = stream.next_item(now)
             items.append(item)
+            taken.append(stream)
             size += len(item[3])
-            taken += 1
             if size >= BYTES_AT_ONCE:
-                self._again.update(streams[taken:])
+                self._again.update(streams[n:])
                 break
+        wanting = [stream for stream in taken if stream.wanted]
+        if wanting:
+            homeless = self._reserve(wanting)
+            if homeless:
+                kept = [pair for pair in zip(taken, items, strict=True) if pair[0] not in homeless]
+                taken, items = [pair[0] for pair in kept], [pair[1] for pair in kept]
         text = packed(items)
         failed = self._redis.run(lambda client: APPEND(client, (), (text,)))
         tops = dict(zip(failed[::2], failed[1::2], strict=True))
-        for n, stream in enumerate(streams[:taken], 1):
+        for n, stream in enumerate(taken, 1):
             if n not in tops:
                 stream.done(now)
                 if stream.more:
@@ -317,6 +385,32 @@ class ReplayWriter:
                 self._again.add(stream)
             else:
                 self._forget(stream)
+
+    def _reserve(self, streams: list[Written]) -> set[Written]:
+        """Reserve bytes in Redis. Return the streams that don't get them, which aren't written any
+        more.
+
+        Raises RedisAway.
+        """
+        wanted = [(stream.replay.key, stream.wanted, stream.ends) for stream in streams]
+        granted = self._room.reserve(wanted)
+        homeless = set()
+        for stream, has_room in zip(streams, granted, strict=True):
+            stream.reserved = stream.wanted
+            if not has_room:
+                homeless.add(stream)
+                self._forget(stream)
+                keys, arguments = [stream.key.decode()], [stream.nonce]
+                self._redis.run(lambda client, k=keys, a=arguments: DROP(client, k, a))  # type: ignore[misc]
+        return homeless
+
+
+def reservation(size: int) -> int:
+    """Return the bytes to reserve for a stream that takes `size` bytes, with room for more."""
+    reserved = FIRST_STEP
+    while reserved < size:
+        reserved += min(reserved, MOST_STEP)
+    return reserved
 
 
 def batches(streams: list[Written]) -> Iterator[list[Written]]:
