@@ -146,6 +146,7 @@ def wire(settings: Settings) -> Services:
         )
         beats = [quota.beat, breakers.exchange, *shared_replicas(redis_client, gateway)]
         beats.append(shared_replays.beat)
+        metrics.watch_replays(shared_replays.counts)
         subjects: Subjects = {
             "streams": gateway.streams.of_all_keys_here,
             "providers": lambda _: records.health(),

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from streams.replay import About, Ending, Replay, State
-from streams.replay_log import FRAME, FrameParts, Piece, ReplayLog
+from streams.replay_log import FRAME, FrameParts, LogPiece, ReplayLog
 
 FENCE: Final = (1 << 64) - 1
 ENTRY_BYTES: Final = 64 * 1024
@@ -58,7 +58,7 @@ class Close(msgspec.Struct, array_like=True, frozen=True):
     """True if the owner died. The fence's frame then follows whatever a copy has."""
 
 
-class Entry(msgspec.Struct, array_like=True, frozen=True):
+class ReplayEntry(msgspec.Struct, array_like=True, frozen=True):
     """A piece of a log. A key entry has the other fields too."""
 
     first: int
@@ -77,7 +77,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
 
 
 encode: Final = msgspec.msgpack.Encoder().encode
-decode: Final = msgspec.msgpack.Decoder(Entry).decode
+decode: Final = msgspec.msgpack.Decoder(ReplayEntry).decode
 
 
 def facts_of(replay: Replay, owner: str, frame: bytes, body: bytes) -> Facts:
@@ -103,7 +103,7 @@ def facts_of(replay: Replay, owner: str, frame: bytes, body: bytes) -> Facts:
 
 
 def key_entry(
-    log: ReplayLog, piece: Piece, facts: Facts, ending: Ending | None, most: int
+    log: ReplayLog, piece: LogPiece, facts: Facts, ending: Ending | None, most: int
 ) -> bytes:
     """Return a key entry, which is the fence if the stream has ended.
 
@@ -128,7 +128,7 @@ def interrupted(facts: Facts, last: int, now: float) -> bytes:
     ends = len(frame).to_bytes(4, "little")
     known = msgspec.structs.replace(facts, state="interrupted")
     close = Close((body,), (), now, orphaned=True)
-    return encode(Entry(last + 1, bytes([FRAME]), 0, ends, frame, facts=known, close=close))
+    return encode(ReplayEntry(last + 1, bytes([FRAME]), 0, ends, frame, facts=known, close=close))
 
 
 def entry_id(number: int, nonce: bytes) -> bytes:
@@ -141,7 +141,7 @@ def parsed_id(name: bytes) -> tuple[int, bytes]:
     return int(number), nonce
 
 
-def add_to(replay: Replay, entry: Entry) -> None:
+def add_to(replay: Replay, entry: ReplayEntry) -> None:
     """Append what a copy of a stream lacks of an entry."""
     if entry.templates:
         replay.log.set_templates(entry.templates)
@@ -151,7 +151,7 @@ def add_to(replay: Replay, entry: Entry) -> None:
     replay.log.extend((first, entry.kinds, entry.base, entry.ends, entry.data))
 
 
-def ending_of(entry: Entry) -> Ending | None:
+def ending_of(entry: ReplayEntry) -> Ending | None:
     """Return the end of a stream from its fence; None for any other entry."""
     if entry.close is None or entry.facts is None:
         return None

@@ -21,7 +21,7 @@ from errors import StreamTrimmed
 
 FrameParts: TypeAlias = tuple[bytes, ...]
 """A template: the parts of a frame between which its text stands, without quotes."""
-Piece: TypeAlias = tuple[int, bytes | bytearray, int, bytes, bytes | bytearray]
+LogPiece: TypeAlias = tuple[int, bytes | bytearray, int, bytes, bytes | bytearray]
 """Consecutive entries: the number of the first one, their kinds, where their data began in its log,
 where each entry ended there (an array of 32-bit numbers), and their data."""
 
@@ -144,7 +144,7 @@ class ReplayLog:
         """Add those templates of another log that this one lacks."""
         self._templates += templates[len(self._templates) - 1 :]
 
-    def piece(self, after: int, size: int) -> Piece:
+    def piece(self, after: int, size: int) -> LogPiece:
         """Return the oldest entries after a number, or an empty piece if there are none.
 
         Args:
@@ -161,7 +161,7 @@ class ReplayLog:
                 end = ends[count - 1]
         return first + at, kinds[at:count], begin, ends[at:count].tobytes(), data[begin:end]
 
-    def extend(self, piece: Piece) -> None:
+    def extend(self, piece: LogPiece) -> None:
         """Append the entries of a piece of another log that this one lacks.
 
         If entries are missing between this log and the piece, this log starts again at the piece.

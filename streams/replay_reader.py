@@ -23,8 +23,8 @@ from errors import Unavailable
 from streams.replay import Replay
 from streams.replay_codec import (
     FENCE,
-    Entry,
     Facts,
+    ReplayEntry,
     add_to,
     decode,
     ending_of,
@@ -32,6 +32,7 @@ from streams.replay_codec import (
     interrupted,
     parsed_id,
 )
+from streams.replay_counts import ReplayCounts
 from streams.replay_scripts import ANNOUNCE, ENTRY, FOLLOWED, INTERRUPT, LEAST_TTL_S, STREAM
 from streams.replay_store import ReplayStore
 
@@ -88,7 +89,7 @@ class Copy:
     def open(self) -> bool:
         return self.replay is None or self.replay.ending is None
 
-    def take(self, name: bytes, entry: Entry) -> None:
+    def take(self, name: bytes, entry: ReplayEntry) -> None:
         """Add an entry of the stream.
 
         Args:
@@ -124,6 +125,7 @@ class ReplayReader:
         redis_client: RedisClient,
         cluster: Cluster,
         store: ReplayStore,
+        counts: ReplayCounts,
         *,
         keep: float,
         orphan: float,
@@ -140,6 +142,7 @@ class ReplayReader:
         self._announced: set[str] = set()
         """The streams whose owners know that they are followed here."""
         self._redis, self._cluster, self._store = redis_client, cluster, store
+        self._counts = counts
         self._keep = keep
         self._look_at = 0.0
         self._copies: dict[StreamKey, Copy] = {}
@@ -188,6 +191,7 @@ class ReplayReader:
                 again = False
                 self._fail_new()
             self._drop(time.monotonic())
+            self._counts.copies = len(self._copies)
             if again:
                 continue
             self._wanted.wait(TICK_S if self._copies else None)
@@ -215,6 +219,7 @@ class ReplayReader:
         def read(client: Any) -> Any:
             return client.execute_command(*command)
 
+        self._counts.reads += 1
         found = dict(self._redis.run(read))
         for copy in copies:
             entries = found.get(copy.key, ())

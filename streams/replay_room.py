@@ -12,6 +12,7 @@ from typing import Final
 
 from cluster.redis_client import RedisClient
 from completion import StreamKey
+from streams.replay_counts import ReplayCounts
 from streams.replay_scripts import LEAST_TTL_S, RESERVE, SIZES
 from streams.replay_store import KEY_BYTES
 
@@ -25,21 +26,22 @@ MOST_FULL: Final = 1000
 
 
 class ReplayRoom:
-    def __init__(self, redis_client: RedisClient, total: int, keep: float) -> None:
+    def __init__(
+        self, redis_client: RedisClient, total: int, keep: float, counts: ReplayCounts
+    ) -> None:
         """Make the bounds.
 
         Args:
             total: the most bytes in all.
             keep: the seconds for which a stream is kept after its end.
+            counts: gets the bytes that all processes have reserved.
         """
-        self._redis, self._total = redis_client, total
+        self._redis, self._total, self._counts = redis_client, total, counts
         self._ttl = max(keep, LEAST_TTL_S)
         self._limit, self._limit_at = total, 0.0
         self._full: dict[str, float] = {}
         """The monotonic times at which keys' streams found no room, by the key's id."""
         self._refreshed_at = 0.0
-        self.bytes = 0
-        """The reserved bytes of all processes, when this process last asked."""
 
     def is_full(self, key_id: str) -> bool:
         """Return True if a stream of the key found no room a moment ago."""
@@ -63,7 +65,9 @@ class ReplayRoom:
         for (key_id, stream_id), size, ended in wanted:
             arguments += (key_id, stream_id, size, int(ended))
         granted: list[int]
-        *granted, self.bytes = self._redis.run(lambda client: RESERVE(client, SIZES, arguments))
+        *granted, self._counts.bytes = self._redis.run(
+            lambda client: RESERVE(client, SIZES, arguments)
+        )
         self._refreshed_at = now
         for ((key_id, _), _, _), has_room in zip(wanted, granted, strict=True):
             if not has_room:
@@ -74,5 +78,5 @@ class ReplayRoom:
 
     def refresh(self) -> None:
         """Give back what has expired, now and then. Raises RedisAway."""
-        if self.bytes and time.monotonic() - self._refreshed_at >= REFRESH_S:
+        if self._counts.bytes and time.monotonic() - self._refreshed_at >= REFRESH_S:
             self.reserve([])

@@ -20,11 +20,11 @@ ENTRY: Final = b"e"
 LEAST_TTL_S: Final = 30.0
 """The shortest time for which Redis keeps a stream that nobody writes to."""
 
-Item: TypeAlias = tuple[bytes, bytes, bytes, bytes, bytes, int]
+AppendItem: TypeAlias = tuple[bytes, bytes, bytes, bytes, bytes, int]
 LENGTHS: Final = struct.Struct("<6I").pack
 
 
-def packed(items: Iterable[Item]) -> bytes:
+def packed(items: Iterable[AppendItem]) -> bytes:
     """Return the argument of APPEND. Redis' own MessagePack reads no bytes before Redis 7."""
     parts: list[bytes] = []
     for stream, expected, name, entry, lowest, ttl in items:

@@ -16,6 +16,7 @@ from cluster.redis_client import RedisAway, RedisClient
 from completion import StreamKey
 from errors import Unavailable
 from streams.replay import Replay
+from streams.replay_counts import ReplayCounts
 from streams.replay_reader import ReplayReader
 from streams.replay_room import ReplayRoom
 from streams.replay_store import ReplayStore
@@ -48,13 +49,21 @@ class SharedReplays:
             total: the most bytes of all processes' streams in Redis. 0 if none may be there.
         """
         self._cluster, self._redis, self._store = cluster, redis_client, store
-        self.room = ReplayRoom(redis_client, total, keep)
+        self.counts = ReplayCounts()
+        self.room = ReplayRoom(redis_client, total, keep, self.counts)
         self._writer: ReplayWriter | None = None
         self._reader: ReplayReader | None = None
         if total:
-            self._reader = ReplayReader(redis_client, cluster, store, keep=keep, orphan=orphan)
+            self._reader = ReplayReader(
+                *(redis_client, cluster, store, self.counts), keep=keep, orphan=orphan
+            )
             self._writer = ReplayWriter(
-                redis_client, cluster.name, keep=keep, orphan=orphan, room=self.room
+                redis_client,
+                cluster.name,
+                keep=keep,
+                orphan=orphan,
+                room=self.room,
+                counts=self.counts,
             )
             store.on_add, store.on_orphan = self._writer.add, self._writer.check_orphan
         self._since = b""

@@ -9,205 +9,29 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from cluster.redis_client import RedisAway, RedisClient
 from concurrency.threads import BackgroundThread
-from errors import StreamInterrupted
 from streams.replay import Replay
-from streams.replay_codec import (
-    ENTRY_BYTES,
-    FENCE,
-    encode,
-    entry_id,
-    facts_of,
-    key_entry,
-    parsed_id,
-)
+from streams.replay_counts import ReplayCounts
 from streams.replay_room import ReplayRoom
-from streams.replay_scripts import (
-    APPEND,
-    DROP,
-    FOLLOWED,
-    LEAST_TTL_S,
-    REFUSED,
-    SINCE_FOLLOWED,
-    STREAM,
-    Item,
-    packed,
-)
-from streams.replay_store import STREAM_BYTES
+from streams.replay_scripts import APPEND, DROP, FOLLOWED, REFUSED, SINCE_FOLLOWED, packed
+from streams.written_stream import WrittenStream
 
 log = logging.getLogger("sluice.streams")
 
 TICK_S: Final = 0.05
 AT_ONCE, BYTES_AT_ONCE = 500, 1 << 20
 """The most streams, and about the most bytes, in one script."""
-KEY_ENTRY_BYTES: Final = 256 * 1024
-"""The bytes of entries after which there is another key entry. Redis drops entries up to one."""
-CHECK_S: Final = 5.0
-"""The interval at which a stream's last entry in Redis is checked."""
-CHECKED_S: Final = 15.0
-"""The time after its end for which a stream is checked."""
-RENEWALS: Final = 4
-"""How often an active stream's time to live is put off within it."""
-LOOK_S, LOOK_STREAMS_S = 0.01, 1.0
-NONCE_BITS: Final = 48
-ENTRY_OVERHEAD, EMPTY_BYTES = 24, 1024
-"""About the bytes that an entry takes in Redis beside its content, and those of an empty stream."""
-FIRST_STEP, MOST_STEP = 16 << 10, 256 << 10
-"""The bytes that are reserved for a new stream, and the most by which that grows at once."""
-REPLACE, MISSING = b"*", b""
-"""The expected last ids of a stream that isn't in Redis yet, and of one that no longer is."""
-UNKNOWN: Final = -1
-"""The newest template in Redis if the next entry must be a key entry."""
-
-
-class Written:
-    """A stream of this process, as far as it is in Redis."""
-
-    def __init__(self, replay: Replay, owner: str, ttl: float) -> None:
-        """Begin with a stream of which nothing is in Redis.
-
-        Args:
-            owner: the name of this process.
-            ttl: the seconds after which Redis drops the stream, unless that is put off.
-        """
-        self.replay = replay
-        self.key = f"{STREAM}{'/'.join(replay.key)}".encode()
-        self.more = False
-        """True if the last item was too small for all that Redis lacks."""
-        self.check_at = 0.0
-        """The monotonic time at which the stream's last entry in Redis is checked."""
-        self.done_at = float("inf")
-        """The monotonic time from which the stream isn't checked any more."""
-        self.size = EMPTY_BYTES
-        """About the bytes that the stream takes in Redis."""
-        self.ends = False
-        """True if the last item is the fence."""
-        self.reserved = self.wanted = 0
-        """The bytes that are reserved for it in Redis, and those that the last item needs; 0 if it
-        needs no other reservation."""
-        self._owner, self._ttl = owner, max(ttl, LEAST_TTL_S)
-        self._renew_at = 0.0
-        self._errors = replay.encode_error(StreamInterrupted())
-        self.nonce = b"%d" % (secrets.randbits(NONCE_BITS) + 1)
-
-        # What Redis has.
-        self._top, self._sent = REPLACE, 0
-        """The id of the last entry, and its number."""
-        self._kind = UNKNOWN
-        """The newest template."""
-        self._key_entries: deque[list[Any]] = deque()
-        """The ids of the key entries, each with the bytes up to the next one."""
-
-        # The entry that was sent last.
-        self._id, self._number, self._newest, self._bytes = b"", 0, 0, 0
-        self._is_key = False
-        self._dropped = 0
-        """The number of key entries that go with what it lets Redis drop."""
-
-    @property
-    def fenced(self) -> bool:
-        return self._sent == FENCE
-
-    def next_item(self, now: float) -> Item:
-        """Return what the next script does for the stream."""
-        self.check_at, self._id, self.more, self.wanted = now + CHECK_S, b"", False, 0
-        if self._sent == FENCE:
-            return self.key, self._top, b"", b"", b"", 0
-        ttl = 0
-        if now >= self._renew_at:
-            ttl, self._renew_at = int(self._ttl * 1000), now + self._ttl / RENEWALS
-        replay = self.replay
-        log, ending = replay.log, replay.ending  # the end comes after the last frames
-        piece = log.piece(self._sent, ENTRY_BYTES)
-        count = len(piece[1])
-        number = piece[0] + count - 1
-        self.more = number < log.last
-        ends = self.ends = ending is not None and not self.more
-        if not (count or ends or self._top in (REPLACE, MISSING)):
-            self.wanted = self.reserved if ttl else 0
-            return self.key, self._top, b"", b"", b"", ttl
-        newest = self._newest = log.newest_kind
-        self._is_key = is_key = (
-            newest != self._kind
-            or self._sent == 0
-            or ends
-            or self._key_entries[-1][1] > KEY_ENTRY_BYTES
-        )
-        if is_key:
-            facts = facts_of(replay, self._owner, *self._errors)
-            entry = key_entry(log, piece, facts, ending if ends else None, STREAM_BYTES - self.size)
-        else:
-            entry = encode(piece)
-        if ends:
-            number, ttl = FENCE, int(self._ttl * 1000)
-        self._number, self._bytes = number, len(entry) + ENTRY_OVERHEAD
-        self._id = entry_id(number, self.nonce)
-        size = self.size + self._bytes
-        if ends:
-            self.wanted = size
-        elif ttl or size > self.reserved:
-            self.wanted = reservation(size)
-        lowest = self._lowest() if size > STREAM_BYTES else b""
-        return self.key, self._top, self._id, entry, lowest, ttl
-
-    def done(self, now: float) -> None:
-        """Note that the item's work is done."""
-        if not self._id:
-            return
-        self._top, self._sent, self._kind = self._id, self._number, self._newest
-        self.size += self._bytes
-        if self._is_key:
-            self._key_entries.append([self._id, 0])
-        self._key_entries[-1][1] += self._bytes
-        for _ in range(self._dropped):
-            self.size -= self._key_entries.popleft()[1]
-        self._dropped = 0
-        if self._sent == FENCE:
-            self.done_at = now + CHECKED_S
-
-    def differs(self, top: bytes, now: float) -> bool:
-        """Go on from the stream's last entry in Redis, which isn't the expected one.
-
-        Args:
-            top: its id; empty if Redis doesn't have the stream.
-
-        Returns:
-            False if the stream in Redis is no longer this one, was ended by another process, or
-            can't be there.
-        """
-        if top and top == self._id:  # the script's result was lost
-            self.done(now)
-            return True
-        if top == REFUSED:
-            return False
-        self._dropped, self._kind, self._renew_at = 0, UNKNOWN, 0.0
-        if not top:
-            self._top, self._sent = MISSING, self.replay.log.first - 1
-            self.size, self.reserved = EMPTY_BYTES, 0
-            self._key_entries.clear()
-            return True
-        number, nonce = parsed_id(top)
-        if nonce != self.nonce or number == FENCE:
-            return False
-        self._top, self._sent = top, number
-        return True
-
-    def _lowest(self) -> bytes:
-        """Return the id of the oldest entry that stays when enough of the oldest are dropped."""
-        left, self._dropped = self.size, 0
-        entries = list(self._key_entries)
-        while left > STREAM_BYTES and self._dropped < len(entries) - 1:
-            left -= entries[self._dropped][1]
-            self._dropped += 1
-        return bytes(entries[self._dropped][0]) if self._dropped else b""
+LOOK_S: Final = 1.0
+"""The interval at which the streams are looked through for those that must be checked."""
+FLUSH_LOOK_S: Final = 0.01
+LOG_S: Final = 60.0
+"""The shortest interval between two warnings of streams that were given up."""
 
 
 class ReplayWriter:
@@ -221,6 +45,7 @@ class ReplayWriter:
         keep: float,
         orphan: float,
         room: ReplayRoom,
+        counts: ReplayCounts,
     ) -> None:
         """Make a writer. Its thread starts with the first stream.
 
@@ -230,17 +55,18 @@ class ReplayWriter:
             orphan: the seconds after which a stream without followers is ended.
             room: the bounds on what is in Redis.
         """
-        self._orphan, self._room = orphan, room
+        self._orphan, self._room, self._counts = orphan, room, counts
         self._orphans: set[Replay] = set()
         """The streams that nobody has followed here for too long."""
         self._redis, self._owner, self._keep = redis_client, owner, keep
         self._changed: set[Replay] = set()
         """The streams that changed since the last tick. Any thread adds to them."""
-        self._streams: dict[Replay, Written] = {}
-        self._again: set[Written] = set()
+        self._streams: dict[Replay, WrittenStream] = {}
+        self._again: set[WrittenStream] = set()
         """Those of which Redis lacks a part, although they may not have changed."""
         self._check_all = False
         self._look_at = 0.0
+        self._log_at = 0.0
         self._wanted = threading.Event()
         self._closing = False
         self._thread = BackgroundThread(self._work, "replay writer")
@@ -271,7 +97,7 @@ class ReplayWriter:
         """
         until = time.monotonic() + seconds
         while self._is_behind() and self._redis.available and time.monotonic() < until:
-            time.sleep(LOOK_S)
+            time.sleep(FLUSH_LOOK_S)
         self._closing = True
         self._wanted.set()
 
@@ -313,7 +139,7 @@ class ReplayWriter:
             if stream is None:
                 if replay.marks is None:
                     continue
-                stream = streams[replay] = Written(replay, self._owner, self._keep)
+                stream = streams[replay] = WrittenStream(replay, self._owner, self._keep)
             self._again.add(stream)
         if now >= self._look_at or self._check_all:
             self._look(now)
@@ -330,7 +156,7 @@ class ReplayWriter:
 
     def _look(self, now: float) -> None:
         """Add the streams that must be checked, and forget those that needn't be any more."""
-        self._look_at = now + LOOK_STREAMS_S
+        self._look_at = now + LOOK_S
         everything, self._check_all = self._check_all, False
         for stream in list(self._streams.values()):
             if now >= stream.done_at:
@@ -350,15 +176,27 @@ class ReplayWriter:
             else:
                 replay.abandon()
 
-    def _forget(self, stream: Written) -> None:
+    def _forget(self, stream: WrittenStream) -> None:
         stream.replay.marks = None
         del self._streams[stream.replay]
         self._again.discard(stream)
 
-    def _send(self, streams: list[Written], now: float) -> None:
+    def _give_up(self, stream: WrittenStream, reason: str) -> None:
+        """Stop writing a stream to Redis, though it may go on."""
+        self._forget(stream)
+        self._counts.given_up += 1
+        now = time.monotonic()
+        if now >= self._log_at:
+            self._log_at = now + LOG_S
+            log.warning(
+                "a resumable stream can't be followed at other processes: %s (%d so far)",
+                *(reason, self._counts.given_up),
+            )
+
+    def _send(self, streams: list[WrittenStream], now: float) -> None:
         """Do one script for some streams. Raises RedisAway."""
         items, size = [], 0
-        taken: list[Written] = []
+        taken: list[WrittenStream] = []
         for n, stream in enumerate(streams, 1):
             item = stream.next_item(now)
             items.append(item)
@@ -374,7 +212,10 @@ class ReplayWriter:
                 kept = [pair for pair in zip(taken, items, strict=True) if pair[0] not in homeless]
                 taken, items = [pair[0] for pair in kept], [pair[1] for pair in kept]
         text = packed(items)
+        began = time.monotonic()
         failed = self._redis.run(lambda client: APPEND(client, (), (text,)))
+        self._counts.append_seconds += time.monotonic() - began
+        self._counts.appends += sum(bool(item[2]) for item in items) - len(failed) // 2
         tops = dict(zip(failed[::2], failed[1::2], strict=True))
         for n, stream in enumerate(taken, 1):
             if n not in tops:
@@ -382,11 +223,13 @@ class ReplayWriter:
                 if stream.more:
                     self._again.add(stream)
             elif stream.differs(tops[n], now):
+                self._counts.repeats += 1
                 self._again.add(stream)
             else:
-                self._forget(stream)
+                refused = tops[n] == REFUSED
+                self._give_up(stream, "Redis lacks memory" if refused else "it was replaced there")
 
-    def _reserve(self, streams: list[Written]) -> set[Written]:
+    def _reserve(self, streams: list[WrittenStream]) -> set[WrittenStream]:
         """Reserve bytes in Redis. Return the streams that don't get them, which aren't written any
         more.
 
@@ -399,20 +242,12 @@ class ReplayWriter:
             stream.reserved = stream.wanted
             if not has_room:
                 homeless.add(stream)
-                self._forget(stream)
+                self._give_up(stream, "SLUICE_REPLAY_REDIS leaves no room")
                 keys, arguments = [stream.key.decode()], [stream.nonce]
                 self._redis.run(lambda client, k=keys, a=arguments: DROP(client, k, a))  # type: ignore[misc]
         return homeless
 
 
-def reservation(size: int) -> int:
-    """Return the bytes to reserve for a stream that takes `size` bytes, with room for more."""
-    reserved = FIRST_STEP
-    while reserved < size:
-        reserved += min(reserved, MOST_STEP)
-    return reserved
-
-
-def batches(streams: list[Written]) -> Iterator[list[Written]]:
+def batches(streams: list[WrittenStream]) -> Iterator[list[WrittenStream]]:
     for n in range(0, len(streams), AT_ONCE):
         yield streams[n : n + AT_ONCE]
