@@ -191,20 +191,20 @@ class Resumable:
         Raises SluiceError.
         """
         stream_key = (self._key.id, stream_id)
-        replay = self._store.find(stream_key)
-        if replay is None and self._parts.shared_replays is not None:
-            replay = self._parts.shared_replays.find(stream_key)
+        replay, shared = self._store.find(stream_key), self._parts.shared_replays
+        if shared is not None and (replay is None or shared.is_replaced(replay)):
+            replay = shared.find(stream_key)
         if replay is None or replay.face != self._face.name:
             raise no_stream()
         if not wants_stream(self._request):
             return json_response(self.state(replay), headers=self._headers(replay))
         after = position(self._request)
         ended = replay.ending is not None  # read before the log, whose end comes first
-        if ended and after > replay.log.last and replay.about().state == "interrupted":
-            after = replay.log.last - 1  # what the client has beyond is lost, so it gets the error
-        if ended and after >= replay.log.last:
-            if after > replay.log.last:
-                raise beyond(replay.log.last)
+        if ended and after > replay.last and replay.about().state == "interrupted":
+            after = replay.last - 1  # what the client has beyond is lost, so it gets the error
+        if ended and after >= replay.last:
+            if after > replay.last:
+                raise beyond(replay.last)
             return DirectResponse((), 204, self._headers(replay))
         if after + 1 < replay.log.first:
             raise StreamTrimmed(replay.log.first)
@@ -220,7 +220,7 @@ class Resumable:
             "provider": about.provider,
             "model": about.model,
             "created_at": instant(about.opened_at),
-            "last_event_id": replay.log.last,
+            "last_event_id": replay.last,
             "expires_at": self._expiry(ending),
         }
         if ending is not None:

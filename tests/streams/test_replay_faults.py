@@ -17,10 +17,12 @@ import pytest
 
 from cluster.redis_client import RedisAway, RedisClient
 from errors import StreamTrimmed
-from streams import replay_writer
+from streams import written_stream
 from streams.replay import About, Ending, Replay
+from streams.replay_counts import ReplayCounts
 from streams.replay_log import FRAME
 from streams.replay_reader import Copy, ReplayReader
+from streams.replay_room import ReplayRoom
 from streams.replay_scripts import STREAM
 from streams.replay_store import ReplayStore
 from streams.replay_writer import ReplayWriter
@@ -38,6 +40,9 @@ class FaultyRedis:
         self._redis = redis_client
         self.available = True
         self.fault = ""
+
+    def memory_limit(self) -> int:
+        return 0
 
     def run(self, work: Callable[[Any], Any]) -> Any:
         fault, self.fault = self.fault, ""
@@ -60,8 +65,13 @@ class Scene:
         self.writes = FaultyRedis(self.redis_client)
         self.reads = FaultyRedis(self.redis_client)
         self.store = ReplayStore(1 << 30, 300, 300)
-        self.writer = ReplayWriter(self.writes, "owner", 300)  # type: ignore[arg-type]
-        self.reader = ReplayReader(self.reads, self.store)  # type: ignore[arg-type]
+        counts = ReplayCounts()
+        writes: Any = self.writes
+        reads: Any = self.reads
+        cluster: Any = None
+        room = ReplayRoom(writes, 1 << 30, 300, counts)
+        self.writer = ReplayWriter(writes, "owner", keep=300, orphan=300, room=room, counts=counts)
+        self.reader = ReplayReader(reads, cluster, self.store, counts, keep=300, orphan=300)
         for part in (self.writer, self.reader):
             part._thread.start = lambda: None  # type: ignore[method-assign]
         self.now = time.monotonic()
@@ -202,8 +212,8 @@ def test_a_copy_never_differs_from_the_log_and_is_whole_in_the_end(
 ) -> None:
     chance = random.Random(seed)
     if seed % 2:  # many small entries
-        monkeypatch.setattr(replay_writer, "ENTRY_BYTES", 40)
-        monkeypatch.setattr(replay_writer, "KEY_ENTRY_BYTES", 400)
+        monkeypatch.setattr(written_stream, "ENTRY_BYTES", 40)
+        monkeypatch.setattr(written_stream, "KEY_ENTRY_BYTES", 400)
     with contextlib.closing(Scene(redis_server.url, chance)) as scene:
         turns, weights = zip(*scene.turns.values(), strict=True)
         for _ in range(TURNS):

@@ -28,6 +28,8 @@ FIRST = {PATHS[0]: 2, PATHS[1]: 1}
 """The id of the frame with the first piece."""
 BESIDE = {PATHS[0]: 4, PATHS[1]: 2}
 """The number of a whole stream's frames that have no piece."""
+LOST_ID = 1 << 40
+"""The id of the error with which a stream ends whose process died."""
 SSE = {"Accept": "text/event-stream"}
 AWAY_S = 0.2
 AGAIN_S = 0.05
@@ -108,16 +110,16 @@ def take(resumed: Resumed, frame: Frame) -> None:
     covered = range(max(resumed.last + 1, first) - first, number - first + 1)
     if text and text != "".join(PIECES[covered.start : covered.stop]):
         resumed.faults.append(f"{text!r} isn't the text of {covered}")
-    if number > resumed.last + 1:
+    if frame.data == "[DONE]":
+        resumed.done = True
+    elif not resumed.error and (code := failed(frame.json)):
+        resumed.error, resumed.error_at = code, frame.at
+    if number > resumed.last + 1 and number != LOST_ID:
         resumed.joined += 1
         if not text:
             resumed.faults.append(f"{number} after {resumed.last}, without text")
     resumed.last, resumed.text = number, resumed.text + text
     resumed.frames += 1
-    if frame.data == "[DONE]":
-        resumed.done = True
-    elif not resumed.error and (code := failed(frame.json)):
-        resumed.error, resumed.error_at = code, frame.at
 
 
 def read_with_cuts(
