@@ -191,9 +191,9 @@ class Resumable:
         Raises SluiceError.
         """
         stream_key = (self._key.id, stream_id)
-        replay, shared = self._store.find(stream_key), self._parts.shared_replays
-        if shared is not None and (replay is None or shared.is_replaced(replay)):
-            replay = shared.find(stream_key)
+        replay = self._store.find(stream_key)
+        if replay is None and self._parts.shared_replays is not None:
+            replay = self._parts.shared_replays.find(stream_key)
         if replay is None or replay.face != self._face.name:
             raise no_stream()
         if not wants_stream(self._request):

@@ -97,9 +97,6 @@ class Replay:
         """The monotonic time since which there has been no follower; None if there are some."""
         self.encode_error: Callable[[SluiceError], tuple[bytes, bytes]] = lambda _: (b"", b"null")
         """Returns an error as a frame and as JSON, in the stream's face."""
-        self.nonce = b""
-        """The number in Redis that tells this call from others with its id; empty if Redis hasn't
-        had it."""
         self.marks: set[Replay] | None = None
         """Takes this stream after each change, if it is written to Redis."""
         self._about = about

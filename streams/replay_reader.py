@@ -33,7 +33,7 @@ from streams.replay_codec import (
     parsed_id,
 )
 from streams.replay_counts import ReplayCounts
-from streams.replay_scripts import ANNOUNCE, ENTRY, FOLLOWED, INTERRUPT, LEAST_TTL_S, STREAM, TOP
+from streams.replay_scripts import ANNOUNCE, ENTRY, FOLLOWED, INTERRUPT, LEAST_TTL_S, STREAM
 from streams.replay_store import ReplayStore
 
 log = logging.getLogger("sluice.streams")
@@ -101,7 +101,6 @@ class Copy:
                 return
             self.replay = Replay(self.stream_key, entry.facts.face, entry.facts.about)
             self.replay.released = self.replay.keeps_alone = True
-            self.replay.nonce = nonce
         elif nonce != self.nonce:
             self.replaced = True
             return
@@ -157,9 +156,6 @@ class ReplayReader:
         Raises:
             Unavailable: Redis doesn't respond, or there is no memory for a copy.
         """
-        copy = self._copies.get(stream_key)
-        if copy is not None and copy.replay is not None and self.is_replaced(copy.replay):
-            self._forget(copy)
         with self._lock:
             copy = self._copies.get(stream_key)
             if copy is None or copy.replaced:
@@ -172,20 +168,6 @@ class ReplayReader:
         if not copy.read.wait(FIRST_READ_S) or copy.failed:
             raise Unavailable("The server can't read this stream at the moment. Try again.")
         return copy.replay
-
-    def is_replaced(self, replay: Replay) -> bool:
-        """Return True if Redis has another call's stream with the id of a stream that has ended.
-
-        Each process may begin a call with the id of another one's call that has ended.
-        """
-        if replay.ending is None:
-            return False
-        key = f"{STREAM}{'/'.join(replay.key)}"
-        try:
-            top = self._redis.run(lambda client: TOP(client, [key], []))
-        except RedisAway:
-            return False
-        return bool(top) and parsed_id(top)[1] != replay.nonce
 
     def cut(self) -> None:
         """Cut the followers of all copies, without the end of their streams."""

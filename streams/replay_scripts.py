@@ -78,13 +78,6 @@ return failed
 the stream's last entry, which wasn't the expected one; '' if there is no such stream; REFUSED if
 Redis took no entry, because it lacks memory."""
 
-TOP = step("""
--- KEYS: stream.
-local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-return top and top[1] or ''
-""")
-"""The id of a stream's last entry; '' if there is no such stream."""
-
 INTERRUPT = step("""
 -- KEYS: stream, cluster. ARGV: the last id that was read, fence's id, entry, TTL in ms, owner,
 -- SILENT_S.

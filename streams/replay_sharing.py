@@ -69,10 +69,6 @@ class SharedReplays:
         self._since = b""
         self._leaving = False
 
-    def is_replaced(self, replay: Replay) -> bool:
-        """Return True if another call's stream has taken the id of one that has ended here."""
-        return self._reader is not None and self._reader.is_replaced(replay)
-
     def find(self, stream_key: StreamKey) -> Replay | None:
         """Return a copy of another process's stream, or None if no process has it.
 

@@ -72,7 +72,7 @@ class WrittenStream:
         self._owner, self._ttl = owner, max(ttl, LEAST_TTL_S)
         self._renew_at = 0.0
         self._errors = replay.encode_error(StreamInterrupted())
-        self.nonce = replay.nonce = b"%d" % (secrets.randbits(NONCE_BITS) + 1)
+        self.nonce = b"%d" % (secrets.randbits(NONCE_BITS) + 1)
 
         # What Redis has.
         self._top, self._sent = REPLACE, 0

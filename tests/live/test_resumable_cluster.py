@@ -194,26 +194,20 @@ def test_a_stream_is_followed_at_another_process_while_it_runs(
         assert status_of(pair, number, f"{PATHS[0]}/two") == 404
 
 
-def test_a_later_call_with_the_id_of_an_ended_one_is_followed_at_every_process(
+def test_the_id_of_an_ended_stream_is_taken_at_every_process(
     fake: FakeProvider, pair: Pair
 ) -> None:
-    path = f"{PATHS[1]}/twice"
+    path = f"{PATHS[1]}/taken"
     fake.default(script(3, 0.0))
-    with begin(pair, 0, "twice") as first:
+    with begin(pair, 0, "taken") as first:
         assert [frame.data for frame in first.frames()][-1] == "[DONE]"
     with follow(pair, 1, path) as other:
         assert joined(list(other.frames())) == "".join(PIECES[:3])
-    fake.default(gated(["another"], [" text"], "twice"))
-    with begin(pair, 1, "twice") as second:
-        assert "another" in second.frame().text
-        for number in (0, 1):
-            with follow(pair, number, path) as client:
-                assert "another" in client.frame().text
-        fake.open("twice")
-        assert [frame.data for frame in second.frames()][-1] == "[DONE]"
+    body = {"model": "fake/m", "prompt": "x", "stream": True, "resumable": True}
     for number in (0, 1):
-        with follow(pair, number, path) as client:
-            assert joined(list(client.frames())) == "another text"
+        with pair.client(number) as client:
+            client.request("POST", PATHS[1], body | {"stream_id": "taken"})
+            assert client.read_head().status == 409
 
 
 @thorough
