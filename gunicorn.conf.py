@@ -407,10 +407,12 @@ def drain(worker: Any, seconds: float) -> None:
     services = worker.wsgi.extensions["sluice"]
     gateway = services.gateway
     gateway.draining = True
-    if services.shared_replays is not None:
-        services.shared_replays.leave()
     patience = time.monotonic() + seconds
-    while connections(worker, IDLE_S) or len(gateway.streams):
+    while True:
+        if services.shared_replays is not None:
+            services.shared_replays.leave()  # again, because a request may just have begun
+        if not (connections(worker, IDLE_S) or len(gateway.streams)):
+            break
         if time.monotonic() > patience + FAREWELL_S:
             break
         if time.monotonic() > patience:

@@ -20,7 +20,14 @@ from endpoints.flask_app import Request, current
 from endpoints.recorder import ACCEPTED, Recorder, ReplayFace, ResumableEncoder
 from endpoints.responses import DirectResponse, json_response
 from endpoints.services import Services, services
-from errors import InvalidRequest, SluiceError, StreamNotFound, StreamTrimmed, Unavailable
+from errors import (
+    InvalidRequest,
+    SluiceError,
+    StreamExists,
+    StreamNotFound,
+    StreamTrimmed,
+    Unavailable,
+)
 from gateway.call import Call, Outcome
 from keys.key import Key
 from quota.quota import instant
@@ -127,12 +134,17 @@ class Resumable:
         """Start a call, and return the response to its first connection. Raises SluiceError."""
         background = bool(found.background)
         status = None if wanted.stream else ACCEPTED if background else 200
-        if TAKEN_ID in (found.stream_id, self._request.environ.get("HTTP_X_STREAM_ID")):
+        sent = self._request.environ.get("HTTP_X_STREAM_ID")
+        if TAKEN_ID in (found.stream_id, sent):
             raise InvalidRequest(
                 f"A resumable stream can't have the id {TAKEN_ID!r}.", param="stream_id"
             )
-        if self._parts.shared_replays is not None:
-            self._only_here = self._parts.shared_replays.obstacle(self._key.id)
+        shared = self._parts.shared_replays
+        if shared is not None:
+            chosen = found.stream_id or sent
+            if chosen and shared.has_ended((self._key.id, chosen)):
+                raise StreamExists(chosen, ended=True)
+            self._only_here = shared.obstacle(self._key.id)
         replays: list[Replay] = []
 
         def record(call: Call) -> None:

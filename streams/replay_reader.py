@@ -9,10 +9,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from typing import Any, Final
+
+import msgspec
 
 from cluster.deaths import dead
 from cluster.ownership import PROCESSES, SILENT_S, Cluster
@@ -54,7 +57,9 @@ ANNOUNCE_S: Final = 5.0
 MISSING_S: Final = 10.0
 """The time after which a stream that is no longer in Redis counts as given up there. An owner that
 is alive writes it again sooner."""
-START: Final = b"0-0"
+PAUSE_S: Final = 1.0
+"""The pause after an unexpected exception."""
+START, ENDED = b"0-0", b"%d-0" % FENCE
 
 
 class Copy:
@@ -88,6 +93,18 @@ class Copy:
     @property
     def open(self) -> bool:
         return self.replay is None or self.replay.ending is None
+
+    def is_stale(self, now: float) -> bool:
+        """Return True for the copy of an ended stream that nobody has followed for a while.
+
+        By now another call's stream may have its id.
+        """
+        replay = self.replay
+        return (
+            replay is not None
+            and replay.ending is not None
+            and now - (replay.alone_since or now) >= KEEP_S
+        )
 
     def take(self, name: bytes, entry: ReplayEntry) -> None:
         """Add an entry of the stream.
@@ -157,17 +174,27 @@ class ReplayReader:
             Unavailable: Redis doesn't respond, or there is no memory for a copy.
         """
         with self._lock:
-            copy = self._copies.get(stream_key)
+            copy, now = self._copies.get(stream_key), time.monotonic()
+            if copy is not None and copy.is_stale(now) and copy.replay is not None:
+                self._store.drop_copy(copy.replay)
+                copy = None
             if copy is None or copy.replaced:
                 if not self._store.has_room(stream_key[0]):
                     raise Unavailable("There is no room to follow another stream. Try again later.")
                 copy = self._copies[stream_key] = Copy(stream_key)
-            copy.wanted_at = time.monotonic()
+            copy.wanted_at = now
         self._thread.start()
         self._wanted.set()
         if not copy.read.wait(FIRST_READ_S) or copy.failed:
             raise Unavailable("The server can't read this stream at the moment. Try again.")
         return copy.replay
+
+    def has_ended(self, stream_key: StreamKey) -> bool:
+        """Return True if Redis has the end of a stream; False if not, or if it is unavailable."""
+        key = Copy(stream_key).key
+        with contextlib.suppress(RedisAway):
+            return bool(self._redis.run(lambda client: client.xrevrange(key, "+", ENDED, 1)))
+        return False
 
     def cut(self) -> None:
         """Cut the followers of all copies, without the end of their streams."""
@@ -190,6 +217,7 @@ class ReplayReader:
                 log.exception("reading resumable streams from Redis failed")
                 again = False
                 self._fail_new()
+                time.sleep(PAUSE_S)
             self._drop(time.monotonic())
             self._counts.copies = len(self._copies)
             if again:
@@ -225,14 +253,17 @@ class ReplayReader:
             entries = found.get(copy.key, ())
             new = copy.replay is None
             for name, fields in entries:
-                copy.take(name, decode(fields[ENTRY]))
+                try:
+                    copy.take(name, decode(fields[ENTRY]))
+                except msgspec.DecodeError:  # a later release of Sluice wrote it
+                    copy.replaced = True
             if new and copy.replay is not None:
                 self._store.add_copy(copy.replay)
             copy.behind = len(entries) >= most and copy.open
             if entries and copy.replay is not None:
                 self._store.grown(copy.replay)
-            if copy.replaced and copy.replay is not None:
-                copy.replay.cut()
+            if copy.replaced:
+                copy.failed = True
                 self._forget(copy)
             if not copy.behind:
                 copy.read.set()
@@ -257,8 +288,7 @@ class ReplayReader:
                 copy.missing_since = None
             elif copy.missing_since is None:
                 copy.missing_since = now
-            elif now - copy.missing_since > MISSING_S and copy.replay is not None:
-                copy.replay.cut()
+            elif now - copy.missing_since > MISSING_S:
                 self._forget(copy)
 
     def _announce(self, copies: list[Copy], now: float) -> None:
@@ -304,10 +334,12 @@ class ReplayReader:
                 self._store.drop_copy(dropped)
 
     def _forget(self, copy: Copy) -> None:
+        """Drop a copy that can't be continued, and cut its followers."""
         with self._lock:
             if self._copies.get(copy.stream_key) is copy:
                 del self._copies[copy.stream_key]
         if copy.replay is not None:
+            copy.replay.cut()
             self._store.drop_copy(copy.replay)
 
 

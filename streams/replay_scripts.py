@@ -44,6 +44,16 @@ local function taken(size)
   at = at + size
   return string.sub(text, at - size, at - 1)
 end
+local function trim(stream, lowest)  -- XTRIM has no MINID before Redis 6.2
+  repeat
+    local old = redis.call('XRANGE', stream, '-', lowest, 'COUNT', 10)
+    local ids = {}
+    for _, entry in ipairs(old) do
+      if entry[1] ~= lowest then ids[#ids + 1] = entry[1] end
+    end
+    if #ids > 0 then redis.call('XDEL', stream, unpack(ids)) end
+  until #ids < 10
+end
 while at <= #text do
   local a, b, c, d, e, ttl = struct.unpack('<I4I4I4I4I4I4', text, at)
   at, n = at + 24, n + 1
@@ -68,7 +78,7 @@ while at <= #text do
       failed[#failed + 1] = 'refused'
     else
       if ttl ~= 0 then redis.call('PEXPIRE', stream, ttl) end
-      if lowest ~= '' then redis.call('XTRIM', stream, 'MINID', lowest) end
+      if lowest ~= '' then trim(stream, lowest) end
     end
   end
 end

@@ -30,6 +30,8 @@ AT_ONCE, BYTES_AT_ONCE = 500, 1 << 20
 LOOK_S: Final = 1.0
 """The interval at which the streams are looked through for those that must be checked."""
 FLUSH_LOOK_S: Final = 0.01
+PAUSE_S: Final = 1.0
+"""The pause after an unexpected exception."""
 LOG_S: Final = 60.0
 """The shortest interval between two warnings of streams that were given up."""
 
@@ -120,6 +122,7 @@ class ReplayWriter:
             except Exception:  # without this thread no stream could be followed elsewhere
                 log.exception("writing resumable streams to Redis failed")
                 self._check_all = True
+                time.sleep(PAUSE_S)
             if not again:
                 time.sleep(TICK_S)
 

@@ -169,3 +169,16 @@ def test_streams_of_a_server_that_forbids_redis_are_unavailable_elsewhere(
     assert client.keys("sluice:replay*") == []
     client.close()
     pair.close()
+
+
+def test_the_id_of_a_kept_stream_isnt_free_at_another_process(
+    pair: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = pair
+    play(monkeypatch, words(), words())
+    here.post(ASKED, FACES[0], buffered=True)
+    assert ended(there, FACES[0])["status"] == "completed"
+    for sent in (ASKED, {**PROMPT, "stream": True, "resumable": True}):
+        refused = there.post(sent, FACES[0], headers={"X-Stream-ID": "s-1"})
+        assert (refused.status_code, refused.json["error"]) == (409, "stream_exists")  # type: ignore[index]
+        assert "still kept" in refused.text

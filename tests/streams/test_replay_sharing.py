@@ -305,6 +305,57 @@ def test_another_calls_stream_with_the_id_replaces_an_ended_one(
     assert reading.whole() == texts("x") + done(2)
 
 
+def test_the_copy_of_an_ended_stream_is_read_again_after_a_while(
+    owner: Process, new: Callable[..., Process], other: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.replay_reader.KEEP_S", 0.2)
+    call = owner.begin()
+    call.write("a")
+    call.end()
+    wait(lambda: found(other).ending)
+    again = new().begin()
+    again.write("x")
+    wait(lambda: found(other).ending is None)
+    again.end()
+    assert Reading(found(other)).whole() == texts("x") + done(2)
+
+
+def test_copies_are_dropped_when_nobody_needs_them(
+    owner: Process, other: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.replay_reader.KEEP_S", 0.2)
+    call = owner.begin()
+    call.write("a" * 50_000)
+    reading = Reading(found(other))
+    wait(lambda: len(reading.data) > 50_000)
+    assert (other.shared.counts.copies, other.store.size > 50_000) == (1, True)
+    call.end()
+    assert reading.whole() == texts("a" * 50_000) + done(2)
+    wait(lambda: other.shared.counts.copies == 0)
+    assert other.store.size == 0
+
+
+def test_a_stream_that_is_no_longer_in_redis_cuts_its_followers_elsewhere(
+    owner: Process, other: Process, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.replay_reader.MISSING_S", 0.0)
+    client = redis_server.client()
+    ours, theirs = socket.socketpair()
+    call = owner.begin()
+    call.write("a")
+    reading = Reading(found(other), client=theirs)
+    wait(lambda: texts("a") in reading.data)
+    call.replay.marks = None  # the owner gives it up
+    client.delete(f"sluice:replay:{'/'.join(KEY)}")
+    owner.shared.close()
+    assert reading.whole() == texts("a")
+    ours.settimeout(HANG_S)
+    assert ours.recv(1) == b""
+    for end in (ours, theirs):
+        end.close()
+    client.close()
+
+
 # A dead owner
 
 
