@@ -91,16 +91,27 @@ def start(_folder: Path) -> str:
 def resuming(folder: Path, rounds: int) -> str:
     found = resumable.cost(folder, rounds)
     rows = [
-        (MEANINGS[scenario], f"{by['plain']:.1f}", f"{by['resumable']:.1f}", f"{by['ratio']:.2f}")
+        (MEANINGS[scenario], f"{by.plain:.1f}", f"{by.resumable:.1f}", f"{by.ratio:.2f}")
         for scenario, by in found.items()
     ]
     head = ("CPU, us per event", "plain", "resumable", "ratio")
     return f"Medians of {rounds} rounds, in turn.\n\n" + report.table(head, rows)
 
 
+def resuming_anywhere(folder: Path, rounds: int) -> str:
+    rows = []
+    for scenario, by in resumable.cost(folder, rounds, shared=True).items():
+        sluice = (f"{by.plain:.1f}", f"{by.resumable:.1f}", f"{by.ratio:.2f}")
+        redis = (f"{by.redis_plain:.2f}", f"{by.redis_resumable:.2f}")
+        rows.append((MEANINGS[scenario], *sluice, *redis))
+    head = ("CPU, us per event", "plain", "resumable", "ratio", "Redis, plain", "Redis, resumable")
+    return f"Medians of {rounds} rounds, in turn.\n\n" + report.table(head, rows)
+
+
 TITLES = {
     "compare": "Side by side",
     "resumable": "Resumable streams beside plain ones",
+    "resumable-redis": "Resumable streams beside plain ones, with Redis",
     "growth": "Quiet streams: one token per second each, in one worker",
     "added": "Latency that the gateway adds, one request at a time",
     "start": "Start-up",
@@ -120,6 +131,7 @@ def main() -> None:
         works = {
             "compare": lambda: comparison(folder, options.rounds),
             "resumable": lambda: resuming(folder, options.rounds),
+            "resumable-redis": lambda: resuming_anywhere(folder, options.rounds),
             "growth": lambda: quiet(folder),
             "added": lambda: latency(folder),
             "start": lambda: start(folder),

@@ -214,11 +214,11 @@ class Resumable:
             return json_response(self.state(replay), headers=self._headers(replay))
         after = position(self._request)
         ended = replay.ending is not None  # read before the log, whose end comes first
-        if ended and after > replay.log.last and replay.about().state == "interrupted":
-            after = replay.log.last - 1  # what the client has beyond is lost, so it gets the error
-        if ended and after >= replay.log.last:
-            if after > replay.log.last:
-                raise beyond(replay.log.last)
+        if ended and after > replay.last and replay.about().state == "interrupted":
+            after = replay.last - 1  # what the client has beyond is lost, so it gets the error
+        if ended and after >= replay.last:
+            if after > replay.last:
+                raise beyond(replay.last)
             return DirectResponse((), 204, self._headers(replay))
         if after + 1 < replay.log.first:
             raise StreamTrimmed(replay.log.first)
@@ -234,7 +234,7 @@ class Resumable:
             "provider": about.provider,
             "model": about.model,
             "created_at": instant(about.opened_at),
-            "last_event_id": replay.log.last,
+            "last_event_id": replay.last,
             "expires_at": self._expiry(ending),
         }
         if ending is not None:

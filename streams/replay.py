@@ -35,6 +35,8 @@ MOST_FOLLOWERS: Final = 16
 KEEP_ALIVE: Final = b":keep-alive\n"
 """A comment without a blank line. Some SDKs take a blank line for an event once there are ids."""
 OPENED: Final = b":open\n"
+LOST_ID: Final = 1 << 40
+"""The id of the last frame of a stream whose process died: above any id that it may have sent."""
 EMPTY_SIZE: Final = 2048
 """About the bytes of memory that a stream takes beside its log."""
 
@@ -64,6 +66,9 @@ class Ending(msgspec.Struct, frozen=True):
     """The error that ended the call before the first connection's status was sent."""
     ended_at: float = 0.0
     """A Unix time in seconds."""
+    lost_frame: bytes = b""
+    """The error that ends a stream whose process died. The stream may have had more frames than are
+    known, so this one isn't in the log, and its id is LOST_ID."""
 
 
 class Replay:
@@ -104,6 +109,12 @@ class Replay:
         return (
             EMPTY_SIZE + self.log.size + (sum(map(len, self.ending.result)) if self.ending else 0)
         )
+
+    @property
+    def last(self) -> int:
+        """The id of the newest frame."""
+        lost = self.ending is not None and self.ending.lost_frame
+        return LOST_ID if lost else self.log.last
 
     def about(self) -> About:
         ending = self.ending
@@ -266,20 +277,23 @@ class Follower:
                     self._silent = False
                     yield KEEP_ALIVE
                 self.arrived.wait()
-            if log.last < position and not self._gone:
-                yield self._beyond(error)
+            if not self._gone:
+                yield from self._last_frame(position, error)
         except StreamTrimmed as failure:
             yield error(failure)
         finally:
             self.close()
 
-    def _beyond(self, error: Callable[[SluiceError], bytes]) -> bytes:
-        """Return the frame for a client that has more than the stream. An interrupted stream may
-        have lost its last frames, and its error is its last frame."""
-        log = self.replay.log
-        if self.replay.about().state == "interrupted":
-            return log.read(log.last - 1)[0]
-        return error(beyond(log.last))
+    def _last_frame(self, position: int, error: Callable[[SluiceError], bytes]) -> Iterator[bytes]:
+        """Yield what follows after the log of a stream that has ended."""
+        replay, log = self.replay, self.replay.log
+        if replay.ending is not None and replay.ending.lost_frame:
+            if position < LOST_ID:
+                yield b"id: %d\n%b" % (LOST_ID, replay.ending.lost_frame)
+        elif log.last < position:
+            # An interrupted stream's error is its last frame, for a client that has more, too.
+            interrupted = replay.about().state == "interrupted"
+            yield log.read(log.last - 1)[0] if interrupted else error(beyond(log.last))
 
     def look(self, now: float) -> None:
         """Check the connection, and whether it needs a keep-alive comment."""

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from streams.replay import About, Ending, Replay, State
-from streams.replay_log import FRAME, FrameParts, LogPiece, ReplayLog
+from streams.replay_log import FrameParts, LogPiece, ReplayLog
 
 FENCE: Final = (1 << 64) - 1
 ENTRY_BYTES: Final = 64 * 1024
@@ -55,7 +55,7 @@ class Close(msgspec.Struct, array_like=True, frozen=True):
     text_kinds: tuple[int, ...]
     ended_at: float
     orphaned: bool = False
-    """True if the owner died. The fence's frame then follows whatever a copy has."""
+    """True if the owner died. The error is then the last frame, whatever a copy has."""
 
 
 class ReplayEntry(msgspec.Struct, array_like=True, frozen=True):
@@ -117,18 +117,15 @@ def key_entry(
     return encode((*piece, log.templates, facts, close))
 
 
-def interrupted(facts: Facts, last: int, now: float) -> bytes:
-    """Return the fence of a stream whose owner died.
+def interrupted(facts: Facts, now: float) -> bytes:
+    """Return the fence of a stream whose owner died. It has no frames.
 
     Args:
-        last: the number of the last frame that was read.
         now: the Unix time in seconds.
     """
-    frame, body = facts.error_frame, facts.error_body
-    ends = len(frame).to_bytes(4, "little")
     known = msgspec.structs.replace(facts, state="interrupted")
-    close = Close((body,), (), now, orphaned=True)
-    return encode(ReplayEntry(last + 1, bytes([FRAME]), 0, ends, frame, facts=known, close=close))
+    close = Close((facts.error_body,), (), now, orphaned=True)
+    return encode(ReplayEntry(0, b"", 0, b"", b"", facts=known, close=close))
 
 
 def entry_id(number: int, nonce: bytes) -> bytes:
@@ -145,10 +142,8 @@ def add_to(replay: Replay, entry: ReplayEntry) -> None:
     """Append what a copy of a stream lacks of an entry."""
     if entry.templates:
         replay.log.set_templates(entry.templates)
-    first = entry.first
-    if entry.close is not None and entry.close.orphaned:
-        first = replay.log.last + 1
-    replay.log.extend((first, entry.kinds, entry.base, entry.ends, entry.data))
+    if entry.kinds:
+        replay.log.extend((entry.first, entry.kinds, entry.base, entry.ends, entry.data))
 
 
 def ending_of(entry: ReplayEntry) -> Ending | None:
@@ -157,4 +152,5 @@ def ending_of(entry: ReplayEntry) -> Ending | None:
         return None
     close = entry.close
     about, kinds = entry.facts.about(), frozenset(close.text_kinds)
-    return Ending(about, close.result, kinds, None, close.ended_at)
+    lost = entry.facts.error_frame if close.orphaned else b""
+    return Ending(about, close.result, kinds, None, close.ended_at, lost)

@@ -304,9 +304,8 @@ class ReplayReader:
 
     def _interrupt(self, copy: Copy, facts: Facts) -> None:
         """Write the fence of a stream whose owner is dead. Raises RedisAway."""
-        number, nonce = parsed_id(copy.at)
-        last = max(number, copy.replay.log.last if copy.replay is not None else 0)
-        entry = interrupted(facts, last, time.time())
+        nonce = copy.nonce
+        entry = interrupted(facts, time.time())
         keep = int(max(self._keep, LEAST_TTL_S) * 1000)
         arguments: list[Any] = [copy.at, entry_id(FENCE, nonce), entry, keep, facts.owner, SILENT_S]
         self._redis.run(lambda client: INTERRUPT(client, [copy.key.decode(), PROCESSES], arguments))

@@ -42,6 +42,8 @@ class ReplayStore:
         """Those of other processes that are followed here."""
         self.on_add: Callable[[Replay], object] = lambda _: None
         """Is called with each new stream of this process."""
+        self.on_copy: Callable[[], object] = lambda: None
+        """Is called before each copy is added, whose followers must then be looked at."""
         self.on_orphan: Callable[[Replay], object] = lambda replay: replay.abandon()
         """Is called every second with each stream that nobody has followed here for too long."""
         self._sizes: dict[Replay, int] = {}
@@ -72,6 +74,7 @@ class ReplayStore:
 
     def add_copy(self, replay: Replay) -> None:
         """Add the copy of another process's stream. `find` doesn't find it."""
+        self.on_copy()
         with self._lock:
             self._copies.add(replay)
 

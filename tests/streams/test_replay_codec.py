@@ -129,15 +129,15 @@ def test_a_whole_answer_that_is_too_large_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("has", [0, 2, 5])
-def test_the_fence_of_a_dead_owner_follows_whatever_a_copy_has(has: int) -> None:
+def test_the_fence_of_a_dead_owner_adds_no_frame_whatever_a_copy_has(has: int) -> None:
     copy = filled([(True, b"x")] * has)
-    fence = decode(interrupted(FACTS, 3, 7.0))
+    fence = decode(interrupted(FACTS, 7.0))
     add_to(copy, fence)
-    assert copy.log.last == has + 1
-    assert copy.log.read(has)[0] == b"id: %d\ndata: dead\n\n" % (has + 1)
+    assert copy.log.last == has
     found = ending_of(fence)
     assert found is not None
     assert (found.about.state, found.result, found.ended_at) == ("interrupted", (b'"dead"',), 7.0)
+    assert found.lost_frame == b"data: dead\n\n"
 
 
 def test_an_entry_that_isnt_a_fence_has_no_end() -> None:

@@ -19,7 +19,7 @@ from cluster.ownership import Cluster
 from cluster.redis_client import RedisClient
 from completion import StreamKey
 from errors import SluiceError, Unavailable
-from streams.replay import About, Ending, Replay
+from streams.replay import LOST_ID, About, Ending, Replay
 from streams.replay_log import FRAME
 from streams.replay_scripts import FOLLOWED
 from streams.replay_sharing import SUBJECT, SharedReplays
@@ -29,6 +29,7 @@ from tests.support.pace import HANG_S
 from tests.support.redis_server import RedisServer
 
 KEY = ("key_1", "s-1")
+LOST = b"id: %d\ndata: interrupted\n\n" % LOST_ID
 MB = 1 << 20
 
 
@@ -376,7 +377,7 @@ def test_the_stream_of_a_dead_owner_ends_with_the_error(
     wait(lambda: all(texts("a", "b") in reading.data for reading in readings))
     settle()
     for reading in readings:
-        assert reading.whole() == texts("a", "b") + b"id: 3\ndata: interrupted\n\n"
+        assert reading.whole() == texts("a", "b") + LOST
     for process in readers:
         copy = found(process)
         ending = copy.ending
@@ -393,12 +394,13 @@ def test_a_client_that_has_more_than_an_interrupted_stream_gets_its_error(
     ghost, other = new(joins=False), new()
     ghost.begin().write("a")
     copy = found(other)
-    early = Reading(copy, 7)
+    early = [Reading(copy, after) for after in (2, 7)]
     wait(lambda: copy.log.last == 1)
     settle()
     wait(lambda: copy.ending)
-    for reading in (early, Reading(copy, 7)):
-        assert reading.whole() == b"id: 2\ndata: interrupted\n\n"
+    assert copy.last == LOST_ID
+    for reading in (*early, *[Reading(copy, after) for after in (1, 2, 7)]):
+        assert reading.whole() == LOST
 
 
 def test_a_silent_owner_that_still_listens_is_not_dead(
@@ -438,7 +440,7 @@ def test_the_owners_data_is_lost_with_it_and_its_followers_get_the_error(
     ghost.close()
     redis_server.flush()
     settle()
-    assert reading.whole() == texts("a") + b"id: 2\ndata: interrupted\n\n"
+    assert reading.whole() == texts("a") + LOST
 
 
 # Looking for a stream
