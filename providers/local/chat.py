@@ -66,7 +66,8 @@ class LocalChat(LocalCall):
             data = self._chunk(event.index, {"content": event.text}, None)
             return [Opaque(data, event.index, utf8_size(event.text))]
         if isinstance(event, Finished):
-            return [Opaque(self._chunk(event.index, {}, event.reason), event.index), event]
+            data = self._chunk(event.index, {}, event.reason)
+            return [Opaque(data, event.index, ends=(event.index,)), event]
         return [event]
 
     def _chunk(self, index: int, delta: dict[str, Any], reason: str | None) -> bytes:
