@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import codecs
 import difflib
+import errno
 import ipaddress
 import json
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -306,11 +308,13 @@ def parse_bool(name: str, text: str) -> bool:
 def existing_file(name: str, text: str) -> Path:
     path = file_path(name, text)
     try:
-        found = path.is_file()
+        found = path.stat()
+    except FileNotFoundError:
+        raise ConfigError(f"{name} is {text!r}, but there is no such file") from None
     except OSError as error:
         raise ConfigError(f"{name} is {text!r}, which can't be read: {error.strerror}") from None
-    if not found:
-        raise ConfigError(f"{name} is {text!r}, but there is no such file")
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"{name} is {text!r}, which is not a regular file")
     return path
 
 
@@ -538,6 +542,24 @@ def decode(path: Path, data: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def read_file(path: Path, most: int = -1) -> bytes:
+    """Return the first bytes of a regular file, or of /dev/null, which is empty.
+
+    Args:
+        path: the file, or a symbolic link to it.
+        most: the most bytes to return; -1 for all.
+
+    Raises:
+        OSError: the file can't be read, or isn't a regular file: reading a pipe could hang, and
+            some devices never end.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) and not Path(os.devnull).samefile(path):
+        raise OSError(errno.EINVAL, "not a regular file")
+    with path.open("rb") as file:
+        return file.read(most)
+
+
 def read_toml(path: Path | None) -> dict[str, Any]:
     """Return the tables of a configuration file, and its text under the name "toml".
 
@@ -549,13 +571,15 @@ def read_toml(path: Path | None) -> dict[str, Any]:
     """
     path = path or DEFAULT_CONFIG
     try:
-        text = decode(path, path.read_bytes())
+        text = decode(path, read_file(path))
         data = tomllib.loads(text)
     except FileNotFoundError:
         return {}
     except RecursionError:
         raise ConfigError(f"{path} can't be read: its values are nested too deeply") from None
-    except (OSError, ValueError) as error:  # tomllib's own error is a ValueError
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}") from None
+    except ValueError as error:  # tomllib's own error is a ValueError
         quotes = "; a text needs quotes" if str(error).startswith("Invalid value") else ""
         raise ConfigError(f"{path} can't be read: {error}{quotes}") from None
     try:
@@ -639,9 +663,10 @@ def load_dotenv(path: Path, parse: Callable[[str], Mapping[str, str | None]]) ->
         ConfigError: the file can't be read, or is larger than MOST_DOTENV bytes.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MOST_DOTENV + 1)
-    except (FileNotFoundError, IsADirectoryError):  # some virtual environments are named .env
+        if path.is_dir():  # some virtual environments are named .env
+            return
+        data = read_file(path, MOST_DOTENV + 1)
+    except FileNotFoundError:
         return
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from None

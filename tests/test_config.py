@@ -476,7 +476,7 @@ def parse(text: str) -> Mapping[str, str | None]:
 def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Return the environment that config.py sees in the test."""
     found: dict[str, str] = {}
-    monkeypatch.setattr(config, "os", SimpleNamespace(environ=found))
+    monkeypatch.setattr(config, "os", SimpleNamespace(environ=found, devnull=os.devnull))
     return found
 
 
@@ -531,10 +531,55 @@ def test_a_dotenv_that_is_far_too_large_is_refused_before_it_is_parsed(
     path.write_bytes(b"A=b\n" * (config.MOST_DOTENV // 4))
     config.load_dotenv(path, parse)
     assert environ == {"A": "b"}
-    for too_large in (path, Path("/dev/zero")):
-        path.write_bytes(b"A=b\n" * (config.MOST_DOTENV // 4) + b"#")
-        with pytest.raises(ConfigError, match="can't be read: it is larger than 256 KiB"):
-            config.load_dotenv(too_large, parse)
+    path.write_bytes(b"A=b\n" * (config.MOST_DOTENV // 4) + b"#")
+    with pytest.raises(ConfigError, match="can't be read: it is larger than 256 KiB"):
+        config.load_dotenv(path, parse)
+
+
+def pipe_or_device(directory: Path, kind: str) -> Path:
+    """Return the path of a file that isn't a regular one, or of a symbolic link to it."""
+    path = directory / "odd"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(kind)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "/dev/tty"])
+def test_a_dotenv_or_configuration_that_is_no_regular_file_is_refused_without_reading_it(
+    tmp_path: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = pipe_or_device(tmp_path, kind)
+    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("the file was opened"))
+    with pytest.raises(ConfigError, match="odd can't be read: not a regular file"):
+        config.load_dotenv(path, parse)
+    with pytest.raises(ConfigError, match="odd can't be read: not a regular file"):
+        config.read_toml(path)
+    for name in ("SLUICE_CONFIG", "SLUICE_CA_BUNDLE"):
+        with pytest.raises(ConfigError, match=f"{name} is '.*odd', which is not a regular file"):
+            Settings.from_env({name: str(path)})
+    assert environ == {}
+
+
+def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="can't be read: not a regular file"):
+        config.read_toml(tmp_path)
+    with pytest.raises(ConfigError, match="which is not a regular file"):
+        Settings.from_env({"SLUICE_CONFIG": str(tmp_path)})
+
+
+def test_a_link_to_a_regular_file_is_read_and_dev_null_counts_as_empty(
+    tmp_path: Path, environ: dict[str, str]
+) -> None:
+    (tmp_path / "real").write_text("A='b'\n")
+    (tmp_path / "link").symlink_to("real")
+    config.load_dotenv(tmp_path / "link", parse)
+    assert environ == {"A": "'b'"}
+    (tmp_path / "none").symlink_to(os.devnull)
+    config.load_dotenv(tmp_path / "none", parse)
+    assert config.read_toml(tmp_path / "none") == {"toml": ""}
+    assert environ == {"A": "'b'"}
 
 
 def test_a_dotenv_that_may_not_be_read_is_refused_by_its_name(
@@ -543,6 +588,7 @@ def test_a_dotenv_that_may_not_be_read_is_refused_by_its_name(
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
+    (tmp_path / ".env").touch()
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(ConfigError, match=r"\.env can't be read: Permission denied"):
         config.load_dotenv(tmp_path / ".env", parse)
