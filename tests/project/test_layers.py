@@ -46,7 +46,6 @@ LONG_MODULES: dict[str, str] = {
 }
 LONG_FUNCTIONS: dict[str, str] = {
     "endpoints.openapi.schemas.completions": "one schema",
-    "app.wire": "creates and connects each part once",
     "streams.stream.Stream.__init__": "all attributes, in groups",
 }
 
