@@ -11,7 +11,8 @@ from flask import Flask
 
 import cli
 from cluster.redis_client import RedisClient
-from config import ConfigError, Settings, TomlError, shown_before
+from config import ConfigError, Settings, shown_before
+from config_file import TomlError
 from endpoints import (
     all_streams,
     all_usage,
