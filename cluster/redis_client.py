@@ -48,6 +48,9 @@ for _, name in ipairs(KEYS) do
   redis.call('SET', name, '1', 'PX', 1000)
   redis.call('DEL', name)
 end
+redis.call('XADD', KEYS[1], '1-1', 'e', '1')
+redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+redis.call('DEL', KEYS[1])
 """
 TRIAL_KEYS: Final = ("sluice:trial", "LIMITS:trial")
 TRIAL_CHANNEL: Final = "sluice:channel:trial"
@@ -199,6 +202,7 @@ class RedisClient:
         with contextlib.closing(self.listener()) as listener:
             listener.subscribe(TRIAL_CHANNEL)
             listener.get_message(timeout=TIMEOUT_S)
+            client.pubsub_numsub(TRIAL_CHANNEL)
 
     def close(self) -> None:
         self._trouble = "this process is shutting down"  # so that new work is refused

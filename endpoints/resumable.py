@@ -134,17 +134,9 @@ class Resumable:
         """Start a call, and return the response to its first connection. Raises SluiceError."""
         background = bool(found.background)
         status = None if wanted.stream else ACCEPTED if background else 200
-        sent = self._request.environ.get("HTTP_X_STREAM_ID")
-        if TAKEN_ID in (found.stream_id, sent):
-            raise InvalidRequest(
-                f"A resumable stream can't have the id {TAKEN_ID!r}.", param="stream_id"
-            )
-        shared = self._parts.shared_replays
-        if shared is not None:
-            chosen = found.stream_id or sent
-            if chosen and shared.has_ended((self._key.id, chosen)):
-                raise StreamExists(chosen, ended=True)
-            self._only_here = shared.obstacle(self._key.id)
+        self._check_id(found.stream_id, self._request.environ.get("HTTP_X_STREAM_ID"))
+        if self._parts.shared_replays is not None:
+            self._only_here = self._parts.shared_replays.obstacle(self._key.id)
         replays: list[Replay] = []
 
         def record(call: Call) -> None:
@@ -167,6 +159,16 @@ class Resumable:
         if status == ACCEPTED:
             return self._accepted(replay)
         return self._first(replay, call, streamed=status is None)
+
+    def _check_id(self, in_body: str | None, in_header: str | None) -> None:
+        """Raise SluiceError if a new stream can't have the id that the client chose, if any."""
+        if TAKEN_ID in (in_body, in_header):
+            raise InvalidRequest(
+                f"A resumable stream can't have the id {TAKEN_ID!r}.", param="stream_id"
+            )
+        chosen, shared = in_body or in_header, self._parts.shared_replays
+        if chosen and shared is not None and shared.has_ended((self._key.id, chosen)):
+            raise StreamExists(chosen, ended=True)
 
     def _first(self, replay: Replay, call: Call, *, streamed: bool) -> Response:
         """Return the response to a call's first connection. Raises SluiceError."""

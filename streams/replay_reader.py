@@ -325,7 +325,8 @@ class ReplayReader:
                 alone = copy.wanted_at
                 if copy.replay is not None and copy.read.is_set():
                     alone = max(alone, copy.replay.alone_since or now)
-                if now - alone >= KEEP_S:
+                absent = copy.replay is None and copy.read.is_set()
+                if absent or now - alone >= KEEP_S:
                     self._copies.pop(copy.stream_key, None)
                     dropped = copy.replay
                 else:

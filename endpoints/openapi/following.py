@@ -75,7 +75,7 @@ def follow(path: str, face: Face) -> Part:
     }
     kinds = (
         *(e.InvalidRequest, e.Unauthorized, e.StreamNotFound, e.StreamTrimmed, e.RateLimited),
-        e.Unavailable,
+        *(e.Unavailable, e.StreamInterrupted),
     )
     words = "".join(part.title() for part in path.strip("/").split("/"))
     number: Schema = {"type": "integer", "minimum": 0}
