@@ -142,7 +142,7 @@ def wire(settings: Settings) -> Services:
             *(cluster, redis_client, gateway.replays),
             keep=settings.replay,
             orphan=settings.orphan,
-            total=settings.replay_redis,
+            total=settings.replay_redis if settings.replay_total else 0,
         )
         beats = [quota.beat, breakers.exchange, *shared_replicas(redis_client, gateway)]
         beats.append(shared_replays.beat)

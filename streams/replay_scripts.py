@@ -33,7 +33,7 @@ def packed(items: Iterable[AppendItem]) -> bytes:
     return b"".join(parts)
 
 
-REFUSED: Final = b"refused"
+REFUSED, DROPPED = b"refused", b"dropped"
 
 APPEND = step("""
 -- ARGV: the items, as `packed` makes them. Each has a stream, its expected last id, an id, an
@@ -69,7 +69,8 @@ while at <= #text do
   end
   if top ~= expected then
     failed[#failed + 1] = n
-    failed[#failed + 1] = top
+    local dropped = top == '' and redis.call('EXISTS', 'sluice:replay-dropped:' .. stream) == 1
+    failed[#failed + 1] = dropped and 'dropped' or top
   else
     local added = id == '' or redis.pcall('XADD', stream, id, 'e', entry)
     if type(added) == 'table' and added.err then
@@ -85,8 +86,8 @@ end
 return failed
 """)
 """The appends of a process. It returns the failed items' numbers from 1, each followed by the id of
-the stream's last entry, which wasn't the expected one; '' if there is no such stream; REFUSED if
-Redis took no entry, because it lacks memory."""
+the stream's last entry, which wasn't the expected one; '' if there is no such stream; DROPPED if it
+was dropped to make room; REFUSED if Redis took no entry, because it lacks memory."""
 
 INTERRUPT = step("""
 -- KEYS: stream, cluster. ARGV: the last id that was read, fence's id, entry, TTL in ms, owner,
@@ -165,6 +166,7 @@ for n = 4, #ARGV, 4 do
     local oldest = redis.call('ZRANGE', ended(key), 0, 0)[1]
     if not oldest then break end
     redis.call('DEL', 'sluice:replay:' .. oldest)
+    redis.call('SET', 'sluice:replay-dropped:sluice:replay:' .. oldest, '1', 'EX', 60)
     set(key, oldest, 0)
   end
   if more > 0 and full() then

@@ -185,8 +185,10 @@ class ReplayWriter:
         self._again.discard(stream)
 
     def _give_up(self, stream: WrittenStream, reason: str) -> None:
-        """Stop writing a stream to Redis, though it may go on."""
+        """Stop writing a stream to Redis. Count and report it if it is active."""
         self._forget(stream)
+        if stream.replay.ending is not None:
+            return
         self._counts.given_up += 1
         now = time.monotonic()
         if now >= self._log_at:

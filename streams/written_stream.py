@@ -22,7 +22,7 @@ from streams.replay_codec import (
     key_entry,
     parsed_id,
 )
-from streams.replay_scripts import LEAST_TTL_S, REFUSED, STREAM, AppendItem
+from streams.replay_scripts import DROPPED, LEAST_TTL_S, REFUSED, STREAM, AppendItem
 from streams.replay_store import STREAM_BYTES
 
 KEY_ENTRY_BYTES: Final = 256 * 1024
@@ -156,13 +156,13 @@ class WrittenStream:
             top: its id; empty if Redis doesn't have the stream.
 
         Returns:
-            False if the stream in Redis is no longer this one, was ended by another process, or
-            can't be there.
+            False if the stream in Redis is no longer this one, was ended by another process, had
+            to make room for others, or can't be there.
         """
         if top and top == self._id:  # the script's result was lost
             self.done(now)
             return True
-        if top == REFUSED:
+        if top in (REFUSED, DROPPED):
             return False
         self._dropped, self._kind, self._renew_at = 0, UNKNOWN, 0.0
         if not top:

@@ -609,6 +609,25 @@ def test_a_stream_without_room_in_redis_goes_on_in_its_own_process(
     client.close()
 
 
+def test_an_ended_stream_that_made_room_for_another_one_isnt_written_again(
+    new: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.written_stream.CHECK_S", 0.1)
+    owner = new(total=100_000)
+    first = owner.begin()
+    first.write("x" * 60_000)
+    first.end()
+    wait(lambda: top(owner, "sluice:replay:key_1/s-1").startswith(b"18446744073709551615-"))
+    second = owner.begin(("key_1", "s-2"))
+    second.write("y" * 60_000)
+    wait(lambda: top(owner, "sluice:replay:key_1/s-2").startswith(b"1-"))
+    wait(lambda: first.replay.marks is None)
+    assert top(owner, "sluice:replay:key_1/s-1") == b""
+    assert second.replay.marks is not None
+    assert owner.shared.counts.given_up == 0
+    second.end()
+
+
 def test_an_expired_stream_gives_its_bytes_back(
     new: Callable[..., Process], redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import pytest
 from streams.replay import About, Ending, Replay
 from streams.replay_codec import ENTRY_BYTES, FENCE, ReplayEntry, decode, parsed_id
 from streams.replay_log import FRAME
-from streams.replay_scripts import REFUSED, AppendItem
+from streams.replay_scripts import DROPPED, REFUSED, AppendItem
 from streams.replay_store import STREAM_BYTES
 from streams.written_stream import MISSING, REPLACE, WrittenStream, reservation
 
@@ -158,8 +158,10 @@ def test_a_lost_stream_is_written_again_from_what_the_log_has(writing: Writing) 
     assert writing.data() == b"".join(b"%03d" % n for n in range(50, 100))
 
 
-@pytest.mark.parametrize("top", [b"5-1", b"%d-1" % FENCE, REFUSED])
-def test_a_stream_that_another_call_replaced_is_given_up(writing: Writing, top: bytes) -> None:
+@pytest.mark.parametrize("top", [b"5-1", b"%d-1" % FENCE, REFUSED, DROPPED])
+def test_a_stream_that_was_replaced_or_has_no_room_is_given_up(
+    writing: Writing, top: bytes
+) -> None:
     writing.append(b"a")
     writing.item()
     assert not writing.stream.differs(top, NOW)
