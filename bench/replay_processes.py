@@ -19,10 +19,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import socket
+import statistics
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -30,12 +32,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench import machine, report
-from streams import replay_reader, replay_writer
+from cluster.redis_client import RedisClient
+from streams import replay_reader
 from streams.replay import About, Replay
+from streams.replay_counts import ReplayCounts
+from streams.replay_room import ReplayRoom
 from streams.replay_scripts import APPEND, packed
+from streams.replay_writer import TICK_S
+from streams.written_stream import FIRST_STEP, WrittenStream
 from tests.support.redis_server import RedisServer
 
-TICK_S: Final = replay_writer.TICK_S
 LOADS: Final = (1, 2, 4, 8)
 TEMPLATE: Final = (
     b'data: {"id":"cmpl-0123456789abcdef","choices":[{"index":0,"text":"',
@@ -98,13 +104,15 @@ def part(number: int, streams: int, ticks: int, text: bytes) -> Part:
     """
     written = [stream(number, n) for n in range(streams)]
     captured, writes, reads = Captured(), [], []
+    last = {one.key: replay_reader.START for one in written}
     for tick in range(ticks):
         now = tick * TICK_S
         items, seen = [], []
         for one in written:
             one.replay.log.append(1, text)
-            seen.append((one.key, id_before(one)))
+            seen.append((one.key, last[one.key]))
             items.append(one.next_item(now))
+            last[one.key] = items[-1][2]
             one.done(now)
         APPEND(captured, (), (packed(items),))
         writes.append(command(*captured.arguments))
@@ -112,17 +120,12 @@ def part(number: int, streams: int, ticks: int, text: bytes) -> Part:
     return Part(writes, reads)
 
 
-def id_before(one: replay_writer.Written) -> bytes:
-    """Return the id of the last entry in Redis."""
-    return one._top if one._sent else replay_reader.START
-
-
-def stream(process: int, number: int) -> replay_writer.Written:
+def stream(process: int, number: int) -> WrittenStream:
     about = About(f"req-{process}-{number}", 1767225600.0, "in_progress", "sim", "sim-1")
     replay = Replay((f"key_{process}", f"stream-{process}-{number}"), "openai", lambda: about)
     replay.encode_error = lambda _: ERROR
     replay.log.add_template(TEMPLATE)
-    return replay_writer.Written(replay, f"process{process:09}", 300.0)
+    return WrittenStream(replay, f"process{process:09}", 300.0)
 
 
 def read(seen: list[tuple[bytes, bytes]]) -> bytes:
@@ -195,6 +198,8 @@ def play(redis: RedisServer, parts: list[Part], interval: float, *, follow: bool
     for thread in threads:
         thread.join()
     seconds = time.perf_counter() - began
+    if len(counts) != len(parts):
+        raise RuntimeError("a process failed")
     cpu = (machine.cpu(redis.pid) - used) / seconds
     return Figures(seconds, cpu, ticks * len(parts), sum(counts), write_ms, read_ms)
 
@@ -208,16 +213,41 @@ def measure(redis: RedisServer, options: argparse.Namespace) -> list[tuple[objec
     parts = [part(number, each, ticks, text) for number in range(options.processes)]
     streams = each * options.processes
     rows: list[tuple[object, ...]] = []
-    for load, follow in [(1, False), *((load, True) for load in LOADS), (0, False), (0, True)]:
+    costs: dict[bool, list[float]] = {False: [], True: []}
+    for load, follow in product((*LOADS, 0), (False, True)):
         redis.flush()
         warm(redis)
         seen = play(redis, parts, TICK_S / load if load else 0.0, follow=follow)
         expected = streams * ticks * follow
         if seen.read != expected:
             raise RuntimeError(f"the readers got {seen.read} of {expected} entries")
+        costs[follow].append(1e6 * seen.cpu * seen.seconds / (streams * ticks))
         rows.append(row(seen, streams, ticks, load, follow=follow))
         print(rows[-1], flush=True)
+    alone, followed = (statistics.median(several) for several in costs.values())
+    most = [f"{1e6 * TICK_S / each:,.0f}" for each in (alone, followed)]
+    print(
+        f"\nRedis takes {alone:.1f} us to append an event, and {followed - alone:.1f} us to give "
+        f"it to a reader.\nWith an event of each stream every {1000 * TICK_S:.0f} ms it would use "
+        f"a whole core at {most[0]} streams\nif none is followed at another process, and at "
+        f"{most[1]} if all are.\n"
+    )
     return rows
+
+
+def reservations(redis: RedisServer, options: argparse.Namespace) -> float:
+    """Return the microseconds that Redis takes to reserve bytes for a stream."""
+    redis.flush()
+    each = options.streams // options.processes
+    with contextlib.closing(RedisClient(redis.url)) as client:
+        room = ReplayRoom(client, 1 << 40, 300.0, ReplayCounts())
+        room.reserve([])
+        used = machine.cpu(redis.pid)
+        for process in range(options.processes):
+            wanted = [((f"key_{process}", f"s-{n}"), FIRST_STEP, False) for n in range(each)]
+            if not all(room.reserve(wanted)):
+                raise RuntimeError("a reservation was refused")
+        return (machine.cpu(redis.pid) - used) / (each * options.processes) * 1e6
 
 
 def warm(redis: RedisServer) -> None:
@@ -265,6 +295,10 @@ def main() -> None:
     print(machine.described())
     with RedisServer() as redis:
         print(report.table(HEAD, measure(redis, options)))
+        took = reservations(redis, options)
+        print(
+            f"Redis takes {took:.1f} us to reserve bytes for a stream, when it begins or doubles."
+        )
 
 
 if __name__ == "__main__":
