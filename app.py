@@ -128,13 +128,8 @@ def wire(settings: Settings) -> Services:
     quota = Quota(settings.reserve_tokens, redis_client, required=settings.limits_required)
     breakers = CircuitBreakers(enabled=settings.cooldown, redis_client=redis_client)
     gateway = Gateway(settings, quota, ledger, records.settled, breakers=breakers, cluster=cluster)
-    shared_replays = None
-    if cluster is not None and redis_client is not None:
-        shared_replays = replays_in(redis_client, cluster, settings, gateway)
-        metrics.watch_replays(shared_replays.counts)
-        beats = [quota.beat, breakers.exchange, *shared_replicas(redis_client, gateway)]
-        beats += [shared_replays.beat, metrics.refresh]
-        attend(cluster, gateway, records, shared_replays, beats)
+    beats = (quota.beat, breakers.exchange)
+    shared_replays = share(redis_client, cluster, gateway, records, metrics, beats)
     keys = KeyStore(settings.keys_file, settings.keys, read_groups(settings.groups))
     watch(metrics, settings, keys, gateway)
     for warning in warnings(settings, gateway):
@@ -170,35 +165,39 @@ def new_cluster(redis_client: RedisClient) -> Cluster:
     return Cluster(redis_client)
 
 
-def replays_in(
-    redis_client: RedisClient, cluster: Cluster, settings: Settings, gateway: Gateway
-) -> SharedReplays:
-    """Return the resumable streams that the processes at a Redis share."""
+def share(
+    redis_client: RedisClient | None,
+    cluster: Cluster | None,
+    gateway: Gateway,
+    records: CallRecords,
+    metrics: Metrics,
+    beats: Iterable[Callable[[], None]],
+) -> SharedReplays | None:
+    """Let the cluster stop this process's streams, answer what others ask, and run the beats.
+
+    Return the resumable streams that the processes share, or None without Redis.
+    """
+    if redis_client is None or cluster is None:
+        return None
     # Imported here because a single process doesn't need redis-py.
     from streams.replay_sharing import SharedReplays
 
-    return SharedReplays(
+    settings = gateway.settings
+    shared_replays = SharedReplays(
         *(cluster, redis_client, gateway.replays),
         keep=settings.replay,
         orphan=settings.orphan,
         total=settings.replay_redis if settings.replay_total else 0,
     )
-
-
-def attend(
-    cluster: Cluster,
-    gateway: Gateway,
-    records: CallRecords,
-    shared_replays: SharedReplays,
-    beats: Iterable[Callable[[], None]],
-) -> None:
-    """Let the cluster stop this process's streams, answer what others ask, and run the beats."""
+    metrics.watch_replays(shared_replays.counts)
     subjects: Subjects = {
         "streams": gateway.streams.of_all_keys_here,
         "providers": lambda _: records.health(),
         shared_replays.subject: shared_replays.has,
     }
-    cluster.attend(gateway.streams, *beats, subjects=subjects)
+    more = (*shared_replicas(redis_client, gateway), shared_replays.beat, metrics.refresh)
+    cluster.attend(gateway.streams, *beats, *more, subjects=subjects)
+    return shared_replays
 
 
 def watch(metrics: Metrics, settings: Settings, keys: KeyStore, gateway: Gateway) -> None:
