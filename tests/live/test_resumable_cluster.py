@@ -45,7 +45,7 @@ from tests.support.resuming import (
 from tests.support.servers import UNTROUBLED, fake_rows
 
 INTERRUPTED_WITHIN_S = scaled(10)
-SILENT_REDIS_S, STALLED_S = 5.0, 7.0
+SILENT_REDIS_S, LONG_SILENCE_S, STALLED_S = 5.0, 14.0, 7.0
 STREAMS, EVENTS, CUTS, INTERVAL_S = 40, 300, 8, 0.06
 """The load on a pair while a part of it fails."""
 TAIL = 40
@@ -344,15 +344,17 @@ def test_streams_survive_flushes_of_redis(fake: FakeProvider, redis: RedisServer
 
 
 @thorough
-def test_streams_survive_a_redis_that_hangs_for_5_seconds(
-    fake: FakeProvider, redis: RedisServer
+@pytest.mark.parametrize("seconds", [SILENT_REDIS_S, LONG_SILENCE_S])
+def test_streams_survive_a_redis_that_hangs(
+    fake: FakeProvider, redis: RedisServer, seconds: float
 ) -> None:
+    """After the longer silence, all processes are silent and nobody is subscribed any more."""
     redis.refresh()
     with a_pair(fake, redis.url) as pair:
         fake.default(script(EVENTS, INTERVAL_S))
         load = Load(pair, seed=13)
         with load.running():
-            until = time.monotonic() + SILENT_REDIS_S
+            until = time.monotonic() + seconds
             redis.pause()
             try:
                 load.wait_local(30)
