@@ -38,11 +38,14 @@ from streams.replay_codec import (
 from streams.replay_counts import ReplayCounts
 from streams.replay_scripts import ANNOUNCE, ENTRY, FOLLOWED, INTERRUPT, LEAST_TTL_S, STREAM
 from streams.replay_store import ReplayStore
+from streams.replay_writer import BUSY, MOST_TICK_S, TICK_S
 
 log = logging.getLogger("sluice.streams")
 
-TICK_S, LEAST_TICK_S = 0.05, 0.01
-"""The interval between reads, and the shortest one if there is a new copy."""
+LEAST_TICK_S: Final = 0.01
+"""The shortest interval between reads, if there is a new copy."""
+GROWTH: Final = 4096
+"""The bytes of entries after which a copy's size is counted again."""
 FIRST_READ_S: Final = 2.0
 KEEP_S: Final = 5.0
 """The time for which a copy is kept without followers."""
@@ -70,6 +73,10 @@ class Copy:
         self.key = f"{STREAM}{'/'.join(stream_key)}".encode()
         self.at = START
         """The id of the last entry that was read."""
+        self.nonce = b""
+        """The call's own, once its first entry has been read."""
+        self.unchecked = 0
+        """The bytes of entries since the copy's size was last counted."""
         self.behind = True
         """True if Redis may have more entries already."""
         self.read = threading.Event()
@@ -85,10 +92,6 @@ class Copy:
         """True if another call's stream has taken the place of this one."""
         self.missing_since: float | None = None
         """The monotonic time since which Redis hasn't had the stream."""
-
-    @property
-    def nonce(self) -> bytes:
-        return parsed_id(self.at)[1]
 
     @property
     def open(self) -> bool:
@@ -112,16 +115,17 @@ class Copy:
         Args:
             name: its id.
         """
+        self.at = name
         number, nonce = parsed_id(name)
         if self.replay is None:
-            if entry.facts is None:
+            if entry.facts is None:  # a copy begins at a key entry
                 return
+            self.nonce = nonce
             self.replay = Replay(self.stream_key, entry.facts.face, entry.facts.about)
             self.replay.released = self.replay.keeps_alone = True
         elif nonce != self.nonce:
             self.replaced = True
             return
-        self.at = name
         replay = self.replay
         add_to(replay, entry)
         if entry.facts is not None:
@@ -222,7 +226,8 @@ class ReplayReader:
             self._counts.copies = len(self._copies)
             if again:
                 continue
-            self._wanted.wait(TICK_S if self._copies else None)
+            pause = max(TICK_S, min(MOST_TICK_S, BUSY * (time.monotonic() - began)))
+            self._wanted.wait(pause if self._copies else None)
             self._wanted.clear()
             early = LEAST_TICK_S - (time.monotonic() - began)
             if early > 0:
@@ -255,12 +260,15 @@ class ReplayReader:
             for name, fields in entries:
                 try:
                     copy.take(name, decode(fields[ENTRY]))
+                    copy.unchecked += len(fields[ENTRY])
                 except msgspec.DecodeError:  # a later release of Sluice wrote it
                     copy.replaced = True
             if new and copy.replay is not None:
                 self._store.add_copy(copy.replay)
+                copy.unchecked = GROWTH + 1
             copy.behind = len(entries) >= most and copy.open
-            if entries and copy.replay is not None:
+            if copy.replay is not None and (copy.unchecked > GROWTH or not copy.open):
+                copy.unchecked = 0
                 self._store.grown(copy.replay)
             if copy.replaced:
                 copy.failed = True

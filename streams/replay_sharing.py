@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Final
+from typing import ClassVar, Final
 
 from cluster.ownership import Cluster
 from cluster.redis_client import RedisAway, RedisClient
@@ -22,14 +22,15 @@ from streams.replay_room import ReplayRoom
 from streams.replay_store import ReplayStore
 from streams.replay_writer import ReplayWriter
 
-SUBJECT: Final = "replay"
-"""The subject of the question to other processes whether they have a stream."""
 TRIES, TRY_S = 3, 0.1
 """How often, and at which interval, a stream of another process is looked for in Redis."""
 FLUSH_S: Final = 2.0
 
 
 class SharedReplays:
+    subject: ClassVar[str] = "replay"
+    """The subject of the question to other processes whether they have a stream."""
+
     def __init__(
         self,
         cluster: Cluster,
@@ -81,7 +82,7 @@ class SharedReplays:
             replay = self._reader.find(stream_key) if self._reader is not None else None
             if replay is not None:
                 return replay
-            answers = self._cluster.ask_others(SUBJECT, "/".join(stream_key))
+            answers = self._cluster.ask_others(self.subject, "/".join(stream_key))
             if not any(answers.found):
                 break
             time.sleep(TRY_S)  # the stream may have begun so recently that it isn't in Redis yet

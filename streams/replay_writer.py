@@ -24,7 +24,11 @@ from streams.written_stream import WrittenStream
 
 log = logging.getLogger("sluice.streams")
 
-TICK_S: Final = 0.05
+TICK_S, MOST_TICK_S = 0.05, 1.0
+"""The interval between scripts, and the longest one if Redis is slow."""
+BUSY: Final = 3
+"""A pause takes at least BUSY times as long as the work before it. So a Redis that is overloaded
+gets fewer and larger entries."""
 AT_ONCE, BYTES_AT_ONCE = 500, 1 << 20
 """The most streams, and about the most bytes, in one script."""
 LOOK_S: Final = 1.0
@@ -114,9 +118,9 @@ class ReplayWriter:
                 self._wanted.wait()
                 self._wanted.clear()
                 continue
-            again = False
+            began, again = time.monotonic(), False
             try:
-                again = self._tick(time.monotonic())
+                again = self._tick(began)
             except RedisAway:
                 self._check_all = True
             except Exception:  # without this thread no stream could be followed elsewhere
@@ -124,7 +128,7 @@ class ReplayWriter:
                 self._check_all = True
                 time.sleep(PAUSE_S)
             if not again:
-                time.sleep(TICK_S)
+                time.sleep(max(TICK_S, min(MOST_TICK_S, BUSY * (time.monotonic() - began))))
 
     def _tick(self, now: float) -> bool:
         """Write what has changed. Return True if there is more to write at once.

@@ -22,7 +22,7 @@ from errors import SluiceError, Unavailable
 from streams.replay import LOST_ID, About, Ending, Replay
 from streams.replay_log import FRAME
 from streams.replay_scripts import FOLLOWED
-from streams.replay_sharing import SUBJECT, SharedReplays
+from streams.replay_sharing import SharedReplays
 from streams.replay_store import ReplayStore
 from tests.cluster.test_ownership import Calls, wait
 from tests.support.pace import HANG_S
@@ -51,7 +51,7 @@ class Process:
         self.shared = SharedReplays(
             self.cluster, self.redis, self.store, keep=keep, orphan=orphan, total=total
         )
-        subjects = {SUBJECT: self.shared.has}
+        subjects = {self.shared.subject: self.shared.has}
         self.cluster.attend(Calls(), self.shared.beat, subjects=subjects)
         if joins:
             self.cluster.start()
