@@ -19,9 +19,10 @@ import pytest
 
 from tests.support import fake as fp
 from tests.support.books import by_request, open_rows, rows
-from tests.support.clusters import wait
+from tests.support.clusters import stop, wait
 from tests.support.daemons import CantRunError
 from tests.support.fake import FakeProvider
+from tests.support.ledgers import at_once
 from tests.support.load import failed
 from tests.support.pace import HANG_S, scaled
 from tests.support.pairs import Failover, Pair, a_redis
@@ -45,7 +46,9 @@ from tests.support.resuming import (
 from tests.support.servers import UNTROUBLED, fake_rows
 
 INTERRUPTED_WITHIN_S = scaled(10)
-SILENT_REDIS_S, STALLED_S = 5.0, 7.0
+SILENT_REDIS_S, LONG_SILENCE_S, STALLED_S = 5.0, 14.0, 7.0
+SLOW_S = 0.3
+"""The time for which a slow Redis stops again and again. Processes wait longer for a response."""
 STREAMS, EVENTS, CUTS, INTERVAL_S = 40, 300, 8, 0.06
 """The load on a pair while a part of it fails."""
 TAIL = 40
@@ -210,6 +213,67 @@ def test_the_id_of_an_ended_stream_is_taken_at_every_process(
             assert client.read_head().status == 409
 
 
+def test_a_call_in_the_background_is_asked_for_at_another_process(
+    fake: FakeProvider, pair: Pair
+) -> None:
+    fake.default(gated(["Hel"], ["lo"], "background"))
+    with pair.client(0) as client:
+        body = {"model": "fake/m", "prompt": "x", "background": True, "stream_id": "background"}
+        client.request("POST", PATHS[1], body)
+        assert client.read_head().status == 202
+    resumed = Resumed("background", PATHS[1])
+    with pair.client(1) as client:
+        assert state_of(client, resumed)["status"] in ("queued", "in_progress")
+        fake.open("background")
+        state: dict[str, Any] = {"status": "in_progress"}
+        while state["status"] in ("queued", "in_progress"):
+            state = state_of(client, resumed)
+    assert state["status"] == "completed"
+    assert state["result"]["choices"][0]["text"] == "Hello"
+    with pair.client(0) as client:
+        assert state_of(client, resumed) == state
+
+
+def test_a_stream_is_stopped_at_another_process_and_its_followers_there_see_that(
+    fake: FakeProvider, pair: Pair
+) -> None:
+    fake.default(gated(["Hel"], ["lo"], "never"))
+    with begin(pair, 0, "stopped") as first:
+        assert "Hel" in first.frame().text
+        with follow(pair, 1, f"{PATHS[1]}/stopped") as other, pair.client(1) as asking:
+            assert "Hel" in other.frame().text
+            assert stop(asking, "stopped").status == 200
+            ends = [[frame.text for frame in client.frames()] for client in (first, other)]
+    assert ends[0] == ends[1]
+    assert '"cancelled"' in "".join(ends[1])
+    fake.wait_closed()
+
+
+@thorough
+def test_a_stream_that_outgrows_its_bounds_is_still_followed_at_another_process(
+    fake: FakeProvider, redis: RedisServer
+) -> None:
+    redis.refresh()
+    texts = [f"{n:08}" * 1000 for n in range(1200)]  # 9.6 MB; a stream may keep 4 MiB
+    fake.default(fp.sse(fp.chunks(texts, finish="length", usage=(7, 1200)), interval=0.005))
+    with a_pair(fake, redis.url) as pair, begin(pair, 0, "large") as first:
+        path = f"{PATHS[1]}/large"
+        with follow(pair, 1, path) as other:
+            whole = at_once(
+                *[lambda c=client: joined(list(c.frames())) for client in (first, other)]
+            )
+            assert [text == "".join(texts) for text in whole] == [True, True]
+        for number in (0, 1):
+            assert status_of(pair, number, path) == 410
+            with pair.client(number) as client:
+                last = state_of(client, Resumed("large", PATHS[1]))["last_event_id"]
+            with follow(pair, number, path, after=last - 100) as client:
+                assert joined(list(client.frames())) == "".join(texts[-98:])
+        with contextlib.closing(redis.client()) as asking:
+            [name] = asking.scan_iter("sluice:replay:*")
+            assert asking.memory_usage(name, samples=0) < 5 << 20
+
+
 @thorough
 def test_a_stream_that_is_followed_at_another_process_is_no_orphan(
     fake: FakeProvider, redis: RedisServer
@@ -344,21 +408,41 @@ def test_streams_survive_flushes_of_redis(fake: FakeProvider, redis: RedisServer
 
 
 @thorough
-def test_streams_survive_a_redis_that_hangs_for_5_seconds(
-    fake: FakeProvider, redis: RedisServer
+@pytest.mark.parametrize("seconds", [SILENT_REDIS_S, LONG_SILENCE_S])
+def test_streams_survive_a_redis_that_hangs(
+    fake: FakeProvider, redis: RedisServer, seconds: float
 ) -> None:
+    """After the longer silence, all processes are silent and nobody is subscribed any more."""
     redis.refresh()
     with a_pair(fake, redis.url) as pair:
         fake.default(script(EVENTS, INTERVAL_S))
         load = Load(pair, seed=13)
         with load.running():
-            until = time.monotonic() + SILENT_REDIS_S
+            until = time.monotonic() + seconds
             redis.pause()
             try:
                 load.wait_local(30)
                 time.sleep(max(0.0, until - time.monotonic()))
             finally:
                 redis.resume()
+        load.assert_whole()
+
+
+@thorough
+def test_streams_survive_a_redis_that_is_slow(fake: FakeProvider, redis: RedisServer) -> None:
+    redis.refresh()
+    with a_pair(fake, redis.url) as pair:
+        fake.default(script(EVENTS, INTERVAL_S))
+        load = Load(pair, seed=17)
+        with load.running():
+            for _ in range(20):
+                redis.pause()
+                try:
+                    time.sleep(SLOW_S)
+                finally:
+                    redis.resume()
+                time.sleep(SLOW_S / 10)
+            load.wait_local(10)
         load.assert_whole()
 
 
