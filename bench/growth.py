@@ -8,6 +8,7 @@ import socket
 import statistics
 import subprocess
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,10 @@ from bench.machine import PROMPT, Upstream, cpu, gateway, memory
 from tests.support.servers import Server
 
 COUNTS = (10, 100, 1000, 5000)
-STOPS = 60
+KINDS: dict[str, dict[str, Any]] = {"plain": {}, "resumable": {"resumable": True}}
+STOPS = 200
+WINDOW_S = 10.0
+"""The seconds over which the CPU time of the events is measured."""
 QUIET = {"stream": True, "sim_tokens": 100000, "sim_interval_ms": 1000}
 
 
@@ -30,18 +34,26 @@ class Size(NamedTuple):
     stop_p99: float
 
 
-def growth(folder: Path) -> list[Size]:
-    room = str(max(COUNTS) + 200)
+def growth(folder: Path, counts: Sequence[int] = COUNTS) -> Iterator[tuple[str, Size]]:
+    """Yield the measurements of each kind and number of streams, each in a server of its own.
+
+    A server that has had many streams keeps their memory, and would hide a part of the next ones'.
+    """
+    room = str(max(counts) + 200)
     environment = {"SLUICE_MAX_STREAMS": room, "SLUICE_MAX_STREAMS_PER_KEY": room}
-    with Upstream(folder) as upstream, gateway(upstream.rows, **environment) as server:
-        return [size(folder, upstream, server, count) for count in COUNTS]
+    for count in counts:
+        for kind, fields in KINDS.items():
+            with Upstream(folder) as upstream, gateway(upstream.rows, **environment) as server:
+                yield kind, size(folder, upstream, server, count, fields)
 
 
-def size(folder: Path, upstream: Upstream, server: Server, count: int) -> Size:
+def size(
+    folder: Path, upstream: Upstream, server: Server, count: int, fields: dict[str, Any]
+) -> Size:
     warm(server)
     time.sleep(1)
     before = memory(server.pid)
-    body = json.dumps(PROMPT | {"model": "sim/sim-1"} | QUIET)
+    body = json.dumps(PROMPT | {"model": "sim/sim-1"} | QUIET | fields)
     clients = subprocess.Popen(
         [
             *(folder / "simload", str(server.port), "/v1/completions", "-c", str(count)),
@@ -57,16 +69,14 @@ def size(folder: Path, upstream: Upstream, server: Server, count: int) -> Size:
             time.sleep(0.2)
         time.sleep(3)
         each = (memory(server.pid) - before) * 1024 / count
-        used, seconds = cpu(server.pid), 5.0
-        tokens = upstream.stats()["tokens"]
-        time.sleep(seconds)
+        used, tokens = cpu(server.pid), upstream.stats()["tokens"]
+        time.sleep(WINDOW_S)
         spent = cpu(server.pid) - used
         events = max(1, upstream.stats()["tokens"] - tokens)
-        stops = sorted(stop(upstream, server, n) for n in range(STOPS))
+        stops = sorted(stop(upstream, server, n, fields) for n in range(STOPS))
     finally:
         clients.terminate()
         clients.wait()
-    upstream_empty(upstream)
     p50, p99 = statistics.median(stops), stops[int(0.99 * (len(stops) - 1))]
     return Size(count, each, spent / events * 1e6, p50 * 1000, p99 * 1000)
 
@@ -76,17 +86,11 @@ def warm(server: Server) -> None:
         ask(http.client.HTTPConnection("127.0.0.1", server.port), server.key)
 
 
-def upstream_empty(upstream: Upstream) -> None:
-    until = time.monotonic() + 30
-    while upstream.stats()["active"] and time.monotonic() < until:
-        time.sleep(0.2)
-
-
-def stop(upstream: Upstream, server: Server, number: int) -> float:
+def stop(upstream: Upstream, server: Server, number: int, fields: dict[str, Any]) -> float:
     """Return the seconds from a stop until the connection to the upstream is closed."""
     before = upstream.stats()
     name = f"bench-{time.monotonic_ns()}-{number}"
-    client = begin(server.port, server.key, stream_id=name, **QUIET)
+    client = begin(server.port, server.key, stream_id=name, **QUIET, **fields)
     client.recv(1)
     control = http.client.HTTPConnection("127.0.0.1", server.port)
     stopped = time.monotonic()
