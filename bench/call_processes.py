@@ -43,7 +43,7 @@ LASTS_S: Final = 1.0
 """The duration of a simulated call."""
 PACE: Final = 32
 """The calls that each process has at a time if there are no pauses."""
-IDLE_COUNTS: Final = (10, 50, 200, 500)
+IDLE_COUNTS: Final = (10, 50, 200, 500, 800)
 PING, PONG = packed([b"PING"]), b"+PONG\r\n"
 
 

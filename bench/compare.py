@@ -66,10 +66,16 @@ class Running(NamedTuple):
     models: Mapping[str, str] = MappingProxyType({})
     """Other models, by the name of a kind of calls."""
     headers: tuple[str, ...] = ()
+    known_fields: bool = False
 
-    def model_of(self, scenario: str) -> str:
+    def body_of(self, scenario: str) -> dict[str, Any]:
+        """Return the fields of a scenario's requests, and the path as a field."""
         kind = next((k for k in KINDS if k and scenario.startswith(k)), "")
-        return self.models.get(kind, self.model)
+        body = {"model": self.models.get(kind, self.model), **SCENARIOS[scenario][-1]}
+        if self.known_fields:
+            settings = [name for name in body if name.startswith("sim_")]
+            body["user"] = " ".join(f"{name}:{body.pop(name)}" for name in settings)
+        return body
 
 
 class Figures(NamedTuple):
@@ -79,9 +85,10 @@ class Figures(NamedTuple):
     """CPU microseconds per request (of the "unary" scenarios) or per event."""
     rate: float
     """Requests (of the "unary" scenarios) or events per second."""
-    first_p50: float
-    first_p99: float
-    gap_p99: float
+    first_p50: float | None
+    """None if no call ended in time, as for the next two."""
+    first_p99: float | None
+    gap_p99: float | None
     memory: float
     """Megabytes."""
     failed: int
@@ -148,7 +155,8 @@ def command(folder: Path, upstream: Upstream, peer: Peer) -> Iterator[Running]:
     )
     try:
         headers = tuple(replaced(peer.headers, names))
-        yield Running(process.pid, port, peer.model, peer.key, peer.models, headers)
+        asked = (peer.model, peer.key, peer.models, headers, peer.known_fields)
+        yield Running(process.pid, port, *asked)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:
@@ -177,6 +185,8 @@ class Peer(NamedTuple):
     key: str = "test"
     models: Mapping[str, str] = MappingProxyType({})
     headers: tuple[str, ...] = ()
+    known_fields: bool = False
+    """True if it drops fields that it doesn't know, such as those for the simulated provider."""
     env: Mapping[str, str] = MappingProxyType({})
 
 
@@ -203,6 +213,7 @@ PEERS = (
             *("--policy", "round_robin", "--log-level", "error", "--disable-health-check"),
         ),
         model="sim-1",
+        known_fields=True,
     ),
     Peer(
         "litellm",
@@ -224,6 +235,7 @@ PEERS = (
             "x-portkey-provider: openai",
             "x-portkey-custom-host: http://127.0.0.1:$UPSTREAM_PORT/v1",
         ),
+        known_fields=True,
     ),
 )
 
@@ -308,7 +320,8 @@ def compare(
                         seen = measure(folder, upstream, running, scenario, scale)
                         print(f"{number + 1} {name:17} {scenario:15} {seen}", flush=True)
                         if seen is not None:
-                            found.setdefault(name, {})[scenario] = seen._asdict()
+                            known = {n: v for n, v in seen._asdict().items() if v is not None}
+                            found.setdefault(name, {})[scenario] = known
             yield found
 
 
@@ -339,6 +352,13 @@ def brief_load(
     )
 
 
+def quiet(upstream: Upstream, seconds: float = 30) -> None:
+    """Wait until a slow system has dropped the streams of the last scenario, which would count."""
+    until = time.monotonic() + seconds
+    while upstream.stats()["active"] and time.monotonic() < until:
+        time.sleep(0.1)
+
+
 def measure(
     folder: Path, upstream: Upstream, running: Running, scenario: str, scale: float = 1.0
 ) -> Figures | None:
@@ -348,23 +368,30 @@ def measure(
     generator's own rate can't be used: it leaves out the last streams, which still cost CPU time.
     """
     connections, seconds, warm, body = SCENARIOS[scenario]
-    work = work_of(scenario)
-    done, used, began = upstream.stats()[work], cpu(running.pid), time.monotonic()
+    quiet(upstream)
+    before, used, began = upstream.stats(), cpu(running.pid), time.monotonic()
     seen = load(
         *(folder, running.port, connections, seconds * scale, warm * scale, running.key),
         headers=running.headers,
-        **({"model": running.model_of(scenario)} | body),
+        **running.body_of(scenario),
     )
     span = time.monotonic() - began
-    used, done = cpu(running.pid) - used, upstream.stats()[work] - done
-    if not done or not seen["ok"]:
+    used = cpu(running.pid) - used
+    after = upstream.stats()
+    done = after[work_of(scenario)] - before[work_of(scenario)]
+    if body.get("stream") and done < body["sim_tokens"] * (after["finished"] - before["finished"]):
+        print(f"{scenario}: the provider didn't get the length of the streams", flush=True)
         return None
+    failed = seen["non200"] + seen["broken"]
+    if not done or (failed and not seen["ok"]):
+        return None
+    first, gap = (seen[name] if seen["ok"] else {} for name in ("ttfb_ms", "gap_ms"))
     return Figures(
         cpu=used / done * 1e6,
         rate=done / span,
-        first_p50=seen["ttfb_ms"]["p50"],
-        first_p99=seen["ttfb_ms"]["p99"],
-        gap_p99=seen["gap_ms"]["p99"],
+        first_p50=first.get("p50"),
+        first_p99=first.get("p99"),
+        gap_p99=gap.get("p99"),
         memory=memory(running.pid),
-        failed=seen["non200"] + seen["broken"],
+        failed=failed,
     )
