@@ -21,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
-from bench.machine import BENCH, CODER, Upstream, cpu, gateway, load, memory
+from bench.machine import ASKED, BENCH, CODER, Upstream, cpu, gateway, load, memory
 from bench.results import BASELINE, Round
 from tests.support.daemons import CantRunError
 from tests.support.redis_server import RedisServer
@@ -74,7 +74,11 @@ class Running(NamedTuple):
         body = {"model": self.models.get(kind, self.model), **SCENARIOS[scenario][-1]}
         if self.known_fields:
             settings = [name for name in body if name.startswith("sim_")]
-            body["user"] = " ".join(f"{name}:{body.pop(name)}" for name in settings)
+            asked = " ".join([ASKED, *(f"{name}:{body.pop(name)}" for name in settings)])
+            if "path" in body:
+                body["messages"] = [{"role": "user", "content": asked}]
+            else:
+                body["prompt"] = asked
         return body
 
 
@@ -186,7 +190,8 @@ class Peer(NamedTuple):
     models: Mapping[str, str] = MappingProxyType({})
     headers: tuple[str, ...] = ()
     known_fields: bool = False
-    """True if it drops fields that it doesn't know, such as those for the simulated provider."""
+    """True if it drops fields that it doesn't know. Then the prompt has the settings for the
+    simulated provider."""
     env: Mapping[str, str] = MappingProxyType({})
 
 
