@@ -35,7 +35,7 @@ def dots(
     *,
     reference: str = "",
     bold: str = "",
-    form: Callable[[float], str] = lambda value: f"{value:.2f}",
+    form: Callable[[float], str] | None = None,
 ) -> str:
     """Return a plot with a logarithmic axis: in each group, a dot and its range for each series.
 
@@ -45,8 +45,9 @@ def dots(
         axis: the label of the axis, with its unit.
         reference: the label of a line at 1; none if empty.
         bold: groups whose name begins with this are bold.
-        form: the text of a value.
+        form: the text of a value; by default that of a ratio.
     """
+    form = form or ratio_text
     series = list(dict.fromkeys(name for values in groups.values() for name in values))
     colours = dict(zip(series, COLOURS, strict=False))
     every = [number for values in groups.values() for v in values.values() for number in v]
@@ -139,7 +140,7 @@ def lines(
         y = y_of(aim[0])
         parts.append(rule(left, y, WIDTH - right, y, INK, dashed=True))
         parts.append(text(WIDTH - right, y - 6, aim[1], anchor="end", fill=FAINT, size=11))
-    tall = drawn_heights(several, y_of)
+    heights = label_heights(several, y_of, bottom)
     for line in several:
         colour = colours[line.name]
         path = " ".join(f"{x_of(x):.1f},{y_of(v.median):.1f}" for x, v in line.points)
@@ -150,22 +151,30 @@ def lines(
                 rule(place, y_of(value.low), place, y_of(value.high), colour, width=3, opacity=0.35)
             )
             parts.append(circle(place, y_of(value.median), colour))
-            y = tall[line.name, x]
+            y = heights[line.name, x]
             label = number(float(f"{value.median:.3g}"))
             parts.append(text(place, y, label, anchor="middle", fill=colour))
     return svg(bottom + 54, title, parts)
 
 
-def drawn_heights(
-    several: Sequence[Line], y_of: Callable[[float], float]
+def label_heights(
+    several: Sequence[Line], y_of: Callable[[float], float], bottom: float
 ) -> dict[tuple[str, float], float]:
-    """Return where each point's label is written: above the upper line, and below the others."""
+    """Return where each point's label is written: above the upper line, and below the others.
+
+    Where there is no room above the axis, all labels are above the upper line.
+    """
     found = {}
     for x in {x for line in several for x, _ in line.points}:
         here = [(v, line.name) for line in several for at, v in line.points if at == x]
         here.sort(reverse=True)
+        above = y_of(max(value.high for value, _ in here)) - 9
+        crowded = y_of(here[-1][0].low) + 19 > bottom - 4
         for place, (value, name) in enumerate(here):
-            found[name, x] = y_of(value.high) - 9 if place == 0 else y_of(value.low) + 19
+            if crowded:
+                found[name, x] = above - 14 * (len(here) - 1 - place)
+            else:
+                found[name, x] = above if place == 0 else y_of(value.low) + 19
     return found
 
 
@@ -195,6 +204,16 @@ def nice(step: float) -> float:
     """Return the next round number: 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(m * power for m in (1, 2, 5, 10) if m * power >= step * 0.999)
+
+
+def ratio_text(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.095 else f"{value:.3f}"
+
+
+def duration_text(milliseconds: float) -> str:
+    if milliseconds >= 1000:
+        return f"{milliseconds / 1000:.1f} s"
+    return f"{milliseconds:.0f} ms" if milliseconds >= 10 else f"{milliseconds:.1f} ms"
 
 
 def number(value: float) -> str:

@@ -1,7 +1,7 @@
 """What a running server sends to Redis for a call, recorded with MONITOR.
 
 - The commands are those of a real server, so they are right whatever the code looks like.
-- A call's commands contain the id of its key. All others are the heartbeat's.
+- A call's commands contain the id of its key or a counter. All others are the heartbeat's.
 - The ids in a recorded command are replaced by those of a simulated call: ids have a fixed length.
 """
 
@@ -127,7 +127,8 @@ def record(server: Server, redis: RedisServer, seconds: int = 5) -> Recording:
 
 
 def of_call(words: Sequence[bytes]) -> bool:
-    return any(KEY_ID.search(word) for word in words)
+    """Return True if a command is a call's: it names the key, or a counter of limits."""
+    return any(KEY_ID.search(word) or word.startswith(b"LIMITS:") for word in words)
 
 
 def each_second(commands: Iterable[tuple[bytes, ...]], seconds: int) -> list[tuple[bytes, ...]]:

@@ -214,14 +214,19 @@ def detail_table(
 
 def first_events(runs: Sequence[Run], order: Sequence[str], kinds: Sequence[str]) -> str:
     values: dict[str, dict[str, Value]] = {}
-    for system in order:
+
+    def last(system: str) -> float:
+        found = figures(runs, system, f"{kinds[0]}many", "first_p99")
+        return 0 if found is None else found.median
+
+    for system in sorted(order, key=last):
         for name, label in (("first_p50", "p50"), ("first_p99", "p99")):
             found = figures(runs, system, f"{kinds[0]}many", name)
             if found is not None and found.low > 0:
                 values.setdefault(name_of(system), {})[label] = Value(*found[:3])
     title = f"Time to the first event of 500 streams ({KINDS[kinds[0]]})"
     return plots.dots(
-        title, values, "milliseconds (logarithmic)", bold="Sluice", form=lambda ms: f"{ms:,.3g} ms"
+        title, values, "milliseconds (logarithmic)", bold="Sluice", form=plots.duration_text
     )
 
 
@@ -345,16 +350,24 @@ PARTS: dict[str, Section] = {
 """The sections of the page, by the part of a run that they show."""
 
 
-def said(found: Spread | None, form: str = ".2f") -> str:
-    """Return a median with its ranges in words; empty if nothing was measured."""
+def said(found: Spread | None, form: str = "") -> str:
+    """Return a median with its ranges in words; empty if nothing was measured.
+
+    Args:
+        form: the format of the numbers; by default that of a ratio.
+    """
     if found is None:
         return NONE
-    low, high = format(found.low, form), format(found.high, form)
-    text = format(found.median, form) + (f" ({low} to {high})" if low != high else "")
-    least, most = format(min(found.runs), form), format(max(found.runs), form)
+
+    def text(value: float) -> str:
+        return format(value, form) if form else plots.ratio_text(value)
+
+    low, high = text(found.low), text(found.high)
+    words = text(found.median) + (f" ({low} to {high})" if low != high else "")
+    least, most = text(min(found.runs)), text(max(found.runs))
     if (least, most) not in ((low, high), (most, least)):
-        text += f" [{least} to {most}]"
-    return text
+        words += f" [{least} to {most}]"
+    return words
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -14,8 +14,9 @@ def test_a_line_of_monitor_is_parsed_with_its_escapes() -> None:
     assert parsed(b'+1.5 [0 lua] "TIME"').by_script
 
 
-def test_a_call_is_known_by_the_id_of_its_key() -> None:
+def test_a_call_is_known_by_the_id_of_its_key_or_by_a_counter() -> None:
     assert of_call(CLAIM)
+    assert of_call((b"EVALSHA", b"a" * 40, b"1", b"LIMITS:{LIMITER/group:team/9/1/hour}"))
     assert not of_call((b"EVALSHA", b"a" * 40, b"1", b"sluice:fleet", PROCESS))
 
 
