@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def about(runs: Sequence[Run]) -> str:
         when = run["started"].replace("T", " ").removesuffix("Z")
         rows.append((when, run["commit"], ", ".join(parts), rounds, loads, minutes))
     machines = dict.fromkeys(run["about"] for run in runs)
-    return "\n".join(f"{one}.\n" for one in machines) + "\n" + table(head, rows)
+    return "".join(f"{wrapped(one)}.\n\n" for one in machines) + table(head, rows)
 
 
 # Side by side
@@ -164,10 +165,10 @@ def versions(runs: Sequence[Run]) -> str:
     found: dict[str, list[str]] = {}
     for run in runs:
         for system, version in run.get("versions", {}).items():
-            if version and version not in found.setdefault(system, []):
-                found[system].append(version)
+            if version and version not in found.get(system, []):
+                found.setdefault(system, []).append(version)
     said = [f"{name_of(system)} {' and '.join(several)}" for system, several in found.items()]
-    return f"Versions: {', '.join(filter(None, said))}.\n" if any(found.values()) else ""
+    return wrapped(f"Versions: {', '.join(said)}.") + "\n" if said else ""
 
 
 def ratio_table(runs: Sequence[Run], order: Sequence[str], kinds: Sequence[str], shape: str) -> str:
@@ -368,6 +369,10 @@ def said(found: Spread | None, form: str = "") -> str:
     if (least, most) not in ((low, high), (most, least)):
         words += f" [{least} to {most}]"
     return words
+
+
+def wrapped(text: str) -> str:
+    return textwrap.fill(text, 99, break_long_words=False, break_on_hyphens=False)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
