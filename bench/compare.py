@@ -330,7 +330,7 @@ def compare(
             yield found
 
 
-START_S = 120
+START_S = 300
 
 
 def started(folder: Path, running: Running) -> bool:
