@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from tests.support.servers import Server
 
 COUNTS = (10, 100, 1000, 5000)
 KINDS: dict[str, dict[str, Any]] = {"plain": {}, "resumable": {"resumable": True}}
+TOGETHER = 500
+"""The number of streams that are opened at once: more would measure how they begin."""
 STOPS = 200
 WINDOW_S = 10.0
 """The seconds over which the CPU time of the events is measured."""
@@ -53,20 +56,11 @@ def size(
     warm(server)
     time.sleep(1)
     before = memory(server.pid)
-    body = json.dumps(PROMPT | {"model": "sim/sim-1"} | QUIET | fields)
-    clients = subprocess.Popen(
-        [
-            *(folder / "simload", str(server.port), "/v1/completions", "-c", str(count)),
-            *("-d", "600", "-w", "0", "-b", body, "-k", server.key),
-        ],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        until = time.monotonic() + 90
-        while (active := upstream.stats()["active"]) < count:
-            if time.monotonic() > until:
-                raise TimeoutError(f"only {active} of {count} streams are open after 90 s")
-            time.sleep(0.2)
+    with ExitStack() as stack:
+        for number in range(0, count, TOGETHER):
+            more = min(TOGETHER, count - number)
+            stack.enter_context(clients(folder, server, more, fields))
+            wait_open(upstream, number + more)
         time.sleep(3)
         each = (memory(server.pid) - before) * 1024 / count
         used, tokens = cpu(server.pid), upstream.stats()["tokens"]
@@ -74,11 +68,34 @@ def size(
         spent = cpu(server.pid) - used
         events = max(1, upstream.stats()["tokens"] - tokens)
         stops = sorted(stop(upstream, server, n, fields) for n in range(STOPS))
-    finally:
-        clients.terminate()
-        clients.wait()
     p50, p99 = statistics.median(stops), stops[int(0.99 * (len(stops) - 1))]
     return Size(count, each, spent / events * 1e6, p50 * 1000, p99 * 1000)
+
+
+@contextmanager
+def clients(folder: Path, server: Server, count: int, fields: dict[str, Any]) -> Iterator[None]:
+    """Keep `count` quiet streams open while the context is active."""
+    body = json.dumps(PROMPT | {"model": "sim/sim-1"} | QUIET | fields)
+    process = subprocess.Popen(
+        [
+            *(folder / "simload", str(server.port), "/v1/completions", "-c", str(count)),
+            *("-d", "600", "-w", "0", "-b", body, "-k", server.key),
+        ],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def wait_open(upstream: Upstream, count: int) -> None:
+    until = time.monotonic() + 180
+    while (active := upstream.stats()["active"]) < count:
+        if time.monotonic() > until:
+            raise TimeoutError(f"only {active} of {count} streams are open after 180 s")
+        time.sleep(0.2)
 
 
 def warm(server: Server) -> None:
