@@ -59,6 +59,13 @@ fills in the middle by a template of the model's family; the other systems pass 
 """
 
 
+CHECK = """\
+**Not to be quoted:** a run below was shortened (`--scale`), so it checks the tools and measures
+little.
+
+"""
+
+
 def page(runs: Sequence[Run]) -> tuple[str, dict[str, str]]:
     """Return the page in Markdown, and its plots by the name of their file."""
     parts = [f"# Benchmarks\n\n{about(runs)}"]
@@ -93,7 +100,8 @@ def about(runs: Sequence[Run]) -> str:
         when = run["started"].replace("T", " ").removesuffix("Z")
         rows.append((when, run["commit"], ", ".join(parts), rounds, loads, minutes))
     machines = dict.fromkeys(run["about"] for run in runs)
-    return "".join(f"{wrapped(one)}.\n\n" for one in machines) + table(head, rows)
+    text = CHECK if any(run.get("scale", 1) < 1 for run in runs) else ""
+    return text + "".join(f"{wrapped(one)}.\n\n" for one in machines) + table(head, rows)
 
 
 # Side by side

@@ -96,6 +96,11 @@ def test_the_page_names_each_run_and_the_versions(runs: list[Run]) -> None:
     assert "Versions: nginx 1.22.1, LiteLLM 1.108.7." in text
 
 
+def test_a_page_with_a_shortened_run_is_not_to_be_quoted(runs: list[Run]) -> None:
+    assert "Not to be quoted" not in page(runs)[0]
+    assert "Not to be quoted" in page([runs[0] | {"scale": 0.25}, runs[1]])[0]
+
+
 def test_a_part_without_results_is_left_out(runs: list[Run]) -> None:
     del runs[0]["growth"], runs[1]["growth"]
     text, drawn = page(runs)
