@@ -162,19 +162,24 @@ def label_heights(
 ) -> dict[tuple[str, float], float]:
     """Return where each point's label is written: above the upper line, and below the others.
 
-    Where there is no room above the axis, all labels are above the upper line.
+    A label that has no room above the axis is above its point, or, if another point is there, above
+    that one.
     """
     found = {}
     for x in {x for line in several for x, _ in line.points}:
         here = [(v, line.name) for line in several for at, v in line.points if at == x]
-        here.sort(reverse=True)
-        above = y_of(max(value.high for value, _ in here)) - 9
-        crowded = y_of(here[-1][0].low) + 19 > bottom - 4
-        for place, (value, name) in enumerate(here):
-            if crowded:
-                found[name, x] = above - 14 * (len(here) - 1 - place)
+        *others, (top, top_name) = sorted(here)
+        top_y = y_of(top.high) - 9
+        for value, name in others:
+            above, below = y_of(value.high) - 9, y_of(value.low) + 19
+            if below <= bottom - 4:
+                found[name, x] = below
+            elif above - top_y >= 26:
+                found[name, x] = above
             else:
-                found[name, x] = above if place == 0 else y_of(value.low) + 19
+                found[name, x] = top_y
+                top_y -= 14
+        found[top_name, x] = top_y
     return found
 
 
