@@ -130,27 +130,30 @@ def crowd(recording: Recording, keys: Sequence[bytes], calls: int) -> list[Step]
 
 def run(port: int, steps: Sequence[Step], begin: float, waits: list[float]) -> None:
     """Send the steps of a process. Raises RuntimeError if Redis refuses a command."""
-    sock = socket.create_connection(("127.0.0.1", port))
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    number = 0
-    while number < len(steps):
-        now = time.perf_counter() - begin
-        if steps[number].due > now:
-            time.sleep(steps[number].due - now)
-            continue
-        first, commands = number, 0
-        while number < len(steps) and steps[number].due <= now and commands < AT_ONCE:
-            commands += steps[number].commands
-            number += 1
-        sent = time.perf_counter()
-        sock.sendall(b"".join(step.data for step in steps[first:number]) + PING)
-        response = b""
-        while not response.endswith(PONG):
-            response += sock.recv(1 << 18)
-        waits.append((time.perf_counter() - sent) * 1000)
-        if response.startswith(b"-") or b"\r\n-" in response:
-            raise RuntimeError(f"Redis refused a command: {response[:300]!r}")
-    sock.close()
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        number = 0
+        while number < len(steps):
+            now = time.perf_counter() - begin
+            if steps[number].due > now:
+                time.sleep(steps[number].due - now)
+                continue
+            first, commands = number, 0
+            while number < len(steps) and steps[number].due <= now and commands < AT_ONCE:
+                commands += steps[number].commands
+                number += 1
+            waits.append(send(sock, b"".join(step.data for step in steps[first:number])))
+
+
+def send(sock: socket.socket, commands: bytes) -> float:
+    """Send commands, and return the milliseconds until all their responses are there."""
+    sent, response = time.perf_counter(), b""
+    sock.sendall(commands + PING)
+    while not response.endswith(PONG):
+        response += sock.recv(1 << 18)
+    if response.startswith(b"-") or b"\r\n-" in response:
+        raise RuntimeError(f"Redis refused a command: {response[:300]!r}")
+    return (time.perf_counter() - sent) * 1000
 
 
 def play(redis: RedisServer, plans: Sequence[Sequence[Step]], seconds: float = 0) -> Figures:
