@@ -103,33 +103,30 @@ FORGETFUL = {"SLUICE_REPLAY_S": "5"}
 
 
 @contextmanager
-def sluice(_folder: Path, upstream: Upstream) -> Iterator[Running]:
-    """Start one worker with all features on: keys, limits, a budget, ledger, metrics, log."""
-    with gateway(upstream.rows, **FORGETFUL) as server:
-        yield ours(server)
+def sluice(_folder: Path, upstream: Upstream, root: Path | None = None) -> Iterator[Running]:
+    """Start one worker with all features on: keys, limits, a budget, ledger, metrics, log.
 
-
-def ours(server: Server) -> Running:
-    return Running(server.pid, server.port, key=server.key, models={"fim-": CODER})
-
-
-@contextmanager
-def before(_folder: Path, upstream: Upstream) -> Iterator[Running]:
-    """Start one worker from the checkout that $BEFORE names, with this checkout's environment."""
-    with gateway(upstream.rows, root=Path(os.environ["BEFORE"]), **FORGETFUL) as server:
+    Args:
+        root: the checkout to run, with this checkout's environment; None for this one.
+    """
+    with gateway(upstream.rows, root=root, **FORGETFUL) as server:
         yield ours(server)
 
 
 @contextmanager
-def two_workers(_folder: Path, upstream: Upstream) -> Iterator[Running]:
+def two_workers(_folder: Path, upstream: Upstream, root: Path | None = None) -> Iterator[Running]:
     """Start two such workers, which share streams and counters through a Redis.
 
     The CPU time of Redis itself isn't measured.
     """
     with RedisServer() as redis:
         shared = {"REDIS_URL": redis.url, "WEB_CONCURRENCY": "2"}
-        with gateway(upstream.rows, **shared, **FORGETFUL) as server:
+        with gateway(upstream.rows, root=root, **shared, **FORGETFUL) as server:
             yield ours(server)
+
+
+def ours(server: Server) -> Running:
+    return Running(server.pid, server.port, key=server.key, models={"fim-": CODER})
 
 
 @contextmanager
@@ -271,15 +268,18 @@ def systems(only: Sequence[str] = ()) -> Systems:
     Args:
         only: the names of the systems; all if empty.
     """
-    found: dict[str, Callable[[Path, Upstream], Any]] = {"sluice": sluice}
+    found: dict[str, Callable[[Path, Upstream], Any]] = {}
     versions = {}
-    if os.environ.get("BEFORE"):
-        found["sluice before"] = before
+    before = os.environ.get("BEFORE")
+    checkouts = {"sluice": None} | ({"sluice before": Path(before)} if before else {})
+    found |= {name: partial(sluice, root=root) for name, root in checkouts.items()}
     try:
         RedisServer()
-        found["sluice, 2 workers"] = two_workers
     except CantRunError as error:
         print(f"skipping two workers: {error}", flush=True)
+    else:
+        for name, root in checkouts.items():
+            found[f"{name}, 2 workers"] = partial(two_workers, root=root)
     folder = os.environ.get("PEERS", "/nowhere")
     for peer in PEERS:
         program = peer.command[0].replace("$PEERS", folder)

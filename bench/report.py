@@ -139,7 +139,7 @@ def comparison(runs: Sequence[Run]) -> tuple[str, dict[str, str]]:
         if shape == "many":
             drawn["first-event.svg"] = first_events(runs, order, kinds)
             parts.append("![Time to the first event of 500 streams](first-event.svg)\n")
-    parts.append(beside_completions(runs))
+    parts += [beside_completions(runs), beside_before(runs)]
     return "\n".join(parts), drawn
 
 
@@ -251,6 +251,21 @@ def beside_completions(runs: Sequence[Run]) -> str:
         return ""
     head = ("system", "CPU time / a completion's", *SHAPES.values())
     return f"### Other calls beside completions\n\n{table(head, rows)}"
+
+
+def beside_before(runs: Sequence[Run]) -> str:
+    """Return a table of Sluice's cost, compared with that of the checkout $BEFORE."""
+    rows = []
+    for system in ("sluice", "sluice, 2 workers"):
+        before = system.replace("sluice", "sluice before")
+        for kind, label in KINDS.items():
+            several = [ratios(runs, (system, kind + s), (before, kind + s)) for s in SHAPES]
+            if any(several):
+                rows.append((name_of(system), label, *map(said, several)))
+    if not rows:
+        return ""
+    head = ("system", "CPU time / that of the checkout before", *SHAPES.values())
+    return f"### Beside the checkout before\n\n{table(head, rows)}"
 
 
 # The other parts

@@ -82,6 +82,14 @@ def test_resumable_streams_are_compared_with_plain_ones_of_flask(runs: list[Run]
     assert ["Sluice", "resumable", "", "", "1.20"] in beside
 
 
+def test_a_checkout_before_is_compared_in_a_table_of_its_own(runs: list[Run]) -> None:
+    assert "Beside the checkout before" not in page(runs)[0]
+    for run in runs:
+        run["compare"][0]["sluice before"] = {"chat-unary": figures(1100)}
+    found = rows_of(page(runs)[0], "### Beside the checkout before")
+    assert found == [["Sluice", "chats", "0.50", "", ""]]
+
+
 def test_failed_responses_are_shown(runs: list[Run]) -> None:
     text, _ = page(runs)
     [line] = [line for line in text.splitlines() if line.startswith("| LiteLLM | completions")]
