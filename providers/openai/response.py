@@ -103,6 +103,10 @@ class OpenAIResponse:
 
     def take(self, chunk: Chunk, data: bytes, batch: Batch) -> None:
         """Append the events of a chunk that was decoded from `data`. Raises as `read` does."""
+        if self.started and (text := self.only_text(chunk)):
+            self.texts[0] = True
+            batch.append(Delta(0, text))
+            return
         before = len(batch)
         failed = chunk.error or chunk.base_resp or chunk.error_code or chunk.error_msg
         if failed or chunk.errors or (chunk.x_groq and chunk.x_groq.error):
@@ -161,28 +165,27 @@ class OpenAIResponse:
         append_added(last, around, index, top=False)
         batch[at:] = around
 
-    def take_all(self, chunks: list[Chunk], data: list[bytes], batch: Batch) -> None:
-        """Append the events of several chunks, with a fast path for chunks that hold only text."""
-        append = batch.append
-        known = not self.adds or isinstance(chunks[0], KnownChunk)  # all have one type
-        fast = known and self.choices == 1 and not self.pairs.possible
-        for chunk, source in zip(chunks, data, strict=True):
-            if fast and chunk.choices and self.started:
-                choice = chunk.choices[0]
-                delta = choice.delta
-                text = choice.text or (delta and delta.content)
-                if text and not (
-                    # The checks are inline, because most events pay for them.
-                    (choice.finish_reason or choice.native_finish_reason or choice.logprobs)
-                    or (choice.error or choice.reasoning_content or choice.reasoning)
-                    or (delta and (delta.error or delta.reasoning_content or delta.reasoning))
-                    or (chunk.usage or chunk.x_groq or chunk.error or chunk.errors)
-                    or (chunk.base_resp or chunk.error_code or chunk.error_msg)
-                ):
-                    self.texts[0] = True
-                    append(Delta(0, text))
-                    continue
-            self.take(chunk, source, batch)
+    def only_text(self, chunk: Chunk) -> str | None:
+        """Return the text of a chunk that says nothing else, as most chunks do; None for others.
+
+        This is a fast path that avoids asking for each part of a chunk by itself.
+        """
+        if not chunk.choices or self.choices > 1 or self.pairs.possible:
+            return None
+        if self.adds and not isinstance(chunk, KnownChunk):
+            return None
+        choice = chunk.choices[0]
+        delta = choice.delta
+        if (
+            (choice.finish_reason or choice.native_finish_reason or choice.logprobs)
+            or (choice.error or choice.reasoning_content or choice.reasoning)
+            or (delta and (delta.error or delta.reasoning_content or delta.reasoning))
+            or (chunk.usage or chunk.x_groq or chunk.error or chunk.errors)
+            or (chunk.base_resp or chunk.error_code or chunk.error_msg)
+            or (chunk.service_tier and self.tier is None)
+        ):
+            return None
+        return choice.text or (delta and delta.content)
 
     def append_usage(self, batch: Batch, *, with_text: bool = False) -> None:
         found, self.held = self.held, None
