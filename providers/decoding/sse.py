@@ -88,6 +88,7 @@ class _Pending:
 
     def __init__(self) -> None:
         self.is_empty = True
+        """True if the next chunk continues neither an event nor a line, nor the CR of a CRLF."""
         self.after_cr = False
         """True if the last chunk ended with a CR."""
         self.pieces: list[bytes] = []
@@ -112,7 +113,9 @@ class _Pending:
         if self.is_empty and CR not in chunk and (plain := _plain(chunk)):
             frames += map(Frame, plain)
             return True
-        alive = self.feed_lines(self.unix_lines(chunk), frames)
+        if self.after_cr or CR in chunk:
+            chunk = self.unix_lines(chunk)
+        alive = self.feed_lines(chunk, frames)
         self.is_empty = not (
             (self.pieces or self.data or self.event or self.errors or self.stray) or self.after_cr
         )

@@ -27,6 +27,7 @@ from completion import (
 from errors import UpstreamError
 from providers.decoding.added_fields import decode_object, objects
 from providers.decoding.lenient_json import NOT_JSON, on_one_line
+from providers.decoding.sse import LF
 from providers.openai.response import OpenAIResponse
 from providers.openai.schemas import Chunk, decode, decode_plain
 
@@ -62,7 +63,7 @@ class ChatResponse(OpenAIResponse):
         text = choices[0].delta.content if choices else ""
         if not text:
             return False
-        if not ascii_only or b"\n" in data:
+        if not ascii_only or LF in data:
             data = on_one_line(data)
         self.texts[0] = True
         batch.append(Opaque(data, 0, len(text) if text.isascii() else utf8_size(text)))

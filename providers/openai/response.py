@@ -102,11 +102,30 @@ class OpenAIResponse:
         self.take(decode(data, self.pairs, adds=self.adds), data, batch)
 
     def take(self, chunk: Chunk, data: bytes, batch: Batch) -> None:
-        """Append the events of a chunk that was decoded from `data`. Raises as `read` does."""
-        if self.started and (text := self.only_text(chunk)):
-            self.texts[0] = True
-            batch.append(Delta(0, text))
-            return
+        """Append the events of a chunk that was decoded from `data`. Raises as `read` does.
+
+        Most chunks have only text. They take a fast path, which looks at all other parts at once.
+        """
+        if self.started and chunk.choices and self.choices == 1 and not self.pairs.possible:
+            choice = chunk.choices[0]
+            delta = choice.delta
+            text = choice.text or (delta and delta.content)
+            if text and not (
+                (choice.finish_reason or choice.native_finish_reason or choice.logprobs)
+                or (choice.error or choice.reasoning_content or choice.reasoning)
+                or (delta and (delta.error or delta.reasoning_content or delta.reasoning))
+                or (chunk.usage or chunk.x_groq or chunk.error or chunk.errors)
+                or (chunk.base_resp or chunk.error_code or chunk.error_msg)
+                or (chunk.service_tier and self.tier is None)
+                or (self.adds and chunk.__class__ is not KnownChunk)
+            ):
+                self.texts[0] = True
+                batch.append(Delta(0, text))
+                return
+        self.take_parts(chunk, data, batch)
+
+    def take_parts(self, chunk: Chunk, data: bytes, batch: Batch) -> None:
+        """Append the events of any chunk, as `take` does."""
         before = len(batch)
         failed = chunk.error or chunk.base_resp or chunk.error_code or chunk.error_msg
         if failed or chunk.errors or (chunk.x_groq and chunk.x_groq.error):
@@ -164,28 +183,6 @@ class OpenAIResponse:
         around += batch[at:]
         append_added(last, around, index, top=False)
         batch[at:] = around
-
-    def only_text(self, chunk: Chunk) -> str | None:
-        """Return the text of a chunk that says nothing else, as most chunks do; None for others.
-
-        This is a fast path that avoids asking for each part of a chunk by itself.
-        """
-        if not chunk.choices or self.choices > 1 or self.pairs.possible:
-            return None
-        if self.adds and not isinstance(chunk, KnownChunk):
-            return None
-        choice = chunk.choices[0]
-        delta = choice.delta
-        if (
-            (choice.finish_reason or choice.native_finish_reason or choice.logprobs)
-            or (choice.error or choice.reasoning_content or choice.reasoning)
-            or (delta and (delta.error or delta.reasoning_content or delta.reasoning))
-            or (chunk.usage or chunk.x_groq or chunk.error or chunk.errors)
-            or (chunk.base_resp or chunk.error_code or chunk.error_msg)
-            or (chunk.service_tier and self.tier is None)
-        ):
-            return None
-        return choice.text or (delta and delta.content)
 
     def append_usage(self, batch: Batch, *, with_text: bool = False) -> None:
         found, self.held = self.held, None
