@@ -28,8 +28,8 @@ class Cost(NamedTuple):
     redis_resumable: float = 0.0
 
 
-def cost(folder: Path, rounds: int, *, shared: bool = False) -> dict[str, Cost]:
-    """Return the cost of each scenario.
+def cost(folder: Path, rounds: int, *, shared: bool = False) -> dict[str, dict[str, float]]:
+    """Return the cost of each scenario, by the fields of Cost. Redis' own is there if it is shared.
 
     Args:
         shared: whether the server has a Redis, to which it writes its resumable streams.
@@ -54,7 +54,14 @@ def cost(folder: Path, rounds: int, *, shared: bool = False) -> dict[str, Cost]:
                     seen.setdefault((scenario, kind), []).append(each)
                     print(f"{scenario} {kind:10} {each[0]:6.1f} us per event", end="")
                     print(f", {each[1]:.2f} in Redis" if shared else "", flush=True)
-    return {scenario: summed_up(seen, scenario) for scenario in ("burst", "many")}
+    return {
+        scenario: {
+            name: value
+            for name, value in summed_up(seen, scenario)._asdict().items()
+            if shared or not name.startswith("redis_")
+        }
+        for scenario in ("burst", "many")
+    }
 
 
 def per_event(
