@@ -166,6 +166,7 @@ class WrittenStream:
         """
         if top and top == self._id:  # the script's result was lost
             self.done(now)
+            self._kind = UNKNOWN  # the entry that Redis has may have had fewer templates
             return True
         if top in (REFUSED, DROPPED):
             return False
