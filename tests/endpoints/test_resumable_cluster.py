@@ -41,10 +41,11 @@ class Pair:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
         text, line = make_key()
+        self.stranger, other_line = make_key("stranger")
         self.sites = []
         for name in ("a", "b"):
             (folder / name).mkdir()
-            site = make_app(folder / name, monkeypatch, keys=line, **settings)
+            site = make_app(folder / name, monkeypatch, keys=line + other_line, **settings)
             site.secret = text
             site.app.extensions["sluice"].cluster.start()
             self.sites.append(site)
@@ -182,3 +183,18 @@ def test_the_id_of_a_kept_stream_isnt_free_at_another_process(
         refused = there.post(sent, FACES[0], headers={"X-Stream-ID": "s-1"})
         assert (refused.status_code, refused.json["error"]) == (409, "stream_exists")  # type: ignore[index]
         assert "still kept" in refused.text
+
+
+def test_another_key_cannot_see_or_follow_a_stream_at_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_server: RedisServer
+) -> None:
+    monkeypatch.setattr(ownership, "SETTLED_S", 0.0)
+    pair = Pair(tmp_path, monkeypatch, redis_url=redis_server.url)
+    here, there = pair.sites
+    play(monkeypatch, words())
+    here.post(ASKED, FACES[0], buffered=True)
+    assert ended(there, FACES[0])["status"] == "completed"
+    for headers in ({}, SSE):
+        theirs = {"Authorization": f"Bearer {pair.stranger}", **headers}
+        assert there.client.get(f"{FACES[0]}/s-1", headers=theirs).status_code == 404
+    pair.close()
