@@ -79,6 +79,10 @@ class WrittenStream:
         """The id of the last entry, and its number."""
         self._kind = UNKNOWN
         """The newest template."""
+        self._read_to = -1
+        """The highest number that a copy may have from entries that Redis lost. Entries before it
+        are key entries when they are written again: a copy doesn't read those that it needn't, and
+        mustn't miss their templates."""
         self._key_entries: deque[list[Any]] = deque()
         """The ids of the key entries, each with the bytes up to the next one."""
 
@@ -115,6 +119,7 @@ class WrittenStream:
             newest != self._kind
             or self._sent == 0
             or ends
+            or piece[0] <= self._read_to + 1
             or self._key_entries[-1][1] > KEY_ENTRY_BYTES
         )
         if is_key:
@@ -161,10 +166,12 @@ class WrittenStream:
         """
         if top and top == self._id:  # the script's result was lost
             self.done(now)
+            self._kind = UNKNOWN  # the entry that Redis has may have had fewer templates
             return True
         if top in (REFUSED, DROPPED):
             return False
         self._dropped, self._kind, self._renew_at = 0, UNKNOWN, 0.0
+        self._read_to = self.replay.log.last
         if not top:
             self._top, self._sent = MISSING, self.replay.log.first - 1
             self.size, self.reserved = EMPTY_BYTES, 0

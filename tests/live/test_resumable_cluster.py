@@ -259,9 +259,8 @@ def test_a_stream_that_outgrows_its_bounds_is_still_followed_at_another_process(
     with a_pair(fake, redis.url) as pair, begin(pair, 0, "large") as first:
         path = f"{PATHS[1]}/large"
         with follow(pair, 1, path) as other:
-            whole = at_once(
-                *[lambda c=client: joined(list(c.frames())) for client in (first, other)]
-            )
+            reads = [lambda c=client: joined(list(c.frames())) for client in (first, other)]
+            whole = at_once(*reads)
             assert [text == "".join(texts) for text in whole] == [True, True]
         for number in (0, 1):
             assert status_of(pair, number, path) == 410

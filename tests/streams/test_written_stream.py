@@ -230,3 +230,30 @@ def test_bytes_are_reserved_before_they_are_written(writing: Writing) -> None:
 )
 def test_reservations_grow_in_steps(size: int, reserved: int) -> None:
     assert reservation(size * 1024) == reserved * 1024
+
+
+def test_what_is_written_again_has_its_templates_even_if_a_copy_has_the_first_entries(
+    writing: Writing,
+) -> None:
+    writing.append(b"a" * ENTRY_BYTES, b"b")
+    writing.tick()
+    writing.tick()
+    kind = writing.replay.log.add_template((b"<", b">"))
+    assert kind is not None
+    writing.replay.log.append(kind, b"c" * ENTRY_BYTES)
+    writing.entries.clear()  # a copy has two frames, and Redis is flushed
+    while writing.numbers()[-1:] != [3]:
+        writing.tick()
+    later = [entry for entry in writing.decoded() if entry.last > 2]
+    assert [entry.templates for entry in later] == [((b"<", b">"),)] * len(later)
+
+
+def test_after_a_lost_result_the_next_entry_has_the_templates(writing: Writing) -> None:
+    writing.append(b"a")
+    writing.run(writing.item())  # its result never comes
+    kind = writing.replay.log.add_template((b"<", b">"))
+    assert kind is not None
+    writing.tick()
+    writing.replay.log.append(kind, b"b")
+    writing.tick()
+    assert [entry.templates for entry in writing.decoded()] == [(), ((b"<", b">"),)]
