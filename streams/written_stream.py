@@ -132,10 +132,8 @@ class WrittenStream:
         self._number, self._bytes = number, len(entry) + ENTRY_OVERHEAD
         self._id = entry_id(number, self.nonce)
         size = self.size + self._bytes
-        if ends:
-            self.wanted = size
-        elif ttl or size > self.reserved:
-            self.wanted = reservation(size)
+        if ttl or size > self.reserved:  # the end has a TTL, too
+            self.wanted = size if ends else reservation(size)
         lowest = self._lowest() if size > STREAM_BYTES else b""
         return self.key, self._top, self._id, entry, lowest, ttl
 
