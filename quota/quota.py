@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -36,9 +36,7 @@ from quota.memory import HOUR, Admission, Ask, Counts, Hold, Holder, LocalCounte
 
 if TYPE_CHECKING:
     from cluster.redis_client import RedisClient
-    from quota.redis import RedisCounters
-
-T = TypeVar("T")
+    from quota.redis import Claiming, RedisCounters, Releasing
 
 NO_LIMITS = Limits()
 RATE_PARTS = ("limit", "remaining", "reset")
@@ -82,27 +80,34 @@ class Quota:
         self._local = LocalCounters()
         self._cluster = counters_in(client)
 
-    def admit(self, key: Key, demand: Demand, requests: int = 1) -> Hold | None:
+    def admit(
+        self, key: Key, demand: Demand, requests: int = 1, claim: Claiming | None = None
+    ) -> Hold | None:
         """Count a call and reserve its tokens.
 
         Args:
             requests: the number of requests that the call counts as.
+            claim: claims the call in the cluster; called once, before the call is counted. Limits
+                in Redis are counted with the claim, in one script.
 
         Raises:
             RateLimited: the key has no room for the call, which then counts as nothing.
             Unavailable: Redis is required and unavailable.
         """
         limits, group = key.limits, key.shared
-        if group is None and limits == NO_LIMITS:
-            return None
-        holders = ((key.id, limits, None),) if group is None else holders_of(key, group)
-        if not holders:
-            return None
+        holders: tuple[Holder, ...] = ()
+        if group is not None:
+            holders = holders_of(key, group)
+        elif limits != NO_LIMITS:
+            holders = ((key.id, limits, None),)
         for _, (most, _), whose in holders:
             if most is not None and requests > most > 0:
                 raise never_fits(f"counts as {requests} requests", most, "a minute", whose)
-        ask = ask_for(demand, self._reserve, requests)
-        admission = self._counted(lambda counters: counters.admit(holders, ask))
+        if not holders:
+            if claim is not None:
+                claim(None)
+            return None
+        admission = self._admission(holders, ask_for(demand, self._reserve, requests), claim)
         if admission is None:
             raise Unavailable(
                 "Rate limits can't be counted now, so no call is accepted. Try again.",
@@ -112,12 +117,31 @@ class Quota:
             raise refusal(admission, holders[admission.by])
         return admission.hold
 
-    def settle(self, hold: Hold | None, tokens: int) -> None:
-        """Replace the reserved tokens by the tokens that the call used."""
+    def _admission(
+        self, holders: tuple[Holder, ...], ask: Ask, claim: Claiming | None
+    ) -> Admission | None:
+        """Return the decision on a call, or None if Redis is required and unavailable."""
+        if self._cluster is not None:
+            found = self._cluster.admit(holders, ask, claim)
+            if found is not None or self._required:
+                return found
+        elif claim is not None:
+            claim(None)
+        return self._local.admit(holders, ask)
+
+    def settle(self, hold: Hold | None, tokens: int, release: Releasing | None = None) -> None:
+        """Replace the reserved tokens by the tokens that the call used.
+
+        Args:
+            release: releases the call's claim in the cluster; called once. Limits in Redis are
+                settled with the release, in one script.
+        """
         if hold is not None and hold.id and self._cluster is not None:
-            self._cluster.settle(hold, tokens)
-        else:
-            self._local.settle(hold, tokens)
+            self._cluster.settle(hold, tokens, release)
+            return
+        self._local.settle(hold, tokens)
+        if release is not None:
+            release(None)
 
     def headers(self, key: Key, hold: Hold | None = None, used: int = 0) -> dict[str, str]:
         """Return the x-ratelimit headers for the key's limits.
@@ -134,24 +158,24 @@ class Quota:
             return {}
         unused = 0
         if hold is None:
-            counts = self._counted(lambda counters: counters.counts(holders))
+            counts = self._counts(holders)
         else:
             counts = (hold.counts,) if hold.before is None else counts_in(hold)
             unused = hold.tokens - used
         return {} if counts is None else tightest(holders, counts, unused)
 
+    def _counts(self, holders: tuple[Holder, ...]) -> tuple[Counts, ...] | None:
+        """Return the current counts, or None if Redis is required and unavailable."""
+        if self._cluster is not None:
+            found = self._cluster.counts(holders)
+            if found is not None or self._required:
+                return found
+        return self._local.counts(holders)
+
     def beat(self) -> None:
         """Write the settlements that are waiting for Redis. The cluster calls this each second."""
         if self._cluster is not None:
             self._cluster.beat()
-
-    def _counted(self, work: Callable[[LocalCounters | RedisCounters], T | None]) -> T | None:
-        """Return the result of the work, or None if Redis is required and unavailable."""
-        if self._cluster is not None:
-            found = work(self._cluster)
-            if found is not None or self._required:
-                return found
-        return work(self._local)
 
     def claim(
         self,

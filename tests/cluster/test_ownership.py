@@ -71,7 +71,7 @@ class Process:
         raise RuntimeError("a task that fails")
 
     def begin(self, stream_key: StreamKey = CALL, max_calls: int | None = None) -> str:
-        verdict = self.cluster.claim(stream_key, max_calls)
+        verdict, _ = self.cluster.claim(stream_key, max_calls)
         if verdict == "yes":
             self.calls.active[stream_key] = Summary(stream_key[1], "fake", "m", time.time(), 1, 2)
         return verdict
