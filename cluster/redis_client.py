@@ -117,7 +117,11 @@ class RedisClient:
         self._redis = redis.Redis(connection_pool=self.pool)
         self._trouble = ""
         self._lock = threading.Lock()
-        self._room = threading.BoundedSemaphore(CONNECTIONS)
+        self._room = threading.BoundedSemaphore(CONNECTIONS - 1)
+        self._connection: Any = None
+        """The connection of the scripts, once one was sent."""
+        self._suspect = False
+        """True if that connection may lead to a Redis that has failed."""
         self._together = ScriptBatcher(self._send)
 
     @property
@@ -202,30 +206,41 @@ class RedisClient:
         self._listening.disconnect()
 
     def _send(self, commands: list[bytes]) -> list[Any]:
-        """Return each command's result or exception. Raises RedisAway."""
+        """Return each command's result or exception. Only the batcher's thread calls this.
 
-        def read(connection: Any) -> Any:
-            try:
-                return connection.read_response()
-            except self._denied as failure:
-                return failure
+        Raises RedisAway.
+        """
+        if self._trouble:
+            raise RedisAway(self._trouble)
+        return self._attempt(self._exchange, commands)
 
-        def send(_: object) -> list[Any]:
-            connection: Any = self.pool.get_connection()
+    def _exchange(self, commands: list[bytes]) -> list[Any]:
+        """Send commands with the connection of the scripts, and return the replies.
 
-            def exchange() -> list[Any]:
-                connection.send_packed_command((b"".join(commands),))
-                return [read(connection) for _ in commands]
+        The connection stays in use between batches, because a pool's bookkeeping costs more than
+        the exchange.
+        """
+        if self._connection is None:
+            self._connection = self.pool.get_connection()
+        elif self._suspect:
+            self._connection.disconnect()
+        self._suspect = False
+        connection, data = self._connection, (b"".join(commands),)
 
-            try:
-                found: list[Any] = connection.retry.call_with_retry(
-                    exchange, lambda _: connection.disconnect()
-                )
-                return found
-            finally:
-                self.pool.release(connection)
+        def exchange() -> list[Any]:
+            connection.send_packed_command(data)
+            return [self._read(connection) for _ in commands]
 
-        return self.run(send)
+        found: list[Any] = connection.retry.call_with_retry(
+            exchange, lambda _: connection.disconnect()
+        )
+        return found
+
+    def _read(self, connection: Any) -> Any:
+        try:
+            return connection.read_response()
+        except self._denied as failure:
+            return failure
 
     def _attempt(self, work: Callable[[Any], T], client: Any) -> T:
         try:
@@ -233,6 +248,7 @@ class RedisClient:
         except self._failures as failure:
             trouble = self._explained(failure)
             self.pool.disconnect(inuse_connections=False)
+            self._suspect = True
             with self._lock:
                 news, self._trouble = not self._trouble, trouble
             if news:

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-import uuid
+import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
@@ -49,7 +49,7 @@ class RedisCounters:
         Args:
             claim: claims the call in the cluster, and runs the admission with the claim.
         """
-        ids = reservations(uuid.uuid4().hex, len(holders))
+        ids = reservations(secrets.token_hex(16), len(holders))
         keys = [key for holder in holders for key in counters_of(holder)]
         keys += [reservation(id_) for id_ in ids]
         output = -1 if ask.output is None else min(ask.output, MAX_TOKENS)

@@ -42,41 +42,41 @@ COUNTS: Final = """
 -- ARGV: the number of holders; for each, the limit of requests and that of tokens; -1: none.
 local holder_count = tonumber(ARGV[1])
 
--- Make the current window the previous one if it has ended, and begin the next.
-local function turn_windows(holder)
+-- Return the tokens of both windows, and the milliseconds that both counters have left to live. If
+-- the current window has ended, make it the previous one, and begin the next.
+local function read_windows(holder)
     local left = redis.call('PTTL', holder.current_key)
     if left > 0 and left < HOUR_MS then
         redis.call('RENAME', holder.current_key, holder.previous_key)
-        redis.call('SET', holder.current_key, 0, 'PX', left + HOUR_MS)
+        left = left + HOUR_MS
+        redis.call('SET', holder.current_key, 0, 'PX', left)
     end
-end
-
--- Return the tokens of both windows, and the milliseconds that both counters have left to live.
-local function read_windows(holder)
-    turn_windows(holder)
+    local tokens = redis.call('MGET', holder.previous_key, holder.current_key)
     return {
-        previous = number(redis.call('GET', holder.previous_key)),
-        previous_left = number(redis.call('PTTL', holder.previous_key)),
-        current = number(redis.call('GET', holder.current_key)),
-        current_left = number(redis.call('PTTL', holder.current_key)),
+        previous = number(tokens[1]),
+        previous_left = tokens[1] and number(redis.call('PTTL', holder.previous_key)) or 0,
+        current = number(tokens[2]),
+        current_left = number(left),
     }
 end
 
--- Return how many requests the last minute had, and the moment of the oldest.
+-- Return how many requests the last minute had, the moment of the oldest, and whether the list has
+-- others. The last admission removed those that were too old, so few are: the search starts at the
+-- end of the list, which Redis reads faster than its middle.
 local function read_requests(holder)
-    local low = 0
-    local high = math.min(holder.requests_limit, redis.call('LLEN', holder.requests_key))
+    local low, high = 0, math.min(holder.requests_limit, redis.call('LLEN', holder.requests_key))
+    local length, oldest, step = high, now, 1
     while low < high do
-        local middle = math.floor((low + high) / 2)
-        local moment = redis.call('LINDEX', holder.requests_key, middle)
-        if tonumber(moment) >= now - MINUTE_S then
-            low = middle + 1
+        local place = math.max(low, high - step)
+        local moment = tonumber(redis.call('LINDEX', holder.requests_key, place))
+        if moment >= now - MINUTE_S then
+            low, oldest = place + 1, moment
         else
-            high = middle
+            high = place
         end
+        step = low > 0 and math.ceil((high - low) / 2) or 2 * step
     end
-    local oldest = low > 0 and tonumber(redis.call('LINDEX', holder.requests_key, low - 1))
-    return {count = low, oldest = oldest or now}
+    return {count = low, oldest = oldest, others = low < length}
 end
 
 local TOKENS_REFUSED, ADMITTED, REQUESTS_REFUSED = 0, 1, 2
@@ -90,7 +90,7 @@ for place = 1, holder_count do
         requests_limit = tonumber(ARGV[2 * place]),
         tokens_limit = tonumber(ARGV[2 * place + 1]),
         windows = {previous = 0, previous_left = 0, current = 0, current_left = 0},
-        requests = {count = 0, oldest = now},
+        requests = {count = 0, oldest = now, others = true},
     }
     if holder.tokens_limit >= 0 then
         holder.windows = read_windows(holder)
@@ -178,7 +178,9 @@ for _, holder in ipairs(holders) do
             redis.call('LPUSH', holder.requests_key, now)
         end
         requests.count = requests.count + asked
-        redis.call('LTRIM', holder.requests_key, 0, requests.count - 1)
+        if requests.others then
+            redis.call('LTRIM', holder.requests_key, 0, requests.count - 1)
+        end
         redis.call('EXPIRE', holder.requests_key, MINUTE_S)
     end
     if holder.tokens_limit >= 0 then
