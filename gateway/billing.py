@@ -23,8 +23,9 @@ from ledger.price_terms import PriceTerms, possible_terms, requested_terms, serv
 from ledger.pricing import Price, Prices, cost
 from ledger.schema import new_id, now_us
 from providers.base import Target
+from quota.demand import Demand, demand_of
 from quota.memory import Hold
-from quota.quota import Demand, Quota, demand_of
+from quota.quota import Quota
 from streams.stream import Stream
 
 if TYPE_CHECKING:

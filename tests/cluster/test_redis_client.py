@@ -128,6 +128,29 @@ def test_scripts_that_wait_for_a_hanging_redis_fail_together(
     assert echoes(shared, 1) == {0: [b"k0", b"0"]}
 
 
+def test_a_script_succeeds_although_redis_has_closed_its_connection(
+    redis_server: RedisServer, shared: RedisClient
+) -> None:
+    with contextlib.closing(redis_server.client()) as client:
+        for _ in range(3):
+            assert echoes(shared, 1) == {0: [b"k0", b"0"]}
+            assert client.client_kill_filter(_type="normal", skipme=True) == 1
+        assert shared.available
+
+
+def test_scripts_leave_their_connection_after_a_failure_of_another_command(
+    redis_server: RedisServer, shared: RedisClient
+) -> None:
+    assert echoes(shared, 1) == {0: [b"k0", b"0"]}
+    with contextlib.closing(redis_server.client()) as client:
+        (before,) = [c["id"] for c in client.client_list() if c["name"] == "sluice"]
+        with pytest.raises(RedisAway):
+            shared.run(lambda client: client.eval("return redis.call('NONSENSE')", 0))
+        shared.probe(lambda client: client.ping())
+        assert echoes(shared, 1) == {0: [b"k0", b"0"]}
+        assert before not in [c["id"] for c in client.client_list()]
+
+
 def test_a_failing_script_raises_its_error_in_its_caller(
     redis_server: RedisServer, shared: RedisClient
 ) -> None:

@@ -24,8 +24,9 @@ from cluster.lua import LuaScript
 from cluster.redis_client import TIMEOUT_S, RedisClient
 from errors import RateLimited, Unavailable
 from keys.key import Key
+from quota.demand import Demand
 from quota.memory import HOUR, Ask, Hold
-from quota.quota import Demand, Quota
+from quota.quota import Quota
 from quota.redis import settlement
 from quota.scripts import SETTLE
 from tests.gateway.test_gateway import a_key
@@ -730,7 +731,8 @@ from gevent import monkey, pool
 monkey.patch_all()
 import sys
 from errors import RateLimited
-from quota.quota import Demand, Quota
+from quota.demand import Demand
+from quota.quota import Quota
 from cluster.redis_client import RedisClient
 from tests.gateway.test_gateway import a_key
 
