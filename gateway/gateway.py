@@ -183,7 +183,8 @@ class Gateway:
     def _admit(self, key: Key, stream: Stream, chosen: list[Candidate]) -> Reservation:
         self.streams.add(stream, key.max_streams)
         try:
-            return self._billing.open(key, stream, chosen)
+            claim = partial(self.streams.claim, stream, key.max_streams)
+            return self._billing.open(key, stream, chosen, claim)
         except BaseException:
             self.streams.remove(stream)
             raise
@@ -289,7 +290,12 @@ class Gateway:
                 settle(stream, outcome)
             except Exception:  # a failed settlement must not cost the client its answer
                 log.exception("settlement failed", extra={"request_id": stream.request_id})
-        self.streams.remove(stream)
+        release = partial(self.streams.remove, stream)
+        try:
+            self._billing.settle_quota(reservation, outcome.usage.total_tokens, release)
+        except Exception:
+            log.exception("settlement failed", extra={"request_id": stream.request_id})
+            release()  # no-op if the stream has been removed
         if stream.request.chat is not None:
             stream.request.chat.release()
         return outcome
