@@ -160,6 +160,11 @@ class Gateway:
         self._start_reader(stream, chosen)
         return call
 
+    def load_prices(self) -> None:
+        """Load the price list, if a call that the server pays for may need it."""
+        rows = self.router.providers.values()
+        self.prices.load([row for row in rows if self.router.enabled(row)])
+
     def start(self, work: Callable[[], object]) -> None:
         """Run work in a thread of the pool, or in the current one if no thread can start."""
         try:

@@ -30,7 +30,7 @@ COUNTS = ("requests", "input_tokens", "output_tokens", "cost_nano", "unpriced")
 def memory() -> Connection:
     """Return a connection to a new, empty database in memory."""
     connection = create_engine("sqlite://", poolclass=StaticPool).connect()
-    schema.metadata.create_all(connection)
+    schema.create(connection)
     return connection
 
 
