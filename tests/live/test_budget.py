@@ -72,7 +72,7 @@ def hammer_a_budget(fake: FakeProvider, server: Server, place: Place, key: str) 
     """Assert that calls with max_tokens spend a budget of $1, across a reload, and no more."""
     kind = Kind("paid", more={"max_tokens": MOST_TOKENS})
     fake.named({"paid": answering(USAGE)})
-    reload = threading.Timer(0.2, server.signal, [signal.SIGHUP])
+    reload = threading.Thread(target=reload_in_the_middle, args=(fake, server))
     reload.start()
     found = spend_it_all(server, key, kind)
     reload.join()
@@ -80,6 +80,16 @@ def hammer_a_budget(fake: FakeProvider, server: Server, place: Place, key: str) 
     assert 0.99 * BUDGET_NANO < spent(place, "key_dollar") <= BUDGET_NANO
     assert found[200] <= len(rows(place)) == fake.counts.received
     assert len({row["owner"] for row in rows(place)}) == 2
+
+
+def reload_in_the_middle(fake: FakeProvider, server: Server) -> None:
+    """Reload while calls of all callers are in flight, and hold these until a new worker starts."""
+    fake.wait_requests(CALLERS)
+    fake.named({"paid": [fp.gate("reloaded"), *answering(USAGE)]})
+    [old] = server.worker_pids()
+    server.signal(signal.SIGHUP)
+    server.wait(lambda: bool(set(server.worker_pids()) - {old}))
+    fake.open("reloaded")
 
 
 def spend_it_all(server: Server, key: str | Sequence[str], kind: Kind) -> Counter[int | None]:

@@ -29,7 +29,7 @@ from tests.support.cluster_proofs import (
     probing,
     settled,
 )
-from tests.support.clusters import WORKERS, Backends, Cluster, backends, stop
+from tests.support.clusters import WORKERS, Backends, Cluster, Worker, backends, stop
 from tests.support.fake import FakeProvider
 from tests.support.pace import HANG_S, scaled
 from tests.support.servers import UNTROUBLED, Server
@@ -109,11 +109,11 @@ def test_killed_worker_loses_only_its_own_calls_and_the_cluster_recovers(
     with under_load(scene, fake) as (run, probe):
         victim = probe.workers[0]
         mark = probe.streams[victim][0]
-        os.kill(victim.pid, signal.SIGKILL)
+        kill_in_the_middle_of_calls(scene, run, victim, mark)
         clusters.wait(cluster.is_whole, HANG_S, "a new worker has replaced the killed one")
         with probing(cluster, scene.keys["probe"]) as others:
             assert_recovers(scene, others, "killed")
-    [owner] = [r["owner"] for r in rows(scene.shared.database_url) if r["request_id"] == mark]
+    owner = owner_of(scene, mark)
     found = settled(run, but=owner)
     its = {id_ for id_, row in found.items() if row["owner"] == owner}
     left = {id_ for id_ in its if found[id_]["ended_us"] is None}
@@ -128,6 +128,29 @@ def test_killed_worker_loses_only_its_own_calls_and_the_cluster_recovers(
     closed = settled(run)
     assert {id_ for id_, row in closed.items() if row["end_reason"] == "interrupted"} == left
     print(f"{len(run.sent)} calls, {len(found)} rows, {len(cut)} cut off, {len(left)} left open")
+
+
+def owner_of(scene: Scene, request_id: str) -> str:
+    [owner] = [r["owner"] for r in rows(scene.shared.database_url) if r["request_id"] == request_id]
+    return str(owner)
+
+
+def kill_in_the_middle_of_calls(scene: Scene, run: Run, victim: Worker, mark: str) -> None:
+    """Kill a worker at a moment at which it has open calls of the load.
+
+    Args:
+        mark: the request id of any call of the worker.
+    """
+    place, owner = scene.shared.database_url, owner_of(scene, mark)
+
+    def killed() -> bool:
+        os.kill(victim.pid, signal.SIGSTOP)
+        its = {row["request_id"] for row in open_rows(place) if row["owner"] == owner}
+        busy = not its.isdisjoint({sent.id for sent in run.sent})
+        os.kill(victim.pid, signal.SIGKILL if busy else signal.SIGCONT)
+        return busy
+
+    clusters.wait(killed, HANG_S, "the worker is killed in the middle of calls")
 
 
 def take_for_dead(place: str, owner: str) -> None:
