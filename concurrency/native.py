@@ -118,7 +118,8 @@ def one_waiter_event() -> Callable[[], Event]:
 
 
 OneWaiterEvent: Final = one_waiter_event()
-"""An event for which one thread waits, without a timeout: the other ends of a mailbox.
+"""An event for which one thread waits, without a timeout.
 
-Under gevent, its hand-over takes 2 us less than that of threading.Event.
+Under gevent, it wakes its thread in less time than threading.Event, whose waiters may be several,
+have timeouts and be in any thread.
 """
