@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,8 @@ from flask import Flask
 
 import cli
 from cluster.redis_client import RedisClient
-from config import ConfigError, Settings, TomlError, shown_before
+from config import ConfigError, Settings, shown_before
+from config_file import TomlError
 from endpoints import (
     all_streams,
     all_usage,
@@ -53,7 +54,7 @@ from telemetry.key_metrics import CurrentLabels
 from telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from cluster.ownership import Subjects
+    from cluster.ownership import Cluster, Subjects
     from telemetry.tracing import Tracing
 
 log = logging.getLogger("sluice.app")
@@ -107,9 +108,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 def wire(settings: Settings) -> Services:
     """Create the parts and connect them. Raises ConfigError."""
-    redis_client = None
-    if settings.redis_url:
-        redis_client = RedisClient(settings.redis_url, verify=settings.redis_verify)
+    redis_client = redis_of(settings)
     metrics = Metrics(
         streams_active=lambda: len(gateway.streams),
         ledger_queue=lambda: ledger.queue,
@@ -122,39 +121,19 @@ def wire(settings: Settings) -> Services:
         failed=metrics.ledger_failed,
         unrecorded=metrics.unrecorded,
     )
-    cluster = None
-    if redis_client is not None:
-        # Imported here because a single process doesn't need redis-py.
-        from cluster.ownership import Cluster
-
-        cluster = Cluster(redis_client)
+    cluster = None if redis_client is None else new_cluster(redis_client)
     tracing = traces(settings.otel_endpoint) if settings.otel_endpoint else None
     records = CallRecords(metrics, tracing, lambda: len(gateway.streams))
     quota = Quota(settings.reserve_tokens, redis_client, required=settings.limits_required)
     breakers = CircuitBreakers(enabled=settings.cooldown, redis_client=redis_client)
     gateway = Gateway(settings, quota, ledger, records.settled, breakers=breakers, cluster=cluster)
-    if cluster is not None:
+    if cluster is not None and redis_client is not None:
         beats = [quota.beat, breakers.exchange, *shared_replicas(redis_client, gateway)]
-        subjects: Subjects = {
-            "streams": gateway.streams.of_all_keys_here,
-            "providers": lambda _: records.health(),
-        }
-        cluster.attend(gateway.streams, *beats, metrics.refresh, subjects=subjects)
+        attend(cluster, gateway, records, [*beats, metrics.refresh])
     keys = KeyStore(settings.keys_file, settings.keys, read_groups(settings.groups))
-    if settings.metrics_keys:
-        metrics.watch_keys(CurrentLabels(keys.all))
-    if gateway.replica_calls():
-        metrics.watch_replicas(gateway.replica_calls)
-    router = gateway.router
-    for warning in (
-        *near_misses(router.providers.values(), settings.environ),
-        *router.warnings(),
-        *gateway.prices.unused(router.providers, router.aliases),
-        *router.hidden_models(),
-    ):
+    watch(metrics, settings, keys, gateway)
+    for warning in warnings(settings, gateway):
         log.warning(warning)
-    aliased = chain.from_iterable(router.aliases.values())
-    metrics.know([settings.default_model, settings.fim_model, *settings.prices, *aliased])
     return Services(
         settings=settings,
         keys=keys,
@@ -170,14 +149,60 @@ def wire(settings: Settings) -> Services:
     )
 
 
-def shared_replicas(
-    redis_client: RedisClient | None, gateway: Gateway
-) -> Iterator[Callable[[], None]]:
+def redis_of(settings: Settings) -> RedisClient | None:
+    """Return the client of the Redis that several processes share, or None."""
+    if not settings.redis_url:
+        return None
+    return RedisClient(settings.redis_url, verify=settings.redis_verify)
+
+
+def new_cluster(redis_client: RedisClient) -> Cluster:
+    """Return the cluster of the processes at a Redis."""
+    # Imported here because a single process doesn't need redis-py.
+    from cluster.ownership import Cluster
+
+    return Cluster(redis_client)
+
+
+def attend(
+    cluster: Cluster,
+    gateway: Gateway,
+    records: CallRecords,
+    beats: Iterable[Callable[[], None]],
+) -> None:
+    """Let the cluster stop this process's streams, answer what others ask, and run the beats."""
+    subjects: Subjects = {
+        "streams": gateway.streams.of_all_keys_here,
+        "providers": lambda _: records.health(),
+    }
+    cluster.attend(gateway.streams, *beats, subjects=subjects)
+
+
+def watch(metrics: Metrics, settings: Settings, keys: KeyStore, gateway: Gateway) -> None:
+    """Let the metrics know the labels that they may use, and what they are asked for."""
+    if settings.metrics_keys:
+        metrics.watch_keys(CurrentLabels(keys.all))
+    if gateway.replica_calls():
+        metrics.watch_replicas(gateway.replica_calls)
+    aliased = chain.from_iterable(gateway.router.aliases.values())
+    metrics.know([settings.default_model, settings.fim_model, *settings.prices, *aliased])
+
+
+def warnings(settings: Settings, gateway: Gateway) -> Iterator[str]:
+    """Yield a warning for each provider, price and model that is set up without an effect."""
+    router = gateway.router
+    yield from near_misses(router.providers.values(), settings.environ)
+    yield from router.warnings()
+    yield from gateway.prices.unused(router.providers, router.aliases)
+    yield from router.hidden_models()
+
+
+def shared_replicas(redis_client: RedisClient, gateway: Gateway) -> Iterator[Callable[[], None]]:
     """Yield the functions that share what is known of replicas, if there are any.
 
     They come after the exchange of circuit breakers.
     """
-    if redis_client is not None and gateway.replica_calls():
+    if gateway.replica_calls():
         # Imported here because most servers don't need it.
         from routing.load_sync import LoadSync
 

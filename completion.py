@@ -264,6 +264,7 @@ class Opaque(msgspec.Struct, frozen=True, gc=False):
     text_size: the bytes of text and reasoning in it, in UTF-8.
     visible: whether it shows the client something: text, or the end of a choice.
     reports: True if a chunk of a chat has usage beside a choice.
+    ends: the choices whose finish reason is in it. Their Finished events may come later, or never.
     """
 
     data: bytes
@@ -271,6 +272,7 @@ class Opaque(msgspec.Struct, frozen=True, gc=False):
     text_size: int = 0
     visible: bool = True
     reports: bool = False
+    ends: tuple[int, ...] = ()
 
 
 NO_CHOICE: Final = -1

@@ -1,8 +1,8 @@
 """Settings, read once at startup from the environment and sluice.toml, and frozen afterwards.
 
 - Only this module reads the environment.
-- It imports only the standard library, because gunicorn.conf.py loads it in the master, before
-  gevent patches anything.
+- It imports only the standard library and config_file.py, because gunicorn.conf.py loads it in the
+  master, before gevent patches anything.
 - An unknown SLUICE_ variable or table, or an invalid value, makes startup fail with a one-line
   message (ConfigError).
 - VARIABLES lists all environment variables except those of the providers;
@@ -11,96 +11,24 @@
 
 from __future__ import annotations
 
-import codecs
-import difflib
 import ipaddress
 import json
 import os
 import re
-import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from config_file import DEFAULT_CONFIG, TomlError, decode, did_you_mean, read_file, read_toml
+from config_file import ConfigError as ConfigError  # most modules import it from here
+
 VERSION = "0.1.0"
 DEFAULT_PORT = 8000
-DEFAULT_CONFIG = Path("sluice.toml")
 
 T = TypeVar("T")
-
-
-class ConfigError(Exception):
-    """The error for an invalid configuration. The message is one line that says what to change."""
-
-
-class TomlError(ConfigError):
-    """The error for a mistake in a table of sluice.toml.
-
-    Attributes:
-        at: the names that lead to the mistake: of a table, of a row in it, of a field.
-        reason: what is wrong.
-    """
-
-    def __init__(self, reason: str, *at: str) -> None:
-        super().__init__(f"sluice.toml, {table_of(at)}: {reason}")
-        self.reason, self.at = reason, at
-
-    def located(self, path: Path, text: str) -> ConfigError:
-        """Return an error that also names the file and the line.
-
-        Args:
-            path: the file.
-            text: its content.
-        """
-        lines = (line_of(text, self.at[:n]) for n in range(len(self.at), 0, -1))
-        line = next((f", line {line}" for line in lines if line), "")
-        return ConfigError(f"{path}{line}, {table_of(self.at)}: {self.reason}")
-
-
-OF_ROWS = ("providers", "prices", "groups")
-"""The tables of sluice.toml that consist of tables."""
-
-
-def table_of(at: Sequence[str]) -> str:
-    """Return the heading of the table that holds a mistake, such as [providers."a.b"]."""
-    names = at[:2] if at[0] in OF_ROWS else at[:1]
-    parts = (name if re.fullmatch(r"[\w-]+", name, re.ASCII) else f'"{name}"' for name in names)
-    return f"[{'.'.join(parts)}]"
-
-
-def line_of(text: str, at: Sequence[str]) -> int | None:
-    """Return the number of the line that first sets a value in a TOML text.
-
-    tomllib doesn't keep the lines. So the text is read up to each line that has the value's name,
-    and a little further if a value ends on a later line.
-
-    Args:
-        text: a valid TOML text.
-        at: the names of the tables that lead to the value, and its own.
-
-    Returns:
-        None if there is no such value, or none whose name is written out.
-    """
-    lines = text.split("\n")
-    for number, line in enumerate(lines):
-        if at[-1] in line and has_value(lines, number, at):
-            return number + 1
-    return None
-
-
-def has_value(lines: Sequence[str], number: int, at: Sequence[str]) -> bool:
-    """Return True if the TOML text up to a line, or to the end of its value, has a value."""
-    for end in range(number + 1, len(lines) + 1):
-        try:
-            found: Any = tomllib.loads("\n".join(lines[:end]))
-        except tomllib.TOMLDecodeError:
-            continue
-        for name in at:
-            found = found.get(name) if isinstance(found, dict) else None
-        return found is not None
-    return False
 
 
 TIMEOUT_FIELDS = ("connect", "first_event", "idle", "total")
@@ -306,11 +234,13 @@ def parse_bool(name: str, text: str) -> bool:
 def existing_file(name: str, text: str) -> Path:
     path = file_path(name, text)
     try:
-        found = path.is_file()
+        found = path.stat()
+    except FileNotFoundError:
+        raise ConfigError(f"{name} is {text!r}, but there is no such file") from None
     except OSError as error:
         raise ConfigError(f"{name} is {text!r}, which can't be read: {error.strerror}") from None
-    if not found:
-        raise ConfigError(f"{name} is {text!r}, but there is no such file")
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"{name} is {text!r}, which is not a regular file")
     return path
 
 
@@ -459,7 +389,6 @@ VARIABLES = (
     Variable("PORT", "port", parse_int(1, 65535)),
     Variable("WEB_CONCURRENCY", "workers", parse_int(1, 1024)),
 )
-TABLES = ("providers", "aliases", "prices", "groups")
 
 
 ADDRESS = r"[0-9a-fA-F:.]+"
@@ -520,64 +449,6 @@ def without_bom(environ: Mapping[str, str]) -> dict[str, str]:
     return marked | {name: value for name, value in environ.items() if name[:1] != "\ufeff"}
 
 
-def decode(path: Path, data: bytes) -> str:
-    """Return the text of a UTF-8 file, or of a UTF-16 file with a byte order mark.
-
-    Raises ConfigError.
-    """
-    utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = data.decode("utf-16" if utf_16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        where = "" if utf_16 else f" (see line {line})"
-        raise ConfigError(f"{path} can't be read: save it as UTF-8{where}") from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise ConfigError(f"{path} can't be read: line {line} has a NUL; save it as UTF-8")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def read_toml(path: Path | None) -> dict[str, Any]:
-    """Return the tables of a configuration file, and its text under the name "toml".
-
-    Args:
-        path: the file; None for ./sluice.toml, which counts as empty if it is missing.
-
-    Raises:
-        ConfigError: the file is invalid.
-    """
-    path = path or DEFAULT_CONFIG
-    try:
-        text = decode(path, path.read_bytes())
-        data = tomllib.loads(text)
-    except FileNotFoundError:
-        return {}
-    except RecursionError:
-        raise ConfigError(f"{path} can't be read: its values are nested too deeply") from None
-    except (OSError, ValueError) as error:  # tomllib's own error is a ValueError
-        quotes = "; a text needs quotes" if str(error).startswith("Invalid value") else ""
-        raise ConfigError(f"{path} can't be read: {error}{quotes}") from None
-    try:
-        check_tables(data)
-    except TomlError as error:
-        raise error.located(path, text) from None
-    return data | {"toml": text}
-
-
-def check_tables(data: Mapping[str, Any]) -> None:
-    """Raise TomlError if the tables of a configuration file aren't those that it may have."""
-    for name, table in data.items():
-        if name not in TABLES:
-            raise TomlError(f"there is no such table{did_you_mean(name, TABLES)}", name)
-        if not isinstance(table, dict):
-            raise TomlError(f"{name} must be a table, [{name}]", name)
-    for name in OF_ROWS:
-        for key, row in data.get(name, {}).items():
-            if not isinstance(row, dict):
-                raise TomlError(f"{key} must be a table", name, key)
-
-
 def start_warnings(environ: Mapping[str, str]) -> list[str]:
     found = []
     if environ.get("DYNO") and not environ.get("DATABASE_URL"):
@@ -617,11 +488,6 @@ def refuse_workers(number: int, settings: Settings) -> None:
         )
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, [*known], n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 MOST_DOTENV = 1 << 18
 """The largest `.env` file in bytes. Parsing one of 10 MB would take half a minute."""
 
@@ -639,9 +505,10 @@ def load_dotenv(path: Path, parse: Callable[[str], Mapping[str, str | None]]) ->
         ConfigError: the file can't be read, or is larger than MOST_DOTENV bytes.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MOST_DOTENV + 1)
-    except (FileNotFoundError, IsADirectoryError):  # some virtual environments are named .env
+        if path.is_dir():  # some virtual environments are named .env
+            return
+        data = read_file(path, MOST_DOTENV + 1)
+    except FileNotFoundError:
         return
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from None

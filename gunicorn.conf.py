@@ -37,6 +37,7 @@ OURS = (
         "completion",
         "concurrency",
         "config",
+        "config_file",
         "endpoints",
         "errors",
     ),

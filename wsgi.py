@@ -16,6 +16,9 @@ except ConfigError as error:
     sys.exit(CANNOT_LOAD)
 
 if __name__ == "__main__":
+    # Imported here because the other servers don't need it.
+    from cli.development import serve
+
     services = app.extensions["sluice"]
     for start, needed in services.starts():
         try:
@@ -24,4 +27,4 @@ if __name__ == "__main__":
             if needed:
                 sys.exit(f"sluice: {error}")
     port = services.settings.port or DEFAULT_PORT
-    app.run(host=services.settings.host or "127.0.0.1", port=port, threaded=True)
+    serve(app, services.settings.host or "127.0.0.1", port)

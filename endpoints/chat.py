@@ -217,6 +217,8 @@ class ChatEncoder(openai.OpenAIEncoder):
                 data = self._last = event.data
                 if event.index < 0:
                     continue
+                if event.ends:
+                    self._finished.update(event.ends)
                 if event.reports and self._hides_usage:
                     data = chat_answers.without_usage(data)
                 if data.startswith(renaming.before):
@@ -266,6 +268,8 @@ class NativeChatEncoder(native.NativeEncoder):
         middle = b',"provider":' + provider + b',"choices":'
         for event in batch:
             if event.__class__ is Opaque:
+                if event.ends:
+                    self._finished.update(event.ends)
                 if event.text_size:
                     # Most chunks have only text, which is passed on without being decoded.
                     try:

@@ -253,6 +253,8 @@ class LlamaCppEncoder:
         self._seen: set[int] = set()
         self._opaque: set[int] = set()
         """The choices that the upstream ends itself."""
+        self._ended: set[int] = set()
+        """The choices that it has ended."""
         self._added: AddedFields | None = None
         self._texts = calls.Templates(stream)
 
@@ -268,6 +270,7 @@ class LlamaCppEncoder:
                     frames.append(self._texts.of(event.index, piece)(event.text))
             elif isinstance(event, Opaque):
                 self._opaque.add(event.index)
+                self._ended.update(event.ends)
                 frames.append(self._as_it_is(event.data))
             elif isinstance(event, Finished):
                 self._reasons[event.index] = event.reason
@@ -288,7 +291,7 @@ class LlamaCppEncoder:
     def last_frames(self, outcome: Outcome) -> bytes:
         if outcome.error is not None:
             return calls.frame(openai.error_body(outcome.error, self._stream.request_id))
-        ended_upstream = self._opaque & self._reasons.keys()
+        ended_upstream = self._ended | (self._opaque & self._reasons.keys())
         seen = self._seen | self._opaque | self._reasons.keys() or {0}
         return b"".join(self._last(index, outcome) for index in sorted(seen - ended_upstream))
 

@@ -5,7 +5,6 @@ Source: OpenAI API reference, "Completions" (read 2026-11).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -123,7 +122,7 @@ def answer(stream: Stream, completion: Completion, outcome: Outcome) -> dict[str
     if outcome.reason == "stopped":
         choices += [choice(index, "", "cancelled", None) for index in sorted(missing)]
     return completion.added | {
-        "id": f"cmpl-{os.urandom(16).hex()}",
+        "id": f"cmpl-{stream.request_id}",
         "object": "text_completion",
         "created": int(stream.opened_at),
         "model": stream.target.name,
@@ -193,7 +192,7 @@ class OpenAIEncoder:
     def __init__(self, stream: Stream, *, include_usage: bool) -> None:
         self._stream = stream
         self._include_usage = include_usage
-        self._id = f"cmpl-{os.urandom(16).hex()}"
+        self._id = f"cmpl-{stream.request_id}"
         self._finished: set[int] = set()
         self._released = False
         self._added: AddedFields | None = None

@@ -30,7 +30,7 @@ from errors import (
     forget_frames,
 )
 from gateway.added_fields import redacted
-from gateway.capabilities import Candidate, single_choices
+from gateway.capabilities import Candidate, prepared, single_choices
 from gateway.continuation import continuations
 from gateway.echo import echoed
 from gateway.failures import error_for_client, paused_error
@@ -232,6 +232,7 @@ class Reader:
         failure: SluiceError | None = None
         attached = False
         try:
+            candidate = prepared(candidate)
             upstream = self._start(candidate, stream.deadlines.at(candidate.target))
             prompts = candidate.request.prompts
             if candidate.request.suffix is not None:

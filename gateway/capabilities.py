@@ -21,8 +21,9 @@ from completion import (
 )
 from concurrency.yielding import Yielder
 from errors import InvalidRequest, UnsupportedParameter
-from gateway import field_names, fill_in
-from gateway.stop_automaton import StopAutomaton, compiled, effective, for_host, turn
+from gateway import field_names, fill_in, host_stops
+from gateway.host_stops import StopLimit
+from gateway.stop_automaton import StopAutomaton
 from providers import fim_rules, registry
 from providers.base import Target
 
@@ -44,13 +45,6 @@ MOST_SPLIT_MIB = 16
 EMULATED = frozenset(("echo", "prompt_list", "choice_list", "stop", "blank_stop"))
 """Parameters that Sluice emulates exactly for targets without them."""
 
-NEED_ALL_STOPS = (
-    *("min_tokens", "use_beam_search"),
-    *("include_stop_str_in_output", "no_stop_trim"),
-)
-"""Parameters of hosts with which stop sequences can't be emulated: the host compares texts that end
-at them, or it alone knows where it may stop, and what it then sends."""
-
 
 class Candidate(msgspec.Struct, frozen=True):
     """A target, and the request adapted to the parameters that it supports."""
@@ -65,8 +59,10 @@ class Candidate(msgspec.Struct, frozen=True):
     """True if each prompt needs a separate upstream call."""
     singly: bool = False
     """True if each choice of each prompt needs one. `split` is then True as well."""
+    stop_limit: StopLimit | None = None
+    """The host's limit for stop sequences if the request exceeds it. `prepared` applies it."""
     stops: StopAutomaton | None = None
-    """The stop sequences to emulate. None if the host gets all that there are."""
+    """The stop sequences to emulate; None if there are none, or before `prepared`."""
 
 
 class Fit(Protocol):
@@ -138,25 +134,50 @@ def fit(
     hints = lacking & HINTS
     refuse(at_fault(lacking, request, echo=echo), target, gap=request.suffix == "")
     check_limits(request, target, hints)
-    stops, sent = None, request.stop
-    if sent:
-        stops, sent = split_stops(request, target, lacking)
-        echo = echo or (stops is not None and request.echo)
+    limit = host_stops.limit_of(request, target, lacking) if request.stop else None
+    if limit is not None:
+        if request.max_tokens == 0:  # there is no text to end
+            request, limit = msgspec.structs.replace(request, stop=()), None
+        elif words := host_stops.refused(request, limit):
+            unsupported("stop", words, target)
     if split:
         check_split(request, target)
     dropped = tuple(sorted({*names_of(request, hints), *request.unused, *(left_out or ())}))
     if strict and dropped:
         unsupported(dropped[0], dropped[0], target)
+    if hints or echo:
+        request = without(request, hints, echo=echo)
+    if request.extra or request.openai_extra:
+        check_body(request, target)
+    return Candidate(target, request, dropped, echo, split, singly, limit)
+
+
+def without(request: CompletionRequest, hints: frozenset[str], *, echo: bool) -> CompletionRequest:
+    """Return a request without these hints, and without echo if Sluice emulates it (`echo`)."""
     changes: dict[str, Any] = {name: EMPTY.get(name) for name in hints}
     if echo:
         changes["echo"] = False
-    if sent != request.stop:
-        changes["stop"] = sent
-    if changes:
-        request = msgspec.structs.replace(request, **changes)
-    if request.extra or request.openai_extra:
-        check_body(request, target)
-    return Candidate(target, request, dropped, echo, split, singly, stops)
+    return msgspec.structs.replace(request, **changes)
+
+
+def prepared(candidate: Candidate) -> Candidate:
+    """Return a candidate that has a stop limit as an attempt needs it.
+
+    Its request has only the stop sequences that the host gets. If some are emulated, so is echo:
+    the prompt isn't searched.
+    """
+    request, limit = candidate.request, candidate.stop_limit
+    if limit is None:
+        return candidate
+    stops, sent = host_stops.divided(request.stop, limit)
+    echo = candidate.echo or (stops is not None and request.echo)
+    return msgspec.structs.replace(
+        candidate,
+        request=msgspec.structs.replace(request, stop=sent, echo=request.echo and not echo),
+        echo=echo,
+        stop_limit=None,
+        stops=stops,
+    )
 
 
 def single_choices(request: CompletionRequest) -> list[CompletionRequest]:
@@ -173,55 +194,13 @@ def single_choices(request: CompletionRequest) -> list[CompletionRequest]:
 
 def fit_gap(request: CompletionRequest, target: Target, *, strict: bool) -> Candidate:
     """Adapt a request with a suffix to one target. Raises as `fit` does."""
-    all_stops = obstacle_to_stops(request) is None
+    all_stops = host_stops.obstacle(request) is None
     request, target, left_out = fill_in.adapted(request, target, all_stops=all_stops)
     if request.infill:  # it passes through
         check_limits(request, target, frozenset())
         check_body(request, target)
         return Candidate(target, request)
     return fit(request, target, strict=strict, left_out=left_out)
-
-
-def split_stops(
-    request: CompletionRequest, target: Target, lacking: frozenset[str]
-) -> tuple[StopAutomaton | None, tuple[str, ...]]:
-    """Return the stop sequences to emulate, if any, and those that the host gets.
-
-    Args:
-        lacking: the parameters that the request uses and the target lacks.
-
-    Raises:
-        UnsupportedParameter: They would have to be emulated, but that would not be exact.
-    """
-    stops = request.stop
-    most = 0 if "stop" in lacking else target.limits.get("stop", len(stops))
-    blank = "blank_stop" not in lacking
-    if len(stops) <= most and blank:
-        return None, stops
-    if request.max_tokens == 0:  # there is no text to end
-        return None, ()
-    with turn(stops):
-        found = effective(stops)
-        if len(found) <= most and (blank or all(map(str.strip, found))):
-            return None, found
-        if (obstacle := obstacle_to_stops(request)) is not None:
-            which = (
-                f"stop above {most:g}" if len(found) > most > 0 else "stop" if not most else BLANK
-            )
-            unsupported("stop", f"{which} together with {obstacle}", target)
-        return compiled(stops), for_host(found, int(most), blank=blank)
-
-
-def obstacle_to_stops(request: CompletionRequest) -> str | None:
-    """Return what keeps stop sequences from being emulated, or None."""
-    if request.echo and request.logprobs is not None:
-        return "echo and logprobs"
-    if request.echo and not all(isinstance(prompt, str) for prompt in request.prompts):
-        return "echo and a prompt of token ids"
-    if request.best_of is not None:
-        return "best_of"
-    extra = request.extra | request.openai_extra
-    return next((name for name in NEED_ALL_STOPS if extra.get(name)), None)
 
 
 def at_fault(lacking: frozenset[str], request: CompletionRequest, *, echo: bool) -> frozenset[str]:
@@ -341,7 +320,6 @@ def names_of(request: CompletionRequest, hints: frozenset[str]) -> tuple[str, ..
     return tuple(sorted(names))
 
 
-BLANK = "a stop of white space only"
 PARAMETER_WORDS = {
     "token_ids": "a prompt of token ids",
     "echo_logprobs": "echo together with logprobs",

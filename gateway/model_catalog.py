@@ -47,6 +47,8 @@ class ModelCatalog:
 
     def count(self, row: Provider) -> int | None:
         """Return the number of models that a provider's host lists; None if no list is known."""
+        if row.dialect == "local":  # no host: the row lists all of its models
+            return len(row.models)
         listing = self._discovery.models(row.name)
         return None if listing is None else len(listing.models)
 

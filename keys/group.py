@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
-from config import TomlError, did_you_mean
+from config_file import TomlError, did_you_mean
 from keys.limits import MAX_COUNT, MAX_USD, PERIODS, Limits, Period, nano
 
 NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")

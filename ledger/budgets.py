@@ -19,21 +19,21 @@ from ledger.pricing import dollars
 from ledger.schema import daily, group_daily, requests
 from ledger.statements import Statement, prepared
 
-Purse: TypeAlias = tuple[bool, str, Budget]
-"""A holder's budget: True for a group, the key's id or the group's name, and the budget itself. The
-first two identify the holder."""
+BudgetAccount: TypeAlias = tuple[bool, str, Budget]
+"""The budget of a key or of a group: True for a group, the key's id or the group's name (its
+holder), and the budget itself. The first two identify the holder."""
 
 
-def lock_of(purse: Purse) -> str:
-    """Return the name of a purse's lock. A key's id has no space."""
-    of_group, holder, _ = purse
+def lock_of(account: BudgetAccount) -> str:
+    """Return the name of an account's lock. A key's id has no space."""
+    of_group, holder, _ = account
     return f"group {holder}" if of_group else holder
 
 
-def purses(opening: Opening) -> list[Purse]:
+def accounts_of(opening: Opening) -> list[BudgetAccount]:
     """Return the budgets that a call must fit: its key's, then its group's."""
     entry, claim = opening.entry, opening.claim
-    found: list[Purse] = []
+    found: list[BudgetAccount] = []
     if claim is not None:
         if claim.budget is not None:
             found.append((False, entry.key_id, claim.budget))
@@ -52,8 +52,8 @@ def left_of_group(connection: Connection, name: str, budget: Budget) -> int:
     return left_in(connection, (True, name, budget))
 
 
-def left_in(connection: Connection, purse: Purse) -> int:
-    of_group, holder, budget = purse
+def left_in(connection: Connection, account: BudgetAccount) -> int:
+    of_group, holder, budget = account
     query, parameters = prepared(GROUP_BALANCE if of_group else BALANCE, connection.dialect)
     spent, held = directly(
         connection, query, parameters((holder, budget.since_day or ""))
@@ -89,25 +89,25 @@ def balance_of(sums: Table, name: ColumnElement[str], mine: ColumnElement[str]) 
     return select(spent.scalar_subquery(), held.scalar_subquery())
 
 
-def held_by(connection: Connection, purse: Purse, ids: Sequence[str]) -> int:
+def held_by(connection: Connection, account: BudgetAccount, ids: Sequence[str]) -> int:
     """Return a holder's reservations in rows with these ids, in nano-dollars.
 
     An earlier attempt to open these rows may have been committed without this process knowing it.
     """
     if not ids:
         return 0
-    of_group, holder, _ = purse
+    of_group, holder, _ = account
     column = requests.c.group_name if of_group else requests.c.key_id
     mine = requests.c.id.in_(ids) & (column == holder)
     held = select(func.sum(requests.c.reserved_nano)).where(mine)
     return int(connection.execute(held).scalar() or 0)
 
 
-def refusal(claim: Claim, purse: Purse, left: int) -> InsufficientCredits | None:
+def refusal(claim: Claim, account: BudgetAccount, left: int) -> InsufficientCredits | None:
     """Return the error if the budget has no room for a call, else None. A free call always fits."""
     if claim.most_nano == 0 or (left > 0 and left >= claim.least_nano):
         return None
-    is_group, holder, budget = purse
+    is_group, holder, budget = account
     limit, rest, need = (
         f"${nano / 1e9:.9f}".rstrip("0").rstrip(".")
         for nano in (budget.limit_nano, max(0, left), claim.least_nano)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from completion import Usage
-from config import TomlError, did_you_mean
+from config_file import TomlError, did_you_mean
 from ledger.model_facts import UNLISTED, about, look_up
 from ledger.price_terms import PriceTerms
 from providers.base import Provider, Target

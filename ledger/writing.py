@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 
 from completion import Usage
-from ledger.budgets import Purse, held_by, left_in, lock_of, purses, refusal
+from ledger.budgets import BudgetAccount, accounts_of, held_by, left_in, lock_of, refusal
 from ledger.database import directly
 from ledger.entries import Entry, LedgerStep, Opening, Settlement, Withdrawal
 from ledger.schema import daily, day_of, group_daily, now_us, requests
@@ -58,7 +58,7 @@ def lock_budgets(connection: Connection, openings: Iterable[Opening]) -> None:
     """
     if connection.dialect.name == "postgresql":
         # All in one order, because two processes that lock in different orders could deadlock.
-        names = {lock_of(purse) for opening in openings for purse in purses(opening)}
+        names = {lock_of(account) for opening in openings for account in accounts_of(opening)}
         execute(connection, LOCKING, [(name,) for name in sorted(names)])
 
 
@@ -68,7 +68,7 @@ def locking(_dialect: str) -> Any:
 
 def open_rows(connection: Connection, owner: str, openings: Sequence[Opening]) -> None:
     again = [opening.entry.id for opening in openings if opening.claim and opening.tried]
-    left: dict[Purse, int] = {}
+    left: dict[BudgetAccount, int] = {}
     # For each holder rather than each budget, as a budget may change within a group of steps.
     taken: dict[tuple[object, ...], int] = defaultdict(int)
     rows = []
@@ -77,19 +77,21 @@ def open_rows(connection: Connection, owner: str, openings: Sequence[Opening]) -
         opening.tried = True
         if opening.claim is not None:
             reserved = opening.claim.most_nano
-            found = purses(opening)
-            for purse in found:
-                if purse not in left:
-                    left[purse] = left_in(connection, purse) + held_by(connection, purse, again)
-                room = left[purse] - taken[purse[:2]]
-                opening.refusal = refusal(opening.claim, purse, room)
+            found = accounts_of(opening)
+            for account in found:
+                if account not in left:
+                    left[account] = left_in(connection, account) + held_by(
+                        connection, account, again
+                    )
+                room = left[account] - taken[account[:2]]
+                opening.refusal = refusal(opening.claim, account, room)
                 if opening.refusal is not None:
                     break
                 reserved = min(reserved, max(0, room))
             if opening.refusal is not None:
                 continue
-            for purse in found:
-                taken[purse[:2]] += reserved
+            for account in found:
+                taken[account[:2]] += reserved
         rows.append((*astuple(opening.entry), *AT_FIRST.values(), owner, reserved))
     execute(connection, INSERTION, rows)
 

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import msgspec
 
-from config import ConfigError, did_you_mean
+from config import ConfigError
+from config_file import did_you_mean
 from providers import fim_templates
 from providers.base import Fim, Provider, Target, matches
 from providers.fim_templates import PLACEHOLDER, FimTemplate

@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from completion import CompletionRequest
-from config import DAY, TIMEOUT_FIELDS, ConfigError, TomlError, did_you_mean
+from config import DAY, TIMEOUT_FIELDS, ConfigError
+from config_file import TomlError, did_you_mean
 from providers import fim_rules, replica_rows
 from providers.base import Dialect, Family, Fim, ModelList, Provider, Signer
 from providers.hosts import BUILT_IN

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from config import ConfigError, did_you_mean
+from config import ConfigError
+from config_file import did_you_mean
 from providers.base import Provider, Replica
 
 MOST_REPLICAS: Final = 100

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from config import ConfigError, Settings, TomlError, did_you_mean
+from config import ConfigError, Settings
+from config_file import TomlError, did_you_mean
 from errors import (
     InvalidRequest,
     ModelForbidden,

@@ -4,13 +4,14 @@
 // - A change is sent with the ETag of the key as the page shows it. If somebody else has changed the
 //   key since, the page shows the differences, and the user decides.
 
-import { $, call, copyText, get, make, money, whole } from "./common.js";
+import { $, call, copyText, get, make, money, showProblem, whole } from "./common.js";
 import { busy, handOver, openDialog, showWrong } from "./dialogs.js";
-import { atField, budgetText, changedTerms, differences, fieldOf, isSecret, limitsText, modelsText, termsOf, textsOf } from "./key_terms.js";
+import { atField, budgetText, changedTerms, changeLines, changeTitle, differences, fieldOf, isSecret, limitsText, modelsText, termsOf, textsOf } from "./key_terms.js";
 import { bar, cell, clock, emptyRow } from "./tables.js";
 
 const TYPING_MS = 250;
 const PAGE = 100;
+const LOGGED = 10;
 const MARKS = { active: "completed", disabled: "stopped", expired: "bad" };
 const PLACES = { Disable: "Switch", Enable: "Switch" }; // buttons that replace each other
 const NEW = {
@@ -193,12 +194,43 @@ function openTerms(key) {
   $("f-name").closest(".field").hidden = Boolean(key);
   $("more-terms").open = Boolean(key);
   $("key-changed").hidden = $("key-problem").hidden = true;
+  $("key-log").hidden = !key;
+  $("key-log").open = false;
   fill(key ? textsOf(key) : NEW);
   const origin = key ? buttonOf(key.id, "Change") : () => $("new-key");
   openDialog($("key-dialog"), origin, key ? $("f-budget_usd") : $("f-name"));
 }
 
 const change = (key) => openTerms(key);
+
+/** Show the last changes of the key in the dialog, as soon as they are unfolded. */
+async function showLog() {
+  if (!$("key-log").open) return;
+  const list = $("key-log").querySelector("ul");
+  list.replaceChildren();
+  $("key-log-hint").textContent = "";
+  showProblem($("key-log-problem"), null);
+  const { id } = base;
+  let found;
+  try {
+    found = await get(`/api/v1/keys/log?key=${encodeURIComponent(id)}&limit=${LOGGED}`);
+  } catch (problem) {
+    return showProblem($("key-log-problem"), problem);
+  }
+  if (base.id !== id) return undefined; // the dialog shows another key by now
+  list.append(...found.data.map(logged));
+  const none = "No change is recorded. Edits of the key file by hand aren’t.";
+  const more = `Older changes: ./sluice keys log --key ${id}`;
+  $("key-log-hint").textContent = found.next_cursor ? more : found.data.length ? "" : none;
+  return undefined;
+}
+
+function logged(entry) {
+  const at = make("time", { datetime: entry.at, title: entry.at }, entry.at.slice(0, 16).replace("T", " "));
+  const who = make("span", {}, changeTitle(entry));
+  if (entry.by.key_id === own) who.append(make("span", { class: "tag" }, "you"));
+  return make("li", {}, at, who, ...changeLines(entry).map((line) => make("span", { class: "hint" }, line)));
+}
 
 async function submitTerms(event) {
   event?.preventDefault();
@@ -384,6 +416,7 @@ export function beginKeys(attemptOf, after, ownId) {
   $("more").addEventListener("click", () => showKeys(cursor));
   $("new-key").addEventListener("click", () => openTerms(null));
   $("terms").addEventListener("submit", submitTerms);
+  $("key-log").addEventListener("toggle", showLog);
   $("rotation").addEventListener("submit", submitRotation);
   $("question").addEventListener("submit", answer);
   $("secret-copy").addEventListener("click", copySecret);

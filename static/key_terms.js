@@ -6,6 +6,7 @@ import { money, whole } from "./common.js";
 
 const LIMITS = { requests_per_minute: "requests a minute", tokens_per_hour: "tokens an hour", max_streams: "calls at a time" };
 const PERIODS = { month: "a month", day: "a day", total: "in all" };
+const NOTHING = { expires: "never", resumable: "the server’s default" };
 const NUMBERS = ["budget_usd", ...Object.keys(LIMITS)];
 const LABELS = {
   name: "Name",
@@ -19,6 +20,7 @@ const LABELS = {
   max_streams: "Calls at a time",
   models: "Models",
   admin: "Admin key",
+  resumable: "Streams resumable",
   disabled: "Disabled",
   previous_until: "Old secret valid until",
 };
@@ -69,7 +71,7 @@ export const changedTerms = (key, terms) =>
   Object.fromEntries(Object.entries(terms).filter(([name, value]) => !same(value, key[name])));
 
 function shown(name, value) {
-  if (value === null || value === undefined) return name === "expires" ? "never" : "none";
+  if (value === null || value === undefined) return NOTHING[name] ?? "none";
   if (name === "budget_usd") return money(value);
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (name === "budget_period") return PERIODS[value] ?? value;
@@ -85,6 +87,29 @@ export function differences(before, after, mine = {}) {
       const line = `${label}: ${shown(name, before[name])} → ${shown(name, after[name])}`;
       return name in mine && !same(mine[name], after[name]) ? `${line} (you: ${shown(name, mine[name])})` : line;
     });
+}
+
+const ACTIONS = { create: "Created", change: "Changed", disable: "Disabled", enable: "Enabled", rotate: "Rotated", delete: "Deleted" };
+
+/** Return who changed a key, and how. An entry of the log with no key was a command on the server. */
+export function changeTitle({ action, by }) {
+  return `${ACTIONS[action] ?? action} by ${by.name}${by.key_id === null ? ", with a command on the server" : ""}`;
+}
+
+/** Return what an entry of a key's log changed, a line for each field. */
+export function changeLines({ action, changes }) {
+  if (action === "disable" || action === "enable") return []; // the title says it
+  return Object.entries(changes).map(([name, value]) => {
+    if (name === "overlap_s") return value ? `Old secret valid for ${span(value)}` : "Old secret refused at once";
+    const text = value?.to === undefined ? shown(name, value) : `${shown(name, value.from)} → ${shown(name, value.to)}`;
+    return `${LABELS[name] ?? name}: ${text}`;
+  });
+}
+
+function span(seconds) {
+  const [size, unit] = [[86400, "day"], [3600, "hour"], [60, "minute"], [1, "second"]].find(([size]) => seconds % size === 0);
+  const count = seconds / size;
+  return count === 1 ? `${unit === "hour" ? "an" : "a"} ${unit}` : `${whole(count)} ${unit}s`;
 }
 
 /** Return the limits that apply to a key or a group, in words. */

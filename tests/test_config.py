@@ -25,8 +25,8 @@ from config import (
     ConfigError,
     Settings,
     Timeouts,
-    did_you_mean,
 )
+from config_file import read_toml
 from providers.hosts import BUILT_IN
 from tests.support.paths import ROOT
 
@@ -531,10 +531,55 @@ def test_a_dotenv_that_is_far_too_large_is_refused_before_it_is_parsed(
     path.write_bytes(b"A=b\n" * (config.MOST_DOTENV // 4))
     config.load_dotenv(path, parse)
     assert environ == {"A": "b"}
-    for too_large in (path, Path("/dev/zero")):
-        path.write_bytes(b"A=b\n" * (config.MOST_DOTENV // 4) + b"#")
-        with pytest.raises(ConfigError, match="can't be read: it is larger than 256 KiB"):
-            config.load_dotenv(too_large, parse)
+    path.write_bytes(b"A=b\n" * (config.MOST_DOTENV // 4) + b"#")
+    with pytest.raises(ConfigError, match="can't be read: it is larger than 256 KiB"):
+        config.load_dotenv(path, parse)
+
+
+def pipe_or_device(directory: Path, kind: str) -> Path:
+    """Return the path of a file that isn't a regular one, or of a symbolic link to it."""
+    path = directory / "odd"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(kind)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "/dev/tty"])
+def test_a_dotenv_or_configuration_that_is_no_regular_file_is_refused_without_reading_it(
+    tmp_path: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = pipe_or_device(tmp_path, kind)
+    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("the file was opened"))
+    with pytest.raises(ConfigError, match="odd can't be read: not a regular file"):
+        config.load_dotenv(path, parse)
+    with pytest.raises(ConfigError, match="odd can't be read: not a regular file"):
+        read_toml(path)
+    for name in ("SLUICE_CONFIG", "SLUICE_CA_BUNDLE"):
+        with pytest.raises(ConfigError, match=f"{name} is '.*odd', which is not a regular file"):
+            Settings.from_env({name: str(path)})
+    assert environ == {}
+
+
+def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="can't be read: not a regular file"):
+        read_toml(tmp_path)
+    with pytest.raises(ConfigError, match="which is not a regular file"):
+        Settings.from_env({"SLUICE_CONFIG": str(tmp_path)})
+
+
+def test_a_link_to_a_regular_file_is_read_and_dev_null_counts_as_empty(
+    tmp_path: Path, environ: dict[str, str]
+) -> None:
+    (tmp_path / "real").write_text("A='b'\n")
+    (tmp_path / "link").symlink_to("real")
+    config.load_dotenv(tmp_path / "link", parse)
+    assert environ == {"A": "'b'"}
+    (tmp_path / "none").symlink_to(os.devnull)
+    config.load_dotenv(tmp_path / "none", parse)
+    assert read_toml(tmp_path / "none") == {"toml": ""}
+    assert environ == {"A": "'b'"}
 
 
 def test_a_dotenv_that_may_not_be_read_is_refused_by_its_name(
@@ -543,6 +588,7 @@ def test_a_dotenv_that_may_not_be_read_is_refused_by_its_name(
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
+    (tmp_path / ".env").touch()
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(ConfigError, match=r"\.env can't be read: Permission denied"):
         config.load_dotenv(tmp_path / ".env", parse)
@@ -601,53 +647,6 @@ def test_a_line_of_the_key_file_in_the_client_variable_stops_the_start() -> None
     assert "did you mean SLUICE_KEYS?" in refusal(SLUICE_KEY='{"id": "key_a"}')
 
 
-LINES = """\
-# [providers.x] base_url
-[providers.x]
-base_url = "a" # models
-headers = { name = "b" }
-models = [
-  "m",
-]
-text = \"\"\"
-timeouts = 3
-\"\"\"
-timeouts.idle = 3
-
-["prices"."a/b"]
-input_per_mtok = 1
-[[providers.y]]
-"""
-
-
-@pytest.mark.parametrize(
-    ("at", "line"),
-    [
-        (("providers",), 2),
-        (("providers", "x"), 2),
-        (("providers", "x", "base_url"), 3),
-        (("providers", "x", "headers", "name"), 4),
-        (("providers", "x", "models"), 5),
-        (("providers", "x", "timeouts"), 11),
-        (("providers", "x", "timeouts", "idle"), 11),
-        (("prices", "a/b"), 13),
-        (("prices", "a/b", "input_per_mtok"), 14),
-        (("providers", "y"), 15),
-        (("providers", "x", "nothing"), None),
-        (("aliases",), None),
-    ],
-)
-def test_line_of_finds_the_line_that_sets_a_value(at: tuple[str, ...], line: int | None) -> None:
-    assert config.line_of(LINES, at) == line
-
-
-def test_a_mistake_without_a_line_of_its_own_names_the_line_of_its_table() -> None:
-    error = config.TomlError("is wrong", "providers", "x", "nothing").located(Path("a.toml"), LINES)
-    assert str(error) == "a.toml, line 2, [providers.x]: is wrong"
-    error = config.TomlError("is wrong", "aliases", "fast").located(Path("a.toml"), LINES)
-    assert str(error) == "a.toml, [aliases]: is wrong"
-
-
 def test_folder_named_sluice_toml_raises_an_error(elsewhere: Path) -> None:
     (elsewhere / "sluice.toml").mkdir()
     assert "can't be read" in refusal()
@@ -663,22 +662,12 @@ def test_example_config_file_can_be_read(monkeypatch: pytest.MonkeyPatch) -> Non
 # For other modules
 
 
-@pytest.mark.parametrize(
-    ("name", "known", "words"),
-    [("porvider", ("provider", "model"), "; did you mean provider?"), ("zzz", ("provider",), "")],
-)
-def test_did_you_mean_suggests_the_nearest_known_name(
-    name: str, known: tuple[str, ...], words: str
-) -> None:
-    assert did_you_mean(name, known) == words
-
-
 def test_config_imports_only_the_standard_library() -> None:
     """gunicorn's master imports config before gevent patches anything."""
     code = (
         "import sys; before = set(sys.modules); import config; "
         "loaded = {name.partition('.')[0] for name in set(sys.modules) - before}; "
-        "print(*(loaded - set(sys.stdlib_module_names) - {'config', 'timeouts'}))"
+        "print(*(loaded - set(sys.stdlib_module_names) - {'config', 'config_file'}))"
     )
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

@@ -93,7 +93,7 @@ ENDPOINTS = (
 )
 ANSWERS: dict[str, Any] = {
     "FimCompletion": {
-        "id": "cmpl-550e8400e29b41d4a716446655440000",
+        "id": "cmpl-550e8400-e29b-41d4-a716-446655440000",
         "object": "chat.completion",
         "created": 1775563200,
         "model": "mistral/codestral-latest",

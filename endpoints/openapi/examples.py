@@ -120,7 +120,7 @@ ANSWERS: dict[str, Any] = {
         },
     },
     "OpenAICompletion": {
-        "id": "cmpl-550e8400e29b41d4a716446655440000",
+        "id": "cmpl-550e8400-e29b-41d4-a716-446655440000",
         "object": "text_completion",
         "created": 1775563200,
         "model": "openai/gpt-4o-mini",

@@ -116,7 +116,8 @@ class InfillResponse:
             if not piece.error:
                 shown = bool(text or piece.stop)
                 size = utf8_size(text)
-                batch.append(Opaque(on_one_line(data), index, size, shown))
+                ends = (index,) if piece.stop else ()
+                batch.append(Opaque(on_one_line(data), index, size, shown, ends=ends))
         else:
             if self.adds and not piece.error:
                 append_added(unknown(decode_object(data), KNOWN), batch)

@@ -53,6 +53,8 @@ class LocalChat(LocalCall):
             "created": int(time.time()),
             "model": target.name,
         }
+        self._begun: set[int] = set()
+        """The choices whose role was sent."""
 
     def events(self) -> Iterator[Batch]:
         for batch in super().events():
@@ -61,13 +63,17 @@ class LocalChat(LocalCall):
     def _as_chat(self, event: Event) -> Batch:
         """Return the events of a chat for an event of a completion."""
         if isinstance(event, Delta):
-            data = self._chunk(event.index, {"role": "assistant", "content": event.text}, None)
+            data = self._chunk(event.index, {"content": event.text}, None)
             return [Opaque(data, event.index, utf8_size(event.text))]
         if isinstance(event, Finished):
-            return [Opaque(self._chunk(event.index, {}, event.reason), event.index), event]
+            data = self._chunk(event.index, {}, event.reason)
+            return [Opaque(data, event.index, ends=(event.index,)), event]
         return [event]
 
     def _chunk(self, index: int, delta: dict[str, Any], reason: str | None) -> bytes:
+        if index not in self._begun:
+            self._begun.add(index)
+            delta = {"role": "assistant", **delta}
         choice = {"index": index, "delta": delta, "finish_reason": reason}
         return msgspec.json.encode(self._shape | {"choices": [choice]})
 

@@ -85,7 +85,8 @@ class ChatResponse(OpenAIResponse):
     def opaque(self, chunk: Chunk, data: bytes, found: Batch) -> Opaque:
         """Return a chunk's event. `found` has its events as those of a completion."""
         size = sum(map(size_of, found))
-        shown = bool(size) or any(isinstance(event, Finished) for event in found)
+        ends = tuple(event.index for event in found if isinstance(event, Finished))
+        shown = bool(size or ends)
         for raw in objects(decode_object(data).get("choices")) if chunk.choices else ():
             message = raw.get("delta") or raw.get("message")
             if isinstance(message, dict):
@@ -95,7 +96,7 @@ class ChatResponse(OpenAIResponse):
         if not chunk.choices and chunk.usage is not None:
             index = NO_CHOICE
         reports = chunk.usage is not None and index != NO_CHOICE
-        return Opaque(on_one_line(data), index, size, shown, reports)
+        return Opaque(on_one_line(data), index, size, shown, reports, ends)
 
     def finish_all(self, batch: Batch) -> None:
         finished, before = set(self.finished), len(batch)
@@ -104,7 +105,8 @@ class ChatResponse(OpenAIResponse):
         del batch[before:]
         for event in added:
             if isinstance(event, Finished) and event.index not in finished and not self.whole:
-                batch.append(Opaque(self.ending(event.index, event.reason), event.index))
+                ending = self.ending(event.index, event.reason)
+                batch.append(Opaque(ending, event.index, ends=(event.index,)))
             if not isinstance(event, Delta):
                 batch.append(event)
 

@@ -22,6 +22,7 @@ from endpoints.responses import encoded_in_pieces
 from errors import SluiceError
 from gateway.attempts import Reader
 from gateway.capabilities import fit
+from gateway.stop_automaton import StopAutomaton
 from keys.redaction import Secret
 from providers import registry
 from providers.base import Target, UpstreamCall
@@ -39,6 +40,7 @@ PROVIDERS = {
     "lists": {"base_url": "http://127.0.0.1:1/v1", "completions": True},
     "gemini": {"base_url": "http://127.0.0.1:1", "dialect": "google"},
     "silent": {"base_url": "http://127.0.0.1:1/v1", "completions": True, "cannot": ["echo"]},
+    "few": {"base_url": "http://127.0.0.1:1/v1", "limits": {"stop": 4}},
 }
 
 
@@ -69,7 +71,9 @@ def site_of(directory: Path, monkeypatch: pytest.MonkeyPatch, **limits: Any) -> 
     site.secret = secret
     made = site.made = []
 
-    def make(_: Reader, request: CompletionRequest, target: Target, **_more: Any) -> UpstreamCall:
+    def make(
+        _: Reader, request: CompletionRequest, target: Target, *_more: Any, **_named: Any
+    ) -> UpstreamCall:
         made.append(request)
         return LocalCall(request, target) if target.dialect == "local" else Echoing(request)
 
@@ -122,6 +126,24 @@ def test_a_list_that_a_host_takes_in_one_call_counts_as_one_request(limited: Bou
 def test_a_list_counts_as_split_if_one_of_the_fallbacks_splits_it(limited: Bounded) -> None:
     answer = limited.ask(model="lists/m", fallbacks=["chat/m"], prompt=["a", "b"], max_tokens=1)
     assert left(answer) == 8
+
+
+def test_a_call_above_the_limit_never_prepares_its_stop_sequences(
+    limited: Bounded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    prepare = StopAutomaton.__init__
+
+    def count(automaton: StopAutomaton, stops: tuple[str, ...]) -> None:
+        made.append(len(stops))
+        prepare(automaton, stops)
+
+    monkeypatch.setattr(StopAutomaton, "__init__", count)
+    for number in range(12):
+        stops = [f"{number}/{one}".ljust(1024, "x") for one in range(64)]
+        answer = limited.ask(model="few/m", stop=stops, max_tokens=1)
+        assert answer.status_code == (200 if number < 10 else 429)
+    assert made == [64] * 10
 
 
 def test_a_list_longer_than_the_limit_is_refused_and_takes_nothing(limited: Bounded) -> None:

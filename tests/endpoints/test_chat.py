@@ -450,7 +450,7 @@ def test_local_completes_the_last_message_of_the_user(
     answer = site.ask(path, **fields)
     assert answer.status_code == 200
     if stream:
-        assert answer.text.count('"delta":{"role":"assistant"') == 4
+        assert answer.text.count('"delta":{') == 5
         assert answer.text.endswith("[DONE]\n\n")
     elif path == OPENAI:
         [choice] = answer.get_json()["choices"]
@@ -459,6 +459,17 @@ def test_local_completes_the_last_message_of_the_user(
         assert len(choice["message"]["content"]) > 4
     else:
         assert answer.get_json()["data"] == answer.get_json()["choices"][0]["message"]["content"]
+
+
+def test_only_the_first_delta_of_each_choice_from_local_has_the_role(site: ChatSite) -> None:
+    answer = site.ask(model="local/pydoc", max_tokens=3, n=2, stream=True)
+    deltas: dict[int, list[Any]] = {0: [], 1: []}
+    for data in data_of(answer.text)[:-1]:
+        for choice in json.loads(data)["choices"]:
+            deltas[choice["index"]].append(choice["delta"])
+    for first, *others in deltas.values():
+        assert first == {"role": "assistant", "content": first["content"]}
+        assert [delta.keys() for delta in others] == [{"content"}, {"content"}, set()]
 
 
 def test_local_names_the_fields_that_it_doesnt_know(site: ChatSite) -> None:

@@ -304,6 +304,17 @@ def test_a_stopped_stream_of_llamacpp_ends_with_stop(
     assert len(pieces(found.text)) == 1 + begun
 
 
+def test_a_stop_after_the_last_piece_of_llamacpp_sends_no_second_one(
+    editor: Editor,
+    upstream: Upstream,
+) -> None:
+    last = own(index=0, content="", stop=True, stop_type="eos")
+    ended = Opaque(last, 0, 0, ends=(0,))
+    upstream.play(*SCRIPT[:1], [ended], editor.stop, None)
+    found = editor.post("/infill", LLAMA | {"stream": True, "stream_id": "mine"})
+    assert [one.get("stop_type") for one in pieces(found.text)] == [None, "eos"]
+
+
 def test_a_stopped_whole_answer_of_llamacpp_is_what_there_is(
     editor: Editor,
     upstream: Upstream,

@@ -227,7 +227,7 @@ class Face:
 
 def plain(text: str) -> str:
     """Replace the ids and times in a text."""
-    text = re.sub(r'"id":"cmpl-[0-9a-f]{32}"', '"id":"ID"', text)
+    text = re.sub(r'"id":"cmpl-[^"]+"', '"id":"ID"', text)
     return re.sub(r'"created":\d{10}\b', '"created":0', text)
 
 

@@ -31,6 +31,16 @@ def answered(site: Site, path: str, **headers: str) -> closing[TestResponse]:
     return closing(site.client.get(path, headers=headers))
 
 
+@pytest.mark.parametrize("path", ["/usage", "/admin"])
+def test_the_usage_of_the_last_week_month_and_quarter_is_one_click_away(
+    site: Site, path: str
+) -> None:
+    text = site.client.get(path).text
+    assert re.findall(r'data-days="(\d+)">(.*?)<', text) == [
+        ("7", "7 days"), ("30", "30 days"), ("90", "90 days"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("accept", [BROWSER, "text/html", "text/html, application/json;q=0.9"])
 def test_a_browser_gets_the_playground(site: Site, accept: str) -> None:
     answer = site.client.get("/", headers={"Accept": accept})

@@ -118,6 +118,16 @@ def test_frames_are_those_of_a_plain_stream_with_ids_from_one(
     assert "X-Sluice-Resumable" not in plain.headers
 
 
+def test_the_chunks_and_the_whole_answer_of_a_stream_have_one_id(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, words())
+    answer = site.post(ASKED, OPENAI, buffered=True)
+    ids = {json.loads(data)["id"] for data in datas(answer.text)[:-1]}
+    assert ids == {ended(site, OPENAI)["result"]["id"]}
+    assert ids == {f"cmpl-{answer.headers['X-Request-ID']}"}
+
+
 @pytest.mark.parametrize("path", FACES)
 def test_a_unary_call_gets_the_answer_of_a_plain_one(
     site: Site, monkeypatch: pytest.MonkeyPatch, path: str

@@ -10,8 +10,8 @@ import pytest
 from completion import CompletionRequest
 from errors import UnsupportedParameter
 from gateway import capabilities
-from gateway.capabilities import Candidate, candidates, fit, wanted
-from gateway.stop_automaton import compiled
+from gateway.capabilities import Candidate, candidates, fit, prepared, wanted
+from gateway.stop_automaton import StopAutomaton, compiled
 from providers import registry
 from providers.base import Target
 from tests.routing.test_router import ROWS, a_request, a_target
@@ -162,10 +162,10 @@ def test_a_host_gets_the_stop_sequences_that_it_takes_and_the_others_are_emulate
     stops = tuple(f"<{number}>" for number in range(64))
     sent = stops[:most]
     if sent:
-        found = fit(a_request(stop=sent), target, strict=True)
+        found = prepared(fit(a_request(stop=sent), target, strict=True))
         assert (found.request.stop, found.stops) == (sent, None)
     if most is not None:
-        found = fit(a_request(stop=stops), target, strict=True)
+        found = prepared(fit(a_request(stop=stops), target, strict=True))
         assert (found.request.stop, found.dropped) == (sent, ())
         assert found.stops is compiled(stops)
 
@@ -179,15 +179,30 @@ def of_sim(**limits: float) -> Target:
     "stops", [("a", "a", "b", "b"), ("\n", "\n\n", "b", "\n\n\n"), ("b", "abc", "ab", "a")]
 )
 def test_stop_sequences_that_never_come_first_do_not_count(stops: tuple[str, ...]) -> None:
-    found = fit(a_request(stop=stops), of_sim(stop=2), strict=False)
+    found = prepared(fit(a_request(stop=stops), of_sim(stop=2), strict=False))
     assert found.stops is None
     assert found.request.stop in {("a", "b"), ("\n", "b"), ("b", "a")}
+
+
+def test_long_stop_sequences_are_divided_only_when_an_attempt_needs_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stops = tuple(f"{number}" + "x" * 1000 for number in range(5))
+    monkeypatch.setattr(StopAutomaton, "__init__", lambda *_: pytest.fail("an automaton was made"))
+    found = fit(a_request(stop=stops), of_sim(stop=4), strict=True)
+    assert (found.request.stop, found.stops) == (stops, None)
+    with pytest.raises(UnsupportedParameter, match="stop above 4 together with best_of"):
+        fit(a_request(stop=stops, best_of=2), of_sim(stop=4), strict=True)
+    monkeypatch.undo()
+    found = prepared(found)
+    assert (found.request.stop, found.stops) == (stops[:4], compiled(stops))
+    assert prepared(found) is found
 
 
 def test_sluice_toml_raises_the_number_of_stop_sequences() -> None:
     row = registry.rows({"vllm": {"limits": {"stop": 40}}})["vllm"]
     stops = tuple(f"{number}" for number in range(40))
-    found = fit(a_request(stop=stops), Target(row, "m"), strict=True)
+    found = prepared(fit(a_request(stop=stops), Target(row, "m"), strict=True))
     assert (found.request.stop, found.stops) == (stops, None)
 
 
@@ -195,12 +210,13 @@ def test_fallbacks_get_as_many_stop_sequences_as_each_takes() -> None:
     rows = registry.rows({})
     few, many = Target(rows["vllm"], "m"), Target(rows["llamacpp"], "m")
     found = candidates(a_request(stop=tuple("abcde")), [few, many], strict=False)
+    found = [*map(prepared, found)]
     assert [candidate.request.stop for candidate in found] == [tuple("abcd"), tuple("abcde")]
     assert [candidate.stops is None for candidate in found] == [False, True]
 
 
 def test_with_emulated_stop_sequences_echo_is_emulated_too() -> None:
-    found = fit(a_request(stop=("a", "b"), echo=True), of_sim(stop=1), strict=True)
+    found = prepared(fit(a_request(stop=("a", "b"), echo=True), of_sim(stop=1), strict=True))
     assert (found.echo, found.request.echo) == (True, False)
 
 
@@ -323,7 +339,7 @@ def test_stop_sequences_of_white_space_are_emulated_where_a_host_refuses_them(
     model: str, stops: tuple[str, ...], sent: tuple[str, ...]
 ) -> None:
     name, _, own = model.partition("/")
-    found = fit(a_request(stop=stops), Target(registry.rows({})[name], own), strict=True)
+    found = prepared(fit(a_request(stop=stops), Target(registry.rows({})[name], own), strict=True))
     assert found.request.stop == sent
     assert (found.stops is None) is (sent == stops)
 

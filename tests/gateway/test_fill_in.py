@@ -9,7 +9,7 @@ import pytest
 
 from completion import Delta, Finished, SourceFile, Started
 from errors import InvalidRequest, UnsupportedParameter
-from gateway.capabilities import Candidate, candidates, fit
+from gateway.capabilities import Candidate, candidates, fit, prepared
 from gateway.echo import echoed
 from providers import registry
 from providers.base import Target
@@ -34,8 +34,8 @@ def target(model: str, **table: Any) -> Target:
 
 
 def fitted(model: str, *, strict: bool = False, **fields: Any) -> Candidate:
-    return fit(a_request(**({"prompts": ("P",), "suffix": "S"} | fields)), target(model),
-               strict=strict)  # fmt: skip
+    request = a_request(**({"prompts": ("P",), "suffix": "S"} | fields))
+    return prepared(fit(request, target(model), strict=strict))
 
 
 def sent(found: Candidate) -> dict[str, Any]:

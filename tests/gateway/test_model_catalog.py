@@ -42,6 +42,13 @@ def test_without_a_list_the_price_list_counts() -> None:
     assert catalog.models(row) == Prices(PRICES).models(row)
 
 
+def test_the_embedded_models_are_counted_although_no_host_lists_them() -> None:
+    rows = registry.rows({})
+    catalog = ModelCatalog(Prices(PRICES), cast(ModelDiscovery, Told()))
+    assert catalog.count(rows["local"]) == len(catalog.models(rows["local"])) == 2
+    assert catalog.count(rows["openai"]) is None
+
+
 def test_a_hosts_list_replaces_the_price_lists_and_keeps_the_operators_models() -> None:
     found = models("openai", ListedModel("gpt-4o-mini", created=7), ListedModel("mine"))
     assert list(found) == ["gpt-4.1-mini", "gpt-5.4-mini", "priced", "gpt-4o-mini", "mine"]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from app import create_app
-from config import ConfigError, Settings, TomlError
+from config import ConfigError, Settings
+from config_file import TomlError
 from keys.group import KeyGroup, group_of, read_groups
 from keys.key import allows, new_row
 from keys.key_errors import KeyFileError

@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +24,7 @@ from tests.support import fake as fp
 from tests.support.fake import FakeProvider
 from tests.support.pace import HANG_S
 from tests.support.pages import fits, sign_in, slow, violations
+from tests.support.paths import ROOT
 from tests.support.servers import UNTROUBLED, Server, fake_rows, make_key
 
 pytestmark = pytest.mark.thorough
@@ -179,6 +182,56 @@ def test_own_changes_can_be_dropped_for_those_of_somebody_else(
     press(page, "Save")
     expect(page.get_by_role("dialog")).to_be_hidden()
     assert api("GET", f"{KEYS}/ada").json()["budget_usd"] == 9
+
+
+def test_the_last_changes_of_a_key_say_when_by_whom_and_what(
+    page: Page, server: Server, api: Api
+) -> None:
+    api("POST", KEYS, json={"name": "ada", "budget_usd": 5})
+    api("PATCH", f"{KEYS}/ada", json={"budget_usd": 9, "models": ["fake/*"]})
+    rotate = ["keys", "rotate", "ada", "--overlap", "0"]
+    subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "wsgi.py", *rotate],
+        cwd=ROOT,
+        env=server._env,
+        check=True,
+        timeout=HANG_S,
+        stdout=subprocess.DEVNULL,
+    )
+    api("POST", KEYS, json={"name": "bob"})
+    sign_in(page, server, "/admin")
+    press(page, "Change ada")
+    page.get_by_text("Last changes").click()
+    entries = page.locator("#key-log li")
+    expect(entries).to_have_count(3)
+    rotated, changed, created = (entries.nth(at) for at in range(3))
+    expect(rotated).to_contain_text("with a command on the server")
+    expect(rotated).to_contain_text("Old secret refused at once")
+    expect(changed).to_contain_text("Changed by operatoryou")
+    expect(changed).to_contain_text("Budget: $5.00 \u2192 $9.00")
+    expect(changed).to_contain_text("Models: all \u2192 fake/*")
+    expect(created).to_contain_text("Budget: $5.00")
+    log = api("GET", f"{KEYS}/log", params={"key": "ada"}).json()["data"]
+    assert [entry["action"] for entry in log] == ["rotate", "change", "create"]
+    expect(created.locator("time")).to_have_attribute("datetime", log[-1]["at"])
+    page.keyboard.press("Escape")
+    press(page, "Change bob")
+    expect(entries.first).to_be_hidden()
+    page.get_by_text("Last changes").click()
+    expect(entries).to_have_count(1)
+    page.keyboard.press("Escape")
+    press(page, "New key")
+    expect(page.get_by_text("Last changes")).to_be_hidden()
+
+
+def test_only_the_last_ten_changes_of_a_key_are_shown(page: Page, server: Server, api: Api) -> None:
+    for limit in range(11):
+        api("PATCH", f"{KEYS}/test", json={"requests_per_minute": 100 + limit})
+    sign_in(page, server, "/admin")
+    press(page, "Change test")
+    page.get_by_text("Last changes").click()
+    expect(page.locator("#key-log li")).to_have_count(10)
+    expect(page.locator("#key-log-hint")).to_contain_text("./sluice keys log --key key_")
 
 
 def test_a_leaked_key_is_rotated_and_its_old_secret_refused_at_once(
@@ -522,6 +575,9 @@ def test_the_page_and_its_dialogs_have_no_axe_violations_and_fit_the_screen(
                 page.get_by_text("More limits").click()
                 press(page, "Create key")
                 expect(page.get_by_text("Give the key a name.")).to_be_visible()
+            if name == "Change ada":
+                page.get_by_text("Last changes").click()
+                expect(page.locator("#key-log li")).to_have_count(2)
             found[name] = violations(page)
             assert fits(page)
             page.keyboard.press("Escape")

@@ -231,6 +231,30 @@ def test_a_stop_ends_a_silent_chat_and_bills_what_there_was(
     assert fake.wait_closed()[-1].outcome == "aborted"
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/v1/chat/completions"])
+def test_a_stop_after_the_finish_reason_sends_no_second_one(
+    served: Server, fake: FakeProvider, path: str
+) -> None:
+    """The reason comes with text, so that Sluice waits for more until the stop."""
+    [chunk] = fp.chunks(["Hello you"], chat=True, finish=None)
+    chunk["choices"][0]["finish_reason"] = "stop"
+    fake.script([*fp.sse([chunk], done=False, complete=False), fp.hold()])
+    headers = {"X-API-Key": served.key}
+    body = {"model": "fake/m", "messages": MESSAGES, "stream": True}
+    url = served.url + path
+    with requests.post(url, json=body, headers=headers, stream=True, timeout=HANG_S) as answer:
+        lines = filter(b"".__ne__, answer.iter_lines())
+        while b"Hello you" not in (seen := next(lines)):
+            pass
+        assert b'"finish_reason":"stop"' in seen
+        stop = f"{served.url}/v1/completions/stop-stream/{answer.headers['X-Stream-ID']}"
+        assert requests.post(stop, headers=headers, timeout=HANG_S).json() == {"success": True}
+        rest = list(lines)
+    assert rest[-1] == b"data: [DONE]"
+    assert b"finish_reason" not in b"".join(rest)
+    assert row_of(ledger_of(served), answer.headers["X-Request-ID"])["end_reason"] == "stopped"
+
+
 @pytest.mark.thorough
 def test_a_body_of_many_megabytes_is_sent_and_other_calls_go_on(
     served: Server, fake: FakeProvider

@@ -330,7 +330,7 @@ def load_conf(env: Mapping[str, str]) -> tuple[str, set[str]]:
 
 def test_loading_gunicorn_conf_imports_only_config_and_the_stdlib() -> None:
     _, modules = load_conf({})
-    assert modules - set(sys.stdlib_module_names) <= {"config"}
+    assert modules - set(sys.stdlib_module_names) <= {"config", "config_file"}
     assert "ssl" not in modules
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support import calls
 from tests.support import fake as fp
+from tests.support.books import ledger_of, rows
 from tests.support.calls import (
     BEGUN,
     EVENT,
@@ -123,6 +124,30 @@ def test_ctrl_c_ends_streams_after_the_shorter_drain_time(fake: FakeProvider) ->
             INTERRUPT_DRAIN_S - 0.1 < closed_after(request, before) < INTERRUPT_DRAIN_S + scaled(1)
         )
         assert server.wait_exit(EXIT_S) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_development_server_ends_and_settles_its_calls(
+    fake: FakeProvider, number: signal.Signals
+) -> None:
+    fake.default(ENDLESS)
+    fake.script([fp.hold()], path=CHAT)
+    env = {"SLUICE_FIRST_EVENT_WAIT_S": str(HANG_S)}
+    with Server(fake_rows(fake.base_url), kind="python", env=env) as server, ExitStack() as stack:
+        flowing, unary = (stack.enter_context(server.client()) for _ in range(2))
+        stream_id = begin_stream(flowing)
+        ask(unary, model="fakechat/m", stream_id="unary")
+        fake.wait_requests(2)
+        server.signal(number)
+        assert_shut_down(list(flowing.frames()))
+        assert unary.read_head().status == 503
+        assert unary.json()["code"] == "unavailable"
+        fake.wait_closed(2)
+        assert server.wait_exit() == 0
+        for call_id in (stream_id, "unary"):
+            assert settled(server, call_id)["end_reason"] == "shutdown"
+        assert [row["end_reason"] for row in rows(ledger_of(server))] == ["shutdown"] * 2
+    assert "Traceback" not in server.output()
 
 
 @pytest.mark.thorough

@@ -48,6 +48,35 @@ def test_empty_fields_are_no_limits_and_all_models() -> None:
     assert "budget_period" not in terms  # a period without a budget means nothing
 
 
+def test_an_entry_of_the_log_says_by_whom_and_what_was_changed() -> None:
+    by_key = {"key_id": "key_a", "name": "operator"}
+    by_user = {"key_id": None, "name": "alice"}
+    budget = {"budget_usd": {"from": None, "to": 10.0}, "admin": {"from": False, "to": True}}
+    entries: list[dict[str, Any]] = [
+        {"action": "change", "by": by_key, "changes": budget},
+        {"action": "create", "by": by_user, "changes": {"models": ["openai/*"], "new": 1}},
+        {"action": "disable", "by": by_key, "changes": {"disabled": {"from": False, "to": True}}},
+        {"action": "rotate", "by": by_user, "changes": {"overlap_s": 86400}},
+        {"action": "rotate", "by": by_key, "changes": {"overlap_s": 5400}},
+        {"action": "rotate", "by": by_key, "changes": {"overlap_s": 0}},
+    ]
+    each = [(entry,) for entry in entries]
+    assert call_each("key_terms.js", "changeTitle", *each)[:4] == [
+        "Changed by operator",
+        "Created by alice, with a command on the server",
+        "Disabled by operator",
+        "Rotated by alice, with a command on the server",
+    ]
+    assert call_each("key_terms.js", "changeLines", *each) == [
+        ["Budget: none \u2192 $10.00", "Admin key: no \u2192 yes"],
+        ["Models: openai/*", "new: 1"],
+        [],
+        ["Old secret valid for a day"],
+        ["Old secret valid for 90 minutes"],
+        ["Old secret refused at once"],
+    ]
+
+
 def test_numbers_are_read_as_people_write_them() -> None:
     texts = ["$20", "0.25", ".5", "1,000", "1 000 000"]
     found = call_each("key_terms.js", "termsOf", *((EMPTY | {"budget_usd": t},) for t in texts))

@@ -379,6 +379,7 @@ def test_several_choices_have_their_indexes() -> None:
     ends = [chunk("{}", '"stop"', index=at) for at in (0, 1)]
     events = decode(stream(*data, *ends, "[DONE]"), n=2)
     assert [event.index for event in opaques(events)] == [1, 0, 0, 1]
+    assert [event.ends for event in opaques(events)] == [(), (), (0,), (1,)]
     with pytest.raises(UpstreamError, match="1 of the 2 requested choices"):
         decode(stream(data[1], ends[0], "[DONE]"), n=2)
 
@@ -392,7 +393,7 @@ WHOLE = (
 
 def test_a_whole_answer_is_one_event() -> None:
     events = chat.complete(WHOLE.encode(), request(stream=False))
-    assert opaques(events) == [Opaque(WHOLE.encode(), 0, 2, reports=True)]
+    assert opaques(events) == [Opaque(WHOLE.encode(), 0, 2, reports=True, ends=(0,))]
     assert Finished(0, "stop") in events
     assert Used(Usage(9, 4)) in events
 
