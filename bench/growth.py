@@ -8,6 +8,8 @@ import socket
 import statistics
 import subprocess
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +17,12 @@ from bench.machine import PROMPT, Upstream, cpu, gateway, memory
 from tests.support.servers import Server
 
 COUNTS = (10, 100, 1000, 5000)
-STOPS = 60
+KINDS: dict[str, dict[str, Any]] = {"plain": {}, "resumable": {"resumable": True}}
+TOGETHER = 500
+"""The number of streams that are opened at once: more would measure how they begin."""
+STOPS = 200
+WINDOW_S = 10.0
+"""The seconds over which the CPU time of the events is measured."""
 QUIET = {"stream": True, "sim_tokens": 100000, "sim_interval_ms": 1000}
 
 
@@ -30,19 +37,51 @@ class Size(NamedTuple):
     stop_p99: float
 
 
-def growth(folder: Path) -> list[Size]:
-    room = str(max(COUNTS) + 200)
+def growth(folder: Path, counts: Sequence[int] = COUNTS) -> Iterator[tuple[str, Size]]:
+    """Yield the measurements of each kind and number of streams, each in a server of its own.
+
+    A server that has had many streams keeps their memory, and would hide a part of the next ones'.
+    """
+    room = str(max(counts) + 200)
     environment = {"SLUICE_MAX_STREAMS": room, "SLUICE_MAX_STREAMS_PER_KEY": room}
-    with Upstream(folder) as upstream, gateway(upstream.rows, **environment) as server:
-        return [size(folder, upstream, server, count) for count in COUNTS]
+    for count in counts:
+        for kind, fields in KINDS.items():
+            with Upstream(folder) as upstream, gateway(upstream.rows, **environment) as server:
+                try:
+                    found = size(folder, upstream, server, count, fields)
+                except TimeoutError as error:  # the machine is too busy
+                    print(f"skipping {count} {kind} streams: {error}", flush=True)
+                    continue
+            yield kind, found
 
 
-def size(folder: Path, upstream: Upstream, server: Server, count: int) -> Size:
+def size(
+    folder: Path, upstream: Upstream, server: Server, count: int, fields: dict[str, Any]
+) -> Size:
     warm(server)
     time.sleep(1)
     before = memory(server.pid)
-    body = json.dumps(PROMPT | {"model": "sim/sim-1"} | QUIET)
-    clients = subprocess.Popen(
+    with ExitStack() as stack:
+        for number in range(0, count, TOGETHER):
+            more = min(TOGETHER, count - number)
+            stack.enter_context(clients(folder, server, more, fields))
+            wait_open(upstream, number + more)
+        time.sleep(3)
+        each = (memory(server.pid) - before) * 1024 / count
+        used, tokens = cpu(server.pid), upstream.stats()["tokens"]
+        time.sleep(WINDOW_S)
+        spent = cpu(server.pid) - used
+        events = max(1, upstream.stats()["tokens"] - tokens)
+        stops = sorted(stop(upstream, server, n, fields) for n in range(STOPS))
+    p50, p99 = statistics.median(stops), stops[int(0.99 * (len(stops) - 1))]
+    return Size(count, each, spent / events * 1e6, p50 * 1000, p99 * 1000)
+
+
+@contextmanager
+def clients(folder: Path, server: Server, count: int, fields: dict[str, Any]) -> Iterator[None]:
+    """Keep `count` quiet streams open while the context is active."""
+    body = json.dumps(PROMPT | {"model": "sim/sim-1"} | QUIET | fields)
+    process = subprocess.Popen(
         [
             *(folder / "simload", str(server.port), "/v1/completions", "-c", str(count)),
             *("-d", "600", "-w", "0", "-b", body, "-k", server.key),
@@ -50,25 +89,18 @@ def size(folder: Path, upstream: Upstream, server: Server, count: int) -> Size:
         stdout=subprocess.DEVNULL,
     )
     try:
-        until = time.monotonic() + 90
-        while (active := upstream.stats()["active"]) < count:
-            if time.monotonic() > until:
-                raise TimeoutError(f"only {active} of {count} streams are open after 90 s")
-            time.sleep(0.2)
-        time.sleep(3)
-        each = (memory(server.pid) - before) * 1024 / count
-        used, seconds = cpu(server.pid), 5.0
-        tokens = upstream.stats()["tokens"]
-        time.sleep(seconds)
-        spent = cpu(server.pid) - used
-        events = max(1, upstream.stats()["tokens"] - tokens)
-        stops = sorted(stop(upstream, server, n) for n in range(STOPS))
+        yield
     finally:
-        clients.terminate()
-        clients.wait()
-    upstream_empty(upstream)
-    p50, p99 = statistics.median(stops), stops[int(0.99 * (len(stops) - 1))]
-    return Size(count, each, spent / events * 1e6, p50 * 1000, p99 * 1000)
+        process.terminate()
+        process.wait()
+
+
+def wait_open(upstream: Upstream, count: int) -> None:
+    until = time.monotonic() + 180
+    while (active := upstream.stats()["active"]) < count:
+        if time.monotonic() > until:
+            raise TimeoutError(f"only {active} of {count} streams are open after 180 s")
+        time.sleep(0.2)
 
 
 def warm(server: Server) -> None:
@@ -76,17 +108,11 @@ def warm(server: Server) -> None:
         ask(http.client.HTTPConnection("127.0.0.1", server.port), server.key)
 
 
-def upstream_empty(upstream: Upstream) -> None:
-    until = time.monotonic() + 30
-    while upstream.stats()["active"] and time.monotonic() < until:
-        time.sleep(0.2)
-
-
-def stop(upstream: Upstream, server: Server, number: int) -> float:
+def stop(upstream: Upstream, server: Server, number: int, fields: dict[str, Any]) -> float:
     """Return the seconds from a stop until the connection to the upstream is closed."""
     before = upstream.stats()
     name = f"bench-{time.monotonic_ns()}-{number}"
-    client = begin(server.port, server.key, stream_id=name, **QUIET)
+    client = begin(server.port, server.key, stream_id=name, **QUIET, **fields)
     client.recv(1)
     control = http.client.HTTPConnection("127.0.0.1", server.port)
     stopped = time.monotonic()

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import platform
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": ASKED}], **SAMPLING},
 }
 """The fields of a request, by its path."""
+CODER = "sim/qwen2.5-coder-7b"
+"""A model that gets a suffix by its family's template."""
 
 
 def build(folder: Path) -> None:
@@ -78,11 +81,13 @@ class Upstream:
         """The text of a sluice.toml with this upstream and a price, so that calls have a cost."""
         return (
             f'[providers.sim]\nbase_url = "http://127.0.0.1:{self.port}/v1"\ncompletions = true\n'
+            'fim = "template"\n'
             '[prices."sim/sim-1"]\ninput_per_mtok = 1.0\noutput_per_mtok = 2.0\n'
+            f'[prices."{CODER}"]\ninput_per_mtok = 1.0\noutput_per_mtok = 2.0\n'
         )
 
 
-def gateway(rows: str, root: Path | None = None, **env: str) -> Server:
+def gateway(rows: str, *, root: Path | None = None, **env: str) -> Server:
     """Return a server whose key has all limits and a budget.
 
     They are so high that no request is refused, but the cost of counting is measured too.
@@ -102,6 +107,7 @@ def load(
     key: str,
     *,
     path: str = "/v1/completions",
+    headers: Iterable[str] = (),
     **body: Any,
 ) -> dict[str, Any]:
     """Run the load generator and return its measurements.
@@ -109,10 +115,12 @@ def load(
     Args:
         seconds: The length of the measurement, after the warm-up.
         warm: Seconds of warm-up, which aren't measured.
+        headers: More headers of each request, such as "name: value".
     """
-    command = [
+    command: list[str | Path] = [
         *(folder / "simload", str(port), path, "-c", str(connections)),
         *("-d", str(seconds), "-w", str(warm), "-b", json.dumps(BODIES[path] | body), "-k", key),
+        *chain.from_iterable(("-H", header) for header in headers),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if not done.stdout.startswith("{"):
@@ -172,6 +180,20 @@ def described() -> str:
         f"Linux {platform.release()}",
         f"Python {platform.python_version()}",
         *(f"{name} {version(name)}" for name in ("flask", "gunicorn", "gevent", "requests")),
-        f"load average {os.getloadavg()[0]:.1f} at the start",
     ]
     return ", ".join(parts)
+
+
+def commit() -> str:
+    """Return the short id of the checkout's commit, with a + if files were changed since."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()

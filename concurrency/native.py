@@ -100,7 +100,7 @@ greenlet that waited while holding a BriefLock would stop the whole process.
 """
 
 
-class Event(Protocol):
+class PlainEvent(Protocol):
     """An event without timeouts."""
 
     def set(self) -> None: ...
@@ -108,7 +108,7 @@ class Event(Protocol):
     def wait(self) -> object: ...
 
 
-def one_waiter_event() -> Callable[[], Event]:
+def one_waiter_event() -> Callable[[], PlainEvent]:
     """Return the function that makes an event for which only one thread waits."""
     if not greenlets():
         return threading.Event

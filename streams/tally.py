@@ -82,12 +82,12 @@ class Tally:
         """Count a batch. Return its weight in a mailbox, in bytes."""
         before, added = self._bytes, 0
         for event in batch:
-            if isinstance(event, Delta):
+            if event.__class__ is Delta:  # compared, because most events pay for it
                 self.visible += 1
                 self.pieces += 1
                 text = event.text
                 self._bytes += len(text) if text.isascii() else utf8_size(text)
-            elif event.__class__ is Opaque:  # compared, because a chat has only these
+            elif event.__class__ is Opaque:
                 self.visible += event.visible
                 self.pieces += event.text_size > 0
                 self._bytes += event.text_size

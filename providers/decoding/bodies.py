@@ -133,17 +133,23 @@ class Excerpt:
         return bytes((self._end or b"")[-END:])
 
     def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """Yield the chunks unchanged, and record the excerpt."""
-        source, end = iter(chunks), self._end
-        for chunk in source:
-            if len(self._start) < START:
-                self._start += chunk[:START]
-            elif end is None:
-                yield chunk
-                break
-            if end is not None:
-                end += chunk
-                if len(end) > 2 * END:
-                    del end[:-END]
+        """Return an iterator over the chunks, unchanged, that records the excerpt."""
+        source = iter(chunks)
+        watched = chain(self._watch_start(source), source)
+        return watched if self._end is None else self._watch_end(watched, self._end)
+
+    def _watch_start(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield chunks until the start is complete."""
+        for chunk in chunks:
+            self._start += chunk[:START]
             yield chunk
-        yield from source
+            if len(self._start) >= START:
+                break
+
+    @staticmethod
+    def _watch_end(chunks: Iterator[bytes], end: bytearray) -> Iterator[bytes]:
+        for chunk in chunks:
+            end += chunk
+            if len(end) > 2 * END:
+                del end[:-END]
+            yield chunk

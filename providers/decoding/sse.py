@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
+from itertools import chain
 
 import msgspec
 
@@ -34,15 +35,17 @@ ERRORS = frozenset(("exception", "failure", "fatal"))
 """The names of events that count as "error"."""
 
 BOM = b"\xef\xbb\xbf"
+CR, LF = b"\r\n"
+"""The two bytes as numbers: searching bytes for a number takes an eighth of the time."""
 FIELD = re.compile(rb"\s*(?:(?:data|event|id|retry|error) *:|:)")
 """The start of a body of server-sent events."""
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
-    event: str
     data: bytes
     """The raw data. The specification replaces invalid UTF-8 with U+FFFD; here, the decoder of the
     data does so."""
+    event: str = "message"
 
 
 def decode(chunks: Iterable[bytes]) -> Iterator[list[Frame]]:
@@ -56,10 +59,10 @@ def decode(chunks: Iterable[bytes]) -> Iterator[list[Frame]]:
             before the error have been yielded.
     """
     pending = _Pending()
-    for text in _unix_lines(_without_bom(iter(chunks))):
+    for chunk in _without_bom(iter(chunks)):
         frames: list[Frame] = []
         try:
-            alive = pending.feed(text, frames)
+            alive = pending.feed(chunk, frames)
         except UpstreamError:
             if frames:
                 yield frames
@@ -79,11 +82,15 @@ class _Pending:
     """The unfinished event: the fields so far, and the pieces of the unfinished line."""
 
     __slots__ = (
-        *("data", "errors", "event", "pieces", "size"),
+        *("after_cr", "data", "errors", "event", "is_empty", "pieces", "size"),
         *("stray", "stray_size", "unfinished"),
     )
 
     def __init__(self) -> None:
+        self.is_empty = True
+        """True if the next chunk continues neither an event nor a line, nor the CR of a CRLF."""
+        self.after_cr = False
+        """True if the last chunk ended with a CR."""
         self.pieces: list[bytes] = []
         self.unfinished = 0
         self.forget()
@@ -98,12 +105,25 @@ class _Pending:
         self.stray_size = 0
         self.size = 0
 
-    def feed(self, text: bytes, frames: list[Frame]) -> bool:
-        """Add text whose lines end with LF, and append the events that it completes to `frames`.
+    def feed(self, chunk: bytes, frames: list[Frame]) -> bool:
+        """Add a chunk, and append the events that it completes to `frames`.
 
         Return True if it completes anything other than a field of an unfinished event.
         """
-        if b"\n" not in text:
+        if self.is_empty and CR not in chunk and (plain := _plain(chunk)):
+            frames += map(Frame, plain)
+            return True
+        if self.after_cr or CR in chunk:
+            chunk = self.unix_lines(chunk)
+        alive = self.feed_lines(chunk, frames)
+        self.is_empty = not (
+            (self.pieces or self.data or self.event or self.errors or self.stray) or self.after_cr
+        )
+        return alive
+
+    def feed_lines(self, text: bytes, frames: list[Frame]) -> bool:
+        """Add text whose lines end with LF, as `feed` does."""
+        if LF not in text:
             self.hold(text)
             return False
         if self.pieces:
@@ -114,9 +134,13 @@ class _Pending:
             text = b"\n" + text
         elif text == b"\n":
             return True
-        elif len(text) <= MAX_LINE:
-            plain, text = _plain(text)
-            frames += [Frame("message", data) for data in plain]
+        else:
+            end = text.rfind(b"\n\n") + 2
+            if plain := _plain(text[:end]):
+                frames += map(Frame, plain)
+                text = text[end:]
+                if not text:
+                    return True
         *blocks, tail = text.split(b"\n\n")
         commented = False
         for block in blocks:
@@ -128,6 +152,19 @@ class _Pending:
             commented = any(line.startswith(b":") for line in lines)
             self.hold(rest)
         return bool(blocks) or commented
+
+    def unix_lines(self, chunk: bytes) -> bytes:
+        """Convert all line ends to LF.
+
+        A CR at the end of a chunk ends its line at once, without waiting for the next chunk. If
+        that chunk starts with LF, the LF belongs to the CR and is dropped.
+        """
+        if chunk and self.after_cr:
+            chunk = chunk.removeprefix(b"\n")
+            self.after_cr = False
+        if chunk.endswith(b"\r"):
+            self.after_cr = True
+        return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def hold(self, piece: bytes) -> None:
         self.unfinished += len(piece)
@@ -170,13 +207,13 @@ class _Pending:
         The data beside an error is dropped, because it may be the last event's.
         """
         if self.errors:
-            frames.append(Frame("error", b"\n".join(self.errors)))
+            frames.append(Frame(b"\n".join(self.errors), "error"))
         elif self.data:
             name = self.event.decode("utf-8", "replace") or "message"
             name = "error" if name in ERRORS else name
-            frames.append(Frame(name, b"\n".join(self.data)))
+            frames.append(Frame(b"\n".join(self.data), name))
         if self.stray and (error := _error_in(self.stray)):
-            frames.append(Frame("error", error))
+            frames.append(Frame(error, "error"))
         self.forget()
 
     def last_error(self) -> list[Frame]:
@@ -208,50 +245,30 @@ def _error_in(lines: list[bytes]) -> bytes | None:
     return text if isinstance(value, dict) and value.get("error") else None
 
 
-def _plain(text: bytes) -> tuple[list[bytes], bytes]:
-    """Decode the complete events in some text, if each is a single line of data.
+def _plain(text: bytes) -> list[bytes]:
+    """Return the data of the events in some text, if each is a single line of data.
 
-    This is a fast path that avoids decoding line by line. Return the data of each event, and the
-    text after the events. If an event has other lines, return no data and the whole text.
+    This is a fast path that avoids decoding line by line. Return an empty list for any other text.
     """
-    end = text.rfind(b"\n\n") + 2
-    if end > 2 and text.startswith(b"data: "):
-        found = text[6 : end - 2].split(b"\n\ndata: ")
-        if text.count(b"\n", 0, end) == 2 * len(found):
-            return found, text[end:]
-    return [], text
+    if len(text) <= MAX_LINE and text.startswith(b"data: ") and text.endswith(b"\n\n"):
+        found = text[6:-2].split(b"\n\ndata: ")
+        if text.count(b"\n") == 2 * len(found):
+            return found
+    return []
 
 
 def _without_bom(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    return chain(_start(chunks), chunks)
+
+
+def _start(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the start of a body, without its byte order mark."""
     start = b""
     for chunk in chunks:
         start += chunk
-        if not BOM.startswith(start):
-            yield start.removeprefix(BOM)
+        if start == BOM or not BOM.startswith(start):
             break
-        if start == BOM:
-            break
-    else:
-        yield start
-    yield from chunks
-
-
-def _unix_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Convert all line ends to LF.
-
-    A CR at the end of a chunk ends its line at once, without waiting for the next chunk. If that
-    chunk starts with LF, the LF belongs to the CR and is dropped.
-    """
-    after_cr = False
-    for chunk in chunks:
-        if after_cr and chunk:
-            chunk = chunk.removeprefix(b"\n")
-            after_cr = False
-        if b"\r" in chunk:
-            after_cr = chunk.endswith(b"\r")
-            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        if chunk:
-            yield chunk
+    yield start.removeprefix(BOM)
 
 
 def _too_long(what: str, limit: int) -> UpstreamError:

@@ -135,19 +135,19 @@ def events(chunks: Iterable[bytes], request: CompletionRequest) -> Iterator[Batc
         return
     excerpt = bodies.Excerpt(end=True)
     response = GoogleResponse(request)
-    for frames in sse.decode(excerpt.watch(chunks)):
-        yield from bodies.batch_of(partial(_read, response, frames))
+    yield from sse.batches(excerpt.watch(chunks), partial(_read, response))
     for batch in bodies.batch_of(partial(_end, response, excerpt)):
         if batch:
             yield batch
 
 
-def _read(response: GoogleResponse, frames: list[sse.Frame], batch: Batch) -> None:
-    for frame in frames:
-        if frame.event == "error":
-            raise reported_in(frame.data)
-        if frame.event in CHUNKS:
-            response.read(frame.data, batch)
+def _read(response: GoogleResponse, frame: sse.Frame, batch: Batch) -> bool:
+    """Append the events of a frame. No frame says that it is the last one."""
+    if frame.event == "error":
+        raise reported_in(frame.data)
+    if frame.event in CHUNKS:
+        response.read(frame.data, batch)
+    return False
 
 
 def _end(response: GoogleResponse, excerpt: bodies.Excerpt, batch: Batch) -> None:

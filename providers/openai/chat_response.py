@@ -27,8 +27,9 @@ from completion import (
 from errors import UpstreamError
 from providers.decoding.added_fields import decode_object, objects
 from providers.decoding.lenient_json import NOT_JSON, on_one_line
+from providers.decoding.sse import LF
 from providers.openai.response import OpenAIResponse
-from providers.openai.schemas import Chunk, decode_plain
+from providers.openai.schemas import Chunk, decode, decode_plain
 
 
 class ChatResponse(OpenAIResponse):
@@ -51,7 +52,7 @@ class ChatResponse(OpenAIResponse):
 
     def read(self, data: bytes, batch: Batch) -> None:
         if not (self.plain and self.take_plain(data, batch, ascii_only=data.isascii())):
-            super().read(data, batch)
+            self.take(decode(data, self.pairs), data, batch)
 
     def take_plain(self, data: bytes, batch: Batch, *, ascii_only: bool) -> bool:
         """Append the event of a chunk that has only text. Return False if the chunk has more."""
@@ -62,7 +63,7 @@ class ChatResponse(OpenAIResponse):
         text = choices[0].delta.content if choices else ""
         if not text:
             return False
-        if not ascii_only or b"\n" in data:
+        if not ascii_only or LF in data:
             data = on_one_line(data)
         self.texts[0] = True
         batch.append(Opaque(data, 0, len(text) if text.isascii() else utf8_size(text)))

@@ -148,7 +148,7 @@ def decoded(
 
 def read(response: OpenAIResponse, frame: sse.Frame, batch: Batch) -> bool:
     """Append the events of a frame. Return True if it was [DONE]."""
-    if frame.data.lstrip().startswith(DONE):
+    if not frame.data.startswith(b"{") and frame.data.lstrip().startswith(DONE):
         response.finish_all(batch)
         return True
     if frame.event == "error":
@@ -168,7 +168,8 @@ def _read_all(response: OpenAIResponse, frames: list[sse.Frame], batch: Batch) -
     chunks = decode_many(data, adds=response.adds) if len(data) == len(several) else []
     if len(chunks) < len(several):
         return any(read(response, frame, batch) for frame in frames)
-    response.take_all(chunks, data, batch)
+    for chunk, source in zip(chunks, data, strict=True):
+        response.take(chunk, source, batch)
     return read(response, last, batch)
 
 

@@ -102,7 +102,30 @@ class OpenAIResponse:
         self.take(decode(data, self.pairs, adds=self.adds), data, batch)
 
     def take(self, chunk: Chunk, data: bytes, batch: Batch) -> None:
-        """Append the events of a chunk that was decoded from `data`. Raises as `read` does."""
+        """Append the events of a chunk that was decoded from `data`. Raises as `read` does.
+
+        Most chunks have only text. They take a fast path, which looks at all other parts at once.
+        """
+        if self.started and chunk.choices and self.choices == 1 and not self.pairs.possible:
+            choice = chunk.choices[0]
+            delta = choice.delta
+            text = choice.text or (delta and delta.content)
+            if text and not (
+                (choice.finish_reason or choice.native_finish_reason or choice.logprobs)
+                or (choice.error or choice.reasoning_content or choice.reasoning)
+                or (delta and (delta.error or delta.reasoning_content or delta.reasoning))
+                or (chunk.usage or chunk.x_groq or chunk.error or chunk.errors)
+                or (chunk.base_resp or chunk.error_code or chunk.error_msg)
+                or (chunk.service_tier and self.tier is None)
+                or (self.adds and chunk.__class__ is not KnownChunk)
+            ):
+                self.texts[0] = True
+                batch.append(Delta(0, text))
+                return
+        self.take_parts(chunk, data, batch)
+
+    def take_parts(self, chunk: Chunk, data: bytes, batch: Batch) -> None:
+        """Append the events of any chunk, as `take` does."""
         before = len(batch)
         failed = chunk.error or chunk.base_resp or chunk.error_code or chunk.error_msg
         if failed or chunk.errors or (chunk.x_groq and chunk.x_groq.error):
@@ -160,29 +183,6 @@ class OpenAIResponse:
         around += batch[at:]
         append_added(last, around, index, top=False)
         batch[at:] = around
-
-    def take_all(self, chunks: list[Chunk], data: list[bytes], batch: Batch) -> None:
-        """Append the events of several chunks, with a fast path for chunks that hold only text."""
-        append = batch.append
-        known = not self.adds or isinstance(chunks[0], KnownChunk)  # all have one type
-        fast = known and self.choices == 1 and not self.pairs.possible
-        for chunk, source in zip(chunks, data, strict=True):
-            if fast and chunk.choices and self.started:
-                choice = chunk.choices[0]
-                delta = choice.delta
-                text = choice.text or (delta and delta.content)
-                if text and not (
-                    # The checks are inline, because most events pay for them.
-                    (choice.finish_reason or choice.native_finish_reason or choice.logprobs)
-                    or (choice.error or choice.reasoning_content or choice.reasoning)
-                    or (delta and (delta.error or delta.reasoning_content or delta.reasoning))
-                    or (chunk.usage or chunk.x_groq or chunk.error or chunk.errors)
-                    or (chunk.base_resp or chunk.error_code or chunk.error_msg)
-                ):
-                    self.texts[0] = True
-                    append(Delta(0, text))
-                    continue
-            self.take(chunk, source, batch)
 
     def append_usage(self, batch: Batch, *, with_text: bool = False) -> None:
         found, self.held = self.held, None

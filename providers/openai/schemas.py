@@ -12,7 +12,6 @@ DeepSeek, Groq, Mistral, Perplexity and OpenRouter references for their addition
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -180,8 +179,11 @@ def decode(data: bytes, pairs: SplitPairs, *, adds: bool = False) -> Chunk:
         adds: True to return a KnownChunk if the data has no other fields.
     """
     if adds:
-        with suppress(*NOT_JSON):
+        try:
             known: KnownChunk = _known_decoder.decode(data)
+        except NOT_JSON:
+            pass  # contextlib.suppress would cost as much as the decoding
+        else:
             return known
     try:
         return _typed(data)

@@ -251,9 +251,8 @@ class ResponseReader:
             self._parser.feed_data(data)
         except REFUSED:
             refused = True
-        parts = events.parts
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        parts.clear()
+        body = b"".join(events.parts)
+        events.parts.clear()
         self._overhead = 0 if body else self._overhead + len(data)
         tail = self._tail = data[-5:] if len(data) >= 5 else (self._tail + data)[-5:]
         if events.complete:

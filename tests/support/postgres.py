@@ -59,6 +59,15 @@ class Postgres:
                 process.wait(HANG_S)
         shutil.rmtree(self._directory, ignore_errors=True)
 
+    @property
+    def pid(self) -> int:
+        """The id of the main process."""
+        return self._process.pid
+
+    def output(self) -> str:
+        """Return the server's log so far."""
+        return (self._directory / "output").read_text(errors="replace")
+
     def crash(self) -> None:
         """End the server at once, without closing its sessions properly."""
         self._process.send_signal(signal.SIGQUIT)

@@ -190,7 +190,7 @@ def test_line_above_the_size_limit_raises_after_earlier_events(
     before = b"data: a\n\n"
     assert decoded(pieces(before + longest + end, size))[0] == ("message", b"a")
     lists = sse.decode(pieces(before + longest + b"x" + end, size))
-    assert next(lists) == [sse.Frame("message", b"a")]
+    assert next(lists) == [sse.Frame(b"a")]
     with pytest.raises(UpstreamError, match="line larger than 4194304 bytes"):
         next(lists)
 

@@ -141,7 +141,7 @@ def anthropic_stream(start: dict[str, Any], delta: dict[str, Any]) -> Batch:
         {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": delta},
         {"type": "message_stop"},
     ):
-        response.read(sse.Frame(str(frame["type"]), json.dumps(frame).encode()), batch)
+        response.read(sse.Frame(json.dumps(frame).encode(), str(frame["type"])), batch)
     return batch
 
 

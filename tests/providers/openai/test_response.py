@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from completion import Added, CompletionRequest, Event, flatten, fold
+from completion import Added, CompletionRequest, Event, Used, flatten, fold
 from errors import UpstreamError
 from providers.openai import dialect, response
 from providers.openai.schemas import (
@@ -114,3 +114,11 @@ def test_chunks_that_hold_only_known_fields_are_decoded_once() -> None:
     data = [json.dumps(chunk).encode()] * 3
     assert {type(found) for found in decode_many(data, adds=True)} == {KnownChunk}
     assert not any(isinstance(e, Added) for e in events_of([chunk] * 3, together=True))
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_service_tier_that_arrives_after_the_first_text_is_known(together: bool) -> None:
+    plain: dict[str, Any] = {"choices": [{"index": 0, "text": "b"}]}
+    chunks = [plain, plain | {"service_tier": "flex"}, plain, {"choices": [], "usage": USAGE}]
+    [used] = [e for e in events_of(chunks, together=together) if isinstance(e, Used)]
+    assert used.usage.tier == "flex"
