@@ -21,6 +21,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 import msgspec
 import redis
 
+from cluster.lua import NO_PART, ScriptPart
 from cluster.messages import (
     CHANNEL,
     QUESTIONS,
@@ -33,7 +34,16 @@ from cluster.messages import (
     run,
 )
 from cluster.redis_client import RedisAway, RedisClient
-from cluster.scripts import ASK, BEAT, CLAIM, OWNERS, PROCESSES_NOW, RELEASE
+from cluster.scripts import (
+    ASK,
+    BEAT,
+    EXISTS,
+    OWNERS,
+    PROCESSES_NOW,
+    TOO_MANY,
+    claiming,
+    releasing,
+)
 from completion import StreamKey, Summary
 from concurrency.threads import BackgroundThread
 from errors import Unavailable
@@ -57,7 +67,6 @@ PROCESSES, SINCE = "sluice:fleet", "sluice:since"
 CALLS, STOPPED = "sluice:calls:", "sluice:stopped:"
 
 ClaimResult: TypeAlias = Literal["yes", "exists", "too many"]
-CLAIM_RESULTS: tuple[ClaimResult, ...] = ("yes", "exists", "too many")
 
 Subjects: TypeAlias = Mapping[str, Callable[[str], Any]]
 """The questions about the whole process: by its subject, the function that answers it. Its argument
@@ -130,37 +139,62 @@ class Cluster:
             self._redis.run(lambda client: client.zrem(PROCESSES, self._me))
         self._redis.close()
 
-    def claim(self, stream_key: StreamKey, max_calls: int | None = None) -> ClaimResult:
+    def claim(
+        self,
+        stream_key: StreamKey,
+        max_calls: int | None = None,
+        part: ScriptPart | None = None,
+    ) -> tuple[ClaimResult, Any]:
         """Claim a call's id.
 
         Args:
             max_calls: the key's limit on calls in the cluster; None means no limit.
+            part: code that decides whether the call is admitted. If it refuses the call, nothing is
+                claimed.
 
         Returns:
             "yes"; "exists" if another process has a call with this id; "too many" if the key has
-            max_calls. If Redis is unavailable, "yes", because calls don't depend on Redis.
+            max_calls. If Redis is unavailable, "yes", because calls don't depend on Redis. With it,
+            the part's reply; None if the part may not have run.
         """
         self._thread.start()
         self._unreleased.pop(stream_key, None)
+        code, keys, arguments = part or NO_PART
+        own_keys, own_arguments = self._claim(stream_key, max_calls)
         try:
-            return CLAIM_RESULTS[
-                self._redis.script(lambda client: self._claim(client, stream_key, max_calls))
-            ]
+            reply = self._redis.script(
+                claiming(code), [*keys, *own_keys], [*arguments, *own_arguments]
+            )
         except RedisAway:
             self._stale = True
-            return "yes"
+            return "yes", None
+        if reply in (EXISTS, TOO_MANY):
+            return ("exists" if reply == EXISTS else "too many"), None
+        return "yes", reply
 
-    def release(self, stream_key: StreamKey, *, stopped: bool) -> None:
-        """Release the id of a call that has ended. Remember a stop for STOPPED_TTL_S."""
+    def release(
+        self, stream_key: StreamKey, *, stopped: bool, part: ScriptPart | None = None
+    ) -> bool:
+        """Release the id of a call that has ended. Remember a stop for STOPPED_TTL_S.
+
+        Args:
+            part: code to run with the release.
+
+        Return False if Redis is unavailable. The id is released later then, but the part may not
+        have run.
+        """
         key_id, stream_id = stream_key
-        keys = [CALLS + key_id, mark_of(stream_key)]
-        arguments = [self._me, stream_id, STOPPED_TTL_S if stopped else 0]
+        code, keys, arguments = part or NO_PART
+        own_keys = CALLS + key_id, mark_of(stream_key)
+        own_arguments = self._me, stream_id, STOPPED_TTL_S if stopped else 0
         try:
-            self._redis.script(lambda client: RELEASE(client, keys, arguments))
+            self._redis.script(releasing(code), [*keys, *own_keys], [*arguments, *own_arguments])
         except RedisAway:
             self._stale = True
             if len(self._unreleased) < MAX_UNRELEASED:
                 self._unreleased[stream_key] = stopped
+            return False
+        return True
 
     def stop(self, stream_key: StreamKey) -> bool:
         """Stop a call of another process, or of any process if the id is a request id.
@@ -232,10 +266,14 @@ class Cluster:
         found = [answer for answer in answers if answer is not False]
         return Answers(found, silent + len(others) - len(found))
 
-    def _claim(self, client: Any, stream_key: StreamKey, max_calls: int | None) -> int:
+    def _claim(
+        self, stream_key: StreamKey, max_calls: int | None
+    ) -> tuple[list[str], list[str | int]]:
+        """Return the keys and the arguments of a claim."""
         key_id, stream_id = stream_key
-        arguments = [self._me, stream_id, -1 if max_calls is None else max_calls, CALLS_TTL_S]
-        return CLAIM(client, [CALLS + key_id, PROCESSES, mark_of(stream_key)], arguments)  # type: ignore[no-any-return]
+        most = -1 if max_calls is None else max_calls
+        keys = [CALLS + key_id, PROCESSES, mark_of(stream_key)]
+        return keys, [self._me, stream_id, most, CALLS_TTL_S]
 
     def _ask(self, client: Any, stream_key: StreamKey, token: str) -> Any:
         key_id, stream_id = stream_key
@@ -309,7 +347,7 @@ class Cluster:
         def claim(client: Any) -> None:
             with client.pipeline(transaction=False) as pipe:
                 for stream_key in stream_keys:
-                    self._claim(pipe, stream_key, None)
+                    claiming(NO_PART.code)(pipe, *self._claim(stream_key, None))
                 pipe.execute()
 
         self._redis.run(claim)

@@ -15,9 +15,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from cluster.lua import LuaScript, Words
 from concurrency.threads import BackgroundThread
 from config import ConfigError
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 # The logger's name is kept from earlier releases: see docs/decisions/0013-the-house.md.
 log = logging.getLogger("sluice.shared")
 T = TypeVar("T")
-Command: TypeAlias = tuple[Any, ...]
 
 TIMEOUT_S: Final = 1.0
 """The time after which a command fails and Redis counts as unavailable."""
@@ -112,11 +112,16 @@ class RedisClient:
             ) from None
         self._failures = (redis.RedisError, OSError)
         self._denied = redis.ResponseError
+        self._unknown = redis.exceptions.NoScriptError
         self._password = str(self.pool.connection_kwargs.get("password") or "")
         self._redis = redis.Redis(connection_pool=self.pool)
         self._trouble = ""
         self._lock = threading.Lock()
-        self._room = threading.BoundedSemaphore(CONNECTIONS)
+        self._room = threading.BoundedSemaphore(CONNECTIONS - 1)
+        self._connection: Any = None
+        """The connection of the scripts, once one was sent."""
+        self._suspect = False
+        """True if that connection may lead to a Redis that has failed."""
         self._together = ScriptBatcher(self._send)
 
     @property
@@ -131,11 +136,20 @@ class RedisClient:
                     return self._attempt(work, self._redis)
         raise RedisAway(self._trouble)
 
-    def script(self, work: Callable[[Any], T]) -> T:
+    def script(self, script: LuaScript, keys: Sequence[str], arguments: Words) -> Any:
         """Run a single script, in a batch with other threads' scripts. Raises RedisAway."""
         if self._trouble:
             raise RedisAway(self._trouble)
-        return self._attempt(work, self._together)
+        command = script.packed(keys, arguments)
+
+        def run(batcher: ScriptBatcher) -> Any:
+            try:
+                return batcher.run(command)
+            except self._unknown:
+                batcher.run(script.packed_load())
+                return batcher.run(command)
+
+        return self._attempt(run, self._together)
 
     def probe(self, work: Callable[[redis.Redis], T]) -> T:
         """Run the work even if Redis counts as unavailable. A success makes it available again.
@@ -191,16 +205,42 @@ class RedisClient:
         self.pool.disconnect()
         self._listening.disconnect()
 
-    def _send(self, commands: list[Command]) -> list[Any]:
-        """Return each command's result or exception. Raises RedisAway."""
+    def _send(self, commands: list[bytes]) -> list[Any]:
+        """Return each command's result or exception. Only the batcher's thread calls this.
 
-        def send(client: redis.Redis) -> list[Any]:
-            with client.pipeline(transaction=False) as pipe:
-                for command in commands:
-                    pipe.execute_command(*command)  # type: ignore[no-untyped-call]
-                return pipe.execute(raise_on_error=False)
+        Raises RedisAway.
+        """
+        if self._trouble:
+            raise RedisAway(self._trouble)
+        return self._attempt(self._exchange, commands)
 
-        return self.run(send)
+    def _exchange(self, commands: list[bytes]) -> list[Any]:
+        """Send commands with the connection of the scripts, and return the replies.
+
+        The connection stays in use between batches, because a pool's bookkeeping costs more than
+        the exchange.
+        """
+        if self._connection is None:
+            self._connection = self.pool.get_connection()
+        elif self._suspect:
+            self._connection.disconnect()
+        self._suspect = False
+        connection, data = self._connection, (b"".join(commands),)
+
+        def exchange() -> list[Any]:
+            connection.send_packed_command(data)
+            return [self._read(connection) for _ in commands]
+
+        found: list[Any] = connection.retry.call_with_retry(
+            exchange, lambda _: connection.disconnect()
+        )
+        return found
+
+    def _read(self, connection: Any) -> Any:
+        try:
+            return connection.read_response()
+        except self._denied as failure:
+            return failure
 
     def _attempt(self, work: Callable[[Any], T], client: Any) -> T:
         try:
@@ -208,6 +248,7 @@ class RedisClient:
         except self._failures as failure:
             trouble = self._explained(failure)
             self.pool.disconnect(inuse_connections=False)
+            self._suspect = True
             with self._lock:
                 news, self._trouble = not self._trouble, trouble
             if news:
@@ -228,7 +269,7 @@ class RedisClient:
 class PendingCommand:
     __slots__ = ("command", "done", "result")
 
-    def __init__(self, command: Command) -> None:
+    def __init__(self, command: bytes) -> None:
         self.command = command
         self.done = threading.Event()
         self.result: Any = None
@@ -238,27 +279,18 @@ class ScriptBatcher:
     """A batcher for the scripts of many threads.
 
     Scripts in one batch cost a fraction of what they cost one by one (see
-    docs/decisions/0009-the-cluster.md). redis-py's Script objects take the batcher for a client.
+    docs/decisions/0009-the-cluster.md).
     """
 
-    def __init__(self, send: Callable[[list[Command]], list[Any]]) -> None:
+    def __init__(self, send: Callable[[list[bytes]], list[Any]]) -> None:
         self._send = send
         self._orders: deque[PendingCommand] = deque()
         self._wanted = threading.Event()
         self._thread = BackgroundThread(self._work, "scripts")
         self._closed = False
 
-    def evalsha(self, sha: str, numkeys: int, *keys_and_args: Any) -> Any:
-        return self._ask(("EVALSHA", sha, numkeys, *keys_and_args))
-
-    def script_load(self, script: str) -> Any:
-        return self._ask(("SCRIPT LOAD", script))
-
-    def close(self) -> None:
-        self._closed = True
-        self._wanted.set()
-
-    def _ask(self, command: Command) -> Any:
+    def run(self, command: bytes) -> Any:
+        """Send a packed command, and return its result or raise its exception."""
         order = PendingCommand(command)
         self._orders.append(order)
         self._thread.start()
@@ -267,6 +299,10 @@ class ScriptBatcher:
         if isinstance(order.result, Exception):
             raise order.result
         return order.result
+
+    def close(self) -> None:
+        self._closed = True
+        self._wanted.set()
 
     def _work(self) -> None:
         while not self._closed or self._orders:

@@ -1,38 +1,22 @@
-"""The cluster's atomic operations in Redis: Lua scripts, loaded by redis-py.
+"""The cluster's atomic operations in Redis.
 
 - All times are by Redis' clock.
-- All scripts are idempotent. A script may run twice, because its first result may have been lost
-  with the connection.
+- All scripts are idempotent (see lua.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from functools import cache
+from typing import Final
 
-from redis.commands.core import Script
+from cluster.lua import LuaScript
 
-ScriptCall: TypeAlias = Callable[[Any, Sequence[str], Sequence[Any]], Any]
+EXISTS: Final = 1
+"""The reply to a claim if a process that isn't dead has the call."""
+TOO_MANY: Final = 2
+"""The reply to a claim if the key has too many calls."""
 
-NOW = """
-local time = redis.call('TIME')
-local now = time[1] + time[2] / 1000000
-"""
-
-
-def step(text: str) -> ScriptCall:
-    """Return a function that runs a script with a client or a pipeline, keys and arguments."""
-    found: list[Script] = []
-
-    def run(client: Any, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        if not found:
-            found.append(Script(client, (NOW + text).encode()))
-        return found[0](keys=keys, args=arguments, client=client)
-
-    return run
-
-
-BEAT = step("""
+BEAT = LuaScript("""
 -- KEYS: cluster, since, my questions. ARGV: me, DEAD_S.
 redis.call('ZADD', KEYS[1], now, ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
@@ -42,36 +26,70 @@ return {redis.call('GET', KEYS[2]), redis.call('HGETALL', KEYS[3])}
 """The heartbeat. It returns the time since which Redis has had its data, and the questions to this
 process."""
 
-CLAIM = step("""
--- KEYS: calls of the key, cluster, the mark of a stop. ARGV: me, call, max_calls (-1: any), TTL.
-redis.call('ZADD', KEYS[2], 'NX', now, ARGV[1])
-local owner = redis.call('HGET', KEYS[1], ARGV[2])
-if owner and owner ~= ARGV[1] and redis.call('ZSCORE', KEYS[2], owner) then return 1 end
-local max_calls = tonumber(ARGV[3])
-if max_calls >= 0 and not owner and redis.call('HLEN', KEYS[1]) >= max_calls then
-  local calls = redis.call('HGETALL', KEYS[1])
-  for n = 1, #calls, 2 do
-    if not redis.call('ZSCORE', KEYS[2], calls[n + 1]) then
-      redis.call('HDEL', KEYS[1], calls[n])
+
+@cache
+def claiming(code: str) -> LuaScript:
+    """Return the script that claims a call if the code admits it.
+
+    The script returns EXISTS, TOO_MANY or the code's reply, which must be something else. If the
+    code refuses the call, nothing is claimed.
+
+    Args:
+        code: the code of a ScriptPart. It returns whether it admits the call, and a reply.
+    """
+    return LuaScript(f"""
+-- KEYS: the part's; then calls of the key, cluster, the mark of a stop.
+-- ARGV: the part's; then me, call, max_calls (-1: any), TTL.
+local function part()
+{code}
+end
+
+local calls, cluster, mark = unpack(KEYS, #KEYS - 2)
+local me, call, max_calls, ttl = unpack(ARGV, #ARGV - 3)
+redis.call('ZADD', cluster, 'NX', now, me)
+local owner = redis.call('HGET', calls, call)
+if owner and owner ~= me and redis.call('ZSCORE', cluster, owner) then return {EXISTS} end
+max_calls = tonumber(max_calls)
+if max_calls >= 0 and not owner and redis.call('HLEN', calls) >= max_calls then
+  local found = redis.call('HGETALL', calls)
+  for n = 1, #found, 2 do
+    if not redis.call('ZSCORE', cluster, found[n + 1]) then
+      redis.call('HDEL', calls, found[n])
     end
   end
-  if redis.call('HLEN', KEYS[1]) >= max_calls then return 2 end
+  if redis.call('HLEN', calls) >= max_calls then return {TOO_MANY} end
 end
-redis.call('HSET', KEYS[1], ARGV[2], ARGV[1])
-redis.call('EXPIRE', KEYS[1], ARGV[4])
-redis.call('DEL', KEYS[3])
-return 0
-""")
-"""The claim of a call. It returns 0 on success, 1 if a process that isn't dead has the call, and 2
-if the key has too many calls."""
-
-RELEASE = step("""
--- KEYS: calls of the key, the mark of a stop. ARGV: me, call, TTL of the mark (0: no mark).
-if redis.call('HGET', KEYS[1], ARGV[2]) == ARGV[1] then redis.call('HDEL', KEYS[1], ARGV[2]) end
-if tonumber(ARGV[3]) > 0 then redis.call('SET', KEYS[2], '1', 'EX', ARGV[3]) end
+local admitted, reply = part()
+if admitted then
+  redis.call('HSET', calls, call, me)
+  redis.call('EXPIRE', calls, ttl)
+  redis.call('DEL', mark)
+end
+return reply
 """)
 
-ASK = step("""
+
+@cache
+def releasing(code: str) -> LuaScript:
+    """Return the script that releases a call's claim and runs the code.
+
+    Args:
+        code: the code of a ScriptPart.
+    """
+    return LuaScript(f"""
+-- KEYS: the part's; then calls of the key, the mark of a stop.
+-- ARGV: the part's; then me, call, TTL of the mark (0: no mark).
+local calls, mark = unpack(KEYS, #KEYS - 1)
+local me, call, ttl = unpack(ARGV, #ARGV - 2)
+if redis.call('HGET', calls, call) == me then redis.call('HDEL', calls, call) end
+if tonumber(ttl) > 0 then redis.call('SET', mark, '1', 'EX', ttl) end
+do
+{code}
+end
+""")
+
+
+ASK = LuaScript("""
 -- KEYS: calls of the key, cluster, since, the mark of a stop.
 -- ARGV: me, call, questions of, channel of, token, question, SILENT_S, SETTLED_S, TTL.
 local silent = now - ARGV[7]
@@ -97,13 +115,13 @@ return 'unknown'
 """The request to the owner of a call to stop it. It returns "asked", or why it asked nobody: the
 call was stopped, no process has claimed it, or its state isn't known ("silent", "unsettled")."""
 
-PROCESSES_NOW = step("""
+PROCESSES_NOW = LuaScript("""
 -- KEYS: cluster. ARGV: SILENT_S.
 return {redis.call('ZRANGEBYSCORE', KEYS[1], now - ARGV[1], '+inf'), redis.call('ZCARD', KEYS[1])}
 """)
 """The query for the processes that aren't silent, and for the number of those that aren't dead."""
 
-OWNERS = step("""
+OWNERS = LuaScript("""
 -- KEYS: calls of the key, cluster. ARGV: me, SILENT_S.
 local found, seen = {}, {}
 for _, owner in ipairs(redis.call('HVALS', KEYS[1])) do

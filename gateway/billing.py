@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 
@@ -23,9 +23,13 @@ from ledger.price_terms import PriceTerms, possible_terms, requested_terms, serv
 from ledger.pricing import Price, Prices, cost
 from ledger.schema import new_id, now_us
 from providers.base import Target
+from quota.demand import Demand, demand_of
 from quota.memory import Hold
-from quota.quota import Demand, Quota, demand_of
+from quota.quota import Quota
 from streams.stream import Stream
+
+if TYPE_CHECKING:
+    from quota.redis import Claiming, Releasing
 
 log = logging.getLogger("sluice.meter")
 CostSource: TypeAlias = Literal["prices", "provider"]
@@ -66,8 +70,17 @@ class Billing:
             )
         return found
 
-    def open(self, key: Key, stream: Stream, candidates: list[Candidate]) -> Reservation:
+    def open(
+        self,
+        key: Key,
+        stream: Stream,
+        candidates: list[Candidate],
+        claim: Claiming | None = None,
+    ) -> Reservation:
         """Reserve the call's quota and budget, and open its ledger row, which is on disk on return.
+
+        Args:
+            claim: claims the call in the cluster; called once, before anything is reserved.
 
         Raises:
             RateLimited: the key or its group has reached a limit.
@@ -78,20 +91,33 @@ class Billing:
         terms = requested_terms(stream.request)
         entry = self._entry(key, stream, demand, terms)
         if stream.target.byok:
+            if claim is not None:
+                claim(None)
             return Reservation(entry, None, self._ledger.open(entry, None))
-        hold = self._quota.admit(key, demand, upstream_calls(stream.request, candidates))
+        requests = upstream_calls(stream.request, candidates)
+        hold = self._quota.admit(key, demand, requests, claim)
         try:
-            claim = self._claim(key, demand, candidates, terms, continued=stream.text is not None)
-            return Reservation(entry, hold, self._ledger.open(entry, claim))
+            most = self._claim(key, demand, candidates, terms, continued=stream.text is not None)
+            return Reservation(entry, hold, self._ledger.open(entry, most))
         except BaseException:
             self._quota.settle(hold, 0)
             raise
 
     def settle(self, reservation: Reservation, stream: Stream, outcome: Outcome) -> None:
-        """Settle a call that has ended. Its ledger row, if it has one, is on disk on return."""
-        self._quota.settle(reservation.hold, outcome.usage.total_tokens)
+        """Settle the ledger row of a call that has ended. The row is on disk on return."""
         if reservation.recorded:
             self._ledger.settle(settlement(reservation.entry, stream, outcome))
+
+    def settle_quota(
+        self, reservation: Reservation, tokens: int, release: Releasing | None = None
+    ) -> None:
+        """Settle the quota of a call that has ended.
+
+        Args:
+            tokens: the tokens that the call used.
+            release: releases the call's claim in the cluster; called once.
+        """
+        self._quota.settle(reservation.hold, tokens, release)
 
     def cost(self, target: Target, usage: Usage, requested: PriceTerms = ()) -> int | None:
         """Return the cost in nano-dollars: 0 for a BYOK key, None if it isn't known."""

@@ -160,11 +160,6 @@ class Gateway:
         self._start_reader(stream, chosen)
         return call
 
-    def load_prices(self) -> None:
-        """Load the price list, if a call that the server pays for may need it."""
-        rows = self.router.providers.values()
-        self.prices.load([row for row in rows if self.router.enabled(row)])
-
     def start(self, work: Callable[[], object]) -> None:
         """Run work in a thread of the pool, or in the current one if no thread can start."""
         try:
@@ -187,7 +182,8 @@ class Gateway:
     def _admit(self, key: Key, stream: Stream, chosen: list[Candidate]) -> Reservation:
         self.streams.add(stream, key.max_streams)
         try:
-            return self._billing.open(key, stream, chosen)
+            claim = partial(self.streams.claim, stream, key.max_streams)
+            return self._billing.open(key, stream, chosen, claim)
         except BaseException:
             self.streams.remove(stream)
             raise
@@ -293,7 +289,12 @@ class Gateway:
                 settle(stream, outcome)
             except Exception:  # a failed settlement must not cost the client its answer
                 log.exception("settlement failed", extra={"request_id": stream.request_id})
-        self.streams.remove(stream)
+        release = partial(self.streams.remove, stream)
+        try:
+            self._billing.settle_quota(reservation, outcome.usage.total_tokens, release)
+        except Exception:
+            log.exception("settlement failed", extra={"request_id": stream.request_id})
+            release()  # no-op if the stream has been removed
         if stream.request.chat is not None:
             stream.request.chat.release()
         return outcome

@@ -31,7 +31,8 @@ from providers.base import Target
 from providers.decoding.error_bodies import refused_call
 from providers.tokenizers import Endpoint, TokenizerFormat
 from providers.transport.exchange import Exchange, Transport
-from quota.quota import Demand, Quota
+from quota.demand import Demand
+from quota.quota import Quota
 from routing.circuit_breaker import CircuitBreakers
 from routing.retries import asked, classify, lost, unreachable
 from routing.router import Route, Router

@@ -12,16 +12,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-import msgspec
-
-from completion import Chat, CompletionRequest, prompt_tokens, utf8_size
 from errors import (
     NO_RETRY,
-    InvalidRequest,
     RateLimited,
     Unavailable,
     limit_details,
@@ -32,36 +28,17 @@ from keys.key import Key
 from keys.limits import Limits
 from ledger.entries import Budget, Claim
 from ledger.pricing import Price, ceiling
+from quota.demand import Demand
 from quota.memory import HOUR, Admission, Ask, Counts, Hold, Holder, LocalCounters, Tokens
 
 if TYPE_CHECKING:
     from cluster.redis_client import RedisClient
-    from quota.redis import RedisCounters
-
-T = TypeVar("T")
+    from quota.redis import Claiming, RedisCounters, Releasing
 
 NO_LIMITS = Limits()
 RATE_PARTS = ("limit", "remaining", "reset")
 BYTES_PER_TOKEN = 4
 """The approximate number of bytes of a token, in the worst case of another model's tokenizer."""
-TEMPLATE_TOKENS = 64
-"""The maximum number of tokens that a host's chat template adds to a prompt."""
-FILE_BYTES = 24
-"""The bytes that a fill-in-the-middle template puts around each other file."""
-
-
-class Demand(msgspec.Struct, frozen=True):
-    """The tokens that a call may use."""
-
-    input: int
-    """An estimate of the prompt's tokens."""
-    most_input: int
-    """An upper bound of the prompt's tokens, for any tokenizer."""
-    output: int | None
-    """The maximum tokens of output; None if the caller set no limit."""
-    loose: bool = False
-    """True if parameters that Sluice doesn't know may request more output. Then the call reserves
-    at least what a call without max_tokens does."""
 
 
 class Quota:
@@ -82,27 +59,34 @@ class Quota:
         self._local = LocalCounters()
         self._cluster = counters_in(client)
 
-    def admit(self, key: Key, demand: Demand, requests: int = 1) -> Hold | None:
+    def admit(
+        self, key: Key, demand: Demand, requests: int = 1, claim: Claiming | None = None
+    ) -> Hold | None:
         """Count a call and reserve its tokens.
 
         Args:
             requests: the number of requests that the call counts as.
+            claim: claims the call in the cluster; called once, before the call is counted. Limits
+                in Redis are counted with the claim, in one script.
 
         Raises:
             RateLimited: the key has no room for the call, which then counts as nothing.
             Unavailable: Redis is required and unavailable.
         """
         limits, group = key.limits, key.shared
-        if group is None and limits == NO_LIMITS:
-            return None
-        holders = ((key.id, limits, None),) if group is None else holders_of(key, group)
-        if not holders:
-            return None
+        holders: tuple[Holder, ...] = ()
+        if group is not None:
+            holders = holders_of(key, group)
+        elif limits != NO_LIMITS:
+            holders = ((key.id, limits, None),)
         for _, (most, _), whose in holders:
             if most is not None and requests > most > 0:
                 raise never_fits(f"counts as {requests} requests", most, "a minute", whose)
-        ask = ask_for(demand, self._reserve, requests)
-        admission = self._counted(lambda counters: counters.admit(holders, ask))
+        if not holders:
+            if claim is not None:
+                claim(None)
+            return None
+        admission = self._admission(holders, ask_for(demand, self._reserve, requests), claim)
         if admission is None:
             raise Unavailable(
                 "Rate limits can't be counted now, so no call is accepted. Try again.",
@@ -112,12 +96,31 @@ class Quota:
             raise refusal(admission, holders[admission.by])
         return admission.hold
 
-    def settle(self, hold: Hold | None, tokens: int) -> None:
-        """Replace the reserved tokens by the tokens that the call used."""
+    def _admission(
+        self, holders: tuple[Holder, ...], ask: Ask, claim: Claiming | None
+    ) -> Admission | None:
+        """Return the decision on a call, or None if Redis is required and unavailable."""
+        if self._cluster is not None:
+            found = self._cluster.admit(holders, ask, claim)
+            if found is not None or self._required:
+                return found
+        elif claim is not None:
+            claim(None)
+        return self._local.admit(holders, ask)
+
+    def settle(self, hold: Hold | None, tokens: int, release: Releasing | None = None) -> None:
+        """Replace the reserved tokens by the tokens that the call used.
+
+        Args:
+            release: releases the call's claim in the cluster; called once. Limits in Redis are
+                settled with the release, in one script.
+        """
         if hold is not None and hold.id and self._cluster is not None:
-            self._cluster.settle(hold, tokens)
-        else:
-            self._local.settle(hold, tokens)
+            self._cluster.settle(hold, tokens, release)
+            return
+        self._local.settle(hold, tokens)
+        if release is not None:
+            release(None)
 
     def headers(self, key: Key, hold: Hold | None = None, used: int = 0) -> dict[str, str]:
         """Return the x-ratelimit headers for the key's limits.
@@ -134,24 +137,24 @@ class Quota:
             return {}
         unused = 0
         if hold is None:
-            counts = self._counted(lambda counters: counters.counts(holders))
+            counts = self._counts(holders)
         else:
             counts = (hold.counts,) if hold.before is None else counts_in(hold)
             unused = hold.tokens - used
         return {} if counts is None else tightest(holders, counts, unused)
 
+    def _counts(self, holders: tuple[Holder, ...]) -> tuple[Counts, ...] | None:
+        """Return the current counts, or None if Redis is required and unavailable."""
+        if self._cluster is not None:
+            found = self._cluster.counts(holders)
+            if found is not None or self._required:
+                return found
+        return self._local.counts(holders)
+
     def beat(self) -> None:
         """Write the settlements that are waiting for Redis. The cluster calls this each second."""
         if self._cluster is not None:
             self._cluster.beat()
-
-    def _counted(self, work: Callable[[LocalCounters | RedisCounters], T | None]) -> T | None:
-        """Return the result of the work, or None if Redis is required and unavailable."""
-        if self._cluster is not None:
-            found = work(self._cluster)
-            if found is not None or self._required:
-                return found
-        return work(self._local)
 
     def claim(
         self,
@@ -321,39 +324,6 @@ def never(kind: str, message: str, limit: int, group: str | None = None) -> Rate
     del error.headers["Retry-After"]
     error.headers |= NO_RETRY
     return error
-
-
-def demand_of(request: CompletionRequest) -> Demand:
-    """Return the tokens that a request may use.
-
-    Raises InvalidRequest if its parameters are nested too deeply to be sent.
-    """
-    if request.chat is not None:
-        return chat_demand(request, request.chat)
-    count = len(request.prompts)
-    suffix = utf8_size(request.suffix or "")
-    for file in request.files:
-        suffix += utf8_size(file.path) + utf8_size(file.text) + FILE_BYTES
-    unknown = [bag for bag in (request.extra, request.openai_extra) if bag]
-    prompts = sum(utf8_size(p) if isinstance(p, str) else len(p) for p in request.prompts)
-    try:
-        beside = suffix + TEMPLATE_TOKENS + len(msgspec.json.encode(unknown))  # with each prompt
-    except RecursionError:
-        raise InvalidRequest("The body is nested too deeply.") from None
-    tries = count * max(request.n or 1, request.best_of or 1)
-    return Demand(
-        input=sum(map(prompt_tokens, request.prompts)) + count * -(-suffix // 4),
-        most_input=prompts + count * beside,
-        output=None if request.max_tokens is None else request.max_tokens * tries,
-        loose=bool(unknown),
-    )
-
-
-def chat_demand(request: CompletionRequest, chat: Chat) -> Demand:
-    tries = max(request.n or 1, request.best_of or 1)
-    output = None if request.max_tokens is None else request.max_tokens * tries
-    most_input = chat.most_input + TEMPLATE_TOKENS
-    return Demand(chat.input_tokens, most_input, output, loose=chat.loose)
 
 
 def budget_of(key: Key | KeyGroup) -> Budget | None:

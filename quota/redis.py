@@ -1,24 +1,31 @@
 """The counters that several processes share through Redis.
 
-- Each step is one script (see scripts.py): one atomic round trip, which may be sent twice.
+- Each step is a script, or a part of one (see scripts.py): one atomic round trip, which may be sent
+  twice.
 - No call waits for a Redis that is unavailable: settlements wait in memory until Redis is back.
 """
 
 from __future__ import annotations
 
-import uuid
+import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Final
+from typing import Final, TypeAlias
 
 import redis
 
+from cluster.lua import LuaScript, ScriptPart
 from cluster.redis_client import RedisAway, RedisClient
 from keys.limits import Limits
-from quota import scripts
 from quota.memory import Admission, Ask, Counts, Hold, Holder, RequestCounts, Tokens
-from quota.scripts import MAX_TOKENS, REFUSALS
+from quota.scripts import ADMIT, ADMIT_CODE, LOOK, MAX_TOKENS, REFUSALS, SETTLE, SETTLE_CODE
+
+Claiming: TypeAlias = Callable[[ScriptPart | None], bytes | None]
+"""A function that claims a call, and runs the part with the claim. It returns the part's reply, or
+None if Redis is unavailable."""
+Releasing: TypeAlias = Callable[[ScriptPart | None], bool]
+"""A function that releases a call, and runs the part with the release. It returns False if the part
+may not have run."""
 
 MAX_PENDING: Final = 10_000
 """The maximum number of settlements that wait for Redis. The oldest are dropped."""
@@ -27,61 +34,44 @@ REVOKED_S: Final = 300
 """Seconds within which a Redis that hung may still read older commands."""
 
 
-class Store:
-    """The scripts, and the names of their keys. Redis is connected on first use."""
-
-    def __init__(self, pool: redis.ConnectionPool) -> None:
-        register: Callable[[str], Any] = redis.Redis(connection_pool=pool).register_script
-        self.look, self.take = register(scripts.LOOK), register(scripts.ADMIT)
-        self.give = register(scripts.SETTLE)
-
-    def windows(self, window: str) -> list[str]:
-        """Return the keys of a window's counters: the previous one, then the current one."""
-        current = f"LIMITS:{{{window}}}"  # braces keep both in one slot of a Redis cluster
-        return [f"{current}/-1", current]
-
-    def counters(self, holder: Holder) -> list[str]:
-        """Return the keys that count a holder's calls: two windows and the list of requests."""
-        id_, limits, _ = holder
-        requests = f"LIMITS:LIMITER/{id_}/{limits.requests_per_minute or 0}/1/minute"
-        return [*self.windows(window_of(id_, limits)), requests]
-
-    def reservation(self, number: str) -> str:
-        return f"LIMITS:hold/{number}"
-
-
 class RedisCounters:
     """The counters of all processes at a Redis. A token window starts with its first token."""
 
     def __init__(self, redis_client: RedisClient) -> None:
         self._redis = redis_client
-        self._store = Store(redis_client.pool)
         self._pending: deque[tuple[Hold, int, int]] = deque(maxlen=MAX_PENDING)
 
-    def admit(self, holders: Sequence[Holder], ask: Ask) -> Admission | None:
-        """Count a request and reserve its tokens. Return None if Redis is unavailable."""
-        ids = reservations(uuid.uuid4().hex, len(holders))
-        keys = [key for holder in holders for key in self._store.counters(holder)]
-        keys += [self._store.reservation(id_) for id_ in ids]
+    def admit(
+        self, holders: Sequence[Holder], ask: Ask, claim: Claiming | None = None
+    ) -> Admission | None:
+        """Count a request and reserve its tokens. Return None if Redis is unavailable.
+
+        Args:
+            claim: claims the call in the cluster, and runs the admission with the claim.
+        """
+        ids = reservations(secrets.token_hex(16), len(holders))
+        keys = [key for holder in holders for key in counters_of(holder)]
+        keys += [reservation(id_) for id_ in ids]
         output = -1 if ask.output is None else min(ask.output, MAX_TOKENS)
         wants = (min(ask.input, MAX_TOKENS), output, ask.reserve, ask.requests)
+        part = ScriptPart(ADMIT_CODE, keys, [*numbers(holders), *wants])
+        if claim is not None and not self._redis.available:
+            claim(None)
+            claim = None  # Redis may be available now
         sent = self._redis.available
-        try:
-            arguments = [*numbers(holders), *wants]
-            reply = self._redis.script(partial(self._store.take, keys, arguments))
-        except RedisAway:
+        reply = self._run(ADMIT, part) if claim is None else claim(part)
+        if reply is None:
             if sent:  # Redis may have run the script, or may run it later
                 self._revoke(holders, ids)
             return None
-        refused, wanted, by = REFUSALS[reply[0]], reply[1], reply[2]
-        counts = counts_of(reply, holders)
-        if refused is not None or not any(found.tokens for found in counts):
-            return Admission(None, refused, wanted, counts, by)
-        hold = None
-        for holder, id_, found in zip(holders, ids, counts, strict=True):
-            window = window_of(*holder[:2])
-            hold = Hold(window, wanted, found, id=id_, before=hold)
-        return Admission(hold, None, wanted, counts)
+        return admission_in(reply, holders, ids)
+
+    def _run(self, script: LuaScript, part: ScriptPart) -> bytes | None:
+        try:
+            reply: bytes = self._redis.script(script, part.keys, part.arguments)
+        except RedisAway:
+            return None
+        return reply
 
     def _revoke(self, holders: Sequence[Holder], ids: Sequence[str]) -> None:
         """Undo a reservation that may have been made, or may still be made."""
@@ -91,24 +81,35 @@ class RedisCounters:
                 never = Hold(window, 0, Counts(None, None), id=id_)
                 self._pending.append((never, 0, REVOKED_S))
 
-    def settle(self, hold: Hold | None, tokens: int) -> None:
-        """Replace the reserved tokens by the used tokens, as soon as Redis is available."""
-        while hold is not None:
-            if hold.counts.tokens is not None:
-                try:
-                    self._redis.script(partial(self._settle, hold, tokens, 0))
-                except RedisAway:
-                    self._pending.append((hold, tokens, 0))
-            hold = hold.before
+    def settle(self, hold: Hold, tokens: int, release: Releasing | None = None) -> None:
+        """Replace the reserved tokens by the used tokens, as soon as Redis is available.
+
+        Args:
+            release: releases the call's claim in the cluster, and runs the settlement with it.
+        """
+        holds = counted_by_tokens(hold)
+        part = None if not holds else ScriptPart(SETTLE_CODE, *settlement(holds, tokens))
+        release = release or self._settled
+        if not release(part):
+            self._pending.extend((hold, tokens, 0) for hold in holds)
+
+    def _settled(self, part: ScriptPart | None) -> bool:
+        """Run a settlement by itself. Return False if Redis is unavailable."""
+        if part is not None:
+            try:
+                self._redis.script(SETTLE, part.keys, part.arguments)
+            except RedisAway:
+                return False
+        return True
 
     def counts(self, holders: Sequence[Holder]) -> tuple[Counts, ...] | None:
         """Return the current counts of each holder, or None if Redis is unavailable."""
-        keys = [key for holder in holders for key in self._store.counters(holder)]
+        keys = [key for holder in holders for key in counters_of(holder)]
         try:
-            reply = self._redis.script(partial(self._store.look, keys, numbers(holders)))
+            reply: bytes = self._redis.script(LOOK, keys, numbers(holders))
         except RedisAway:
             return None
-        return counts_of(reply, holders)
+        return counts_of(numbers_in(reply), holders)
 
     def beat(self) -> None:
         """Write the settlements that are waiting for Redis."""
@@ -117,8 +118,8 @@ class RedisCounters:
 
             def write(client: redis.Redis, batch: list[tuple[Hold, int, int]] = batch) -> None:
                 with client.pipeline(transaction=False) as pipeline:
-                    for late in batch:
-                        self._settle(*late, pipeline)
+                    for hold, tokens, revoked_s in batch:
+                        SETTLE(pipeline, *settlement([hold], tokens, revoked_s))
                     pipeline.execute()
 
             try:
@@ -127,9 +128,23 @@ class RedisCounters:
                 self._pending.extendleft(reversed(batch))
                 return
 
-    def _settle(self, hold: Hold, tokens: int, revoked_s: int, client: redis.Redis) -> None:
-        keys = [*self._store.windows(hold.window), self._store.reservation(hold.id)]
-        self._store.give(keys, [min(tokens, MAX_TOKENS), revoked_s], client)
+
+def windows_of(window: str) -> list[str]:
+    """Return the keys of a window's counters: the previous one, then the current one."""
+    current = f"LIMITS:{{{window}}}"  # braces keep both in one slot of a Redis cluster
+    return [f"{current}/-1", current]
+
+
+def counters_of(holder: Holder) -> list[str]:
+    """Return the keys that count a holder's calls: two windows and the list of requests."""
+    id_, limits, _ = holder
+    requests = f"LIMITS:LIMITER/{id_}/{limits.requests_per_minute or 0}/1/minute"
+    return [*windows_of(window_of(id_, limits)), requests]
+
+
+def reservation(id_: str) -> str:
+    """Return the key of a reservation."""
+    return f"LIMITS:hold/{id_}"
 
 
 def reservations(number: str, count: int) -> list[str]:
@@ -146,6 +161,44 @@ def numbers(holders: Sequence[Holder]) -> list[int]:
     """Return the number of holders and their limits as arguments of the scripts."""
     limits = [limit for _, own, _ in holders for limit in own]
     return [len(holders), *(-1 if limit is None else limit for limit in limits)]
+
+
+def counted_by_tokens(hold: Hold | None) -> list[Hold]:
+    """Return a call's reservations that count tokens, the last holder's first."""
+    found = []
+    while hold is not None:
+        if hold.counts.tokens is not None:
+            found.append(hold)
+        hold = hold.before
+    return found
+
+
+def settlement(
+    holds: Sequence[Hold], tokens: int, revoked_s: int = 0
+) -> tuple[list[str], list[int]]:
+    """Return the keys and the arguments of a settlement of a call's reservations."""
+    keys = [key for hold in holds for key in (*windows_of(hold.window), reservation(hold.id))]
+    return keys, [len(holds), min(tokens, MAX_TOKENS), revoked_s]
+
+
+def numbers_in(reply: bytes) -> list[int]:
+    return list(map(int, reply.split()))
+
+
+def admission_in(reply: bytes, holders: Sequence[Holder], ids: Sequence[str]) -> Admission:
+    """Return the decision in a script's reply.
+
+    Args:
+        ids: the ids of the reservations, one for each holder.
+    """
+    outcome, wanted, by, *_ = found = numbers_in(reply)
+    refused, counts = REFUSALS[outcome], counts_of(found, holders)
+    if refused is not None or not any(count.tokens for count in counts):
+        return Admission(None, refused, wanted, counts, by)
+    hold = None
+    for holder, id_, count in zip(holders, ids, counts, strict=True):
+        hold = Hold(window_of(*holder[:2]), wanted, count, id=id_, before=hold)
+    return Admission(hold, None, wanted, counts)
 
 
 def counts_of(reply: list[int], holders: Sequence[Holder]) -> tuple[Counts, ...]:

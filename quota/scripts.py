@@ -1,4 +1,4 @@
-"""The Lua scripts that count limits in Redis: each is one step and one round trip.
+"""The Lua scripts that count limits in Redis: each is one step.
 
 - Requests: a list of the times in seconds at which they were admitted, the newest first. Times
   older than a minute are removed when a request is admitted.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from cluster.lua import LuaScript
 from quota.memory import HOUR, MINUTE, LimitKind
 
 MAX_TOKENS: Final = 10**13
@@ -28,8 +29,6 @@ REFUSALS: Final[tuple[LimitKind | None, ...]] = ("tokens", None, "requests")
 
 HEAD: Final = f"""
 local MINUTE_S, HOUR_MS = {MINUTE}, {HOUR * 1000}
-local clock = redis.call('TIME')
-local now = clock[1] + clock[2] / 1000000
 
 -- Return an integer of Redis, or 0: the key is missing.
 local function number(value)
@@ -43,41 +42,41 @@ COUNTS: Final = """
 -- ARGV: the number of holders; for each, the limit of requests and that of tokens; -1: none.
 local holder_count = tonumber(ARGV[1])
 
--- Make the current window the previous one if it has ended, and begin the next.
-local function turn_windows(holder)
+-- Return the tokens of both windows, and the milliseconds that both counters have left to live. If
+-- the current window has ended, make it the previous one, and begin the next.
+local function read_windows(holder)
     local left = redis.call('PTTL', holder.current_key)
     if left > 0 and left < HOUR_MS then
         redis.call('RENAME', holder.current_key, holder.previous_key)
-        redis.call('SET', holder.current_key, 0, 'PX', left + HOUR_MS)
+        left = left + HOUR_MS
+        redis.call('SET', holder.current_key, 0, 'PX', left)
     end
-end
-
--- Return the tokens of both windows, and the milliseconds that both counters have left to live.
-local function read_windows(holder)
-    turn_windows(holder)
+    local tokens = redis.call('MGET', holder.previous_key, holder.current_key)
     return {
-        previous = number(redis.call('GET', holder.previous_key)),
-        previous_left = number(redis.call('PTTL', holder.previous_key)),
-        current = number(redis.call('GET', holder.current_key)),
-        current_left = number(redis.call('PTTL', holder.current_key)),
+        previous = number(tokens[1]),
+        previous_left = tokens[1] and number(redis.call('PTTL', holder.previous_key)) or 0,
+        current = number(tokens[2]),
+        current_left = number(left),
     }
 end
 
--- Return how many requests the last minute had, and the moment of the oldest.
+-- Return how many requests the last minute had, the moment of the oldest, and whether the list has
+-- others. The last admission removed those that were too old, so few are: the search starts at the
+-- end of the list, which Redis reads faster than its middle.
 local function read_requests(holder)
-    local low = 0
-    local high = math.min(holder.requests_limit, redis.call('LLEN', holder.requests_key))
+    local low, high = 0, math.min(holder.requests_limit, redis.call('LLEN', holder.requests_key))
+    local length, oldest, step = high, now, 1
     while low < high do
-        local middle = math.floor((low + high) / 2)
-        local moment = redis.call('LINDEX', holder.requests_key, middle)
-        if tonumber(moment) >= now - MINUTE_S then
-            low = middle + 1
+        local place = math.max(low, high - step)
+        local moment = tonumber(redis.call('LINDEX', holder.requests_key, place))
+        if moment >= now - MINUTE_S then
+            low, oldest = place + 1, moment
         else
-            high = middle
+            high = place
         end
+        step = low > 0 and math.ceil((high - low) / 2) or 2 * step
     end
-    local oldest = low > 0 and tonumber(redis.call('LINDEX', holder.requests_key, low - 1))
-    return {count = low, oldest = oldest or now}
+    return {count = low, oldest = oldest, others = low < length}
 end
 
 local TOKENS_REFUSED, ADMITTED, REQUESTS_REFUSED = 0, 1, 2
@@ -91,7 +90,7 @@ for place = 1, holder_count do
         requests_limit = tonumber(ARGV[2 * place]),
         tokens_limit = tonumber(ARGV[2 * place + 1]),
         windows = {previous = 0, previous_left = 0, current = 0, current_left = 0},
-        requests = {count = 0, oldest = now},
+        requests = {count = 0, oldest = now, others = true},
     }
     if holder.tokens_limit >= 0 then
         holder.windows = read_windows(holder)
@@ -102,31 +101,29 @@ for place = 1, holder_count do
     holders[place] = holder
 end
 
--- Return the script's reply; its times are in milliseconds. `place` is the holder that refused.
+-- Return the reply: numbers in a text, which costs the client less to read than an array does. Its
+-- times are in milliseconds. `place` is the holder that refused.
 local function reply(outcome, wanted, place)
-    local found = {outcome, wanted, (place or 1) - 1}
-    for _, holder in ipairs(holders) do
+    local found = {string.format('%d %.0f %d', outcome, wanted, (place or 1) - 1)}
+    for at, holder in ipairs(holders) do
         local windows, requests = holder.windows, holder.requests
         local window_left = HOUR_MS
         if windows.current_left > 0 then
             window_left = math.max(0, windows.current_left - HOUR_MS)
         end
         local reset = math.ceil((requests.oldest + MINUTE_S - now) * 1000)
-        local counts = {
-            requests.count, reset,
-            windows.previous, windows.previous_left, windows.current, window_left,
-        }
-        for _, count in ipairs(counts) do
-            table.insert(found, count)
-        end
+        found[at + 1] = string.format(
+            '%.0f %.0f %.0f %.0f %.0f %.0f', requests.count, reset,
+            windows.previous, windows.previous_left, windows.current, window_left
+        )
     end
-    return found
+    return table.concat(found, ' ')
 end
 """
 
-LOOK: Final = HEAD + COUNTS + "return reply(ADMITTED, 0)"
+LOOK: Final = LuaScript(HEAD + COUNTS + "return reply(ADMITTED, 0)")
 
-ADMIT: Final = f"""
+ADMIT_CODE: Final = f"""
 {HEAD}{COUNTS}
 -- KEYS: then, for each holder, the reservation.
 -- ARGV: then the call's input tokens, its output tokens (-1: what the limits have left, at most the
@@ -140,7 +137,7 @@ for place, holder in ipairs(holders) do
     holder.reservation_key = KEYS[3 * holder_count + place]
     local reserved = redis.call('GET', holder.reservation_key)
     if reserved then -- the client has sent this script before, or has revoked it
-        return reply(ADMITTED, number(string.match(reserved, '^%d+')))
+        return true, reply(ADMITTED, number(string.match(reserved, '^%d+')))
     end
     if holder.tokens_limit >= 0 then
         local windows = holder.windows
@@ -159,7 +156,7 @@ if least then
 end
 for place, holder in ipairs(holders) do
     if holder.left and wanted > holder.left then
-        return reply(TOKENS_REFUSED, wanted, place)
+        return false, reply(TOKENS_REFUSED, wanted, place)
     end
 end
 for place, holder in ipairs(holders) do
@@ -170,7 +167,7 @@ for place, holder in ipairs(holders) do
         if limit >= asked and blocking then
             requests.oldest = tonumber(blocking)
         end
-        return reply(REQUESTS_REFUSED, wanted, place)
+        return false, reply(REQUESTS_REFUSED, wanted, place)
     end
 end
 
@@ -181,7 +178,9 @@ for _, holder in ipairs(holders) do
             redis.call('LPUSH', holder.requests_key, now)
         end
         requests.count = requests.count + asked
-        redis.call('LTRIM', holder.requests_key, 0, requests.count - 1)
+        if requests.others then
+            redis.call('LTRIM', holder.requests_key, 0, requests.count - 1)
+        end
         redis.call('EXPIRE', holder.requests_key, MINUTE_S)
     end
     if holder.tokens_limit >= 0 then
@@ -199,35 +198,58 @@ for _, holder in ipairs(holders) do
         )
     end
 end
-return reply(ADMITTED, wanted)
+return true, reply(ADMITTED, wanted)
 """
 
-SETTLE: Final = f"""
-{HEAD}
--- KEYS: the counter of the previous window, that of the current one, the reservation.
--- ARGV: the tokens that the call used, and for how many seconds the reservation is revoked, so that
--- an ADMIT that Redis reads only then reserves nothing (0: it isn't).
-local used, revoked_s = tonumber(ARGV[1]), tonumber(ARGV[2])
+ADMIT: Final = LuaScript(f"""
+local function admit()
+{ADMIT_CODE}
+end
 
-local reservation = redis.call('GET', KEYS[3])
-if revoked_s > 0 then
-    redis.call('SET', KEYS[3], 'revoked', 'EX', revoked_s)
-else
-    redis.call('DEL', KEYS[3])
-end
-local reserved, expires = string.match(reservation or '', '^(%d+) (%d+)$')
-if not reserved then
-    return 0
-end
-for _, key in ipairs({{KEYS[2], KEYS[1]}}) do
-    local left = redis.call('PTTL', key)
-    if left > 0 and math.abs(now * 1000 + left - expires) < HOUR_MS / 2 then
-        local count = redis.call('INCRBY', key, used - reserved)
-        if count < 0 then
-            redis.call('INCRBY', key, -count)
+local _, reply = admit()
+return reply
+""")
+"""The admission of a call by itself. Most calls are admitted along with their claim in the cluster:
+ADMIT_CODE is the code of a ScriptPart."""
+
+SETTLE_CODE: Final = f"""
+{HEAD}
+-- KEYS: for each reservation of the call, the counter of the previous window, that of the current
+-- one, the reservation.
+-- ARGV: the number of reservations, the tokens that the call used, and for how many seconds the
+-- reservations are revoked, so that an ADMIT that Redis reads only then reserves nothing (0: they
+-- aren't).
+local count, used, revoked_s = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+
+-- Replace the reserved tokens by the used ones, in the window that counts the reserved ones.
+local function settle(windows, reserved, expires)
+    for _, key in ipairs(windows) do
+        local left = redis.call('PTTL', key)
+        if left > 0 and math.abs(now * 1000 + left - expires) < HOUR_MS / 2 then
+            local tokens = redis.call('INCRBY', key, used - reserved)
+            if tokens < 0 then
+                redis.call('INCRBY', key, -tokens)
+            end
+            return
         end
-        return 1
     end
 end
-return 0
+
+for place = 1, count do
+    local previous_key, current_key, reservation_key = unpack(KEYS, 3 * place - 2, 3 * place)
+    local reservation = redis.call('GET', reservation_key)
+    if revoked_s > 0 then
+        redis.call('SET', reservation_key, 'revoked', 'EX', revoked_s)
+    else
+        redis.call('DEL', reservation_key)
+    end
+    local reserved, expires = string.match(reservation or '', '^(%d+) (%d+)$')
+    if reserved then
+        settle({{current_key, previous_key}}, reserved, expires)
+    end
+end
 """
+
+SETTLE: Final = LuaScript(SETTLE_CODE)
+"""The settlement of a call by itself. Most calls are settled along with the release of their claim:
+SETTLE_CODE is the code of a ScriptPart."""

@@ -29,6 +29,7 @@ from streams.stream import (
 )
 
 if TYPE_CHECKING:
+    from cluster.lua import ScriptPart
     from cluster.ownership import Cluster
 
 log = logging.getLogger("sluice.streams")
@@ -96,6 +97,8 @@ class StreamRegistry:
         self._lock = BriefLock()
         self._active: dict[StreamKey, Stream] = {}
         self._of_key: Counter[str] = Counter()
+        self._leaving: set[Stream] = set()
+        """Streams whose release is being sent. The process must not exit before that."""
         self._running: set[Stream] = set()
         self._waiting: deque[Stream] = deque()
         self._stopped: dict[StreamKey, float] = {}
@@ -104,26 +107,17 @@ class StreamRegistry:
         self._sweeper = BackgroundThread(self._sweep, "sweeper")
 
     def add(self, stream: Stream, share: int | None = None) -> None:
-        """Register a stream.
+        """Register a stream in this process.
 
         Args:
-            share: the maximum number of the key's calls, in this process and in the whole cluster.
-                None means `per_key`, which applies only to this process.
+            share: the maximum number of the key's calls in this process. None means `per_key`.
 
         Raises:
-            StreamExists: the key has an active call with this id, in any process.
+            StreamExists: the key has an active call with this id in this process.
             RateLimited: the key has too many calls.
             Unavailable: this process has too many calls.
         """
-        self._add_here(stream, self._per_key if share is None else share)
-        if self._cluster is None:
-            return
-        verdict = self._cluster.claim((stream.key_id, stream.id), share)
-        if verdict != "yes":
-            self._forget(stream)
-            raise StreamExists(stream.id) if verdict == "exists" else too_many_of_key(share or 0)
-
-    def _add_here(self, stream: Stream, share: int) -> None:
+        share = self._per_key if share is None else share
         stream_key = (stream.key_id, stream.id)
         self._sweeper.start()
         with self._lock:
@@ -138,6 +132,30 @@ class StreamRegistry:
             self._active[stream_key] = stream
             self._of_key[stream.key_id] += 1
             self._stopped.pop(stream_key, None)
+
+    def claim(
+        self, stream: Stream, share: int | None, part: ScriptPart | None = None
+    ) -> bytes | None:
+        """Claim a registered stream in the cluster, if processes share a Redis.
+
+        Args:
+            share: the maximum number of the key's calls in the whole cluster. None means no limit.
+            part: code that decides whether the call is admitted.
+
+        Return the part's reply, or None if the part may not have run.
+
+        Raises:
+            StreamExists: the key has an active call with this id in another process. The stream is
+                no longer registered.
+            RateLimited: the key has too many calls. The stream is no longer registered.
+        """
+        if self._cluster is None:
+            return None
+        result, reply = self._cluster.claim((stream.key_id, stream.id), share, part)
+        if result != "yes":
+            self._forget(stream)
+            raise StreamExists(stream.id) if result == "exists" else too_many_of_key(share or 0)
+        return reply  # type: ignore[no-any-return]
 
     def await_turn(self, stream: Stream, patience: float) -> bool:
         """Wait until the stream may start. Waiting streams start in the order of their arrival.
@@ -164,15 +182,32 @@ class StreamRegistry:
         """
         return not stream.ended and self._active.get((stream.key_id, stream.id)) is stream
 
-    def remove(self, stream: Stream) -> None:
-        self._forget(stream)
-        if self._cluster is not None:
-            self._cluster.release((stream.key_id, stream.id), stopped=stream.stopped)
+    def remove(self, stream: Stream, part: ScriptPart | None = None) -> bool:
+        """Remove a stream, and release its claim. No-op if it isn't registered.
 
-    def _forget(self, stream: Stream) -> None:
+        Args:
+            part: code to run with the release.
+
+        Return False if the part may not have run.
+        """
+        if self._cluster is None:
+            self._forget(stream)
+            return False
+        self._leaving.add(stream)
+        try:
+            if not self._forget(stream):
+                return False
+            stream_key = (stream.key_id, stream.id)
+            return self._cluster.release(stream_key, stopped=stream.stopped, part=part)
+        finally:
+            self._leaving.discard(stream)
+
+    def _forget(self, stream: Stream) -> bool:
+        """Return False if the stream isn't registered."""
         stream_key = (stream.key_id, stream.id)
         with self._lock:
-            if self._active.get(stream_key) is stream:
+            registered = self._active.get(stream_key) is stream
+            if registered:
                 del self._active[stream_key]
                 self._of_key[stream.key_id] -= 1
                 if not self._of_key[stream.key_id]:
@@ -188,6 +223,7 @@ class StreamRegistry:
                 self._stopped[stream_key] = now
                 if stream.request_id != stream.id:
                     self._stopped_requests[stream.key_id, stream.request_id] = now
+        return registered
 
     def stop(self, key_id: str, call_id: str) -> None:
         """Stop one of the key's calls, in any state and in any process.
@@ -286,7 +322,7 @@ class StreamRegistry:
             return list(self._active)
 
     def __len__(self) -> int:
-        return len(self._active)
+        return len(self._active) + len(self._leaving)
 
     def end_all(self) -> None:
         """End all calls because the server is shutting down. Each client gets an error."""

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cluster import messages, ownership
+from cluster.lua import ScriptPart
 from cluster.ownership import Answers, Cluster
 from cluster.redis_client import RedisClient
 from completion import StreamKey, Summary
@@ -71,7 +72,7 @@ class Process:
         raise RuntimeError("a task that fails")
 
     def begin(self, stream_key: StreamKey = CALL, max_calls: int | None = None) -> str:
-        verdict = self.cluster.claim(stream_key, max_calls)
+        verdict, _ = self.cluster.claim(stream_key, max_calls)
         if verdict == "yes":
             self.calls.active[stream_key] = Summary(stream_key[1], "fake", "m", time.time(), 1, 2)
         return verdict
@@ -181,6 +182,65 @@ def test_the_stream_id_of_a_closed_process_is_free_again(ours: Process, other: P
     ours.begin()
     ours.cluster.close()
     assert other.begin() == "yes"
+
+
+# Parts of claims and releases
+
+
+COUNT = "redis.call('INCRBY', KEYS[1], ARGV[1]) return true, 'counted'"
+REFUSE = "redis.call('INCRBY', KEYS[1], ARGV[1]) return false, 'refused'"
+
+
+def asked(process: Process, *command: str) -> Any:
+    """Return Redis' reply to a command."""
+
+    def ask(client: Any) -> Any:
+        return client.execute_command(*command)
+
+    return process.shared.run(ask)
+
+
+def counted(process: Process) -> int:
+    return int(asked(process, "GET", "count") or 0)
+
+
+def owner_of(process: Process) -> Any:
+    return asked(process, "HGET", ownership.CALLS + KEY, CALL[1])
+
+
+def test_a_part_runs_with_the_claim_and_decides_on_it(ours: Process) -> None:
+    part = ScriptPart(REFUSE, ["count"], [2])
+    assert ours.cluster.claim(CALL, part=part) == ("yes", b"refused")
+    assert (counted(ours), owner_of(ours)) == (2, None)
+    part = ScriptPart(COUNT, ["count"], [3])
+    assert ours.cluster.claim(CALL, part=part) == ("yes", b"counted")
+    assert (counted(ours), owner_of(ours)) == (5, ours.cluster._me.encode())
+
+
+def test_a_part_does_not_run_if_the_call_cannot_be_claimed(ours: Process, other: Process) -> None:
+    part = ScriptPart(COUNT, ["count"], [1])
+    ours.begin()
+    assert other.cluster.claim(CALL, part=part) == ("exists", None)
+    assert other.cluster.claim((KEY, "2"), 1, part) == ("too many", None)
+    assert counted(ours) == 0
+
+
+def test_a_part_runs_with_the_release(ours: Process) -> None:
+    ours.begin()
+    del ours.calls.active[CALL]
+    part = ScriptPart(COUNT, ["count"], [4])
+    assert ours.cluster.release(CALL, stopped=False, part=part)
+    assert (counted(ours), owner_of(ours)) == (4, None)
+
+
+def test_a_part_gives_no_reply_while_redis_is_unavailable(
+    ours: Process, redis_server: RedisServer
+) -> None:
+    redis_server.pause()
+    part = ScriptPart(COUNT, ["count"], [1])
+    assert ours.cluster.claim(CALL, part=part) == ("yes", None)
+    assert not ours.cluster.release(CALL, stopped=False, part=part)
+    redis_server.resume()
 
 
 # Stop

@@ -10,12 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trustme
-from redis.commands.core import Script
 
+from cluster.lua import LuaScript
 from cluster.redis_client import CONNECTIONS, TIMEOUT_S, RedisAway, RedisClient
 from config import ConfigError
 from tests.support.pace import scaled
@@ -88,19 +87,14 @@ def many(work: Callable[[int], None], count: int) -> None:
         thread.join(20)
 
 
-def a_script(text: bytes) -> Any:
-    unused: Any = None  # each call passes its own client
-    return Script(unused, text)
-
-
 def echoes(shared: RedisClient, count: int) -> dict[int, object]:
     """Run a script in concurrent callers. Return each caller's result, by the caller's number."""
-    script: Any = a_script(b"return {KEYS[1], ARGV[1]}")
+    script = LuaScript("return {KEYS[1], ARGV[1]}")
     found: dict[int, object] = {}
 
     def ask(number: int) -> None:
         try:
-            found[number] = shared.script(lambda client: script([f"k{number}"], [number], client))
+            found[number] = shared.script(script, [f"k{number}"], [number])
         except RedisAway as failure:
             found[number] = failure
 
@@ -134,12 +128,35 @@ def test_scripts_that_wait_for_a_hanging_redis_fail_together(
     assert echoes(shared, 1) == {0: [b"k0", b"0"]}
 
 
+def test_a_script_succeeds_although_redis_has_closed_its_connection(
+    redis_server: RedisServer, shared: RedisClient
+) -> None:
+    with contextlib.closing(redis_server.client()) as client:
+        for _ in range(3):
+            assert echoes(shared, 1) == {0: [b"k0", b"0"]}
+            assert client.client_kill_filter(_type="normal", skipme=True) == 1
+        assert shared.available
+
+
+def test_scripts_leave_their_connection_after_a_failure_of_another_command(
+    redis_server: RedisServer, shared: RedisClient
+) -> None:
+    assert echoes(shared, 1) == {0: [b"k0", b"0"]}
+    with contextlib.closing(redis_server.client()) as client:
+        (before,) = [c["id"] for c in client.client_list() if c["name"] == "sluice"]
+        with pytest.raises(RedisAway):
+            shared.run(lambda client: client.eval("return redis.call('NONSENSE')", 0))
+        shared.probe(lambda client: client.ping())
+        assert echoes(shared, 1) == {0: [b"k0", b"0"]}
+        assert before not in [c["id"] for c in client.client_list()]
+
+
 def test_a_failing_script_raises_its_error_in_its_caller(
     redis_server: RedisServer, shared: RedisClient
 ) -> None:
-    script: Any = a_script(b"return redis.error_reply('ODD ' .. KEYS[1])")
+    script = LuaScript("return redis.error_reply('ODD ' .. KEYS[1])")
     with pytest.raises(RedisAway, match="ODD mine"):
-        shared.script(lambda client: script(["mine"], [], client))
+        shared.script(script, ["mine"], [])
     shared.probe(lambda client: client.ping())
     assert echoes(shared, 1) == {0: [b"k0", b"0"]}
 

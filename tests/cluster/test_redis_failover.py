@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from redis.commands.core import Script
 
+from cluster.lua import LuaScript
 from cluster.redis_client import RedisAway, RedisClient
 from config import ConfigError
 from tests.support.daemons import CantRunError
@@ -80,12 +80,7 @@ def address(redis_server: RedisServer) -> Iterator[Address]:
         yield found
 
 
-def a_script(text: bytes) -> Any:
-    unused: Any = None  # each call passes its own client
-    return Script(unused, text)
-
-
-SET = a_script(b"return redis.call('SET', KEYS[1], '1')")
+SET = LuaScript("return redis.call('SET', KEYS[1], '1')")
 REPLIES: dict[str, bytes | None] = {
     "readonly": b"-READONLY You can't write against a read only replica.\r\n",
     "loading": b"-LOADING Redis is loading the dataset in memory\r\n",
@@ -120,7 +115,7 @@ def test_connections_to_a_demoted_primary_are_replaced(
             thread.start()
         for thread in threads:
             thread.join(HANG_S)
-        shared.script(lambda client: SET(["a"], [], client))
+        shared.script(SET, ["a"], [])
         address.demote(reply)
         for _ in range(2):  # the first attempt notices the failover, the second succeeds
             with contextlib.suppress(RedisAway):
@@ -131,17 +126,17 @@ def test_connections_to_a_demoted_primary_are_replaced(
         assert shared.available
         for _ in range(6):
             shared.run(lambda client: client.set("c", "1"))
-        shared.script(lambda client: SET(["d"], [], client))
+        shared.script(SET, ["d"], [])
 
 
 def test_a_script_that_finds_a_replica_drops_the_connections(address: Address) -> None:
     with contextlib.closing(RedisClient(address.url)) as shared:
-        shared.script(lambda client: SET(["a"], [], client))
+        shared.script(SET, ["a"], [])
         address.demote(REPLIES["readonly"])
         with pytest.raises(RedisAway, match="it is a replica"):
-            shared.script(lambda client: SET(["a"], [], client))
+            shared.script(SET, ["a"], [])
         shared.probe(lambda client: client.set("b", "1"))
-        shared.script(lambda client: SET(["a"], [], client))
+        shared.script(SET, ["a"], [])
 
 
 def test_a_server_shares_its_state_again_after_a_failover(redis_server: RedisServer) -> None:

@@ -29,7 +29,7 @@ from keys.redaction import Secret
 from providers import registry
 from providers.base import Family, Fim, Provider, Target
 from providers.hosts import BUILT_IN
-from quota.quota import demand_of
+from quota.demand import demand_of
 from tests.gateway.test_gateway import play
 from tests.test_app import Site, hello, make_app, make_key
 

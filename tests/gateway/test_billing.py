@@ -169,6 +169,7 @@ def test_ended_call_settles_its_tokens_and_its_ledger_row_if_recorded(
     error = Unavailable("No.")
     outcome = an_outcome(reason="stopped", error=error, status=503, usage=Usage(100, 50, 9, 8, 7))
     harness.billing.settle(reservation, stream, outcome)
+    harness.billing.settle_quota(reservation, outcome.usage.total_tokens)
     assert harness.left(KEY) == 1000 - 150
     if not recorded:
         assert harness.ledger.settled == []

@@ -20,8 +20,9 @@ from keys.key import LIMITS, Key
 from ledger.entries import Budget, Claim
 from ledger.pricing import FREE, MTOK, Price, Rate
 from quota import quota as quota_module
+from quota.demand import TEMPLATE_TOKENS, Demand, demand_of
 from quota.memory import HOUR, Hold
-from quota.quota import TEMPLATE_TOKENS, Demand, Quota, ask_for, budget_of, demand_of, wait_for
+from quota.quota import Quota, ask_for, budget_of, wait_for
 from tests.gateway.test_gateway import a_key
 from tests.support.ledgers import at_once
 

@@ -13,19 +13,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import floor
 from typing import Any, TypeVar
 
 import pytest
 import redis
 
+from cluster.lua import LuaScript
 from cluster.redis_client import TIMEOUT_S, RedisClient
 from errors import RateLimited, Unavailable
 from keys.key import Key
+from quota.demand import Demand
 from quota.memory import HOUR, Ask, Hold
-from quota.quota import Demand, Quota
-from quota.redis import Store
+from quota.quota import Quota
+from quota.redis import settlement
+from quota.scripts import SETTLE
 from tests.gateway.test_gateway import a_key
 from tests.quota.test_quota import LOOSE, RESERVE, by_tokens, demand, refused, remaining
 from tests.support.ledgers import at_once
@@ -257,8 +260,8 @@ def steps_of_the_fixture(quota: Quota, client: Any) -> dict[str, str]:
     advance(client, 4200)
     late = taken(quota, key, 100, 50)
     quota.settle(taken(quota, key, 40, None), 25)
-    assert quota._cluster is not None
-    quota._cluster._settle(Hold(early.window, 0, early.counts, id="never"), 0, 300, client)
+    never = Hold(early.window, 0, early.counts, id="never")
+    SETTLE(client, *settlement([never], 0, revoked_s=300))
     return {early.id: EARLY, late.id: LATE, "never": "never"}
 
 
@@ -670,26 +673,28 @@ def test_a_count_whose_reply_timed_out_is_revoked(
 
 
 def test_a_command_that_reaches_redis_too_late_is_not_counted(
-    quota: Quota, shared: RedisClient, redis_server: RedisServer
+    quota: Quota,
+    shared: RedisClient,
+    redis_server: RedisServer,
+    client: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A Redis that hung may read a command after the process has given it up."""
     key = by_tokens(1000)
-    counters = quota._cluster
-    assert counters is not None
-    sent: list[tuple[list[str], list[int]]] = []
-    take = counters._store.take
+    sent: list[tuple[LuaScript, Sequence[str], Sequence[Any]]] = []
+    send = shared.script
 
-    def note(keys: list[str], args: list[int], client: redis.Redis) -> object:
-        sent.append((keys, args))
-        return take(keys, args, client)
+    def note(script: LuaScript, keys: Sequence[str], arguments: Sequence[Any]) -> object:
+        sent.append((script, keys, arguments))
+        return send(script, keys, arguments)
 
-    counters._store.take = note
+    monkeypatch.setattr(shared, "script", note)
     redis_server.crash()
     taken(quota, key, 400)
     redis_server.restart()
     back(shared, quota)
-    for keys, args in sent:
-        take(keys, args)
+    for script, keys, arguments in sent:
+        script(client, keys, arguments)
     assert sent
     assert remaining(quota, key) == 1000
 
@@ -715,7 +720,6 @@ def test_pending_settlements_are_bounded(
 
 def test_a_shared_quota_does_not_connect_before_its_first_use(redis_server: RedisServer) -> None:
     shared = RedisClient(f"redis://127.0.0.1:{free_port()}")
-    Store(shared.pool)
     Quota(RESERVE, shared)
     assert shared.available
 
@@ -727,7 +731,8 @@ from gevent import monkey, pool
 monkey.patch_all()
 import sys
 from errors import RateLimited
-from quota.quota import Demand, Quota
+from quota.demand import Demand
+from quota.quota import Quota
 from cluster.redis_client import RedisClient
 from tests.gateway.test_gateway import a_key
 
