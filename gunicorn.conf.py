@@ -293,7 +293,8 @@ def post_worker_init(worker: Any) -> None:
     worker.wsgi.extensions["trusts"] = proxy_rules(worker.cfg)
     services = worker.wsgi.extensions["sluice"]
     # Load the prices before the first call: under gevent, loading blocks all streams of a process.
-    services.gateway.prices.load()
+    router = services.gateway.router
+    services.gateway.prices.load(filter(router.enabled, router.providers.values()))
     connect(worker, services)
     gc.collect()
     gc.freeze()  # the objects loaded so far stay, so the garbage collector needn't visit them

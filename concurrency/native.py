@@ -1,6 +1,6 @@
-"""Native threads and locks, and a shorter wait for a socket, under gevent and without it.
+"""Native threads and locks, and shorter waits for a socket or an event, with gevent and without.
 
-- Outside server/ no other module names gevent.
+- Outside server/ only this module and greenlet_event.py name gevent.
 - Work that blocks without yielding, such as a commit, belongs in a native thread: in a greenlet it
   would block every stream of the process.
 - docs/decisions/0012-the-worker.md lists the gains and the private names that are used here.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -97,4 +97,29 @@ BriefLock: Final = native_lock()
 
 Under gevent, threading.Lock is slower, because it lets other greenlets run while one holds it. A
 greenlet that waited while holding a BriefLock would stop the whole process.
+"""
+
+
+class PlainEvent(Protocol):
+    """An event without timeouts."""
+
+    def set(self) -> None: ...
+    def clear(self) -> None: ...
+    def wait(self) -> object: ...
+
+
+def one_waiter_event() -> Callable[[], PlainEvent]:
+    """Return the function that makes an event for which only one thread waits."""
+    if not greenlets():
+        return threading.Event
+    from concurrency.greenlet_event import GreenletEvent
+
+    return GreenletEvent
+
+
+OneWaiterEvent: Final = one_waiter_event()
+"""An event for which one thread waits, without a timeout.
+
+Under gevent, it wakes its thread in less time than threading.Event, whose waiters may be several,
+have timeouts and be in any thread.
 """

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import ColumnElement, Connection, Table, bindparam, func, select
 
 from errors import InsufficientCredits, of_group
+from ledger.database import directly
 from ledger.entries import Budget, Claim, Opening
 from ledger.pricing import dollars
 from ledger.schema import daily, group_daily, requests
@@ -54,8 +55,10 @@ def left_of_group(connection: Connection, name: str, budget: Budget) -> int:
 def left_in(connection: Connection, account: BudgetAccount) -> int:
     of_group, holder, budget = account
     query, parameters = prepared(GROUP_BALANCE if of_group else BALANCE, connection.dialect)
-    found = connection.exec_driver_sql(query, parameters((holder, budget.since_day or "")))
-    return budget.limit_nano - sum(int(part or 0) for part in found.one())
+    spent, held = directly(
+        connection, query, parameters((holder, budget.since_day or ""))
+    ).fetchone()
+    return budget.limit_nano - int(spent or 0) - int(held or 0)
 
 
 def balance(_dialect: str) -> Any:

@@ -1,6 +1,6 @@
 """The data of the genai-prices package about a model.
 
-- The package is loaded on first use, not on import.
+- The package is loaded on first use, not on import, and never for a local engine.
 - A look-up of a model takes milliseconds, so the results are cached. Callers choose the names, so
   their number is bounded.
 """
@@ -14,11 +14,16 @@ if TYPE_CHECKING:
     from genai_prices.types import ModelInfo
 
 MOST_KEPT: Final = 10_000
+UNLISTED: Final = frozenset(("llamacpp", "lmstudio", "local", "ollama", "sglang", "vllm"))
+"""The local engines, of which the package knows nothing. It takes 13 MB of memory, so a server that
+has only local engines doesn't load it."""
 
 
 @lru_cache(MOST_KEPT)
 def look_up(price_id: str, model: str) -> ModelInfo | None:
     """Return the data of a model of a provider; None if there is none."""
+    if price_id in UNLISTED:
+        return None
     from genai_prices.data_snapshot import get_snapshot
 
     try:

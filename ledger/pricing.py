@@ -22,7 +22,7 @@ import msgspec
 
 from completion import Usage
 from config_file import TomlError, did_you_mean
-from ledger.model_facts import about, look_up
+from ledger.model_facts import UNLISTED, about, look_up
 from ledger.price_terms import PriceTerms
 from providers.base import Provider, Target
 
@@ -160,9 +160,13 @@ class Prices:
         self._own = {name: from_table(name, table) for name, table in tables.items()}
         self._found: dict[tuple[str, str], Callable[..., Price | None]] = {}
 
-    def load(self) -> None:
-        """Load the price data now: it takes a fraction of a second, which a call would wait for."""
-        find("openai", "gpt-4o-mini")
+    def load(self, providers: Iterable[Provider]) -> None:
+        """Load the price data now if it may have prices of these providers.
+
+        It takes a fraction of a second, which a call would wait for.
+        """
+        if any(not row.free and listed_name(row) not in UNLISTED for row in providers):
+            find("openai", "gpt-4o-mini")
 
     def of(self, target: Target, terms: PriceTerms = ()) -> Price | None:
         return self.price(target.provider, target.model, terms)
@@ -177,7 +181,7 @@ class Prices:
             return own
         if provider.free:
             return FREE
-        price_id = provider.price_id or provider.name
+        price_id = listed_name(provider)
         if price_id not in ROUTERS or not (":" in model or model == FREE_ROUTE):
             return self._look_up(price_id, model, terms)
         return self._routed(provider, price_id, model, terms)
@@ -232,7 +236,7 @@ class Prices:
 
         Those listed in its row come first, then those that sluice.toml prices.
         """
-        known = {facts.id: facts for facts in known_models(provider.price_id or provider.name)}
+        known = {facts.id: facts for facts in known_models(listed_name(provider))}
         rows = {
             name: known.get(name) or ModelFacts(name, price=self.price(provider, name))
             for name in self.own(provider)
@@ -246,7 +250,7 @@ class Prices:
 
     def facts(self, provider: Provider, model: str) -> ModelFacts:
         """Return what is known about any model of a provider, listed or not."""
-        title, window = about(provider.price_id or provider.name, model)
+        title, window = about(listed_name(provider), model)
         return ModelFacts(model, title, window, self.price(provider, model))
 
     def own(self, provider: Provider) -> list[str]:
@@ -261,16 +265,21 @@ class Prices:
         return (model for row, _, model in names if row == provider.name and model)
 
 
+def listed_name(provider: Provider) -> str:
+    """Return the name of a provider in the package's data."""
+    return provider.price_id or provider.name
+
+
 def find(price_id: str, model: str) -> Callable[..., Price | None]:
     """Return a function that returns the model's current price, or None if it is unknown.
 
     The function takes the terms of the call. Without them, the price is the standard one.
     """
-    from genai_prices.types import ModelPrice
-
     info = look_up(price_id, model)
     if info is None:
         return lambda _terms=(): None
+    from genai_prices.types import ModelPrice
+
     fixed = isinstance(info.prices, ModelPrice)
     standard = from_data(info.prices) if isinstance(info.prices, ModelPrice) else None
 
@@ -287,6 +296,8 @@ def known_models(price_id: str) -> Iterator[ModelFacts]:
 
     The package doesn't say what a model is for, so its name decides.
     """
+    if price_id in UNLISTED:
+        return
     from genai_prices.data_snapshot import get_snapshot
 
     for provider in get_snapshot().providers:

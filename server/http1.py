@@ -90,7 +90,7 @@ class FastRequestParser(RequestParser):
 
 
 class FastResponse(wsgi.Response):
-    """A response that handles its headers together, and frames and sends a chunk in one step."""
+    """A response that handles its headers together, and sends its head with the first part."""
 
     headers_sent: bool
 
@@ -112,26 +112,43 @@ class FastResponse(wsgi.Response):
         if self.headers_sent or self.upgrade:
             super().send_headers()
             return
+        self.sock.sendall(self.head())
+        self.headers_sent = True
+
+    def head(self) -> bytes:
+        """Return the status line and the header fields."""
         major, minor = self.req.version
         connection = "close" if self.should_close() else "keep-alive"
         framing = "Transfer-Encoding: chunked\r\n" if self.chunked else ""
         fields = "".join([f"{name}: {value}\r\n" for name, value in self.headers])
-        head = (
+        text = (
             f"HTTP/{major}.{minor} {self.status}\r\n"
             f"Server: {self.version}\r\nDate: {http_date(int(time.time()))}\r\n"
             f"Connection: {connection}\r\n{framing}{fields}\r\n"
         )
-        self.sock.sendall(head.encode("latin-1"))
-        self.headers_sent = True
+        return text.encode("latin-1")
 
     def write(self, data: bytes) -> None:
-        if not self.chunked or not data:
+        if self.upgrade or not data:
             super().write(data)
             return
-        chunk = b"%X\r\n%b\r\n" % (len(data), data)
-        self.send_headers()
+        if self.chunked:
+            framed = b"%X\r\n%b\r\n" % (len(data), data)
+        elif self._is_whole(data):
+            framed = data
+        else:
+            super().write(data)
+            return
+        if not self.headers_sent:
+            framed = self.head() + framed
+            self.headers_sent = True
         self.sent += len(data)
-        self.sock.sendall(chunk)
+        self.sock.sendall(framed)
+
+    def _is_whole(self, data: bytes) -> bool:
+        """Return True if the data is all of a body, and the response is one that has a body."""
+        usual = self.status_code == 200 and self.req.method != "HEAD"
+        return usual and not self.sent and self.response_length == len(data)
 
 
 @lru_cache(maxsize=2)

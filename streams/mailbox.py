@@ -6,13 +6,13 @@ a shutdown) is a message in this mailbox too.
 
 - The first End wins. Only a stop, a disconnect or a shutdown can still replace the End of a
   completed call, and only until the writer has taken it.
-- The module uses plain threading, so that it works with gevent and with native threads.
+- The module works with gevent and with native threads.
+- One thread puts batches, and one takes them; any thread may nudge and end.
 - The module knows nothing of HTTP, faces or providers.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from enum import Enum
 from typing import ClassVar, TypeAlias
@@ -23,7 +23,7 @@ from completion import (
     Batch,
     EndReason,
 )
-from concurrency.native import BriefLock
+from concurrency.native import BriefLock, OneWaiterEvent
 from errors import SluiceError
 
 BACKLOG = 256 * 1024
@@ -56,7 +56,7 @@ class Mailbox:
     def __init__(self) -> None:
         # A Condition would be slow: under gevent its lock is Python code.
         self._lock = BriefLock()
-        self._arrived, self._room = threading.Event(), threading.Event()
+        self._arrived, self._room = OneWaiterEvent(), OneWaiterEvent()
         self._messages: deque[Message] = deque()
         self._backlog = 0
         self._end: End | None = None

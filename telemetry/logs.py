@@ -48,7 +48,7 @@ def fields(record: logging.LogRecord) -> dict[str, Any]:
     return {name: values[name] for name in FIELDS if name in values}
 
 
-_encode = json.JSONEncoder(default=str).encode
+encode = json.JSONEncoder(default=str).encode
 
 
 @lru_cache(maxsize=2)
@@ -88,34 +88,11 @@ class JsonFormatter(logging.Formatter):
         texts = "\n".join([value for value in line.values() if isinstance(value, str)])
         if may_hold_key(texts):
             line = {n: mask(v) if isinstance(v, str) else v for n, v in line.items()}
-        return _encode(line)
-
-
-def log_call(logger: logging.Logger, message: str, fields: dict[str, Any], moment: float) -> None:
-    """Log the line of a call, as `logger.info(message, extra=fields)` would.
-
-    If the only handler writes JSON lines, this skips logging's record, locks and search for
-    handlers (see docs/decisions/0012-the-worker.md for the gain).
-
-    Args:
-        fields: the line's fields, named in FIELDS.
-        moment: the line's time, in seconds since 1970.
-    """
-    if not logger.isEnabledFor(logging.INFO):
-        return
-    handlers = logging.root.handlers
-    texts = "\n".join([value for value in fields.values() if isinstance(value, str)])
-    if len(handlers) != 1 or type(handlers[0]) is not JsonLines or may_hold_key(texts):
-        logger.info(message, extra=fields)
-        return
-    line = _encode(head(moment, "info", logger.name, message) | fields)
-    with contextlib.suppress(OSError, ValueError):  # a full disk must not fail a call
-        handlers[0].stream.write(line + "\n")
-        handlers[0].stream.flush()
+        return encode(line)
 
 
 class JsonLines(logging.StreamHandler[TextIO]):
-    """A handler whose lines `log_call` may write itself."""
+    """A handler whose lines `log_call` of call_records.py may write itself."""
 
 
 class TextFormatter(logging.Formatter):

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from concurrency.native import NativeThread, greenlets
+from concurrency.native import NativeThread, OneWaiterEvent, greenlets
 from tests.project.test_layers import MODULES, tree_of
 from tests.support.ledgers import at_once
 from tests.support.pace import HANG_S
@@ -59,7 +59,7 @@ get_ident = __import__("_thread").get_ident
 monkey.patch_all()
 import json, time
 import gevent
-from concurrency.native import NativeThread, greenlets
+from concurrency.native import NativeThread, OneWaiterEvent, greenlets
 
 native_sleep = monkey.get_original("time", "sleep")
 thread = NativeThread()
@@ -196,3 +196,76 @@ def test_a_brief_lock_under_gevent_is_a_native_lock() -> None:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.stdout == "True\n", done.stderr
+
+
+def test_an_event_without_gevent_is_that_of_threading() -> None:
+    assert isinstance(OneWaiterEvent(), threading.Event)
+
+
+EVENTS = """
+from gevent import monkey
+monkey.patch_all()
+import gevent
+from concurrency.native import OneWaiterEvent
+
+seen = []
+
+def waiter(event, name):
+    event.wait()
+    seen.append(name)
+
+def started(name):
+    event = OneWaiterEvent()
+    job = gevent.spawn(waiter, event, name)
+    gevent.sleep(0)
+    return event, job
+
+early = OneWaiterEvent()
+early.set()
+waiter(early, "set before")
+
+event, job = started("set twice")
+event.set(), event.set()
+seen.append("the setter goes on")
+job.join()
+
+event, job = started("set again after a clear")
+event.set(), event.clear()
+gevent.sleep(0.01)
+seen.append("still waiting" if not job.dead else "woken")
+event.set()
+job.join()
+
+event, job = started("killed")
+event.set()
+job.kill(block=False)
+job.join()
+gevent.sleep(0.01)
+
+event, job = started("killed while it waits")
+job.kill()
+event.set()
+gevent.sleep(0.01)
+print(seen)
+"""
+
+
+def test_an_event_wakes_its_greenlet_once_and_none_that_was_killed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EVENTS],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+    assert done.stderr == ""
+    found = ast.literal_eval(done.stdout)
+    assert found[:5] == [
+        "set before",
+        "the setter goes on",
+        "set twice",
+        "still waiting",
+        "set again after a clear",
+    ]
+    assert found[5:] in ([], ["killed"]), "the event came first, or the exception"

@@ -17,7 +17,7 @@ from ledger.owners import DEAD_AFTER_S, Heartbeat, LockFile
 def connection() -> Iterator[Connection]:
     engine = create_engine("sqlite://")
     with engine.begin() as found:
-        schema.metadata.create_all(found)
+        schema.create(found)
         yield found
     engine.dispose()
 

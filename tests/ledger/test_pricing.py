@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from genai_prices.data_snapshot import get_snapshot
 from hypothesis import given
 from hypothesis import strategies as st
 
 from completion import Usage
 from config import ConfigError
 from ledger import pricing
+from ledger.model_facts import UNLISTED
 from ledger.pricing import FREE, MTOK, NANO, Price, Prices, Rate, ceiling, cost, dollars, per_mtok
 from providers.base import Provider, Target
 from providers.hosts import BUILT_IN
+from tests.support.paths import ROOT
 
 LOCAL = next(row for row in BUILT_IN if row.name == "local")
 OPENAI = next(row for row in BUILT_IN if row.name == "openai")
@@ -353,3 +358,40 @@ def test_deprecated_models_and_embedding_models_are_not_listed() -> None:
     assert listed < {info.id for info in data.models}
     assert not listed & {info.id for info in data.models if info.deprecated}
     assert not any("embedding" in name for name in listed)
+
+
+@pytest.mark.parametrize("name", sorted(UNLISTED))
+def test_the_price_data_knows_nothing_of_a_local_engine(name: str) -> None:
+    with pytest.raises(LookupError):
+        get_snapshot().find_provider(None, name, None)
+
+
+def test_each_built_in_local_engine_is_unlisted() -> None:
+    engines = {row.name for row in BUILT_IN if row.base_url.startswith("http://127.0.0.1")}
+    assert {*engines, LOCAL.name} == UNLISTED
+
+
+LOADING = """
+import sys
+from ledger.pricing import Prices
+from providers.hosts import BUILT_IN
+prices, rows = Prices({}), [row for row in BUILT_IN if row.name in sys.argv[1:]]
+prices.load(rows)
+for row in rows:
+    prices.price(row, "some-model"), prices.models(row), prices.facts(row, "some-model")
+print("genai_prices" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "loaded"), [(["local", "vllm", "ollama"], False), (["vllm", "openai"], True)]
+)
+def test_only_a_hosted_provider_needs_the_price_data(names: list[str], loaded: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING, *names],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == (f"{loaded}\n", "")

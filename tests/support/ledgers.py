@@ -14,7 +14,7 @@ from completion import Usage
 from ledger.database import DatabaseAway, Link, make_engine
 from ledger.entries import Budget, Claim, Entry, Settlement
 from ledger.ledger import Ledger
-from ledger.schema import daily, metadata, new_id, now_us, requests
+from ledger.schema import create, daily, new_id, now_us, requests
 from tests.support.pace import HANG_S
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ def connected(url: str) -> Iterator[Connection]:
     """Yield a connection in a transaction, on a database that has the tables."""
     engine = make_engine(url, writes=True)
     with engine.begin() as connection:
-        metadata.create_all(connection)
+        create(connection)
         yield connection
     engine.dispose()
 

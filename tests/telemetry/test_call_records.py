@@ -91,7 +91,7 @@ def lines_of(
     before = (root.handlers, root.level, ours.level)
     try:
         logs.configure(kind, "info")
-        logs.log_call(call_records.access, "stream", fields, 1_775_563_200.25)
+        call_records.log_call(call_records.access, "stream", fields, 1_775_563_200.25)
         call_records.access.info("stream", extra=fields)
     finally:
         root.handlers, root.level, ours.level = before
@@ -106,14 +106,18 @@ FIELDS: dict[str, object] = {
 }
 
 
+@pytest.mark.parametrize("text", ["r\u2028\n1", "r-1", "\ud800"], ids=ascii)
 def test_the_json_log_line_of_a_call_equals_that_of_logging(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
-    ours, theirs = (json.loads(line) for line in lines_of(capsys, FIELDS))
+    fields = FIELDS | {"request_id": text}
+    lines = lines_of(capsys, fields)
+    assert all(line.isascii() for line in lines)
+    ours, theirs = map(json.loads, lines)
     assert ours.pop("time") == "2026-04-07T12:00:00.250Z"
     theirs.pop("time")
     assert ours == theirs
-    assert ours == {"level": "info", "logger": "sluice.access", "message": "stream", **FIELDS}
+    assert ours == {"level": "info", "logger": "sluice.access", "message": "stream", **fields}
 
 
 def test_a_key_in_the_log_line_of_a_call_is_masked(capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,5 +171,5 @@ def test_logging_a_call_to_a_full_disk_raises_nothing(monkeypatch: pytest.Monkey
     monkeypatch.setattr(root, "handlers", [handler])
     monkeypatch.setattr(call_records.access, "level", logging.INFO)
     call_records.access.manager._clear_cache()  # type: ignore[attr-defined]
-    logs.log_call(call_records.access, "stream", FIELDS, 0.0)
+    call_records.log_call(call_records.access, "stream", FIELDS, 0.0)
     call_records.access.manager._clear_cache()  # type: ignore[attr-defined]
