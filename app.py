@@ -189,6 +189,7 @@ def share(
         orphan=settings.orphan,
         total=settings.replay_redis if settings.replay_total else 0,
     )
+    gateway.replays.on_copy = gateway.streams.watch
     metrics.watch_replays(shared_replays.counts)
     subjects: Subjects = {
         "streams": gateway.streams.of_all_keys_here,

@@ -98,7 +98,8 @@ class Cluster:
 
     def __init__(self, redis_client: RedisClient) -> None:
         self._redis = redis_client
-        self._me = new_token()
+        self.name = self._me = new_token()
+        """The unique name of this process."""
         self._post = Messages(redis_client, self._me, self._reply)
         self._local: Local
         self._at_beats: tuple[Callable[[], None], ...] = ()
@@ -114,11 +115,6 @@ class Cluster:
         """True if claims of this process may be missing from Redis."""
         self._unreleased: dict[StreamKey, bool] = {}
         """Calls that ended while Redis was unavailable; True for those that were stopped."""
-
-    @property
-    def name(self) -> str:
-        """The unique name of this process."""
-        return self._me
 
     @property
     def since(self) -> bytes:

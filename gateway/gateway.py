@@ -91,7 +91,6 @@ class Gateway:
             cluster=cluster,
             replays=self.replays,
         )
-        self.replays.on_copy = self.streams.watch
         self.draining = False
         self._disconnect = DisconnectPolicy(
             settings.disconnect, settings.disconnect_time, settings.disconnect_cost

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable
 from typing import Final, TypeAlias
 
-from cluster.scripts import step
+from cluster.lua import LuaScript
 
 STREAM: Final = "sluice:replay:"
 ENTRY: Final = b"e"
@@ -35,7 +35,7 @@ def packed(items: Iterable[AppendItem]) -> bytes:
 
 REFUSED, DROPPED = b"refused", b"dropped"
 
-APPEND = step("""
+APPEND = LuaScript("""
 -- ARGV: the items, as `packed` makes them. Each has a stream, its expected last id, an id, an
 -- entry, the lowest id to keep, and a TTL in ms or 0. The expected id is '' if the stream must not
 -- exist, and '*' if it may be another call's. Without an id, only the expected id is checked.
@@ -89,7 +89,7 @@ return failed
 the stream's last entry, which wasn't the expected one; '' if there is no such stream; DROPPED if it
 was dropped to make room; REFUSED if Redis took no entry, because it lacks memory."""
 
-INTERRUPT = step("""
+INTERRUPT = LuaScript("""
 -- KEYS: stream, cluster. ARGV: the last id that was read, fence's id, entry, TTL in ms, owner,
 -- SILENT_S.
 local beat = redis.call('ZSCORE', KEYS[2], ARGV[5])
@@ -110,14 +110,14 @@ of the stream than was read. It may have less, if it lost data."""
 FOLLOWED: Final = "sluice:followed"
 """The sorted set of the streams that are followed outside their own process, by Redis' time."""
 
-ANNOUNCE = step("""
+ANNOUNCE = LuaScript("""
 -- KEYS: the streams that are followed. ARGV: the time after which that is forgotten, then streams.
 for n = 2, #ARGV do redis.call('ZADD', KEYS[1], now, ARGV[n]) end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[1])
 redis.call('EXPIRE', KEYS[1], math.ceil(ARGV[1]))
 """)
 
-SINCE_FOLLOWED = step("""
+SINCE_FOLLOWED = LuaScript("""
 -- KEYS: the streams that are followed. ARGV: streams.
 local found = {}
 for n, stream in ipairs(ARGV) do
@@ -132,7 +132,7 @@ SIZES: Final = ("sluice:replay-sizes", "sluice:replay-expiry", "sluice:replay-su
 """The reserved bytes of each stream, when each reservation expires, and the sums of each key's. The
 sum of all has an empty name."""
 
-RESERVE = step("""
+RESERVE = LuaScript("""
 -- KEYS: sizes, expiry, sums. ARGV: the most bytes in all, the most of a key, TTL in s, then for
 -- each stream: its key's id, its id, the bytes to reserve, and 1 if it has ended, else 0.
 local sizes, expiry, sums, ttl = KEYS[1], KEYS[2], KEYS[3], tonumber(ARGV[3])
@@ -190,7 +190,7 @@ return found
 deleted. It returns 1 for each stream that has its bytes, 0 for each that has none now, and the sum
 of all reserved bytes."""
 
-DROP = step("""
+DROP = LuaScript("""
 -- KEYS: stream. ARGV: the nonce of its call.
 local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 if top and string.match(top[1], '%-(.*)') == ARGV[1] then redis.call('DEL', KEYS[1]) end
