@@ -38,6 +38,7 @@ from cluster.scripts import (
     ASK,
     BEAT,
     EXISTS,
+    KEPT,
     OWNERS,
     PROCESSES_NOW,
     TOO_MANY,
@@ -64,9 +65,12 @@ AT_ONCE = 500
 MAX_UNRELEASED = 100_000
 # Processes of earlier releases use these Redis keys too: see docs/decisions/0013-the-house.md.
 PROCESSES, SINCE = "sluice:fleet", "sluice:since"
-CALLS, STOPPED = "sluice:calls:", "sluice:stopped:"
+CALLS, STOPPED, KEPT_STREAM = "sluice:calls:", "sluice:stopped:", "sluice:kept:"
 
-ClaimResult: TypeAlias = Literal["yes", "exists", "too many"]
+ClaimResult: TypeAlias = Literal["yes", "exists", "too many", "kept"]
+CLAIM_RESULTS: Final[Mapping[Any, ClaimResult]] = MappingProxyType(
+    {EXISTS: "exists", TOO_MANY: "too many", KEPT: "kept"}
+)
 
 Subjects: TypeAlias = Mapping[str, Callable[[str], Any]]
 """The questions about the whole process: by its subject, the function that answers it. Its argument
@@ -91,6 +95,7 @@ class Local(Protocol):
     def end_requests(self, request_key: tuple[str, str]) -> bool: ...
     def summaries_here(self, key_id: str) -> list[Summary]: ...
     def stream_keys(self) -> list[StreamKey]: ...
+    def kept_for(self, stream_key: StreamKey) -> int: ...
 
 
 class Cluster:
@@ -177,14 +182,15 @@ class Cluster:
                 claimed.
 
         Returns:
-            "yes"; "exists" if another process has a call with this id; "too many" if the key has
-            max_calls. If Redis is unavailable, "yes", because calls don't depend on Redis. With it,
-            the part's reply; None if the part may not have run.
+            "yes"; "exists" if another process has a call with this id; "kept" if a resumable stream
+            with this id has ended, but is kept; "too many" if the key has max_calls. If Redis is
+            unavailable, "yes", because calls don't depend on Redis. With it, the part's reply; None
+            if the part may not have run.
         """
         self._thread.start()
         self._unreleased.pop(stream_key, None)
         code, keys, arguments = part or NO_PART
-        own_keys, own_arguments = self._claim(stream_key, max_calls)
+        own_keys, own_arguments = self._claim(stream_key, max_calls, new=True)
         try:
             reply = self._redis.script(
                 claiming(code), [*keys, *own_keys], [*arguments, *own_arguments]
@@ -192,14 +198,16 @@ class Cluster:
         except RedisAway:
             self._stale = True
             return "yes", None
-        if reply in (EXISTS, TOO_MANY):
-            return ("exists" if reply == EXISTS else "too many"), None
+        if reply in (EXISTS, TOO_MANY, KEPT):
+            return CLAIM_RESULTS[reply], None
         return "yes", reply
 
     def release(
         self, stream_key: StreamKey, *, stopped: bool, part: ScriptPart | None = None
     ) -> bool:
         """Release the id of a call that has ended. Remember a stop for STOPPED_TTL_S.
+
+        The id of a resumable stream isn't free before the stream is no longer kept.
 
         Args:
             part: code to run with the release.
@@ -209,8 +217,9 @@ class Cluster:
         """
         key_id, stream_id = stream_key
         code, keys, arguments = part or NO_PART
-        own_keys = CALLS + key_id, mark_of(stream_key)
-        own_arguments = self._me, stream_id, STOPPED_TTL_S if stopped else 0
+        own_keys = CALLS + key_id, mark_of(stream_key), kept_mark_of(stream_key)
+        stopped_for, kept_for = STOPPED_TTL_S if stopped else 0, self._local.kept_for(stream_key)
+        own_arguments = self._me, stream_id, stopped_for, kept_for
         try:
             self._redis.script(releasing(code), [*keys, *own_keys], [*arguments, *own_arguments])
         except RedisAway:
@@ -291,13 +300,17 @@ class Cluster:
         return Answers(found, silent + len(others) - len(found))
 
     def _claim(
-        self, stream_key: StreamKey, max_calls: int | None
+        self, stream_key: StreamKey, max_calls: int | None, *, new: bool
     ) -> tuple[list[str], list[str | int]]:
-        """Return the keys and the arguments of a claim."""
+        """Return the keys and the arguments of a claim.
+
+        Args:
+            new: False if the call runs already.
+        """
         key_id, stream_id = stream_key
         most = -1 if max_calls is None else max_calls
-        keys = [CALLS + key_id, PROCESSES, mark_of(stream_key)]
-        return keys, [self._me, stream_id, most, CALLS_TTL_S]
+        keys = [CALLS + key_id, PROCESSES, mark_of(stream_key), kept_mark_of(stream_key)]
+        return keys, [self._me, stream_id, most, CALLS_TTL_S, int(new)]
 
     def _ask(self, client: Any, stream_key: StreamKey, token: str) -> Any:
         key_id, stream_id = stream_key
@@ -371,7 +384,7 @@ class Cluster:
         def claim(client: Any) -> None:
             with client.pipeline(transaction=False) as pipe:
                 for stream_key in stream_keys:
-                    claiming(NO_PART.code)(pipe, *self._claim(stream_key, None))
+                    claiming(NO_PART.code)(pipe, *self._claim(stream_key, None, new=False))
                 pipe.execute()
 
         self._redis.run(claim)
@@ -380,3 +393,8 @@ class Cluster:
 def mark_of(stream_key: StreamKey) -> str:
     """Return the Redis key that marks a call as stopped. It is unique, as ids have no slash."""
     return STOPPED + "/".join(stream_key)
+
+
+def kept_mark_of(stream_key: StreamKey) -> str:
+    """Return the Redis key that marks an ended resumable stream whose id isn't free."""
+    return KEPT_STREAM + "/".join(stream_key)

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
@@ -18,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from cluster.deaths import dead
-from cluster.ownership import PROCESSES, SILENT_S, Cluster
+from cluster.ownership import PROCESSES, SILENT_S, Cluster, kept_mark_of
 from cluster.redis_client import RedisAway, RedisClient
 from completion import StreamKey
 from concurrency.threads import BackgroundThread
@@ -62,7 +61,7 @@ MISSING_S: Final = 10.0
 is alive writes it again sooner."""
 PAUSE_S: Final = 1.0
 """The pause after an unexpected exception."""
-START, ENDED = b"0-0", b"%d-0" % FENCE
+START: Final = b"0-0"
 
 
 class Copy:
@@ -193,13 +192,6 @@ class ReplayReader:
             raise Unavailable("The server can't read this stream at the moment. Try again.")
         return copy.replay
 
-    def has_ended(self, stream_key: StreamKey) -> bool:
-        """Return True if Redis has the end of a stream; False if not, or if it is unavailable."""
-        key = Copy(stream_key).key
-        with contextlib.suppress(RedisAway):
-            return bool(self._redis.run(lambda client: client.xrevrange(key, "+", ENDED, 1)))
-        return False
-
     def cut(self) -> None:
         """Cut the followers of all copies, without the end of their streams."""
         for copy in list(self._copies.values()):
@@ -316,7 +308,8 @@ class ReplayReader:
         entry = interrupted(facts, time.time())
         keep = int(max(self._keep, LEAST_TTL_S) * 1000)
         arguments: list[Any] = [copy.at, entry_id(FENCE, nonce), entry, keep, facts.owner, SILENT_S]
-        self._redis.run(lambda client: INTERRUPT(client, [copy.key.decode(), PROCESSES], arguments))
+        keys = [copy.key.decode(), PROCESSES, kept_mark_of(copy.stream_key)]
+        self._redis.run(lambda client: INTERRUPT(client, keys, arguments))
 
     def _fail_new(self) -> None:
         """Let those who wait for a new copy know that it can't be read."""

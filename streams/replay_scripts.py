@@ -90,8 +90,8 @@ the stream's last entry, which wasn't the expected one; '' if there is no such s
 was dropped to make room; REFUSED if Redis took no entry, because it lacks memory."""
 
 INTERRUPT = LuaScript("""
--- KEYS: stream, cluster. ARGV: the last id that was read, fence's id, entry, TTL in ms, owner,
--- SILENT_S.
+-- KEYS: stream, cluster, the mark of a kept stream.
+-- ARGV: the last id that was read, fence's id, entry, TTL in ms, owner, SILENT_S.
 local beat = redis.call('ZSCORE', KEYS[2], ARGV[5])
 if beat and tonumber(beat) >= now - ARGV[6] then return 0 end
 local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
@@ -102,6 +102,7 @@ if top then
 end
 redis.call('XADD', KEYS[1], ARGV[2], 'e', ARGV[3])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
+redis.call('SET', KEYS[3], '1', 'PX', ARGV[4])
 return 1
 """)
 """The end of a stream whose owner is dead. It returns 0 if the owner is alive, or if Redis has more

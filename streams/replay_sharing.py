@@ -97,13 +97,6 @@ class SharedReplays:
             )
         return None
 
-    def has_ended(self, stream_key: StreamKey) -> bool:
-        """Return True if Redis has the end of a stream, so that its id isn't free.
-
-        Return False if Redis is unavailable.
-        """
-        return self._reader is not None and self._reader.has_ended(stream_key)
-
     def obstacle(self, key_id: str) -> str:
         """Return why a new stream of a key can't be followed at other processes; empty if it can.
 

@@ -384,6 +384,7 @@ def test_the_stream_of_a_dead_owner_ends_with_the_error(
         ending = copy.ending
         assert ending is not None
         assert (copy.about().state, copy.result(ending)) == ("interrupted", b'"interrupted"')
+        assert process.cluster.claim(KEY) == ("kept", None), "the id isn't free"
     call.write("c")  # the owner was only away, and its own followers get the rest
     call.end()
     assert Reading(call.replay).whole() == texts("a", "b", "c") + done(4)
