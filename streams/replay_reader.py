@@ -12,9 +12,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
-
-import msgspec
 
 from cluster.deaths import dead
 from cluster.ownership import PROCESSES, SILENT_S, Cluster, kept_mark_of
@@ -26,13 +25,13 @@ from streams.replay import Replay
 from streams.replay_codec import (
     FENCE,
     Facts,
-    ReplayEntry,
+    InvalidEntry,
     add_to,
-    decode,
     ending_of,
     entry_id,
     interrupted,
     parsed_id,
+    read_entry,
 )
 from streams.replay_counts import ReplayCounts
 from streams.replay_scripts import ANNOUNCE, ENTRY, FOLLOWED, INTERRUPT, LEAST_TTL_S, STREAM
@@ -88,7 +87,7 @@ class Copy:
         self.failed = False
         """True if it couldn't be read even once."""
         self.replaced = False
-        """True if another call's stream has taken the place of this one."""
+        """True if another call's stream has taken the place of this one, or it can't be read."""
         self.missing_since: float | None = None
         """The monotonic time since which Redis hasn't had the stream."""
 
@@ -108,14 +107,27 @@ class Copy:
             and now - (replay.alone_since or now) >= KEEP_S
         )
 
-    def take(self, name: bytes, entry: ReplayEntry) -> None:
+    def take_all(self, entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> None:
+        """Add entries of the stream, up to the first one that can't be read."""
+        try:
+            for name, fields in entries:
+                self.take(name, fields)
+        except InvalidEntry:  # the streams of other copies must go on
+            self.replaced = True
+
+    def take(self, name: bytes, fields: Mapping[bytes, bytes]) -> None:
         """Add an entry of the stream.
 
         Args:
             name: its id.
+
+        Raises:
+            InvalidEntry: it can't be read.
         """
         self.at = name
         number, nonce = parsed_id(name)
+        entry = read_entry(number, fields)
+        self.unchecked += len(fields[ENTRY])
         if self.replay is None:
             if entry.facts is None:  # a copy begins at a key entry
                 return
@@ -242,19 +254,19 @@ class ReplayReader:
         command = ("XREAD", "COUNT", most, "STREAMS", *names, *ids)
 
         def read(client: Any) -> Any:
-            return client.execute_command(*command)
+            try:
+                return client.execute_command(*command)
+            except Exception as failure:
+                if not is_wrong_type(failure):
+                    raise
+            return read_each(client, copies, most)
 
         self._counts.reads += 1
         found = dict(self._redis.run(read))
         for copy in copies:
             entries = found.get(copy.key, ())
             new = copy.replay is None
-            for name, fields in entries:
-                try:
-                    copy.take(name, decode(fields[ENTRY]))
-                    copy.unchecked += len(fields[ENTRY])
-                except msgspec.DecodeError:  # a later release of Sluice wrote it
-                    copy.replaced = True
+            copy.take_all(entries)
             if new and copy.replay is not None:
                 self._store.add_copy(copy.replay)
                 copy.unchecked = GROWTH + 1
@@ -351,3 +363,28 @@ def existing(client: Any, copies: list[Copy]) -> list[int]:
         for copy in copies:
             pipe.exists(copy.key)
         return pipe.execute()  # type: ignore[no-any-return]
+
+
+def is_wrong_type(failure: object) -> bool:
+    """Return True for Redis' error that a key isn't a stream. Another program wrote it."""
+    return str(failure).startswith("WRONGTYPE")
+
+
+def read_each(client: Any, copies: list[Copy], most: int) -> list[Any]:
+    """Return the new entries of each copy, as XREAD does, one by one. Raises RedisError.
+
+    What isn't a stream gets an entry without fields, which no copy can read.
+    """
+    with client.pipeline(transaction=False) as pipe:
+        for copy in copies:
+            pipe.execute_command("XREAD", "COUNT", most, "STREAMS", copy.key, copy.at)
+        answers = pipe.execute(raise_on_error=False)
+    found: list[Any] = []
+    for copy, answer in zip(copies, answers, strict=True):
+        if is_wrong_type(answer):
+            found.append((copy.key, [(copy.at, {})]))
+        elif isinstance(answer, Exception):
+            raise answer
+        else:
+            found += answer
+    return found

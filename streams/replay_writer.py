@@ -236,7 +236,7 @@ class ReplayWriter:
                 self._again.add(stream)
             else:
                 refused = tops[n] == REFUSED
-                self._give_up(stream, "Redis lacks memory" if refused else "it was replaced there")
+                self._give_up(stream, "Redis refuses it" if refused else "it was replaced there")
 
     def _reserve(self, streams: list[WrittenStream]) -> set[WrittenStream]:
         """Reserve bytes in Redis. Return the streams that don't get them, which aren't written any

@@ -610,6 +610,22 @@ def test_a_stream_without_room_in_redis_goes_on_in_its_own_process(
     client.close()
 
 
+def test_a_stream_whose_place_has_another_type_is_given_up_and_others_go_on(
+    owner: Process, other: Process
+) -> None:
+    owner.redis.run(lambda client: client.set("sluice:replay:key_1/s-1", "x"))
+    calls = [owner.begin(), owner.begin(("key_1", "s-2"))]
+    for call in calls:
+        call.write("a")
+    wait(lambda: calls[0].replay.marks is None)
+    assert owner.redis.available
+    there = Reading(found(other, ("key_1", "s-2")))
+    for call in calls:
+        call.end()
+    assert there.whole() == texts("a") + done(2)
+    assert owner.shared.counts.given_up == 1
+
+
 def test_an_ended_stream_that_made_room_for_another_one_isnt_written_again(
     new: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
 ) -> None:
