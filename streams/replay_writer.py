@@ -224,8 +224,8 @@ class ReplayWriter:
         began = time.monotonic()
         failed = self._redis.run(lambda client: APPEND(client, (), (text,)))
         self._counts.append_seconds += time.monotonic() - began
-        self._counts.appends += sum(bool(item[2]) for item in items) - len(failed) // 2
         tops = dict(zip(failed[::2], failed[1::2], strict=True))
+        self._counts.appends += sum(bool(i[2]) for n, i in enumerate(items, 1) if n not in tops)
         for n, stream in enumerate(taken, 1):
             if n not in tops:
                 stream.done(now)

@@ -223,6 +223,19 @@ def test_a_flush_is_repaired_and_followers_miss_nothing(
     assert late.whole() == texts("b", "c", first=2) + done(4)
 
 
+def test_a_check_that_finds_another_entry_takes_nothing_from_the_count_of_appends(
+    owner: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.written_stream.CHECK_S", 0.1)
+    call = owner.begin()
+    call.write("a")
+    wait(lambda: owner.shared.counts.appends == 1)
+    owner.redis.run(lambda client: client.delete("sluice:replay:key_1/s-1"))
+    wait(lambda: owner.shared.counts.repeats == 1)
+    wait(lambda: owner.shared.counts.appends == 2)
+    call.end()
+
+
 def test_a_flush_after_the_end_is_repaired(
     owner: Process, other: Process, redis_server: RedisServer
 ) -> None:
