@@ -91,6 +91,15 @@ class Copy:
         self.missing_since: float | None = None
         """The monotonic time since which Redis hasn't had the stream."""
 
+    def has_expired(self, keep: float) -> bool:
+        """Return True if the stream ended so long ago that its id is free again.
+
+        Redis keeps streams for LEAST_TTL_S, even if they needn't be kept for so long. Beyond that,
+        Redis drops them, and the processes' clocks may differ.
+        """
+        ending = self.replay.ending if self.replay is not None else None
+        return ending is not None and keep < LEAST_TTL_S and time.time() >= ending.ended_at + keep
+
     @property
     def open(self) -> bool:
         return self.replay is None or self.replay.ending is None
@@ -190,8 +199,9 @@ class ReplayReader:
         """
         with self._lock:
             copy, now = self._copies.get(stream_key), time.monotonic()
-            if copy is not None and copy.is_stale(now) and copy.replay is not None:
-                self._store.drop_copy(copy.replay)
+            if copy is not None and self._is_over(copy, now):
+                if copy.replay is not None:
+                    self._store.drop_copy(copy.replay)
                 copy = None
             if copy is None or copy.replaced:
                 if not self._store.has_room(stream_key[0]):
@@ -202,7 +212,12 @@ class ReplayReader:
         self._wanted.set()
         if not copy.read.wait(FIRST_READ_S) or copy.failed:
             raise Unavailable("The server can't read this stream at the moment. Try again.")
-        return copy.replay
+        return None if copy.has_expired(self._keep) else copy.replay
+
+    def _is_over(self, copy: Copy, now: float) -> bool:
+        """Return True if another call may have the id of an ended stream that nobody follows."""
+        followed = copy.replay is not None and copy.replay.followers
+        return not followed and (copy.is_stale(now) or copy.has_expired(self._keep))
 
     def cut(self) -> None:
         """Cut the followers of all copies, without the end of their streams."""

@@ -333,6 +333,29 @@ def test_the_copy_of_an_ended_stream_is_read_again_after_a_while(
     assert Reading(found(other)).whole() == texts("x") + done(2)
 
 
+def test_an_ended_stream_is_nowhere_found_longer_than_it_is_kept(
+    new: Callable[..., Process],
+) -> None:
+    owner, other = new(keep=1.0), new(keep=1.0)
+    call = owner.begin()
+    call.write("a")
+    call.end()
+    assert Reading(found(other)).whole() == texts("a") + done(2)
+
+    def is_gone() -> bool:
+        owner.store.sweep()
+        try:
+            return not any(process.shared.find(KEY) for process in (owner, other))
+        except Unavailable:  # the owner's sweeper hasn't dropped it yet
+            return False
+
+    wait(is_gone)
+    again = other.begin()  # the id is free
+    again.write("b")
+    again.end()
+    assert Reading(found(owner)).whole() == texts("b") + done(2)
+
+
 def test_copies_are_dropped_when_nobody_needs_them(
     owner: Process, other: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
