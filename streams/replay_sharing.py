@@ -19,12 +19,15 @@ from streams.replay import Replay
 from streams.replay_counts import ReplayCounts
 from streams.replay_reader import ReplayReader
 from streams.replay_room import ReplayRoom
+from streams.replay_scripts import STREAM
 from streams.replay_store import ReplayStore
 from streams.replay_writer import ReplayWriter
 
 TRIES, TRY_S = 3, 0.1
 """How often, and at which interval, a stream of another process is looked for in Redis."""
 FLUSH_S: Final = 2.0
+TRIAL_KEYS: Final = ("sluice:replay-trial", f"{STREAM}trial")
+"""Keys like those that resumable streams need. A user of Redis may be allowed few keys only."""
 
 
 class SharedReplays:
@@ -55,6 +58,7 @@ class SharedReplays:
         self._writer: ReplayWriter | None = None
         self._reader: ReplayReader | None = None
         if total:
+            redis_client.trial_keys += TRIAL_KEYS
             self._reader = ReplayReader(
                 *(redis_client, cluster, store, self.counts), keep=keep, orphan=orphan
             )

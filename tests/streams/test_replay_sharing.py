@@ -18,6 +18,7 @@ from cluster.deaths import dead
 from cluster.ownership import Cluster
 from cluster.redis_client import RedisClient
 from completion import StreamKey
+from config import ConfigError
 from errors import SluiceError, Unavailable
 from streams.replay import LOST_ID, About, Ending, Replay
 from streams.replay_log import FRAME
@@ -660,6 +661,25 @@ def test_a_stream_whose_place_has_another_type_is_given_up_and_others_go_on(
         call.end()
     assert there.whole() == texts("a") + done(2)
     assert owner.shared.counts.given_up == 1
+
+
+@pytest.mark.parametrize("total", [0, 64 * MB])
+def test_the_start_fails_if_redis_forbids_the_keys_of_streams_unless_none_may_be_there(
+    new: Callable[..., Process], redis_server: RedisServer, total: int
+) -> None:
+    process = new(total=total, joins=False)
+    client = redis_server.client()
+    rules = "on nopass resetkeys ~sluice:trial ~sluice:fleet ~LIMITS:* &* +@all"
+    client.execute_command("ACL", "SETUSER", "default", *rules.split())
+    try:
+        if total:
+            with pytest.raises(ConfigError, match="the user lacks a permission"):
+                process.redis.check()
+        else:
+            process.redis.check()
+    finally:
+        client.execute_command("ACL", "SETUSER", "default", "allkeys")
+        client.close()
 
 
 def test_an_ended_stream_that_made_room_for_another_one_isnt_written_again(
