@@ -96,6 +96,7 @@ class Local(Protocol):
     def summaries_here(self, key_id: str) -> list[Summary]: ...
     def stream_keys(self) -> list[StreamKey]: ...
     def kept_for(self, stream_key: StreamKey) -> int: ...
+    def kept_keys(self) -> list[StreamKey]: ...
 
 
 class Cluster:
@@ -370,7 +371,10 @@ class Cluster:
         self._post.reply_to(dict(zip(asked[::2], asked[1::2], strict=True)))
 
     def _repeat_claims(self) -> None:
-        """Claim all active calls again, and release those that have ended. Raises RedisAway."""
+        """Claim all active calls and kept streams again, and release calls that have ended.
+
+        Raises RedisAway.
+        """
         stream_keys = self._local.stream_keys()
         for n in range(0, len(stream_keys), AT_ONCE):
             self._claim_all(stream_keys[n : n + AT_ONCE])
@@ -379,6 +383,9 @@ class Cluster:
         for stream_key, stopped in ended.items():
             if stream_key not in active:
                 self.release(stream_key, stopped=stopped)
+        kept = self._local.kept_keys()
+        for n in range(0, len(kept), AT_ONCE):
+            self._mark_kept(kept[n : n + AT_ONCE])
 
     def _claim_all(self, stream_keys: list[StreamKey]) -> None:
         def claim(client: Any) -> None:
@@ -388,6 +395,17 @@ class Cluster:
                 pipe.execute()
 
         self._redis.run(claim)
+
+    def _mark_kept(self, stream_keys: list[StreamKey]) -> None:
+        def mark(client: Any) -> None:
+            with client.pipeline(transaction=False) as pipe:
+                for stream_key in stream_keys:
+                    seconds = self._local.kept_for(stream_key)
+                    if seconds:
+                        pipe.set(kept_mark_of(stream_key), "1", ex=seconds)
+                pipe.execute()
+
+        self._redis.run(mark)
 
 
 def mark_of(stream_key: StreamKey) -> str:

@@ -328,8 +328,16 @@ class StreamRegistry:
             return list(self._active)
 
     def kept_for(self, stream_key: StreamKey) -> int:
-        """Return for how many seconds an ended stream keeps its id; 0 unless it is resumable."""
-        return math.ceil(self._replays.keep) if stream_key in self._kept else 0
+        """Return for how many seconds an ended stream still keeps its id; 0 unless it is kept."""
+        replay = self._kept.get(stream_key)
+        if replay is None:
+            return 0
+        passed = time.time() - replay.ending.ended_at if replay.ending is not None else 0.0
+        return max(1, math.ceil(self._replays.keep - passed))
+
+    def kept_keys(self) -> list[StreamKey]:
+        """Return the ended resumable streams of this process that are still kept."""
+        return [key for key, replay in self._kept.copy().items() if replay.ending is not None]
 
     def __len__(self) -> int:
         return len(self._active) + len(self._leaving)

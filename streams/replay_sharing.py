@@ -126,6 +126,9 @@ class SharedReplays:
         since = self._cluster.since
         if since != self._since and self._writer is not None:
             self._writer.check_all()
+            for replay in self._store.kept.copy().values():
+                if replay.ending is not None:  # it may have ended too long ago to be checked
+                    self._writer.add(replay)
         self._since = since
         with contextlib.suppress(RedisAway):
             self.room.refresh()

@@ -56,6 +56,9 @@ class Calls:
     def kept_for(self, stream_key: StreamKey) -> int:
         return self.kept.get(stream_key, 0)
 
+    def kept_keys(self) -> list[StreamKey]:
+        return list(self.kept)
+
 
 class Process:
     """A process of the cluster: a Cluster and its calls."""
@@ -162,6 +165,17 @@ def test_the_id_of_a_kept_stream_is_free_at_no_process(ours: Process, other: Pro
     ours.end()
     assert (ours.begin(), other.begin()) == ("kept", "kept")
     assert other.begin(("key_b", CALL[1])) == "yes"
+
+
+def test_the_id_of_a_kept_stream_is_taken_again_after_redis_lost_its_data(
+    redis_server: RedisServer, ours: Process, other: Process
+) -> None:
+    ours.begin()
+    ours.calls.kept[CALL] = 300
+    ours.end()
+    redis_server.flush()
+    ours.reported_all()
+    assert other.begin() == "kept"
 
 
 def test_the_id_of_a_stream_that_ended_without_redis_is_taken_once_it_is_back(

@@ -252,6 +252,18 @@ def test_a_flush_after_the_end_is_repaired(
         third.close()
 
 
+def test_a_flush_long_after_the_end_is_repaired(
+    owner: Process, other: Process, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.written_stream.CHECKED_S", 0.1)
+    call = owner.begin()
+    call.write("a", "b")
+    call.end()
+    wait(lambda: owner.shared.counts.appends and call.replay.marks is None)
+    redis_server.flush()
+    assert Reading(found(other)).whole() == texts("a", "b") + done(3)
+
+
 def test_a_lost_tail_is_written_again_without_a_hole(
     owner: Process, other: Process, redis_server: RedisServer
 ) -> None:
@@ -384,8 +396,8 @@ def test_a_stream_that_is_no_longer_in_redis_cuts_its_followers_elsewhere(
     reading = Reading(found(other), client=theirs)
     wait(lambda: texts("a") in reading.data)
     call.replay.marks = None  # the owner gives it up
+    owner.shared.close()  # before the deletion, which the writer might notice and repair
     client.delete(f"sluice:replay:{'/'.join(KEY)}")
-    owner.shared.close()
     assert reading.whole() == texts("a")
     ours.settimeout(HANG_S)
     assert ours.recv(1) == b""
