@@ -55,6 +55,7 @@ from telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from cluster.ownership import Cluster, Subjects
+    from streams.replay_sharing import SharedReplays
     from telemetry.tracing import Tracing
 
 log = logging.getLogger("sluice.app")
@@ -127,9 +128,8 @@ def wire(settings: Settings) -> Services:
     quota = Quota(settings.reserve_tokens, redis_client, required=settings.limits_required)
     breakers = CircuitBreakers(enabled=settings.cooldown, redis_client=redis_client)
     gateway = Gateway(settings, quota, ledger, records.settled, breakers=breakers, cluster=cluster)
-    if cluster is not None and redis_client is not None:
-        beats = [quota.beat, breakers.exchange, *shared_replicas(redis_client, gateway)]
-        attend(cluster, gateway, records, [*beats, metrics.refresh])
+    beats = (quota.beat, breakers.exchange)
+    shared_replays = share(redis_client, cluster, gateway, records, metrics, beats)
     keys = KeyStore(settings.keys_file, settings.keys, read_groups(settings.groups))
     watch(metrics, settings, keys, gateway)
     for warning in warnings(settings, gateway):
@@ -145,6 +145,7 @@ def wire(settings: Settings) -> Services:
         bodies=HeldBodies(settings.bodies_total),
         redis_client=redis_client,
         cluster=cluster,
+        shared_replays=shared_replays,
         tracing=tracing,
     )
 
@@ -164,18 +165,40 @@ def new_cluster(redis_client: RedisClient) -> Cluster:
     return Cluster(redis_client)
 
 
-def attend(
-    cluster: Cluster,
+def share(
+    redis_client: RedisClient | None,
+    cluster: Cluster | None,
     gateway: Gateway,
     records: CallRecords,
+    metrics: Metrics,
     beats: Iterable[Callable[[], None]],
-) -> None:
-    """Let the cluster stop this process's streams, answer what others ask, and run the beats."""
+) -> SharedReplays | None:
+    """Let the cluster stop this process's streams, answer what others ask, and run the beats.
+
+    Return the resumable streams that the processes share, or None without Redis.
+    """
+    if redis_client is None or cluster is None:
+        return None
+    # Imported here because a single process doesn't need redis-py.
+    from streams.replay_sharing import SharedReplays
+
+    settings = gateway.settings
+    shared_replays = SharedReplays(
+        *(cluster, redis_client, gateway.replays),
+        keep=settings.replay,
+        orphan=settings.orphan,
+        total=settings.replay_redis if settings.replay_total else 0,
+    )
+    gateway.replays.on_copy = gateway.streams.watch
+    metrics.watch_replays(shared_replays.counts)
     subjects: Subjects = {
         "streams": gateway.streams.of_all_keys_here,
         "providers": lambda _: records.health(),
+        shared_replays.subject: shared_replays.has,
     }
-    cluster.attend(gateway.streams, *beats, subjects=subjects)
+    more = (*shared_replicas(redis_client, gateway), shared_replays.beat, metrics.refresh)
+    cluster.attend(gateway.streams, *beats, *more, subjects=subjects)
+    return shared_replays
 
 
 def watch(metrics: Metrics, settings: Settings, keys: KeyStore, gateway: Gateway) -> None:

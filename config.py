@@ -116,6 +116,7 @@ class Settings:
     orphan: float = 300
     """The time after which a resumable stream without a connection is stopped."""
     replay_total: int = 256 * 1024 * 1024
+    replay_redis: int = 256 * 1024 * 1024
     """The most memory for the resumable streams of a process, in bytes; 0: no call is resumable."""
     strict: bool = False
     discovery: float = 300
@@ -365,6 +366,7 @@ VARIABLES = (
     Variable("SLUICE_REPLAY_S", "replay", seconds(1, DAY)),
     Variable("SLUICE_ORPHAN_S", "orphan", seconds(1, DAY)),
     Variable("SLUICE_REPLAY_TOTAL", "replay_total", parse_int(0, 1 << 40)),
+    Variable("SLUICE_REPLAY_REDIS", "replay_redis", parse_int(0, 1 << 40)),
     Variable("SLUICE_KEEPALIVE_S", "keepalive", seconds(1, DAY)),
     Variable("SLUICE_FIRST_EVENT_WAIT_S", "first_event_wait", seconds(0, DAY)),
     Variable("SLUICE_CLIENT_TIMEOUT_S", "client_timeout", seconds(1, DAY)),

@@ -26,6 +26,7 @@
     ├── RateLimited 429 rate_limited
     ├── ClientGone 499 client_gone (only in the ledger: the client can't read it)
     ├── InternalError 500 internal_error
+    ├── StreamInterrupted 500 interrupted
     ├── UpstreamError 502 provider_error
     │   └── UpstreamTimeout 504 provider_timeout
     └── Unavailable 503 unavailable
@@ -188,6 +189,18 @@ class StreamExists(SluiceError):
         super().__init__(
             f"A stream with the id {stream_id!r} {problem}",
             param="stream_id",
+            headers=NO_RETRY,
+        )
+
+
+class StreamInterrupted(SluiceError):
+    """A resumable stream whose process died, so that nothing can follow any more."""
+
+    status, code = 500, "interrupted"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The server's process that ran this call has died, so the answer is incomplete.",
             headers=NO_RETRY,
         )
 

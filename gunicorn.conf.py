@@ -400,15 +400,21 @@ def worker_int(worker: Any) -> None:
 def drain(worker: Any, seconds: float) -> None:
     """Wait for calls to end, then end the remaining ones with an error event.
 
-    Idle connections are shut down. Requests that still arrive are served.
+    Idle connections are shut down, and so are those that follow streams of other processes: their
+    clients reconnect to another worker. Requests that still arrive are served.
 
     Args:
         seconds: the time after which the remaining calls are ended.
     """
-    gateway = worker.wsgi.extensions["sluice"].gateway
+    services = worker.wsgi.extensions["sluice"]
+    gateway = services.gateway
     gateway.draining = True
     patience = time.monotonic() + seconds
-    while connections(worker, IDLE_S) or len(gateway.streams):
+    while True:
+        if services.shared_replays is not None:
+            services.shared_replays.leave()  # again, because a request may just have begun
+        if not (connections(worker, IDLE_S) or len(gateway.streams)):
+            break
         if time.monotonic() > patience + FAREWELL_S:
             break
         if time.monotonic() > patience:

@@ -37,7 +37,8 @@ class Runner:
         }
         self.parts: dict[str, Callable[[], None]] = {
             "compare": self._compare,
-            "resumable": self._resumable,
+            "resumable": lambda: self._resumable("resumable", shared=False),
+            "resumable-redis": lambda: self._resumable("resumable-redis", shared=True),
             "growth": self._growth,
             "added": lambda: self._keep("added", growth.added(folder)),
             "start": self._start,
@@ -62,8 +63,9 @@ class Runner:
             found.append(one)
             self._keep("compare", found)
 
-    def _resumable(self) -> None:
-        self._keep("resumable", resumable.cost(self._folder, self._options.rounds))
+    def _resumable(self, part: str, *, shared: bool) -> None:
+        found = resumable.cost(self._folder, self._options.rounds, shared=shared)
+        self._keep(part, found)
 
     def _growth(self) -> None:
         found: dict[str, list[dict[str, float]]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from bench import plots
@@ -271,10 +272,11 @@ def beside_before(runs: Sequence[Run]) -> str:
 # The other parts
 
 
-def resuming(runs: Sequence[Run]) -> tuple[str, dict[str, str]]:
+def resuming(runs: Sequence[Run], part: str = "resumable") -> tuple[str, dict[str, str]]:
+    """Return the section on resumable streams, without Redis or with it ("resumable-redis")."""
     rows = []
-    for shape in dict.fromkeys(shape for run in runs for shape in run["resumable"]):
-        found = [run["resumable"][shape] for run in runs if shape in run["resumable"]]
+    for shape in dict.fromkeys(shape for run in runs for shape in run[part]):
+        found = [run[part][shape] for run in runs if shape in run[part]]
         names = dict.fromkeys(name for one in found for name in one)
         rows += [
             (SHAPES.get(shape, shape), name, said(spread([one[name]] for one in found), ".1f"))
@@ -284,7 +286,8 @@ def resuming(runs: Sequence[Run]) -> tuple[str, dict[str, str]]:
         ]
     head = ("streams", "CPU, us per event", "median")
     title = "Resumable streams beside plain ones, in one server and in turn"
-    return f"## {title}\n\n{table(head, rows)}", {}
+    more = "" if part == "resumable" else ", with Redis"
+    return f"## {title}{more}\n\n{table(head, rows)}", {}
 
 
 GROWTH = (
@@ -367,6 +370,7 @@ Section = Callable[[Sequence[Run]], tuple[str, dict[str, str]]]
 PARTS: dict[str, Section] = {
     "compare": comparison,
     "resumable": resuming,
+    "resumable-redis": partial(resuming, part="resumable-redis"),
     "growth": growth,
     "added": latency,
     "start": start,

@@ -98,7 +98,8 @@ class Cluster:
 
     def __init__(self, redis_client: RedisClient) -> None:
         self._redis = redis_client
-        self._me = new_token()
+        self.name = self._me = new_token()
+        """The unique name of this process."""
         self._post = Messages(redis_client, self._me, self._reply)
         self._local: Local
         self._at_beats: tuple[Callable[[], None], ...] = ()
@@ -106,11 +107,34 @@ class Cluster:
         self._thread = BackgroundThread(self._work, "cluster")
         self._closing = False
         self._since = b""
-        self._beaten_at = time.monotonic()
+        self._age = 0.0
+        """The seconds for which Redis had had its data at the last heartbeat."""
+        self._beaten_at = self._steady_since = time.monotonic()
+        """The monotonic times of the last heartbeat, and of the last one after a gap."""
         self._stale = True
         """True if claims of this process may be missing from Redis."""
         self._unreleased: dict[StreamKey, bool] = {}
         """Calls that ended while Redis was unavailable; True for those that were stopped."""
+
+    @property
+    def since(self) -> bytes:
+        """The time since which Redis has had its data, as of the last heartbeat."""
+        return self._since
+
+    @property
+    def settled(self) -> bool:
+        """True if Redis has had its data for so long that all processes have reported."""
+        now = time.monotonic()
+        return now - self._beaten_at < SILENT_S and self._age >= SETTLED_S
+
+    @property
+    def steady(self) -> bool:
+        """True if this process can tell which other processes are dead.
+
+        Its own heartbeats have reached Redis without a gap for as long as all others need to report
+        after an outage, and Redis has kept its data.
+        """
+        return self.settled and time.monotonic() - self._steady_since >= SETTLED_S
 
     def attend(
         self, local: Local, *at_beats: Callable[[], None], subjects: Subjects = NO_SUBJECTS
@@ -324,12 +348,12 @@ class Cluster:
     def _beat(self) -> None:
         """Send a heartbeat, and answer the questions that are waiting. Raises RedisAway."""
         keys = [PROCESSES, SINCE, self._post.questions]
-        since, asked = self._redis.probe(lambda client: BEAT(client, keys, [self._me, DEAD_S]))
+        since, asked, age = self._redis.probe(lambda client: BEAT(client, keys, [self._me, DEAD_S]))
         now = time.monotonic()
         if self._stale or since != self._since or now - self._beaten_at > SILENT_S:
-            self._stale, self._since = False, since
+            self._stale, self._since, self._steady_since = False, since, now
             self._repeat_claims()
-        self._beaten_at = now
+        self._beaten_at, self._age = now, float(age)
         self._post.reply_to(dict(zip(asked[::2], asked[1::2], strict=True)))
 
     def _repeat_claims(self) -> None:

@@ -48,6 +48,9 @@ for _, name in ipairs(KEYS) do
   redis.call('SET', name, '1', 'PX', 1000)
   redis.call('DEL', name)
 end
+redis.call('XADD', KEYS[1], '1-1', 'e', '1')
+redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+redis.call('DEL', KEYS[1])
 """
 TRIAL_KEYS: Final = ("sluice:trial", "LIMITS:trial")
 TRIAL_CHANNEL: Final = "sluice:channel:trial"
@@ -164,6 +167,21 @@ class RedisClient:
             log.warning("Redis is available again")
         return result
 
+    def memory_limit(self) -> int:
+        """Return Redis' limit of memory in bytes; 0 if there is none, or it isn't known.
+
+        Raises RedisAway.
+        """
+
+        def ask(client: redis.Redis) -> int:
+            try:
+                found: Any = client.info("memory")
+            except self._denied:  # INFO may be forbidden or missing
+                return 0
+            return int(found.get("maxmemory") or 0)
+
+        return self.run(ask)
+
     def listener(self) -> Any:
         """Return a PubSub for the listener's thread. It connects when it subscribes."""
         import redis
@@ -198,6 +216,7 @@ class RedisClient:
         with contextlib.closing(self.listener()) as listener:
             listener.subscribe(TRIAL_CHANNEL)
             listener.get_message(timeout=TIMEOUT_S)
+            client.pubsub_numsub(TRIAL_CHANNEL)
 
     def close(self) -> None:
         self._trouble = "this process is shutting down"  # so that new work is refused

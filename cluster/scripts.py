@@ -21,10 +21,11 @@ BEAT = LuaScript("""
 redis.call('ZADD', KEYS[1], now, ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
 redis.call('SET', KEYS[2], string.format('%.6f', now), 'NX')
-return {redis.call('GET', KEYS[2]), redis.call('HGETALL', KEYS[3])}
+local since = redis.call('GET', KEYS[2])
+return {since, redis.call('HGETALL', KEYS[3]), string.format('%.3f', now - since)}
 """)
-"""The heartbeat. It returns the time since which Redis has had its data, and the questions to this
-process."""
+"""The heartbeat. It returns the time since which Redis has had its data, the questions to this
+process, and the seconds since that time."""
 
 
 @cache

@@ -109,6 +109,7 @@ class Recorder(Mailbox):
         self._encoder = encoder(stream)
         self.replay = Replay((stream.key_id, stream.id), face.name, partial(about, stream))
         self.replay.abandon = partial(stream.end, "client_gone")
+        self.replay.encode_error = partial(encoded, face, stream.request_id)
         self._log = self.replay.log
         self._begun = False
         """True once the first event has been recorded."""
@@ -268,6 +269,12 @@ class Recorder(Mailbox):
             yield from (event for event in self._face.events(block) if isinstance(event, Added))
         for index, reason in self._reasons.items():
             yield Finished(index, reason)
+
+
+def encoded(face: ReplayFace, request_id: str, error: SluiceError) -> tuple[bytes, bytes]:
+    """Return an error as a frame and as JSON, in a face's format."""
+    body = msgspec.json.encode(face.error_body(error, request_id))
+    return face.error_frame(error, request_id), body
 
 
 def shown(outcome: Outcome) -> Outcome:

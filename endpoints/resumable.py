@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, Final
 
@@ -20,7 +20,14 @@ from endpoints.flask_app import Request, current
 from endpoints.recorder import ACCEPTED, Recorder, ReplayFace, ResumableEncoder
 from endpoints.responses import DirectResponse, json_response
 from endpoints.services import Services, services
-from errors import InvalidRequest, SluiceError, StreamNotFound, StreamTrimmed, Unavailable
+from errors import (
+    InvalidRequest,
+    SluiceError,
+    StreamExists,
+    StreamNotFound,
+    StreamTrimmed,
+    Unavailable,
+)
 from gateway.call import Call, Outcome
 from keys.key import Key
 from quota.quota import instant
@@ -114,6 +121,8 @@ class Resumable:
     def __init__(self, request: Request, key: Key, parts: Services, face: ReplayFace) -> None:
         self._request, self._key, self._parts, self._face = request, key, parts, face
         self._store = parts.gateway.replays
+        self._only_here = ""
+        """Why a new stream can't be followed at other processes; empty if it can."""
 
     def begin(
         self,
@@ -125,10 +134,9 @@ class Resumable:
         """Start a call, and return the response to its first connection. Raises SluiceError."""
         background = bool(found.background)
         status = None if wanted.stream else ACCEPTED if background else 200
-        if TAKEN_ID in (found.stream_id, self._request.environ.get("HTTP_X_STREAM_ID")):
-            raise InvalidRequest(
-                f"A resumable stream can't have the id {TAKEN_ID!r}.", param="stream_id"
-            )
+        self._check_id(found.stream_id, self._request.environ.get("HTTP_X_STREAM_ID"))
+        if self._parts.shared_replays is not None:
+            self._only_here = self._parts.shared_replays.obstacle(self._key.id)
         replays: list[Replay] = []
 
         def record(call: Call) -> None:
@@ -151,6 +159,16 @@ class Resumable:
         if status == ACCEPTED:
             return self._accepted(replay)
         return self._first(replay, call, streamed=status is None)
+
+    def _check_id(self, in_body: str | None, in_header: str | None) -> None:
+        """Raise SluiceError if a new stream can't have the id that the client chose, if any."""
+        if TAKEN_ID in (in_body, in_header):
+            raise InvalidRequest(
+                f"A resumable stream can't have the id {TAKEN_ID!r}.", param="stream_id"
+            )
+        chosen, shared = in_body or in_header, self._parts.shared_replays
+        if chosen and shared is not None and shared.has_ended((self._key.id, chosen)):
+            raise StreamExists(chosen, ended=True)
 
     def _first(self, replay: Replay, call: Call, *, streamed: bool) -> Response:
         """Return the response to a call's first connection. Raises SluiceError."""
@@ -186,22 +204,21 @@ class Resumable:
 
         Raises SluiceError.
         """
-        replay = self._store.find((self._key.id, stream_id))
-        if replay is None and self._parts.cluster is not None:
-            raise Unavailable(
-                "This process doesn't know the stream. If another one has it, try again."
-            )
+        stream_key = (self._key.id, stream_id)
+        replay = self._store.find(stream_key)
+        if replay is None and self._parts.shared_replays is not None:
+            replay = self._parts.shared_replays.find(stream_key)
         if replay is None or replay.face != self._face.name:
-            raise StreamNotFound(
-                "No resumable stream has this id at this path. It may have expired already."
-            )
+            raise no_stream()
         if not wants_stream(self._request):
             return json_response(self.state(replay), headers=self._headers(replay))
         after = position(self._request)
         ended = replay.ending is not None  # read before the log, whose end comes first
-        if ended and after >= replay.log.last:
-            if after > replay.log.last:
-                raise beyond(replay.log.last)
+        if ended and after > replay.last and replay.about().state == "interrupted":
+            after = replay.last - 1  # what the client has beyond is lost, so it gets the error
+        if ended and after >= replay.last:
+            if after > replay.last:
+                raise beyond(replay.last)
             return DirectResponse((), 204, self._headers(replay))
         if after + 1 < replay.log.first:
             raise StreamTrimmed(replay.log.first)
@@ -217,12 +234,21 @@ class Resumable:
             "provider": about.provider,
             "model": about.model,
             "created_at": instant(about.opened_at),
-            "last_event_id": replay.log.last,
+            "last_event_id": replay.last,
             "expires_at": self._expiry(ending),
         }
         if ending is not None:
-            found["result"] = msgspec.Raw(replay.result(ending))
+            found["result"] = msgspec.Raw(self._result(replay, ending))
         return found
+
+    def _result(self, replay: Replay, ending: Ending) -> bytes:
+        """Return the whole answer in JSON, or the error."""
+        first = replay.log.first
+        if not ending.result or (len(ending.result) > 1 and first > 1):  # of a copy
+            return msgspec.json.encode(
+                self._face.error_body(StreamTrimmed(first), ending.about.request_id)
+            )
+        return replay.result(ending)
 
     def _expiry(self, ending: Ending | None) -> str | None:
         if ending is None:
@@ -231,7 +257,7 @@ class Resumable:
         return instant(at)
 
     def _headers(self, replay: Replay) -> dict[str, str]:
-        return {"X-Stream-ID": replay.key[1], HEADER: "1"}
+        return {"X-Stream-ID": replay.key[1], HEADER: "0" if self._only_here else "1"}
 
     def _follower(self, replay: Replay, after: int, *, missed: bool) -> Follower:
         keepalive = self._parts.settings.keepalive
@@ -239,8 +265,12 @@ class Resumable:
 
     def _stream(self, follower: Follower, headers: dict[str, str]) -> Response:
         request_id = self._request.id
+        frames: Iterator[bytes]
+        frames = follower.frames(lambda error: self._face.error_frame(error, request_id))
+        if self._only_here:
+            frames = chain([b": this process only: %b\n" % self._only_here.encode()], frames)
         response = DirectResponse(
-            follower.frames(lambda error: self._face.error_frame(error, request_id)),
+            frames,
             headers=calls.STREAM_HEADERS | headers | self._headers(follower.replay),
             content_type=f"{SSE}; charset=utf-8",
         )
@@ -259,6 +289,12 @@ def streamed(wanted: CompletionRequest) -> CompletionRequest:
     if wanted.chat is not None:
         wanted.chat.fields["stream"] = msgspec.Raw(b"true")
     return msgspec.structs.replace(wanted, stream=True)
+
+
+def no_stream() -> StreamNotFound:
+    return StreamNotFound(
+        "No resumable stream has this id at this path. It may have expired already."
+    )
 
 
 def wants_stream(request: Request) -> bool:

@@ -18,6 +18,7 @@ from telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from cluster.ownership import Cluster
+    from streams.replay_sharing import SharedReplays
     from telemetry.tracing import Tracing
 
 
@@ -32,6 +33,7 @@ class Services(NamedTuple):
     bodies: HeldBodies
     redis_client: RedisClient | None = None
     cluster: Cluster | None = None
+    shared_replays: SharedReplays | None = None
     tracing: Tracing | None = None
 
     def starts(self) -> Iterator[tuple[Callable[[], None], bool]]:
@@ -47,6 +49,8 @@ class Services(NamedTuple):
         """Flush what is pending and disconnect, once the process has no calls left."""
         self.records.catch_up()
         self.ledger.close()
+        if self.shared_replays is not None:
+            self.shared_replays.close()
         if self.cluster is not None:
             self.cluster.close()
         if self.tracing is not None:

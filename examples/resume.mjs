@@ -58,6 +58,9 @@ class Resumable {
       this.accepted = true; // the first request did arrive
       throw new Error("The connection closed before the response.");
     }
+    if (response.status === 503 && this.accepted) {
+      throw new Error("The server can't be asked at the moment."); // try again, at any process
+    }
     if (!response.ok) throw new Failed(await reason(response));
     this.accepted = true;
     const decoder = new TextDecoder();

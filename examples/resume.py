@@ -66,6 +66,8 @@ class Resumable:
             if response.status_code == 409 and not self.accepted:  # the first request did arrive
                 self.accepted = True
                 raise requests.ConnectionError
+            if response.status_code == 503 and self.accepted:  # try again, at any process
+                raise requests.ConnectionError
             if not response.ok:
                 raise RuntimeError(reason(response))
             self.accepted = True

@@ -106,6 +106,10 @@ class StreamRegistry:
         """When calls were stopped, by their key's id and a request id that isn't the stream id."""
         self._sweeper = BackgroundThread(self._sweep, "sweeper")
 
+    def watch(self) -> None:
+        """Look at the followers of resumable streams from now on, though no call may run here."""
+        self._sweeper.start()
+
     def add(self, stream: Stream, share: int | None = None) -> None:
         """Register a stream in this process.
 

@@ -35,6 +35,8 @@ MOST_FOLLOWERS: Final = 16
 KEEP_ALIVE: Final = b":keep-alive\n"
 """A comment without a blank line. Some SDKs take a blank line for an event once there are ids."""
 OPENED: Final = b":open\n"
+LOST_ID: Final = 1 << 40
+"""The id of the last frame of a stream whose process died: above any id that it may have sent."""
 EMPTY_SIZE: Final = 2048
 """About the bytes of memory that a stream takes beside its log."""
 
@@ -64,6 +66,9 @@ class Ending(msgspec.Struct, frozen=True):
     """The error that ended the call before the first connection's status was sent."""
     ended_at: float = 0.0
     """A Unix time in seconds."""
+    lost_frame: bytes = b""
+    """The error that ends a stream whose process died. The stream may have had more frames than are
+    known, so this one isn't in the log, and its id is LOST_ID."""
 
 
 class Replay:
@@ -90,6 +95,10 @@ class Replay:
         """True if the call goes on without followers."""
         self.alone_since: float | None = time.monotonic()
         """The monotonic time since which there has been no follower; None if there are some."""
+        self.encode_error: Callable[[SluiceError], tuple[bytes, bytes]] = lambda _: (b"", b"null")
+        """Returns an error as a frame and as JSON, in the stream's face."""
+        self.marks: set[Replay] | None = None
+        """Takes this stream after each change, if it is written to Redis."""
         self._about = about
         self._lock = BriefLock()
         self.followers: tuple[Follower, ...] = ()
@@ -100,6 +109,12 @@ class Replay:
         return (
             EMPTY_SIZE + self.log.size + (sum(map(len, self.ending.result)) if self.ending else 0)
         )
+
+    @property
+    def last(self) -> int:
+        """The id of the newest frame."""
+        lost = self.ending is not None and self.ending.lost_frame
+        return LOST_ID if lost else self.log.last
 
     def about(self) -> About:
         ending = self.ending
@@ -139,14 +154,32 @@ class Replay:
             if not self.followers and self.alone_since is None:
                 self.alone_since = time.monotonic()
 
+    def followed_elsewhere(self, at: float) -> None:
+        """Note that another process's client followed the stream at a monotonic time."""
+        with self._lock:
+            if self.alone_since is not None:
+                self.alone_since = max(self.alone_since, at)
+
     def wake(self) -> None:
-        """Wake the followers after a change."""
+        """Wake the followers after a change, and mark the stream as changed."""
+        marks = self.marks
+        if marks is not None:
+            marks.add(self)
         for follower in self.followers:
             follower.arrived.set()
 
     def release(self) -> None:
         self.released = True
         self.wake()
+
+    def update(self, about: Callable[[], About]) -> None:
+        """Replace the function that returns what is known while the stream is active."""
+        self._about = about
+
+    def cut(self) -> None:
+        """Cut the followers' connections, so that they don't take this for the stream's end."""
+        for follower in self.followers:
+            follower.cut()
 
     def close(self, ending: Ending) -> None:
         """End the stream, whose last frames are in the log."""
@@ -244,23 +277,39 @@ class Follower:
                     self._silent = False
                     yield KEEP_ALIVE
                 self.arrived.wait()
-            if log.last < position and not self._gone:
-                yield error(beyond(log.last))
+            if not self._gone:
+                yield from self._last_frame(position, error)
         except StreamTrimmed as failure:
             yield error(failure)
         finally:
             self.close()
 
+    def _last_frame(self, position: int, error: Callable[[SluiceError], bytes]) -> Iterator[bytes]:
+        """Yield what follows after the log of a stream that has ended."""
+        replay, log = self.replay, self.replay.log
+        if replay.ending is not None and replay.ending.lost_frame:
+            if position < LOST_ID:
+                yield b"id: %d\n%b" % (LOST_ID, replay.ending.lost_frame)
+        elif log.last < position:
+            # An interrupted stream's error is its last frame, for a client that has more, too.
+            interrupted = replay.about().state == "interrupted"
+            yield log.read(log.last - 1)[0] if interrupted else error(beyond(log.last))
+
     def look(self, now: float) -> None:
         """Check the connection, and whether it needs a keep-alive comment."""
         if self._client is not None and hung_up(self._client):
-            self._gone = True
-            self.replay.leave(self)
-            self.arrived.set()
-            shut(self._client)  # this wakes a writer that is blocked in send
+            self.cut()
         elif now - self._last_write >= self._keepalive:
             self._last_write, self._silent = now, True
             self.arrived.set()
+
+    def cut(self) -> None:
+        """End the connection without the response's last chunk."""
+        self._gone = True
+        self.replay.leave(self)
+        if self._client is not None:
+            shut(self._client)  # this wakes a writer that is blocked in send
+        self.arrived.set()
 
     def close(self) -> None:
         self.replay.leave(self)

@@ -14,13 +14,16 @@ from __future__ import annotations
 import sys
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 from errors import StreamTrimmed
 
 FrameParts: TypeAlias = tuple[bytes, ...]
 """A template: the parts of a frame between which its text stands, without quotes."""
+LogPiece: TypeAlias = tuple[int, bytes | bytearray, int, bytes, bytes | bytearray]
+"""Consecutive entries: the number of the first one, their kinds, where their data began in its log,
+where each entry ended there (an array of 32-bit numbers), and their data."""
 
 FRAME: Final = 0
 """The kind of an entry that is a whole frame. Other kinds are numbers of templates."""
@@ -126,6 +129,58 @@ class ReplayLog:
             at = end_of_run(block, at, begin) if kind else at + 1
             yield kind, bytes(data[begin : ends[at - 1]])
             begin = ends[at - 1]
+
+    @property
+    def templates(self) -> Sequence[FrameParts]:
+        """The templates, from that with the number 1 on. They are only ever added to."""
+        return self._templates[1:]
+
+    @property
+    def newest_kind(self) -> int:
+        """The number of the newest template."""
+        return len(self._templates) - 1
+
+    def set_templates(self, templates: Sequence[FrameParts]) -> None:
+        """Add those templates of another log that this one lacks."""
+        self._templates += templates[len(self._templates) - 1 :]
+
+    def piece(self, after: int, size: int) -> LogPiece:
+        """Return the oldest entries after a number, or an empty piece if there are none.
+
+        Args:
+            after: a number up to that of the newest entry.
+            size: the most bytes of data, unless the first entry alone has more.
+        """
+        first, data, ends, kinds = self._block
+        at, count = max(after - first + 1, 0), len(ends)
+        begin = end = ends[at - 1] if at else 0
+        if at < count:
+            end = ends[count - 1]
+            if end - begin > size:
+                count = max(at + 1, bisect_right(ends, begin + size, at, count))
+                end = ends[count - 1]
+        return first + at, kinds[at:count], begin, ends[at:count].tobytes(), data[begin:end]
+
+    def extend(self, piece: LogPiece) -> None:
+        """Append the entries of a piece of another log that this one lacks.
+
+        If entries are missing between this log and the piece, this log starts again at the piece.
+        Followers that haven't read what it had get StreamTrimmed.
+        """
+        first, kinds, base, raw, data = piece
+        ends = array("I")
+        ends.frombytes(raw)
+        skip = self.last + 1 - first
+        if skip < 0:
+            self._block, skip = Block(first, bytearray(), array("I"), bytearray()), 0
+        if skip >= len(ends):
+            return
+        begin = ends[skip - 1] if skip else base
+        _, own_data, own_ends, own_kinds = self._block
+        shift = len(own_data) - begin
+        own_data += data[begin - base :]
+        own_kinds += kinds[skip:]
+        own_ends.extend([end + shift for end in ends[skip:]])
 
     def trim(self, size: int) -> None:
         """Drop the oldest entries, at least `size` bytes of them, but never the newest entry."""

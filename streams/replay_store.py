@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Final
 
 from completion import StreamKey
@@ -37,7 +38,15 @@ class ReplayStore:
         self._total, self._keep, self._orphan = total, keep, orphan
         self._lock = BriefLock()
         self.kept: dict[StreamKey, Replay] = {}
-        self._sizes: dict[StreamKey, int] = {}
+        self._copies: set[Replay] = set()
+        """Those of other processes that are followed here."""
+        self.on_add: Callable[[Replay], object] = lambda _: None
+        """Is called with each new stream of this process."""
+        self.on_copy: Callable[[], object] = lambda: None
+        """Is called before each copy is added, whose followers must then be looked at."""
+        self.on_orphan: Callable[[Replay], object] = lambda replay: replay.abandon()
+        """Is called every second with each stream that nobody has followed here for too long."""
+        self._sizes: dict[Replay, int] = {}
         self._of_key: Counter[str] = Counter()
         self._sum = 0
         self._ended: defaultdict[str, dict[StreamKey, float]] = defaultdict(dict)
@@ -61,6 +70,19 @@ class ReplayStore:
         with self._lock:
             self.kept[replay.key] = replay
             self._count(replay, replay.size)
+        self.on_add(replay)
+
+    def add_copy(self, replay: Replay) -> None:
+        """Add the copy of another process's stream. `find` doesn't find it."""
+        self.on_copy()
+        with self._lock:
+            self._copies.add(replay)
+
+    def drop_copy(self, replay: Replay) -> None:
+        with self._lock:
+            self._copies.discard(replay)
+            self._count(replay, 0)
+            self._sizes.pop(replay, None)
 
     def grown(self, replay: Replay) -> None:
         """Count what a stream takes now, and keep it within the bounds.
@@ -92,12 +114,13 @@ class ReplayStore:
                     self._drop(oldest)
             kept = self.kept.values()
             watched = [replay for replay in kept if replay.followers or replay.ending is None]
+            watched += self._copies
         for replay in watched:
             for follower in replay.followers:
                 follower.look(now)
             alone = replay.alone_since
             if alone is not None and now - alone > self._orphan and not replay.keeps_alone:
-                replay.abandon()
+                self.on_orphan(replay)
 
     def _is_full(self, key_id: str, room: int) -> bool:
         return self._of_key[key_id] + room > KEY_BYTES or self._sum + room > self._total
@@ -116,12 +139,13 @@ class ReplayStore:
         del ended[stream_key]
         if not ended:
             del self._ended[stream_key[0]]
-        self._count(self.kept.pop(stream_key), 0)
-        del self._sizes[stream_key]
+        replay = self.kept.pop(stream_key)
+        self._count(replay, 0)
+        del self._sizes[replay]
 
     def _count(self, replay: Replay, size: int) -> None:
-        change = size - self._sizes.get(replay.key, 0)
-        self._sizes[replay.key] = size
+        change = size - self._sizes.get(replay, 0)
+        self._sizes[replay] = size
         self._sum += change
         self._of_key[replay.key[0]] += change
         if not self._of_key[replay.key[0]]:

@@ -36,8 +36,10 @@ from prometheus_client.registry import Collector
 
 from completion import Usage
 from ledger import refusals
+from streams.replay_counts import ReplayCounts
 from telemetry.key_metrics import KeyLabels, KeyMetrics
 from telemetry.multiprocess import Files, GaugeMerge
+from telemetry.replay_metrics import ReplayMetrics
 from telemetry.replica_metrics import ReplicaMetrics
 
 log = logging.getLogger("sluice.metrics")
@@ -131,6 +133,7 @@ class Metrics(Collector):
     keys: KeyMetrics | None = None
     """The metrics by key, if the operator has enabled them."""
     _replicas: ReplicaMetrics | None = None
+    _replays: ReplayMetrics | None = None
 
     def __init__(
         self,
@@ -191,6 +194,10 @@ class Metrics(Collector):
         """Add the metrics of replicas. calls: as in ReplicaMetrics."""
         attempts = self._labelled(*REPLICA_ATTEMPTS)
         self._replicas = ReplicaMetrics(self.registry, attempts, calls)
+
+    def watch_replays(self, counts: ReplayCounts) -> None:
+        """Add the metrics of resumable streams in Redis."""
+        self._replays = ReplayMetrics(self.registry, counts)
 
     def watch_keys(self, labels_of: Callable[[str], KeyLabels]) -> None:
         """Add the metrics by key. labels_of: as in KeyMetrics."""
@@ -289,6 +296,8 @@ class Metrics(Collector):
         if self._replicas is not None:
             self._replicas.refresh()
         with self._lock:
+            if self._replays is not None:
+                self._replays.refresh()
             failures = self._failures
             self._failed.inc(failures - self._counted_failures)
             self._counted_failures = failures

@@ -49,6 +49,7 @@ LONGEST = (
     "live/test_browser_resume.py",
     "live/test_openapi.py",
     "live/test_resumable.py",
+    "live/test_resumable_cluster.py",
 )
 """The files of tests that take longest. They start first, so that none runs alone at the end."""
 
@@ -141,7 +142,8 @@ def pytest_report_header() -> str:
 
 # With rewriting, a failed assertion in these helpers shows its values, as in a test.
 pytest.register_assert_rewrite(
-    "tests.support.books", "tests.support.proofs", "tests.support.cluster_proofs"
+    *("tests.support.books", "tests.support.proofs", "tests.support.cluster_proofs"),
+    "tests.support.resuming",
 )
 
 

@@ -96,6 +96,10 @@ SAMPLES: tuple[tuple[str, SluiceError], ...] = (
         errors.RateLimited("Try again in 12 s.", retry_after=12, details=LIMIT),
     ),
     ("The server has a bug; search its log for the request id.", errors.InternalError()),
+    (
+        "The process that ran the call died. Only as the last event of its stream, or its result.",
+        errors.StreamInterrupted(),
+    ),
     ("The provider failed.", errors.UpstreamError("openai failed.")),
     (
         "The server is overloaded or shutting down, or something that it needs is unavailable.",

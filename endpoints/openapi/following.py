@@ -43,7 +43,7 @@ STREAM: Final = (
 MEANINGS: Final = {
     "stream_id": "The stream's id.",
     "request_id": "The request's id.",
-    "status": "The state of the call. interrupted: the server shut down.",
+    "status": "The state of the call. interrupted: the server shut down or died.",
     "provider": "The provider that serves the call.",
     "model": "The provider's name for the model.",
     "created_at": "When the call started.",
@@ -73,7 +73,10 @@ def follow(path: str, face: Face) -> Part:
         "headers": headers("X-Request-ID", "X-Stream-ID", "X-Sluice-Resumable", *LIMITS),
         "content": {},
     }
-    kinds = (e.InvalidRequest, e.Unauthorized, e.StreamNotFound, e.StreamTrimmed, e.RateLimited)
+    kinds = (
+        *(e.InvalidRequest, e.Unauthorized, e.StreamNotFound, e.StreamTrimmed, e.RateLimited),
+        *(e.Unavailable, e.StreamInterrupted),
+    )
     words = "".join(part.title() for part in path.strip("/").split("/"))
     number: Schema = {"type": "integer", "minimum": 0}
     return operation(

@@ -182,4 +182,11 @@ def test_an_axis_ends_at_a_round_number() -> None:
 
 
 def test_every_section_of_the_page_has_a_part_of_the_command() -> None:
-    assert [*report.PARTS] == ["compare", "resumable", "growth", "added", "start"]
+    assert [*report.PARTS] == [
+        "compare",
+        "resumable",
+        "resumable-redis",
+        "growth",
+        "added",
+        "start",
+    ]

@@ -526,3 +526,34 @@ def test_it_is_not_known_who_is_missing_while_redis_is_away(
         assert ours.cluster.ask_others("calls") == Answers([], None)
     finally:
         redis_server.restart()
+
+
+def test_a_process_is_steady_only_when_its_heartbeats_had_no_gap_for_a_while(
+    ours: Process, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait(lambda: ours.cluster.steady)
+    monkeypatch.setattr(ownership, "SETTLED_S", 1.0)
+    wait(lambda: ours.cluster.steady)
+    redis_server.pause()
+    wait(lambda: not ours.shared.available)
+    redis_server.resume()
+    wait(lambda: ours.shared.available)
+    ours.reported_all()
+    monkeypatch.setattr(ownership, "SETTLED_S", 3600)
+    assert not ours.cluster.steady
+    monkeypatch.setattr(ownership, "SETTLED_S", 0.1)
+    wait(lambda: ours.cluster.steady)
+
+
+def test_a_redis_that_lost_its_data_is_not_settled_at_once(
+    ours: Process, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "SETTLED_S", 3600)
+    client = redis_server.client()
+    client.set(ownership.SINCE, time.time() - 3601)
+    wait(lambda: ours.cluster.settled)
+    before = ours.cluster.since
+    redis_server.flush()
+    wait(lambda: ours.cluster.since != before)
+    assert not ours.cluster.settled
+    client.close()

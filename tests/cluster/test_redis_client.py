@@ -274,3 +274,11 @@ def test_tls_trusts_the_ca_file_named_in_the_url(tls_port: int, ca_bundle: str) 
     trusting = RedisClient(f"rediss://127.0.0.1:{tls_port}/0?ssl_ca_certs={ca_bundle}")
     trusting.check()
     trusting.close()
+
+
+def test_redis_own_limit_of_memory_is_known() -> None:
+    with (
+        RedisServer(maxmemory="8mb") as server,
+        contextlib.closing(RedisClient(server.url)) as found,
+    ):
+        assert found.memory_limit() == 8 << 20

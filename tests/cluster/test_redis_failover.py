@@ -209,6 +209,7 @@ def test_a_password_for_a_redis_without_one_is_reported(redis_server: RedisServe
         "~* &* +@all -eval -evalsha",
         "~* &* +@all -publish",
         "~* &* +@all -subscribe",
+        "~* &* +@all -pubsub",
         "~mine:* &* +@all",
         "~sluice:* &* +@all",
         "~* resetchannels +@all",
@@ -229,6 +230,19 @@ def test_a_missing_permission_is_reported_at_the_start(
     assert "the user lacks a permission (NOPERM" in message
 
 
+def test_a_missing_permission_for_streams_is_reported_at_the_start(
+    redis_server: RedisServer,
+) -> None:
+    with redis_server.client() as client:
+        rules = f"reset on >{PASSWORD} ~* &* +@all -xadd".split()
+        client.execute_command("ACL", "SETUSER", "sluice", *rules)
+        try:
+            message = check(redis_server.url.replace("//", f"//sluice:{PASSWORD}@"))
+        finally:
+            client.execute_command("ACL", "DELUSER", "sluice")
+    assert "can't run this command" in message  # Redis 6 doesn't say NOPERM inside a script
+
+
 def test_a_user_without_info_can_use_redis(redis_server: RedisServer) -> None:
     with redis_server.client() as client:
         rules = (
@@ -239,6 +253,8 @@ def test_a_user_without_info_can_use_redis(redis_server: RedisServer) -> None:
             url = redis_server.url.replace("//", f"//sluice:{PASSWORD}@")
             with contextlib.closing(RedisClient(url)) as shared:
                 shared.check()
+                assert shared.memory_limit() == 0, "not known"
+                assert shared.available
             assert client.keys("*") == []
         finally:
             client.execute_command("ACL", "DELUSER", "sluice")

@@ -283,8 +283,8 @@ def test_a_stop_while_the_call_is_admitted_is_not_lost(
     billing = site.gateway._billing
     admit = billing.open
 
-    def stopped_meanwhile(key: Any, stream: Stream, chosen: Any) -> Any:
-        reservation = admit(key, stream, chosen)
+    def stopped_meanwhile(key: Any, stream: Stream, chosen: Any, claim: Any) -> Any:
+        reservation = admit(key, stream, chosen, claim)
         site.gateway.streams.stop(key.id, stream.id)
         return reservation
 

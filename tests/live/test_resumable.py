@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Iterator
@@ -11,52 +10,22 @@ from typing import Any
 import pytest
 
 from tests.support import fake as fp
-from tests.support.books import assert_sound, by_request, ledger_of, rows
+from tests.support.books import ledger_of, rows
 from tests.support.fake import FakeProvider
-from tests.support.ledgers import at_once
 from tests.support.pace import HANG_S, scaled
 from tests.support.raw_client import RawClient
-from tests.support.resuming import PATHS, PIECES, Resumed, read_with_cuts, state_of
+from tests.support.resuming import (
+    PATHS,
+    PIECES,
+    SSE,
+    Resumed,
+    assert_whole,
+    described,
+    read_all,
+    script,
+    state_of,
+)
 from tests.support.servers import UNTROUBLED, Server, fake_rows
-
-SSE = {"Accept": "text/event-stream"}
-
-
-def script(events: int, interval: float) -> list[fp.Step]:
-    frames = fp.chunks(PIECES[:events], finish="length", usage=(7, events))
-    return fp.sse(frames, interval=interval)
-
-
-def read_all(
-    server: Server, streams: int, events: int, cuts: int, seed: int
-) -> list[Resumed | BaseException]:
-    """Read streams at once, with cuts at random frames."""
-
-    def read(number: int) -> Resumed:
-        chance = random.Random(seed + number)
-        path = PATHS[number % 2]
-        body = {"model": "fake/m", "prompt": "Say it", "stream": True, "resumable": True}
-        body |= {"stream_id": f"s-{seed}-{number}"}
-        points = sorted(chance.sample(range(1, events), cuts))
-        return read_with_cuts(server.client, body, path, points, chance)
-
-    return at_once(*[lambda n=n: read(n) for n in range(streams)])
-
-
-def check(server: Server, found: list[Resumed | BaseException], events: int) -> None:
-    """Check the texts, the ids, the results and the ledger's rows."""
-    text = "".join(PIECES[:events])
-    accepted = by_request(rows(ledger_of(server)))
-    for resumed in found:
-        assert isinstance(resumed, Resumed), resumed
-        assert resumed.faults == []
-        assert resumed.text == text
-        assert resumed.last == events + (4 if resumed.path == PATHS[0] else 2) - 0
-        row = accepted.pop(resumed.request_id)
-        usage = (row["input_tokens"], row["output_tokens"])
-        assert (row["status"], row["end_reason"], usage) == (200, "completed", (7, events))
-    assert accepted == {}
-    assert_sound(ledger_of(server))
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +40,10 @@ def test_streams_cut_at_random_lose_and_double_nothing(
 ) -> None:
     before = len(rows(ledger_of(resumable_server)))
     fake.default(script(60, 0.01))
-    found = read_all(resumable_server, 10, 60, 6, seed=1)
+    found = read_all([resumable_server.client], 10, 60, 6, seed=1)
     assert sum(r.cuts for r in found if isinstance(r, Resumed)) > 30
     assert before == 0
-    check(resumable_server, found, 60)
+    assert_whole(found, ledger_of(resumable_server), 60)
     assert isinstance(found[0], Resumed)
     with resumable_server.client() as client:
         state = state_of(client, found[0])
@@ -133,16 +102,9 @@ def test_200_streams_of_500_events_survive_20_cuts_each(fake_process: FakeProvid
     with Server(fake_rows(fake_process.base_url), env=UNTROUBLED) as server:
         fake_process.reset()
         fake_process.default(script(500, 0.06))
-        found = read_all(server, 200, 500, 20, seed=7)
-        done = [resumed for resumed in found if isinstance(resumed, Resumed)]
-        waits = sorted(wait for resumed in done for wait in resumed.waits)
-        print(
-            f"{len(done)} streams, {sum(r.cuts for r in done)} cuts,"
-            f" {sum(r.frames for r in done)} frames, {sum(r.joined for r in done)} joined;"
-            f" reconnect to the first missed byte: p50 {waits[len(waits) // 2] * 1000:.1f} ms,"
-            f" p99 {waits[len(waits) * 99 // 100] * 1000:.1f} ms"
-        )
-        check(server, found, 500)
+        found = read_all([server.client], 200, 500, 20, seed=7)
+        done = assert_whole(found, ledger_of(server), 500)
+        print(described(done))
         assert sum(resumed.cuts for resumed in done) > 3500, "a join may pass over some"
 
 

@@ -42,6 +42,7 @@ LONG_MODULES: dict[str, str] = {
     "completion": "the vocabulary, type after type",
     "config": "all settings, with a field and a variable for each",
     "endpoints.native": "one whole API",
+    "errors": "the tree of errors, class after class",
     "providers.hosts": "the rows of all hosts",
     "streams.stream": "one active call, with all that may end it",
 }

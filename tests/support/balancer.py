@@ -1,7 +1,7 @@
 """A load balancer for the tests: each new connection goes to the next backend.
 
 - The balancer is a separate process, so a busy test doesn't slow down traffic. It exits when its
-  stdin closes.
+  stdin closes. A line there replaces the backends.
 - It forwards bytes and knows nothing about HTTP.
 - It buffers at most one read per direction, and reads again when the other side has taken the data.
 - A FIN and a RST are forwarded.
@@ -54,6 +54,12 @@ class Balancer:
                 process_group=0,
             )
         return self
+
+    def redirect(self, backends: Sequence[Address]) -> None:
+        """Reset all connections, and lead new ones to other backends, as a failover does."""
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(list(backends)).encode() + b"\n")
+        self._process.stdin.flush()
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin
@@ -108,16 +114,19 @@ class Side:
 class Loop:
     def __init__(self, listener: socket.socket, backends: Sequence[Address]) -> None:
         self._listener, self._count, self._next = listener, len(backends), cycle(backends)
+        self._sides: set[Side] = set()
+        self._commands = sys.stdin
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
-        self._selector.register(sys.stdin, selectors.EVENT_READ)
+        self._selector.register(self._commands, selectors.EVENT_READ)
 
     def run(self) -> None:
         while True:
             for key, events in self._selector.select():
-                if key.fileobj is sys.stdin:
-                    return
-                if key.fileobj is self._listener:
+                if key.fileobj is self._commands:
+                    if not self._obey():
+                        return
+                elif key.fileobj is self._listener:
                     self._accept()
                 elif key.data.socket.fileno() >= 0:  # not closed earlier in this round
                     self._serve(key.data, events)
@@ -130,6 +139,7 @@ class Loop:
                 backend = socket.create_connection(next(self._next), CONNECT_TIMEOUT_S)
                 near.other = Side(backend)
                 near.other.other = near
+                self._sides |= {near, near.other}
                 self._watch(near)
                 self._watch(near.other)
                 return
@@ -144,17 +154,34 @@ class Loop:
         except BlockingIOError:
             pass
         except OSError:  # one of the two peers has reset the connection
-            self._forget(side, side.other)
-            side.reset()
-            side.other.reset()
+            self._reset(side)
             return
         if side.over and side.other.over:
             self._forget(side, side.other)
+            self._sides -= {side, side.other}
             side.socket.close()
             side.other.socket.close()
             return
         self._watch(side)
         self._watch(side.other)
+
+    def _obey(self) -> bool:
+        """Execute a command. Return False if there are none left."""
+        line = self._commands.readline()
+        if line:
+            self._redirect([(host, port) for host, port in json.loads(line)])
+        return bool(line)
+
+    def _redirect(self, backends: Sequence[Address]) -> None:
+        self._count, self._next = len(backends), cycle(backends)
+        while self._sides:
+            self._reset(next(iter(self._sides)))
+
+    def _reset(self, side: Side) -> None:
+        self._forget(side, side.other)
+        self._sides -= {side, side.other}
+        side.reset()
+        side.other.reset()
 
     def _watch(self, side: Side) -> None:
         """Select only the events that the socket waits for."""

@@ -54,6 +54,17 @@ def test_each_connection_goes_to_the_next_backend(backends: list[socket.socket])
                 pass
 
 
+def test_redirect_resets_connections_and_leads_new_ones_to_other_backends(
+    backends: list[socket.socket],
+) -> None:
+    first, second = backends
+    with balancer([first]) as between, RawClient(between.port) as client, first.accept()[0]:
+        between.redirect([("127.0.0.1", second.getsockname()[1])])
+        assert client.ended()
+        with RawClient(between.port), second.accept()[0]:
+            pass
+
+
 def test_a_dead_backend_is_skipped(backends: list[socket.socket]) -> None:
     addresses = [("127.0.0.1", free_port()), ("127.0.0.1", backends[0].getsockname()[1])]
     with Balancer(addresses) as between:

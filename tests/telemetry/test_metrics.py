@@ -22,6 +22,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
 from completion import EndReason, Usage
+from streams.replay_counts import ReplayCounts
 from telemetry import metrics
 from telemetry.key_metrics import MOST_KEYS, KeyLabels
 from telemetry.metrics import (
@@ -77,6 +78,7 @@ def families() -> dict[str, tuple[str, tuple[str, ...]]]:
     target = make(redis_up=lambda: True)
     end(target, "m")
     target.watch_replicas(lambda: {("sim", "a:1"): 1})
+    target.watch_replays(ReplayCounts())
     target.attempted("sim", 500, "provider_error", "a:1")
     count_keys(target)
     return shape(list(target.registry.collect()))
@@ -104,6 +106,15 @@ def shape(families: Sequence[Metric]) -> dict[str, tuple[str, tuple[str, ...]]]:
 
 
 OF_REPLICAS = {"sluice_replica_calls", "sluice_replica_attempts_total"}
+OF_REPLAYS = {
+    "sluice_replay_append_seconds_total",
+    "sluice_replay_appends_total",
+    "sluice_replay_copies",
+    "sluice_replay_given_up_total",
+    "sluice_replay_reads_total",
+    "sluice_replay_redis_bytes",
+    "sluice_replay_repeats_total",
+}
 OF_KEYS = {
     *("sluice_key_requests_total", "sluice_key_tokens_total", "sluice_key_cost_dollars_total"),
     "sluice_key_refusals_total",
@@ -207,6 +218,22 @@ def test_gauges_are_read_at_each_scrape() -> None:
     assert value(target, "sluice_ledger_queue") == 6
     assert value(target, "sluice_cooldown") == 7
     assert value(target, "sluice_redis_up") == 0
+
+
+def test_counts_of_resumable_streams_in_redis_are_added_up() -> None:
+    target, counts = make(), ReplayCounts()
+    target.watch_replays(counts)
+    counts.bytes, counts.copies, counts.appends, counts.append_seconds = 5, 2, 3, 0.25
+    for _ in range(2):
+        assert value(target, "sluice_replay_redis_bytes") == 5
+        assert value(target, "sluice_replay_copies") == 2
+        assert value(target, "sluice_replay_appends_total") == 3
+        assert value(target, "sluice_replay_append_seconds_total") == 0.25
+    counts.bytes, counts.appends, counts.repeats, counts.reads = 0, 4, 1, 7
+    assert value(target, "sluice_replay_redis_bytes") == 0
+    assert value(target, "sluice_replay_appends_total") == 4
+    assert value(target, "sluice_replay_repeats_total") == 1
+    assert value(target, "sluice_replay_reads_total") == 7
 
 
 def test_no_redis_metric_is_shown_without_redis() -> None:
@@ -366,7 +393,8 @@ def test_the_accept_header_selects_the_metrics_format(accept: str, kind: str) ->
     parse = openmetrics if openly else prometheus
     found = list(parse(text.decode()))
     names = {sample.name for family in found for sample in family.samples}
-    assert set(families()) - {"sluice_redis_up"} - OF_REPLICAS - OF_KEYS == set(shape(found))
+    optional = {"sluice_redis_up"} | OF_REPLICAS | OF_REPLAYS | OF_KEYS
+    assert set(families()) - optional == set(shape(found))
     assert not [name for name in names if name.endswith("_created")]
 
 
@@ -438,6 +466,7 @@ COUNT = """
 target = make(streams_active=lambda: 2, cooling=lambda: 1, redis_up=lambda: True)
 for _ in range(2):
     end(target, "m", usage=Usage(5, 1))
+target.watch_replays(ReplayCounts())
 target.watch_replicas(lambda: {("sim", "a:1"): 1})
 target.attempted("sim", 500, "provider_error", "a:1")
 count_keys(target)
