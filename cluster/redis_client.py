@@ -250,9 +250,14 @@ class RedisClient:
             connection.send_packed_command(data)
             return [self._read(connection) for _ in commands]
 
-        found: list[Any] = connection.retry.call_with_retry(
-            exchange, lambda _: connection.disconnect()
-        )
+        try:
+            found: list[Any] = connection.retry.call_with_retry(
+                exchange, lambda _: connection.disconnect()
+            )
+        except BaseException:
+            # Else the next batch would read the replies that are left.
+            connection.disconnect()
+            raise
         return found
 
     def _read(self, connection: Any) -> Any:
