@@ -1,4 +1,4 @@
-"""The development server of `python wsgi.py`: Werkzeug's, with an end that settles active calls."""
+"""The development server of `python wsgi.py`: Werkzeug's, which settles active calls at its end."""
 
 from __future__ import annotations
 
