@@ -202,7 +202,7 @@ def share(
 
 
 def watch(metrics: Metrics, settings: Settings, keys: KeyStore, gateway: Gateway) -> None:
-    """Let the metrics know the labels that they may use, and what they are asked for."""
+    """Tell the metrics which keys, replicas and models may become labels."""
     if settings.metrics_keys:
         metrics.watch_keys(CurrentLabels(keys.all))
     if gateway.replica_calls():

@@ -116,8 +116,9 @@ class Settings:
     orphan: float = 300
     """The time after which a resumable stream without a connection is stopped."""
     replay_total: int = 256 * 1024 * 1024
-    replay_redis: int = 256 * 1024 * 1024
     """The most memory for the resumable streams of a process, in bytes; 0: no call is resumable."""
+    replay_redis: int = 256 * 1024 * 1024
+    """The most bytes of the resumable streams of all processes in Redis; 0: none are there."""
     strict: bool = False
     discovery: float = 300
     """The time until a host's list of models is asked for again; 0 if no host is asked."""

@@ -176,14 +176,14 @@ def versions(runs: Sequence[Run]) -> str:
         for system, version in run.get("versions", {}).items():
             if version and version not in found.get(system, []):
                 found.setdefault(system, []).append(version)
-    said = [f"{name_of(system)} {' and '.join(several)}" for system, several in found.items()]
-    return wrapped(f"Versions: {', '.join(said)}.") + "\n" if said else ""
+    names = [f"{name_of(system)} {' and '.join(several)}" for system, several in found.items()]
+    return wrapped(f"Versions: {', '.join(names)}.") + "\n" if names else ""
 
 
 def ratio_table(runs: Sequence[Run], order: Sequence[str], kinds: Sequence[str], shape: str) -> str:
     head = (f"CPU time / {OTHER}", *(KINDS[kind] for kind in kinds))
     rows = [
-        (name_of(system), *(said(ratio(runs, system, kind, shape)) for kind in kinds))
+        (name_of(system), *(in_words(ratio(runs, system, kind, shape)) for kind in kinds))
         for system in order
     ]
     return table(head, rows)
@@ -215,7 +215,7 @@ def detail_table(
             rows.append(
                 (
                     *(name_of(system), KINDS[kind], one("cpu"), one("rate", "{:,.0f}")),
-                    *(one("first_p50"), one("first_p99"), said(first)),
+                    *(one("first_p50"), one("first_p99"), in_words(first)),
                     *(one("gap_p99"), one("memory", "{:,.0f}"), failed),
                 )
             )
@@ -247,7 +247,7 @@ def beside_completions(runs: Sequence[Run]) -> str:
         for kind, label in list(KINDS.items())[1:]:
             several = [ratios(runs, (system, kind + s), (system, s)) for s in SHAPES]
             if any(several):
-                rows.append((name_of(system), label, *map(said, several)))
+                rows.append((name_of(system), label, *map(in_words, several)))
     if not rows:
         return ""
     head = ("system", "CPU time / a completion's", *SHAPES.values())
@@ -262,7 +262,7 @@ def beside_before(runs: Sequence[Run]) -> str:
         for kind, label in KINDS.items():
             several = [ratios(runs, (system, kind + s), (before, kind + s)) for s in SHAPES]
             if any(several):
-                rows.append((name_of(system), label, *map(said, several)))
+                rows.append((name_of(system), label, *map(in_words, several)))
     if not rows:
         return ""
     head = ("system", "CPU time / that of the checkout before", *SHAPES.values())
@@ -279,9 +279,9 @@ def resuming(runs: Sequence[Run], part: str = "resumable") -> tuple[str, dict[st
         found = [run[part][shape] for run in runs if shape in run[part]]
         names = dict.fromkeys(name for one in found for name in one)
         rows += [
-            (SHAPES.get(shape, shape), name, said(spread([one[name]] for one in found), ".1f"))
+            (SHAPES.get(shape, shape), name, in_words(spread([one[name]] for one in found), ".1f"))
             if name != "ratio"
-            else (SHAPES.get(shape, shape), name, said(spread([one[name]] for one in found)))
+            else (SHAPES.get(shape, shape), name, in_words(spread([one[name]] for one in found)))
             for name in names
         ]
     head = ("streams", "CPU, us per event", "median")
@@ -336,7 +336,7 @@ def growth(runs: Sequence[Run]) -> tuple[str, dict[str, str]]:
     head = ("streams", "kind", "KB per stream", "CPU us per event", "stop p50, ms", "stop p99, ms")
     names = ("kilobytes", "cpu", "stop_p50", "stop_p99")
     rows = [
-        (f"{count:,}", kind, *(said(value(kind, count, name), ".1f") for name in names))
+        (f"{count:,}", kind, *(in_words(value(kind, count, name), ".1f") for name in names))
         for count in counts
         for kind in kinds
     ]
@@ -350,7 +350,7 @@ def latency(runs: Sequence[Run]) -> tuple[str, dict[str, str]]:
         found = [run["added"][what] for run in runs if what in run["added"]]
         values = [(*v, v[2] - v[0], v[3] - v[1]) for v in found]
         rows.append(
-            (what, *(said(spread([v] for v in column)) for column in zip(*values, strict=True)))
+            (what, *(in_words(spread([v] for v in column)) for column in zip(*values, strict=True)))
         )
     return (
         f"## Latency that the gateway adds, one request at a time\n\n{table(('ms', *names), rows)}",
@@ -359,8 +359,8 @@ def latency(runs: Sequence[Run]) -> tuple[str, dict[str, str]]:
 
 
 def start(runs: Sequence[Run]) -> tuple[str, dict[str, str]]:
-    seconds = said(spread([run["start"]["seconds"]] for run in runs))
-    megabytes = said(spread([run["start"]["megabytes"]] for run in runs), ".0f")
+    seconds = in_words(spread([run["start"]["seconds"]] for run in runs))
+    megabytes = in_words(spread([run["start"]["megabytes"]] for run in runs), ".0f")
     body = f"{seconds} s from the command to /ready.\n"
     body += f"{megabytes} MB when idle (PSS, including gunicorn's master).\n"
     return f"## Start-up\n\n{body}", {}
@@ -378,7 +378,7 @@ PARTS: dict[str, Section] = {
 """The sections of the page, by the part of a run that they show."""
 
 
-def said(found: Spread | None, form: str = "") -> str:
+def in_words(found: Spread | None, form: str = "") -> str:
     """Return a median with its ranges in words; empty if nothing was measured.
 
     Args:

@@ -1,4 +1,4 @@
-"""The development server of `python wsgi.py`: Werkzeug's, with an end that settles active calls."""
+"""The development server of `python wsgi.py`: Werkzeug's, which settles active calls at its end."""
 
 from __future__ import annotations
 
@@ -68,11 +68,18 @@ def serve(app: Flask, host: str, port: int) -> None:
 
 
 def drain(services: Services, responses: OpenResponses) -> None:
-    """Wait for calls to end, then end the remaining ones, and wait for their last events."""
+    """Wait for calls to end, then end the remaining ones, and wait for their last events.
+
+    Connections that follow streams of other processes are cut at once, as in gunicorn.conf.py.
+    """
     gateway = services.gateway
     gateway.draining = True
     patience = time.monotonic() + DRAIN_S
-    while (len(gateway.streams) or len(responses)) and time.monotonic() < patience + FAREWELL_S:
+    while time.monotonic() < patience + FAREWELL_S:
+        if services.shared_replays is not None:
+            services.shared_replays.leave()  # again, because a request may just have begun
+        if not (len(gateway.streams) or len(responses)):
+            break
         if time.monotonic() > patience:
             gateway.streams.end_all()
         time.sleep(WATCH_S)

@@ -1,7 +1,8 @@
 """Lua scripts for Redis, and the parts that a script of the cluster runs for its caller.
 
 A script may run twice, because its first reply may have been lost with the connection. So all
-scripts are idempotent.
+scripts are idempotent, except that an admission may then count its requests twice (see
+quota/scripts.py).
 """
 
 from __future__ import annotations

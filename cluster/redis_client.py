@@ -122,9 +122,9 @@ class RedisClient:
         self._redis = redis.Redis(connection_pool=self.pool)
         self._trouble = ""
         self._lock = threading.Lock()
-        self._room = threading.BoundedSemaphore(CONNECTIONS - 1)
+        self._room = threading.BoundedSemaphore(CONNECTIONS - 1)  # the scripts have one
         self._connection: Any = None
-        """The connection of the scripts, once one was sent."""
+        """The connection of the scripts; None until the first one is sent."""
         self._suspect = False
         """True if that connection may lead to a Redis that has failed."""
         self._together = ScriptBatcher(self._send)
@@ -252,9 +252,14 @@ class RedisClient:
             connection.send_packed_command(data)
             return [self._read(connection) for _ in commands]
 
-        found: list[Any] = connection.retry.call_with_retry(
-            exchange, lambda _: connection.disconnect()
-        )
+        try:
+            found: list[Any] = connection.retry.call_with_retry(
+                exchange, lambda _: connection.disconnect()
+            )
+        except BaseException:
+            # Else the next batch would read the replies that are left.
+            connection.disconnect()
+            raise
         return found
 
     def _read(self, connection: Any) -> Any:

@@ -24,12 +24,12 @@ BLANK: Final = "a stop of white space only"
 
 
 class StopLimit(NamedTuple):
-    """The stop sequences that a host takes, if it doesn't take all of a request."""
+    """A host's limit for stop sequences."""
 
     most: int
-    """How many it takes."""
+    """The number of stop sequences that the host takes."""
     blank: bool
-    """False if it takes none of white space only."""
+    """False if the host takes no stop sequence of white space only."""
 
     def takes(self, stops: Sequence[str]) -> bool:
         return len(stops) <= self.most and (self.blank or all(map(str.strip, stops)))

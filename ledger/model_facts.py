@@ -1,6 +1,6 @@
 """The data of the genai-prices package about a model.
 
-- The package is loaded on first use, not on import, and never for a local engine.
+- The package is loaded on first use, not on import, and never for a built-in local engine.
 - A look-up of a model takes milliseconds, so the results are cached. Callers choose the names, so
   their number is bounded.
 """
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 MOST_KEPT: Final = 10_000
 UNLISTED: Final = frozenset(("llamacpp", "lmstudio", "local", "ollama", "sglang", "vllm"))
-"""The local engines, of which the package knows nothing. It takes 13 MB of memory, so a server that
-has only local engines doesn't load it."""
+"""The built-in local engines, of which the package knows nothing. It takes 13 MB of memory, so a
+server that has only these doesn't load it."""
 
 
 @lru_cache(MOST_KEPT)

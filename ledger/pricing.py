@@ -161,11 +161,12 @@ class Prices:
         self._found: dict[tuple[str, str], Callable[..., Price | None]] = {}
 
     def load(self, providers: Iterable[Provider]) -> None:
-        """Load the price data now if it may have prices of these providers.
+        """Load the price data now if it may have facts of these providers' models.
 
-        It takes a fraction of a second, which a call would wait for.
+        It takes a fraction of a second, which all calls would wait for. A free provider needs no
+        prices, but a list of its models searches the data for their titles.
         """
-        if any(not row.free and listed_name(row) not in UNLISTED for row in providers):
+        if any(listed_name(row) not in UNLISTED for row in providers):
             find("openai", "gpt-4o-mini")
 
     def of(self, target: Target, terms: PriceTerms = ()) -> Price | None:

@@ -87,7 +87,7 @@ PARTIAL = (
     (Index("requests_open", requests.c.ended_us, requests.c.key_id), OPEN),
     (Index("requests_open_of_group", requests.c.group_name), OPEN_OF_GROUP),
 )
-"""The indexes of some rows, and which rows these are."""
+"""The partial indexes, each with the condition of its rows."""
 
 daily = Table(
     "daily",

@@ -7,6 +7,7 @@
   tokens count in proportion to the TTL that is left.
 - Reservations: a call's reserved tokens, and the time at which its window's counter expires, in
   milliseconds. That time identifies the window, because it stays when the counter is renamed.
+  A call without a limit of tokens has none. If its admission runs twice, its requests count twice.
 - Every key has an expiry, and no counter is below zero. The clock is Redis' own.
 - A call may have several holders of limits: a key, and its group. It counts for all or for none.
 - A refused call changes nothing, except that it moves a window that has ended.

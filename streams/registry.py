@@ -209,7 +209,7 @@ class StreamRegistry:
             self._leaving.discard(stream)
 
     def _forget(self, stream: Stream) -> bool:
-        """Return False if the stream isn't registered."""
+        """Remove a stream from this process. Return False if it isn't registered."""
         stream_key = (stream.key_id, stream.id)
         with self._lock:
             registered = self._active.get(stream_key) is stream

@@ -23,8 +23,8 @@ from streams.replay_scripts import STREAM
 from streams.replay_store import ReplayStore
 from streams.replay_writer import ReplayWriter
 
-TRIES, TRY_S = 3, 0.1
-"""How often, and at which interval, a stream of another process is looked for in Redis."""
+BEGIN_S, TRY_S = 2.0, 0.05
+"""How long, and at which interval, a stream that another process has is looked for in Redis."""
 FLUSH_S: Final = 2.0
 TRIAL_KEYS: Final = ("sluice:replay-trial", f"{STREAM}trial")
 """Keys like those that resumable streams need. A user of Redis may be allowed few keys only."""
@@ -82,24 +82,33 @@ class SharedReplays:
         """
         if self._leaving:
             raise Unavailable("This process is shutting down. Try again.")
-        for _ in range(TRIES):
-            replay = self._reader.find(stream_key) if self._reader is not None else None
-            if replay is not None:
-                return replay
-            answers = self._cluster.ask_others(self.subject, "/".join(stream_key))
-            if not any(answers.found):
-                break
-            time.sleep(TRY_S)  # the stream may have begun so recently that it isn't in Redis yet
-        else:
-            raise Unavailable(
-                "Only the process that runs this stream has it at the moment. Try again."
-            )
+        replay = self._read(stream_key)
+        if replay is not None:
+            return replay
+        answers = self._cluster.ask_others(self.subject, "/".join(stream_key))
+        if any(answers.found):
+            return self._await(stream_key)
         if answers.missing != 0 or not self._cluster.settled:
             raise Unavailable(
                 "Sluice can't tell right now whether this stream exists: some of its processes "
                 "haven't reported. Try again."
             )
         return None
+
+    def _read(self, stream_key: StreamKey) -> Replay | None:
+        return self._reader.find(stream_key) if self._reader is not None else None
+
+    def _await(self, stream_key: StreamKey) -> Replay:
+        """Return a copy of a stream that may have begun so recently that it isn't in Redis yet.
+
+        Raises Unavailable.
+        """
+        until = time.monotonic() + BEGIN_S
+        while self._reader is not None and time.monotonic() < until:
+            time.sleep(TRY_S)
+            if replay := self._read(stream_key):
+                return replay
+        raise Unavailable("Only the process that runs this stream has it at the moment. Try again.")
 
     def obstacle(self, key_id: str) -> str:
         """Return why a new stream of a key can't be followed at other processes; empty if it can.

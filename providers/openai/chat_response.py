@@ -57,11 +57,11 @@ class ChatResponse(OpenAIResponse):
     def take_plain(self, data: bytes, batch: Batch, *, ascii_only: bool) -> bool:
         """Append the event of a chunk that has only text. Return False if the chunk has more."""
         try:
-            choices = decode_plain(data).choices
+            chunk = decode_plain(data)
         except NOT_JSON:
             return False
-        text = choices[0].delta.content if choices else ""
-        if not text:
+        text = chunk.choices[0].delta.content if chunk.choices else ""
+        if not text or (chunk.service_tier and chunk.service_tier != self.tier):
             return False
         if not ascii_only or LF in data:
             data = on_one_line(data)

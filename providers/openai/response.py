@@ -116,7 +116,7 @@ class OpenAIResponse:
                 or (delta and (delta.error or delta.reasoning_content or delta.reasoning))
                 or (chunk.usage or chunk.x_groq or chunk.error or chunk.errors)
                 or (chunk.base_resp or chunk.error_code or chunk.error_msg)
-                or (chunk.service_tier and self.tier is None)
+                or (chunk.service_tier and chunk.service_tier != self.tier)
                 or (self.adds and chunk.__class__ is not KnownChunk)
             ):
                 self.texts[0] = True

@@ -153,9 +153,11 @@ class PlainChoice(msgspec.Struct, gc=False):
 
 
 class PlainChunk(msgspec.Struct, gc=False):
-    """A chunk that has only text. Data with anything else that Sluice reads isn't of this type."""
+    """A chunk that has only text, and maybe a service tier. Data with anything else that Sluice
+    reads isn't of this type."""
 
     choices: list[PlainChoice]
+    service_tier: Any = None
     usage: None = None
     error: None = None
     x_groq: None = None

@@ -10,7 +10,7 @@ import pytest
 
 from bench import report
 from bench.plots import Line, Value, decade, dots, lines, nice
-from bench.report import page, said, write
+from bench.report import in_words, page, write
 from bench.results import Run, Spread, save
 
 FIGURES = {"rate": 10.0, "first_p50": 1.0, "first_p99": 2.0, "gap_p99": 3.0, "memory": 90.0}
@@ -146,7 +146,7 @@ def test_the_page_and_its_plots_are_written(tmp_path: Path, runs: list[Run]) -> 
     ],
 )
 def test_a_median_is_followed_by_its_ranges(found: Spread | None, text: str) -> None:
-    assert said(found) == text
+    assert in_words(found) == text
 
 
 def test_dots_have_a_label_for_each_value_and_each_group() -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -149,6 +150,22 @@ def test_scripts_leave_their_connection_after_a_failure_of_another_command(
         shared.probe(lambda client: client.ping())
         assert echoes(shared, 1) == {0: [b"k0", b"0"]}
         assert before not in [c["id"] for c in client.client_list()]
+
+
+def test_an_unread_reply_is_never_the_reply_to_a_later_script(
+    redis_server: RedisServer, shared: RedisClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert echoes(shared, 1) == {0: [b"k0", b"0"]}
+
+    def read(_connection: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shared, "_read", read)
+        assert isinstance(echoes(shared, 1)[0], RedisAway)
+    assert shared.available
+    expected = {n: [f"k{n}".encode(), b"%d" % n] for n in range(20)}
+    assert echoes(shared, 20) == expected
 
 
 def test_a_failing_script_raises_its_error_in_its_caller(

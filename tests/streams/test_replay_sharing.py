@@ -15,7 +15,7 @@ import pytest
 
 from cluster import messages, ownership
 from cluster.deaths import dead
-from cluster.ownership import Cluster
+from cluster.ownership import Answers, Cluster
 from cluster.redis_client import RedisClient
 from completion import StreamKey
 from config import ConfigError
@@ -25,6 +25,7 @@ from streams.replay_log import FRAME
 from streams.replay_scripts import FOLLOWED
 from streams.replay_sharing import SharedReplays
 from streams.replay_store import ReplayStore
+from streams.replay_writer import ReplayWriter
 from tests.cluster.test_ownership import Calls, wait
 from tests.support.pace import HANG_S
 from tests.support.redis_server import RedisServer
@@ -514,6 +515,27 @@ def test_a_stream_that_only_its_own_process_has_is_unavailable(
         other.shared.find(KEY)
     assert other.shared.find(("key_1", "s-2")) is None
     assert owner.redis.run(lambda redis: redis.keys("sluice:replay:*")) == []
+
+
+def test_a_stream_that_has_just_begun_at_another_process_is_waited_for(
+    owner: Process, other: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = threading.Event()
+    tick, ask = ReplayWriter._tick, other.cluster.ask_others
+
+    def late(writer: ReplayWriter, now: float) -> bool:
+        return asked.is_set() and tick(writer, now)
+
+    def ask_others(*words: str) -> Answers:
+        answers = ask(*words)
+        asked.set()
+        return answers
+
+    monkeypatch.setattr(ReplayWriter, "_tick", late)
+    monkeypatch.setattr(other.cluster, "ask_others", ask_others)
+    owner.begin().write("a")
+    assert other.shared.find(KEY) is not None
+    assert asked.is_set()
 
 
 def test_a_stream_is_found_by_a_process_that_is_asked_at_once(

@@ -242,6 +242,13 @@ def test_each_chunk_is_passed_on_byte_by_byte() -> None:
     assert opaques(events)[-1].index == NO_CHOICE
 
 
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_service_tier_beside_a_text_counts_for_the_usage(size: int) -> None:
+    pieces = [FULL[at : at + size] for at in range(0, len(FULL), size)]
+    [used] = [event for event in decode(pieces) if isinstance(event, Used)]
+    assert used.usage.tier == "flex", "only one chunk has a tier, and it has text"
+
+
 def test_sizes_count_all_that_was_generated() -> None:
     sizes = [event.text_size for event in opaques(decode(FULL))]
     assert sizes == [0, 3, 7, 0, 5, 2, 2, 2, 3, 2, 4, 0, 0]

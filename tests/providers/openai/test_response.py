@@ -122,3 +122,12 @@ def test_a_service_tier_that_arrives_after_the_first_text_is_known(together: boo
     chunks = [plain, plain | {"service_tier": "flex"}, plain, {"choices": [], "usage": USAGE}]
     [used] = [e for e in events_of(chunks, together=together) if isinstance(e, Used)]
     assert used.usage.tier == "flex"
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_service_tier_that_changes_beside_a_text_is_the_last_one(together: bool) -> None:
+    plain: dict[str, Any] = {"choices": [{"index": 0, "text": "b"}]}
+    tiers = [plain | {"service_tier": tier} for tier in ("auto", "auto", "default")]
+    chunks = [*tiers, plain, {"choices": [], "usage": USAGE}]
+    [used] = [e for e in events_of(chunks, together=together) if isinstance(e, Used)]
+    assert used.usage.tier == "default"
