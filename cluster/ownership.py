@@ -16,12 +16,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 import redis
 
 from cluster.lua import NO_PART, ScriptPart
+from cluster.marks import kept_mark_of, mark_kept, mark_of
 from cluster.messages import (
     CHANNEL,
     QUESTIONS,
@@ -37,11 +38,10 @@ from cluster.redis_client import RedisAway, RedisClient
 from cluster.scripts import (
     ASK,
     BEAT,
-    EXISTS,
-    KEPT,
     OWNERS,
     PROCESSES_NOW,
-    TOO_MANY,
+    REFUSALS,
+    ClaimResult,
     claiming,
     releasing,
 )
@@ -65,12 +65,8 @@ AT_ONCE = 500
 MAX_UNRELEASED = 100_000
 # Processes of earlier releases use these Redis keys too: see docs/decisions/0013-the-house.md.
 PROCESSES, SINCE = "sluice:fleet", "sluice:since"
-CALLS, STOPPED, KEPT_STREAM = "sluice:calls:", "sluice:stopped:", "sluice:kept:"
+CALLS: Final = "sluice:calls:"
 
-ClaimResult: TypeAlias = Literal["yes", "exists", "too many", "kept"]
-CLAIM_RESULTS: Final[Mapping[Any, ClaimResult]] = MappingProxyType(
-    {EXISTS: "exists", TOO_MANY: "too many", KEPT: "kept"}
-)
 
 Subjects: TypeAlias = Mapping[str, Callable[[str], Any]]
 """The questions about the whole process: by its subject, the function that answers it. Its argument
@@ -96,7 +92,7 @@ class Local(Protocol):
     def summaries_here(self, key_id: str) -> list[Summary]: ...
     def stream_keys(self) -> list[StreamKey]: ...
     def kept_for(self, stream_key: StreamKey) -> int: ...
-    def kept_keys(self) -> list[StreamKey]: ...
+    def kept(self) -> dict[StreamKey, int]: ...
 
 
 class Cluster:
@@ -199,8 +195,8 @@ class Cluster:
         except RedisAway:
             self._stale = True
             return "yes", None
-        if reply in (EXISTS, TOO_MANY, KEPT):
-            return CLAIM_RESULTS[reply], None
+        if reply in REFUSALS:
+            return REFUSALS[reply], None
         return "yes", reply
 
     def release(
@@ -383,9 +379,7 @@ class Cluster:
         for stream_key, stopped in ended.items():
             if stream_key not in active:
                 self.release(stream_key, stopped=stopped)
-        kept = self._local.kept_keys()
-        for n in range(0, len(kept), AT_ONCE):
-            self._mark_kept(kept[n : n + AT_ONCE])
+        mark_kept(self._redis, self._local.kept())
 
     def _claim_all(self, stream_keys: list[StreamKey]) -> None:
         def claim(client: Any) -> None:
@@ -395,24 +389,3 @@ class Cluster:
                 pipe.execute()
 
         self._redis.run(claim)
-
-    def _mark_kept(self, stream_keys: list[StreamKey]) -> None:
-        def mark(client: Any) -> None:
-            with client.pipeline(transaction=False) as pipe:
-                for stream_key in stream_keys:
-                    seconds = self._local.kept_for(stream_key)
-                    if seconds:
-                        pipe.set(kept_mark_of(stream_key), "1", ex=seconds)
-                pipe.execute()
-
-        self._redis.run(mark)
-
-
-def mark_of(stream_key: StreamKey) -> str:
-    """Return the Redis key that marks a call as stopped. It is unique, as ids have no slash."""
-    return STOPPED + "/".join(stream_key)
-
-
-def kept_mark_of(stream_key: StreamKey) -> str:
-    """Return the Redis key that marks an ended resumable stream whose id isn't free."""
-    return KEPT_STREAM + "/".join(stream_key)

@@ -6,10 +6,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final, Literal, TypeAlias
 
 from cluster.lua import LuaScript
+
+ClaimResult: TypeAlias = Literal["yes", "exists", "too many", "kept"]
 
 EXISTS: Final = 1
 """The reply to a claim if a process that isn't dead has the call."""
@@ -17,6 +21,10 @@ TOO_MANY: Final = 2
 """The reply to a claim if the key has too many calls."""
 KEPT: Final = 3
 """The reply to a claim if a resumable stream with this id has ended, but is still kept."""
+REFUSALS: Final[Mapping[Any, ClaimResult]] = MappingProxyType(
+    {EXISTS: "exists", TOO_MANY: "too many", KEPT: "kept"}
+)
+"""The results of refused claims by the replies."""
 
 BEAT = LuaScript("""
 -- KEYS: cluster, since, my questions. ARGV: me, DEAD_S.

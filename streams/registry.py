@@ -335,9 +335,10 @@ class StreamRegistry:
         passed = time.time() - replay.ending.ended_at if replay.ending is not None else 0.0
         return max(1, math.ceil(self._replays.keep - passed))
 
-    def kept_keys(self) -> list[StreamKey]:
-        """Return the ended resumable streams of this process that are still kept."""
-        return [key for key, replay in self._kept.copy().items() if replay.ending is not None]
+    def kept(self) -> dict[StreamKey, int]:
+        """Return the ended streams that are kept, and for how many seconds they keep their ids."""
+        kept = self._kept.copy()
+        return {key: self.kept_for(key) or 1 for key in kept if kept[key].ending is not None}
 
     def __len__(self) -> int:
         return len(self._active) + len(self._leaving)

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from cluster.deaths import dead
-from cluster.ownership import PROCESSES, SILENT_S, Cluster, kept_mark_of
+from cluster.marks import kept_mark_of
+from cluster.ownership import PROCESSES, SILENT_S, Cluster
 from cluster.redis_client import RedisAway, RedisClient
 from completion import StreamKey
 from concurrency.threads import BackgroundThread
@@ -34,6 +35,7 @@ from streams.replay_codec import (
     read_entry,
 )
 from streams.replay_counts import ReplayCounts
+from streams.replay_reads import existing, new_entries
 from streams.replay_scripts import ANNOUNCE, ENTRY, FOLLOWED, INTERRUPT, LEAST_TTL_S, STREAM
 from streams.replay_store import ReplayStore
 from streams.replay_writer import BUSY, MOST_TICK_S, TICK_S
@@ -266,18 +268,8 @@ class ReplayReader:
     def _read_some(self, copies: list[Copy], most: int) -> None:
         """Read up to `most` entries of each copy's stream. Raises RedisAway."""
         names, ids = [copy.key for copy in copies], [copy.at for copy in copies]
-        command = ("XREAD", "COUNT", most, "STREAMS", *names, *ids)
-
-        def read(client: Any) -> Any:
-            try:
-                return client.execute_command(*command)
-            except Exception as failure:
-                if not is_wrong_type(failure):
-                    raise
-            return read_each(client, copies, most)
-
         self._counts.reads += 1
-        found = dict(self._redis.run(read))
+        found = dict(self._redis.run(lambda client: new_entries(client, names, ids, most)))
         for copy in copies:
             entries = found.get(copy.key, ())
             new = copy.replay is None
@@ -309,7 +301,8 @@ class ReplayReader:
                 self._interrupt(copy, copy.facts)
         if not self._cluster.steady or not copies:
             return
-        present = self._redis.run(lambda client: existing(client, copies))
+        names = [copy.key for copy in copies]
+        present = self._redis.run(lambda client: existing(client, names))
         for copy, exists in zip(copies, present, strict=True):
             if exists:
                 copy.missing_since = None
@@ -370,36 +363,3 @@ class ReplayReader:
         if copy.replay is not None:
             copy.replay.cut()
             self._store.drop_copy(copy.replay)
-
-
-def existing(client: Any, copies: list[Copy]) -> list[int]:
-    """Return 1 for each copy whose stream is in Redis, else 0. Raises RedisError."""
-    with client.pipeline(transaction=False) as pipe:
-        for copy in copies:
-            pipe.exists(copy.key)
-        return pipe.execute()  # type: ignore[no-any-return]
-
-
-def is_wrong_type(failure: object) -> bool:
-    """Return True for Redis' error that a key isn't a stream. Another program wrote it."""
-    return str(failure).startswith("WRONGTYPE")
-
-
-def read_each(client: Any, copies: list[Copy], most: int) -> list[Any]:
-    """Return the new entries of each copy, as XREAD does, one by one. Raises RedisError.
-
-    What isn't a stream gets an entry without fields, which no copy can read.
-    """
-    with client.pipeline(transaction=False) as pipe:
-        for copy in copies:
-            pipe.execute_command("XREAD", "COUNT", most, "STREAMS", copy.key, copy.at)
-        answers = pipe.execute(raise_on_error=False)
-    found: list[Any] = []
-    for copy, answer in zip(copies, answers, strict=True):
-        if is_wrong_type(answer):
-            found.append((copy.key, [(copy.at, {})]))
-        elif isinstance(answer, Exception):
-            raise answer
-        else:
-            found += answer
-    return found
