@@ -16,12 +16,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 import redis
 
 from cluster.lua import NO_PART, ScriptPart
+from cluster.marks import kept_mark_of, mark_kept, mark_of
 from cluster.messages import (
     CHANNEL,
     QUESTIONS,
@@ -37,10 +38,10 @@ from cluster.redis_client import RedisAway, RedisClient
 from cluster.scripts import (
     ASK,
     BEAT,
-    EXISTS,
     OWNERS,
     PROCESSES_NOW,
-    TOO_MANY,
+    REFUSALS,
+    ClaimResult,
     claiming,
     releasing,
 )
@@ -64,9 +65,8 @@ AT_ONCE = 500
 MAX_UNRELEASED = 100_000
 # Processes of earlier releases use these Redis keys too: see docs/decisions/0013-the-house.md.
 PROCESSES, SINCE = "sluice:fleet", "sluice:since"
-CALLS, STOPPED = "sluice:calls:", "sluice:stopped:"
+CALLS: Final = "sluice:calls:"
 
-ClaimResult: TypeAlias = Literal["yes", "exists", "too many"]
 
 Subjects: TypeAlias = Mapping[str, Callable[[str], Any]]
 """The questions about the whole process: by its subject, the function that answers it. Its argument
@@ -91,6 +91,8 @@ class Local(Protocol):
     def end_requests(self, request_key: tuple[str, str]) -> bool: ...
     def summaries_here(self, key_id: str) -> list[Summary]: ...
     def stream_keys(self) -> list[StreamKey]: ...
+    def kept_for(self, stream_key: StreamKey) -> int: ...
+    def kept(self) -> dict[StreamKey, int]: ...
 
 
 class Cluster:
@@ -177,14 +179,15 @@ class Cluster:
                 claimed.
 
         Returns:
-            "yes"; "exists" if another process has a call with this id; "too many" if the key has
-            max_calls. If Redis is unavailable, "yes", because calls don't depend on Redis. With it,
-            the part's reply; None if the part may not have run.
+            "yes"; "exists" if another process has a call with this id; "kept" if a resumable stream
+            with this id has ended, but is kept; "too many" if the key has max_calls. If Redis is
+            unavailable, "yes", because calls don't depend on Redis. With it, the part's reply; None
+            if the part may not have run.
         """
         self._thread.start()
         self._unreleased.pop(stream_key, None)
         code, keys, arguments = part or NO_PART
-        own_keys, own_arguments = self._claim(stream_key, max_calls)
+        own_keys, own_arguments = self._claim(stream_key, max_calls, new=True)
         try:
             reply = self._redis.script(
                 claiming(code), [*keys, *own_keys], [*arguments, *own_arguments]
@@ -192,14 +195,16 @@ class Cluster:
         except RedisAway:
             self._stale = True
             return "yes", None
-        if reply in (EXISTS, TOO_MANY):
-            return ("exists" if reply == EXISTS else "too many"), None
+        if reply in REFUSALS:
+            return REFUSALS[reply], None
         return "yes", reply
 
     def release(
         self, stream_key: StreamKey, *, stopped: bool, part: ScriptPart | None = None
     ) -> bool:
         """Release the id of a call that has ended. Remember a stop for STOPPED_TTL_S.
+
+        The id of a resumable stream isn't free before the stream is no longer kept.
 
         Args:
             part: code to run with the release.
@@ -209,8 +214,9 @@ class Cluster:
         """
         key_id, stream_id = stream_key
         code, keys, arguments = part or NO_PART
-        own_keys = CALLS + key_id, mark_of(stream_key)
-        own_arguments = self._me, stream_id, STOPPED_TTL_S if stopped else 0
+        own_keys = CALLS + key_id, mark_of(stream_key), kept_mark_of(stream_key)
+        stopped_for, kept_for = STOPPED_TTL_S if stopped else 0, self._local.kept_for(stream_key)
+        own_arguments = self._me, stream_id, stopped_for, kept_for
         try:
             self._redis.script(releasing(code), [*keys, *own_keys], [*arguments, *own_arguments])
         except RedisAway:
@@ -291,13 +297,17 @@ class Cluster:
         return Answers(found, silent + len(others) - len(found))
 
     def _claim(
-        self, stream_key: StreamKey, max_calls: int | None
+        self, stream_key: StreamKey, max_calls: int | None, *, new: bool
     ) -> tuple[list[str], list[str | int]]:
-        """Return the keys and the arguments of a claim."""
+        """Return the keys and the arguments of a claim.
+
+        Args:
+            new: False if the call runs already.
+        """
         key_id, stream_id = stream_key
         most = -1 if max_calls is None else max_calls
-        keys = [CALLS + key_id, PROCESSES, mark_of(stream_key)]
-        return keys, [self._me, stream_id, most, CALLS_TTL_S]
+        keys = [CALLS + key_id, PROCESSES, mark_of(stream_key), kept_mark_of(stream_key)]
+        return keys, [self._me, stream_id, most, CALLS_TTL_S, int(new)]
 
     def _ask(self, client: Any, stream_key: StreamKey, token: str) -> Any:
         key_id, stream_id = stream_key
@@ -357,7 +367,10 @@ class Cluster:
         self._post.reply_to(dict(zip(asked[::2], asked[1::2], strict=True)))
 
     def _repeat_claims(self) -> None:
-        """Claim all active calls again, and release those that have ended. Raises RedisAway."""
+        """Claim all active calls and kept streams again, and release calls that have ended.
+
+        Raises RedisAway.
+        """
         stream_keys = self._local.stream_keys()
         for n in range(0, len(stream_keys), AT_ONCE):
             self._claim_all(stream_keys[n : n + AT_ONCE])
@@ -366,17 +379,13 @@ class Cluster:
         for stream_key, stopped in ended.items():
             if stream_key not in active:
                 self.release(stream_key, stopped=stopped)
+        mark_kept(self._redis, self._local.kept())
 
     def _claim_all(self, stream_keys: list[StreamKey]) -> None:
         def claim(client: Any) -> None:
             with client.pipeline(transaction=False) as pipe:
                 for stream_key in stream_keys:
-                    claiming(NO_PART.code)(pipe, *self._claim(stream_key, None))
+                    claiming(NO_PART.code)(pipe, *self._claim(stream_key, None, new=False))
                 pipe.execute()
 
         self._redis.run(claim)
-
-
-def mark_of(stream_key: StreamKey) -> str:
-    """Return the Redis key that marks a call as stopped. It is unique, as ids have no slash."""
-    return STOPPED + "/".join(stream_key)

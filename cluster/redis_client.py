@@ -48,9 +48,9 @@ for _, name in ipairs(KEYS) do
   redis.call('SET', name, '1', 'PX', 1000)
   redis.call('DEL', name)
 end
-redis.call('XADD', KEYS[1], '1-1', 'e', '1')
-redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
-redis.call('DEL', KEYS[1])
+redis.call('XADD', KEYS[#KEYS], '1-1', 'e', '1')
+redis.call('XREVRANGE', KEYS[#KEYS], '+', '-', 'COUNT', 1)
+redis.call('DEL', KEYS[#KEYS])
 """
 TRIAL_KEYS: Final = ("sluice:trial", "LIMITS:trial")
 TRIAL_CHANNEL: Final = "sluice:channel:trial"
@@ -115,6 +115,8 @@ class RedisClient:
             ) from None
         self._failures = (redis.RedisError, OSError)
         self._denied = redis.ResponseError
+        self.trial_keys = [*TRIAL_KEYS]
+        """The keys that `check` writes and deletes, to find out whether Sluice may do that."""
         self._unknown = redis.exceptions.NoScriptError
         self._password = str(self.pool.connection_kwargs.get("password") or "")
         self._redis = redis.Redis(connection_pool=self.pool)
@@ -211,7 +213,7 @@ class RedisClient:
                 "Redis (REDIS_URL) is in cluster mode, which Sluice doesn't support: use a Redis "
                 "without cluster mode"
             )
-        client.eval(TRIAL, len(TRIAL_KEYS), *TRIAL_KEYS)
+        client.eval(TRIAL, len(self.trial_keys), *self.trial_keys)
         client.publish(TRIAL_CHANNEL, b"")
         with contextlib.closing(self.listener()) as listener:
             listener.subscribe(TRIAL_CHANNEL)

@@ -6,15 +6,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final, Literal, TypeAlias
 
 from cluster.lua import LuaScript
+
+ClaimResult: TypeAlias = Literal["yes", "exists", "too many", "kept"]
 
 EXISTS: Final = 1
 """The reply to a claim if a process that isn't dead has the call."""
 TOO_MANY: Final = 2
 """The reply to a claim if the key has too many calls."""
+KEPT: Final = 3
+"""The reply to a claim if a resumable stream with this id has ended, but is still kept."""
+REFUSALS: Final[Mapping[Any, ClaimResult]] = MappingProxyType(
+    {EXISTS: "exists", TOO_MANY: "too many", KEPT: "kept"}
+)
+"""The results of refused claims by the replies."""
 
 BEAT = LuaScript("""
 -- KEYS: cluster, since, my questions. ARGV: me, DEAD_S.
@@ -32,24 +42,25 @@ process, and the seconds since that time."""
 def claiming(code: str) -> LuaScript:
     """Return the script that claims a call if the code admits it.
 
-    The script returns EXISTS, TOO_MANY or the code's reply, which must be something else. If the
-    code refuses the call, nothing is claimed.
+    The script returns EXISTS, TOO_MANY, KEPT or the code's reply, which must be something else. If
+    the code refuses the call, nothing is claimed.
 
     Args:
         code: the code of a ScriptPart. It returns whether it admits the call, and a reply.
     """
     return LuaScript(f"""
--- KEYS: the part's; then calls of the key, cluster, the mark of a stop.
--- ARGV: the part's; then me, call, max_calls (-1: any), TTL.
+-- KEYS: the part's; then calls of the key, cluster, the mark of a stop, the mark of a kept stream.
+-- ARGV: the part's; then me, call, max_calls (-1: any), TTL, 1 if the call is new (0: it runs).
 local function part()
 {code}
 end
 
-local calls, cluster, mark = unpack(KEYS, #KEYS - 2)
-local me, call, max_calls, ttl = unpack(ARGV, #ARGV - 3)
+local calls, cluster, mark, kept = unpack(KEYS, #KEYS - 3)
+local me, call, max_calls, ttl, new = unpack(ARGV, #ARGV - 4)
 redis.call('ZADD', cluster, 'NX', now, me)
 local owner = redis.call('HGET', calls, call)
 if owner and owner ~= me and redis.call('ZSCORE', cluster, owner) then return {EXISTS} end
+if new == '1' and owner ~= me and redis.call('EXISTS', kept) == 1 then return {KEPT} end
 max_calls = tonumber(max_calls)
 if max_calls >= 0 and not owner and redis.call('HLEN', calls) >= max_calls then
   local found = redis.call('HGETALL', calls)
@@ -78,12 +89,13 @@ def releasing(code: str) -> LuaScript:
         code: the code of a ScriptPart.
     """
     return LuaScript(f"""
--- KEYS: the part's; then calls of the key, the mark of a stop.
--- ARGV: the part's; then me, call, TTL of the mark (0: no mark).
-local calls, mark = unpack(KEYS, #KEYS - 1)
-local me, call, ttl = unpack(ARGV, #ARGV - 2)
+-- KEYS: the part's; then calls of the key, the mark of a stop, the mark of a kept stream.
+-- ARGV: the part's; then me, call, TTLs in s of both marks (0: no mark).
+local calls, mark, kept = unpack(KEYS, #KEYS - 2)
+local me, call, ttl, kept_ttl = unpack(ARGV, #ARGV - 3)
 if redis.call('HGET', calls, call) == me then redis.call('HDEL', calls, call) end
 if tonumber(ttl) > 0 then redis.call('SET', mark, '1', 'EX', ttl) end
+if tonumber(kept_ttl) > 0 then redis.call('SET', kept, '1', 'EX', kept_ttl) end
 do
 {code}
 end

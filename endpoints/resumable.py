@@ -23,7 +23,6 @@ from endpoints.services import Services, services
 from errors import (
     InvalidRequest,
     SluiceError,
-    StreamExists,
     StreamNotFound,
     StreamTrimmed,
     Unavailable,
@@ -160,15 +159,13 @@ class Resumable:
             return self._accepted(replay)
         return self._first(replay, call, streamed=status is None)
 
-    def _check_id(self, in_body: str | None, in_header: str | None) -> None:
+    @staticmethod
+    def _check_id(in_body: str | None, in_header: str | None) -> None:
         """Raise SluiceError if a new stream can't have the id that the client chose, if any."""
         if TAKEN_ID in (in_body, in_header):
             raise InvalidRequest(
                 f"A resumable stream can't have the id {TAKEN_ID!r}.", param="stream_id"
             )
-        chosen, shared = in_body or in_header, self._parts.shared_replays
-        if chosen and shared is not None and shared.has_ended((self._key.id, chosen)):
-            raise StreamExists(chosen, ended=True)
 
     def _first(self, replay: Replay, call: Call, *, streamed: bool) -> Response:
         """Return the response to a call's first connection. Raises SluiceError."""

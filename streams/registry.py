@@ -149,8 +149,8 @@ class StreamRegistry:
         Return the part's reply, or None if the part may not have run.
 
         Raises:
-            StreamExists: the key has an active call with this id in another process. The stream is
-                no longer registered.
+            StreamExists: the key has an active call or a kept resumable stream with this id in
+                another process. The stream is no longer registered.
             RateLimited: the key has too many calls. The stream is no longer registered.
         """
         if self._cluster is None:
@@ -158,7 +158,9 @@ class StreamRegistry:
         result, reply = self._cluster.claim((stream.key_id, stream.id), share, part)
         if result != "yes":
             self._forget(stream)
-            raise StreamExists(stream.id) if result == "exists" else too_many_of_key(share or 0)
+            if result == "too many":
+                raise too_many_of_key(share or 0)
+            raise StreamExists(stream.id, ended=result == "kept")
         return reply  # type: ignore[no-any-return]
 
     def await_turn(self, stream: Stream, patience: float) -> bool:
@@ -324,6 +326,19 @@ class StreamRegistry:
     def stream_keys(self) -> list[StreamKey]:
         with self._lock:
             return list(self._active)
+
+    def kept_for(self, stream_key: StreamKey) -> int:
+        """Return for how many seconds an ended stream still keeps its id; 0 unless it is kept."""
+        replay = self._kept.get(stream_key)
+        if replay is None:
+            return 0
+        passed = time.time() - replay.ending.ended_at if replay.ending is not None else 0.0
+        return max(1, math.ceil(self._replays.keep - passed))
+
+    def kept(self) -> dict[StreamKey, int]:
+        """Return the ended streams that are kept, and for how many seconds they keep their ids."""
+        kept = self._kept.copy()
+        return {key: self.kept_for(key) or 1 for key in kept if kept[key].ending is not None}
 
     def __len__(self) -> int:
         return len(self._active) + len(self._leaving)

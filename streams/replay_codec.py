@@ -9,16 +9,27 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
-from streams.replay import About, Ending, Replay, State
+from streams.replay import LOST_ID, About, Ending, Replay, State
 from streams.replay_log import FrameParts, LogPiece, ReplayLog
+from streams.replay_scripts import ENTRY
 
 FENCE: Final = (1 << 64) - 1
 ENTRY_BYTES: Final = 64 * 1024
 """About the most bytes of frames in an entry."""
+END_BYTES: Final = 4
+"""The bytes of a number in `ReplayEntry.ends`."""
+LATEST: Final = 1e11
+"""The Unix time in seconds from which a time counts as invalid."""
+
+
+class InvalidEntry(Exception):
+    """The error for an entry that can't be read: a later release or another program wrote it."""
 
 
 class Facts(msgspec.Struct, array_like=True, frozen=True):
@@ -80,6 +91,48 @@ encode: Final = msgspec.msgpack.Encoder().encode
 decode: Final = msgspec.msgpack.Decoder(ReplayEntry).decode
 
 
+def read_entry(number: int, fields: Mapping[bytes, bytes]) -> ReplayEntry:
+    """Return an entry from its fields in Redis.
+
+    Args:
+        number: that in its id.
+
+    Raises:
+        InvalidEntry: the fields contradict each other, or have another form.
+    """
+    try:
+        entry = decode(fields[ENTRY])
+    except (KeyError, msgspec.DecodeError):
+        raise InvalidEntry from None
+    if not (is_piece(entry) and has_times(entry)) or (number == FENCE and ending_of(entry) is None):
+        raise InvalidEntry
+    return entry
+
+
+def is_piece(entry: ReplayEntry) -> bool:
+    """Return True if the piece of the log in an entry is consistent."""
+    count, ends = len(entry.kinds), entry.ends
+    if len(ends) != count * END_BYTES or entry.base < 0:
+        return False
+    if not count:
+        return not entry.data
+    first = int.from_bytes(ends[:END_BYTES], sys.byteorder)
+    last = int.from_bytes(ends[-END_BYTES:], sys.byteorder)
+    return (
+        entry.base <= first
+        and last - entry.base == len(entry.data)
+        and entry.first > 0
+        and entry.last < LOST_ID
+    )
+
+
+def has_times(entry: ReplayEntry) -> bool:
+    """Return True if the times in an entry can be shown."""
+    opened_at = entry.facts.opened_at if entry.facts else 0.0
+    ended_at = entry.close.ended_at if entry.close else 0.0
+    return 0 <= opened_at < LATEST and 0 <= ended_at < LATEST
+
+
 def facts_of(replay: Replay, owner: str, frame: bytes, body: bytes) -> Facts:
     """Return what is known of a stream now.
 
@@ -139,10 +192,12 @@ def parsed_id(name: bytes) -> tuple[int, bytes]:
 
 
 def add_to(replay: Replay, entry: ReplayEntry) -> None:
-    """Append what a copy of a stream lacks of an entry."""
+    """Append what a copy of a stream lacks of an entry. Raises InvalidEntry."""
     if entry.templates:
         replay.log.set_templates(entry.templates)
     if entry.kinds:
+        if max(entry.kinds) > replay.log.newest_kind:
+            raise InvalidEntry
         replay.log.extend((entry.first, entry.kinds, entry.base, entry.ends, entry.data))
 
 

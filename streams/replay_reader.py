@@ -9,15 +9,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-import msgspec
-
 from cluster.deaths import dead
+from cluster.marks import kept_mark_of
 from cluster.ownership import PROCESSES, SILENT_S, Cluster
 from cluster.redis_client import RedisAway, RedisClient
 from completion import StreamKey
@@ -27,15 +26,16 @@ from streams.replay import Replay
 from streams.replay_codec import (
     FENCE,
     Facts,
-    ReplayEntry,
+    InvalidEntry,
     add_to,
-    decode,
     ending_of,
     entry_id,
     interrupted,
     parsed_id,
+    read_entry,
 )
 from streams.replay_counts import ReplayCounts
+from streams.replay_reads import existing, new_entries
 from streams.replay_scripts import ANNOUNCE, ENTRY, FOLLOWED, INTERRUPT, LEAST_TTL_S, STREAM
 from streams.replay_store import ReplayStore
 from streams.replay_writer import BUSY, MOST_TICK_S, TICK_S
@@ -62,7 +62,7 @@ MISSING_S: Final = 10.0
 is alive writes it again sooner."""
 PAUSE_S: Final = 1.0
 """The pause after an unexpected exception."""
-START, ENDED = b"0-0", b"%d-0" % FENCE
+START: Final = b"0-0"
 
 
 class Copy:
@@ -89,9 +89,18 @@ class Copy:
         self.failed = False
         """True if it couldn't be read even once."""
         self.replaced = False
-        """True if another call's stream has taken the place of this one."""
+        """True if another call's stream has taken the place of this one, or it can't be read."""
         self.missing_since: float | None = None
         """The monotonic time since which Redis hasn't had the stream."""
+
+    def has_expired(self, keep: float) -> bool:
+        """Return True if the stream ended so long ago that its id is free again.
+
+        Redis keeps streams for LEAST_TTL_S, even if they needn't be kept for so long. Beyond that,
+        Redis drops them, and the processes' clocks may differ.
+        """
+        ending = self.replay.ending if self.replay is not None else None
+        return ending is not None and keep < LEAST_TTL_S and time.time() >= ending.ended_at + keep
 
     @property
     def open(self) -> bool:
@@ -109,14 +118,27 @@ class Copy:
             and now - (replay.alone_since or now) >= KEEP_S
         )
 
-    def take(self, name: bytes, entry: ReplayEntry) -> None:
+    def take_all(self, entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> None:
+        """Add entries of the stream, up to the first one that can't be read."""
+        try:
+            for name, fields in entries:
+                self.take(name, fields)
+        except InvalidEntry:  # the streams of other copies must go on
+            self.replaced = True
+
+    def take(self, name: bytes, fields: Mapping[bytes, bytes]) -> None:
         """Add an entry of the stream.
 
         Args:
             name: its id.
+
+        Raises:
+            InvalidEntry: it can't be read.
         """
         self.at = name
         number, nonce = parsed_id(name)
+        entry = read_entry(number, fields)
+        self.unchecked += len(fields[ENTRY])
         if self.replay is None:
             if entry.facts is None:  # a copy begins at a key entry
                 return
@@ -179,8 +201,9 @@ class ReplayReader:
         """
         with self._lock:
             copy, now = self._copies.get(stream_key), time.monotonic()
-            if copy is not None and copy.is_stale(now) and copy.replay is not None:
-                self._store.drop_copy(copy.replay)
+            if copy is not None and self._is_over(copy, now):
+                if copy.replay is not None:
+                    self._store.drop_copy(copy.replay)
                 copy = None
             if copy is None or copy.replaced:
                 if not self._store.has_room(stream_key[0]):
@@ -191,14 +214,12 @@ class ReplayReader:
         self._wanted.set()
         if not copy.read.wait(FIRST_READ_S) or copy.failed:
             raise Unavailable("The server can't read this stream at the moment. Try again.")
-        return copy.replay
+        return None if copy.has_expired(self._keep) else copy.replay
 
-    def has_ended(self, stream_key: StreamKey) -> bool:
-        """Return True if Redis has the end of a stream; False if not, or if it is unavailable."""
-        key = Copy(stream_key).key
-        with contextlib.suppress(RedisAway):
-            return bool(self._redis.run(lambda client: client.xrevrange(key, "+", ENDED, 1)))
-        return False
+    def _is_over(self, copy: Copy, now: float) -> bool:
+        """Return True if another call may have the id of an ended stream that nobody follows."""
+        followed = copy.replay is not None and copy.replay.followers
+        return not followed and (copy.is_stale(now) or copy.has_expired(self._keep))
 
     def cut(self) -> None:
         """Cut the followers of all copies, without the end of their streams."""
@@ -247,22 +268,12 @@ class ReplayReader:
     def _read_some(self, copies: list[Copy], most: int) -> None:
         """Read up to `most` entries of each copy's stream. Raises RedisAway."""
         names, ids = [copy.key for copy in copies], [copy.at for copy in copies]
-        command = ("XREAD", "COUNT", most, "STREAMS", *names, *ids)
-
-        def read(client: Any) -> Any:
-            return client.execute_command(*command)
-
         self._counts.reads += 1
-        found = dict(self._redis.run(read))
+        found = dict(self._redis.run(lambda client: new_entries(client, names, ids, most)))
         for copy in copies:
             entries = found.get(copy.key, ())
             new = copy.replay is None
-            for name, fields in entries:
-                try:
-                    copy.take(name, decode(fields[ENTRY]))
-                    copy.unchecked += len(fields[ENTRY])
-                except msgspec.DecodeError:  # a later release of Sluice wrote it
-                    copy.replaced = True
+            copy.take_all(entries)
             if new and copy.replay is not None:
                 self._store.add_copy(copy.replay)
                 copy.unchecked = GROWTH + 1
@@ -290,7 +301,8 @@ class ReplayReader:
                 self._interrupt(copy, copy.facts)
         if not self._cluster.steady or not copies:
             return
-        present = self._redis.run(lambda client: existing(client, copies))
+        names = [copy.key for copy in copies]
+        present = self._redis.run(lambda client: existing(client, names))
         for copy, exists in zip(copies, present, strict=True):
             if exists:
                 copy.missing_since = None
@@ -316,7 +328,8 @@ class ReplayReader:
         entry = interrupted(facts, time.time())
         keep = int(max(self._keep, LEAST_TTL_S) * 1000)
         arguments: list[Any] = [copy.at, entry_id(FENCE, nonce), entry, keep, facts.owner, SILENT_S]
-        self._redis.run(lambda client: INTERRUPT(client, [copy.key.decode(), PROCESSES], arguments))
+        keys = [copy.key.decode(), PROCESSES, kept_mark_of(copy.stream_key)]
+        self._redis.run(lambda client: INTERRUPT(client, keys, arguments))
 
     def _fail_new(self) -> None:
         """Let those who wait for a new copy know that it can't be read."""
@@ -350,11 +363,3 @@ class ReplayReader:
         if copy.replay is not None:
             copy.replay.cut()
             self._store.drop_copy(copy.replay)
-
-
-def existing(client: Any, copies: list[Copy]) -> list[int]:
-    """Return 1 for each copy whose stream is in Redis, else 0. Raises RedisError."""
-    with client.pipeline(transaction=False) as pipe:
-        for copy in copies:
-            pipe.exists(copy.key)
-        return pipe.execute()  # type: ignore[no-any-return]

@@ -58,8 +58,8 @@ while at <= #text do
   local a, b, c, d, e, ttl = struct.unpack('<I4I4I4I4I4I4', text, at)
   at, n = at + 24, n + 1
   local stream, expected, id, entry, lowest = taken(a), taken(b), taken(c), taken(d), taken(e)
-  local top = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
-  top = top and top[1] or ''
+  local found = redis.pcall('XREVRANGE', stream, '+', '-', 'COUNT', 1)
+  local top = not found.err and found[1] and found[1][1] or ''
   if expected == '*' then
     if top ~= '' and string.match(top, '%-.*') ~= string.match(id, '%-.*') then
       redis.call('DEL', stream)
@@ -67,7 +67,10 @@ while at <= #text do
     end
     expected = ''
   end
-  if top ~= expected then
+  if found.err then  -- it isn't a stream, so another program wrote it
+    failed[#failed + 1] = n
+    failed[#failed + 1] = 'refused'
+  elseif top ~= expected then
     failed[#failed + 1] = n
     local dropped = top == '' and redis.call('EXISTS', 'sluice:replay-dropped:' .. stream) == 1
     failed[#failed + 1] = dropped and 'dropped' or top
@@ -87,11 +90,12 @@ return failed
 """)
 """The appends of a process. It returns the failed items' numbers from 1, each followed by the id of
 the stream's last entry, which wasn't the expected one; '' if there is no such stream; DROPPED if it
-was dropped to make room; REFUSED if Redis took no entry, because it lacks memory."""
+was dropped to make room; REFUSED if Redis took no entry, because it lacks memory, or because the
+key isn't a stream."""
 
 INTERRUPT = LuaScript("""
--- KEYS: stream, cluster. ARGV: the last id that was read, fence's id, entry, TTL in ms, owner,
--- SILENT_S.
+-- KEYS: stream, cluster, the mark of a kept stream.
+-- ARGV: the last id that was read, fence's id, entry, TTL in ms, owner, SILENT_S.
 local beat = redis.call('ZSCORE', KEYS[2], ARGV[5])
 if beat and tonumber(beat) >= now - ARGV[6] then return 0 end
 local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
@@ -100,12 +104,14 @@ if top then
   local read, own = string.match(ARGV[1], '(%d+)(%-.*)')
   if nonce ~= own or tonumber(number) > tonumber(read) then return 0 end
 end
-redis.call('XADD', KEYS[1], ARGV[2], 'e', ARGV[3])
+local added = redis.pcall('XADD', KEYS[1], ARGV[2], 'e', ARGV[3])
+if type(added) == 'table' and added.err then return 0 end
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
+redis.call('SET', KEYS[3], '1', 'PX', ARGV[4])
 return 1
 """)
-"""The end of a stream whose owner is dead. It returns 0 if the owner is alive, or if Redis has more
-of the stream than was read. It may have less, if it lost data."""
+"""The end of a stream whose owner is dead. It returns 0 if the owner is alive, if Redis has more
+of the stream than was read, or if it lacks memory. It may have less, if it lost data."""
 
 FOLLOWED: Final = "sluice:followed"
 """The sorted set of the streams that are followed outside their own process, by Redis' time."""

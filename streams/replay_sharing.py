@@ -19,12 +19,15 @@ from streams.replay import Replay
 from streams.replay_counts import ReplayCounts
 from streams.replay_reader import ReplayReader
 from streams.replay_room import ReplayRoom
+from streams.replay_scripts import STREAM
 from streams.replay_store import ReplayStore
 from streams.replay_writer import ReplayWriter
 
 BEGIN_S, TRY_S = 2.0, 0.05
 """How long, and at which interval, a stream that another process has is looked for in Redis."""
 FLUSH_S: Final = 2.0
+TRIAL_KEYS: Final = ("sluice:replay-trial", f"{STREAM}trial")
+"""Keys like those that resumable streams need. A user of Redis may be allowed few keys only."""
 
 
 class SharedReplays:
@@ -55,6 +58,7 @@ class SharedReplays:
         self._writer: ReplayWriter | None = None
         self._reader: ReplayReader | None = None
         if total:
+            redis_client.trial_keys += TRIAL_KEYS
             self._reader = ReplayReader(
                 *(redis_client, cluster, store, self.counts), keep=keep, orphan=orphan
             )
@@ -106,13 +110,6 @@ class SharedReplays:
                 return replay
         raise Unavailable("Only the process that runs this stream has it at the moment. Try again.")
 
-    def has_ended(self, stream_key: StreamKey) -> bool:
-        """Return True if Redis has the end of a stream, so that its id isn't free.
-
-        Return False if Redis is unavailable.
-        """
-        return self._reader is not None and self._reader.has_ended(stream_key)
-
     def obstacle(self, key_id: str) -> str:
         """Return why a new stream of a key can't be followed at other processes; empty if it can.
 
@@ -138,6 +135,9 @@ class SharedReplays:
         since = self._cluster.since
         if since != self._since and self._writer is not None:
             self._writer.check_all()
+            for replay in self._store.kept.copy().values():
+                if replay.ending is not None:  # it may have ended too long ago to be checked
+                    self._writer.add(replay)
         self._since = since
         with contextlib.suppress(RedisAway):
             self.room.refresh()

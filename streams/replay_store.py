@@ -35,7 +35,7 @@ class ReplayStore:
             keep: the seconds for which a stream is kept after its end.
             orphan: the seconds after which a stream without followers is ended.
         """
-        self._total, self._keep, self._orphan = total, keep, orphan
+        self._total, self.keep, self._orphan = total, keep, orphan
         self._lock = BriefLock()
         self.kept: dict[StreamKey, Replay] = {}
         self._copies: set[Replay] = set()
@@ -110,7 +110,7 @@ class ReplayStore:
         now = time.monotonic()
         with self._lock:
             for key_id, ended in list(self._ended.items()):
-                while (oldest := self._oldest(key_id)) and ended[oldest] + self._keep <= now:
+                while (oldest := self._oldest(key_id)) and ended[oldest] + self.keep <= now:
                     self._drop(oldest)
             kept = self.kept.values()
             watched = [replay for replay in kept if replay.followers or replay.ending is None]

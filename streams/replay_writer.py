@@ -224,8 +224,8 @@ class ReplayWriter:
         began = time.monotonic()
         failed = self._redis.run(lambda client: APPEND(client, (), (text,)))
         self._counts.append_seconds += time.monotonic() - began
-        self._counts.appends += sum(bool(item[2]) for item in items) - len(failed) // 2
         tops = dict(zip(failed[::2], failed[1::2], strict=True))
+        self._counts.appends += sum(bool(i[2]) for n, i in enumerate(items, 1) if n not in tops)
         for n, stream in enumerate(taken, 1):
             if n not in tops:
                 stream.done(now)
@@ -236,7 +236,7 @@ class ReplayWriter:
                 self._again.add(stream)
             else:
                 refused = tops[n] == REFUSED
-                self._give_up(stream, "Redis lacks memory" if refused else "it was replaced there")
+                self._give_up(stream, "Redis refuses it" if refused else "it was replaced there")
 
     def _reserve(self, streams: list[WrittenStream]) -> set[WrittenStream]:
         """Reserve bytes in Redis. Return the streams that don't get them, which aren't written any

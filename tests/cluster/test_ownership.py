@@ -5,6 +5,7 @@ Several Cluster objects in one process stand for the processes.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -14,6 +15,7 @@ import pytest
 
 from cluster import messages, ownership
 from cluster.lua import ScriptPart
+from cluster.marks import kept_mark_of
 from cluster.ownership import Answers, Cluster
 from cluster.redis_client import RedisClient
 from completion import StreamKey, Summary
@@ -32,6 +34,7 @@ class Calls:
         self.active: dict[StreamKey, Summary] = {}
         self.stopped: list[StreamKey] = []
         self.requests: dict[tuple[str, str], StreamKey] = {}
+        self.kept_ids: dict[StreamKey, int] = {}
 
     def end_active(self, stream_key: StreamKey) -> bool:
         if stream_key in self.active:
@@ -50,6 +53,12 @@ class Calls:
 
     def stream_keys(self) -> list[StreamKey]:
         return list(self.active)
+
+    def kept_for(self, stream_key: StreamKey) -> int:
+        return self.kept_ids.get(stream_key, 0)
+
+    def kept(self) -> dict[StreamKey, int]:
+        return self.kept_ids
 
 
 class Process:
@@ -149,6 +158,51 @@ def test_a_stream_id_is_claimed_by_one_call_among_all_processes(
     assert other.begin(("key_b", CALL[1])) == "yes"
     ours.end()
     assert other.begin() == "yes"
+
+
+def test_the_id_of_a_kept_stream_is_free_at_no_process(ours: Process, other: Process) -> None:
+    ours.begin()
+    ours.calls.kept_ids[CALL] = 300
+    ours.end()
+    assert (ours.begin(), other.begin()) == ("kept", "kept")
+    assert other.begin(("key_b", CALL[1])) == "yes"
+
+
+def test_the_id_of_a_kept_stream_is_taken_again_after_redis_lost_its_data(
+    redis_server: RedisServer, ours: Process, other: Process
+) -> None:
+    ours.begin()
+    ours.calls.kept_ids[CALL] = 300
+    ours.end()
+    redis_server.flush()
+    ours.reported_all()
+    assert other.begin() == "kept"
+
+
+def test_the_id_of_a_stream_that_ended_without_redis_is_taken_once_it_is_back(
+    redis_server: RedisServer, ours: Process, other: Process
+) -> None:
+    ours.begin()
+    redis_server.crash()
+    ours.calls.kept_ids[CALL] = 300
+    ours.end()
+    redis_server.restart()
+    wait(lambda: ours.shared.available and other.shared.available)
+    ours.reported_all()
+    assert other.begin() == "kept"
+
+
+def test_a_call_that_began_without_redis_is_claimed_although_its_id_was_taken(
+    redis_server: RedisServer, ours: Process, other: Process
+) -> None:
+    redis_server.crash()
+    assert ours.begin() == "yes"
+    redis_server.restart()
+    with contextlib.closing(redis_server.client()) as client:
+        client.set(kept_mark_of(CALL), "1")
+    wait(lambda: ours.shared.available and other.shared.available)
+    ours.reported_all()
+    assert other.begin() == "exists"
 
 
 def test_a_process_may_repeat_its_own_claim(ours: Process) -> None:

@@ -368,7 +368,7 @@ def test_an_id_is_taken_until_its_log_is_gone(
     refused = site.post(again, NATIVE)
     assert (refused.status_code, as_json(refused)["code"]) == (409, "stream_exists")
     assert "is still kept" in as_json(refused)["message"]
-    site.gateway.replays._keep = 0
+    site.gateway.replays.keep = 0
     site.gateway.replays.sweep()
     assert site.get(f"{NATIVE}/s-1").status_code == 404
     assert site.post(again, NATIVE, buffered=True).status_code == 200

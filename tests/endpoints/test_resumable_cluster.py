@@ -172,17 +172,26 @@ def test_streams_of_a_server_that_forbids_redis_are_unavailable_elsewhere(
     pair.close()
 
 
+@pytest.mark.parametrize("replay_redis", [0, 1 << 20])
 def test_the_id_of_a_kept_stream_isnt_free_at_another_process(
-    pair: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_server: RedisServer, replay_redis: int
 ) -> None:
-    here, there = pair
-    play(monkeypatch, words(), words())
-    here.post(ASKED, FACES[0], buffered=True)
-    assert ended(there, FACES[0])["status"] == "completed"
-    for sent in (ASKED, {**PROMPT, "stream": True, "resumable": True}):
-        refused = there.post(sent, FACES[0], headers={"X-Stream-ID": "s-1"})
-        assert (refused.status_code, refused.json["error"]) == (409, "stream_exists")  # type: ignore[index]
-        assert "still kept" in refused.text
+    monkeypatch.setattr(ownership, "SETTLED_S", 0.0)
+    pair = Pair(tmp_path, monkeypatch, redis_url=redis_server.url, replay_redis=replay_redis)
+    plain = {**PROMPT, "stream": True}
+    for number in range(5):  # the id is tried at once, before the end is in Redis
+        play(monkeypatch, words())
+        stream_id = {"X-Stream-ID": f"s-{number}"}
+        body = {**PROMPT, "stream": True, "resumable": True}
+        assert (
+            pair.sites[0].post(body, FACES[0], headers=stream_id, buffered=True).status_code == 200
+        )
+        for sent in (body, plain):
+            for site in pair.sites:
+                refused = site.post(sent, FACES[0], headers=stream_id)
+                assert (refused.status_code, refused.json["error"]) == (409, "stream_exists")  # type: ignore[index]
+                assert "still kept" in refused.text
+    pair.close()
 
 
 def test_another_key_cannot_see_or_follow_a_stream_at_another_process(

@@ -18,6 +18,7 @@ from cluster.deaths import dead
 from cluster.ownership import Answers, Cluster
 from cluster.redis_client import RedisClient
 from completion import StreamKey
+from config import ConfigError
 from errors import SluiceError, Unavailable
 from streams.replay import LOST_ID, About, Ending, Replay
 from streams.replay_log import FRAME
@@ -224,6 +225,19 @@ def test_a_flush_is_repaired_and_followers_miss_nothing(
     assert late.whole() == texts("b", "c", first=2) + done(4)
 
 
+def test_a_check_that_finds_another_entry_takes_nothing_from_the_count_of_appends(
+    owner: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.written_stream.CHECK_S", 0.1)
+    call = owner.begin()
+    call.write("a")
+    wait(lambda: owner.shared.counts.appends == 1)
+    owner.redis.run(lambda client: client.delete("sluice:replay:key_1/s-1"))
+    wait(lambda: owner.shared.counts.repeats == 1)
+    wait(lambda: owner.shared.counts.appends == 2)
+    call.end()
+
+
 def test_a_flush_after_the_end_is_repaired(
     owner: Process, other: Process, redis_server: RedisServer
 ) -> None:
@@ -237,6 +251,18 @@ def test_a_flush_after_the_end_is_repaired(
         assert Reading(found(third)).whole() == texts("a") + done(2)
     finally:
         third.close()
+
+
+def test_a_flush_long_after_the_end_is_repaired(
+    owner: Process, other: Process, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.written_stream.CHECKED_S", 0.1)
+    call = owner.begin()
+    call.write("a", "b")
+    call.end()
+    wait(lambda: owner.shared.counts.appends and call.replay.marks is None)
+    redis_server.flush()
+    assert Reading(found(other)).whole() == texts("a", "b") + done(3)
 
 
 def test_a_lost_tail_is_written_again_without_a_hole(
@@ -321,6 +347,29 @@ def test_the_copy_of_an_ended_stream_is_read_again_after_a_while(
     assert Reading(found(other)).whole() == texts("x") + done(2)
 
 
+def test_an_ended_stream_is_nowhere_found_longer_than_it_is_kept(
+    new: Callable[..., Process],
+) -> None:
+    owner, other = new(keep=1.0), new(keep=1.0)
+    call = owner.begin()
+    call.write("a")
+    call.end()
+    assert Reading(found(other)).whole() == texts("a") + done(2)
+
+    def is_gone() -> bool:
+        owner.store.sweep()
+        try:
+            return not any(process.shared.find(KEY) for process in (owner, other))
+        except Unavailable:  # the owner's sweeper hasn't dropped it yet
+            return False
+
+    wait(is_gone)
+    again = other.begin()  # the id is free
+    again.write("b")
+    again.end()
+    assert Reading(found(owner)).whole() == texts("b") + done(2)
+
+
 def test_copies_are_dropped_when_nobody_needs_them(
     owner: Process, other: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,8 +397,8 @@ def test_a_stream_that_is_no_longer_in_redis_cuts_its_followers_elsewhere(
     reading = Reading(found(other), client=theirs)
     wait(lambda: texts("a") in reading.data)
     call.replay.marks = None  # the owner gives it up
+    owner.shared.close()  # before the deletion, which the writer might notice and repair
     client.delete(f"sluice:replay:{'/'.join(KEY)}")
-    owner.shared.close()
     assert reading.whole() == texts("a")
     ours.settimeout(HANG_S)
     assert ours.recv(1) == b""
@@ -385,6 +434,7 @@ def test_the_stream_of_a_dead_owner_ends_with_the_error(
         ending = copy.ending
         assert ending is not None
         assert (copy.about().state, copy.result(ending)) == ("interrupted", b'"interrupted"')
+        assert process.cluster.claim(KEY) == ("kept", None), "the id isn't free"
     call.write("c")  # the owner was only away, and its own followers get the rest
     call.end()
     assert Reading(call.replay).whole() == texts("a", "b", "c") + done(4)
@@ -629,6 +679,41 @@ def test_a_stream_without_room_in_redis_goes_on_in_its_own_process(
     with pytest.raises(Unavailable, match="Only the process that runs this stream has it"):
         new(total=100_000).shared.find(KEY)
     client.close()
+
+
+def test_a_stream_whose_place_has_another_type_is_given_up_and_others_go_on(
+    owner: Process, other: Process
+) -> None:
+    owner.redis.run(lambda client: client.set("sluice:replay:key_1/s-1", "x"))
+    calls = [owner.begin(), owner.begin(("key_1", "s-2"))]
+    for call in calls:
+        call.write("a")
+    wait(lambda: calls[0].replay.marks is None)
+    assert owner.redis.available
+    there = Reading(found(other, ("key_1", "s-2")))
+    for call in calls:
+        call.end()
+    assert there.whole() == texts("a") + done(2)
+    assert owner.shared.counts.given_up == 1
+
+
+@pytest.mark.parametrize("total", [0, 64 * MB])
+def test_the_start_fails_if_redis_forbids_the_keys_of_streams_unless_none_may_be_there(
+    new: Callable[..., Process], redis_server: RedisServer, total: int
+) -> None:
+    process = new(total=total, joins=False)
+    client = redis_server.client()
+    rules = "on nopass resetkeys ~sluice:trial ~sluice:fleet ~LIMITS:* &* +@all"
+    client.execute_command("ACL", "SETUSER", "default", *rules.split())
+    try:
+        if total:
+            with pytest.raises(ConfigError, match="the user lacks a permission"):
+                process.redis.check()
+        else:
+            process.redis.check()
+    finally:
+        client.execute_command("ACL", "SETUSER", "default", "allkeys")
+        client.close()
 
 
 def test_an_ended_stream_that_made_room_for_another_one_isnt_written_again(
