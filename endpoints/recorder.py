@@ -253,7 +253,7 @@ class Recorder(Mailbox):
         data = self._answer(self._stream, completion, outcome)
         if sum([len(choice.text) for choice in completion.choices]) > PIECE:
             data = encoded_in_pieces(data)
-        body = msgspec.json.encode(data)
+        body = escaped(msgspec.json.encode(data))  # as the texts in the log are
         kinds = frozenset(kind for kind, index in self._indexes.items() if index == 0)
         text = b"".join([entry for kind, entry in self._log.runs() if kind in kinds])
         return (tuple(body.split(text)), kinds) if len(text) >= LEAST_SHARED else ((body,), kinds)

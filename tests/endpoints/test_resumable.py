@@ -535,6 +535,19 @@ def test_the_log_of_a_long_stream_is_trimmed_and_the_stream_goes_on(
     assert site.gateway.replays.size < 80 << 10
 
 
+@pytest.mark.parametrize("path", FACES)
+def test_the_text_of_an_ended_stream_is_in_memory_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    text = "\u00fc\u2028\u0085\n" * 1000
+    play(monkeypatch, Scripted(*[piece(text)] * 20, [Finished(0, "stop")]))
+    site.post(PROMPT | {"background": True, "stream_id": "s-1"}, path)
+    result = ended(site, path)["result"]
+    assert (result.get("data") or result["choices"][0]["text"]) == text * 20
+    [replay] = site.gateway.replays.kept.values()
+    assert replay.size < 1.2 * replay.log.size
+
+
 def test_ended_streams_of_a_key_make_room_and_those_of_others_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
