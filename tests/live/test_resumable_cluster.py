@@ -138,7 +138,7 @@ def test_streams_cut_at_random_and_resumed_at_any_process_lose_and_double_nothin
 ) -> None:
     before = len(rows(pair.ledger))
     fake.default(script(60, 0.01))
-    found = assert_unbroken(read_all(pair.processes, 10, 60, 6, seed=1))
+    found = assert_unbroken(read_all(pair.processes, 10, 60, 6, seed=1, patient=True))
     assert sum(resumed.cuts for resumed in found) > 30
     assert sum(resumed.elsewhere for resumed in found) > 10
     assert before == 0
@@ -168,9 +168,11 @@ def test_200_streams_of_500_events_survive_20_cuts_each_at_two_processes(
     redis.refresh()
     with a_pair(fake, redis.url) as pair:
         fake.default(script(500, 0.1))
-        found = read_all(pair.processes, 200, 500, 20, seed=7)
+        found = read_all(pair.processes, 200, 500, 20, seed=7, patient=True)
         done = assert_whole(found, pair.ledger, 500)
         print(described(done))
+        # On a busy machine a read from Redis may take too long: a 503, after which clients retry.
+        assert sum(resumed.broken for resumed in done) == 0
         assert sum(resumed.cuts for resumed in done) > 3500, "a join may pass over some"
         assert sum(resumed.elsewhere for resumed in done) > 1500
 
