@@ -60,7 +60,7 @@ class Step(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What was measured in a span in which calls start and end at equal rates."""
+    """The measurements of a span in which calls start and end at equal rates."""
 
     calls: int
     commands: int

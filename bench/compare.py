@@ -50,7 +50,7 @@ SCENARIOS: dict[str, Load] = {
     if "stream" in body or "resumable" not in more
 }
 OURS = "sluice"
-"""What the names of Sluice's own systems begin with. Only they have resumable streams."""
+"""The start of the names of Sluice's systems. Only these have resumable streams."""
 
 
 def work_of(scenario: str) -> str:

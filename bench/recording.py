@@ -1,4 +1,4 @@
-"""What a running server sends to Redis for a call, recorded with MONITOR.
+"""The commands that a running server sends to Redis for a call, recorded with MONITOR.
 
 - The commands are those of a real server, so they are right whatever the code looks like.
 - A call's commands contain the id of its key or a counter. All others are the heartbeat's.
@@ -93,7 +93,7 @@ def parsed(line: bytes) -> Command:
 
 
 class Recording(NamedTuple):
-    """What a server sends to Redis, without the commands that its scripts run."""
+    """The commands that a server sends to Redis, without those that its scripts run."""
 
     start: list[tuple[bytes, ...]]
     """The commands of a call before its provider is called."""

@@ -50,7 +50,7 @@ TEMPLATE: Final = (
 ERROR: Final = (b'data: {"error":{"code":"interrupted"}}\n\n', b'{"error":{"code":"interrupted"}}')
 PONG: Final = b"+PONG\r\n"
 ENTRY_MARK: Final = b"\r\n$1\r\ne\r\n"
-"""What comes before the content of each entry in a response to XREAD."""
+"""The bytes before the content of each entry in a response to XREAD."""
 
 
 class Captured:
@@ -63,6 +63,7 @@ class Captured:
         return []
 
     def script_load(self, script: str) -> None:
+        # redis-py calls this only if evalsha reports that the script is missing.
         raise NotImplementedError
 
 

@@ -23,7 +23,7 @@ Run: TypeAlias = dict[str, Any]
 
 
 class Spread(NamedTuple):
-    """What several rounds measured."""
+    """The results of several rounds."""
 
     median: float
     """The median of the runs' medians."""

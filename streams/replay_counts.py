@@ -1,4 +1,4 @@
-"""What a process does with resumable streams in Redis, as plain numbers for the metrics."""
+"""The counts of a process's work on resumable streams in Redis, for the metrics."""
 
 from __future__ import annotations
 

@@ -395,17 +395,24 @@ def test_streams_survive_a_failover_of_redis_that_loses_the_tail(
         load.assert_whole()
 
 
-@thorough
-def test_streams_survive_flushes_of_redis(fake: FakeProvider, redis: RedisServer) -> None:
+@contextmanager
+def under_load(fake: FakeProvider, redis: RedisServer, seed: int) -> Iterator[Load]:
+    """Run the streams of a pair. Check at the end that no client lost anything."""
     redis.refresh()
     with a_pair(fake, redis.url) as pair:
         fake.default(script(EVENTS, INTERVAL_S))
-        load = Load(pair, seed=12)
+        load = Load(pair, seed)
         with load.running():
-            for _ in range(3):
-                redis.flush()
-                load.wait_local(30)
+            yield load
         load.assert_whole()
+
+
+@thorough
+def test_streams_survive_flushes_of_redis(fake: FakeProvider, redis: RedisServer) -> None:
+    with under_load(fake, redis, seed=12) as load:
+        for _ in range(3):
+            redis.flush()
+            load.wait_local(30)
 
 
 @thorough
@@ -414,54 +421,39 @@ def test_streams_survive_a_redis_that_hangs(
     fake: FakeProvider, redis: RedisServer, seconds: float
 ) -> None:
     """After the longer silence, all processes are silent and nobody is subscribed any more."""
-    redis.refresh()
-    with a_pair(fake, redis.url) as pair:
-        fake.default(script(EVENTS, INTERVAL_S))
-        load = Load(pair, seed=13)
-        with load.running():
-            until = time.monotonic() + seconds
-            redis.pause()
-            try:
-                load.wait_local(30)
-                time.sleep(max(0.0, until - time.monotonic()))
-            finally:
-                redis.resume()
-        load.assert_whole()
+    with under_load(fake, redis, seed=13) as load:
+        until = time.monotonic() + seconds
+        redis.pause()
+        try:
+            load.wait_local(30)
+            time.sleep(max(0.0, until - time.monotonic()))
+        finally:
+            redis.resume()
 
 
 @thorough
 def test_streams_survive_a_redis_that_is_slow(fake: FakeProvider, redis: RedisServer) -> None:
-    redis.refresh()
-    with a_pair(fake, redis.url) as pair:
-        fake.default(script(EVENTS, INTERVAL_S))
-        load = Load(pair, seed=17)
-        with load.running():
-            for _ in range(20):
-                redis.pause()
-                try:
-                    time.sleep(SLOW_S)
-                finally:
-                    redis.resume()
-                time.sleep(SLOW_S / 10)
-            load.wait_local(10)
-        load.assert_whole()
+    with under_load(fake, redis, seed=17) as load:
+        for _ in range(20):
+            redis.pause()
+            try:
+                time.sleep(SLOW_S)
+            finally:
+                redis.resume()
+            time.sleep(SLOW_S / 10)
+        load.wait_local(10)
 
 
 @thorough
 def test_streams_survive_a_redis_that_crashes_and_restarts_empty(
     fake: FakeProvider, redis: RedisServer
 ) -> None:
-    redis.refresh()
-    with a_pair(fake, redis.url) as pair:
-        fake.default(script(EVENTS, INTERVAL_S))
-        load = Load(pair, seed=14)
-        with load.running():
-            redis.crash()
-            try:
-                load.wait_local(30)
-            finally:
-                redis.restart()
-        load.assert_whole()
+    with under_load(fake, redis, seed=14) as load:
+        redis.crash()
+        try:
+            load.wait_local(30)
+        finally:
+            redis.restart()
 
 
 @thorough

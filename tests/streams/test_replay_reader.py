@@ -60,9 +60,13 @@ def write(client: RedisClient, name: bytes, entry: bytes, stream: str = NAME) ->
     client.run(lambda redis: redis.execute_command("XADD", stream, name, "e", entry))  # type: ignore[no-untyped-call]
 
 
-def test_a_copy_begins_at_the_first_key_entry(client: RedisClient, reader: ReplayReader) -> None:
-    for name, entry in entries(40, 38):
+def write_all(client: RedisClient, found: list[tuple[bytes, bytes]]) -> None:
+    for name, entry in found:
         write(client, name, entry)
+
+
+def test_a_copy_begins_at_the_first_key_entry(client: RedisClient, reader: ReplayReader) -> None:
+    write_all(client, entries(40, 38))
     replay = reader.find(KEY)
     assert replay is not None
     assert (replay.log.first, replay.log.last) == (38, 40)
@@ -71,14 +75,12 @@ def test_a_copy_begins_at_the_first_key_entry(client: RedisClient, reader: Repla
 def test_a_stream_without_a_key_entry_counts_as_missing(
     client: RedisClient, reader: ReplayReader
 ) -> None:
-    for name, entry in entries(20):
-        write(client, name, entry)
+    write_all(client, entries(20))
     assert reader.find(KEY) is None
 
 
 def test_a_long_stream_is_read_in_portions(client: RedisClient, reader: ReplayReader) -> None:
-    for name, entry in entries(200, 1):
-        write(client, name, entry)
+    write_all(client, entries(200, 1))
     replay = reader.find(KEY)
     assert replay is not None
     assert (replay.log.first, replay.log.last) == (1, 200)
